@@ -1,0 +1,84 @@
+# Everything is installed in .venv beside this file. Needs Python 3.11 or newer, make and a C compiler.
+#
+#   make demo PYTHON=python3.12        another Python
+#   make setup TORCH_ARGS="--index-url <PyTorch's index of CPU wheels>"    a smaller torch, without CUDA
+#   make test PYTEST_ARGS="-k maml"    some of the tests
+
+PYTHON      ?= python3
+TORCH       ?= torch==2.13.0
+TORCH_ARGS  ?=
+PYTEST_ARGS ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+RUNS  := runs/maml_sinusoid
+
+# Data: METALEARN_DATA if it is set, else shared/data beside the checkout if it is there, else the program's own default.
+ifeq ($(METALEARN_DATA),)
+METALEARN_DATA := $(realpath ../shared/data)
+endif
+ifneq ($(METALEARN_DATA),)
+export METALEARN_DATA
+endif
+
+# The stamp is written last and holds this folder's name. Where it is absent the last set-up was interrupted; where it
+# names another folder the checkout was moved or copied. Either way .venv is made afresh.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+CLEAR := --clear
+$(STAMP): force
+endif
+
+OLD_PYTHON := metalearn needs Python 3.11 or newer, and $(PYTHON) is not (or is not there). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)
+NO_VENV    := $(PYTHON) could not make a virtual environment (on Debian and Ubuntu: install python3-venv).
+NO_L2L     := set-up: learn2learn could not be built, so the cross-checks against it will be skipped; all else works. \
+It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check maml-sinusoid omniglot-quick clean force
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with torch, this project and learn2learn; does nothing where that is done.
+	@echo 'ready: $(BIN)/metalearn --help'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo '$(OLD_PYTHON)' >&2; exit 1; }
+	@rm -f $(STAMP)
+	@echo 'set-up 1/4: a virtual environment in $(VENV)'
+	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo '$(NO_VENV)' >&2; exit 1; }
+	@echo 'set-up 2/4: $(TORCH)'
+	@$(PIP) install $(TORCH_ARGS) '$(TORCH)'
+	@echo 'set-up 3/4: metalearn and what it needs (a minute or two)'
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@echo 'set-up 4/4: learn2learn, built from source (optional)'
+	@$(PIP) install --use-pep517 --no-deps --config-settings=--build-option=build_ext learn2learn==0.2.0 \
+	    >$(VENV)/learn2learn.log 2>&1 || echo '$(NO_L2L)' >&2
+	@printf '%s\n' '$(CURDIR)' >$(STAMP)
+	@echo 'set-up: done'
+
+demo: $(STAMP) ## Compare six ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
+	$(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
+	@echo 'The report: $(CURDIR)/runs/demo/report.html'
+
+test: $(STAMP) ## Run all tests and say what was skipped and why.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+check: $(STAMP) ## Run ruff, and mypy (strict) on metalearn/.
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+maml-sinusoid: $(STAMP) ## Reproduce MAML on sinusoids (Finn et al. 2017, figure 2) and its pretrained counterpart.
+	$(BIN)/metalearn train experiments/maml_sinusoid.yaml --out $(RUNS)/maml
+	$(BIN)/metalearn train experiments/maml_sinusoid_pretrained.yaml --out $(RUNS)/pretrained
+	$(BIN)/metalearn report $(RUNS)/maml $(RUNS)/pretrained --out $(RUNS)/report.html
+	@echo 'The report: $(CURDIR)/$(RUNS)/report.html'
+
+omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Omniglot (within an hour on two CPU cores).
+	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
+	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
+
+clean: ## Remove .venv and the caches of the tools; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,138 @@
+"""Learning curves over frozen test episodes: the same ones for every method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.losses import accuracy, criterion
+from metalearn.rng import fold_in
+from metalearn.types import Episode, EpisodeSpec, Ledger, Meta, Method, NullLedger, TaskSource
+
+DIVERGED_FACTOR = 10.0  # a regression task has diverged above ten times the mean loss of step 0
+FINGERPRINTED = 32  # episodes that the fingerprint covers
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method on E episodes at P points; `scores` is accuracy for classes, squared error for regression."""
+
+    steps: tuple[int, ...]
+    metric: str
+    scores: Tensor  # [E, P]
+    loss: Tensor  # [E, P]
+    diverged: Tensor  # [E, P] bool
+    fingerprint: str = ""
+    traits: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """[P], over all episodes: nothing is dropped."""
+        return self.scores.mean(0)
+
+    @property
+    def ci95(self) -> Tensor:
+        """[P], half width of the 95 % interval over tasks: 1.96 sd / sqrt(E), as in MAML's code."""
+        return 1.96 * self.scores.std(0) / self.scores.shape[0] ** 0.5
+
+    @property
+    def median(self) -> Tensor:
+        """[P]."""
+        return self.scores.quantile(0.5, dim=0)
+
+    @property
+    def diverged_share(self) -> Tensor:
+        """[P], share of episodes that diverged."""
+        return self.diverged.to(self.loss.dtype).mean(0)
+
+    def converged(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean [P], ci95 [P]) of `values` [E, P] over the episodes that did not diverge at that point."""
+        kept = (~self.diverged).to(values.dtype)
+        count = kept.sum(0)
+        clean = torch.where(self.diverged, torch.zeros_like(values), values)
+        mean = clean.sum(0) / count
+        spread = (kept * (clean - mean).square()).sum(0) / (count - 1).clamp(min=1)
+        return mean, 1.96 * (spread / count).sqrt()
+
+
+def check_same_task(method: Method, spec: EpisodeSpec) -> None:
+    """Refuse a method that was built for another kind of task; ConfigError with every difference."""
+    built = method.spec
+    names = ["kind", "ways", "x_shape", "outputs"]
+    wrong = [name for name in names if getattr(built, name) != getattr(spec, name)]
+    if wrong:
+        raise ConfigError(
+            *((f"task.{name}", f"the method was built for {getattr(built, name)}, these episodes have "
+               f"{getattr(spec, name)}: build it again with this source's spec") for name in wrong)
+        )
+
+
+def learning_curve(
+    method: Method,
+    meta: Meta,
+    source: TaskSource,
+    steps: Sequence[int] | int = (0, 1, 5, 10),
+    episodes: int = 600,
+    seed: int = 1,
+    *,
+    chunk: int = 50,
+    ledger: Ledger | None = None,
+) -> Curve:
+    """Learn `episodes` new tasks and score the queries at every point; the method never sees query labels.
+
+    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. Raises ConfigError for a method
+    built for another kind, ways, input shape or outputs.
+    """
+    check_same_task(method, source.spec)
+    if episodes < 1:
+        raise ConfigError(("evaluate.episodes", f"{episodes} should be at least 1"))
+    points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)
+    key = fold_in(seed, "episodes")
+    book = NullLedger() if ledger is None else ledger
+    rows = []
+    for start in range(0, episodes, chunk):
+        batch = source.sample(key, min(chunk, episodes - start), start)
+        learn_keys = fold_in(batch.info["key"], "learn")
+        learned = method.learn(meta, batch.support, batch.query.x, points, key=learn_keys, ledger=book)
+        rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
+    accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    return Curve(
+        steps=points,
+        metric=source.spec.metric,
+        scores=accuracies if source.spec.classification else losses,
+        loss=losses,
+        diverged=~finite | _exploded(source.spec, losses),
+        fingerprint=fingerprint(source, seed),
+    )
+
+
+def _scored(spec: EpisodeSpec, said: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
+    truth = y.unsqueeze(1).expand(*said.shape[:2], *y.shape[1:])
+    finite = said.isfinite().flatten(2).all(-1)
+    right = accuracy(said, truth) if spec.classification else torch.full_like(said[:, :, 0, 0], float("nan"))
+    # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
+    return torch.where(finite, right, torch.zeros_like(right)), criterion(spec)(said, truth), finite
+
+
+def _exploded(spec: EpisodeSpec, losses: Tensor) -> Tensor:
+    if spec.classification:
+        return ~losses.isfinite()
+    return ~(losses <= DIVERGED_FACTOR * losses[:, :1].mean())
+
+
+def fingerprint(source: TaskSource, seed: int) -> str:
+    """SHA-256 over x and y of the first 32 test episodes, rounded to 1e-4."""
+    episode: Episode = source.sample(fold_in(seed, "episodes"), FINGERPRINTED)
+    digest = hashlib.sha256()
+    for part in (episode.support, episode.query):
+        for values in part:
+            array = values.detach().to("cpu", torch.float64).numpy()
+            digest.update((np.round(array * 1e4).astype("<i8")).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,26 @@
+"""Several metas of one method tested as one: their predictions averaged (as MAML++ reports, Antoniou et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from metalearn.types import Learned, Meta, Method
+
+
+def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
+    """A method whose `learn` ignores its meta and averages over `metas`.
+
+    Classes: the log of the mean of the softmax outputs; regression: the mean output. [T, P, M, C] as ever.
+    """
+
+    def learn(meta: Meta, *args: Any, **kwargs: Any) -> Learned:
+        del meta
+        said = torch.stack([method.learn(one, *args, **kwargs).predictions for one in metas])
+        if method.spec.classification:
+            return Learned(torch.log_softmax(said, -1).logsumexp(0) - torch.log(torch.tensor(float(len(metas)))), {})
+        return Learned(said.mean(0), {})
+
+    return method._replace(learn=learn)

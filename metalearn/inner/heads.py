@@ -1,0 +1,52 @@
+"""Heads: what turns features into outputs, with and without parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn import rng
+from metalearn.losses import one_hot
+from metalearn.types import Key, Params
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+
+
+def is_head(name: str) -> bool:
+    return name.startswith("head.")
+
+
+def linear(head: Params, z: Tensor) -> Tensor:
+    """z W' + b: [B, D] -> [B, C]."""
+    return F.linear(z, head[WEIGHT], head[BIAS])
+
+
+def fresh_linear(key: Key, outputs: int, like: Tensor) -> Params:
+    """A new linear head for features [*, D] like `like`: uniform within 1/sqrt(D), as torch.nn.Linear."""
+    bound = 1 / math.sqrt(like.shape[-1])
+    weight = rng.uniform(rng.fold_in(key, WEIGHT), (outputs, like.shape[-1]), -bound, bound, dtype=like.dtype)
+    return {WEIGHT: weight, BIAS: rng.uniform(rng.fold_in(key, BIAS), (outputs,), -bound, bound, dtype=like.dtype)}
+
+
+def unit(z: Tensor) -> Tensor:
+    """z / |z| along the last axis; a zero vector stays zero."""
+    return z * torch.rsqrt(z.square().sum(-1, keepdim=True) + 1e-12)
+
+
+def cosine(head: Params, z: Tensor, temperature: float) -> Tensor:
+    """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2): [B, D] -> [B, C]; the head's bias is not used."""
+    return temperature * unit(z) @ unit(head[WEIGHT]).T
+
+
+def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
+    """Mean feature of each class (Snell et al. 2017, equation 1): [B, D], [B] -> [N, D]."""
+    member = one_hot(y, ways, z.dtype)
+    return member.T @ z / member.sum(0).unsqueeze(-1)
+
+
+def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
+    """-|z - c|^2 (Snell et al. 2017, equation 2 with the squared Euclidean distance): [B, D], [N, D] -> [B, N]."""
+    return -(z.unsqueeze(-2) - centres).square().sum(-1)

@@ -1,0 +1,137 @@
+"""Hand-made update rules: (init, update) pairs that serve inner and outer loops alike.
+
+The caller adds the updates. State is float tensors of the parameters' dtype, counts included, so that a step compiles
+once and a checkpoint is only tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metalearn.component import Component, option
+from metalearn.tree import leaves, tree_map, zeros_like
+from metalearn.types import UpdateRule
+
+Rate = Callable[[Tensor], Tensor]  # count [] of steps already made -> factor []
+
+
+def _count(params: Any) -> Tensor:
+    like = leaves(params)[0]
+    return torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+def sgd(lr: float, factor: Rate | None = None) -> UpdateRule:
+    """Gradient descent: u = -lr * g."""
+    if factor is None:
+        return UpdateRule(lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: -lr * g, grads), state))
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        rate = lr * factor(state["count"])
+        return tree_map(lambda g: -rate * g, grads), {"count": state["count"] + 1}
+
+    return UpdateRule(lambda params: {"count": _count(params)}, update)
+
+
+def momentum(lr: float, decay: float, factor: Rate | None = None) -> UpdateRule:
+    """Heavy-ball momentum (Polyak 1964), as torch.optim.SGD: m = decay * m + g; u = -lr * m."""
+
+    def init(params: Any) -> Any:
+        return {"count": _count(params), "velocity": zeros_like(params)}
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
+        rate = lr if factor is None else lr * factor(state["count"])
+        return tree_map(lambda m: -rate * m, velocity), {"count": state["count"] + 1, "velocity": velocity}
+
+    return UpdateRule(init, update)
+
+
+def adam(
+    lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0, factor: Rate | None = None
+) -> UpdateRule:
+    """Adam (Kingma & Ba 2015, algorithm 1): u = -lr * m_hat / (sqrt(v_hat + eps_root) + eps).
+
+    `eps_root` > 0 is needed where a gradient is taken through the rule: the root has an infinite slope at zero.
+    """
+
+    def init(params: Any) -> Any:
+        return {"count": _count(params), "first": zeros_like(params), "second": zeros_like(params)}
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        count = state["count"] + 1
+        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], grads)
+        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["second"], grads)
+        rate = lr if factor is None else lr * factor(state["count"])
+        first_scale, second_scale = 1 - beta1**count, 1 - beta2**count
+        updates = tree_map(
+            lambda m, v: -rate * (m / first_scale) / ((v / second_scale + eps_root).sqrt() + eps), first, second
+        )
+        return updates, {"count": count, "first": first, "second": second}
+
+    return UpdateRule(init, update)
+
+
+def per_parameter(rates: Any) -> UpdateRule:
+    """Descent with one rate for every single parameter (Meta-SGD, Li et al. 2017): u = -rates * g."""
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        return tree_map(lambda rate, g: -rate * g, rates, grads), state
+
+    return UpdateRule(lambda params: {}, update)
+
+
+def schedule(name: str, total: int | None) -> Rate | None:
+    """The factor of a schedule over `total` steps; constant where the length is not known."""
+    if name == "constant" or total is None:
+        return None
+    if name == "linear":
+        return lambda count: (1 - count / total).clamp(min=0)
+    return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / total).clamp(max=1)))
+
+
+class _Rule(Component):
+    lr: float = option(0.001, "step size", gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", "step size over the run: to zero linearly or along a half cosine; constant where build gets no meta_steps"
+    )
+
+
+class SGD(_Rule):
+    """Gradient descent."""
+
+    name: Literal["sgd"] = option("sgd", "the rule")
+
+    def build(self, steps: int | None = None) -> UpdateRule:
+        return sgd(self.lr, schedule(self.schedule, steps))
+
+
+class Momentum(_Rule):
+    """Gradient descent with heavy-ball momentum."""
+
+    name: Literal["momentum"] = option("momentum", "the rule")
+    decay: float = option(0.9, "share of the last step that is kept", ge=0, lt=1)
+
+    def build(self, steps: int | None = None) -> UpdateRule:
+        return momentum(self.lr, self.decay, schedule(self.schedule, steps))
+
+
+class Adam(_Rule):
+    """Adam."""
+
+    name: Literal["adam"] = option("adam", "the rule")
+    beta1: float = option(0.9, "decay of the first moment", ge=0, lt=1)
+    beta2: float = option(0.999, "decay of the second moment", ge=0, lt=1)
+    eps: float = option(1e-8, "added to the root of the second moment", gt=0)
+
+    def build(self, steps: int | None = None) -> UpdateRule:
+        return adam(self.lr, self.beta1, self.beta2, self.eps, factor=schedule(self.schedule, steps))
+
+
+RULES: dict[str, type[_Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+Rule = Annotated[SGD | Momentum | Adam, Field(discriminator="name")]

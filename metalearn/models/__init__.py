@@ -1,0 +1,11 @@
+"""What learns: models as pure functions of their parameters."""
+
+from metalearn.component import Component
+from metalearn.models.conv4 import Conv4
+from metalearn.models.functional import from_module
+from metalearn.models.mlp import MLP
+from metalearn.models.norm import Norm
+
+MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4}
+
+__all__ = ["MLP", "MODELS", "Conv4", "Norm", "from_module"]

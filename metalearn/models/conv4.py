@@ -1,0 +1,90 @@
+"""Four convolutional blocks: the field's common small network (Vinyals et al. 2016; MAML's variant by strides)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn.component import Component, option
+from metalearn.errors import ConfigError
+from metalearn.models.functional import from_module
+from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.types import EpisodeSpec, Learner
+
+BLOCKS = 4
+
+
+def pool(x: Tensor) -> Tensor:
+    """2 x 2 maxima with stride 2, an odd border dropped: [B, F, H, W] -> [B, F, H // 2, W // 2].
+
+    Written as maxima of strided views, which batch and differentiate twice without index bookkeeping. On ties the
+    gradient is shared, where max_pool2d gives it to the first; ties here are zeros of a ReLU, which pass no gradient.
+    """
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    x = x[..., :height, :width]
+    rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+class FourBlocks(nn.Module):
+    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no pooling."""
+
+    def __init__(
+        self, x_shape: tuple[int, ...], filters: int, outputs: int, strided: bool, flatten: bool, norm: Policy
+    ) -> None:
+        super().__init__()
+        channels, height, width = x_shape
+        self.strided, self.flatten = strided, flatten
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels if place == 0 else filters, filters, 3, stride=2 if strided else 1, padding=1)
+            for place in range(BLOCKS)
+        )
+        self.norms = nn.ModuleList(Norm(filters, norm) for _ in range(BLOCKS)) if norm != "none" else None
+        for _ in range(BLOCKS):
+            height, width = ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
+        self.head = nn.Linear(filters * height * width if flatten else filters, outputs)
+
+    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+        z = x
+        for place, conv in enumerate(self.convs):
+            z = conv(z)
+            if self.norms is not None:
+                z = self.norms[place](z, rows, seen)
+            z = F.relu(z)
+            if not self.strided:
+                z = pool(z)
+        z = z.flatten(1) if self.flatten else z.mean((-2, -1))
+        out: Tensor = self.head(z)
+        return out
+
+
+class Conv4(Component):
+    """Four convolutional blocks, by strides as MAML on Omniglot or by pooling as Matching Networks."""
+
+    name: Literal["conv4"] = option("conv4", "the model")
+    filters: int = option(64, "channels of every block", ge=1, le=4096)
+    downsample: Literal["stride", "pool"] = option("stride", "halve by stride-2 convolutions or by 2 x 2 max-pooling")
+    flatten: bool = option(False, "flatten the last map, instead of its mean over places as in MAML's Omniglot code")
+    norm: Policy = option("query_batch", "whose statistics normalise each block")
+    head_std: float | None = option(
+        None, "deviation of a normal head start (MAML's Omniglot code: 1); null: uniform in 1/sqrt(D)", acts="train", gt=0
+    )
+
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """A learner for image tasks [channels, H, W] of `spec`; pooled inputs need at least 16 x 16."""
+        if len(spec.x_shape) != 3:
+            raise ConfigError(("model", f"conv4 needs images [channels, H, W], this task gives {list(spec.x_shape)}: use mlp"))
+        if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
+            raise ConfigError(
+                ("model.downsample", f"pooling four times needs at least 16 x 16, this task gives {list(spec.x_shape)}: use stride")
+            )
+        return from_module(
+            lambda: FourBlocks(spec.x_shape, self.filters, spec.outputs, self.downsample == "stride", self.flatten, self.norm),
+            spec,
+            policy=self.norm,
+            init="xavier",
+            head_std=self.head_std,
+        )

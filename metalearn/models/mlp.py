@@ -1,0 +1,59 @@
+"""The multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+from metalearn.component import Component, option
+from metalearn.models.functional import from_module
+from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.types import EpisodeSpec, Learner
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+
+
+class Perceptron(nn.Module):
+    """flatten, then (linear, norm, activation) for each size, then the head."""
+
+    def __init__(self, inputs: int, sizes: tuple[int, ...], outputs: int, activation: str, norm: Policy) -> None:
+        super().__init__()
+        widths = (inputs, *sizes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.norms = nn.ModuleList(Norm(size, norm) for size in sizes) if norm != "none" else None
+        self.activation = ACTIVATIONS[activation]()
+        self.head = nn.Linear(widths[-1], outputs)
+
+    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+        z = x.flatten(1)
+        for place, layer in enumerate(self.layers):
+            z = layer(z)
+            if self.norms is not None:
+                z = self.norms[place](z, rows, seen)
+            z = self.activation(z)
+        out: Tensor = self.head(z)
+        return out
+
+
+class MLP(Component):
+    """A multi-layer perceptron of any sizes."""
+
+    name: Literal["mlp"] = option("mlp", "the model")
+    sizes: tuple[int, ...] = option((40, 40), "widths of the hidden layers")
+    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option("relu", "after every hidden layer")
+    norm: Policy = option("none", "whose statistics normalise each hidden layer")
+    init: Literal["uniform", "truncated_normal"] = option(
+        "uniform", "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases as MAML's sinusoid code", acts="train"
+    )
+
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """A learner for tasks of `spec`."""
+        inputs = math.prod(spec.x_shape)
+        return from_module(
+            lambda: Perceptron(inputs, self.sizes, spec.outputs, self.activation, self.norm),
+            spec,
+            policy=self.norm,
+            init=self.init,
+        )

@@ -1,0 +1,50 @@
+"""Normalisation with a stated policy: whose statistics normalise an activation.
+
+    query_batch        the batch in hand (transductive on queries: they see each other); the field's default since MAML
+    support            the support set passed as context; the batch in hand where there is none
+    support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
+    running            running averages, leaves of the parameters under "stats."
+    none               no normalisation
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
+Moments = list[tuple[Tensor, Tensor]]
+EPS = 1e-5
+
+
+class Norm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1) over all axes but the channels, statistics by policy."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, channels: int, policy: Policy) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.policy = policy
+        if policy == "running":
+            self.register_buffer("mean", torch.zeros(channels))
+            self.register_buffer("var", torch.ones(channels))
+
+    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+        """[B, channels, ...] -> same; statistics of the first `rows` examples, or of all; `seen` collects them."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        if self.policy == "running" and seen is None:
+            mean, var = self.mean, self.var
+        else:
+            axes = (0, *range(2, x.dim()))
+            given = x if rows is None else x[:rows]
+            mean = given.mean(axes)
+            var = (given - mean.view(shape)).square().mean(axes)
+            if seen is not None:
+                seen.append((mean, var))
+        gain = self.weight * torch.rsqrt(var + EPS)
+        return x * gain.view(shape) + (self.bias - mean * gain).view(shape)

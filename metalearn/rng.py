@@ -1,0 +1,148 @@
+"""Randomness as a function of names: counter-based SplitMix64 in integer tensor operations.
+
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17):
+
+    z_i = key + (i + 1) * GAMMA;   z = (z ^ z >> 30) * A;   z = (z ^ z >> 27) * B;   output z ^ z >> 31     (mod 2^64)
+
+Number i of a key is found without the numbers before it, so the same bits come out on CPU and CUDA, under vmap, in
+a loop, in chunks and on any rank. A key is a 0-d int64 tensor; where a function takes keys [*B], it returns
+[*B, *shape], row by row what each key gives alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metalearn.types import Key
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_A = 0xBF58476D1CE4E5B9
+_B = 0x94D049BB133111EB
+_SALT = 0xD1B54A32D192ED03  # keeps the keys of fold_in apart from the numbers that they generate
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GAMMA_S, _A_S, _B_S = _signed(_GAMMA), _signed(_A), _signed(_B)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: int64 has only the arithmetic one."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _A_S
+    z = (z ^ _shift(z, 27)) * _B_S
+    return z ^ _shift(z, 31)
+
+
+def _mix_int(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _A) & _MASK
+    z = ((z ^ (z >> 27)) * _B) & _MASK
+    return z ^ (z >> 31)
+
+
+def _number(name: str | int) -> int:
+    if isinstance(name, str):
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return name & _MASK
+
+
+def _device(name: str | int | Tensor) -> torch.device | None:
+    return name.device if isinstance(name, Tensor) else None
+
+
+def _times(name: str | int | Tensor, factor: int) -> Tensor | int:
+    """(name + 1) * factor mod 2^64."""
+    if isinstance(name, Tensor):
+        return (name.to(torch.int64) + 1) * _signed(factor)
+    return _signed((_number(name) + 1) * factor)
+
+
+def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
+    """A new key from a seed or key and names; fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a", "b").
+
+    Integers stay in Python until a tensor is met: then keys and names [*B] give keys [*B].
+    """
+    key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else seed_or_key & _MASK
+    for name in names:
+        if isinstance(key, Tensor) or isinstance(name, Tensor):
+            base = key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
+            key = _mix(_mix(base + _times(name, _SALT)) + _times(name, _GAMMA))
+        else:
+            number_int = _number(name)
+            first = _mix_int((key + _SALT * (number_int + 1)) & _MASK)
+            key = _mix_int((first + _GAMMA * (number_int + 1)) & _MASK)
+    return key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64)
+
+
+def _counters(count: int, device: torch.device) -> Tensor:
+    """(i + 1) * GAMMA, wrapping: [count].
+
+    A running sum of a constant, not `GAMMA * arange`: torch 2.13's CPU compiler corrupts memory on the product when
+    `count` is no multiple of the vector width (tests/test_rng.py compiles odd sizes).
+    """
+    return torch.full((count,), _GAMMA_S, dtype=torch.int64, device=device).cumsum(0)
+
+
+def bits(key: Key, shape: Sequence[int]) -> Tensor:
+    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is output i of SplitMix64 seeded with the key."""
+    counters = _counters(math.prod(shape), key.device)
+    return _mix(key.unsqueeze(-1) + counters).reshape(*key.shape, *shape)
+
+
+def uniform(
+    key: Key, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uniform on [low, high): [*B, *shape]. float64 takes the top 53 bits, float32 the top 24 of the same number."""
+    precision = 53 if dtype == torch.float64 else 24
+    unit = _shift(bits(key, shape), 64 - precision).to(dtype) * 2.0**-precision
+    return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+
+def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal by Box and Muller (1958): [*B, *shape]; two uniforms a number, the first taken from (0, 1]."""
+    pair = uniform(key, (2, *shape), dtype=torch.float64)
+    radius, angle = pair.select(key.dim(), 0), pair.select(key.dim(), 1)
+    return ((-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)).to(dtype)
+
+
+def integers(key: Key, shape: Sequence[int], high: int) -> Tensor:
+    """Integers in [0, high): [*B, *shape]; bias below high / 2^31."""
+    return (_shift(bits(key, shape), 33) * high) >> 31
+
+
+def permutation(key: Key, size: int) -> Tensor:
+    """A random order of 0 .. size-1: [*B, size]."""
+    return bits(key, (size,)).argsort(-1)
+
+
+def choice(key: Key, size: int, count: int) -> Tensor:
+    """`count` different numbers of 0 .. size-1 in random order: [*B, count].
+
+    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds, each over the whole batch of
+    keys, instead of sorting `size` numbers; its set is uniform, and a permutation makes its order so.
+    """
+    if count > size:
+        raise ValueError(f"cannot choose {count} different of {size}")
+    if size <= 4 * count or size <= 32:
+        return permutation(key, size)[..., :count]
+    draws = _shift(bits(key, (count,)), 33)
+    chosen = torch.full((*key.shape, count), -1, dtype=torch.int64, device=key.device)
+    for place in range(count):
+        top = size - count + place
+        drawn = (draws[..., place] * (top + 1)) >> 31
+        seen = (chosen == drawn.unsqueeze(-1)).any(-1)
+        value = torch.where(seen, top, drawn)
+        chosen = torch.where(torch.arange(count, device=key.device) == place, value.unsqueeze(-1), chosen)
+    return chosen.gather(-1, permutation(fold_in(key, "order"), count))

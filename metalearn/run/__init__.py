@@ -1,0 +1,1 @@
+"""How a job is done and kept: configuration, executors, checkpoints, the loop, reports, commands."""

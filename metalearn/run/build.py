@@ -1,0 +1,110 @@
+"""From an experiment to sources, learners and methods, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalearn.errors import ConfigError
+from metalearn.run.config import Experiment
+from metalearn.types import Learner, Method, TaskSource
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run needs, built once."""
+
+    device: str
+    train: TaskSource
+    train_tasks: TaskSource  # training classes in the shape of the test tasks, for train-task curves
+    valid: TaskSource
+    test: TaskSource
+    learner: Learner
+    method: Method  # built for the training tasks
+    test_method: Method  # built for the test tasks; takes the same meta
+
+
+def device_of(name: str) -> str:
+    """`auto` is CUDA where there is one; ConfigError for a device that is not there."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name.startswith("cuda") and not available:
+        raise ConfigError(("run.device", f"{name} was asked for, but torch finds no CUDA device: use cpu or auto"))
+    return name
+
+
+def set_threads(count: int) -> int:
+    """Set torch's CPU threads, if they differ, and return how many there are."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def build(experiment: Experiment) -> Parts:
+    """Build all parts; ConfigError with every problem of tasks, model and method together."""
+    problems: list[tuple[str, str]] = []
+    run, dtype = experiment.run, DTYPES[experiment.run.dtype]
+    device = device_of(run.device)
+
+    def source(component: Any, split: str, place: str) -> Any:
+        try:
+            return component.build(split=split, seed=0, device=device, dtype=dtype)
+        except ConfigError as error:
+            problems.extend(error.under(place).problems)
+            return None
+
+    train = source(experiment.task, "train", "task")
+    shaped = {
+        split: source(experiment.test_task, split, "evaluate.task") for split in {"train", "valid", experiment.evaluate.split}
+    }
+    if train is None or any(made is None for made in shaped.values()):
+        raise ConfigError(*dict.fromkeys(problems))
+    test = shaped[experiment.evaluate.split]
+    learner, method = _method(experiment, train.spec, experiment.run.meta_steps, problems)
+    if method is not None and method.traits.fixed_ways and train.spec.outputs != test.spec.outputs:
+        problems.append(
+            ("evaluate.task.ways", f"is {test.spec.ways}, but {experiment.method.name} learns its head for the {train.spec.ways} "
+             "ways of training: use the same ways, or a method without a fixed head such as proto_net or fine_tune")
+        )
+        raise ConfigError(*problems)
+    if test.spec.queries == 0:
+        problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
+    _, test_method = (None, None) if method is None else _method(experiment, test.spec, None, problems)
+    if method is None or test_method is None or learner is None or problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return Parts(device, train, shaped["train"], shaped["valid"], test, learner, method, test_method)
+
+
+def _method(
+    experiment: Experiment, spec: Any, meta_steps: int | None, problems: list[tuple[str, str]]
+) -> tuple[Learner | None, Method | None]:
+    try:
+        learner = experiment.model.build(spec)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None, None
+    try:
+        return learner, experiment.method.build(learner, spec, meta_steps=meta_steps)
+    except ConfigError as error:
+        problems.extend((place if place.startswith(("task", "model")) else f"method.{place}", text) for place, text in error.problems)
+        return learner, None
+
+
+def method_for(experiment: Experiment, spec: Any) -> Method:
+    """The experiment's method for tasks of `spec`."""
+    problems: list[tuple[str, str]] = []
+    _, method = _method(experiment, spec, None, problems)
+    if method is None:
+        raise ConfigError(*problems)
+    return method
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

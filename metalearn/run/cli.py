@@ -1,0 +1,185 @@
+"""The command line; nothing here imports torch until a command needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metalearn.errors import ConfigError
+from metalearn.run import clock
+
+assert clock.BEGIN  # imported first: the bill begins here
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Learning to learn, measured: how fast, and at what total cost, is a new task learned?",
+    epilog="Examples:  metalearn compare demo  |  metalearn train maml_sinusoid run.meta_steps=1000  |  metalearn report runs/demo",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, preparing, verifying.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Experiment = Annotated[str, typer.Argument(help="an experiment file, or the name of one in experiments/")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="dotted overrides, such as method.inner_lr=0.4; values are YAML")]
+Out = Annotated[Path | None, typer.Option("--out", help="where to write; default runs/<experiment>")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check and print the resolved config; write nothing")]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors become sentences: 2 bad input, 3 diverged, 75 stopped by a signal after saving."""
+    try:
+        yield
+    except ConfigError as error:
+        for place, text in error.problems:
+            say(f"error: {place}: {text}" if place else f"error: {text}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        say(f"error: {error.filename or ''}: {error.strerror or error}")
+        raise SystemExit(2) from None
+    except Exception as error:
+        code = {"Diverged": 3, "Stopped": 75}.get(type(error).__name__)
+        if code is None:
+            raise
+        say(f"error: {error}")
+        raise SystemExit(code) from None
+
+
+@app.command()
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Out = None,
+    devices: Annotated[int, typer.Option("--devices", help="processes to train with; this version trains with 1", min=1, max=1)] = 1,
+    dry_run: DryRun = False,
+) -> None:
+    """Meta-train and test one method."""
+    del devices
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.train(experiment, overrides or [], out, dry_run, say)
+
+
+@app.command()
+def compare(experiment: Experiment, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False) -> None:
+    """Run several methods on the same episodes and write one report; finished rows are skipped."""
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.compare(experiment, overrides or [], out, dry_run, say)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="a finished run directory")], overrides: Overrides = None, out: Out = None
+) -> None:
+    """Test a finished run again, or on another task source; never overwrites result.json."""
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.evaluate(run_dir, overrides or [], out, say)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="a run directory")],
+    allow_change: Annotated[bool, typer.Option("--allow-change", help="continue although config.yaml was edited")] = False,
+) -> None:
+    """Continue an interrupted run; on a finished one it says so."""
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.resume(run_dir, allow_change, say)
+
+
+@app.command()
+def report(
+    dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories")],
+    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+) -> None:
+    """One self-contained page about runs and comparisons."""
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.report(dirs, out, say)
+
+
+@app.command(name="list")
+def list_(
+    table: Annotated[str | None, typer.Argument(help="tasks, models, methods or rules; default all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+) -> None:
+    """Everything that exists, with its sentence."""
+    with exit_codes():
+        from metalearn.run.commands import catalogue
+
+        found = catalogue(table)
+        if as_json:
+            print(json.dumps(found, indent=1))
+            return
+        for name, rows in found.items():
+            print(f"{name}:")
+            for row in rows:
+                print(f"  {row['name']:<20} {row['sentence']}")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, optional parts, what is missing and how to get it."""
+    with exit_codes():
+        from metalearn.run import doctor as room
+
+        for text in room.lines():
+            print(text)
+
+
+def _data(act: Callable[[], Any]) -> None:
+    with exit_codes():
+        for text in act():
+            print(text)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets, and which of them are prepared."""
+    with exit_codes():
+        from metalearn.run import data
+
+        _data(data.list_data)
+
+
+@data_app.command("prepare")
+def data_prepare(name: Annotated[str, typer.Argument(help="a data set")]) -> None:
+    """Make a data set's prepared file; one that is there is left alone."""
+    with exit_codes():
+        from metalearn.run import data
+
+        _data(lambda: data.prepare(name))
+
+
+@data_app.command("verify")
+def data_verify(name: Annotated[str, typer.Argument(help="a data set")]) -> None:
+    """Check a data set's prepared file."""
+    with exit_codes():
+        from metalearn.run import data
+
+        _data(lambda: data.verify(name))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

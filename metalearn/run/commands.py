@@ -1,0 +1,166 @@
+"""What each command does, once its words are parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.run.build import build, cores, method_for, set_threads
+from metalearn.run.compare import check, line
+from metalearn.run.compare import compare as compare_plan
+from metalearn.run.config import Experiment, Plan, load, parse
+from metalearn.run.files import read_json, write_json
+from metalearn.run.loop import Say
+from metalearn.run.overrides import apply_overrides
+from metalearn.run.tables import TABLES
+from metalearn.run.train import request_hash, run_folders, run_one, status, stored_experiment
+
+
+def train(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say) -> None:
+    """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume) and anything else."""
+    plan = _plan(name, overrides, say)
+    if plan.comparison:
+        raise ConfigError((plan.file, f"holds `methods`, a comparison: run metalearn compare {name}"))
+    experiment = plan.experiments[0]
+    target = out or Path("runs") / plan.name
+    todo = [(experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)]
+    parts = build(experiment)
+    _refuse_strangers(todo, target)
+    if dry_run:
+        print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
+        return
+    for one, folder in todo:
+        if status(folder, one) == "finished":
+            say(f"{folder}: a finished run of the same config, left alone")
+            continue
+        print(line(run_one(one, folder, say, parts)))
+        print(f"run directory: {folder}")
+
+
+def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> None:
+    problems = []
+    if target.is_dir() and len(todo) > 1:
+        strangers = [entry.name for entry in target.iterdir() if not entry.name.startswith((".", "seed-"))]
+        if strangers:
+            problems.append((str(target), f"holds something else ({', '.join(sorted(strangers)[:3])}): give another --out"))
+    for one, folder in todo:
+        state = status(folder, one)
+        if state == "unfinished":
+            problems.append((str(folder), f"holds an unfinished run: continue it with metalearn resume {folder}"))
+        elif state == "other":
+            problems.append((str(folder), "holds something else: give another --out, or remove it"))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def compare(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say) -> None:
+    """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
+    plan = _plan(name, overrides, say)
+    if not plan.comparison:
+        raise ConfigError((plan.file, f"holds one `method`: run metalearn train {name}"))
+    target = out or Path("runs") / plan.name
+    if dry_run:
+        check(plan, target)
+        print(yaml.safe_dump_all([one.resolved() for one in plan.experiments], sort_keys=False), end="")
+        return
+    made = compare_plan(plan, target, say)
+    print(f"comparison: {made['comparison']}\nreport: {made['report']}")
+
+
+def _plan(name: str, overrides: Sequence[str], say: Say) -> Plan:
+    plan = load(name, overrides)
+    for note in plan.notes:
+        say(f"note: {note}")
+    return plan
+
+
+def resume(folder: Path, allow_change: bool, say: Say) -> None:
+    """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
+    experiment = stored_experiment(folder)
+    if (folder / "result.json").exists():
+        say(f"{folder}: this run is finished")
+        return
+    tuned = any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best"))
+    if not tuned and not allow_change and request_hash(folder) != experiment.hash():
+        raise ConfigError((str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change"))
+    print(line(run_one(experiment, folder, say)))
+    print(f"run directory: {folder}")
+
+
+def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say) -> None:
+    """`metalearn evaluate`: a finished run on the same or other episodes, to evaluations/<n>.json."""
+    from metalearn.evaluate.curves import learning_curve
+    from metalearn.run.load import load_run
+    from metalearn.run.test import describe_result
+
+    loaded = load_run(folder)
+    data, notes = apply_overrides(loaded.config.resolved(), [_in_evaluate(text) for text in overrides])
+    for note in notes:
+        say(f"note: {note}")
+    experiment = parse(data).experiments[0]
+    set_threads(loaded.config.run.threads or cores())
+    parts = build(experiment)
+    method = method_for(experiment, parts.test.spec)
+    settings = experiment.evaluate
+    curve = learning_curve(
+        method, loaded.state.meta, parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk
+    )
+    result = describe_result(experiment, experiment.run.seeds[0], parts, curve)
+    result |= {"config_hash": experiment.hash(), "evaluates": str(folder), "overrides": list(overrides)}
+    place = out or folder / "evaluations"
+    number = 1 + max((int(path.stem) for path in place.glob("*.json") if path.stem.isdigit()), default=0)
+    write_json(place / f"{number}.json", result)
+    print(line(result))
+    print(f"evaluation: {place / f'{number}.json'}")
+
+
+def _in_evaluate(text: str) -> str:
+    """task.ways=20 means the tested tasks here; everything else but evaluate.* would change what was trained."""
+    if text.startswith("task."):
+        return f"evaluate.{text}"
+    if not text.startswith(("evaluate.", "run.device=", "run.threads=", "method.")):
+        raise ConfigError((text, "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks"))
+    return text
+
+
+def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
+    """`metalearn report`: one page; comparison.json is written anew for comparison directories."""
+    from metalearn.run.comparison import write_comparison
+    from metalearn.run.report import write_report
+
+    demonstration = False
+    for folder in dirs:
+        if not folder.is_dir():
+            raise ConfigError((str(folder), "is no folder: give run or comparison directories"))
+        if (folder / "methods").is_dir():
+            write_comparison(folder)
+            request = folder / "comparison-request.json"
+            demonstration |= request.exists() and bool(read_json(request).get("demonstration"))
+    print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
+
+
+def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Tables of components: name, sentence, and every field with its sentence and default."""
+    if table is not None and table not in TABLES:
+        raise ConfigError((table, f"no such table; {did_you_mean(table, TABLES)}"))
+    names = [table] if table else list(TABLES)
+    return {name: [_row(key, kind) for key, kind in TABLES[name].items()] for name in names}
+
+
+def _row(name: str, kind: type[Component]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    fields = {
+        key: {"sentence": info.description, "default": schema["properties"][key].get("default"), "acts": _acts(info)}
+        for key, info in kind.model_fields.items()
+    }
+    return {"name": name, "sentence": kind.sentence(), "fields": fields}
+
+
+def _acts(info: Any) -> str:
+    extra = info.json_schema_extra
+    return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"

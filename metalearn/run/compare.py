@@ -1,0 +1,72 @@
+"""Several methods on the same frozen episodes: each method and seed an ordinary run directory, then one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import ConfigError
+from metalearn.run.build import build
+from metalearn.run.comparison import write_comparison
+from metalearn.run.config import Experiment, Plan
+from metalearn.run.files import write_json
+from metalearn.run.loop import Say
+from metalearn.run.report import write_report
+from metalearn.run.train import run_one, status
+
+
+def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
+    """(experiment of one seed, run directory) of every method and seed, in the file's order."""
+    return [
+        (experiment.with_seed(seed), out / "methods" / experiment.label / f"seed-{seed}")
+        for experiment in plan.experiments
+        for seed in experiment.run.seeds
+    ]
+
+
+def check(plan: Plan, out: Path) -> None:
+    """Refuse, before anything is written: parts that cannot be built, and a folder that holds something else."""
+    problems: list[tuple[str, str]] = []
+    for experiment in plan.experiments:
+        try:
+            build(experiment)
+        except ConfigError as error:
+            problems.extend((f"methods.{experiment.label}: {place}", text) for place, text in error.problems)
+    if out.exists() and not out.is_dir():
+        problems.append((str(out), "is a file: give another --out"))
+    elif out.exists() and any(out.iterdir()) and not (out / "methods").is_dir():
+        problems.append((str(out), "holds something that is no comparison: give another --out"))
+    for experiment, folder in folders(plan, out):
+        if status(folder, experiment) == "other":
+            problems.append((str(folder), "holds a run of another config: give another --out, or remove it"))
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+
+
+def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
+    """Run what is not finished, then write comparison.json and report.html; returns the paths."""
+    check(plan, out)
+    # The marker of a comparison: its folder is recognised from here on.
+    (out / "methods").mkdir(parents=True, exist_ok=True)
+    request = {"experiment": plan.name, "labels": [e.label for e in plan.experiments], "demonstration": plan.demonstration}
+    write_json(out / "comparison-request.json", request)
+    for experiment, folder in folders(plan, out):
+        if status(folder, experiment) == "finished":
+            say(f"{experiment.label} seed {experiment.run.seeds[0]}: finished already, left alone")
+            continue
+        result = run_one(experiment, folder, say)
+        say(line(result))
+    comparison = write_comparison(out)
+    report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+    return {"comparison": comparison, "report": report}
+
+
+def line(result: dict[str, Any]) -> str:
+    """One result in a sentence."""
+    head = result["headline"]
+    value = "not finite" if head["value"] is None else f"{head['value']:.4f}"
+    interval = "" if head["ci95"] is None else f" +- {head['ci95']:.4f}"
+    return (
+        f"{result['label']} seed {result['seed']}: {head['metric']} {value}{interval} after {head['step']} steps, "
+        f"{result['episodes']['count']} tasks, normalisation {result['normalisation']}"
+    )

@@ -1,0 +1,312 @@
+"""From an experiment file and overrides to one validated, resolved experiment a method; all errors at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.run.overrides import apply_overrides
+from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
+from metalearn.run.tables import METHODS, TABLES
+
+SECTIONS = ("experiment", "task", "model", "method", "methods", "run", "evaluate", "budget", "published", "demonstration")
+OVERLAYS = ("task", "model", "run")
+NOT_IN_HASH = ("executor", "device", "threads")
+PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One method on one task, resolved: what a run directory's config.yaml holds."""
+
+    name: str
+    label: str
+    task: Any
+    test_task: Any  # the task section with evaluate.task laid over it
+    model: Any
+    method: Any
+    tune: dict[str, TuneRange]
+    start: str | None
+    run: Run
+    evaluate: Evaluate
+    budget: Budget
+    published: Published | None
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data that `load` reads back to the same experiment."""
+        method = {**_dump(self.method), "label": self.label}
+        if self.tune:
+            method["tune"] = {name: _clean(_dump(span)) for name, span in self.tune.items()}
+        if self.start:
+            method["start"] = self.start
+        evaluate = {**_dump(self.evaluate), "task": _dump(self.test_task)}
+        data: dict[str, Any] = {"experiment": self.name, "task": _dump(self.task), "model": _dump(self.model), "method": method}
+        data |= {"run": _dump(self.run), "evaluate": evaluate, "budget": _dump(self.budget)}
+        if self.published:
+            data["published"] = _clean(_dump(self.published))
+        return data
+
+    def hash(self) -> str:
+        """SHA-256 of the resolved config without where and how it is executed."""
+        data = self.resolved()
+        data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def with_seed(self, seed: int) -> Experiment:
+        return self.replace(run=self.run.model_copy(update={"seeds": (seed,)}))
+
+    def replace(self, **changes: Any) -> Experiment:
+        return Experiment(**{**self.__dict__, **changes})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment file: one experiment, or the methods of a comparison."""
+
+    name: str
+    comparison: bool
+    experiments: tuple[Experiment, ...]
+    notes: tuple[str, ...] = ()
+    file: str = ""
+    demonstration: bool = False
+
+
+def find_file(name: str) -> Path:
+    """The experiment file of a path or of a name in `experiments/`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    homes = [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]
+    for home in homes:
+        candidate = home / f"{name}.yaml"
+        if candidate.is_file():
+            return candidate
+    known = sorted({p.stem for home in homes for p in home.glob("*.yaml")})
+    raise ConfigError((name, f"no such experiment file or name; {did_you_mean(name, known) if known else 'experiments/ is empty'}"))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Plan:
+    """Read, override, check; raises ConfigError with every problem."""
+    path = find_file(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError((str(path), f"cannot be read as YAML: {' '.join(str(error).split())}")) from error
+    if not isinstance(data, dict):
+        raise ConfigError((str(path), "should be a mapping of sections: " + ", ".join(SECTIONS)))
+    data, notes = apply_overrides(data, overrides)
+    try:
+        return parse(data, default_name=path.stem, notes=tuple(notes), file=str(path))
+    except ConfigError as error:
+        raise ConfigError(*((f"{path}: {place}" if place else str(path), text) for place, text in error.problems)) from None
+
+
+def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[str, ...] = (), file: str = "") -> Plan:
+    """The plan of a mapping; raises ConfigError with every problem."""
+    problems: list[tuple[str, str]] = []
+    for key in data:
+        if key not in SECTIONS:
+            problems.append((str(key), f"unknown section; {did_you_mean(str(key), SECTIONS)}"))
+    for key in (*OVERLAYS, "method", "evaluate", "budget", "published"):
+        if data.get(key) is not None and not isinstance(data[key], dict):
+            problems.append((key, f"should be a mapping, not {data[key]!r}"))
+    name = data.get("experiment", default_name)
+    if not isinstance(name, str) or not name or any(c in name for c in "/\\\0"):
+        problems.append(("experiment", f"should be a name without slashes, not {name!r}"))
+    if problems:
+        raise ConfigError(*problems)
+    demonstration = data.get("demonstration", False)
+    if not isinstance(demonstration, bool):
+        raise ConfigError(("demonstration", f"should be true or false, not {demonstration!r}"))
+    if "methods" in data and "method" in data:
+        raise ConfigError(("method", "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both"))
+    if "methods" not in data:
+        made = _experiment(name, data, dict(data.get("method") or {}), problems, "method", comparison=False)
+        if problems or made is None:
+            raise ConfigError(*problems)
+        return Plan(name, False, (made,), notes, file)
+    experiments = _methods(name, data, problems)
+    if problems:
+        raise ConfigError(*_unique(problems))
+    return Plan(name, True, tuple(experiments), notes, file, demonstration)
+
+
+def _methods(name: str, data: dict[str, Any], problems: list[tuple[str, str]]) -> list[Experiment]:
+    items = data["methods"]
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        problems.append(("methods", "should be a list of mappings, one a method, each with a `name`"))
+        return []
+    made: list[Experiment] = []
+    for place, item in enumerate(items):
+        label = str(item.get("label", item.get("name", place)))
+        found = _experiment(name, data, dict(item), problems, f"methods.{label}", comparison=True)
+        if found is not None:
+            made.append(found)
+    labels = [str(item.get("label", item.get("name"))) for item in items]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        problems.append((f"methods.{label}", "two methods have this label: give each its own `label`"))
+    return made
+
+
+def _experiment(
+    name: str, data: dict[str, Any], item: dict[str, Any], problems: list[tuple[str, str]], place: str, comparison: bool
+) -> Experiment | None:
+    before = len(problems)
+    label, tune, start = item.pop("label", None), item.pop("tune", None) or {}, item.pop("start", None)
+    overlays = {key: item.pop(key, None) or {} for key in OVERLAYS} if comparison else {key: {} for key in OVERLAYS}
+    for key, value in overlays.items():
+        if not isinstance(value, dict):
+            problems.append((f"{place}.{key}", f"should be a mapping, not {value!r}"))
+            overlays[key] = {}
+    base_task = dict(data.get("task") or {})
+    task = _tagged("tasks", "source", {**base_task, **overlays["task"]}, "glyphs", "task", problems)
+    evaluate_data = dict(data.get("evaluate") or {})
+    over = evaluate_data.get("task") or {}
+    test_task = task if not isinstance(over, dict) else _test_task(base_task, over, problems)
+    default_model = "mlp" if getattr(task, "source", "") == "sinusoid" else "conv4"
+    model = _tagged("models", "name", {**dict(data.get("model") or {}), **overlays["model"]}, default_model, "model", problems)
+    method = _tagged("methods", "name", item, "maml", place, problems)
+    plain = {}
+    for key, kind in PLAIN.items():
+        values = {**dict(data.get(key) or {}), **(overlays["run"] if key == "run" else {})}
+        plain[key] = _validated(kind, values, key, problems)
+    label = str(label) if label is not None else getattr(method, "name", place)
+    if not label or any(c in label for c in "/\\\0") or label in (".", ".."):
+        problems.append((f"{place}.label", f"should be a name without slashes, not {label!r}"))
+    ranges = _tune(tune, method, plain["budget"], place, problems)
+    if start is not None and not isinstance(start, str):
+        problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
+    if len(problems) > before:
+        return None
+    published = plain["published"] if data.get("published") else None
+    return Experiment(
+        name=name, label=label, task=task, test_task=test_task, model=model, method=method, tune=ranges, start=start,
+        run=plain["run"], evaluate=plain["evaluate"], budget=plain["budget"], published=published,  # type: ignore[arg-type]
+    )
+
+
+def _test_task(base: dict[str, Any], over: dict[str, Any], problems: list[tuple[str, str]]) -> Any:
+    """The base task with evaluate.task laid over it; another source takes none of the base's other keys."""
+    keep = {} if "source" in over and over["source"] != base.get("source", "glyphs") else base
+    return _tagged("tasks", "source", {**keep, **over}, "glyphs", "evaluate.task", problems)
+
+
+def _tagged(
+    table: str, tag: str, values: dict[str, Any], default: str, place: str, problems: list[tuple[str, str]]
+) -> Component | None:
+    kinds = TABLES[table]
+    name = values.get(tag, default)
+    if not isinstance(name, str) or name not in kinds:
+        problems.append((f"{place}.{tag}", f"no {table[:-1]} is called {name!r}; {did_you_mean(str(name), kinds)}"))
+        return None
+    return _validated(kinds[name], {**values, tag: name}, place, problems)
+
+
+def _validated(kind: type[Component], values: dict[str, Any], place: str, problems: list[tuple[str, str]]) -> Component | None:
+    try:
+        return kind.model_validate(_with_tags(kind, values))
+    except ValidationError as error:
+        for problem in error.errors():
+            problems.append(_explain(kind, problem, place))
+        return None
+
+
+def _with_tags(kind: type[Component], values: dict[str, Any]) -> dict[str, Any]:
+    """A missing `name` of a nested component comes from the field's default."""
+    filled = dict(values)
+    for key, value in values.items():
+        info = kind.model_fields.get(str(key))
+        default = getattr(info, "default", None)
+        if isinstance(value, dict) and isinstance(default, Component) and hasattr(default, "name"):
+            filled[key] = {"name": default.name, **value}
+    return filled
+
+
+def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]:
+    loc = [str(part) for part in problem["loc"]]
+    fields = kind.model_fields
+    # A union's tag stands in pydantic's path after its field; it is no key of the file.
+    if len(loc) > 2 and loc[0] in fields and loc[1] in TABLES["rules"]:
+        del loc[1]
+    where = ".".join([place, *loc])
+    got = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        valid = fields if len(loc) == 1 else _nested_fields(kind, problem["loc"])
+        return where, f"unknown key; {did_you_mean(loc[-1], valid)}"
+    text = problem["msg"].removeprefix("Value error, ")
+    return where, text if isinstance(got, dict) or problem["type"] == "value_error" else f"{text} (got {got!r})"
+
+
+def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
+    default = getattr(kind.model_fields.get(str(loc[0])), "default", None)
+    table = TABLES["rules"]
+    for part in loc[1:]:
+        if str(part) in table:
+            return list(table[str(part)].model_fields)
+    return list(type(default).model_fields) if isinstance(default, Component) else []
+
+
+def _tune(
+    tune: Any, method: Any, budget: Any, place: str, problems: list[tuple[str, str]]
+) -> dict[str, TuneRange]:
+    if not isinstance(tune, dict):
+        problems.append((f"{place}.tune", f"should be a mapping of fields to ranges, not {tune!r}"))
+        return {}
+    ranges: dict[str, TuneRange] = {}
+    for key, values in tune.items():
+        where = f"{place}.tune.{key}"
+        if method is not None and str(key) not in type(method).model_fields:
+            problems.append((where, f"no such field of {method.name}; {did_you_mean(str(key), type(method).model_fields)}"))
+            continue
+        span = _validated(TuneRange, values if isinstance(values, dict) else {"values": values}, where, problems)
+        if isinstance(span, TuneRange):
+            ranges[str(key)] = span
+            problems.extend(_out_of_range(method, str(key), span, where))
+    if ranges and isinstance(budget, Budget) and budget.trials == 0:
+        problems.append(("budget.trials", f"is 0, but {place}.tune asks for tuning: give trials, or remove tune"))
+    return ranges
+
+
+def _out_of_range(method: Any, key: str, span: TuneRange, where: str) -> list[tuple[str, str]]:
+    """Both ends (or every value) of a range must be legal values of the field."""
+    if method is None:
+        return []
+    found: list[tuple[str, str]] = []
+    ends = span.values if span.values is not None else (span.min, span.max)
+    for value in ends:
+        if span.distribution == "int_uniform" and isinstance(value, float):
+            value = int(value)
+        try:
+            type(method).model_validate({**_dump(method), key: value})
+        except ValidationError as error:
+            found.append((where, f"{value!r} is no legal value: {error.errors()[0]['msg']}"))
+    return found
+
+
+def _dump(component: Any) -> dict[str, Any]:
+    data: dict[str, Any] = component.model_dump(mode="json")
+    return data
+
+
+def _clean(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value not in (None, {}, "")}
+
+
+def _unique(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(problems))
+
+
+def find_method(name: str) -> type[Component]:
+    """The class of a method's name; ConfigError with the valid ones."""
+    if name not in METHODS:
+        raise ConfigError(("method.name", f"no method is called {name!r}; {did_you_mean(name, METHODS)}"))
+    return METHODS[name]

@@ -1,0 +1,147 @@
+"""The same pure step, run several ways; nothing outside run/ knows which.
+
+    loop            one task at a time, gradients summed: the reference
+    vmap            all tasks in one graph
+    chunk           vmap over pieces that fit memory
+    compiled        torch.compile over the whole step, meta-update included
+    compiled_loop   task_grad of one task compiled, looped over tasks
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn.inner.method import stamped, widened
+from metalearn.run.build import cores
+from metalearn.run.sections import Run
+from metalearn.tree import add, leaves, mean_over_tasks, scale, stack, take, tree_map
+from metalearn.types import Episode, Method, MetaState, Metrics
+
+Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
+LONG = 1500  # meta-steps from which compiling a small whole step repays its 10 to 60 s on a CPU
+MANY_TASKS = 8000  # tasks in a run from which compiling one task's gradient repays
+SMALL = 50_000  # parameters below which Python and launch overhead is all there is
+
+
+def choose(method: Method, run: Run, device: str, state: MetaState) -> tuple[str, str]:
+    """(executor, why) for `auto`: a rule of thumb from measured runs; every name but auto is taken as it is."""
+    if run.executor != "auto":
+        return run.executor, "asked for"
+    if method.task_grad is None and not (_small(state) and run.meta_steps >= LONG and compiler_found()):
+        return "vmap", "one batch of examples is one graph already"
+    if device.startswith("cuda"):
+        return "vmap", "on a GPU all tasks fit one graph"
+    convolutions = any(leaf.dim() == 4 for leaf in leaves(state.meta))
+    if not compiler_found():
+        return "vmap", "no C compiler was found for torch.compile"
+    if _small(state) and run.meta_steps >= LONG:
+        return "compiled", f"a small model and {run.meta_steps} steps: compiling the whole step repays"
+    if convolutions and run.meta_steps * run.tasks_per_step >= MANY_TASKS:
+        return "compiled_loop", "convolutions with a task's own weights run fastest one task at a time on a CPU"
+    return ("loop", "a short run of convolutions on a CPU") if convolutions else ("vmap", "too short to repay compiling")
+
+
+def good_threads(state: MetaState) -> int:
+    """CPU threads when none are asked for: one for small models, whose work is too little to share; else every core."""
+    return 1 if _small(state) else cores()
+
+
+def _small(state: MetaState) -> bool:
+    sizes = [leaf.numel() for leaf in leaves(state.meta)]
+    return sum(sizes) < SMALL and not any(leaf.dim() == 4 for leaf in leaves(state.meta))
+
+
+def compiler_found() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def make_step(method: Method, executor: str, chunk: int = 8) -> Step:
+    """`method.step` under an executor; methods without task_grad have one step, eager or compiled."""
+    if method.step is None:
+        raise ValueError("this method learns nothing across tasks")
+    if executor in ("compiled", "compiled_loop"):
+        use_compiler_cache()
+    if executor == "compiled":
+        return _compiled(method.step)
+    if method.task_grad is None or executor == "vmap":
+        return method.step
+    if executor == "chunk":
+        return _chunked(method, chunk)
+    task_grad = _compiled(method.task_grad) if executor == "compiled_loop" else method.task_grad
+    return _looped(method, task_grad)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _looped(method: Method, task_grad: Callable[..., Any]) -> Step:
+    assert method.update is not None
+    update = method.update
+
+    def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
+        episodes = stamped(episodes, state.step)
+        tasks = episodes.support.x.shape[0]
+        state = widened(state, tasks)
+        total, found, lanes = None, [], []
+        for task in range(tasks):
+            episode = take(episodes, task)
+            if state.lanes is None:
+                grads, metrics = task_grad(state.meta, episode)
+            else:
+                grads, metrics, lane = task_grad(state.meta, episode, take(state.lanes, task))
+                lanes.append(lane)
+            total = grads if total is None else add(total, grads)
+            found.append(metrics)
+        if lanes:
+            state = state._replace(lanes=stack(lanes))
+        return update(state, scale(total, 1 / tasks)), mean_over_tasks(stack(found))
+
+    return step
+
+
+def _chunked(method: Method, chunk: int) -> Step:
+    assert method.update is not None and method.task_grad is not None
+    update, task_grad = method.update, method.task_grad
+
+    def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
+        episodes = stamped(episodes, state.step)
+        tasks = episodes.support.x.shape[0]
+        state = widened(state, tasks)
+        total, found, lanes = None, [], []
+        for begin in range(0, tasks, chunk):
+            piece = take(episodes, slice(begin, begin + chunk))
+            size = min(chunk, tasks - begin)
+            if state.lanes is None:
+                grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(state.meta, piece)
+            else:
+                own = take(state.lanes, slice(begin, begin + chunk))
+                grads, metrics, lane = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(state.meta, piece, own)
+                lanes.append(lane)
+            part = scale(mean_over_tasks(grads), size / tasks)
+            total = part if total is None else add(total, part)
+            found.append(scale(mean_over_tasks(metrics), size / tasks))
+        if lanes:
+            state = state._replace(lanes=_joined(lanes))
+        metrics = found[0]
+        for more in found[1:]:
+            metrics = add(metrics, more)
+        return update(state, total), metrics
+
+    return step
+
+
+def _joined(parts: list[Any]) -> Any:
+    return tree_map(lambda *xs: torch.cat(xs), *parts)
+
+
+def use_compiler_cache() -> None:
+    """Keep compiled code between runs."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "metalearn" / "compiler"))

@@ -1,0 +1,91 @@
+"""Files that are whole or not there: atomic writes, JSON without NaN, append-only lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.errors import ConfigError
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write to a neighbour, flush to disk, then take the name in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def plain(value: Any) -> Any:
+    """The same data with null in the place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_atomic(path, (json.dumps(plain(data), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The data of a JSON file; ConfigError that names the file when it is not readable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError((str(path), f"is not readable JSON: {error}")) from error
+
+
+def write_yaml(path: Path, data: Any) -> None:
+    write_atomic(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add JSON lines and flush them to disk."""
+    if not rows:
+        return
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write("".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, up to the first torn one."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Keep the lines up to a step: what a resumed run has not yet done again."""
+    kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())

@@ -1,0 +1,51 @@
+"""A finished or interrupted run, ready to use on any episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.run import checkpoint
+from metalearn.run.build import build, method_for
+from metalearn.run.config import Experiment
+from metalearn.run.start import best_file
+from metalearn.run.train import stored_experiment
+from metalearn.types import Method, MetaState, TaskSource
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What `load_run` gives."""
+
+    method: Method  # built for the test tasks
+    state: MetaState
+    source: TaskSource  # of the test tasks
+    config: Experiment
+    folder: Path
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """The run in `folder`: the state that was tested, or the newest valid checkpoint of an interrupted run.
+
+    Raises ConfigError when the folder is no run directory or holds no checkpoint that matches its SHA-256.
+    """
+    folder = Path(folder)
+    experiment = stored_experiment(folder)
+    parts = build(experiment)
+    method = method_for(experiment, parts.test.spec)
+    state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
+    if parts.method.step is not None:
+        state = _trained_state(folder, state)
+    return LoadedRun(method, state, parts.test, experiment, folder)
+
+
+def _trained_state(folder: Path, like: MetaState) -> MetaState:
+    if (folder / "result.json").exists():
+        return checkpoint.load(best_file(folder), like)
+    warnings: list[str] = []
+    found = checkpoint.newest(folder / "checkpoints", like, warnings.append)
+    if found is None:
+        raise ConfigError((str(folder), "; ".join(["holds no valid checkpoint yet", *warnings])))
+    return found[1]

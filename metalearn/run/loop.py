@@ -1,0 +1,234 @@
+"""The only training loop: sample, step, log, validate, checkpoint; every line of it can be resumed."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.evaluate.curves import learning_curve
+from metalearn.evaluate.ledger import CostLedger
+from metalearn.rng import fold_in
+from metalearn.run import checkpoint
+from metalearn.run.build import Parts
+from metalearn.run.config import Experiment
+from metalearn.run.executor import Step
+from metalearn.run.files import append_lines, cut_lines, read_lines
+from metalearn.run.progress import Progress
+from metalearn.types import MetaState, Metrics
+
+Say = Callable[[str], None]
+
+
+class Diverged(RuntimeError):
+    """Meta-training met a loss that is not finite: exit code 3."""
+
+
+class Stopped(RuntimeError):
+    """A signal asked for the end; the state is saved: exit code 75."""
+
+
+@dataclass
+class Job:
+    """One meta-training in its run directory."""
+
+    experiment: Experiment
+    seed: int
+    folder: Path
+    parts: Parts
+    ledger: CostLedger
+    say: Say
+    signalled: bool = False
+    counted: int = 0  # meta-steps that the ledger knows of
+
+    @property
+    def gradients(self) -> int:
+        """Gradient evaluations on one task in one meta-step."""
+        method = self.experiment.method
+        return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
+
+    @property
+    def phase(self) -> str:
+        return "pretrain" if self.parts.method.traits.consumes == "examples" else "meta_train"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+
+def train(job: Job, start: MetaState, step: Step) -> MetaState:
+    """Train from the newest checkpoint, or from `start`, to the last step; returns the last state."""
+    done, state = _resume(job, start)
+    total = job.experiment.run.meta_steps
+    buffer: list[tuple[int, Metrics]] = []
+    stop_early = _patience_is_over(job, done)
+    previous = {number: signal.signal(number, lambda *_: _on_signal(job)) for number in _signals()}
+    try:
+        with Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say) as progress:
+            begin = time.perf_counter()
+            while done < total and not stop_early:
+                state, metrics = step(state, _data(job, done))
+                done += 1
+                buffer.append((done, metrics))
+                if _due(done, total, job.experiment.run.log_every):
+                    _log(job, buffer, progress)
+                validating = _validating(job, done)
+                if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.signalled:
+                    _log(job, buffer, progress)
+                    _spend(job, begin, done)
+                    if validating:
+                        _validate(job, done, state)
+                        stop_early = _patience_is_over(job, done)
+                    _save(job, done, state)
+                    begin = time.perf_counter()
+                if job.signalled and done < total:
+                    raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return state
+
+
+def _signals() -> list[signal.Signals]:
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
+
+def _on_signal(job: Job) -> None:
+    if job.signalled:
+        raise SystemExit(75)
+    job.signalled = True
+    job.say("signal: finishing this step and saving; a second one ends at once")
+
+
+def _data(job: Job, done: int) -> Any:
+    run, key = job.experiment.run, fold_in(job.seed, "train", done)
+    if job.parts.method.traits.consumes == "examples":
+        return job.parts.train.examples(key, run.examples_per_step)
+    return job.parts.train.sample(key, run.tasks_per_step)
+
+
+def _due(done: int, total: int, every: int) -> bool:
+    return done % every == 0 or done == total
+
+
+def _validating(job: Job, done: int) -> bool:
+    every = job.experiment.run.validate.every
+    return every is not None and _due(done, job.experiment.run.meta_steps, every)
+
+
+def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> None:
+    """Write the mean of the metrics since the last line; the only place that reads them from the device."""
+    if not buffer:
+        return
+    row: dict[str, Any] = {"kind": "train", "step": buffer[-1][0]}
+    for name in buffer[0][1]:
+        row[name] = float(torch.stack([metrics[name] for _, metrics in buffer]).mean())
+    buffer.clear()
+    append_lines(job.metrics, [row])
+    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        raise Diverged(
+            f"{', '.join(bad)} not finite by step {row['step']}: try a smaller method.inner_lr or method.outer.lr; "
+            f"the checkpoints before it are in {job.checkpoints}"
+        )
+    progress.at(row["step"], ", ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float)))
+
+
+def _spend(job: Job, begin: float, done: int) -> None:
+    """Write the time since `begin` and the work since the last call to the ledger."""
+    run, spec, fresh = job.experiment.run, job.parts.train.spec, done - job.counted
+    job.counted = done
+    seconds = time.perf_counter() - begin
+    if job.phase == "pretrain":
+        seen = fresh * run.examples_per_step
+        job.ledger.add(job.phase, seconds, gradient_steps=fresh, examples=seen, labels=seen)
+        return
+    tasks = fresh * run.tasks_per_step
+    seen = tasks * spec.ways * (spec.shots + spec.queries)
+    job.ledger.add(job.phase, seconds, gradient_steps=tasks * job.gradients, examples=seen, labels=seen, tasks=tasks)
+
+
+def _validate(job: Job, done: int, state: MetaState) -> None:
+    """The same look at validation tasks and at training tasks; written to metrics.jsonl."""
+    evaluate, look = job.experiment.evaluate, job.experiment.run.validate
+    rows = []
+    for split, source in (("train", job.parts.train_tasks), ("valid", job.parts.valid)):
+        curve = learning_curve(
+            job.parts.test_method, state.meta, source, evaluate.steps, look.episodes, job.seed,
+            chunk=evaluate.chunk, ledger=job.ledger.under("tune"),
+        )
+        at = headline_index(evaluate.steps, evaluate.headline, curve.mean, curve.metric)
+        row = {"kind": "valid", "step": done, "split": split, "at": evaluate.steps[at], "loss": float(curve.loss.mean(0)[at])}
+        row["loss_ci95"] = float(1.96 * curve.loss[:, at].std() / curve.loss.shape[0] ** 0.5)
+        if curve.metric == "accuracy":
+            row |= {"accuracy": float(curve.mean[at]), "accuracy_ci95": float(curve.ci95[at])}
+        rows.append(row)
+    append_lines(job.metrics, rows)
+
+
+def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
+    """The place of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss low; NaN is worst)."""
+    if isinstance(headline, int):
+        return steps.index(headline)
+    if metric == "accuracy":
+        return int(mean.nan_to_num(nan=-math.inf).argmax())
+    return int(mean.nan_to_num(nan=math.inf, posinf=math.inf).argmin())
+
+
+def ranking(job: Job) -> list[int]:
+    """Validated steps from the best to the worst (earlier first on a tie), as metrics.jsonl has them."""
+    rows = [row for row in read_lines(job.metrics) if row.get("kind") == "valid" and row.get("split") == "valid"]
+    high = "accuracy" if job.parts.valid.spec.classification else None
+
+    def badness(row: dict[str, Any]) -> float:
+        value = row.get(high) if high else row.get("loss")
+        if value is None:
+            return math.inf
+        return -float(value) if high else float(value)
+
+    return [int(row["step"]) for row in sorted(rows, key=lambda row: (badness(row), row["step"]))]
+
+
+def _patience_is_over(job: Job, done: int) -> bool:
+    patience = job.experiment.run.validate.patience
+    order = ranking(job) if patience is not None else []
+    return patience is not None and bool(order) and len([step for step in order if order[0] < step <= done]) >= patience
+
+
+def _save(job: Job, done: int, state: MetaState) -> None:
+    """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
+    append_lines(job.folder / "timing.jsonl", [{"step": done, "spent": job.ledger.totals()}])
+    checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
+    best = ranking(job)[: job.experiment.run.validate.keep]
+    newest = checkpoint.steps_in(job.checkpoints)[-2:]
+    checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
+
+
+def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
+    found = checkpoint.newest(job.checkpoints, start, job.say)
+    done, state = found if found else (0, start)
+    cut_lines(job.metrics, done)
+    spent = [row["spent"] for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row]
+    job.counted = done
+    if found:
+        job.say(f"{job.experiment.label} seed {job.seed}: going on from step {done}")
+        if spent:
+            this_process = job.ledger.seconds("setup")
+            job.ledger.restore(spent[-1])
+            job.ledger.add("setup", this_process)
+    return done, state

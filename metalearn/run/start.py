@@ -1,0 +1,58 @@
+"""Where meta-training begins: at a seed's own start, or at another run's meta, whose cost comes along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.run import checkpoint
+from metalearn.run.build import Parts
+from metalearn.run.config import Experiment
+from metalearn.run.files import read_json
+from metalearn.tree import from_named, named_leaves
+from metalearn.types import MetaState
+
+
+def folder_of(start: str, folder: Path, seed: int) -> Path:
+    """The finished run that `method.start` names: a run directory, a label of the same comparison, or an experiment."""
+    neighbour = folder.parent.parent / start / f"seed-{seed}"
+    places = [neighbour, Path(start), Path(start) / f"seed-{seed}", Path("runs") / start, Path("runs") / start / f"seed-{seed}"]
+    for place in places:
+        if (place / "result.json").is_file():
+            return place
+    raise ConfigError(("method.start", f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this comparison, or an experiment that was trained to runs/{start}"))
+
+
+def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[MetaState, dict[str, dict[str, float]]]:
+    """(state before the first step, cost that comes along by phase)."""
+    seed = experiment.run.seeds[0]
+    state = parts.method.init(fold_in(seed, "init"))
+    if not experiment.start:
+        return state, {}
+    place = folder_of(experiment.start, folder, seed)
+    result = read_json(place / "result.json")
+    named = checkpoint.read(best_file(place))
+    own = named_leaves(state.meta)
+    missing = [name for name, value in own.items() if named.get(f"meta.{name}") is None or named[f"meta.{name}"].shape != value.shape]
+    if missing:
+        raise ConfigError(("method.start", f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"))
+    flat = {name: named[f"meta.{name}"].to(value) for name, value in own.items()}
+    return state._replace(meta=from_named(state.meta, flat)), _paid(result)
+
+
+def best_file(place: Path) -> Path:
+    """The checkpoint whose meta a finished run was tested with."""
+    step = read_json(place / "result.json").get("checkpoint_step")
+    folder = place / "checkpoints"
+    steps = checkpoint.steps_in(folder)
+    if step is None or step not in steps:
+        raise ConfigError((str(place), "has no checkpoint of what was tested: it learned nothing across tasks, or its checkpoints were removed"))
+    return checkpoint.path_of(folder, int(step))
+
+
+def _paid(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    kept = ("seconds", "gradient_steps", "examples", "labels", "tasks")
+    phases = ("tune", "pretrain", "meta_train")
+    return {phase: {key: result["cost"][phase].get(key) or 0 for key in kept} for phase in phases if phase in result["cost"]}

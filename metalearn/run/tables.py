@@ -1,0 +1,18 @@
+"""Everything that exists, by name: one line a component."""
+
+from __future__ import annotations
+
+from metalearn.algorithms import ALGORITHMS
+from metalearn.component import Component
+from metalearn.inner.rules import RULES
+from metalearn.models import MODELS
+from metalearn.tasks import TASKS
+from metalearn.transfer import TRANSFER
+
+METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER}
+TABLES: dict[str, dict[str, type[Component]]] = {
+    "tasks": dict(TASKS),
+    "models": dict(MODELS),
+    "methods": METHODS,
+    "rules": dict(RULES),
+}

@@ -1,0 +1,163 @@
+"""The test of a trained run: scores.npz, sample episodes, and result.json last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.evaluate.curves import Curve, learning_curve
+from metalearn.evaluate.ensemble import ensemble
+from metalearn.evaluate.ledger import CostLedger
+from metalearn.rng import fold_in
+from metalearn.run.build import Parts, method_for
+from metalearn.run.config import Experiment
+from metalearn.run.environment import git_commit
+from metalearn.run.files import read_json, write_atomic, write_json
+from metalearn.run.loop import Job
+from metalearn.types import Meta, Method, TaskSource
+
+ALONE = 3  # tasks learned one by one for the latency column
+PICTURED = 3  # test episodes kept for the report
+
+
+def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | None) -> dict[str, Any]:
+    """Test `metas` (several: their ensemble) on the frozen episodes, write the run's files, result.json last."""
+    experiment, parts = job.experiment, job.parts
+    method = method_for(experiment, parts.test.spec)
+    method = method if len(metas) == 1 else ensemble(method, metas)
+    spent = CostLedger(parts.device)
+    evaluate = experiment.evaluate
+    curve = learning_curve(
+        method, metas[0], parts.test, evaluate.steps, evaluate.episodes, evaluate.seed, chunk=evaluate.chunk, ledger=spent
+    )
+    write_scores(job.folder / "scores.npz", curve)
+    write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
+    cost = job.ledger.cost() | per_task_cost(method, metas[0], parts, experiment, spent)
+    result = describe_result(experiment, job.seed, parts, curve)
+    result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
+    result["tuned"] = tuned_values(job.folder)
+    write_json(job.folder / "result.json", result)
+    return dict(read_json(job.folder / "result.json"))
+
+
+def tuned_values(folder: Path) -> dict[str, Any] | None:
+    """What tuning chose: fields, headline step, and which of them lie on the edge of their range; null without tuning."""
+    found: dict[str, Any] = {}
+    for name in ("training", "best"):
+        path = folder / "tune" / f"{name}.json"
+        if path.exists():
+            choice = read_json(path)
+            found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
+            found["on_edge"] = found.get("on_edge", []) + choice["edge"]
+    return found or None
+
+
+def describe_result(experiment: Experiment, seed: int, parts: Parts, curve: Curve) -> dict[str, Any]:
+    """The part of result.json (schema 1) that one curve gives."""
+    spec, traits = parts.test.spec, parts.test_method.traits
+    evaluate = experiment.evaluate
+    return {
+        "schema": 1,
+        "experiment": experiment.name,
+        "label": experiment.label,
+        "method": experiment.method.name,
+        "seed": seed,
+        "task": {
+            "source": experiment.test_task.source, "split": spec.split, "ways": spec.ways, "shots": spec.shots,
+            "queries": spec.queries, "data_sha256": getattr(parts.test, "data_sha256", ""),
+        },
+        "episodes": {"count": evaluate.episodes, "seed": evaluate.seed, "fingerprint": curve.fingerprint},
+        "normalisation": traits.normalisation,
+        "transductive": traits.transductive,
+        "traits": {
+            "consumes": traits.consumes, "uses_steps": traits.uses_steps, "support_at_step_0": traits.support_at_step_0,
+            "transductive": traits.transductive,
+        },
+        "checkpoint": evaluate.checkpoint,
+        "test": points(curve),
+        "headline": headline(experiment, curve),
+    }
+
+
+def points(curve: Curve) -> dict[str, Any]:
+    """Every point of the curve: bare means over all tasks, and means over the tasks that did not diverge."""
+    loss_ci = 1.96 * curve.loss.std(0) / curve.loss.shape[0] ** 0.5
+    mean, ci = curve.converged(curve.loss)
+    classes = curve.metric == "accuracy"
+    return {
+        "steps": list(curve.steps),
+        "accuracy": curve.mean.tolist() if classes else None,
+        "accuracy_ci95": curve.ci95.tolist() if classes else None,
+        "loss": curve.loss.mean(0).tolist(),
+        "loss_ci95": loss_ci.tolist(),
+        "loss_median": curve.loss.quantile(0.5, dim=0).tolist(),
+        "loss_converged": mean.tolist(),
+        "loss_converged_ci95": ci.tolist(),
+        "diverged": curve.diverged_share.tolist(),
+    }
+
+
+def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
+    """The point that counts, beside the published number."""
+    step = experiment.evaluate.headline
+    at = len(curve.steps) - 1 if not isinstance(step, int) else curve.steps.index(step)
+    published = experiment.published
+    value = None if published is None else published.curve.get(curve.steps[at], published.value)
+    return {
+        "metric": curve.metric,
+        "step": curve.steps[at],
+        "value": float(curve.mean[at]),
+        "ci95": float(curve.ci95[at]),
+        "published": value,
+        "published_ci95": published.ci95 if published else None,
+        "published_curve": {str(k): v for k, v in published.curve.items()} if published else {},
+        "source": published.source if published else "",
+    }
+
+
+def per_task_cost(method: Method, meta: Meta, parts: Parts, experiment: Experiment, spent: CostLedger) -> dict[str, dict[str, Any]]:
+    """`adapt` and `predict` a new task: seconds in batches, and seconds of one task learned alone (median of 3)."""
+    evaluate, spec = experiment.evaluate, parts.test.spec
+    alone = [_alone(method, meta, parts.test, evaluate.steps, evaluate.seed, start, parts.device) for start in range(ALONE)]
+    table = spent.cost()
+    rows = {}
+    for phase in ("adapt", "predict"):
+        row, tasks = table[phase], max(table[phase]["tasks"], 1)
+        batched = row["seconds"] / tasks
+        row |= {"seconds": batched, "seconds_batched": batched, "seconds_alone": sorted(a.seconds(phase) for a in alone)[ALONE // 2]}
+        row["gradient_steps"] = row["gradient_steps"] // tasks
+        rows[phase] = row
+    labelled = spec.ways * spec.shots
+    rows["adapt"] |= {"labels": labelled, "examples": labelled * max(rows["adapt"]["gradient_steps"], 1)}
+    return rows
+
+
+def _alone(method: Method, meta: Meta, source: TaskSource, steps: Sequence[int], seed: int, start: int, device: str) -> CostLedger:
+    ledger = CostLedger(device)
+    batch = source.sample(fold_in(seed, "episodes"), 1, start)
+    method.learn(meta, batch.support, batch.query.x, tuple(steps), key=fold_in(batch.info["key"], "learn"), ledger=ledger)
+    return ledger
+
+
+def write_scores(path: Path, curve: Curve) -> None:
+    """`accuracy` (NaN for regression) and `loss`, [E, P] float32."""
+    loss = curve.loss.cpu().numpy().astype(np.float32)
+    accuracy = curve.scores.cpu().numpy().astype(np.float32) if curve.metric == "accuracy" else np.full_like(loss, np.nan)
+    _write_arrays(path, accuracy=accuracy, loss=loss)
+
+
+def write_episodes(path: Path, source: TaskSource, seed: int) -> None:
+    """The first test episodes, for the report's pictures."""
+    episode = source.sample(fold_in(seed, "episodes"), PICTURED)
+    arrays = {f"{part}_{leaf}": getattr(getattr(episode, part), leaf).cpu().numpy() for part in ("support", "query") for leaf in ("x", "y")}
+    _write_arrays(path, **arrays)
+
+
+def _write_arrays(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())

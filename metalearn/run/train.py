@@ -1,0 +1,157 @@
+"""One method, one seed, from config.yaml to result.json; every stage can be entered again after a kill."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import ConfigError
+from metalearn.evaluate.ledger import CostLedger
+from metalearn.run import checkpoint
+from metalearn.run.build import Parts, build, set_threads
+from metalearn.run.clock import unbilled
+from metalearn.run.config import Experiment, load
+from metalearn.run.environment import describe
+from metalearn.run.executor import choose, good_threads, make_step
+from metalearn.run.files import read_json, write_json, write_yaml
+from metalearn.run.loop import Job, Say, ranking, train
+from metalearn.run.start import begin_state
+from metalearn.run.test import test_and_write
+from metalearn.run.tune import score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
+from metalearn.types import MetaState
+
+
+def run_folders(experiment: Experiment, out: Path) -> list[tuple[int, Path]]:
+    """(seed, run directory): DIR itself for one seed, DIR/seed-<n> for several."""
+    seeds = experiment.run.seeds
+    return [(seeds[0], out)] if len(seeds) == 1 else [(seed, out / f"seed-{seed}") for seed in seeds]
+
+
+def status(folder: Path, experiment: Experiment) -> str:
+    """What lies in a folder: fresh, finished or unfinished (of this config), or other."""
+    if not folder.exists():
+        return "fresh"
+    if not folder.is_dir():
+        return "other"
+    if not (folder / "config.yaml").exists():
+        return "other" if any(not entry.name.startswith(".") for entry in folder.iterdir()) else "fresh"
+    if request_hash(folder) != experiment.hash():
+        return "other"
+    return "finished" if (folder / "result.json").exists() else "unfinished"
+
+
+def request_hash(folder: Path) -> str:
+    """The hash of the config that a run directory was asked for (config.yaml itself gains tuned values later)."""
+    for name in ("result.json", "environment.json"):
+        if (folder / name).exists():
+            return str(read_json(folder / name).get("config_hash"))
+    return stored_experiment(folder).hash()
+
+
+def stored_experiment(folder: Path) -> Experiment:
+    """The experiment of a run directory; ConfigError when there is none."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError((str(folder), "is no run directory: it holds no config.yaml"))
+    plan = load(str(folder / "config.yaml"))
+    if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
+        raise ConfigError((str(folder / "config.yaml"), "should hold one method and one seed"))
+    return plan.experiments[0]
+
+
+def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None = None) -> dict[str, Any]:
+    """Start the run of one seed in `folder`, or continue the one that lies there; returns result.json's data."""
+    job, state = _opened(experiment, folder, say, parts)
+    request = request_hash(folder)
+    _tune_training(job)
+    last = _trained(job, state)
+    states, step = chosen_states(job, last)
+    job.experiment = tuned_on_new_tasks(job, states[0].meta)
+    _rewrite(job)
+    return test_and_write(job, [found.meta for found in states], request, step)
+
+
+def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None) -> tuple[Job, MetaState]:
+    """Build everything, then write config.yaml (first) and environment.json, or take the ones that lie there."""
+    begin = time.perf_counter()
+    before = unbilled()
+    old = (folder / "config.yaml").exists()
+    experiment = stored_experiment(folder) if old else experiment
+    parts = build(experiment) if parts is None else parts
+    state, paid = begin_state(experiment, parts, folder)
+    threads = set_threads(experiment.run.threads or good_threads(state))
+    if not old:
+        executor, why = choose(parts.method, experiment.run, parts.device, state)
+        if experiment.run.executor == "auto" and parts.method.step is not None:
+            say(f"{experiment.label} seed {experiment.run.seeds[0]}: executor {executor} ({why})")
+        run = experiment.run.model_copy(update={"executor": executor, "threads": threads})
+        experiment = experiment.replace(run=run)
+        write_yaml(folder / "config.yaml", experiment.resolved())
+    if not (folder / "environment.json").exists():
+        write_json(folder / "environment.json", {**describe(parts.device), "config_hash": experiment.hash()})
+    ledger = CostLedger(parts.device)
+    for phase, entry in paid.items():
+        ledger.add(phase, **entry)
+    ledger.add("setup", before + time.perf_counter() - begin)
+    return Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say), state
+
+
+def _trained(job: Job, state: MetaState) -> MetaState:
+    if job.parts.method.step is None:
+        return state
+    return train(job, state, make_step(job.parts.method, job.experiment.run.executor, job.experiment.run.chunk))
+
+
+def _tune_training(job: Job) -> None:
+    """Choose the fields that act in training: one whole training a trial, scored on validation tasks."""
+    early, _ = split_fields(job.experiment)
+    if not early:
+        return
+    stored = job.folder / "tune" / "training.json"
+    if not stored.exists():
+        write_json(stored, search(job, early, lambda values, number: _trial(job, values, number)))
+    choice = read_json(stored)
+    job.experiment = with_choice(job.experiment, choice)
+    job.parts = build(job.experiment)
+    _rewrite(job)
+
+
+def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
+    """One training with `values` in tune/<number>/; (validation score, step, spread)."""
+    experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
+    folder = trial_folder(job.folder, number)
+    begin = time.perf_counter()
+    trial, state = _opened(experiment, folder, job.say, None)
+    last = _trained(trial, state)
+    states, _ = chosen_states(trial, last)
+    score = score_of(trial, states[0].meta, {})
+    job.ledger.add("tune", time.perf_counter() - begin)
+    return score
+
+
+def _rewrite(job: Job) -> None:
+    """config.yaml with the chosen values, before the first test episode is drawn."""
+    write_yaml(job.folder / "config.yaml", job.experiment.resolved())
+
+
+def chosen_states(job: Job, last: MetaState) -> tuple[list[MetaState], int | None]:
+    """(states, step of the first): the last state, the best validated one, or the kept best ones."""
+    if job.parts.method.step is None:
+        return [last], None
+    end = int(last.step)
+    how = job.experiment.evaluate.checkpoint
+    if how == "last":
+        return [last], end
+    wanted = job.experiment.run.validate.keep if how == "ensemble" else 1
+    found: list[tuple[MetaState, int]] = []
+    for step in ranking(job):
+        path = checkpoint.path_of(job.checkpoints, step)
+        if len(found) == wanted or not path.exists():
+            continue
+        try:
+            found.append((checkpoint.load(path, last), step))
+        except ConfigError as error:
+            job.say(f"warning: {error}; taking the next best checkpoint")
+    if not found:
+        return [last], end
+    return [state for state, _ in found], found[0][1]

@@ -1,0 +1,278 @@
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 350, 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metalearn import rng
+from metalearn.component import option
+from metalearn.errors import ConfigError, DataError
+from metalearn.tasks import images, store
+
+FILE = "omniglot28.npz"
+CLASSES, BACKGROUND, DRAWINGS, SIZE = 1623, 964, 20, 28
+IMAGES_SHA256 = "6dfd492ef340d25783f1b7457d92c74311ca80afdb18d95de9094f9345689912"  # of `images` in C order
+INK_SHA256 = "75a36f7ce605ee617d0c45021613841aec979e079f71594e885aba52a7c003ce"  # of the 105x105 drawings, packed
+PUBLISHER = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python/"
+ARCHIVES = {  # name at the publisher: git blob id in that commit, by which what was fetched is known to be whole
+    "images_background.zip": "71fd167eb6fdd312049395fbd247147a4b234231",
+    "images_evaluation.zip": "8ccde0ed1565641f1fa8c57cdc6ff634e15fc5c1",
+}
+LAKE_SEED = 0  # of the tenth of the background classes that stands in for Lake's missing validation classes
+_SIZES = {  # classes of train, valid, test
+    "vinyals": (1028, 172, 423),
+    "lake": (BACKGROUND - BACKGROUND // 10, BACKGROUND // 10, CLASSES - BACKGROUND),
+    "random": (1100, 100, 423),
+}
+
+_PUBLISHED_SIZE = 105
+_MEMBER = re.compile(r"([^/]+)/character(\d+)/(\d+)_(\d+)\.png")
+_VINYALS_VALID = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+_VINYALS_TEST = (
+    *("Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)"),
+    *("Oriya", "Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"),
+)
+
+Rotations = Literal["none", "per_task", "per_task_train", "classes_train", "classes"]
+
+
+class Omniglot(images.ImageTask):
+    """Handwritten characters of 50 alphabets, 28x28, after Lake et al. 2015.
+
+    Splits: `vinyals` 1028 / 172 / 423 classes, the published list of Vinyals et al. 2016; `lake` background /
+    evaluation alphabets, 868 / 96 / 659, validation being a tenth of the background classes drawn with seed 0;
+    `random` 1100 / 100 / 423 characters drawn with `split_seed`, as cbfinn/maml does. Under `random` without a
+    `split_seed` build's seed is used, so give every split of one run the same one; `resolve(seed)` writes it down.
+
+    Rotations, the conventions that published figures differ in: `per_task` a random multiple of 90 degrees for each
+    class of each task, in training and test (MAML, iMAML); `per_task_train` the same in training only (MAML++);
+    `classes_train` each turn a class of its own in training only (Reptile); `classes` in every split (ProtoNet).
+
+    Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
+    """
+
+    split_scheme: Literal["vinyals", "lake", "random"] = option(
+        "vinyals", "which characters are for training, validation and test: vinyals, lake or random"
+    )
+    split_seed: int | None = option(
+        None, "seed of the random split, which alone reads it; null takes the run's seed and records it", ge=0
+    )
+    rotations: Rotations = option(
+        "none", "quarter turns: none, per_task, per_task_train, classes_train or classes (see published protocols)"
+    )
+
+    def resolve(self, seed: int) -> Omniglot:
+        """The same task with the split's seed written down: what a resolved config holds."""
+        if self.split_scheme != "random" or self.split_seed is not None:
+            return self
+        return self.model_copy(update={"split_seed": seed})
+
+    def build(
+        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> images.ImageSource:
+        """The source of one split; its `facts` hold the scheme and the seed of the split."""
+        turned_classes = self.rotations == "classes" or (self.rotations == "classes_train" and split == "train")
+        self._check(split, turned_classes)
+        data = load()
+        rows = split_classes(data, self.split_scheme, self.resolve(seed).split_seed or 0)[split]
+        pool = torch.from_numpy(data["images"][rows]).unsqueeze(2)
+        source = images.image_source(
+            images.four_turns(pool) if turned_classes else pool,
+            self,
+            split=split,
+            device=device,
+            dtype=dtype,
+            rotate_per_task=self.rotations == "per_task" or (self.rotations == "per_task_train" and split == "train"),
+            data_sha256=str(data["sha256"]),
+        )
+        source.facts["split_scheme"] = self.split_scheme
+        if self.split_scheme != "vinyals":
+            used = self.resolve(seed).split_seed if self.split_scheme == "random" else LAKE_SEED
+            source.facts["split_seed"] = int(used or 0)
+        return source
+
+    def _check(self, split: str, turned_classes: bool) -> None:
+        """Everything wrong at once; the sizes are known without the file."""
+        problems = images.split_problem(split)
+        if not problems:
+            classes = _SIZES[self.split_scheme][images.SPLITS.index(split)] * (4 if turned_classes else 1)
+            problems = images.episode_problems(self.ways, self.shots, self.queries, classes, DRAWINGS, split)
+        if not prepared_path().exists():
+            raise DataError(*problems, *store.missing(FILE, "omniglot").problems)
+        if problems:
+            raise ConfigError(*problems)
+
+
+def prepared_path() -> Path:
+    """Where the prepared file is, or should be."""
+    return store.data_root() / FILE
+
+
+def load() -> dict[str, Any]:
+    """The arrays of the prepared file and `sha256`, that of its images; raises DataError."""
+    path = prepared_path()
+    if not path.exists():
+        raise store.missing(FILE, "omniglot")
+    arrays = store.load_npz(path)
+    return {**arrays, "sha256": _checked(path, arrays)}
+
+
+def _checked(path: Path, arrays: Any) -> str:
+    """Refuse a file of another form; the SHA-256 of its images."""
+    wanted = {
+        "images": ((CLASSES, DRAWINGS, SIZE, SIZE), np.dtype(np.uint8)),
+        "is_evaluation": ((CLASSES,), np.dtype(bool)),
+        "vinyals_split": ((CLASSES,), np.dtype(np.int8)),
+    }
+    for name, (shape, dtype) in wanted.items():
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            form = "missing" if found is None else f"{found.dtype} {found.shape}"
+            raise DataError((str(path), f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again"))
+    return store.sha256_of_arrays(arrays["images"])
+
+
+def split_classes(data: Any, scheme: str, seed: int) -> dict[str, Any]:
+    """Rows of the prepared file for each split, sorted: {"train": [classes], "valid": ..., "test": ...}."""
+    if scheme == "vinyals":
+        return {name: np.flatnonzero(data["vinyals_split"] == code) for code, name in enumerate(images.SPLITS)}
+    if scheme == "lake":
+        background = np.flatnonzero(~data["is_evaluation"])
+        order = rng.permutation(rng.fold_in(LAKE_SEED, "omniglot lake"), len(background)).numpy()
+        held = len(background) // 10
+        return {
+            "train": np.sort(background[order[held:]]),
+            "valid": np.sort(background[order[:held]]),
+            "test": np.flatnonzero(data["is_evaluation"]),
+        }
+    order = rng.permutation(rng.fold_in(seed, "omniglot random"), CLASSES).numpy()
+    train, valid, _ = _SIZES["random"]
+    parts = np.split(order, [train, train + valid])
+    return {name: np.sort(part) for name, part in zip(images.SPLITS, parts, strict=True)}
+
+
+class Drawings(NamedTuple):
+    """One character as published."""
+
+    is_evaluation: bool
+    alphabet: str
+    character: int  # 1-based, inside its alphabet
+    file_number: int
+    ink: store.Array  # bool [drawers, 105, 105], True where there is ink
+
+
+def prepare() -> list[str]:
+    """Make the prepared file from the publisher's archives, fetching those that are not there; lines for the user."""
+    target = prepared_path()
+    if target.exists():
+        return [f"{target} is already there; nothing was fetched", *verify()]
+    archives = [target.parent / name for name in ARCHIVES]
+    lines = []
+    for archive in archives:
+        if not archive.exists():
+            store.download(PUBLISHER + archive.name, archive, ARCHIVES[archive.name])
+            lines.append(f"fetched {archive}")
+    published = all(store.git_blob_id(archive) == ARCHIVES[archive.name] for archive in archives)
+    arrays, ink_sha256 = convert(read_archives(*archives))
+    if not published and ink_sha256 != INK_SHA256:
+        text = f"{' and '.join(ARCHIVES)} are not the publisher's; move them away and prepare omniglot again"
+        raise DataError((str(target.parent), text))
+    try:
+        store.write_npz(target, arrays)
+    except OSError as error:
+        raise store.unwritable(target, error) from error
+    return [*lines, f"wrote {target}", *verify()]
+
+
+def verify() -> list[str]:
+    """Check the prepared file's form, class counts and pixels; lines for the user, or DataError."""
+    data = load()
+    counts = {name: len(rows) for name, rows in split_classes(data, "vinyals", 0).items()}
+    if tuple(counts.values()) != _SIZES["vinyals"] or int(data["is_evaluation"].sum()) != CLASSES - BACKGROUND:
+        raise DataError((str(prepared_path()), f"classes of the splits are {counts}; prepare omniglot again"))
+    if data["sha256"] != IMAGES_SHA256:
+        text = f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file away and prepare omniglot"
+        raise DataError((str(prepared_path()), text))
+    return [
+        f"{prepared_path()}: {CLASSES} classes of {DRAWINGS} drawings, pixels as published (sha256 {IMAGES_SHA256})",
+        f"file sha256 {store.sha256_of_file(prepared_path())}",
+    ]
+
+
+def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
+    """The characters of the two zip archives: background first, then by alphabet and number; raises DataError."""
+    found = []
+    for is_evaluation, path in enumerate((background, evaluation)):
+        characters: dict[tuple[str, int, int], dict[int, store.Array]] = {}
+        for name, content in store.archive_members(path, ".png"):
+            parsed = _MEMBER.fullmatch("/".join(name.parts[-3:]))
+            if parsed is None:
+                raise DataError((str(path), f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"))
+            alphabet, character, file_number, drawer = parsed.groups()
+            place = (alphabet, int(character), int(file_number))
+            characters.setdefault(place, {})[int(drawer)] = _ink(path, str(name), content)
+        for place, drawings in sorted(characters.items()):
+            ink = np.stack([drawings[drawer] for drawer in sorted(drawings)])
+            found.append(Drawings(bool(is_evaluation), *place, ink))
+    return found
+
+
+def _ink(path: Path, name: str, content: bytes) -> store.Array:
+    """One drawing as bool [105, 105], True where there is ink: the files have black ink on white."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            grey = np.asarray(image.convert("L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError((str(path), f"{name}: not a readable PNG ({error})")) from error
+    if grey.shape != (_PUBLISHED_SIZE, _PUBLISHED_SIZE):
+        raise DataError((str(path), f"{name}: {grey.shape[1]}x{grey.shape[0]}, must be 105x105"))
+    return np.asarray(grey < 128)
+
+
+def shrink(ink: store.Array) -> store.Array:
+    """bool [A, 105, 105] -> uint8 [A, 28, 28], ink bright, by Pillow's Lanczos filter on an 8-bit grey image.
+
+    Older code shrinks the one-bit file itself, which Pillow does by nearest neighbour: other pixels.
+    """
+    grey = ink.astype(np.uint8) * 255
+    small = [Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in grey]
+    return np.stack([np.asarray(image, dtype=np.uint8) for image in small])
+
+
+def convert(characters: list[Drawings]) -> tuple[dict[str, store.Array], str]:
+    """The arrays of the prepared file, and the SHA-256 of the drawings packed by rows; raises DataError."""
+    short = [f"{c.alphabet} {c.character} ({len(c.ink)})" for c in characters if len(c.ink) != DRAWINGS]
+    if short:
+        text = f"{len(short)} characters without their {DRAWINGS} drawings: {', '.join(short[:5])}"
+        raise DataError(("archives", text))
+    evaluation = sum(c.is_evaluation for c in characters)
+    if (len(characters), evaluation) != (CLASSES, CLASSES - BACKGROUND):
+        text = f"{len(characters) - evaluation} background and {evaluation} evaluation characters, must be 964 and 659"
+        raise DataError(("archives", text))
+    alphabets = list(dict.fromkeys(c.alphabet for c in characters))
+    packed = np.stack([np.packbits(c.ink.reshape(DRAWINGS, -1), axis=-1) for c in characters])
+    arrays = {
+        "images": np.stack([shrink(c.ink) for c in characters]),
+        "alphabets": np.array(alphabets),
+        "alphabet_index": np.array([alphabets.index(c.alphabet) for c in characters], dtype=np.int16),
+        "character": np.array([c.character for c in characters], dtype=np.int16),
+        "file_number": np.array([c.file_number for c in characters], dtype=np.int16),
+        "is_evaluation": np.array([c.is_evaluation for c in characters]),
+        "drawer": np.arange(1, DRAWINGS + 1, dtype=np.uint8),
+        "vinyals_split": np.array([vinyals_code(c.alphabet, c.character) for c in characters], dtype=np.int8),
+    }
+    return arrays, store.sha256_of_arrays(packed)
+
+
+def vinyals_code(alphabet: str, character: int) -> int:
+    """0 train, 1 validation, 2 test: whole alphabets, but for Gurmukhi, whose last four characters are test classes."""
+    if alphabet in _VINYALS_VALID:
+        return 1
+    return 2 if alphabet in _VINYALS_TEST or (alphabet == "Gurmukhi" and character > 41) else 0

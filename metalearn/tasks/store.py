@@ -1,0 +1,181 @@
+"""Where data lie, and how prepared files are read, written, checked and fetched; nothing is unpickled or unpacked.
+
+Prepared files are looked for in METALEARN_DATA (else ~/.cache/metalearn). What is derived from them (decoded folders,
+rendered letters) is cached beside them, or in ~/.cache/metalearn where METALEARN_DATA is read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from metalearn.errors import DataError
+
+Array = npt.NDArray[Any]
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+_MEMBER_BYTES = 1 << 20  # no drawing is a hundredth of this; a member that claims more is not one
+
+
+def data_root() -> Path:
+    """The folder of prepared data sets: METALEARN_DATA, else ~/.cache/metalearn."""
+    named = os.environ.get("METALEARN_DATA", "").strip()
+    return Path(named).expanduser() if named else _home_cache()
+
+
+def cache_root() -> Path:
+    """The folder for derived files: the data folder, unless it is read-only."""
+    root = data_root()
+    return root if _writable(root) else _home_cache()
+
+
+def _home_cache() -> Path:
+    return Path.home() / ".cache" / "metalearn"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files may be made there; a folder without any write bit is left alone even by an administrator."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+
+
+def missing(file: str, name: str, place: str = "source") -> DataError:
+    """The error for a prepared file that is not there: what, where, and the command that makes it."""
+    root = data_root()
+    source = "METALEARN_DATA" if os.environ.get("METALEARN_DATA", "").strip() else "METALEARN_DATA is not set"
+    return DataError(
+        (
+            place,
+            f"{file} is missing: expected in {root} ({source}). Run `metalearn data prepare {name}`, "
+            f"or set METALEARN_DATA to the folder that holds {file}",
+        )
+    )
+
+
+def load_npz(path: Path) -> Mapping[str, Array]:
+    """All arrays of a prepared file, kept in the process until the file changes; raises DataError."""
+    try:
+        state = path.stat()
+        return _load(str(path), state.st_mtime_ns, state.st_size)
+    except _UNREADABLE as error:
+        raise DataError((str(path), f"cannot be read as a prepared data set: {error}; prepare it again")) from error
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, modified: int, size: int) -> Mapping[str, Array]:
+    del modified, size  # part of the cache's key only
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken file open
+        arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    for array in arrays.values():
+        array.flags.writeable = False  # shared by every source of this process
+    return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write a compressed archive that is there whole or not at all; raises OSError."""
+    handle, temporary = _temporary_beside(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary_beside(path: Path) -> tuple[int, Path]:
+    """An open file in the folder of `path`, to be renamed to it when whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    return handle, Path(name)
+
+
+def unwritable(path: Path, error: OSError) -> DataError:
+    """The error for a prepared file that cannot be written."""
+    return DataError((str(path), f"cannot be written ({error}); set METALEARN_DATA to a folder that can be written to"))
+
+
+def sha256_of_arrays(*arrays: Array) -> str:
+    """SHA-256 over the bytes of arrays in C order: the same for the same pixels, however the file was compressed."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_id(path: Path) -> str:
+    """The name that git gives to a file's content: SHA-1 over "blob <bytes>", a zero byte and the content."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """(name, content) of the files in a zip that end with `suffix`, sorted by name, read in memory.
+
+    Refuses names that are absolute or climb out of the archive, and members beyond 1 MiB. Raises DataError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                name = PurePosixPath(info.filename)
+                if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
+                    raise DataError((str(path), f"holds the name {info.filename!r}, which leads out of the archive"))
+                if info.is_dir() or name.suffix != suffix or "__MACOSX" in name.parts:
+                    continue
+                if info.file_size > _MEMBER_BYTES:
+                    raise DataError((str(path), f"{info.filename!r} unpacks to {info.file_size} bytes; at most 1 MiB"))
+                yield name, archive.read(info)
+    except DataError:
+        raise
+    except (*_UNREADABLE, RuntimeError) as error:
+        raise DataError((str(path), f"cannot be read as a zip archive: {error}; fetch it again")) from error
+
+
+def download(url: str, path: Path, blob_id: str) -> None:
+    """Fetch one file over https and keep it only when its git blob id is `blob_id`; raises DataError."""
+    if not url.startswith("https://"):
+        raise DataError((url, "only https is fetched"))
+    try:
+        handle, temporary = _temporary_beside(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as answer:
+            while block := answer.read(1 << 20):
+                file.write(block)
+        found = git_blob_id(temporary)
+        if found != blob_id:
+            raise DataError((path.name, f"what {url} sent has git blob id {found}, not {blob_id}; nothing was kept"))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        remedy = f"fetch it on another machine and put it in {path.parent}"
+        raise DataError((path.name, f"could not be fetched from {url} ({reason}); {remedy}")) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Pretraining and fine-tuning: the pretrained baseline of Finn, Abbeel & Levine 2017, section 5.1, and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor
+
+from metalearn.component import Component, option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.heads import fresh_linear, is_head
+from metalearn.inner.method import learner_of_tasks
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import criterion
+from metalearn.transfer.linear_probe import learn_head
+from metalearn.transfer.pretrain import HEAD, descent, pretrained
+from metalearn.tree import partition
+from metalearn.types import Batch, EpisodeSpec, Key, Learned, Learner, Meta, Method, Params, UpdateRule
+
+
+class FineTune(Component):
+    """Pretrain on examples of all training tasks, then move all layers, or the head, on each new task.
+
+    theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a head drawn from the
+    task's key (step 0 is a guess, 1/N);  phi_{s+1} = phi_s - inner_lr * m_s, m_s = inner_momentum * m_{s-1} +
+    grad L_support(phi_s). In regression the outputs stay the same and the pretrained head is kept at the start.
+    """
+
+    name: Literal["fine_tune"] = option("fine_tune", "the method")
+    adapts: Literal["all", "head"] = option("all", "what a new task moves: all layers or the head alone", acts="adapt")
+    inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
+    inner_momentum: float = option(0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1)
+    outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+        rule = descent(self.inner_lr, self.inner_momentum)
+
+        def head_at_start(meta: Meta, key: Key, like: Tensor) -> Params:
+            if spec.classification:
+                return fresh_linear(key, spec.outputs, like)
+            return partition(meta["params"], is_head)[0]
+
+        if self.adapts == "head":
+            learn = learn_head(learner, spec, rule, start=head_at_start)
+        else:
+            learn = _learn_all_layers(learner, spec, rule)
+        return pretrained(learner, spec, self.outer.build(meta_steps), learn)
+
+
+def _learn_all_layers(learner: Learner, spec: EpisodeSpec, rule: UpdateRule) -> Callable[..., Learned]:
+    loss_of = criterion(spec)
+
+    def loss(params: Params, batch: Batch, step: int) -> Tensor:
+        return loss_of(learner.apply(params, batch.x), batch.y)
+
+    def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
+        start = meta["params"]
+        if spec.classification:  # of the old head only the width D is read
+            start = {**start, **fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])}
+        return adapt(loss, start, rule, support, points[-1], keep=points).points
+
+    def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+        return learner.apply(params, query_x, context=support.x)
+
+    return learner_of_tasks(adapt_one, predict_one)

@@ -1,0 +1,98 @@
+"""Arithmetic over pytrees of tensors; the only file that touches torch's pytree module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+STATS = "stats."  # prefix of running statistics: gradients and update rules skip them
+
+
+def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`function` on the leaves of one or several trees of the same structure."""
+    return _pytree.tree_map(function, tree, *rest)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if leaf is not None]
+
+
+def add(a: Any, b: Any) -> Any:
+    return tree_map(lambda x, y: x + y, a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    return tree_map(lambda x, y: x - y, a, b)
+
+
+def scale(tree: Any, factor: float | Tensor) -> Any:
+    return tree_map(lambda x: x * factor, tree)
+
+
+def zeros_like(tree: Any) -> Any:
+    return tree_map(torch.zeros_like, tree)
+
+
+def detach(tree: Any) -> Any:
+    return tree_map(lambda x: x.detach(), tree)
+
+
+def mean_over_tasks(tree: Any) -> Any:
+    """[T, ...] -> [...] on every leaf."""
+    return tree_map(lambda x: x.mean(0), tree)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of the same structure -> one tree with a leading axis."""
+    return tree_map(lambda *xs: torch.stack(xs), *trees)
+
+
+def take(tree: Any, index: Any) -> Any:
+    """The same index along the leading axis of every leaf."""
+    return tree_map(lambda x: x[index], tree)
+
+
+def norm(tree: Any) -> Tensor:
+    """Euclidean norm over all leaves: []."""
+    return torch.stack([x.square().sum() for x in leaves(tree)]).sum().sqrt()
+
+
+def partition(params: dict[str, Tensor], keep: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a flat dict by name: (kept, the rest)."""
+    kept = {name: value for name, value in params.items() if keep(name)}
+    return kept, {name: value for name, value in params.items() if name not in kept}
+
+
+def trainable(params: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(what gradients move, running statistics)."""
+    return partition(params, lambda name: not name.startswith(STATS))
+
+
+def named_leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Every leaf under a dotted name: the checkpoint format."""
+    named: dict[str, Tensor] = {}
+    for path, value in _pytree.tree_flatten_with_path(tree)[0]:
+        if value is not None:
+            named[prefix + ".".join(_part(entry) for entry in path)] = value
+    return named
+
+
+def from_named(like: Any, named: dict[str, Tensor], prefix: str = "") -> Any:
+    """The tree of `like`'s structure with the leaves of `named`; raises KeyError with the missing names."""
+    flat, structure = _pytree.tree_flatten_with_path(like)
+    names = [None if value is None else prefix + ".".join(_part(entry) for entry in path) for path, value in flat]
+    missing = [name for name in names if name is not None and name not in named]
+    if missing:
+        raise KeyError(f"missing: {', '.join(missing[:5])}")
+    return _pytree.tree_unflatten([None if name is None else named[name] for name in names], structure)
+
+
+def _part(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)

@@ -1,0 +1,170 @@
+"""The types that everything passes through.
+
+Axis letters, the same in every comment of the project:
+
+    T tasks in a batch · N ways · K shots · Q queries per class · M query examples · S inner steps
+    B examples · X example shape · D features · C outputs · E evaluation episodes · P points of a learning curve
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Key = Tensor  # 0-d int64, or [*B] int64 where a function says so; see metalearn/rng.py
+Params = dict[str, Tensor]  # flat; names as in the module; "stats." marks running statistics
+Grads = Any  # a pytree like the parameters it belongs to
+Updates = Any
+State = Any  # a pytree of float tensors
+Meta = Any  # what is learned across tasks: a pytree of float tensors of one dtype
+Lanes = Any  # leaves [T, ...]
+Metrics = dict[str, Tensor]
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """Labelled examples of one task."""
+
+    x: Tensor  # [B, *X]
+    y: Tensor  # [B] int64 classes | [B, C] float targets
+
+
+class Episode(NamedTuple):
+    """One task; a stacked Episode has a leading T on every leaf and the same type."""
+
+    support: Batch  # x [N*K, *X]
+    query: Batch  # x [M, *X]
+    info: dict[str, Tensor]  # key [], step [], class_ids [N] (classification), amplitude [] (sinusoid), ...
+
+
+class Learner(NamedTuple):
+    """A model as pure functions of its parameters."""
+
+    init: Callable[[Key], Params]
+    features: Callable[..., Tensor]  # (params, x, context=None): [B, *X] -> [B, D]; runs without the head's leaves
+    apply: Callable[..., Tensor]  # (params, x, context=None): [B, *X] -> [B, C]
+    stats: Callable[[Params, Tensor], Params]  # running statistics refreshed from one batch; identity elsewhere
+    normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
+    outputs: int = 1  # C
+    x_shape: tuple[int, ...] = ()  # X
+
+
+class UpdateRule(NamedTuple):
+    """An (init, update) pair for inner and outer loops; the caller adds the updates."""
+
+    init: Callable[[Any], State]
+    update: Callable[[Grads, State, Any, Tensor], tuple[Updates, State]]  # last argument: the loss
+
+
+class Path(NamedTuple):
+    """What one inner loop passed through."""
+
+    points: list[Params]  # the kept points, in order
+    state: State  # of the rule, after the last step
+    losses: Tensor  # [S], each before its step
+
+
+class MetaState(NamedTuple):
+    """Everything that changes during meta-training; only tensors."""
+
+    meta: Meta
+    opt: State
+    lanes: Lanes | None
+    step: Tensor  # []
+
+
+class Learned(NamedTuple):
+    """Predictions after chosen numbers of steps on each task's support set."""
+
+    predictions: Tensor  # [T, P, M, C]
+    notes: dict[str, Tensor]  # [T, ...]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method is, for the loop, the checks and the report."""
+
+    consumes: Literal["episodes", "examples", "nothing"]
+    uses_steps: bool = True
+    support_at_step_0: bool = False
+    transductive: bool = False
+    normalisation: str = "none"
+    host_side: bool = False
+    fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """The shape of one task; a method is built for it."""
+
+    kind: Literal["classification", "regression"]
+    ways: int  # N; 1 for regression
+    shots: int  # K
+    queries: int  # Q
+    x_shape: tuple[int, ...]  # X
+    outputs: int  # C
+    num_classes: int  # of the split; 0 for regression
+    split: str = "train"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def classification(self) -> bool:
+        return self.kind == "classification"
+
+    @property
+    def metric(self) -> str:
+        """The headline metric: accuracy for classes, loss (squared error) for regression."""
+        return "accuracy" if self.classification else "loss"
+
+
+class Ledger(Protocol):
+    """Where cost is written; `run` is the one way to spend."""
+
+    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result: ...
+
+
+class NullLedger:
+    """A ledger that calls and forgets."""
+
+    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result:
+        del phase, times, counts
+        return function(*args)
+
+    @contextmanager
+    def span(self, phase: str, **counts: int) -> Iterator[None]:
+        del phase, counts
+        yield
+
+
+class TaskSource(Protocol):
+    """Where episodes come from."""
+
+    spec: EpisodeSpec
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """Leaves [T, ...] on the device; episode t depends on (key, start + t) alone."""
+        ...
+
+    def examples(self, key: Key, size: int) -> Batch:
+        """x [B, *X] with labels over all classes of the split; for regression one point of each of B fresh tasks."""
+        ...
+
+
+class Method(NamedTuple):
+    """One way of learning new tasks; all five families are Methods."""
+
+    spec: EpisodeSpec
+    traits: Traits
+    init: Callable[[Key], MetaState]
+    learn: Callable[..., Learned]  # (meta, support, query_x, steps, key=..., ledger=NullLedger()); leaves with leading T
+    task_grad: Callable[..., tuple[Any, ...]] | None = None  # one task: (meta, episode[, lane]) -> (grads, metrics[, lane])
+    update: Callable[[MetaState, Grads], MetaState] | None = None
+    step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = None  # None: nothing is learned across tasks
+    lanes: Callable[[Key, int], Lanes] | None = None
+    prepare: Callable[..., Method] | None = None

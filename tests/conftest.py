@@ -1,0 +1,67 @@
+"""What every test run has: one thread, no network, the data beside the checkout where they are there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and for the processes that tests start
+os.environ.setdefault("WANDB_MODE", "offline")
+if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is_dir():
+    os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+class NetworkUsed(AssertionError):
+    """A test asked for the network; not an OSError, so that no retry or fallback can hide it."""
+
+
+def _local_only(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family != getattr(socket, "AF_UNIX", None):
+            raise NetworkUsed(f"a test connects to {address!r}; tests run without a network")
+        return connect(self, address)
+
+    return guarded
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Refuse every connection that leaves this machine's processes (sockets in the file system are fine)."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
+        yield
+
+
+@pytest.fixture
+def float64() -> Iterator[torch.dtype]:
+    """Make float64 torch's default for one test: closed forms and gradients are compared in it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the prepared Omniglot; a test that needs it is skipped where it is not there."""
+    folder = Path(os.environ.get("METALEARN_DATA") or "~/.cache/metalearn").expanduser()
+    if not (folder / "omniglot28.npz").is_file():
+        pytest.skip("omniglot28.npz is not prepared: set METALEARN_DATA, or run `metalearn data prepare omniglot`")
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu say why they are skipped where there is no CUDA device."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

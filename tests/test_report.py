@@ -1,0 +1,481 @@
+"""From run directories to comparison.json and one page: checks that fail on purpose, a page that holds together."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from metalearn.errors import ConfigError
+from metalearn.run import figures, report_data
+from metalearn.run.comparison import collect, write_comparison
+from metalearn.run.report import write_report
+
+STEPS = [0, 1, 2, 5, 10, 20]
+# label: start, end, speed (steps to get half way), uses_steps, consumes
+METHODS: dict[str, tuple[float, float, float, bool, str]] = {
+    "maml": (0.2, 0.93, 0.4, True, "episodes"),
+    "reptile": (0.2, 0.88, 2.0, True, "episodes"),
+    "proto_net": (0.95, 0.95, 1.0, False, "episodes"),
+    "fine_tune": (0.2, 0.86, 4.0, True, "examples"),
+    "linear_probe": (0.2, 0.81, 3.0, True, "examples"),
+    "scratch": (0.2, 0.47, 5.0, True, "nothing"),
+}
+
+
+def write_run(
+    path: Path,
+    label: str,
+    method: str,
+    seed: int = 0,
+    *,
+    episodes: int = 600,
+    change: Callable[[dict[str, Any]], None] = id,
+) -> Path:
+    """A plausible finished classification run; `change` edits result.json before it is written."""
+    start, end, speed, uses_steps, consumes = METHODS[method]
+    tasks = np.random.default_rng(7).normal(0, 0.06, episodes)  # the same hard tasks for every method
+    generator = np.random.default_rng([sum(map(ord, label)), seed])
+    steps = np.asarray(STEPS, np.float64)
+    level = start + (end - start) * (steps / (steps + speed) if uses_steps else np.ones(len(steps)))
+    noise = generator.normal(0, 0.09, (episodes, len(steps) if uses_steps else 1))
+    known = np.clip(
+        level[None]
+        + generator.normal(0, 0.004) * ((steps > 0) | (not uses_steps))
+        + tasks[:, None] * (level > 0.25)
+        + noise,
+        0,
+        1,
+    )
+    accuracy = np.round(known * 75) / 75
+    loss = -np.log(np.clip(accuracy, 0.02, 1)) + 0.05
+    test = _test(STEPS, accuracy, loss)
+    headline = 10 if uses_steps else 20
+    place = STEPS.index(headline)
+    result = _result(label, method, seed, episodes, test) | {
+        "task": {"source": "glyphs", "split": "test", "ways": 5, "shots": 1, "queries": 15, "data_sha256": "d" * 64},
+        "normalisation": "query_batch",
+        "transductive": True,
+        "headline": {"metric": "accuracy", "step": headline, "value": test["accuracy"][place],
+                     "ci95": test["accuracy_ci95"][place], "published": 0.987 if method == "maml" else None,
+                     "published_ci95": 0.004 if method == "maml" else None, "source": "Finn et al. 2017, table 1"},
+        "traits": {"uses_steps": uses_steps, "support_at_step_0": not uses_steps, "transductive": True,
+                   "consumes": consumes},
+        "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []} if consumes != "episodes" else None,
+        "cost": _cost(consumes, uses_steps),
+    }  # fmt: skip
+    change(result)
+    tune = {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}} if result["tuned"] else None
+    config = {"experiment": "demo", "method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
+    lines = _metrics(generator, end) if consumes != "nothing" else []
+    _write(path, result, config, lines, {"accuracy": accuracy, "loss": loss})
+    drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
+    asked = np.random.default_rng(4).random((3, 15, 1, 28, 28)) ** 6
+    labels = np.stack([np.random.default_rng(place).permutation(5) for place in range(3)])
+    many = np.stack([np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)])
+    np.savez(path / "episodes.npz", support_x=drawn, support_y=labels, query_x=asked, query_y=many)
+    return path
+
+
+def write_regression(path: Path, label: str, method: str = "maml", seed: int = 0, *, exploding: int = 0) -> Path:
+    """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first step."""
+    generator = np.random.default_rng([sum(map(ord, label)), seed])
+    level = np.asarray([4.9, 0.66, 0.52, 0.45, 0.38, 0.36] if method == "maml" else [4.2, 2.4, 2.35, 2.3, 2.25, 2.2])
+    loss = level * generator.gamma(2.0, 0.5, (600, 1)) * generator.uniform(0.8, 1.2, (600, len(STEPS)))
+    loss[:exploding, 2:] = 1e6
+    loss[: exploding // 2, 4:] = math.inf
+    test = _test(STEPS, None, loss)
+    result = _result(label, method, seed, 600, test) | {
+        "experiment": "sinusoid",
+        "task": {"source": "sinusoid", "split": "test", "ways": 1, "shots": 5, "queries": 100, "data_sha256": None},
+        "normalisation": "none",
+        "transductive": False,
+        "headline": {"metric": "loss", "step": 1, "value": test["loss"][1], "ci95": test["loss_ci95"][1],
+                     "published": 0.67, "published_ci95": None, "source": "Finn et al. 2017",
+                     "published_curve": {"1": 0.67, "5": 0.38}},
+        "traits": {"uses_steps": True, "support_at_step_0": False, "transductive": False, "consumes": "episodes"},
+        "tuned": None,
+        "cost": _cost("episodes", True),
+    }  # fmt: skip
+    config = {"experiment": "sinusoid", "method": {"name": method}}
+    _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
+    x = generator.uniform(-5, 5, (3, 5, 1))
+    query = generator.uniform(-5, 5, (3, 100, 1))
+    np.savez(path / "episodes.npz", support_x=x, support_y=3 * np.sin(x), query_x=query, query_y=3 * np.sin(query))
+    return path
+
+
+def _test(steps: list[int], accuracy: np.ndarray | None, loss: np.ndarray) -> dict[str, Any]:
+    def half(values: np.ndarray) -> list[float]:
+        with np.errstate(invalid="ignore"):
+            return list(1.96 * values.std(0, ddof=1) / math.sqrt(len(values)))
+
+    gone = ~np.isfinite(loss) | (loss > 10 * loss[:, :1].mean())
+    kept = [loss[~gone[:, place], place] for place in range(len(steps))]
+    return {
+        "steps": steps,
+        "accuracy": None if accuracy is None else list(accuracy.mean(0)),
+        "accuracy_ci95": None if accuracy is None else half(accuracy),
+        "loss": list(loss.mean(0)),
+        "loss_ci95": half(loss),
+        "loss_median": list(np.median(loss, 0)),
+        "loss_converged": [float(values.mean()) for values in kept],
+        "loss_converged_ci95": [half(values[:, None])[0] for values in kept],
+        "diverged": list(gone.mean(0)),
+    }
+
+
+def _result(label: str, method: str, seed: int, episodes: int, test: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": 1, "experiment": "demo", "label": label, "method": method, "seed": seed, "config_hash": "c0ffee" * 5,
+        "git": "0123456789abcdef", "episodes": {"count": episodes, "seed": 1, "fingerprint": "f" * 64},
+        "checkpoint": "best", "test": test,
+    }  # fmt: skip
+
+
+def _cost(consumes: str, uses_steps: bool) -> dict[str, Any]:
+    up_front = {"flops": None, "seconds": 92.5, "gradient_steps": 2000}
+    return {
+        "tune": {"seconds": 14.2, "gradient_steps": 300} if consumes != "episodes" else None,
+        "pretrain": up_front if consumes == "examples" else None,
+        "meta_train": up_front if consumes == "episodes" else None,
+        "adapt": {"seconds_batched": 0.012 if uses_steps else 0.0007, "seconds_alone": 0.031, "gradient_steps": 20},
+        "predict": {"seconds_batched": 0.0006, "seconds_alone": 0.002},
+    }
+
+
+def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]:
+    lines = []
+    for step in range(0, 2001, 200):
+        for split, lost in (("train", 0.0), ("valid", 0.06)):
+            level = 0.2 + (end - 0.2) * step / (step + 250) - lost * step / 2000 + generator.normal(0, 0.008)
+            lines.append({"kind": "valid", "step": step, "split": split, "accuracy": level, "accuracy_ci95": 0.012,
+                          "loss": 1 - level, "loss_ci95": 0.02})  # fmt: skip
+    return lines
+
+
+def _write(path: Path, result: Any, config: Any, lines: list[dict[str, Any]], scores: dict[str, np.ndarray]) -> None:
+    path.mkdir(parents=True)
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
+    environment = {
+        "python": "3.11.7",
+        "torch": "2.13.0",
+        "threads": 2,
+        "started": "2026-01-01T00:00:00",
+        "argv": ["metalearn", "compare", "demo"],
+    }
+    (path / "environment.json").write_text(json.dumps(environment))
+    np.savez(path / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
+
+
+def write_rows(root: Path, labels: list[str], seeds: int = 1, **how: Any) -> Path:
+    for label in labels:
+        for seed in range(seeds):
+            write_run(root / "methods" / label / f"seed-{seed}", label, label, seed, **how)
+    return root
+
+
+class Page(HTMLParser):
+    """Reads a page and remembers what does not close, what it would load, and its identifiers."""
+
+    VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check_page(path: Path) -> Page:
+    """The conditions that every page meets."""
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.problems and not page.open
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.loads)
+    assert all(link[1:] in page.ids for link in page.loads if link.startswith("#"))
+    assert not {"script", "link", "iframe"} & page.tags
+    assert not re.search(r"https?://|url\((?!#)|@import", text)
+    assert "nan" not in page.text.lower().split()
+    return page
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("comparison"), list(METHODS), seeds=3)
+
+
+def _check(root: Path, name: str) -> dict[str, Any]:
+    return next(check for check in collect(root)["checks"] if check["name"] == name)
+
+
+def test_comparison_is_schema_1(comparison: Path) -> None:
+    found = json.loads(write_comparison(comparison).read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert list(found) == ["schema", "rows", "summary", "paired", "target", "break_even", "checks"]
+    assert (found["schema"], found["target"], found["break_even"]) == (1, None, [])
+    assert len(found["rows"]) == 18 and len(found["paired"]) == 15
+    on_disk = json.loads((comparison / "methods/maml/seed-1/result.json").read_text())
+    assert on_disk in found["rows"]
+    for line in found["summary"]:
+        assert {"label", "value", "ci95_tasks", "ci95_seeds", "auc", "iqm"} <= set(line)
+    assert all(check["passed"] for check in found["checks"]), found["checks"]
+    assert not list(comparison.glob(".*"))
+
+
+def test_summary_is_what_the_scores_say(comparison: Path) -> None:
+    found = {line["label"]: line for line in collect(comparison)["summary"]}
+    values = [
+        json.loads((comparison / f"methods/maml/seed-{s}/result.json").read_text())["headline"]["value"]
+        for s in range(3)
+    ]
+    assert found["maml"]["value"] == pytest.approx(np.mean(values))
+    assert found["maml"]["ci95_seeds"] == pytest.approx(4.302652729 * np.std(values, ddof=1) / math.sqrt(3))
+    scores = [np.load(comparison / f"methods/maml/seed-{s}/scores.npz")["accuracy"][:, 4] for s in range(3)]
+    over_tasks = np.mean(scores, 0)
+    assert found["maml"]["ci95_tasks"] == pytest.approx(1.96 * over_tasks.std(ddof=1) / math.sqrt(600), rel=1e-4)
+    assert found["proto_net"]["auc"] == pytest.approx(found["proto_net"]["value"], abs=1e-6)
+    assert found["maml"]["auc"] < found["maml"]["auc_linear"]  # the early steps weigh more
+
+
+def test_pairs_find_the_better_method(comparison: Path) -> None:
+    pair = next(e for e in collect(comparison)["paired"] if {e["a"], e["b"]} == {"maml", "scratch"})
+    assert pair["difference"] > 0.3 and pair["ci95"][0] > 0.25 and pair["p"] <= 0.001
+
+
+def _edit(**parts: Any) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        for key, value in parts.items():
+            result[key] = {**result[key], **value} if isinstance(value, dict) and result[key] else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("same new tasks", _edit(task={"shots": 5}), "differ"),
+        ("same test episodes", _edit(episodes={"fingerprint": "e" * 64}), "eeeeeeeeeeee: maml seed 0"),
+        ("same normalisation policy", _edit(normalisation="running"), "running: maml"),
+        ("few tasks diverged", _edit(test={"diverged": [0, 0, 0, 0, 0.04, 0.1]}), "maml 4.00%"),
+        ("tuned values inside their range", _edit(tuned={"inner_lr": 0.99, "on_edge": ["inner_lr"]}), "inner_lr 0.99"),
+        ("at least 600 test episodes", _edit(episodes={"count": 599}), "599"),
+    ],
+)
+def test_a_check_fails_on_purpose(tmp_path: Path, name: str, change: Any, why: str) -> None:
+    write_rows(tmp_path, ["proto_net", "scratch"])
+    assert _check(tmp_path, name)["passed"]
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=change)
+    assert not _check(tmp_path, name)["passed"]
+    assert why in _check(tmp_path, name)["why"]
+    text = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "✗ failed" in text and name in text
+
+
+def test_seeds_below_three_fail(tmp_path: Path, comparison: Path) -> None:
+    assert _check(comparison, "at least 3 seeds")["passed"]
+    assert not _check(write_rows(tmp_path, ["maml"], seeds=2), "at least 3 seeds")["passed"]
+
+
+def test_a_leak_at_step_0_fails(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "proto_net"])
+    assert _check(tmp_path, "step 0 is chance")["passed"]
+    file = tmp_path / "methods/maml/seed-0/scores.npz"
+    scores = dict(np.load(file))
+    scores["accuracy"][:, 0] += 0.02  # standard error 0.0037
+    np.savez(file, **scores)
+    assert not _check(tmp_path, "step 0 is chance")["passed"]
+    scores["accuracy"][:, 0] = 0.2  # always the same class: chance exactly, and no variance
+    np.savez(file, **scores)
+    assert _check(tmp_path, "step 0 is chance")["passed"]
+
+
+def test_missing_training_curves_fail(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    found = _check(tmp_path, "train-task against validation-task curves")
+    assert found["passed"] and re.search(r"maml \+\d\.\d points", found["why"])
+    (tmp_path / "methods/maml/seed-0/metrics.jsonl").write_text("")
+    assert not _check(tmp_path, "train-task against validation-task curves")["passed"]
+
+
+def test_an_unfinished_row_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    (tmp_path / "methods/maml/seed-0/result.json").unlink()
+    assert _check(tmp_path, "every row is finished")["why"] == "not finished: methods/maml/seed-0"
+    (tmp_path / "methods/scratch/seed-0/result.json").unlink()
+    with pytest.raises(ConfigError, match="no finished run"):
+        collect(tmp_path)
+
+
+def test_pairs_need_the_same_episodes(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"])
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=_edit(episodes={"fingerprint": "e" * 64}))
+    (pair,) = collect(tmp_path)["paired"]
+    assert pair["difference"] is None and "same test episodes" in pair["why"]
+
+
+def test_undefined_numbers_are_none_and_counted(tmp_path: Path) -> None:
+    for label, exploding in (("maml", 8), ("pretrained", 0)):
+        write_regression(tmp_path / f"methods/{label}/seed-0", label, exploding=exploding)
+    text = write_comparison(tmp_path).read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    found = json.loads(text)
+    row = next(row for row in found["rows"] if row["label"] == "maml")
+    assert row["test"]["loss"][5] is None and row["test"]["diverged"][5] == pytest.approx(8 / 600)
+    line = next(line for line in found["summary"] if line["label"] == "maml")
+    assert line["iqm"] is not None and line["value"] is not None  # the headline is step 1, before they explode
+
+
+def test_the_page_holds_together(comparison: Path) -> None:
+    out = write_report([comparison], comparison / "report.html")
+    page = check_page(out)
+    for label in METHODS:
+        assert label in page.text
+    for words in ("proto_net is best", "points above training from scratch", "after steps", "transductive", "Checks",
+                  "metalearn compare demo", "higher is better", "Finn et al. 2017", "torch: 2.13.0"):  # fmt: skip
+        assert words in page.text, words
+    assert "demonstration" not in page.text
+    assert sorted(file.name for file in (comparison / "figures").iterdir()) == [
+        "seconds.svg",
+        "steps.svg",
+        "training.svg",
+    ]
+    assert out.stat().st_size < 1_500_000
+
+
+def test_the_page_is_deterministic(comparison: Path, tmp_path: Path) -> None:
+    first = write_report([comparison], tmp_path / "a" / "report.html").read_bytes()
+    assert first == write_report([comparison], tmp_path / "b" / "report.html").read_bytes()
+
+
+def test_a_demonstration_says_so_first(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    text = check_page(write_report([tmp_path], tmp_path / "report.html", demonstration=True)).text
+    body = text[text.index("This is a demonstration, not a benchmark") :]
+    assert "How fast is a new task learned?" in body
+
+
+def test_a_malicious_label_is_text(tmp_path: Path) -> None:
+    label = '<script>alert("x")</script>&$a$'
+    write_run(tmp_path / "methods/bad/seed-0", label, "maml")
+    write_run(tmp_path / "methods/scratch/seed-0", "scratch", "scratch")
+    config = tmp_path / "methods/bad/seed-0/config.yaml"
+    config.write_text(config.read_text() + "note: '</pre><script>alert(1)</script>'\n")
+    page = check_page(write_report([tmp_path], tmp_path / "report.html", title="<b>bold</b> & more"))
+    assert label in page.text and "b" not in page.tags
+
+
+def test_one_run_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "maml", "maml")
+    page = check_page(write_report([run], tmp_path / "out" / "report.html"))
+    assert "maml reaches" in page.text and not (tmp_path / "out" / "figures").exists()
+    assert "Paired differences" not in page.text
+
+
+def test_regression_runs(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_regression(tmp_path / "maml" / f"seed-{seed}", "maml", seed=seed, exploding=4)
+        write_regression(tmp_path / "pretrained" / f"seed-{seed}", "pretrained", "fine_tune", seed=seed)
+    page = check_page(write_report([tmp_path], tmp_path / "report.html"))
+    for words in (
+        "squared error",
+        "lower is better",
+        "median task",
+        "left out of the line of maml",
+        "Share of tasks that diverged",
+        "published",
+    ):
+        assert words in page.text, words
+    assert "accuracy" not in page.text
+
+
+def test_comparisons_and_loose_runs_share_a_page(tmp_path: Path) -> None:
+    write_rows(tmp_path / "glyphs", ["maml", "scratch"])
+    loose = write_regression(tmp_path / "sine", "maml")
+    page = check_page(write_report([tmp_path / "glyphs", loose], tmp_path / "report.html"))
+    assert "5-way 1-shot glyphs" in page.text and "5-shot sinusoid" in page.text
+    assert (tmp_path / "figures" / "s0-steps.svg").exists() and not (tmp_path / "figures" / "s1-steps.svg").exists()
+
+
+def test_the_same_seed_twice_is_two_rows(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, "maml", "maml") for name in ("a", "b")]
+    groups = report_data.group(report_data.load(run) for run in runs)
+    assert len({group.label for group in groups}) == 2
+    check_page(write_report(runs, tmp_path / "report.html"))
+
+
+def test_every_bad_directory_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = write_run(tmp_path / "broken", "maml", "maml")
+    (broken / "result.json").write_text("{")
+    with pytest.raises(ConfigError) as caught:
+        write_report([tmp_path / "empty", broken, tmp_path / "absent"], tmp_path / "report.html")
+    places = [place for place, _ in caught.value.problems]
+    assert len(places) == 3 and places[1].endswith("result.json")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_label_looks_the_same_in_every_report(comparison: Path) -> None:
+    groups = report_data.group(report_data.load(path) for path in report_data.run_directories(comparison)[0])
+    everything = figures.styles(groups)
+    assert len({(style.color, style.marker) for style in everything.values()}) == len(METHODS)
+    for group in groups:
+        assert figures.styles([group])[group.label] == everything[group.label]
+
+
+def test_durations() -> None:
+    shown = [figures.duration(seconds) for seconds in (0.000085, 0.0123, 0.9999, 4.56, 119.0, 720.0, 11520.0)]
+    assert shown == ["85 µs", "12.3 ms", "1 s", "4.56 s", "119 s", "12 min", "3.2 h"]
+
+
+def test_seconds_grow_with_steps_from_the_time_to_answer(tmp_path: Path) -> None:
+    stepping = report_data.group([report_data.load(write_run(tmp_path / "a", "maml", "maml"))])[0]
+    x, places = figures.seconds_at(stepping)
+    assert places == list(range(len(STEPS)))
+    assert x == pytest.approx([0.0006 + 0.012 * step / 20 for step in STEPS])
+    still = report_data.group([report_data.load(write_run(tmp_path / "b", "proto_net", "proto_net"))])[0]
+    x, places = figures.seconds_at(still)
+    assert places == [0] and x == pytest.approx([0.0013])
+
+
+def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
+    def unmeasured(result: dict[str, Any]) -> None:
+        result["cost"] = {"adapt": {"seconds_batched": None, "seconds_alone": None}, "tune": {"seconds": 0}}
+
+    run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
+    assert figures.seconds_figure(report_data.group([report_data.load(run)]), figures.WIDE) is None
+    page = check_page(write_report([run], tmp_path / "report.html"))
+    assert "It cost nothing measured beforehand." in page.text
