@@ -52,6 +52,7 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # hashing is not traced: a name is a constant
 def _number(name: str | int) -> int:
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
@@ -77,7 +78,9 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
     key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else seed_or_key & _MASK
     for name in names:
         if isinstance(key, Tensor) or isinstance(name, Tensor):
-            base = key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
+            base = (
+                key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
+            )
             key = _mix(_mix(base + _times(name, _SALT)) + _times(name, _GAMMA))
         else:
             number_int = _number(name)
@@ -87,18 +90,22 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
-    """(i + 1) * GAMMA, wrapping: [count].
+    """(i + 1) * GAMMA, wrapping: [count], by doubling and sums alone.
 
-    A running sum of a constant, not `GAMMA * arange`: torch 2.13's CPU compiler corrupts memory on the product when
-    `count` is no multiple of the vector width (tests/test_rng.py compiles odd sizes).
+    Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU compiler corrupts
+    memory on that product when `count` is no multiple of the vector width (tests/test_rng.py compiles odd sizes).
     """
-    return torch.full((count,), _GAMMA_S, dtype=torch.int64, device=device).cumsum(0)
+    made = torch.full((1,), _GAMMA_S, dtype=torch.int64, device=device)
+    size = 1
+    while size < count:
+        made, size = torch.cat([made, made + _signed(size * _GAMMA)]), 2 * size
+    return made[:count]
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
     """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is output i of SplitMix64 seeded with the key."""
     counters = _counters(math.prod(shape), key.device)
-    return _mix(key.unsqueeze(-1) + counters).reshape(*key.shape, *shape)
+    return _mix(key.unsqueeze(-1) + counters).reshape((*key.shape, *shape))
 
 
 def uniform(

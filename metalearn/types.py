@@ -162,8 +162,12 @@ class Method(NamedTuple):
     spec: EpisodeSpec
     traits: Traits
     init: Callable[[Key], MetaState]
-    learn: Callable[..., Learned]  # (meta, support, query_x, steps, key=..., ledger=NullLedger()); leaves with leading T
-    task_grad: Callable[..., tuple[Any, ...]] | None = None  # one task: (meta, episode[, lane]) -> (grads, metrics[, lane])
+    learn: Callable[
+        ..., Learned
+    ]  # (meta, support, query_x, steps, key=..., ledger=NullLedger()); leaves with leading T
+    task_grad: Callable[..., tuple[Any, ...]] | None = (
+        None  # one task: (meta, episode[, lane]) -> (grads, metrics[, lane])
+    )
     update: Callable[[MetaState, Grads], MetaState] | None = None
     step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = None  # None: nothing is learned across tasks
     lanes: Callable[[Key, int], Lanes] | None = None

@@ -239,6 +239,7 @@ def test_proto_net_of_other_ways_takes_the_same_meta() -> None:
     said = few.learn(state.meta, stacked([episode]).support, episode.query.x[None], (0,)).predictions[0, 0]
     z = features(state.meta, episode.query.x)
     mean = features(state.meta, episode.support.x[episode.support.y == 1]).mean(0)
+    assert said.shape == (WAYS * QUERIES, WAYS) and said.isfinite().all()
     torch.testing.assert_close(said[:, 1], -((z - mean) ** 2).sum(1), **CLOSE)
 
 

@@ -221,8 +221,8 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
         "105x105": {"x/A/character01/0001_01.png": png(np.eye(28) > 0)},
         "characterNN": {"x/A/0001_01.png": png(np.eye(105) > 0)},
     }
-    for reason, members in cases.items():
-        bad = archive(tmp_path / f"{reason}.zip", members)
+    for number, (reason, members) in enumerate(cases.items()):
+        bad = archive(tmp_path / f"{number}.zip", members)
         with pytest.raises(DataError, match="leads out" if reason == "absolute" else reason) as caught:
             omniglot.read_archives(good, bad)
         assert str(bad) in str(caught.value)

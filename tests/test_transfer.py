@@ -237,6 +237,7 @@ def test_every_leaf_of_the_meta_moves_in_pretraining(name: str) -> None:
     old, new = named_leaves(method.init(fold_in(0, "init")).meta), named_leaves(state.meta)
     assert [leaf for leaf in old if (old[leaf] == new[leaf]).all()] == []
     assert not any(leaf.startswith("params.head") for leaf in old)
+    assert old["pretrain_head.head.weight"].shape == (9, 7)  # a row for each class of the split
     assert {leaf.dtype for leaf in new.values()} == {torch.float64}
 
 

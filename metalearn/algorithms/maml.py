@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from metalearn.algorithms.need import need_queries
 from metalearn.component import Component, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import begin, learner_of_tasks, meta_gradient, outer_update, step_over_tasks
@@ -21,13 +22,16 @@ class MAML(Component):
     """
 
     name: Literal["maml"] = option("maml", "the method")
-    inner_steps: int = option(1, "S, gradient steps on the support set during meta-training", acts="train", ge=1, le=1000)
+    inner_steps: int = option(
+        1, "S, gradient steps on the support set during meta-training", acts="train", ge=1, le=1000
+    )
     inner_lr: float = option(0.01, "step size of the inner loop, in training and on new tasks", gt=0)
     first_order: bool = option(False, "FOMAML: treat each inner gradient as a constant (section 5.2)", acts="train")
     outer: Rule = option(Adam(lr=1e-3), "rule of the meta-update", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+        need_queries(self.name, spec)
         rule, outer, loss_of = sgd(self.inner_lr), self.outer.build(meta_steps), criterion(spec)
 
         def loss(params: Params, batch: Batch, step: int) -> Tensor:
@@ -35,7 +39,13 @@ class MAML(Component):
 
         def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
             path = adapt(
-                loss, meta, rule, episode.support, self.inner_steps, keep=(self.inner_steps,), first_order=self.first_order
+                loss,
+                meta,
+                rule,
+                episode.support,
+                self.inner_steps,
+                keep=(self.inner_steps,),
+                first_order=self.first_order,
             )
             said = learner.apply(path.points[-1], episode.query.x, context=episode.support.x)
             return loss_of(said, episode.query.y), metrics(spec, said, episode.query.y)

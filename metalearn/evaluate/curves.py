@@ -34,12 +34,14 @@ class Curve:
     @property
     def mean(self) -> Tensor:
         """[P], over all episodes: nothing is dropped."""
-        return self.scores.mean(0)
+        mean: Tensor = self.scores.mean(0)
+        return mean
 
     @property
     def ci95(self) -> Tensor:
         """[P], half width of the 95 % interval over tasks: 1.96 sd / sqrt(E), as in MAML's code."""
-        return 1.96 * self.scores.std(0) / self.scores.shape[0] ** 0.5
+        half: Tensor = 1.96 * self.scores.std(0) / self.scores.shape[0] ** 0.5
+        return half
 
     @property
     def median(self) -> Tensor:
@@ -68,8 +70,14 @@ def check_same_task(method: Method, spec: EpisodeSpec) -> None:
     wrong = [name for name in names if getattr(built, name) != getattr(spec, name)]
     if wrong:
         raise ConfigError(
-            *((f"task.{name}", f"the method was built for {getattr(built, name)}, these episodes have "
-               f"{getattr(spec, name)}: build it again with this source's spec") for name in wrong)
+            *(
+                (
+                    f"task.{name}",
+                    f"the method was built for {getattr(built, name)}, these episodes have "
+                    f"{getattr(spec, name)}: build it again with this source's spec",
+                )
+                for name in wrong
+            )
         )
 
 

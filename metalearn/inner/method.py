@@ -116,7 +116,9 @@ def _moving(meta: Meta) -> dict[str, Tensor]:
 
 
 def meta_gradient(
-    loss: Callable[..., tuple[Tensor, Metrics]], learner: Learner, params_of: Callable[[Meta], Params] = lambda meta: meta
+    loss: Callable[..., tuple[Tensor, Metrics]],
+    learner: Learner,
+    params_of: Callable[[Meta], Params] = lambda meta: meta,
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
     """`Method.task_grad` by differentiation of `loss(meta, episode) -> (scalar, metrics)`.
 
@@ -131,9 +133,7 @@ def meta_gradient(
     return task_grad
 
 
-def stats_gradient(
-    learner: Learner, params_of: Callable[[Meta], Params], meta: Meta, grads: Grads, x: Tensor
-) -> Grads:
+def stats_gradient(learner: Learner, params_of: Callable[[Meta], Params], meta: Meta, grads: Grads, x: Tensor) -> Grads:
     """`grads` with old minus refreshed running statistics in their place; unchanged where there are none."""
     if learner.normalisation != "running":
         return grads
@@ -175,7 +175,9 @@ def widened(state: MetaState, tasks: int) -> MetaState:
     if have == tasks:
         return state
     if have != 1:
-        raise ValueError(f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of tasks constant")
+        raise ValueError(
+            f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of tasks constant"
+        )
     return state._replace(lanes=tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes))
 
 

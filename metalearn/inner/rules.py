@@ -29,7 +29,9 @@ def _count(params: Any) -> Tensor:
 def sgd(lr: float, factor: Rate | None = None) -> UpdateRule:
     """Gradient descent: u = -lr * g."""
     if factor is None:
-        return UpdateRule(lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: -lr * g, grads), state))
+        return UpdateRule(
+            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: -lr * g, grads), state)
+        )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         rate = lr * factor(state["count"])
@@ -53,7 +55,12 @@ def momentum(lr: float, decay: float, factor: Rate | None = None) -> UpdateRule:
 
 
 def adam(
-    lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0, factor: Rate | None = None
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    factor: Rate | None = None,
 ) -> UpdateRule:
     """Adam (Kingma & Ba 2015, algorithm 1): u = -lr * m_hat / (sqrt(v_hat + eps_root) + eps).
 
@@ -98,7 +105,8 @@ def schedule(name: str, total: int | None) -> Rate | None:
 class _Rule(Component):
     lr: float = option(0.001, "step size", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = option(
-        "constant", "step size over the run: to zero linearly or along a half cosine; constant where build gets no meta_steps"
+        "constant",
+        "step size over the run: to zero linearly or along a half cosine; constant where build gets no meta_steps",
     )
 
 

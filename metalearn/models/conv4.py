@@ -70,19 +70,29 @@ class Conv4(Component):
     flatten: bool = option(False, "flatten the last map, instead of its mean over places as in MAML's Omniglot code")
     norm: Policy = option("query_batch", "whose statistics normalise each block")
     head_std: float | None = option(
-        None, "deviation of a normal head start (MAML's Omniglot code: 1); null: uniform in 1/sqrt(D)", acts="train", gt=0
+        None,
+        "deviation of a normal head start (MAML's Omniglot code: 1); null: uniform in 1/sqrt(D)",
+        acts="train",
+        gt=0,
     )
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W] of `spec`; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
-            raise ConfigError(("model", f"conv4 needs images [channels, H, W], this task gives {list(spec.x_shape)}: use mlp"))
+            raise ConfigError(
+                ("model", f"conv4 needs images [channels, H, W], this task gives {list(spec.x_shape)}: use mlp")
+            )
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
             raise ConfigError(
-                ("model.downsample", f"pooling four times needs at least 16 x 16, this task gives {list(spec.x_shape)}: use stride")
+                (
+                    "model.downsample",
+                    f"pooling four times needs at least 16 x 16, this task gives {list(spec.x_shape)}: use stride",
+                )
             )
         return from_module(
-            lambda: FourBlocks(spec.x_shape, self.filters, spec.outputs, self.downsample == "stride", self.flatten, self.norm),
+            lambda: FourBlocks(
+                spec.x_shape, self.filters, spec.outputs, self.downsample == "stride", self.flatten, self.norm
+            ),
             spec,
             policy=self.norm,
             init="xavier",

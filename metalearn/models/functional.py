@@ -132,7 +132,12 @@ def _refuse(module: nn.Module, spec: EpisodeSpec) -> None:
                 problems.append((name or type(module).__name__, f"{type(layer).__name__} {why}"))
     head = getattr(module, "head", None)
     if not isinstance(head, nn.Linear) or head.bias is None:
-        problems.append((type(module).__name__, "needs a last layer `self.head = torch.nn.Linear(features, outputs)`: head.weight and head.bias are what ANIL, fine-tuning and probes look for"))
+        problems.append(
+            (
+                type(module).__name__,
+                "needs a last layer `self.head = torch.nn.Linear(features, outputs)`: head.weight and head.bias are what ANIL, fine-tuning and probes look for",
+            )
+        )
     elif head.out_features != spec.outputs:
         problems.append(("head", f"has {head.out_features} outputs, the task needs {spec.outputs}"))
     if problems:

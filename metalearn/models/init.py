@@ -24,7 +24,9 @@ def truncated_normal(key: Key, shape: tuple[int, ...], std: float, dtype: torch.
     return (std * math.sqrt(2) * torch.erfinv(2 * u - 1)).to(dtype)
 
 
-def weighted(key: Key, name: str, layer: nn.Module, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype) -> Tensor:
+def weighted(
+    key: Key, name: str, layer: nn.Module, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype
+) -> Tensor:
     """Start of one tensor of a linear or convolutional layer.
 
     uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; xavier (Glorot & Bengio 2010, equation 16):
@@ -53,5 +55,8 @@ def start(key: Key, name: str, owner: nn.Module, shape: tuple[int, ...], scheme:
     if isinstance(owner, nn.Embedding):
         return rng.normal(key, shape, dtype=dtype)
     raise ConfigError(
-        (name, f"no known start for a parameter of {type(owner).__name__}: pass init=, a function (key, name, shape, dtype) -> tensor")
+        (
+            name,
+            f"no known start for a parameter of {type(owner).__name__}: pass init=, a function (key, name, shape, dtype) -> tensor",
+        )
     )

@@ -45,7 +45,9 @@ class MLP(Component):
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option("relu", "after every hidden layer")
     norm: Policy = option("none", "whose statistics normalise each hidden layer")
     init: Literal["uniform", "truncated_normal"] = option(
-        "uniform", "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases as MAML's sinusoid code", acts="train"
+        "uniform",
+        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases as MAML's sinusoid code",
+        acts="train",
     )
 
     def build(self, spec: EpisodeSpec) -> Learner:

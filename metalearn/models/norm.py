@@ -1,10 +1,10 @@
 """Normalisation with a stated policy: whose statistics normalise an activation.
 
-    query_batch        the batch in hand (transductive on queries: they see each other); the field's default since MAML
-    support            the support set passed as context; the batch in hand where there is none
-    support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
-    running            running averages, leaves of the parameters under "stats."
-    none               no normalisation
+query_batch        the batch in hand (transductive on queries: they see each other); the field's default since MAML
+support            the support set passed as context; the batch in hand where there is none
+support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
+running            running averages, leaves of the parameters under "stats."
+none               no normalisation
 """
 
 from __future__ import annotations

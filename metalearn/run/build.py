@@ -61,7 +61,8 @@ def build(experiment: Experiment) -> Parts:
 
     train = source(experiment.task, "train", "task")
     shaped = {
-        split: source(experiment.test_task, split, "evaluate.task") for split in {"train", "valid", experiment.evaluate.split}
+        split: source(experiment.test_task, split, "evaluate.task")
+        for split in {"train", "valid", experiment.evaluate.split}
     }
     if train is None or any(made is None for made in shaped.values()):
         raise ConfigError(*dict.fromkeys(problems))
@@ -69,8 +70,11 @@ def build(experiment: Experiment) -> Parts:
     learner, method = _method(experiment, train.spec, experiment.run.meta_steps, problems)
     if method is not None and method.traits.fixed_ways and train.spec.outputs != test.spec.outputs:
         problems.append(
-            ("evaluate.task.ways", f"is {test.spec.ways}, but {experiment.method.name} learns its head for the {train.spec.ways} "
-             "ways of training: use the same ways, or a method without a fixed head such as proto_net or fine_tune")
+            (
+                "evaluate.task.ways",
+                f"is {test.spec.ways}, but {experiment.method.name} learns its head for the {train.spec.ways} "
+                "ways of training: use the same ways, or a method without a fixed head such as proto_net or fine_tune",
+            )
         )
         raise ConfigError(*problems)
     if test.spec.queries == 0:
@@ -92,7 +96,10 @@ def _method(
     try:
         return learner, experiment.method.build(learner, spec, meta_steps=meta_steps)
     except ConfigError as error:
-        problems.extend((place if place.startswith(("task", "model")) else f"method.{place}", text) for place, text in error.problems)
+        problems.extend(
+            (place if place.startswith(("task", "model")) else f"method.{place}", text)
+            for place, text in error.problems
+        )
         return learner, None
 
 

@@ -17,15 +17,22 @@ from metalearn.run import clock
 assert clock.BEGIN  # imported first: the bill begins here
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Learning to learn, measured: how fast, and at what total cost, is a new task learned?",
     epilog="Examples:  metalearn compare demo  |  metalearn train maml_sinusoid run.meta_steps=1000  |  metalearn report runs/demo",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, preparing, verifying.", rich_markup_mode=None)
+data_app = typer.Typer(
+    no_args_is_help=True, help="Data sets: what there is, preparing, verifying.", rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 Experiment = Annotated[str, typer.Argument(help="an experiment file, or the name of one in experiments/")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="dotted overrides, such as method.inner_lr=0.4; values are YAML")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="dotted overrides, such as method.inner_lr=0.4; values are YAML")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="where to write; default runs/<experiment>")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check and print the resolved config; write nothing")]
 
@@ -59,7 +66,9 @@ def train(
     experiment: Experiment,
     overrides: Overrides = None,
     out: Out = None,
-    devices: Annotated[int, typer.Option("--devices", help="processes to train with; this version trains with 1", min=1, max=1)] = 1,
+    devices: Annotated[
+        int, typer.Option("--devices", help="processes to train with; this version trains with 1", min=1, max=1)
+    ] = 1,
     dry_run: DryRun = False,
 ) -> None:
     """Meta-train and test one method."""
@@ -81,7 +90,9 @@ def compare(experiment: Experiment, overrides: Overrides = None, out: Out = None
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="a finished run directory")], overrides: Overrides = None, out: Out = None
+    run_dir: Annotated[Path, typer.Argument(help="a finished run directory")],
+    overrides: Overrides = None,
+    out: Out = None,
 ) -> None:
     """Test a finished run again, or on another task source; never overwrites result.json."""
     with exit_codes():
@@ -93,7 +104,9 @@ def evaluate(
 @app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="a run directory")],
-    allow_change: Annotated[bool, typer.Option("--allow-change", help="continue although config.yaml was edited")] = False,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="continue although config.yaml was edited")
+    ] = False,
 ) -> None:
     """Continue an interrupted run; on a finished one it says so."""
     with exit_codes():
@@ -139,8 +152,11 @@ def doctor() -> None:
     with exit_codes():
         from metalearn.run import doctor as room
 
-        for text in room.lines():
+        findings = room.report()
+        for text in room.lines(findings):
             print(text)
+        if not room.healthy(findings):
+            raise SystemExit(1)
 
 
 def _data(act: Callable[[], Any]) -> None:
@@ -155,7 +171,7 @@ def data_list() -> None:
     with exit_codes():
         from metalearn.run import data
 
-        _data(data.list_data)
+        _data(data.lines)
 
 
 @data_app.command("prepare")

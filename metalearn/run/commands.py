@@ -47,7 +47,9 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
     if target.is_dir() and len(todo) > 1:
         strangers = [entry.name for entry in target.iterdir() if not entry.name.startswith((".", "seed-"))]
         if strangers:
-            problems.append((str(target), f"holds something else ({', '.join(sorted(strangers)[:3])}): give another --out"))
+            problems.append(
+                (str(target), f"holds something else ({', '.join(sorted(strangers)[:3])}): give another --out")
+            )
     for one, folder in todo:
         state = status(folder, one)
         if state == "unfinished":
@@ -87,7 +89,9 @@ def resume(folder: Path, allow_change: bool, say: Say) -> None:
         return
     tuned = any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best"))
     if not tuned and not allow_change and request_hash(folder) != experiment.hash():
-        raise ConfigError((str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change"))
+        raise ConfigError(
+            (str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change")
+        )
     print(line(run_one(experiment, folder, say)))
     print(f"run directory: {folder}")
 
@@ -124,7 +128,12 @@ def _in_evaluate(text: str) -> str:
     if text.startswith("task."):
         return f"evaluate.{text}"
     if not text.startswith(("evaluate.", "run.device=", "run.threads=", "method.")):
-        raise ConfigError((text, "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks"))
+        raise ConfigError(
+            (
+                text,
+                "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks",
+            )
+        )
     return text
 
 

@@ -48,7 +48,11 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     check(plan, out)
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
-    request = {"experiment": plan.name, "labels": [e.label for e in plan.experiments], "demonstration": plan.demonstration}
+    request = {
+        "experiment": plan.name,
+        "labels": [e.label for e in plan.experiments],
+        "demonstration": plan.demonstration,
+    }
     write_json(out / "comparison-request.json", request)
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "finished":
@@ -56,7 +60,8 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
             continue
         result = run_one(experiment, folder, say)
         say(line(result))
-    comparison = write_comparison(out)
+    target = plan.experiments[0].evaluate.target
+    comparison = write_comparison(out, target=target.model_dump() if target else None)
     report = write_report([out], out / "report.html", demonstration=plan.demonstration)
     return {"comparison": comparison, "report": report}
 

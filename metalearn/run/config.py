@@ -18,7 +18,18 @@ from metalearn.run.overrides import apply_overrides
 from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.run.tables import METHODS, TABLES
 
-SECTIONS = ("experiment", "task", "model", "method", "methods", "run", "evaluate", "budget", "published", "demonstration")
+SECTIONS = (
+    "experiment",
+    "task",
+    "model",
+    "method",
+    "methods",
+    "run",
+    "evaluate",
+    "budget",
+    "published",
+    "demonstration",
+)
 OVERLAYS = ("task", "model", "run")
 NOT_IN_HASH = ("executor", "device", "threads")
 PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
@@ -49,7 +60,12 @@ class Experiment:
         if self.start:
             method["start"] = self.start
         evaluate = {**_dump(self.evaluate), "task": _dump(self.test_task)}
-        data: dict[str, Any] = {"experiment": self.name, "task": _dump(self.task), "model": _dump(self.model), "method": method}
+        data: dict[str, Any] = {
+            "experiment": self.name,
+            "task": _dump(self.task),
+            "model": _dump(self.model),
+            "method": method,
+        }
         data |= {"run": _dump(self.run), "evaluate": evaluate, "budget": _dump(self.budget)}
         if self.published:
             data["published"] = _clean(_dump(self.published))
@@ -91,7 +107,9 @@ def find_file(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted({p.stem for home in homes for p in home.glob("*.yaml")})
-    raise ConfigError((name, f"no such experiment file or name; {did_you_mean(name, known) if known else 'experiments/ is empty'}"))
+    raise ConfigError(
+        (name, f"no such experiment file or name; {did_you_mean(name, known) if known else 'experiments/ is empty'}")
+    )
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Plan:
@@ -107,7 +125,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Plan:
     try:
         return parse(data, default_name=path.stem, notes=tuple(notes), file=str(path))
     except ConfigError as error:
-        raise ConfigError(*((f"{path}: {place}" if place else str(path), text) for place, text in error.problems)) from None
+        raise ConfigError(
+            *((f"{path}: {place}" if place else str(path), text) for place, text in error.problems)
+        ) from None
 
 
 def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[str, ...] = (), file: str = "") -> Plan:
@@ -128,7 +148,9 @@ def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[s
     if not isinstance(demonstration, bool):
         raise ConfigError(("demonstration", f"should be true or false, not {demonstration!r}"))
     if "methods" in data and "method" in data:
-        raise ConfigError(("method", "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both"))
+        raise ConfigError(
+            ("method", "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both")
+        )
     if "methods" not in data:
         made = _experiment(name, data, dict(data.get("method") or {}), problems, "method", comparison=False)
         if problems or made is None:
@@ -173,9 +195,11 @@ def _experiment(
     over = evaluate_data.get("task") or {}
     test_task = task if not isinstance(over, dict) else _test_task(base_task, over, problems)
     default_model = "mlp" if getattr(task, "source", "") == "sinusoid" else "conv4"
-    model = _tagged("models", "name", {**dict(data.get("model") or {}), **overlays["model"]}, default_model, "model", problems)
+    model = _tagged(
+        "models", "name", {**dict(data.get("model") or {}), **overlays["model"]}, default_model, "model", problems
+    )
     method = _tagged("methods", "name", item, "maml", place, problems)
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, kind in PLAIN.items():
         values = {**dict(data.get(key) or {}), **(overlays["run"] if key == "run" else {})}
         plain[key] = _validated(kind, values, key, problems)
@@ -187,11 +211,27 @@ def _experiment(
         problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
     if len(problems) > before:
         return None
+    task, test_task = _recorded(task), _recorded(test_task)
     published = plain["published"] if data.get("published") else None
     return Experiment(
-        name=name, label=label, task=task, test_task=test_task, model=model, method=method, tune=ranges, start=start,
-        run=plain["run"], evaluate=plain["evaluate"], budget=plain["budget"], published=published,  # type: ignore[arg-type]
+        name=name,
+        label=label,
+        task=task,
+        test_task=test_task,
+        model=model,
+        method=method,
+        tune=ranges,
+        start=start,
+        run=plain["run"],
+        evaluate=plain["evaluate"],
+        budget=plain["budget"],
+        published=published,
     )
+
+
+def _recorded(task: Any) -> Any:
+    """The task with the seed of a random class split written into it, where it has one."""
+    return task.resolve(0) if hasattr(task, "resolve") else task
 
 
 def _test_task(base: dict[str, Any], over: dict[str, Any], problems: list[tuple[str, str]]) -> Any:
@@ -211,7 +251,9 @@ def _tagged(
     return _validated(kinds[name], {**values, tag: name}, place, problems)
 
 
-def _validated(kind: type[Component], values: dict[str, Any], place: str, problems: list[tuple[str, str]]) -> Component | None:
+def _validated(
+    kind: type[Component], values: dict[str, Any], place: str, problems: list[tuple[str, str]]
+) -> Component | None:
     try:
         return kind.model_validate(_with_tags(kind, values))
     except ValidationError as error:
@@ -255,9 +297,7 @@ def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
     return list(type(default).model_fields) if isinstance(default, Component) else []
 
 
-def _tune(
-    tune: Any, method: Any, budget: Any, place: str, problems: list[tuple[str, str]]
-) -> dict[str, TuneRange]:
+def _tune(tune: Any, method: Any, budget: Any, place: str, problems: list[tuple[str, str]]) -> dict[str, TuneRange]:
     if not isinstance(tune, dict):
         problems.append((f"{place}.tune", f"should be a mapping of fields to ranges, not {tune!r}"))
         return {}
@@ -265,7 +305,9 @@ def _tune(
     for key, values in tune.items():
         where = f"{place}.tune.{key}"
         if method is not None and str(key) not in type(method).model_fields:
-            problems.append((where, f"no such field of {method.name}; {did_you_mean(str(key), type(method).model_fields)}"))
+            problems.append(
+                (where, f"no such field of {method.name}; {did_you_mean(str(key), type(method).model_fields)}")
+            )
             continue
         span = _validated(TuneRange, values if isinstance(values, dict) else {"values": values}, where, problems)
         if isinstance(span, TuneRange):

@@ -1,10 +1,10 @@
 """The same pure step, run several ways; nothing outside run/ knows which.
 
-    loop            one task at a time, gradients summed: the reference
-    vmap            all tasks in one graph
-    chunk           vmap over pieces that fit memory
-    compiled        torch.compile over the whole step, meta-update included
-    compiled_loop   task_grad of one task compiled, looped over tasks
+loop            one task at a time, gradients summed: the reference
+vmap            all tasks in one graph
+chunk           vmap over pieces that fit memory
+compiled        torch.compile over the whole step, meta-update included
+compiled_loop   task_grad of one task compiled, looped over tasks
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def choose(method: Method, run: Run, device: str, state: MetaState) -> tuple[str
         return "compiled", f"a small model and {run.meta_steps} steps: compiling the whole step repays"
     if convolutions and run.meta_steps * run.tasks_per_step >= MANY_TASKS:
         return "compiled_loop", "convolutions with a task's own weights run fastest one task at a time on a CPU"
-    return ("loop", "a short run of convolutions on a CPU") if convolutions else ("vmap", "too short to repay compiling")
+    return (
+        ("loop", "a short run of convolutions on a CPU") if convolutions else ("vmap", "too short to repay compiling")
+    )
 
 
 def good_threads(state: MetaState) -> int:

@@ -146,7 +146,9 @@ def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> Non
             f"{', '.join(bad)} not finite by step {row['step']}: try a smaller method.inner_lr or method.outer.lr; "
             f"the checkpoints before it are in {job.checkpoints}"
         )
-    progress.at(row["step"], ", ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float)))
+    progress.at(
+        row["step"], ", ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
+    )
 
 
 def _spend(job: Job, begin: float, done: int) -> None:
@@ -169,11 +171,23 @@ def _validate(job: Job, done: int, state: MetaState) -> None:
     rows = []
     for split, source in (("train", job.parts.train_tasks), ("valid", job.parts.valid)):
         curve = learning_curve(
-            job.parts.test_method, state.meta, source, evaluate.steps, look.episodes, job.seed,
-            chunk=evaluate.chunk, ledger=job.ledger.under("tune"),
+            job.parts.test_method,
+            state.meta,
+            source,
+            evaluate.steps,
+            look.episodes,
+            job.seed,
+            chunk=evaluate.chunk,
+            ledger=job.ledger.under("tune"),
         )
         at = headline_index(evaluate.steps, evaluate.headline, curve.mean, curve.metric)
-        row = {"kind": "valid", "step": done, "split": split, "at": evaluate.steps[at], "loss": float(curve.loss.mean(0)[at])}
+        row = {
+            "kind": "valid",
+            "step": done,
+            "split": split,
+            "at": evaluate.steps[at],
+            "loss": float(curve.loss.mean(0)[at]),
+        }
         row["loss_ci95"] = float(1.96 * curve.loss[:, at].std() / curve.loss.shape[0] ** 0.5)
         if curve.metric == "accuracy":
             row |= {"accuracy": float(curve.mean[at]), "accuracy_ci95": float(curve.ci95[at])}
@@ -223,7 +237,9 @@ def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     found = checkpoint.newest(job.checkpoints, start, job.say)
     done, state = found if found else (0, start)
     cut_lines(job.metrics, done)
-    spent = [row["spent"] for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row]
+    spent = [
+        row["spent"] for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row
+    ]
     job.counted = done
     if found:
         job.say(f"{job.experiment.label} seed {job.seed}: going on from step {done}")

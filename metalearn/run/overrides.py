@@ -58,8 +58,12 @@ def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
     if path[0] == "methods":
         return _set_in_methods(data, path, value)
     if path[0] == "method" and "methods" in data:
-        labels = ", ".join(str(item.get("label", item.get("name"))) for item in data["methods"] if isinstance(item, dict))
-        raise ConfigError(("", f"this file compares several methods: write methods.LABEL.{'.'.join(path[1:])}=..., labels: {labels}"))
+        labels = ", ".join(
+            str(item.get("label", item.get("name"))) for item in data["methods"] if isinstance(item, dict)
+        )
+        raise ConfigError(
+            ("", f"this file compares several methods: write methods.LABEL.{'.'.join(path[1:])}=..., labels: {labels}")
+        )
     if _is_tag(path):
         section = data.get(path[0]) or {}
         if isinstance(section, dict) and section.get(path[1]) != value:

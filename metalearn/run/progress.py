@@ -22,7 +22,13 @@ class Progress:
         self._begin = self._spoke = time.monotonic()
         self._bar: Bar | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
             from rich.console import Console
 
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
@@ -33,7 +39,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -47,7 +55,9 @@ class Progress:
         elif now - self._spoke >= EVERY:
             self._spoke = now
             left = (self._total - done) / rate if rate else float("inf")
-            self._say(f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} left{'; ' + note if note else ''}")
+            self._say(
+                f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} left{'; ' + note if note else ''}"
+            )
 
 
 def _clock(seconds: float) -> str:

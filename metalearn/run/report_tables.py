@@ -92,7 +92,7 @@ def headline(groups: Sequence[Group], found: Json) -> str:
     published = any(run.result["headline"].get("published") is not None for group in groups for run in group.runs)
     heads = ["method", f"{name}<small>± 95 % over tasks</small>", "over seeds<small>± 95 %, t</small>",
              *(["published"] if published else []), "normalisation", "after steps",
-             "diverged<small>share of tasks</small>", "area under curve<small>log steps</small>", "IQM"]  # fmt: skip
+             "diverged<small>share of tasks</small>", "AUC<small>log steps</small>", "IQM"]  # fmt: skip
     rows = []
     for place, (group, line) in enumerate(zip(groups, found["summary"])):
         cells = [
@@ -107,7 +107,7 @@ def headline(groups: Sequence[Group], found: Json) -> str:
         ]
         rows.append(row(_name(group, groups), cells, "best" if place == 0 and len(groups) > 1 else ""))
     note = (
-        f'<p class="note">{NONE} means not measured; a measured zero is a zero. Area under the mean curve over '
+        f'<p class="note">{NONE} means not measured; a measured zero is a zero. AUC: area under the mean curve over '
         f"{AUC_AXIS}, divided by its width; IQM: mean of the middle half of the tasks.</p>"
     )
     return table(heads, rows, left=(3, 4) if published else (3,)) + note

@@ -34,7 +34,9 @@ class Run(Component):
     seeds: tuple[int, ...] = option((0,), "one run each: initial parameters and training tasks", min_length=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["float32", "float64"] = option("float32", "of parameters and data")
-    threads: int | None = option(None, "CPU threads of torch; null: torch's choice, which is then recorded", ge=1, le=1024)
+    threads: int | None = option(
+        None, "CPU threads of torch; null: torch's choice, which is then recorded", ge=1, le=1024
+    )
     engine: Literal["native"] = option("native", "whose gradients train")
     executor: Executor = option("auto", "how one meta-step is run; auto chooses and records what it chose")
     chunk: int = option(8, "tasks at once under the executor chunk", ge=1)
@@ -64,11 +66,15 @@ class Evaluate(Component):
     split: Literal["train", "valid", "test"] = option("test", "classes of the new tasks")
     episodes: int = option(600, "E, new tasks", ge=1, le=1_000_000)
     seed: int = option(1, "of the test episodes")
-    steps: tuple[int, ...] = option((0, 1, 3, 5, 10), "points of the learning curve, in steps on the support set", min_length=1)
+    steps: tuple[int, ...] = option(
+        (0, 1, 3, 5, 10), "points of the learning curve, in steps on the support set", min_length=1
+    )
     headline_step: int | Literal["tuned"] | None = option(
         None, "the point that counts; tuned: the best one on validation tasks; null: the last"
     )
-    checkpoint: Literal["last", "best", "ensemble"] = option("best", "which meta is tested; ensemble: the kept best ones, averaged")
+    checkpoint: Literal["last", "best", "ensemble"] = option(
+        "best", "which meta is tested; ensemble: the kept best ones, averaged"
+    )
     target: Target | None = option(None, "what counts as solved")
     chunk: int = option(50, "tasks learned at once", ge=1)
 
@@ -108,7 +114,9 @@ class TuneRange(Component):
     min: float | None = option(None, "smallest value")
     max: float | None = option(None, "largest value")
     values: tuple[Any, ...] | None = option(None, "a list to choose from")
-    distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(None, "how values are spread")
+    distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(
+        None, "how values are spread"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> TuneRange:

@@ -18,11 +18,22 @@ from metalearn.types import MetaState
 def folder_of(start: str, folder: Path, seed: int) -> Path:
     """The finished run that `method.start` names: a run directory, a label of the same comparison, or an experiment."""
     neighbour = folder.parent.parent / start / f"seed-{seed}"
-    places = [neighbour, Path(start), Path(start) / f"seed-{seed}", Path("runs") / start, Path("runs") / start / f"seed-{seed}"]
+    places = [
+        neighbour,
+        Path(start),
+        Path(start) / f"seed-{seed}",
+        Path("runs") / start,
+        Path("runs") / start / f"seed-{seed}",
+    ]
     for place in places:
         if (place / "result.json").is_file():
             return place
-    raise ConfigError(("method.start", f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this comparison, or an experiment that was trained to runs/{start}"))
+    raise ConfigError(
+        (
+            "method.start",
+            f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this comparison, or an experiment that was trained to runs/{start}",
+        )
+    )
 
 
 def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[MetaState, dict[str, dict[str, float]]]:
@@ -35,9 +46,15 @@ def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[Met
     result = read_json(place / "result.json")
     named = checkpoint.read(best_file(place))
     own = named_leaves(state.meta)
-    missing = [name for name, value in own.items() if named.get(f"meta.{name}") is None or named[f"meta.{name}"].shape != value.shape]
+    missing = [
+        name
+        for name, value in own.items()
+        if named.get(f"meta.{name}") is None or named[f"meta.{name}"].shape != value.shape
+    ]
     if missing:
-        raise ConfigError(("method.start", f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"))
+        raise ConfigError(
+            ("method.start", f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape")
+        )
     flat = {name: named[f"meta.{name}"].to(value) for name, value in own.items()}
     return state._replace(meta=from_named(state.meta, flat)), _paid(result)
 
@@ -48,11 +65,18 @@ def best_file(place: Path) -> Path:
     folder = place / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:
-        raise ConfigError((str(place), "has no checkpoint of what was tested: it learned nothing across tasks, or its checkpoints were removed"))
+        raise ConfigError(
+            (
+                str(place),
+                "has no checkpoint of what was tested: it learned nothing across tasks, or its checkpoints were removed",
+            )
+        )
     return checkpoint.path_of(folder, int(step))
 
 
 def _paid(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     kept = ("seconds", "gradient_steps", "examples", "labels", "tasks")
     phases = ("tune", "pretrain", "meta_train")
-    return {phase: {key: result["cost"][phase].get(key) or 0 for key in kept} for phase in phases if phase in result["cost"]}
+    return {
+        phase: {key: result["cost"][phase].get(key) or 0 for key in kept} for phase in phases if phase in result["cost"]
+    }

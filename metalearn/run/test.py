@@ -32,7 +32,14 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     spent = CostLedger(parts.device)
     evaluate = experiment.evaluate
     curve = learning_curve(
-        method, metas[0], parts.test, evaluate.steps, evaluate.episodes, evaluate.seed, chunk=evaluate.chunk, ledger=spent
+        method,
+        metas[0],
+        parts.test,
+        evaluate.steps,
+        evaluate.episodes,
+        evaluate.seed,
+        chunk=evaluate.chunk,
+        ledger=spent,
     )
     write_scores(job.folder / "scores.npz", curve)
     write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
@@ -67,14 +74,20 @@ def describe_result(experiment: Experiment, seed: int, parts: Parts, curve: Curv
         "method": experiment.method.name,
         "seed": seed,
         "task": {
-            "source": experiment.test_task.source, "split": spec.split, "ways": spec.ways, "shots": spec.shots,
-            "queries": spec.queries, "data_sha256": getattr(parts.test, "data_sha256", ""),
+            "source": experiment.test_task.source,
+            "split": spec.split,
+            "ways": spec.ways,
+            "shots": spec.shots,
+            "queries": spec.queries,
+            "data_sha256": getattr(parts.test, "data_sha256", ""),
         },
         "episodes": {"count": evaluate.episodes, "seed": evaluate.seed, "fingerprint": curve.fingerprint},
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
         "traits": {
-            "consumes": traits.consumes, "uses_steps": traits.uses_steps, "support_at_step_0": traits.support_at_step_0,
+            "consumes": traits.consumes,
+            "uses_steps": traits.uses_steps,
+            "support_at_step_0": traits.support_at_step_0,
             "transductive": traits.transductive,
         },
         "checkpoint": evaluate.checkpoint,
@@ -119,16 +132,24 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
     }
 
 
-def per_task_cost(method: Method, meta: Meta, parts: Parts, experiment: Experiment, spent: CostLedger) -> dict[str, dict[str, Any]]:
+def per_task_cost(
+    method: Method, meta: Meta, parts: Parts, experiment: Experiment, spent: CostLedger
+) -> dict[str, dict[str, Any]]:
     """`adapt` and `predict` a new task: seconds in batches, and seconds of one task learned alone (median of 3)."""
     evaluate, spec = experiment.evaluate, parts.test.spec
-    alone = [_alone(method, meta, parts.test, evaluate.steps, evaluate.seed, start, parts.device) for start in range(ALONE)]
+    alone = [
+        _alone(method, meta, parts.test, evaluate.steps, evaluate.seed, start, parts.device) for start in range(ALONE)
+    ]
     table = spent.cost()
     rows = {}
     for phase in ("adapt", "predict"):
         row, tasks = table[phase], max(table[phase]["tasks"], 1)
         batched = row["seconds"] / tasks
-        row |= {"seconds": batched, "seconds_batched": batched, "seconds_alone": sorted(a.seconds(phase) for a in alone)[ALONE // 2]}
+        row |= {
+            "seconds": batched,
+            "seconds_batched": batched,
+            "seconds_alone": sorted(a.seconds(phase) for a in alone)[ALONE // 2],
+        }
         row["gradient_steps"] = row["gradient_steps"] // tasks
         rows[phase] = row
     labelled = spec.ways * spec.shots
@@ -136,24 +157,34 @@ def per_task_cost(method: Method, meta: Meta, parts: Parts, experiment: Experime
     return rows
 
 
-def _alone(method: Method, meta: Meta, source: TaskSource, steps: Sequence[int], seed: int, start: int, device: str) -> CostLedger:
+def _alone(
+    method: Method, meta: Meta, source: TaskSource, steps: Sequence[int], seed: int, start: int, device: str
+) -> CostLedger:
     ledger = CostLedger(device)
     batch = source.sample(fold_in(seed, "episodes"), 1, start)
-    method.learn(meta, batch.support, batch.query.x, tuple(steps), key=fold_in(batch.info["key"], "learn"), ledger=ledger)
+    method.learn(
+        meta, batch.support, batch.query.x, tuple(steps), key=fold_in(batch.info["key"], "learn"), ledger=ledger
+    )
     return ledger
 
 
 def write_scores(path: Path, curve: Curve) -> None:
     """`accuracy` (NaN for regression) and `loss`, [E, P] float32."""
     loss = curve.loss.cpu().numpy().astype(np.float32)
-    accuracy = curve.scores.cpu().numpy().astype(np.float32) if curve.metric == "accuracy" else np.full_like(loss, np.nan)
+    accuracy = (
+        curve.scores.cpu().numpy().astype(np.float32) if curve.metric == "accuracy" else np.full_like(loss, np.nan)
+    )
     _write_arrays(path, accuracy=accuracy, loss=loss)
 
 
 def write_episodes(path: Path, source: TaskSource, seed: int) -> None:
     """The first test episodes, for the report's pictures."""
     episode = source.sample(fold_in(seed, "episodes"), PICTURED)
-    arrays = {f"{part}_{leaf}": getattr(getattr(episode, part), leaf).cpu().numpy() for part in ("support", "query") for leaf in ("x", "y")}
+    arrays = {
+        f"{part}_{leaf}": getattr(getattr(episode, part), leaf).cpu().numpy()
+        for part in ("support", "query")
+        for leaf in ("x", "y")
+    }
     _write_arrays(path, **arrays)
 
 

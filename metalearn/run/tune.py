@@ -57,7 +57,14 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
     evaluate = experiment.evaluate
     episodes = experiment.run.validate.episodes
     curve = learning_curve(
-        method, meta, job.parts.valid, evaluate.steps, episodes, job.seed, chunk=evaluate.chunk, ledger=job.ledger.under("tune")
+        method,
+        meta,
+        job.parts.valid,
+        evaluate.steps,
+        episodes,
+        job.seed,
+        chunk=evaluate.chunk,
+        ledger=job.ledger.under("tune"),
     )
     at = headline_index(evaluate.steps, evaluate.headline, curve.mean, curve.metric)
     value = float(curve.mean[at])
@@ -114,7 +121,12 @@ def _distribution(optuna: Any, span: TuneRange) -> Any:
 def _inside(value: Any, span: TuneRange) -> bool:
     if span.values is not None:
         return value in span.values
-    return isinstance(value, (int, float)) and span.min is not None and span.max is not None and span.min <= value <= span.max
+    return (
+        isinstance(value, (int, float))
+        and span.min is not None
+        and span.max is not None
+        and span.min <= value <= span.max
+    )
 
 
 def _on_edge(value: Any, span: TuneRange) -> bool:

@@ -85,7 +85,15 @@ class Sinusoid(Component):
         """A source; splits have the same distribution and different waves, `seed` changes nothing here."""
         del seed
         spec = EpisodeSpec(
-            kind="regression", ways=1, shots=self.shots, queries=self.queries, x_shape=(1,), outputs=1, num_classes=0,
-            split=split, dtype=dtype, device=device,
+            kind="regression",
+            ways=1,
+            shots=self.shots,
+            queries=self.queries,
+            x_shape=(1,),
+            outputs=1,
+            num_classes=0,
+            split=split,
+            dtype=dtype,
+            device=device,
         )
         return SinusoidSource(self, spec)

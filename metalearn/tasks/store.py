@@ -42,7 +42,7 @@ def cache_root() -> Path:
 
 
 def _home_cache() -> Path:
-    return Path.home() / ".cache" / "metalearn"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metalearn"
 
 
 def _writable(folder: Path) -> bool:
