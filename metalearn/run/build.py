@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metalearn.errors import ConfigError
-from metalearn.run.config import Experiment
+from metalearn.run.config import Experiment, once
 from metalearn.types import Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -65,7 +65,7 @@ def build(experiment: Experiment) -> Parts:
         for split in {"train", "valid", experiment.evaluate.split}
     }
     if train is None or any(made is None for made in shaped.values()):
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*once(problems))
     test = shaped[experiment.evaluate.split]
     learner, method = _method(experiment, train.spec, experiment.run.meta_steps, problems)
     if method is not None and method.traits.fixed_ways and train.spec.outputs != test.spec.outputs:
@@ -81,7 +81,7 @@ def build(experiment: Experiment) -> Parts:
         problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
     _, test_method = (None, None) if method is None else _method(experiment, test.spec, None, problems)
     if method is None or test_method is None or learner is None or problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*once(problems))
     return Parts(device, train, shaped["train"], shaped["valid"], test, learner, method, test_method)
 
 

@@ -49,8 +49,13 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ConfigError((str(path), f"cannot be read with its checksum file: {error}")) from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise ConfigError((str(path), "does not match its SHA-256: the file was truncated or changed"))
-    named = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    return dict(named)
+    try:
+        named = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:  # on content that is no archive of tensors the unpickler fails in ways of all kinds
+        raise ConfigError((str(path), f"is no file of tensors ({type(error).__name__})")) from error
+    if not isinstance(named, dict) or not all(isinstance(value, Tensor) for value in named.values()):
+        raise ConfigError((str(path), "is no checkpoint: it should hold tensors by name"))
+    return named
 
 
 def load(path: Path, like: MetaState) -> MetaState:

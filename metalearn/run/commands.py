@@ -10,15 +10,22 @@ import yaml
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.run.build import build, cores, method_for, set_threads
+from metalearn.evaluate.curves import learning_curve
+from metalearn.evaluate.ensemble import ensemble
+from metalearn.evaluate.ledger import CostLedger
+from metalearn.run import checkpoint
+from metalearn.run.build import Parts, build, cores, method_for, set_threads
 from metalearn.run.compare import check, line
 from metalearn.run.compare import compare as compare_plan
 from metalearn.run.config import Experiment, Plan, load, parse
 from metalearn.run.files import read_json, write_json
-from metalearn.run.loop import Say
+from metalearn.run.load import LoadedRun, load_run
+from metalearn.run.loop import Job, Say
 from metalearn.run.overrides import apply_overrides
 from metalearn.run.tables import TABLES
-from metalearn.run.train import request_hash, run_folders, run_one, status, stored_experiment
+from metalearn.run.test import describe_result
+from metalearn.run.train import chosen_states, request_hash, run_folders, run_one, status, stored_experiment
+from metalearn.types import Meta
 
 
 def train(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say) -> None:
@@ -98,21 +105,21 @@ def resume(folder: Path, allow_change: bool, say: Say) -> None:
 
 def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say) -> None:
     """`metalearn evaluate`: a finished run on the same or other episodes, to evaluations/<n>.json."""
-    from metalearn.evaluate.curves import learning_curve
-    from metalearn.run.load import load_run
-    from metalearn.run.test import describe_result
-
     loaded = load_run(folder)
-    data, notes = apply_overrides(loaded.config.resolved(), [_in_evaluate(text) for text in overrides])
+    data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
     for note in notes:
         say(f"note: {note}")
     experiment = parse(data).experiments[0]
+    settings = experiment.evaluate
+    if settings.headline == "tuned":
+        raise ConfigError(("evaluate.headline_step", "is tuned while a run is trained: give a number of steps here"))
     set_threads(loaded.config.run.threads or cores())
     parts = build(experiment)
+    metas = _metas(loaded, experiment, parts, say)
     method = method_for(experiment, parts.test.spec)
-    settings = experiment.evaluate
+    method = method if len(metas) == 1 else ensemble(method, metas)
     curve = learning_curve(
-        method, loaded.state.meta, parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk
+        method, metas[0], parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk
     )
     result = describe_result(experiment, experiment.run.seeds[0], parts, curve)
     result |= {"config_hash": experiment.hash(), "evaluates": str(folder), "overrides": list(overrides)}
@@ -123,18 +130,31 @@ def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say)
     print(f"evaluation: {place / f'{number}.json'}")
 
 
-def _in_evaluate(text: str) -> str:
-    """task.ways=20 means the tested tasks here; everything else but evaluate.* would change what was trained."""
-    if text.startswith("task."):
-        return f"evaluate.{text}"
-    if not text.startswith(("evaluate.", "run.device=", "run.threads=", "method.")):
-        raise ConfigError(
-            (
-                text,
-                "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks",
-            )
-        )
-    return text
+def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts, say: Say) -> list[Meta]:
+    """What evaluate.checkpoint asks for; the run's own choice of one is what the run was tested with."""
+    if loaded.method.step is None or experiment.evaluate.checkpoint == loaded.config.evaluate.checkpoint != "ensemble":
+        return [loaded.state.meta]
+    job = Job(experiment, experiment.run.seeds[0], loaded.folder, parts, CostLedger(parts.device), say)
+    found = checkpoint.newest(job.checkpoints, loaded.state, say)
+    states, _ = chosen_states(job, found[1] if found else loaded.state)
+    return [state.meta for state in states]
+
+
+def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
+    """task.ways=20 means the tested tasks here; what would change what was trained is refused."""
+    fields = type(trained.method).model_fields
+    at_train = {name for name, info in fields.items() if _acts(info) == "train"} | {"name", "start", "tune"}
+    sentence = "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks"
+    changed, problems = [], []
+    for text in overrides:
+        key = text.partition("=")[0].split(".")
+        on_method = len(key) > 1 and key[0] == "method" and key[1] not in at_train
+        if not (on_method or key[0] in ("evaluate", "task") or key in (["run", "device"], ["run", "threads"])):
+            problems.append((text, sentence))
+        changed.append(f"evaluate.{text}" if key[0] == "task" else text)
+    if problems:
+        raise ConfigError(*problems)
+    return changed
 
 
 def report(dirs: Sequence[Path], out: Path, say: Say) -> None:

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.run.overrides import apply_overrides
+from metalearn.run.overrides import DEFAULT_METHOD, apply_overrides, label_of
 from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.run.tables import METHODS, TABLES
 
@@ -101,6 +101,8 @@ def find_file(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ConfigError((name, "is a folder: give an experiment file, or the name of one in experiments/"))
     homes = [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]
     for home in homes:
         candidate = home / f"{name}.yaml"
@@ -117,7 +119,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Plan:
     path = find_file(name)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise ConfigError((str(path), f"cannot be read as YAML: {' '.join(str(error).split())}")) from error
     if not isinstance(data, dict):
         raise ConfigError((str(path), "should be a mapping of sections: " + ", ".join(SECTIONS)))
@@ -140,7 +142,7 @@ def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[s
         if data.get(key) is not None and not isinstance(data[key], dict):
             problems.append((key, f"should be a mapping, not {data[key]!r}"))
     name = data.get("experiment", default_name)
-    if not isinstance(name, str) or not name or any(c in name for c in "/\\\0"):
+    if not isinstance(name, str) or not name or any(c in name for c in "/\\\0") or name in (".", ".."):
         problems.append(("experiment", f"should be a name without slashes, not {name!r}"))
     if problems:
         raise ConfigError(*problems)
@@ -158,7 +160,7 @@ def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[s
         return Plan(name, False, (made,), notes, file)
     experiments = _methods(name, data, problems)
     if problems:
-        raise ConfigError(*_unique(problems))
+        raise ConfigError(*once(problems))
     return Plan(name, True, tuple(experiments), notes, file, demonstration)
 
 
@@ -168,12 +170,11 @@ def _methods(name: str, data: dict[str, Any], problems: list[tuple[str, str]]) -
         problems.append(("methods", "should be a list of mappings, one a method, each with a `name`"))
         return []
     made: list[Experiment] = []
-    for place, item in enumerate(items):
-        label = str(item.get("label", item.get("name", place)))
-        found = _experiment(name, data, dict(item), problems, f"methods.{label}", comparison=True)
+    for item in items:
+        found = _experiment(name, data, dict(item), problems, f"methods.{label_of(item)}", comparison=True)
         if found is not None:
             made.append(found)
-    labels = [str(item.get("label", item.get("name"))) for item in items]
+    labels = [label_of(item) for item in items]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         problems.append((f"methods.{label}", "two methods have this label: give each its own `label`"))
     return made
@@ -190,15 +191,17 @@ def _experiment(
             problems.append((f"{place}.{key}", f"should be a mapping, not {value!r}"))
             overlays[key] = {}
     base_task = dict(data.get("task") or {})
-    task = _tagged("tasks", "source", {**base_task, **overlays["task"]}, "glyphs", "task", problems)
+    task = _tagged("tasks", "source", _laid_over(base_task, overlays["task"], "source"), "glyphs", "task", problems)
     evaluate_data = dict(data.get("evaluate") or {})
     over = evaluate_data.get("task") or {}
-    test_task = task if not isinstance(over, dict) else _test_task(base_task, over, problems)
+    test_task = task
+    if isinstance(over, dict):
+        test_values = _laid_over(base_task, over, "source")
+        test_task = _tagged("tasks", "source", test_values, "glyphs", "evaluate.task", problems)
     default_model = "mlp" if getattr(task, "source", "") == "sinusoid" else "conv4"
-    model = _tagged(
-        "models", "name", {**dict(data.get("model") or {}), **overlays["model"]}, default_model, "model", problems
-    )
-    method = _tagged("methods", "name", item, "maml", place, problems)
+    model_values = _laid_over(dict(data.get("model") or {}), overlays["model"], "name")
+    model = _tagged("models", "name", model_values, default_model, "model", problems)
+    method = _tagged("methods", "name", item, DEFAULT_METHOD, place, problems)
     plain: dict[str, Any] = {}
     for key, kind in PLAIN.items():
         values = {**dict(data.get(key) or {}), **(overlays["run"] if key == "run" else {})}
@@ -209,10 +212,11 @@ def _experiment(
     ranges = _tune(tune, method, plain["budget"], place, problems)
     if start is not None and not isinstance(start, str):
         problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
+    problems[before:] = once(problems[before:])
     if len(problems) > before:
         return None
     task, test_task = _recorded(task), _recorded(test_task)
-    published = plain["published"] if data.get("published") else None
+    published = plain["published"] if plain["published"] != Published() else None
     return Experiment(
         name=name,
         label=label,
@@ -234,10 +238,10 @@ def _recorded(task: Any) -> Any:
     return task.resolve(0) if hasattr(task, "resolve") else task
 
 
-def _test_task(base: dict[str, Any], over: dict[str, Any], problems: list[tuple[str, str]]) -> Any:
-    """The base task with evaluate.task laid over it; another source takes none of the base's other keys."""
-    keep = {} if "source" in over and over["source"] != base.get("source", "glyphs") else base
-    return _tagged("tasks", "source", {**keep, **over}, "glyphs", "evaluate.task", problems)
+def _laid_over(base: dict[str, Any], over: dict[str, Any], tag: str) -> dict[str, Any]:
+    """A section with an overlay, key by key; another component takes none of the base's other keys."""
+    other = tag in over and over[tag] != base.get(tag, "glyphs" if tag == "source" else over[tag])
+    return dict(over) if other else {**base, **over}
 
 
 def _tagged(
@@ -323,15 +327,26 @@ def _out_of_range(method: Any, key: str, span: TuneRange, where: str) -> list[tu
     if method is None:
         return []
     found: list[tuple[str, str]] = []
-    ends = span.values if span.values is not None else (span.min, span.max)
+    ends: tuple[Any, ...] = span.values if span.values is not None else (span.min, span.max)
+    kinds = numbers_of(method, key)
+    if span.values is None and not kinds:
+        return [(where, f"{key} is no number: give a list of `values` instead of min and max")]
+    if span.values is None and (kinds == {int} or span.distribution == "int_uniform"):
+        if any(end != int(end) for end in ends):
+            return [(where, f"min {span.min} and max {span.max} should be whole numbers")]
+        ends = tuple(int(end) for end in ends)
     for value in ends:
-        if span.distribution == "int_uniform" and isinstance(value, float):
-            value = int(value)
         try:
             type(method).model_validate({**_dump(method), key: value})
         except ValidationError as error:
             found.append((where, f"{value!r} is no legal value: {error.errors()[0]['msg']}"))
     return found
+
+
+def numbers_of(method: Any, key: str) -> set[type]:
+    """Which of int and float a field of a method takes; {int}: whole numbers alone."""
+    annotation = type(method).model_fields[key].annotation
+    return {int, float} & set(get_args(annotation) or (annotation,))
 
 
 def _dump(component: Any) -> dict[str, Any]:
@@ -343,8 +358,11 @@ def _clean(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value not in (None, {}, "")}
 
 
-def _unique(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(problems))
+def once(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each problem once; one of the task section is not said again of the test task that inherits it."""
+    own = {(place.removeprefix("task."), text) for place, text in problems if place.startswith("task.")}
+    inherited = {(f"evaluate.task.{key}", text) for key, text in own}
+    return [problem for problem in dict.fromkeys(problems) if problem not in inherited]
 
 
 def find_method(name: str) -> type[Component]:

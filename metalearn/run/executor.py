@@ -21,7 +21,7 @@ from metalearn.inner.method import stamped, widened
 from metalearn.run.build import cores
 from metalearn.run.sections import Run
 from metalearn.tree import add, leaves, mean_over_tasks, scale, stack, take, tree_map
-from metalearn.types import Episode, Method, MetaState, Metrics
+from metalearn.types import Episode, MetaState, Method, Metrics
 
 Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
 LONG = 1500  # meta-steps from which compiling a small whole step repays its 10 to 60 s on a CPU

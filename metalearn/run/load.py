@@ -12,7 +12,7 @@ from metalearn.run.build import build, method_for
 from metalearn.run.config import Experiment
 from metalearn.run.start import best_file
 from metalearn.run.train import stored_experiment
-from metalearn.types import Method, MetaState, TaskSource
+from metalearn.types import MetaState, Method, TaskSource
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def train(job: Job, start: MetaState, step: Step) -> MetaState:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if total == 0:
+        _save(job, 0, state)  # nothing to learn: the start is what the run is about
     return state
 
 
@@ -237,6 +239,7 @@ def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     found = checkpoint.newest(job.checkpoints, start, job.say)
     done, state = found if found else (0, start)
     cut_lines(job.metrics, done)
+    cut_lines(job.folder / "timing.jsonl", done)  # a torn line would hide what is appended after it
     spent = [
         row["spent"] for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row
     ]

@@ -10,7 +10,7 @@ import yaml
 
 from metalearn.errors import ConfigError, did_you_mean
 
-TAGS = {"task": "source", "model": "name", "method": "name"}
+DEFAULT_METHOD = "maml"
 
 
 def split(text: str) -> tuple[list[str], Any]:
@@ -20,7 +20,7 @@ def split(text: str) -> tuple[list[str], Any]:
         raise ConfigError((text, "an override looks like method.inner_lr=0.4"))
     try:
         return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2001-99-99
         raise ConfigError((text, f"the value cannot be read as YAML: {' '.join(str(error).split())}")) from error
 
 
@@ -34,7 +34,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dic
             parsed.append((text, *split(text)))
         except ConfigError as error:
             problems.extend(error.problems)
-    parsed.sort(key=lambda entry: 0 if _is_tag(entry[1]) else 1)  # a new tag first, so that it drops no override
+    parsed.sort(key=_order)
     for text, path, value in parsed:
         try:
             note = _set(data, path, value)
@@ -48,49 +48,65 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dic
     return data, notes
 
 
+def _order(entry: tuple[str, list[str], Any]) -> tuple[bool, int]:
+    """New tags first, the outer before the inner, so that they drop no override."""
+    _, path, _ = entry
+    return (not _is_tag(path), len(path) if _is_tag(path) else 0)
+
+
 def _is_tag(path: list[str]) -> bool:
-    if path[0] == "methods":
-        return len(path) == 3 and path[2] == "name"
-    return len(path) == 2 and TAGS.get(path[0]) == path[1]
+    """Whether a path ends at the key that says which component a section is."""
+    if len(path) < 2 or path[-2] == "tune":
+        return False
+    return path[-1] == ("source" if path[-2] == "task" else "name")
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
-    if path[0] == "methods":
-        return _set_in_methods(data, path, value)
-    if path[0] == "method" and "methods" in data:
-        labels = ", ".join(
-            str(item.get("label", item.get("name"))) for item in data["methods"] if isinstance(item, dict)
-        )
-        raise ConfigError(
-            ("", f"this file compares several methods: write methods.LABEL.{'.'.join(path[1:])}=..., labels: {labels}")
-        )
-    if _is_tag(path):
-        section = data.get(path[0]) or {}
-        if isinstance(section, dict) and section.get(path[1]) != value:
-            dropped = sorted(str(key) for key in section if key != path[1])
-            data[path[0]] = {path[1]: value}
-            return f"{path[0]}.{path[1]}={value} drops the file's {', '.join(dropped)}" if dropped else ""
+    where = ".".join(path)
+    if path[0] == "methods" and len(path) > 1:
+        data = _item(data, path)
+        path = path[2:]
+    elif path[0] == "method" and "methods" in data:
+        instead = f"methods.LABEL.{'.'.join(path[1:])}=..., labels: {', '.join(_labels(data))}"
+        raise ConfigError(("", f"this file compares several methods: write {instead}"))
+    dropped = _retag(data, path, value) if path == ["name"] or _is_tag(path) else []
     _put(data, path, value)
-    return ""
+    return f"{where}={value} drops the file's {', '.join(sorted(dropped))}" if dropped else ""
 
 
-def _set_in_methods(data: dict[str, Any], path: list[str], value: Any) -> str:
+def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
+    """Drop what belonged to another component of this section; a method's label stays in a comparison."""
+    section: Any = data
+    for part in path[:-1]:
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or section.get(path[-1]) == value:
+        return []
+    keep = ("name", "label") if len(path) == 1 else (path[-1],)
+    dropped = [key for key in section if key not in keep]
+    for key in dropped:
+        del section[key]
+    return [str(key) for key in dropped]
+
+
+def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     items = data.get("methods")
-    if not isinstance(items, list):
+    return {label_of(item): item for item in items if isinstance(item, dict)} if isinstance(items, list) else {}
+
+
+def label_of(item: dict[str, Any]) -> str:
+    """The label of an item of `methods`: its own, else its name."""
+    return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
+
+
+def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The item of `methods` that methods.LABEL.key means, its label written down."""
+    if not isinstance(data.get("methods"), list):
         raise ConfigError(("", "this file has no `methods`: write method.key=value"))
-    labels = {str(item.get("label", item.get("name"))): item for item in items if isinstance(item, dict)}
+    labels = _labels(data)
     if len(path) < 3 or path[1] not in labels:
-        raise ConfigError(("", f"no method has that label; {did_you_mean(path[1] if len(path) > 1 else '', labels)}"))
-    item = labels[path[1]]
-    if path[2:] == ["name"] and item.get("name") != value:
-        dropped = sorted(str(key) for key in item if key not in ("name", "label"))
-        item.setdefault("label", path[1])
-        for key in dropped:
-            del item[key]
-        item["name"] = value
-        return f"methods.{path[1]}.name={value} drops the file's {', '.join(dropped)}" if dropped else ""
-    _put(item, path[2:], value)
-    return ""
+        raise ConfigError(("", f"no method has that label; {did_you_mean(path[1], labels)}"))
+    labels[path[1]]["label"] = path[1]
+    return labels[path[1]]
 
 
 def _put(data: dict[str, Any], path: list[str], value: Any) -> None:

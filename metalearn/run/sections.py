@@ -39,7 +39,7 @@ class Run(Component):
     )
     engine: Literal["native"] = option("native", "whose gradients train")
     executor: Executor = option("auto", "how one meta-step is run; auto chooses and records what it chose")
-    chunk: int = option(8, "tasks at once under the executor chunk", ge=1)
+    chunk: int = option(4, "tasks at once under the executor chunk", ge=1)
     checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
     log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
     validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]
@@ -96,7 +96,7 @@ class Budget(Component):
     """What tuning may spend, the same for every method."""
 
     trials: int = option(0, "tuning trials of every method that has a `tune` block", ge=0, le=100_000)
-    seed: int = option(0, "of the search")
+    seed: int = option(0, "of the search", ge=0, lt=2**32)
 
 
 class Published(Component):
@@ -113,14 +113,18 @@ class TuneRange(Component):
 
     min: float | None = option(None, "smallest value")
     max: float | None = option(None, "largest value")
-    values: tuple[Any, ...] | None = option(None, "a list to choose from")
+    values: tuple[Any, ...] | None = option(None, "a list to choose from", min_length=1)
     distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(
         None, "how values are spread"
     )
 
     @model_validator(mode="after")
     def _one_form(self) -> TuneRange:
-        if (self.values is None) == (self.min is None or self.max is None):
+        if self.values is not None:
+            if self.min is not None or self.max is not None or self.distribution not in (None, "categorical"):
+                raise ValueError("give either values, or min and max with a distribution of numbers")
+            return self
+        if self.min is None or self.max is None or self.distribution == "categorical":
             raise ValueError("give either min and max, or values")
         if self.min is not None and self.max is not None:
             if self.min >= self.max:

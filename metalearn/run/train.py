@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from metalearn.run.config import Experiment, load
 from metalearn.run.environment import describe
 from metalearn.run.executor import choose, good_threads, make_step
 from metalearn.run.files import read_json, write_json, write_yaml
-from metalearn.run.loop import Job, Say, ranking, train
+from metalearn.run.loop import Diverged, Job, Say, Stopped, ranking, train
 from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
-from metalearn.run.tune import score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
+from metalearn.run.tune import charge, score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
 from metalearn.types import MetaState
 
 
@@ -108,7 +109,9 @@ def _tune_training(job: Job) -> None:
     if not early:
         return
     stored = job.folder / "tune" / "training.json"
-    if not stored.exists():
+    if stored.exists():
+        charge(job, read_json(stored)["trials"])
+    else:
         write_json(stored, search(job, early, lambda values, number: _trial(job, values, number)))
     choice = read_json(stored)
     job.experiment = with_choice(job.experiment, choice)
@@ -117,16 +120,21 @@ def _tune_training(job: Job) -> None:
 
 
 def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
-    """One training with `values` in tune/<number>/; (validation score, step, spread)."""
+    """One training with `values` in tune/<number>/; (validation score, step, spread), the worst if it diverges."""
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder = trial_folder(job.folder, number)
-    begin = time.perf_counter()
     trial, state = _opened(experiment, folder, job.say, None)
-    last = _trained(trial, state)
-    states, _ = chosen_states(trial, last)
-    score = score_of(trial, states[0].meta, {})
-    job.ledger.add("tune", time.perf_counter() - begin)
-    return score
+    try:
+        last = _trained(trial, state)
+        states, _ = chosen_states(trial, last)
+        return score_of(trial, states[0].meta, {})
+    except Diverged as error:
+        job.say(f"trial {number} scores worst: {error}")
+        return -math.inf, experiment.evaluate.steps[0], math.nan
+    except Stopped:
+        raise Stopped(f"stopped by a signal in trial {number}; go on with: metalearn resume {job.folder}") from None
+    finally:
+        charge(job, [{"cost": entry} for entry in trial.ledger.totals().values()])
 
 
 def _rewrite(job: Job) -> None:

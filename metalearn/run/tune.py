@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import learning_curve
 from metalearn.run.build import method_for
-from metalearn.run.config import Experiment
+from metalearn.run.config import Experiment, numbers_of
 from metalearn.run.files import read_json, write_json
 from metalearn.run.loop import Job, headline_index
 from metalearn.run.sections import TuneRange
@@ -27,15 +29,18 @@ def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
     """The experiment with its adapt-only fields and its headline step chosen on validation tasks."""
     experiment = job.experiment
     stored = job.folder / "tune" / "best.json"
+    choice: dict[str, Any]
     if stored.exists():
-        return with_choice(experiment, read_json(stored))
+        choice = read_json(stored)
+        charge(job, [*choice["trials"], choice["headline"]])
+        return with_choice(experiment, choice)
     _, late = split_fields(experiment)
-    choice: dict[str, Any] = {"parameters": {}, "headline_step": None, "trials": [], "edge": []}
+    choice = {"parameters": {}, "headline_step": None, "headline": {"cost": {}}, "trials": [], "edge": []}
     if late:
-        found = search(job, late, lambda values, number: score_of(job, meta, values))
-        choice |= found
+        choice |= search(job, late, lambda values, number: score_of(job, meta, values))
     if experiment.evaluate.headline == "tuned":
-        choice["headline_step"] = score_of(job, meta, choice["parameters"])[1]
+        found, cost = _measured(job, lambda: score_of(job, meta, choice["parameters"]))
+        choice |= {"headline_step": found[1], "headline": {"cost": cost}}
     if late or choice["headline_step"] is not None:
         write_json(stored, choice)
     return with_choice(experiment, choice)
@@ -78,27 +83,44 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     budget = job.experiment.budget
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=budget.seed))
     now = job.experiment.method.model_dump()
+    whole = {name for name in ranges if numbers_of(job.experiment.method, name) == {int}}
+    spread = {name: _distribution(optuna, span, name in whole) for name, span in ranges.items()}
     if all(_inside(now[name], span) for name, span in ranges.items()):
         study.enqueue_trial({name: now[name] for name in ranges})  # the file's own values are the first trial
     record = job.folder / "tune" / "trials.json"
     known = {trial["number"]: trial for trial in (read_json(record) if record.exists() else [])}
     trials: list[dict[str, Any]] = []
     for number in range(budget.trials):
-        trial = study.ask({name: _distribution(optuna, span) for name, span in ranges.items()})
+        trial = study.ask(spread)
         values = dict(trial.params)
         old = known.get(number)
         if old is not None and old["parameters"] == values:
-            score = -math.inf if old["score"] is None else float(old["score"])
+            score, cost = -math.inf if old["score"] is None else float(old["score"]), old["cost"]
+            charge(job, [old])
         else:
-            score = float(objective(values, number)[0])
+            said, cost = _measured(job, partial(objective, values, number))
+            score = float(said[0])
         study.tell(trial, max(score, -1e30))
-        trials.append({"number": number, "parameters": values, "score": score})
+        trials.append({"number": number, "parameters": values, "score": score, "cost": cost})
         write_json(record, trials)
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(best["parameters"][name], span)]
     if edge:
         job.say(f"warning: {job.experiment.label}: the best {', '.join(edge)} lies on the edge of its range: widen it")
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
+
+
+def _measured(job: Job, act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What `act` returns, and what it wrote to the ledger as tuning."""
+    before = job.ledger.totals().get("tune", {})
+    value = act()
+    return value, {name: total - before.get(name, 0) for name, total in job.ledger.totals().get("tune", {}).items()}
+
+
+def charge(job: Job, trials: Sequence[dict[str, Any]]) -> None:
+    """Write the recorded cost of trials to the job's ledger, as tuning."""
+    for trial in trials:
+        job.ledger.add("tune", **{"seconds": 0.0, **trial["cost"]})
 
 
 def _optuna() -> Any:
@@ -110,12 +132,13 @@ def _optuna() -> Any:
     return optuna
 
 
-def _distribution(optuna: Any, span: TuneRange) -> Any:
+def _distribution(optuna: Any, span: TuneRange, whole: bool) -> Any:
     if span.values is not None:
         return optuna.distributions.CategoricalDistribution(list(span.values))
-    if span.distribution == "int_uniform":
-        return optuna.distributions.IntDistribution(int(span.min or 0), int(span.max or 0))
-    return optuna.distributions.FloatDistribution(span.min, span.max, log=span.distribution == "log_uniform")
+    log = span.distribution == "log_uniform"
+    if whole or span.distribution == "int_uniform":
+        return optuna.distributions.IntDistribution(int(span.min or 0), int(span.max or 0), log=log)
+    return optuna.distributions.FloatDistribution(span.min, span.max, log=log)
 
 
 def _inside(value: Any, span: TuneRange) -> bool:

@@ -6,10 +6,12 @@ import hashlib
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from metalearn.component import option
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import images, render, store
 
@@ -27,6 +29,7 @@ class Glyphs(images.ImageTask):
     letters are the same under every seed. Rendered once, in about 10 s of one core. Raises ConfigError, DataError.
     """
 
+    source: Literal["glyphs"] = option("glyphs", "the task source")
     def build(
         self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> images.ImageSource:

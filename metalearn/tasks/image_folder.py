@@ -45,6 +45,7 @@ class ImageFolder(images.ImageTask):
     Raises ConfigError, DataError.
     """
 
+    source: Literal["image_folder"] = option("image_folder", "the task source")
     path: str = option(..., "the folder with one folder of images a class", min_length=1)
     channels: Literal[1, 3] = option(3, "1 for grey, 3 for colour")
     size: int | None = option(

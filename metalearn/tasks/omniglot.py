@@ -58,6 +58,7 @@ class Omniglot(images.ImageTask):
     Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
     """
 
+    source: Literal["omniglot"] = option("omniglot", "the task source")
     split_scheme: Literal["vinyals", "lake", "random"] = option(
         "vinyals", "which characters are for training, validation and test: vinyals, lake or random"
     )

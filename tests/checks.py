@@ -1,0 +1,384 @@
+"""The contract of a Method, as plain functions, and what runs them over a table: a new line is tested by itself.
+
+A check takes a `Case`, a method built for one small problem in float64. Some checks need a part that not every method
+has; `needs` says which and why, and `EXEMPT` names single exceptions with their reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from clusters import Clusters
+
+from metalearn.component import Component
+from metalearn.evaluate.curves import learning_curve
+from metalearn.inner.method import widened
+from metalearn.inner.rules import SGD, Adam
+from metalearn.models.mlp import MLP
+from metalearn.rng import fold_in, normal
+from metalearn.run import checkpoint, executor
+from metalearn.tree import leaves, named_leaves, take, tree_map
+from metalearn.types import Batch, Episode, EpisodeSpec, Method, MetaState
+
+F64 = torch.float64
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}  # the same sums in another order
+TASKS = 5
+STEPS = (0, 1, 3)
+POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
+GOLDEN = Path(__file__).parent / "golden"
+
+# What makes a method learn the small problem in few steps; a method that is not here is built from its defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "boil": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "meta_sgd": {"inner_steps": 2, "outer": Adam(lr=0.02)},
+    "reptile": {"inner_steps": 4, "inner_lr": 0.02, "inner_batch": 4, "outer": SGD(lr=0.5)},
+    "proto_net": {"outer": Adam(lr=0.02)},
+    "scratch": {"inner_lr": 0.3},
+    "fine_tune": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
+    "linear_probe": {"outer": Adam(lr=0.02)},
+    "nearest_centroid": {"outer": Adam(lr=0.02)},
+    "baseline_plus_plus": {"outer": Adam(lr=0.02)},
+}
+# (method, check): why it does not apply.
+EXEMPT = {
+    ("proto_net", "check_every_leaf_receives_gradient"): "its meta is the learner's dict, and it has no use for the head"
+}
+
+
+class Case(NamedTuple):
+    """One method, ready to be looked at."""
+
+    name: str
+    component: type[Component]
+    source: Any
+    method: Method
+
+    def state(self, seed: int = 0) -> MetaState:
+        """A start that is as wide as the batches of tasks."""
+        return widened(self.method.init(fold_in(seed, "init")), TASKS)
+
+    def data(self, step: int, seed: int = 0) -> Any:
+        """What one step of the method consumes."""
+        key = fold_in(seed, "train", step)
+        return self.source.examples(key, 32) if self.method.traits.consumes == "examples" else self.source.sample(key, TASKS)
+
+    def step(self, state: MetaState, data: Any) -> tuple[MetaState, Any]:
+        assert self.method.step is not None
+        return self.method.step(state, data)
+
+
+def case(name: str, component: type[Component], norm: str = "none", dtype: torch.dtype = F64, split: str = "train") -> Case:
+    """The method on tasks of 3 ways, 2 shots, 4 queries of 6 numbers; a small network with tanh."""
+    source = Clusters(split, 24)
+    if dtype != F64:
+        source.spec = EpisodeSpec(**{**vars(source.spec), "dtype": dtype})
+    learner = MLP(sizes=(8, 7), activation="tanh", norm=norm).build(source.spec)
+    method = component(**OPTIONS.get(name, {})).build(learner, source.spec)  # type: ignore[attr-defined]
+    return Case(name, component, source, method)
+
+
+# ------------------------------------------------------------------------------------------------- the parametrisation
+
+Check = Callable[[Case], None]
+NEEDS = {
+    "step": (lambda method: method.step is not None, "nothing is learned across tasks"),
+    "task_grad": (lambda method: method.task_grad is not None, "its step has no tasks: one batch of examples is one graph"),
+}
+
+
+def needs(part: str) -> Callable[[Check], Check]:
+    """Mark a check that only methods with `part` can be asked for."""
+
+    def mark(check: Check) -> Check:
+        check.needs = part  # type: ignore[attr-defined]
+        return check
+
+    return mark
+
+
+def why_not(name: str, component: type[Component], check: Check) -> str:
+    """Why a check does not apply to a method; empty where it does, and where the method cannot even be built."""
+    part = getattr(check, "needs", None)
+    if part is not None:
+        try:
+            method = case(name, component).method
+        except Exception:  # the check itself will meet the error and show it
+            return ""
+        has, why = NEEDS[part]
+        if not has(method):
+            return why
+    return EXEMPT.get((name, check.__name__), "")
+
+
+def parametrize(table: dict[str, type[Component]], checks: Iterable[Check]) -> pytest.MarkDecorator:
+    """`@parametrize(TABLE, CHECKS) def test(name, component, check)`: every check that applies to each line."""
+    pairs = [(name, part, check) for name, part in table.items() for check in checks if not why_not(name, part, check)]
+    return pytest.mark.parametrize(
+        ("name", "component", "check"), pairs, ids=[f"{name}-{check.__name__.removeprefix('check_')}" for name, _, check in pairs]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ small helpers
+
+
+def close(a: Any, b: Any, **tolerance: float) -> None:
+    """The same leaves under the same names."""
+    torch.testing.assert_close(named_leaves(a), named_leaves(b), **(tolerance or CLOSE))
+
+
+def same(a: Any, b: Any) -> bool:
+    """The same leaves, bit for bit."""
+    mine, other = named_leaves(a), named_leaves(b)
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def said(given: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None) -> torch.Tensor:
+    predictions: torch.Tensor = given.method.learn(meta, episode.support, episode.query.x, steps, key=key).predictions
+    return predictions
+
+
+def episodes(given: Case, count: int = TASKS) -> Episode:
+    found: Episode = given.source.sample(fold_in(5, "episodes"), count)
+    return found
+
+
+@functools.cache
+def compiled(name: str, component: type[Component]) -> tuple[Case, Callable[..., Any]]:
+    """The step traced as one graph, forward and backward, and run without the C++ compiler."""
+    given = case(name, component)
+    assert given.method.step is not None
+    return given, torch.compile(given.method.step, fullgraph=True, dynamic=False, backend="aot_eager")
+
+
+# ------------------------------------------------------------------------------------------------------ the checks, 1-4
+
+
+def check_component(given: Case) -> None:
+    """Frozen, default-constructible, through JSON and back; a sentence for every field; unknown fields refused."""
+    made = given.component()
+    other = given.component(**OPTIONS.get(given.name, {}))
+    for one in (made, other):
+        again = given.component.model_validate(json.loads(json.dumps(one.model_dump(mode="json"))))
+        assert again == one and hash(again) == hash(one)
+    field = next(iter(given.component.model_fields))
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(made, field, getattr(made, field))
+    with pytest.raises(ValueError, match="not_a_field"):
+        given.component(not_a_field=1)
+    assert made.name == given.name and given.component.sentence().endswith(".")  # type: ignore[attr-defined]
+    assert all(info.description for info in given.component.model_fields.values())
+    acts = [info.json_schema_extra["acts"] for info in given.component.model_fields.values()]  # type: ignore[index,call-overload]
+    assert set(acts) <= {"train", "adapt", "both"}
+
+
+def check_init_is_a_function_of_the_key(given: Case) -> None:
+    """The same key gives the same bits whatever torch's own generator holds; another key gives other numbers."""
+    before = torch.get_rng_state()
+    first = given.method.init(fold_in(0, "init"))
+    assert torch.equal(torch.get_rng_state(), before)  # torch's generator is not drawn from
+    assert same(first, given.method.init(fold_in(0, "init")))
+    assert not leaves(first.meta) or not same(first.meta, given.method.init(fold_in(1, "init")).meta)
+    assert first.step.shape == () and first.step == 0
+    assert {leaf.dtype for leaf in leaves(first)} == {F64}
+
+
+def check_inputs_are_left_as_they_were(given: Case) -> None:
+    """Neither a step nor learning writes into what it is given."""
+    state, data, episode = given.state(), given.data(0), episodes(given)
+    given_trees = [state, data, episode]
+    before = copy.deepcopy(given_trees)
+    said(given, state.meta, episode)
+    if given.method.step is not None:
+        given.step(state, data)
+    assert same(given_trees, before)
+
+
+@needs("step")
+def check_a_step_keeps_the_form_of_the_state(given: Case) -> None:
+    """Structure, shapes and dtypes, in float64 and in float32; metrics are numbers without a graph; the count goes up."""
+    for dtype in (F64, torch.float32):
+        one = case(given.name, given.component, dtype=dtype)
+        state = one.state()
+        data = tree_map(lambda leaf, to=dtype: leaf.to(to) if leaf.is_floating_point() else leaf, one.data(0))
+        after, metrics = one.step(state, data)
+        old, new = named_leaves(state), named_leaves(after)
+        assert {n: (v.shape, v.dtype) for n, v in old.items()} == {n: (v.shape, v.dtype) for n, v in new.items()}
+        assert {value.dtype for value in new.values()} == {dtype}
+        assert metrics and all(v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values())
+        assert not any(v.requires_grad for v in [*new.values(), *metrics.values()])
+        assert after.step == 1
+
+
+# ------------------------------------------------------------------------------------------- the checks, 5-9: executors
+
+
+def _two_steps(given: Case, step: Callable[..., Any]) -> tuple[Any, list[Any]]:
+    state, found = given.method.init(fold_in(0, "init")), []
+    for number in range(2):
+        state, metrics = step(state, given.data(number))
+        found.append(metrics)
+    return state, found
+
+
+@needs("task_grad")
+def check_vmap_equals_the_loop(given: Case) -> None:
+    """All tasks in one graph, and one after another."""
+    together, alone = (_two_steps(given, executor.make_step(given.method, name)) for name in ("vmap", "loop"))
+    close(together, alone)
+
+
+@needs("task_grad")
+def check_chunks_equal_the_whole(given: Case) -> None:
+    """Pieces of 1, 2 (the last one smaller) and more than there are."""
+    whole = _two_steps(given, executor.make_step(given.method, "vmap"))
+    for size in (1, 2, TASKS + 3):
+        close(_two_steps(given, executor.make_step(given.method, "chunk", size)), whole)
+
+
+@needs("step")
+def check_compiled_equals_eager(given: Case) -> None:
+    """The whole step is one graph for the compiler, with the same numbers."""
+    _, step = compiled(given.name, given.component)
+    close(step(given.state(), given.data(0)), given.step(given.state(), given.data(0)))
+
+
+@needs("step")
+def check_the_second_call_compiles_nothing(given: Case) -> None:
+    """Other episodes, another state and step count: the same graph."""
+    _, step = compiled(given.name, given.component)
+    state, _ = step(given.state(), given.data(0))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for number in (1, 2):
+            state, _ = step(state, given.data(number))
+    assert state.step == 3
+
+
+@needs("task_grad")
+def check_the_order_of_tasks_does_not_matter(given: Case) -> None:
+    """Tasks (and their lanes, which differ after a first step) in another order: the same update, lanes in that order."""
+    state, _ = given.step(given.state(), given.data(0))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    turned = state if state.lanes is None else state._replace(lanes=take(state.lanes, order))
+    (one, metrics), (two, others) = given.step(state, given.data(1)), given.step(turned, take(given.data(1), order))
+    close((one.meta, one.opt, metrics), (two.meta, two.opt, others))
+    if one.lanes is not None:
+        close(take(one.lanes, order), two.lanes)
+
+
+# ---------------------------------------------------------------------------------------------- the checks, 10-14: use
+
+
+def check_predictions_have_their_shape(given: Case) -> None:
+    """[T, P, M, C], finite; the points asked for are those of the whole path; any number of queries."""
+    state, episode = given.state(), episodes(given)
+    spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
+    few, path = said(given, state.meta, episode, STEPS, keys), said(given, state.meta, episode, STEPS[-1], keys)
+    assert few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs) and few.dtype == F64
+    assert few.isfinite().all()
+    close(few, path[:, list(STEPS)])
+    moves = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
+    assert moves == given.method.traits.uses_steps
+    for count in (1, 0):
+        part = episode._replace(query=Batch(episode.query.x[:, :count], episode.query.y[:, :count]))
+        cut = said(given, state.meta, part, STEPS, keys)
+        assert cut.shape == (TASKS, len(STEPS), count, spec.outputs)
+        close(cut, few[:, :, :count])
+
+
+def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
+    """A task is learned alike in a batch and alone, and alike twice."""
+    state, episode = given.state(), episodes(given)
+    keys = fold_in(episode.info["key"], "learn")
+    together = said(given, state.meta, episode, key=keys)
+    assert torch.equal(together, said(given, state.meta, episode, key=keys))
+    for task in (0, TASKS - 1):
+        part = slice(task, task + 1)
+        close(said(given, state.meta, take(episode, part), key=keys[part]), together[part])
+
+
+def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
+    """Other queries in the batch change a prediction under `query_batch` and under no other policy; labels have no way in."""
+    assert list(inspect.signature(given.method.learn).parameters)[:3] == ["meta", "support", "query_x"]
+    for policy in POLICIES:
+        one = case(given.name, given.component, norm=policy)
+        meta, episode = one.state().meta, episodes(one)
+        other = episode.query.x.clone()
+        other[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), other[:, 3:].shape, F64)
+        before, after = (said(one, meta, episode._replace(query=Batch(x, episode.query.y))) for x in (episode.query.x, other))
+        change = float((before - after)[:, :, :3].abs().max())
+        assert one.method.traits.normalisation == policy and before.isfinite().all()
+        assert one.method.traits.transductive == (policy == "query_batch"), policy
+        assert change > 1e-4 if one.method.traits.transductive else change < 1e-9, (policy, change)
+
+
+@needs("step")
+def check_every_leaf_receives_gradient(given: Case) -> None:
+    """No part of the meta is dead weight, running statistics included: one step moves every leaf."""
+    for policy in ("none", "running"):
+        one = case(given.name, given.component, norm=policy)
+        state = one.state()
+        after, _ = one.step(state, one.data(0))
+        old, new = named_leaves(state.meta), named_leaves(after.meta)
+        assert [name for name in old if torch.equal(old[name], new[name])] == []
+
+
+def check_resuming_is_bitwise(given: Case) -> None:
+    """Two steps, save, load into another start, two steps: the same bits as four steps at once."""
+    state = given.method.init(fold_in(0, "init"))
+    if given.method.step is None:
+        steps: list[Any] = []
+    else:
+        steps = [given.data(number) for number in range(4)]
+    for data in steps[:2]:
+        state, _ = given.step(state, data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.path_of(Path(folder), 2)
+        checkpoint.save(path, state)
+        again = checkpoint.load(path, given.method.init(fold_in(1, "another")))
+    assert same(again, state)
+    for data in steps[2:]:
+        state, again = given.step(state, data)[0], given.step(again, data)[0]
+    assert same(again, state) and state.step == len(steps)
+
+
+MARGIN = 0.06  # accuracy gained over the method's own start, on tasks of classes that were not trained on
+TRAINING = 60
+
+
+def check_it_learns(given: Case) -> None:
+    """Three seeds: after training, new tasks are learned better than from the start; without training, than not at all."""
+    tests = Clusters("test", 24)
+    points = (0, 5) if given.method.traits.uses_steps else (0,)
+    for seed in range(3):
+        state = given.state(seed)
+        start = learning_curve(given.method, state.meta, tests, points, 300, seed=seed)
+        if given.method.step is None:
+            assert start.mean[-1] > start.mean[0] + MARGIN, start.mean
+            continue
+        for number in range(TRAINING):
+            state, _ = given.step(state, given.data(number, seed))
+        end = learning_curve(given.method, state.meta, tests, points, 300, seed=seed)
+        assert end.mean[-1] > start.mean[-1] + MARGIN, (seed, start.mean, end.mean)
+
+
+def golden_rows(given: Case, steps: int = 20) -> list[dict[str, float]]:
+    """Every metric of the first steps, as tests/golden/ holds them."""
+    state, rows = given.state(), []
+    for number in range(steps):
+        state, metrics = given.step(state, given.data(number))
+        rows.append({"step": number + 1, **{name: float(value) for name, value in metrics.items()}})
+    return rows
+
+
+METHOD_CHECKS: list[Check] = [value for name, value in list(globals().items()) if name.startswith("check_")]

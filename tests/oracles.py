@@ -1,0 +1,142 @@
+"""Other people's meta-gradients, and plain loops of `torch.autograd.grad`, to compare ours with.
+
+learn2learn and higher are imported when a test asks for them; where they are not there the test is skipped with a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metalearn.tree import tree_map
+from metalearn.types import Episode, Params
+
+Forward = Callable[[Params, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+MISSING = "is not installed: `make setup` brings it"
+
+
+def higher() -> Any:
+    if importlib.util.find_spec("higher") is None:
+        pytest.skip(f"higher {MISSING}")
+    return importlib.import_module("higher")
+
+
+@functools.cache
+def learn2learn() -> Any:
+    """The package, or its torch-only part where gym or torchvision, which it imports for nothing here, are missing."""
+    found = importlib.util.find_spec("learn2learn")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip(f"learn2learn {MISSING}")
+    try:
+        return importlib.import_module("learn2learn")
+    except Exception as error:  # a torchvision that does not fit this torch raises RuntimeError, not ImportError
+        why = error
+    package = types.ModuleType("learn2learn")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["learn2learn"] = package
+    try:
+        utils = importlib.import_module("learn2learn.utils")
+        vars(package).update({name: value for name, value in vars(utils).items() if not name.startswith("_")})
+        for part in ("nn", "optim", "algorithms"):
+            setattr(package, part, importlib.import_module(f"learn2learn.{part}"))
+    except ImportError as error:
+        del sys.modules["learn2learn"]
+        pytest.skip(f"learn2learn cannot be imported whole ({why}) nor in part ({error})")
+    return package
+
+
+class Network(nn.Module):
+    """The perceptron once more, in torch alone, with the names of ours."""
+
+    def __init__(self, params: Params, activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        shapes = {name: value.shape for name, value in params.items() if name.endswith("weight")}
+        body = [shape for name, shape in shapes.items() if name.startswith("layers.")]
+        self.layers = nn.ModuleList(nn.Linear(shape[1], shape[0]) for shape in body)
+        self.head = nn.Linear(shapes["head.weight"][1], shapes["head.weight"][0])
+        self.activation = activation
+        self.double().load_state_dict(params)
+
+    def features(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.activation(layer(x))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x))
+        return out
+
+    def grads(self) -> Params:
+        """What `backward` left, by name."""
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.named_parameters()}
+
+
+def task(episodes: Episode, index: int) -> Episode:
+    one: Episode = tree_map(lambda leaf: leaf[index], episodes)
+    return one
+
+
+def query_loss(
+    forward: Forward, loss: Loss, start: Params, episode: Episode, steps: int, lr: float, first_order: bool = False
+) -> Tensor:
+    """The loss on the query set after written-out gradient steps that keep their graph."""
+    now = dict(start)
+    for _ in range(steps):
+        value = loss(forward(now, episode.support.x), episode.support.y)
+        grads = torch.autograd.grad(value, list(now.values()), create_graph=not first_order)
+        now = {name: leaf - lr * grad for (name, leaf), grad in zip(now.items(), grads, strict=True)}
+    return loss(forward(now, episode.query.x), episode.query.y)
+
+
+def by_autograd(
+    forward: Forward, loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
+) -> Params:
+    """The mean over tasks of the gradient of `query_loss`."""
+    start = {name: value.clone().requires_grad_() for name, value in meta.items()}
+    tasks = episodes.support.x.shape[0]
+    total = torch.stack(
+        [query_loss(forward, loss, start, task(episodes, t), steps, lr, first_order) for t in range(tasks)]
+    ).mean()
+    return dict(zip(start, torch.autograd.grad(total, list(start.values())), strict=True))
+
+
+def by_learn2learn(loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False) -> Params:
+    network = Network(meta)
+    maml = learn2learn().algorithms.MAML(network, lr=lr, first_order=first_order)
+    tasks = episodes.support.x.shape[0]
+    for t in range(tasks):
+        one, learner = task(episodes, t), maml.clone()
+        for _ in range(steps):
+            learner.adapt(loss(learner(one.support.x), one.support.y))
+        (loss(learner(one.query.x), one.query.y) / tasks).backward()
+    return network.grads()
+
+
+def by_higher(loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False) -> Params:
+    network, package = Network(meta), higher()
+    tasks = episodes.support.x.shape[0]
+    for t in range(tasks):
+        one, inner = task(episodes, t), torch.optim.SGD(network.parameters(), lr=lr)
+        options = {"copy_initial_weights": False, "track_higher_grads": not first_order}
+        with package.innerloop_ctx(network, inner, **options) as (live, rule):
+            for _ in range(steps):
+                rule.step(loss(live(one.support.x), one.support.y))
+            (loss(live(one.query.x), one.query.y) / tasks).backward()
+    return network.grads()
+
+
+def gap(a: Params, b: Params) -> float:
+    """|a - b| / |b| over all leaves, which must have the same names."""
+    assert a.keys() == b.keys()
+    far = torch.stack([(a[name] - b[name]).square().sum() for name in b]).sum().sqrt()
+    return float(far / torch.stack([b[name].square().sum() for name in b]).sum().sqrt())

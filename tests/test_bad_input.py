@@ -1,0 +1,238 @@
+"""Bad input: exit code 2, every error at once with its place, no traceback, and nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import Commands, commands_in, console, files_of, refused, sinusoid, write
+from PIL import Image
+
+from metalearn.run import checkpoint
+
+GLYPHS: dict[str, Any] = {
+    "task": {"source": "glyphs", "ways": 2, "shots": 1, "queries": 2},
+    "model": {"name": "conv4", "filters": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("bad")) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def images(metalearn: Commands) -> Path:
+    """Ten classes of six small drawings, in a folder of their own."""
+    root = metalearn.folder / "animals"
+    for number in range(10):
+        (root / f"c{number}").mkdir(parents=True)
+        for image in range(6):
+            Image.new("L", (8, 8), 20 * number + image).save(root / f"c{number}" / f"{image}.png")
+    return root
+
+
+def own(images: Path, **task: Any) -> dict[str, Any]:
+    values = {"source": "image_folder", "path": str(images), "channels": 1, "size": 8, "ways": 2, "queries": 1, **task}
+    run = {"meta_steps": 2, "tasks_per_step": 2, "executor": "vmap", "threads": 1, "validate": {"episodes": 2}}
+    evaluate = {"episodes": 4, "steps": [0, 1]}
+    return {"task": values, "model": {"name": "conv4", "filters": 4}, "run": run, "evaluate": evaluate}
+
+
+@pytest.fixture(scope="module")
+def run(metalearn: Commands, images: Path) -> Path:
+    """A finished MAML run of two ways on the drawings."""
+    done = metalearn("train", write(metalearn.folder, "animals", own(images)), "--out", "trained")
+    assert done.code == 0, done.err
+    return metalearn.folder / "trained"
+
+
+def bad(metalearn: Commands, data: Any, *words: str, overrides: tuple[str, ...] = (), command: str = "train") -> str:
+    """Refused with all the words; the folder is as it was. Returns what was said."""
+    file = write(metalearn.folder, "bad", data)
+    before = files_of(metalearn.folder)
+    env = {"METALEARN_DATA": str(metalearn.folder / "data")} if "data" in words else {}
+    ended = metalearn(command, file, *overrides, "--out", "never", env=env)
+    refused(ended, *words)
+    assert not (metalearn.folder / "never").exists() and not ended.out
+    after = files_of(metalearn.folder)
+    assert {name: content for name, content in after.items() if name in before} == before
+    return ended.err
+
+
+def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Path) -> None:
+    wrong = sinusoid(task={"shots": -1}, method={"inner_lr": "fast", "momentum": 1}, run={"seeds": []})
+    file = write(tmp_path, "bad", wrong)
+    before = files_of(tmp_path)
+    ended = console(tmp_path, "train", file)
+    refused(ended, "task.shots", "method.inner_lr", "method.momentum", "run.seeds", "did you mean", "bad.yaml")
+    assert files_of(tmp_path) == before and ended.err.count("error: ") == len(ended.err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("task.shotz=1", "did you mean 'shots'"),
+        ("run.meta_steps=many", "integer"),
+        ("run.meta_steps=1.5", "integer"),
+        ("run.meta_steps=-1", "greater than or equal to 0"),
+        ("evaluate.episodes=0", "greater than or equal to 1"),
+        ("run.device=nonsense", "run.device"),
+        ("run.executor=quantum", "compiled_loop"),
+        ("run.dtype=float16", "float64"),
+        ("model.sizes=[0]", "model.sizes"),
+        ("model.sizes=[-3]", "model.sizes"),
+        ("method.inner_lr", "looks like"),
+        ("=1", "looks like"),
+        ("method.inner_lr=[", "YAML"),
+        ("task.queries=0", "query"),
+        ("evaluate.task.queries=0", "evaluate.task.queries"),
+        ("method.name=proto_net", "classification"),
+        ("model.name=conv4", "model"),
+        ("method.label=a/b", "slashes"),
+        ("method.start=nowhere", "method.start"),
+        ("budget.trials=-1", "budget.trials"),
+        ("methods.maml.inner_lr=1", "no `methods`"),
+    ],
+)
+def test_one_wrong_value(metalearn: Commands, override: str, word: str) -> None:
+    place = override.partition("=")[0]
+    said = bad(metalearn, sinusoid(), word, overrides=(override,))
+    assert place.split(".")[0] in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none(metalearn: Commands) -> None:
+    bad(metalearn, sinusoid(), "run.device", "cpu", overrides=("run.device=cuda:0",))
+
+
+def test_files_that_are_no_experiment(metalearn: Commands, tmp_path: Path) -> None:
+    for content in ("a: [1", "- 1", "", "task: *nowhere", "\t: 3", "d: 2001-99-99"):
+        bad(metalearn, content, "bad.yaml")
+    refused(metalearn("train", tmp_path), str(tmp_path), "folder")
+    refused(metalearn("train", tmp_path / "none.yaml"), "none.yaml", "valid:")
+    refused(metalearn("compare", "none", "--out", tmp_path / "x"), "none")
+    refused(metalearn("train", "x" * 300), "x" * 300)
+    (tmp_path / "pickle.yaml").write_text("task: !!python/object/apply:os.system ['touch harm']")
+    refused(metalearn("train", tmp_path / "pickle.yaml"), "pickle.yaml")
+    assert not (metalearn.folder / "harm").exists()
+
+
+def test_a_comparison_names_the_method_of_each_error(metalearn: Commands) -> None:
+    items = [{"name": "maml", "inner_lr": -1}, {"name": "proto_net"}, {"name": "reptle"}, {"name": "maml"}]
+    bad(metalearn, {**GLYPHS, "methods": items}, "methods.maml.inner_lr", "methods.reptle", "label", command="compare")
+    two = [{"name": "maml"}, {"name": "proto_net"}]
+    data = sinusoid(method=None)
+    bad(metalearn, {**data, "methods": two}, "methods.proto_net", "classification", command="compare")
+    bad(metalearn, {**data, "methods": []}, "methods", command="compare")
+    bad(metalearn, {**data, "methods": 3}, "methods", overrides=("method.inner_lr=1",), command="compare")
+
+
+def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) -> None:
+    said = bad(metalearn, own(images, ways=9), "task.ways", "at most")
+    assert "evaluate.task.ways" in said  # the test split has fewer classes again
+    bad(metalearn, own(images, shots=4, queries=3), "task.shots", "4 shots + 3 queries", "at most 6")
+    both = own(images)
+    both["evaluate"]["task"] = {"ways": 5, "shots": 9}
+    bad(metalearn, both, "evaluate.task.ways", "evaluate.task.shots")
+    bad(metalearn, GLYPHS, "task.ways", "task.shots", overrides=("task.ways=5000", "task.shots=50"))
+
+
+def test_data_that_are_not_there(metalearn: Commands, images: Path) -> None:
+    omniglot = {**GLYPHS, "task": {"source": "omniglot", "ways": 2}}
+    bad(metalearn, omniglot, "omniglot28.npz", str(metalearn.folder / "data"), "metalearn data prepare omniglot", "data")
+    folder = metalearn.folder / "data"
+    folder.mkdir()
+    (folder / "omniglot28.npz").write_bytes(b"PK\x03\x04 not really")
+    bad(metalearn, omniglot, "omniglot28.npz", "data")
+    shutil.rmtree(folder)
+    bad(metalearn, own(images / "nowhere"), "nowhere")
+
+
+def test_folders_of_images_that_cannot_be_used(metalearn: Commands, images: Path) -> None:
+    root = metalearn.folder / "harmed"
+    shutil.copytree(images, root)
+    (root / "c1" / "0.png").write_bytes(b"no image")
+    (root / "c2" / "0.png").write_bytes((root / "c2" / "0.png").read_bytes()[:30])
+    bad(metalearn, own(root), "c1/0.png", "c2/0.png", "data")
+    for number in range(1, 10):
+        shutil.rmtree(root / f"c{number}")
+    bad(metalearn, own(root), "1 class", "data")
+
+
+def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: Path) -> None:
+    data = own(images, fractions=[0.4, 0.3, 0.3])
+    bad(metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",))
+    before = files_of(run)
+    refused(metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]"), "evaluate.task.ways")
+    refused(metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"), "evaluate.episodes", "evaluate.task.shots")
+    refused(metalearn("evaluate", run, "task.size=9", "task.channels=3"), "x_shape")
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "sum"])
+def test_a_run_whose_checkpoint_is_damaged(metalearn: Commands, run: Path, harm: str) -> None:
+    folder = metalearn.folder / f"harmed-{harm}"
+    shutil.copytree(run, folder)
+    for step in checkpoint.steps_in(folder / "checkpoints"):
+        path = checkpoint.path_of(folder / "checkpoints", step)
+        content = bytearray(path.read_bytes())
+        if harm == "cut":
+            path.write_bytes(content[:-7])
+        elif harm == "flip":
+            content[99] ^= 1
+            path.write_bytes(content)
+        else:
+            (path if harm == "gone" else checkpoint.checksum_of(path)).unlink()
+    before = files_of(folder)
+    refused(metalearn("evaluate", folder), f"harmed-{harm}")
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json", "environment.json"])
+def test_a_run_directory_with_a_damaged_file(metalearn: Commands, run: Path, name: str) -> None:
+    folder = metalearn.folder / f"damaged-{name}"
+    shutil.copytree(run, folder)
+    if name == "environment.json":
+        (folder / "result.json").unlink()
+    (folder / name).write_bytes(b"{ torn \xff")
+    before = files_of(folder)
+    words = {"config.yaml": ("evaluate", "resume"), "result.json": ("evaluate",), "environment.json": ("resume",)}
+    for command in words[name]:
+        refused(metalearn(command, folder), name)
+    refused(metalearn("train", metalearn.folder / "animals.yaml", "--out", folder), name)
+    assert files_of(folder) == before
+
+
+def test_folders_that_are_no_run(metalearn: Commands, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for command in ("resume", "evaluate"):
+        for place in ("empty", "file", "nowhere"):
+            refused(metalearn(command, tmp_path / place), place, "no run directory")
+    refused(metalearn("report", tmp_path / "empty", "--out", tmp_path / "page.html"), "empty")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
+
+
+def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
+    file = write(metalearn.folder, "fine", sinusoid(run={"meta_steps": 1}))
+    pair = write(metalearn.folder, "pair", {**sinusoid(method=None), "methods": [{"name": "scratch"}]})
+    blocked = metalearn.folder / "fine.yaml" / "below"
+    refused(metalearn("train", file, "--out", blocked), "fine.yaml")
+    refused(metalearn("train", file, "--out", "/proc/nothing"), "/proc/nothing")
+    refused(metalearn("train", file, "run.seeds=[0, 1]", "--out", metalearn.folder / "fine.yaml"), "fine.yaml")
+    refused(metalearn("compare", pair, "--out", "/proc/nothing"), "/proc/nothing")
+    refused(metalearn("compare", pair, "--out", blocked), "fine.yaml")
+    refused(metalearn("evaluate", run, "--out", blocked), "fine.yaml")
+    refused(metalearn("report", run, "--out", blocked), "fine.yaml")
+
+
+def test_words_that_the_command_line_does_not_know(metalearn: Commands) -> None:
+    for words in (["tarin", "x"], ["train"], ["train", "x", "--outt", "y"], ["train", "x", "--devices", "2"], ["data"]):
+        ended = metalearn(*words)
+        assert ended.code == 2 and "Traceback" not in ended.err, ended

@@ -1,0 +1,311 @@
+"""Learning curves against answers that are known beforehand; the ensemble; the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from checks import OPTIONS, case
+from clusters import Clusters
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.evaluate.curves import Curve, fingerprint, learning_curve
+from metalearn.evaluate.ensemble import ensemble
+from metalearn.evaluate.ledger import PHASES, CostLedger
+from metalearn.rng import fold_in, normal
+from metalearn.run.tables import METHODS
+from metalearn.tasks import Sinusoid
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, Method, MetaState, Traits
+
+F64 = torch.float64
+
+
+def answering(spec: EpisodeSpec, answer: Any) -> Method:
+    """A method whose predictions [T, P, M, C] are `answer(support, query_x, points, keys)`."""
+
+    def learn(meta: Any, support: Batch, query_x: Tensor, steps: Any, key: Any = None, ledger: Any = None) -> Learned:
+        return Learned(answer(support, query_x, tuple(steps), key), {})
+
+    zero = torch.zeros((), dtype=spec.dtype)
+    return Method(spec, Traits(consumes="nothing"), lambda key: MetaState({}, {}, None, zero), learn)
+
+
+def shape_of(query_x: Tensor, points: tuple[int, ...], outputs: int) -> tuple[int, ...]:
+    return (query_x.shape[0], len(points), query_x.shape[1], outputs)
+
+
+def constant(value: float, outputs: int) -> Any:
+    return lambda support, x, points, keys: torch.full(shape_of(x, points, outputs), value, dtype=x.dtype)
+
+
+WAVES = Sinusoid(shots=3, queries=8, amplitude=(1.0, 5.0)).build("test", dtype=F64)
+
+
+# -------------------------------------------------------------------------------------------------------- closed forms
+
+
+def test_scores_of_a_regression_are_squared_errors() -> None:
+    """The answer 0.5 everywhere: every score is mean (y - 0.5)^2, and mean, interval and median are numpy's."""
+    curve = learning_curve(answering(WAVES.spec, constant(0.5, 1)), {}, WAVES, (0, 1, 5), episodes=70, seed=4)
+    y = WAVES.sample(fold_in(4, "episodes"), 70).query.y
+    each = (y - 0.5).square().mean((1, 2))
+    assert curve.metric == "loss" and curve.steps == (0, 1, 5) and curve.scores.shape == (70, 3)
+    for point in range(3):
+        torch.testing.assert_close(curve.scores[:, point], each)
+        torch.testing.assert_close(curve.loss[:, point], each)
+    array = each.numpy()
+    torch.testing.assert_close(curve.mean[1], torch.tensor(array.mean()))
+    torch.testing.assert_close(curve.ci95[1], torch.tensor(1.96 * array.std(ddof=1) / 70**0.5))
+    torch.testing.assert_close(curve.median[1], torch.tensor(sorted(array)[34:36]).mean())
+
+
+def test_scores_of_a_classification_are_accuracies() -> None:
+    """Answers that are right for the first k queries of 12 at point k, and confident: accuracy k / 12, loss 10 (12 - k) / 12."""
+    source = Clusters("test", 12)
+
+    def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
+        truth = torch.arange(3).repeat(4)  # the labels of these tasks stand in this order
+        named = torch.stack([torch.where(torch.arange(12) < point, truth, (truth + 1) % 3) for point in points])
+        return 10.0 * torch.nn.functional.one_hot(named, 3).double().expand(x.shape[0], -1, -1, -1)
+
+    points = (0, 3, 12)
+    curve = learning_curve(answering(source.spec, answer), {}, source, points, episodes=7)
+    nothing = float(torch.log(torch.exp(torch.tensor(10.0, dtype=F64)) + 2) - 10)
+    for place, point in enumerate(points):
+        assert curve.scores[:, place].tolist() == pytest.approx([point / 12] * 7)
+        assert curve.loss[:, place].tolist() == pytest.approx([(12 - point) / 12 * 10 + nothing] * 7)
+    assert curve.metric == "accuracy" and not curve.diverged.any()
+
+
+def test_steps_as_a_number_are_all_points_to_it() -> None:
+    curve = learning_curve(answering(WAVES.spec, constant(0.0, 1)), {}, WAVES, 3, episodes=2)
+    assert curve.steps == (0, 1, 2, 3) and curve.scores.shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_chunks_change_nothing(name: str) -> None:
+    """Nor does the number of episodes: the first ones stay what they were; another seed draws others."""
+    given, tests = case(name, METHODS[name]), Clusters("test", 24)
+    meta = given.state().meta
+    whole, pieces, few = (
+        learning_curve(given.method, meta, tests, (0, 2), count, seed=3, chunk=size)
+        for count, size in ((11, 50), (11, 4), (5, 1))
+    )
+    torch.testing.assert_close(whole.loss, pieces.loss, rtol=1e-9, atol=1e-12)
+    assert torch.equal(whole.scores, pieces.scores)
+    torch.testing.assert_close(whole.loss[:5], few.loss, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(learning_curve(given.method, meta, tests, (0, 2), 11, seed=4).loss, whole.loss)
+
+
+# ------------------------------------------------------------------------------------------------ nothing leaks, 1 / N
+
+
+class Relabelled:
+    """The same tasks with the labels of the queries permuted."""
+
+    def __init__(self, source: Clusters) -> None:
+        self.spec, self._source = source.spec, source
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        episode = self._source.sample(key, num_tasks, start)
+        return episode._replace(query=Batch(episode.query.x, (episode.query.y + 1) % self.spec.ways))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_query_labels_change_scores_and_no_prediction(name: str) -> None:
+    given, tests = case(name, METHODS[name]), Clusters("test", 24)
+    meta, heard = given.state().meta, []
+
+    def listening(*args: Any, **kwargs: Any) -> Learned:
+        heard.append(given.method.learn(*args, **kwargs))
+        return heard[-1]
+
+    method = given.method._replace(learn=listening)
+    one, two = (learning_curve(method, meta, source, (0, 3), 30) for source in (tests, Relabelled(tests)))
+    assert torch.equal(heard[0].predictions, heard[1].predictions)
+    assert not torch.equal(one.scores, two.scores) and not torch.equal(one.loss, two.loss)
+
+
+@pytest.mark.parametrize("name", [name for name, part in METHODS.items() if not case(name, part).method.traits.support_at_step_0])
+def test_step_0_knows_nothing(name: str) -> None:
+    """Before the support set is used accuracy is 1/N within 4 standard errors; labels here are random, as in real tasks."""
+
+    class Shuffled(Clusters):
+        def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+            episode = super().sample(key, num_tasks, start)
+            turn = (normal(fold_in(episode.info["key"], "turn"), (), F64).abs() * 1e6).long().unsqueeze(-1)
+            return episode._replace(
+                support=Batch(episode.support.x, (episode.support.y + turn) % 3),
+                query=Batch(episode.query.x, (episode.query.y + turn) % 3),
+            )
+
+    given = case(name, METHODS[name])
+    curve = learning_curve(given.method, given.state().meta, Shuffled("test", 24), (0, 3), 600)
+    assert abs(curve.mean[0] - 1 / 3) < 4 * curve.ci95[0] / 1.96
+    assert curve.mean[1] > 1 / 3 + 4 * curve.ci95[1] / 1.96
+
+
+# ------------------------------------------------------------------------------------------------------ what diverges
+
+
+def test_what_is_not_finite_is_counted_and_never_dropped() -> None:
+    """A NaN or an infinity in one of twelve predictions: that task has diverged at that point and scores as wrong."""
+    source = Clusters("test", 12)
+
+    def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
+        truth = torch.nn.functional.one_hot(torch.arange(3).repeat(4), 3).double()
+        said = truth.repeat(x.shape[0], len(points), 1, 1)
+        said[1, 1, 5, 2], said[3, 0, 0, 0] = float("nan"), float("inf")
+        return said
+
+    curve = learning_curve(answering(source.spec, answer), {}, source, (0, 1), episodes=6)
+    bad = torch.zeros(6, 2, dtype=torch.bool)
+    bad[1, 1] = bad[3, 0] = True
+    assert torch.equal(curve.diverged, bad) and curve.scores.shape == (6, 2)
+    assert torch.equal(curve.scores, (~bad).double())
+    assert curve.mean.tolist() == pytest.approx([5 / 6, 5 / 6])
+    assert curve.diverged_share.tolist() == pytest.approx([1 / 6, 1 / 6])
+
+
+def test_a_regression_that_explodes_is_counted() -> None:
+    """Above ten times the mean loss of step 0, or not finite; the mean holds them, `converged` does not."""
+    y = WAVES.sample(fold_in(1, "episodes"), 6).query.y
+
+    def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
+        said = y.unsqueeze(1).repeat(1, 2, 1, 1) + 1.0  # loss 1 everywhere
+        said[0, 1] += 1e3
+        said[2, 1, 0] = float("nan")
+        said[4, 1] += 2.1  # loss 9.61: not above ten times
+        return said
+
+    curve = learning_curve(answering(WAVES.spec, answer), {}, WAVES, (0, 1), episodes=6)
+    assert curve.diverged[:, 1].tolist() == [True, False, True, False, False, False]
+    assert not curve.diverged[:, 0].any() and not curve.mean[1].isfinite()
+    mean, ci95 = curve.converged(curve.loss)
+    kept = torch.tensor([1, 1, 9.61, 1], dtype=F64)
+    torch.testing.assert_close(mean, torch.stack([torch.tensor(1.0, dtype=F64), kept.mean()]))
+    torch.testing.assert_close(ci95[1], 1.96 * kept.std() / 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [({"ways": 4, "outputs": 4}, "task.ways"), ({"x_shape": (7,)}, "task.x_shape"), ({"outputs": 2}, "task.outputs"),
+     ({"kind": "regression"}, "task.kind")],
+)  # fmt: skip
+def test_a_method_built_for_other_tasks_is_refused(change: dict[str, Any], place: str) -> None:
+    source = Clusters("test", 12)
+    other = dataclasses.replace(source.spec, **change)
+    with pytest.raises(ConfigError, match="build it again") as caught:
+        learning_curve(answering(other, constant(0.0, 3)), {}, source)
+    assert place in [problem[0] for problem in caught.value.problems]
+    assert len(caught.value.problems) == len(change)  # every difference at once
+
+
+def test_other_shots_queries_and_split_are_welcome() -> None:
+    source = Clusters("test", 12)
+    other = dataclasses.replace(source.spec, shots=9, queries=1, split="train", num_classes=99)
+    assert learning_curve(answering(other, constant(0.0, 3)), {}, source, episodes=3).scores.shape == (3, 4)
+
+
+def test_no_episodes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        learning_curve(answering(WAVES.spec, constant(0.0, 1)), {}, WAVES, episodes=0)
+
+
+# ------------------------------------------------------------------------------------------- fingerprints, ensembles
+
+
+class Altered(Clusters):
+    """One number of one query of one episode (`at`) differs by `by`."""
+
+    at, by = 3, 0.0
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        episode = super().sample(key, num_tasks, start)
+        if start <= self.at < start + num_tasks:
+            episode.query.x[self.at - start, 2, 1] += self.by
+        return episode
+
+
+def test_fingerprints_follow_the_data() -> None:
+    source, altered = Clusters("test", 12), Altered("test", 12)
+    first = fingerprint(source, 1)
+    assert len(first) == 64 and first == fingerprint(source, 1) == fingerprint(altered, 1)
+    altered.by = 0.01
+    seen = {first, fingerprint(source, 2), fingerprint(Clusters("train", 12), 1), fingerprint(Relabelled(source), 1)}  # type: ignore[arg-type]
+    assert len(seen | {fingerprint(altered, 1)}) == 5
+    altered.at = 32
+    assert fingerprint(altered, 1) == first  # the first 32 episodes alone
+    curve = learning_curve(case("maml", METHODS["maml"]).method, case("maml", METHODS["maml"]).state().meta, source, (0,), 2)
+    assert isinstance(curve, Curve) and curve.fingerprint == first  # however few are learned
+
+
+def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities() -> None:
+    given, tests = case("maml", METHODS["maml"]), Clusters("test", 12)
+    metas = [given.state(seed).meta for seed in range(3)]
+    episode = tests.sample(fold_in(0), 2)
+    said = ensemble(given.method, metas).learn(None, episode.support, episode.query.x, (0, 2)).predictions
+    each = [given.method.learn(meta, episode.support, episode.query.x, (0, 2)).predictions for meta in metas]
+    torch.testing.assert_close(said.exp(), torch.stack([one.softmax(-1) for one in each]).mean(0))
+    torch.testing.assert_close(said.exp().sum(-1), torch.ones(2, 2, 12, dtype=F64))
+    assert said.dtype == F64
+
+
+def test_an_ensemble_of_regressions_is_the_mean() -> None:
+    values = iter([1.0, 2.0, 6.0])
+    method = answering(WAVES.spec, lambda s, x, points, keys: torch.full(shape_of(x, points, 1), next(values)))
+    assert (ensemble(method, [{}, {}, {}]).learn(None, None, torch.zeros(2, 3, 1), (0,)).predictions == 3).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ the ledger
+
+
+def test_learning_is_written_to_its_phases() -> None:
+    """11 tasks of 3 steps in pieces of 4: gradient steps and tasks under adapt, tasks under predict."""
+    given, tests, book = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
+    learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=book)
+    cost = book.cost()
+    assert list(cost) == list(PHASES)
+    assert cost["adapt"]["gradient_steps"] == 33 and cost["adapt"]["tasks"] == 11 and cost["adapt"]["seconds"] > 0
+    assert cost["predict"]["tasks"] == 11 and cost["predict"]["gradient_steps"] == 0
+    assert cost["meta_train"]["seconds"] == 0 and cost["meta_train"]["flops"] is None
+
+
+def test_counts_add_up_and_unknown_words_are_refused() -> None:
+    book = CostLedger()
+    assert book.run("search", lambda a, b: a + b, 2, 3, times=4, candidates=2, labels=5) == 5
+    book.add("search", 1.5, labels=1)
+    assert book.totals()["search"]["candidates"] == 8 and book.totals()["search"]["labels"] == 21
+    assert book.seconds("search") >= 1.5 and book.seconds("adapt") == 0
+    with pytest.raises(ValueError, match="no phase 'tuning'; phases: setup, tune"):
+        book.add("tuning", 1.0)
+    with pytest.raises(ValueError, match="no count 'flop'; counts: gradient_steps"):
+        book.add("tune", 1.0, flop=3)
+    other = CostLedger()
+    other.restore(book.totals())
+    other.add("search", 1.0)
+    assert other.seconds("search") == pytest.approx(book.seconds("search") + 1)  # a copy: the first is as it was
+
+
+def test_what_fails_has_cost_too() -> None:
+    book = CostLedger()
+    with pytest.raises(ZeroDivisionError):
+        book.run("retrain", lambda: 1 // 0, gradient_steps=1)
+    assert book.totals()["retrain"]["gradient_steps"] == 1
+
+
+def test_a_ledger_under_a_phase_writes_all_to_it() -> None:
+    given, tests, book = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
+    learning_curve(given.method, given.state().meta, tests, (0, 2), 3, ledger=book.under("tune"))
+    assert set(book.totals()) == {"tune"} and book.totals()["tune"]["gradient_steps"] == 6
+    assert book.totals()["tune"]["tasks"] == 6  # learned and predicted
+
+
+def test_options_name_methods() -> None:
+    assert set(OPTIONS) <= set(METHODS)

@@ -1,0 +1,321 @@
+"""Every model of the table under every norm policy: the module as a function, its names, and who sees whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError
+from metalearn.models import MLP, MODELS, Conv4, from_module
+from metalearn.models.conv4 import FourBlocks, pool
+from metalearn.models.functional import MOMENTUM
+from metalearn.models.mlp import Perceptron
+from metalearn.models.norm import EPS, Norm
+from metalearn.rng import fold_in, normal
+from metalearn.types import EpisodeSpec, Learner, Params
+
+F64 = torch.float64
+POLICIES = ["query_batch", "support", "support_plus_one", "running", "none"]
+KEY = fold_in(21, "models")
+GOLDEN = Path(__file__).parent / "golden" / "parameter_names.json"
+IMAGE = EpisodeSpec("classification", 3, 2, 4, (1, 16, 16), 3, 20, dtype=F64)
+VECTOR = EpisodeSpec("classification", 3, 2, 4, (6,), 3, 20, dtype=F64)
+SPECS = {"mlp": VECTOR}  # every other model is given images
+# What makes a model small or shows another side of it; a model that is not here is built from its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
+    "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
+}
+CASES = [
+    pytest.param(name, part(**options, norm=policy), id=f"{name}-{place}-{policy}")
+    for name, part in MODELS.items()
+    for place, options in enumerate(VARIANTS.get(name, [{}]))
+    for policy in POLICIES
+]
+each_model = pytest.mark.parametrize(("name", "component"), CASES)
+
+
+def learner_of(name: str, component: Any, dtype: torch.dtype = F64) -> Learner:
+    spec = SPECS.get(name, IMAGE)
+    learner: Learner = component.build(EpisodeSpec(**{**vars(spec), "dtype": dtype}))
+    return learner
+
+
+def shaken(learner: Learner) -> Params:
+    """Parameters that are not at a special start: gains not 1, biases and running statistics not 0."""
+    params = learner.init(KEY)
+    moved = {name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs() for name, v in params.items()}
+    return {name: value if name.endswith("weight") and value.dim() > 1 else moved[name] for name, value in params.items()}
+
+
+def data(learner: Learner, count: int, name: str = "x") -> Tensor:
+    return normal(fold_in(KEY, name), (count, *learner.x_shape), F64)
+
+
+def module_of(component: Any) -> nn.Module:
+    """The torch module behind a model of ours."""
+    if isinstance(component, MLP):
+        return Perceptron(6, component.sizes, 3, component.activation, component.norm).double()
+    c = component
+    return FourBlocks(IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm).double()
+
+
+# ------------------------------------------------------------------------------------------------- the common contract
+
+
+@each_model
+def test_apply_is_the_module_with_these_parameters(name: str, component: Component) -> None:
+    learner = learner_of(name, component)
+    params, module = shaken(learner), module_of(component)
+    module.load_state_dict({name.removeprefix("stats."): value for name, value in params.items()})
+    x = data(learner, 9)
+    torch.testing.assert_close(learner.apply(params, x), module(x), rtol=1e-12, atol=1e-12)
+    assert learner.apply(params, x).shape == (9, 3) and learner.apply(params, x).dtype == F64
+    assert learner.normalisation == component.norm and learner.outputs == 3  # type: ignore[attr-defined]
+
+
+@each_model
+def test_features_run_without_the_head_and_the_head_is_a_linear_layer(name: str, component: Component) -> None:
+    learner = learner_of(name, component)
+    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
+    body = {name: value for name, value in params.items() if not name.startswith("head.")}
+    assert set(params) - set(body) == {"head.weight", "head.bias"}
+    for given in (None, context):
+        z = learner.features(body, x, context=given)
+        assert z.shape == (5, params["head.weight"].shape[1])
+        expected = z @ params["head.weight"].T + params["head.bias"]
+        torch.testing.assert_close(learner.apply(params, x, context=given), expected, rtol=1e-12, atol=1e-12)
+
+
+@each_model
+def test_the_start_is_a_function_of_the_key_alone(name: str, component: Component) -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    learner = learner_of(name, component)
+    one, two, other = learner.init(KEY), learner_of(name, component).init(KEY), learner.init(fold_in(KEY, "other"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    drawn = [n for n in one if n.endswith("weight") and one[n].dim() > 1]
+    assert drawn and not any(torch.equal(one[n], other[n]) for n in drawn)
+    assert {v.dtype for v in one.values()} == {F64}
+    single = learner_of(name, component, torch.float32).init(KEY)
+    assert {v.dtype for v in single.values()} == {torch.float32}
+    assert all(torch.allclose(single[n].double(), one[n], atol=1e-6) for n in one)
+
+
+@each_model
+def test_a_batch_of_parameters_gives_what_each_gives_alone(name: str, component: Component) -> None:
+    learner = learner_of(name, component)
+    x, both = data(learner, 4), [learner.init(fold_in(KEY, n)) for n in range(2)]
+    stacked = {name: torch.stack([params[name] for params in both]) for name in both[0]}
+    together = torch.func.vmap(lambda params: learner.apply(params, x, context=x))(stacked)
+    alone = torch.stack([learner.apply(params, x, context=x) for params in both])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+
+
+def test_parameter_names_are_as_recorded() -> None:
+    """A renamed parameter makes old checkpoints unreadable: write the file anew only when that is meant."""
+    found = {
+        param.id: {n: list(v.shape) for n, v in learner_of(*param.values).init(KEY).items()} for param in CASES
+    }  # fmt: skip
+    assert json.loads(GOLDEN.read_text()) == found
+
+
+# --------------------------------------------------------------------------------------------------- the norm policies
+
+
+@each_model
+def test_only_query_batch_lets_queries_see_each_other(name: str, component: Any) -> None:
+    learner = learner_of(name, component)
+    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
+    other = torch.cat([x[:2], 3 + 2 * x[2:]])
+    change = (learner.apply(params, x, context=context) - learner.apply(params, other, context=context))[:2].abs().max()
+    assert change > 1e-3 if component.norm == "query_batch" else change < 1e-12
+    moved = (learner.apply(params, x, context=context) - learner.apply(params, x, context=2 * context + 1)).abs().max()
+    assert moved > 1e-3 if component.norm in ("support", "support_plus_one") else moved == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_support_plus_one_is_each_query_with_the_support_set(name: str) -> None:
+    """One by one through the module, which normalises the batch in hand."""
+    for options in VARIANTS.get(name, [{}]):
+        component = MODELS[name](**options, norm="support_plus_one")
+        learner, module = learner_of(name, component), module_of(component)
+        params, x, context = shaken(learner), data(learner, 4), data(learner, 6, "context")
+        alone = [functional_call(module, params, torch.cat([context, query.unsqueeze(0)]))[-1] for query in x]
+        torch.testing.assert_close(learner.apply(params, x, context=context), torch.stack(alone), rtol=1e-10, atol=1e-10)
+
+
+def test_support_normalises_by_the_support_set_in_every_layer() -> None:
+    """By hand: mean and biased variance of the support's activations, layer after layer."""
+    learner = MLP(sizes=(7, 5), norm="support").build(VECTOR)
+    params, z, c = shaken(learner), data(learner, 4), data(learner, 6, "context")
+    given = (z, c)
+    for place in range(2):
+        z, c = (F.linear(v, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"]) for v in (z, c))
+        mean, sd = c.mean(0), (c.var(0, correction=0) + EPS).sqrt()
+        z, c = ((v - mean) / sd * params[f"norms.{place}.weight"] + params[f"norms.{place}.bias"] for v in (z, c))
+        z, c = z.relu(), c.relu()
+    expected = F.linear(z, params["head.weight"], params["head.bias"])
+    torch.testing.assert_close(learner.apply(params, given[0], context=given[1]), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (6, 5, 4, 3)])
+def test_a_batchs_own_statistics_are_torchs_batch_norm(shape: tuple[int, ...]) -> None:
+    x, layer = normal(KEY, shape, F64), Norm(5, "query_batch").double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.5, 0.3, -1.0, 2.0, 1.0]))
+        layer.bias.copy_(torch.arange(5))
+    expected = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=EPS)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_running_statistics_are_refreshed_and_read(name: str) -> None:
+    """Torch's batch norm beside it, in training mode and in evaluation, but for its unbiased variance."""
+    options = VARIANTS.get(name, [{}])[0]
+    learner = learner_of(name, MODELS[name](**options, norm="running"))
+    params, x = learner.init(KEY), data(learner, 9)
+    stats = [n for n in params if n.startswith("stats.")]
+    assert stats and all((params[n] == (1 if n.endswith("var") else 0)).all() for n in stats)
+    new = learner.stats(params, x)
+    assert all(new[n] is params[n] or torch.equal(new[n], params[n]) for n in params if n not in stats)
+    first = next(n.rpartition(".")[0] for n in stats if n.startswith("stats.norms.0."))
+    if name == "mlp":
+        z = F.linear(x, params["layers.0.weight"], params["layers.0.bias"])
+    else:
+        z = F.conv2d(x, params["convs.0.weight"], params["convs.0.bias"], stride=2, padding=1).transpose(0, 1).flatten(1).T
+    torch.testing.assert_close(new[f"{first}.mean"], MOMENTUM * z.mean(0), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(new[f"{first}.var"], (1 - MOMENTUM) + MOMENTUM * z.var(0, correction=0), rtol=1e-10, atol=0)
+    assert (learner.apply(params, x) - learner.apply(new, x)).abs().max() > 1e-4
+    for policy in ("none", "query_batch"):
+        other = learner_of(name, MODELS[name](**options, norm=policy))
+        assert other.stats(params, x) is params
+
+
+def test_pooling_is_torchs_and_drops_an_odd_border() -> None:
+    for size in (4, 5, 7):
+        x = normal(KEY, (2, 3, size, size + 1), F64).requires_grad_()
+        torch.testing.assert_close(pool(x), F.max_pool2d(x, 2))
+        weight = normal(fold_in(KEY, "w"), pool(x).shape, F64)
+        ours, theirs = (torch.autograd.grad((f * weight).sum(), x)[0] for f in (pool(x), F.max_pool2d(x, 2)))
+        torch.testing.assert_close(ours, theirs)
+
+
+# ------------------------------------------------------------------------------------------- modules from outside
+
+
+class Own(nn.Module):
+    """A module with a part to be judged and a head."""
+
+    def __init__(self, part: nn.Module | None = None, outputs: int = 3, bias: bool = True) -> None:
+        super().__init__()
+        self.part = part
+        self.head = nn.Linear(6, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x if self.part is None else self.part(x))
+        return out
+
+
+class Headless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.BatchNorm1d(6), "BatchNorm1d keeps hidden running statistics: use metalearn.models.Norm"),
+        (nn.InstanceNorm1d(6), "use GroupNorm"),
+        (nn.Dropout(), "Dropout draws hidden random numbers"),
+        (nn.Sequential(nn.Linear(6, 6), nn.Dropout2d()), "Dropout2d draws"),
+        (nn.LSTM(6, 6), "LSTM has fused kernels.*write the recurrence with Linear"),
+        (nn.GRU(6, 6), "GRU has fused kernels"),
+        (nn.MultiheadAttention(6, 2), "write softmax attention with Linear"),
+        (nn.TransformerEncoderLayer(6, 2), "write it with Linear and LayerNorm"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_cannot_be_batched_is_refused_with_a_sentence(part: nn.Module, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        from_module(Own(part), VECTOR)
+    assert any(place.startswith("part") for place, _ in caught.value.problems)
+
+
+def test_a_head_that_does_not_fit_is_refused_with_a_sentence() -> None:
+    for module in (Headless(), Own(bias=False)):
+        with pytest.raises(ConfigError, match=r"self\.head = torch\.nn\.Linear"):
+            from_module(module, VECTOR)
+    with pytest.raises(ConfigError, match="has 5 outputs, the task needs 3"):
+        from_module(Own(outputs=5), VECTOR)
+    with pytest.raises(ConfigError) as caught:
+        from_module(Own(nn.Sequential(nn.Dropout(), nn.BatchNorm1d(6)), outputs=5), VECTOR)
+    assert [place for place, _ in caught.value.problems] == ["part.0", "part.1", "head"]  # all at once
+
+
+def test_a_module_from_outside_is_used_as_it_is() -> None:
+    """Layers of torch, a module or a function that makes one; the module given stays untouched; a custom start."""
+    part = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU())
+    own = Own(part)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    learner, made = from_module(own, VECTOR), from_module(lambda: Own(part), VECTOR)
+    params, x = learner.init(KEY), data(learner, 4)
+    assert set(params) == set(before) and all(torch.equal(params[n], made.init(KEY)[n]) for n in params)
+    torch.testing.assert_close(learner.apply(params, x), functional_call(own.double(), params, x))
+    assert all(torch.equal(own.float().state_dict()[n], before[n]) for n in before)
+    ones = from_module(own, VECTOR, init=lambda key, name, shape, dtype: torch.ones(shape, dtype=dtype))
+    assert all((value == 1).all() for value in ones.init(KEY).values())
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_a_parameter_without_a_known_start_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="no known start for a parameter of Odd: pass init="):
+        from_module(Own(Odd()), VECTOR).init(KEY)
+
+
+def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
+    with pytest.raises(ConfigError, match="use mlp"):
+        Conv4().build(VECTOR)
+    small = EpisodeSpec("classification", 3, 2, 4, (1, 15, 20), 3, 20)
+    with pytest.raises(ConfigError, match="at least 16 x 16.*use stride"):
+        Conv4(downsample="pool").build(small)
+    assert Conv4(filters=2).build(small).init(KEY)["head.weight"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(("scheme", "bound"), [("uniform", 100**-0.5), ("truncated_normal", 0.02)])
+def test_starts_have_their_distribution(scheme: Any, bound: float) -> None:
+    """Uniform within 1/sqrt(fan in); normal of deviation 0.01 cut at two deviations, whose deviation is 0.88 of that."""
+    spec = EpisodeSpec("regression", 1, 5, 5, (100,), 1, 0, dtype=F64)
+    params = MLP(sizes=(400,), init=scheme).build(spec).init(KEY)
+    weight = params["layers.0.weight"]
+    assert weight.abs().max() <= bound and weight.abs().max() > 0.99 * bound
+    sd = bound / 3**0.5 if scheme == "uniform" else 0.01 * 0.8796
+    assert abs(float(weight.std()) / sd - 1) < 0.02 and abs(float(weight.mean())) < 4 * sd / 200
+    assert (params["layers.0.bias"] == 0).all() == (scheme != "uniform")
+
+
+def test_conv4_starts_by_glorot_and_its_head_as_asked() -> None:
+    params = Conv4(filters=32, head_std=1.0, norm="query_batch").build(IMAGE).init(KEY)
+    bound = (6 / (9 * 64)) ** 0.5
+    assert 0.99 * bound < params["convs.2.weight"].abs().max() <= bound
+    assert (params["convs.2.bias"] == 0).all() and (params["norms.2.weight"] == 1).all()
+    assert 0.7 < params["head.weight"].std() < 1.3
+    assert Conv4(filters=32).build(IMAGE).init(KEY)["head.weight"].abs().max() <= 32**-0.5
