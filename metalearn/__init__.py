@@ -24,7 +24,7 @@ NAMES = {
     "ConfigError": "metalearn.errors",
     "option": "metalearn.component",
 }
-__all__ = [*ROOMS, *NAMES]  # noqa: PLE0604
+__all__ = [*ROOMS, *NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,7 +103,7 @@ def _counters(count: int, device: torch.device) -> Tensor:
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
-    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is output i of SplitMix64 seeded with the key."""
+    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is SplitMix64's output i from that key."""
     counters = _counters(math.prod(shape), key.device)
     return _mix(key.unsqueeze(-1) + counters).reshape((*key.shape, *shape))
 

@@ -1,6 +1,6 @@
 """Other people's meta-gradients, and plain loops of `torch.autograd.grad`, to compare ours with.
 
-learn2learn and higher are imported when a test asks for them; where they are not there the test is skipped with a reason.
+learn2learn and higher are imported when a test asks for them; where they are missing it is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def by_autograd(
     return dict(zip(start, torch.autograd.grad(total, list(start.values())), strict=True))
 
 
-def by_learn2learn(loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False) -> Params:
+def by_learn2learn(
+    loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
+) -> Params:
     network = Network(meta)
     maml = learn2learn().algorithms.MAML(network, lr=lr, first_order=first_order)
     tasks = episodes.support.x.shape[0]

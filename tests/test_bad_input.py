@@ -53,10 +53,11 @@ def run(metalearn: Commands, images: Path) -> Path:
 
 
 def bad(metalearn: Commands, data: Any, *words: str, overrides: tuple[str, ...] = (), command: str = "train") -> str:
-    """Refused with all the words; the folder is as it was. Returns what was said."""
+    """Refused with all the words; the folder is as it was. Returns what was said. Its data folder is `data`."""
     file = write(metalearn.folder, "bad", data)
     before = files_of(metalearn.folder)
-    env = {"METALEARN_DATA": str(metalearn.folder / "data")} if "data" in words else {}
+    away = {"HOME": str(metalearn.folder / "home"), "XDG_CACHE_HOME": str(metalearn.folder / "home")}
+    env = {"METALEARN_DATA": str(metalearn.folder / "data"), **away} if "glyphs" not in str(data) else {}
     ended = metalearn(command, file, *overrides, "--out", "never", env=env)
     refused(ended, *words)
     assert not (metalearn.folder / "never").exists() and not ended.out
@@ -66,11 +67,11 @@ def bad(metalearn: Commands, data: Any, *words: str, overrides: tuple[str, ...] 
 
 
 def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Path) -> None:
-    wrong = sinusoid(task={"shots": -1}, method={"inner_lr": "fast", "momentum": 1}, run={"seeds": []})
+    wrong = sinusoid(task={"shots": -1}, method={"inner_lr": "fast", "inner_step": 1}, run={"seeds": []})
     file = write(tmp_path, "bad", wrong)
     before = files_of(tmp_path)
     ended = console(tmp_path, "train", file)
-    refused(ended, "task.shots", "method.inner_lr", "method.momentum", "run.seeds", "did you mean", "bad.yaml")
+    refused(ended, "task.shots", "method.inner_lr", "method.inner_step", "run.seeds", "did you mean", "bad.yaml")
     assert files_of(tmp_path) == before and ended.err.count("error: ") == len(ended.err.splitlines()) == 4
 
 
@@ -85,8 +86,7 @@ def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Pat
         ("run.device=nonsense", "run.device"),
         ("run.executor=quantum", "compiled_loop"),
         ("run.dtype=float16", "float64"),
-        ("model.sizes=[0]", "model.sizes"),
-        ("model.sizes=[-3]", "model.sizes"),
+        ("model.sizes=wide", "model.sizes"),
         ("method.inner_lr", "looks like"),
         ("=1", "looks like"),
         ("method.inner_lr=[", "YAML"),
@@ -145,12 +145,12 @@ def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) 
 
 def test_data_that_are_not_there(metalearn: Commands, images: Path) -> None:
     omniglot = {**GLYPHS, "task": {"source": "omniglot", "ways": 2}}
-    bad(metalearn, omniglot, "omniglot28.npz", str(metalearn.folder / "data"), "metalearn data prepare omniglot", "data")
+    bad(metalearn, omniglot, "omniglot28.npz", str(metalearn.folder / "data"), "metalearn data prepare omniglot")
     folder = metalearn.folder / "data"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "omniglot28.npz").write_bytes(b"PK\x03\x04 not really")
-    bad(metalearn, omniglot, "omniglot28.npz", "data")
-    shutil.rmtree(folder)
+    bad(metalearn, omniglot, "omniglot28.npz")
+    (folder / "omniglot28.npz").unlink()
     bad(metalearn, own(images / "nowhere"), "nowhere")
 
 
@@ -159,10 +159,10 @@ def test_folders_of_images_that_cannot_be_used(metalearn: Commands, images: Path
     shutil.copytree(images, root)
     (root / "c1" / "0.png").write_bytes(b"no image")
     (root / "c2" / "0.png").write_bytes((root / "c2" / "0.png").read_bytes()[:30])
-    bad(metalearn, own(root), "c1/0.png", "c2/0.png", "data")
+    bad(metalearn, own(root), "c1/0.png", "c2/0.png")
     for number in range(1, 10):
         shutil.rmtree(root / f"c{number}")
-    bad(metalearn, own(root), "1 class", "data")
+    bad(metalearn, own(root), "1 class")
 
 
 def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: Path) -> None:
@@ -170,8 +170,8 @@ def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: P
     bad(metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",))
     before = files_of(run)
     refused(metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]"), "evaluate.task.ways")
-    refused(metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"), "evaluate.episodes", "evaluate.task.shots")
-    refused(metalearn("evaluate", run, "task.size=9", "task.channels=3"), "x_shape")
+    refused(metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"), "evaluate.episodes", "task.shots")
+    refused(metalearn("evaluate", run, "task.channels=3"), "evaluate.task", "(3, 8, 8)", "(1, 8, 8)")
     assert files_of(run) == before
 
 
@@ -205,7 +205,8 @@ def test_a_run_directory_with_a_damaged_file(metalearn: Commands, run: Path, nam
     words = {"config.yaml": ("evaluate", "resume"), "result.json": ("evaluate",), "environment.json": ("resume",)}
     for command in words[name]:
         refused(metalearn(command, folder), name)
-    refused(metalearn("train", metalearn.folder / "animals.yaml", "--out", folder), name)
+    if name != "config.yaml":  # what was asked for is read from the other two
+        refused(metalearn("train", metalearn.folder / "animals.yaml", "--out", folder), name)
     assert files_of(folder) == before
 
 

@@ -322,10 +322,9 @@ def test_experiments_are_found_by_name_or_named(tmp_path: Path, monkeypatch: pyt
         load(str(tmp_path))
 
 
-WORDS = st.sampled_from(
-    "task model method methods run evaluate budget published name source label tune validate outer seeds steps start "
-    "glyphs sinusoid maml mlp target curve min".split()
-)
+NAMES = """task model method methods run evaluate budget published name source label tune validate outer seeds steps
+start glyphs sinusoid maml mlp target curve min"""
+WORDS = st.sampled_from(NAMES.split())
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | WORDS | st.dates()
 KEYS = WORDS | st.integers(0, 2) | st.none() | st.booleans()
 DATA = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))

@@ -18,7 +18,7 @@ from metalearn.evaluate.ledger import PHASES, CostLedger
 from metalearn.rng import fold_in, normal
 from metalearn.run.tables import METHODS
 from metalearn.tasks import Sinusoid
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, Method, MetaState, Traits
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, MetaState, Method, Traits
 
 F64 = torch.float64
 
@@ -63,7 +63,7 @@ def test_scores_of_a_regression_are_squared_errors() -> None:
 
 
 def test_scores_of_a_classification_are_accuracies() -> None:
-    """Answers that are right for the first k queries of 12 at point k, and confident: accuracy k / 12, loss 10 (12 - k) / 12."""
+    """Confident answers, right for the first k queries of 12 at point k: accuracy k / 12, loss 10 (12 - k) / 12."""
     source = Clusters("test", 12)
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
@@ -129,9 +129,11 @@ def test_query_labels_change_scores_and_no_prediction(name: str) -> None:
     assert not torch.equal(one.scores, two.scores) and not torch.equal(one.loss, two.loss)
 
 
-@pytest.mark.parametrize("name", [name for name, part in METHODS.items() if not case(name, part).method.traits.support_at_step_0])
+@pytest.mark.parametrize(
+    "name", [name for name, part in METHODS.items() if not case(name, part).method.traits.support_at_step_0]
+)
 def test_step_0_knows_nothing(name: str) -> None:
-    """Before the support set is used accuracy is 1/N within 4 standard errors; labels here are random, as in real tasks."""
+    """Before the support set is used accuracy is 1/N within 4 standard errors, with random labels as in real tasks."""
 
     class Shuffled(Clusters):
         def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -242,7 +244,9 @@ def test_fingerprints_follow_the_data() -> None:
     assert len(seen | {fingerprint(altered, 1)}) == 5
     altered.at = 32
     assert fingerprint(altered, 1) == first  # the first 32 episodes alone
-    curve = learning_curve(case("maml", METHODS["maml"]).method, case("maml", METHODS["maml"]).state().meta, source, (0,), 2)
+    curve = learning_curve(
+        case("maml", METHODS["maml"]).method, case("maml", METHODS["maml"]).state().meta, source, (0,), 2
+    )
     assert isinstance(curve, Curve) and curve.fingerprint == first  # however few are learned
 
 
@@ -263,7 +267,7 @@ def test_an_ensemble_of_regressions_is_the_mean() -> None:
     assert (ensemble(method, [{}, {}, {}]).learn(None, None, torch.zeros(2, 3, 1), (0,)).predictions == 3).all()
 
 
-# ------------------------------------------------------------------------------------------------------------ the ledger
+# --------------------------------------------------------------------------------------------------------- the ledger
 
 
 def test_learning_is_written_to_its_phases() -> None:

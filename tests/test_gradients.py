@@ -221,8 +221,10 @@ def test_gradcheck_of_the_two_step_loss() -> None:
     leaves = tuple(value.clone().requires_grad_() for value in meta.values())
     assert torch.autograd.gradcheck(outer, leaves, atol=1e-7)
     assert torch.autograd.gradgradcheck(outer, leaves, atol=1e-6)
-    tanh = query_loss(
-        lambda p, x: F.linear(torch.tanh(F.linear(x, p["layers.0.weight"], p["layers.0.bias"])), p["head.weight"], p["head.bias"]),
-        squared, dict(zip(names, leaves, strict=True)), one, 2, LR,
-    )  # fmt: skip
-    torch.testing.assert_close(outer(*leaves), tanh, rtol=1e-12, atol=0)
+
+    def forward_by_hand(params: Params, x: Tensor) -> Tensor:
+        z = torch.tanh(F.linear(x, params["layers.0.weight"], params["layers.0.bias"]))
+        return F.linear(z, params["head.weight"], params["head.bias"])
+
+    by_hand = query_loss(forward_by_hand, squared, dict(zip(names, leaves, strict=True)), one, 2, LR)
+    torch.testing.assert_close(outer(*leaves), by_hand, rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""Every method of the tables against the common suite, and what belongs to executors and records rather than to one method."""
+"""Every method of the tables against the common suite; executors; the recorded first steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_exceptions_name_methods_and_checks_that_exist() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_first_steps_are_as_recorded(name: str) -> None:
-    """Losses of 20 steps; a change that should move no number leaves tests/golden as it is (see golden/regenerate.py)."""
+    """Losses of 20 steps; a change that should move no number leaves tests/golden as it is."""
     given = case(name, METHODS[name])
     path = GOLDEN / f"{name}.jsonl"
     if given.method.step is None:
@@ -69,7 +69,7 @@ def test_one_compiled_task_in_a_loop_equals_eager(name: str, monkeypatch: pytest
     monkeypatch.setattr(
         executor, "_compiled", lambda f: torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")
     )
-    given = case(name, METHODS[name])
+    given = case(name, METHODS[name], inner_steps=1)
     close(_after(given, executor.make_step(given.method, "compiled_loop")), _after(given, given.method.step))
 
 

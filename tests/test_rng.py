@@ -155,11 +155,13 @@ def test_the_compiled_generator_equals_eager_at_odd_sizes() -> None:
 
     if not compiler_found():
         pytest.skip("torch.compile needs a C++ compiler, and none was found")
-    done = subprocess.run([sys.executable, "-c", ODD], capture_output=True, text=True, env=dict(os.environ), timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", ODD], capture_output=True, text=True, env=dict(os.environ), timeout=300
+    )
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
-# ---------------------------------------------------------------------------------------------------------- distributions
+# ------------------------------------------------------------------------------------------------------ distributions
 
 MANY = 200_000
 

@@ -44,12 +44,15 @@ class ANIL(Component):
             z = Batch(learner.features(body, support.x), support.y)
             return adapt(loss, head, rule, z, steps, keep=keep).points
 
-        def predict_one(meta: Meta, head: Any, support: Batch, query_x: Tensor) -> Tensor:
-            return linear(head, learner.features(partition(meta, is_head)[1], query_x, context=support.x))
+        def see(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.features(partition(meta, is_head)[1], query_x, context=support.x)
+
+        def predict_one(meta: Meta, head: Any, support: Batch, z: Tensor) -> Tensor:
+            return linear(head, z)
 
         def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
             head = heads(meta, episode.support, self.inner_steps, (self.inner_steps,))[-1]
-            said = predict_one(meta, head, episode.support, episode.query.x)
+            said = linear(head, see(meta, episode.support, episode.query.x))
             return loss_of(said, episode.query.y), metrics(spec, said, episode.query.y)
 
         def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
@@ -60,7 +63,7 @@ class ANIL(Component):
             spec=spec,
             traits=traits(learner),
             init=lambda key: begin(learner.init(key), outer),
-            learn=learner_of_tasks(adapt_one, predict_one),
+            learn=learner_of_tasks(adapt_one, predict_one, see=see),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update),

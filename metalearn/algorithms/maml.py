@@ -18,7 +18,8 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Met
 class MAML(Component):
     """Learn an initialization from which a few gradient steps solve a new task.
 
-    phi_0 = theta;  phi_{s+1} = phi_s - inner_lr * grad L_support(phi_s);  minimise over theta the mean of L_query(phi_S)
+    phi_0 = theta;  phi_{s+1} = phi_s - inner_lr * grad L_support(phi_s);
+    minimise over theta the mean over tasks of L_query(phi_S)
     """
 
     name: Literal["maml"] = option("maml", "the method")

@@ -15,7 +15,7 @@ COUNTS = ("gradient_steps", "examples", "labels", "candidates", "tasks")
 
 
 class CostLedger:
-    """Seconds and counts by phase; `run` is the one way to spend. FLOPs, memory and energy are not measured yet (null)."""
+    """Seconds and counts by phase; `run` is the one way to spend. FLOPs, memory and energy stay null."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device

@@ -29,7 +29,8 @@ def adapt(
 
     `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the points to hold
     (default all S+1; 0 is the start). `first_order` treats every gradient as a constant for whoever differentiates
-    through the path. Running statistics (names "stats.") are passed along unmoved. losses [S] are taken before each step.
+    through the path. Running statistics (names "stats.") are passed along unmoved.
+    losses [S] are taken before each step.
     """
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")

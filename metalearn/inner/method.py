@@ -35,6 +35,7 @@ from metalearn.types import (
 
 Adapt = Callable[[Meta, Batch, tuple[int, ...], Key], Any]  # -> what `predict` needs, a list of one item a point
 Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, query_x [M, *X]) -> [M, C]
+See = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, query_x [M, *X]) -> features [M, D]
 
 
 def points_of(steps: int | Sequence[int]) -> tuple[int, ...]:
@@ -45,11 +46,14 @@ def points_of(steps: int | Sequence[int]) -> tuple[int, ...]:
     return points
 
 
-def learner_of_tasks(adapt_one: Adapt, predict_one: Predict, *, uses_steps: bool = True) -> Callable[..., Learned]:
+def learner_of_tasks(
+    adapt_one: Adapt, predict_one: Predict, *, uses_steps: bool = True, see: See | None = None
+) -> Callable[..., Learned]:
     """`Method.learn` made of two functions of one task; leaves with a leading T.
 
     `adapt_one` gives one item for each point (one in all where `uses_steps` is False: a constant point at every step);
-    both halves are spent apart on the ledger, as `adapt` and `predict`.
+    both halves are spent apart on the ledger, as `adapt` and `predict`. Where the body stands still, `see` gives the
+    queries' features once for all points, and `predict_one` gets them in the place of query_x.
     """
 
     def learn(
@@ -70,7 +74,8 @@ def learner_of_tasks(adapt_one: Adapt, predict_one: Predict, *, uses_steps: bool
             return list(adapt_one(meta, support, points, key))
 
         def answer(items: list[Any], support: Batch, query_x: Tensor) -> Tensor:
-            return torch.stack([predict_one(meta, item, support, query_x) for item in items])
+            seen = query_x if see is None else see(meta, support, query_x)
+            return torch.stack([predict_one(meta, item, support, seen) for item in items])
 
         items = book.run("adapt", torch.func.vmap(one), support, keys, gradient_steps=made * tasks, tasks=tasks)
         said = book.run("predict", torch.func.vmap(answer), items, support, query_x, tasks=tasks)

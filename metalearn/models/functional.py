@@ -22,12 +22,12 @@ Start = Callable[[Key, str, tuple[int, ...], torch.dtype], Tensor]
 MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
 
 REFUSED: dict[type[nn.Module], str] = {
-    nn.modules.batchnorm._BatchNorm: "keeps hidden running statistics: use metalearn.models.Norm with a policy, or GroupNorm",
+    nn.modules.batchnorm._BatchNorm: "keeps hidden running statistics: use metalearn.models.Norm, or GroupNorm",
     nn.modules.instancenorm._InstanceNorm: "keeps hidden running statistics: use GroupNorm",
-    nn.modules.dropout._DropoutNd: "draws hidden random numbers, which differ between a loop and a batch of tasks: leave it out",
+    nn.modules.dropout._DropoutNd: "draws hidden random numbers, which differ between a loop and a batch: leave it out",
     nn.RNNBase: "has fused kernels that cannot be batched over tasks: write the recurrence with Linear layers",
     nn.MultiheadAttention: "has a fused kernel without a second derivative: write softmax attention with Linear layers",
-    nn.TransformerEncoderLayer: "has fused kernels without a second derivative: write it with Linear and LayerNorm layers",
+    nn.TransformerEncoderLayer: "has fused kernels without a second derivative: use Linear and LayerNorm layers",
 }
 
 
@@ -135,7 +135,8 @@ def _refuse(module: nn.Module, spec: EpisodeSpec) -> None:
         problems.append(
             (
                 type(module).__name__,
-                "needs a last layer `self.head = torch.nn.Linear(features, outputs)`: head.weight and head.bias are what ANIL, fine-tuning and probes look for",
+                "needs a last layer `self.head = torch.nn.Linear(features, outputs)`: "
+                "head.weight and head.bias are what ANIL, fine-tuning and probes look for",
             )
         )
     elif head.out_features != spec.outputs:

@@ -57,6 +57,7 @@ def start(key: Key, name: str, owner: nn.Module, shape: tuple[int, ...], scheme:
     raise ConfigError(
         (
             name,
-            f"no known start for a parameter of {type(owner).__name__}: pass init=, a function (key, name, shape, dtype) -> tensor",
+            f"no known start for a parameter of {type(owner).__name__}: "
+            "pass init=, a function (key, name, shape, dtype) -> tensor",
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -21,7 +22,7 @@ class Perceptron(nn.Module):
     def __init__(self, inputs: int, sizes: tuple[int, ...], outputs: int, activation: str, norm: Policy) -> None:
         super().__init__()
         widths = (inputs, *sizes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(Norm(size, norm) for size in sizes) if norm != "none" else None
         self.activation = ACTIVATIONS[activation]()
         self.head = nn.Linear(widths[-1], outputs)
@@ -46,7 +47,8 @@ class MLP(Component):
     norm: Policy = option("none", "whose statistics normalise each hidden layer")
     init: Literal["uniform", "truncated_normal"] = option(
         "uniform",
-        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases as MAML's sinusoid code",
+        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases "
+        "as MAML's sinusoid code",
         acts="train",
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
 from metalearn.run.config import Experiment, once
 from metalearn.types import Learner, Method, TaskSource
 
@@ -79,10 +80,19 @@ def build(experiment: Experiment) -> Parts:
         raise ConfigError(*problems)
     if test.spec.queries == 0:
         problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
-    _, test_method = (None, None) if method is None else _method(experiment, test.spec, None, problems)
+    test_learner, test_method = (None, None) if method is None else _method(experiment, test.spec, None, problems)
+    if learner and test_learner and method and method.step and _shapes(learner) != _shapes(test_learner):
+        own, other = train.spec.x_shape, test.spec.x_shape
+        problems.append(("evaluate.task", f"has inputs of shape {other}, which a model trained on {own} does not take"))
     if method is None or test_method is None or learner is None or problems:
         raise ConfigError(*once(problems))
     return Parts(device, train, shaped["train"], shaped["valid"], test, learner, method, test_method)
+
+
+def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters but for the number of outputs: what the shape of the inputs decides."""
+    first = {name: tuple(value.shape) for name, value in learner.init(fold_in(0, "shapes")).items()}
+    return {name: shape[1:] if name.startswith("head.") else shape for name, shape in first.items()}
 
 
 def _method(

@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Learning to learn, measured: how fast, and at what total cost, is a new task learned?",
-    epilog="Examples:  metalearn compare demo  |  metalearn train maml_sinusoid run.meta_steps=1000  |  metalearn report runs/demo",
+    epilog="Examples:  metalearn compare demo  |  metalearn train maml_sinusoid run.meta_steps=99  |  metalearn list",
 )
 data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: what there is, preparing, verifying.", rich_markup_mode=None

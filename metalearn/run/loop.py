@@ -17,7 +17,7 @@ from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
-from metalearn.run.build import Parts
+from metalearn.run.build import Parts, method_for
 from metalearn.run.config import Experiment
 from metalearn.run.executor import Step
 from metalearn.run.files import append_lines, cut_lines, read_lines
@@ -88,7 +88,7 @@ def train(job: Job, start: MetaState, step: Step) -> MetaState:
                     _log(job, buffer, progress)
                     _spend(job, begin, done)
                     if validating:
-                        _validate(job, done, state)
+                        look(job, done, state)
                         stop_early = _patience_is_over(job, done)
                     _save(job, done, state)
                     begin = time.perf_counter()
@@ -167,17 +167,18 @@ def _spend(job: Job, begin: float, done: int) -> None:
     job.ledger.add(job.phase, seconds, gradient_steps=tasks * job.gradients, examples=seen, labels=seen, tasks=tasks)
 
 
-def _validate(job: Job, done: int, state: MetaState) -> None:
+def look(job: Job, done: int, state: MetaState) -> None:
     """The same look at validation tasks and at training tasks; written to metrics.jsonl."""
-    evaluate, look = job.experiment.evaluate, job.experiment.run.validate
+    evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
+    method = method_for(job.experiment, job.parts.valid.spec)
     rows = []
     for split, source in (("train", job.parts.train_tasks), ("valid", job.parts.valid)):
         curve = learning_curve(
-            job.parts.test_method,
+            method,
             state.meta,
             source,
             evaluate.steps,
-            look.episodes,
+            episodes,
             job.seed,
             chunk=evaluate.chunk,
             ledger=job.ledger.under("tune"),

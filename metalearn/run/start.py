@@ -31,7 +31,8 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
     raise ConfigError(
         (
             "method.start",
-            f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this comparison, or an experiment that was trained to runs/{start}",
+            f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this "
+            f"comparison, or an experiment that was trained to runs/{start}",
         )
     )
 
@@ -68,7 +69,7 @@ def best_file(place: Path) -> Path:
         raise ConfigError(
             (
                 str(place),
-                "has no checkpoint of what was tested: it learned nothing across tasks, or its checkpoints were removed",
+                "has no checkpoint of what was tested: it learned nothing across tasks, or they were removed",
             )
         )
     return checkpoint.path_of(folder, int(step))

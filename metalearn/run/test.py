@@ -52,7 +52,7 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
 
 
 def tuned_values(folder: Path) -> dict[str, Any] | None:
-    """What tuning chose: fields, headline step, and which of them lie on the edge of their range; null without tuning."""
+    """What tuning chose: fields, headline step, which fields lie on the edge of their range; null without tuning."""
     found: dict[str, Any] = {}
     for name in ("training", "best"):
         path = folder / "tune" / f"{name}.json"

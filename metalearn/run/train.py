@@ -16,7 +16,7 @@ from metalearn.run.config import Experiment, load
 from metalearn.run.environment import describe
 from metalearn.run.executor import choose, good_threads, make_step
 from metalearn.run.files import read_json, write_json, write_yaml
-from metalearn.run.loop import Diverged, Job, Say, Stopped, ranking, train
+from metalearn.run.loop import Diverged, Job, Say, Stopped, look, ranking, train
 from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
 from metalearn.run.tune import charge, score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
@@ -69,6 +69,8 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
     states, step = chosen_states(job, last)
     job.experiment = tuned_on_new_tasks(job, states[0].meta)
     _rewrite(job)
+    if job.experiment.run.validate.every is not None and not ranking(job):
+        look(job, int(last.step), states[0])  # a run without training still shows training against validation tasks
     return test_and_write(job, [found.meta for found in states], request, step)
 
 

@@ -1,4 +1,4 @@
-"""Tuning on validation tasks: step sizes and other fields by Optuna, the headline step by looking; all on the ledger."""
+"""Tuning on validation tasks: fields by Optuna, the headline step by looking; all on the ledger."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class SinusoidSource:
         self._options = options
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """support.x [T, K, 1], support.y [T, K, 1], query [T, Q, 1]; info: key, step, amplitude, phase, frequency [T]."""
+        """support.x [T, K, 1], support.y [T, K, 1], query [T, Q, 1]; info: key, step and the wave [T]."""
         spec = self.spec
         index = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, index)

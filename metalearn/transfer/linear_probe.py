@@ -49,10 +49,13 @@ def learn_head(
         leaves = head.fresh(key, spec.outputs, z) if start is None else start(meta, key, z)
         return adapt(loss, leaves, rule, Batch(z, support.y), points[-1], keep=points).points
 
-    def predict_one(meta: Meta, leaves: Any, support: Batch, query_x: Tensor) -> Tensor:
-        return head.say(leaves, ready(learner.features(meta["params"], query_x, context=support.x)))
+    def see(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
+        return ready(learner.features(meta["params"], query_x, context=support.x))
 
-    return learner_of_tasks(adapt_one, predict_one)
+    def predict_one(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
+        return head.say(leaves, z)
+
+    return learner_of_tasks(adapt_one, predict_one, see=see)
 
 
 def _as_they_are(z: Tensor) -> Tensor:

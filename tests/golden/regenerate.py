@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from checks import GOLDEN, case, golden_rows  # noqa: E402
+import torch
+from checks import GOLDEN, case, golden_rows
 
-from metalearn.run.tables import METHODS  # noqa: E402
+from metalearn.run.tables import METHODS
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -1,0 +1,218 @@
+"""Update rules against torch.optim over their settings, and what every rule of the table keeps; float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.inner.rules import RULES, adam, momentum, per_parameter, schedule, sgd
+from metalearn.rng import fold_in, normal
+from metalearn.tree import named_leaves
+from metalearn.types import UpdateRule
+
+F64 = torch.float64
+SHAPES = {"w": (4, 3), "b": (4,), "s": ()}
+COUNT = 7
+ZERO = torch.zeros((), dtype=F64)
+
+
+def tree(name: str, *index: int) -> dict[str, Tensor]:
+    """Numbers none of which is zero or small."""
+    made = {leaf: normal(fold_in(1, name, leaf, *index), shape, F64) for leaf, shape in SHAPES.items()}
+    return {leaf: value + 0.1 * value.sign() for leaf, value in made.items()}
+
+
+def run(rule: UpdateRule, steps: int = COUNT, dtype: torch.dtype = F64) -> tuple[list[dict[str, Tensor]], Any]:
+    """Parameters after every step on gradients that follow the parameters, and the last state."""
+    params = {name: value.to(dtype) for name, value in tree("start").items()}
+    state, points = rule.init(params), []
+    for step in range(steps):
+        updates, state = rule.update(gradient(params, step), state, params, ZERO.to(dtype))
+        params = {name: params[name] + updates[name] for name in params}
+        points.append(params)
+    return points, state
+
+
+def gradient(params: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    noise = tree("gradient", step)
+    return {name: (0.5 * value + noise[name].to(value.dtype)).detach() for name, value in params.items()}
+
+
+def run_torch(make: Any, factors: list[float]) -> list[dict[str, Tensor]]:
+    """The same by a rule of torch.optim, whose step size is multiplied by a factor at every step."""
+    params = {name: value.clone().requires_grad_() for name, value in tree("start").items()}
+    theirs, points = make(params.values()), []
+    base = theirs.param_groups[0]["lr"]
+    for step, factor in enumerate(factors):
+        theirs.param_groups[0]["lr"] = base * factor
+        for name, grad in gradient(params, step).items():
+            params[name].grad = grad
+        theirs.step()
+        points.append({name: value.detach().clone() for name, value in params.items()})
+    return points
+
+
+def torchs(rule: Any) -> Any:
+    """The maker of torch's own rule with the settings of a component of ours."""
+    known: dict[str, Any] = {
+        "sgd": lambda values: torch.optim.SGD(values, lr=rule.lr),
+        "momentum": lambda values: torch.optim.SGD(values, lr=rule.lr, momentum=rule.decay),
+        "adam": lambda values: torch.optim.Adam(values, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps),
+    }
+    return known[rule.name]
+
+
+FACTORS = {
+    "constant": lambda step, total: 1.0,
+    "linear": lambda step, total: max(0.0, 1 - step / total),
+    "cosine": lambda step, total: 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))),
+}
+SETTINGS: dict[str, list[dict[str, float]]] = {
+    "sgd": [{}],
+    "momentum": [{"decay": 0.0}, {"decay": 0.5}, {"decay": 0.99}],
+    "adam": [
+        {"beta1": beta1, "beta2": beta2, "eps": eps}
+        for beta1, beta2, eps in itertools.product((0.0, 0.9), (0.5, 0.999), (1e-8, 1e-2))
+    ],
+}
+PRODUCT = [
+    pytest.param(RULES[name](lr=lr, schedule=curve, **more), id=f"{name}-{place}-{lr}-{curve}")
+    for name in RULES
+    for place, more in enumerate(SETTINGS.get(name, [{}]))
+    for lr in (0.003, 0.3)
+    for curve in FACTORS
+]
+
+
+@pytest.mark.parametrize("rule", PRODUCT)
+def test_a_rule_is_torchs_own(rule: Any) -> None:
+    """Seven steps; the schedules end at the fifth, and beyond it stay at their end."""
+    factors = [FACTORS[rule.schedule](step, 5) for step in range(COUNT)]
+    ours, theirs = run(rule.build(5))[0], run_torch(torchs(rule), factors)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+    moved = max(float((ours[0][name] - tree("start")[name]).abs().max()) for name in SHAPES)
+    assert moved > 1e-3 * rule.lr
+
+
+# ------------------------------------------------------------------------------------------- what every rule keeps
+
+each_rule = pytest.mark.parametrize("name", RULES)
+
+
+@each_rule
+@pytest.mark.parametrize("curve", FACTORS)
+def test_state_has_the_parameters_dtype_and_keeps_its_form(name: str, curve: Any) -> None:
+    """Float leaves only, counts included: a step compiles once, and a checkpoint is only tensors."""
+    for dtype in (torch.float32, F64):
+        rule = RULES[name](schedule=curve).build(10)
+        params = {leaf: value.to(dtype) for leaf, value in tree("start").items()}
+        before = named_leaves(rule.init(params))
+        points, state = run(rule, dtype=dtype)
+        after = named_leaves(state)
+        assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
+        assert {v.dtype for v in [*after.values(), *points[-1].values()]} == {dtype}
+        assert "count" not in after or after["count"] == COUNT
+
+
+@each_rule
+def test_an_update_writes_into_nothing(name: str) -> None:
+    rule = RULES[name](schedule="linear").build(10)
+    params, grads = tree("start"), tree("gradient", 0)
+    _, state = rule.update(grads, rule.init(params), params, ZERO)
+    given = [params, grads, state]
+    before = {n: v.clone() for n, v in named_leaves(given).items()}
+    first, _ = rule.update(grads, state, params, ZERO)
+    second, _ = rule.update(grads, state, params, ZERO)
+    assert all(torch.equal(v, before[n]) for n, v in named_leaves(given).items())
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@each_rule
+def test_a_rule_batches_over_tasks(name: str) -> None:
+    rule = RULES[name](lr=0.1, schedule="cosine").build(10)
+    both = [tree("start", n) for n in range(3)]
+    stacked = {leaf: torch.stack([one[leaf] for one in both]) for leaf in SHAPES}
+
+    def two_steps(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = rule.init(params)
+        for _ in range(2):
+            updates, state = rule.update({n: v.sin() for n, v in params.items()}, state, params, ZERO)
+            params = {n: params[n] + updates[n] for n in params}
+        return params
+
+    together = torch.func.vmap(two_steps)(stacked)
+    for place, one in enumerate(both):
+        torch.testing.assert_close({n: v[place] for n, v in together.items()}, two_steps(one), rtol=1e-12, atol=0)
+
+
+@each_rule
+def test_settings_out_of_range_are_refused(name: str) -> None:
+    fields = set(RULES[name].model_fields)
+    wrong = [{"lr": 0}, {"lr": -1}, {"lr": math.inf}, {"lr": math.nan}, {"schedule": "steps"}, {"momentum_": 1}]
+    wrong += [{field: 1} for field in fields & {"decay", "beta1", "beta2"}] + [{f: 0} for f in fields & {"eps"}]
+    for one in wrong:
+        with pytest.raises(ValueError):
+            RULES[name](**one)
+    made = RULES[name]()
+    assert made.name == name and RULES[name].model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------ single rules
+
+
+def test_a_schedule_needs_a_length() -> None:
+    assert schedule("linear", None) is None and schedule("cosine", None) is None and schedule("constant", 5) is None
+    points = {name: schedule(name, 4) for name in ("linear", "cosine")}
+    counts = torch.arange(6, dtype=F64)
+    assert points["linear"](counts).tolist() == [1, 0.75, 0.5, 0.25, 0, 0]  # type: ignore[misc]
+    half = 0.5**0.5 / 2
+    assert points["cosine"](counts).tolist() == pytest.approx([1, 0.5 + half, 0.5, 0.5 - half, 0, 0], abs=1e-15)  # type: ignore[misc]
+    torch.testing.assert_close(
+        run(RULES["adam"](schedule="linear").build(None))[0], run(RULES["adam"]().build())[0], rtol=0, atol=0
+    )
+
+
+def test_a_rate_for_every_parameter() -> None:
+    rates = tree("rates")
+    points, state = run(per_parameter(rates), 1)
+    start, grads = tree("start"), gradient(tree("start"), 0)
+    assert state == {}
+    torch.testing.assert_close(points[0], {n: start[n] - rates[n] * grads[n] for n in start}, rtol=1e-14, atol=0)
+
+
+def test_momentum_of_nothing_is_descent() -> None:
+    torch.testing.assert_close(run(momentum(0.1, 0.0))[0], run(sgd(0.1))[0], rtol=1e-14, atol=0)
+
+
+def test_slopes_through_adam_at_a_gradient_of_zero_need_eps_root() -> None:
+    """The root has an infinite slope at 0: NaN without `eps_root`, a number with it."""
+
+    def moved(grad: Tensor, eps_root: float) -> Tensor:
+        rule = adam(0.1, eps_root=eps_root)
+        updates, _ = rule.update({"x": grad}, rule.init({"x": grad}), {"x": grad}, ZERO)
+        out: Tensor = updates["x"]
+        return out
+
+    at = torch.tensor(0.0, dtype=F64)
+    assert torch.func.grad(moved)(at, 0.0).isnan()
+    slope = torch.func.grad(moved)(at, 1e-8)
+    torch.testing.assert_close(slope, torch.tensor(-0.1 / (1e-4 + 1e-8), dtype=F64))
+
+
+@pytest.mark.parametrize("rule", [sgd(0.1), momentum(0.1, 0.9), adam(0.1)], ids=["sgd", "momentum", "adam"])
+def test_rules_can_be_differentiated(rule: UpdateRule) -> None:
+    """What two steps lead to, by finite differences: meta-gradients go through these rules."""
+
+    def end(start: Tensor) -> Tensor:
+        x, state = start, rule.init(start)
+        for _ in range(2):
+            updates, state = rule.update(x.sin() + 0.3, state, x, ZERO)
+            x = x + updates
+        return x
+
+    assert torch.autograd.gradcheck(end, (normal(fold_in(2), (5,), F64).requires_grad_(),))
