@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-ROOMS = ("tasks", "models", "inner", "algorithms", "transfer", "evaluate", "run", "rng", "types", "losses", "tree", "errors")
+ROOMS = (
+    *("tasks", "models", "inner", "algorithms", "transfer", "evaluate", "run"),
+    *("rng", "types", "losses", "tree", "errors"),
+)
 NAMES = {
     "fold_in": "metalearn.rng",
     "load_run": "metalearn.run.load",

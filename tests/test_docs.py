@@ -1,0 +1,100 @@
+"""Every command and every block of Python in the README and the docs is run; doctests too."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+# Long work is cut short: the same command with these words behind it.
+SHORTER = {"own_images": ["run.meta_steps=2", "evaluate.episodes=4", "run.validate.every=null"]}
+
+
+def blocks(language: str) -> list[str]:
+    found = []
+    for path in DOCS:
+        found += re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    return found
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def photos(folder: Path) -> None:
+    """30 classes of 8 noisy images: enough for three splits of 5 ways."""
+    draw = np.random.default_rng(0)
+    for name in range(30):
+        (folder / f"class{name:02d}").mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{name:02d}" / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    photos(folder / "photos")
+    return folder
+
+
+def test_there_is_something_to_run() -> None:
+    words = [" ".join(command[:2]) for command in commands()]
+    assert {"make demo", "make test", "metalearn train", "metalearn evaluate", "metalearn report"} <= set(words)
+    assert len(blocks("python")) >= 2
+
+
+def test_the_commands_run_in_order(workplace: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(workplace / "cache"), "OMP_NUM_THREADS": "1"}
+    environment.pop("METALEARN_DATA", None)
+    program = Path(sys.executable).with_name("metalearn")
+    for words in commands():
+        if words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        else:
+            assert words[0] == "metalearn", words
+            extra = SHORTER.get(words[2], []) if len(words) > 2 else []
+            done = subprocess.run(
+                [str(program), *words[1:], *extra], cwd=workplace, env=environment, capture_output=True, text=True, check=False
+            )
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    assert (workplace / "runs" / "first.html").stat().st_size > 10_000
+    assert (workplace / "runs" / "first" / "evaluations" / "1.json").exists()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_python_runs(block: str) -> None:
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    if "curve" in names:
+        mean = names["curve"].mean  # type: ignore[attr-defined]
+        assert mean[-1] < mean[0]  # it learned something
+    if "SignMAML" in names:
+        check_own_method(names["SignMAML"])
+
+
+def check_own_method(kind: object) -> None:
+    import metalearn as ml
+
+    source = ml.tasks.Sinusoid(shots=5, queries=5).build()
+    learner = ml.models.MLP(sizes=(8,)).build(source.spec)
+    method = kind(inner_steps=1, inner_lr=0.01).build(learner, source.spec)  # type: ignore[operator]
+    state = method.init(ml.fold_in(0, "init"))
+    after, _ = method.step(state, source.sample(ml.fold_in(0, "train"), 4))
+    assert any((after.meta[name] != state.meta[name]).any() for name in state.meta)
+
+
+def test_pictures_and_links_exist() -> None:
+    for path in DOCS:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
