@@ -64,9 +64,8 @@ def test_the_commands_run_in_order(workplace: Path) -> None:
         else:
             assert words[0] == "metalearn", words
             extra = SHORTER.get(words[2], []) if len(words) > 2 else []
-            done = subprocess.run(
-                [str(program), *words[1:], *extra], cwd=workplace, env=environment, capture_output=True, text=True, check=False
-            )
+            line = [str(program), *words[1:], *extra]
+            done = subprocess.run(line, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert (workplace / "runs" / "first.html").stat().st_size > 10_000
     assert (workplace / "runs" / "first" / "evaluations" / "1.json").exists()

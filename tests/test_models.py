@@ -253,7 +253,7 @@ class Headless(nn.Module):
         (nn.LSTM(6, 6), "LSTM has fused kernels.*write the recurrence with Linear"),
         (nn.GRU(6, 6), "GRU has fused kernels"),
         (nn.MultiheadAttention(6, 2), "write softmax attention with Linear"),
-        (nn.TransformerEncoderLayer(6, 2), "write it with Linear and LayerNorm"),
+        (nn.TransformerEncoderLayer(6, 2), "use Linear and LayerNorm"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
         del meta
         said = torch.stack([method.learn(one, *args, **kwargs).predictions for one in metas])
         if method.spec.classification:
-            return Learned(torch.log_softmax(said, -1).logsumexp(0) - torch.log(torch.tensor(float(len(metas)))), {})
+            return Learned(torch.log_softmax(said, -1).logsumexp(0) - math.log(len(metas)), {})
         return Learned(said.mean(0), {})
 
     return method._replace(learn=learn)

@@ -71,7 +71,7 @@ class Conv4(Component):
     norm: Policy = option("query_batch", "whose statistics normalise each block")
     head_std: float | None = option(
         None,
-        "deviation of a normal head start (MAML's Omniglot code: 1); null: uniform in 1/sqrt(D)",
+        "deviation of a normal head start (MAML's Omniglot code: 1); null: as the convolutions (Glorot)",
         acts="train",
         gt=0,
     )

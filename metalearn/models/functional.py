@@ -44,7 +44,9 @@ def from_module(
     Parameters are named as in the module. `init` is a scheme for torch's own layers or a function
     (key, name, shape, dtype) -> tensor. Raises ConfigError for a module that cannot be batched over tasks.
     """
-    module = (make() if not isinstance(make, nn.Module) else copy.deepcopy(make)).to(device="meta", dtype=spec.dtype)
+    with torch.random.fork_rng(devices=[]):  # torch's own start is thrown away and must move no generator
+        made = make() if not isinstance(make, nn.Module) else copy.deepcopy(make)
+    module = made.to(device="meta", dtype=spec.dtype)
     _refuse(module, spec)
     body = copy.deepcopy(module)
     body.head = nn.Identity()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from metalearn.component import Component, option
@@ -13,6 +14,7 @@ from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
+Width = Annotated[int, Field(ge=1, le=65536)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 
 
@@ -42,7 +44,7 @@ class MLP(Component):
     """A multi-layer perceptron of any sizes."""
 
     name: Literal["mlp"] = option("mlp", "the model")
-    sizes: tuple[int, ...] = option((40, 40), "widths of the hidden layers")
+    sizes: tuple[Width, ...] = option((40, 40), "widths of the hidden layers")
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option("relu", "after every hidden layer")
     norm: Policy = option("none", "whose statistics normalise each hidden layer")
     init: Literal["uniform", "truncated_normal"] = option(

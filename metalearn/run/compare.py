@@ -10,7 +10,7 @@ from metalearn.run.build import build
 from metalearn.run.comparison import write_comparison
 from metalearn.run.config import Experiment, Plan
 from metalearn.run.files import write_json
-from metalearn.run.loop import Say
+from metalearn.run.loop import Diverged, Say
 from metalearn.run.report import write_report
 from metalearn.run.train import run_one, status
 
@@ -54,15 +54,21 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)
+    diverged: list[str] = []
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "finished":
             say(f"{experiment.label} seed {experiment.run.seeds[0]}: finished already, left alone")
             continue
-        result = run_one(experiment, folder, say)
-        say(line(result))
+        try:
+            say(line(run_one(experiment, folder, say)))
+        except Diverged as error:  # the other rows are run and reported all the same
+            say(f"error: {experiment.label} seed {experiment.run.seeds[0]}: {error}")
+            diverged.append(f"{experiment.label} seed {experiment.run.seeds[0]}")
     target = plan.experiments[0].evaluate.target
     comparison = write_comparison(out, target=target.model_dump() if target else None)
     report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+    if diverged:
+        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
     return {"comparison": comparison, "report": report}
 
 

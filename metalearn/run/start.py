@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.errors import ConfigError
+from metalearn.inner.method import widened
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
 from metalearn.run.build import Parts
@@ -41,6 +42,7 @@ def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[Met
     """(state before the first step, cost that comes along by phase)."""
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
+    state = widened(state, experiment.run.tasks_per_step)  # one shape from the first step on: it compiles once
     if not experiment.start:
         return state, {}
     place = folder_of(experiment.start, folder, seed)

@@ -18,6 +18,7 @@ from metalearn.run.config import Experiment
 from metalearn.run.environment import git_commit
 from metalearn.run.files import read_json, write_atomic, write_json
 from metalearn.run.loop import Job
+from metalearn.run.sections import Evaluate
 from metalearn.types import Meta, Method, TaskSource
 
 ALONE = 3  # tasks learned one by one for the latency column
@@ -135,36 +136,34 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
 def per_task_cost(
     method: Method, meta: Meta, parts: Parts, experiment: Experiment, spent: CostLedger
 ) -> dict[str, dict[str, Any]]:
-    """`adapt` and `predict` a new task: seconds in batches, and seconds of one task learned alone (median of 3)."""
+    """`adapt` to a new task with all steps of the curve, and `predict` its queries once.
+
+    Seconds per task in a batch (adapt: over the whole test; predict: one batch, asked at the last step alone, since the
+    curve asks at every point) and of one task learned by itself (median of 3).
+    """
     evaluate, spec = experiment.evaluate, parts.test.spec
-    alone = [
-        _alone(method, meta, parts.test, evaluate.steps, evaluate.seed, start, parts.device) for start in range(ALONE)
-    ]
-    table = spent.cost()
-    rows = {}
-    for phase in ("adapt", "predict"):
-        row, tasks = table[phase], max(table[phase]["tasks"], 1)
-        batched = row["seconds"] / tasks
-        row |= {
-            "seconds": batched,
-            "seconds_batched": batched,
-            "seconds_alone": sorted(a.seconds(phase) for a in alone)[ALONE // 2],
-        }
-        row["gradient_steps"] = row["gradient_steps"] // tasks
-        rows[phase] = row
+    tasks = min(evaluate.chunk, evaluate.episodes)
+    batch = _asked_once(method, meta, parts.test, evaluate, 0, tasks)
+    alone = [_asked_once(method, meta, parts.test, evaluate, start, 1) for start in range(ALONE)]
+    batched = {"adapt": spent.seconds("adapt") / evaluate.episodes, "predict": batch.seconds("predict") / tasks}
+    table, rows = spent.cost(), {}
+    for phase, seconds in batched.items():
+        by_itself = sorted(ledger.seconds(phase) for ledger in alone)[ALONE // 2]
+        times = {"seconds": seconds, "seconds_batched": seconds, "seconds_alone": by_itself}
+        steps = table[phase]["gradient_steps"] // evaluate.episodes
+        rows[phase] = table[phase] | times | {"gradient_steps": steps, "tasks": evaluate.episodes}
     labelled = spec.ways * spec.shots
     rows["adapt"] |= {"labels": labelled, "examples": labelled * max(rows["adapt"]["gradient_steps"], 1)}
     return rows
 
 
-def _alone(
-    method: Method, meta: Meta, source: TaskSource, steps: Sequence[int], seed: int, start: int, device: str
+def _asked_once(
+    method: Method, meta: Meta, source: TaskSource, evaluate: Evaluate, start: int, tasks: int
 ) -> CostLedger:
-    ledger = CostLedger(device)
-    batch = source.sample(fold_in(seed, "episodes"), 1, start)
-    method.learn(
-        meta, batch.support, batch.query.x, tuple(steps), key=fold_in(batch.info["key"], "learn"), ledger=ledger
-    )
+    ledger = CostLedger(source.spec.device)
+    batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
+    keys = fold_in(batch.info["key"], "learn")
+    method.learn(meta, batch.support, batch.query.x, (evaluate.steps[-1],), key=keys, ledger=ledger)
     return ledger
 
 

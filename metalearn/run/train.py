@@ -15,7 +15,7 @@ from metalearn.run.clock import unbilled
 from metalearn.run.config import Experiment, load
 from metalearn.run.environment import describe
 from metalearn.run.executor import choose, good_threads, make_step
-from metalearn.run.files import read_json, write_json, write_yaml
+from metalearn.run.files import cut_lines, read_json, write_json, write_yaml
 from metalearn.run.loop import Diverged, Job, Say, Stopped, look, ranking, train
 from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
@@ -70,6 +70,7 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
     job.experiment = tuned_on_new_tasks(job, states[0].meta)
     _rewrite(job)
     if job.experiment.run.validate.every is not None and not ranking(job):
+        cut_lines(job.metrics, -1)  # what a kill may have left of this look
         look(job, int(last.step), states[0])  # a run without training still shows training against validation tasks
     return test_and_write(job, [found.meta for found in states], request, step)
 

@@ -1,0 +1,177 @@
+"""Plausible finished run directories for the tests of comparisons and reports."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+STEPS = [0, 1, 2, 5, 10, 20]
+# label: start, end, speed (steps to get half way), uses_steps, consumes
+METHODS: dict[str, tuple[float, float, float, bool, str]] = {
+    "maml": (0.2, 0.93, 0.4, True, "episodes"),
+    "reptile": (0.2, 0.88, 2.0, True, "episodes"),
+    "proto_net": (0.95, 0.95, 1.0, False, "episodes"),
+    "fine_tune": (0.2, 0.86, 4.0, True, "examples"),
+    "linear_probe": (0.2, 0.81, 3.0, True, "examples"),
+    "scratch": (0.2, 0.47, 5.0, True, "nothing"),
+}
+
+
+def write_run(
+    path: Path,
+    label: str,
+    method: str,
+    seed: int = 0,
+    *,
+    episodes: int = 600,
+    change: Callable[[dict[str, Any]], None] = id,
+) -> Path:
+    """A plausible finished classification run; `change` edits result.json before it is written."""
+    start, end, speed, uses_steps, consumes = METHODS[method]
+    tasks = np.random.default_rng(7).normal(0, 0.06, episodes)  # the same hard tasks for every method
+    generator = np.random.default_rng([sum(map(ord, label)), seed])
+    steps = np.asarray(STEPS, np.float64)
+    level = start + (end - start) * (steps / (steps + speed) if uses_steps else np.ones(len(steps)))
+    noise = generator.normal(0, 0.09, (episodes, len(steps) if uses_steps else 1))
+    known = np.clip(
+        level[None]
+        + generator.normal(0, 0.004) * ((steps > 0) | (not uses_steps))
+        + tasks[:, None] * (level > 0.25)
+        + noise,
+        0,
+        1,
+    )
+    accuracy = np.round(known * 75) / 75
+    loss = -np.log(np.clip(accuracy, 0.02, 1)) + 0.05
+    test = _test(STEPS, accuracy, loss)
+    headline = 10 if uses_steps else 20
+    place = STEPS.index(headline)
+    result = _result(label, method, seed, episodes, test) | {
+        "task": {"source": "glyphs", "split": "test", "ways": 5, "shots": 1, "queries": 15, "data_sha256": "d" * 64},
+        "normalisation": "query_batch",
+        "transductive": True,
+        "headline": {"metric": "accuracy", "step": headline, "value": test["accuracy"][place],
+                     "ci95": test["accuracy_ci95"][place], "published": 0.987 if method == "maml" else None,
+                     "published_ci95": 0.004 if method == "maml" else None, "source": "Finn et al. 2017, table 1"},
+        "traits": {"uses_steps": uses_steps, "support_at_step_0": not uses_steps, "transductive": True,
+                   "consumes": consumes},
+        "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []} if consumes != "episodes" else None,
+        "cost": _cost(consumes, uses_steps),
+    }  # fmt: skip
+    change(result)
+    tune = {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}} if result["tuned"] else None
+    config = {"experiment": "demo", "method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
+    lines = _metrics(generator, end) if consumes != "nothing" else []
+    _write(path, result, config, lines, {"accuracy": accuracy, "loss": loss})
+    drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
+    asked = np.random.default_rng(4).random((3, 15, 1, 28, 28)) ** 6
+    labels = np.stack([np.random.default_rng(place).permutation(5) for place in range(3)])
+    many = np.stack([np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)])
+    np.savez(path / "episodes.npz", support_x=drawn, support_y=labels, query_x=asked, query_y=many)
+    return path
+
+
+def write_regression(path: Path, label: str, method: str = "maml", seed: int = 0, *, exploding: int = 0) -> Path:
+    """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first step."""
+    generator = np.random.default_rng([sum(map(ord, label)), seed])
+    level = np.asarray([4.9, 0.66, 0.52, 0.45, 0.38, 0.36] if method == "maml" else [4.2, 2.4, 2.35, 2.3, 2.25, 2.2])
+    loss = level * generator.gamma(2.0, 0.5, (600, 1)) * generator.uniform(0.8, 1.2, (600, len(STEPS)))
+    loss[:exploding, 2:] = 1e6
+    loss[: exploding // 2, 4:] = math.inf
+    test = _test(STEPS, None, loss)
+    result = _result(label, method, seed, 600, test) | {
+        "experiment": "sinusoid",
+        "task": {"source": "sinusoid", "split": "test", "ways": 1, "shots": 5, "queries": 100, "data_sha256": None},
+        "normalisation": "none",
+        "transductive": False,
+        "headline": {"metric": "loss", "step": 1, "value": test["loss"][1], "ci95": test["loss_ci95"][1],
+                     "published": 0.67, "published_ci95": None, "source": "Finn et al. 2017",
+                     "published_curve": {"1": 0.67, "5": 0.38}},
+        "traits": {"uses_steps": True, "support_at_step_0": False, "transductive": False, "consumes": "episodes"},
+        "tuned": None,
+        "cost": _cost("episodes", True),
+    }  # fmt: skip
+    config = {"experiment": "sinusoid", "method": {"name": method}}
+    _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
+    x = generator.uniform(-5, 5, (3, 5, 1))
+    query = generator.uniform(-5, 5, (3, 100, 1))
+    np.savez(path / "episodes.npz", support_x=x, support_y=3 * np.sin(x), query_x=query, query_y=3 * np.sin(query))
+    return path
+
+
+def _test(steps: list[int], accuracy: np.ndarray | None, loss: np.ndarray) -> dict[str, Any]:
+    def half(values: np.ndarray) -> list[float]:
+        with np.errstate(invalid="ignore"):
+            return list(1.96 * values.std(0, ddof=1) / math.sqrt(len(values)))
+
+    gone = ~np.isfinite(loss) | (loss > 10 * loss[:, :1].mean())
+    kept = [loss[~gone[:, place], place] for place in range(len(steps))]
+    return {
+        "steps": steps,
+        "accuracy": None if accuracy is None else list(accuracy.mean(0)),
+        "accuracy_ci95": None if accuracy is None else half(accuracy),
+        "loss": list(loss.mean(0)),
+        "loss_ci95": half(loss),
+        "loss_median": list(np.median(loss, 0)),
+        "loss_converged": [float(values.mean()) for values in kept],
+        "loss_converged_ci95": [half(values[:, None])[0] for values in kept],
+        "diverged": list(gone.mean(0)),
+    }
+
+
+def _result(label: str, method: str, seed: int, episodes: int, test: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": 1, "experiment": "demo", "label": label, "method": method, "seed": seed, "config_hash": "c0ffee" * 5,
+        "git": "0123456789abcdef", "episodes": {"count": episodes, "seed": 1, "fingerprint": "f" * 64},
+        "checkpoint": "best", "test": test,
+    }  # fmt: skip
+
+
+def _cost(consumes: str, uses_steps: bool) -> dict[str, Any]:
+    up_front = {"flops": None, "seconds": 92.5, "gradient_steps": 2000}
+    return {
+        "tune": {"seconds": 14.2, "gradient_steps": 300} if consumes != "episodes" else None,
+        "pretrain": up_front if consumes == "examples" else None,
+        "meta_train": up_front if consumes == "episodes" else None,
+        "adapt": {"seconds_batched": 0.012 if uses_steps else 0.0007, "seconds_alone": 0.031, "gradient_steps": 20},
+        "predict": {"seconds_batched": 0.0006, "seconds_alone": 0.002},
+    }
+
+
+def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]:
+    lines = []
+    for step in range(0, 2001, 200):
+        for split, lost in (("train", 0.0), ("valid", 0.06)):
+            level = 0.2 + (end - 0.2) * step / (step + 250) - lost * step / 2000 + generator.normal(0, 0.008)
+            lines.append({"kind": "valid", "step": step, "split": split, "accuracy": level, "accuracy_ci95": 0.012,
+                          "loss": 1 - level, "loss_ci95": 0.02})  # fmt: skip
+    return lines
+
+
+def _write(path: Path, result: Any, config: Any, lines: list[dict[str, Any]], scores: dict[str, np.ndarray]) -> None:
+    path.mkdir(parents=True)
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
+    environment = {
+        "python": "3.11.7",
+        "torch": "2.13.0",
+        "threads": 2,
+        "started": "2026-01-01T00:00:00",
+        "argv": ["metalearn", "compare", "demo"],
+    }
+    (path / "environment.json").write_text(json.dumps(environment))
+    np.savez(path / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
+
+
+def write_rows(root: Path, labels: list[str], seeds: int = 1, **how: Any) -> Path:
+    for label in labels:
+        for seed in range(seeds):
+            write_run(root / "methods" / label / f"seed-{seed}", label, label, seed, **how)
+    return root
