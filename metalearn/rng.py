@@ -56,7 +56,7 @@ def _mix_int(z: int) -> int:
 def _number(name: str | int) -> int:
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return name & _MASK
+    return int(name) & _MASK
 
 
 def _device(name: str | int | Tensor) -> torch.device | None:
@@ -75,7 +75,7 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
     Integers stay in Python until a tensor is met: then keys and names [*B] give keys [*B].
     """
-    key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else seed_or_key & _MASK
+    key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else int(seed_or_key) & _MASK
     for name in names:
         if isinstance(key, Tensor) or isinstance(name, Tensor):
             base = (
@@ -119,8 +119,7 @@ def uniform(
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal by Box and Muller (1958): [*B, *shape]; two uniforms a number, the first taken from (0, 1]."""
-    pair = uniform(key, (2, *shape), dtype=torch.float64)
-    radius, angle = pair.select(key.dim(), 0), pair.select(key.dim(), 1)
+    radius, angle = uniform(key, (*shape, 2), dtype=torch.float64).unbind(-1)
     return ((-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)).to(dtype)
 
 

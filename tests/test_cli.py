@@ -273,7 +273,6 @@ def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) ->
     assert result["test"]["diverged"][0] < 1 and result["test"]["diverged"][-1] == 1
     assert result["headline"]["value"] is None and result["test"]["loss"][-1] is None
     assert not math.isfinite(np.load(metalearn.folder / "scratch" / "scores.npz")["loss"][0, -1])
-    assert not (metalearn.folder / "scratch" / "checkpoints").exists()  # it learns nothing across tasks
     assert ml.load_run(metalearn.folder / "scratch").method.step is None
     assert metalearn("evaluate", "scratch", "method.inner_lr=0.01").code == 0
 

@@ -98,6 +98,8 @@ def learning_curve(
     built for another kind, ways, input shape or outputs.
     """
     check_same_task(method, source.spec)
+    if source.spec.queries == 0:
+        raise ConfigError(("task.queries", "is 0: a learning curve needs at least 1 query a class"))
     if episodes < 1:
         raise ConfigError(("evaluate.episodes", f"{episodes} should be at least 1"))
     points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)

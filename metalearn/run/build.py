@@ -63,7 +63,7 @@ def build(experiment: Experiment) -> Parts:
     train = source(experiment.task, "train", "task")
     shaped = {
         split: source(experiment.test_task, split, "evaluate.task")
-        for split in {"train", "valid", experiment.evaluate.split}
+        for split in dict.fromkeys(("train", "valid", experiment.evaluate.split))
     }
     if train is None or any(made is None for made in shaped.values()):
         raise ConfigError(*once(problems))

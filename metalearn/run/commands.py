@@ -106,6 +106,8 @@ def resume(folder: Path, allow_change: bool, say: Say) -> None:
 def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say) -> None:
     """`metalearn evaluate`: a finished run on the same or other episodes, to evaluations/<n>.json."""
     loaded = load_run(folder)
+    if not (folder / "result.json").exists():
+        say(f"note: {folder} is not finished: testing its newest checkpoint, step {int(loaded.state.step)}")
     data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
     for note in notes:
         say(f"note: {note}")
@@ -167,9 +169,10 @@ def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
         if not folder.is_dir():
             raise ConfigError((str(folder), "is no folder: give run or comparison directories"))
         if (folder / "methods").is_dir():
-            write_comparison(folder)
             request = folder / "comparison-request.json"
-            demonstration |= request.exists() and bool(read_json(request).get("demonstration"))
+            asked = read_json(request) if request.exists() else {}
+            write_comparison(folder, target=asked.get("target"))
+            demonstration |= bool(asked.get("demonstration"))
     print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
 
 

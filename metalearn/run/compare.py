@@ -48,8 +48,11 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
     check(plan, out)
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
+    target = plan.experiments[0].evaluate.target
+    wanted = target.model_dump() if target else None
     request = {
         "experiment": plan.name,
+        "target": wanted,
         "labels": [e.label for e in plan.experiments],
         "demonstration": plan.demonstration,
     }
@@ -64,8 +67,7 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
         except Diverged as error:  # the other rows are run and reported all the same
             say(f"error: {experiment.label} seed {experiment.run.seeds[0]}: {error}")
             diverged.append(f"{experiment.label} seed {experiment.run.seeds[0]}")
-    target = plan.experiments[0].evaluate.target
-    comparison = write_comparison(out, target=target.model_dump() if target else None)
+    comparison = write_comparison(out, target=wanted)
     report = write_report([out], out / "report.html", demonstration=plan.demonstration)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")

@@ -75,13 +75,20 @@ def summary(group: Group) -> Json:
         "seeds": [run.seed for run in group.runs],
         "value": group.value(),
         "ci95_tasks": _over_tasks(group, column),
-        "ci95_seeds": stats.seeds_ci95([run.result["headline"].get("value") for run in group.runs]),
+        "ci95_seeds": _over_seeds(group),
         "diverged": group.diverged(),
         "auc": stats.auc(np.log2(1 + np.asarray(curve.steps)), heights),
         "auc_axis": AUC_AXIS,
         "auc_linear": stats.auc(curve.steps, heights),
         "iqm": None if column is None else stats.iqm(column, -math.inf if group.higher_better else math.inf),
     }
+
+
+def _over_seeds(group: Group) -> float | None:
+    """None for a method that learns nothing across tasks: its starts are drawn from the test tasks, not the seed."""
+    if group.runs[0].result.get("traits", {}).get("consumes") == "nothing":
+        return None
+    return stats.seeds_ci95([run.result["headline"].get("value") for run in group.runs])
 
 
 def _over_tasks(group: Group, column: data.Array | None) -> float | None:

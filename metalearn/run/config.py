@@ -17,6 +17,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.run.overrides import DEFAULT_METHOD, apply_overrides, label_of
 from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.run.tables import METHODS, TABLES
+from metalearn.run.validate import validated
 
 SECTIONS = (
     "experiment",
@@ -101,13 +102,13 @@ def find_file(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError((name, "is a folder: give an experiment file, or the name of one in experiments/"))
     homes = [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]
     for home in homes:
-        candidate = home / f"{name}.yaml"
+        candidate = home / (name if name.endswith(".yaml") else f"{name}.yaml")
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise ConfigError((name, "is a folder: give an experiment file, or the name of one in experiments/"))
     known = sorted({p.stem for home in homes for p in home.glob("*.yaml")})
     raise ConfigError(
         (name, f"no such experiment file or name; {did_you_mean(name, known) if known else 'experiments/ is empty'}")
@@ -144,14 +145,15 @@ def parse(data: dict[str, Any], default_name: str = "experiment", notes: tuple[s
     name = data.get("experiment", default_name)
     if not isinstance(name, str) or not name or any(c in name for c in "/\\\0") or name in (".", ".."):
         problems.append(("experiment", f"should be a name without slashes, not {name!r}"))
-    if problems:
-        raise ConfigError(*problems)
     demonstration = data.get("demonstration", False)
     if not isinstance(demonstration, bool):
-        raise ConfigError(("demonstration", f"should be true or false, not {demonstration!r}"))
+        problems.append(("demonstration", f"should be true or false, not {demonstration!r}"))
+    refused = {place for place, _ in problems}
+    data = {key: value for key, value in data.items() if str(key) not in refused}
+    name = name if "experiment" not in refused else default_name
     if "methods" in data and "method" in data:
         raise ConfigError(
-            ("method", "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both")
+            *problems, ("method", "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both")
         )
     if "methods" not in data:
         made = _experiment(name, data, dict(data.get("method") or {}), problems, "method", comparison=False)
@@ -205,15 +207,16 @@ def _experiment(
     plain: dict[str, Any] = {}
     for key, kind in PLAIN.items():
         values = {**dict(data.get(key) or {}), **(overlays["run"] if key == "run" else {})}
-        plain[key] = _validated(kind, values, key, problems)
-    label = str(label) if label is not None else getattr(method, "name", place)
-    if not label or any(c in label for c in "/\\\0") or label in (".", ".."):
-        problems.append((f"{place}.label", f"should be a name without slashes, not {label!r}"))
+        plain[key] = validated(kind, values, key, problems)
+    label = str(label) if label is not None else getattr(method, "name", place.rpartition(".")[2])
+    if not label or any(c in label for c in "/\\\0."):
+        problems.append((f"{place}.label", f"should be a name without slashes and dots, not {label!r}"))
     ranges = _tune(tune, method, plain["budget"], place, problems)
     if start is not None and not isinstance(start, str):
         problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
-    problems[before:] = once(problems[before:])
     if len(problems) > before:
+        problems.extend(_sizes(task, "task"))
+        problems[before:] = once(problems[before:])
         return None
     task, test_task = _recorded(task), _recorded(test_task)
     published = plain["published"] if plain["published"] != Published() else None
@@ -252,53 +255,7 @@ def _tagged(
     if not isinstance(name, str) or name not in kinds:
         problems.append((f"{place}.{tag}", f"no {table[:-1]} is called {name!r}; {did_you_mean(str(name), kinds)}"))
         return None
-    return _validated(kinds[name], {**values, tag: name}, place, problems)
-
-
-def _validated(
-    kind: type[Component], values: dict[str, Any], place: str, problems: list[tuple[str, str]]
-) -> Component | None:
-    try:
-        return kind.model_validate(_with_tags(kind, values))
-    except ValidationError as error:
-        for problem in error.errors():
-            problems.append(_explain(kind, problem, place))
-        return None
-
-
-def _with_tags(kind: type[Component], values: dict[str, Any]) -> dict[str, Any]:
-    """A missing `name` of a nested component comes from the field's default."""
-    filled = dict(values)
-    for key, value in values.items():
-        info = kind.model_fields.get(str(key))
-        default = getattr(info, "default", None)
-        if isinstance(value, dict) and isinstance(default, Component) and hasattr(default, "name"):
-            filled[key] = {"name": default.name, **value}
-    return filled
-
-
-def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]:
-    loc = [str(part) for part in problem["loc"]]
-    fields = kind.model_fields
-    # A union's tag stands in pydantic's path after its field; it is no key of the file.
-    if len(loc) > 2 and loc[0] in fields and loc[1] in TABLES["rules"]:
-        del loc[1]
-    where = ".".join([place, *loc])
-    got = problem.get("input")
-    if problem["type"] == "extra_forbidden":
-        valid = fields if len(loc) == 1 else _nested_fields(kind, problem["loc"])
-        return where, f"unknown key; {did_you_mean(loc[-1], valid)}"
-    text = problem["msg"].removeprefix("Value error, ")
-    return where, text if isinstance(got, dict) or problem["type"] == "value_error" else f"{text} (got {got!r})"
-
-
-def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
-    default = getattr(kind.model_fields.get(str(loc[0])), "default", None)
-    table = TABLES["rules"]
-    for part in loc[1:]:
-        if str(part) in table:
-            return list(table[str(part)].model_fields)
-    return list(type(default).model_fields) if isinstance(default, Component) else []
+    return validated(kinds[name], {**values, tag: name}, place, problems)
 
 
 def _tune(tune: Any, method: Any, budget: Any, place: str, problems: list[tuple[str, str]]) -> dict[str, TuneRange]:
@@ -313,7 +270,7 @@ def _tune(tune: Any, method: Any, budget: Any, place: str, problems: list[tuple[
                 (where, f"no such field of {method.name}; {did_you_mean(str(key), type(method).model_fields)}")
             )
             continue
-        span = _validated(TuneRange, values if isinstance(values, dict) else {"values": values}, where, problems)
+        span = validated(TuneRange, values if isinstance(values, dict) else {"values": values}, where, problems)
         if isinstance(span, TuneRange):
             ranges[str(key)] = span
             problems.extend(_out_of_range(method, str(key), span, where))
@@ -356,6 +313,16 @@ def _dump(component: Any) -> dict[str, Any]:
 
 def _clean(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value not in (None, {}, "")}
+
+
+def _sizes(task: Any, place: str) -> list[tuple[str, str]]:
+    """What only building the source can tell (ways above the classes there are), told with the other errors."""
+    try:
+        if task is not None:
+            task.build(split="train", seed=0)
+    except ConfigError as error:
+        return list(error.under(place).problems)
+    return []
 
 
 def once(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:

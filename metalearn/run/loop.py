@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,41 +75,43 @@ def train(job: Job, start: MetaState, step: Step) -> MetaState:
     total = job.experiment.run.meta_steps
     buffer: list[tuple[int, Metrics]] = []
     stop_early = _patience_is_over(job, done)
-    previous = {number: signal.signal(number, lambda *_: _on_signal(job)) for number in _signals()}
-    try:
-        with Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say) as progress:
-            begin = time.perf_counter()
-            while done < total and not stop_early:
-                state, metrics = step(state, _data(job, done))
-                done += 1
-                buffer.append((done, metrics))
-                if _due(done, total, job.experiment.run.log_every):
-                    _log(job, buffer, progress)
-                validating = _validating(job, done)
-                if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.signalled:
-                    _log(job, buffer, progress)
-                    _spend(job, begin, done)
-                    if validating:
-                        look(job, done, state)
-                        stop_early = _patience_is_over(job, done)
-                    _save(job, done, state)
-                    begin = time.perf_counter()
-                if job.signalled and done < total:
-                    raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say)
+    with signals(lambda: _on_signal(job)), progress:
+        begin = time.perf_counter()
+        while done < total and not stop_early:
+            state, metrics = step(state, _data(job, done))
+            done += 1
+            buffer.append((done, metrics))
+            if _due(done, total, job.experiment.run.log_every):
+                _log(job, buffer, progress)
+            validating = _validating(job, done)
+            if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.signalled:
+                _log(job, buffer, progress)
+                _spend(job, begin, done)
+                if validating:
+                    look(job, done, state)
+                    stop_early = _patience_is_over(job, done)
+                save(job, done, state)
+                begin = time.perf_counter()
+            if job.signalled:
+                raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
     if total == 0:
-        _save(job, 0, state)  # nothing to learn: the start is what the run is about
+        save(job, 0, state)  # nothing to learn: the start is what the run is about
     return state
 
 
-def _signals() -> list[signal.Signals]:
-    import threading
-
+@contextmanager
+def signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Call `handler` on SIGTERM and SIGUSR1 inside the block; only a process's main thread can."""
     if threading.current_thread() is not threading.main_thread():
-        return []
-    return [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        yield
+        return
+    previous = {number: signal.signal(number, lambda *_: handler()) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def _on_signal(job: Job) -> None:
@@ -115,6 +119,11 @@ def _on_signal(job: Job) -> None:
         raise SystemExit(75)
     job.signalled = True
     job.say("signal: finishing this step and saving; a second one ends at once")
+
+
+def stopped_outside(job: Job) -> None:
+    """What a signal does where no step is under way: all that there is to save is saved."""
+    raise Stopped(f"stopped by a signal; go on with: metalearn resume {job.folder}")
 
 
 def _data(job: Job, done: int) -> Any:
@@ -227,7 +236,7 @@ def _patience_is_over(job: Job, done: int) -> bool:
     return patience is not None and bool(order) and len([step for step in order if order[0] < step <= done]) >= patience
 
 
-def _save(job: Job, done: int, state: MetaState) -> None:
+def save(job: Job, done: int, state: MetaState) -> None:
     """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
     append_lines(job.folder / "timing.jsonl", [{"step": done, "spent": job.ledger.totals()}])
     checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)

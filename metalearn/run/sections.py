@@ -28,9 +28,9 @@ warnings.filterwarnings("ignore", message='Field name "validate" in "Run" shadow
 class Run(Component):
     """How a job is done and kept."""
 
-    meta_steps: int = option(1000, "steps of meta-training or pretraining", ge=0)
-    tasks_per_step: int = option(16, "T, tasks in one meta-step", ge=1)
-    examples_per_step: int = option(64, "batch size of methods that consume labelled examples", ge=1)
+    meta_steps: int = option(1000, "steps of meta-training or pretraining", ge=0, le=10**9)
+    tasks_per_step: int = option(16, "T, tasks in one meta-step", ge=1, le=10**6)
+    examples_per_step: int = option(64, "batch size of methods that consume labelled examples", ge=1, le=10**6)
     seeds: tuple[int, ...] = option((0,), "one run each: initial parameters and training tasks", min_length=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["float32", "float64"] = option("float32", "of parameters and data")
@@ -81,8 +81,8 @@ class Evaluate(Component):
     @model_validator(mode="after")
     def _steps_ascend(self) -> Evaluate:
         steps = list(self.steps)
-        if steps != sorted(set(steps)) or steps[0] < 0:
-            raise ValueError(f"steps {steps} should be non-negative, ascending and without repeats")
+        if steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > 100_000:
+            raise ValueError(f"steps {steps} should be ascending, without repeats, from 0 to 100,000")
         if isinstance(self.headline_step, int) and self.headline_step not in steps:
             raise ValueError(f"headline_step {self.headline_step} should be one of steps {steps}")
         return self

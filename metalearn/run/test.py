@@ -83,6 +83,7 @@ def describe_result(experiment: Experiment, seed: int, parts: Parts, curve: Curv
             "data_sha256": getattr(parts.test, "data_sha256", ""),
         },
         "episodes": {"count": evaluate.episodes, "seed": evaluate.seed, "fingerprint": curve.fingerprint},
+        "facts": dict(getattr(parts.train, "facts", {})),  # what was drawn once: a split's seed and held-out classes
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
         "traits": {
@@ -152,6 +153,8 @@ def per_task_cost(
         times = {"seconds": seconds, "seconds_batched": seconds, "seconds_alone": by_itself}
         steps = table[phase]["gradient_steps"] // evaluate.episodes
         rows[phase] = table[phase] | times | {"gradient_steps": steps, "tasks": evaluate.episodes}
+    for phase in ("search", "retrain"):
+        rows[phase] = table[phase] | {"seconds_batched": table[phase]["seconds"], "seconds_alone": 0.0}
     labelled = spec.ways * spec.shots
     rows["adapt"] |= {"labels": labelled, "examples": labelled * max(rows["adapt"]["gradient_steps"], 1)}
     return rows

@@ -16,7 +16,19 @@ from metalearn.run.config import Experiment, load
 from metalearn.run.environment import describe
 from metalearn.run.executor import choose, good_threads, make_step
 from metalearn.run.files import cut_lines, read_json, write_json, write_yaml
-from metalearn.run.loop import Diverged, Job, Say, Stopped, look, ranking, train
+from metalearn.run.lock import held
+from metalearn.run.loop import (
+    Diverged,
+    Job,
+    Say,
+    Stopped,
+    look,
+    ranking,
+    save,
+    signals,
+    stopped_outside,
+    train,
+)
 from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
 from metalearn.run.tune import charge, score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
@@ -61,9 +73,20 @@ def stored_experiment(folder: Path) -> Experiment:
 
 
 def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None = None) -> dict[str, Any]:
-    """Start the run of one seed in `folder`, or continue the one that lies there; returns result.json's data."""
-    job, state = _opened(experiment, folder, say, parts)
-    request = request_hash(folder)
+    """Start the run of one seed in `folder`, or continue the one that lies there; returns result.json's data.
+
+    Raises ConfigError while another process is at work on the folder.
+    """
+    with held(folder):
+        if (folder / "result.json").exists():  # another process finished it in the meantime
+            return dict(read_json(folder / "result.json"))
+        job, state = _opened(experiment, folder, say, parts)
+        with signals(lambda: stopped_outside(job)):
+            return _from_training_to_result(job, state)
+
+
+def _from_training_to_result(job: Job, state: MetaState) -> dict[str, Any]:
+    request = request_hash(job.folder)
     _tune_training(job)
     last = _trained(job, state)
     states, step = chosen_states(job, last)
@@ -102,6 +125,8 @@ def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None)
 
 def _trained(job: Job, state: MetaState) -> MetaState:
     if job.parts.method.step is None:
+        job.metrics.touch()
+        save(job, 0, state)  # nothing is learned across tasks: the same files as any other run
         return state
     return train(job, state, make_step(job.parts.method, job.experiment.run.executor, job.experiment.run.chunk))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import Component, option
+from metalearn.errors import ConfigError
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 Range = tuple[float, float]
@@ -84,6 +85,8 @@ class Sinusoid(Component):
     ) -> SinusoidSource:
         """A source; splits have the same distribution and different waves, `seed` changes nothing here."""
         del seed
+        if split not in ("train", "valid", "test"):
+            raise ConfigError(("split", f"{split!r} should be train, valid or test"))
         spec = EpisodeSpec(
             kind="regression",
             ways=1,
