@@ -17,8 +17,12 @@ if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
+# The same examples in every run, and no test depends on the clock.
+settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+settings.load_profile("steady")
 
 
 class NetworkUsed(AssertionError):
