@@ -44,9 +44,9 @@ def choose(method: Method, run: Run, device: str, state: MetaState) -> tuple[str
         return "compiled", f"a small model and {run.meta_steps} steps: compiling the whole step repays"
     if convolutions and run.meta_steps * run.tasks_per_step >= MANY_TASKS:
         return "compiled_loop", "convolutions with a task's own weights run fastest one task at a time on a CPU"
-    return (
-        ("loop", "a short run of convolutions on a CPU") if convolutions else ("vmap", "too short to repay compiling")
-    )
+    if convolutions:
+        return "chunk", f"a short run of convolutions on a CPU: {run.chunk} tasks at a time stay in its caches"
+    return "vmap", "too short to repay compiling"
 
 
 def good_threads(state: MetaState) -> int:
