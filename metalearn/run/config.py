@@ -16,7 +16,7 @@ from metalearn.component import Component
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.run.overrides import DEFAULT_METHOD, apply_overrides, label_of
 from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
-from metalearn.run.tables import METHODS, TABLES
+from metalearn.run.tables import TABLES
 from metalearn.run.validate import validated
 
 SECTIONS = (
@@ -330,10 +330,3 @@ def once(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
     own = {(place.removeprefix("task."), text) for place, text in problems if place.startswith("task.")}
     inherited = {(f"evaluate.task.{key}", text) for key, text in own}
     return [problem for problem in dict.fromkeys(problems) if problem not in inherited]
-
-
-def find_method(name: str) -> type[Component]:
-    """The class of a method's name; ConfigError with the valid ones."""
-    if name not in METHODS:
-        raise ConfigError(("method.name", f"no method is called {name!r}; {did_you_mean(name, METHODS)}"))
-    return METHODS[name]
