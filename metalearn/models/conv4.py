@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from metalearn.component import Component, option
 from metalearn.errors import ConfigError
+from metalearn.models import native
+from metalearn.models.conv import conv2d
 from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
@@ -18,45 +20,50 @@ BLOCKS = 4
 
 
 def pool(x: Tensor) -> Tensor:
-    """2 x 2 maxima with stride 2, an odd border dropped: [B, F, H, W] -> [B, F, H // 2, W // 2].
+    """2 x 2 maxima with stride 2, an odd border dropped, channels last: [B, H, W, F] -> [B, H // 2, W // 2, F].
 
     Written as maxima of strided views, which batch and differentiate twice without index bookkeeping. On ties the
     gradient is shared, where max_pool2d gives it to the first; ties here are zeros of a ReLU, which pass no gradient.
     """
-    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    x = x[..., :height, :width]
-    rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
-    return torch.maximum(rows[..., ::2], rows[..., 1::2])
+    height, width = x.shape[-3] // 2 * 2, x.shape[-2] // 2 * 2
+    x = x[..., :height, :width, :]
+    rows = torch.maximum(x[..., ::2, :, :], x[..., 1::2, :, :])
+    return torch.maximum(rows[..., ::2, :], rows[..., 1::2, :])
 
 
 class FourBlocks(nn.Module):
-    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no pooling."""
+    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no pooling.
+
+    Inside, channels come last: neighbours in memory, whatever the stride of pooling or convolution.
+    """
 
     def __init__(
         self, x_shape: tuple[int, ...], filters: int, outputs: int, strided: bool, flatten: bool, norm: Policy
     ) -> None:
         super().__init__()
+        native.kernel()  # built here, once, and not inside a compiled step
         channels, height, width = x_shape
         self.strided, self.flatten = strided, flatten
         self.convs = nn.ModuleList(
             nn.Conv2d(channels if place == 0 else filters, filters, 3, stride=2 if strided else 1, padding=1)
             for place in range(BLOCKS)
         )
-        self.norms = nn.ModuleList(Norm(filters, norm) for _ in range(BLOCKS)) if norm != "none" else None
+        norms = (Norm(filters, norm, channels_last=True) for _ in range(BLOCKS))
+        self.norms = nn.ModuleList(norms) if norm != "none" else None
         for _ in range(BLOCKS):
             height, width = ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
         self.head = nn.Linear(filters * height * width if flatten else filters, outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        z = x
+        z = x.permute(0, 2, 3, 1)
         for place, conv in enumerate(self.convs):
-            z = conv(z)
+            z = conv2d(z, conv.weight, conv.bias, 2 if self.strided else 1)
             if self.norms is not None:
                 z = self.norms[place](z, rows, seen)
             z = F.relu(z)
             if not self.strided:
                 z = pool(z)
-        z = z.flatten(1) if self.flatten else z.mean((-2, -1))
+        z = z.permute(0, 3, 1, 2).flatten(1) if self.flatten else z.mean((1, 2))
         out: Tensor = self.head(z)
         return out
 

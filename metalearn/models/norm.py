@@ -25,8 +25,9 @@ class Norm(nn.Module):
     mean: Tensor
     var: Tensor
 
-    def __init__(self, channels: int, policy: Policy) -> None:
+    def __init__(self, channels: int, policy: Policy, channels_last: bool = False) -> None:
         super().__init__()
+        self.channels_last = channels_last
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.policy = policy
@@ -35,12 +36,16 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        """[B, channels, ...] -> same; statistics of the first `rows` examples, or of all; `seen` collects them."""
-        shape = (1, -1) + (1,) * (x.dim() - 2)
+        """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows` examples, or of all.
+
+        `seen` collects the statistics.
+        """
+        places = x.dim() - 2
+        shape = (1,) * (places + 1) + (-1,) if self.channels_last else (1, -1) + (1,) * places
         if self.policy == "running" and seen is None:
             mean, var = self.mean, self.var
         else:
-            axes = (0, *range(2, x.dim()))
+            axes = tuple(range(places + 1)) if self.channels_last else (0, *range(2, x.dim()))
             given = x if rows is None else x[:rows]
             mean = given.mean(axes)
             var = (given - mean.view(shape)).square().mean(axes)
