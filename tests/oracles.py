@@ -5,11 +5,6 @@ learn2learn and higher are imported when a test asks for them; where they are mi
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,42 +12,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metalearn import interop
+from metalearn.errors import ConfigError
 from metalearn.tree import tree_map
 from metalearn.types import Episode, Params
 
 Forward = Callable[[Params, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-MISSING = "is not installed: `make setup` brings it"
 
 
 def higher() -> Any:
-    if importlib.util.find_spec("higher") is None:
-        pytest.skip(f"higher {MISSING}")
-    return importlib.import_module("higher")
+    return _or_skip(interop.higher)
 
 
-@functools.cache
 def learn2learn() -> Any:
-    """The package, or its torch-only part where gym or torchvision, which it imports for nothing here, are missing."""
-    found = importlib.util.find_spec("learn2learn")
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip(f"learn2learn {MISSING}")
+    return _or_skip(interop.learn2learn)
+
+
+def _or_skip(package: Callable[[], Any]) -> Any:
     try:
-        return importlib.import_module("learn2learn")
-    except Exception as error:  # a torchvision that does not fit this torch raises RuntimeError, not ImportError
-        why = error
-    package = types.ModuleType("learn2learn")
-    package.__path__ = list(found.submodule_search_locations)
-    sys.modules["learn2learn"] = package
-    try:
-        utils = importlib.import_module("learn2learn.utils")
-        vars(package).update({name: value for name, value in vars(utils).items() if not name.startswith("_")})
-        for part in ("nn", "optim", "algorithms"):
-            setattr(package, part, importlib.import_module(f"learn2learn.{part}"))
-    except ImportError as error:
-        del sys.modules["learn2learn"]
-        pytest.skip(f"learn2learn cannot be imported whole ({why}) nor in part ({error})")
-    return package
+        return package()
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 class Network(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metalearn.errors import ConfigError
+from metalearn.interop import through
 from metalearn.rng import fold_in
 from metalearn.run.config import Experiment, once
 from metalearn.types import Learner, Method, TaskSource
@@ -104,10 +105,11 @@ def _method(
         problems.extend(error.problems)
         return None, None
     try:
-        return learner, experiment.method.build(learner, spec, meta_steps=meta_steps)
+        method = experiment.method.build(learner, spec, meta_steps=meta_steps)
+        return learner, through(experiment.run.engine, experiment.method, learner, method)
     except ConfigError as error:
         problems.extend(
-            (place if place.startswith(("task", "model")) else f"method.{place}", text)
+            (place if place.startswith(("task", "model", "run")) else f"method.{place}", text)
             for place, text in error.problems
         )
         return learner, None

@@ -37,12 +37,30 @@ class Run(Component):
     threads: int | None = option(
         None, "CPU threads of torch; null: torch's choice, which is then recorded", ge=1, le=1024
     )
-    engine: Literal["native"] = option("native", "whose gradients train")
+    engine: Literal["native", "learn2learn", "higher"] = option(
+        "native", "whose gradients train; learn2learn and higher are for cross-checks, one task at a time"
+    )
     executor: Executor = option("auto", "how one meta-step is run; auto chooses and records what it chose")
     chunk: int = option(4, "tasks at once under the executor chunk", ge=1)
     checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
     log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
     validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_engines_loop(cls, data: Any) -> Any:
+        """What other packages' backward passes run under, chosen here: there is nothing for `auto` to try."""
+        foreign = isinstance(data, dict) and data.get("engine", "native") in ("learn2learn", "higher")
+        return {**data, "executor": "loop"} if foreign and data.get("executor", "auto") == "auto" else data
+
+    @model_validator(mode="after")
+    def _executor_fits_engine(self) -> Run:
+        if self.engine != "native" and self.executor != "loop":
+            raise ValueError(
+                f"executor {self.executor} cannot run the engine {self.engine}, which learns one task at a time: "
+                "use executor loop (auto takes it), or the engine native"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod
