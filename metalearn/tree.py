@@ -21,6 +21,16 @@ def leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if leaf is not None]
 
 
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """(leaves, structure); `unflatten` puts them together again."""
+    return _pytree.tree_flatten(tree)
+
+
+def unflatten(values: Sequence[Any], structure: Any) -> Any:
+    """The tree of a structure with these leaves."""
+    return _pytree.tree_unflatten(list(values), structure)
+
+
 def add(a: Any, b: Any) -> Any:
     return tree_map(lambda x, y: x + y, a, b)
 

@@ -96,6 +96,7 @@ class Traits:
     normalisation: str = "none"
     host_side: bool = False
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
+    phases: tuple[str, ...] = ("adapt", "predict")  # of the ledger that `learn` writes to for every new task
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,13 @@ class BOIL(Component):
         need_queries(self.name, spec)
         rule, outer, loss_of = sgd(self.inner_lr), self.outer.build(meta_steps), criterion(spec)
 
+        def loss(params: Params, batch: Batch, step: int) -> Tensor:
+            return loss_of(learner.apply(params, batch.x), batch.y)
+
         def bodies(meta: Meta, support: Batch, steps: int, keep: tuple[int, ...]) -> list[Params]:
             head, body = partition(meta, is_head)
 
-            def loss(moving: Params, batch: Batch, step: int) -> Tensor:
-                return loss_of(learner.apply({**moving, **head}, batch.x), batch.y)
-
-            return adapt(loss, body, rule, support, steps, keep=keep).points
+            return adapt(loss, body, rule, support, steps, keep=keep, fixed=head).points
 
         def predict_one(meta: Meta, body: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply({**body, **partition(meta, is_head)[0]}, query_x, context=support.x)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metalearn.inner.recompute import again
 from metalearn.tree import add, detach, trainable
-from metalearn.types import Batch, Params, Path, UpdateRule
+from metalearn.types import Batch, Params, Path, State, UpdateRule
 
 Loss = Callable[[Params, Batch, int], Tensor]  # -> []
 
@@ -23,13 +25,17 @@ def adapt(
     *,
     state: Any = None,
     keep: Collection[int] | None = None,
+    fixed: Params | None = None,
     first_order: bool = False,
 ) -> Path:
     """Learn one task by `steps` steps of `rule`: phi_{s+1} = phi_s + rule(grad loss(phi_s, batch, s)).
 
     `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the points to hold
-    (default all S+1; 0 is the start). `first_order` treats every gradient as a constant for whoever differentiates
-    through the path. Running statistics (names "stats.") are passed along unmoved.
+    (default all S+1; 0 is the start). `fixed` are parameters that `loss` gets besides and that stay as they are, such
+    as a head that the inner loop leaves alone; points do not hold them. `first_order` treats every gradient as a
+    constant for whoever differentiates through the path. Running statistics (names "stats.") are passed along unmoved.
+    Under `recompute.recomputed` activations are not kept from step to step: a gradient then flows through `params`,
+    `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
     losses [S] are taken before each step.
     """
     if steps < 0:
@@ -44,16 +50,26 @@ def adapt(
         if step == steps:
             break
         data = batch if isinstance(batch, Batch) else batch(step)
-        grads, value = _gradient(loss, moving, frozen, data, step)
-        updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
-        moving = add(moving, updates)
+        move = partial(_step, loss, rule, step, first_order)
+        moving, state, value = again(move, moving, state, {**frozen, **(fixed or {})}, data)
         losses.append(value)
     like = next(iter(params.values()))
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
 
 
-def _gradient(loss: Loss, moving: Params, frozen: Params, data: Batch, step: int) -> tuple[Params, Tensor]:
+def _step(
+    loss: Loss,
+    rule: UpdateRule,
+    step: int,
+    first_order: bool,
+    moving: Params,
+    state: State,
+    frozen: Params,
+    data: Batch,
+) -> tuple[Params, State, Tensor]:
     def at(inner: Params) -> Tensor:
         return loss({**inner, **frozen}, data, step)
 
-    return torch.func.grad_and_value(at)(moving)
+    grads, value = torch.func.grad_and_value(at)(moving)
+    updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
+    return add(moving, updates), state, value

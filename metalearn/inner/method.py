@@ -15,6 +15,7 @@ from metalearn.tree import (
     leaves,
     mean_over_tasks,
     named_leaves,
+    take,
     tree_map,
 )
 from metalearn.types import (
@@ -70,20 +71,41 @@ def learner_of_tasks(
         book = NullLedger() if ledger is None else ledger
         made = points[-1] if uses_steps else 0
 
-        def one(support: Batch, key: Key) -> list[Any]:
-            return list(adapt_one(meta, support, points, key))
+        def to(points: tuple[int, ...]) -> Callable[..., list[Any]]:
+            return lambda meta, support, key: list(adapt_one(meta, support, points, key))
 
-        def answer(items: list[Any], support: Batch, query_x: Tensor) -> Tensor:
+        def answer(meta: Meta, items: list[Any], support: Batch, query_x: Tensor) -> Tensor:
             seen = query_x if see is None else see(meta, support, query_x)
             return torch.stack([predict_one(meta, item, support, seen) for item in items])
 
-        items = book.run("adapt", torch.func.vmap(one), support, keys, gradient_steps=made * tasks, tasks=tasks)
-        said = book.run("predict", torch.func.vmap(answer), items, support, query_x, tasks=tasks)
+        work = OverTasks(to, points if uses_steps else (0,), meta)
+        items = book.run("adapt", work, support, keys, gradient_steps=made * tasks, tasks=tasks)
+        said = book.run("predict", OverTasks(lambda _: answer, (0,), meta), items, support, query_x, tasks=tasks)
         if said.shape[1] != len(points):
             said = said.expand(-1, len(points), -1, -1)
         return Learned(said, {})
 
     return learn
+
+
+class OverTasks:
+    """A function of one task, run over tasks: `one(points)` takes what tasks share, then arguments with a leading T.
+
+    `parts` says what its cost is made of: T times one task's, which is that of no step and S times what a step adds.
+    """
+
+    def __init__(self, one: Callable[[tuple[int, ...]], Callable[..., Any]], points: tuple[int, ...], shared: Any):
+        self.one, self.points, self.shared = one, points, shared
+
+    def __call__(self, *args: Any) -> Any:
+        return torch.func.vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))(self.shared, *args)
+
+    def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
+        """[(how often, function, arguments)]: what tasks side by side share is counted for each, as if alone."""
+        tasks, steps = leaves(args)[0].shape[0], self.points[-1]
+        alone = take(args, slice(0, 1))
+        start, first = (OverTasks(self.one, (number,), self.shared) for number in (0, 1))
+        return [(tasks * (1 - steps), start, alone), (tasks * steps, first, alone)]
 
 
 def task_keys(key: Key | None, tasks: int) -> Tensor:
@@ -132,7 +154,9 @@ def meta_gradient(
     """
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-        grads, metrics = torch.func.grad(loss, has_aux=True)(meta, episode)
+        # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative, twice the memory.
+        value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
+        (grads,) = pull(torch.ones_like(value), retain_graph=False)
         return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics
 
     return task_grad

@@ -88,9 +88,10 @@ def per_parameter(rates: Any) -> UpdateRule:
     """Descent with one rate for every single parameter (Meta-SGD, Li et al. 2017): u = -rates * g."""
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
-        return tree_map(lambda rate, g: -rate * g, rates, grads), state
+        return tree_map(lambda rate, g: -rate * g, state["rates"], grads), state
 
-    return UpdateRule(lambda params: {}, update)
+    # The rates are learned: they ride in the state, so that a gradient finds them where steps are computed again.
+    return UpdateRule(lambda params: {"rates": rates}, update)
 
 
 def schedule(name: str, total: int | None) -> Rate | None:

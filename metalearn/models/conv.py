@@ -172,15 +172,15 @@ class _ConvWeight(torch.autograd.Function):
 
 
 def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
-    return cast(Tensor, _Conv.apply(x, w, stride))
+    return cast(Tensor, _Conv.apply(x, w, stride))  # type: ignore[no-untyped-call]
 
 
 def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
-    return cast(Tensor, _ConvInput.apply(g, w, stride, height, width))
+    return cast(Tensor, _ConvInput.apply(g, w, stride, height, width))  # type: ignore[no-untyped-call]
 
 
 def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
-    return cast(Tensor, _ConvWeight.apply(x, g, stride, size))
+    return cast(Tensor, _ConvWeight.apply(x, g, stride, size))  # type: ignore[no-untyped-call]
 
 
 def _weights_of(x: Tensor, g: Tensor, stride: int, w: Tensor) -> Tensor:

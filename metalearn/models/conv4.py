@@ -57,6 +57,7 @@ class FourBlocks(nn.Module):
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
         z = x.permute(0, 2, 3, 1)
         for place, conv in enumerate(self.convs):
+            assert isinstance(conv, nn.Conv2d)
             z = conv2d(z, conv.weight, conv.bias, 2 if self.strided else 1)
             if self.norms is not None:
                 z = self.norms[place](z, rows, seen)

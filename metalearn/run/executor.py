@@ -2,173 +2,161 @@
 
 loop            one task at a time, gradients summed: the reference
 vmap            all tasks in one graph
-chunk           vmap over pieces that fit memory
-compiled        torch.compile over the whole step, meta-update included
-compiled_loop   task_grad of one task compiled, looped over tasks
+chunk           vmap over pieces of `chunk` tasks
+compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included; of more than `chunk`
+                tasks the gradient of one piece, run over the pieces
+compiled_loop   the gradient of one task compiled, one task at a time
+graph           CUDA: the whole step, sampling included, captured once and replayed
+compiled_graph  CUDA: the same of the compiled step
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn.inner.method import stamped, widened
-from metalearn.run.build import cores
-from metalearn.run.sections import Run
-from metalearn.run.traced import compiled
-from metalearn.tree import add, leaves, mean_over_tasks, scale, stack, take, tree_map
-from metalearn.types import Episode, MetaState, Method, Metrics
+from metalearn.rng import fold_in
+from metalearn.run.captured import captured
+from metalearn.run.traced import by_shapes, compiled, interpreted, light, traceable
+from metalearn.tree import add, scale, stack, take, tree_map
+from metalearn.types import Episode, Key, MetaState, Method, Metrics
 
 Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
-LONG = 1500  # meta-steps from which compiling a small whole step repays its 10 to 60 s on a CPU
-MANY_TASKS = 8000  # tasks in a run from which compiling one task's gradient repays
-SMALL = 50_000  # parameters below which Python and launch overhead is all there is
+Draw = Callable[[Key], Any]  # what one step consumes
+Advance = Callable[[MetaState, int], tuple[MetaState, Metrics]]  # the data of step number n drawn, and the step made
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+CHUNK = 4  # tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's caches
+COMPILED = ("compiled", "compiled_loop", "compiled_graph")
+CAPTURED = ("graph", "compiled_graph")
 
 
-def choose(method: Method, run: Run, device: str, state: MetaState) -> tuple[str, str]:
-    """(executor, why) for `auto`: a rule of thumb from measured runs; every name but auto is taken as it is."""
-    if run.executor != "auto":
-        return run.executor, "asked for"
-    if method.task_grad is None and not (run.meta_steps >= LONG and compiler_found()):
-        return "vmap", "one batch of examples is one graph already"
-    if device.startswith("cuda"):
-        return "vmap", "on a GPU all tasks fit one graph"
-    convolutions = any(leaf.dim() == 4 for leaf in leaves(state.meta))
-    if not compiler_found():
-        return "vmap", "no C compiler was found for torch.compile"
-    if run.meta_steps >= LONG and (_small(state) or method.task_grad is None):
-        return "compiled", f"{run.meta_steps} steps: compiling the whole step repays"
-    if convolutions and run.meta_steps * run.tasks_per_step >= MANY_TASKS:
-        return "compiled", f"{run.meta_steps} steps of convolutions: compiling repays"
-    if convolutions:
-        return "chunk", f"a short run of convolutions on a CPU: {run.chunk} tasks at a time stay in its caches"
-    return "vmap", "too short to repay compiling"
-
-
-def good_threads(state: MetaState) -> int:
-    """CPU threads when none are asked for: one for small models, whose work is too little to share; else every core."""
-    return 1 if _small(state) else cores()
-
-
-def _small(state: MetaState) -> bool:
-    sizes = [leaf.numel() for leaf in leaves(state.meta)]
-    return sum(sizes) < SMALL and not any(leaf.dim() == 4 for leaf in leaves(state.meta))
+def why_not(executor: str, device: str, chunk: int | None = None) -> str | None:
+    """Why an executor cannot run on this machine: a sentence, or None where it can."""
+    if executor in CAPTURED and not device.startswith("cuda"):
+        return f"{executor} captures work of a CUDA device, and the device is {device}: use compiled, or auto"
+    if executor in CAPTURED and chunk is not None:
+        return f"{executor} captures a whole step of all tasks at once: leave run.chunk out, or use chunk or compiled"
+    if executor in COMPILED and not device.startswith("cuda") and not compiler_found():
+        return f"{executor} needs a C++ compiler (g++ or clang++), and none was found: install one, or use vmap"
+    return None
 
 
 def compiler_found() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def make_step(method: Method, executor: str, chunk: int = 8) -> Step:
-    """`method.step` under an executor; methods without task_grad have one step, eager or compiled."""
+def make_step(method: Method, executor: str, chunk: int | None = None) -> Step:
+    """`method.step` under an executor; methods without task_grad have one step, eager, compiled or captured.
+
+    `chunk` is the number of tasks in a piece of `chunk` (default 4) and of `compiled` (default: all tasks).
+    """
     if method.step is None:
         raise ValueError("this method learns nothing across tasks")
-    if executor in ("compiled", "compiled_loop"):
-        use_compiler_cache()
-    if method.task_grad is None:
-        return compiled(method.step) if executor == "compiled" else method.step
-    if executor == "vmap":
-        return method.step
-    if executor == "chunk":
-        return _chunked(method, chunk, _as_it_is)
+    if executor in CAPTURED:
+        return captured(method.step, compiling=executor in COMPILED)
+    if method.task_grad is None or executor == "vmap":
+        return compiled(method.step) if executor in COMPILED else method.step
     if executor == "compiled":
-        return _compiled(method, chunk)
-    task_grad = compiled(method.task_grad) if executor == "compiled_loop" else method.task_grad
-    return _looped(method, task_grad)
+        return compiled(method.step) if chunk is None else _whole_or_pieces(method, chunk)
+    if executor == "chunk":
+        return _in_pieces(method, chunk or CHUNK, _as_it_is)
+    return _in_pieces(method, 1, compiled if executor in COMPILED else _as_it_is)
+
+
+def make_advance(
+    method: Method, draw: Draw, key: Key, tasks: int, device: str, executor: str, chunk: int | None = None
+) -> Advance:
+    """(state, n) -> (state, metrics): what step n learns from, `draw(fold_in(key, n))`, is drawn, and the step made.
+
+    Where a whole step is one graph, sampling belongs to it: always under CUDA graphs, under the compiler where the data
+    are computed rather than stored.
+    """
+    key = key.to(device)
+    whole = executor in COMPILED and (method.task_grad is None or chunk is None or tasks <= chunk)
+    inside = executor in CAPTURED or (whole and executor != "compiled_loop" and light(draw, key))
+    if inside:
+        return _with_sampling(method, draw, key, device, executor)
+    if device.startswith("cuda") and traceable(draw, key) is not None:
+        draw = by_shapes(draw, interpreted)  # its constants stay on the device: copying them makes the host wait
+    step = make_step(method, executor, chunk)
+    return lambda state, number: step(state, draw(fold_in(key, number_on(device, number))))
+
+
+def number_on(device: str, number: int) -> Tensor:
+    """A step's number as a 0-d tensor: on CUDA written by a kernel, which the host does not wait for."""
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+def _with_sampling(method: Method, draw: Draw, key: Key, device: str, executor: str) -> Advance:
+    assert method.step is not None
+    step = method.step
+
+    def whole(state: MetaState, key: Key, number: Tensor) -> tuple[MetaState, Metrics]:
+        return step(state, draw(fold_in(key, number)))
+
+    run = captured(whole, compiling=executor in COMPILED) if executor in CAPTURED else compiled(whole)
+    return lambda state, number: run(state, key, number_on(device, number))
 
 
 def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _compiled(method: Method, chunk: int) -> Step:
-    """The whole step in one graph where its tasks fit one piece; else the gradient of a piece, then the update."""
+def _whole_or_pieces(method: Method, chunk: int) -> Step:
     assert method.step is not None
-    whole, in_pieces = compiled(method.step), functools.cache(lambda size: _chunked(method, size, compiled))
+    whole, pieces = compiled(method.step), _in_pieces(method, chunk, compiled)
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
-        tasks = episodes.support.x.shape[0]
-        size = even(tasks, chunk)
-        return (whole if tasks <= size else in_pieces(size))(state, episodes)
+        return (whole if episodes.support.x.shape[0] <= chunk else pieces)(state, episodes)
 
     return step
 
 
-def even(tasks: int, chunk: int) -> int:
-    """The size of pieces near `chunk` (half to twice) that divides `tasks`, so that one graph serves; or `chunk`."""
-    near = [size for size in range((chunk + 1) // 2, 2 * chunk + 1) if tasks % size == 0]
-    return min(near, key=lambda size: abs(size - chunk), default=chunk)
-
-
-def _looped(method: Method, task_grad: Callable[..., Any]) -> Step:
-    assert method.update is not None
+def _in_pieces(method: Method, chunk: int, wrap: Wrap) -> Step:
+    """Gradients piece by piece, their sum, then the update; only `chunk` tasks are alive at once."""
+    assert method.update is not None and method.task_grad is not None
     update = method.update
+    of_piece = wrap(partial(_alone if chunk == 1 else _together, method.task_grad))
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         episodes = stamped(episodes, state.step)
         tasks = episodes.support.x.shape[0]
         state = widened(state, tasks)
-        total, found, lanes = None, [], []
-        for task in range(tasks):
-            episode = take(episodes, task)
-            if state.lanes is None:
-                grads, metrics = task_grad(state.meta, episode)
-            else:
-                grads, metrics, lane = task_grad(state.meta, episode, take(state.lanes, task))
-                lanes.append(lane)
-            total = grads if total is None else add(total, grads)
-            found.append(metrics)
-        if lanes:
-            state = state._replace(lanes=stack(lanes))
-        return update(state, scale(total, 1 / tasks)), mean_over_tasks(stack(found))
-
-    return step
-
-
-def _chunked(method: Method, chunk: int, compile: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Step:
-    assert method.update is not None and method.task_grad is not None
-    task_grad, update = method.task_grad, compile(method.update)
-
-    def summed(meta: Any, piece: Episode, lanes: Any, share: Tensor) -> tuple[Any, Metrics, Any]:
-        """Gradients and metrics of a piece, summed and scaled by one task's share; and its lanes."""
-        if lanes is None:
-            grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(meta, piece)
-        else:
-            grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(meta, piece, lanes)
-        return (*tree_map(lambda x: x.sum(0) * share, (grads, metrics)), lanes)
-
-    of_piece = compile(summed)
-
-    def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
-        episodes = stamped(episodes, state.step)
-        tasks = episodes.support.x.shape[0]
-        state, share = widened(state, tasks), torch.full_like(state.step, 1 / tasks)
         total, lanes = None, []
         for begin in range(0, tasks, chunk):
-            own = None if state.lanes is None else take(state.lanes, slice(begin, begin + chunk))
-            *found, lane = of_piece(state.meta, take(episodes, slice(begin, begin + chunk)), own, share)
+            place = slice(begin, begin + chunk)
+            own = None if state.lanes is None else take(state.lanes, place)
+            *found, after = of_piece(state.meta, take(episodes, place), own)
             total = tuple(found) if total is None else add(total, tuple(found))
-            lanes.append(lane)
+            lanes.append(after)
         if state.lanes is not None:
-            state = state._replace(lanes=_joined(lanes))
-        assert total is not None
-        return update(state, total[0]), total[1]
+            state = state._replace(lanes=tree_map(lambda *parts: torch.cat(parts), *lanes))
+        grads, metrics = scale(total, 1 / tasks)
+        return update(state, grads), metrics
 
     return step
 
 
-def _joined(parts: list[Any]) -> Any:
-    return tree_map(lambda *xs: torch.cat(xs), *parts)
+def _together(task_grad: Callable[..., Any], meta: Any, piece: Episode, lanes: Any) -> tuple[Any, Metrics, Any]:
+    """Sums over a piece [c, ...] of gradients and metrics, and its lanes after."""
+    if lanes is None:
+        grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(meta, piece)
+    else:
+        grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(meta, piece, lanes)
+    grads, metrics = tree_map(lambda x: x.sum(0), (grads, metrics))
+    return grads, metrics, lanes
 
 
-def use_compiler_cache() -> None:
-    """Keep compiled code between runs."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "metalearn" / "compiler"))
+def _alone(task_grad: Callable[..., Any], meta: Any, piece: Episode, lanes: Any) -> tuple[Any, Metrics, Any]:
+    """The same of a piece of one task [1, ...], without vmap."""
+    if lanes is None:
+        return (*task_grad(meta, take(piece, 0)), None)
+    grads, metrics, lane = task_grad(meta, take(piece, 0), take(lanes, 0))
+    return grads, metrics, stack([lane])

@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from metalearn.evaluate.curves import learning_curve
-from metalearn.evaluate.ledger import CostLedger
+from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
 from metalearn.run.build import Parts, method_for
 from metalearn.run.config import Experiment
-from metalearn.run.executor import Step
+from metalearn.run.decide import Decision, draw_of
+from metalearn.run.executor import Advance
 from metalearn.run.files import append_lines, cut_lines, read_lines
 from metalearn.run.progress import Progress
 from metalearn.types import MetaState, Metrics
@@ -49,12 +50,22 @@ class Job:
     say: Say
     signalled: bool = False
     counted: int = 0  # meta-steps that the ledger knows of
+    decision: Decision | None = None  # of a run that begins in this process
+    begun: float = field(default_factory=time.perf_counter)
+    imports: float = 0.0  # seconds of this process before `begun`
+    carried: float = 0.0  # seconds that are on the bill and were not spent by this process
+    of_a_step: Entry | None = None  # FLOPs of one meta-step
 
     @property
     def gradients(self) -> int:
         """Gradient evaluations on one task in one meta-step."""
         method = self.experiment.method
         return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
+
+    @property
+    def wall(self) -> float:
+        """Seconds that the run took by the wall clock, with those of the run that it started from."""
+        return self.carried + self.imports + time.perf_counter() - self.begun
 
     @property
     def phase(self) -> str:
@@ -69,17 +80,19 @@ class Job:
         return self.folder / "metrics.jsonl"
 
 
-def train(job: Job, start: MetaState, step: Step) -> MetaState:
+def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
     """Train from the newest checkpoint, or from `start`, to the last step; returns the last state."""
     done, state = _resume(job, start)
+    job.ledger.add(job.phase, 0.0, **dict.fromkeys(FLOPS, 0))  # measured, even where no step is left to make
     total = job.experiment.run.meta_steps
     buffer: list[tuple[int, Metrics]] = []
-    stop_early = _patience_is_over(job, done)
+    stop_early, first = _patience_is_over(job, done), done
     progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say)
-    with signals(lambda: _on_signal(job)), progress:
-        begin = time.perf_counter()
+    # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all the same.
+    with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
         while done < total and not stop_early:
-            state, metrics = step(state, _data(job, done))
+            with job.ledger.span("setup") if done == first else nullcontext():
+                state, metrics = advance(state, done)
             done += 1
             buffer.append((done, metrics))
             if _due(done, total, job.experiment.run.log_every):
@@ -87,12 +100,11 @@ def train(job: Job, start: MetaState, step: Step) -> MetaState:
             validating = _validating(job, done)
             if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.signalled:
                 _log(job, buffer, progress)
-                _spend(job, begin, done)
+                _spend(job, done, state)
                 if validating:
                     look(job, done, state)
                     stop_early = _patience_is_over(job, done)
                 save(job, done, state)
-                begin = time.perf_counter()
             if job.signalled:
                 raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
     if total == 0:
@@ -126,13 +138,6 @@ def stopped_outside(job: Job) -> None:
     raise Stopped(f"stopped by a signal; go on with: metalearn resume {job.folder}")
 
 
-def _data(job: Job, done: int) -> Any:
-    run, key = job.experiment.run, fold_in(job.seed, "train", done)
-    if job.parts.method.traits.consumes == "examples":
-        return job.parts.train.examples(key, run.examples_per_step)
-    return job.parts.train.sample(key, run.tasks_per_step)
-
-
 def _due(done: int, total: int, every: int) -> bool:
     return done % every == 0 or done == total
 
@@ -162,22 +167,33 @@ def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> Non
     )
 
 
-def _spend(job: Job, begin: float, done: int) -> None:
-    """Write the time since `begin` and the work since the last call to the ledger."""
+def _spend(job: Job, done: int, state: MetaState) -> None:
+    """Write the work since the last call to the ledger, whose clock is running; FLOPs are those of one step, times."""
     run, spec, fresh = job.experiment.run, job.parts.train.spec, done - job.counted
     job.counted = done
-    seconds = time.perf_counter() - begin
+    if job.of_a_step is None:
+        with job.ledger.span("setup"):
+            assert job.parts.method.step is not None
+            data = draw_of(job.experiment, job.parts)(fold_in(job.seed, "train", done))
+            job.of_a_step = job.ledger.flops_of(job.phase, job.parts.method.step, state, data)
+    flops = {name: value * fresh for name, value in job.of_a_step.items()}
     if job.phase == "pretrain":
         seen = fresh * run.examples_per_step
-        job.ledger.add(job.phase, seconds, gradient_steps=fresh, examples=seen, labels=seen)
+        job.ledger.add(job.phase, 0.0, gradient_steps=fresh, examples=seen, labels=seen, **flops)
         return
     tasks = fresh * run.tasks_per_step
     seen = tasks * spec.ways * (spec.shots + spec.queries)
-    job.ledger.add(job.phase, seconds, gradient_steps=tasks * job.gradients, examples=seen, labels=seen, tasks=tasks)
+    counts: Entry = {"gradient_steps": tasks * job.gradients, "examples": seen, "labels": seen, "tasks": tasks}
+    job.ledger.add(job.phase, 0.0, **counts, **flops)
 
 
 def look(job: Job, done: int, state: MetaState) -> None:
     """The same look at validation tasks and at training tasks; written to metrics.jsonl."""
+    with job.ledger.span("tune"):
+        append_lines(job.metrics, _look(job, done, state))
+
+
+def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
     method = method_for(job.experiment, job.parts.valid.spec)
     rows = []
@@ -204,7 +220,7 @@ def look(job: Job, done: int, state: MetaState) -> None:
         if curve.metric == "accuracy":
             row |= {"accuracy": float(curve.mean[at]), "accuracy_ci95": float(curve.ci95[at])}
         rows.append(row)
-    append_lines(job.metrics, rows)
+    return rows
 
 
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
@@ -238,11 +254,13 @@ def _patience_is_over(job: Job, done: int) -> bool:
 
 def save(job: Job, done: int, state: MetaState) -> None:
     """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
-    append_lines(job.folder / "timing.jsonl", [{"step": done, "spent": job.ledger.totals()}])
-    checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
-    best = ranking(job)[: job.experiment.run.validate.keep]
-    newest = checkpoint.steps_in(job.checkpoints)[-2:]
-    checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
+    with job.ledger.span("setup"):
+        spent = {"step": done, "wall": job.wall, "spent": job.ledger.totals()}
+        append_lines(job.folder / "timing.jsonl", [spent])
+        checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
+        best = ranking(job)[: job.experiment.run.validate.keep]
+        newest = checkpoint.steps_in(job.checkpoints)[-2:]
+        checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
 
 
 def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
@@ -250,14 +268,13 @@ def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     done, state = found if found else (0, start)
     cut_lines(job.metrics, done)
     cut_lines(job.folder / "timing.jsonl", done)  # a torn line would hide what is appended after it
-    spent = [
-        row["spent"] for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row
-    ]
+    spent = [row for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row]
     job.counted = done
     if found:
         job.say(f"{job.experiment.label} seed {job.seed}: going on from step {done}")
         if spent:
             this_process = job.ledger.seconds("setup")
-            job.ledger.restore(spent[-1])
+            job.ledger.restore(spent[-1]["spent"])
             job.ledger.add("setup", this_process)
+            job.carried = spent[-1].get("wall", 0.0)
     return done, state

@@ -9,7 +9,8 @@ from pydantic import field_validator, model_validator
 
 from metalearn.component import Component, option
 
-Executor = Literal["auto", "loop", "vmap", "chunk", "compiled", "compiled_loop"]
+Executor = Literal["auto", "loop", "vmap", "chunk", "compiled", "compiled_loop", "graph", "compiled_graph"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 class Validate(Component):
@@ -41,7 +42,15 @@ class Run(Component):
         "native", "whose gradients train; learn2learn and higher are for cross-checks, one task at a time"
     )
     executor: Executor = option("auto", "how one meta-step is run; auto chooses and records what it chose")
-    chunk: int = option(4, "tasks at once under the executor chunk", ge=1)
+    chunk: int | None = option(
+        None, "tasks at once under chunk and compiled; null: chosen, so that a step fits memory, and recorded", ge=1
+    )
+    precision: Precision = option(
+        "float32", "of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured and recorded"
+    )
+    checkpoint_inner: bool = option(
+        False, "keep no activations of inner steps, compute them again: the same gradient, less memory, more time"
+    )
     checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
     log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
     validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]

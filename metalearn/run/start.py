@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import ConfigError
+from metalearn.evaluate.accounts import ONCE, per_task
+from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import widened
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
@@ -38,7 +41,7 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
     )
 
 
-def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[MetaState, dict[str, dict[str, float]]]:
+def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[MetaState, dict[str, Entry]]:
     """(state before the first step, cost that comes along by phase)."""
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
@@ -77,9 +80,13 @@ def best_file(place: Path) -> Path:
     return checkpoint.path_of(folder, int(step))
 
 
-def _paid(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    kept = ("seconds", "gradient_steps", "examples", "labels", "tasks")
-    phases = ("tune", "pretrain", "meta_train")
+def _paid(result: dict[str, Any]) -> dict[str, Entry]:
+    """What the other run spent before any new task; what it did not measure stays not measured."""
+    unknown = math.nan
+    kept = ("seconds", *FLOPS, *COUNTS, "energy_joules")
+    found = {phase: result["cost"].get(phase) or {} for phase in ONCE}
     return {
-        phase: {key: result["cost"][phase].get(key) or 0 for key in kept} for phase in phases if phase in result["cost"]
+        phase: {key: unknown if entry[key] is None else entry[key] for key in kept if key in entry}
+        for phase, entry in found.items()
+        if entry and not per_task(entry)
     }

@@ -11,17 +11,15 @@ import numpy as np
 
 from metalearn.evaluate.curves import Curve, learning_curve
 from metalearn.evaluate.ensemble import ensemble
-from metalearn.evaluate.ledger import CostLedger
 from metalearn.rng import fold_in
+from metalearn.run.bill import cost_block
 from metalearn.run.build import Parts, method_for
 from metalearn.run.config import Experiment
 from metalearn.run.environment import git_commit
 from metalearn.run.files import read_json, write_atomic, write_json
 from metalearn.run.loop import Job
-from metalearn.run.sections import Evaluate
-from metalearn.types import Meta, Method, TaskSource
+from metalearn.types import Meta, TaskSource
 
-ALONE = 3  # tasks learned one by one for the latency column
 PICTURED = 3  # test episodes kept for the report
 
 
@@ -30,7 +28,7 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     experiment, parts = job.experiment, job.parts
     method = method_for(experiment, parts.test.spec)
     method = method if len(metas) == 1 else ensemble(method, metas)
-    spent = CostLedger(parts.device)
+    spent = job.ledger.aside()
     evaluate = experiment.evaluate
     curve = learning_curve(
         method,
@@ -44,10 +42,14 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     )
     write_scores(job.folder / "scores.npz", curve)
     write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
-    cost = job.ledger.cost() | per_task_cost(method, metas[0], parts, experiment, spent)
+    if curve.notes:
+        _write_arrays(job.folder / "notes.npz", **{name: value.cpu().numpy() for name, value in curve.notes.items()})
+    cost = cost_block(job.ledger, spent, method, metas[0], parts, experiment)
     result = describe_result(experiment, job.seed, parts, curve)
     result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
+    result["uncounted"] = {**job.ledger.uncounted, **spent.uncounted}  # phase -> why its FLOPs are null
     result["tuned"] = tuned_values(job.folder)
+    result["seconds"] = job.wall
     write_json(job.folder / "result.json", result)
     return dict(read_json(job.folder / "result.json"))
 
@@ -132,42 +134,6 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
         "published_curve": {str(k): v for k, v in published.curve.items()} if published else {},
         "source": published.source if published else "",
     }
-
-
-def per_task_cost(
-    method: Method, meta: Meta, parts: Parts, experiment: Experiment, spent: CostLedger
-) -> dict[str, dict[str, Any]]:
-    """`adapt` to a new task with all steps of the curve, and `predict` its queries once.
-
-    Seconds per task in a batch (adapt: over the whole test; predict: one batch, asked at the last step alone, since the
-    curve asks at every point) and of one task learned by itself (median of 3).
-    """
-    evaluate, spec = experiment.evaluate, parts.test.spec
-    tasks = min(evaluate.chunk, evaluate.episodes)
-    batch = _asked_once(method, meta, parts.test, evaluate, 0, tasks)
-    alone = [_asked_once(method, meta, parts.test, evaluate, start, 1) for start in range(ALONE)]
-    batched = {"adapt": spent.seconds("adapt") / evaluate.episodes, "predict": batch.seconds("predict") / tasks}
-    table, rows = spent.cost(), {}
-    for phase, seconds in batched.items():
-        by_itself = sorted(ledger.seconds(phase) for ledger in alone)[ALONE // 2]
-        times = {"seconds": seconds, "seconds_batched": seconds, "seconds_alone": by_itself}
-        steps = table[phase]["gradient_steps"] // evaluate.episodes
-        rows[phase] = table[phase] | times | {"gradient_steps": steps, "tasks": evaluate.episodes}
-    for phase in ("search", "retrain"):
-        rows[phase] = table[phase] | {"seconds_batched": table[phase]["seconds"], "seconds_alone": 0.0}
-    labelled = spec.ways * spec.shots
-    rows["adapt"] |= {"labels": labelled, "examples": labelled * max(rows["adapt"]["gradient_steps"], 1)}
-    return rows
-
-
-def _asked_once(
-    method: Method, meta: Meta, source: TaskSource, evaluate: Evaluate, start: int, tasks: int
-) -> CostLedger:
-    ledger = CostLedger(source.spec.device)
-    batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
-    keys = fold_in(batch.info["key"], "learn")
-    method.learn(meta, batch.support, batch.query.x, (evaluate.steps[-1],), key=keys, ledger=ledger)
-    return ledger
 
 
 def write_scores(path: Path, curve: Curve) -> None:

@@ -1,11 +1,11 @@
 """Compiling by tracing: run a pure function once on stand-ins, and hand the flat list of operations to the compiler.
 
 `torch.compile` reads Python, and cannot read a custom derivative under torch.func; and it looks its assumptions up
-again at every call, which for a small model takes longer than the work. A trace needs neither: what runs inside a step is
-pure, so shapes and types are all that may change between two calls, and each combination gets a trace of its own.
+again at every call, which for a small model takes longer than the work. A trace needs neither: what runs inside a step
+is pure, so shapes and types are all that may change between two calls, and each combination gets its own trace.
 
-Constants become inputs. That lets torch's cache on disk keep the code (it refuses graphs that hold tensors), and it keeps
-counters out of it: torch 2.13's CPU compiler goes wrong on products of a large number and `arange` (see rng.py).
+Constants become inputs. That lets torch's cache on disk keep the code (it refuses graphs that hold tensors), and it
+keeps counters out of it: torch 2.13's CPU compiler goes wrong on products of a large number and `arange` (see rng.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
 
+
+def _compiler_cache() -> Path:
+    """Where compiled code is kept between runs."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "metalearn" / "compiler")))
+
+
+COMPILER_CACHE = _compiler_cache()  # now: the compiler looks once, when it is imported, and tracing may import it
 Flat = Callable[..., Sequence[Tensor]]
 LIGHT = 1 << 20  # bytes of constants up to which a function counts as computing its data rather than holding them
 
@@ -46,7 +54,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Arguments and results are trees of tensors; anything else in an argument is a constant of the trace. Gradients are
     taken inside `function`, not through it.
     """
-    use_compiler_cache()
     return by_shapes(function, compile_flat)
 
 
@@ -91,15 +98,21 @@ def trace(function: Callable[..., Any], *args: Any) -> Trace:
     return Trace(graph, constants, *end[-1])
 
 
-def light(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether `function` can be traced, uses what it is given, and computes its results from little else."""
+def traceable(function: Callable[..., Any], *args: Any) -> Trace | None:
+    """The trace of a function that can be traced and uses all that it is given; None for others."""
     try:
         found = trace(function, *args)
-    except RuntimeError:  # its course depends on values: a host-side source, say
-        return False
+    except (RuntimeError, TypeError, ValueError):  # its course depends on values: a source on the host, say
+        return None
     inputs = [node for node in found.graph.graph.nodes if node.op == "placeholder"]
     used = all(node.users for node in inputs[: len(inputs) - len(found.constants)])
-    return used and sum(value.nbytes for value in found.constants) <= LIGHT
+    return found if used else None
+
+
+def light(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a function is traceable and computes its results rather than looks them up in stored data."""
+    found = traceable(function, *args)
+    return found is not None and sum(value.nbytes for value in found.constants) <= LIGHT
 
 
 def hoist(graph: GraphModule) -> list[Tensor]:
@@ -116,11 +129,11 @@ def hoist(graph: GraphModule) -> list[Tensor]:
             hoisted.add(node)
         elif _is_pure(node) and all(parent in known for parent in node.all_input_nodes):
             args, kwargs = (map_arg(given, lambda parent: known[parent]) for given in (node.args, node.kwargs))
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            known[node] = node.target(*args, **kwargs)
             if _counts(node) or any(parent in hoisted for parent in node.all_input_nodes):
                 hoisted.add(node)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    after, constants = inputs[-1], []
+    after, constants = inputs[-1], list[Tensor]()
     for node in [node for node in known if node in hoisted]:
         outside = [user for user in node.users if user not in hoisted]
         if not outside or not isinstance(known[node], Tensor):
@@ -136,14 +149,32 @@ def hoist(graph: GraphModule) -> list[Tensor]:
 
 
 def _is_pure(node: Node) -> bool:
-    operator = node.target
-    if node.op != "call_function" or not isinstance(operator, torch._ops.OpOverload):
-        return False
-    return not operator._schema.is_mutable and torch.Tag.nondeterministic_seeded not in operator.tags
+    return (
+        _is_operator(node)
+        and not _writes(node)
+        and torch.Tag.nondeterministic_seeded not in node.target.tags  # type: ignore[union-attr]
+        and not any(_writes(user) for user in node.users)
+    )
+
+
+def _is_operator(node: Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def _writes(node: Node) -> bool:
+    """Whether it is an operator that changes one of its arguments."""
+    return _is_operator(node) and node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
 def _counts(node: Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in (torch.ops.aten.arange, torch.ops.aten.cat)
+
+
+def interpreted(traced: Trace, tensors: list[Tensor]) -> Flat:
+    """The trace as it is, one operation after another."""
+    del tensors
+    graph, constants = traced.graph, traced.constants
+    return lambda *inputs: graph(*inputs, *constants)
 
 
 def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
@@ -167,9 +198,3 @@ def _patches(graph: GraphModule, tensors: list[Tensor]) -> dict[str, Any]:
         return {}
     foreign = {getattr(node.target, "namespace", "aten") for node in graph.graph.nodes} - {"aten", "prims"}
     return {"cpp_wrapper": not foreign, "realize_opcount_threshold": 8, "realize_reads_threshold": 2}
-
-
-def use_compiler_cache() -> Path:
-    """Keep compiled code between runs; returns the folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "metalearn" / "compiler")))

@@ -10,11 +10,12 @@ from typing import Any
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.run import checkpoint
+from metalearn.run.auto import good_threads
 from metalearn.run.build import Parts, build, set_threads
 from metalearn.run.clock import unbilled
 from metalearn.run.config import Experiment, load
+from metalearn.run.decide import Decision, clock_of, decide, learn_from
 from metalearn.run.environment import describe
-from metalearn.run.executor import choose, good_threads, make_step
 from metalearn.run.files import cut_lines, read_json, write_json, write_yaml
 from metalearn.run.lock import held
 from metalearn.run.loop import (
@@ -81,7 +82,8 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
         if (folder / "result.json").exists():  # another process finished it in the meantime
             return dict(read_json(folder / "result.json"))
         job, state = _opened(experiment, folder, say, parts)
-        with signals(lambda: stopped_outside(job)):
+        # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
+        with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             return _from_training_to_result(job, state)
 
 
@@ -104,23 +106,39 @@ def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None)
     before = unbilled()
     old = (folder / "config.yaml").exists()
     experiment = stored_experiment(folder) if old else experiment
-    parts = build(experiment) if parts is None else parts
+    parts = build(experiment, to_train=True) if parts is None else parts
     state, paid = begin_state(experiment, parts, folder)
     threads = set_threads(experiment.run.threads or good_threads(state))
+    decision = None
     if not old:
-        executor, why = choose(parts.method, experiment.run, parts.device, state)
-        if experiment.run.executor == "auto" and parts.method.step is not None:
-            say(f"{experiment.label} seed {experiment.run.seeds[0]}: executor {executor} ({why})")
-        run = experiment.run.model_copy(update={"executor": executor, "threads": threads})
+        decision = decide(experiment, parts, state)
+        for text in _told(experiment, parts, decision):
+            say(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
+        run = experiment.run.model_copy(update={**decision.way._asdict(), "threads": threads})
         experiment = experiment.replace(run=run)
         write_yaml(folder / "config.yaml", experiment.resolved())
     if not (folder / "environment.json").exists():
-        write_json(folder / "environment.json", {**describe(parts.device), "config_hash": experiment.hash()})
+        facts = decision.facts if decision is not None else {}
+        write_json(folder / "environment.json", {**describe(parts.device), "config_hash": experiment.hash(), **facts})
     ledger = CostLedger(parts.device)
     for phase, entry in paid.items():
-        ledger.add(phase, **entry)
+        ledger.add(phase, **{"seconds": 0.0, **entry})
+    job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, begun=begin, imports=before)
+    job.decision = decision
+    job.carried = sum(entry.get("seconds") or 0.0 for entry in paid.values())
     ledger.add("setup", before + time.perf_counter() - begin)
-    return Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say), state
+    return job, state
+
+
+def _told(experiment: Experiment, parts: Parts, decision: Decision) -> list[str]:
+    """What a run says before its first step: auto's choice, what a precision costs, memory that will not do."""
+    told = list(decision.warnings)
+    if experiment.run.executor == "auto" and parts.method.step is not None:
+        told.append(f"executor {decision.way} ({decision.why})")
+    error = decision.facts.get("precision", {}).get("gradient_error")
+    if error is not None and experiment.run.precision != "float32":
+        told.append(f"the meta-gradient in {experiment.run.precision} differs by {error:.1e} from that in float32")
+    return told
 
 
 def _trained(job: Job, state: MetaState) -> MetaState:
@@ -128,7 +146,10 @@ def _trained(job: Job, state: MetaState) -> MetaState:
         job.metrics.touch()
         save(job, 0, state)  # nothing is learned across tasks: the same files as any other run
         return state
-    return train(job, state, make_step(job.parts.method, job.experiment.run.executor, job.experiment.run.chunk))
+    clock = clock_of(job.experiment, job.parts, job.decision)
+    state = train(job, state, clock)
+    learn_from(clock, job.experiment, job.parts)
+    return state
 
 
 def _tune_training(job: Job) -> None:
@@ -143,26 +164,34 @@ def _tune_training(job: Job) -> None:
         write_json(stored, search(job, early, lambda values, number: _trial(job, values, number)))
     choice = read_json(stored)
     job.experiment = with_choice(job.experiment, choice)
-    job.parts = build(job.experiment)
+    job.parts, job.decision = build(job.experiment), None  # what a trial has made is of another method
     _rewrite(job)
 
 
 def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     """One training with `values` in tune/<number>/; (validation score, step, spread), the worst if it diverges."""
+    with job.ledger.paused():  # it keeps a book of its own, which is charged as tuning
+        return _paused_trial(job, values, number)
+
+
+def _paused_trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder = trial_folder(job.folder, number)
     trial, state = _opened(experiment, folder, job.say, None)
     try:
-        last = _trained(trial, state)
-        states, _ = chosen_states(trial, last)
-        return score_of(trial, states[0].meta, {})
+        with trial.ledger.span("setup"):
+            last = _trained(trial, state)
+            states, _ = chosen_states(trial, last)
+            return score_of(trial, states[0].meta, {})
     except Diverged as error:
         job.say(f"trial {number} scores worst: {error}")
         return -math.inf, experiment.evaluate.steps[0], math.nan
     except Stopped:
         raise Stopped(f"stopped by a signal in trial {number}; go on with: metalearn resume {job.folder}") from None
     finally:
-        charge(job, [{"cost": entry} for entry in trial.ledger.totals().values()])
+        job.carried += trial.carried  # what an earlier process spent on it
+        for entry in trial.ledger.totals().values():
+            job.ledger.add("tune", **{"seconds": 0.0, **entry})
 
 
 def _rewrite(job: Job) -> None:

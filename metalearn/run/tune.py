@@ -10,6 +10,7 @@ from typing import Any
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import learning_curve
+from metalearn.evaluate.ledger import Entry, since
 from metalearn.run.build import method_for
 from metalearn.run.config import Experiment, numbers_of
 from metalearn.run.files import read_json, write_json
@@ -110,17 +111,19 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
 
 
-def _measured(job: Job, act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `act` returns, and what it wrote to the ledger as tuning."""
+def _measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
+    """What `act` returns, and what it wrote to the ledger as tuning, its own time included."""
     before = job.ledger.totals().get("tune", {})
-    value = act()
-    return value, {name: total - before.get(name, 0) for name, total in job.ledger.totals().get("tune", {}).items()}
+    with job.ledger.span("tune"):
+        value = act()
+    return value, since(before, job.ledger.totals().get("tune", {}))
 
 
 def charge(job: Job, trials: Sequence[dict[str, Any]]) -> None:
-    """Write the recorded cost of trials to the job's ledger, as tuning."""
+    """Write the recorded cost of trials, made by an earlier process, to the job's ledger as tuning."""
     for trial in trials:
         job.ledger.add("tune", **{"seconds": 0.0, **trial["cost"]})
+        job.carried += trial["cost"].get("seconds") or 0.0
 
 
 def _optuna() -> Any:

@@ -1,0 +1,82 @@
+"""Activation checkpointing of inner steps: what a step met on its way is computed again when its gradient is asked for.
+
+torch.utils.checkpoint does not compose with torch.func; a custom Function that differentiates by torch.func does. The
+idea: Griewank & Walther 2000, algorithm 799; Chen et al. 2016, arXiv:1604.06174. Kept per step: its inputs, as large as
+the parameters; computed per step: one inner step more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.tree import flatten, unflatten
+
+_on: list[bool] = []  # of the blocks that we are in; a list, which torch.compile can read and a ContextVar it cannot
+
+
+@contextmanager
+def recomputed(on: bool = True) -> Iterator[None]:
+    """Inside, `adapt` keeps no activations of its steps; gradients through it are the same and cost more time."""
+    _on.append(on)
+    try:
+        yield
+    finally:
+        _on.pop()
+
+
+def again(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, checkpointed where `recomputed` asks for it.
+
+    Everything that a gradient flows to must come in through `args` (trees of tensors): what `function` only closes over
+    is a constant to the gradient.
+    """
+    if not (_on and _on[-1]):
+        return function(*args)
+    leaves, structure = flatten(args)
+    end: list[Any] = []
+
+    def flat(*given: Tensor) -> tuple[Tensor, ...]:
+        results, shape = flatten(function(*unflatten(list(given), structure)))
+        end.append(shape)
+        # torch saves no input that is handed back as it is; a view of it is another tensor.
+        return tuple(value.view_as(value) if any(value is one for one in given) else value for value in results)
+
+    results = _Again.apply(flat, *leaves)  # type: ignore[no-untyped-call]
+    return unflatten(list(results), end[-1])
+
+
+class _Again(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: Callable[..., Any], *inputs: Tensor) -> Any:
+        return function(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        del output
+        ctx.function = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors
+        real = [place for place, value in enumerate(inputs) if value.is_floating_point()]
+
+        def along(*given: Tensor) -> Tensor:
+            whole = list(inputs)
+            for place, value in zip(real, given, strict=True):
+                whole[place] = value
+            return torch.stack([(a * b).sum() for a, b in zip(ctx.function(*whole), grads, strict=True)]).sum()
+
+        # The gradient of the product with what came in, and not vjp, whose second half runs outside of its level and
+        # loses the tasks under vmap.
+        given = tuple(inputs[place] for place in real)
+        pulled = torch.func.grad(along, argnums=tuple(range(len(real))))(*given)
+        found = dict(zip(real, pulled, strict=True))
+        return (None, *(found.get(place) for place in range(len(inputs))))
