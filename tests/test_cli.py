@@ -331,7 +331,7 @@ def test_doctor_and_data(metalearn: Commands, tmp_path: Path) -> None:
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
     code = "import sys; sys.argv[0] = 'metalearn'; from metalearn.run.cli import main; main()"
-    for words in (["--help"], ["train", "--help"], ["data", "--help"]):
+    for words in (["--help"], ["train", "--help"], ["bench", "--help"], ["data", "--help"]):
         traced = [sys.executable, "-X", "importtime", "-c", code, *words]
         done = subprocess.run(traced, cwd=tmp_path, capture_output=True, text=True)
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

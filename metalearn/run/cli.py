@@ -13,6 +13,7 @@ import typer
 
 from metalearn.errors import ConfigError
 from metalearn.run import clock
+from metalearn.run.nas import app as nas_app
 
 assert clock.BEGIN  # imported first: the bill begins here
 
@@ -28,6 +29,7 @@ data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: what there is, preparing, verifying.", rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
+app.add_typer(nas_app, name="nas")
 
 Experiment = Annotated[str, typer.Argument(help="an experiment file, or the name of one in experiments/")]
 Overrides = Annotated[
@@ -125,6 +127,46 @@ def report(
         from metalearn.run import commands
 
         commands.report(dirs, out, say)
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="workloads, such as sinusoid_1step; default all")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="the JSON file to write; a picture goes beside it")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="the SVG to write; default beside --out")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="a Markdown file, in which this machine's section is replaced")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="rounds in which each engine has its turn", min=1)] = 15,
+    seconds: Annotated[float, typer.Option("--seconds", help="of a workload, then no new round begins", min=0)] = 60,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<n>")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads; default all cores, 1 for the sinusoid", min=1)
+    ] = None,
+    tasks: Annotated[int | None, typer.Option("--tasks", help="tasks a batch, not the workload's own", min=1)] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="native, learn2learn, higher, torchopt or jax; repeatable")
+    ] = None,
+    executor: Annotated[
+        list[str] | None, typer.Option("--executor", help="of native, such as vmap or compiled:4; repeatable")
+    ] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="1 to 512 tasks a batch, and memory in chunks; alone, without the table")
+    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="keep what --out holds of other workloads")] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="compile anew, as a first run does")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="on CUDA: products with ten bits of mantissa")] = False,
+) -> None:
+    """Speed of one meta-step against learn2learn, higher, TorchOpt and JAX, in turns, once all gradients agree."""
+    with exit_codes():
+        from metalearn.run.bench.command import Words
+        from metalearn.run.bench.command import bench as run
+
+        words = Words(
+            names or (), out, plot, markdown, repeats, seconds, device, threads, tasks, engine or (), executor or (),
+            scaling, merge, cold, tf32,
+        )  # fmt: skip
+        run(words, say)
 
 
 @app.command(name="list")

@@ -36,7 +36,7 @@ def train(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, 
     experiment = plan.experiments[0]
     target = out or Path("runs") / plan.name
     todo = [(experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)]
-    parts = build(experiment)
+    parts = build(experiment, to_train=True)
     _refuse_strangers(todo, target)
     if dry_run:
         print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")

@@ -1,0 +1,63 @@
+"""Who takes part in a workload: this project once for each executor, and every peer that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.run.bench import by_higher, by_jax, by_learn2learn, by_torchopt, native, sampling
+from metalearn.run.bench.engine import Engine
+from metalearn.run.bench.problem import Problem
+
+Row = dict[str, Any]
+PEERS = ("learn2learn", "higher", "torchopt", "jax")
+ENGINES = ("native", *PEERS)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine under one executor: what is built when its turn to be prepared comes."""
+
+    engine: str
+    build: Callable[[Row], list[Engine]]  # one for each form; notes on its row what is known by then; raises LeftOut
+    executor: str | None = None  # of native
+    chunk: int | None = None
+    every_form: bool = False  # a row for each form; else the fastest one is timed
+
+    @property
+    def label(self) -> str:
+        if self.executor is None:
+            return self.engine
+        return f"{self.engine} ({self.executor}{f' of {self.chunk}' if self.chunk else ''})"
+
+
+def contenders(problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()) -> list[Contender]:
+    """The engines asked for; `executors` in the place of the ones that are worth a row on this workload."""
+    asked = set(engines)
+    if problem.workload.family == "sampling":
+        found = [
+            Contender("native", lambda row: [sampling.ours(problem)]),
+            Contender("learn2learn", lambda row: sampling.theirs(problem), every_form=True),
+        ]
+    else:
+        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        found += [
+            Contender("learn2learn", lambda row: [by_learn2learn.engine(problem)]),
+            Contender("higher", lambda row: [by_higher.engine(problem)]),
+            Contender("torchopt", lambda row: by_torchopt.engines(problem)),
+            Contender("jax", lambda row: [by_jax.engine(problem)]),
+        ]
+    return [one for one in found if one.engine in asked]
+
+
+def _native(problem: Problem, text: str) -> Contender:
+    if text == "auto":
+        return Contender("native", lambda row: [_auto(problem, row)], text)
+    way = native.way_of(text, problem.workload.tasks)
+    return Contender("native", lambda row: [native.engine(problem, way)], way.executor, way.chunk)
+
+
+def _auto(problem: Problem, row: Row) -> Engine:
+    engine, row["chose"], row["why"] = native.chosen(problem)
+    return engine

@@ -1,0 +1,46 @@
+"""Seconds against tasks per batch, and whether memory grows with the chunk or with the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from metalearn.run.bench import native
+from metalearn.run.bench.bench import Outcome, Row, Say, Settings, forget, measured
+from metalearn.run.bench.measure import first_step, peak_bytes, peak_on_cuda
+from metalearn.run.bench.problem import Problem
+from metalearn.run.bench.workloads import SCALING, WORKLOADS
+from metalearn.run.remembered import Way
+
+TASKS = (1, 4, 16, 64, 256, 512)
+CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: so many tasks at once, of so many
+
+
+def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS) -> Outcome:
+    """The rows of one workload at each number of tasks, ours without auto's trials at each."""
+    found, work = Outcome([], [], {}), WORKLOADS[name]
+    for count in tasks:
+        problem = Problem(work.with_tasks(count), settings.device)
+        ways = settings.executors or tuple(way for way in native.candidates(problem) if way != "auto")
+        outcome = measured(work, replace(settings, tasks=count, executors=ways), say)
+        found.rows += outcome.rows
+        found.left_out += [row for row in outcome.left_out if row not in found.left_out]
+    return found
+
+
+def memory(settings: Settings, say: Say, name: str = SCALING[1], few: int = FEW, many: int = MANY) -> Row:
+    """Peak memory of `many` tasks in chunks, beside that of `few` in the same chunks, sampling included."""
+    peaks = []
+    for tasks in (few, many):
+        problem = Problem(WORKLOADS[name].with_tasks(tasks), settings.device)
+        row: Row = {"peak_bytes": None}
+        with peak_on_cuda(problem.device, "native", row):
+            engine = native.engine(problem, Way("chunk", CHUNK))
+            first_step(engine)
+        peaks.append(peak_bytes(engine) if problem.device == "cpu" else row["peak_bytes"])
+        forget()
+    ratio = peaks[1] / peaks[0] if peaks[0] and peaks[1] else None
+    shown = "not measured here" if ratio is None else f"{ratio:.2f} times"
+    say(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {shown} the peak of {few} tasks")
+    return {"workload": name, "executor": "chunk", "chunk": CHUNK, "tasks": [few, many], "peak_bytes": peaks,
+            "ratio": ratio}  # fmt: skip
