@@ -1,0 +1,372 @@
+"""Searchers: what they ask, what they are told, and what they are worth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nas_tasks import F64, Images, hill, image_spec, numbers_space
+
+from metalearn.inner.adapt import adapt
+from metalearn.inner.rules import sgd
+from metalearn.losses import cross_entropy
+from metalearn.nas import DARTS, SEARCHERS, TPE, Conv4Micro, Evolution, Halving, MLPReg, OneShot, Proxy, RandomSearch
+from metalearn.nas.darts import arch_loss, start_arch
+from metalearn.nas.fit import divide
+from metalearn.nas.one_shot import _steps
+from metalearn.nas.proxies import grad_norm, jacob_cov, snip
+from metalearn.nas.search import Ask, Data, Score, Trial, choose, drive, lockstep
+from metalearn.nas.space import Genotype, Space, carve, classes, embed, put_back, softened
+from metalearn.nas.tabular import expected_pick
+from metalearn.rng import fold_in, normal
+from metalearn.types import Batch, EpisodeSpec, NullLedger
+
+SIZES = (4, 4, 4, 4)
+HILLY = numbers_space(SIZES)
+NEED_DATA = {"darts", "one-shot"}
+
+
+def data_of(spec: EpisodeSpec, seed: int = 0) -> Data:
+    support = Images(spec).sample(fold_in(seed), 1).support
+    folds = divide(spec, Batch(support.x[0], support.y[0]), fold_in(seed, "folds"), 5, 2)
+    return Data(folds, NullLedger())
+
+
+def hilly(genotype: Genotype, share: float = 1.0) -> Score:
+    return Score(hill(genotype, SIZES))
+
+
+def regrets(searcher: Any, budget: int, seeds: int) -> np.ndarray:
+    """What each seed's best candidate lacks of the landscape's top."""
+    top = max(hill(genotype, SIZES) for genotype in classes(HILLY))
+    found = []
+    for seed in range(seeds):
+        trials = drive(searcher.build(HILLY)(fold_in(seed, "search"), budget, None), hilly, budget)
+        assert len({trial.genotype for trial in trials}) == len(trials) == budget
+        found.append(top - max(trial.score.value for trial in trials))
+    return np.array(found)
+
+
+# ---- the protocol ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_every_searcher_keeps_the_protocol(name: str) -> None:
+    """It asks first, is told values in order, spends no more than its budget, ends, and is a function of its key."""
+    spec = image_spec(2)
+    space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
+    options = {"darts": {"steps": 2}, "one-shot": {"steps": 3, "pool": 5}, "proxy": {"pool": 9}}.get(name, {})
+    searcher = SEARCHERS[name](**options).build(space)  # type: ignore[attr-defined]
+    values = {genotype: float(np.sin(7 * sum(genotype))) for genotype in classes(space)}
+
+    def score(genotype: Genotype, share: float) -> Score:
+        assert space.canonical(genotype) == genotype and 0 < share <= 1
+        return Score(values[genotype])
+
+    runs = [drive(searcher(fold_in(seed, "s"), 6, data), score, 6) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] and runs[0]
+    assert max(trial.share for trial in runs[0]) == 1.0
+    if name not in NEED_DATA | {"proxy"}:
+        assert runs[0] != runs[2]
+    first = next(searcher(fold_in(0, "s"), 6, data))
+    assert isinstance(first, Ask) and first.genotypes
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_every_searcher_is_a_component(name: str) -> None:
+    made = SEARCHERS[name]()
+    assert made.name == name and SEARCHERS[name].model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
+    assert all(info.description for info in SEARCHERS[name].model_fields.values())
+
+
+@pytest.mark.parametrize("name", sorted(NEED_DATA))
+def test_searchers_that_train_say_so_to_a_table(name: str) -> None:
+    with pytest.raises(ValueError, match="needs data"):
+        next(SEARCHERS[name]().build(HILLY)(fold_in(0), 4, None))  # type: ignore[attr-defined]
+
+
+def test_a_whole_space_is_searched_and_left() -> None:
+    """A budget above the number of classes ends with all of them, each once."""
+    small = numbers_space((2, 3))
+    for searcher in (RandomSearch(), Evolution(), TPE()):
+        trials = drive(searcher.build(small)(fold_in(0), 50, None), lambda g, s: Score(float(sum(g))), 50)
+        assert sorted(trial.genotype for trial in trials) == classes(small)
+
+
+def test_searches_side_by_side_hear_only_of_themselves() -> None:
+    """Values by task and in the order asked; what is asked again is answered from memory and not paid for."""
+    said: list[Any] = []
+
+    def search(task: int) -> Any:
+        said.append((task, (yield Ask(((0, 0), (0, 1))))))
+        said.append((task, (yield Ask(((0, 1),), 1.0 if task else 0.5))))
+
+    asked = []
+
+    def judge(jobs: Any) -> Any:
+        asked.append(list(jobs))
+        return [Score(100 * task + 10 * genotype[1] + share) for task, genotype, share in jobs]
+
+    trials = lockstep([search(0), search(1)], judge, budget=3)
+    assert said == [(0, [1.0, 11.0]), (1, [101.0, 111.0]), (0, [10.5]), (1, [111.0])]
+    assert asked == [[(0, (0, 0), 1.0), (0, (0, 1), 1.0), (1, (0, 0), 1.0), (1, (0, 1), 1.0)], [(0, (0, 1), 0.5)]]
+    assert [len(one) for one in trials] == [3, 2]
+
+
+def test_a_searcher_that_asks_for_more_than_its_budget_is_stopped() -> None:
+    def greedy() -> Any:
+        yield Ask(tuple(classes(HILLY)[:5]))
+
+    drive(greedy(), hilly, 5)
+    with pytest.raises(RuntimeError, match="budget is 4"):
+        drive(greedy(), hilly, 4)
+
+
+def test_the_cheapest_within_one_standard_error_wins() -> None:
+    """Cost of a genotype here: ten times the sum of its numbers."""
+    trials = [
+        Trial((3, 3), 1.0, Score(-1.0, 0.2)),
+        Trial((1, 2), 1.0, Score(-1.15, 9.0)),  # within 0.2 of the best, and cheapest of those
+        Trial((2, 2), 1.0, Score(-1.1, 0.0)),
+        Trial((0, 0), 1.0, Score(-1.21, 9.0)),  # just outside
+        Trial((0, 1), 0.5, Score(-0.1, 9.0)),  # not fully trained
+        Trial((0, 2), 1.0, Score(-math.inf, 0.0)),
+    ]
+    space = numbers_space((4, 4))
+    assert choose(space, trials, 1.0).genotype == (1, 2)
+    assert choose(space, trials, 0.4).genotype == (3, 3)
+    assert choose(space, trials, 0.0).genotype == (3, 3)
+    assert choose(space, trials, 1.06).genotype == (0, 0)
+    assert choose(space, [trials[5]], 1.0).genotype == (0, 2)
+    assert choose(space, [trials[4]], 1.0).genotype == (0, 1)
+
+
+# ---- random search and theory ---------------------------------------------------------------------------------------
+
+
+def test_the_expected_pick_is_the_mean_over_all_draws() -> None:
+    """Against every subset: best by score, valued by truth; with the same numbers, the largest of n of N."""
+    draw = np.random.default_rng(0)
+    scores, values = draw.normal(size=8), draw.normal(size=8)
+    for draws in (1, 3, 7, 8):
+        subsets = list(itertools.combinations(range(8), draws))
+        for given in (scores, values):
+            picks = [values[max(subset, key=lambda place, given=given: given[place])] for subset in subsets]
+            assert expected_pick(given, values, draws) == pytest.approx(np.mean(picks), rel=1e-12)
+    assert expected_pick(values, values, 50) == pytest.approx(values.max())
+
+
+def test_the_regret_of_random_search_falls_as_theory_says() -> None:
+    """Mean over seeds against the expected largest of n of 256 without replacement, within 4 standard errors."""
+    values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
+    last = math.inf
+    for budget in (1, 4, 16, 64):
+        found = regrets(RandomSearch(), budget, 120)
+        theory = values.max() - expected_pick(values, values, budget)
+        assert abs(found.mean() - theory) < 4 * found.std() / math.sqrt(len(found)), (budget, found.mean(), theory)
+        assert theory < last
+        last = theory
+
+
+# ---- evolution, TPE, halving ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("searcher", "seeds"), [(Evolution(), 20), (TPE(), 6)])
+def test_where_neighbours_are_alike_learning_from_them_pays(searcher: Any, seeds: int) -> None:
+    """Mean regret below the expected regret of random search at the same budget, by more than 2 standard errors."""
+    values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
+    found = regrets(searcher, 48, seeds)
+    random = values.max() - expected_pick(values, values, 48)
+    assert found.mean() + 2 * found.std() / math.sqrt(seeds) < random, (found.mean(), random)
+
+
+def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> None:
+    """With a sample of the whole population every child is one mutation from the best of the living."""
+    population, budget = 4, 24
+    searcher = Evolution(population=population, sample=population).build(HILLY)
+    trials = drive(searcher(fold_in(3), budget, None), hilly, budget)
+    near = 0
+    for born in range(population, budget):
+        parent = max(trials[born - population : born], key=lambda trial: trial.score.value).genotype
+        differs = sum(a != b for a, b in zip(trials[born].genotype, parent))
+        known = {trial.genotype for trial in trials[:born]}
+        neighbours = {g for g in classes(HILLY) if sum(a != b for a, b in zip(g, parent)) == 1}
+        assert differs == 1 or (neighbours & known), (born, differs)  # further only past what is known
+        near += differs == 1
+    assert near >= 15
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 8, 16, 40])
+def test_halving_spends_its_budget_and_no_more(budget: int) -> None:
+    for options in ({}, {"factor": 2, "rungs": 4}, {"rungs": 1}):
+        plan = Halving(**options).plan(budget)  # type: ignore[arg-type]
+        spent = sum(size * share for size, share in plan)
+        assert plan[-1][1] == 1.0 and spent <= budget + 1e-9
+        first = plan[0][0] + 1
+        eta = options.get("factor", 3)
+        more = sum(max(1, first // eta**rung) * share for rung, (_, share) in enumerate(plan))
+        assert more > budget
+
+
+def test_halving_lets_the_best_of_a_whole_rung_go_on() -> None:
+    asks: list[Ask] = []
+    search = Halving(factor=3, rungs=3).build(HILLY)(fold_in(1), 9, None)
+    ask = next(search)
+    with pytest.raises(StopIteration):
+        while True:
+            asks.append(ask)
+            ask = search.send([hill(genotype, SIZES) for genotype in ask.genotypes])
+    assert [ask.share for ask in asks] == [1 / 9, 1 / 3, 1.0]
+    for before, after in itertools.pairwise(asks):
+        best = sorted(before.genotypes, key=lambda genotype: -hill(genotype, SIZES))[: len(after.genotypes)]
+        assert list(after.genotypes) == best
+    assert [len(ask.genotypes) for ask in asks] == [size for size, _ in Halving().plan(9)]
+
+
+# ---- DARTS ----------------------------------------------------------------------------------------------------------
+
+
+def darts_case() -> tuple[Space, Any, Any, Batch, Batch]:
+    spec = EpisodeSpec("classification", 3, 2, 2, (4,), 3, 0, dtype=F64)
+    space = MLPReg().build(spec, "none")
+    arch = {name: 300 * value for name, value in start_arch(space, fold_in(0)).items()}
+    weights = space.supernet.init(fold_in(1))
+    x = normal(fold_in(2), (12, 4), F64)
+    y = torch.arange(12) % 3
+    return space, arch, weights, Batch(x[:6], y[:6]), Batch(x[6:], y[6:])
+
+
+def unrolled(space: Space, arch: Any, weights: Any, train: Batch, held: Batch, lr: float) -> torch.Tensor:
+    """L_held(w - lr * grad L_train(w, a), a) written out with autograd."""
+    masks = softened(arch)
+    names = list(weights)
+    leaves = {name: weights[name].detach().requires_grad_() for name in names}
+    loss = cross_entropy(space.supernet.apply({**leaves, **masks}, train.x), train.y)
+    grads = torch.autograd.grad(loss, [leaves[name] for name in names], create_graph=True)
+    moved = {name: leaves[name] - lr * grad for name, grad in zip(names, grads)}
+    return cross_entropy(space.supernet.apply({**moved, **masks}, held.x), held.y)
+
+
+def test_the_second_order_slope_of_darts_is_exact() -> None:
+    """Against the written-out gradient to 1e-9, and against central differences of the unrolled loss."""
+    space, arch, weights, train, held = darts_case()
+    lr = 0.3
+    mine = torch.func.grad(arch_loss(space, lr, first_order=False))(arch, weights, train, held)
+    first = torch.func.grad(arch_loss(space, lr, first_order=True))(arch, weights, train, held)
+    leaves = {name: value.clone().requires_grad_() for name, value in arch.items()}
+    loss = unrolled(space, leaves, weights, train, held, lr)
+    wanted = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+    torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
+    difference = max(float((mine[name] - first[name]).abs().max()) for name in mine)
+    assert difference > 1e-3  # the term that first order leaves out is there
+    for name in ("activation", "width"):
+        for place in range(2):
+            nudge = torch.zeros_like(arch[name])
+            nudge[place] = 1e-5
+            high, low = (
+                unrolled(space, {**arch, name: arch[name] + sign * nudge}, weights, train, held, lr) for sign in (1, -1)
+            )
+            assert float(mine[name][place]) == pytest.approx(float((high - low).detach()) / 2e-5, rel=1e-5, abs=1e-9)
+
+
+def test_first_order_darts_is_the_slope_at_the_weights_as_they_are() -> None:
+    space, arch, weights, train, held = darts_case()
+    mine = torch.func.grad(arch_loss(space, 0.3, first_order=True))(arch, weights, train, held)
+    leaves = {name: value.clone().requires_grad_() for name, value in arch.items()}
+    loss = cross_entropy(space.supernet.apply({**weights, **softened(leaves)}, held.x), held.y)
+    wanted = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+    torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_darts_goes_downhill_in_the_held_out_loss(first_order: bool) -> None:
+    spec = image_spec(2)
+    space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec, 3)
+    searcher = DARTS(steps=12, arch_lr=0.2, lr=0.1, first_order=first_order)
+    step = searcher._step(space)
+    train, held, keys = data.folds
+    arch, weights = start_arch(space, fold_in(1)), torch.func.vmap(space.supernet.init)(keys)
+    state, measure = searcher._rule().init(arch), torch.func.vmap(arch_loss(space, 0.1, True), in_dims=(None, 0, 0, 0))
+    before = measure(arch, weights, train, held).mean()
+    start = {name: value.clone() for name, value in arch.items()}
+    for _ in range(12):
+        arch, state, weights = step(arch, state, weights, train, held)
+    assert measure(arch, weights, train, held).mean() < before - 0.02
+    assert measure(arch, weights, train, held).mean() < measure(start, weights, train, held).mean()
+
+
+# ---- one-shot and proxies -------------------------------------------------------------------------------------------
+
+
+def test_a_single_path_moves_only_its_own_weights() -> None:
+    """The step of one path is that of its own network, and of the supernet under its masks."""
+    spec = image_spec(2)
+    space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
+    train = data.folds.train
+    shared = torch.func.vmap(space.supernet.init)(data.folds.keys)
+    path = (2, 3, 4)
+    assert space.canonical(path) == path
+    part = carve(space, path, shared)
+    moved = _steps(space, 0.5)[0](path)(part, train)
+    after = put_back(shared, moved)
+    changed = {name for name in shared if not torch.equal(after[name], shared[name])}
+    assert changed and all(name.startswith(("stem", "head")) or ".0-1.conv1." in name or ".0-2.conv3." in name
+                           for name in changed)  # fmt: skip
+    whole = embed(space, path, part)
+
+    def loss(params: Any, batch: Batch, step: int) -> torch.Tensor:
+        return cross_entropy(space.supernet.apply(params, batch.x), batch.y)
+
+    wanted = torch.func.vmap(lambda p, t: adapt(loss, p, sgd(0.5), t, 1, keep=(1,)).points[0])(whole, train)
+    torch.testing.assert_close(carve(space, path, wanted), moved, rtol=1e-9, atol=1e-11)
+
+
+def test_one_shot_ranks_its_pool_by_the_shared_weights() -> None:
+    """The asked are as many as `keep` says; all of the pool where it keeps all."""
+    spec = image_spec(2)
+    space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
+    asks = [next(OneShot(steps=4, pool=6, keep=keep).build(space)(fold_in(0), 16, data)).genotypes for keep in (1, 6)]
+    assert asks[0] == asks[1][:1] and len(set(asks[1])) == 6
+
+
+def test_parameters_and_flops_rank_by_cost() -> None:
+    spec = image_spec(2)
+    space = Conv4Micro(filters=2).build(spec, "query_batch")
+    for measure in ("params", "flops"):
+        ask = next(Proxy(measure=measure, pool=20, keep=20).build(space)(fold_in(0), 100, None))
+        costs = [getattr(space.cost(genotype), measure) for genotype in ask.genotypes]
+        assert costs == sorted(costs, reverse=True) and len(costs) == 20
+
+
+def test_proxies_on_data_are_those_written_out() -> None:
+    spec = EpisodeSpec("classification", 3, 2, 2, (4,), 3, 0, dtype=F64)
+    space = MLPReg().build(spec, "none")
+    learner = space.learner(space.default)
+    params = learner.init(fold_in(1))
+    batch = Batch(normal(fold_in(2), (6, 4), F64), torch.arange(6) % 3)
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    loss = cross_entropy(learner.apply(leaves, batch.x), batch.y)
+    grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+    norm = sum(float(grad.square().sum()) for grad in grads.values()) ** 0.5
+    assert float(grad_norm(learner, cross_entropy, params, batch)) == pytest.approx(norm, rel=1e-12)
+    total = sum(float((grads[name] * params[name]).abs().sum()) for name in params)
+    assert float(snip(learner, cross_entropy, params, batch)) == pytest.approx(total, rel=1e-12)
+    slopes = torch.autograd.functional.jacobian(lambda x: learner.apply(params, x).sum(-1), batch.x)
+    rows = np.stack([slopes[number, number].numpy() for number in range(6)])
+    values = np.linalg.eigvalsh(np.corrcoef(rows)) + 1e-5
+    wanted = -(np.log(values) + 1 / values).sum()
+    assert float(jacob_cov(learner, cross_entropy, params, batch)) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("measure", ["grad_norm", "snip", "jacob_cov"])
+def test_proxies_on_data_choose_by_their_number(measure: Any) -> None:
+    spec = image_spec(2)
+    space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
+    proxy = Proxy(measure=measure, pool=5, keep=5)
+    ask = next(proxy.build(space)(fold_in(0), 8, data))
+    values = [proxy.value(space, genotype, data) for genotype in ask.genotypes]
+    assert values == sorted(values, reverse=True) and len(set(values)) > 2

@@ -1,0 +1,277 @@
+"""The benchmark whose truth is known: its rows are what search itself would see, and its numbers mean what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nas_tasks import Images, image_spec
+
+from metalearn.errors import ConfigError, DataError
+from metalearn.losses import accuracy
+from metalearn.models import MLP
+from metalearn.nas import Conv4Micro, Evolution, Halving, MLPReg, PerTaskNAS, RandomSearch, tabular
+from metalearn.nas.space import Genotype, Space, classes
+from metalearn.nas.tabular import (
+    Row,
+    Table,
+    empty,
+    load,
+    mean_architecture,
+    measure,
+    random_control,
+    rank,
+    regret,
+    simulate,
+    with_row,
+)
+from metalearn.rng import fold_in
+from metalearn.run import tabulate as room
+from metalearn.tasks import Sinusoid
+
+POINTS = (1, 2, 4)
+
+
+def made_up(tasks: int = 3, seeds: int = 2) -> tuple[Table, Space]:
+    """A full table of random numbers: accuracy, and scores that agree with it in part."""
+    space = Conv4Micro(filters=2).build(image_spec(), "query_batch")
+    table = empty(space, PerTaskNAS(), POINTS, tasks, seeds, {"from": "nothing"})
+    draw = np.random.default_rng(0)
+    shape = (len(table.genotypes), tasks, seeds, len(POINTS))
+    right = draw.uniform(size=shape).astype(np.float32)
+    score = (right.mean(2) + 0.2 * draw.normal(size=right.mean(2).shape)).astype(np.float32)
+    rows = Row(right, -right, score, np.full_like(score, 0.1))
+    return dataclasses.replace(table, rows=rows, done=np.ones(shape[0], bool)), space
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_a_row_is_what_per_task_search_sees_and_gets(shots: int) -> None:
+    """Score and error of a candidate, and the accuracy of the winner on the same task, key by key."""
+    source = Images(image_spec(shots))
+    options = PerTaskNAS(space=Conv4Micro(filters=2), candidates=3, search_steps=4, standard_errors=0.0)
+    episodes, keys = source.sample(fold_in(1), 2), fold_in(5, torch.arange(2))
+    method = options.build(MLP(sizes=(4,), norm="query_batch").build(source.spec), source.spec)
+    learned = method.learn({}, episodes.support, episodes.query.x, POINTS, key=keys)
+    space = options.space.build(source.spec, "query_batch")
+    for task in range(2):
+        genotype = tuple(learned.notes["genotype"][task].tolist())
+        row = measure(space, options, POINTS, 2, episodes, keys, genotype)
+        assert row.score[task, -1] == pytest.approx(float(learned.notes["score"][task]), rel=1e-6)
+        assert row.error[task, -1] == pytest.approx(float(learned.notes["score_error"][task]), rel=1e-5)
+        truth = episodes.query.y[task].expand(len(POINTS), -1)
+        wanted = accuracy(learned.predictions[task], truth).numpy()
+        np.testing.assert_allclose(row.accuracy[task, 0], wanted, rtol=1e-6)
+        assert row.accuracy.shape == row.loss.shape == (2, 2, 3) and row.score.shape == (2, 3)
+        assert not np.allclose(row.loss[:, 0], row.loss[:, 1])  # another seed is another start
+
+
+def test_shares_of_a_training_are_looked_up_where_halving_stops() -> None:
+    """The score after a share of the steps is that of a search with so many steps."""
+    source = Images(image_spec(2))
+    space = Conv4Micro(filters=2).build(source.spec, "query_batch")
+    episodes, keys = source.sample(fold_in(1), 2), fold_in(5, torch.arange(2))
+    full, short = (measure(space, PerTaskNAS(), points, 1, episodes, keys, (3, 1, 2)) for points in (POINTS, (2,)))
+    np.testing.assert_allclose(full.score[:, 1], short.score[:, 0], rtol=1e-5)
+    table, _ = made_up()
+    for share, place in ((1.0, 2), (0.5, 1), (0.3, 0), (0.75, 1), (0.01, 0)):
+        assert np.array_equal(table.scores(0, share)[0], table.rows.score[:, 0, place])
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tables of the first 20 networks only: counting the cost of all 560 takes seconds."""
+    whole = tabular.classes
+    monkeypatch.setattr(tabular, "classes", lambda space: [*whole(space)[:19], space.default])
+    return 20
+
+
+def test_regression_counts_loss(few: int) -> None:
+    source = Sinusoid(shots=4, queries=3).build(dtype=torch.float64)
+    space = MLPReg().build(source.spec, "none")
+    options = PerTaskNAS(space=MLPReg(), inner_lr=0.01)
+    episodes = source.sample(fold_in(1), 3)
+    keys = fold_in(2, torch.arange(3))
+    table = empty(space, options, (1, 5), 3, 1, {})
+    assert len(table.genotypes) == few and not table.complete
+    wild = PerTaskNAS(space=MLPReg(), inner_lr=1e300)
+    one = with_row(table, 7, measure(space, options, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[7]))))
+    both = with_row(one, 9, measure(space, wild, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[9]))))
+    assert both.done.nonzero()[0].tolist() == [7, 9] and np.isnan(both.rows.accuracy).all()
+    np.testing.assert_allclose(both.truth()[7], -both.rows.loss[7, :, 0, -1])
+    assert both.truth()[9].tolist() == [-math.inf] * 3  # diverged, and worth nothing
+    assert not table.done.any()  # a table is not written into
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
+    table, _ = made_up()
+    path = tmp_path / "t.npz"
+    path.write_bytes(table.save())
+    again = load(path)
+    assert again.header == table.header and again.points == POINTS and again.complete
+    for name in ("genotypes", "params", "flops", "done"):
+        assert np.array_equal(getattr(again, name), getattr(table, name))
+    assert all(np.array_equal(a, b) for a, b in zip(again.rows, table.rows))
+    with np.load(io.BytesIO(table.save()), allow_pickle=False) as file:
+        assert set(file) == {"header", "genotypes", "params", "flops", "done", *Row._fields}
+    assert {"space", "spec", "points", "training", "normalisation", "size", "classes", "from"} <= set(table.header)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="no table"):
+        load(path)
+    with pytest.raises(DataError, match="no table"):
+        load(tmp_path / "absent.npz")
+    table, _ = made_up()
+    path.write_bytes(dataclasses.replace(table, header={**table.header, "schema": 9}).save())
+    with pytest.raises(DataError, match="schema 9"):
+        load(path)
+
+
+# ---- what it is for -------------------------------------------------------------------------------------------------
+
+
+def test_regret_and_rank_of_a_pick() -> None:
+    table, space = made_up()
+    values = table.rows.accuracy[..., -1].mean(-1)  # [G, T]
+    best = classes(space)[int(values.mean(1).argmax())]
+    assert regret(table, space, best) == 0 and rank(table, space, best) == 1
+    worst = classes(space)[int(values[:, 2].argmin())]
+    assert rank(table, space, worst, task=2) == len(values)
+    assert regret(table, space, worst, task=2) == pytest.approx(np.ptp(values[:, 2]), rel=1e-6)
+    dead_end = (0, 3, 3)  # its representative has no dead end
+    assert rank(table, space, dead_end) == rank(table, space, space.canonical(dead_end))
+
+
+def test_controls_are_those_of_random_picks() -> None:
+    """One candidate is a random architecture; all of them with exact scores leave no regret; more never hurt."""
+    table, _ = made_up()
+    for task in (None, 1):
+        assert random_control(table, 1, task) == pytest.approx(mean_architecture(table, task))
+        exact = [random_control(table, draws, task, truth=True) for draws in (1, 2, 8, 32, 70)]
+        assert exact == sorted(exact, reverse=True) and exact[-1] == pytest.approx(0, abs=1e-12)
+        noisy = [random_control(table, draws, task) for draws in (1, 8, 70)]
+        assert noisy[1] < noisy[0] and noisy[2] > 0.0
+
+
+def test_random_searchs_regret_on_a_table_is_the_control() -> None:
+    table, space = made_up()
+    searcher = RandomSearch().build(space)
+    found = [
+        regret(table, space, simulate(table, space, searcher, fold_in(seed), 6, task=1), task=1) for seed in range(150)
+    ]
+    expected = random_control(table, 6, task=1)
+    assert abs(np.mean(found) - expected) < 4 * np.std(found) / math.sqrt(len(found))
+
+
+@pytest.mark.parametrize("searcher", [Evolution(), Halving()])
+def test_searchers_run_on_a_table(searcher: Any) -> None:
+    table, space = made_up()
+    picks = {simulate(table, space, searcher.build(space), fold_in(seed), 12, truth=True) for seed in range(3)}
+    assert all(regret(table, space, pick) < mean_architecture(table) for pick in picks)
+    lenient = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=3.0)
+    strict = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=0.0)
+    assert space.cost(lenient).flops <= space.cost(strict).flops
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+EXPERIMENT = """
+experiment: tiny
+task: {source: sinusoid, shots: 4, queries: 3}
+model: {name: mlp, sizes: [4]}
+method: {name: maml}
+evaluate: {episodes: 10, seed: 3}
+"""
+
+
+def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:
+    experiment = tmp_path / "tiny.yaml"
+    experiment.write_text(EXPERIMENT)
+    out = tmp_path / "table.npz"
+    options = {"tasks": 2, "seeds": 1, "points": (1, 2), "say": lambda text: None, **changes}
+    room.tabulate("mlp-reg", str(experiment), overrides, out, **options)  # type: ignore[arg-type]
+    return out
+
+
+def test_tabulate_goes_on_row_by_row(
+    tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after five rows it keeps them; then only the rest is trained; then nothing."""
+    calls: list[Genotype] = []
+
+    def row(space: Space, options: Any, points: Any, seeds: int, episodes: Any, keys: Any, genotype: Genotype) -> Row:
+        if len(calls) == 5 and stop:
+            raise KeyboardInterrupt
+        calls.append(genotype)
+        value = np.full((2, 1, 2), sum(genotype), np.float32)
+        return Row(np.full_like(value, np.nan), value, -value[:, 0], value[:, 0])
+
+    monkeypatch.setattr(room, "measure", row)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        tabulated(tmp_path)
+    part = load(tmp_path / "table.npz")
+    assert part.done.sum() == 5 and not part.complete
+    stop = False
+    table = load(tabulated(tmp_path))
+    assert table.complete and len(calls) == few == len(set(calls))
+    assert np.array_equal(table.rows.loss[:, 0, 0, 0], table.genotypes.sum(1))
+    tabulated(tmp_path)
+    assert len(calls) == few
+    shown = capsys.readouterr().out
+    assert "random search, 16 candidates: regret" in shown and "table.npz" in shown
+    assert table.header["task"]["source"] == "sinusoid" and table.header["fingerprint"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".npz", ".yaml")] == []
+
+
+def test_tabulate_refuses_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "measure", lambda *args: pytest.fail("trained"))
+    for overrides, text in (
+        (["inner_lrr=1"], "inner_lrr"),
+        (["inner_lr=-1"], "inner_lr"),
+        (["task.shots=0"], "shots"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            tabulated(tmp_path, *overrides)
+    with pytest.raises(ConfigError, match="did you mean 'mlp-reg'"):
+        room.tabulate("mlp-rag", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,), print)
+    with pytest.raises(ConfigError, match="mlp-reg"):
+        room.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,), print)
+    for wrong in ("", "0,1", "2,1", "1,1", "1;2", "a"):
+        with pytest.raises(ConfigError, match="ascending"):
+            room.points_of(wrong)
+    assert room.points_of("1, 2,20") == (1, 2, 20)
+
+
+def test_tabulate_refuses_a_table_of_something_else(
+    tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.zeros((2, 1, 2), np.float32)
+    monkeypatch.setattr(room, "measure", lambda *args: Row(value, value, value[:, 0], value[:, 0]))
+    tabulated(tmp_path)
+    with pytest.raises(ConfigError, match="training differ"):
+        tabulated(tmp_path, "inner_lr=0.7")
+    with pytest.raises(ConfigError, match="task"):
+        tabulated(tmp_path, "task.noise=0.1")
+
+
+def test_tabulate_trains_and_scores(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, on some of the networks."""
+    table = load(tabulated(tmp_path, "inner_lr=0.05", "run.dtype=float64"))
+    assert table.complete and np.isfinite(table.rows.loss).all() and np.isfinite(table.rows.score).all()
+    assert table.header["training"]["inner_lr"] == 0.05 and table.header["dtype"] == "float64"
+    assert (table.rows.loss[:, :, :, 1] != table.rows.loss[:, :, :, 0]).all()
