@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from metalearn.evaluate import accounts
+from metalearn.evaluate.ledger import PHASES
+
 STEPS = [0, 1, 2, 5, 10, 20]
 # label: start, end, speed (steps to get half way), uses_steps, consumes
 METHODS: dict[str, tuple[float, float, float, bool, str]] = {
@@ -62,11 +65,13 @@ def write_run(
         "traits": {"uses_steps": uses_steps, "support_at_step_0": not uses_steps, "transductive": True,
                    "consumes": consumes},
         "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []} if consumes != "episodes" else None,
-        "cost": _cost(consumes, uses_steps),
+        "cost": cost_block(consumes, uses_steps),
     }  # fmt: skip
+    result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
     change(result)
     tune = {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}} if result["tuned"] else None
-    config = {"experiment": "demo", "method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
+    config = {"experiment": "demo", "task": {"source": "glyphs"}, "model": {"name": "conv4"}}
+    config |= {"method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
     lines = _metrics(generator, end) if consumes != "nothing" else []
     _write(path, result, config, lines, {"accuracy": accuracy, "loss": loss})
     drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
@@ -95,8 +100,9 @@ def write_regression(path: Path, label: str, method: str = "maml", seed: int = 0
                      "published_curve": {"1": 0.67, "5": 0.38}},
         "traits": {"uses_steps": True, "support_at_step_0": False, "transductive": False, "consumes": "episodes"},
         "tuned": None,
-        "cost": _cost("episodes", True),
+        "cost": cost_block("episodes", True),
     }  # fmt: skip
+    result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
     config = {"experiment": "sinusoid", "method": {"name": method}}
     _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
     x = generator.uniform(-5, 5, (3, 5, 1))
@@ -133,15 +139,33 @@ def _result(label: str, method: str, seed: int, episodes: int, test: dict[str, A
     }  # fmt: skip
 
 
-def _cost(consumes: str, uses_steps: bool) -> dict[str, Any]:
-    up_front = {"flops": None, "seconds": 92.5, "gradient_steps": 2000}
-    return {
-        "tune": {"seconds": 14.2, "gradient_steps": 300} if consumes != "episodes" else None,
-        "pretrain": up_front if consumes == "examples" else None,
-        "meta_train": up_front if consumes == "episodes" else None,
-        "adapt": {"seconds_batched": 0.012 if uses_steps else 0.0007, "seconds_alone": 0.031, "gradient_steps": 20},
-        "predict": {"seconds_batched": 0.0006, "seconds_alone": 0.002},
-    }
+def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str, Any]:
+    """A whole ledger: 2,000 steps of training, 20 of adaptation; `flops` a gradient step of one task."""
+    nothing = {"flops": 0, "flops_elementwise": 0, "flops_architecture": 0, "seconds": 0.0, "device": "cpu",
+               "peak_bytes": 0, "gradient_steps": 0, "examples": 0, "labels": 0, "candidates": 0,
+               "energy_joules": None, "tasks": 0}  # fmt: skip
+
+    def spent(steps: int, seconds: float, tasks: int = 1, **more: Any) -> dict[str, Any]:
+        work = {"flops": steps * tasks * flops, "flops_elementwise": steps * tasks * flops // 6}
+        row = nothing | work | {"flops_architecture": work["flops"], "seconds": seconds, "gradient_steps": steps}
+        return row | {"peak_bytes": 2**28, "examples": 10 * steps * tasks} | more
+
+    def new(steps: int, batched: float, alone: float, **more: Any) -> dict[str, Any]:
+        row = spent(steps, batched) if batched else nothing
+        return row | {"seconds_batched": batched, "seconds_alone": alone, "tasks": 600} | more
+
+    table = {phase: dict(nothing) for phase in PHASES}
+    table["setup"] = spent(0, 6.5) | dict.fromkeys(("flops", "flops_elementwise", "flops_architecture"))
+    if consumes != "episodes":
+        table["tune"] = spent(300, 14.2)
+    if consumes != "nothing":
+        phase = "pretrain" if consumes == "examples" else "meta_train"
+        table[phase] = spent(2000, 92.5, 16, labels=20_000)
+    start = {"flops_at_start": 0, "seconds_at_start": 0.0} if uses_steps else {}
+    adapt = (20, 0.012, 0.031) if uses_steps else (1, 0.0007, 0.002)
+    table |= {"search": new(0, 0.0, 0.0), "retrain": new(0, 0.0, 0.0)}
+    table |= {"adapt": new(*adapt, labels=5, **start), "predict": new(1, 0.0006, 0.002, gradient_steps=0)}
+    return table
 
 
 def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]:

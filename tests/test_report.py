@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import METHODS, STEPS, write_regression, write_rows, write_run
+from run_folders import METHODS, write_regression, write_rows, write_run
 
 from metalearn.errors import ConfigError
-from metalearn.run import figures, report_data
+from metalearn.run import figures, figures_cost, report_data
 from metalearn.run.comparison import collect, write_comparison
 from metalearn.run.report import write_report
 
@@ -81,7 +81,7 @@ def _check(root: Path, name: str) -> dict[str, Any]:
 def test_comparison_is_schema_1(comparison: Path) -> None:
     found = json.loads(write_comparison(comparison).read_text(), parse_constant=lambda word: pytest.fail(word))
     assert list(found) == ["schema", "rows", "summary", "paired", "target", "break_even", "checks"]
-    assert (found["schema"], found["target"], found["break_even"]) == (1, None, [])
+    assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (1, "accuracy", 30)
     assert len(found["rows"]) == 18 and len(found["paired"]) == 15
     on_disk = json.loads((comparison / "methods/maml/seed-1/result.json").read_text())
     assert on_disk in found["rows"]
@@ -203,12 +203,9 @@ def test_the_page_holds_together(comparison: Path) -> None:
                   "metalearn compare demo", "higher is better", "Finn et al. 2017", "torch: 2.13.0"):  # fmt: skip
         assert words in page.text, words
     assert "demonstration" not in page.text
-    assert sorted(file.name for file in (comparison / "figures").iterdir()) == [
-        "seconds.svg",
-        "steps.svg",
-        "training.svg",
-    ]
-    assert out.stat().st_size < 1_500_000
+    names = ["break-even", "flops", "pareto", "reached-flops", "reached-seconds", "seconds", "steps", "training"]
+    assert sorted(file.stem for file in (comparison / "figures").iterdir()) == names
+    assert out.stat().st_size < 2_000_000
 
 
 def test_the_page_is_deterministic(comparison: Path, tmp_path: Path) -> None:
@@ -296,21 +293,11 @@ def test_durations() -> None:
     assert shown == ["85 µs", "12.3 ms", "1 s", "4.56 s", "119 s", "12 min", "3.2 h"]
 
 
-def test_seconds_grow_with_steps_from_the_time_to_answer(tmp_path: Path) -> None:
-    stepping = report_data.group([report_data.load(write_run(tmp_path / "a", "maml", "maml"))])[0]
-    x, places = figures.seconds_at(stepping)
-    assert places == list(range(len(STEPS)))
-    assert x == pytest.approx([0.0006 + 0.012 * step / 20 for step in STEPS])
-    still = report_data.group([report_data.load(write_run(tmp_path / "b", "proto_net", "proto_net"))])[0]
-    x, places = figures.seconds_at(still)
-    assert places == [0] and x == pytest.approx([0.0013])
-
-
 def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     def unmeasured(result: dict[str, Any]) -> None:
         result["cost"] = {"adapt": {"seconds_batched": None, "seconds_alone": None}, "tune": {"seconds": 0}}
 
     run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
-    assert figures.seconds_figure(report_data.group([report_data.load(run)]), figures.WIDE) is None
+    assert figures_cost.seconds_figure(report_data.group([report_data.load(run)]), figures.WIDE) is None
     page = check_page(write_report([run], tmp_path / "report.html"))
     assert "It cost nothing measured beforehand." in page.text

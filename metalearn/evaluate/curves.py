@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
+from metalearn.evaluate.ledger import CostLedger
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
 from metalearn.types import Episode, EpisodeSpec, Ledger, Meta, Method, NullLedger, TaskSource
@@ -30,6 +31,7 @@ class Curve:
     diverged: Tensor  # [E, P] bool
     fingerprint: str = ""
     traits: dict[str, object] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: what the method says of each task
 
     @property
     def mean(self) -> Tensor:
@@ -95,7 +97,7 @@ def learning_curve(
     """Learn `episodes` new tasks and score the queries at every point; the method never sees query labels.
 
     `chunk` tasks are learned at once; it does not change the numbers beyond rounding. Raises ConfigError for a method
-    built for another kind, ways, input shape or outputs.
+    built for another kind, ways, input shape or outputs, MissingPhase for one that does not write to the ledger.
     """
     check_same_task(method, source.spec)
     if source.spec.queries == 0:
@@ -106,10 +108,14 @@ def learning_curve(
     key = fold_in(seed, "episodes")
     book = NullLedger() if ledger is None else ledger
     rows = []
+    notes: list[dict[str, Tensor]] = []
     for start in range(0, episodes, chunk):
         batch = source.sample(key, min(chunk, episodes - start), start)
         learn_keys = fold_in(batch.info["key"], "learn")
         learned = method.learn(meta, batch.support, batch.query.x, points, key=learn_keys, ledger=book)
+        if isinstance(book, CostLedger):
+            book.require(method.traits.phases)
+        notes.append(learned.notes)
         rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
     accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return Curve(
@@ -119,6 +125,7 @@ def learning_curve(
         loss=losses,
         diverged=~finite | _exploded(source.spec, losses),
         fingerprint=fingerprint(source, seed),
+        notes={name: torch.cat([part[name].detach() for part in notes]) for name in notes[0]},
     )
 
 

@@ -1,90 +1,245 @@
-"""The cost ledger: what each phase of learning a task, or of learning to learn, has spent."""
+"""The cost ledger: what each phase of learning a task, or of learning to learn, has spent.
+
+Every second has one owner: of spans inside each other the innermost is billed. FLOPs are counted from shapes, once for
+each function and shapes, after the call and off its clock.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
+from metalearn.evaluate.flops import Flops, Uncounted, price
+from metalearn.evaluate.meter import energy_joules, peak_bytes
+
 Result = TypeVar("Result")
+Entry = dict[str, float]  # NaN: not measured, and whatever it is added to; null in files
 PHASES = ("setup", "tune", "pretrain", "meta_train", "search", "retrain", "adapt", "predict")
+UNKNOWN = math.nan
+FLOPS = ("flops", "flops_elementwise", "flops_architecture")
 COUNTS = ("gradient_steps", "examples", "labels", "candidates", "tasks")
 
 
+class MissingPhase(ValueError):
+    """A phase that a method must spend in was never written to: an error, not a zero."""
+
+
 class CostLedger:
-    """Seconds and counts by phase; `run` is the one way to spend. FLOPs, memory and energy stay null."""
+    """Seconds, FLOPs, memory, energy and counts by phase; `run` is the one way to spend."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, counting: bool = True) -> None:
         self.device = device
-        self._spent: dict[str, dict[str, float]] = {}
+        self.counting = counting  # of FLOPs; without it they are null
+        self.uncounted: dict[str, str] = {}  # phase -> why its FLOPs are null
+        self._spent: dict[str, Entry] = {}
+        self._open: list[str | None] = []  # spans inside each other; None: somebody else's time
+        self._since = 0.0
+        self._energy: float | None = None
 
-    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result:
-        """Call, time and count; `times` says how many units of `counts` the call stands for."""
-        with self.span(phase, **{name: count * times for name, count in counts.items()}):
-            return function(*args)
+    def run(
+        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int | None
+    ) -> Result:
+        """Call, time and count.
+
+        `times` says how many units of `counts` the call stands for. FLOPs come from the shapes of `args`, which should
+        hold every tensor that is worked on; work that shapes cannot tell says its own: `flops=`, `flops_elementwise=`.
+        """
+        said = {name: UNKNOWN if count is None else count * times for name, count in counts.items()}
+        with self.span(phase, **said):
+            result = function(*args)
+        if "flops" not in said:
+            self.add(phase, 0.0, **self.flops_of(phase, function, *args, architecture="flops_architecture" not in said))
+        return result
 
     @contextmanager
-    def span(self, phase: str, **counts: int) -> Iterator[None]:
-        """Time a block of code as part of a phase; waits for the device at both ends."""
-        self._wait()
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._wait()
-            self.add(phase, time.perf_counter() - begin, **counts)
+    def span(self, phase: str, **counts: float) -> Iterator[None]:
+        """Bill the time of a block to a phase, and to none around it; waits for the device at both ends."""
+        _check(phase, counts)
+        with self._owner(phase):
+            try:
+                yield
+            finally:
+                self.add(phase, 0.0, **counts)
 
-    def add(self, phase: str, seconds: float, **counts: float) -> None:
-        """Write seconds and counts that were measured elsewhere."""
-        if phase not in PHASES:
-            raise ValueError(f"no phase {phase!r}; phases: {', '.join(PHASES)}")
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is on another ledger."""
+        with self._owner(None):
+            yield
+
+    def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
+        """Write what was measured elsewhere; None for a number that was not."""
+        _check(phase, counts)
         entry = self._spent.setdefault(phase, {"seconds": 0.0})
-        entry["seconds"] += seconds
-        for name, count in counts.items():
-            if name not in COUNTS:
-                raise ValueError(f"no count {name!r}; counts: {', '.join(COUNTS)}")
-            entry[name] = entry.get(name, 0) + count
+        for name, count in {"seconds": seconds, **counts}.items():
+            more = UNKNOWN if count is None else count
+            entry[name] = max(entry.get(name, 0), more) if name == "peak_bytes" else entry.get(name, 0) + more
+
+    def flops_of(
+        self, phase: str, function: Callable[..., Any], *args: Any, times: int = 1, architecture: bool = True
+    ) -> Entry:
+        """FLOPs of `times` calls, as `add` takes them; NaN and a reason in `uncounted` where they cannot be told.
+
+        `architecture`: whether all of it is the chosen architecture's own work, as everywhere but in supernets.
+        """
+        names = FLOPS if architecture else FLOPS[:2]
+        found = self._price(phase, function, args) if self.counting else None
+        if found is None:
+            return dict.fromkeys(names, UNKNOWN)
+        return dict(zip(names, (*map(float, found.times(times)), float(found.matrix * times))))
 
     def under(self, phase: str) -> CostLedger:
         """A ledger that writes whatever it is given to one phase of this one: learning done for tuning is tuning."""
         return _Under(self, phase)
 
+    def aside(self) -> CostLedger:
+        """An empty ledger on the same clock: what is billed to it is billed to nothing here."""
+        return _Aside(self)
+
     def seconds(self, phase: str) -> float:
+        self._tick()
         return self._spent.get(phase, {}).get("seconds", 0.0)
 
-    def totals(self) -> dict[str, dict[str, float]]:
-        """A copy of what was spent, to be stored and given back to `restore`."""
+    def totals(self) -> dict[str, Entry]:
+        """A copy of what was spent so far, to be stored and given back to `restore`."""
+        self._tick()
         return {phase: dict(entry) for phase, entry in self._spent.items()}
 
-    def restore(self, totals: dict[str, dict[str, float]]) -> None:
-        self._spent = {phase: dict(entry) for phase, entry in totals.items()}
+    def restore(self, totals: Mapping[str, Mapping[str, float | None]]) -> None:
+        self._tick()
+        self._spent = {}
+        for phase, entry in totals.items():
+            self.add(phase, **{"seconds": 0.0, **entry})
+
+    def require(self, phases: Collection[str]) -> None:
+        """MissingPhase, naming them, unless something was spent in every one of these phases."""
+        missing = [phase for phase in phases if not self._has(phase)]
+        if missing:
+            raise MissingPhase(
+                f"nothing was written to {', '.join(missing)}: spend through ledger.run({missing[0]!r}, function, ...);"
+                " a phase that costs nothing is written as a measured zero, ledger.add(phase, 0.0, flops=0)"
+            )
 
     def cost(self) -> dict[str, dict[str, Any]]:
         """The `cost` block of result.json: every phase, null for what is not measured, 0 for measured zero."""
-        table: dict[str, dict[str, Any]] = {}
-        for phase in PHASES:
-            entry = self._spent.get(phase, {"seconds": 0.0})
-            row: dict[str, Any] = {"flops": None, "flops_elementwise": None, "flops_architecture": None}
-            row |= {"seconds": entry["seconds"], "device": self.device, "peak_bytes": None}
-            row |= {name: int(entry.get(name, 0)) for name in ("gradient_steps", "examples", "labels")}
-            row |= {"candidates": None, "energy_joules": None, "tasks": int(entry.get("tasks", 0))}
-            table[phase] = row
-        return table
+        self._tick()
+        return {phase: self._row(self._spent.get(phase)) for phase in PHASES}
 
-    def _wait(self) -> None:
+    def _has(self, phase: str) -> bool:
+        return phase in self._spent
+
+    def _row(self, entry: Entry | None) -> dict[str, Any]:
+        spent = dict(entry or {})
+        idle = not any(spent.values())  # a phase that nothing was spent in costs zero of everything
+        row: dict[str, Any] = {name: _whole(spent.get(name, 0 if idle else None)) for name in FLOPS}
+        row |= {"seconds": _known(spent.get("seconds", 0.0)), "device": self.device}
+        row |= {"peak_bytes": _whole(spent.get("peak_bytes", 0 if idle else None))}
+        row |= {name: _whole(spent.get(name, 0)) for name in COUNTS if name != "tasks"}
+        reports = energy_joules(self.device) is not None
+        return row | {
+            "energy_joules": _known(spent.get("energy_joules", 0.0 if idle and reports else None)),
+            "tasks": _whole(spent.get("tasks", 0)),
+        }
+
+    def _price(self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Flops | None:
+        try:
+            return price(function, *args)
+        except Uncounted as error:
+            self.uncounted.setdefault(phase, str(error))
+            return None
+
+    @contextmanager
+    def _owner(self, phase: str | None) -> Iterator[None]:
+        self._tick()
+        self._open.append(phase)
+        try:
+            yield
+        finally:
+            self._tick()
+            self._open.pop()
+
+    def _tick(self) -> None:
+        """Bill what happened since the last tick to the innermost open span."""
+        if not self._open:
+            self._start()
+            return
+        phase, since, energy = self._open[-1], self._since, self._energy
+        self._start()
+        if phase is None:
+            return
+        self.add(phase, self._since - since, peak_bytes=self._peak)
+        if energy is not None and self._energy is not None:
+            self.add(phase, 0.0, energy_joules=self._energy - energy)
+
+    def _start(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
+        self._peak, self._energy = peak_bytes(self.device), energy_joules(self.device)
+        self._since = time.perf_counter()
 
 
 class _Under(CostLedger):
-    def __init__(self, ledger: CostLedger, phase: str) -> None:
-        super().__init__(ledger.device)
-        self._ledger, self._phase = ledger, phase
+    """Another ledger's clock and book, with one phase in the place of all."""
 
-    def add(self, phase: str, seconds: float, **counts: float) -> None:
+    def __init__(self, ledger: CostLedger, phase: str) -> None:
+        super().__init__(ledger.device, counting=ledger.counting)
+        self._ledger, self._phase = ledger, phase
+        self.uncounted = ledger.uncounted
+        self._seen: set[str] = set()  # under their own names
+
+    def _has(self, phase: str) -> bool:
+        return phase in self._seen
+
+    def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
+        self._seen.add(phase)
         if phase == "predict":
             counts.pop("tasks", None)  # counted when the task was adapted to
         self._ledger.add(self._phase, seconds, **counts)
+
+    @contextmanager
+    def _owner(self, phase: str | None) -> Iterator[None]:
+        with self._ledger._owner(None if phase is None else self._phase):
+            yield
+
+    def _price(self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Flops | None:
+        return self._ledger._price(self._phase, function, args)
+
+
+class _Aside(CostLedger):
+    """A book of its own, during whose spans the other ledger's clock stands still."""
+
+    def __init__(self, ledger: CostLedger) -> None:
+        super().__init__(ledger.device, counting=ledger.counting)
+        self._ledger = ledger
+
+    @contextmanager
+    def _owner(self, phase: str | None) -> Iterator[None]:
+        with self._ledger._owner(None), super()._owner(phase):
+            yield
+
+
+def since(before: Entry, after: Entry) -> Entry:
+    """What was added between two totals of a phase; of a peak, the later one."""
+    return {name: total - (0 if name == "peak_bytes" else before.get(name, 0)) for name, total in after.items()}
+
+
+def _check(phase: str, counts: Collection[str]) -> None:
+    if phase not in PHASES:
+        raise ValueError(f"no phase {phase!r}; phases: {', '.join(PHASES)}")
+    known = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules")
+    for name in counts:
+        if name not in known:
+            raise ValueError(f"no count {name!r}; counts: {', '.join(known)}")
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _whole(value: float | None) -> int | None:
+    return None if _known(value) is None else int(value or 0)

@@ -173,6 +173,22 @@ def paired(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 2000) -> Pair
     return Paired(float(gap.mean()), [float(low), float(high)], p, 0)
 
 
+def band(scores: ArrayLike, seed: int, resamples: int = 2000) -> tuple[Array, Array]:
+    """Percentiles 2.5 and 97.5 of the mean at every point, by the bootstrap of `paired`: [S, E, P] -> two of [P].
+
+    One draw of seeds and tasks serves all points of a resample. NaN where a score is not finite; with one seed the band
+    is over tasks alone.
+    """
+    values = np.asarray(scores, np.float64)
+    seeds, tasks, _ = values.shape
+    generator = np.random.default_rng(seed)
+    of_seeds, of_tasks = _counts(generator, resamples, seeds), _counts(generator, resamples, tasks)
+    with np.errstate(invalid="ignore"):
+        means = np.einsum("rs,re,sep->rp", of_seeds, of_tasks, values, optimize=True) / (seeds * tasks)
+        low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return low, high
+
+
 def _counts(generator: np.random.Generator, resamples: int, size: int) -> Array:
     """How often each of `size` things is drawn in each resample: [resamples, size]."""
     drawn = generator.integers(0, size, (resamples, size)) + size * np.arange(resamples)[:, None]

@@ -12,6 +12,7 @@ from metalearn.errors import ConfigError
 from metalearn.interop import through
 from metalearn.rng import fold_in
 from metalearn.run.config import Experiment, once
+from metalearn.run.precision import misfits
 from metalearn.types import Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -48,11 +49,13 @@ def set_threads(count: int) -> int:
     return torch.get_num_threads()
 
 
-def build(experiment: Experiment) -> Parts:
-    """Build all parts; ConfigError with every problem of tasks, model and method together."""
+def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
+    """Build all parts; ConfigError with every problem of tasks, model and method (and how to train) together."""
     problems: list[tuple[str, str]] = []
     run, dtype = experiment.run, DTYPES[experiment.run.dtype]
     device = device_of(run.device)
+    if to_train:  # a finished run is opened wherever it is looked at
+        problems.extend(misfits(run, device))
 
     def source(component: Any, split: str, place: str) -> Any:
         try:

@@ -29,7 +29,7 @@ def check(plan: Plan, out: Path) -> None:
     problems: list[tuple[str, str]] = []
     for experiment in plan.experiments:
         try:
-            build(experiment)
+            build(experiment, to_train=True)
         except ConfigError as error:
             problems.extend((f"methods.{experiment.label}: {place}", text) for place, text in error.problems)
     if out.exists() and not out.is_dir():

@@ -11,10 +11,12 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
+from metalearn.run import costs
 from metalearn.run import report_data as data
 from metalearn.run.files import plain, write_json
 from metalearn.run.report_checks import checks
 from metalearn.run.report_data import Group, Json
+from metalearn.run.target import target_of
 
 AUC_AXIS = "log2(1 + steps)"
 BOOTSTRAP_SEED = 0
@@ -25,7 +27,7 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
 
     Args:
         root: holds `methods/<label>/seed-<n>/`, each a run directory; rows without a result are named by a check.
-        target: what counts as learned ({"metric", "value"}), or None.
+        target: what counts as solved ({"metric", "value"}); None: what the experiment or validation tasks say.
 
     Raises:
         ConfigError: no row is finished, or a file is unreadable.
@@ -44,14 +46,18 @@ def write_comparison(root: Path, *, target: Json | None = None) -> Path:
 
 
 def compare(groups: Sequence[Group], unfinished: Sequence[str] = (), *, target: Json | None = None) -> Json:
-    """Rows, summary, paired differences and checks of groups that learn the same new tasks (schema 1)."""
+    """Rows, summary, paired differences, break-even and checks of groups that learn the same new tasks (schema 1).
+
+    `target`: what counts as solved; by default what the experiment names, else what validation tasks say.
+    """
+    wanted = target or target_of(groups)
     found = {
         "schema": 1,
         "rows": [run.result for group in groups for run in group.runs],
         "summary": [summary(group) for group in groups],
         "paired": [paired(a, b) for a, b in combinations(groups, 2)],
-        "target": target,
-        "break_even": [],
+        "target": wanted,
+        "break_even": costs.break_even(groups, wanted),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
     }
     return dict(plain(found))
@@ -98,16 +104,21 @@ def _over_tasks(group: Group, column: data.Array | None) -> float | None:
 
 
 def paired(a: Group, b: Group) -> Json:
-    """Difference a - b at each one's headline step, over the seeds that both have and the same test tasks."""
+    """Difference a - b at each one's headline step, over the seeds that both have and the same test tasks.
+
+    Where one was tested on fewer, over those that both met, which are the first ones.
+    """
     entry: Json = {"a": a.label, "b": b.label, "metric": a.metric, "difference": None, "ci95": None, "p": None}
     shared = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})
     entry |= {"seeds": shared, "why": None}
     if a.metric != b.metric or not shared:
         return entry | {"why": "other metrics" if a.metric != b.metric else "no seed in common"}
     first, second = (Group(g.label, [run for run in g.runs if run.seed in shared]).at_headline() for g in (a, b))
-    if first is None or second is None or first.shape != second.shape or _prints(a) != _prints(b):
+    if first is None or second is None or len(first) != len(second) or _prints(a) != _prints(b):
         return entry | {"why": "the rows were not scored on the same test episodes"}
-    found = stats.paired(first, second, BOOTSTRAP_SEED)
+    tasks = min(first.shape[1], second.shape[1])
+    entry |= {"tasks": tasks}
+    found = stats.paired(first[:, :tasks], second[:, :tasks], BOOTSTRAP_SEED)
     if found.undefined:
         return entry | {"why": f"undefined: the score of {found.undefined} tasks is not finite"}
     return entry | {"difference": found.difference, "ci95": found.ci95, "p": found.p}

@@ -32,7 +32,7 @@ SECTIONS = (
     "demonstration",
 )
 OVERLAYS = ("task", "model", "run")
-NOT_IN_HASH = ("executor", "device", "threads")
+NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads")
 PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
 
 

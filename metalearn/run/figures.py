@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metalearn.run.report_axes import (
     INK,
@@ -69,7 +69,7 @@ Drawn = TypeVar("Drawn")
 Size = tuple[float, float]
 
 
-def _styled(draw: Callable[[What, Size], Drawn]) -> Callable[[What, Size], Drawn]:
+def styled(draw: Callable[[What, Size], Drawn]) -> Callable[[What, Size], Drawn]:
     """Draw under this file's settings, with type that fits the size: they act when ticks and texts are made."""
 
     @functools.wraps(draw)
@@ -100,10 +100,10 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     return found
 
 
-@_styled
+@styled
 def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
     """The headline metric against gradient steps on a new task, with 95 % bands over tasks."""
-    figure, axes = _figure(size)
+    figure, axes = empty_figure(size)
     look = styles(groups)
     curves = {group.label: curve(group) for group in groups}
     ends: list[tuple[str, float]] = []
@@ -117,7 +117,7 @@ def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
             x, y, width = np.array([0.0, last]), np.repeat(y[:1], 2), np.repeat(width[:1], 2)
         _band(axes, x, y, width, style)
         for line in found.seeds if group.uses_steps else []:
-            axes.plot(x, array(line) * _scale(group), color=style.color, lw=0.6, alpha=0.5)
+            axes.plot(x, array(line) * scale_of(group), color=style.color, lw=0.6, alpha=0.5)
         _line(axes, x, y, style, marked=group.uses_steps)
         ends.append((group.label, float(y[np.isfinite(y)][-1])))
     steps_axis(axes, sorted({step for found in curves.values() for step in found.steps}))
@@ -127,59 +127,7 @@ def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
     return figure
 
 
-@_styled
-def seconds_figure(groups: Sequence[Group], size: Size) -> Figure | None:
-    """The headline metric against seconds of learning one new task; None when no row was timed."""
-    figure, axes = _figure(size)
-    look = styles(groups)
-    ends: list[tuple[str, float]] = []
-    curves: list[Curve] = []
-    for group in groups:
-        x, places = seconds_at(group)
-        if not places:
-            continue
-        found, style = curve(group), look[group.label]
-        _, y, width = _plot_values(found, group)
-        y, width = y[places], width[places]
-        curves.append(found)
-        _band(axes, x, y, width, style)
-        _line(axes, x, y, style)
-        if len(x) == 1:
-            axes.errorbar(x, y, np.nan_to_num(width), color=style.color, lw=1.2)
-            axes.plot(x, y, style.marker, color=style.color, ms=7.5, mec="white", mew=0.7, zorder=4)
-        ends.append((group.label, float(y[-1])))
-    if not curves:
-        return None
-    axes.set_xscale("log")
-    axes.margins(x=0.06)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30 if size[0] > 5 else 6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    value_axis(axes, groups, curves)
-    axes.set_xlabel("time to learn one new task and answer, logarithmic")
-    end_labels(axes, [(label, value) for label, value in ends if np.isfinite(value)], look)
-    return figure
-
-
-def seconds_at(group: Group) -> tuple[Array, list[int]]:
-    """(seconds per task, places on the curve) of the points that a logarithmic axis can show.
-
-    Seconds at step s: predicting, plus the measured adaptation of the longest curve times s / S. A method without
-    steps is one point. A point of zero seconds (step 0 where predicting was not timed) cannot be shown.
-    """
-    adapt, predict = group.per_task_seconds()
-    if adapt is None:
-        return np.empty(0), []
-    steps = np.asarray(group.first.steps, np.float64)
-    if not group.uses_steps or steps.max() == 0:
-        x = np.asarray([adapt + (predict or 0.0)])
-    else:
-        x = (predict or 0.0) + adapt * steps / steps.max()
-    places = [place for place, seconds in enumerate(x) if seconds > 0]
-    return x[places], places
-
-
-@_styled
+@styled
 def training_figure(groups: Sequence[Group], size: Size) -> Figure | None:
     """Training tasks against validation tasks during meta-training, one small panel a method; None without any."""
     shown = [group for group in groups if any(run.valid("train") or run.valid("valid") for run in group.runs)]
@@ -209,8 +157,8 @@ def _training_panel(axes: Axes, group: Group, style: Style) -> None:
         for split, dash, marker in (("train", "-", ""), ("valid", (0, (3, 2)), style.marker)):
             points = [line for line in run.valid(split) if line.get(group.metric) is not None]
             x = np.asarray([line["step"] for line in points], np.float64)
-            y = np.asarray([line[group.metric] for line in points], np.float64) * _scale(group)
-            width = np.asarray([line.get(f"{group.metric}_ci95") or np.nan for line in points]) * _scale(group)
+            y = np.asarray([line[group.metric] for line in points], np.float64) * scale_of(group)
+            width = np.asarray([line.get(f"{group.metric}_ci95") or np.nan for line in points]) * scale_of(group)
             _band(axes, x, y, width, style)
             several = len(group.runs) > 1
             axes.plot(x, y, ls=dash, marker="" if several else marker, ms=2.8, mew=0, lw=0.9 if several else 1.4,
@@ -224,7 +172,7 @@ def _thousands(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-@_styled
+@styled
 def points_figure(episodes: dict[str, Array], size: Size) -> Figure:
     """Test tasks of points: what the learner is given, and what it must find. First coordinate of x and of y."""
     count = len(episodes["support_x"])
@@ -281,7 +229,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h"
 
 
-def _figure(size: Size) -> tuple[Figure, Axes]:
+def empty_figure(size: Size) -> tuple[Figure, Axes]:
+    """Axes that leave room for names beside the lines' ends."""
     figure = Figure(size)
     left, right = (0.085, 0.80) if size[0] > 5 else (0.135, 0.70)
     axes = figure.add_axes((left, 0.14, right - left, 0.80))
@@ -293,12 +242,13 @@ def _points(size: Size) -> float:
     return 9.0 if size[0] > 5 else 8.0
 
 
-def _scale(group: Group) -> float:
+def scale_of(group: Group) -> float:
+    """What a score is multiplied with to be shown: accuracies are percentages."""
     return 100.0 if group.higher_better else 1.0
 
 
 def _plot_values(found: Curve, group: Group) -> tuple[Array, Array, Array]:
-    scale = _scale(group)
+    scale = scale_of(group)
     return np.asarray(found.steps, np.float64), array(found.mean) * scale, array(found.ci95) * scale
 
 

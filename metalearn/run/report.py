@@ -13,7 +13,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from metalearn.errors import ConfigError
-from metalearn.run import figures, report_data, report_tables
+from metalearn.evaluate.accounts import Axis
+from metalearn.run import costs, figures, figures_cost, report_data, report_questions, report_tables
 from metalearn.run.comparison import compare
 from metalearn.run.files import write_atomic
 from metalearn.run.report_data import Group, Json, Run
@@ -51,7 +52,7 @@ def write_report(dirs: Sequence[Path], out: Path, *, title: str | None = None, d
     heading = title or ", ".join(names)
     body = [_header(heading, demonstration, sections)]
     for number, section in enumerate(sections):
-        body.append(_section(section, f"s{number}" if len(sections) > 1 else "", out.parent, len(sections) > 1))
+        body.append(_section(section, f"s{number}" if len(sections) > 1 else "", out.parent, sections))
     body.append("<footer>Made by <code>metalearn report</code> from finished run directories.</footer>")
     write_atomic(out, page(heading, "\n".join(body)).encode())
     return out
@@ -109,8 +110,8 @@ def _header(heading: str, demonstration: bool, sections: Sequence[Section]) -> s
     return "\n".join(parts)
 
 
-def _section(section: Section, mark: str, folder: Path, several: bool) -> str:
-    groups = section.groups
+def _section(section: Section, mark: str, folder: Path, sections: Sequence[Section]) -> str:
+    groups, several = section.groups, len(sections) > 1
     found = compare(groups, section.unfinished)
     draw = _Drawer(mark, folder if section.comparison else None)
     up = groups[0].higher_better
@@ -118,19 +119,21 @@ def _section(section: Section, mark: str, folder: Path, several: bool) -> str:
     parts += [
         f'<p class="meta">{_protocol(section)}</p>',
         f'<p class="answer">{report_tables.answer(groups, found)}</p>',
+        report_questions.checklist(found, mark),
+        report_questions.heading(1, mark),
         draw(figures.steps_figure, groups, "steps", _steps_caption(groups)),
-        draw(figures.seconds_figure, groups, "seconds", _seconds_caption(groups)),
-        "<h2>Results</h2>",
+        draw(figures_cost.flops_figure, groups, "flops", _cost_caption(groups, "flops")),
+        draw(figures_cost.seconds_figure, groups, "seconds", _cost_caption(groups, "seconds")),
+        "<h3>Results</h3>",
         report_tables.headline(groups, found),
-        "<h3>What it cost</h3>",
-        report_tables.costs(groups),
     ]
     if found["paired"]:
         parts += ["<h3>Paired differences</h3>", _paired_note(), report_tables.differences(found, up)]
     parts += ["<h3>Every point of the curves</h3>", report_tables.points(groups)]
     curves = draw(figures.training_figure, groups, "training", _training_caption(groups))
-    parts += ["<h2>Training tasks against validation tasks</h2>", curves or f"<p>{_no_curves(groups)}</p>"]
-    parts += ["<h2>Checks</h2>", report_tables.check_table(found)]
+    parts += ["<h3>Training tasks against validation tasks</h3>", curves or f"<p>{_no_curves(groups)}</p>"]
+    shapes = [(other.title, other.groups) for other in sections]
+    parts.append(report_questions.rest(groups, found, draw, shapes, mark))
     shown = next((html for html in map(episodes, groups) if html), "")
     parts += ["<h2>Sample test tasks</h2>", shown] if shown else []
     parts += ["<h2>How to get these numbers again</h2>", _commands(groups), _environment(groups)]
@@ -145,9 +148,9 @@ class _Drawer:
     mark: str
     folder: Path | None
 
-    def __call__(self, draw: Callable[[Any, Any], Figure | None], groups: list[Group], name: str, caption: str) -> str:
+    def __call__(self, draw: Callable[[Any, Any], Figure | None], what: Any, name: str, caption: str) -> str:
         name = f"{self.mark}-{name}" if self.mark else name
-        drawn = [draw(groups, size) for size in (figures.WIDE, figures.NARROW)]
+        drawn = [draw(what, size) for size in (figures.WIDE, figures.NARROW)]
         if drawn[0] is None or drawn[1] is None:
             return ""
         wide, narrow = (figures.svg(figure, f"{name}-{n}") for n, figure in enumerate(drawn) if figure is not None)
@@ -187,15 +190,18 @@ def _steps_caption(groups: Sequence[Group]) -> str:
     return text
 
 
-def _seconds_caption(groups: Sequence[Group]) -> str:
+def _cost_caption(groups: Sequence[Group], axis: Axis) -> str:
     what = "Accuracy" if groups[0].higher_better else "Squared error"
+    spent = "the time" if axis == "seconds" else "the FLOPs"
     text = (
-        f"{what} against the time one new task takes. Time at step s: answering its queries, plus the measured "
-        "adaptation over all steps times s / S; per task, inside a batch of tasks where one was timed, else alone. "
-        "A method that takes no steps is one point. Time spent before any new task is not in it: see the table."
+        f"{what} against {spent} that one new task takes. Learning it up to a point, search included, and answering "
+        "its queries once"
     )
-    missing = [group.label for group in groups if not figures.seconds_at(group)[1]]
-    return text + (f" Not timed: {', '.join(missing)}." if missing else "")
+    text += "; per task, inside a batch of tasks" if axis == "seconds" else "; matrix products and convolutions"
+    text += ". Bands: 95 % bootstrap over seeds and tasks. A method that takes no steps is one point. What was spent "
+    text += "before any new task is not in it: see questions 5 and 10."
+    missing = [group.label for group in groups if costs.line(group, axis) is None]
+    return text + (f" Not measured: {', '.join(missing)}." if missing else "")
 
 
 def _training_caption(groups: Sequence[Group]) -> str:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from metalearn.run.report_checks_cost import Check, cost_checks
 from metalearn.run.report_data import Array, Group, Run
 
 SEEDS, EPISODES = 3, 600
 DIVERGED = 0.02  # the share of tasks above which a method's numbers need a second look
-
-
-class Check(NamedTuple):
-    """One named condition, whether it holds, and the numbers behind the verdict."""
-
-    name: str
-    passed: bool
-    why: str
 
 
 def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Check]:
@@ -36,6 +29,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
         _episodes(runs),
         _edges(groups),
         _both_curves(groups),
+        *cost_checks(groups),
     ]
 
 
@@ -62,15 +56,21 @@ def _same_task(runs: Sequence[Run]) -> Check:
 def _same_episodes(runs: Sequence[Run]) -> Check:
     name = "same test episodes"
     prints: dict[str, list[str]] = {}
+    counts: dict[int, list[str]] = {}
     for run in runs:
-        episodes = run.result.get("episodes") or {}
-        mark = f"{episodes.get('count')} episodes, {str(episodes.get('fingerprint'))[:12]}"
-        prints.setdefault(mark, []).append(f"{run.label} seed {run.seed}")
-    if len(prints) == 1 and not next(iter(prints)).endswith("None"):
-        return Check(name, True, f"every row: {next(iter(prints))}")
-    if len(prints) == 1:
+        episodes, who = run.result.get("episodes") or {}, f"{run.label} seed {run.seed}"
+        prints.setdefault(str(episodes.get("fingerprint"))[:12], []).append(who)
+        counts.setdefault(int(episodes.get("count") or 0), []).append(who)
+    if len(prints) > 1:
+        return Check(name, False, "; ".join(f"{mark}: {', '.join(who)}" for mark, who in prints.items()))
+    if "None" in prints:
         return Check(name, False, "no row holds a fingerprint of its episodes")
-    return Check(name, False, "; ".join(f"{mark}: {', '.join(who)}" for mark, who in prints.items()))
+    most = max(counts, default=0)
+    fewer = [f"the first {count}: {', '.join(who)}" for count, who in sorted(counts.items()) if count < most]
+    listed = f"every row: {most} episodes, {next(iter(prints), '')}"
+    if fewer:  # episode number t is the same whatever their number
+        listed = f"{most} episodes, {next(iter(prints), '')}; pairs are compared on common ones ({'; '.join(fewer)})"
+    return Check(name, True, listed)
 
 
 def _same_normalisation(groups: Sequence[Group]) -> Check:

@@ -75,9 +75,14 @@ class Run:
         found = self.scores.get(metric)
         return found if found is not None and found.ndim == 2 and found.shape[1] == len(self.steps) else None
 
+    @property
+    def cost(self) -> Json:
+        """The ledger; phases that were not written are not there."""
+        return self.result.get("cost") or {}
+
     def phase(self, name: str) -> Json:
         """The cost of one phase; empty where it was not measured."""
-        return (self.result.get("cost") or {}).get(name) or {}
+        return self.cost.get(name) or {}
 
     def valid(self, split: str) -> list[Json]:
         """Validation points on tasks of `split`, in order of the step."""

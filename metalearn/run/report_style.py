@@ -19,6 +19,9 @@ p { margin: 8px 0; max-width: 74ch; overflow-wrap: anywhere }
 .meta, figcaption, .note { color: var(--soft); font-size: 14px }
 .answer { font-size: 18px; line-height: 1.5; margin: 16px 0 8px; padding: 12px 16px;
   border-left: 4px solid #0072b2; background: var(--wash); max-width: none }
+.number { color: #0072b2; margin-right: 6px }
+.checklist { font-size: 15px; max-width: none }
+.unanswered { background: var(--wash); border-radius: 6px; padding: 10px 14px; color: var(--soft) }
 .demo { background: #fff8c5; border: 1px solid #d4a72c; border-radius: 6px; padding: 10px 14px; margin: 0 0 20px;
   max-width: none }
 figure { margin: 16px 0 24px }
@@ -39,6 +42,7 @@ th:first-child, td:first-child, .l { text-align: left }
 tbody th { font-weight: 600; position: sticky; left: 0; background: #fff }
 thead th:first-child { position: sticky; left: 0 }
 td.wrap { white-space: normal; min-width: 24em; text-align: left; overflow-wrap: anywhere }
+td.short { min-width: 15em }
 td small { color: var(--soft) }
 tr.best > * { background: #f0f7ff }
 tr.paper > * { color: var(--soft); font-style: italic }

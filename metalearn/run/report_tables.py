@@ -105,7 +105,7 @@ def headline(groups: Sequence[Group], found: Json) -> str:
             score(line["auc"], up),
             score(line["iqm"], up),
         ]
-        rows.append(row(_name(group, groups), cells, "best" if place == 0 and len(groups) > 1 else ""))
+        rows.append(row(method_name(group, groups), cells, "best" if place == 0 and len(groups) > 1 else ""))
     note = (
         f'<p class="note">{NONE} means not measured; a measured zero is a zero. AUC: area under the mean curve over '
         f"{AUC_AXIS}, divided by its width; IQM: mean of the middle half of the tasks.</p>"
@@ -126,7 +126,7 @@ def costs(groups: Sequence[Group]) -> str:
             *(_time(seconds) for seconds in group.per_task_seconds()),
             _time(group.seconds("adapt", "seconds_alone")),
         ]
-        rows.append(row(_name(group, groups), cells))
+        rows.append(row(method_name(group, groups), cells))
     devices = sorted({str(group.first.environment.get("device") or "") for group in groups} - {""})
     where = f" on {escape(', '.join(devices))}" if devices else ""
     note = (
@@ -136,7 +136,8 @@ def costs(groups: Sequence[Group]) -> str:
     return table(heads, rows) + note
 
 
-def _name(group: Group, groups: Sequence[Group]) -> str:
+def method_name(group: Group, groups: Sequence[Group]) -> str:
+    """A label (HTML) behind the dot of its colour."""
     color = figures.styles(groups)[group.label].color
     return f'<span class="dot" style="background:{color}"></span>{escape(group.label)}'
 

@@ -1,0 +1,135 @@
+"""What decides how many FLOPs a call takes, as a key: code, what it closes over, and shapes; no values of tensors.
+
+Two functions with the same name differ where they close over something else (another model, another number of steps),
+and two closures made by the same code over equal things are the same. A float counts as zero or not zero: a rate does
+not change the arithmetic, and a rate of zero may leave a term out.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LONG = 256  # elements above which a container is told apart by itself alone
+KEPT = ("_parameters", "_buffers", "_modules", "training")  # of a torch module, besides its own attributes
+
+
+def fingerprint(*things: Any) -> tuple[Any, ...]:
+    """A hashable key of functions, arguments and whatever they hold; objects of unknown kind are their own key."""
+    return tuple(_key(thing, {}) for thing in things)
+
+
+def _key(thing: Any, seen: dict[int, int]) -> Any:
+    plain = _plain(thing)
+    if plain is not None:
+        return plain
+    if id(thing) in seen:  # a cycle, or the same object again: by the order in which it was met
+        return ("again", seen[id(thing)])
+    seen[id(thing)] = len(seen)
+    for kinds, describe in _KINDS:
+        if isinstance(thing, kinds):
+            return describe(thing, seen)
+    held = getattr(thing, "__dict__", None)
+    if isinstance(held, dict) and type(thing).__module__ != "builtins":
+        return (_name(type(thing)), _mapping(held, seen))
+    return _Itself(thing)
+
+
+def _plain(thing: Any) -> Any:
+    """The key of what holds nothing else; None for everything that does."""
+    if isinstance(thing, float):
+        return ("float", thing != 0)
+    if thing is None or isinstance(thing, (bool, int, str, bytes, complex)):
+        return (type(thing).__name__, thing)
+    if isinstance(thing, (torch.dtype, torch.device, torch.Size)):
+        return str(thing)
+    if isinstance(thing, Tensor):
+        return ("tensor", tuple(thing.shape), str(thing.dtype), thing.device.type)
+    if isinstance(thing, (type, types.ModuleType, types.BuiltinFunctionType)):
+        return _name(thing)
+    return None
+
+
+def _function(thing: Any, seen: dict[int, int]) -> Any:
+    """Code by its place and its bytes, so that two lambdas of a line differ; then all that it closes over."""
+    code = thing.__code__
+    cells = []
+    for cell in thing.__closure__ or ():
+        try:
+            cells.append(_key(cell.cell_contents, seen))
+        except ValueError:  # a name that is not bound yet
+            cells.append("unbound")
+    defaults = (_key(thing.__defaults__, seen), _key(thing.__kwdefaults__, seen))
+    place = (thing.__module__, thing.__qualname__, code.co_firstlineno, code.co_code)
+    return ("function", *place, *defaults, tuple(cells))
+
+
+def _bound(thing: Any, seen: dict[int, int]) -> Any:
+    return ("method", _key(thing.__func__, seen), _key(thing.__self__, seen))
+
+
+def _partial(thing: Any, seen: dict[int, int]) -> Any:
+    return ("partial", *(_key(part, seen) for part in (thing.func, thing.args, thing.keywords)))
+
+
+def _module(thing: Any, seen: dict[int, int]) -> Any:
+    """A torch module by its class, shapes and own options; hooks and caches are left out."""
+    own = {name: value for name, value in vars(thing).items() if not name.startswith("_") or name in KEPT}
+    return ("module", _name(type(thing)), _mapping(own, seen))
+
+
+def _mapping(thing: Mapping[Any, Any], seen: dict[int, int]) -> Any:
+    if len(thing) > LONG:
+        return _Itself(thing)
+    return ("mapping", tuple((_key(name, seen), _key(value, seen)) for name, value in thing.items()))
+
+
+def _sequence(thing: Sequence[Any], seen: dict[int, int]) -> Any:
+    if len(thing) > LONG:
+        return _Itself(thing)
+    return (_name(type(thing)), tuple(_key(value, seen) for value in thing))
+
+
+def _set(thing: Set[Any], seen: dict[int, int]) -> Any:
+    return ("set", frozenset(_key(value, seen) for value in thing))
+
+
+def _cached(thing: Any, seen: dict[int, int]) -> Any:
+    """functools.cache and its like, which keep nothing that decides a cost."""
+    return ("cached", _key(inspect.unwrap(thing), seen))
+
+
+_Describe = Callable[[Any, dict[int, int]], Any]
+_KINDS: tuple[tuple[Any, _Describe], ...] = (
+    (types.FunctionType, _function),
+    (types.MethodType, _bound),
+    (functools.partial, _partial),
+    (functools._lru_cache_wrapper, _cached),
+    (nn.Module, _module),
+    (Mapping, _mapping),
+    ((tuple, list), _sequence),
+    ((set, frozenset), _set),
+)
+
+
+def _name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
+
+
+class _Itself:
+    """An object as a key, equal to itself alone; holding it keeps its identity from being given to another."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.thing is self.thing

@@ -1,0 +1,238 @@
+"""FLOPs of a function, counted from shapes alone: nothing is computed, and nothing is timed here.
+
+The function runs once on fake tensors (meta tensors that say which device they stand for, so that the operators are
+those of the real run). Two numbers come out: multiply-adds of matrix products and convolutions by torch's own
+formulas, two FLOPs each; and elementwise work, one FLOP for an element of an arithmetic result or of a reduced input.
+Comparisons, selections, copies, integers and indices are free. An operator that neither table knows is an error, not
+a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+from metalearn.evaluate.fingerprint import fingerprint
+from metalearn.tree import leaves, tree_map
+
+Shape = tuple[int, ...]
+Rule = Callable[..., int]  # the operator's arguments, shapes in the place of tensors, and out_shape= -> FLOPs
+
+
+class Flops(NamedTuple):
+    """What one call costs."""
+
+    matrix: int = 0  # matrix products and convolutions, 2 a multiply-add
+    elementwise: int = 0  # normalisation, activations, losses, optimizer arithmetic
+
+    def times(self, factor: int) -> Flops:
+        return Flops(self.matrix * factor, self.elementwise * factor)
+
+    def plus(self, other: Flops) -> Flops:
+        return Flops(self.matrix + other.matrix, self.elementwise + other.elementwise)
+
+
+class Uncounted(RuntimeError):
+    """A function whose FLOPs cannot be told from shapes; the message says why."""
+
+
+def count(function: Callable[..., Any], *args: Any) -> Flops:
+    """FLOPs of one call of `function(*args)`; it runs on fake tensors of the same shapes, so it must be pure.
+
+    Raises Uncounted where the function needs values (`.item()`, sizes that depend on data) or an operator is unknown.
+    """
+    counter = _Counter()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            given = tree_map(lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args)
+            with counter:
+                function(*given)
+    except Uncounted:
+        raise
+    except Exception as error:  # whatever a function does that shapes cannot follow: said, and not counted as zero
+        said = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {said[0][:200] if said else ''}"
+        raise Uncounted(f"its FLOPs cannot be told from shapes ({reason})") from error
+    return Flops(counter.matrix, counter.elementwise)
+
+
+def price(function: Callable[..., Any], *args: Any) -> Flops:
+    """FLOPs of one call, each function counted once for its shapes; raises Uncounted as `count` does.
+
+    A function that has `parts`, [(how often, function, arguments)], is counted on these: what T tasks cost in S steps
+    is told by one task in no step and in one.
+    """
+    parts = getattr(function, "parts", None)
+    total = Flops()
+    for often, part, given in [(1, function, args)] if parts is None else parts(*args):
+        if often:
+            total = total.plus(_remembered(part, given).times(often))
+    return total
+
+
+_counted: dict[Any, Flops | Uncounted] = {}  # of this process: a count is a pure function of its key
+
+
+def _remembered(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
+    key = fingerprint(function, args)
+    if key not in _counted:
+        try:
+            _counted[key] = count(function, *args)
+        except Uncounted as error:
+            _counted[key] = error
+    found = _counted[key]
+    if isinstance(found, Uncounted):
+        raise found
+    return found
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up what every operator costs; under vmap and grad it sees the operators that are left in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.matrix, self.elementwise = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        rule = RULES.get(func._schema.name)
+        if rule is not None:
+            shapes = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, (args, kwargs, out))
+            self.matrix += rule(*shapes[0], **shapes[1], out_shape=shapes[2])
+        elif func.overloadpacket in flop_registry:
+            self.matrix += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        else:
+            self.elementwise += arithmetic(func, args, out)
+        return out
+
+
+# ------------------------------------------------------------------------------------ matrix products and convolutions
+
+
+def convolution_backward(
+    grad: Shape, x: Shape, w: Shape, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, mask: Sequence[bool], out_shape: Any = None,
+) -> int:  # fmt: skip
+    """Each of the two gradients costs what the convolution itself costs, whatever the groups.
+
+    Departure from torch 2.13's own rule, whose weight gradient leaves out `groups`: vmap turns tasks into groups, and
+    it counts a training step of 32 tasks twelvefold.
+    """
+    once: int = conv_flop_count(list(x), list(w), list(grad), transposed=transposed)
+    return once * (int(mask[0]) + int(mask[1]))
+
+
+def _native(y: Shape, size: Shape) -> int:
+    """y [G, B, Ho, Wo, F] by kernels [k, k, C]."""
+    return 2 * math.prod(y) * math.prod(size)
+
+
+def _native_conv(x: Shape, w: Shape, stride: int, out_shape: Shape) -> int:
+    return _native(out_shape, w[1:4])
+
+
+def _native_input(g: Shape, w: Shape, *rest: int, out_shape: Shape) -> int:
+    return _native(g, w[1:4])
+
+
+def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
+    return _native(g, out_shape[1:4])
+
+
+def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
+    """A factorisation or solution with the n x n matrices of the first argument; `right`: where its columns stand."""
+
+    def rule(*args: Any, out_shape: Any, **kwargs: Any) -> int:
+        n = args[0][-1]
+        columns = 0 if right is None else args[right][-1] if len(args[right]) > 1 else 1
+        whole: int = round(math.prod(args[0][:-2]) * order(n, columns))
+        return whole
+
+    return rule
+
+
+# Operators that torch's counter knows wrongly, or not at all, by their full names: a room that brings operators of its
+# own adds a line here and is not imported.
+RULES: dict[str, Rule] = {
+    "aten::convolution_backward": convolution_backward,
+    "metalearn::conv": _native_conv,
+    "metalearn::conv_input": _native_input,
+    "metalearn::conv_weight": _native_weight,
+    "aten::dot": lambda a, b, out_shape: 2 * a[0],
+    "aten::vdot": lambda a, b, out_shape: 2 * a[0],
+    "aten::mv": lambda a, b, out_shape: 2 * a[0] * a[1],
+    # Golub & Van Loan 2013, Matrix Computations, sections 3.1 to 4.2: leading terms.
+    "aten::linalg_cholesky_ex": _solve(lambda n, m: n**3 / 3, None),
+    "aten::linalg_lu_factor_ex": _solve(lambda n, m: 2 * n**3 / 3, None),
+    "aten::linalg_inv_ex": _solve(lambda n, m: 2 * n**3, None),
+    "aten::linalg_lu_solve": _solve(lambda n, m: 2 * n**2 * m, 2),
+    "aten::linalg_solve_triangular": _solve(lambda n, m: n**2 * m, 1),
+    "aten::_linalg_solve_ex": _solve(lambda n, m: 2 * n**3 / 3 + 2 * n**2 * m, 1),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ elementwise
+
+
+def _each(names: str, flops: int) -> dict[str, int]:
+    return dict.fromkeys(names.split(), flops)
+
+
+FREE = frozenset(
+    _each(
+        """clone copy where masked_fill fill zero relu clamp clamp_min clamp_max maximum minimum sign eq ne lt le gt ge
+        logical_not logical_and isnan isfinite floor ceil round threshold_backward _to_copy cat stack
+        constant_pad_nd gather index index_select take scatter slice_scatter select_scatter flip roll sort topk
+        argsort unfold repeat max min amax amin argmax argmin max_pool2d_with_indices
+        max_pool2d_with_indices_backward max_dim tril triu zeros_like ones_like empty_like full_like new_zeros
+        new_empty new_full new_ones zeros ones empty full scalar_tensor new_empty_strided empty_strided rand randn
+        rand_like randn_like bernoulli arange linspace eye lift lift_fresh select_backward slice_backward
+        unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy permute_copy expand_copy
+        as_strided_scatter bitwise_and diagonal_scatter nan_to_num random uniform normal _reshape_alias set_
+        unique_dim one_hot split_with_sizes_copy""",
+        0,
+    )
+)
+# FLOPs for each element of the first input: reductions and what is added to places.
+OF_INPUT = {
+    **_each("sum mean prod cumsum cumprod logcumsumexp trace linalg_vector_norm", 1),
+    **_each("var std var_mean std_mean", 4),
+    "logsumexp": 3,
+    **_each("native_batch_norm native_layer_norm native_group_norm _native_batch_norm_legit", 7),
+    **_each("native_batch_norm_backward native_layer_norm_backward native_group_norm_backward", 11),
+    **_each("avg_pool2d _adaptive_avg_pool2d mean_pool", 1),
+}
+# FLOPs for each element of the result, where it is not the one of a plain elementwise operator.
+OF_OUTPUT = {
+    **_each("_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data", 4),
+    **_each("addcmul addcdiv lerp", 3),
+    **_each("gelu silu mish gelu_backward silu_backward mish_backward", 5),
+    **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
+    **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward", 1),
+}
+# FLOPs for each element of what is added: the argument at this place.
+OF_SOURCE = {"scatter_add": 3, "index_add": 3, "_index_put_impl": 2, "index_put": 2, "_unsafe_index_put": 2}
+
+
+def arithmetic(func: Any, args: Any, out: Any) -> int:
+    """Elementwise FLOPs of one operator: one a result's element, or a reduced input's; Uncounted where unknown."""
+    name = func._schema.name.rpartition("::")[2]
+    name = name if name in FREE else name.rstrip("_")
+    results = [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
+    if name in FREE or func.is_view or not any(leaf.is_floating_point() for leaf in results):
+        return 0
+    if name in OF_INPUT:
+        return OF_INPUT[name] * int(args[0].numel())
+    if name in OF_SOURCE:
+        return int(leaves(args[OF_SOURCE[name]])[0].numel())
+    if name in OF_OUTPUT or torch.Tag.pointwise in func.tags:
+        return OF_OUTPUT.get(name, 1) * int(results[0].numel())
+    raise Uncounted(f"the operator {func._schema.name} is in no table of evaluate/flops.py: add a line with its cost")

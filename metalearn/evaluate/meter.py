@@ -1,0 +1,67 @@
+"""What can be read off a machine while something runs: peak memory, and energy where a card reports it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PEAK_OF_RESIDENT = "5"  # what clear_refs takes to start the peak anew (Linux, proc_pid_clear_refs(5))
+
+
+def peak_bytes(device: str) -> int | None:
+    """The most memory held since the last call, and a fresh start; None where the machine does not say.
+
+    CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own libraries included.
+    """
+    if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(peak)
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # no Linux, or a kernel that does not let a process ask
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                found = 1024 * int(line.split()[1])
+        _RESET.write_text(PEAK_OF_RESIDENT)
+        return found
+    return None
+
+
+def energy_joules(device: str) -> float | None:
+    """Energy that the card has used since its driver was loaded; None on a CPU and where no card reports it.
+
+    The counter moves every few tens of milliseconds: differences over seconds mean something, single calls do not.
+    """
+    if not device.startswith("cuda"):
+        return None
+    read = _counter(device)
+    return None if read is None else read()
+
+
+@functools.cache
+def _counter(device: str) -> Callable[[], float | None] | None:
+    """The counter of one card through NVIDIA's management library, found by the card's own name; None without it."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        if library.nvmlInit_v2() != 0:
+            return None
+        card = ctypes.c_void_p()
+        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+        if library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(card)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+
+    def read() -> float | None:
+        millijoules = ctypes.c_ulonglong()
+        if library.nvmlDeviceGetTotalEnergyConsumption(card, ctypes.byref(millijoules)) != 0:
+            return None
+        return millijoules.value / 1000
+
+    return read if read() is not None else None

@@ -1,0 +1,87 @@
+"""Did a search find anything, or did it only select noise? Candidates by what they were chosen by, and by the truth.
+
+Letters of this file: R searches (tasks or seeds), A candidates of each. Higher is better, for scores and truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+class Noise(NamedTuple):
+    """What selection was worth, means over the searches; None where it is not defined."""
+
+    tau: float | None  # Kendall's tau-b between score and truth: 1 the same order, 0 none
+    spearman: float | None
+    regret: float  # truth of the best candidate minus truth of the pick
+    regret_of_chance: float  # the same for a candidate picked blindly
+    optimism: float | None  # score minus truth of the pick; None where they are not in one unit
+    gain: float  # truth of the pick minus the mean candidate's
+    searches: int
+    candidates: int
+
+
+def noise(score: Sequence[ArrayLike], truth: Sequence[ArrayLike], *, one_unit: bool = True) -> Noise:
+    """Score against truth of every candidate of each search: R pairs of [A].
+
+    A pick is the best score, the first of equals; a score that is not finite is the worst. `one_unit`: both are, say,
+    accuracies, so that their difference is optimism. Raises ValueError for shapes that differ and for a truth that is
+    not finite.
+    """
+    found = [_one(np.asarray(s, np.float64), np.asarray(t, np.float64)) for s, t in zip(score, truth, strict=True)]
+    if not found:
+        raise ValueError("selection needs at least one search")
+    columns = list(zip(*found, strict=True))
+    tau, spearman, regret, chance, optimism, gain, size = (_mean(column) for column in columns)
+    return Noise(
+        tau, spearman, regret or 0.0, chance or 0.0, optimism if one_unit else None, gain or 0.0, len(found),
+        round(size or 0),
+    )  # fmt: skip
+
+
+def _one(score: Array, truth: Array) -> tuple[float, ...]:
+    if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
+        raise ValueError(f"score and truth of one search should be as long as each other: {score.shape}, {truth.shape}")
+    if not np.isfinite(truth).all():
+        raise ValueError("the truth of every candidate should be finite: a candidate that diverged scores its worst")
+    worst = np.where(np.isfinite(score), score, -np.inf)
+    pick = int(worst.argmax())
+    best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])
+    order = kendall(worst, truth), spearman(worst, truth)
+    return *order, best - own, best - middle, float(score[pick]) - own, own - middle, score.size
+
+
+def kendall(a: ArrayLike, b: ArrayLike) -> float:
+    """Kendall's tau-b (Kendall 1945, Biometrika 33(3)): [A], [A] -> -1..1; NaN where one of them is constant."""
+    x, y = (_signs(np.asarray(values, np.float64)) for values in (a, b))
+    pairs = math.sqrt(float((x != 0).sum()) * float((y != 0).sum()))
+    return float((x * y).sum()) / pairs if pairs else math.nan
+
+
+def _signs(values: Array) -> Array:
+    return (values[:, None] > values[None]).astype(np.float64) - (values[:, None] < values[None])
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation of the ranks, equals sharing theirs: [A], [A] -> -1..1; NaN where one is constant."""
+    x, y = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    size = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / size if size else math.nan
+
+
+def _ranks(values: Array) -> Array:
+    below = (values[:, None] > values[None]).sum(1)
+    return np.asarray(below + ((values[:, None] == values[None]).sum(1) - 1) / 2, np.float64)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else None

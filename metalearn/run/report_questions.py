@@ -1,0 +1,222 @@
+"""The ten questions that a report answers, one a section; a question that the run cannot answer says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from metalearn.run import figures_cost, report_cost, report_search, report_shift, report_tables
+from metalearn.run.report_data import Group, Json
+from metalearn.run.report_style import details
+
+QUESTIONS = (
+    "How fast is a new task learned, with the same labels?",
+    "What share of tasks reaches the target within a budget?",
+    "Is architecture search worth its compute?",
+    "Which way is best at the same total compute?",
+    "After how many new tasks is an up-front cost repaid?",
+    "What adds how much: start, optimizer or architecture?",
+    "Did a search find anything, or only select noise?",
+    "How does the ranking change with shots and ways?",
+    "Does it survive a shift to other tasks?",
+    "What did all of it cost, and can the comparison be trusted?",
+)
+Draw = Callable[[Callable[[Any, Any], Any], Any, str, str], str]  # (figure, its data, name, caption) -> HTML
+Sections = Sequence[tuple[str, Sequence[Group]]]
+
+
+def heading(number: int, mark: str = "") -> str:
+    """The section's heading; questions count from 1."""
+    name = f"{mark}-q{number}" if mark else f"q{number}"
+    return f'<h2 id="{name}"><span class="number">{number}</span> {QUESTIONS[number - 1]}</h2>'
+
+
+def unanswered(why: str) -> str:
+    """A sentence (text) in the place of an answer."""
+    return f'<p class="unanswered"><strong>This run cannot tell:</strong> {escape(why)}</p>'
+
+
+def rest(groups: Sequence[Group], found: Json, draw: Draw, sections: Sections, mark: str = "") -> str:
+    """Questions 2 to 10."""
+    judged = (groups, found["target"])
+    parts = [
+        reached(judged, draw),
+        search(groups, draw),
+        same_compute(groups),
+        repaid(judged, found, draw),
+        parts_of(groups),
+        luck(groups, draw),
+        other_settings(sections),
+        shift(groups),
+        account(groups, found, mark),
+    ]
+    return "\n".join(f"{heading(number, mark)}\n{part}" for number, part in enumerate(parts, 2))
+
+
+def target_line(target: Json) -> str:
+    value = f"{target['value'] * 100:.1f} %" if target["metric"] == "accuracy" else f"{target['value']:.3g}"
+    name = "accuracy" if target["metric"] == "accuracy" else "a loss of"
+    why = escape(str(target.get("why") or "named in the experiment"))
+    shown = f"{value} {name}" if target["metric"] == "accuracy" else f"{name} {value}"
+    return f"<p>The target: {shown} or better on a task’s queries ({why}; test tasks had no say in it).</p>"
+
+
+NO_TARGET = (
+    "there is no target. Name one in the experiment (evaluate.target), or let methods look at validation tasks "
+    "(run.validate), from which it is chosen."
+)
+
+
+def reached(judged: tuple[Sequence[Group], Json | None], draw: Draw) -> str:
+    groups, target = judged
+    if target is None:
+        return unanswered(NO_TARGET)
+    caption = (
+        "Share of test tasks that reached the target, and stayed there, at a cost of at most so much (Kaplan-Meier, "
+        "all seeds together). Tasks that never reach it are censored where their curve ends: where a line ends below "
+        "100 %, the rest was not solved by any budget that was tried."
+    )
+    return "\n".join(
+        [
+            target_line(target),
+            draw(figures_cost.reached_figure, judged, "reached-flops", caption + " Budget in FLOPs."),
+            draw(figures_cost.reached_seconds_figure, judged, "reached-seconds", "The same for a budget of seconds."),
+            report_cost.solved(groups, target),
+        ]
+    )
+
+
+def search(groups: Sequence[Group], draw: Draw) -> str:
+    caption = (
+        "Everything that was spent, in FLOPs: tuning, training, search, and learning the test tasks up to the headline "
+        "step, against what came of it. Up and to the left is better; filled marks are beaten by nobody in both."
+    )
+    picture = draw(figures_cost.pareto_figure, groups, "pareto", caption)
+    picture = picture or unanswered("FLOPs were not counted in every phase of any row.")
+    found = report_search.searches(groups)
+    if found:
+        table = report_search.controls(groups)
+    else:
+        table = unanswered("no row searched architectures. What stands here is the trade of cost and score anyway.")
+    return "\n".join([table, picture, report_cost.totals(groups)])
+
+
+def same_compute(groups: Sequence[Group]) -> str:
+    table = report_cost.budgets(groups)
+    if not table:
+        return unanswered("it takes two methods whose FLOPs were counted, and looks at validation tasks on the way.")
+    families = {"searched" if group in report_search.searches(groups) else _family(group) for group in groups}
+    lacking = [name for name in ("transfer", "searched", "scratch") if name not in families]
+    words = {"transfer": "plain transfer", "searched": "architecture search", "scratch": "training from scratch"}
+    note = f'<p class="note">Without a row of {", ".join(words[name] for name in lacking)}.</p>' if lacking else ""
+    return table + note
+
+
+def _family(group: Group) -> str:
+    consumes = group.first.traits.get("consumes", "nothing")
+    return {"examples": "transfer", "nothing": "scratch"}.get(str(consumes), "meta-learned")
+
+
+def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw) -> str:
+    if judged[1] is None:
+        return unanswered(NO_TARGET)
+    if not found["break_even"]:
+        return unanswered("it takes at least two methods.")
+    caption = (
+        "FLOPs in all after so many new tasks: what was spent beforehand, and the price of a solved task for each. "
+        "Beside each name the share of tasks that reach the target; a faint line has fewer than half, and a cheap "
+        "method that does not get there does not win. Where lines cross, the dearer start is repaid."
+    )
+    note = (
+        '<p class="note">pays: dearer beforehand, cheaper a task; always: no dearer from the first task on; never: '
+        "dearer beforehand and no cheaper a task; not reached: a share of solved tasks below 50 %, or shares more than "
+        "10 points apart; undecided: the interval (bootstrap over seeds and, inside, tasks) spans a factor above 10, "
+        "or a cost was not measured. Set-up is in neither cost. Numbers are rounded up to whole tasks.</p>"
+    )
+    return "\n".join(
+        [
+            draw(figures_cost.break_even_figure, judged, "break-even", caption),
+            details("In FLOPs of products and convolutions", report_cost.break_even(found, "flops"), opened=True),
+            details("In seconds", report_cost.break_even(found, "seconds"), opened=True),
+            note,
+        ]
+    )
+
+
+def parts_of(groups: Sequence[Group]) -> str:
+    table = report_search.factors(groups)
+    if table:
+        return table + (
+            '<p class="note">Differences at each method’s headline step between methods that differ in one part '
+            "alone, by start (random, pretrained, meta-learned), optimizer of new tasks, and architecture.</p>"
+        )
+    return unanswered(
+        "no two of its methods that take steps differ in the start, the optimizer or the architecture alone."
+    )
+
+
+def luck(groups: Sequence[Group], draw: Draw) -> str:
+    known = report_search.selections(groups)
+    parts = []
+    if known:
+        caption = (
+            "Every candidate: the score that it was chosen by, against how good it was on queries. Circles: the picks."
+        )
+        parts = [
+            draw(figures_cost.selection_figure, known, "selection", caption),
+            report_search.noise_table(groups, known),
+        ]
+    elif report_search.searches(groups):
+        parts = [
+            unanswered(
+                "the candidates that were not picked were never tried on queries, so regret and rank correlation are "
+                "unknown. On a tabulated space they are known: metalearn nas tabulate."
+            )
+        ]
+    else:
+        parts = [unanswered("no row searched architectures.")]
+    tuning = report_search.tuning_table(groups)
+    return "\n".join([*parts, *(["<h3>And tuning?</h3>", tuning] if tuning else [])])
+
+
+def other_settings(sections: Sections) -> str:
+    table = report_shift.settings(sections)
+    return table or unanswered(
+        "it holds one number of ways and shots. Run the comparison again with other ones (task.shots=5), and put both "
+        "on a page: metalearn report A B."
+    )
+
+
+def shift(groups: Sequence[Group]) -> str:
+    found = report_shift.across(groups)
+    if found:
+        return report_shift.across_table(groups, found)
+    return unanswered(
+        "every row was tested on the source that it was trained on. Test a run on another one: metalearn evaluate "
+        "RUN_DIR task.source=omniglot."
+    )
+
+
+def account(groups: Sequence[Group], found: Json, mark: str = "") -> str:
+    return "\n".join(
+        [
+            f'<h3 id="{mark + "-" if mark else ""}checks">Checks</h3>',
+            report_tables.check_table(found),
+            "<h3>What it cost</h3>",
+            report_tables.costs(groups),
+            "<h3>The ledger by phase</h3>",
+            report_cost.ledger(groups),
+        ]
+    )
+
+
+def checklist(found: Json, mark: str = "") -> str:
+    """One line (HTML) near the top: how many checks hold, and the names of those that do not."""
+    failed = [escape(check["name"]) for check in found["checks"] if not check["passed"]]
+    count = len(found["checks"])
+    link = f'<a href="#{mark + "-" if mark else ""}checks">checks</a>'
+    if not failed:
+        return f'<p class="checklist"><span class="pass">✓ all {count} {link} passed</span></p>'
+    listed = "; ".join(failed)
+    return f'<p class="checklist"><span class="fail">✗ {len(failed)} of {count} {link} failed</span>: {listed}</p>'

@@ -1,0 +1,170 @@
+"""What a report says of searches: against their controls, against noise, and what each part of a method adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from metalearn.errors import ConfigError
+from metalearn.evaluate.selection import Noise, noise
+from metalearn.run.files import read_json
+from metalearn.run.report_checks_cost import candidates, searched, searcher, trials
+from metalearn.run.report_data import Array, Group, Run, mean
+from metalearn.run.report_style import left, row, table
+from metalearn.run.report_tables import NONE, method_name, score
+
+META = ("maml", "anil", "boil", "reptile", "meta_sgd", "maml_plus_plus", "imaml", "cavia", "meta_nas")
+SELECTION = "selection.npz"  # score, truth [R, A]: what each candidate was chosen by, and how good it was on queries
+
+
+def searches(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if any(map(searched, group.runs))]
+
+
+def controls(groups: Sequence[Group]) -> str:
+    """Every search beside the mean random architecture, random search, and the tuned fixed network."""
+    up = groups[0].higher_better
+    mean_random = next((g for g in searches(groups) if _random(g) and candidates(g.first) == 1), None)
+    base = None if mean_random is None else mean_random.value()
+    heads = ["method", "searcher", "candidates", "tuning trials", "accuracy, %" if up else "squared error",
+             "over the mean random architecture"]  # fmt: skip
+    rows = []
+    for group in groups:
+        run, value = group.first, group.value()
+        relative = NONE if value is None or not base else f"{100 * (value - base) / base:+.1f} %".replace("-", "−")
+        cells = [
+            left(escape(searcher(run) or ("by gradient" if searched(run) else "none: a fixed network"))),
+            str(candidates(run) or NONE),
+            str(trials(run)),
+            score(value, up),
+            relative,
+        ]
+        rows.append(row(method_name(group, groups), cells))
+    missing = []
+    if mean_random is None:
+        missing.append("the mean random architecture (random search with candidates: 1)")
+    if not any(_random(group) and candidates(group.first) > 1 for group in searches(groups)):
+        missing.append("random search at equal budget")
+    if not any(trials(group.first) and not any(map(searched, group.runs)) for group in groups):
+        missing.append("a fixed network with tuned hyper-parameters")
+    text = f'<p class="note">Controls that this run lacks: {"; ".join(missing)}.</p>' if missing else ""
+    return table(heads, rows, left=(1,)) + text
+
+
+def _random(group: Group) -> bool:
+    return searcher(group.first) == "random"
+
+
+def selections(groups: Sequence[Group]) -> list[tuple[Group, Array, Array]]:
+    """(group, score, truth) [R, A], the searches of all seeds under each other, where a run kept every candidate's."""
+    found = []
+    for group in groups:
+        parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
+        if parts and len({part["score"].shape[1:] for part in parts}) == 1:
+            score, truth = (np.concatenate([part[name] for part in parts]) for name in ("score", "truth"))
+            found.append((group, score, truth))
+    return found
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as found:
+        arrays = {name: np.atleast_2d(found[name]).astype(np.float64) for name in found.files}
+    if not {"score", "truth"} <= set(arrays) or arrays["score"].shape != arrays["truth"].shape:
+        raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
+    return arrays
+
+
+def noise_table(groups: Sequence[Group], found: Sequence[tuple[Group, Array, Array]]) -> str:
+    """Rank correlation, regret and optimism of every search whose candidates are all known."""
+    heads = ["method", "searches", "candidates", "Kendall’s τ<small>score, queries</small>",
+             "Spearman’s ρ", "regret<small>best minus pick</small>", "regret of chance<small>best minus mean</small>",
+             "gain<small>pick minus mean</small>", "optimism<small>score minus queries</small>"]  # fmt: skip
+    rows = []
+    for group, by, truth in found:
+        one: Noise = noise(list(by), list(truth))
+        numbers = (one.tau, one.spearman, one.regret, one.regret_of_chance, one.gain, one.optimism)
+        cells = [str(one.searches), str(one.candidates), *(NONE if n is None else f"{n:.3g}" for n in numbers)]
+        rows.append(row(method_name(group, groups), [cell.replace("-", "−") for cell in cells]))
+    return table(heads, rows)
+
+
+def tuning_table(groups: Sequence[Group]) -> str:
+    """The best trial's validation score against the test: how much of it was luck; empty without tuning."""
+    up, rows = groups[0].higher_better, []
+    for group in groups:
+        best = mean([_best_trial(run) for run in group.runs])
+        tested = group.value()
+        if best is None or tested is None:
+            continue
+        best = best if up else -best
+        gap = (best - tested) * (100 if up else 1)
+        cells = [str(trials(group.first)), score(best, up), score(tested, up), f"{gap:+.3g}".replace("-", "−")]
+        rows.append(row(method_name(group, groups), cells))
+    if not rows:
+        return ""
+    heads = ["method", "trials", "best trial<small>on validation tasks</small>", "then tested", "difference"]
+    note = (
+        '<p class="note">Tuning chooses by noisy scores too: the best of many trials looks better than it is. '
+        "Validation and test classes differ, which is in the difference as well.</p>"
+    )
+    return table(heads, rows) + note
+
+
+def _best_trial(run: Run) -> float | None:
+    record = run.path / "tune" / "trials.json"
+    if not record.exists():
+        return None
+    known = [trial.get("score") for trial in read_json(record)]
+    return max((float(value) for value in known if value is not None), default=None)
+
+
+class Cell(NamedTuple):
+    """What a method is made of."""
+
+    start: str
+    optimizer: str
+    architecture: str
+
+
+def cell_of(run: Run) -> Cell:
+    """Start, optimizer of new tasks, and architecture of a row; a row may say them itself, under `factors`."""
+    said = run.result.get("factors") or {}
+    method, model = str(run.result.get("method")), run.config.get("model") or {}
+    consumes = run.traits.get("consumes", "nothing")
+    pretrained = "pretrained" if consumes == "examples" else "random"
+    start = "meta-learned" if method in META or consumes == "episodes" else pretrained
+    fixed = str(model.get("name", "fixed")) if not searched(run) else "searched"
+    return Cell(
+        str(said.get("start", start)), str(said.get("optimizer", "by hand")), str(said.get("architecture", fixed))
+    )
+
+
+def factors(groups: Sequence[Group]) -> str:
+    """Pairs of methods that differ in one part alone, and by how much; empty where there is none."""
+    up = groups[0].higher_better
+    cells = {group.label: cell_of(group.first) for group in groups if group.uses_steps}
+    values = {group.label: group.value() for group in groups}
+    rows = []
+    for a, b in combinations(cells, 2):
+        differ = [name for name in Cell._fields if getattr(cells[a], name) != getattr(cells[b], name)]
+        one, other = values[a], values[b]
+        if len(differ) != 1 or one is None or other is None:
+            continue
+        name = differ[0]
+        gap = (one - other) * (100 if up else 1)
+        same = ", ".join(getattr(cells[a], field) for field in Cell._fields if field != name)
+        change = f"{getattr(cells[a], name)} instead of {getattr(cells[b], name)}"
+        texts = (name, change, same, f"{a} against {b}")
+        rows.append((name, row(escape(texts[0]), [*(left(escape(text)) for text in texts[1:]),
+                                                 f"{gap:+.3g}".replace("-", "−")])))  # fmt: skip
+    if not rows:
+        return ""
+    heads = ["part", "change", "all else the same", "methods", "points" if up else "squared error"]
+    return table(heads, [html for _, html in sorted(rows, key=lambda item: item[0])], left=(1, 2, 3))

@@ -1,0 +1,193 @@
+"""What `auto` chooses and when, on a clock of the test's own; what it remembers, writes down and resumes with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commandline import sinusoid
+from small import tiny
+
+from metalearn.rng import fold_in
+from metalearn.run import auto, checkpoint, decide, executor, remembered
+from metalearn.run.config import parse
+from metalearn.run.remembered import Seen, Way
+from metalearn.run.train import run_one
+
+needs_compiler = pytest.mark.skipif(not executor.compiler_found(), reason="no C++ compiler was found")
+
+
+class Clockwork(auto.Work):
+    """Work that takes no time: a table says how long each way's first and later calls take."""
+
+    table: dict[Way, tuple[float, float]]
+
+    def advance(self, way: Way) -> Any:
+        return way
+
+
+def clockwork(table: dict[Way, tuple[float, float]], steps: int, **changes: Any) -> tuple[Clockwork, list[float]]:
+    """(work of a small model on 16 tasks, the seconds that its trials take)."""
+    method = tiny()
+    settings = {"tasks": 16, "device": "cpu", "most": 16, **changes}
+    key = fold_in(0)
+    work = Clockwork(method, lambda key: None, key, method.init(key), steps=steps, **settings)
+    object.__setattr__(work, "table", table)
+    return work, []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of auto's trials, moved by their calls alone; the seconds they took."""
+    spent = [0.0]
+
+    def timed(work: Any, way: Way, number: int) -> float:
+        if way not in work.table:
+            raise RuntimeError("no such machine code\nsecond line")
+        seconds = work.table[way][0 if number == 0 else 1]
+        spent[0] += seconds
+        return seconds
+
+    monkeypatch.setattr(auto, "_timed", timed)
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: spent[0])
+    monkeypatch.setattr(executor, "compiler_found", lambda: True)
+    return spent
+
+
+VMAP, FOUR, LOOP, WHOLE = Way("vmap"), Way("chunk", 4), Way("loop"), Way("compiled")
+
+
+def small(step: float, first: float, gain: float = 10.0) -> dict[Way, tuple[float, float]]:
+    """Seconds of each way on a small model, as measured: chunks and loops pay the same overhead for every piece."""
+    return {VMAP: (5 * step, step), FOUR: (5 * step, 4 * step), LOOP: (10 * step, 9 * step),
+            WHOLE: (first, step / gain)}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [2000, 5000, 70_000])
+@pytest.mark.parametrize("step", [0.002, 0.0045, 0.0125, 0.03, 0.1])
+@pytest.mark.parametrize("speed", [0.75, 1.0, 1.3])
+def test_auto_costs_little_more_than_the_best(clock: list[float], steps: int, step: float, speed: float) -> None:
+    """Trials and compilation counted on both sides; compiling as long as on the measured machine, or off by a third."""
+    table = small(step, speed * (16.0 + 1000 * step))
+    work, _ = clockwork(table, steps)
+    choice = auto.choose(work, {})
+    mine = clock[0] + steps * table[choice.way][1]
+    best = min(first + (steps - 1) * each for first, each in table.values())
+    assert mine <= (1.1 if speed == 1.0 else 1.25) * best, (choice.why, mine, best)
+
+
+def test_auto_compiles_for_long_runs_and_not_for_short_ones(clock: list[float]) -> None:
+    table = small(0.0045, 18.0)
+    chosen = {steps: auto.choose(clockwork(table, steps)[0], {}) for steps in (50, 2000, 70_000)}
+    assert [choice.way for choice in chosen.values()] == [VMAP, VMAP, WHOLE]
+    assert "too short" in chosen[50].why and not chosen[50].seen
+    assert "too few to repay" in chosen[2000].why and WHOLE not in chosen[2000].seen
+    assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].ready
+
+
+def test_auto_keeps_the_eager_way_where_compiling_disappoints_or_fails(clock: list[float]) -> None:
+    slower = auto.choose(clockwork(small(0.0045, 18.0, gain=0.9), 70_000)[0], {})
+    assert slower.way == VMAP and slower.seen[WHOLE].step > slower.seen[VMAP].step
+    table = {way: times for way, times in small(0.0045, 18.0).items() if way != WHOLE}
+    failed = auto.choose(clockwork(table, 70_000)[0], {})
+    assert failed.way == VMAP and failed.failed[WHOLE] == "RuntimeError: no such machine code"
+    assert {"executor": "compiled", "chunk": None, "error": failed.failed[WHOLE]} in failed.record()["trials"]
+
+
+def test_auto_never_chooses_what_cannot_run(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {WHOLE: Seen(3.0, 0.0001), Way("graph"): Seen(1.0, 0.0001), VMAP: Seen(0.01, 0.0045)}
+    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).way == WHOLE
+    monkeypatch.setattr(executor, "compiler_found", lambda: False)
+    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).way == VMAP
+    # Nor what memory does not hold: 16 tasks, of which 5 fit.
+    table = {**small(0.0045, 18.0), Way("chunk", 5): (0.1, 0.01)}
+    tight = auto.choose(clockwork(table, 2000, most=5)[0], known)
+    assert tight.way == Way("chunk", 5) and VMAP not in tight.seen
+
+
+def test_auto_tries_nothing_that_it_remembers(
+    clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "COMPILER_CACHE", tmp_path)
+    table = small(0.0045, 18.0)
+    first = auto.choose(clockwork(table, 70_000)[0], remembered.recall("kind"))
+    remembered.remember("kind", first.seen)
+    assert remembered.recall("kind") == first.seen and remembered.recall("other") == {}
+    before = clock[0]
+    again = auto.choose(clockwork(table, 2000)[0], remembered.recall("kind"))
+    assert clock[0] == before  # a compiled way that lies on disk is chosen for a run that would not have compiled it
+    assert again.way == WHOLE and "remembered" in again.why and not again.seen
+    next((tmp_path / "speed").glob("*")).write_text("{")
+    assert remembered.recall("kind") == {}
+
+
+def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
+    assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).way == FOUR
+    assert auto.asked_for("chunk", None, 16, 16) == FOUR and auto.asked_for("chunk", 9, 16, 16) == Way("chunk", 9)
+    assert auto.asked_for("chunk", None, 16, 2) == Way("chunk", 2)
+    assert auto.asked_for("compiled", None, 16, 16) == WHOLE and auto.asked_for("compiled", None, 16, 5).chunk == 5
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(remembered, "COMPILER_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def last(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.path_of(folder / "checkpoints", checkpoint.steps_in(folder / "checkpoints")[-1]))
+
+
+def interrupted(done: Path, folder: Path, after: int) -> Path:
+    """A copy of a finished run as a kill after checkpoint `after` would have left it."""
+    shutil.copytree(done, folder)
+    (folder / "result.json").unlink()
+    for step in checkpoint.steps_in(folder / "checkpoints"):
+        if step > after:
+            checkpoint.path_of(folder / "checkpoints", step).unlink()
+    return folder
+
+
+def test_auto_is_written_down_and_reused_by_resume(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"executor": "auto", "chunk": 3, "meta_steps": 120, "checkpoint_every": 50, "validate": {"every": None}}
+    experiment = parse(sinusoid(run=run)).experiments[0]
+    said: list[str] = []
+    whole = own_cache / "whole"
+    run_one(experiment, whole, said.append)
+    config = yaml.safe_load((whole / "config.yaml").read_text())["run"]
+    facts = json.loads((whole / "environment.json").read_text())
+    chosen = facts["executor"]
+    assert (config["executor"], config["chunk"]) == ("chunk", 3) == (chosen["executor"], chosen["chunk"])
+    assert any("executor chunk of 3" in line for line in said) and facts["executor"]["why"] in "".join(said)
+    assert [trial["executor"] for trial in facts["executor"]["trials"]] == ["chunk"]
+    assert facts["memory"]["predicted_peak"] > 0
+    assert list((own_cache / "cache" / "speed").glob("*.json"))
+    broken = interrupted(whole, own_cache / "broken", after=50)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a resumed run chose anew")
+
+    monkeypatch.setattr(decide, "choose", never)
+    run_one(experiment, broken, said.append)
+    assert all(torch.equal(value, last(whole)[name]) for name, value in last(broken).items())
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@needs_compiler
+def test_a_compiled_run_resumes_bit_for_bit(own_cache: Path) -> None:
+    """With sampling and update in one graph; what is compiled again has the same bits."""
+    run = {"executor": "compiled", "meta_steps": 12, "checkpoint_every": 5, "validate": {"every": None}}
+    experiment = parse(sinusoid(run=run, model={"sizes": [6]})).experiments[0]
+    whole = own_cache / "whole"
+    run_one(experiment, whole, lambda _: None)
+    broken = interrupted(whole, own_cache / "broken", after=5)
+    run_one(experiment, broken, lambda _: None)
+    assert all(torch.equal(value, last(whole)[name]) for name, value in last(broken).items())
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+

@@ -1,0 +1,394 @@
+"""FLOPs against counts by hand, and a book in which nothing is counted twice, lost, or taken for a zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from checks import OPTIONS, case
+from clusters import Clusters
+from hand_counts import Net, maml, proto_net
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from metalearn import rng
+from metalearn.algorithms import MAML, ProtoNet, Reptile
+from metalearn.evaluate import flops
+from metalearn.evaluate.curves import learning_curve
+from metalearn.evaluate.fingerprint import fingerprint
+from metalearn.evaluate.flops import Flops, Uncounted, count, price
+from metalearn.evaluate.ledger import PHASES, CostLedger, MissingPhase
+from metalearn.inner.method import widened
+from metalearn.models import MLP, Conv4, native
+from metalearn.run.executor import make_step
+from metalearn.run.tables import TABLES
+from metalearn.transfer import FineTune
+from metalearn.types import Batch, Episode, EpisodeSpec, Method, NullLedger
+
+WAYS, SHOTS, QUERIES, FILTERS = 5, 1, 3, 6
+SUPPORT, QUERY = WAYS * SHOTS, WAYS * QUERIES
+SPEC = EpisodeSpec("classification", WAYS, SHOTS, QUERIES, (1, 28, 28), WAYS, 20)
+NET = Net(FILTERS, WAYS)
+CLOSE = 1e-3  # the tenth of a percent that is promised
+
+native_kernel = pytest.mark.skipif(native.kernel() is None, reason=f"no native convolution: {native.why_not()}")
+
+
+def conv4(**options: Any) -> Any:
+    return Conv4(filters=FILTERS, **options).build(SPEC)
+
+
+def episodes(tasks: int) -> Episode:
+    def batch(each: int) -> Batch:
+        y = (torch.arange(WAYS * each) % WAYS).expand(tasks, -1)
+        return Batch(torch.zeros(tasks, WAYS * each, 1, 28, 28), y)
+
+    keys = rng.fold_in(rng.fold_in(0, "tasks"), torch.arange(tasks))
+    return Episode(batch(SHOTS), batch(QUERIES), {"key": keys})
+
+
+def meta_step(method: Method, tasks: int, executor: str = "vmap") -> Flops:
+    """FLOPs of one meta-step over T tasks."""
+    state = widened(method.init(rng.fold_in(0, "init")), tasks)
+    return count(make_step(method, executor, chunk=3), state, episodes(tasks))
+
+
+# ----------------------------------------------------------------------------------------------- FLOPs against a pencil
+
+BY_HAND: dict[str, tuple[Any, int]] = {
+    "maml": (MAML(inner_steps=1), maml(NET, SUPPORT, QUERY, 1, first_order=False)),
+    "maml, 3 steps": (MAML(inner_steps=3), maml(NET, SUPPORT, QUERY, 3, first_order=False)),
+    "maml, first order": (
+        MAML(inner_steps=2, first_order=True),
+        maml(NET, SUPPORT, QUERY, 2, first_order=True),
+    ),
+    "reptile": (Reptile(inner_steps=4, inner_batch=2), 4 * NET.gradient(2)),
+    "proto_net": (ProtoNet(), proto_net(NET, WAYS, SUPPORT, QUERY)),
+}
+
+
+@native_kernel
+@pytest.mark.parametrize("tasks", [1, 32])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_meta_step_costs_what_a_pencil_says(name: str, tasks: int) -> None:
+    component, by_hand = BY_HAND[name]
+    found = meta_step(component.build(conv4(), SPEC), tasks)
+    assert found.matrix == pytest.approx(tasks * by_hand, rel=CLOSE)
+    assert found.elementwise > 0
+
+
+@native_kernel
+@pytest.mark.parametrize("executor", ["loop", "chunk"])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_and_the_same_in_a_loop(name: str, executor: str) -> None:
+    component, by_hand = BY_HAND[name]
+    assert meta_step(component.build(conv4(), SPEC), 4, executor).matrix == pytest.approx(4 * by_hand, rel=CLOSE)
+
+
+@pytest.mark.parametrize("tasks", [1, 32])
+def test_pretraining_and_fine_tuning_cost_what_a_pencil_says(tasks: int) -> None:
+    """Pretraining: a gradient with a head over 20 classes. Adapting: a gradient a step; answering: a pass a point."""
+    method = FineTune(inner_lr=0.1).build(conv4(), SPEC)
+    state, batch = method.init(rng.fold_in(0, "init")), Batch(torch.zeros(64, 1, 28, 28), torch.arange(64) % 20)
+    assert method.step is not None
+    assert count(method.step, state, batch).matrix == pytest.approx(Net(FILTERS, 20).gradient(64), rel=CLOSE)
+    book, episode = CostLedger(), episodes(tasks)
+    method.learn(state.meta, episode.support, episode.query.x, (0, 2, 5), ledger=book)
+    cost = book.cost()
+    assert cost["adapt"]["flops"] == pytest.approx(tasks * 5 * NET.gradient(SUPPORT), rel=CLOSE)
+    assert cost["predict"]["flops"] == pytest.approx(tasks * 3 * NET.forward(QUERY), rel=CLOSE)
+    assert cost["adapt"]["flops_architecture"] == cost["adapt"]["flops"]
+
+
+def test_a_small_cell_costs_what_a_pencil_says() -> None:
+    """conv 1 x 1 on the edge into the first node, conv 3 x 3 on the second, the sum of both, a mean and a head."""
+    side, width, batch = 14, 4, 3
+
+    def cell(weights: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
+        small, large, head = weights
+        convolve = torch.nn.functional.conv2d
+        z = convolve(x, small).relu() + convolve(x, large, padding=1).relu()
+        return (z.mean((2, 3)) @ head).square().sum()
+
+    places = batch * side * side
+    convs = 2 * places * width * width * (1 + 9)
+    head = 2 * batch * width * WAYS
+    for tasks in (1, 32):
+        weights = tuple(torch.zeros(tasks, *s) for s in ((width, width, 1, 1), (width, width, 3, 3), (width, WAYS)))
+        x = torch.zeros(tasks, batch, width, side, side)
+        assert count(torch.func.vmap(cell), weights, x).matrix == tasks * (convs + head)
+        trained = count(torch.func.vmap(torch.func.grad(cell)), weights, x).matrix
+        assert trained == tasks * (2 * convs + 3 * head)  # x is data: no gradient for it
+
+
+def test_elementwise_work_is_counted_one_by_one() -> None:
+    """Descent on P numbers: a product and a sum each; a squared error of B x C: a difference, a square, a mean."""
+    assert count(lambda p, g: p + (-0.1 * g), torch.zeros(7, 3), torch.zeros(7, 3)) == (0, 42)
+    assert count(lambda a, b: (a - b).square().mean(), torch.zeros(5, 2), torch.zeros(5, 2)) == (0, 30)
+    assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (0, 10)  # the minus
+    assert count(lambda y: (y + 1).sum(), torch.arange(9)) == (0, 0)  # whole numbers are no FLOPs
+    batch, width = 4, 6
+    learner = MLP(sizes=(width,), activation="relu").build(EpisodeSpec("regression", 1, 4, 4, (2,), 3, 0))
+    params = learner.init(rng.fold_in(0, "init"))
+    assert count(learner.apply, params, torch.zeros(batch, 2)) == (2 * batch * (2 * width + width * 3), 0)
+
+
+def test_the_planted_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own rule forgets the groups that vmap makes of tasks; ours does not."""
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, w, padding=1).square().sum()
+
+    def of(tasks: int) -> float:
+        work = torch.func.vmap(torch.func.grad(loss))
+        return count(work, torch.zeros(tasks, 4, 4, 3, 3), torch.zeros(tasks, 2, 4, 8, 8)).matrix / tasks
+
+    assert of(1) == of(32) == 2 * 2 * 2 * 64 * 4 * 4 * 9
+    monkeypatch.delitem(flops.RULES, "aten::convolution_backward")
+    assert of(32) > 10 * of(1)
+
+
+def test_matrix_products_are_those_of_torchs_counter() -> None:
+    def work(a: Tensor, b: Tensor) -> Tensor:
+        return torch.func.grad(lambda w: torch.nn.functional.linear(a, w, b[0]).square().sum())(b) @ a.T
+
+    a, b = torch.zeros(7, 5), torch.zeros(5, 5)
+    with FlopCounterMode(display=False) as counter:
+        work(a, b)
+    assert count(work, a, b).matrix == counter.get_total_flops() > 0
+
+
+def test_solving_is_counted_as_products_are() -> None:
+    n, m = 12, 3
+    found = count(torch.linalg.solve, torch.zeros(4, n, n), torch.zeros(4, n, m)).matrix
+    assert found == pytest.approx(4 * (2 * n**3 / 3 + 2 * n**2 * m), abs=4)
+    assert count(torch.mv, torch.zeros(n, m), torch.zeros(m)).matrix == 2 * n * m
+
+
+def test_what_shapes_cannot_tell_is_said_and_is_no_zero() -> None:
+    with pytest.raises(Uncounted, match=r"svd.*in no table"):
+        count(torch.linalg.svd, torch.zeros(3, 3))
+    with pytest.raises(Uncounted, match="cannot be told from shapes"):
+        count(lambda x: x[: int(x.sum())], torch.zeros(3))
+    book = CostLedger()
+    book.run("adapt", torch.linalg.svd, torch.zeros(3, 3))
+    book.run("adapt", torch.add, torch.zeros(3), torch.zeros(3))
+    assert book.cost()["adapt"]["flops"] is None and "svd" in book.uncounted["adapt"]
+
+
+@pytest.mark.parametrize("name", TABLES["methods"])
+def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> None:
+    """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the whole call."""
+    if name not in OPTIONS:
+        pytest.skip("has no case in the common suite")
+    given = case(name, TABLES["methods"][name])
+    state, tests = given.state(), Clusters("test", 12)
+    episode, book = tests.sample(rng.fold_in(0, "e"), 4), CostLedger()
+    given.method.learn(state.meta, episode.support, episode.query.x, (0, 3), ledger=book)
+    assert not book.uncounted
+    cost = book.cost()
+    spent = sum(cost[phase]["flops"] for phase in given.method.traits.phases)
+    whole = count(lambda *args: given.method.learn(*args, (0, 3)), state.meta, episode.support, episode.query.x)
+    assert spent == whole.matrix > 0
+    if given.method.step is not None:
+        assert count(given.method.step, state, given.data(0)).matrix > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- the keys
+
+
+CALLS: list[int] = []  # no closure: what a function closes over is part of its key
+
+
+def test_a_function_is_counted_once_for_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "_counted", {})
+    CALLS.clear()
+
+    def made(width: int, rate: float) -> Callable[[Tensor], Tensor]:
+        def work(x: Tensor) -> Tensor:
+            CALLS.append(width)
+            return x @ torch.ones(x.shape[-1], width) * rate
+
+        return work
+
+    first = price(made(3, 0.1), torch.zeros(2, 4))
+    assert price(made(3, 0.2), torch.ones(2, 4)) == first and CALLS == [3]  # another closure, rate, and values
+    assert price(made(5, 0.1), torch.zeros(2, 4)).matrix == 2 * 2 * 4 * 5  # closes over another width
+    assert price(made(3, 0.1), torch.zeros(6, 4)).matrix == 3 * first.matrix  # other shapes
+    price(made(3, 0.0), torch.zeros(2, 4))  # a rate of zero may leave a term out
+    assert CALLS == [3, 5, 3, 3]
+
+
+def test_keys_tell_apart_what_differs_in_cost() -> None:
+    def step(**options: Any) -> Any:
+        filters = options.pop("filters", 4)
+        norm = options.pop("norm", "none")
+        return MAML(**options).build(Conv4(filters=filters, norm=norm).build(SPEC), SPEC).step
+
+    plain = fingerprint(step())
+    assert fingerprint(step()) == plain and fingerprint(step(inner_lr=0.7)) == plain
+    for other in (step(filters=5), step(norm="query_batch"), step(inner_steps=2), step(first_order=True)):
+        assert fingerprint(other) != plain
+    learned = [FineTune(adapts=what).build(conv4(), SPEC).learn for what in ("all", "head")]
+    assert fingerprint(learned[0]) != fingerprint(learned[1])
+    assert fingerprint([1, (2, "a")], {"b": None}) != fingerprint([1, (3, "a")], {"b": None})
+    odd = object()
+    assert fingerprint(odd) == fingerprint(odd) != fingerprint(object())
+    loop: list[Any] = [1]
+    loop.append(loop)
+    assert fingerprint(loop) == fingerprint(loop)
+
+
+# ------------------------------------------------------------------------------------------------------------- the book
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr("metalearn.evaluate.ledger.time.perf_counter", clock)
+    yield clock
+
+
+def test_every_second_has_one_owner(clock: Clock) -> None:
+    book = CostLedger()
+    with book.span("setup"):
+        clock.now += 1
+        with book.span("meta_train", gradient_steps=3):
+            clock.now += 10
+            with book.under("tune").span("adapt", tasks=2):
+                clock.now += 100
+            with book.paused():
+                clock.now += 5000  # on another ledger
+            assert book.seconds("meta_train") == 10  # said in the middle of a span, too
+            clock.now += 20
+        clock.now += 2
+    clock.now += 9000  # nobody's
+    found = {phase: entry["seconds"] for phase, entry in book.totals().items()}
+    assert found == {"setup": 3, "meta_train": 30, "tune": 100}
+    assert book.totals()["tune"]["tasks"] == 2
+
+
+def test_totals_taken_inside_a_span_are_whole_after_a_restart(clock: Clock) -> None:
+    book = CostLedger()
+    with book.span("setup"):
+        clock.now += 4
+        kept = book.totals()
+        clock.now += 7  # lost with the process
+    other = CostLedger()
+    with other.span("setup"):
+        clock.now += 1
+        before = other.seconds("setup")
+        other.restore(kept)
+        other.add("setup", before)
+        clock.now += 2
+    assert other.seconds("setup") == 4 + 1 + 2
+
+
+def test_null_is_not_measured_and_zero_is_zero() -> None:
+    book = CostLedger()
+    book.add("meta_train", 1.0, gradient_steps=2)
+    book.add("search", 0.0, flops=0)
+    cost = book.cost()
+    assert cost["meta_train"]["flops"] is None and cost["meta_train"]["gradient_steps"] == 2
+    assert cost["search"]["flops"] == 0 == cost["pretrain"]["flops"] == cost["pretrain"]["seconds"]
+    assert {row["energy_joules"] for row in cost.values()} == {None}  # a CPU reports none
+    book.add("search", 1.0, flops=5, flops_elementwise=None)
+    book.add("search", 1.0, flops=5, flops_elementwise=7)
+    assert book.cost()["search"]["flops"] == 10 and book.cost()["search"]["flops_elementwise"] is None
+    keys = {"flops", "flops_elementwise", "flops_architecture", "seconds", "device", "peak_bytes", "gradient_steps",
+            "examples", "labels", "candidates", "energy_joules", "tasks"}  # fmt: skip
+    assert list(cost) == list(PHASES) and all(set(row) == keys for row in cost.values())
+
+
+def test_what_says_its_own_flops_is_not_counted_again() -> None:
+    book = CostLedger()
+    book.run("search", lambda: torch.ones(2), flops=11, flops_elementwise=3, flops_architecture=6)
+    a = torch.zeros(4, 4)
+    book.run("search", torch.mm, a, a, flops_architecture=100)
+    row = book.cost()["search"]
+    assert (row["flops"], row["flops_elementwise"], row["flops_architecture"]) == (11 + 128, 3, 106)
+    assert book.flops_of("search", torch.mm, a, a, times=10)["flops"] == 1280
+
+
+def test_counting_can_be_left_out() -> None:
+    a = torch.zeros(4, 4)
+    book = CostLedger(counting=False)
+    book.run("search", torch.mm, a, a)
+    book.under("tune").run("adapt", torch.mm, a, a)
+    assert book.cost()["search"]["flops"] is None is book.cost()["tune"]["flops"]
+    assert NullLedger().run("search", torch.mm, a, a).shape == (4, 4)
+
+
+def test_counting_is_off_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(function: Any, *args: Any) -> Flops:
+        clock.now += 50
+        return Flops(1, 1)
+
+    monkeypatch.setattr("metalearn.evaluate.ledger.price", slow)
+    book = CostLedger()
+    book.run("adapt", lambda: None)
+    assert book.cost()["adapt"]["seconds"] == 0 and book.cost()["adapt"]["flops"] == 1
+
+
+def test_a_missing_phase_is_refused() -> None:
+    """A method that adapts and answers without writing it down costs nothing, and is not believed."""
+    given, tests = case("maml", TABLES["methods"]["maml"]), Clusters("test", 12)
+
+    def silent(meta: Any, support: Any, query_x: Any, steps: Any, key: Any = None, ledger: Any = None) -> Any:
+        return given.method.learn(meta, support, query_x, steps, key=key)  # forgets the ledger
+
+    book = CostLedger()
+    learning_curve(given.method, given.state().meta, tests, (0, 1), 3, ledger=book)
+    book.require(given.method.traits.phases)
+    book = CostLedger()
+    with pytest.raises(MissingPhase, match="nothing was written to adapt, predict"):
+        learning_curve(given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3, ledger=book)
+    learning_curve(given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3)  # nobody keeps books
+    with pytest.raises(MissingPhase, match="search"):
+        CostLedger().require(("search",))
+
+
+def test_peaks_are_the_largest_and_are_where_they_arose() -> None:
+    book = CostLedger()
+    with book.span("setup"):
+        pass
+    if book.cost()["setup"]["peak_bytes"] is None:
+        pytest.skip("this system does not say how much memory a process held")
+    size = 64 * 2**20
+    with book.span("adapt"):
+        small = torch.zeros(8)
+        with book.span("predict"):
+            torch.ones(size, dtype=torch.uint8).fill_(3)
+        small += 1
+    cost = book.cost()
+    grown = cost["predict"]["peak_bytes"] - cost["setup"]["peak_bytes"]
+    assert 0.9 * size < grown < 3 * size
+    assert cost["adapt"]["peak_bytes"] < cost["predict"]["peak_bytes"] - size // 2
+
+
+@pytest.mark.gpu
+def test_a_card_that_reports_its_energy_is_read() -> None:
+    book = CostLedger("cuda:0")
+    a = torch.randn(4096, 4096, device="cuda:0")
+    with book.span("adapt"):
+        for _ in range(200):
+            a = (a @ a).clamp(-1, 1)
+    row = book.cost()["adapt"]
+    assert row["peak_bytes"] > 2 * a.numel() * 4
+    assert row["device"] == "cuda:0"
+    if row["energy_joules"] is None:
+        pytest.skip("this card does not report its energy")
+    assert 0 < row["energy_joules"] < math.inf

@@ -1,0 +1,183 @@
+"""Memory: predicted, bounded, saved by computing again; and what fewer bits cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import sinusoid
+from small import SOURCE, conv_task, gap, tiny
+
+from metalearn.algorithms import ANIL, BOIL, MAML, MetaSGD, Reptile
+from metalearn.errors import ConfigError
+from metalearn.inner.adapt import adapt
+from metalearn.inner.method import begin, meta_gradient, outer_update, step_over_tasks, widened
+from metalearn.inner.recompute import recomputed
+from metalearn.inner.rules import sgd
+from metalearn.models import MLP
+from metalearn.rng import fold_in
+from metalearn.run import decide, executor, memory, remembered, traced
+from metalearn.run.build import build
+from metalearn.run.config import parse
+from metalearn.run.precision import FAR, dressed, gradient, gradient_error
+from metalearn.run.remembered import Way
+from metalearn.run.train import run_one
+from metalearn.tasks import Sinusoid
+from metalearn.types import Batch, MetaState
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(remembered, "COMPILER_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def test_memory_is_predicted_from_one_task_and_two() -> None:
+    """Within 3 percent of the tensors that are counted as they live and die, for any number of tasks at once."""
+    mlp = Sinusoid(shots=10).build()
+    small_one = MAML(inner_steps=2).build(MLP(sizes=(40, 40)).build(mlp.spec), mlp.spec)
+    for source, method in ((mlp, small_one), conv_task(1, torch.float32)):
+        state, episodes = method.init(fold_in(0)), source.sample(fold_in(1), 12)
+        found = memory.predict(method, state, episodes)
+        assert found is not None
+        for chunk in (1, 4, 12):
+            step = executor.make_step(method, "chunk", chunk)
+            counted = memory.peak_of(step, state, episodes) + memory.nbytes(episodes) + memory.nbytes(state)
+            assert found.peak(chunk) == pytest.approx(counted, rel=0.03), chunk
+
+
+def test_memory_grows_with_the_chunk_not_with_the_tasks() -> None:
+    source = Sinusoid(shots=5, queries=5).build()
+    method = MAML(inner_steps=2).build(MLP(sizes=(24, 24)).build(source.spec), source.spec)
+    state = method.init(fold_in(0))
+
+    def peak(tasks: int, chunk: int) -> int:
+        def step() -> Any:  # sampling included
+            return executor.make_step(method, "chunk", chunk)(state, source.sample(fold_in(1), tasks))
+
+        return memory.peak_of(step)
+
+    few = peak(32, 32)
+    assert peak(512, 32) < 1.2 * few
+    assert peak(512, 512) > 10 * few
+
+
+def test_the_chunk_is_chosen_to_fit() -> None:
+    found = memory.Memory(held=100, fixed=200, each=50)
+    room = int((100 + 200 + 8 * 50) / memory.SHARE) + 1
+    assert found.fits(64, room) == 8 and found.peak(8) <= memory.SHARE * room
+    assert found.fits(64, None) == 64 and found.fits(4, room) == 4 and found.fits(64, 0) == 1
+
+
+def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto and `compiled` alike; and an executor that was asked for and will not fit is told so."""
+    experiment = parse(sinusoid(run={"executor": "auto", "meta_steps": 20, "tasks_per_step": 12})).experiments[0]
+    parts = build(experiment)
+    state = widened(parts.method.init(fold_in(0)), 12)
+    found = memory.predict(parts.method, state, parts.train.sample(fold_in(0), 12))
+    assert found is not None
+    monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
+    assert decide.decide(experiment, parts, state).way == Way("chunk", 5)
+    monkeypatch.setattr(memory, "room", lambda device: found.peak(5))
+    asked = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
+    decision = decide.decide(asked, parts, state)
+    assert decision.way == Way("vmap") and "run.chunk" in "".join(decision.warnings)
+
+
+def test_room_is_what_the_machine_and_its_control_group_leave(tmp_path: Path) -> None:
+    assert memory._group_room(tmp_path) is None
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._group_room(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._group_room(tmp_path) == 700
+    room = memory.room("cpu")
+    assert room is None or room > 0
+
+
+# --------------------------------------------------------------------------------------------- checkpointed inner steps
+
+STEPPING = [
+    MAML(inner_steps=4, inner_lr=0.1),
+    MAML(inner_steps=4, inner_lr=0.1, first_order=True),
+    ANIL(inner_steps=4),
+    BOIL(inner_steps=4),
+    MetaSGD(inner_steps=4),
+    Reptile(inner_steps=4, inner_batch=3),
+]
+
+
+@pytest.mark.parametrize("component", STEPPING, ids=lambda component: f"{component.name}")
+def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None:
+    """To 1e-10 in float64; under vmap, in a loop, and traced."""
+    method = component.build(MLP(sizes=(9, 8), activation="tanh").build(SOURCE.spec), SOURCE.spec)
+    state, episodes = widened(method.init(fold_in(0)), 3), SOURCE.sample(fold_in(1), 3)
+    expected = gradient(method, state, episodes)
+    run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
+    other = dressed(method, run, "cpu")
+    assert gap(gradient(other, state, episodes), expected) < 1e-10
+    caught = other._replace(update=lambda state, grads: state._replace(meta=grads))
+    step = step_over_tasks(caught.task_grad, caught.update)
+    assert gap(step(state, episodes)[0].meta, expected) < 1e-10
+    assert gap(traced.by_shapes(step, traced.interpreted)(state, episodes)[0].meta, expected) < 1e-10
+
+
+def test_checkpointed_inner_steps_take_less_memory() -> None:
+    """Eight steps of a convolutional network: less than half, and hardly more than a quarter as many steps take."""
+    peaks = {}
+    for steps in (2, 8):
+        source, method = conv_task(steps)
+        state, episodes = method.init(fold_in(0)), source.sample(fold_in(1), 2)
+        for on in (False, True):
+            with recomputed(on):
+                peaks[steps, on] = memory.peak_of(executor.make_step(method, "vmap"), state, episodes)
+    assert peaks[8, True] < 0.5 * peaks[8, False]
+    assert peaks[8, True] < 1.5 * peaks[2, True] and peaks[8, False] > 2.5 * peaks[2, False]
+
+
+def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
+    """A loss that closes over meta parameters would lose their gradient: the run is refused, not trained wrongly."""
+    learner = MLP(sizes=(6,)).build(SOURCE.spec)
+
+    def task_loss(meta: Any, episode: Any) -> Any:
+        def loss(params: Any, batch: Batch, step: int) -> torch.Tensor:
+            penalty = sum(((params[name] - meta[name] - 1) ** 2).sum() for name in meta)
+            return ((learner.apply(params, batch.x) - batch.y) ** 2).mean() + 0.1 * penalty
+
+        end = adapt(loss, meta, sgd(0.1), episode.support, 2).points[-1]
+        return ((learner.apply(end, episode.query.x) - episode.query.y) ** 2).mean(), {}
+
+    update = outer_update(sgd(0.1))
+    method = tiny()._replace(task_grad=meta_gradient(task_loss, learner), update=update)
+    state: MetaState = begin(learner.init(fold_in(0)), sgd(0.1))
+    run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
+    error = gradient_error(method, dressed(method, run, "cpu"), state, SOURCE.sample(fold_in(1), 2), "float32")
+    assert error is not None and error > 10 * FAR
+    data = sinusoid(run={"checkpoint_inner": True, "dtype": "float64"}, model={"sizes": [6]})
+    experiment = parse(data).experiments[0]
+    parts = build(experiment)
+    decide.decide(experiment, parts, parts.method.init(fold_in(0)))
+    with pytest.raises(ConfigError, match="checkpoint_inner"):
+        decide.decide(experiment, replace(parts, method=method, train=SOURCE), state)
+
+
+# ------------------------------------------------------------------------------------------------------------ precision
+
+
+def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) -> None:
+    experiment = parse(sinusoid(run={"precision": "bf16", "meta_steps": 4})).experiments[0]
+    said: list[str] = []
+    run_one(experiment, own_cache / "bf16", said.append)
+    facts = json.loads((own_cache / "bf16" / "environment.json").read_text())["precision"]
+    assert facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1  # eight bits: 4e-3 a rounding
+    assert any("bf16 differs" in line for line in said)
+    plain = parse(sinusoid()).experiments[0]
+    assert plain.hash() != experiment.hash()  # another precision is another result
+    chunked = parse(sinusoid(run={"chunk": 2, "checkpoint_inner": True, "executor": "chunk"})).experiments[0]
+    assert plain.hash() == chunked.hash()
+
+

@@ -1,0 +1,321 @@
+"""What a report says of cost: the ledger, targets, break-even, searches; and what it says it cannot tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import METHODS, STEPS, cost_block, write_regression, write_rows, write_run
+from test_report import check_page
+
+from metalearn.evaluate import accounts
+from metalearn.run import clock, costs, figures, figures_cost, iso, report_data, report_questions
+from metalearn.run.comparison import collect
+from metalearn.run.config import parse
+from metalearn.run.report import write_report
+from metalearn.run.report_data import Group
+from metalearn.run.target import target_of
+from metalearn.run.train import run_one
+
+
+def groups_of(root: Path) -> list[Group]:
+    return report_data.group(report_data.load(path) for path in report_data.run_directories(root)[0])
+
+
+def the_check(root: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(check for check in collect(root)["checks"] if check["name"] == name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("comparison"), list(METHODS), seeds=3)
+
+
+# ------------------------------------------------------------------------------------------------- a real run's ledger
+
+
+def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
+    """Tuning by whole trainings, validation, checkpoints, a test: each second is in one phase."""
+    clock.unbilled()  # the imports of this process are somebody else's
+    data = {
+        "task": {"source": "sinusoid", "shots": 5},
+        "model": {"name": "mlp", "sizes": [16]},
+        "method": {"name": "maml", "inner_lr": 0.01, "tune": {"inner_lr": {"values": [0.01, 0.02]}}},
+        "run": {"meta_steps": 60, "tasks_per_step": 4, "checkpoint_every": 20, "validate": {"every": 20, "episodes": 20}},
+        "evaluate": {"steps": [0, 1, 5], "episodes": 40, "headline_step": "tuned"},
+        "budget": {"trials": 2},
+    }  # fmt: skip
+    begin = time.perf_counter()
+    result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
+    wall = time.perf_counter() - begin
+    whole = accounts.whole_seconds(result["cost"])
+    assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(wall, rel=0.05)
+    cost = result["cost"]
+    assert result["uncounted"] == {} and costs.missing_phases(report_data.load(tmp_path / "run")) == []
+    step = cost["meta_train"]["flops"] / 60 / 4  # one task: an inner gradient, the query's, and a second derivative
+    forward = 2 * (1 * 16 + 16 * 1)
+    assert 3 * forward * 5 * 2 < step < 3 * forward * 10 * 3
+    # Two trials trained as long as the run itself, and looked at validation tasks besides.
+    assert cost["tune"]["flops"] > 2 * cost["meta_train"]["flops"]
+    assert cost["adapt"]["flops_at_start"] == 0 and cost["adapt"]["gradient_steps"] == 5
+    assert cost["adapt"]["seconds_alone"] > 0 < cost["adapt"]["seconds_batched"]
+    assert the_check_of(tmp_path / "run", "phases add up to the run's seconds")
+
+
+def the_check_of(run: Path, name: str) -> bool:
+    from metalearn.run.report_checks_cost import cost_checks
+
+    return next(check for check in cost_checks(groups_of(run)) if check.name == name).passed
+
+
+def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
+    data = {
+        "task": {"source": "sinusoid", "shots": 5},
+        "model": {"name": "mlp", "sizes": [8]},
+        "method": {"name": "scratch", "inner_lr": 0.01},
+        "run": {"validate": {"every": None}},
+        "evaluate": {"steps": [0, 1], "episodes": 4},
+    }
+    result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
+    assert costs.missing_phases(report_data.load(tmp_path / "run")) == []
+    assert accounts.up_front(result["cost"], "flops") == 0 == accounts.up_front(result["cost"], "seconds")
+
+
+# -------------------------------------------------------------------------------------------------- targets and curves
+
+
+def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    before = target_of(groups_of(tmp_path))
+    assert before is not None and before["metric"] == "accuracy"
+    looks = [json.loads(line) for line in (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]]
+    best = max(look["accuracy"] for look in looks if look["split"] == "valid")
+    assert before["value"] == pytest.approx(0.9 * best, abs=1e-6) and "maml" in before["why"]
+    for file in tmp_path.rglob("scores.npz"):  # other test scores, other results: the same target
+        scores = dict(np.load(file))
+        np.savez(file, **{name: values * 0.5 for name, values in scores.items()})
+    assert target_of(groups_of(tmp_path)) == before
+    (tmp_path / "methods/maml/seed-0/metrics.jsonl").write_text("")
+    assert target_of(groups_of(tmp_path)) is None
+    config = tmp_path / "methods/maml/seed-0/config.yaml"
+    config.write_text(config.read_text() + "evaluate: {target: {metric: accuracy, value: 0.7}}\n")
+    named = target_of(groups_of(tmp_path))
+    assert named == {"metric": "accuracy", "value": 0.7, "why": "named in the experiment"}
+
+
+def test_cost_grows_with_steps_from_the_price_of_an_answer(tmp_path: Path) -> None:
+    (stepping,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
+    for axis, each, answer in (("flops", 3e6, 3e6), ("seconds", 0.012 / 20, 0.0006)):
+        found = costs.line(stepping, axis)  # type: ignore[arg-type]
+        assert found is not None and found.cost == pytest.approx([answer + each * step for step in STEPS])
+        assert (found.low < found.mean).all() and (found.mean < found.high).all()
+    (still,) = groups_of(write_run(tmp_path / "b", "proto_net", "proto_net"))
+    found = costs.line(still, "seconds")
+    assert found is not None and found.cost == pytest.approx([0.0013])
+
+
+def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
+    (group,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
+    run, each = group.first, 10 * 3e6  # the headline step
+    training = 2000 * 16 * 3e6
+    looks = {line["step"]: line["accuracy"] for line in run.valid("valid")}
+    half = iso.best_within(run, training / 2 + 600 * each, 600)
+    assert half == max(value for step, value in looks.items() if step <= 1000)
+    assert iso.best_within(run, 600 * each - 1, 600) is None
+    assert iso.best_within(run, 1e18, 600) == max(looks.values())
+
+
+# --------------------------------------------------------------------------------------------------------- break-even
+
+
+def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
+    """fine_tune, pretrained for 9.6e10 FLOPs, adapts at a tenth of maml's price; both solve nearly all tasks."""
+
+    def cheap(result: dict[str, Any]) -> None:
+        result["cost"] = cost_block("examples", True, flops=1e6)
+        result["cost"]["pretrain"]["flops"] = 1e12
+
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml")
+    for seed in range(3):
+        write_run(tmp_path / f"methods/other/seed-{seed}", "other", "maml", seed, change=cheap)
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})
+    assert found["target"]["value"] == 0.3
+    flops, seconds = found["break_even"]
+    assert (flops["axis"], seconds["axis"]) == ("flops", "seconds")
+    assert (flops["a"], flops["b"], flops["verdict"]) == ("other", "maml", "pays")
+    groups = {group.label: group for group in groups_of(tmp_path)}
+    prices = {label: costs.solved(group, found["target"]) for label, group in groups.items()}
+    price = {label: one.per_solved["flops"] for label, one in prices.items() if one is not None}
+    assert price["maml"] and price["other"]
+    extra = 1e12 + cost_block("examples", True, 1e6)["tune"]["flops"] - 2000 * 16 * 3e6
+    assert flops["tasks"] == pytest.approx(extra / (price["maml"] - price["other"]), rel=1e-3)
+    assert flops["ci95"][0] <= flops["tasks"] <= flops["ci95"][1] + 1
+    assert [one["seed"] for one in flops["leave_one_out"]] == [1, 2]  # without seed 0 maml has none
+
+
+def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:
+    def unmeasured(result: dict[str, Any]) -> None:
+        result["cost"]["meta_train"]["flops"] = None
+
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=unmeasured)
+    write_rows(tmp_path, ["scratch"])
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})["break_even"]
+    assert [entry["verdict"] for entry in found if entry["axis"] == "flops"] == ["undecided"]
+    assert "not measured: the cost of maml" in found[0]["why"]
+    check_page(write_report([tmp_path], tmp_path / "report.html"))
+
+
+# --------------------------------------------------------------------------------------------------------- the checklist
+
+
+def _cost(phase: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        result["cost"][phase] |= entry
+
+    return change
+
+
+def _without(phase: str) -> Callable[[dict[str, Any]], None]:
+    return lambda result: result["cost"].pop(phase)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("no missing phase", _without("tune"), "maml seed 0: tune"),
+        ("no missing phase", _cost("adapt", flops=None), "adapt.flops"),
+        ("phases add up to the run's seconds", _cost("setup", seconds=60.0), "maml seed 0 +"),
+        ("phases add up to the run's seconds", lambda result: result.update(seconds=900.0), "maml seed 0 −"),
+        ("normalisation policy stated", lambda result: result.update(normalisation=None), "maml seed 0"),
+        ("at least 3 search seeds", _cost("search", seconds=5.0, seconds_batched=5.0), "maml 1"),
+        ("random search beside every searcher", _cost("search", seconds=5.0, seconds_batched=5.0), "maml"),
+    ],
+)
+def test_a_planted_flaw_fails_its_check(tmp_path: Path, name: str, change: Any, why: str) -> None:
+    write_rows(tmp_path, ["proto_net", "scratch"])
+    assert the_check(tmp_path, name)["passed"]
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=change)
+    found = the_check(tmp_path, name)
+    assert not found["passed"] and why.replace("−", "-") in found["why"]
+    page = check_page(write_report([tmp_path], tmp_path / "report.html"))
+    assert f"checks failed: {name}" in page.text or f"; {name}" in page.text  # in plain sight, near the top
+
+
+def test_unequal_trials_fail(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch", "maml"])
+    config = tmp_path / "methods/scratch/seed-0/config.yaml"
+    config.write_text(config.read_text() + "budget: {trials: 20}\n")
+    found = the_check(tmp_path, "equal tuning trials")
+    assert not found["passed"] and "0: maml; 20: scratch" in found["why"]
+
+
+def searching(tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any) -> None:
+    def change(result: dict[str, Any]) -> None:
+        result["cost"]["search"] |= {"flops": 5e8, "seconds": 0.5, "seconds_batched": 0.5, "candidates": count}
+        result["method"] = "per_task_nas"
+        result["seconds"] = accounts.whole_seconds(result["cost"])
+
+    for seed in range(seeds):
+        folder = write_run(tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change)
+        config = f"\nmethod: {{name: per_task_nas, searcher: {{name: {searcher}}}, candidates: {count}}}\n"
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text[: text.index("method:")] + config)
+        if more:
+            np.savez(folder / "selection.npz", **{name: values[seed] for name, values in more.items()})
+
+
+def test_searches_are_held_to_their_controls_and_to_their_noise(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.normal(0.5, 0.05, (3, 5, 16))
+    write_rows(tmp_path, ["scratch", "maml"], seeds=3)
+    searching(tmp_path, "evolved", "evolution", score=truth + generator.normal(0, 0.1, truth.shape), truth=truth)
+    check = "random search beside every searcher"
+    assert the_check(tmp_path, check)["why"].endswith("evolved")
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "Controls that this run lacks: the mean random architecture" in page and "Kendall’s τ" in page
+    searching(tmp_path, "random", "random")
+    searching(tmp_path, "any", "random", count=1)
+    assert the_check(tmp_path, check)["passed"] and the_check(tmp_path, "at least 3 search seeds")["passed"]
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "random search at equal budget" not in page and "over the mean random architecture" in page
+    assert (tmp_path / "figures" / "selection.svg").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_ten_questions_head_the_sections_and_the_open_ones_say_why(comparison: Path) -> None:
+    page = check_page(write_report([comparison], comparison / "report.html"))
+    places = [page.text.index(question) for question in report_questions.QUESTIONS]
+    assert len(places) == 10 and places == sorted(places)
+    assert page.text.count("This run cannot tell:") == 4  # searches, their noise, other settings, a shift
+    for words in ("all 16 checks passed", "Tasks that never reach it are censored", "break-even" and "not reached",
+                  "The ledger by phase", "latency", "throughput", "MFLOP"):  # fmt: skip
+        assert words in page.text, words
+
+
+def test_without_a_target_the_page_says_so(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    for file in tmp_path.rglob("metrics.jsonl"):
+        file.write_text("")
+    assert collect(tmp_path)["break_even"] == [] and collect(tmp_path)["target"] is None
+    page = check_page(write_report([tmp_path], tmp_path / "report.html"))
+    assert page.text.count("there is no target") == 2
+
+
+def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", ["maml", "scratch"])
+    run = tmp_path / "a/methods/maml/seed-0"
+    head = {"metric": "accuracy", "step": 10, "value": 0.71, "ci95": 0.01}
+    (run / "evaluations").mkdir()
+    (run / "evaluations/1.json").write_text(json.dumps({"task": {"source": "omniglot"}, "headline": head}))
+    (run / "evaluations/odd.json").write_text("{")
+
+    def five(result: dict[str, Any]) -> None:
+        result["task"]["shots"] = 5
+
+    for name in ("maml", "scratch"):
+        write_run(tmp_path / f"b/methods/{name}/seed-0", name, name, change=five)
+    page = check_page(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "report.html")).text
+    assert "omniglot another source71.0 ± 1.0" in page.replace("\n", "")
+    assert "5-way 5-shot glyphsmaml" in page.replace("\n", "")
+
+
+def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
+    for seed in range(3):
+        for label in ("maml", "pretrained"):
+            write_regression(tmp_path / f"methods/{label}/seed-{seed}", label, seed=seed)
+            config = tmp_path / f"methods/{label}/seed-{seed}/config.yaml"
+            config.write_text(config.read_text() + "evaluate: {target: {metric: loss, value: 0.6}}\n")
+    found = collect(tmp_path)
+    assert found["target"]["metric"] == "loss" and len(found["break_even"]) == 2
+    assert found["break_even"][0]["verdict"] in ("always", "undecided", "not_reached", "pays", "never")
+    page = check_page(write_report([tmp_path], tmp_path / "report.html"))
+    assert "a loss of 0.6 or better" in page.text
+
+
+def test_numbers_for_people() -> None:
+    shown = [figures_cost.operations(value) for value in (0, 850, 12_345, 4.56e6, 9.999e8, 1.2e9, 3e12, 2.5e15, 1e19)]
+    assert shown == ["0", "850", "12.3 k", "4.56 M", "1 G", "1.2 G", "3 T", "2.5 P", "1e+04 P"]
+    assert figures_cost.amount(12_345, "flops") == "12.3 kFLOP" and figures_cost.amount(7, "flops") == "7 FLOP"
+    assert figures_cost.amount(0.0123, "seconds") == "12.3 ms"
+
+
+def test_every_figure_is_drawn_in_both_sizes_or_not_at_all(comparison: Path, tmp_path: Path) -> None:
+    groups = groups_of(comparison)
+    target = target_of(groups)
+    bare = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=lambda result: result.update(cost={})))
+    for size in (figures.WIDE, figures.NARROW):
+        for draw in (figures_cost.flops_figure, figures_cost.seconds_figure, figures_cost.pareto_figure):
+            assert draw(groups, size) is not None and draw(bare, size) is None
+        for judge in (
+            figures_cost.reached_figure, figures_cost.reached_seconds_figure, figures_cost.break_even_figure
+        ):  # fmt: skip
+            assert judge((groups, target), size) is not None and judge((bare, target), size) is None
+            assert judge((groups, None), size) is None
