@@ -90,7 +90,8 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     for phase in ("adapt", "predict"):
         assert result["cost"][phase]["seconds_alone"] > 0 and result["cost"][phase]["seconds_batched"] > 0
     spent = result["cost"]["meta_train"]
-    assert (spent["gradient_steps"], spent["tasks"], spent["labels"], spent["flops"]) == (160, 80, 800, None)
+    # By hand, 5 points through 1-8-1: forward 160 (80 a layer), a gradient 400, its derivative 640; 80 tasks of 1,440.
+    assert (spent["gradient_steps"], spent["tasks"], spent["labels"], spent["flops"]) == (160, 80, 800, 115_200)
     for name in ("metrics.jsonl", "timing.jsonl"):
         assert [strict(line) for line in (run / name).read_text().splitlines()]
     with np.load(run / "scores.npz") as scores:
