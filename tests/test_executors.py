@@ -64,7 +64,7 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
     exact, rough = case(name, METHODS[name]), case(name, METHODS[name], dtype=torch.float32)
     state, data = exact.state(), exact.data(0)
     truth = leaves(gradient(exact.method, state, data))
-    single = tree_map(lambda x: x.float() if x.is_floating_point() else x, (state, data))
+    single = tree_map(lambda x: x.float() if x is not None and x.is_floating_point() else x, (state, data))
     caught = rough.method._replace(update=lambda state, grads: state._replace(meta=grads))
     assert caught.task_grad is not None and caught.update is not None
     caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update))

@@ -44,6 +44,7 @@ class Work:
     device: str
     steps: int
     most: int  # tasks at once that memory holds
+    compiling: bool = True  # whether compiled ways may be tried
 
     def advance(self, way: Way) -> Advance:
         return make_advance(self.method, self.draw, self.key, self.tasks, self.device, way.executor, way.chunk)
@@ -155,8 +156,10 @@ def _compiled(work: Work, best: Way | None, chunk: int | None) -> list[Way]:
         found = [Way("compiled", None if work.most >= work.tasks and chunk is None else chunk or work.most)]
     else:
         # A few tasks at once: measured fastest, as their activations stay in the caches.
-        found = [Way("compiled", chunk or even(work.tasks, min(CHUNK, work.most)))]
-    return [way for way in dict.fromkeys(found) if why_not(way.executor, work.device, way.chunk) is None]
+        size = min(CHUNK, work.most)
+        found = [Way("compiled", chunk or even(work.tasks, size) or (size if work.most < work.tasks else None))]
+    found = [way for way in dict.fromkeys(found) if work.compiling or way.executor not in COMPILED]
+    return [way for way in found if why_not(way.executor, work.device, way.chunk) is None]
 
 
 def even(tasks: int, size: int) -> int | None:

@@ -56,7 +56,8 @@ def decide(experiment: Experiment, parts: Parts, state: MetaState) -> Decision:
     if run.executor != "auto":
         decision.way = asked_for(run.executor, run.chunk, run.tasks_per_step, most)
     else:
-        work = Work(method, draw, key, state, run.tasks_per_step, parts.device, run.meta_steps, most)
+        sizes = run.tasks_per_step, parts.device, run.meta_steps, most
+        work = Work(method, draw, key, state, *sizes, compiling=not run.checkpoint_inner)
         name = signature(experiment, parts.train.spec, parts.device)
         choice = choose(work, recall(name), run.chunk)
         remember(name, choice.seen)

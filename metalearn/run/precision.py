@@ -11,7 +11,7 @@ import torch
 
 from metalearn.inner.method import step_over_tasks
 from metalearn.inner.recompute import recomputed
-from metalearn.run.executor import Advance, make_step, why_not
+from metalearn.run.executor import COMPILED, Advance, make_step, why_not
 from metalearn.run.sections import Run
 from metalearn.tree import leaves, norm, sub, take
 from metalearn.types import Episode, MetaState, Method, Metrics
@@ -24,6 +24,9 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
     found = []
     if (why := why_not(run.executor, device, run.chunk)) is not None:
         found.append(("run.executor", why))
+    if run.checkpoint_inner and run.executor in COMPILED:
+        text = f"the compiler merges what is computed twice, so that it saves nothing under {run.executor}"
+        found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))
     if run.precision == "tf32" and not device.startswith("cuda"):
         found.append(("run.precision", f"tf32 is a format of CUDA devices, and the device is {device}: use float32"))
     if run.precision != "float32" and run.dtype != "float32":

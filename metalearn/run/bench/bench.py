@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metalearn.run.bench.contenders import Contender, contenders
-from metalearn.run.bench.engine import Engine, LeftOut, package
+from metalearn.run.bench.engine import Engine, LeftOut
 from metalearn.run.bench.limit import LIMIT, convolution, counted
 from metalearn.run.bench.measure import Turns, first_step, fresh_cache, in_turns, peak_bytes, peak_on_cuda, quartiles
 from metalearn.run.bench.native import STEPS
@@ -198,5 +198,5 @@ def forget() -> None:
     """Let go of what a workload compiled, so that the next one finds the compilers and the memory as it did."""
     torch.compiler.reset()
     if "jax" in sys.modules:
-        package("jax").clear_caches()
+        sys.modules["jax"].clear_caches()
     gc.collect()

@@ -55,7 +55,7 @@ def _functional(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
     work, rule = problem.workload, torchopt.sgd(problem.workload.inner_lr)
 
     def backward(episodes: Episode) -> None:
-        start = dict(model.named_parameters())
+        start: dict[str, Tensor] = dict(model.named_parameters())
         for sx, sy, qx, qy in each_task(episodes):
             params, state = start, rule.init(start)
             for _ in range(work.inner_steps):

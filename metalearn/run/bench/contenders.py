@@ -29,7 +29,7 @@ class Contender:
     def label(self) -> str:
         if self.executor is None:
             return self.engine
-        return f"{self.engine} ({self.executor}{f' of {self.chunk}' if self.chunk else ''})"
+        return f"{self.engine} ({self.executor}{f':{self.chunk}' if self.chunk else ''})"
 
 
 def contenders(problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()) -> list[Contender]:

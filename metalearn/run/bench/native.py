@@ -32,6 +32,11 @@ def way_of(text: str, tasks: int) -> Way:
     return asked_for(name, int(chunk) if chunk else None, tasks, tasks)
 
 
+def text_of(way: Way) -> str:
+    """The way back of `way_of`."""
+    return way.executor if way.chunk is None else f"{way.executor}:{way.chunk}"
+
+
 def engine(problem: Problem, way: Way) -> Engine:
     """Sampling by our TaskSource, meta-gradient and update by `make_advance`."""
     tasks = problem.workload.tasks
@@ -50,7 +55,7 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     work = Work(problem.method, _draw(problem), problem.key, state, tasks, problem.device, STEPS, most)
     choice = choose(work, {})
     advance = choice.ready.get(choice.way) or work.advance(choice.way)
-    return _engine(problem, advance), str(choice.way), choice.why
+    return _engine(problem, advance), text_of(choice.way), choice.why
 
 
 def _draw(problem: Problem) -> Any:

@@ -34,17 +34,17 @@ def size(count: float | None) -> str:
 
 
 def name_of(row: Row) -> str:
-    """native (compiled of 4), torchopt (MetaSGD), ..."""
+    """native (compiled:4), torchopt (MetaSGD), ..."""
     detail = detail_of(row)
     return f"{row['engine']} ({detail})" if detail else str(row["engine"])
 
 
 def detail_of(row: Row) -> str:
-    """compiled of 4; auto: compiled of 4; MetaSGD; or nothing."""
+    """compiled:4, auto compiled:4, MetaSGD, or nothing."""
     if row.get("chose"):
-        return f"auto: {row['chose']}"
+        return f"auto {row['chose']}"
     detail = row.get("executor") or row.get("form") or ""
-    return f"{detail} of {row['chunk']}" if row.get("chunk") else detail
+    return f"{detail}:{row['chunk']}" if row.get("chunk") else detail
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
@@ -95,11 +95,11 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
         title="one meta-step: sample, meta-gradient, meta-update (sampling: one episode)",
         title_justify="left",
         box=SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
-    table.add_column("workload, tasks / engine", no_wrap=True)
-    for head in ("median", "IQR", "x ours", "1st step", "peak", "error"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("workload, tasks / engine", overflow="fold")
+    for head, width in (("median", 7), ("IQR", 7), ("x ours", 6), ("1st step", 8), ("peak", 8), ("error", 5)):
+        table.add_column(head, justify="right", no_wrap=True, min_width=width)
     for (workload, tasks), group in groups(rows).items():
         ours = best(group, ("native",))
         table.add_row(f"[bold]{workload}[/bold], {tasks}")
@@ -110,7 +110,7 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
 
 def _cells(row: Row, ours: Row | None) -> list[str]:
     if row.get("error"):
-        return [f"  {name_of(row)}", "not timed", *[""] * 4, _error(row)]
+        return [f"  {name_of(row)}", "error", *[""] * 4, _error(row)]
     ratio = None if ours is None else row["median_seconds"] / ours["median_seconds"]
     return [
         f"  {name_of(row)}", duration(row["median_seconds"]), duration(row["iqr_seconds"]), times(ratio),
