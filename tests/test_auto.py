@@ -44,8 +44,9 @@ def clockwork(table: dict[Way, tuple[float, float]], steps: int, **changes: Any)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock of auto's trials, moved by their calls alone; the seconds they took."""
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """The clock of auto's trials, moved by their calls alone; the seconds they took. Nothing was compiled before."""
+    monkeypatch.setattr(auto, "COMPILER_CACHE", tmp_path)
     spent = [0.0]
 
     def timed(work: Any, way: Way, number: int) -> float:
@@ -70,10 +71,6 @@ def small(step: float, first: float, gain: float = 10.0) -> dict[Way, tuple[floa
             WHOLE: (first, step / gain)}  # fmt: skip
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="a known gap: where the compiler's headers are on disk its price is set too low, and 3 of 45 cases pass 1.1",
-)
 @pytest.mark.parametrize("steps", [2000, 5000, 70_000])
 @pytest.mark.parametrize("step", [0.002, 0.0045, 0.0125, 0.03, 0.1])
 @pytest.mark.parametrize("speed", [0.75, 1.0, 1.3])
@@ -84,6 +81,8 @@ def test_auto_costs_little_more_than_the_best(clock: list[float], steps: int, st
     choice = auto.choose(work, {})
     mine = clock[0] + steps * table[choice.way][1]
     best = min(first + (steps - 1) * each for first, each in table.values())
+    if (speed, step, steps) == (0.75, 0.0045, 5000):
+        pytest.xfail("a known gap: compiling, a quarter cheaper here than its price is set, is not tried")
     assert mine <= (1.1 if speed == 1.0 else 1.25) * best, (choice.why, mine, best)
 
 
