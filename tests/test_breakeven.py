@@ -31,7 +31,8 @@ def test_a_target_is_reached_where_it_is_kept() -> None:
 
 def test_the_failed_tasks_are_paid_by_those_that_did_it() -> None:
     """Two of three tasks solved, at 10 and at 40; the third cost all 100: 150 for two."""
-    found = reach([[0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]], [0, 10, 40, 100], 0.9, higher=True)
+    scores = [[0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]]
+    found = reach(scores, [0, 10, 40, 100], 0.9, higher=True)
     assert found.solved.tolist() == [True, True, False] and found.cost.tolist() == [10, 40, 100]
     assert cost_per_solved(found) == 75
     assert cost_per_solved(Reached(np.zeros(3, bool), np.ones(3))) is None
@@ -178,7 +179,9 @@ def block(**entries: dict[str, Any]) -> dict[str, Any]:
 def test_what_is_paid_once_and_what_each_task_takes() -> None:
     each = {"seconds_batched": 2.0, "seconds_alone": 5.0, "tasks": 10}
     cost = block(
-        setup={"seconds": 7.0, "flops": None}, tune={"flops": 100, "seconds": 1.0}, meta_train={"flops": 900, "seconds": 9},
+        setup={"seconds": 7.0, "flops": None},
+        tune={"flops": 100, "seconds": 1.0},
+        meta_train={"flops": 900, "seconds": 9},
         search={"flops": 30, "seconds_batched": 1.0, "tasks": 10, "once": {"flops": 5, "seconds": 0.5}},
         adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0}, predict={**each, "flops": 4},
     )  # fmt: skip

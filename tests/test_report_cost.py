@@ -48,7 +48,7 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
         "task": {"source": "sinusoid", "shots": 5},
         "model": {"name": "mlp", "sizes": [16]},
         "method": {"name": "maml", "inner_lr": 0.01, "tune": {"inner_lr": {"values": [0.01, 0.02]}}},
-        "run": {"meta_steps": 60, "tasks_per_step": 4, "checkpoint_every": 20, "validate": {"every": 20, "episodes": 20}},
+        "run": {"meta_steps": 60, "tasks_per_step": 4, "validate": {"every": 20, "episodes": 20}},
         "evaluate": {"steps": [0, 1, 5], "episodes": 40, "headline_step": "tuned"},
         "budget": {"trials": 2},
     }  # fmt: skip
@@ -95,7 +95,8 @@ def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"])
     before = target_of(groups_of(tmp_path))
     assert before is not None and before["metric"] == "accuracy"
-    looks = [json.loads(line) for line in (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]]
+    lines = (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]
+    looks = [json.loads(line) for line in lines]
     best = max(look["accuracy"] for look in looks if look["split"] == "valid")
     assert before["value"] == pytest.approx(0.9 * best, abs=1e-6) and "maml" in before["why"]
     for file in tmp_path.rglob("scores.npz"):  # other test scores, other results: the same target
@@ -172,7 +173,7 @@ def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:
     check_page(write_report([tmp_path], tmp_path / "report.html"))
 
 
-# --------------------------------------------------------------------------------------------------------- the checklist
+# -------------------------------------------------------------------------------------------------------- the checklist
 
 
 def _cost(phase: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
