@@ -15,6 +15,11 @@ STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 RUNS  := runs/maml_sinusoid
 
+# The comparisons at 5 shots: what one shot cannot have, such as a held-out half of the support set, comes with them.
+OMNIGLOT  := runs/compare_omniglot
+FIVE      := task.shots=5 evaluate.task.shots=5
+FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint
+
 # Data: METALEARN_DATA if it is set, else shared/data beside the checkout if it is there, else the program's own default.
 ifeq ($(METALEARN_DATA),)
 METALEARN_DATA := $(realpath ../shared/data)
@@ -36,7 +41,7 @@ NO_L2L     := set-up: learn2learn could not be built, so the cross-checks agains
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check maml-sinusoid omniglot-quick clean force
+.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +84,24 @@ maml-sinusoid: $(STAMP) ## Reproduce MAML on sinusoids (Finn et al. 2017, figure
 omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Omniglot (within an hour on two CPU cores).
 	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
 	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
+
+compare-sinusoid: $(STAMP) ## Meta-learning, transfer and architecture search on sinusoids under one account (no data needed).
+	$(BIN)/metalearn compare experiments/compare_sinusoid.yaml --out runs/compare_sinusoid
+	@echo 'The report: $(CURDIR)/runs/compare_sinusoid/report.html'
+
+compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots (no data needed).
+	$(BIN)/metalearn compare experiments/compare_glyphs.yaml --out runs/compare_glyphs/1_shot
+	$(BIN)/metalearn compare experiments/compare_glyphs.yaml $(FIVE) --out runs/compare_glyphs/5_shots
+	$(BIN)/metalearn report runs/compare_glyphs/1_shot runs/compare_glyphs/5_shots --out runs/compare_glyphs/report.html
+	@echo 'The report: $(CURDIR)/runs/compare_glyphs/report.html'
+
+compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; within 100 minutes).
+	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
+	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
+	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \
+	    $(BIN)/metalearn evaluate $$run task.source=glyphs task.ways=5 task.shots=1 task.queries=5 || exit 1; done
+	$(BIN)/metalearn report $(OMNIGLOT)/1_shot $(OMNIGLOT)/5_shots --out $(OMNIGLOT)/report.html
+	@echo 'The report: $(CURDIR)/$(OMNIGLOT)/report.html'
 
 clean: ## Remove .venv and the caches of the tools; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

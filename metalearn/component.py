@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,9 @@ Acts = Literal["train", "adapt", "both"]
 class Component(BaseModel):
     """A frozen, validated set of options with a `build` method."""
 
+    contains_by_default: ClassVar[str | None] = None  # of a method that holds another one: its name
+    can_be_contained: ClassVar[bool] = True  # whether a search may choose the model that it learns with
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
     @classmethod
@@ -20,10 +23,15 @@ class Component(BaseModel):
         return (cls.__doc__ or "").strip().split("\n")[0]
 
     @classmethod
+    def acts_of(cls, field: str) -> str:
+        """When a field acts: at `train`, at `adapt` (when a new task is learned), or at both."""
+        extra = cls.model_fields[field].json_schema_extra
+        return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"
+
+    @classmethod
     def fields_at_adapt(cls) -> set[str]:
         """Names of the fields that act only when a new task is learned: tuning them re-uses the trained meta."""
-        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
-        return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("acts") == "adapt"}
+        return {name for name in cls.model_fields if cls.acts_of(name) == "adapt"}
 
 
 def option(default: Any, sentence: str, *, acts: Acts = "both", **limits: Any) -> Any:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from clusters import Clusters
+from method_options import EXEMPT, OPTIONS, built
 
 from metalearn.component import Component
 from metalearn.evaluate.curves import learning_curve
 from metalearn.inner.method import widened
-from metalearn.inner.rules import SGD, Adam
 from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in, normal
 from metalearn.run import checkpoint, executor
@@ -36,29 +36,6 @@ TASKS = 5
 STEPS = (0, 1, 3)
 POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
 GOLDEN = Path(__file__).parent / "golden"
-
-# What makes a method learn the small problem in few steps; a method that is not here is built from its defaults.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "boil": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "meta_sgd": {"inner_steps": 2, "outer": Adam(lr=0.02)},
-    "reptile": {"inner_steps": 4, "inner_lr": 0.02, "inner_batch": 4, "outer": SGD(lr=0.5)},
-    "proto_net": {"outer": Adam(lr=0.02)},
-    "scratch": {"inner_lr": 0.3},
-    "fine_tune": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
-    "linear_probe": {"outer": Adam(lr=0.02)},
-    "nearest_centroid": {"outer": Adam(lr=0.02)},
-    "baseline_plus_plus": {"outer": Adam(lr=0.02)},
-}
-# (method, check): why it does not apply.
-EXEMPT = {
-    (
-        "proto_net",
-        "check_every_leaf_receives_gradient",
-    ): "its meta is the learner's dict, and it has no use for the head"
-}
-
 
 class Case(NamedTuple):
     """One method, ready to be looked at."""
@@ -92,8 +69,7 @@ def case(name: str, component: type[Component], norm: str = "none", dtype: torch
     source.spec = dataclasses.replace(source.spec, dtype=dtype)
     learner = MLP(sizes=(8, 7), activation="tanh", norm=norm).build(source.spec)
     settings = {**OPTIONS.get(name, {}), **options}
-    method = component(**settings).build(learner, source.spec)  # type: ignore[attr-defined]
-    return Case(name, component, source, method)
+    return Case(name, component, source, built(component(**settings), learner, source))
 
 
 # ------------------------------------------------------------------------------------------------- the parametrisation

@@ -47,7 +47,8 @@ class Clusters:
         for name, count in (("support", spec.shots), ("query", spec.queries)):
             y = torch.arange(spec.ways).repeat(count)
             noise = normal(fold_in(keys, name), (len(y), WIDTH), spec.dtype)
-            parts.append(Batch(self.centres[classes[:, y]] + noise * (2.5 - 2 * SIGNAL), y.expand(num_tasks, -1)))
+            x = self.centres[classes[:, y]] + noise * (2.5 - 2 * SIGNAL)
+            parts.append(Batch(x.to(spec.dtype), y.expand(num_tasks, -1)))
         return Episode(*parts, {"key": keys, "class_ids": classes})
 
     def examples(self, key: Key, size: int) -> Batch:

@@ -191,6 +191,9 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
     assert not book.uncounted
     cost = book.cost()
     spent = sum(cost[phase]["flops"] for phase in given.method.traits.phases)
+    if given.method.traits.host_side:  # which network is trained depends on values: tests/test_nas_methods.py counts it
+        assert spent > 0
+        return
     whole = count(lambda *args: given.method.learn(*args, (0, 3)), state.meta, episode.support, episode.query.x)
     assert spent == whole.matrix > 0
     if given.method.step is not None:

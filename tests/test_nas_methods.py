@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checks
 import pytest
 import torch
-from checks import METHOD_CHECKS, case, close, why_not
+from checks import close
 from clusters import Clusters
 from nas_tasks import Images, image_spec
 
@@ -20,7 +18,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.inner.adapt import adapt
-from metalearn.inner.rules import SGD, Adam, sgd
+from metalearn.inner.rules import Adam, sgd
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP
 from metalearn.nas import DARTS, NAS, Conv4Micro, Evolution, Halving, MLPReg, OneShot, PerTaskNAS, SharedNAS
@@ -28,13 +26,6 @@ from metalearn.nas.search import Ask, Data
 from metalearn.rng import fold_in
 from metalearn.tree import leaves, take
 from metalearn.types import Batch, Episode, Method
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "per_task_nas": {"space": MLPReg(), "candidates": 3, "search_steps": 3, "inner_lr": 0.1},
-    "meta_nas": {"space": MLPReg(), "inner_steps": 2, "inner_lr": 0.02, "arch_lr": 0.02, "warm_up": 0.0,
-                 "outer": SGD(lr=0.5)},
-}  # fmt: skip
-SLOW = {"check_it_learns"}  # looked at below, on smaller work
 
 
 def image_method(component: Any, spec: Any = None, norm: str = "query_batch", **options: Any) -> Method:
@@ -47,26 +38,6 @@ def image_method(component: Any, spec: Any = None, norm: str = "query_batch", **
 
 def said(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
     return method.learn(method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more)
-
-
-# ---- the contract of every method -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def options() -> Iterator[None]:
-    """The common suite's options for this room's methods."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, values in OPTIONS.items():
-            patch.setitem(checks.OPTIONS, name, values)
-        yield
-
-
-@pytest.mark.parametrize("check", [c for c in METHOD_CHECKS if c.__name__ not in SLOW], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("name", ["per_task_nas", "meta_nas"])
-def test_the_common_suite(name: str, check: Any, options: None) -> None:
-    if why := why_not(name, NAS[name], check):
-        pytest.skip(why)
-    check(case(name, NAS[name]))
 
 
 def test_a_searched_network_learns_its_task() -> None:

@@ -20,6 +20,7 @@ from metalearn.run import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"setup", "demo", "test", "check", "help", "maml-sinusoid", "omniglot-quick", "clean"}
+TARGETS |= {"compare-sinusoid", "compare-glyphs", "compare-omniglot"}
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 

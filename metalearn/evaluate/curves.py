@@ -14,7 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
-from metalearn.types import Episode, EpisodeSpec, Ledger, Meta, Method, NullLedger, TaskSource
+from metalearn.types import Episode, EpisodeSpec, Key, Ledger, Meta, Method, NullLedger, TaskSource
 
 DIVERGED_FACTOR = 10.0  # a regression task has diverged above ten times the mean loss of step 0
 FINGERPRINTED = 32  # episodes that the fingerprint covers
@@ -93,10 +93,12 @@ def learning_curve(
     *,
     chunk: int = 50,
     ledger: Ledger | None = None,
+    starts: int = 0,
 ) -> Curve:
     """Learn `episodes` new tasks and score the queries at every point; the method never sees query labels.
 
-    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. Raises ConfigError for a method
+    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts` numbers what a method
+    draws for itself on the same tasks: fresh networks and heads, a search's candidates. Raises ConfigError for a method
     built for another kind, ways, input shape or outputs, MissingPhase for one that does not write to the ledger.
     """
     check_same_task(method, source.spec)
@@ -111,8 +113,8 @@ def learning_curve(
     notes: list[dict[str, Tensor]] = []
     for start in range(0, episodes, chunk):
         batch = source.sample(key, min(chunk, episodes - start), start)
-        learn_keys = fold_in(batch.info["key"], "learn")
-        learned = method.learn(meta, batch.support, batch.query.x, points, key=learn_keys, ledger=book)
+        drawn = learn_keys(batch.info["key"], starts)
+        learned = method.learn(meta, batch.support, batch.query.x, points, key=drawn, ledger=book)
         if isinstance(book, CostLedger):
             book.require(method.traits.phases)
         notes.append(learned.notes)
@@ -127,6 +129,12 @@ def learning_curve(
         fingerprint=fingerprint(source, seed),
         notes={name: torch.cat([part[name].detach() for part in notes]) for name in notes[0]},
     )
+
+
+def learn_keys(episodes: Key, starts: int = 0) -> Key:
+    """Keys [T] that `learn` is given for episodes with the keys `info["key"]` [T]."""
+    keys = fold_in(episodes, "learn")
+    return fold_in(keys, starts) if starts else keys
 
 
 def _scored(spec: EpisodeSpec, said: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

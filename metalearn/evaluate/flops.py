@@ -197,7 +197,7 @@ FREE = frozenset(
         rand_like randn_like bernoulli arange linspace eye lift lift_fresh select_backward slice_backward
         unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy permute_copy expand_copy
         as_strided_scatter bitwise_and diagonal_scatter nan_to_num random uniform normal _reshape_alias set_
-        unique_dim one_hot split_with_sizes_copy""",
+        unique_dim one_hot split_with_sizes_copy squeeze_""",
         0,
     )
 )

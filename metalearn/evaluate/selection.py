@@ -28,14 +28,24 @@ class Noise(NamedTuple):
     candidates: int
 
 
-def noise(score: Sequence[ArrayLike], truth: Sequence[ArrayLike], *, one_unit: bool = True) -> Noise:
+def noise(
+    score: Sequence[ArrayLike],
+    truth: Sequence[ArrayLike],
+    pick: Sequence[int] | None = None,
+    *,
+    one_unit: bool = True,
+) -> Noise:
     """Score against truth of every candidate of each search: R pairs of [A].
 
-    A pick is the best score, the first of equals; a score that is not finite is the worst. `one_unit`: both are, say,
-    accuracies, so that their difference is optimism. Raises ValueError for shapes that differ and for a truth that is
-    not finite.
+    `pick` [R] is the place of the one that was taken; by default the best score, the first of equals. A score that is
+    not finite is the worst. `one_unit`: both are, say, accuracies, so that their difference is optimism. Raises
+    ValueError for shapes that differ and for a truth that is not finite.
     """
-    found = [_one(np.asarray(s, np.float64), np.asarray(t, np.float64)) for s, t in zip(score, truth, strict=True)]
+    picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
+    found = [
+        _one(np.asarray(s, np.float64), np.asarray(t, np.float64), taken)
+        for s, t, taken in zip(score, truth, picks, strict=True)
+    ]
     if not found:
         raise ValueError("selection needs at least one search")
     columns = list(zip(*found, strict=True))
@@ -46,13 +56,13 @@ def noise(score: Sequence[ArrayLike], truth: Sequence[ArrayLike], *, one_unit: b
     )  # fmt: skip
 
 
-def _one(score: Array, truth: Array) -> tuple[float, ...]:
+def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
     if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
         raise ValueError(f"score and truth of one search should be as long as each other: {score.shape}, {truth.shape}")
     if not np.isfinite(truth).all():
         raise ValueError("the truth of every candidate should be finite: a candidate that diverged scores its worst")
     worst = np.where(np.isfinite(score), score, -np.inf)
-    pick = int(worst.argmax())
+    pick = int(worst.argmax()) if taken is None else int(taken)
     best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])
     order = kendall(worst, truth), spearman(worst, truth)
     return *order, best - own, best - middle, float(score[pick]) - own, own - middle, score.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class MetaNAS(Component):
     trained again. Departures: w and a move together from the point before the step, where the authors move a first;
     the slots of Adam begin anew with each task; nothing is pruned.
     """
+
+    can_be_contained: ClassVar[bool] = False
 
     name: Literal["meta_nas"] = option("meta_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "whose supernet is learned", acts="train")

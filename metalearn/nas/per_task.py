@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class PerTaskNAS(Component):
     steps are the points of the learning curve. Nothing is learned across tasks; the model section gives the
     normalisation policy alone.
     """
+
+    can_be_contained: ClassVar[bool] = False
 
     name: Literal["per_task_nas"] = option("per_task_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="adapt")

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ class SharedNAS(Component):
     meta-steps of the contained method and `adapt_steps` steps on each task. `prepare` searches, and returns the
     contained method on the winner, which knows nothing of the search but the architecture.
     """
+
+    contains_by_default: ClassVar[str | None] = "maml"
+    can_be_contained: ClassVar[bool] = False
 
     name: Literal["shared_nas"] = option("shared_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metalearn.evaluate.accounts import EACH
+from metalearn.evaluate.curves import learn_keys
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
 from metalearn.run.build import Parts
@@ -97,7 +98,7 @@ def _asked_once(
     """Some test tasks learned with so many steps, default all, and asked once."""
     ledger = CostLedger(source.spec.device)
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
-    keys = fold_in(batch.info["key"], "learn")
+    keys = learn_keys(batch.info["key"])
     points = (evaluate.steps[-1] if steps is None else steps,)
     method.learn(meta, batch.support, batch.query.x, points, key=keys, ledger=ledger)
     return ledger

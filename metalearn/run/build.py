@@ -10,6 +10,7 @@ import torch
 
 from metalearn.errors import ConfigError
 from metalearn.interop import through
+from metalearn.nas import Architecture
 from metalearn.rng import fold_in
 from metalearn.run.config import Experiment, once
 from metalearn.run.precision import misfits
@@ -77,7 +78,7 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
         problems.append(
             (
                 "evaluate.task.ways",
-                f"is {test.spec.ways}, but {experiment.method.name} learns its head for the {train.spec.ways} "
+                f"is {test.spec.ways}, but {experiment.learns.name} learns its head for the {train.spec.ways} "
                 "ways of training: use the same ways, or a method without a fixed head such as proto_net or fine_tune",
             )
         )
@@ -108,14 +109,31 @@ def _method(
         problems.extend(error.problems)
         return None, None
     try:
-        method = experiment.method.build(learner, spec, meta_steps=meta_steps)
-        return learner, through(experiment.run.engine, experiment.method, learner, method)
+        if experiment.contains is not None and experiment.found is None:  # its search is still to come
+            if experiment.run.engine != "native":
+                text = f"{experiment.run.engine} has no counterpart of {experiment.method.name}: use run.engine=native"
+                raise ConfigError(("run.engine", text))
+            return learner, experiment.method.build(learner, spec, meta_steps=meta_steps, contained=experiment.contains)
+        if experiment.found is not None:
+            learner = found_learner(experiment, learner, spec)
+        method = experiment.learns.build(learner, spec, meta_steps=meta_steps)
+        return learner, through(experiment.run.engine, experiment.learns, learner, method)
     except ConfigError as error:
         problems.extend(
             (place if place.startswith(("task", "model", "run")) else f"method.{place}", text)
             for place, text in error.problems
         )
         return learner, None
+
+
+def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learner:
+    """The network that a shared search found, normalised as the model section says."""
+    policy: Any = learner.normalisation
+    model = Architecture(space=experiment.method.space, genotype=experiment.found, norm=policy)
+    try:
+        return model.build(spec)
+    except ConfigError as error:
+        raise ConfigError(*(("found", text) for _, text in error.problems)) from error
 
 
 def method_for(experiment: Experiment, spec: Any) -> Method:

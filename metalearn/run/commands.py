@@ -18,6 +18,7 @@ from metalearn.run.build import Parts, build, cores, method_for, set_threads
 from metalearn.run.compare import check, line
 from metalearn.run.compare import compare as compare_plan
 from metalearn.run.config import Experiment, Plan, load, parse
+from metalearn.run.controls import with_controls
 from metalearn.run.files import read_json, write_json
 from metalearn.run.load import LoadedRun, load_run
 from metalearn.run.loop import Job, Say
@@ -72,6 +73,9 @@ def compare(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool
     plan = _plan(name, overrides, say)
     if not plan.comparison:
         raise ConfigError((plan.file, f"holds one `method`: run metalearn train {name}"))
+    plan, notes = with_controls(plan)
+    for note in notes:
+        say(f"note: {note}")
     target = out or Path("runs") / plan.name
     if dry_run:
         check(plan, target)
@@ -121,8 +125,9 @@ def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say)
     method = method_for(experiment, parts.test.spec)
     method = method if len(metas) == 1 else ensemble(method, metas)
     curve = learning_curve(
-        method, metas[0], parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk
-    )
+        method, metas[0], parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk,
+        starts=experiment.run.seeds[0],
+    )  # fmt: skip
     result = describe_result(experiment, experiment.run.seeds[0], parts, curve)
     result |= {"config_hash": experiment.hash(), "evaluates": str(folder), "overrides": list(overrides)}
     place = out or folder / "evaluations"
@@ -144,13 +149,14 @@ def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts, say: Say) ->
 
 def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
     """task.ways=20 means the tested tasks here; what would change what was trained is refused."""
-    fields = type(trained.method).model_fields
-    at_train = {name for name, info in fields.items() if _acts(info) == "train"} | {"name", "start", "tune"}
+    kind = type(trained.learns)
+    at_train = {name for name in kind.model_fields if kind.acts_of(name) == "train"} | {"name", "start", "tune"}
     sentence = "would change what was trained: override evaluate.*, task.* or a method field that acts on new tasks"
     changed, problems = [], []
     for text in overrides:
         key = text.partition("=")[0].split(".")
-        on_method = len(key) > 1 and key[0] == "method" and key[1] not in at_train
+        own = key[1:] if trained.contains is None else key[2:] if key[:2] == ["method", "contains"] else []
+        on_method = key[0] == "method" and bool(own) and own[0] not in at_train
         if not (on_method or key[0] in ("evaluate", "task") or key in (["run", "device"], ["run", "threads"])):
             problems.append((text, sentence))
         changed.append(f"evaluate.{text}" if key[0] == "task" else text)
@@ -186,13 +192,10 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
 
 def _row(name: str, kind: type[Component]) -> dict[str, Any]:
     schema = kind.model_json_schema()
+    defaults = {key: schema["properties"][key].get("default") for key in kind.model_fields}
     fields = {
-        key: {"sentence": info.description, "default": schema["properties"][key].get("default"), "acts": _acts(info)}
+        key: {"sentence": info.description, "default": defaults[key], "acts": kind.acts_of(key)}
         for key, info in kind.model_fields.items()
     }
     return {"name": name, "sentence": kind.sentence(), "fields": fields}
 
-
-def _acts(info: Any) -> str:
-    extra = info.json_schema_extra
-    return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"

@@ -26,12 +26,17 @@ def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
 
 def check(plan: Plan, out: Path) -> None:
     """Refuse, before anything is written: parts that cannot be built, and a folder that holds something else."""
-    problems: list[tuple[str, str]] = []
+    found: dict[tuple[str, str], list[str]] = {}
     for experiment in plan.experiments:
         try:
             build(experiment, to_train=True)
         except ConfigError as error:
-            problems.extend((f"methods.{experiment.label}: {place}", text) for place, text in error.problems)
+            for problem in error.problems:
+                found.setdefault(problem, []).append(experiment.label)
+    problems: list[tuple[str, str]] = [
+        (f"methods.{labels[0]}: {place}", text + (f" (and {len(labels) - 1} more methods)" if labels[1:] else ""))
+        for (place, text), labels in found.items()
+    ]
     if out.exists() and not out.is_dir():
         problems.append((str(out), "is a file: give another --out"))
     elif out.exists() and any(out.iterdir()) and not (out / "methods").is_dir():

@@ -91,9 +91,6 @@ def summary(group: Group) -> Json:
 
 
 def _over_seeds(group: Group) -> float | None:
-    """None for a method that learns nothing across tasks: its starts are drawn from the test tasks, not the seed."""
-    if group.runs[0].result.get("traits", {}).get("consumes") == "nothing":
-        return None
     return stats.seeds_ci95([run.result["headline"].get("value") for run in group.runs])
 
 

@@ -31,7 +31,8 @@ SECTIONS = (
     "published",
     "demonstration",
 )
-OVERLAYS = ("task", "model", "run")
+OVERLAYS = ("task", "model", "run", "evaluate")
+OWN_TEST = ("episodes", "chunk")  # what one method of a comparison may be tested with otherwise
 NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads")
 PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
 
@@ -52,6 +53,16 @@ class Experiment:
     evaluate: Evaluate
     budget: Budget
     published: Published | None
+    contains: Any = None  # what a shared search learns each architecture with
+    found: tuple[int, ...] | None = None  # the genotype that the search of this run has found
+
+    @property
+    def learns(self) -> Any:
+        """The component that learns: the method, or the one that a shared search contains."""
+        return self.method if self.contains is None else self.contains
+
+    def with_learns(self, component: Any) -> Experiment:
+        return self.replace(**{"method" if self.contains is None else "contains": component})
 
     def resolved(self) -> dict[str, Any]:
         """Plain data that `load` reads back to the same experiment."""
@@ -60,6 +71,10 @@ class Experiment:
             method["tune"] = {name: _clean(_dump(span)) for name, span in self.tune.items()}
         if self.start:
             method["start"] = self.start
+        if self.contains is not None:
+            method["contains"] = _dump(self.contains)
+        if self.found is not None:
+            method["found"] = list(self.found)
         evaluate = {**_dump(self.evaluate), "task": _dump(self.test_task)}
         data: dict[str, Any] = {
             "experiment": self.name,
@@ -73,8 +88,8 @@ class Experiment:
         return data
 
     def hash(self) -> str:
-        """SHA-256 of the resolved config without where and how it is executed."""
-        data = self.resolved()
+        """SHA-256 of the resolved config without where and how it is executed, and what its search has found."""
+        data = self.replace(found=None).resolved()
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -187,11 +202,7 @@ def _experiment(
 ) -> Experiment | None:
     before = len(problems)
     label, tune, start = item.pop("label", None), item.pop("tune", None) or {}, item.pop("start", None)
-    overlays = {key: item.pop(key, None) or {} for key in OVERLAYS} if comparison else {key: {} for key in OVERLAYS}
-    for key, value in overlays.items():
-        if not isinstance(value, dict):
-            problems.append((f"{place}.{key}", f"should be a mapping, not {value!r}"))
-            overlays[key] = {}
+    overlays = _overlays(item, comparison, place, problems)
     base_task = dict(data.get("task") or {})
     task = _tagged("tasks", "source", _laid_over(base_task, overlays["task"], "source"), "glyphs", "task", problems)
     evaluate_data = dict(data.get("evaluate") or {})
@@ -203,15 +214,16 @@ def _experiment(
     default_model = "mlp" if getattr(task, "source", "") == "sinusoid" else "conv4"
     model_values = _laid_over(dict(data.get("model") or {}), overlays["model"], "name")
     model = _tagged("models", "name", model_values, default_model, "model", problems)
+    contains, found = _searches(item, place, problems)
     method = _tagged("methods", "name", item, DEFAULT_METHOD, place, problems)
     plain: dict[str, Any] = {}
     for key, kind in PLAIN.items():
-        values = {**dict(data.get(key) or {}), **(overlays["run"] if key == "run" else {})}
+        values = {**dict(data.get(key) or {}), **overlays.get(key, {})}
         plain[key] = validated(kind, values, key, problems)
     label = str(label) if label is not None else getattr(method, "name", place.rpartition(".")[2])
     if not label or any(c in label for c in "/\\\0."):
         problems.append((f"{place}.label", f"should be a name without slashes and dots, not {label!r}"))
-    ranges = _tune(tune, method, plain["budget"], place, problems)
+    ranges = _tune(tune, method if contains is None else contains, plain["budget"], place, problems)
     if start is not None and not isinstance(start, str):
         problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
     if len(problems) > before:
@@ -233,7 +245,48 @@ def _experiment(
         evaluate=plain["evaluate"],
         budget=plain["budget"],
         published=published,
+        contains=contains,
+        found=found,
     )
+
+
+def _overlays(
+    item: dict[str, Any], comparison: bool, place: str, problems: list[tuple[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """What one method of a comparison lays over the file's sections; taken out of `item`."""
+    if not comparison:
+        return {key: {} for key in OVERLAYS}
+    overlays = {key: item.pop(key, None) or {} for key in OVERLAYS}
+    for key, value in overlays.items():
+        if not isinstance(value, dict):
+            problems.append((f"{place}.{key}", f"should be a mapping, not {value!r}"))
+            overlays[key] = {}
+    for key in sorted(map(str, set(overlays["evaluate"]) - set(OWN_TEST))):
+        text = f"cannot differ within a comparison, whose test is one for all; {did_you_mean(key, OWN_TEST)}"
+        problems.append((f"{place}.evaluate.{key}", text))
+    overlays["evaluate"] = {key: value for key, value in overlays["evaluate"].items() if key in OWN_TEST}
+    return overlays
+
+
+def _searches(
+    item: dict[str, Any], place: str, problems: list[tuple[str, str]]
+) -> tuple[Component | None, tuple[int, ...] | None]:
+    """(the method that a shared search contains, the genotype that it has found); taken out of `item`."""
+    default = getattr(TABLES["methods"].get(str(item.get("name", DEFAULT_METHOD))), "contains_by_default", None)
+    if default is None:
+        return None, None
+    inside, found = item.pop("contains", None) or {}, item.pop("found", None)
+    if not isinstance(inside, dict):
+        problems.append((f"{place}.contains", f"should be a mapping, one method, not {inside!r}"))
+        return None, None
+    if found is not None and not (isinstance(found, list) and all(type(choice) is int for choice in found)):
+        problems.append((f"{place}.found", f"should be a list of whole numbers, a genotype, not {found!r}"))
+        found = None
+    held = _tagged("methods", "name", inside, default, f"{place}.contains", problems)
+    if held is not None and not held.can_be_contained:
+        text = f"{held.name} has no model that a search could choose: use a method such as maml or fine_tune"  # type: ignore[attr-defined]
+        problems.append((f"{place}.contains.name", text))
+    return held, None if found is None else tuple(found)
 
 
 def _recorded(task: Any) -> Any:

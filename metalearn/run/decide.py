@@ -85,7 +85,7 @@ def _fitting(experiment: Experiment, parts: Parts, state: MetaState, decision: D
         exact = dressed(parts.method, run.model_copy(update={"precision": "float32"}), parts.device)
         error = gradient_error(parts.method, exact, state, few, "float32")
         if error is None or not error < FAR:
-            text = f"changes the gradient of {experiment.method.name} by {error:.0e}: a part of it flows past `adapt`"
+            text = f"changes the gradient of {experiment.learns.name} by {error:.0e}: a part of it flows past `adapt`"
             raise ConfigError(("run.checkpoint_inner", f"{text}; leave it out"))
     found, room = memory.predict(method, state, data), memory.room(parts.device)
     if found is None:

@@ -23,6 +23,7 @@ from metalearn.run.figures import (
 )
 from metalearn.run.report_axes import INK, Style, dark, direction, end_labels, metric_name, value_axis
 from metalearn.run.report_data import Array, Group, Json, curve
+from metalearn.run.report_search import Selection
 
 MOST_TASKS = 1_000_000  # of the break-even picture
 Judged = tuple[Sequence[Group], Json | None]  # groups, and what counts as solved
@@ -189,23 +190,22 @@ def break_even_figure(judged: Judged, size: Size) -> Figure | None:
 
 
 @styled
-def selection_figure(found: Sequence[tuple[Group, Array, Array]], size: Size) -> Figure | None:
+def selection_figure(found: Sequence[Selection], size: Size) -> Figure | None:
     """What candidates were chosen by against how good they were, one panel a search method; None without any."""
     if not found:
         return None
     columns = min(len(found), 3 if size[0] > 5 else 1)
     rows = -(-len(found) // columns)
     figure = Figure((size[0], 2.7 * rows + 0.3), layout="constrained")
-    look = styles([group for group, _, _ in found])
-    for (group, score, truth), axes in zip(found, figure.subplots(rows, columns, squeeze=False).flat):
+    look = styles([one.group for one in found])
+    for (group, score, truth, picks, _), axes in zip(found, figure.subplots(rows, columns, squeeze=False).flat):
         style = look[group.label]
         axes.plot(score.ravel(), truth.ravel(), ".", color=style.color, ms=4, alpha=0.5, mew=0)
-        for one, real in zip(score, truth):
-            pick = int(np.where(np.isfinite(one), one, -np.inf).argmax())
+        for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
         axes.set_title(group.label, loc="left", size="medium", color=dark(style.color), weight="bold")
         axes.set_xlabel("score that chose, higher is better")
-        axes.set_ylabel("on queries, higher is better")
+        axes.set_ylabel("on queries (minus the loss),\nhigher is better")
     return figure
 
 

@@ -59,7 +59,7 @@ class Job:
     @property
     def gradients(self) -> int:
         """Gradient evaluations on one task in one meta-step."""
-        method = self.experiment.method
+        method = self.experiment.learns
         return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
 
     @property

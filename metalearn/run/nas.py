@@ -37,3 +37,37 @@ def tabulate(
         from metalearn.run import tabulate as room
 
         room.tabulate(space, task, overrides or [], out, tasks, seeds, room.points_of(points), say)
+
+
+@app.command()
+def race(
+    table: Annotated[Path, typer.Argument(help="a table of metalearn nas tabulate")],
+    searcher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--searcher",
+            help="random, evolution, tpe, halving, params, flops (the table answers them); darts, darts-first-order, "
+            "one-shot, grad_norm, snip, jacob_cov (they train on the table's tasks); repeatable, default all",
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="a searcher's field, such as evolution.population=8; repeatable")
+    ] = None,
+    budget: Annotated[int, typer.Option("--budget", help="evaluations of a search, in full trainings")] = 64,
+    seeds: Annotated[int, typer.Option("--seeds", help="searches from other starts, the same for every searcher")] = 20,
+    out: Annotated[Path | None, typer.Option("--out", help="the JSON file to write")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="a Markdown file, in which this table's section is replaced")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="the SVG of regret against evaluations")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="of searchers that train: auto, cpu, cuda or cuda:<n>")
+    ] = "cpu",
+) -> None:
+    """Race searchers on a table against random search and its theory, and place the picks of those that train."""
+    from metalearn.run.cli import exit_codes, say
+
+    with exit_codes():
+        from metalearn.run import race as room
+
+        room.race(room.Words(table, searcher or (), sets or (), budget, seeds, out, markdown, plot, device), say)

@@ -45,9 +45,10 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """A hash of all that speed depends on: method, model, shapes, machine, threads, versions, our own code."""
     run = experiment.run
     facts = {
-        "method": {key: value for key, value in experiment.method.model_dump(mode="json").items() if key != "outer"},
-        "outer": str(getattr(getattr(experiment.method, "outer", None), "name", "")),
+        "method": {key: value for key, value in experiment.learns.model_dump(mode="json").items() if key != "outer"},
+        "outer": str(getattr(getattr(experiment.learns, "outer", None), "name", "")),
         "model": experiment.model.model_dump(mode="json"),
+        "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],
         "task": [str(getattr(experiment.task, "source", "")), repr(spec)],
         "size": [run.tasks_per_step, run.examples_per_step],
         "precision": [run.dtype, run.precision, run.checkpoint_inner],
@@ -62,7 +63,7 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
 def _code() -> str:
     """A hash of the rooms that a step runs through."""
     home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
-    rooms = ("models", "inner", "algorithms", "transfer", "learned_optimizers")
+    rooms = ("models", "inner", "algorithms", "transfer", "nas", "learned_optimizers")
     files = [path for room in rooms for path in (home / room).rglob("*") if path.suffix in (".py", ".cpp")]
     for path in sorted([*files, *home.glob("*.py"), *(home / "run" / name for name in ("executor.py", "traced.py"))]):
         found.update(path.read_bytes())

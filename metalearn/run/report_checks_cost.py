@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from metalearn.run import costs
 from metalearn.run.report_data import Group, Run
+from metalearn.run.tables import METHODS
 
 SEARCH_SEEDS = 3
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
@@ -39,6 +40,13 @@ def trials(run: Run) -> int:
     return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
 
 
+def tunable(run: Run) -> bool:
+    """Whether there is anything to tune: a row that starts from another's meta and has no option of its own has not."""
+    kind = METHODS.get(str(run.result.get("method")))
+    own = {name for name in kind.model_fields if kind.acts_of(name) != "train"} - {"name"} if kind else {""}
+    return bool(own) or not (run.config.get("method") or {}).get("start")
+
+
 def searched(run: Run) -> bool:
     """Whether anything was spent on searching architectures."""
     entry = run.phase("search")
@@ -60,7 +68,7 @@ def _equal_trials(groups: Sequence[Group]) -> Check:
     name = "equal tuning trials"
     found: dict[int, list[str]] = {}
     for group in groups:
-        for count in sorted({trials(run) for run in group.runs}):
+        for count in sorted({trials(run) for run in group.runs if tunable(run)}):
             found.setdefault(count, []).append(group.label)
     if len(found) > 1:
         listed = "; ".join(f"{count}: {', '.join(labels)}" for count, labels in sorted(found.items()))

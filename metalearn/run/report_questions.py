@@ -161,11 +161,14 @@ def luck(groups: Sequence[Group], draw: Draw) -> str:
     parts = []
     if known:
         caption = (
-            "Every candidate: the score that it was chosen by, against how good it was on queries. Circles: the picks."
+            "Every candidate of the first test tasks: the score that it was chosen by, against how good it was on "
+            "queries once trained as the winner is. Circles: the picks."
         )
         parts = [
             draw(figures_cost.selection_figure, known, "selection", caption),
             report_search.noise_table(groups, known),
+            '<p class="note">In minus the mean loss of a task’s queries, higher is better. At one shot a score is '
+            "minus the mean training loss, no estimate of that on queries: no optimism is told there.</p>",
         ]
     elif report_search.searches(groups):
         parts = [

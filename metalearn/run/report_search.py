@@ -60,38 +60,52 @@ def _random(group: Group) -> bool:
     return searcher(group.first) == "random"
 
 
-def selections(groups: Sequence[Group]) -> list[tuple[Group, Array, Array]]:
-    """(group, score, truth) [R, A], the searches of all seeds under each other, where a run kept every candidate's."""
+class Selection(NamedTuple):
+    """The candidates of a row's searches, those of all seeds under each other."""
+
+    group: Group
+    score: Array  # [R, A] what they were chosen by
+    truth: Array  # [R, A] how good they were on queries, higher is better
+    pick: Array  # [R] which was taken
+    one_unit: bool  # whether score and truth may be subtracted
+
+
+def selections(groups: Sequence[Group]) -> list[Selection]:
+    """Every row whose runs kept what each candidate was worth."""
     found = []
     for group in groups:
         parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
         if parts and len({part["score"].shape[1:] for part in parts}) == 1:
-            score, truth = (np.concatenate([part[name] for part in parts]) for name in ("score", "truth"))
-            found.append((group, score, truth))
+            score, truth, pick = (np.concatenate([part[name] for part in parts]) for name in ("score", "truth", "pick"))
+            one_unit = all(bool(part["one_unit"].all()) for part in parts)
+            found.append(Selection(group, score, truth, pick[:, 0].astype(int), one_unit))
     return found
 
 
 def _arrays(path: Path) -> dict[str, Array]:
+    """score, truth, pick and one_unit of selection.npz; a pick that is not told (or -1) is the best score."""
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as found:
-        arrays = {name: np.atleast_2d(found[name]).astype(np.float64) for name in found.files}
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: np.atleast_2d(file[name]).astype(np.float64) for name in file.files}
     if not {"score", "truth"} <= set(arrays) or arrays["score"].shape != arrays["truth"].shape:
         raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
-    return arrays
+    best = np.where(np.isfinite(arrays["score"]), arrays["score"], -np.inf).argmax(1, keepdims=True)
+    told = arrays.get("pick", np.full(best.shape, -1.0))
+    return {**arrays, "pick": np.where(told >= 0, told, best), "one_unit": arrays.get("one_unit", np.ones((1, 1)))}
 
 
-def noise_table(groups: Sequence[Group], found: Sequence[tuple[Group, Array, Array]]) -> str:
+def noise_table(groups: Sequence[Group], found: Sequence[Selection]) -> str:
     """Rank correlation, regret and optimism of every search whose candidates are all known."""
     heads = ["method", "searches", "candidates", "Kendall’s τ<small>score, queries</small>",
              "Spearman’s ρ", "regret<small>best minus pick</small>", "regret of chance<small>best minus mean</small>",
              "gain<small>pick minus mean</small>", "optimism<small>score minus queries</small>"]  # fmt: skip
     rows = []
-    for group, by, truth in found:
-        one: Noise = noise(list(by), list(truth))
-        numbers = (one.tau, one.spearman, one.regret, one.regret_of_chance, one.gain, one.optimism)
-        cells = [str(one.searches), str(one.candidates), *(NONE if n is None else f"{n:.3g}" for n in numbers)]
-        rows.append(row(method_name(group, groups), [cell.replace("-", "−") for cell in cells]))
+    for one in found:
+        seen: Noise = noise(list(one.score), list(one.truth), one.pick.tolist(), one_unit=one.one_unit)
+        numbers = (seen.tau, seen.spearman, seen.regret, seen.regret_of_chance, seen.gain, seen.optimism)
+        cells = [str(seen.searches), str(seen.candidates), *(NONE if n is None else f"{n:.3g}" for n in numbers)]
+        rows.append(row(method_name(one.group, groups), [cell.replace("-", "−") for cell in cells]))
     return table(heads, rows)
 
 

@@ -105,7 +105,8 @@ def headline(groups: Sequence[Group], found: Json) -> str:
             score(line["auc"], up),
             score(line["iqm"], up),
         ]
-        rows.append(row(method_name(group, groups), cells, "best" if place == 0 and len(groups) > 1 else ""))
+        name = method_name(group, groups) + _fewer(group, groups)
+        rows.append(row(name, cells, "best" if place == 0 and len(groups) > 1 else ""))
     note = (
         f'<p class="note">{NONE} means not measured; a measured zero is a zero. AUC: area under the mean curve over '
         f"{AUC_AXIS}, divided by its width; IQM: mean of the middle half of the tasks.</p>"
@@ -140,6 +141,16 @@ def method_name(group: Group, groups: Sequence[Group]) -> str:
     """A label (HTML) behind the dot of its colour."""
     color = figures.styles(groups)[group.label].color
     return f'<span class="dot" style="background:{color}"></span>{escape(group.label)}'
+
+
+def _fewer(group: Group, groups: Sequence[Group]) -> str:
+    """A mark (HTML) on a row that was tested on fewer tasks than others."""
+    own = _tested_on(group)
+    return f" <small>first {own} tasks</small>" if own < max(map(_tested_on, groups)) else ""
+
+
+def _tested_on(group: Group) -> int:
+    return min(int((run.result.get("episodes") or {}).get("count") or 0) for run in group.runs)
 
 
 def _over_seeds(group: Group, line: Json) -> str:

@@ -124,6 +124,7 @@ class Budget(Component):
 
     trials: int = option(0, "tuning trials of every method that has a `tune` block", ge=0, le=100_000)
     seed: int = option(0, "of the search", ge=0, lt=2**32)
+    once: bool = option(False, "tune with the first seed alone: the others take its values, and its bill")
 
 
 class Published(Component):

@@ -6,13 +6,16 @@ from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component
 from metalearn.inner.rules import RULES
 from metalearn.models import MODELS
+from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
 from metalearn.tasks import TASKS
 from metalearn.transfer import TRANSFER
 
-METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER}
+METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER, **NAS}
 TABLES: dict[str, dict[str, type[Component]]] = {
     "tasks": dict(TASKS),
-    "models": dict(MODELS),
+    "models": {**MODELS, **NAS_MODELS},
     "methods": METHODS,
     "rules": dict(RULES),
+    "spaces": dict(SPACES),
+    "searchers": dict(SEARCHERS),
 }

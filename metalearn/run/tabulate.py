@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.evaluate.curves import fingerprint
+from metalearn.evaluate.curves import fingerprint, learn_keys
 from metalearn.nas import SPACES, PerTaskNAS
 from metalearn.nas.space import Space, words
 from metalearn.nas.tabular import (
@@ -70,7 +70,7 @@ def tabulate(
         table = _begun(path, fresh)
         set_threads(experiment.run.threads or cores())
         episodes = source.sample(key, tasks)
-        keys = fold_in(episodes.info["key"], "learn")
+        keys = learn_keys(episodes.info["key"])
         table = _fill(table, space, options, points, seeds, episodes, keys, path, say)
     _show(table, space)
     print(f"table: {path}")

@@ -18,6 +18,7 @@ from metalearn.run.config import Experiment
 from metalearn.run.environment import git_commit
 from metalearn.run.files import read_json, write_atomic, write_json
 from metalearn.run.loop import Job
+from metalearn.run.selection import candidates_on_queries
 from metalearn.types import Meta, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
@@ -39,11 +40,15 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
         evaluate.seed,
         chunk=evaluate.chunk,
         ledger=spent,
+        starts=job.seed,
     )
     write_scores(job.folder / "scores.npz", curve)
     write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
     if curve.notes:
         _write_arrays(job.folder / "notes.npz", **{name: value.cpu().numpy() for name, value in curve.notes.items()})
+        tried = candidates_on_queries(experiment, method, parts.test, curve.notes)
+        if tried is not None:
+            _write_arrays(job.folder / "selection.npz", **tried)
     cost = cost_block(job.ledger, spent, method, metas[0], parts, experiment)
     result = describe_result(experiment, job.seed, parts, curve)
     result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
@@ -63,6 +68,9 @@ def tuned_values(folder: Path) -> dict[str, Any] | None:
             choice = read_json(path)
             found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
             found["on_edge"] = found.get("on_edge", []) + choice["edge"]
+    source = folder / "tune" / "from.json"
+    if found and source.exists():
+        found["from_seed"] = read_json(source)["seed"]
     return found or None
 
 

@@ -30,9 +30,19 @@ from metalearn.run.loop import (
     stopped_outside,
     train,
 )
+from metalearn.run.prepare import searched
 from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
-from metalearn.run.tune import charge, score_of, search, split_fields, trial_folder, tuned_on_new_tasks, with_choice
+from metalearn.run.tune import (
+    charge,
+    score_of,
+    search,
+    split_fields,
+    take_over,
+    trial_folder,
+    tuned_on_new_tasks,
+    with_choice,
+)
 from metalearn.types import MetaState
 
 
@@ -84,6 +94,7 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
         job, state = _opened(experiment, folder, say, parts)
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
+            take_over(job)
             return _from_training_to_result(job, state)
 
 
@@ -107,27 +118,46 @@ def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None)
     old = (folder / "config.yaml").exists()
     experiment = stored_experiment(folder) if old else experiment
     parts = build(experiment, to_train=True) if parts is None else parts
+    ledger, asked = CostLedger(parts.device), experiment.hash()
+    open_ = old and parts.method.prepare is None  # everything is decided: only what was spent is to be read
+    if not old and parts.method.prepare is not None:
+        _write_begin(folder, experiment, parts, asked, {})
+    with signals(lambda: _stopped_in(folder)):
+        experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
     state, paid = begin_state(experiment, parts, folder)
     threads = set_threads(experiment.run.threads or good_threads(state))
     decision = None
-    if not old:
+    if not open_:
         decision = decide(experiment, parts, state)
         for text in _told(experiment, parts, decision):
             say(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
         run = experiment.run.model_copy(update={**decision.way._asdict(), "threads": threads})
         experiment = experiment.replace(run=run)
-        write_yaml(folder / "config.yaml", experiment.resolved())
-    if not (folder / "environment.json").exists():
-        facts = decision.facts if decision is not None else {}
-        write_json(folder / "environment.json", {**describe(parts.device), "config_hash": experiment.hash(), **facts})
-    ledger = CostLedger(parts.device)
+        _write_begin(folder, experiment, parts, asked, decision.facts)
+    elif not (folder / "environment.json").exists():
+        _write_environment(folder, experiment, parts, asked, {})
     for phase, entry in paid.items():
         ledger.add(phase, **{"seconds": 0.0, **entry})
     job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, begun=begin, imports=before)
     job.decision = decision
-    job.carried = sum(entry.get("seconds") or 0.0 for entry in paid.values())
-    ledger.add("setup", before + time.perf_counter() - begin)
+    job.carried = carried + sum(entry.get("seconds") or 0.0 for entry in paid.values())
+    searching = ledger.seconds("search") - carried - (paid.get("search", {}).get("seconds") or 0.0)
+    ledger.add("setup", before + time.perf_counter() - begin - max(0.0, searching))
     return job, state
+
+
+def _write_begin(folder: Path, experiment: Experiment, parts: Parts, asked: str, facts: dict[str, Any]) -> None:
+    write_yaml(folder / "config.yaml", experiment.resolved())
+    _write_environment(folder, experiment, parts, asked, facts)
+
+
+def _write_environment(folder: Path, experiment: Experiment, parts: Parts, asked: str, facts: dict[str, Any]) -> None:
+    about = {"config_hash": asked, "request": experiment.with_seed(0).hash()}  # the second is one for all seeds
+    write_json(folder / "environment.json", {**describe(parts.device), **about, **facts})
+
+
+def _stopped_in(folder: Path) -> None:
+    raise Stopped(f"stopped by a signal in the search; go on with: metalearn resume {folder}")
 
 
 def _told(experiment: Experiment, parts: Parts, decision: Decision) -> list[str]:

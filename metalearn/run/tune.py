@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metalearn.component import Component
 from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.ledger import Entry, since
@@ -21,9 +23,38 @@ from metalearn.types import Meta
 
 def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str, TuneRange]]:
     """(fields that act in training, fields that act only on new tasks and re-use the trained meta)."""
-    late = type(experiment.method).fields_at_adapt()
+    late = type(experiment.learns).fields_at_adapt()
     train = {name: span for name, span in experiment.tune.items() if name not in late}
     return train, {name: span for name, span in experiment.tune.items() if name in late}
+
+
+def take_over(job: Job) -> None:
+    """Under `budget.once`: copy what an earlier, finished seed of this row has chosen, and what that cost.
+
+    The copied trials are then charged like those of an interrupted run.
+    """
+    home = job.folder / "tune"
+    if not job.experiment.budget.once or home.exists():
+        return
+    asked = _without_seed(job.folder)
+    for donor in sorted(job.folder.parent.glob("seed-*")):
+        files = sorted((donor / "tune").glob("*.json"))
+        if donor == job.folder or not files or not (donor / "result.json").exists() or _without_seed(donor) != asked:
+            continue
+        taken = job.folder / ".tune"
+        shutil.rmtree(taken, ignore_errors=True)
+        taken.mkdir()
+        for file in files:
+            shutil.copyfile(file, taken / file.name)
+        write_json(taken / "from.json", {"seed": int(donor.name.removeprefix("seed-"))})
+        taken.rename(home)  # all of it or nothing
+        return
+
+
+def _without_seed(folder: Path) -> Any:
+    """What a run directory was asked for, whatever its seed; None where it cannot be told."""
+    found = folder / "environment.json"
+    return read_json(found).get("request") if found.exists() else None
 
 
 def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
@@ -52,8 +83,9 @@ def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:
     evaluate = experiment.evaluate
     if choice.get("headline_step") is not None:
         evaluate = evaluate.model_copy(update={"headline_step": int(choice["headline_step"])})
-    method = type(experiment.method).model_validate({**experiment.method.model_dump(), **choice["parameters"]})
-    return experiment.replace(method=method, evaluate=evaluate)
+    own = experiment.learns
+    learns = type(own).model_validate({**own.model_dump(), **choice["parameters"]})
+    return experiment.with_learns(learns).replace(evaluate=evaluate)
 
 
 def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, float]:
@@ -83,17 +115,18 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     optuna = _optuna()
     budget = job.experiment.budget
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=budget.seed))
-    now = job.experiment.method.model_dump()
-    whole = {name for name in ranges if numbers_of(job.experiment.method, name) == {int}}
+    own = job.experiment.learns
+    whole = {name for name in ranges if numbers_of(own, name) == {int}}
     spread = {name: _distribution(optuna, span, name in whole) for name, span in ranges.items()}
-    if all(_inside(now[name], span) for name, span in ranges.items()):
-        study.enqueue_trial({name: now[name] for name in ranges})  # the file's own values are the first trial
+    first = {name: _asked(own, name, span) for name, span in ranges.items()}
+    if all(value is not None for value in first.values()):
+        study.enqueue_trial(first)  # the file's own values are the first trial
     record = job.folder / "tune" / "trials.json"
     known = {trial["number"]: trial for trial in (read_json(record) if record.exists() else [])}
     trials: list[dict[str, Any]] = []
     for number in range(budget.trials):
         trial = study.ask(spread)
-        values = dict(trial.params)
+        values = {name: _meant(ranges[name], value) for name, value in trial.params.items()}
         old = known.get(number)
         if old is not None and old["parameters"] == values:
             score, cost = -math.inf if old["score"] is None else float(old["score"]), old["cost"]
@@ -136,23 +169,28 @@ def _optuna() -> Any:
 
 
 def _distribution(optuna: Any, span: TuneRange, whole: bool) -> Any:
-    if span.values is not None:
-        return optuna.distributions.CategoricalDistribution(list(span.values))
+    if span.values is not None:  # by their places: values may be lists and whole components
+        return optuna.distributions.CategoricalDistribution(list(range(len(span.values))))
     log = span.distribution == "log_uniform"
     if whole or span.distribution == "int_uniform":
         return optuna.distributions.IntDistribution(int(span.min or 0), int(span.max or 0), log=log)
     return optuna.distributions.FloatDistribution(span.min, span.max, log=log)
 
 
-def _inside(value: Any, span: TuneRange) -> bool:
+def _meant(span: TuneRange, asked: Any) -> Any:
+    """The value of a field that a study's own value stands for."""
+    return asked if span.values is None else span.values[asked]
+
+
+def _asked(own: Component, name: str, span: TuneRange) -> Any:
+    """The study's value of what a component has now; None where it lies outside the range."""
+    now = getattr(own, name)
     if span.values is not None:
-        return value in span.values
-    return (
-        isinstance(value, (int, float))
-        and span.min is not None
-        and span.max is not None
-        and span.min <= value <= span.max
-    )
+        kind, data = type(own), own.model_dump()
+        same = [getattr(kind.model_validate({**data, name: value}), name) == now for value in span.values]
+        return same.index(True) if True in same else None
+    inside = isinstance(now, (int, float)) and span.min is not None and span.max is not None
+    return now if inside and span.min <= now <= span.max else None
 
 
 def _on_edge(value: Any, span: TuneRange) -> bool:

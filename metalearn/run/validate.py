@@ -63,7 +63,7 @@ def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]
     loc = [str(part) for part in problem["loc"]]
     fields = kind.model_fields
     # A union's tag stands in pydantic's path after its field; it is no key of the file.
-    if len(loc) > 2 and loc[0] in fields and loc[1] in TABLES["rules"]:
+    if len(loc) > 2 and loc[0] in fields and _kind_of(loc[1]):
         del loc[1]
     where = ".".join([place, *loc])
     got = problem.get("input")
@@ -76,8 +76,13 @@ def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]
 
 def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
     default = getattr(kind.model_fields.get(str(loc[0])), "default", None)
-    table = TABLES["rules"]
     for part in loc[1:]:
-        if str(part) in table:
-            return list(table[str(part)].model_fields)
+        tagged = _kind_of(str(part))
+        if tagged:
+            return list(tagged.model_fields)
     return list(type(default).model_fields) if isinstance(default, Component) else []
+
+
+def _kind_of(tag: str) -> type[Component] | None:
+    """The component that a field's tag chooses: a rule, a space or a searcher."""
+    return next((TABLES[table][tag] for table in ("rules", "spaces", "searchers") if tag in TABLES[table]), None)

@@ -1,0 +1,57 @@
+"""How the common suite builds each method for its small problem, and the single exceptions from its checks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from metalearn.algorithms import MAML
+from metalearn.component import Component
+from metalearn.inner.rules import SGD, Adam
+from metalearn.nas import MLPReg
+from metalearn.rng import fold_in
+from metalearn.types import Method, NullLedger
+
+# What makes a method learn the small problem in few steps; a method that is not here is built from its defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "boil": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
+    "meta_sgd": {"inner_steps": 2, "outer": Adam(lr=0.02)},
+    "reptile": {"inner_steps": 4, "inner_lr": 0.02, "inner_batch": 4, "outer": SGD(lr=0.5)},
+    "proto_net": {"outer": Adam(lr=0.02)},
+    "scratch": {"inner_lr": 0.3},
+    "fine_tune": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
+    "linear_probe": {"outer": Adam(lr=0.02)},
+    "nearest_centroid": {"outer": Adam(lr=0.02)},
+    "baseline_plus_plus": {"outer": Adam(lr=0.02)},
+    "per_task_nas": {"space": MLPReg(), "candidates": 3, "search_steps": 3, "inner_lr": 0.1},
+    "shared_nas": {"space": MLPReg(), "candidates": 2, "search_steps": 2, "search_tasks": 4, "score_tasks": 10},
+    "meta_nas": {"space": MLPReg(), "inner_steps": 2, "inner_lr": 0.02, "arch_lr": 0.02, "warm_up": 0.0,
+                 "outer": SGD(lr=0.5)},
+}  # fmt: skip
+# (method, check): why it does not apply.
+EXEMPT = {
+    (
+        "proto_net",
+        "check_every_leaf_receives_gradient",
+    ): "its meta is the learner's dict, and it has no use for the head",
+    (
+        "meta_nas",
+        "check_it_learns",
+    ): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; tests/test_nas_meta.py looks at it",
+}
+
+CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))  # what a shared search learns with
+
+
+def built(component: Component, learner: Any, source: Any) -> Method:
+    """The method for the tasks of `source`; of one that searches first, what its search returns."""
+    if component.contains_by_default is None:
+        method: Method = component.build(learner, source.spec)  # type: ignore[attr-defined]
+        return method
+    waiting = component.build(learner, source.spec, contained=CONTAINED)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        found: Method = waiting.prepare(source, fold_in(0, "search"), NullLedger(), Path(folder))
+    return found

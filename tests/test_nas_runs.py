@@ -1,0 +1,183 @@
+"""Searches as rows of a comparison: from the file to the report, through kills, with their controls and their bill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from commandline import Commands, commands_in, sinusoid, write
+
+import metalearn as ml
+from metalearn.errors import ConfigError
+from metalearn.run.compare import compare
+from metalearn.run.config import parse
+from metalearn.run.controls import with_controls
+
+PER_TASK = {"name": "per_task_nas", "space": {"name": "mlp-reg"}, "searcher": {"name": "evolution"}, "candidates": 3,
+            "search_steps": 2, "evaluate": {"episodes": 4}}  # fmt: skip
+SHARED = {"name": "shared_nas", "space": {"name": "mlp-reg"}, "candidates": 3, "search_steps": 2, "search_tasks": 4,
+          "score_tasks": 8, "adapt_steps": 1, "contains": {"name": "maml", "inner_lr": 0.01},
+          "tune": {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}}}  # fmt: skip
+FILE: dict[str, Any] = {
+    **sinusoid(method=None, experiment="searches", run={"meta_steps": 6, "seeds": [0, 1], "threads": 1}),
+    "methods": [{"name": "maml"}, PER_TASK, SHARED],
+    "budget": {"trials": 2, "once": True},
+}
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("nas")) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def finished(metalearn: Commands) -> Path:
+    done = metalearn("compare", write(metalearn.folder, "searches", FILE))
+    assert done.code == 0, done.err
+    assert "beside per_task_nas: random search with as many candidates, added" in done.err
+    return metalearn.folder / "runs" / "searches"
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def rows(finished: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: result(path) for path in sorted((finished / "methods").glob("*/seed-0"))}
+
+
+def test_every_row_and_every_control_is_there(finished: Path) -> None:
+    labels = {"maml", "per_task_nas", "per_task_nas_random", "per_task_nas_mean", "shared_nas", "shared_nas_mean"}
+    assert set(rows(finished)) == labels | {"scratch_tuned"}  # shared_nas searches at random itself
+    comparison = json.loads((finished / "comparison.json").read_text())
+    assert {row["label"] for row in comparison["rows"]} == set(rows(finished))
+    page = (finished / "report.html").read_text()
+    assert "first 4 tasks" in page and "Circles: the picks" in page
+    assert "Controls that this run lacks" not in page
+
+
+def test_a_search_is_on_the_bill_and_phases_add_up(finished: Path) -> None:
+    for label, row in rows(finished).items():
+        cost = row["cost"]
+        assert (cost["search"]["seconds"] > 0 or "once" in cost["search"]) == ("nas" in label), label
+        whole = json.loads((finished / "comparison.json").read_text())["checks"]
+        sums = next(check for check in whole if check["name"] == "phases add up to the run's seconds")
+        assert sums["passed"], sums
+    shared = rows(finished)["shared_nas"]["cost"]["search"]
+    assert shared["candidates"] == 3 and shared["flops"] > 0 and shared["labels"] > 0
+
+
+def test_the_found_network_is_what_is_trained_and_loaded(finished: Path) -> None:
+    folder = finished / "methods" / "shared_nas" / "seed-0"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    choice = json.loads((folder / "search" / "architecture.json").read_text())
+    assert config["method"]["found"] == choice["genotype"] and config["method"]["contains"]["name"] == "maml"
+    run = ml.load_run(folder)
+    episode = run.source.sample(ml.fold_in(1, "episodes"), 2)
+    said = run.method.learn(run.state.meta, episode.support, episode.query.x, (0, 1))
+    assert said.predictions.isfinite().all()
+
+
+def test_what_candidates_were_worth_is_kept(finished: Path) -> None:
+    with np.load(finished / "methods" / "per_task_nas" / "seed-0" / "selection.npz") as found:
+        assert found["score"].shape == found["truth"].shape == (4, 3)
+        assert np.isfinite(found["truth"]).all() and set(found["pick"].ravel()) <= {0.0, 1.0, 2.0}
+    assert not (finished / "methods" / "per_task_nas_mean" / "seed-0" / "selection.npz").exists()
+
+
+def test_the_second_seed_takes_over_the_tuning_and_its_bill(finished: Path) -> None:
+    home = finished / "methods" / "shared_nas"
+    first, second = (result(home / f"seed-{seed}") for seed in (0, 1))
+    assert second["tuned"]["from_seed"] == 0 and "from_seed" not in first["tuned"]
+    assert second["tuned"]["inner_lr"] == first["tuned"]["inner_lr"]
+    assert not list((home / "seed-1" / "tune").glob("[0-9]*"))  # nothing was trained for it again
+    trials = json.loads((home / "seed-0" / "tune" / "trials.json").read_text())
+    assert len(trials) == 2  # they are on both bills, with each seed's own looks at validation tasks
+    for one in (first, second):
+        assert one["cost"]["tune"]["flops"] > sum(trial["cost"]["flops"] for trial in trials) > 0
+    searched = [json.loads((home / f"seed-{seed}" / "search" / "architecture.json").read_text()) for seed in (0, 1)]
+    assert searched[0]["trials"] == searched[1]["trials"] == 3  # but every seed searches anew
+
+
+def test_seeds_draw_other_candidates_and_other_starts(finished: Path) -> None:
+    home = finished / "methods" / "per_task_nas"
+    one, two = (np.load(home / f"seed-{seed}" / "scores.npz")["loss"] for seed in (0, 1))
+    assert one.shape == two.shape == (4, one.shape[1]) and not np.array_equal(one, two)
+    notes = [np.load(home / f"seed-{seed}" / "notes.npz")["trial_genotype"] for seed in (0, 1)]
+    assert not np.array_equal(*notes)
+
+
+def test_a_search_that_was_killed_goes_on_and_pays_once(metalearn: Commands, finished: Path) -> None:
+    """Killed after a candidate: the resumed run tells it again, finds the same, and its bill holds every candidate."""
+    file = write(metalearn.folder, "killed", {**FILE, "experiment": "killed", "methods": [SHARED]})
+    running = metalearn.start("compare", file, "--out", "killed")
+    folder = metalearn.folder / "killed" / "methods" / "shared_nas" / "seed-0"
+    record = folder / "search" / "search.jsonl"
+    assert running.wait_for(lambda: record.exists() and record.read_text().count("\n") >= 1)
+    running.kill()
+    assert running.wait().code == -9
+    assert (folder / "config.yaml").exists()  # written before the search began
+    assert metalearn("compare", file, "--out", "killed").code == 0
+    kept = finished / "methods" / "shared_nas" / "seed-0"
+    one, two = (json.loads((home / "search" / "architecture.json").read_text()) for home in (folder, kept))
+    assert one == two
+    mine, other = (result(home)["cost"]["search"] for home in (folder, kept))
+    for name in ("candidates", "flops", "labels", "gradient_steps"):
+        assert mine[name] == other[name], name
+    assert np.array_equal(*(np.load(home / "scores.npz")["loss"] for home in (folder, kept)))
+
+
+def test_a_finished_search_is_paid_by_a_run_that_is_resumed_after_it(metalearn: Commands, finished: Path) -> None:
+    kept = finished / "methods" / "shared_nas" / "seed-0"
+    folder = metalearn.folder / "again"
+    shutil.copytree(kept, folder)
+    for path in ("result.json", "scores.npz", "checkpoints", "timing.jsonl", "metrics.jsonl"):
+        gone = folder / path
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert metalearn("resume", folder).code == 0
+    assert result(folder)["cost"]["search"]["flops"] == result(kept)["cost"]["search"]["flops"]
+
+
+def test_the_file_is_not_changed_by_controls_that_it_names_itself() -> None:
+    named = {**PER_TASK, "label": "named", "searcher": {"name": "random"}}
+    mean = {**named, "label": "m", "candidates": 1}
+    plan, notes = with_controls(parse({**FILE, "methods": [PER_TASK, named, mean]}))
+    labels = [one.label for one in plan.experiments]
+    assert labels == ["per_task_nas", "named", "m", "scratch_tuned"] and len(notes) == 1
+    plan, notes = with_controls(parse({**FILE, "methods": [{"name": "maml"}]}))
+    assert len(plan.experiments) == 1 and not notes
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "hint"),
+    [
+        ({**SHARED, "contains": {"name": "mamal"}}, "contains.name", "did you mean 'maml'"),
+        ({**SHARED, "contains": {"name": "scratch", "lr": 1}}, "contains.lr", "unknown key"),
+        ({**SHARED, "contains": 3}, "contains", "should be a mapping"),
+        ({**SHARED, "contains": {"name": "per_task_nas"}}, "contains.name", "no model that a search could choose"),
+        ({**SHARED, "found": ["x"]}, "found", "whole numbers"),
+        ({**SHARED, "space": {"name": "mlp-rag"}}, "space", "mlp-reg"),
+        ({**SHARED, "searcher": {"name": "evolution", "sampl": 3}}, "searcher.sampl", "did you mean 'sample'"),
+        ({**PER_TASK, "contains": {"name": "maml"}}, "contains", "unknown key"),
+        ({**PER_TASK, "evaluate": {"seed": 2}}, "evaluate.seed", "cannot differ within a comparison"),
+    ],
+)  # fmt: skip
+def test_what_a_search_refuses(method: dict[str, Any], place: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse({**FILE, "methods": [method]})
+    assert any(place in where and hint in text for where, text in error.value.problems), error.value.problems
+
+
+def test_a_genotype_of_another_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    plan = parse({**FILE, "methods": [{**SHARED, "found": [0, 0, 99, 0, 0, 0]}]})
+    with pytest.raises(ConfigError, match="found"):
+        compare(plan, tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
