@@ -18,7 +18,8 @@ RUNS  := runs/maml_sinusoid
 # The comparisons at 5 shots: what one shot cannot have, such as a held-out half of the support set, comes with them.
 OMNIGLOT  := runs/compare_omniglot
 FIVE      := task.shots=5 evaluate.task.shots=5
-FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint
+FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
+    methods.per_task_nas.search_steps=5
 
 # Data: METALEARN_DATA if it is set, else shared/data beside the checkout if it is there, else the program's own default.
 ifeq ($(METALEARN_DATA),)

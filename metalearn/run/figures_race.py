@@ -152,7 +152,8 @@ def _noise(found: Json) -> Grid:
     ]
     below = [f"Regret of the best score of all networks: {number(noise['regret_of_best_score'])}."]
     if found["diverged"]:
-        below.append(f"{found['diverged']:.1%} of the trainings diverged and count as the largest loss that counts.")
+        counted = " and count as the largest loss that counts" if metric(found) == "squared error" else ""
+        below.append(f"{found['diverged']:.2%} of the trainings diverged{counted}.")
     return Grid("Noise of the table: Kendall's tau, mean over tasks", ["between", "tau"], lines, below)
 
 

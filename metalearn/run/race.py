@@ -13,8 +13,6 @@ worse otherwise.
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -93,8 +91,7 @@ class Tasks(NamedTuple):
 class Ready:
     """Everything checked: who races, on what."""
 
-    table: Table  # bounded
-    diverged: float  # of the table as it is
+    table: Table
     space: Space
     racers: dict[str, Component]
     searchers: dict[str, Searcher]
@@ -114,7 +111,7 @@ def race(asked: Words, say: Say) -> Json:
             "budget": asked.budget,
             "seeds": asked.seeds,
             "networks": len(ready.table.genotypes),
-            "diverged": ready.diverged,
+            "diverged": ready.table.diverged,
             "chance": {reckoning: results.chance(lands) for reckoning, lands in fields.items()},
             "curves": curves,
             "paired": _paired(curves, fields),
@@ -221,7 +218,7 @@ def check(asked: Words) -> Ready:
             problems += [(name, text) for _, text in error.problems]
     if problems:
         raise ConfigError(*problems)
-    return Ready(results.bounded(table), results.diverged(table), space, racers, searchers, tasks)
+    return Ready(table, space, racers, searchers, tasks)
 
 
 def chosen(asked: Words, problems: Problems) -> dict[str, Component]:
@@ -282,11 +279,8 @@ def _outputs(asked: Words, problems: Problems) -> None:
 
 
 def opened(path: Path) -> Table:
-    """The table of a file; DataError for a file that is none, a torn one included."""
-    try:
-        table = load(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, AttributeError, TypeError) as error:
-        raise DataError((str(path), f"is no table of metalearn nas tabulate, or a torn one: {error}")) from error
+    """The table of a file; DataError for a file that is none."""
+    table = load(path)
     lacks = [name for name in HEADER if name not in table.header]
     if lacks:
         raise DataError((str(path), f"is no table of metalearn nas tabulate: its header lacks {', '.join(lacks)}"))
@@ -299,7 +293,7 @@ def _usable(table: Table, asked: Words, problems: Problems) -> None:
     if not table.complete:
         text = f"holds {done} of {networks} networks: finish it with the metalearn nas tabulate that began it"
         problems.append((place, text))
-    elif results.hopeless(table):
+    elif table.hopeless:
         text = "half of the networks diverge at the first point on some task: train with a smaller inner_lr"
         problems.append((place, text))
     if asked.budget > networks:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalearn.evaluate import stats
-from metalearn.evaluate.curves import DIVERGED_FACTOR
 from metalearn.evaluate.selection import kendall
 from metalearn.nas.search import SLACK, Score, Searcher, Trial, choose, drive
 from metalearn.nas.space import Genotype, Space
@@ -53,46 +52,13 @@ class Landscape(NamedTuple):
 # ------------------------------------------------------------------------------------------- the truth and what is told
 
 
-def largest_loss(table: Table) -> Array:
-    """The largest loss that counts, [1, T, 1, 1]: ten times the median network's at the first point.
-
-    That is the loss at which a task has diverged elsewhere, but for the first point in the place of step 0. Infinity
-    for classes, whose accuracy has a floor.
-    """
-    if table.header["spec"]["kind"] == "classification":
-        return np.full((1, table.rows.loss.shape[1], 1, 1), np.inf)
-    first = np.nan_to_num(table.rows.loss[..., :1].astype(np.float64), nan=np.inf, posinf=np.inf)
-    return np.asarray(DIVERGED_FACTOR * np.median(first, axis=(0, 2), keepdims=True))
-
-
-def hopeless(table: Table) -> bool:
-    """Whether the median network of some task has diverged at the first point, so that no loss is too large."""
-    return table.header["spec"]["kind"] == "regression" and not bool(np.isfinite(largest_loss(table)).all())
-
-
-def bounded(table: Table) -> Table:
-    """The table with every loss above the largest that counts set to it: one of 1e30 would be all that a mean says."""
-    loss = np.fmin(table.rows.loss, largest_loss(table)).astype(np.float32)  # of NaN and a number the number
-    return replace(table, rows=table.rows._replace(loss=loss))
-
-
-def diverged(table: Table) -> float:
-    """The share of trainings whose loss at the last point is above the largest that counts, or not a number."""
-    return float((~(table.rows.loss[..., -1:] <= largest_loss(table))).mean())
-
-
 def landscapes(table: Table) -> dict[str, list[Landscape]]:
     """truth: all tasks' mean query value, after a share of the training that of then; scores: each task's own."""
-    shown = replace(table, rows=table.rows._replace(score=_good(table).mean(2)))
+    shown = replace(table, rows=table.rows._replace(score=table.good().mean(2)))
     return {
         "truth": [_landscape(shown, None)],
         "scores": [_landscape(table, task) for task in range(table.header["tasks"])],
     }
-
-
-def _good(table: Table) -> Array:
-    """Accuracy or minus the loss, [G, T, R, P of the table]."""
-    return table.rows.accuracy if table.header["spec"]["kind"] == "classification" else -table.rows.loss
 
 
 def _landscape(table: Table, task: int | None) -> Landscape:
@@ -180,12 +146,9 @@ def theory(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int])
 
 
 def expectation(land: Landscape, draws: int) -> tuple[float, float]:
-    """Mean and variance of random search's regret; of networks with one score each is as likely to be the pick."""
+    """Mean and variance of random search's regret."""
     told = land.told(1.0)
-    alike = np.unique(told, return_inverse=True)[1]
-    sizes = np.bincount(alike)
-    powers = (land.regret, land.regret**2)
-    first, second = (expected_pick(told, (np.bincount(alike, each) / sizes)[alike], draws) for each in powers)
+    first, second = (expected_pick(told, power, draws) for power in (land.regret, land.regret**2))
     return first, max(0.0, second - first**2)
 
 
@@ -257,7 +220,7 @@ def noise(table: Table) -> Json:
     tau: with the mean truth of all seeds. one_seed: with the truth of one training, which is what the ceiling is made
     of, the tau between the truths of two trainings. between_tasks: the truths of two tasks.
     """
-    worth, score = _good(table)[..., -1], table.rows.score[..., -1]  # [G, T, R], [G, T]
+    worth, score = table.good()[..., -1], table.rows.score[..., -1]  # [G, T, R], [G, T]
     tasks, seeds = range(worth.shape[1]), range(worth.shape[2])
     truth = worth.mean(2)
     each: dict[str, list[list[float]]] = {

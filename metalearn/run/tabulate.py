@@ -159,8 +159,7 @@ def _fill(
 def _show(table: Table, space: Space) -> None:
     """The best networks, and what random search finds."""
     values = table.values(None)
-    metric = "accuracy" if table.header["spec"]["kind"] == "classification" else "loss"
-    sign = 1 if metric == "accuracy" else -1
+    metric, sign = ("accuracy", 1) if table.classification else ("loss", -1)
     grid = Grid("network", metric, "parameters", "FLOPs")
     for row in (-values).argsort(kind="stable")[:5]:
         genotype = tuple(int(choice) for choice in table.genotypes[row])
@@ -168,6 +167,11 @@ def _show(table: Table, space: Space) -> None:
             words(space, genotype), f"{sign * values[row]:.4f}", f"{table.params[row]:,}", f"{table.flops[row]:,}"
         )
     Console().print(grid)
+    if table.hopeless:
+        print("half of the networks diverge at the first point on some task: train with a smaller inner_lr")
+    elif table.diverged:
+        counted = "" if table.classification else " and count as the largest loss that counts"
+        print(f"{table.diverged:.2%} of the trainings diverged{counted}")
     print(f"a network drawn at random: regret {mean_architecture(table):.4f}")
     for draws in (4, 16, 64):
         if draws < len(values):
