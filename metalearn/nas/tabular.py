@@ -130,7 +130,7 @@ class Table:
         """
         wanted = max(1, round(share * self.points[-1]))
         place = max((place for place, point in enumerate(self.points) if point <= wanted), default=0)
-        score, error = self.rows.score[..., place], self.rows.error[..., place]
+        score, error = (part[..., place].astype(np.float64) for part in (self.rows.score, self.rows.error))
         if task is not None:
             return score[:, task], error[:, task]
         known = np.where(np.isfinite(score).all(1, keepdims=True), score, 0)  # what diverged errs by 0, as on one task
@@ -153,7 +153,7 @@ def _infinite(losses: Array) -> Array:
 def load(path: Path) -> Table:
     """A table from its file; DataError where the file is none, a torn one, or one of another schema."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             if header.get("schema") != SCHEMA:
                 raise ValueError(f"schema {header.get('schema')} where {SCHEMA} is known")
