@@ -65,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@printf '%s\n' '$(CURDIR)' >$(STAMP)
 	@echo 'set-up: done'
 
-demo: $(STAMP) ## Compare seven ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
+demo: $(STAMP) ## Compare eight ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
 	$(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 

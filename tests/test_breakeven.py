@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalearn.evaluate import accounts, targets
-from metalearn.evaluate.breakeven import Account, BreakEven, break_evens, crossing
+from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens, crossing
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
 from metalearn.evaluate.selection import kendall, noise, spearman
@@ -112,6 +112,28 @@ def test_no_crossing_between_different_accuracies(a: float, b: float, verdict: s
 def test_a_cheap_method_that_never_gets_there_does_not_win() -> None:
     cheap, good = account("cheap", 0, 1, 0.02), account("good", 1e6, 50)
     assert one(cheap, good).verdict == "not_reached" and "cheap 2%" in one(cheap, good).why
+
+
+def test_each_pair_is_held_to_the_hardest_level_that_both_reach() -> None:
+    """At 0.9 only `good` gets there; at 0.5 `fair` does too, and pays; `poor` reaches nothing that others reach."""
+    shares = {0.9: (1.0, 0.2, 0.0), 0.5: (1.0, 0.95, 0.1), 0.3: (1.0, 1.0, 0.4)}
+    asked: list[float] = []
+
+    def at(level: float) -> list[Account]:
+        asked.append(level)
+        good, fair, poor = shares[level]
+        return [account("good", 1000, 2, good), account("fair", 0, 12, fair), account("poor", 0, 1, poor)]
+
+    found = at_common_levels((0.9, 0.5, 0.3), at)
+    verdicts = [(level, {one.a, one.b}, one.verdict) for level, one in found]
+    assert verdicts == [
+        (0.5, {"good", "fair"}, "pays"),
+        (None, {"good", "poor"}, "not_reached"),
+        (None, {"fair", "poor"}, "not_reached"),
+    ]
+    assert found[0][1].tasks == 100 and asked[0] == 0.9
+    (one_level,) = at_common_levels((0.9,), lambda level: at(level)[:2])
+    assert one_level[0] is None and one_level[1] == break_evens(at(0.9)[:2])[0]
 
 
 def test_a_wide_interval_is_undecided() -> None:

@@ -281,7 +281,7 @@ def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) ->
 def test_compare_skips_what_is_finished_and_writes_one_report(metalearn: Commands, pair: Path) -> None:
     assert {path.name for path in (pair / "methods").iterdir()} == {"maml", "alone"}
     comparison = strict((pair / "comparison.json").read_text())
-    keys = {"schema", "rows", "summary", "paired", "target", "break_even", "checks"}
+    keys = {"schema", "rows", "summary", "paired", "target", "break_even", "break_even_common", "checks"}
     assert keys <= set(comparison) and comparison["schema"] == 1 and len(comparison["rows"]) == 4
     assert len({row["episodes"]["fingerprint"] for row in comparison["rows"]}) == 1
     assert {row["label"] for row in comparison["summary"]} == {"maml", "alone"}

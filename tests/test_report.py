@@ -80,7 +80,7 @@ def _check(root: Path, name: str) -> dict[str, Any]:
 
 def test_comparison_is_schema_1(comparison: Path) -> None:
     found = json.loads(write_comparison(comparison).read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert list(found) == ["schema", "rows", "summary", "paired", "target", "break_even", "checks"]
+    assert list(found) == ["schema", "rows", "summary", "paired", "target", "break_even", "break_even_common", "checks"]
     assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (1, "accuracy", 30)
     assert len(found["rows"]) == 18 and len(found["paired"]) == 15
     on_disk = json.loads((comparison / "methods/maml/seed-1/result.json").read_text())

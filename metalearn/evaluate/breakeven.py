@@ -7,8 +7,9 @@ method, because all of them met the same frozen tasks (the pigeonhole bootstrap,
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -45,8 +46,13 @@ class BreakEven(NamedTuple):
     why: str
 
 
-def break_evens(accounts: Sequence[Account], seed: int = 0, resamples: int = RESAMPLES) -> list[BreakEven]:
-    """Every pair of methods, in the accounts' order.
+def break_evens(
+    accounts: Sequence[Account],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> list[BreakEven]:
+    """Every pair of methods, in the accounts' order, or these pairs of places.
 
     Where one was tested on fewer tasks than the other, on the tasks that both met: the first ones.
     """
@@ -58,11 +64,34 @@ def break_evens(accounts: Sequence[Account], seed: int = 0, resamples: int = RES
         return known[place, tasks]
 
     found = []
-    for a, b in combinations(range(len(accounts)), 2):
+    for a, b in combinations(range(len(accounts)), 2) if pairs is None else pairs:
         pair = _on_common_tasks(accounts[a], accounts[b])
         tasks = 0 if pair[0].found is None else pair[0].found.cost.shape[1]
         found.append(_pair(*((account, drawn(place, account, tasks)) for place, account in zip((a, b), pair))))
     return found
+
+
+def at_common_levels(
+    levels: Sequence[float],
+    accounts_at: Callable[[float], Sequence[Account]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[tuple[float | None, BreakEven]]:
+    """Every pair at the first of `levels` (the hardest comes first) that both reach often enough, and about as often.
+
+    A target that only the best method reaches compares nobody else. The level is chosen by shares of tasks solved
+    alone, never by cost; None, and the verdict `not_reached`, where no level will do. Pairs in the order of accounts.
+    """
+    first = accounts_at(levels[0])
+    still = list(combinations(range(len(first)), 2))
+    found: dict[tuple[int, int], tuple[float | None, BreakEven]] = {}
+    for level in levels:
+        accounts = accounts_at(level)
+        ready = [pair for pair in still if not _apart(*_on_common_tasks(*(accounts[place] for place in pair)))]
+        still = [pair for pair in still if pair not in ready]
+        found.update(zip(ready, ((level, one) for one in break_evens(accounts, seed, resamples, ready))))
+    found.update(zip(still, ((None, one) for one in break_evens(accounts_at(levels[-1]), seed, resamples, still))))
+    return [found[pair] for pair in sorted(found)]
 
 
 def crossing(up_a: float, each_a: float, up_b: float, each_b: float) -> float:
@@ -84,10 +113,9 @@ def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven
     if reason:
         return BreakEven(one[0].label, other[0].label, "undecided", None, None, (), reason)
     (a, drawn_a), (b, drawn_b) = sorted((one, other), key=lambda pair: _rank(pair[0]))
-    solved = [float(_reached(account).solved.mean()) for account in (a, b)]
-    if min(solved) < LEAST_SOLVED or abs(solved[0] - solved[1]) > LARGEST_GAP:
-        why = f"{a.label} solved {solved[0]:.0%} of its tasks and {b.label} {solved[1]:.0%}: no common level"
-        return BreakEven(a.label, b.label, "not_reached", None, None, (), why)
+    apart = _apart(a, b)
+    if apart:
+        return BreakEven(a.label, b.label, "not_reached", None, None, (), apart)
     tasks = _crossing_of(a, b)
     assert drawn_a is not None and drawn_b is not None
     spread = np.asarray([crossing(*each) for each in zip(*drawn_a, *drawn_b)])
@@ -95,6 +123,16 @@ def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven
     verdict, why = _verdict(a.label, b.label, tasks, low, high)
     whole = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
     return BreakEven(a.label, b.label, verdict, whole, (low, high), _left_out(a, b), why)
+
+
+def _apart(a: Account, b: Account) -> str:
+    """Why the prices of two accounts are those of different accuracies; empty where they are not."""
+    if _unmeasured(a, b):
+        return ""
+    solved = [float(_reached(account).solved.mean()) for account in (a, b)]
+    if min(solved) >= LEAST_SOLVED and abs(solved[0] - solved[1]) <= LARGEST_GAP:
+        return ""
+    return f"{a.label} solved {solved[0]:.0%} of its tasks and {b.label} {solved[1]:.0%}: no common level"
 
 
 def _on_common_tasks(*accounts: Account) -> list[Account]:
@@ -166,8 +204,8 @@ def _resampled(account: Account, seed: int, place: int, resamples: int) -> Drawn
     if account.up_front is None or account.found is None:
         return None
     seeds, tasks = account.found.cost.shape
-    of_tasks = _counts(np.random.default_rng([seed, 0, tasks]), resamples, tasks)
-    of_seeds = _counts(np.random.default_rng([seed, 1, place]), resamples, seeds)
+    of_tasks = _counts((seed, 0, tasks), resamples, tasks)
+    of_seeds = _counts((seed, 1, place), resamples, seeds)
     spent, solved = (_weighed(part, of_seeds, of_tasks) for part in (account.found.cost, account.found.solved))
     each = np.divide(spent, solved, out=np.full_like(spent, np.inf), where=solved > 0)
     return of_seeds @ account.up_front / seeds, each
@@ -178,6 +216,8 @@ def _weighed(values: Array | Bools, of_seeds: Array, of_tasks: Array) -> Array:
     return np.asarray(((of_seeds @ values.astype(np.float64)) * of_tasks).sum(1))
 
 
-def _counts(generator: np.random.Generator, resamples: int, size: int) -> Array:
-    """How often each of `size` things is drawn in each resample: [R, size]."""
+@functools.lru_cache(maxsize=32)
+def _counts(name: tuple[int, ...], resamples: int, size: int) -> Array:
+    """How often each of `size` things is drawn in each resample, a function of the name: [R, size]."""
+    generator = np.random.default_rng(list(name))
     return generator.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)

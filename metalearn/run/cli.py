@@ -171,7 +171,9 @@ def bench(
 
 @app.command(name="list")
 def list_(
-    table: Annotated[str | None, typer.Argument(help="tasks, models, methods, rules, spaces or searchers; default all")] = None,
+    table: Annotated[
+        str | None, typer.Argument(help="tasks, models, methods, rules, spaces or searchers; default all")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
     """Everything that exists, with its sentence."""

@@ -58,6 +58,7 @@ def compare(groups: Sequence[Group], unfinished: Sequence[str] = (), *, target: 
         "paired": [paired(a, b) for a, b in combinations(groups, 2)],
         "target": wanted,
         "break_even": costs.break_even(groups, wanted),
+        "break_even_common": costs.break_even_common(groups, wanted),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
     }
     return dict(plain(found))

@@ -9,7 +9,7 @@ import numpy as np
 
 from metalearn.evaluate import accounts, pareto, stats, targets
 from metalearn.evaluate.accounts import Axis
-from metalearn.evaluate.breakeven import Account, break_evens
+from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.targets import Reached, Share
 from metalearn.run.report_data import Array, Group, Json, Run, curve, mean
@@ -124,16 +124,42 @@ def break_even(groups: Sequence[Group], target: Json | None) -> list[Json]:
         return []
     rows = []
     for axis in AXES:
-        for found in break_evens([account(group, target, axis) for group in groups], SEED):
-            rows.append(
-                {
-                    "a": found.a, "b": found.b, "axis": axis, "verdict": found.verdict, "tasks": found.tasks,
-                    "ci95": None if found.ci95 is None else list(found.ci95),
-                    "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in found.leave_one_out],
-                    "why": found.why,
-                }
-            )  # fmt: skip
+        rows += [_row(axis, one) for one in break_evens([account(group, target, axis) for group in groups], SEED)]
     return rows
+
+
+def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json]:
+    """The same at the hardest `level` of the target's metric that both of a pair reach: null where there is none."""
+    if target is None or len(groups) < 2:
+        return []
+    rows, levels = [], levels_of(groups, target)
+    for axis in AXES:
+
+        def at(level: float, axis: Axis = axis) -> list[Account]:
+            return [account(group, {**target, "value": level}, axis) for group in groups]
+
+        rows += [{**_row(axis, one), "level": level} for level, one in at_common_levels(levels, at, SEED)]
+    return rows
+
+
+def levels_of(groups: Sequence[Group], target: Json) -> list[float]:
+    """From the target down in steps of 5 points to 5 above chance; of a loss upwards, a quarter more each time."""
+    value = float(target["value"])
+    if target["metric"] != "accuracy":
+        return [value * 1.25**step for step in range(16)]
+    ways = (groups[0].first.result.get("task") or {}).get("ways")
+    least = min(value, (1 / int(ways) if ways else 0.0) + 0.05)
+    rounded = [number / 20 for number in range(20, 0, -1)]
+    return [value, *(level for level in rounded if least <= level < value)]
+
+
+def _row(axis: Axis, found: BreakEven) -> Json:
+    return {
+        "a": found.a, "b": found.b, "axis": axis, "verdict": found.verdict, "tasks": found.tasks,
+        "ci95": None if found.ci95 is None else list(found.ci95),
+        "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in found.leave_one_out],
+        "why": found.why,
+    }  # fmt: skip
 
 
 def total(group: Group, axis: Axis, tasks: int) -> float | None:

@@ -31,7 +31,7 @@ from metalearn.run.report_axes import (
     steps_axis,
     value_axis,
 )
-from metalearn.run.report_data import Array, Curve, Group, curve
+from metalearn.run.report_data import Array, Curve, Group, Run, curve
 
 # Okabe & Ito's colours, yellow left out (too pale for a line on white), then five of Paul Tol's muted ones.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#882255", "#999933", "#44AA99", "#332288")
@@ -129,8 +129,11 @@ def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
 
 @styled
 def training_figure(groups: Sequence[Group], size: Size) -> Figure | None:
-    """Training tasks against validation tasks during meta-training, one small panel a method; None without any."""
-    shown = [group for group in groups if any(run.valid("train") or run.valid("valid") for run in group.runs)]
+    """Training tasks against validation tasks during meta-training, one small panel a method; None without any.
+
+    A method that was looked at once, for want of training, has no curve and no panel.
+    """
+    shown = [group for group in groups if any(_looks(run) > 1 for run in group.runs)]
     if not shown:
         return None
     columns = min(len(shown), 3 if size[0] > 5 else 1 if len(shown) == 1 else 2)
@@ -149,6 +152,10 @@ def training_figure(groups: Sequence[Group], size: Size) -> Figure | None:
     label = f"{metric_name(shown)}" if size[0] < 5 else f"{metric_name(shown)}, {direction(shown)}"
     figure.supylabel(label, size=_points(size), color=INK)
     return figure
+
+
+def _looks(run: Run) -> int:
+    return len({line["step"] for split in ("train", "valid") for line in run.valid(split)})
 
 
 def _training_panel(axes: Axes, group: Group, style: Style) -> None:

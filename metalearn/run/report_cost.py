@@ -51,16 +51,18 @@ def solved(groups: Sequence[Group], target: Json) -> str:
     return table(heads, rows) + note
 
 
-def break_even(found: Json, axis: Axis) -> str:
-    """Every pair: whether the dearer start is repaid, and after how many new tasks."""
-    heads = ["dearer start", "against", "verdict", "pays from<small>new task</small>", "95 % interval",
-             "without<small>one seed each</small>", "why"]  # fmt: skip
+def break_even(found: Json, axis: Axis, common: bool = False) -> str:
+    """Every pair: whether the dearer start is repaid, and after how many new tasks; `common`: at the pair's level."""
+    heads = ["dearer start", "against", *(["both reach"] if common else []), "verdict",
+             "pays from<small>new task</small>", "95 % interval", "without<small>one seed each</small>",
+             "why"]  # fmt: skip
     rows = []
     order = list(VERDICTS)
-    pairs = [entry for entry in found["break_even"] if entry["axis"] == axis]
+    pairs = [entry for entry in found["break_even_common" if common else "break_even"] if entry["axis"] == axis]
     for entry in sorted(pairs, key=lambda entry: order.index(entry["verdict"])):
         cells = [
             left(escape(entry["b"])),
+            *([_level(entry["level"], found["target"]["metric"])] if common else []),
             left(f"<strong>{VERDICTS[entry['verdict']]}</strong>"),
             _tasks(entry["tasks"]) if entry["verdict"] in ("pays", "always") else NONE,
             _interval(entry["ci95"]),
@@ -68,7 +70,11 @@ def break_even(found: Json, axis: Axis) -> str:
             f'<td class="wrap short">{escape(entry["why"])}</td>',
         ]
         rows.append(row(escape(entry["a"]), cells))
-    return table(heads, rows, left=(1, 2, 5, 6))
+    return table(heads, rows, left=(1, 3, 6, 7) if common else (1, 2, 5, 6))
+
+
+def _level(value: float | None, metric: str) -> str:
+    return NONE if value is None else f"{value * 100:.3g} %" if metric == "accuracy" else f"{value:.3g}"
 
 
 def _tasks(value: float | None, otherwise: str = NONE) -> str:

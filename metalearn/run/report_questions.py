@@ -137,11 +137,24 @@ def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw)
     return "\n".join(
         [
             draw(figures_cost.break_even_figure, judged, "break-even", caption),
+            "<h3>At the target</h3>",
             details("In FLOPs of products and convolutions", report_cost.break_even(found, "flops"), opened=True),
-            details("In seconds", report_cost.break_even(found, "seconds"), opened=True),
+            details("In seconds", report_cost.break_even(found, "seconds")),
+            "<h3>At the highest level that both reach</h3>",
+            f"<p>{COMMON}</p>",
+            details("In FLOPs of products and convolutions", report_cost.break_even(found, "flops", True), opened=True),
+            details("In seconds", report_cost.break_even(found, "seconds", True)),
             note,
         ]
     )
+
+
+COMMON = (
+    "A target near the best method’s level is out of the others’ reach, so it compares few. Here each pair is held to "
+    "the hardest level, in steps of 5 points (of a loss, a quarter), that at least half of both’s tasks reach, with "
+    "shares at most 10 points apart. The level is chosen by these shares alone, not by cost. Who wins at a low level "
+    "need not win at a high one."
+)
 
 
 def parts_of(groups: Sequence[Group]) -> str:
