@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +53,9 @@ class CostLedger:
         with self.span(phase, **said):
             result = function(*args)
         if "flops" not in said:
-            self.add(phase, 0.0, **self.flops_of(phase, function, *args, architecture="flops_architecture" not in said))
+            with self._counted():
+                found = self.flops_of(phase, function, *args, architecture="flops_architecture" not in said)
+            self.add(phase, 0.0, **found)
         return result
 
     @contextmanager
@@ -163,6 +165,12 @@ class CostLedger:
             self._tick()
             self._open.pop()
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counting FLOPs is measuring, wherever it happens: set-up of a run, and nobody's on a ledger without one."""
+        with self._owner("setup" if "setup" in self._open else None) if self._open else nullcontext():
+            yield
+
     def _tick(self) -> None:
         """Bill what happened since the last tick to the innermost open span."""
         if not self._open:
@@ -206,6 +214,11 @@ class _Under(CostLedger):
         with self._ledger._owner(None if phase is None else self._phase):
             yield
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._ledger._counted():
+            yield
+
     def _price(self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Flops | None:
         return self._ledger._price(self._phase, function, args)
 
@@ -220,6 +233,12 @@ class _Aside(CostLedger):
     @contextmanager
     def _owner(self, phase: str | None) -> Iterator[None]:
         with self._ledger._owner(None), super()._owner(phase):
+            yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Billed to the other ledger, whose run it is a part of."""
+        with CostLedger._owner(self, None), self._ledger._counted():
             yield
 
 

@@ -30,6 +30,8 @@ def cost_block(
     once, tasks = spent.cost(), min(evaluate.chunk, evaluate.episodes)
     lone = [_asked_once(method, meta, source, evaluate, n, 1) for n in range(1 if method.traits.host_side else ALONE)]
     asked = None if method.traits.host_side else _asked_once(method, meta, source, evaluate, 0, tasks)
+    stepped = method.traits.uses_steps and evaluate.steps[-1] > 0
+    begun = _asked_once(method, meta, source, evaluate, 0, tasks, steps=0) if stepped and asked else None
     job.require(("setup", *_before(method, experiment)))
     table = job.cost()
     for phase in EACH:
@@ -45,8 +47,8 @@ def cost_block(
         over = {"once": table[phase]} if phase in method.traits.phases and table[phase]["seconds"] else {}
         table[phase] = row | times | over
     _labels(table, source)
-    if method.traits.uses_steps and evaluate.steps[-1] > 0:
-        _starts(table, method, meta, source, evaluate, tasks)
+    if stepped:
+        _starts(table, begun, tasks)
     return table
 
 
@@ -77,14 +79,15 @@ def _labels(table: dict[str, Row], source: TaskSource) -> None:
         row |= {"labels": labelled, "examples": labelled * max(int(row["gradient_steps"]), 1)}
 
 
-def _starts(
-    table: dict[str, Row], method: Method, meta: Meta, source: TaskSource, evaluate: Evaluate, tasks: int
-) -> None:
-    """What learning takes before the first step, so that cost at any step is known: it grows evenly from there."""
-    if method.traits.host_side:
+def _starts(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None:
+    """What learning takes before the first step, so that cost at any step is known: it grows evenly from there.
+
+    `begun` is what so many tasks took in no step; None of a search on the host, whose training begins with nothing.
+    """
+    if begun is None:
         table["retrain"] |= {"flops_at_start": 0, "seconds_at_start": 0.0}
         return
-    at_start = _asked_once(method, meta, source, evaluate, 0, tasks, steps=0).cost()
+    at_start = begun.cost()
     for phase in ("retrain", "adapt"):
         if table[phase].get("seconds_batched"):
             row = _shared(at_start[phase], tasks)

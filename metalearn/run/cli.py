@@ -55,7 +55,7 @@ def exit_codes() -> Iterator[None]:
     except OSError as error:
         say(f"error: {error.filename or ''}: {error.strerror or error}")
         raise SystemExit(2) from None
-    except Exception as error:
+    except BaseException as error:
         code = {"Diverged": 3, "Stopped": 75}.get(type(error).__name__)
         if code is None:
             raise

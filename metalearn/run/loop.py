@@ -34,7 +34,7 @@ class Diverged(RuntimeError):
     """Meta-training met a loss that is not finite: exit code 3."""
 
 
-class Stopped(RuntimeError):
+class Stopped(BaseException):
     """A signal asked for the end; the state is saved: exit code 75."""
 
 

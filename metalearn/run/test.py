@@ -50,11 +50,12 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
         if tried is not None:
             _write_arrays(job.folder / "selection.npz", **tried)
     cost = cost_block(job.ledger, spent, method, metas[0], parts, experiment)
+    seconds = job.wall  # up to where the ledger was read
     result = describe_result(experiment, job.seed, parts, curve)
     result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
     result["uncounted"] = {**job.ledger.uncounted, **spent.uncounted}  # phase -> why its FLOPs are null
     result["tuned"] = tuned_values(job.folder)
-    result["seconds"] = job.wall
+    result["seconds"] = seconds
     write_json(job.folder / "result.json", result)
     return dict(read_json(job.folder / "result.json"))
 

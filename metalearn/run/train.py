@@ -35,6 +35,7 @@ from metalearn.run.start import begin_state
 from metalearn.run.test import test_and_write
 from metalearn.run.tune import (
     charge,
+    measured,
     score_of,
     search,
     split_fields,
@@ -100,18 +101,32 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
 
 def _from_training_to_result(job: Job, state: MetaState) -> dict[str, Any]:
     request = request_hash(job.folder)
-    _tune_training(job)
+    if _tune_training(job):
+        state, _ = begin_state(job.experiment, job.parts, job.folder)  # a tuned field may decide the start
     last = _trained(job, state)
     states, step = chosen_states(job, last)
     job.experiment = tuned_on_new_tasks(job, states[0].meta)
     _rewrite(job)
-    if job.experiment.run.validate.every is not None and not ranking(job):
-        cut_lines(job.metrics, -1)  # what a kill may have left of this look
-        look(job, int(last.step), states[0])  # a run without training still shows training against validation tasks
+    _look_once(job, last, states[0])
     return test_and_write(job, [found.meta for found in states], request, step)
 
 
-def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None) -> tuple[Job, MetaState]:
+def _look_once(job: Job, last: MetaState, tested: MetaState) -> None:
+    """A run without training still shows training against validation tasks, and pays for it, once."""
+    if job.experiment.run.validate.every is None or (job.parts.method.step and job.experiment.run.meta_steps):
+        return
+    stored = job.folder / "look.json"
+    if stored.exists():
+        charge(job, [read_json(stored)])
+        return
+    cut_lines(job.metrics, -1)  # what a kill may have left of this look
+    _, cost = measured(job, lambda: look(job, int(last.step), tested))
+    write_json(stored, {"cost": cost})
+
+
+def _opened(
+    experiment: Experiment, folder: Path, say: Say, parts: Parts | None, trial_of: Path | None = None
+) -> tuple[Job, MetaState]:
     """Build everything, then write config.yaml (first) and environment.json, or take the ones that lie there."""
     begin = time.perf_counter()
     before = unbilled()
@@ -119,12 +134,14 @@ def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None)
     experiment = stored_experiment(folder) if old else experiment
     parts = build(experiment, to_train=True) if parts is None else parts
     ledger, asked = CostLedger(parts.device), experiment.hash()
-    open_ = old and parts.method.prepare is None  # everything is decided: only what was spent is to be read
+    decided = parts.method.step is None or experiment.run.executor != "auto"  # else killed between search and choice
+    open_ = old and parts.method.prepare is None and decided  # all is decided: what was spent is to be read
     if not old and parts.method.prepare is not None:
         _write_begin(folder, experiment, parts, asked, {})
     with signals(lambda: _stopped_in(folder)):
         experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
-    state, paid = begin_state(experiment, parts, folder)
+    state, paid = begin_state(experiment, parts, trial_of or folder)
+    paid = {} if trial_of else paid  # the run that a trial belongs to has paid for its start
     threads = set_threads(experiment.run.threads or good_threads(state))
     decision = None
     if not open_:
@@ -141,8 +158,8 @@ def _opened(experiment: Experiment, folder: Path, say: Say, parts: Parts | None)
     job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, begun=begin, imports=before)
     job.decision = decision
     job.carried = carried + sum(entry.get("seconds") or 0.0 for entry in paid.values())
-    searching = ledger.seconds("search") - carried - (paid.get("search", {}).get("seconds") or 0.0)
-    ledger.add("setup", before + time.perf_counter() - begin - max(0.0, searching))
+    billed = ledger.seconds("search") + ledger.seconds("setup") - (paid.get("search", {}).get("seconds") or 0.0)
+    ledger.add("setup", before + time.perf_counter() - begin - max(0.0, billed - carried))
     return job, state
 
 
@@ -182,11 +199,11 @@ def _trained(job: Job, state: MetaState) -> MetaState:
     return state
 
 
-def _tune_training(job: Job) -> None:
+def _tune_training(job: Job) -> bool:
     """Choose the fields that act in training: one whole training a trial, scored on validation tasks."""
     early, _ = split_fields(job.experiment)
     if not early:
-        return
+        return False
     stored = job.folder / "tune" / "training.json"
     if stored.exists():
         charge(job, read_json(stored)["trials"])
@@ -196,6 +213,7 @@ def _tune_training(job: Job) -> None:
     job.experiment = with_choice(job.experiment, choice)
     job.parts, job.decision = build(job.experiment), None  # what a trial has made is of another method
     _rewrite(job)
+    return True
 
 
 def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
@@ -207,7 +225,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
 def _paused_trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder = trial_folder(job.folder, number)
-    trial, state = _opened(experiment, folder, job.say, None)
+    trial, state = _opened(experiment, folder, job.say, None, job.folder)
     try:
         with trial.ledger.span("setup"):
             last = _trained(trial, state)

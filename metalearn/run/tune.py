@@ -71,7 +71,7 @@ def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
     if late:
         choice |= search(job, late, lambda values, number: score_of(job, meta, values))
     if experiment.evaluate.headline == "tuned":
-        found, cost = _measured(job, lambda: score_of(job, meta, choice["parameters"]))
+        found, cost = measured(job, lambda: score_of(job, meta, choice["parameters"]))
         choice |= {"headline_step": found[1], "headline": {"cost": cost}}
     if late or choice["headline_step"] is not None:
         write_json(stored, choice)
@@ -132,7 +132,7 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
             score, cost = -math.inf if old["score"] is None else float(old["score"]), old["cost"]
             charge(job, [old])
         else:
-            said, cost = _measured(job, partial(objective, values, number))
+            said, cost = measured(job, partial(objective, values, number))
             score = float(said[0])
         study.tell(trial, max(score, -1e30))
         trials.append({"number": number, "parameters": values, "score": score, "cost": cost})
@@ -144,7 +144,7 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
 
 
-def _measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
+def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
     """What `act` returns, and what it wrote to the ledger as tuning, its own time included."""
     before = job.ledger.totals().get("tune", {})
     with job.ledger.span("tune"):

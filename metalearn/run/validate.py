@@ -34,7 +34,7 @@ def _truth_for_number(kind: type[Component], key: str, value: Any) -> bool:
     """Whether a true or false stands where a field takes none: pydantic would read 1 or 0."""
     info = kind.model_fields.get(key)
     given = value if isinstance(value, list) else [value]
-    takes = info is None or "bool" in str(info.annotation)
+    takes = info is None or "bool" in str(info.annotation) or "Any" in str(info.annotation)
     return not takes and any(isinstance(one, bool) for one in given)
 
 
