@@ -82,7 +82,7 @@ maml-sinusoid: $(STAMP) ## Reproduce MAML on sinusoids (Finn et al. 2017, figure
 	$(BIN)/metalearn report $(RUNS)/maml $(RUNS)/pretrained --out $(RUNS)/report.html
 	@echo 'The report: $(CURDIR)/$(RUNS)/report.html'
 
-omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Omniglot (within an hour on two CPU cores).
+omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Omniglot (about 20 minutes on two CPU cores).
 	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
 	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
 
@@ -96,7 +96,7 @@ compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots
 	$(BIN)/metalearn report runs/compare_glyphs/1_shot runs/compare_glyphs/5_shots --out runs/compare_glyphs/report.html
 	@echo 'The report: $(CURDIR)/runs/compare_glyphs/report.html'
 
-compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; within 100 minutes).
+compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; takes hours).
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
 	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \

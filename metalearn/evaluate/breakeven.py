@@ -23,6 +23,7 @@ Verdict = Literal["pays", "always", "never", "not_reached", "undecided"]
 LEAST_SOLVED, LARGEST_GAP = 0.5, 0.1  # below, or further apart, the prices are those of different accuracies
 FACTOR = 10.0  # an interval wider than this decides nothing
 RESAMPLES = 2000
+LEAST_TASKS = 5  # that a resample of tasks means anything
 
 
 class Account(NamedTuple):
@@ -113,9 +114,12 @@ def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven
     if reason:
         return BreakEven(one[0].label, other[0].label, "undecided", None, None, (), reason)
     (a, drawn_a), (b, drawn_b) = sorted((one, other), key=lambda pair: _rank(pair[0]))
-    apart = _apart(a, b)
+    apart, tasks_met = _apart(a, b), _reached(a).cost.shape[1]
     if apart:
         return BreakEven(a.label, b.label, "not_reached", None, None, (), apart)
+    if tasks_met < LEAST_TASKS:
+        why = f"{tasks_met} common tasks are too few for an interval: it takes {LEAST_TASKS}"
+        return BreakEven(a.label, b.label, "undecided", None, None, (), why)
     tasks = _crossing_of(a, b)
     assert drawn_a is not None and drawn_b is not None
     spread = np.asarray([crossing(*each) for each in zip(*drawn_a, *drawn_b)])
@@ -154,7 +158,8 @@ def _unmeasured(*accounts: Account) -> str:
 def _rank(account: Account) -> tuple[float, float]:
     """The dearer start first: it is the one that has something to repay; of equal starts the cheaper task."""
     assert account.up_front is not None
-    return -float(account.up_front.mean()), cost_per_solved(_reached(account)) or math.inf
+    each = cost_per_solved(_reached(account))
+    return -float(account.up_front.mean()), math.inf if each is None else each
 
 
 def _reached(account: Account) -> Reached:

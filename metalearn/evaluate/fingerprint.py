@@ -57,7 +57,7 @@ def _plain(thing: Any) -> Any:
 
 
 def _function(thing: Any, seen: dict[int, int]) -> Any:
-    """Code by its place and its bytes, so that two lambdas of a line differ; then all that it closes over."""
+    """Code with its names and constants, so that two lambdas of a line differ; then all that it closes over."""
     code = thing.__code__
     cells = []
     for cell in thing.__closure__ or ():
@@ -66,7 +66,7 @@ def _function(thing: Any, seen: dict[int, int]) -> Any:
         except ValueError:  # a name that is not bound yet
             cells.append("unbound")
     defaults = (_key(thing.__defaults__, seen), _key(thing.__kwdefaults__, seen))
-    place = (thing.__module__, thing.__qualname__, code.co_firstlineno, code.co_code)
+    place = (thing.__module__, thing.__qualname__, code)
     return ("function", *place, *defaults, tuple(cells))
 
 

@@ -139,12 +139,12 @@ class CostLedger:
         spent = dict(entry or {})
         idle = not any(spent.values())  # a phase that nothing was spent in costs zero of everything
         row: dict[str, Any] = {name: _whole(spent.get(name, 0 if idle else None)) for name in FLOPS}
-        row |= {"seconds": _known(spent.get("seconds", 0.0)), "device": self.device}
+        row |= {"seconds": known(spent.get("seconds", 0.0)), "device": self.device}
         row |= {"peak_bytes": _whole(spent.get("peak_bytes", 0 if idle else None))}
         row |= {name: _whole(spent.get(name, 0)) for name in COUNTS if name != "tasks"}
         reports = energy_joules(self.device) is not None
         return row | {
-            "energy_joules": _known(spent.get("energy_joules", 0.0 if idle and reports else None)),
+            "energy_joules": known(spent.get("energy_joules", 0.0 if idle and reports else None)),
             "tasks": _whole(spent.get("tasks", 0)),
         }
 
@@ -256,9 +256,10 @@ def _check(phase: str, counts: Collection[str]) -> None:
             raise ValueError(f"no count {name!r}; counts: {', '.join(known)}")
 
 
-def _known(value: float | None) -> float | None:
+def known(value: float | None) -> float | None:
+    """A number as files have it: null where it was not measured."""
     return None if value is None or math.isnan(value) else value
 
 
 def _whole(value: float | None) -> int | None:
-    return None if _known(value) is None else int(value or 0)
+    return None if known(value) is None else int(value or 0)

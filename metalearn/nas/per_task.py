@@ -220,6 +220,8 @@ def notes(space: Space, trials: Sequence[Sequence[Trial]], wins: Sequence[Trial]
     rest = [width - len(one) for one in trials]
     scores = [[trial.score.value for trial in one] + [math.nan] * more for one, more in zip(trials, rest)]
     tried = [[trial.genotype for trial in one] + [nothing] * more for one, more in zip(trials, rest)]
+    shares = [[trial.share for trial in one] + [math.nan] * more for one, more in zip(trials, rest)]
+    found["trial_share"] = torch.tensor(shares, **like)  # type: ignore[arg-type]
     found["trial_score"] = torch.tensor(scores, **like)  # type: ignore[arg-type]
     where = space.spec.device
     found["trial_genotype"] = torch.tensor(tried, device=where)

@@ -18,7 +18,7 @@ from metalearn.nas.fit import FREE, Folds
 from metalearn.nas.random_search import RandomSearch
 from metalearn.nas.search import Data, Score, choose, drive
 from metalearn.nas.space import Genotype, Space, words
-from metalearn.nas.tables import SearcherChoice, SpaceChoice
+from metalearn.nas.tables import SearcherChoice, SpaceChoice, looks_at_data
 from metalearn.rng import fold_in
 from metalearn.types import EpisodeSpec, Key, Learner, Ledger, Method, TaskSource
 
@@ -68,6 +68,9 @@ class SharedNAS(Component):
         if contained is None:
             text = "is missing: shared_nas finds an architecture for another method, such as {name: maml}"
             raise ConfigError(("method.contains", text))
+        if spec.queries == 0:
+            text = "is 0, but a shared search scores candidates by queries of training tasks: give at least 1 a class"
+            raise ConfigError(("task.queries", text))
         policy: Any = learner.normalisation
         space = self.space.build(spec, policy)
 
@@ -130,6 +133,10 @@ def _search(
 
     searcher = options.searcher.build(space)
     data = _data(options, source, key, book)
+    if looks_at_data(options.searcher):
+        spec = source.spec
+        seen = options.search_tasks * spec.ways * (spec.shots + spec.queries)
+        book.run("search", lambda: None, labels=seen, **FREE)
     trials = drive(searcher(fold_in(key, "searcher"), options.candidates, data), score, options.candidates)
     win = choose(space, trials, options.standard_errors)
     return {
@@ -175,10 +182,8 @@ def score_of(
     return Score(-float(each_task.mean()), float(each_task.std()) / math.sqrt(len(each_task)))
 
 
-def _data(options: SharedNAS, source: TaskSource, key: Key, book: Ledger) -> Data | None:
+def _data(options: SharedNAS, source: TaskSource, key: Key, book: Ledger) -> Data:
     """For searchers that train networks themselves: training tasks as lanes, their queries held out."""
-    if source.spec.queries == 0:
-        return None
     episode = source.sample(fold_in(key, "lanes"), options.search_tasks)
     folds = Folds(episode.support, episode.query, fold_in(episode.info["key"], "lane"))
     return Data(folds, book)
@@ -204,13 +209,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 rows.append(json.loads(line))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        whole = "".join(json.dumps(row) + "\n" for row in rows)
+        if whole != path.read_text(encoding="utf-8"):
+            _put(path, whole)
     return rows
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
+    _put(path, json.dumps(data, indent=1) + "\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """The whole text or nothing."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -15,7 +15,7 @@ from metalearn.nas.halving import Halving
 from metalearn.nas.mlp_reg import MLPReg
 from metalearn.nas.nb201_conv4 import NB201Conv4
 from metalearn.nas.one_shot import OneShot
-from metalearn.nas.proxies import Proxy
+from metalearn.nas.proxies import ON_DATA, Proxy
 from metalearn.nas.random_search import RandomSearch
 from metalearn.nas.tpe import TPE
 
@@ -38,3 +38,8 @@ SpaceChoice = Annotated[Conv4Micro | NB201Conv4 | Conv4Size | MLPReg, Field(disc
 SearcherChoice = Annotated[
     RandomSearch | Evolution | TPE | Halving | DARTS | OneShot | Proxy, Field(discriminator="name")
 ]
+
+
+def looks_at_data(searcher: Component) -> bool:
+    """Whether a searcher trains or measures networks itself, on the data that it is handed."""
+    return isinstance(searcher, DARTS | OneShot) or (isinstance(searcher, Proxy) and searcher.measure in ON_DATA)

@@ -83,6 +83,10 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
             )
         )
         raise ConfigError(*problems)
+    target = experiment.evaluate.target
+    if target is not None and target.metric == "accuracy" and not test.spec.classification:
+        text = "is accuracy, which regression tasks do not have: say metric: loss"
+        problems.append(("evaluate.target.metric", text))
     if test.spec.queries == 0:
         problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
     test_learner, test_method = (None, None) if method is None else _method(experiment, test.spec, None, problems)
@@ -119,11 +123,17 @@ def _method(
         method = experiment.learns.build(learner, spec, meta_steps=meta_steps)
         return learner, through(experiment.run.engine, experiment.learns, learner, method)
     except ConfigError as error:
-        problems.extend(
-            (place if place.startswith(("task", "model", "run")) else f"method.{place}", text)
-            for place, text in error.problems
-        )
+        problems.extend((_placed(place, experiment), text) for place, text in error.problems)
         return learner, None
+
+
+def _placed(place: str, experiment: Experiment) -> str:
+    """Where a problem with building a method lies in the file."""
+    if place.startswith(("task", "model", "run", "evaluate")):
+        return place
+    inside = place.removeprefix("method.")
+    held = experiment.contains is not None and not inside.startswith(("contains", "found"))
+    return f"method.contains.{inside}" if held else f"method.{inside}"
 
 
 def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learner:

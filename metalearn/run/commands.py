@@ -25,7 +25,7 @@ from metalearn.run.loop import Job, Say
 from metalearn.run.overrides import apply_overrides
 from metalearn.run.tables import TABLES
 from metalearn.run.test import describe_result
-from metalearn.run.train import chosen_states, request_hash, run_folders, run_one, status, stored_experiment
+from metalearn.run.train import as_asked, chosen_states, request_hash, run_folders, run_one, status, stored_experiment
 from metalearn.types import Meta
 
 
@@ -99,7 +99,7 @@ def resume(folder: Path, allow_change: bool, say: Say) -> None:
         say(f"{folder}: this run is finished")
         return
     tuned = any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best"))
-    if not tuned and not allow_change and request_hash(folder) != experiment.hash():
+    if not tuned and not allow_change and request_hash(folder) != as_asked(experiment, folder).hash():
         raise ConfigError(
             (str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change")
         )

@@ -20,6 +20,7 @@ from metalearn.run.target import target_of
 
 AUC_AXIS = "log2(1 + steps)"
 BOOTSTRAP_SEED = 0
+LEAST_TASKS = 5  # that a resample of tasks means anything
 
 
 def collect(root: Path, *, target: Json | None = None) -> Json:
@@ -116,6 +117,8 @@ def paired(a: Group, b: Group) -> Json:
         return entry | {"why": "the rows were not scored on the same test episodes"}
     tasks = min(first.shape[1], second.shape[1])
     entry |= {"tasks": tasks}
+    if tasks < LEAST_TASKS:
+        return entry | {"why": f"{tasks} common tasks are too few for an interval: it takes {LEAST_TASKS}"}
     found = stats.paired(first[:, :tasks], second[:, :tasks], BOOTSTRAP_SEED)
     if found.undefined:
         return entry | {"why": f"undefined: the score of {found.undefined} tasks is not finite"}

@@ -88,8 +88,8 @@ class Experiment:
         return data
 
     def hash(self) -> str:
-        """SHA-256 of the resolved config without where and how it is executed, and what its search has found."""
-        data = self.replace(found=None).resolved()
+        """SHA-256 of the resolved config without where and how it is executed."""
+        data = self.resolved()
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -226,6 +226,9 @@ def _experiment(
     ranges = _tune(tune, method if contains is None else contains, plain["budget"], place, problems)
     if start is not None and not isinstance(start, str):
         problems.append((f"{place}.start", f"should be a run directory or an experiment, not {start!r}"))
+    if start is not None and contains is not None and found is None:
+        text = "needs a network: a search that is still to come has none to begin from; leave start out, or give found"
+        problems.append((f"{place}.start", text))
     if len(problems) > before:
         problems.extend(_sizes(task, "task"))
         problems[before:] = once(problems[before:])

@@ -25,8 +25,8 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
         return plan, []
     rows, notes = list(plan.experiments), []
     for one in plan.experiments:
-        if not isinstance(one.method, (PerTaskNAS, SharedNAS)):
-            continue
+        if not isinstance(one.method, (PerTaskNAS, SharedNAS)) or one.found is not None:
+            continue  # no search, or none that is still to come
         for label, searcher, candidates, what in (
             (f"{one.label}_random", RandomSearch(), one.method.candidates, "random search with as many candidates"),
             (f"{one.label}_mean", RandomSearch(), 1, "the mean random architecture"),
@@ -48,8 +48,8 @@ def _searches(row: Experiment) -> bool:
 
 
 def _same(row: Experiment, one: Experiment, method: Any) -> bool:
-    """Whether a row is this search of the same regime and space, contained method and training included."""
-    return bool(row.method == method and row.contains == one.contains and row.task == one.task)
+    """Whether a row is `one` with another search method: the same tasks, training, contained method, test."""
+    return bool(row.method == method and row.replace(label="", method=None) == one.replace(label="", method=None))
 
 
 def _free(label: str, rows: Sequence[Experiment]) -> str:
@@ -64,6 +64,8 @@ def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
     like = next((row for row in rows if _searches(row)), None)
     if like is None or like.budget.trials == 0 or any(row.tune and isinstance(row.method, Scratch) for row in rows):
         return None
-    run = like.run.model_copy(update={"meta_steps": 0})
+    widest = max(rows, key=lambda row: row.evaluate.episodes)  # not the few tasks that a search is tested on
+    run = like.run.model_copy(update={"meta_steps": 0, "validate": widest.run.validate})
     changes: dict[str, Any] = {"contains": None, "found": None, "start": None, "tune": {"inner_lr": RATES}}
+    changes["evaluate"] = widest.evaluate
     return like.replace(label=_free("scratch_tuned", rows), method=Scratch(), run=run, **changes)

@@ -41,7 +41,11 @@ def best_within(run: Run, budget: float, tasks: int) -> float | None:
     looks = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not looks:
         return None
-    training = sum(float(run.phase(phase).get("flops") or 0) for phase in ("pretrain", "meta_train"))
+    started = run.result.get("started") or {}  # spent before this row's own first step, whatever its phase
+    training = sum(
+        float(run.phase(phase).get("flops") or 0) - float(started.get(phase) or 0)
+        for phase in ("pretrain", "meta_train")
+    )
     last = max(int(line["step"]) for line in looks)
     fixed = before - training + tasks * float(each[run.headline_point])
     inside = [

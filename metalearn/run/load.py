@@ -35,6 +35,8 @@ def load_run(folder: str | Path) -> LoadedRun:
     experiment = stored_experiment(folder)
     parts = build(experiment)
     method = method_for(experiment, parts.test.spec)
+    if parts.method.prepare is not None:
+        raise ConfigError((str(folder), f"its search has not ended: go on with metalearn resume {folder}"))
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if parts.method.step is not None:
         state = _trained_state(folder, state)

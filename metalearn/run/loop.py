@@ -55,6 +55,7 @@ class Job:
     imports: float = 0.0  # seconds of this process before `begun`
     carried: float = 0.0  # seconds that are on the bill and were not spent by this process
     of_a_step: Entry | None = None  # FLOPs of one meta-step
+    started: dict[str, Entry] = field(default_factory=dict)  # what the run that it started from had spent, by phase
 
     @property
     def gradients(self) -> int:

@@ -108,7 +108,8 @@ def _random_control(groups: Sequence[Group]) -> Check:
 
 def _setting(run: Run) -> tuple[Any, ...]:
     method = run.config.get("method") or {}
-    return method.get("name"), str(method.get("space")), method.get("candidates")
+    inside = method.get("contains") or {}
+    return method.get("name"), str(method.get("space")), method.get("candidates"), inside.get("name")
 
 
 def _phases(runs: Sequence[Run]) -> Check:

@@ -29,14 +29,13 @@ def searches(groups: Sequence[Group]) -> list[Group]:
 def controls(groups: Sequence[Group]) -> str:
     """Every search beside the mean random architecture, random search, and the tuned fixed network."""
     up = groups[0].higher_better
-    mean_random = next((g for g in searches(groups) if _random(g) and candidates(g.first) == 1), None)
-    base = None if mean_random is None else mean_random.value()
+    bases = {_regime(g.first): g for g in searches(groups) if _random(g) and candidates(g.first) == 1}
     heads = ["method", "searcher", "candidates", "tuning trials", "accuracy, %" if up else "squared error",
              "over the mean random architecture"]  # fmt: skip
     rows = []
     for group in groups:
         run, value = group.first, group.value()
-        relative = NONE if value is None or not base else f"{100 * (value - base) / base:+.1f} %".replace("-", "−")
+        relative = _over(group, bases.get(_regime(run)))
         cells = [
             left(escape(searcher(run) or ("by gradient" if searched(run) else "none: a fixed network"))),
             str(candidates(run) or NONE),
@@ -46,7 +45,7 @@ def controls(groups: Sequence[Group]) -> str:
         ]
         rows.append(row(method_name(group, groups), cells))
     missing = []
-    if mean_random is None:
+    if not bases:
         missing.append("the mean random architecture (random search with candidates: 1)")
     if not any(_random(group) and candidates(group.first) > 1 for group in searches(groups)):
         missing.append("random search at equal budget")
@@ -54,6 +53,23 @@ def controls(groups: Sequence[Group]) -> str:
         missing.append("a fixed network with tuned hyper-parameters")
     text = f'<p class="note">Controls that this run lacks: {"; ".join(missing)}.</p>' if missing else ""
     return table(heads, rows, left=(1,)) + text
+
+
+def _regime(run: Run) -> tuple[str, ...]:
+    """What must agree before a row is held against a control: method, space, contained method, training tasks."""
+    method = run.config.get("method") or {}
+    inside = {key: value for key, value in (method.get("contains") or {}).items() if key != "inner_lr"}  # may be tuned
+    return str(method.get("name")), str(method.get("space")), str(inside), str(run.config.get("task"))
+
+
+def _over(group: Group, base: Group | None) -> str:
+    """By how many per cent a search differs from its own mean random architecture, on the tasks that both met."""
+    own, other = group.at_headline(), None if base is None else base.at_headline()
+    if own is None or other is None or base is group:
+        return NONE
+    tasks = min(own.shape[1], other.shape[1])
+    low, high = float(other[:, :tasks].mean()), float(own[:, :tasks].mean())
+    return f"{100 * (high - low) / low:+.1f} %".replace("-", "−") if low and np.isfinite([low, high]).all() else NONE
 
 
 def _random(group: Group) -> bool:

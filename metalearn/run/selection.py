@@ -56,7 +56,9 @@ def _arrays(
     options: PerTaskNAS, method: Method, notes: dict[str, torch.Tensor], tasks: int, loss: Any, right: Any
 ) -> dict[str, Any] | None:
     score = notes["trial_score"][:tasks].cpu().numpy().astype(np.float64)
-    kept = np.isfinite(loss).any(0) & ~np.isnan(score).any(0)  # where searches differ in length, what all have
+    share = notes["trial_share"][:tasks].cpu().numpy()
+    # Of a halving search those that were trained fully: a score after fewer steps is of another kind.
+    kept = (share == np.nanmax(share)).all(0) & np.isfinite(loss).any(0)
     loss, right, score = loss[:, kept], right[:, kept], score[:, kept]
     if loss.shape[1] < 2:
         return None

@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.evaluate.curves import Curve, learning_curve
 from metalearn.evaluate.ensemble import ensemble
+from metalearn.evaluate.ledger import known
 from metalearn.rng import fold_in
 from metalearn.run.bill import cost_block
 from metalearn.run.build import Parts, method_for
@@ -54,6 +55,8 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     result = describe_result(experiment, job.seed, parts, curve)
     result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
     result["uncounted"] = {**job.ledger.uncounted, **spent.uncounted}  # phase -> why its FLOPs are null
+    # FLOPs of the run that `method.start` names, by phase; they are in `cost` too.
+    result["started"] = {phase: known(entry.get("flops")) for phase, entry in job.started.items()}
     result["tuned"] = tuned_values(job.folder)
     result["seconds"] = seconds
     write_json(job.folder / "result.json", result)

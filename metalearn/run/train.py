@@ -30,8 +30,8 @@ from metalearn.run.loop import (
     stopped_outside,
     train,
 )
-from metalearn.run.prepare import searched
-from metalearn.run.start import begin_state
+from metalearn.run.prepare import home_of, searched
+from metalearn.run.start import begin_state, folder_of
 from metalearn.run.test import test_and_write
 from metalearn.run.tune import (
     charge,
@@ -71,7 +71,7 @@ def request_hash(folder: Path) -> str:
     for name in ("result.json", "environment.json"):
         if (folder / name).exists():
             return str(read_json(folder / name).get("config_hash"))
-    return stored_experiment(folder).hash()
+    return as_asked(stored_experiment(folder), folder).hash()
 
 
 def stored_experiment(folder: Path) -> Experiment:
@@ -92,7 +92,8 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
     with held(folder):
         if (folder / "result.json").exists():  # another process finished it in the meantime
             return dict(read_json(folder / "result.json"))
-        job, state = _opened(experiment, folder, say, parts)
+        with signals(lambda: _stopped_in(folder)):
+            job, state = _opened(experiment, folder, say, parts)
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             take_over(job)
@@ -133,13 +134,14 @@ def _opened(
     old = (folder / "config.yaml").exists()
     experiment = stored_experiment(folder) if old else experiment
     parts = build(experiment, to_train=True) if parts is None else parts
-    ledger, asked = CostLedger(parts.device), experiment.hash()
+    ledger, asked = CostLedger(parts.device), _asked(experiment, folder)
     decided = parts.method.step is None or experiment.run.executor != "auto"  # else killed between search and choice
     open_ = old and parts.method.prepare is None and decided  # all is decided: what was spent is to be read
+    if experiment.start:
+        folder_of(experiment.start, trial_of or folder, experiment.run.seeds[0])  # refused before anything is written
     if not old and parts.method.prepare is not None:
         _write_begin(folder, experiment, parts, asked, {})
-    with signals(lambda: _stopped_in(folder)):
-        experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
+    experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
     state, paid = begin_state(experiment, parts, trial_of or folder)
     paid = {} if trial_of else paid  # the run that a trial belongs to has paid for its start
     threads = set_threads(experiment.run.threads or good_threads(state))
@@ -152,29 +154,44 @@ def _opened(
         experiment = experiment.replace(run=run)
         _write_begin(folder, experiment, parts, asked, decision.facts)
     elif not (folder / "environment.json").exists():
-        _write_environment(folder, experiment, parts, asked, {})
+        _write_environment(folder, parts, asked, {})
     for phase, entry in paid.items():
         ledger.add(phase, **{"seconds": 0.0, **entry})
     job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, begun=begin, imports=before)
-    job.decision = decision
+    job.decision, job.started = decision, paid
     job.carried = carried + sum(entry.get("seconds") or 0.0 for entry in paid.values())
     billed = ledger.seconds("search") + ledger.seconds("setup") - (paid.get("search", {}).get("seconds") or 0.0)
     ledger.add("setup", before + time.perf_counter() - begin - max(0.0, billed - carried))
     return job, state
 
 
-def _write_begin(folder: Path, experiment: Experiment, parts: Parts, asked: str, facts: dict[str, Any]) -> None:
+def _asked(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """What the run was asked for, as it was first written down: its hash, and one that is the same for all seeds."""
+    environment = folder / "environment.json"
+    old = read_json(environment) if environment.exists() else {}
+    first = as_asked(experiment, folder)
+    fresh = {"config_hash": first.hash(), "request": first.with_seed(0).hash()}
+    return {name: str(old.get(name, value)) for name, value in fresh.items()}
+
+
+def as_asked(experiment: Experiment, folder: Path) -> Experiment:
+    """A stored experiment without what the run's own search has found."""
+    return experiment.replace(found=None) if home_of(folder).exists() else experiment
+
+
+def _write_begin(
+    folder: Path, experiment: Experiment, parts: Parts, asked: dict[str, str], facts: dict[str, Any]
+) -> None:
     write_yaml(folder / "config.yaml", experiment.resolved())
-    _write_environment(folder, experiment, parts, asked, facts)
+    _write_environment(folder, parts, asked, facts)
 
 
-def _write_environment(folder: Path, experiment: Experiment, parts: Parts, asked: str, facts: dict[str, Any]) -> None:
-    about = {"config_hash": asked, "request": experiment.with_seed(0).hash()}  # the second is one for all seeds
-    write_json(folder / "environment.json", {**describe(parts.device), **about, **facts})
+def _write_environment(folder: Path, parts: Parts, asked: dict[str, str], facts: dict[str, Any]) -> None:
+    write_json(folder / "environment.json", {**describe(parts.device), **asked, **facts})
 
 
 def _stopped_in(folder: Path) -> None:
-    raise Stopped(f"stopped by a signal in the search; go on with: metalearn resume {folder}")
+    raise Stopped(f"stopped by a signal before training; go on with: metalearn resume {folder}")
 
 
 def _told(experiment: Experiment, parts: Parts, decision: Decision) -> list[str]:
