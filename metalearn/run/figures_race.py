@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +27,10 @@ LOOK = {
     "random": Style(SCRATCH, "o", "-"),
     **{
         name: Style(PALETTE[place], MARKERS[place], "-")
-        for name, place in (("evolution", 0), ("tpe", 1), ("halving", 2), ("params", 3), ("flops", 4))
+        for name, place in (("evolution", 0), ("tpe", 1), ("halving", 2))
     },
+    "params": Style(PALETTE[3], "", "-"),
+    "flops": Style(PALETTE[4], "", "--"),  # where both are one line, both are seen
 }
 
 
@@ -205,12 +208,12 @@ def figure(found: Json, size: Size) -> Figure:
     panels = drawn.subplots(1, len(RECKONINGS), squeeze=False)[0]
     for axes, (which, words) in zip(panels, RECKONINGS.items()):
         rows = [row for row in found["curves"] if row["reckoning"] == which]
+        top = found["chance"][which]
+        _scales(axes, rows, top)
         for row in rows:
             _curve(axes, row)
-        top = found["chance"][which]
         axes.axhline(top, color="#8A9199", lw=0.9, ls=(0, (1, 2)), zorder=1, label="a network drawn at random")
         axes.set_title(words, loc="left", size="medium", color=INK)
-        _scales(axes, rows, top)
     drawn.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
     drawn.supylabel(f"regret in {metric(found)}, lower is better", size="medium", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -219,16 +222,28 @@ def figure(found: Json, size: Size) -> Figure:
 
 
 def _curve(axes: Axes, row: Json) -> None:
+    """A line with its band; a searcher that asks once has a line across, which others may lie on."""
     style, x = LOOK[row["searcher"]], np.asarray(row["evaluations"], np.float64)
-    y, half = (np.asarray([np.nan if v is None else v for v in row[name]], np.float64) for name in ("regret", "ci95"))
-    half = np.nan_to_num(half)
-    axes.fill_between(x, np.maximum(y - half, 0), y + half, color=style.color, alpha=0.14, lw=0)
-    axes.plot(
-        x, y, color=style.color, lw=1.6, marker=style.marker, ms=4.6, mec="white", mew=0.7, zorder=3,
-        label=row["searcher"],
-    )  # fmt: skip
+    look: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
+    if _asks_once(row):
+        axes.plot(x, row["regret"], **look, lw=1.4, zorder=2)
+        return
+    low, high = _band(row)
+    axes.fill_between(x, np.maximum(low, axes.get_ylim()[0]), high, color=style.color, alpha=0.14, lw=0)
+    axes.plot(x, row["regret"], **look, lw=1.6, marker=style.marker, ms=4.6, mec="white", mew=0.7, zorder=3)
     if "exact" in row:
         axes.plot(x, row["exact"], color=INK, lw=1.1, ls=(0, (4, 2)), zorder=4, label="random, exact")
+
+
+def _asks_once(row: Json) -> bool:
+    return LOOK[row["searcher"]].marker == ""
+
+
+def _band(row: Json) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the 95 % interval at each number of evaluations; both the mean where there is none."""
+    y = np.asarray(row["regret"], np.float64)
+    half = np.asarray([value or 0.0 for value in row["ci95"]], np.float64)
+    return y - half, y + half
 
 
 def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
@@ -241,7 +256,8 @@ def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
     values = [value for row in rows for value in (*row["regret"], *row.get("exact", ()), top) if value is not None]
     least, high = top / 100, 1.5 * max(values, default=1.0)
     if top <= 0 or max(values) < 8 * min(values):
-        axes.set_ylim(bottom=0)
+        bands = [float(_band(row)[1].max()) for row in rows if not _asks_once(row)]
+        axes.set_ylim(0, 1.05 * max([*values, *bands, top]) or 1.0)
         return
     if min(values) < least:
         axes.set_yscale("symlog", linthresh=least, linscale=0.5)
@@ -250,7 +266,7 @@ def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
         least = min(values) / 1.5
         axes.set_yscale("log")
         axes.set_ylim(least, high)
-    ticks = [part * 10.0**power for power in range(-12, 13) for part in ((1, 2, 5) if high < 200 * least else (1,))]
+    ticks = [part * 10.0**power for power in range(-12, 13) for part in ((1, 2, 5) if high < 1000 * least else (1,))]
     axes.yaxis.set_major_locator(FixedLocator([0.0, *(tick for tick in ticks if least <= tick <= high)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
