@@ -307,7 +307,8 @@ def test_report_on_runs_and_comparisons(metalearn: Commands, run: Path, pair: Pa
 def test_list_tells_every_component_and_field(metalearn: Commands) -> None:
     done = metalearn("list", "--json")
     found = strict(done.out)
-    assert set(found) == {"tasks", "models", "methods", "rules", "spaces", "searchers"} and done.code == 0
+    tables = {"tasks", "models", "methods", "rules", "learned_rules", "spaces", "searchers"}
+    assert set(found) == tables and done.code == 0
     for rows in found.values():
         for row in rows:
             assert row["sentence"] and all(field["sentence"] for field in row["fields"].values()), row["name"]

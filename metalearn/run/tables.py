@@ -5,6 +5,7 @@ from __future__ import annotations
 from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component
 from metalearn.inner.rules import RULES
+from metalearn.learned_optimizers import LEARNED_RULES
 from metalearn.models import MODELS
 from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
 from metalearn.tasks import TASKS
@@ -16,6 +17,7 @@ TABLES: dict[str, dict[str, type[Component]]] = {
     "models": {**MODELS, **NAS_MODELS},
     "methods": METHODS,
     "rules": dict(RULES),
+    "learned_rules": dict(LEARNED_RULES),
     "spaces": dict(SPACES),
     "searchers": dict(SEARCHERS),
 }

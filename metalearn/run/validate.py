@@ -85,4 +85,5 @@ def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
 
 def _kind_of(tag: str) -> type[Component] | None:
     """The component that a field's tag chooses: a rule, a space or a searcher."""
-    return next((TABLES[table][tag] for table in ("rules", "spaces", "searchers") if tag in TABLES[table]), None)
+    tables = ("rules", "learned_rules", "spaces", "searchers")
+    return next((TABLES[table][tag] for table in tables if tag in TABLES[table]), None)
