@@ -7,13 +7,26 @@ from typing import Annotated
 from pydantic import Field
 
 from metalearn.component import Component
+from metalearn.learned_optimizers.adafactor_mlp import AdafactorMLP
+from metalearn.learned_optimizers.hyper import Hyper
 from metalearn.learned_optimizers.learned_adam import LearnedAdam
 from metalearn.learned_optimizers.learned_momentum import LearnedMomentum
+from metalearn.learned_optimizers.learned_rates import LearnedRates
 from metalearn.learned_optimizers.learned_sgd import LearnedSGD
+from metalearn.learned_optimizers.lstm import LSTM
+from metalearn.learned_optimizers.mlp import MLP
 
 LEARNED_RULES: dict[str, type[Component]] = {
     "learned_sgd": LearnedSGD,
     "learned_momentum": LearnedMomentum,
     "learned_adam": LearnedAdam,
+    "learned_rates": LearnedRates,
+    "lstm": LSTM,
+    "mlp": MLP,
+    "adafactor_mlp": AdafactorMLP,
+    "hyper": Hyper,
 }
-LearnedRuleChoice = Annotated[LearnedSGD | LearnedMomentum | LearnedAdam, Field(discriminator="name")]
+LearnedRuleChoice = Annotated[
+    LearnedSGD | LearnedMomentum | LearnedAdam | LearnedRates | LSTM | MLP | AdafactorMLP | Hyper,
+    Field(discriminator="name"),
+]

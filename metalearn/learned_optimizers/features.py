@@ -1,0 +1,43 @@
+"""What learned networks see of a gradient, a parameter and the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+
+
+def log_sign(grad: Tensor, p: float) -> Tensor:
+    """(log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al. 2016, app. A): [n] -> [n, 2]."""
+    size = grad.abs()
+    large = size >= math.exp(-p)
+    first = torch.where(large, torch.where(large, size, 1.0).log() / p, -1.0)
+    second = torch.where(large, grad.sign(), math.exp(p) * grad)
+    return torch.stack([first, second], -1)
+
+
+def time_features(step: Tensor) -> Tensor:
+    """tanh(step / t - 1) at 11 scales t (Metz et al. 2022, arXiv:2203.11860): [] -> [11]."""
+    scales = torch.tensor(TIMES, dtype=step.dtype, device=step.device)
+    return torch.tanh(step / scales - 1)
+
+
+def by_rms(columns: Sequence[Tensor]) -> Tensor:
+    """Features of one tensor, one column each, every column divided by its root mean square over the tensor: [n, F]."""
+    table = torch.stack([column.reshape(-1) for column in columns], -1)
+    return table * (table.square().mean(0) + 1e-5).rsqrt()
+
+
+def rolling(old: Tensor, new: Tensor, decays: Tensor) -> Tensor:
+    """Moving averages at several decays: old [k, *X], new [*X], decays [k] -> [k, *X]."""
+    decay = decays.reshape(-1, *[1] * new.dim())
+    return decay * old + (1 - decay) * new
+
+
+def logged(value: Tensor) -> Tensor:
+    """log of a non-negative number, of any size: [*] -> [*], 0 at 1, about -11 at 0."""
+    return (value + 1.5e-5).log()
