@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metalearn.types import Key
 
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _A = 0xBF58476D1CE4E5B9
 _B = 0x94D049BB133111EB
@@ -28,7 +28,7 @@ _SALT = 0xD1B54A32D192ED03  # keeps the keys of fold_in apart from the numbers t
 
 
 def _signed(value: int) -> int:
-    value &= _MASK
+    value &= MASK
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -47,16 +47,16 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _mix_int(z: int) -> int:
-    z = ((z ^ (z >> 30)) * _A) & _MASK
-    z = ((z ^ (z >> 27)) * _B) & _MASK
+    z = ((z ^ (z >> 30)) * _A) & MASK
+    z = ((z ^ (z >> 27)) * _B) & MASK
     return z ^ (z >> 31)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # hashing is not traced: a name is a constant
-def _number(name: str | int) -> int:
+def number(name: str | int) -> int:
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return int(name) & _MASK
+    return int(name) & MASK
 
 
 def _device(name: str | int | Tensor) -> torch.device | None:
@@ -67,7 +67,7 @@ def _times(name: str | int | Tensor, factor: int) -> Tensor | int:
     """(name + 1) * factor mod 2^64."""
     if isinstance(name, Tensor):
         return (name.to(torch.int64) + 1) * _signed(factor)
-    return _signed((_number(name) + 1) * factor)
+    return _signed((number(name) + 1) * factor)
 
 
 def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
@@ -75,7 +75,7 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
     Integers stay in Python until a tensor is met: then keys and names [*B] give keys [*B].
     """
-    key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else int(seed_or_key) & _MASK
+    key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else int(seed_or_key) & MASK
     for name in names:
         if isinstance(key, Tensor) or isinstance(name, Tensor):
             base = (
@@ -83,9 +83,9 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
             )
             key = _mix(_mix(base + _times(name, _SALT)) + _times(name, _GAMMA))
         else:
-            number_int = _number(name)
-            first = _mix_int((key + _SALT * (number_int + 1)) & _MASK)
-            key = _mix_int((first + _GAMMA * (number_int + 1)) & _MASK)
+            number_int = number(name)
+            first = _mix_int((key + _SALT * (number_int + 1)) & MASK)
+            key = _mix_int((first + _GAMMA * (number_int + 1)) & MASK)
     return key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64)
 
 

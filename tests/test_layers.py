@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "metalearn"
 
 # Room -> rooms that it may import besides itself and the ground floor. `run` and the front door may import everything.
-GROUND = {"types", "tree", "rng", "losses", "component", "errors"}
+GROUND = {"types", "tree", "rng", "losses", "component", "errors", "native"}
 MAY_IMPORT = {
     "tasks": set(),
     "models": set(),

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import KEY, SIDE, chi_square_sigmas, equal, identity, numbered, part, source_of, upright
 from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn import rng
 from metalearn.errors import ConfigError
-from metalearn.tasks import images
+from metalearn.tasks import images, native
 from metalearn.tasks.images import ImageTask, image_source
 
 
@@ -30,7 +31,35 @@ def test_block_borders_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of()
     whole = source.sample(KEY, 6)
     monkeypatch.setattr(images, "_BLOCK_BYTES", 7 * SIDE * SIDE)
-    assert equal(whole, source.sample(KEY, 6))
+    assert equal(whole, source._sample(KEY, 6, 0))
+
+
+@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "classes,examples,ways,shots", [(200, 40, 5, 1), (200, 40, 33, 5), (20, 9, 20, 1), (7, 5, 2, 3)]
+)
+def test_episodes_in_machine_code_are_those_of_torch(
+    threads: int, dtype: torch.dtype, classes: int, examples: int, ways: int, shots: int
+) -> None:
+    pool, before = numbered(classes, examples) % 251, torch.get_num_threads()
+    for rotate, counts in ((False, None), (True, None), (True, [examples - row % 2 for row in range(classes)])):
+        rows = pool if counts is None else torch.cat([pool[row, :count] for row, count in enumerate(counts)])
+        task = ImageTask(ways=ways, shots=shots, queries=1)
+        source = image_source(rows, task, rotate_per_task=rotate, counts=counts, dtype=dtype)
+        torch.set_num_threads(threads)
+        try:
+            assert equal(source.sample(KEY, 17, start=5), source._sample(KEY, 17, 5))
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_under_a_counter_of_operations_torch_draws() -> None:
+    source = source_of()
+    with FlopCounterMode(display=False):
+        counted = source.sample(KEY, 3)
+    assert equal(counted, source.sample(KEY, 3))
 
 
 @settings(max_examples=60, deadline=None)

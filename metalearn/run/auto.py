@@ -164,10 +164,9 @@ def _compiled(work: Work, best: Way | None, chunk: int | None) -> list[Way]:
 
 def even(tasks: int, size: int) -> int | None:
     """Tasks at once near `size`, at most twice as many, that divide `tasks`: one graph serves; None: all at once."""
-    if tasks <= 2 * size:
-        return None
     near = [number for number in range((size + 1) // 2, 2 * size + 1) if tasks % number == 0]
-    return min(near, key=lambda number: abs(number - size), default=size)
+    best = min(near, key=lambda number: abs(number - size), default=size)
+    return best if best < tasks else None
 
 
 def _promises(work: Work, way: Way, step: float) -> bool:

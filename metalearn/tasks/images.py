@@ -16,6 +16,7 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import Component, option
 from metalearn.errors import ConfigError
+from metalearn.tasks import native
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 SPLITS = ("train", "valid", "test")
@@ -97,6 +98,15 @@ class ImageSource:
 
         info: key [T] int64 (each task's own), step [T] zeros, class_ids [T, N] int64: the split's class behind label n.
         """
+        draw = native.kernel() if _plain(key, self._rows) else None
+        if draw is None:
+            return self._sample(key, num_tasks, start)
+        turned = self._images if self.rotate_per_task else 0
+        pool = (self._rows, self._counts, self._starts, self._same, turned)
+        return native.episodes(draw, self.spec, *pool, key, num_tasks, start)
+
+    def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
+        """The same by torch: on CUDA, in a trace, without a compiler."""
         spec = self.spec
         key = key.to(self._rows.device)
         keys = rng.fold_in(key, torch.arange(start, start + num_tasks, device=key.device))
@@ -154,6 +164,12 @@ class ImageSource:
             taken = torch.index_select(self._rows, 0, rows[first:last], out=buffer[: last - first])
             torch.mul(taken, self._scale, out=out[first:last])
         return out.reshape(count, *self.spec.x_shape)
+
+
+def _plain(key: Key, rows: Tensor) -> bool:
+    """Whether key and pool are ordinary tensors of a CPU outside any trace: then their memory may be read."""
+    here = type(key) is type(rows) is Tensor and key.is_cpu and rows.is_cpu
+    return here and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
 def image_source(

@@ -1,0 +1,69 @@
+"""Episodes of images drawn by episodes.cpp: what tasks/images.py draws with torch, bit for bit, without its overhead."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.native import load
+from metalearn.types import Batch, Episode, EpisodeSpec, Key
+
+SOURCE = Path(__file__).with_name("episodes.cpp")
+ALONE = 8  # tasks below which a second thread is not worth waking
+
+
+@functools.cache
+def kernel() -> Callable[..., None] | None:
+    """episodes.cpp's function, built and loaded at the first call; None without a compiler."""
+    library, _ = load(SOURCE)
+    if library is None:
+        return None
+    function = library.metalearn_episodes
+    number, name, place = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
+    sizes = [number] * 4
+    function.argtypes = [
+        *[ctypes.c_int, place, *sizes, place, place],
+        *[name, *[number] * 5, name],
+        *[place] * 6,
+        ctypes.c_int,
+    ]
+    function.restype = None
+    return function  # type: ignore[no-any-return]
+
+
+def episodes(
+    draw: Callable[..., None],
+    spec: EpisodeSpec,
+    rows: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    same: int | None,
+    turned: int,
+    key: Key,
+    num_tasks: int,
+    start: int,
+) -> Episode:
+    """Episodes start .. start + T - 1 of `key` by `draw`; rows uint8 [images, bytes], counts and starts [classes].
+
+    `turned` is how many rows one quarter turn has, 0 where classes are not turned. Shapes as ImageSource.sample.
+    """
+    ways, width = spec.ways, int(rows.shape[1])
+    sizes = [ways * spec.shots, ways * spec.queries]
+    x = [torch.empty((num_tasks, size, *spec.x_shape), dtype=spec.dtype) for size in sizes]
+    y = [torch.empty((num_tasks, size), dtype=torch.int64) for size in sizes]
+    keys, class_ids = torch.empty(num_tasks, dtype=torch.int64), torch.empty((num_tasks, ways), dtype=torch.int64)
+    draw(
+        x[0].element_size(),
+        *(rows.data_ptr(), width, spec.num_classes, same or 0, turned, counts.data_ptr(), starts.data_ptr()),
+        *(int(key) & rng.MASK, start, num_tasks, ways, spec.shots, spec.queries, rng.number("order")),
+        *(x[0].data_ptr(), y[0].data_ptr(), x[1].data_ptr(), y[1].data_ptr(), keys.data_ptr(), class_ids.data_ptr()),
+        torch.get_num_threads() if num_tasks >= ALONE else 1,
+    )
+    step = torch.zeros(num_tasks, dtype=spec.dtype)
+    return Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), {"key": keys, "step": step, "class_ids": class_ids})
