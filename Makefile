@@ -42,7 +42,7 @@ NO_L2L     := set-up: learn2learn could not be built, so the cross-checks agains
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot clean force
+.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,13 +96,18 @@ compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots
 	$(BIN)/metalearn report runs/compare_glyphs/1_shot runs/compare_glyphs/5_shots --out runs/compare_glyphs/report.html
 	@echo 'The report: $(CURDIR)/runs/compare_glyphs/report.html'
 
-compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; takes hours).
-	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
-	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
+compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, hours).
+	@$(MAKE) --no-print-directory -j 2 omniglot-1-shot omniglot-5-shots
 	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \
 	    $(BIN)/metalearn evaluate $$run task.source=glyphs task.ways=5 task.shots=1 task.queries=5 || exit 1; done
 	$(BIN)/metalearn report $(OMNIGLOT)/1_shot $(OMNIGLOT)/5_shots --out $(OMNIGLOT)/report.html
 	@echo 'The report: $(CURDIR)/$(OMNIGLOT)/report.html'
+
+omniglot-1-shot: $(STAMP)
+	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
+
+omniglot-5-shots: $(STAMP)
+	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
 
 clean: ## Remove .venv and the caches of the tools; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from metalearn.rng import fold_in
 from metalearn.run.config import Experiment
 from metalearn.types import Method, NullLedger, TaskSource
 
-TASKS = 20  # test tasks whose candidates are all trained
+TASKS = 10  # test tasks whose candidates are all trained
 
 
 def candidates_on_queries(

@@ -1,4 +1,4 @@
-"""Episodes of images drawn by episodes.cpp: what tasks/images.py draws with torch, bit for bit, without its overhead."""
+"""Episodes of images drawn by episodes.cpp: bit for bit what tasks/images.py draws with torch, without its overhead."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,12 @@ def kernel() -> Callable[..., None] | None:
     if library is None:
         return None
     function = library.metalearn_episodes
-    number, name, place = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
-    sizes = [number] * 4
-    function.argtypes = [
-        *[ctypes.c_int, place, *sizes, place, place],
-        *[name, *[number] * 5, name],
-        *[place] * 6,
-        ctypes.c_int,
-    ]
+    whole, number, name, place = ctypes.c_int, ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
+    pool: list[Any] = [place, *[number] * 4, place, place]
+    drawn: list[Any] = [name, *[number] * 5, name]
+    function.argtypes = [whole, *pool, *drawn, *[place] * 6, whole]
     function.restype = None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def episodes(
