@@ -118,6 +118,26 @@ def resume(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="a W&B sweep file, or the name of one in experiments/sweeps/")],
+    words: Annotated[
+        list[str] | None, typer.Argument(help="with --slurm: of the jobs, such as partition=gpu", metavar="KEY=VALUE")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", help="processes to run trials with", min=1, max=512)] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="where to write; default runs/<sweep>")] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="hand the file to W&B's own sweep")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="submit the workers as jobs; key=value ... say how")] = False,
+) -> None:
+    """Run many settings of one experiment; give the command again, here or elsewhere, to go on or to add workers."""
+    with exit_codes():
+        if words and not slurm:
+            raise ConfigError((words[0], "key=value belongs to --slurm; what a sweep changes stands in its file"))
+        from metalearn.run.sweep.command import sweep as run
+
+        run(file, workers, out, wandb, (words or []) if slurm else None, say)
+
+
+@app.command()
 def report(
     dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories")],
     out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.run.overrides import DEFAULT_METHOD, apply_overrides, label_of
+from metalearn.run.plain_yaml import read_yaml
 from metalearn.run.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.run.tables import TABLES
 from metalearn.run.validate import validated
@@ -133,10 +133,7 @@ def find_file(name: str) -> Path:
 def load(name: str, overrides: Sequence[str] = ()) -> Plan:
     """Read, override, check; raises ConfigError with every problem."""
     path = find_file(name)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise ConfigError((str(path), f"cannot be read as YAML: {' '.join(str(error).split())}")) from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError((str(path), "should be a mapping of sections: " + ", ".join(SECTIONS)))
     data, notes = apply_overrides(data, overrides)

@@ -56,6 +56,7 @@ class Job:
     carried: float = 0.0  # seconds that are on the bill and were not spent by this process
     of_a_step: Entry | None = None  # FLOPs of one meta-step
     started: dict[str, Entry] = field(default_factory=dict)  # what the run that it started from had spent, by phase
+    judge: Callable[[Path], None] | None = None  # of a sweep: raises after a look that ends the trial early
 
     @property
     def gradients(self) -> int:
@@ -106,6 +107,8 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
                     look(job, done, state)
                     stop_early = _patience_is_over(job, done)
                 save(job, done, state)
+                if validating and job.judge is not None:
+                    job.judge(job.metrics)
             if job.signalled:
                 raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
     if total == 0:

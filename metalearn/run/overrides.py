@@ -6,9 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.run.plain_yaml import parse_yaml
 
 DEFAULT_METHOD = "maml"
 
@@ -19,9 +18,9 @@ def split(text: str) -> tuple[list[str], Any]:
     if not equals or not key or not all(key.split(".")):
         raise ConfigError((text, "an override looks like method.inner_lr=0.4"))
     try:
-        return key.split("."), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2001-99-99
-        raise ConfigError((text, f"the value cannot be read as YAML: {' '.join(str(error).split())}")) from error
+        return key.split("."), parse_yaml(value)
+    except ValueError as error:
+        raise ConfigError((text, f"the value cannot be read as YAML: {error}")) from error
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,16 @@ def stored_experiment(folder: Path) -> Experiment:
     return plan.experiments[0]
 
 
-def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None = None) -> dict[str, Any]:
+def run_one(
+    experiment: Experiment,
+    folder: Path,
+    say: Say,
+    parts: Parts | None = None,
+    judge: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Start the run of one seed in `folder`, or continue the one that lies there; returns result.json's data.
+
+    `judge` is called with metrics.jsonl after every look at validation tasks; what it raises ends the run there.
 
     Raises ConfigError while another process is at work on the folder.
     """
@@ -94,6 +103,7 @@ def run_one(experiment: Experiment, folder: Path, say: Say, parts: Parts | None 
             return dict(read_json(folder / "result.json"))
         with signals(lambda: _stopped_in(folder)):
             job, state = _opened(experiment, folder, say, parts)
+        job.judge = judge
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             take_over(job)

@@ -112,7 +112,7 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
 
 def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, Any]:
     """Ask, evaluate, tell: `budget.trials` times; recorded trials of an interrupted search are told, not repeated."""
-    optuna = _optuna()
+    optuna = import_optuna("budget.trials", "tuning")
     budget = job.experiment.budget
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=budget.seed))
     own = job.experiment.learns
@@ -159,11 +159,12 @@ def charge(job: Job, trials: Sequence[dict[str, Any]]) -> None:
         job.carried += trial["cost"].get("seconds") or 0.0
 
 
-def _optuna() -> Any:
+def import_optuna(place: str, what: str) -> Any:
+    """The package, quiet; ConfigError where it is not installed."""
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError(("budget.trials", "tuning needs the package optuna: pip install optuna")) from error
+        raise ConfigError((place, f"{what} needs the package optuna: pip install optuna")) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

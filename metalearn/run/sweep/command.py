@@ -1,0 +1,116 @@
+"""`metalearn sweep FILE`: this process is one worker, or the parent of several; any number may share one folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from metalearn.errors import ConfigError
+from metalearn.run.build import cores
+from metalearn.run.loop import Say, Stopped, signals
+from metalearn.run.sweep.desk import Desk, claim_folder
+from metalearn.run.sweep.file import Sweep, read
+from metalearn.run.sweep.worker import work
+
+THREADS = "METALEARN_SWEEP_THREADS"  # what a parent gives each of its workers, where the experiment names none
+
+
+def sweep(name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequence[str] | None, say: Say) -> None:
+    """Run a sweep here, on a cluster, or by W&B's own agents."""
+    found = read(name)
+    if wandb:
+        hand_over(found, say)
+        return
+    folder = out or Path("runs") / found.name
+    if slurm is not None:
+        from metalearn.run.sweep.slurm import submit
+
+        submit(found, folder, workers, slurm, say)
+        return
+    claim_folder(found, folder)
+    if workers == 1:
+        given = os.environ.get(THREADS, "")
+        work(found, folder, say, int(given) if given.isdigit() and given != "0" else None)
+    else:
+        _several(found, folder, workers, say)
+    if THREADS not in os.environ:
+        print(conclusion(found, folder))
+
+
+def conclusion(found: Sweep, folder: Path) -> str:
+    """The best trial in a sentence, and where everything is."""
+    desk = Desk(found, folder)
+    rows = {row["number"]: row for row in desk.records()}
+    counts = {state: sum(row["state"] == state for row in rows.values()) for state in ("complete", "pruned", "failed")}
+    lines = [f"{len(rows)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items())]
+    sign = 1.0 if found.metric.goal == "minimize" else -1.0
+    done = [row for row in rows.values() if row["state"] == "complete"]
+    if done:
+        best = min(done, key=lambda row: (sign * row["value"], row["number"]))
+        values = " ".join(f"{key}={value}" for key, value in best["parameters"].items())
+        lines.append(f"best: trial {best['number']}, {found.metric.name} {best['value']:.6g}, {values}")
+    if found.metric.split == "test":
+        lines.append("note: this sweep chose on test tasks: the best value is no estimate for new ones; say valid/...")
+    lines.append(f"sweep: {desk.write()}\nreport: metalearn report {folder}")
+    return "\n".join(lines)
+
+
+def hand_over(found: Sweep, say: Say) -> None:
+    """Give the same file to W&B's sweep; its agents run the trials."""
+    from metalearn.run.track.by_wandb import new_sweep
+
+    print(new_sweep(found.data, found.program))
+    say("start as many agents as you like, on any machine that has this project and this experiment file")
+
+
+def _several(found: Sweep, folder: Path, workers: int, say: Say) -> None:
+    """Workers as processes of their own. What a killed one left is taken over by the others, or by one more."""
+    share = max(1, cores() // workers)
+    environment = {**os.environ, THREADS: str(share)}
+    words = [sys.executable, "-m", "metalearn.run.cli", "sweep", found.file, "--out", str(folder)]
+    stopping = threading.Event()
+
+    def start() -> subprocess.Popen[str]:
+        made = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert made.stderr is not None
+        threading.Thread(target=_relay, args=(made.stderr, say), daemon=True).start()
+        return made
+
+    running = [start() for _ in range(workers)]
+
+    def stop() -> None:
+        stopping.set()
+        for one in running:
+            one.send_signal(signal.SIGTERM)
+
+    with signals(stop):
+        codes = _wait(running, stop)
+        while not stopping.is_set() and any(code < 0 for code in codes) and not Desk(found, folder).finished():
+            say("a worker died before the sweep was done: one more begins")
+            running.append(start())
+            codes = _wait(running[-1:], stop)
+    if stopping.is_set():
+        raise Stopped(f"stopped by a signal; to go on, give the sweep's command again with --out {folder}")
+    wrong = [code for code in codes if code > 0]
+    if wrong:
+        raise ConfigError((str(folder), f"{len(wrong)} workers ended with exit code {wrong[0]}: see above"))
+
+
+def _wait(running: Sequence[subprocess.Popen[str]], stop: object) -> list[int]:
+    try:
+        return [one.wait() for one in running]
+    except KeyboardInterrupt:
+        assert callable(stop)
+        stop()
+        return [one.wait() for one in running]
+
+
+def _relay(stream: IO[str], say: Say) -> None:
+    for line in stream:
+        say(line.rstrip("\n"))

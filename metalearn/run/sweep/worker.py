@@ -1,0 +1,103 @@
+"""One worker of a sweep: takes a trial, runs it in its run directory, brings the result; until nothing is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import ConfigError
+from metalearn.run.files import read_lines
+from metalearn.run.loop import Diverged, Say, Stopped, signals
+from metalearn.run.sweep.desk import Desk, Trial
+from metalearn.run.sweep.file import Metric, Sweep
+from metalearn.run.train import run_one
+
+WAIT = 0.5  # seconds between two looks for work while others are busy
+
+
+class Pruned(Exception):
+    """A trial that is behind: it ends here, saved."""
+
+
+def work(sweep: Sweep, folder: Path, say: Say, threads: int | None = None) -> None:
+    """Run trials until all of the sweep's are done, by whomever; Stopped after a signal."""
+    desk = Desk(sweep, folder)
+    while (trial := desk.next()) is not False:
+        if trial is None:
+            with signals(lambda: _stopped(folder)):
+                time.sleep(WAIT)
+            continue
+        assert isinstance(trial, Trial)
+        _run(desk, trial, say, threads)
+    desk.write()
+
+
+def _stopped(folder: Path) -> None:
+    raise Stopped(f"stopped by a signal; to go on, give the sweep's command again with --out {folder}")
+
+
+def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> None:
+    """One trial, whatever becomes of it; only a signal, or a fault in the program, gives it back unfinished."""
+    told = f"trial {trial.number}"
+    say(f"{told}: {', '.join(f'{name}={value!r}' for name, value in trial.values.items())}")
+    try:
+        with desk.claims.beating(trial.number):
+            value = _value(desk, trial, say, threads)
+    except Pruned:
+        say(f"{told}: behind the others, ended early")
+        desk.tell(trial, None, "pruned")
+    except (Diverged, ConfigError) as error:
+        say(f"{told} failed: {error}")
+        desk.tell(trial, None, "failed", str(error))
+    except BaseException:
+        desk.give_back(trial)
+        raise
+    else:
+        state = "complete" if math.isfinite(value) else "failed"
+        desk.tell(trial, value if state == "complete" else None, state, "its value is not finite")
+        say(f"{told}: {desk.sweep.metric.name} {value:.6g}")
+
+
+def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
+    """Run, or continue, the trial's run directory; the sweep's metric."""
+    experiment = desk.sweep.trial(trial.values)
+    if threads is not None and experiment.run.threads is None:
+        experiment = experiment.replace(run=experiment.run.model_copy(update={"threads": threads}))
+    folder = desk.folder / "trials" / str(trial.number)
+    metric = desk.sweep.metric
+
+    def judge(metrics: Path) -> None:
+        looks = looks_of(metrics, metric)
+        if not desk.look(trial, len(looks), looks[-1]):
+            raise Pruned
+
+    result = run_one(experiment, folder, _quiet(say, trial.number), judge=judge if metric.split == "valid" else None)
+    return value_of(folder, result, metric)
+
+
+def _quiet(say: Say, number: int) -> Callable[[str], None]:
+    return lambda text: say(f"trial {number}: {text}")
+
+
+def looks_of(metrics: Path, metric: Metric) -> list[float]:
+    """The metric at every look at validation tasks so far; NaN where it is not finite."""
+    rows = [row for row in read_lines(metrics) if row.get("kind") == "valid" and row.get("split") == "valid"]
+    found = [row.get(metric.of) for row in rows]
+    return [math.nan if value is None else float(value) for value in found]
+
+
+def value_of(folder: Path, result: dict[str, Any], metric: Metric) -> float:
+    """The metric of a finished run: at its best look (its last one under checkpoint: last), or at the test."""
+    if metric.split == "test":
+        steps, step = result["test"]["steps"], result["headline"]["step"]
+        value = (result["test"][metric.of] or [])[steps.index(step)]
+        return math.nan if value is None else float(value)
+    looks = looks_of(folder / "metrics.jsonl", metric)
+    if result["checkpoint"] == "last":
+        return looks[-1] if looks else math.nan
+    finite = [value for value in looks if math.isfinite(value)]
+    best = min if metric.goal == "minimize" else max
+    return best(finite) if finite else math.nan

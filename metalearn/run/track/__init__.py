@@ -1,0 +1,1 @@
+"""Where a run is watched from: sinks of what metrics.jsonl holds."""
