@@ -138,6 +138,20 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="experiments with a published number; default: all that have one")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="where runs/<experiment> and the record lie")] = Path("runs"),
+) -> None:
+    """Run experiments with a published number, hold them against it, and record both; finished runs are kept."""
+    with exit_codes():
+        from metalearn.run import commands
+
+        commands.reproduce(names or [], out, say)
+
+
+@app.command()
 def report(
     dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories")],
     out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),

@@ -165,6 +165,14 @@ def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
     return changed
 
 
+def reproduce(names: Sequence[str], out: Path, say: Say) -> None:
+    """`metalearn reproduce`: run, compare with the paper, record."""
+    from metalearn.run.reproduce import reproduce, table
+
+    print("\n".join(table(reproduce(names, out, say))))
+    print(f"record: {out / 'reproduced.md'}")
+
+
 def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
     """`metalearn report`: one page; comparison.json is written anew for comparison directories."""
     from metalearn.run.comparison import write_comparison
