@@ -15,7 +15,16 @@ from run_folders import METHODS, STEPS, cost_block, write_regression, write_rows
 from test_report import check_page
 
 from metalearn.evaluate import accounts
-from metalearn.run import clock, costs, figures, figures_cost, iso, report_data, report_questions
+from metalearn.run import (
+    clock,
+    costs,
+    figures_cost,
+    iso,
+    report_cost,
+    report_data,
+    report_questions,
+    report_search,
+)
 from metalearn.run.comparison import collect
 from metalearn.run.config import parse
 from metalearn.run.report import write_report
@@ -217,6 +226,39 @@ def test_unequal_trials_fail(tmp_path: Path) -> None:
     assert not found["passed"] and "0: maml; 20: scratch" in found["why"]
 
 
+def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"], seeds=3)
+    searching(tmp_path, "searched", "random")
+    assert the_check(tmp_path, "equal tuning trials")["passed"]
+    for config in tmp_path.glob("methods/scratch/*/config.yaml"):
+        config.write_text(config.read_text() + "budget: {trials: 20}\n")
+    found = the_check(tmp_path, "equal tuning trials")
+    assert not found["passed"] and "their candidates (searched 16) are paid as search" in found["why"]
+
+
+def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> None:
+    """3 J once for all and 2 J for each of 600 tasks, and 10 J of training: 1.213 kJ."""
+
+    def measured(result: dict[str, Any]) -> None:
+        result["cost"]["meta_train"]["energy_joules"] = 10.0
+        result["cost"]["search"] |= {"energy_joules": 2.0, "seconds_batched": 1.0, "tasks": 600}
+        result["cost"]["search"]["once"] = {"energy_joules": 3.0, "seconds": 1.0, "flops": 1.0}
+
+    (group,) = groups_of(write_run(tmp_path / "a", "maml", "maml", change=measured))
+    assert report_cost._run_energy(group.first) == 1213.0
+
+
+def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
+    searching(tmp_path, "searched", "random", seeds=1)
+    write_run(tmp_path / "methods/scratch/seed-0", "scratch", "scratch")
+    groups = {group.label: group for group in groups_of(tmp_path)}
+    steps, with_search = (groups[label].per_task_seconds()[0] for label in ("scratch", "searched"))
+    assert steps is not None and with_search == pytest.approx(steps + 0.5)
+    assert groups["searched"].once("search", "seconds") == 0 == groups["scratch"].each("search", "seconds")
+    (bare,) = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=_without("retrain")))
+    assert bare.per_task_seconds()[0] is None  # an absent phase is no zero
+
+
 def searching(tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any) -> None:
     def change(result: dict[str, Any]) -> None:
         result["cost"]["search"] |= {"flops": 5e8, "seconds": 0.5, "seconds_batched": 0.5, "candidates": count}
@@ -245,7 +287,7 @@ def test_searches_are_held_to_their_controls_and_to_their_noise(tmp_path: Path) 
     searching(tmp_path, "any", "random", count=1)
     assert the_check(tmp_path, check)["passed"] and the_check(tmp_path, "at least 3 search seeds")["passed"]
     page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
-    assert "random search at equal budget" not in page and "over the mean random architecture" in page
+    assert "random search at equal budget" not in page and "over mean random" in page
     assert (tmp_path / "figures" / "selection.svg").exists()
 
 
@@ -286,7 +328,11 @@ def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
         write_run(tmp_path / f"b/methods/{name}/seed-0", name, name, change=five)
     page = check_page(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "report.html")).text
     assert "omniglot another source71.0 ± 1.0" in page.replace("\n", "")
-    assert "5-way 5-shot glyphsmaml" in page.replace("\n", "")
+    assert "5-way 5-shot glyphsmaml" in page.replace("\n", "") and "5-shot sinusoid" not in page
+    for name in ("maml", "pretrained"):
+        write_regression(tmp_path / f"c/methods/{name}/seed-0", name)
+    three = report_questions.other_settings([(name, groups_of(tmp_path / name)) for name in "abc"])
+    assert three.count("<tr>") == 1 + 2  # sinusoids come in one shape
 
 
 def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
@@ -302,22 +348,20 @@ def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
     assert "a loss of 0.6 or better" in page.text
 
 
+def test_parts_are_compared_on_the_tasks_that_both_met(tmp_path: Path) -> None:
+    """A row of fewer tasks: the difference is the paired one, not that of two means over different tasks."""
+    write_rows(tmp_path, ["maml", "scratch"])
+    write_run(tmp_path / "methods/few/seed-0", "few", "fine_tune", episodes=40)
+    paired = collect(tmp_path)["paired"]
+    table = report_search.factors(groups_of(tmp_path), paired)
+    entry = next(one for one in paired if {one["a"], one["b"]} == {"few", "scratch"})
+    means = {group.label: group.value() for group in groups_of(tmp_path)}
+    assert f">{100 * entry['difference']:+.2f}<" in table and table.count("<tr>") == 1 + 3
+    assert abs(100 * (means["few"] - means["scratch"] - entry["difference"])) > 0.01  # type: ignore[operator]
+
+
 def test_numbers_for_people() -> None:
     shown = [figures_cost.operations(value) for value in (0, 850, 12_345, 4.56e6, 9.999e8, 1.2e9, 3e12, 2.5e15, 1e19)]
     assert shown == ["0", "850", "12.3 k", "4.56 M", "1 G", "1.2 G", "3 T", "2.5 P", "1e+04 P"]
     assert figures_cost.amount(12_345, "flops") == "12.3 kFLOP" and figures_cost.amount(7, "flops") == "7 FLOP"
     assert figures_cost.amount(0.0123, "seconds") == "12.3 ms"
-
-
-def test_every_figure_is_drawn_in_both_sizes_or_not_at_all(comparison: Path, tmp_path: Path) -> None:
-    groups = groups_of(comparison)
-    target = target_of(groups)
-    bare = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=lambda result: result.update(cost={})))
-    for size in (figures.WIDE, figures.NARROW):
-        for draw in (figures_cost.flops_figure, figures_cost.seconds_figure, figures_cost.pareto_figure):
-            assert draw(groups, size) is not None and draw(bare, size) is None
-        for judge in (
-            figures_cost.reached_figure, figures_cost.reached_seconds_figure, figures_cost.break_even_figure
-        ):  # fmt: skip
-            assert judge((groups, target), size) is not None and judge((bare, target), size) is None
-            assert judge((groups, None), size) is None

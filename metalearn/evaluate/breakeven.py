@@ -178,8 +178,9 @@ def _crossing_of(a: Account, b: Account) -> float:
 
 def _verdict(a: str, b: str, tasks: float, low: float, high: float) -> tuple[Verdict, str]:
     if low != high and high > FACTOR * low:
-        top = "never" if math.isinf(high) else f"{high:.3g}"
-        return "undecided", f"the 95 % interval, {low:.3g} to {top} tasks, spans more than a factor of {FACTOR:g}"
+        top = "never" if math.isinf(high) else f"{math.ceil(high):,}"
+        ends = f"{math.ceil(low):,} to {top} tasks"
+        return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
     if math.isinf(tasks):
         return "never", f"{a} costs more beforehand than {b} and no less a solved task"
     if tasks <= 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from metalearn.evaluate.accounts import Axis
 from metalearn.evaluate.targets import cost_per_solved
@@ -21,7 +21,7 @@ from metalearn.run.figures import (
     styled,
     styles,
 )
-from metalearn.run.report_axes import INK, Style, dark, direction, end_labels, metric_name, value_axis
+from metalearn.run.report_axes import INK, Style, dark, direction, end_labels, metric_name, round_ticks, value_axis
 from metalearn.run.report_data import Array, Group, Json, curve
 from metalearn.run.report_search import Selection
 
@@ -75,11 +75,12 @@ def _against_cost(groups: Sequence[Group], size: Size, axis: Axis) -> Figure | N
         ends.append((group.label, float(mean[np.isfinite(mean)][-1])))
     if not curves:
         return None
-    _cost_axis(axes, size, axis)
+    axes.set_xscale("log")
     value_axis(axes, groups, curves)
     each = "to learn one new task and answer, logarithmic"
     axes.set_xlabel(f"FLOPs {each}" if axis == "flops" else f"time {each}")
     end_labels(axes, ends, look)
+    round_ticks(axes, _words(axis))
     return figure
 
 
@@ -111,12 +112,13 @@ def _reached(judged: Judged, size: Size, axis: Axis) -> Figure | None:
         axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
         axes.plot(x[-1:], y[-1:], style.marker, color=style.color, ms=5, mec="white", mew=0.7, zorder=4)
         ends.append((label, float(y[-1])))
+    axes.set_xscale("log")
     axes.set_xlim(least / 2, most * 1.15)
-    _cost_axis(axes, size, axis)
     axes.set_ylim(0, 102)
     axes.set_title("tasks that reached the target, %, higher is better", loc="left", size="medium", color=INK, pad=8)
     axes.set_xlabel(f"{'FLOPs' if axis == 'flops' else 'time'} spent on the task, logarithmic")
     end_labels(axes, ends, look)
+    round_ticks(axes, _words(axis))
     return figure
 
 
@@ -141,10 +143,11 @@ def pareto_figure(groups: Sequence[Group], size: Size) -> Figure | None:
         face = style.color if kept else "white"
         axes.plot([total], [value * scale], style.marker, color=style.color, mfc=face, ms=8, mew=1.4, zorder=4)
     axes.margins(x=0.14, y=0.12)
-    _cost_axis(axes, size, "flops")
+    axes.set_xscale("log")
     axes.set_title(f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8)
     axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
     end_labels(axes, [(group.label, value * scale) for group, _, value in points], look)
+    round_ticks(axes, operations)
     return figure
 
 
@@ -152,6 +155,20 @@ def tested(groups: Sequence[Group]) -> int:
     """The number of test tasks, of the method with the most."""
     counts = [int((run.result.get("episodes") or {}).get("count") or 0) for group in groups for run in group.runs]
     return max(counts, default=0)
+
+
+def without_price(groups: Sequence[Group], target: Json | None) -> list[str]:
+    """Labels that have no line in the break-even picture."""
+    return [group.label for group in groups if _price(group, target) is None]
+
+
+def _price(group: Group, target: Json | None) -> tuple[float, float, float] | None:
+    """(FLOPs beforehand, of a solved task, share solved); None where no task was solved or not all was counted."""
+    account = costs.account(group, target, "flops")
+    each = None if account.found is None else cost_per_solved(account.found)
+    if account.up_front is None or account.found is None or not each:
+        return None
+    return float(account.up_front.mean()), each, float(account.found.solved.mean())
 
 
 @styled
@@ -162,65 +179,58 @@ def break_even_figure(judged: Judged, size: Size) -> Figure | None:
     look, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
     for group in groups:
-        account = costs.account(group, target, "flops")
-        price = None if account.found is None else cost_per_solved(account.found)
-        if account.up_front is None or account.found is None or not price:
+        priced = _price(group, target)
+        if priced is None:
             continue
-        often = float(account.found.solved.mean())
-        total, style = float(account.up_front.mean()) + tasks * price, look[group.label]
+        before, each, often = priced
+        total, style = before + tasks * each, look[group.label]
         faint = often < 0.5
         axes.plot(tasks, total, color=style.color, ls=style.dash, lw=0.9 if faint else 1.8, alpha=0.45 if faint else 1)
-        ends.append((f"{group.label} {often:.0%}" if size[0] > 5 else group.label, float(total[-1])))
+        ends.append((f"{group.label} {100 * often:.0f} %" if size[0] > 5 else group.label, float(total[-1])))
         look[ends[-1][0]] = Style(style.color, style.marker, style.dash)
     if not ends:
         return None
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(1, MOST_TASKS)
-    axes.xaxis.set_major_locator(LogLocator(numticks=10))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value).replace(" G", " bn")))
     axes.yaxis.set_major_locator(LogLocator(numticks=9))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
     axes.set_title("FLOPs in all, logarithmic, lower is better", loc="left", size="medium", color=INK, pad=8)
     axes.set_xlabel("new tasks learned to the target, logarithmic")
     end_labels(axes, ends, look)
+    round_ticks(axes, operations)
     return figure
 
 
 @styled
-def selection_figure(found: Sequence[Selection], size: Size) -> Figure | None:
+def selection_figure(what: tuple[Sequence[Group], Sequence[Selection]], size: Size) -> Figure | None:
     """What candidates were chosen by against how good they were, one panel a search method; None without any."""
+    groups, found = what
     if not found:
         return None
     columns = min(len(found), 3 if size[0] > 5 else 1)
     rows = -(-len(found) // columns)
-    figure = Figure((size[0], 2.7 * rows + 0.3), layout="constrained")
-    look = styles([one.group for one in found])
-    for (group, score, truth, picks, _), axes in zip(found, figure.subplots(rows, columns, squeeze=False).flat):
+    figure = Figure((size[0], 2.5 * rows + 0.5), layout="constrained")
+    look, words = styles(groups), {"size": "medium", "color": INK}
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(found) :]:
+        axes.set_visible(False)
+    for (group, score, truth, picks, _), axes in zip(found, panels):
         style = look[group.label]
         axes.plot(score.ravel(), truth.ravel(), ".", color=style.color, ms=4, alpha=0.5, mew=0)
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
         axes.set_title(group.label, loc="left", size="medium", color=dark(style.color), weight="bold")
-        axes.set_xlabel("score that chose, higher is better")
-        axes.set_ylabel("on queries (minus the loss),\nhigher is better")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    figure.supxlabel("score that chose (minus a loss), higher is better", **words)
+    figure.supylabel("on queries (minus the loss), higher is better", **words)
     return figure
 
 
-def _cost_axis(axes: Axes, size: Size, axis: Axis) -> None:
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    wide = size[0] > 5
-    decades = np.log10(high / low)
-    steps = (1.0, 2.0, 5.0) if decades < (4 if wide else 1.2) else (1.0, 3.0) if decades < 2.5 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=30 if wide else 6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    shown = operations if axis == "flops" else duration
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
-    if not len(axes.xaxis.get_major_locator().tick_values(low, high)):
-        axes.xaxis.set_major_locator(FixedLocator([low, high]))
+def _words(axis: Axis) -> Callable[[float], str]:
+    """How an axis says a cost; seconds stay seconds, as round ones are no round minutes."""
+    return operations if axis == "flops" else lambda value: f"{value:g} s" if value >= 1 else duration(value)
 
 
 def _shade(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:

@@ -104,6 +104,7 @@ def _header(heading: str, demonstration: bool, sections: Sequence[Section]) -> s
             "is small, so that it ends in minutes. The numbers show that everything runs; they rank no methods.</p>"
         )
     parts.append(f"<h1>How fast is a new task learned?</h1>\n<p class='meta'>{escape(heading)}</p>")
+    parts.append("<p class='meta sideways'>Tables scroll sideways.</p>")
     if len(sections) > 1:
         links = ", ".join(f'<a href="#s{n}">{escape(section.title)}</a>' for n, section in enumerate(sections))
         parts.append(f"<p>On this page: {links}.</p>")

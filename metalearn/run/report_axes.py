@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from metalearn.run.report_data import Array, Curve, Group
 
 INK, SOFT = "#1F2328", "#57606A"
+LINE, MARK, NAME = (4.5, 8.0, 12.0), 16.0, 21.0  # points right of the axes: a line's end, its marker, its name
+WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
 @dataclass(frozen=True)
@@ -82,20 +87,54 @@ def direction(groups: Sequence[Group]) -> str:
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, Style]) -> None:
-    """Names in the right margin at the height of each line's end, pushed apart where they would touch."""
+    """Names in the right margin at the height of each line's end, pushed apart where they would touch.
+
+    The axes give way to the longest name.
+    """
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True)
     size = float(axes.xaxis.label.get_fontsize())
-    box = axes.get_position()
     width, height = (72 * inches for inches in axes.get_figure(root=True).get_size_inches())  # type: ignore[union-attr]
-    right = [1 + points / (box.width * width) for points in (4.5, 8, 12, 16, 21)]
+    shown = {label: _short(label, 26 if width > 360 else 17) for label, _ in ends}
+    box, longest = axes.get_position(), max((text_width(text, size) for text in shown.values()), default=0.0)
+    axes.set_position((box.x0, box.y0, min(WIDEST, 1 - (NAME + longest + 1) / width) - box.x0, box.height))
+    right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
     moved = _apart([place for place, _ in places], 1.3 * size / (box.height * height))
     for (wanted, label), place in zip(places, moved):
         style = look[label]
         shared: Any = {"transform": axes.transAxes, "clip_on": False}
         axes.plot(right[:3], [wanted, wanted, place], color=style.color, lw=0.8, **shared)
         axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **shared)
-        axes.text(right[4], place, _short(label), color=dark(style.color), va="center", size=size, **shared)
+        axes.text(right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared)
+
+
+def text_width(text: str, size: float) -> float:
+    """Points, in a wide face: what fits in it fits in a browser's."""
+    return float(TextPath((0, 0), text, size=size, prop=FontProperties("DejaVu Sans")).get_extents().width)
+
+
+_DENSITIES = (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3))  # (parts of a decade, decades apart)
+
+
+def round_ticks(axes: Axes, said: Callable[[float], str]) -> None:
+    """Round numbers on a logarithmic x axis, as many as have room for their words; the axes' width is final."""
+    low, high = axes.get_xlim()
+    size = float(axes.xaxis.label.get_fontsize())
+    across = 72 * axes.get_position().width * float(axes.get_figure(root=True).get_size_inches()[0])  # type: ignore[union-attr]
+    chosen = [low, high]
+    for parts, every in _DENSITIES:
+        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        ticks = [part * 10.0**decade for decade in decades if decade % every == 0 for part in parts]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        places = [across * np.log10(tick / low) / np.log10(high / low) for tick in ticks]
+        halves = [text_width(said(tick), size) / 2 for tick in ticks]
+        words = [(place - half, place + half) for place, half in zip(places, halves)]
+        if ticks and all(other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(words)):
+            chosen = ticks
+            break
+    axes.xaxis.set_major_locator(FixedLocator(chosen))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
 
 
 def _apart(places: list[float], least: float) -> list[float]:
@@ -112,8 +151,10 @@ def _apart(places: list[float], least: float) -> list[float]:
     return moved
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 18 else label[:17] + "…"
+def _short(label: str, most: int) -> str:
+    """A long name loses its middle: names of one family differ at their ends."""
+    half = (most - 1) // 2
+    return label if len(label) <= most else f"{label[: most - 1 - half]}…{label[len(label) - half :]}"
 
 
 def dark(color: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from metalearn.evaluate.accounts import EACH, ONCE, Axis
+from metalearn.evaluate.accounts import EACH, ONCE, Axis, per_task
 from metalearn.run import costs, iso
 from metalearn.run.figures_cost import amount, operations, tested
 from metalearn.run.report_data import Group, Json, Run, mean
@@ -53,24 +53,30 @@ def solved(groups: Sequence[Group], target: Json) -> str:
 
 def break_even(found: Json, axis: Axis, common: bool = False) -> str:
     """Every pair: whether the dearer start is repaid, and after how many new tasks; `common`: at the pair's level."""
-    heads = ["dearer start", "against", *(["both reach"] if common else []), "verdict",
-             "pays from<small>new task</small>", "95 % interval", "without<small>one seed each</small>",
-             "why"]  # fmt: skip
+    pairs = [entry for entry in found["break_even_common" if common else "break_even"] if entry["axis"] == axis]
+    several = any(entry["leave_one_out"] for entry in pairs)
+    heads = ["dearer start<small>against</small>", *(["level<small>that both reach</small>"] if common else []),
+             "verdict", "pays from<small>new task</small>", "95 % interval<small>of that number</small>",
+             *(["without<small>one seed each</small>"] if several else [])]  # fmt: skip
     rows = []
     order = list(VERDICTS)
-    pairs = [entry for entry in found["break_even_common" if common else "break_even"] if entry["axis"] == axis]
     for entry in sorted(pairs, key=lambda entry: order.index(entry["verdict"])):
         cells = [
-            left(escape(entry["b"])),
             *([_level(entry["level"], found["target"]["metric"])] if common else []),
-            left(f"<strong>{VERDICTS[entry['verdict']]}</strong>"),
+            f'<td class="wrap short"><strong>{VERDICTS[entry["verdict"]]}</strong>{_why(entry)}</td>',
             _tasks(entry["tasks"]) if entry["verdict"] in ("pays", "always") else NONE,
             _interval(entry["ci95"]),
-            left(", ".join(_tasks(one["tasks"], "never") for one in entry["leave_one_out"]) or NONE),
-            f'<td class="wrap short">{escape(entry["why"])}</td>',
-        ]
-        rows.append(row(escape(entry["a"]), cells))
-    return table(heads, rows, left=(1, 3, 6, 7) if common else (1, 2, 5, 6))
+            *([left(", ".join(_tasks(one["tasks"], "never") for one in entry["leave_one_out"]) or NONE)]
+              if several else []),
+        ]  # fmt: skip
+        rows.append(row(f"{escape(entry['a'])}<small>against {escape(entry['b'])}</small>", cells))
+    return table(heads, rows, left=(2, 5) if common else (1, 4))
+
+
+def _why(entry: Json) -> str:
+    """What a verdict does not say by itself (HTML); of the others the note below the tables says what they mean."""
+    told = entry["verdict"] in ("not_reached", "undecided")
+    return f": <small>{escape(entry['why'])}</small>" if told else ""
 
 
 def _level(value: float | None, metric: str) -> str:
@@ -137,8 +143,8 @@ def ledger(groups: Sequence[Group]) -> str:
         axis: Axis = "seconds" if "seconds" in names[0] else "flops"
         rows = []
         for group in groups:
-            cells = [cost(_once(group, phase, names[0]), axis) for phase in once]
-            cells += [cost(_each(group, phase, names[1]), axis) for phase in EACH]
+            cells = [_short(group.once(phase, names[0]), axis) for phase in once]
+            cells += [_short(group.each(phase, names[1]), axis) for phase in EACH]
             rows.append(row(method_name(group, groups), cells))
         opened = names in (("flops", "flops"), ("seconds", "seconds_batched"))
         parts.append(details(title, table(heads, rows), opened=opened))
@@ -148,21 +154,14 @@ def ledger(groups: Sequence[Group]) -> str:
 def _entries(run: Run, phase: str) -> tuple[Json, Json]:
     """(what was spent once, what one new task takes) of one phase; empty where nothing of that kind was."""
     entry = run.phase(phase)
-    if "seconds_batched" not in entry:
+    if not per_task(entry):
         return entry, {}
     return entry.get("once") or {}, entry
 
 
-def _once(group: Group, phase: str, name: str) -> float | None:
-    if all("seconds_batched" in run.phase(phase) and not run.phase(phase).get("once") for run in group.runs):
-        return 0.0
-    return mean([_entries(run, phase)[0].get(name) for run in group.runs])
-
-
-def _each(group: Group, phase: str, name: str) -> float | None:
-    if all("seconds_batched" not in run.phase(phase) and run.phase(phase) for run in group.runs):
-        return 0.0
-    return mean([_entries(run, phase)[1].get(name) for run in group.runs])
+def _short(value: float | None, axis: Axis) -> str:
+    """A cost in a table whose title says the unit: 12.3 M, 4.6 s."""
+    return operations(value) if axis == "flops" and value is not None else cost(value, axis)
 
 
 def _counts(groups: Sequence[Group]) -> str:
@@ -173,7 +172,7 @@ def _counts(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
         cells = [
-            cost(_once(group, "setup", "seconds"), "seconds"),
+            cost(group.once("setup", "seconds"), "seconds"),
             _peak(group),
             _energy(group),
             *(_whole(_sum(group, ONCE, name)) for name in ("gradient_steps", "examples", "labels")),
@@ -208,9 +207,11 @@ def _energy(group: Group) -> str:
 
 
 def _run_energy(run: Run) -> float | None:
+    """Joules of all that was measured: of new tasks times the tasks, and what was spent for all of them together."""
+    shared = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
     found = [
-        entry["energy_joules"] * (entry.get("tasks", 0) if "seconds_batched" in entry else 1)
-        for entry in run.cost.values()
+        entry["energy_joules"] * (entry.get("tasks", 0) if per_task(entry) else 1)
+        for entry in [*run.cost.values(), *shared]
         if entry and entry.get("energy_joules") is not None
     ]
     return sum(found) if found else None

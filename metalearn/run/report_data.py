@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
+from metalearn.evaluate.accounts import LEARNING, per_task
 from metalearn.run.files import read_json
 
 Array = NDArray[np.float64]
@@ -145,11 +146,24 @@ class Group:
         """Share of tasks that diverged at the headline step, mean over seeds."""
         return mean([at(run.test.get("diverged"), run.headline_point) for run in self.runs])
 
+    def once(self, phase: str, name: str) -> float | None:
+        """What a phase spent for all tasks together, mean over seeds; 0 where it was one of new tasks alone."""
+        return mean([_once(run.phase(phase), name) for run in self.runs])
+
+    def each(self, phase: str, name: str) -> float | None:
+        """What a phase takes of one new task, mean over seeds; 0 where it was none of new tasks."""
+        return mean([_each(run.phase(phase), name) for run in self.runs])
+
+    def learning_seconds(self, kind: str) -> float | None:
+        """Search, retraining and all steps on one new task, mean over seeds; None where a part was not measured."""
+        parts = [[_each(run.phase(phase), kind) for phase in LEARNING] for run in self.runs]
+        return mean([None if any(part is None for part in own) else sum(map(float, own)) for own in parts])  # type: ignore[arg-type]
+
     def per_task_seconds(self) -> tuple[float | None, float | None]:
-        """(adapting, predicting) one task inside a batch, or alone where no batch was timed."""
-        adapt = first_known(self.seconds("adapt", "seconds_batched"), self.seconds("adapt", "seconds_alone"))
-        predict = first_known(self.seconds("predict", "seconds_batched"), self.seconds("predict", "seconds_alone"))
-        return adapt, predict
+        """(learning, predicting) one task inside a batch, or alone where no batch was timed."""
+        kinds = ("seconds_batched", "seconds_alone")
+        predict = [self.seconds("predict", kind) for kind in kinds]
+        return first_known(*map(self.learning_seconds, kinds)), first_known(*predict)
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,17 @@ def curve(group: Group) -> Curve:
         own = [run.test.get(f"{name}_ci95") for run in same]
         widths = [mean([at(values, place) for values in own]) for place in range(len(steps))]
     return Curve(steps, averaged, widths, lines if len(lines) > 1 else [], converged)
+
+
+def _once(entry: Json, name: str) -> float | None:
+    """None where the phase is not there, or this was not measured."""
+    if not per_task(entry):
+        return entry.get(name)
+    return (entry.get("once") or {name: 0.0}).get(name)
+
+
+def _each(entry: Json, name: str) -> float | None:
+    return None if not entry else entry.get(name) if per_task(entry) else 0.0
 
 
 def mean(values: Sequence[float | None]) -> float | None:

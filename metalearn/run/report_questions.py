@@ -42,10 +42,10 @@ def rest(groups: Sequence[Group], found: Json, draw: Draw, sections: Sections, m
     judged = (groups, found["target"])
     parts = [
         reached(judged, draw),
-        search(groups, draw),
+        search(groups, found, draw),
         same_compute(groups),
         repaid(judged, found, draw),
-        parts_of(groups),
+        parts_of(groups, found),
         luck(groups, draw),
         other_settings(sections),
         shift(groups),
@@ -68,6 +68,9 @@ NO_TARGET = (
 )
 
 
+SECONDS = "The same for a budget of seconds, per task inside a batch of tasks. Up and to the left is better."
+
+
 def reached(judged: tuple[Sequence[Group], Json | None], draw: Draw) -> str:
     groups, target = judged
     if target is None:
@@ -75,28 +78,29 @@ def reached(judged: tuple[Sequence[Group], Json | None], draw: Draw) -> str:
     caption = (
         "Share of test tasks that reached the target, and stayed there, at a cost of at most so much (Kaplan-Meier, "
         "all seeds together). Tasks that never reach it are censored where their curve ends: where a line ends below "
-        "100 %, the rest was not solved by any budget that was tried."
+        "100 %, the rest was not solved by any budget that was tried. Up and to the left is better."
     )
     return "\n".join(
         [
             target_line(target),
             draw(figures_cost.reached_figure, judged, "reached-flops", caption + " Budget in FLOPs."),
-            draw(figures_cost.reached_seconds_figure, judged, "reached-seconds", "The same for a budget of seconds."),
+            draw(figures_cost.reached_seconds_figure, judged, "reached-seconds", SECONDS),
             report_cost.solved(groups, target),
         ]
     )
 
 
-def search(groups: Sequence[Group], draw: Draw) -> str:
+def search(groups: Sequence[Group], compared: Json, draw: Draw) -> str:
+    better = "Up" if groups[0].higher_better else "Down"
     caption = (
         "Everything that was spent, in FLOPs: tuning, training, search, and learning the test tasks up to the headline "
-        "step, against what came of it. Up and to the left is better; filled marks are beaten by nobody in both."
+        f"step, against what came of it. {better} and to the left is better; filled marks are beaten by nobody in both."
     )
     picture = draw(figures_cost.pareto_figure, groups, "pareto", caption)
     picture = picture or unanswered("FLOPs were not counted in every phase of any row.")
     found = report_search.searches(groups)
     if found:
-        table = report_search.controls(groups)
+        table = report_search.controls(groups, compared["paired"])
     else:
         table = unanswered("no row searched architectures. What stands here is the trade of cost and score anyway.")
     return "\n".join([table, picture, report_cost.totals(groups)])
@@ -125,9 +129,11 @@ def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw)
         return unanswered("it takes at least two methods.")
     caption = (
         "FLOPs in all after so many new tasks: what was spent beforehand, and the price of a solved task for each. "
-        "Beside each name the share of tasks that reach the target; a faint line has fewer than half, and a cheap "
-        "method that does not get there does not win. Where lines cross, the dearer start is repaid."
+        "Beside each name, on a wide page, the share of tasks that reach the target; a faint line has fewer than half, "
+        "and a cheap method that does not get there does not win. Where lines cross, the dearer start is repaid."
     )
+    absent = figures_cost.without_price(*judged)
+    caption += f" Not drawn, as no task reached it or a cost was not measured: {', '.join(absent)}." if absent else ""
     note = (
         '<p class="note">pays: dearer beforehand, cheaper a task; always: no dearer from the first task on; never: '
         "dearer beforehand and no cheaper a task; not reached: a share of solved tasks below 50 %, or shares more than "
@@ -153,16 +159,17 @@ COMMON = (
     "A target near the best method’s level is out of the others’ reach, so it compares few. Here each pair is held to "
     "the hardest level, in steps of 5 points (of a loss, a quarter), that at least half of both’s tasks reach, with "
     "shares at most 10 points apart. The level is chosen by these shares alone, not by cost. Who wins at a low level "
-    "need not win at a high one."
+    "need not win at a high one. Not reached: at none of the levels down to 5 points above chance (of a loss, up to 28 "
+    "times the target); the shares are those at the last one."
 )
 
 
-def parts_of(groups: Sequence[Group]) -> str:
-    table = report_search.factors(groups)
+def parts_of(groups: Sequence[Group], found: Json) -> str:
+    table = report_search.factors(groups, found["paired"])
     if table:
         return table + (
-            '<p class="note">Differences at each method’s headline step between methods that differ in one part '
-            "alone, by start (random, pretrained, meta-learned), optimizer of new tasks, and architecture.</p>"
+            '<p class="note">Paired differences, as under question 1, between methods that differ in one part alone, '
+            "by start (random, pretrained, meta-learned), optimizer of new tasks, and architecture.</p>"
         )
     return unanswered(
         "no two of its methods that take steps differ in the start, the optimizer or the architecture alone."
@@ -175,10 +182,10 @@ def luck(groups: Sequence[Group], draw: Draw) -> str:
     if known:
         caption = (
             "Every candidate of the first test tasks: the score that it was chosen by, against how good it was on "
-            "queries once trained as the winner is. Circles: the picks."
+            "queries once trained as the winner is. Circles: the picks; the nearer they lie to the top, the better."
         )
         parts = [
-            draw(figures_cost.selection_figure, known, "selection", caption),
+            draw(figures_cost.selection_figure, (groups, known), "selection", caption),
             report_search.noise_table(groups, known),
             '<p class="note">In minus the mean loss of a task’s queries, higher is better. At one shot a score is '
             "minus the mean training loss, no estimate of that on queries: no optimism is told there.</p>",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.selection import Noise, noise
 from metalearn.run.files import read_json
 from metalearn.run.report_checks_cost import candidates, searched, searcher, trials
-from metalearn.run.report_data import Array, Group, Run, mean
+from metalearn.run.report_data import Array, Group, Json, Run, mean
 from metalearn.run.report_style import left, row, table
-from metalearn.run.report_tables import NONE, method_name, score
+from metalearn.run.report_tables import NONE, method_name, score, signed
 
 META = ("maml", "anil", "boil", "reptile", "meta_sgd", "maml_plus_plus", "imaml", "cavia", "meta_nas")
 SELECTION = "selection.npz"  # score, truth [R, A]: what each candidate was chosen by, and how good it was on queries
@@ -26,16 +25,17 @@ def searches(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if any(map(searched, group.runs))]
 
 
-def controls(groups: Sequence[Group]) -> str:
+def controls(groups: Sequence[Group], paired: Sequence[Json]) -> str:
     """Every search beside the mean random architecture, random search, and the tuned fixed network."""
     up = groups[0].higher_better
     bases = {_regime(g.first): g for g in searches(groups) if _random(g) and candidates(g.first) == 1}
+    better = f"<small>architecture, relative; {'above' if up else 'below'} 0 is better</small>"
     heads = ["method", "searcher", "candidates", "tuning trials", "accuracy, %" if up else "squared error",
-             "over the mean random architecture"]  # fmt: skip
+             f"over mean random{better}"]  # fmt: skip
     rows = []
     for group in groups:
         run, value = group.first, group.value()
-        relative = _over(group, bases.get(_regime(run)))
+        relative = _over(group, bases.get(_regime(run)), paired)
         cells = [
             left(escape(searcher(run) or ("by gradient" if searched(run) else "none: a fixed network"))),
             str(candidates(run) or NONE),
@@ -62,14 +62,24 @@ def _regime(run: Run) -> tuple[str, ...]:
     return str(method.get("name")), str(method.get("space")), str(inside), str(run.config.get("task"))
 
 
-def _over(group: Group, base: Group | None) -> str:
-    """By how many per cent a search differs from its own mean random architecture, on the tasks that both met."""
+def _over(group: Group, base: Group | None, paired: Sequence[Json]) -> str:
+    """By how many per cent a search differs from its own mean random architecture, on the tasks that both met.
+
+    The interval is that of the paired difference, over the architecture's mean.
+    """
     own, other = group.at_headline(), None if base is None else base.at_headline()
-    if own is None or other is None or base is group:
+    if own is None or other is None or base is None or base is group:
         return NONE
     tasks = min(own.shape[1], other.shape[1])
     low, high = float(other[:, :tasks].mean()), float(own[:, :tasks].mean())
-    return f"{100 * (high - low) / low:+.1f} %".replace("-", "−") if low and np.isfinite([low, high]).all() else NONE
+    if not low or not np.isfinite([low, high]).all():
+        return NONE
+    pair = next((entry for entry in paired if {entry["a"], entry["b"]} == {group.label, base.label}), None)
+    text = f"{100 * (high - low) / low:+.1f} %"
+    if pair is not None and pair["ci95"] is not None:
+        ends = sorted(100 * end / low * (1 if pair["a"] == group.label else -1) for end in pair["ci95"])
+        text += f" <small>{ends[0]:+.1f} to {ends[1]:+.1f}</small>"
+    return text.replace("-", "−")
 
 
 def _random(group: Group) -> bool:
@@ -113,14 +123,16 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 def noise_table(groups: Sequence[Group], found: Sequence[Selection]) -> str:
     """Rank correlation, regret and optimism of every search whose candidates are all known."""
-    heads = ["method", "searches", "candidates", "Kendall’s τ<small>score, queries</small>",
-             "Spearman’s ρ", "regret<small>best minus pick</small>", "regret of chance<small>best minus mean</small>",
-             "gain<small>pick minus mean</small>", "optimism<small>score minus queries</small>"]  # fmt: skip
+    heads = ["method", "searches<small>candidates each</small>", "Kendall’s τ<small>score, queries</small>",
+             "Spearman’s ρ<small>the same</small>", "regret<small>best − pick</small>",
+             "regret of chance<small>best − mean</small>", "gain<small>pick − mean</small>",
+             "optimism<small>score − queries</small>"]  # fmt: skip
     rows = []
     for one in found:
         seen: Noise = noise(list(one.score), list(one.truth), one.pick.tolist(), one_unit=one.one_unit)
         numbers = (seen.tau, seen.spearman, seen.regret, seen.regret_of_chance, seen.gain, seen.optimism)
-        cells = [str(seen.searches), str(seen.candidates), *(NONE if n is None else f"{n:.3g}" for n in numbers)]
+        size = f"{seen.searches} <small>of {seen.candidates}</small>"
+        cells = [size, *(NONE if n is None else f"{n:.3g}" for n in numbers)]
         rows.append(row(method_name(one.group, groups), [cell.replace("-", "−") for cell in cells]))
     return table(heads, rows)
 
@@ -139,7 +151,9 @@ def tuning_table(groups: Sequence[Group]) -> str:
         rows.append(row(method_name(group, groups), cells))
     if not rows:
         return ""
-    heads = ["method", "trials", "best trial<small>on validation tasks</small>", "then tested", "difference"]
+    unit, better = ("points", "higher") if up else ("squared error", "lower")
+    heads = ["method", "trials", f"best trial<small>on validation tasks, {better} is better</small>",
+             "then tested<small>on test tasks</small>", f"difference<small>{unit}</small>"]  # fmt: skip
     note = (
         '<p class="note">Tuning chooses by noisy scores too: the best of many trials looks better than it is. '
         "Validation and test classes differ, which is in the difference as well.</p>"
@@ -176,25 +190,26 @@ def cell_of(run: Run) -> Cell:
     )
 
 
-def factors(groups: Sequence[Group]) -> str:
-    """Pairs of methods that differ in one part alone, and by how much; empty where there is none."""
+def factors(groups: Sequence[Group], paired: Sequence[Json]) -> str:
+    """Pairs of methods that differ in one part alone, and by how much on common tasks; empty where there is none."""
     up = groups[0].higher_better
     cells = {group.label: cell_of(group.first) for group in groups if group.uses_steps}
-    values = {group.label: group.value() for group in groups}
     rows = []
-    for a, b in combinations(cells, 2):
+    for entry in paired:
+        a, b = entry["a"], entry["b"]
+        if a not in cells or b not in cells or entry["difference"] is None:
+            continue
         differ = [name for name in Cell._fields if getattr(cells[a], name) != getattr(cells[b], name)]
-        one, other = values[a], values[b]
-        if len(differ) != 1 or one is None or other is None:
+        if len(differ) != 1:
             continue
         name = differ[0]
-        gap = (one - other) * (100 if up else 1)
         same = ", ".join(getattr(cells[a], field) for field in Cell._fields if field != name)
         change = f"{getattr(cells[a], name)} instead of {getattr(cells[b], name)}"
-        texts = (name, change, same, f"{a} against {b}")
-        rows.append((name, row(escape(texts[0]), [*(left(escape(text)) for text in texts[1:]),
-                                                 f"{gap:+.3g}".replace("-", "−")])))  # fmt: skip
+        numbers = [signed(entry["difference"], up), " to ".join(signed(end, up) for end in entry["ci95"])]
+        texts = [left(escape(text)) for text in (change, same, f"{a} against {b}")]
+        rows.append((name, row(escape(name), [*texts, *numbers])))
     if not rows:
         return ""
-    heads = ["part", "change", "all else the same", "methods", "points" if up else "squared error"]
+    unit = f"{'points' if up else 'squared error'}<small>{'above' if up else 'below'} 0 is better</small>"
+    heads = ["part", "change", "all else the same", "methods", unit, "95 % interval"]
     return table(heads, [html for _, html in sorted(rows, key=lambda item: item[0])], left=(1, 2, 3))

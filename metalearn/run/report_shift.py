@@ -72,20 +72,23 @@ def across_table(groups: Sequence[Group], found: Sequence[Across]) -> str:
 
 def settings(sections: Sequence[tuple[str, Sequence[Group]]]) -> str:
     """The winner and its margin in every setting of a page; empty with fewer than two that share a source."""
-    rows, shapes = [], set()
+    rows: list[tuple[str, str]] = []  # source, HTML
+    shapes: dict[str, set[tuple[Any, Any]]] = {}
     for title, groups in sections:
         known = [group for group in groups if group.value() is not None]
         task = groups[0].first.result.get("task") or {}
         if len(known) < 2:
             continue
-        shapes.add((task.get("ways"), task.get("shots")))
+        source = str(task.get("source"))
+        shapes.setdefault(source, set()).add((task.get("ways"), task.get("shots")))
         best, second = known[0], known[1]
         up = best.higher_better
         margin = abs((best.value() or 0.0) - (second.value() or 0.0)) * (100 if up else 1)
         order = ", ".join(group.label for group in known)
         names = [left(escape(group.label)) for group in (best, second)]
         cells = [names[0], f"{margin:.3g}", names[1], f'<td class="wrap">{escape(order)}</td>']
-        rows.append(row(escape(title), cells))
-    if len(shapes) < 2:
-        return ""
-    return table(["tasks", "best", "margin", "before", "ranking"], rows, left=(1, 3, 4))
+        rows.append((source, row(escape(title), cells)))
+    kept = [shown for source, shown in rows if len(shapes[source]) > 1]
+    unit = "margin<small>points, or squared error</small>"
+    heads = ["tasks", "best", unit, "second", "ranking<small>best first</small>"]
+    return table(heads, kept, left=(1, 3, 4)) if kept else ""

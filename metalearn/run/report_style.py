@@ -37,12 +37,12 @@ th, td { padding: 6px 9px; text-align: right; white-space: nowrap; border-bottom
 tr:last-child > td, tr:last-child > th { border-bottom: 0 }
 thead th { background: var(--wash); font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--line);
   line-height: 1.3 }
-thead th small { display: block; font-weight: 400; color: var(--soft) }
+thead th small, tbody th > small { display: block; font-weight: 400; color: var(--soft) }
 th:first-child, td:first-child, .l { text-align: left }
 tbody th { font-weight: 600; position: sticky; left: 0; background: #fff }
 thead th:first-child { position: sticky; left: 0 }
 td.wrap { white-space: normal; min-width: 24em; text-align: left; overflow-wrap: anywhere }
-td.short { min-width: 15em }
+td.short { min-width: 15em } .sideways { display: none }
 td small { color: var(--soft) }
 tr.best > * { background: #f0f7ff }
 tr.paper > * { color: var(--soft); font-style: italic }
@@ -68,7 +68,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px }
   .answer { font-size: 16px }
   figure.plot .wide { display: none } figure.plot .narrow { display: block }
   th, td { padding: 5px 9px } .long { display: block; white-space: normal; max-width: 9em }
-  td.wrap { min-width: 17em } .task img { width: 40px }
+  td.wrap { min-width: 17em } td.short { min-width: 12em } .task img { width: 40px } .sideways { display: block }
 }
 @media print { main { max-width: none } .scroll { overflow: visible } details { break-inside: avoid } }
 """

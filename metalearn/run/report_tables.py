@@ -12,6 +12,7 @@ from metalearn.run.report_data import Group, Json, Run, at, curve, mean
 from metalearn.run.report_style import details, left, row, table
 
 NONE = "–"  # not measured, or undefined; zero is a zero
+BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases that are paid for all tasks together
 
 
 def score(value: float | None, percent: bool, like: float | None = None) -> str:
@@ -76,11 +77,11 @@ def _against_second(known: Sequence[Group], found: Json) -> str:
 
 
 def _price(group: Group) -> str:
-    names = (("tune", "tuning"), ("pretrain", "pretraining"), ("meta_train", "meta-training"))
-    spent = [(word, group.seconds(phase)) for phase, word in names]
+    names = (("tune", "tuning"), ("search", "search"), ("pretrain", "pretraining"), ("meta_train", "meta-training"))
+    spent = [(word, group.once(phase, "seconds")) for phase, word in names]
     parts = [f"{duration(seconds)} of {word}" for word, seconds in spent if seconds]
-    adapt, _ = group.per_task_seconds()
-    each = f"{duration(adapt)} of adaptation per new task" if adapt is not None else ""
+    learning, _ = group.per_task_seconds()
+    each = f"{duration(learning)} of learning per new task" if learning is not None else ""
     before = f"{' and '.join(parts)} beforehand" if parts else "nothing measured beforehand"
     return f"It cost {before}" + (f", and {each}." if each else ".")
 
@@ -117,22 +118,23 @@ def headline(groups: Sequence[Group], found: Json) -> str:
 def costs(groups: Sequence[Group]) -> str:
     """What each method cost before any new task, and on each one."""
     each = "<small>per new task</small>"
-    heads = ["method", "tuning", "pretraining", "meta-training", "gradient steps<small>of these three</small>",
-             f"adapting{each}", f"answering{each}", "adapting<small>one task alone</small>"]  # fmt: skip
+    heads = ["method", "tuning", "search<small>for all tasks</small>", "pretraining", "meta-training",
+             "gradient steps<small>of these four</small>", f"learning{each}", f"answering{each}",
+             "learning<small>one task alone</small>"]  # fmt: skip
     rows = []
     for group in groups:
         cells = [
-            *(_time(group.seconds(phase)) for phase in ("tune", "pretrain", "meta_train")),
+            *(_time(group.once(phase, "seconds")) for phase in BEFORE),
             _count(_gradient_steps(group)),
             *(_time(seconds) for seconds in group.per_task_seconds()),
-            _time(group.seconds("adapt", "seconds_alone")),
+            _time(group.learning_seconds("seconds_alone")),
         ]
         rows.append(row(method_name(group, groups), cells))
     devices = sorted({str(group.first.environment.get("device") or "") for group in groups} - {""})
     where = f" on {escape(', '.join(devices))}" if devices else ""
     note = (
-        f'<p class="note">Wall-clock time{where}, mean over seeds. Adapting: all steps of the longest curve, '
-        "per new task inside a batch of tasks where one was timed.</p>"
+        f'<p class="note">Wall-clock time{where}, mean over seeds. Learning: search and retraining for the task where '
+        "a method does so, and all steps of the longest curve; inside a batch of tasks where one was timed.</p>"
     )
     return table(heads, rows) + note
 
@@ -187,8 +189,8 @@ def _count(count: float | None) -> str:
 
 
 def _gradient_steps(group: Group) -> float | None:
-    """Gradient steps before any new task: tuning, pretraining and meta-training together."""
-    counts = [group.seconds(phase, "gradient_steps") for phase in ("tune", "pretrain", "meta_train")]
+    """Gradient steps before any new task: tuning, search, pretraining and meta-training together."""
+    counts = [group.once(phase, "gradient_steps") for phase in BEFORE]
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 
@@ -273,13 +275,13 @@ def differences(found: Json, up: bool) -> str:
             low, high = entry["ci95"]
             better = entry["a"] if (entry["difference"] > 0) == up else entry["b"]
             reading = "not told apart" if low <= 0 <= high else f"{escape(better)} is better"
-            interval = f"{_signed(low, up)} to {_signed(high, up)}"
-            cells += [_signed(entry["difference"], up), interval, f"{entry['p']:.3f}", left(reading)]
+            interval = f"{signed(low, up)} to {signed(high, up)}"
+            cells += [signed(entry["difference"], up), interval, f"{entry['p']:.3f}", left(reading)]
         rows.append(row(escape(entry["a"]), cells))
     return table(heads, rows, left=(1, 5))
 
 
-def _signed(value: float, up: bool) -> str:
+def signed(value: float, up: bool) -> str:
     text = f"{value * 100:+.2f}" if up else f"{value:+.3g}"
     return text.replace("-", "−")
 
