@@ -12,6 +12,7 @@ from metalearn.run.config import Experiment, Plan
 from metalearn.run.files import write_json
 from metalearn.run.loop import Diverged, Say
 from metalearn.run.report import write_report
+from metalearn.run.track.tracker import group_of, grouped, tell_page
 from metalearn.run.train import run_one, status
 
 
@@ -62,18 +63,21 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)
-    diverged: list[str] = []
+    ran, diverged = False, list[str]()
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "finished":
             say(f"{experiment.label} seed {experiment.run.seeds[0]}: finished already, left alone")
             continue
+        ran = True
         try:
-            say(line(run_one(experiment, folder, say)))
+            say(line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say)))
         except Diverged as error:  # the other rows are run and reported all the same
             say(f"error: {experiment.label} seed {experiment.run.seeds[0]}: {error}")
             diverged.append(f"{experiment.label} seed {experiment.run.seeds[0]}")
     comparison = write_comparison(out, target=wanted)
     report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+    if ran:
+        tell_page(plan.experiments[0], plan.name, out, report, say)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
     return {"comparison": comparison, "report": report}

@@ -33,7 +33,7 @@ SECTIONS = (
 )
 OVERLAYS = ("task", "model", "run", "evaluate")
 OWN_TEST = ("episodes", "chunk")  # what one method of a comparison may be tested with otherwise
-NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads")
+NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads", "track")
 PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
 
 

@@ -25,6 +25,7 @@ from metalearn.run.decide import Decision, draw_of
 from metalearn.run.executor import Advance
 from metalearn.run.files import append_lines, cut_lines, read_lines
 from metalearn.run.progress import Progress
+from metalearn.run.track.tracker import Tracker
 from metalearn.types import MetaState, Metrics
 
 Say = Callable[[str], None]
@@ -56,6 +57,7 @@ class Job:
     carried: float = 0.0  # seconds that are on the bill and were not spent by this process
     of_a_step: Entry | None = None  # FLOPs of one meta-step
     started: dict[str, Entry] = field(default_factory=dict)  # what the run that it started from had spent, by phase
+    track: Tracker | None = None  # of the sinks; None: nobody is told (a trial of tuning)
     judge: Callable[[Path], None] | None = None  # of a sweep: raises after a look that ends the trial early
 
     @property
@@ -159,7 +161,7 @@ def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> Non
     for name in buffer[0][1]:
         row[name] = float(torch.stack([metrics[name] for _, metrics in buffer]).mean())
     buffer.clear()
-    append_lines(job.metrics, [row])
+    record(job, [row])
     bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
         raise Diverged(
@@ -169,6 +171,14 @@ def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> Non
     progress.at(
         row["step"], ", ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
     )
+
+
+def record(job: Job, rows: list[dict[str, Any]]) -> None:
+    """To metrics.jsonl, then to the sinks, whose time is set-up."""
+    append_lines(job.metrics, rows)
+    if job.track is not None:
+        with job.ledger.span("setup"):
+            job.track.rows(rows)
 
 
 def _spend(job: Job, done: int, state: MetaState) -> None:
@@ -194,7 +204,7 @@ def _spend(job: Job, done: int, state: MetaState) -> None:
 def look(job: Job, done: int, state: MetaState) -> None:
     """The same look at validation tasks and at training tasks; written to metrics.jsonl."""
     with job.ledger.span("tune"):
-        append_lines(job.metrics, _look(job, done, state))
+        record(job, _look(job, done, state))
 
 
 def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
 from metalearn.evaluate.accounts import LEARNING, per_task
 from metalearn.run.files import read_json
+from metalearn.run.plain_yaml import parse_yaml
 
 Array = NDArray[np.float64]
 Json = dict[str, Any]
-_INSIDE = {"tune", "trials", "evaluations", "checkpoints"}  # folders of a run that hold no runs of their own
+# Folders of a run that hold no runs of their own.
+_INSIDE = {"tune", "trials", "evaluations", "checkpoints", "wandb", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,9 @@ def load(path: Path) -> Run:
     config = path / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.exists() else ""
     try:
-        parsed = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError((str(config), f"is not YAML: {str(error).splitlines()[0]}")) from error
+        parsed = parse_yaml(text) or {}
+    except ValueError as error:
+        raise ConfigError((str(config), f"is not YAML: {error}")) from error
     environment = path / "environment.json"
     return Run(
         path=path,

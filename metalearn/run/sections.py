@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from metalearn.component import Component, option
+from metalearn.run.track.settings import Track
 
 Executor = Literal["auto", "loop", "vmap", "chunk", "compiled", "compiled_loop", "graph", "compiled_graph"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -54,6 +55,7 @@ class Run(Component):
     checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
     log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
     validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]
+    track: Track = option(Track(), "where the run is watched from; metrics.jsonl has everything in any case")
 
     @model_validator(mode="before")
     @classmethod

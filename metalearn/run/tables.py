@@ -8,6 +8,7 @@ from metalearn.inner.rules import RULES
 from metalearn.learned_optimizers import LEARNED_RULES
 from metalearn.models import MODELS
 from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
+from metalearn.run.track import SINKS
 from metalearn.tasks import TASKS
 from metalearn.transfer import TRANSFER
 
@@ -20,4 +21,5 @@ TABLES: dict[str, dict[str, type[Component]]] = {
     "learned_rules": dict(LEARNED_RULES),
     "spaces": dict(SPACES),
     "searchers": dict(SEARCHERS),
+    "sinks": dict(SINKS),
 }

@@ -34,6 +34,7 @@ from metalearn.run.loop import (
 from metalearn.run.prepare import home_of, searched
 from metalearn.run.start import begin_state, folder_of
 from metalearn.run.test import test_and_write
+from metalearn.run.track.tracker import tracked
 from metalearn.run.tune import (
     charge,
     measured,
@@ -107,7 +108,8 @@ def run_one(
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             take_over(job)
-            return _from_training_to_result(job, state)
+            with tracked(job.folder, job.experiment, say) as job.track:
+                return job.track.result(_from_training_to_result(job, state))
 
 
 def _from_training_to_result(job: Job, state: MetaState) -> dict[str, Any]:

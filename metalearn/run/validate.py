@@ -76,10 +76,11 @@ def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]
 
 def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
     default = getattr(kind.model_fields.get(str(loc[0])), "default", None)
-    for part in loc[1:]:
+    for part in loc[1:-1]:
         tagged = _kind_of(str(part))
-        if tagged:
+        if tagged and not isinstance(getattr(default, str(part), None), Component):
             return list(tagged.model_fields)
+        default = getattr(default, str(part), default)
     return list(type(default).model_fields) if isinstance(default, Component) else []
 
 

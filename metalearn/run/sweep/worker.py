@@ -13,6 +13,7 @@ from metalearn.run.files import read_lines
 from metalearn.run.loop import Diverged, Say, Stopped, signals
 from metalearn.run.sweep.desk import Desk, Trial
 from metalearn.run.sweep.file import Metric, Sweep
+from metalearn.run.track.tracker import group_of, grouped
 from metalearn.run.train import run_one
 
 WAIT = 0.5  # seconds between two looks for work while others are busy
@@ -66,6 +67,7 @@ def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
     experiment = desk.sweep.trial(trial.values)
     if threads is not None and experiment.run.threads is None:
         experiment = experiment.replace(run=experiment.run.model_copy(update={"threads": threads}))
+    experiment = _watched(desk.sweep, experiment, desk.folder)
     folder = desk.folder / "trials" / str(trial.number)
     metric = desk.sweep.metric
 
@@ -76,6 +78,15 @@ def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
 
     result = run_one(experiment, folder, _quiet(say, trial.number), judge=judge if metric.split == "valid" else None)
     return value_of(folder, result, metric)
+
+
+def _watched(sweep: Sweep, experiment: Any, folder: Path) -> Any:
+    """The trial shown in the sweep's group, in the project that the sweep file names, without lines of its own."""
+    named = {key: sweep.data[key] for key in ("project", "entity") if isinstance(sweep.data.get(key), str)}
+    experiment = grouped(experiment, group_of(sweep.name, folder), **named)
+    track = experiment.run.track
+    quiet = track.model_copy(update={"terminal": track.terminal.model_copy(update={"on": False})})
+    return experiment.replace(run=experiment.run.model_copy(update={"track": quiet}))
 
 
 def _quiet(say: Say, number: int) -> Callable[[str], None]:

@@ -1,0 +1,264 @@
+"""Sinks: what they are told, that none stops or holds up a run, that an offline W&B run holds what the report does."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commandline import Commands, commands_in, refused, sinusoid, write
+
+from metalearn.run.config import parse
+from metalearn.run.track import SINKS, by_wandb, tracker
+from metalearn.run.track.sink import Watched, names
+from metalearn.run.track.tracker import Tracker, group_of, grouped
+
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
+SHORT = {"meta_steps": 6, "validate": {"every": 3, "episodes": 4}}
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("track")) as commands:
+        yield commands
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every record of the one offline run below a folder, read by W&B's own reader of its files."""
+    import subprocess
+
+    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    script = Path(sys.executable).with_name("wandb")
+    told = subprocess.run([script, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def kept(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """(what the run is, its summary, its history) of an offline run."""
+    found = records(folder)
+    run = next(record["run"] for record in found if record["type"] == "run")
+    summary: dict[str, Any] = {}
+    for record in found:
+        if record["type"] == "summary":
+            summary |= record["summary"].get("update") or {}
+    return run, summary, [record["history"]["item"] for record in found if record["type"] == "history"]
+
+
+def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "one", sinusoid(run=SHORT))
+    words = ("run.track.wandb.project=waves", "run.track.wandb.tags=[a]", "run.track.wandb.group=mine")
+    done = metalearn("train", file, *words, "--out", "one", env=OFFLINE)
+    assert done.code == 0 and "warning" not in done.err, done.err
+    folder = metalearn.folder / "one"
+    result = json.loads((folder / "result.json").read_text())
+    run, summary, history = kept(folder)
+    assert (run["project"], run["run_group"], run["tags"]) == ("waves", "mine", ["a"]) and "maml" in run["display_name"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert run["config"]["update"]["method"] == config["method"]
+    assert run["config"]["update"]["code"]["git"] == result["git"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) >= 6
+    for line in lines:  # every number of metrics.jsonl is a point of a curve
+        point = {"step": line["step"], **names(line)}
+        assert any(point.items() <= item.items() for item in history), point
+    losses = {item["adapt_step"]: item["test/loss"] for item in history if "test/loss" in item and "adapt_step" in item}
+    assert losses == dict(zip(result["test"]["steps"], result["test"]["loss"]))
+    assert summary["headline.value"] == summary["test/loss"] == result["headline"]["value"]
+    assert summary["cost.meta_train.flops"] == result["cost"]["meta_train"]["flops"]
+    media = {path.name.split("_")[0] for path in folder.glob("wandb/offline-run-*/files/media/**/*") if path.is_file()}
+    assert {"test", "cost", "steps", "training"} <= media
+    looks = {line["step"]: line["loss"] for line in lines if line.get("split") == "valid"}
+    assert summary["valid/loss"] == looks[result["checkpoint_step"]]
+
+
+def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(metalearn: Commands) -> None:
+    data = {**sinusoid(method=None, experiment="pair", run=SHORT), "methods": [{"name": "maml"}, {"name": "scratch"}]}
+    file = write(metalearn.folder, "pair", data)
+    assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
+    folder = metalearn.folder / "pair"
+    runs = [kept(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
+    page, _, _ = kept(folder)
+    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)} and page["job_type"] == "report"
+    files = {path.name.split("_")[0] for path in folder.glob("wandb/offline-run-*/files/media/**/*") if path.is_file()}
+    assert {"report", "summary", "checks"} <= files and any("steps" in name for name in files)
+    told = next(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
+    assert told.read_text() == (folder / "report.html").read_text()
+    before = list(folder.glob("wandb/offline-run-*"))
+    assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
+    assert list(folder.glob("wandb/offline-run-*")) == before  # nothing new was run: nothing is told
+
+
+def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "dead", sinusoid(run=SHORT))
+    env = {"WANDB_MODE": "", "WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = metalearn("train", file, "--out", "dead", env=env)
+    assert done.code == 0 and done.err.count("warning") == 1 and "wandb sync" in done.err, done.err
+    result = json.loads((metalearn.folder / "dead" / "result.json").read_text())
+    assert kept(metalearn.folder / "dead")[1]["headline.value"] == result["headline"]["value"]
+
+
+def test_a_resumed_run_is_the_same_one_there(tmp_path: Path) -> None:
+    first = by_wandb._number(tmp_path)
+    assert by_wandb._number(tmp_path) == first and len(first) == 12
+    assert by_wandb._number(tmp_path / "other") != first
+
+
+@pytest.mark.parametrize(
+    ("env", "mode", "wanted"),
+    [
+        ({}, "auto", "offline"),
+        ({"WANDB_API_KEY": "k"}, "auto", "online"),
+        ({}, "online", "offline"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, "online", "disabled"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k"}, "auto", "offline"),
+        ({"WANDB_MODE": "online"}, "disabled", "offline"),
+        ({}, "disabled", "disabled"),
+    ],
+)
+def test_when_wandb_is_online(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, env: dict[str, str], mode: Any, wanted: str
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert by_wandb.WandB(mode=mode).wanted() == wanted
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 123")
+    assert by_wandb.has_key()
+
+
+class Recorder:
+    """A sink that keeps what it is told, and raises or hangs where it is asked to."""
+
+    def __init__(self, fails: str = "", hangs: threading.Event | None = None) -> None:
+        self.told: list[str] = []
+        self.fails, self.hangs = fails, hangs
+
+    def _hear(self, name: str) -> None:
+        if self.hangs is not None and name == "rows":
+            self.hangs.wait()
+        if name == self.fails:
+            raise SystemExit(f"{name} failed")
+        self.told.append(name)
+
+    def rows(self, rows: Any) -> None:
+        self._hear("rows")
+
+    def result(self, result: Any) -> None:
+        self._hear("result")
+
+    def page(self, folder: Any, page: Any) -> None:
+        self._hear("page")
+
+    def close(self) -> None:
+        self._hear("close")
+
+
+def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -> Tracker:
+    def built(sink: Any) -> Any:
+        def build(watched: Watched) -> Any:
+            if isinstance(sink, Exception):
+                raise sink
+            return sink
+
+        return types.SimpleNamespace(build=build)
+
+    monkeypatch.setattr(tracker, "SINKS", dict.fromkeys(sinks))
+    options = types.SimpleNamespace(**{name: built(sink) for name, sink in sinks.items()})
+    return Tracker(Watched(Path("x"), "run", {}, {}, 0, said.append), options)
+
+
+@pytest.mark.parametrize("where", ["rows", "result", "close"])
+def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    said: list[str] = []
+    good, bad = Recorder(), Recorder(fails=where)
+    told = tracker_of(monkeypatch, said, good=good, bad=bad, absent=ImportError("no package"), off=None)
+    told.rows([{}])
+    told.rows([{}])
+    assert told.result({"a": 1}) == {"a": 1}
+    told.close()
+    assert good.told == ["rows", "rows", "result", "close"]
+    assert len(said) == 2 and "no package" in said[0] and f"bad: {where} failed" in said[1]
+
+
+def test_a_sink_that_hangs_holds_the_run_up_once_and_gets_everything_when_it_wakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    wake = threading.Event()
+    monkeypatch.setattr(tracker, "LIMIT", 0.05)
+    slow = Recorder(hangs=wake)
+    told = tracker_of(monkeypatch, said, slow=slow)
+    for _ in range(20):
+        told.rows([{}])  # comes back although the sink does not
+    assert slow.told == []
+    monkeypatch.setattr(tracker, "LIMIT", 60.0)
+    wake.set()
+    told.close()
+    assert slow.told == ["rows"] * 20 + ["close"] and said == []
+
+
+def test_a_sink_that_never_answers_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    wake = threading.Event()
+    monkeypatch.setattr(tracker, "LIMIT", 0.02)
+    told = tracker_of(monkeypatch, said, deaf=Recorder(hangs=wake))
+    told.rows([{}])
+    told.close()
+    assert len(said) == 1 and "deaf: not finished within" in said[0]
+    wake.set()
+
+
+def test_only_the_first_of_several_processes_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Recorder()
+    monkeypatch.setenv("RANK", "1")
+    told = tracker_of(monkeypatch, [], sink=sink)
+    told.rows([{}])
+    told.close()
+    assert sink.told == []
+
+
+def test_the_terminal_line_and_its_switch(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "lines", sinusoid(run=SHORT))
+    done = metalearn("train", file, "--out", "lines")
+    looks = [line for line in done.err.splitlines() if "valid/loss" in line]
+    assert [line.split(":")[0] for line in looks] == ["maml seed 0 step 3", "maml seed 0 step 6"]
+    assert not (metalearn.folder / "lines" / "wandb").exists()  # disabled by the environment
+    quiet = metalearn("train", file, "run.track.terminal.on=false", "--out", "quiet")
+    assert quiet.code == 0 and "valid/loss" not in quiet.err
+    same = [(metalearn.folder / name / "metrics.jsonl").read_bytes() for name in ("lines", "quiet")]
+    assert same[0] == same[1]
+    again = metalearn("train", file, "run.track.wandb.project=other", "--out", "lines")
+    assert again.code == 0 and "left alone" in again.err  # how a run is watched is not what it is
+
+
+def test_tensorboard_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the package tensorboard")
+    sink = SINKS["tensorboard"](on=True).build(Watched(tmp_path, "run", {}, {}, 0, print))
+    assert sink is not None
+    sink.rows([{"kind": "train", "step": 3, "loss": 0.5}])
+    sink.result({"test": {"steps": [0, 1], "accuracy": None, "loss": [2.0, 1.0]}, "headline": {"value": 1.0}})
+    sink.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(3, 0.5)]
+    assert [(event.step, event.value) for event in found.Scalars("test/loss")] == [(0, 2.0), (1, 1.0)]
+
+
+def test_config_of_the_sinks(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "wrong", sinusoid(run=SHORT))
+    words = ("run.track.wandb.mode=sometimes", "run.track.wandb.projct=x", "run.track.comet.on=true")
+    said = ("'disabled'", "did you mean 'project'", "valid: tensorboard, terminal, wandb")
+    refused(metalearn("train", file, *words), *said)
+    experiment = parse(sinusoid()).experiments[0]
+    other = grouped(experiment, "g", project="p")
+    assert other.run.track.wandb.group == "g" and other.hash() == experiment.hash()
+    assert grouped(other, "h").run.track.wandb.group == "g"  # a group of its own is kept
