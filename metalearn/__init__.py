@@ -15,6 +15,7 @@ ROOMS = (
 NAMES = {
     "fold_in": "metalearn.rng",
     "load_run": "metalearn.run.load",
+    "LearnedOptimizer": "metalearn.run.learned_optimizer",
     "Batch": "metalearn.types",
     "Episode": "metalearn.types",
     "EpisodeSpec": "metalearn.types",

@@ -17,6 +17,16 @@ class Component(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
+    @property
+    def needs_start(self) -> str:
+        """Why a method cannot begin without another run's meta, the end of a sentence; empty where it can."""
+        return ""
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """Parts of a method for the report to tell apart, such as {"start": "random"}; what is not said is inferred."""
+        return {}
+
     @classmethod
     def sentence(cls) -> str:
         """The first sentence of the docstring: what `metalearn list` shows."""

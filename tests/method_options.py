@@ -9,6 +9,7 @@ from typing import Any
 from metalearn.algorithms import MAML
 from metalearn.component import Component
 from metalearn.inner.rules import SGD, Adam
+from metalearn.learned_optimizers import LSTM
 from metalearn.nas import MLPReg
 from metalearn.rng import fold_in
 from metalearn.types import Method, NullLedger
@@ -28,6 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "baseline_plus_plus": {"outer": Adam(lr=0.02)},
     "per_task_nas": {"space": MLPReg(), "candidates": 3, "search_steps": 3, "inner_lr": 0.1},
     "shared_nas": {"space": MLPReg(), "candidates": 2, "search_steps": 2, "search_tasks": 4, "score_tasks": 10},
+    "learned_optimizer": {"rule": LSTM(hidden=5, layers=1), "inner_steps": 3, "outer": Adam(lr=0.03)},
+    "tuned_adam": {"inner_lr": 0.1},
     "meta_nas": {"space": MLPReg(), "inner_steps": 2, "inner_lr": 0.02, "arch_lr": 0.02, "warm_up": 0.0,
                  "outer": SGD(lr=0.5)},
 }  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from metalearn.component import Component
 from metalearn.learned_optimizers.adafactor_mlp import AdafactorMLP
 from metalearn.learned_optimizers.hyper import Hyper
+from metalearn.learned_optimizers.learn_to_optimize import LearnToOptimize
 from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried
 from metalearn.learned_optimizers.learned_adam import LearnedAdam
 from metalearn.learned_optimizers.learned_momentum import LearnedMomentum
@@ -12,13 +14,18 @@ from metalearn.learned_optimizers.learned_sgd import LearnedSGD
 from metalearn.learned_optimizers.lstm import LSTM
 from metalearn.learned_optimizers.mlp import MLP
 from metalearn.learned_optimizers.tables import LEARNED_RULES, LearnedRuleChoice
+from metalearn.learned_optimizers.tuned_adam import TunedAdam
+
+LEARNED_OPTIMIZERS: dict[str, type[Component]] = {"learned_optimizer": LearnToOptimize, "tuned_adam": TunedAdam}
 
 __all__ = [
+    "LEARNED_OPTIMIZERS",
     "LEARNED_RULES",
     "LSTM",
     "MLP",
     "AdafactorMLP",
     "Hyper",
+    "LearnToOptimize",
     "LearnedAdam",
     "LearnedMomentum",
     "LearnedRates",
@@ -26,5 +33,6 @@ __all__ = [
     "LearnedRuleChoice",
     "LearnedSGD",
     "Theta",
+    "TunedAdam",
     "carried",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Hyper(Component):
     parameter;  u = -step_size e^r d e^(exponent * s). The form of VeLO (Metz et al. 2022, arXiv:2211.09760, section 3),
     smaller, with fewer features, and not its weights. The horizon acts: state it.
     """
+
+    reads_loss: ClassVar[bool] = True
 
     name: Literal["hyper"] = option("hyper", "the rule")
     hidden: int = option(32, "width of the LSTM", ge=1, le=4096)

@@ -230,6 +230,9 @@ def _experiment(
     if start is not None and contains is not None and found is None:
         text = "needs a network: a search that is still to come has none to begin from; leave start out, or give found"
         problems.append((f"{place}.start", text))
+    lacking = "" if start else getattr(contains or method, "needs_start", "")
+    if lacking:
+        problems.append((f"{place}.start", lacking))
     if len(problems) > before:
         problems.extend(_sizes(task, "task"))
         problems[before:] = once(problems[before:])

@@ -12,6 +12,7 @@ from metalearn.run.build import build, method_for
 from metalearn.run.config import Experiment
 from metalearn.run.start import best_file
 from metalearn.run.train import stored_experiment
+from metalearn.tree import leaves
 from metalearn.types import MetaState, Method, TaskSource
 
 
@@ -38,7 +39,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     if parts.method.prepare is not None:
         raise ConfigError((str(folder), f"its search has not ended: go on with metalearn resume {folder}"))
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
-    if parts.method.step is not None:
+    if leaves(state.meta):
         state = _trained_state(folder, state)
     return LoadedRun(method, state, parts.test, experiment, folder)
 

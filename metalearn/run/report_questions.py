@@ -118,8 +118,12 @@ def same_compute(groups: Sequence[Group]) -> str:
 
 
 def _family(group: Group) -> str:
+    start = (group.first.result.get("factors") or {}).get("start")
     consumes = group.first.traits.get("consumes", "nothing")
-    return {"examples": "transfer", "nothing": "scratch"}.get(str(consumes), "meta-learned")
+    if consumes == "nothing" and start == "pretrained":
+        return "transfer"
+    begun = consumes == "nothing" and start in (None, "random")
+    return "scratch" if begun else {"examples": "transfer"}.get(str(consumes), "meta-learned")
 
 
 def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw) -> str:

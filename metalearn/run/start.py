@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from metalearn.errors import ConfigError
 from metalearn.evaluate.accounts import ONCE, per_task
 from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import widened
+from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
 from metalearn.run.build import Parts
@@ -51,18 +54,28 @@ def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[Met
     place = folder_of(experiment.start, folder, seed)
     result = read_json(place / "result.json")
     named = checkpoint.read(best_file(place))
-    own = named_leaves(state.meta)
-    missing = [
-        name
-        for name, value in own.items()
-        if named.get(f"meta.{name}") is None or named[f"meta.{name}"].shape != value.shape
-    ]
-    if missing:
-        raise ConfigError(
-            ("method.start", f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape")
-        )
-    flat = {name: named[f"meta.{name}"].to(value) for name, value in own.items()}
+    flat = _taken(named_leaves(state.meta), named, place)
     return state._replace(meta=from_named(state.meta, flat)), _paid(result)
+
+
+def _taken(own: dict[str, Tensor], named: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """A meta's leaves out of another run's checkpoint; ConfigError where they are not all there.
+
+    The parameters of a network are `params.<name>` in the meta of some methods and `<name>` in that of others. A rule
+    that is to be learned keeps its own start where the other run has learned none.
+    """
+    learned = any(name.startswith(f"meta.{THETA}.") for name in named)
+    kept = {name: value for name, value in own.items() if name.startswith(f"{THETA}.") and not learned}
+    taken: dict[str, Tensor] = {}
+    for name, value in own.items():
+        found = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
+        if name not in kept and found is not None and found.shape == value.shape:
+            taken[name] = found.to(value)
+    missing = [name for name in own if name not in taken and (name not in kept or not taken)]
+    if missing:
+        text = f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"
+        raise ConfigError(("method.start", text))
+    return {**kept, **taken}
 
 
 def best_file(place: Path) -> Path:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component
 from metalearn.inner.rules import RULES
-from metalearn.learned_optimizers import LEARNED_RULES
+from metalearn.learned_optimizers import LEARNED_OPTIMIZERS, LEARNED_RULES
 from metalearn.models import MODELS
 from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
 from metalearn.run.track import SINKS
 from metalearn.tasks import TASKS
 from metalearn.transfer import TRANSFER
 
-METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER, **NAS}
+METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
 TABLES: dict[str, dict[str, type[Component]]] = {
     "tasks": dict(TASKS),
     "models": {**MODELS, **NAS_MODELS},

@@ -106,6 +106,7 @@ def describe_result(experiment: Experiment, seed: int, parts: Parts, curve: Curv
             "support_at_step_0": traits.support_at_step_0,
             "transductive": traits.transductive,
         },
+        "factors": experiment.learns.factors,  # what the report cannot infer of the method's parts
         "checkpoint": evaluate.checkpoint,
         "test": points(curve),
         "headline": headline(experiment, curve),

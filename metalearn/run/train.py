@@ -46,6 +46,7 @@ from metalearn.run.tune import (
     tuned_on_new_tasks,
     with_choice,
 )
+from metalearn.tree import leaves
 from metalearn.types import MetaState
 
 
@@ -279,7 +280,7 @@ def _rewrite(job: Job) -> None:
 def chosen_states(job: Job, last: MetaState) -> tuple[list[MetaState], int | None]:
     """(states, step of the first): the last state, the best validated one, or the kept best ones."""
     if job.parts.method.step is None:
-        return [last], None
+        return [last], 0 if leaves(last.meta) else None  # a meta that came from another run
     end = int(last.step)
     how = job.experiment.evaluate.checkpoint
     if how == "last":

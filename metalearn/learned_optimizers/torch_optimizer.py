@@ -1,0 +1,172 @@
+"""A learned update rule as a torch.optim.Optimizer, for the parameters of anybody's module."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError
+from metalearn.learned_optimizers.learned import LearnedRule, Theta
+from metalearn.learned_optimizers.tables import LearnedRuleChoice
+from metalearn.rng import fold_in
+from metalearn.tree import from_named, named_leaves
+from metalearn.types import Params, State, UpdateRule
+
+KEPT = "rule"  # under which the state of the first parameter holds that of the rule, by name
+DTYPES = (torch.float32, torch.float64)  # second moments die in fewer bits
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """p <- p + rule_theta(grad): `rule` with the learned `theta`, for `num_steps` steps in all.
+
+        loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();  optimizer.step(loss=loss)
+
+    or `optimizer.step(closure)`. A rule sees all parameters together, so that groups cannot differ in options; a
+    parameter without a gradient stays where it is. State lies in `state_dict()`, theta does not: see `save`.
+    """
+
+    def __init__(self, params: Any, rule: Component, theta: Theta, num_steps: int) -> None:
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+            raise ConfigError(("num_steps", f"should be a whole number from 1, not {num_steps!r}: the steps in all"))
+        self.rule = rule
+        self._begun = False
+        super().__init__(params, {"num_steps": num_steps})
+        self._begun = True
+        self._check_parameters()
+        moving = self._parameters()
+        like = next(iter(moving.values()))
+        self.theta = {name: value.detach().to(like) for name, value in theta.items()}
+        self._learned: LearnedRule = rule.build(like.dtype, like=moving)  # type: ignore[attr-defined]
+        self._check_theta(like)
+        self._pair()  # what cannot be built is refused here and not at the first step
+
+    @classmethod
+    def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
+        """The optimizer in a file that `save` wrote, for `params`, which will be moved `num_steps` times."""
+        rule, theta = read(Path(path))
+        return cls(params, rule, theta, num_steps)
+
+    def save(self, path: str | Path) -> None:
+        """Write the rule's options and theta, for `load`; nothing of the parameters that it moves."""
+        write(Path(path), self.rule, self.theta)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only while the optimizer is made, and with parameters alone."""
+        own = sorted(set(param_group) - {"params", "param_names", "num_steps"})
+        if own:
+            text = f"{', '.join(own)}: a learned rule moves all parameters alike; give groups without own options"
+            raise ConfigError(("params", text))
+        if self._begun:
+            raise ConfigError(("params", "a learned rule's state is of all parameters: give every group at once"))
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
+        """Move every parameter that has a gradient; returns the loss, which some rules read: `closure` or `loss`."""
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if loss is None and getattr(self.rule, "reads_loss", False):
+            raise ConfigError(("step", f"{self.rule.name} reads the loss: call step(closure) or step(loss=loss)"))  # type: ignore[attr-defined]
+        params = self._parameters()
+        grads = {name: _gradient(name, param) for name, param in params.items()}
+        like = next(iter(params.values()))
+        value = torch.zeros_like(like.reshape(-1)[:1].squeeze()) if loss is None else torch.as_tensor(loss).to(like)
+        rule = self._pair()
+        state = self._state(rule, params)
+        updates, state = rule.update(grads, state, params, value.detach())
+        self.state[like][KEPT] = named_leaves(state)
+        for name, param in params.items():
+            if param.grad is not None:
+                param.add_(updates[name])
+        return loss
+
+    def _pair(self) -> UpdateRule:
+        return self._learned.rule(self.theta, self.param_groups[0]["num_steps"])
+
+    def _state(self, rule: UpdateRule, params: Params) -> State:
+        """The rule's state, in its own form: a state_dict holds it flat."""
+        begun = rule.init({name: param.detach() for name, param in params.items()})
+        kept = self.state[next(iter(params.values()))].get(KEPT)
+        if kept is None:
+            return begun
+        try:
+            return from_named(begun, kept)
+        except KeyError as error:
+            text = f"belongs to another rule or other parameters: {error.args[0]}"
+            raise ConfigError(("state_dict", text)) from error
+
+    def _parameters(self) -> Params:
+        """All parameters by name: their own where the optimizer was given them, else their numbers."""
+        named: Params = {}
+        for group in self.param_groups:
+            names = group.get("param_names") or [str(len(named) + place) for place in range(len(group["params"]))]
+            named.update(zip(names, group["params"], strict=True))
+        return named
+
+    def _check_parameters(self) -> None:
+        every = [param for group in self.param_groups for param in group["params"]]
+        kinds = {(param.dtype, param.device) for param in every}
+        if len(kinds) > 1 or every[0].dtype not in DTYPES:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace("torch.", "")
+            text = f"are {found}: a learned rule moves float32 or float64 on one device (autocast leaves them float32)"
+            raise ConfigError(("params", text))
+        if len(self._parameters()) != len(every):
+            raise ConfigError(("params", "two parameters have the same name"))
+
+    def _check_theta(self, like: Tensor) -> None:
+        expected = _shapes(self._learned.init(fold_in(0, "theta").to(like.device)))
+        found = _shapes(self.theta)
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if wrong:
+            text = f"does not fit {self.rule.name} on these parameters: {', '.join(wrong[:4])}"  # type: ignore[attr-defined]
+            raise ConfigError(("theta", text))
+
+
+def write(path: Path, rule: Component, theta: Theta) -> None:
+    """A file that holds tensors and one string of JSON: torch.load(weights_only=True) opens it."""
+    named = {name: value.detach().cpu().contiguous().clone() for name, value in theta.items()}
+    torch.save({"rule": json.dumps(rule.model_dump(mode="json")), "theta": named}, path)
+
+
+def read(path: Path) -> tuple[Component, Theta]:
+    """(rule, theta) of such a file; ConfigError with the reason where it is none."""
+    try:
+        data = torch.load(path, weights_only=True, map_location="cpu")
+        theta = dict(data["theta"])
+        if not theta or not all(isinstance(value, Tensor) for value in theta.values()):
+            raise TypeError("theta should be tensors by name")
+        return rule_of(json.loads(data["rule"])), theta
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        text = f"holds no learned optimizer ({why}): give a run directory, or a file of LearnedOptimizer.save"
+        raise ConfigError((str(path), text)) from error
+
+
+def rule_of(options: Any) -> Component:
+    """The learned rule of plain options; ConfigError where they are none."""
+    try:
+        found: Component = TypeAdapter(LearnedRuleChoice).validate_python(options)
+    except ValidationError as error:
+        raise ConfigError(*((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())) from error
+    return found
+
+
+def _gradient(name: str, param: Tensor) -> Tensor:
+    if param.grad is None:
+        return torch.zeros_like(param)
+    if param.grad.is_sparse:
+        raise ConfigError(("params", f"{name} has a sparse gradient: build its layer with sparse=False"))
+    return param.grad
+
+
+def _shapes(theta: Theta) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in theta.items()}

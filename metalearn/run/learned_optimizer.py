@@ -1,0 +1,69 @@
+"""`metalearn.LearnedOptimizer`: learned optimizers out of run directories, besides the files that they are saved to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError
+from metalearn.learned_optimizers import torch_optimizer
+from metalearn.learned_optimizers.learn_to_optimize import THETA
+from metalearn.learned_optimizers.learned import Theta
+from metalearn.learned_optimizers.tables import LEARNED_RULES
+from metalearn.run import checkpoint
+from metalearn.run.start import best_file
+from metalearn.run.train import stored_experiment
+
+
+class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
+    __doc__ = torch_optimizer.LearnedOptimizer.__doc__
+
+    @classmethod
+    def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
+        """The optimizer of a run directory, of one checkpoint in it, or of a file that `save` wrote.
+
+        `num_steps` is how often `params` will be moved in all; a rule that was learned for fewer steps may do worse.
+        """
+        rule, theta = found_in(Path(path))
+        return cls(params, rule, theta, num_steps)
+
+
+def found_in(path: Path) -> tuple[Component, Theta]:
+    """(rule, theta) of a run directory, a checkpoint or a saved file; ConfigError where there is none."""
+    if path.is_dir():
+        rule = _rule(path)
+        return rule, _theta(_tested(path), path)
+    home = path.parent.parent
+    if path.parent.name == "checkpoints" and (home / "config.yaml").is_file():
+        return _rule(home), _theta(path, path)
+    return torch_optimizer.read(path)
+
+
+def _rule(folder: Path) -> Component:
+    method = stored_experiment(folder).learns
+    rule = getattr(method, "rule", None)
+    if rule is None or getattr(rule, "name", None) not in LEARNED_RULES:
+        text = f"its method, {method.name}, learns no optimizer: give a run of one that does, such as learned_optimizer"
+        raise ConfigError((str(folder), text))
+    return rule  # type: ignore[no-any-return]
+
+
+def _tested(folder: Path) -> Path:
+    """The checkpoint that a finished run was tested with; of an interrupted run the newest."""
+    if (folder / "result.json").exists():
+        return best_file(folder)
+    steps = checkpoint.steps_in(folder / "checkpoints")
+    if not steps:
+        raise ConfigError((str(folder), f"holds no checkpoint yet: go on with metalearn resume {folder}"))
+    return checkpoint.path_of(folder / "checkpoints", steps[-1])
+
+
+def _theta(file: Path, place: Path) -> Theta:
+    """The rule's part of a checkpoint's meta, which may be nothing else."""
+    named = checkpoint.read(file)
+    meta = {name.removeprefix("meta."): value for name, value in named.items() if name.startswith("meta.")}
+    part = {name.removeprefix(f"{THETA}."): value for name, value in meta.items() if name.startswith(f"{THETA}.")}
+    if not meta:
+        raise ConfigError((str(place), "has learned nothing across tasks"))
+    return part or meta

@@ -1,0 +1,420 @@
+"""Learned update rules: hand-made ones at their start, finite differences, tasks side by side, features by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metalearn.component import Component
+from metalearn.errors import ConfigError
+from metalearn.inner.adapt import adapt
+from metalearn.inner.recompute import recomputed
+from metalearn.inner.rules import adam
+from metalearn.learned_optimizers import (
+    LEARNED_RULES,
+    LSTM,
+    Hyper,
+    LearnedAdam,
+    LearnedMomentum,
+    LearnedRates,
+    LearnedRule,
+    LearnedSGD,
+    Theta,
+    carried,
+)
+from metalearn.learned_optimizers.adafactor_mlp import columns, moments, start, two_largest
+from metalearn.learned_optimizers.cells import blank, lstm, mlp, start_lstm, start_mlp
+from metalearn.learned_optimizers.features import by_rms, log_sign, time_features
+from metalearn.rng import fold_in, normal
+from metalearn.tree import named_leaves, norm, sub, take, tree_map
+from metalearn.types import Batch, Params, UpdateRule
+
+F64 = torch.float64
+SHAPES = {"w": (4, 3), "b": (4,), "s": (), "k": (2, 4, 2, 2)}
+TASKS, STEPS = 3, 4
+CLOSE = {"rtol": 1e-10, "atol": 1e-13}
+
+
+def drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype = F64) -> Tensor:
+    return normal(fold_in(3, name), shape, dtype)
+
+
+def params_of(dtype: torch.dtype = F64) -> Params:
+    """No number of them is zero, so that no ReLU stands on its edge."""
+    return {name: drawn(name, shape, dtype) for name, shape in SHAPES.items()}
+
+
+PARAMS = params_of()
+DATA = Batch(drawn("x", (TASKS, 6, 3)), drawn("y", (TASKS, 6, 4)))
+
+
+def loss(params: Params, batch: Batch, step: int) -> Tensor:
+    """Of a small network in which every parameter has a say; batch [6, 3] -> []."""
+    said = torch.tanh(batch.x @ params["w"].T + params["b"]) * params["s"]
+    return (said - batch.y).square().mean() + 0.1 * params["k"].square().mean() * params["b"].square().sum()
+
+
+def learned(component: Component, dtype: torch.dtype = F64) -> tuple[LearnedRule, Theta]:
+    """The rule and a theta a little away from its start."""
+    made: LearnedRule = component.build(dtype, like=params_of(dtype))  # type: ignore[attr-defined]
+    theta = made.init(fold_in(0, "theta"))
+    near = {name: 0.05 * normal(fold_in(1, name), value.shape, dtype) for name, value in theta.items()}
+    return made, {name: value if name.startswith("decay") else value + near[name] for name, value in theta.items()}
+
+
+def end(made: LearnedRule, theta: Theta, data: Batch, first_order: bool = False, steps: int = STEPS) -> Tensor:
+    """The loss after some steps: what an outer loop would lower."""
+    rule = carried(made, theta, steps)
+    return loss(adapt(loss, PARAMS, rule, data, steps, first_order=first_order).points[-1], data, steps)
+
+
+def walk(rule: UpdateRule, params: Params = PARAMS, steps: int = STEPS) -> list[Params]:
+    return adapt(loss, params, rule, take(DATA, 0), steps).points
+
+
+every_rule = pytest.mark.parametrize("name", LEARNED_RULES)
+
+# ------------------------------------------------------------------------------------------ at their start: known rules
+
+KNOWN: dict[str, tuple[Any, Any]] = {
+    "sgd": (LearnedSGD(lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
+    "momentum": (LearnedMomentum(lr=0.03, decay=0.8), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.8)),
+    "adam": (LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3),
+             lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.7, 0.9), eps=1e-3)),
+    "adam_default": (LearnedAdam(), torch.optim.Adam),
+    "rates": (LearnedRates(lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
+}  # fmt: skip
+
+
+def by_torch(make: Any, steps: int = 7) -> list[Params]:
+    now = {name: value.clone().requires_grad_() for name, value in PARAMS.items()}
+    theirs, points = make(list(now.values())), []
+    for _ in range(steps):
+        theirs.zero_grad()
+        loss(now, take(DATA, 0), 0).backward()
+        theirs.step()
+        points.append({name: value.detach().clone() for name, value in now.items()})
+    return points
+
+
+@pytest.mark.parametrize("which", KNOWN)
+def test_a_rule_that_has_learned_nothing_is_torchs_own(which: str) -> None:
+    """SGD, exactly; momentum and Adam to the last digits, which torch rounds in another order."""
+    component, make = KNOWN[which]
+    made = component.build(F64, like=PARAMS)
+    ours = walk(made.rule(made.init(fold_in(0, "theta")), 7), steps=7)[1:]
+    for mine, theirs in zip(ours, by_torch(make), strict=True):
+        if which == "sgd":
+            assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-15)
+
+
+def test_scalars_mean_what_their_names_say() -> None:
+    """Logarithms of factors, and shifts of logits."""
+    theta = {"log_lr": 0.7, "logit_beta1": -0.4, "logit_beta2": 0.9, "log_eps": 2.0}
+    made = LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3).build(F64)
+    ours = walk(made.rule({name: torch.tensor(value, dtype=F64) for name, value in theta.items()}, 5))
+
+    def decay(start: float, shift: float) -> float:
+        return 1 / (1 + math.exp(-(math.log(start / (1 - start)) + shift)))
+
+    rates = {"lr": 0.02 * math.exp(0.7), "eps": 1e-3 * math.exp(2.0)}
+    theirs = walk(adam(**rates, beta1=decay(0.7, -0.4), beta2=decay(0.9, 0.9)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+def test_adam_has_a_finite_outer_gradient_where_a_parameter_meets_no_gradient() -> None:
+    made = LearnedAdam(lr=0.1).build(F64)
+
+    def after(theta: Theta) -> Tensor:
+        rule = carried(made, theta, 2)
+        path = adapt(lambda p, batch, step: p["a"].square().sum(), {"a": PARAMS["b"], "unused": PARAMS["w"]}, rule,
+                     take(DATA, 0), 2)  # fmt: skip
+        return path.points[-1]["a"].square().sum()
+
+    grads = torch.func.grad(after)(made.init(fold_in(0)))
+    assert all(grad.isfinite() for grad in grads.values()) and grads["log_lr"] != 0
+
+
+# ------------------------------------------------------------------------------------------------ what all of them keep
+
+
+@every_rule
+def test_tasks_side_by_side_are_learned_as_alone(name: str) -> None:
+    """vmap over tasks with one theta, and with one for each, as evolution strategies have."""
+    made, theta = learned(LEARNED_RULES[name]())
+    together = torch.func.vmap(lambda data: end(made, theta, data))(DATA)
+    alone = torch.stack([end(made, theta, take(DATA, task)) for task in range(TASKS)])
+    torch.testing.assert_close(together, alone, **CLOSE)
+    own = tree_map(lambda x: torch.stack([x * (1 + 0.1 * task) for task in range(TASKS)]), theta)
+    together = torch.func.vmap(lambda theta, data: end(made, theta, data))(own, DATA)
+    alone = torch.stack([end(made, take(own, task), take(DATA, task)) for task in range(TASKS)])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+@every_rule
+def test_the_outer_gradient_is_that_of_finite_differences(name: str) -> None:
+    """Through the rule, the gradients that it was given (second derivatives), and its state; along two directions."""
+    made, theta = learned(LEARNED_RULES[name]())
+    data = take(DATA, 1)
+    grads = torch.func.grad(lambda theta: end(made, theta, data))(theta)
+    assert all(bool((grad != 0).any()) for grad in grads.values()), "a part of theta has no say"
+    for number in range(2):
+        way = {leaf: normal(fold_in(7, leaf, number), value.shape, F64) for leaf, value in theta.items()}
+        way = {leaf: 0.1 * value if leaf.startswith("decay") else value for leaf, value in way.items()}
+        ends = [end(made, {leaf: theta[leaf] + far * way[leaf] for leaf in theta}, data) for far in (1e-6, -1e-6)]
+        slope = torch.stack([(grads[leaf] * way[leaf]).sum() for leaf in theta]).sum()
+        torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-6, rtol=2e-5, atol=1e-9)
+
+
+@every_rule
+def test_first_order_takes_the_gradients_for_constants(name: str) -> None:
+    """After one step there is no difference; after several there is, and a loop by hand agrees."""
+    made, theta = learned(LEARNED_RULES[name]())
+    data = take(DATA, 1)
+
+    def by_hand(theta: Theta) -> Tensor:
+        rule, now = made.rule(theta, STEPS), PARAMS
+        state = rule.init(now)
+        for step in range(STEPS):
+            grads, value = torch.func.grad_and_value(lambda p, step=step: loss(p, data, step))(now)
+            updates, state = rule.update(tree_map(lambda g: g.detach(), grads), state, now, value)
+            now = {leaf: now[leaf] + updates[leaf] for leaf in now}
+        return loss(now, data, STEPS)
+
+    first = torch.func.grad(lambda theta: end(made, theta, data, first_order=True))(theta)
+    torch.testing.assert_close(first, torch.func.grad(by_hand)(theta), **CLOSE)
+    second = torch.func.grad(lambda theta: end(made, theta, data))(theta)
+    assert norm(sub(first, second)) > 1e-6 * norm(second)
+    one = [torch.func.grad(lambda theta, fo=fo: end(made, theta, data, fo, 1))(theta) for fo in (True, False)]
+    torch.testing.assert_close(one[0], one[1], **CLOSE)
+
+
+@every_rule
+def test_recomputed_steps_give_the_same_gradient(name: str) -> None:
+    made, theta = learned(LEARNED_RULES[name]())
+    plain = torch.func.grad(lambda theta: end(made, theta, take(DATA, 0)))(theta)
+    with recomputed():
+        again = torch.func.grad(lambda theta: end(made, theta, take(DATA, 0)))(theta)
+    torch.testing.assert_close(again, plain, **CLOSE)
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
+    """Names, shapes and dtype stay, whatever the number of steps; everything is a float tensor; updates fit."""
+    made, theta = learned(LEARNED_RULES[name](), dtype)
+    params = params_of(dtype)
+    rule = made.rule(theta, 9)
+    state = rule.init(params)
+    forms = []
+    for _ in range(3):
+        forms.append({leaf: (value.shape, value.dtype) for leaf, value in named_leaves(state).items()})
+        updates, state = rule.update(params, state, params, params["s"])
+        assert {leaf: (u.shape, u.dtype) for leaf, u in updates.items()} == {
+            leaf: (p.shape, dtype) for leaf, p in params.items()
+        }
+        assert all(bool(u.isfinite().all()) for u in updates.values())
+    assert forms[0] == forms[1] == forms[2] and {kind for _, kind in forms[0].values()} == {dtype}
+    assert state["count"] == 3 and state["horizon"] == 9
+
+
+@every_rule
+def test_the_horizon_lies_in_the_state(name: str) -> None:
+    """A state that goes on under a rule made with another horizon keeps its own; theta is that of the day."""
+    made, theta = learned(LEARNED_RULES[name]())
+    first, other = made.rule(theta, 9), made.rule(theta, torch.tensor(90))
+    grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
+    _, state = first.update(grads, first.init(PARAMS), PARAMS, PARAMS["s"])
+    told, asked = (rule.update(grads, state, PARAMS, PARAMS["s"]) for rule in (first, other))
+    torch.testing.assert_close(told, asked, rtol=0, atol=0)
+    fresh = other.init(PARAMS)
+    assert fresh["horizon"] == 90
+    _, long = other.update(grads, fresh, PARAMS, PARAMS["s"])
+    differs = norm(sub(other.update(grads, long, PARAMS, PARAMS["s"])[0], told[0])) > 0
+    assert bool(differs) == (name == "hyper")  # the one that says it looks at the horizon
+    later = made.rule(tree_map(lambda x: 1.5 * x, theta), 9).update(grads, state, PARAMS, PARAMS["s"])[0]
+    assert norm(sub(later, told[0])) > 0
+
+
+@every_rule
+def test_gradients_may_come_in_any_order(name: str) -> None:
+    made, theta = learned(LEARNED_RULES[name]())
+    rule = made.rule(theta, 9)
+    grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
+    turned = dict(reversed(grads.items()))
+    one, two = (rule.update(given, rule.init(PARAMS), PARAMS, PARAMS["s"])[0] for given in (grads, turned))
+    assert all(torch.equal(one[leaf], two[leaf]) for leaf in PARAMS)
+
+
+@every_rule
+def test_every_rule_can_be_learned(name: str) -> None:
+    """Twenty steps of Adam on theta: two steps on each of three tasks then end lower than they did."""
+    component = LEARNED_RULES[name]()
+    made = component.build(F64, like=PARAMS)
+    theta = made.init(fold_in(0, "theta"))
+    outer = adam(0.1)
+    state = outer.init(theta)
+    ends = torch.func.vmap(lambda theta, data: end(made, theta, data, True, 2), in_dims=(None, 0))
+    begin = ends(theta, DATA).mean()
+    for _ in range(20):
+        grads = torch.func.grad(lambda theta: ends(theta, DATA).mean())(theta)
+        updates, state = outer.update(grads, state, theta, begin)
+        theta = {leaf: theta[leaf] + updates[leaf] for leaf in theta}
+    assert ends(theta, DATA).mean() < 0.98 * begin, (float(begin), float(ends(theta, DATA).mean()))
+
+
+@every_rule
+def test_a_traced_rule_equals_the_rule(name: str) -> None:
+    """Nothing of it depends on the values of tensors: other data, one graph."""
+    made, theta = learned(LEARNED_RULES[name]())
+    graph = make_fx(lambda theta, data: end(made, theta, data, steps=2))(theta, take(DATA, 0))
+    for task in range(TASKS):
+        torch.testing.assert_close(graph(theta, take(DATA, task)), end(made, theta, take(DATA, task), steps=2), **CLOSE)
+
+
+@every_rule
+def test_options_of_a_rule(name: str) -> None:
+    kind = LEARNED_RULES[name]
+    made = kind()
+    assert made.name == name and kind.model_validate(made.model_dump(mode="json")) == made  # type: ignore[attr-defined]
+    assert kind.sentence().endswith(".") and all(field.description for field in kind.model_fields.values())
+    with pytest.raises(ValueError, match="frozen"):
+        made.name = "other"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="not_a_field"):
+        kind(not_a_field=1)
+
+
+# ------------------------------------------------------------------------------------------------------- parts, by hand
+
+
+def test_rates_need_the_network_that_they_are_for() -> None:
+    with pytest.raises(ConfigError, match="like"):
+        LearnedRates().build(F64)
+    made = LearnedRates(lr=0.1).build(F64, like={**PARAMS, "stats.mean": PARAMS["b"]})
+    theta = made.init(fold_in(0))
+    assert {leaf: value.shape for leaf, value in theta.items()} == {leaf: v.shape for leaf, v in PARAMS.items()}
+    theta["w"][0, 0] = -0.3  # a rate may turn negative
+    updates, _ = made.rule(theta, 1).update(PARAMS, made.rule(theta, 1).init(PARAMS), PARAMS, PARAMS["s"])
+    torch.testing.assert_close(updates["w"][0, 0], 0.2 * PARAMS["w"][0, 0])
+    torch.testing.assert_close(updates["b"], -0.1 * PARAMS["b"])
+
+
+def test_the_lstm_is_torchs() -> None:
+    """nn.LSTM orders its gates i, f, g, o and has two biases."""
+    theta = start_lstm(fold_in(0), 2, 5, 2, F64)
+    theta = {name: value + 0.1 * drawn(name, tuple(value.shape)) for name, value in theta.items()}
+    theirs = nn.LSTM(2, 5, 2, dtype=F64)
+    for layer in range(2):
+        i, f, o, g = theta[f"lstm.{layer}.weight"].chunk(4)
+        matrix = torch.cat([i, f, g, o])
+        i, f, o, g = theta[f"lstm.{layer}.bias"].chunk(4)
+        inputs = matrix.shape[1] - 5
+        values = {"weight_ih": matrix[:, :inputs], "weight_hh": matrix[:, inputs:], "bias_ih": torch.cat([i, f, g, o])}
+        for part, value in {**values, "bias_hh": torch.zeros(20, dtype=F64)}.items():
+            getattr(theirs, f"{part}_l{layer}").data = value
+    x = drawn("sequence", (4, 7, 2))  # [steps, coordinates, inputs]
+    memory, said = blank(x, 7, 5, 2), []
+    for step in range(4):
+        h, memory = lstm(theta, x[step], memory)
+        said.append(h)
+    torch.testing.assert_close(torch.stack(said), theirs(x)[0].detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_an_lstm_starts_with_open_forget_gates() -> None:
+    bias = start_lstm(fold_in(0), 2, 3, 1, F64)["lstm.0.bias"]
+    assert bias.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
+
+
+@pytest.mark.parametrize("preprocess", [None, 5.0])
+def test_an_lstm_sees_one_coordinate_at_a_time(preprocess: float | None) -> None:
+    """Coordinates in another order, split over other tensors: the same updates."""
+    made = LSTM(hidden=4, preprocess=preprocess).build(F64)
+    theta = made.init(fold_in(0))
+    whole, grads = {"a": drawn("a", (6,))}, [drawn(f"g{step}", (6,)) for step in range(3)]
+    order = torch.tensor([4, 2, 0, 5, 3, 1])
+    parts = {"p": whole["a"][order][:2], "q": whole["a"][order][2:].reshape(2, 2)}
+    rule = made.rule(theta, 3)
+    one, two = rule.init(whole), rule.init(parts)
+    for grad in grads:
+        turned = grad[order]
+        mine, one = rule.update({"a": grad}, one, whole, grad[0])
+        other, two = rule.update({"p": turned[:2], "q": turned[2:].reshape(2, 2)}, two, parts, grad[0])
+        torch.testing.assert_close(mine["a"][order], torch.cat([other["p"], other["q"].flatten()]))
+
+
+def test_log_sign_features() -> None:
+    """Both pieces of the definition, their joint at e^-p, and a slope that stays finite at 0."""
+    p = 10.0
+    grad = torch.tensor([1.0, -math.exp(2.0), math.exp(-p), -math.exp(-p), 1e-6, 0.0], dtype=F64)
+    first, second = log_sign(grad, p).unbind(-1)
+    torch.testing.assert_close(first, torch.tensor([0.0, 0.2, -1.0, -1.0, -1.0, -1.0], dtype=F64))
+    near = [1.0, -1.0, 1.0, -1.0, 1e-6 * math.exp(p), 0.0]
+    torch.testing.assert_close(second, torch.tensor(near, dtype=F64))
+    slopes = torch.func.jacrev(lambda g: log_sign(g, p))(grad)
+    assert slopes.isfinite().all()
+
+
+def test_time_features() -> None:
+    found = time_features(torch.tensor(100.0, dtype=F64))
+    assert found.shape == (11,)
+    assert found[4] == 0 and found[0] == pytest.approx(math.tanh(99)) and found[-1] == pytest.approx(math.tanh(-0.999))
+
+
+def test_features_have_unit_size() -> None:
+    table = by_rms([1e3 * drawn("a", (5, 4)), drawn("b", (5, 4))])
+    assert table.shape == (20, 2)
+    torch.testing.assert_close(table.square().mean(0), torch.ones(2, dtype=F64), rtol=1e-4, atol=0)
+    assert by_rms([drawn("c", ())]).shape == (1, 1)
+
+
+def test_a_perceptron_multiplies_what_is_shared_once() -> None:
+    theta = start_mlp(fold_in(0), (5, 4, 2), F64)
+    x, shared = drawn("x", (7, 3)), drawn("shared", (2,))
+    wide = torch.cat([x, shared.expand(7, 2)], -1)
+    plain = (wide @ theta["mlp.0.weight"].T).relu() @ theta["mlp.1.weight"].T
+    torch.testing.assert_close(mlp(theta, x, shared, 2), plain)
+
+
+@pytest.mark.parametrize(("name", "features"), [("mlp", 19), ("adafactor_mlp", 39)])
+def test_the_number_of_features_is_the_papers(name: str, features: int) -> None:
+    theta = LEARNED_RULES[name]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]
+    assert theta["mlp.0.weight"].shape[1] == features
+    widths = {"mlp": (32, 2), "adafactor_mlp": (4, 2)}[name]
+    assert [theta[f"mlp.{layer}.weight"].shape[0] for layer in range(3)] == [widths[0]] * 2 + [2]
+
+
+def test_moments_are_factored_over_the_two_largest_dimensions() -> None:
+    """Where the squared gradient is a product of rows and columns, factoring loses nothing."""
+    assert two_largest(torch.Size((5, 3, 7, 2))) == (0, 2) and two_largest(torch.Size((4,))) is None
+    rows, cols = drawn("rows", (5, 1)).abs() + 0.1, drawn("cols", (1, 7)).abs() + 0.1
+    grad = (rows * cols).unsqueeze(1) * drawn("sign", (5, 1, 7)).sign()
+    theta = LEARNED_RULES["adafactor_mlp"]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]
+    slots = moments(theta, grad, start(grad))
+    assert slots["rows"].shape == (3, 5, 1, 1) and slots["cols"].shape == (3, 1, 1, 7)
+    found = columns(grad, PARAMS["s"].expand(grad.shape), slots)
+    assert len(found) == 28 and {column.shape for column in found} == {grad.shape}
+    for decay, column in zip((0.9, 0.99, 0.999), found[10:13], strict=True):  # g by the factored root: its sign
+        torch.testing.assert_close(column * (1 - decay) ** 0.5, grad.sign(), rtol=1e-3, atol=1e-4)
+
+
+def test_decays_of_the_adafactor_rule_are_learned_as_logarithms() -> None:
+    theta = LEARNED_RULES["adafactor_mlp"]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]
+    momenta = moments(theta, PARAMS["b"], start(PARAMS["b"]))["momenta"]
+    torch.testing.assert_close(momenta / PARAMS["b"], torch.tensor([0.1, 0.01, 0.001], dtype=F64)[:, None].expand(3, 4))
+
+
+def test_a_hyper_network_mixes_its_bank() -> None:
+    """With one perceptron in the bank, mixing weights have no say; the loss has."""
+    made, theta = learned(Hyper(bank=1))
+    grads = torch.func.grad(lambda theta: end(made, theta, take(DATA, 0)))(theta)
+    assert norm(grads["mix.weight"]) == 0 and norm(grads["bank.0.weight"]) > 0
+    rule = made.rule(theta, 9)
+    _, state = rule.update(PARAMS, rule.init(PARAMS), PARAMS, torch.tensor(1.0, dtype=F64))
+    low, high = (rule.update(PARAMS, state, PARAMS, torch.tensor(v, dtype=F64))[0] for v in (0.5, 2.0))
+    assert norm(sub(low, high)) > 0
