@@ -1,9 +1,9 @@
-"""Learned optimizers in use: as a torch.optim.Optimizer on anybody's module, and as a way of learning new tasks."""
+"""Learned optimizers as a way of learning new tasks: gradients, starts, runs, comparisons, and loaded from runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,207 +15,21 @@ from torch import Tensor, nn
 
 import metalearn as ml
 from metalearn import LearnedOptimizer
-from metalearn.component import Component
 from metalearn.errors import ConfigError
 from metalearn.inner.rules import Adam
 from metalearn.learned_optimizers import (
-    LEARNED_RULES,
-    LSTM,
-    Hyper,
     LearnedAdam,
-    LearnedRates,
     LearnedSGD,
     LearnToOptimize,
     TunedAdam,
 )
 from metalearn.models import MLP
-from metalearn.rng import fold_in, normal
+from metalearn.rng import fold_in
 from metalearn.run import checkpoint
 from metalearn.tasks import Sinusoid
 from metalearn.tree import named_leaves, take, tree_map
 
 F64 = torch.float64
-X, Y = normal(fold_in(0, "x"), (12, 3), F64), normal(fold_in(0, "y"), (12, 2), F64)
-
-
-def module() -> nn.Module:
-    """Anybody's network, always with the same start; its second bias has no use."""
-    made = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    for name, param in made.named_parameters():
-        param.data = 0.5 * normal(fold_in(1, name), param.shape, F64)
-    return made
-
-
-def theta_of(rule: Component, like: nn.Module | None = None) -> dict[str, Tensor]:
-    named = dict((like or module()).named_parameters())
-    theta: dict[str, Tensor] = rule.build(F64, like=named).init(fold_in(0, "theta"))  # type: ignore[attr-defined]
-    return theta
-
-
-def optimizer_of(rule: Component, network: nn.Module, num_steps: int = 9) -> LearnedOptimizer:
-    return LearnedOptimizer(network.named_parameters(), rule, theta_of(rule), num_steps)
-
-
-def train(network: nn.Module, optimizer: Any, steps: int) -> list[float]:
-    """Steps with a closure; the losses that they return."""
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (network(X) - Y).square().mean()
-        loss.backward()
-        return loss
-
-    return [float(optimizer.step(closure).detach()) for _ in range(steps)]
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-# ------------------------------------------------------------------------------------------------ on anybody's module
-
-
-def test_learned_adam_that_has_learned_nothing_trains_as_torchs() -> None:
-    ours, theirs = module(), module()
-    mine = train(ours, optimizer_of(LearnedAdam(lr=0.05), ours), 6)
-    assert mine == pytest.approx(train(theirs, torch.optim.Adam(theirs.parameters(), lr=0.05), 6), rel=1e-12)
-    assert mine[-1] < mine[0]
-
-
-@pytest.mark.parametrize("name", LEARNED_RULES)
-def test_it_walks_the_path_of_the_pure_rule(name: str) -> None:
-    """The same points as the pair inside a loop of pure functions, the loss and the horizon included."""
-    rule, network = LEARNED_RULES[name](), module()
-    theta = {leaf: value + 0.05 * normal(fold_in(2, leaf), value.shape, F64) for leaf, value in theta_of(rule).items()}
-    optimizer = LearnedOptimizer(network.named_parameters(), rule, theta, 9)
-    now = {leaf: value.detach().clone() for leaf, value in network.named_parameters()}
-    pair = rule.build(F64, like=now).rule(theta, 9)  # type: ignore[attr-defined]
-    state = pair.init(now)
-    for _ in range(3):
-        grads, value = torch.func.grad_and_value(
-            lambda p: (torch.func.functional_call(network, p, (X,)) - Y).square().mean()
-        )(now)
-        updates, state = pair.update(grads, state, now, value)
-        now = {leaf: now[leaf] + updates[leaf] for leaf in now}
-    train(network, optimizer, 3)
-    torch.testing.assert_close(dict(network.named_parameters()), now, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("rule", [LSTM(hidden=4), Hyper(hidden=4), LearnedAdam()], ids=lambda rule: rule.name)
-def test_a_state_dict_goes_on_where_it_was_taken(rule: Component, tmp_path: Path) -> None:
-    """Three steps, saved and loaded without pickled code, three more: bit for bit those of six."""
-    straight, stopped = module(), module()
-    train(straight, optimizer_of(rule, straight), 6)
-    optimizer = optimizer_of(rule, stopped)
-    train(stopped, optimizer, 3)
-    torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
-    kept = torch.load(tmp_path / "state.pt", weights_only=True)
-    again = module()
-    again.load_state_dict(kept["model"])
-    fresh = optimizer_of(rule, again, num_steps=2)
-    fresh.load_state_dict(kept["optimizer"])
-    assert fresh.param_groups[0]["num_steps"] == 9  # the horizon that it began with
-    train(again, fresh, 3)
-    assert same(again, straight)
-    cold = module()
-    cold.load_state_dict(kept["model"])
-    train(cold, optimizer_of(rule, cold), 3)
-    assert not same(cold, straight)  # the state has a say
-
-
-def test_a_file_holds_rule_and_theta(tmp_path: Path) -> None:
-    rule, one, two = LSTM(hidden=3, scale=0.5), module(), module()
-    optimizer = optimizer_of(rule, one)
-    optimizer.save(tmp_path / "lstm.pt")
-    assert set(torch.load(tmp_path / "lstm.pt", weights_only=True)) == {"rule", "theta"}
-    loaded = LearnedOptimizer.load(tmp_path / "lstm.pt", two.parameters(), num_steps=9)
-    assert loaded.rule == rule and type(loaded) is LearnedOptimizer
-    train(one, optimizer, 2)
-    train(two, loaded, 2)
-    assert same(one, two)
-
-
-def test_float32_networks_take_a_theta_of_any_precision(tmp_path: Path) -> None:
-    optimizer_of(LearnedAdam(lr=0.05), module()).save(tmp_path / "adam.pt")
-    network = module().float()
-    optimizer = LearnedOptimizer.load(tmp_path / "adam.pt", network.parameters(), num_steps=3)
-    loss = network(X.float()).square().mean()
-    loss.backward()
-    assert optimizer.step(loss=loss) is loss
-    assert {param.dtype for param in network.parameters()} == {torch.float32}
-    kept = optimizer.state_dict()["state"][0]["rule"]
-    assert {value.dtype for value in kept.values()} == {torch.float32}
-
-
-def test_several_groups_are_one_to_the_rule() -> None:
-    one, two, rule = module(), module(), Hyper(hidden=4)
-    train(one, optimizer_of(rule, one), 3)
-    groups = [{"params": list(part.named_parameters())} for part in (two[0], two[2])]  # type: ignore[index]
-    named = [{"params": [(f"{place}.{name}", p) for name, p in group["params"]]} for place, group in enumerate(groups)]
-    train(two, LearnedOptimizer(named, rule, theta_of(rule), 9), 3)
-    assert same(one, two)
-
-
-def test_a_parameter_without_a_gradient_stays() -> None:
-    network = module()
-    network[2].bias.requires_grad_(False)  # type: ignore[index,union-attr]
-    before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    train(network, optimizer_of(LSTM(hidden=3), network), 2)
-    moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
-    assert moved == set(before) - {"2.bias"}
-
-
-BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "steps_zero": (lambda: optimizer_of(LearnedSGD(), module(), 0), "num_steps"),
-    "steps_part": (lambda: optimizer_of(LearnedSGD(), module(), 2.5), "num_steps"),  # type: ignore[arg-type]
-    "own_options": (lambda: LearnedOptimizer([{"params": module().parameters(), "lr": 1.0}], LearnedSGD(),
-                                             theta_of(LearnedSGD()), 9), "lr"),
-    "group_later": (lambda: optimizer_of(LearnedSGD(), module()).add_param_group({"params": [torch.ones(2)]}), "once"),
-    "half": (lambda: LearnedOptimizer(module().half().parameters(), LearnedSGD(), theta_of(LearnedSGD()), 9),
-             "float16"),
-    "mixed": (lambda: LearnedOptimizer([*module().parameters(), *module().float().parameters()], LearnedSGD(),
-                                       theta_of(LearnedSGD()), 9), "float32"),
-    "other_theta": (lambda: LearnedOptimizer(module().parameters(), LSTM(hidden=3), theta_of(LSTM(hidden=4)), 9),
-                    "lstm.0.weight"),
-    "other_network": (lambda: LearnedOptimizer(module().parameters(), LearnedRates(), theta_of(LearnedRates()), 9),
-                      "learned_rates"),
-    "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "reads the loss"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_what_cannot_work_is_refused_with_a_sentence(case: str) -> None:
-    make, word = BAD[case]
-    with pytest.raises(ConfigError, match=word):
-        make()
-
-
-def test_sparse_gradients_are_refused() -> None:
-    layer = nn.Embedding(4, 2, sparse=True)
-    optimizer = LearnedOptimizer(layer.parameters(), LearnedSGD(), LearnedSGD().build().init(fold_in(0)), 3)
-    layer(torch.tensor([1])).sum().backward()
-    with pytest.raises(ConfigError, match="sparse"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", "tensors", "rule", "list"])
-def test_files_that_hold_no_optimizer_are_refused(content: bytes | str, tmp_path: Path) -> None:
-    path = tmp_path / "file.pt"
-    made: dict[str, Any] = {
-        "tensors": {"a": torch.ones(2)},
-        "rule": {"rule": json.dumps({"name": "lstmm"}), "theta": {"a": torch.ones(2)}},
-        "list": [1, 2],
-    }
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(made[content], path)
-    with pytest.raises(ConfigError, match=r"file\.pt"):
-        LearnedOptimizer.load(path, module().parameters(), num_steps=3)
-    with pytest.raises(ConfigError, match=r"nowhere"):
-        LearnedOptimizer.load(tmp_path / "nowhere", module().parameters(), num_steps=3)
-
-
 # --------------------------------------------------------------------------------------- as a way of learning new tasks
 
 SOURCE = Sinusoid(shots=5, queries=6).build(dtype=F64)
@@ -374,17 +188,19 @@ def test_the_report_tells_start_and_optimizer_apart(cross: Path) -> None:
 def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> None:
     """From the directory, a checkpoint in it, or the file that it is saved to: the same theta."""
     folder = cross / "methods" / "network_pretrained" / "seed-0"
-    network = module()
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     found = LearnedOptimizer.load(folder, network.parameters(), num_steps=5)
     learned = ml.load_run(folder).state.meta["rule"]
     torch.testing.assert_close(found.theta, {name: value.double() for name, value in learned.items()})
     assert found.rule.name == "adafactor_mlp"  # type: ignore[attr-defined]
     last = checkpoint.path_of(folder / "checkpoints", checkpoint.steps_in(folder / "checkpoints")[-1])
-    other = LearnedOptimizer.load(last, module().parameters(), num_steps=5)
+    other = LearnedOptimizer.load(last, network.parameters(), num_steps=5)
     torch.testing.assert_close(other.theta, found.theta)
     before = [param.detach().clone() for param in network.parameters()]
-    losses = train(network, found, 3)
-    assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)) and len(losses) == 3
+    loss = network(torch.ones(4, 3, dtype=F64)).square().mean()
+    loss.backward()
+    found.step(loss=loss)
+    assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     for label, word in (("maml", "learns no optimizer"), ("adam_meta", "learns no optimizer")):
         with pytest.raises(ConfigError, match=word):
             LearnedOptimizer.load(cross / "methods" / label / "seed-0", network.parameters(), num_steps=5)
