@@ -26,7 +26,7 @@ from metalearn.tree import leaves, tree_map
 
 F64 = torch.float64
 EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
-WAYS = [("loop", None), ("chunk", 2), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
+WAYS = [("loop", None), ("traced", None), ("chunk", 2), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
 needs_compiler = pytest.mark.skipif(not executor.compiler_found(), reason="no C++ compiler was found")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

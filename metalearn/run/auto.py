@@ -29,6 +29,7 @@ INSURANCE = 0.03  # share of a run that a compilation without a promise may take
 DROP = 1.5  # a way whose first timed step is so much slower than the best is not timed again
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
 REPEATS, LONG = 5, 0.2  # timed steps of a trial, and seconds after which one has shown enough
+EAGER = ("vmap", "chunk", "loop")
 SIZES = (16, CHUNK)  # tasks at once that are tried between all of them and one
 
 
@@ -80,6 +81,11 @@ class Choice:
         trials += [{**way._asdict(), "error": why} for way, why in self.failed.items()]
         return {**self.way._asdict(), "why": self.why, "trials": trials}
 
+    def eager(self) -> float:
+        """Seconds a step of the fastest way that needs no preparation."""
+        ways = {**self.known, **self.seen}
+        return min(seen.step for way, seen in ways.items() if way.executor in EAGER and way not in self.failed)
+
     def step_of(self, way: Way) -> float:
         return (self.seen.get(way) or self.known[way]).step
 
@@ -121,9 +127,8 @@ def choose(work: Work, known: dict[Way, Seen], chunk: int | None = None) -> Choi
     choice = Choice(eager[0], "", known={way: seen for way, seen in known.items() if way in possible})
     if not any(way in choice.known for way in eager):
         _try_eager(work, eager, choice)
-    for way in _compiled(work, choice.best(work.steps), chunk):
-        best = choice.best(work.steps)
-        if way not in choice.known and _promises(work, way, choice.step_of(best)):
+    for way in sorted(_compiled(work, choice.best(work.steps), chunk), key=lambda way: _hoped(work, way, choice)):
+        if way not in choice.known and _promises(work, way, choice):
             _try(work, way, choice)
     choice.way = choice.best(work.steps)
     choice.why = _reason(work, choice)
@@ -153,12 +158,13 @@ def _compiled(work: Work, best: Way | None, chunk: int | None) -> list[Way]:
         else:
             found = [Way("compiled", chunk or work.most)]
     elif not work.pieces or work.small:
-        found = [Way("compiled", None if work.most >= work.tasks and chunk is None else chunk or work.most)]
+        whole = work.most >= work.tasks and chunk is None
+        found = [*([Way("traced")] if whole else []), Way("compiled", None if whole else chunk or work.most)]
     else:
         # A few tasks at once: measured fastest, as their activations stay in the caches.
         size = min(CHUNK, work.most)
         found = [Way("compiled", chunk or even(work.tasks, size) or (size if work.most < work.tasks else None))]
-    found = [way for way in dict.fromkeys(found) if work.compiling or way.executor not in COMPILED]
+    found = [way for way in dict.fromkeys(found) if work.compiling or way.executor not in (*COMPILED, "traced")]
     return [way for way in found if why_not(way.executor, work.device, way.chunk) is None]
 
 
@@ -169,19 +175,27 @@ def even(tasks: int, size: int) -> int | None:
     return best if best < tasks else None
 
 
-def _promises(work: Work, way: Way, step: float) -> bool:
-    """Whether compiling is expected to pay, or is too cheap beside the run to be missed."""
-    run = work.steps * step
-    cost, gain = _prior(work, way, step)
-    return run * (1 - 1 / gain) > cost or cost < INSURANCE * run
+def _promises(work: Work, way: Way, choice: Choice) -> bool:
+    """Whether preparing a way is expected to pay, or is too cheap beside the run to be missed."""
+    eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
+    cost, gain = _prior(work, way, eager)
+    return work.steps * (best - eager / gain) > cost or cost < INSURANCE * work.steps * best
+
+
+def _hoped(work: Work, way: Way, choice: Choice) -> float:
+    """Seconds of the whole run as the prior has them: the likeliest way is tried first, and may settle the matter."""
+    cost, gain = _prior(work, way, choice.eager())
+    return cost + work.steps * choice.eager() / gain
 
 
 def _prior(work: Work, way: Way, step: float) -> tuple[float, float]:
-    """(seconds that making a way may take, how many times faster than `step` it may be), from measured runs.
+    """(seconds that making a way may take, how many times faster than an eager `step` it may be), from measured runs.
 
-    The time to compile grows with the number of operations; so does an eager step of a small model, which is all
-    overhead, about 7 microseconds an operation. A machine that has never compiled builds its headers first.
+    The time to trace and to compile grows with the number of operations; so does an eager step of a small model, which
+    is all overhead, about 7 microseconds an operation. A machine that has never compiled builds its headers first.
     """
+    if way.executor == "traced":
+        return 0.1 + 150 * step, 2.0
     headers = 0.0 if any((COMPILER_CACHE / "precompiled_headers").glob("*")) else 8.0
     if way.executor == "graph":
         return 3.0 + 5 * step, 2.0

@@ -98,7 +98,8 @@ def _say_peak(decision: Decision, tasks: int) -> None:
     facts = decision.facts.get("memory")
     if facts is None:
         return
-    at_once = {"vmap": tasks, "loop": 1, "compiled_loop": 1}.get(decision.way.executor, decision.way.chunk or tasks)
+    known = {"vmap": tasks, "traced": tasks, "loop": 1, "compiled_loop": 1}
+    at_once = known.get(decision.way.executor, decision.way.chunk or tasks)
     peak = memory.Memory(facts["held"], facts["fixed"], facts["each"]).peak(min(tasks, at_once))
     facts["predicted_peak"] = peak
     if facts["room"] is not None and peak > facts["room"]:

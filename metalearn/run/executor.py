@@ -2,6 +2,7 @@
 
 loop            one task at a time, gradients summed: the reference
 vmap            all tasks in one graph
+traced          the operations of vmap, written down once and run one after another, without the cost of transforms
 chunk           vmap over pieces of `chunk` tasks
 compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included; of more than `chunk`
                 tasks the gradient of one piece, run over the pieces
@@ -24,6 +25,7 @@ from torch import Tensor
 from metalearn.inner.method import stamped, widened
 from metalearn.rng import fold_in
 from metalearn.run.captured import captured
+from metalearn.run.slim import one_by_one
 from metalearn.run.traced import by_shapes, compiled, interpreted, light, traceable
 from metalearn.tree import add, scale, stack, take, tree_map
 from metalearn.types import Episode, Key, MetaState, Method, Metrics
@@ -35,14 +37,15 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 CHUNK = 4  # tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's caches
 COMPILED = ("compiled", "compiled_loop", "compiled_graph")
 CAPTURED = ("graph", "compiled_graph")
+WHOLE = (*CAPTURED, "traced")  # all tasks at once, never in pieces
 
 
 def why_not(executor: str, device: str, chunk: int | None = None) -> str | None:
     """Why an executor cannot run on this machine: a sentence, or None where it can."""
     if executor in CAPTURED and not device.startswith("cuda"):
         return f"{executor} captures work of a CUDA device, and the device is {device}: use compiled, or auto"
-    if executor in CAPTURED and chunk is not None:
-        return f"{executor} captures a whole step of all tasks at once: leave run.chunk out, or use chunk or compiled"
+    if executor in WHOLE and chunk is not None:
+        return f"{executor} takes a whole step of all tasks at once: leave run.chunk out, or use chunk or compiled"
     if executor in COMPILED and not device.startswith("cuda") and not compiler_found():
         return f"{executor} needs a C++ compiler (g++ or clang++), and none was found: install one, or use vmap"
     return None
@@ -61,6 +64,8 @@ def make_step(method: Method, executor: str, chunk: int | None = None) -> Step:
         raise ValueError("this method learns nothing across tasks")
     if executor in CAPTURED:
         return captured(method.step, compiling=executor in COMPILED)
+    if executor == "traced":
+        return by_shapes(method.step, one_by_one)
     if method.task_grad is None or executor == "vmap":
         return compiled(method.step) if executor in COMPILED else method.step
     if executor == "compiled":
@@ -80,7 +85,8 @@ def make_advance(
     """
     key = key.to(device)
     whole = executor in COMPILED and (method.task_grad is None or chunk is None or tasks <= chunk)
-    inside = executor in CAPTURED or (whole and executor != "compiled_loop" and light(draw, key))
+    whole = (whole and executor != "compiled_loop") or executor == "traced"
+    inside = executor in CAPTURED or (whole and light(draw, key))
     if inside:
         return _with_sampling(method, draw, key, device, executor)
     if device.startswith("cuda") and traceable(draw, key) is not None:
@@ -101,7 +107,10 @@ def _with_sampling(method: Method, draw: Draw, key: Key, device: str, executor: 
     def whole(state: MetaState, key: Key, number: Tensor) -> tuple[MetaState, Metrics]:
         return step(state, draw(fold_in(key, number)))
 
-    run = captured(whole, compiling=executor in COMPILED) if executor in CAPTURED else compiled(whole)
+    if executor in CAPTURED:
+        run = captured(whole, compiling=executor in COMPILED)
+    else:
+        run = by_shapes(whole, one_by_one) if executor == "traced" else compiled(whole)
     return lambda state, number: run(state, key, number_on(device, number))
 
 

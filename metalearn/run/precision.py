@@ -24,8 +24,8 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
     found = []
     if (why := why_not(run.executor, device, run.chunk)) is not None:
         found.append(("run.executor", why))
-    if run.checkpoint_inner and run.executor in COMPILED:
-        text = f"the compiler merges what is computed twice, so that it saves nothing under {run.executor}"
+    if run.checkpoint_inner and run.executor in (*COMPILED, "traced"):
+        text = f"what is computed twice is merged, so that it saves nothing under {run.executor}"
         found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))
     if run.precision == "tf32" and not device.startswith("cuda"):
         found.append(("run.precision", f"tf32 is a format of CUDA devices, and the device is {device}: use float32"))

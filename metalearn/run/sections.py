@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from metalearn.component import Component, option
 from metalearn.run.track.settings import Track
 
-Executor = Literal["auto", "loop", "vmap", "chunk", "compiled", "compiled_loop", "graph", "compiled_graph"]
+Executor = Literal["auto", "loop", "vmap", "traced", "chunk", "compiled", "compiled_loop", "graph", "compiled_graph"]
 Precision = Literal["float32", "tf32", "bf16"]
 
 

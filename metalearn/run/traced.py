@@ -151,9 +151,9 @@ def hoist(graph: GraphModule) -> list[Tensor]:
 def _is_pure(node: Node) -> bool:
     return (
         _is_operator(node)
-        and not _writes(node)
+        and not writes(node)
         and torch.Tag.nondeterministic_seeded not in node.target.tags  # type: ignore[union-attr]
-        and not any(_writes(user) for user in node.users)
+        and not any(writes(user) for user in node.users)
     )
 
 
@@ -161,7 +161,7 @@ def _is_operator(node: Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
     """Whether it is an operator that changes one of its arguments."""
     return _is_operator(node) and node.target._schema.is_mutable  # type: ignore[union-attr]
 

@@ -22,7 +22,7 @@ def candidates(problem: Problem) -> tuple[str, ...]:
     if problem.device.startswith("cuda"):
         return ("vmap", "graph", "compiled_graph", "auto")
     if problem.workload.model == "mlp":
-        return ("vmap", "compiled", "auto")
+        return ("vmap", "traced", "compiled", "auto")
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
 

@@ -1,0 +1,77 @@
+"""A traced list of operations without those that do nothing: what runs one operation after another pays for each.
+
+Expansions and views to the shape that is there, a transposition taken back, a view of a view, the same operation on
+the same values twice. No arithmetic changes: results are those of the longer list, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import Graph, GraphModule, Node
+
+from metalearn.run.traced import Flat, Trace, writes
+
+_aten = torch.ops.aten
+VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
+SAME = {_aten.expand.default, *VIEWS}
+THROUGH = {_aten.detach.default, _aten.alias.default}
+
+
+def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
+    """The trace as a short list of operations, run one after another: no compiler, and no overhead of transforms."""
+    del tensors
+    graph, constants = slim(traced.graph), traced.constants
+    return lambda *inputs: graph(*inputs, *constants)
+
+
+def slim(graph: GraphModule) -> GraphModule:
+    """The graph with fewer operations (`graph` is used up); as it was where one of them writes into another's result."""
+    if any(writes(node) for node in graph.graph.nodes):
+        return graph
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function":
+            _shorten(node)
+    graph.graph.eliminate_dead_code()
+    shorter: Graph = fx_graph_cse(graph.graph)
+    shorter.eliminate_dead_code()
+    return GraphModule(graph, shorter)
+
+
+def _shorten(node: Node) -> None:
+    """Let the readers of a node that does nothing read what it reads."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node):
+        return
+    if node.target in THROUGH or (node.target in SAME and _alike(node, source)):
+        node.replace_all_uses_with(source)
+    elif node.target is _aten.transpose.int and _undone(node, source):
+        node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
+    elif node.target in VIEWS and source.target in VIEWS and _contiguous(source.args[0]):
+        node.args = (source.args[0], *node.args[1:])
+
+
+def _alike(node: Node, source: Node) -> bool:
+    ours, theirs = _value(node), _value(source)
+    return ours is not None and theirs is not None and (ours.shape, ours.stride()) == (theirs.shape, theirs.stride())
+
+
+def _undone(node: Node, source: Node) -> bool:
+    value = _value(source)
+    if source.target is not _aten.transpose.int or value is None or not isinstance(source.args[0], Node):
+        return False
+    dims = [sorted(int(dim) % value.dim() for dim in one.args[1:3]) for one in (node, source)]  # type: ignore[arg-type]
+    return dims[0] == dims[1]
+
+
+def _contiguous(source: Any) -> bool:
+    value = _value(source) if isinstance(source, Node) else None
+    return value is not None and value.is_contiguous()
+
+
+def _value(node: Node) -> Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else None

@@ -1,0 +1,62 @@
+"""A traced step without what does nothing: shorter, and the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from small import SOURCE, tiny
+
+from metalearn.rng import fold_in
+from metalearn.run.slim import one_by_one, slim
+from metalearn.run.traced import by_shapes, interpreted, trace
+from metalearn.tree import leaves
+
+
+def operations(graph: Any) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_what_does_nothing_goes_and_what_does_something_stays() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        same = x.expand(3, 4).view(3, 4).t().t().transpose(0, 1).transpose(-1, -2).detach()
+        return same.reshape(12).view(6, 2) + torch.sin(x).reshape(6, 2) * torch.sin(x).reshape(6, 2)
+
+    x = torch.randn(3, 4)
+    found = trace(function, x)
+    before = operations(found.graph)
+    after = operations(slim(found.graph))
+    assert before.count("aten.sin.default") == 2 and after.count("aten.sin.default") == 1
+    assert not {"aten.expand.default", "aten.transpose.int", "aten.detach.default"} & set(after)
+    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+
+
+def test_views_that_move_something_stay() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        turned = x.transpose(0, 1).contiguous().view(3, 4).transpose(0, 1)
+        return turned.expand(2, 4, 3).sum(0) + x.expand(4, 3) + x[:1].expand(4, 3)
+
+    x = torch.randn(4, 3)
+    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+
+
+def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y.view(-1).add_(1)
+        return y + x.view(-1).view(x.shape)
+
+    found = trace(function, torch.zeros(2, 2))
+    assert slim(found.graph) is found.graph
+    assert torch.equal(by_shapes(function, one_by_one)(torch.zeros(2, 2)), torch.ones(2, 2))
+
+
+def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
+    method = tiny(inner_steps=3)
+    state, data = method.init(fold_in(0)), SOURCE.sample(fold_in(1), 5)
+    found = trace(method.step, state, data)
+    before = len(operations(found.graph))
+    assert len(operations(slim(found.graph))) < 0.8 * before
+    for finish in (interpreted, one_by_one):
+        mine = by_shapes(method.step, finish)(state, data)
+        assert all(torch.equal(a, b) for a, b in zip(leaves(mine), leaves(method.step(state, data)), strict=True))
