@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from checks import OPTIONS, case
 from clusters import Clusters
+from nas_tasks import Images, image_spec
 from torch import Tensor
 
 from metalearn.errors import ConfigError
@@ -18,7 +20,7 @@ from metalearn.evaluate.ledger import PHASES, CostLedger
 from metalearn.rng import fold_in, normal
 from metalearn.run.tables import METHODS
 from metalearn.tasks import Sinusoid
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, MetaState, Method, Traits
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, MetaState, Method, NullLedger, Traits
 
 F64 = torch.float64
 
@@ -127,6 +129,53 @@ def test_query_labels_change_scores_and_no_prediction(name: str) -> None:
     one, two = (learning_curve(method, meta, source, (0, 3), 30) for source in (tests, Relabelled(tests)))
     assert torch.equal(heard[0].predictions, heard[1].predictions)
     assert not torch.equal(one.scores, two.scores) and not torch.equal(one.loss, two.loss)
+
+
+def tensors(thing: Any) -> Iterator[Tensor]:
+    """Every tensor inside, through containers and objects."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, (tuple, list, dict)) or hasattr(thing, "__dict__"):
+        parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (tuple, list)) else ()
+        for part in (*parts, *getattr(thing, "__dict__", {}).values()):
+            yield from tensors(part)
+
+
+def finds(thing: Any, labels: Tensor) -> bool:
+    """Whether the memory under any tensor inside holds these labels, the parts that the tensor does not show too."""
+    wanted = labels.contiguous().numpy().tobytes()
+    return any(wanted in bytes(found.untyped_storage()) for found in tensors(thing))
+
+
+@pytest.mark.parametrize("source", [WAVES, Images(image_spec(2, side=8, queries=6))], ids=["waves", "images"])
+def test_a_planted_cheat_finds_no_query_labels(source: Any) -> None:
+    """It turns over all that it is handed; in a whole episode it would have found them."""
+    episode, found = source.sample(fold_in(1, "episodes"), 5), []
+
+    def cheat(*args: Any, **kwargs: Any) -> Learned:
+        found.append(finds((args, kwargs), episode.query.y[0]))
+        return Learned(torch.zeros(shape_of(args[2], args[3], source.spec.outputs), dtype=F64), {})
+
+    method = answering(source.spec, constant(0.0, source.spec.outputs))._replace(learn=cheat)
+    learning_curve(method, {}, source, (0, 1), 5, seed=1, ledger=NullLedger())
+    assert found == [False] and finds(episode, episode.query.y[0])
+
+
+def test_a_method_that_asks_for_query_labels_cannot_be_asked() -> None:
+    """Neither as one more argument nor as a part of what stands in the place of the inputs."""
+    honest = answering(WAVES.spec, constant(0.0, 1))
+
+    def by_name(meta: Any, support: Any, query_x: Any, steps: Any, query_y: Any, **rest: Any) -> Learned:
+        return Learned(query_y.unsqueeze(1), {})
+
+    def by_type(meta: Any, support: Any, query: Any, steps: Any, **rest: Any) -> Learned:
+        return Learned(query.y.unsqueeze(1), {})
+
+    for cheat, error in ((by_name, TypeError), (by_type, AttributeError)):
+        with pytest.raises(error, match="y"):
+            learning_curve(honest._replace(learn=cheat), {}, WAVES, (0,), 2)
+    with pytest.raises((TypeError, ValueError), match="labels"):
+        honest._replace(labels=WAVES.sample(fold_in(1), 2).query.y)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hand_counts import Net
 from nas_tasks import F64, Images, image_spec
+from test_nas_methods import Always, said
 
+from metalearn.evaluate.ledger import CostLedger
 from metalearn.inner.rules import sgd
 from metalearn.losses import cross_entropy
-from metalearn.nas import Conv4Micro
+from metalearn.models import MLP
+from metalearn.nas import Conv4Micro, PerTaskNAS
 from metalearn.nas.fit import Folds, chunks, divide, halves, lanes_of, losses_of, mean_and_error
 from metalearn.nas.space import walk
 from metalearn.rng import fold_in
@@ -48,6 +52,24 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
             wanted = torch.stack(along).mean() if shots == 1 else said
             torch.testing.assert_close(found[lane], wanted, rtol=1e-8, atol=1e-10)
             torch.testing.assert_close(other[lane], wanted, rtol=1e-8, atol=1e-10)
+
+
+# ---- what it costs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tasks", "together"), [(1, 1), (32, 32), (32, 1)])
+def test_a_candidate_costs_what_a_pencil_says(tasks: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shot of 3 classes: 2 starts, 3 steps each; the winner takes 4 more and answers 6 queries at 2 points."""
+    monkeypatch.setattr("metalearn.nas.per_task._searcher", lambda options, space: Always().build(space))
+    source, net, ledger = Images(image_spec(1, side=28)), Net(4, 3), CostLedger()
+    learner = MLP(sizes=(4,), norm="query_batch").build(source.spec)
+    method = PerTaskNAS(space=Conv4Micro(filters=4), search_steps=3, repeats=2).build(learner, source.spec)
+    for start in range(0, tasks, together):
+        said(method, source.sample(fold_in(1), together, start), (0, 4), ledger=ledger)
+    spent = {phase: entry["flops"] for phase, entry in ledger.cost().items() if phase in method.traits.phases}
+    assert spent["search"] == pytest.approx(tasks * 2 * (3 * net.gradient(3) + net.forward(3)), rel=1e-3)
+    assert spent["retrain"] == pytest.approx(tasks * 4 * net.gradient(3), rel=1e-3)
+    assert spent["predict"] == pytest.approx(tasks * 2 * net.forward(6), rel=1e-3)
 
 
 # ---- folds ----------------------------------------------------------------------------------------------------------

@@ -199,6 +199,8 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
         assert set(data._fields) == {"folds", "book"}
         with pytest.raises(AttributeError):
             data.query  # type: ignore[attr-defined]  # noqa: B018
+        with pytest.raises(TypeError):
+            Data(*data, episode.query)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", ["per_task_nas", "meta_nas"])

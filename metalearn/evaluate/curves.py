@@ -14,7 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
-from metalearn.types import Episode, EpisodeSpec, Key, Ledger, Meta, Method, NullLedger, TaskSource
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Ledger, Meta, Method, NullLedger, TaskSource
 
 DIVERGED_FACTOR = 10.0  # a regression task has diverged above ten times the mean loss of step 0
 FINGERPRINTED = 32  # episodes that the fingerprint covers
@@ -114,7 +114,7 @@ def learning_curve(
     for start in range(0, episodes, chunk):
         batch = source.sample(key, min(chunk, episodes - start), start)
         drawn = learn_keys(batch.info["key"], starts)
-        learned = method.learn(meta, batch.support, batch.query.x, points, key=drawn, ledger=book)
+        learned = method.learn(meta, *handed(batch), points, key=drawn, ledger=book)
         if isinstance(book, CostLedger):
             book.require(method.traits.phases)
         notes.append(learned.notes)
@@ -129,6 +129,14 @@ def learning_curve(
         fingerprint=fingerprint(source, seed),
         notes={name: torch.cat([part[name].detach() for part in notes]) for name in notes[0]},
     )
+
+
+def handed(episodes: Episode) -> tuple[Batch, Tensor]:
+    """What a method is given of new tasks: support sets, query inputs; in memory of their own.
+
+    A source may cut support and query out of one tensor. A view of it would have the queries' labels beside it.
+    """
+    return Batch(*(leaf.clone() for leaf in episodes.support)), episodes.query.x.clone()
 
 
 def learn_keys(episodes: Key, starts: int = 0) -> Key:

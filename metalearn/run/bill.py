@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metalearn.evaluate.accounts import EACH
-from metalearn.evaluate.curves import learn_keys
+from metalearn.evaluate.curves import handed, learn_keys
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
 from metalearn.run.build import Parts
@@ -103,5 +103,5 @@ def _asked_once(
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])
     points = (evaluate.steps[-1] if steps is None else steps,)
-    method.learn(meta, batch.support, batch.query.x, points, key=keys, ledger=ledger)
+    method.learn(meta, *handed(batch), points, key=keys, ledger=ledger)
     return ledger
