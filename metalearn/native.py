@@ -29,23 +29,24 @@ def folder() -> Path:
     return home / "metalearn" / "native"
 
 
-def load(source: Path) -> tuple[ctypes.CDLL | None, str | None]:
-    """(the library made of `source`, None), or (None, why there is none: a sentence)."""
+def load(source: Path, *headers: Path) -> tuple[ctypes.CDLL | None, str | None]:
+    """(the library made of `source`, which includes `headers`, None), or (None, why there is none: a sentence)."""
     if os.environ.get("METALEARN_NATIVE", "1") == "0":
         return None, "switched off by METALEARN_NATIVE=0"
     made_by = compiler()
     if made_by is None:
         return None, "no C++ compiler was found (g++ or clang++)"
     try:
-        return ctypes.CDLL(str(_built(source, made_by))), None
+        return ctypes.CDLL(str(_built(source, headers, made_by))), None
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return None, f"{made_by} could not build it: {said.strip().splitlines()[-1] if said.strip() else error}"
 
 
-def _built(source: Path, made_by: str) -> Path:
+def _built(source: Path, headers: tuple[Path, ...], made_by: str) -> Path:
     """The library for this source, compiler and processor; built beside its place and renamed, so never half there."""
-    told = "\n".join((source.read_text(), made_by, *FLAGS, platform.machine(), _processor()))
+    texts = (path.read_text() for path in (source, *headers))
+    told = "\n".join((*texts, made_by, *FLAGS, platform.machine(), _processor()))
     path = folder() / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path

@@ -10,16 +10,9 @@
 #include <memory>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, TILE = 24;
-#elif defined(__AVX2__)
-constexpr int BYTES = 32, TILE = 12;
-#else
-constexpr int BYTES = 16, TILE = 12;
-#endif
-constexpr int64_t BLOCK = 192 * 1024;  // bytes of input that a loop goes over again and again: within a core's second cache
+#include "lanes.h"
 
-template <typename T> struct Lanes { typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias)); static constexpr int N = BYTES / sizeof(T); };
+constexpr int64_t BLOCK = 192 * 1024;  // bytes of input that a loop goes over again and again: within a core's second cache
 
 struct Shape { int64_t G, B, H, W, C, F, k, s, Gw; int64_t pad() const { return k / 2; }
   int64_t Ho() const { return (H + 2 * pad() - k) / s + 1; } int64_t Wo() const { return (W + 2 * pad() - k) / s + 1; } };

@@ -41,14 +41,14 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 
 def _run(what: int, a: Tensor, b: Tensor, out: Tensor, x: tuple[int, ...], w: tuple[int, ...], stride: int) -> Tensor:
     """Call the kernel: 0 forward, 1 input gradient, 2 weight gradient; x and w are the shapes of the convolution."""
-    call = native.kernel()
-    assert call is not None
+    found = native.kernel()
+    assert found is not None
     a, b = a.contiguous(), b.contiguous()
     if out.numel() == 0 or a.numel() == 0 or b.numel() == 0:
         return out.zero_()
     groups, batch, height, width, channels = x
     at = (groups, batch, height, width, channels, w[-1], w[1], stride, w[0])
-    call(what, a.element_size(), a.data_ptr(), b.data_ptr(), out.data_ptr(), *at, torch.get_num_threads())
+    found.convolution(what, a.element_size(), a.data_ptr(), b.data_ptr(), out.data_ptr(), *at, torch.get_num_threads())
     return out
 
 
@@ -162,9 +162,7 @@ class _ConvWeight(torch.autograd.Function):
         return dx, conv(x, grad, ctx.stride) if need_g else None, None, None
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], x: Tensor, g: Tensor, stride: int, size: int
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, g: Tensor, stride: int, size: int) -> tuple[Tensor, int]:
         x = _front(x, in_dims[0], info.batch_size)
         g = _front(g, in_dims[1], info.batch_size)
         made = conv_weight(_flat(x), _flat(g), stride, size)

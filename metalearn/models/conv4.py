@@ -12,6 +12,7 @@ from metalearn.component import Component, option
 from metalearn.errors import ConfigError
 from metalearn.models import native
 from metalearn.models.conv import conv2d
+from metalearn.models.finish import finish
 from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
@@ -58,9 +59,15 @@ class FourBlocks(nn.Module):
         z = x.permute(0, 2, 3, 1)
         for place, conv in enumerate(self.convs):
             assert isinstance(conv, nn.Conv2d)
-            z = conv2d(z, conv.weight, conv.bias, 2 if self.strided else 1)
-            if self.norms is not None:
-                z = self.norms[place](z, rows, seen)
+            stride = 2 if self.strided else 1
+            norm = None if self.norms is None else self.norms[place]
+            if isinstance(norm, Norm) and norm.of_batch(rows, seen) and native.usable(z):
+                # Without the convolution's bias: the batch's own mean takes it out again.
+                z = finish(conv2d(z, conv.weight, None, stride), norm.weight, norm.bias, 1 if self.strided else 2)
+                continue
+            z = conv2d(z, conv.weight, conv.bias, stride)
+            if norm is not None:
+                z = norm(z, rows, seen)
             z = F.relu(z)
             if not self.strided:
                 z = pool(z)

@@ -1,6 +1,6 @@
-"""The compiled half of models/: conv.cpp's one function.
+"""The compiled half of models/: conv.cpp's one function and finish.cpp's.
 
-Without a compiler, or with METALEARN_NATIVE=0, everything runs through torch's own convolution, slower
+Without a compiler, or with METALEARN_NATIVE=0, everything runs through torch's own operators, slower
 and equal up to rounding.
 """
 
@@ -9,20 +9,29 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from metalearn.native import compiler as compiler
 from metalearn.native import load
 
-SOURCE = Path(__file__).with_name("conv.cpp")
+HERE = Path(__file__).parent
 
-_loaded: Callable[..., None] | None = None
+
+class Kernel(NamedTuple):
+    """The compiled functions."""
+
+    convolution: Callable[..., None]
+    finish: Callable[..., None]
+
+
+_loaded: Kernel | None = None
 _why_not: str | None = "not asked for yet"
 
 
-def kernel() -> Callable[..., None] | None:
-    """conv.cpp's function, built and loaded at the first call, or None where it cannot be; `why_not` says why."""
+def kernel() -> Kernel | None:
+    """Both, built and loaded at the first call, or None where it cannot be; `why_not` says why."""
     global _loaded, _why_not
     if _loaded is None and _why_not == "not asked for yet":
         _loaded, _why_not = _load()
@@ -35,15 +44,19 @@ def why_not() -> str | None:
     return _why_not
 
 
-def _load() -> tuple[Callable[..., None] | None, str | None]:
-    library, why = load(SOURCE)
-    if library is None:
-        return None, why
-    function = library.metalearn_convolution
+def _load() -> tuple[Kernel | None, str | None]:
+    functions = []
+    for name, what in (("conv.cpp", "metalearn_convolution"), ("finish.cpp", "metalearn_finish")):
+        library, why = load(HERE / name, HERE / "lanes.h")
+        if library is None:
+            return None, why
+        functions.append(getattr(library, what))
+    convolution, finish = functions
     number, whole, place = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    function.argtypes = [whole, whole, place, place, place, *[number] * 9, whole]
-    function.restype = None
-    return function, None
+    convolution.argtypes = [whole, whole, place, place, place, *[number] * 9, whole]
+    finish.argtypes = [whole, whole, place, *[number] * 6, whole]
+    convolution.restype = finish.restype = None
+    return Kernel(convolution, finish), None
 
 
 def usable(x: torch.Tensor) -> bool:

@@ -35,6 +35,10 @@ class Norm(nn.Module):
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("var", torch.ones(channels))
 
+    def of_batch(self, rows: int | None, seen: Moments | None) -> bool:
+        """Whether `forward` with these arguments normalises by the whole batch and does nothing else."""
+        return self.policy != "running" and rows is None and seen is None
+
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
         """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows` examples, or of all.
 

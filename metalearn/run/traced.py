@@ -183,7 +183,10 @@ def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
 
     constants = traced.constants
     flat = standalone_compile(
-        traced.graph, [*tensors, *constants], options={"config_patches": _patches(traced.graph, tensors)}
+        traced.graph,
+        [*tensors, *constants],
+        dynamic_shapes="from_example_inputs",  # their sizes are fixed; by default they are unknowns, at a high price
+        options={"config_patches": _patches(traced.graph, tensors)},
     )
     return lambda *inputs: flat(*inputs, *constants)
 
