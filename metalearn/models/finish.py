@@ -153,12 +153,13 @@ class _FinishSecond(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         v, s, t, g, y, gain, bias = ctx.saved_tensors
+        vjp: Any = torch.func.vjp
 
         def second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, gain: Tensor) -> Three:
-            _, back = torch.func.vjp(lambda *moving: plain_grad(*moving, bias, ctx.window), g, y, gain)
+            _, back = vjp(lambda *moving: plain_grad(*moving, bias, ctx.window), g, y, gain)
             return cast(Three, back((v, s, t)))
 
-        _, back = torch.func.vjp(second, v, s, t, g, y, gain)
+        _, back = vjp(second, v, s, t, g, y, gain)
         return *back(grads), None, None, None, None, None, None
 
     @staticmethod
