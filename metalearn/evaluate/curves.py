@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,15 @@ class Curve:
         return mean, 1.96 * (spread / count).sqrt()
 
 
+class Scored(NamedTuple):
+    """What some episodes, in a row, were worth."""
+
+    accuracy: Tensor  # [E, P]
+    loss: Tensor  # [E, P]
+    finite: Tensor  # [E, P] bool
+    notes: dict[str, Tensor]  # [E, ...]
+
+
 def check_same_task(method: Method, spec: EpisodeSpec) -> None:
     """Refuse a method that was built for another kind of task; ConfigError with every difference."""
     built = method.spec
@@ -101,33 +111,60 @@ def learning_curve(
     draws for itself on the same tasks: fresh networks and heads, a search's candidates. Raises ConfigError for a method
     built for another kind, ways, input shape or outputs, MissingPhase for one that does not write to the ledger.
     """
+    points = points_to_ask(method, source, steps, episodes)
+    book = NullLedger() if ledger is None else ledger
+    found = scored(method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=book, starts=starts)
+    return curve_of(found, source, points, seed)
+
+
+def points_to_ask(method: Method, source: TaskSource, steps: Sequence[int] | int, episodes: int) -> tuple[int, ...]:
+    """The points of the curve; ConfigError for what cannot be measured."""
     check_same_task(method, source.spec)
     if source.spec.queries == 0:
         raise ConfigError(("task.queries", "is 0: a learning curve needs at least 1 query a class"))
     if episodes < 1:
         raise ConfigError(("evaluate.episodes", f"{episodes} should be at least 1"))
-    points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)
+    return tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)
+
+
+def scored(
+    method: Method,
+    meta: Meta,
+    source: TaskSource,
+    points: tuple[int, ...],
+    span: tuple[int, int],
+    seed: int,
+    *,
+    chunk: int,
+    ledger: Ledger,
+    starts: int = 0,
+) -> Scored:
+    """The scores of the episodes numbered from span[0] up to span[1], at least one."""
     key = fold_in(seed, "episodes")
-    book = NullLedger() if ledger is None else ledger
     rows = []
     notes: list[dict[str, Tensor]] = []
-    for start in range(0, episodes, chunk):
-        batch = source.sample(key, min(chunk, episodes - start), start)
+    for start in range(span[0], span[1], chunk):
+        batch = source.sample(key, min(chunk, span[1] - start), start)
         drawn = learn_keys(batch.info["key"], starts)
-        learned = method.learn(meta, *handed(batch), points, key=drawn, ledger=book)
-        if isinstance(book, CostLedger):
-            book.require(method.traits.phases)
-        notes.append(learned.notes)
+        learned = method.learn(meta, *handed(batch), points, key=drawn, ledger=ledger)
+        if isinstance(ledger, CostLedger):
+            ledger.require(method.traits.phases)
+        notes.append({name: value.detach() for name, value in learned.notes.items()})
         rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
     accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    return Scored(accuracies, losses, finite, {name: torch.cat([part[name] for part in notes]) for name in notes[0]})
+
+
+def curve_of(found: Scored, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
+    """The curve of all episodes, in the order of their numbers."""
     return Curve(
         steps=points,
         metric=source.spec.metric,
-        scores=accuracies if source.spec.classification else losses,
-        loss=losses,
-        diverged=~finite | _exploded(source.spec, losses),
+        scores=found.accuracy if source.spec.classification else found.loss,
+        loss=found.loss,
+        diverged=~found.finite | _exploded(source.spec, found.loss),
         fingerprint=fingerprint(source, seed),
-        notes={name: torch.cat([part[name].detach() for part in notes]) for name in notes[0]},
+        notes=found.notes,
     )
 
 

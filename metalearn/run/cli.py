@@ -13,6 +13,7 @@ import typer
 
 from metalearn.errors import ConfigError
 from metalearn.run import clock
+from metalearn.run.launch import on_devices, recorded
 from metalearn.run.nas import app as nas_app
 
 assert clock.BEGIN  # imported first: the bill begins here
@@ -36,6 +37,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="dotted overrides, such as method.inner_lr=0.4; values are YAML")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="where to write; default runs/<experiment>")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", help="processes that share the tasks of a step; default 1", min=1)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check and print the resolved config; write nothing")]
 
 
@@ -56,7 +60,7 @@ def exit_codes() -> Iterator[None]:
         say(f"error: {error.filename or ''}: {error.strerror or error}")
         raise SystemExit(2) from None
     except BaseException as error:
-        code = {"Diverged": 3, "Stopped": 75}.get(type(error).__name__)
+        code = {"Diverged": 3, "Stopped": 75, "RankLost": 1}.get(type(error).__name__)
         if code is None:
             raise
         say(f"error: {error}")
@@ -68,26 +72,37 @@ def train(
     experiment: Experiment,
     overrides: Overrides = None,
     out: Out = None,
-    devices: Annotated[
-        int, typer.Option("--devices", help="processes to train with; this version trains with 1", min=1, max=1)
-    ] = 1,
+    devices: Devices = None,
     dry_run: DryRun = False,
 ) -> None:
     """Meta-train and test one method."""
-    del devices
-    with exit_codes():
+
+    def work(team: Any) -> None:
         from metalearn.run import commands
 
-        commands.train(experiment, overrides or [], out, dry_run, say)
+        commands.train(experiment, overrides or [], out, dry_run, say, team)
+
+    with exit_codes():
+        on_devices(1 if dry_run else devices, work, say)
 
 
 @app.command()
-def compare(experiment: Experiment, overrides: Overrides = None, out: Out = None, dry_run: DryRun = False) -> None:
+def compare(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Out = None,
+    devices: Devices = None,
+    dry_run: DryRun = False,
+) -> None:
     """Run several methods on the same episodes and write one report; finished rows are skipped."""
-    with exit_codes():
+
+    def work(team: Any) -> None:
         from metalearn.run import commands
 
-        commands.compare(experiment, overrides or [], out, dry_run, say)
+        commands.compare(experiment, overrides or [], out, dry_run, say, team)
+
+    with exit_codes():
+        on_devices(1 if dry_run else devices, work, say)
 
 
 @app.command()
@@ -95,12 +110,17 @@ def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="a finished run directory")],
     overrides: Overrides = None,
     out: Out = None,
+    devices: Devices = None,
 ) -> None:
     """Test a finished run again, or on another task source; never overwrites result.json."""
-    with exit_codes():
+
+    def work(team: Any) -> None:
         from metalearn.run import commands
 
-        commands.evaluate(run_dir, overrides or [], out, say)
+        commands.evaluate(run_dir, overrides or [], out, say, team)
+
+    with exit_codes():
+        on_devices(devices, work, say)
 
 
 @app.command()
@@ -109,12 +129,17 @@ def resume(
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="continue although config.yaml was edited")
     ] = False,
+    devices: Devices = None,
 ) -> None:
     """Continue an interrupted run; on a finished one it says so."""
-    with exit_codes():
+
+    def work(team: Any) -> None:
         from metalearn.run import commands
 
-        commands.resume(run_dir, allow_change, say)
+        commands.resume(run_dir, allow_change, say, team)
+
+    with exit_codes():
+        on_devices(devices or recorded(run_dir), work, say)
 
 
 @app.command()

@@ -10,26 +10,28 @@ import yaml
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.evaluate.curves import learning_curve
-from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.run import checkpoint
-from metalearn.run.build import Parts, build, cores, method_for, set_threads
+from metalearn.run.build import Parts, build, cores, set_threads
 from metalearn.run.compare import check, line
 from metalearn.run.compare import compare as compare_plan
 from metalearn.run.config import Experiment, Plan, load, parse
 from metalearn.run.controls import with_controls
+from metalearn.run.distributed import ALONE, Team
 from metalearn.run.files import read_json, write_json
 from metalearn.run.load import LoadedRun, load_run
 from metalearn.run.loop import Job, Say
 from metalearn.run.overrides import apply_overrides
 from metalearn.run.tables import TABLES
 from metalearn.run.test import describe_result
+from metalearn.run.together import Asked, curve
 from metalearn.run.train import as_asked, chosen_states, request_hash, run_folders, run_one, status, stored_experiment
-from metalearn.types import Meta
+from metalearn.types import Meta, NullLedger
 
 
-def train(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say) -> None:
+def train(
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say, team: Team | None = None
+) -> None:
     """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume) and anything else."""
     plan = _plan(name, overrides, say)
     if plan.comparison:
@@ -46,7 +48,7 @@ def train(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, 
         if status(folder, one) == "finished":
             say(f"{folder}: a finished run of the same config, left alone")
             continue
-        print(line(run_one(one, folder, say, parts)))
+        print(line(run_one(one, folder, say, parts, team=team or ALONE)))
         print(f"run directory: {folder}")
 
 
@@ -68,7 +70,9 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
         raise ConfigError(*problems)
 
 
-def compare(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say) -> None:
+def compare(
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, say: Say, team: Team | None = None
+) -> None:
     """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
     plan = _plan(name, overrides, say)
     if not plan.comparison:
@@ -81,7 +85,7 @@ def compare(name: str, overrides: Sequence[str], out: Path | None, dry_run: bool
         check(plan, target)
         print(yaml.safe_dump_all([one.resolved() for one in plan.experiments], sort_keys=False), end="")
         return
-    made = compare_plan(plan, target, say)
+    made = compare_plan(plan, target, say, team or ALONE)
     print(f"comparison: {made['comparison']}\nreport: {made['report']}")
 
 
@@ -92,7 +96,7 @@ def _plan(name: str, overrides: Sequence[str], say: Say) -> Plan:
     return plan
 
 
-def resume(folder: Path, allow_change: bool, say: Say) -> None:
+def resume(folder: Path, allow_change: bool, say: Say, team: Team | None = None) -> None:
     """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
     experiment = stored_experiment(folder)
     if (folder / "result.json").exists():
@@ -103,11 +107,13 @@ def resume(folder: Path, allow_change: bool, say: Say) -> None:
         raise ConfigError(
             (str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change")
         )
-    print(line(run_one(experiment, folder, say)))
+    print(line(run_one(experiment, folder, say, team=team or ALONE)))
     print(f"run directory: {folder}")
 
 
-def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say) -> None:
+def evaluate(
+    folder: Path, overrides: Sequence[str], out: Path | None, say: Say, team: Team | None = None
+) -> None:
     """`metalearn evaluate`: a finished run on the same or other episodes, to evaluations/<n>.json."""
     loaded = load_run(folder)
     if not (folder / "result.json").exists():
@@ -122,13 +128,9 @@ def evaluate(folder: Path, overrides: Sequence[str], out: Path | None, say: Say)
     set_threads(loaded.config.run.threads or cores())
     parts = build(experiment)
     metas = _metas(loaded, experiment, parts, say)
-    method = method_for(experiment, parts.test.spec)
-    method = method if len(metas) == 1 else ensemble(method, metas)
-    curve = learning_curve(
-        method, metas[0], parts.test, settings.steps, settings.episodes, settings.seed, chunk=settings.chunk,
-        starts=experiment.run.seeds[0],
-    )  # fmt: skip
-    result = describe_result(experiment, experiment.run.seeds[0], parts, curve)
+    asked = Asked("test", settings.episodes, settings.seed, experiment.run.seeds[0])
+    found = curve(team or ALONE, experiment, parts, metas, asked, NullLedger())
+    result = describe_result(experiment, experiment.run.seeds[0], parts, found)
     result |= {"config_hash": experiment.hash(), "evaluates": str(folder), "overrides": list(overrides)}
     place = out or folder / "evaluations"
     number = 1 + max((int(path.stem) for path in place.glob("*.json") if path.stem.isdigit()), default=0)

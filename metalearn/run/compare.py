@@ -9,6 +9,7 @@ from metalearn.errors import ConfigError
 from metalearn.run.build import build
 from metalearn.run.comparison import write_comparison
 from metalearn.run.config import Experiment, Plan
+from metalearn.run.distributed import ALONE, Team
 from metalearn.run.files import write_json
 from metalearn.run.loop import Diverged, Say
 from metalearn.run.report import write_report
@@ -49,7 +50,7 @@ def check(plan: Plan, out: Path) -> None:
         raise ConfigError(*dict.fromkeys(problems))
 
 
-def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
+def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, Any]:
     """Run what is not finished, then write comparison.json and report.html; returns the paths."""
     check(plan, out)
     # The marker of a comparison: its folder is recognised from here on.
@@ -70,7 +71,7 @@ def compare(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
             continue
         ran = True
         try:
-            say(line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say)))
+            say(line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say, team=team)))
         except Diverged as error:  # the other rows are run and reported all the same
             say(f"error: {experiment.label} seed {experiment.run.seeds[0]}: {error}")
             diverged.append(f"{experiment.label} seed {experiment.run.seeds[0]}")

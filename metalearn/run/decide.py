@@ -12,9 +12,12 @@ from metalearn.run import memory
 from metalearn.run.auto import SHORT, Choice, Work, asked_for, choose
 from metalearn.run.build import Parts
 from metalearn.run.config import Experiment
+from metalearn.run.distributed import ALONE, Team
 from metalearn.run.executor import Advance, Draw, make_advance
 from metalearn.run.precision import FAR, dressed, gradient_error, in_products
 from metalearn.run.remembered import Seen, Way, recall, remember, signature
+from metalearn.run.split import share_of
+from metalearn.run.together import led_advance, splits
 from metalearn.tree import take
 from metalearn.types import Key, MetaState, Metrics
 
@@ -45,8 +48,23 @@ def draw_of(experiment: Experiment, parts: Parts) -> Draw:
     return draw
 
 
-def decide(experiment: Experiment, parts: Parts, state: MetaState) -> Decision:
-    """The executor and chunk of a run, memory predicted, auto's trials made; ConfigError for what cannot be done."""
+def decide(experiment: Experiment, parts: Parts, state: MetaState, team: Team = ALONE) -> Decision:
+    """The executor and chunk of a run, memory predicted, auto's trials made; ConfigError for what cannot be done.
+
+    Of several processes rank 0 decides, by what its own tasks take.
+    """
+    shared = splits(team, parts.method)
+    if shared:
+        own = share_of(experiment.run.tasks_per_step, team.rank, team.size)[1]
+        state = team.own(state, 0, own)
+        experiment = experiment.replace(run=experiment.run.model_copy(update={"tasks_per_step": own}))
+    decision = _decided(experiment, parts, state)
+    if shared:
+        decision.advance = decision.first = None  # what a trial has made steps by itself
+    return decision
+
+
+def _decided(experiment: Experiment, parts: Parts, state: MetaState) -> Decision:
     run, method = experiment.run, dressed(parts.method, experiment.run, parts.device)
     if parts.method.step is None or run.meta_steps == 0 or run.engine != "native":
         return Decision(asked_for("vmap" if run.executor == "auto" else run.executor, run.chunk, 1, 1))
@@ -126,9 +144,11 @@ class Clock:
         return result
 
 
-def clock_of(experiment: Experiment, parts: Parts, decision: Decision | None) -> Clock:
+def clock_of(experiment: Experiment, parts: Parts, decision: Decision | None, team: Team = ALONE) -> Clock:
     """The steps of a run as config.yaml says, ready to be made."""
     run = experiment.run
+    if splits(team, parts.method):
+        return Clock(led_advance(team, experiment, parts), None)
     advance = decision.advance if decision is not None else None
     if advance is None:
         method = dressed(parts.method, run, parts.device)

@@ -34,6 +34,7 @@ Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
 Draw = Callable[[Key], Any]  # what one step consumes
 Advance = Callable[[MetaState, int], tuple[MetaState, Metrics]]  # the data of step number n drawn, and the step made
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Sums = Callable[[MetaState, Episode], tuple[Any, Any]]
 CHUNK = 4  # tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's caches
 COMPILED = ("compiled", "compiled_loop", "compiled_graph")
 CAPTURED = ("graph", "compiled_graph")
@@ -71,8 +72,8 @@ def make_step(method: Method, executor: str, chunk: int | None = None) -> Step:
     if executor == "compiled":
         return compiled(method.step) if chunk is None else _whole_or_pieces(method, chunk)
     if executor == "chunk":
-        return _in_pieces(method, chunk or CHUNK, _as_it_is)
-    return _in_pieces(method, 1, compiled if executor in COMPILED else _as_it_is)
+        return _in_pieces(method, chunk or CHUNK, as_it_is)
+    return _in_pieces(method, 1, compiled if executor in COMPILED else as_it_is)
 
 
 def make_advance(
@@ -114,7 +115,7 @@ def _with_sampling(method: Method, draw: Draw, key: Key, device: str, executor: 
     return lambda state, number: run(state, key, number_on(device, number))
 
 
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
@@ -130,11 +131,23 @@ def _whole_or_pieces(method: Method, chunk: int) -> Step:
 
 def _in_pieces(method: Method, chunk: int, wrap: Wrap) -> Step:
     """Gradients piece by piece, their sum, then the update; only `chunk` tasks are alive at once."""
-    assert method.update is not None and method.task_grad is not None
-    update = method.update
-    of_piece = wrap(partial(_alone if chunk == 1 else _together, method.task_grad))
+    assert method.update is not None
+    sums, update = sums_in_pieces(method, chunk, wrap), method.update
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
+        total, lanes = sums(state, episodes)
+        grads, metrics = scale(total, 1 / episodes.support.x.shape[0])
+        return update(state._replace(lanes=lanes), grads), metrics
+
+    return step
+
+
+def sums_in_pieces(method: Method, chunk: int, wrap: Wrap) -> Sums:
+    """((gradients, metrics), lanes) of episodes: sums over their tasks, made of pieces of `chunk` tasks."""
+    assert method.task_grad is not None
+    of_piece = wrap(partial(_alone if chunk == 1 else _together, method.task_grad))
+
+    def sums(state: MetaState, episodes: Episode) -> tuple[Any, Any]:
         episodes = stamped(episodes, state.step)
         tasks = episodes.support.x.shape[0]
         state = widened(state, tasks)
@@ -145,12 +158,9 @@ def _in_pieces(method: Method, chunk: int, wrap: Wrap) -> Step:
             *found, after = of_piece(state.meta, take(episodes, place), own)
             total = tuple(found) if total is None else add(total, tuple(found))
             lanes.append(after)
-        if state.lanes is not None:
-            state = state._replace(lanes=tree_map(lambda *parts: torch.cat(parts), *lanes))
-        grads, metrics = scale(total, 1 / tasks)
-        return update(state, grads), metrics
+        return total, None if state.lanes is None else tree_map(lambda *parts: torch.cat(parts), *lanes)
 
-    return step
+    return sums
 
 
 def _together(task_grad: Callable[..., Any], meta: Any, piece: Episode, lanes: Any) -> tuple[Any, Metrics, Any]:

@@ -15,20 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
-from metalearn.run.build import Parts, method_for
+from metalearn.run.build import Parts
 from metalearn.run.config import Experiment
 from metalearn.run.decide import Decision, draw_of
+from metalearn.run.distributed import ALONE, STOPS, RankLost, Team
 from metalearn.run.executor import Advance
 from metalearn.run.files import append_lines, cut_lines, read_lines
+from metalearn.run.launch import PASSED_ON
 from metalearn.run.progress import Progress
+from metalearn.run.together import Asked, curve
 from metalearn.run.track.tracker import Tracker
 from metalearn.types import MetaState, Metrics
 
 Say = Callable[[str], None]
+_MET: list[int] = []  # signals that this process has had
 
 
 class Diverged(RuntimeError):
@@ -49,6 +52,7 @@ class Job:
     parts: Parts
     ledger: CostLedger
     say: Say
+    team: Team = ALONE  # the processes at work on it
     signalled: bool = False
     counted: int = 0  # meta-steps that the ledger knows of
     decision: Decision | None = None  # of a run that begins in this process
@@ -70,6 +74,11 @@ class Job:
     def wall(self) -> float:
         """Seconds that the run took by the wall clock, with those of the run that it started from."""
         return self.carried + self.imports + time.perf_counter() - self.begun
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process, or another one of the run, was told to stop."""
+        return self.signalled or self.team.stop
 
     @property
     def phase(self) -> str:
@@ -95,14 +104,14 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
     # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all the same.
     with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
         while done < total and not stop_early:
-            with job.ledger.span("setup") if done == first else nullcontext():
+            with job.ledger.span("setup") if done == first else nullcontext(), _kept_on_loss(job, done, state):
                 state, metrics = advance(state, done)
             done += 1
             buffer.append((done, metrics))
             if _due(done, total, job.experiment.run.log_every):
                 _log(job, buffer, progress)
             validating = _validating(job, done)
-            if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.signalled:
+            if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.stopping:
                 _log(job, buffer, progress)
                 _spend(job, done, state)
                 if validating:
@@ -111,7 +120,7 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
                 save(job, done, state)
                 if validating and job.judge is not None:
                     job.judge(job.metrics)
-            if job.signalled:
+            if job.stopping:
                 raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
     if total == 0:
         save(job, 0, state)  # nothing to learn: the start is what the run is about
@@ -120,16 +129,31 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
 
 @contextmanager
 def signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Call `handler` on SIGTERM and SIGUSR1 inside the block; only a process's main thread can."""
+    """Call `handler` on SIGTERM and SIGUSR1 inside the block; only a process's main thread can.
+
+    PASSED_ON is the launcher's word for a signal that this process may have had as well: both together are one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, lambda *_: handler()) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def heard(number: int, _: Any) -> None:
+        before = _times_told()
+        _MET.append(number)
+        if _times_told() > before:
+            handler()
+
+    previous = {number: signal.signal(number, heard) for number in (*STOPS, PASSED_ON)}
     try:
         yield
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def _times_told() -> int:
+    passed_on = _MET.count(PASSED_ON)
+    return max(passed_on, len(_MET) - passed_on)
 
 
 def _on_signal(job: Job) -> None:
@@ -142,6 +166,17 @@ def _on_signal(job: Job) -> None:
 def stopped_outside(job: Job) -> None:
     """What a signal does where no step is under way: all that there is to save is saved."""
     raise Stopped(f"stopped by a signal; go on with: metalearn resume {job.folder}")
+
+
+@contextmanager
+def _kept_on_loss(job: Job, done: int, state: MetaState) -> Iterator[None]:
+    """Where another process dies in a step, what was learned before the step is saved, unless its lanes died too."""
+    try:
+        yield
+    except RankLost as error:
+        if state.lanes is None:
+            save(job, done, state)
+        raise RankLost(f"{error}; go on with: metalearn resume {job.folder}") from error
 
 
 def _due(done: int, total: int, every: int) -> bool:
@@ -189,7 +224,7 @@ def _spend(job: Job, done: int, state: MetaState) -> None:
         with job.ledger.span("setup"):
             assert job.parts.method.step is not None
             data = draw_of(job.experiment, job.parts)(fold_in(job.seed, "train", done))
-            job.of_a_step = job.ledger.flops_of(job.phase, job.parts.method.step, state, data)
+            job.of_a_step = job.ledger.flops_of(job.phase, job.parts.method.step, job.team.whole(state), data)
     flops = {name: value * fresh for name, value in job.of_a_step.items()}
     if job.phase == "pretrain":
         seen = fresh * run.examples_per_step
@@ -209,30 +244,21 @@ def look(job: Job, done: int, state: MetaState) -> None:
 
 def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
-    method = method_for(job.experiment, job.parts.valid.spec)
     rows = []
-    for split, source in (("train", job.parts.train_tasks), ("valid", job.parts.valid)):
-        curve = learning_curve(
-            method,
-            state.meta,
-            source,
-            evaluate.steps,
-            episodes,
-            job.seed,
-            chunk=evaluate.chunk,
-            ledger=job.ledger.under("tune"),
-        )
-        at = headline_index(evaluate.steps, evaluate.headline, curve.mean, curve.metric)
+    for split, part in (("train", "train_tasks"), ("valid", "valid")):
+        asked = Asked(part, episodes, job.seed)
+        found = curve(job.team, job.experiment, job.parts, [state.meta], asked, job.ledger.under("tune"))
+        at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
         row = {
             "kind": "valid",
             "step": done,
             "split": split,
             "at": evaluate.steps[at],
-            "loss": float(curve.loss.mean(0)[at]),
+            "loss": float(found.loss.mean(0)[at]),
         }
-        row["loss_ci95"] = float(1.96 * curve.loss[:, at].std() / curve.loss.shape[0] ** 0.5)
-        if curve.metric == "accuracy":
-            row |= {"accuracy": float(curve.mean[at]), "accuracy_ci95": float(curve.ci95[at])}
+        row["loss_ci95"] = float(1.96 * found.loss[:, at].std() / found.loss.shape[0] ** 0.5)
+        if found.metric == "accuracy":
+            row |= {"accuracy": float(found.mean[at]), "accuracy_ci95": float(found.ci95[at])}
         rows.append(row)
     return rows
 
@@ -269,6 +295,7 @@ def _patience_is_over(job: Job, done: int) -> bool:
 def save(job: Job, done: int, state: MetaState) -> None:
     """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
     with job.ledger.span("setup"):
+        state = job.team.whole(state)
         spent = {"step": done, "wall": job.wall, "spent": job.ledger.totals()}
         append_lines(job.folder / "timing.jsonl", [spent])
         checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)

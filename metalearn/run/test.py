@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.evaluate.curves import Curve, learning_curve
+from metalearn.evaluate.curves import Curve
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import known
 from metalearn.rng import fold_in
@@ -20,6 +20,8 @@ from metalearn.run.environment import git_commit
 from metalearn.run.files import read_json, write_atomic, write_json
 from metalearn.run.loop import Job
 from metalearn.run.selection import candidates_on_queries
+from metalearn.run.together import Asked
+from metalearn.run.together import curve as measured
 from metalearn.types import Meta, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
@@ -32,17 +34,8 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     method = method if len(metas) == 1 else ensemble(method, metas)
     spent = job.ledger.aside()
     evaluate = experiment.evaluate
-    curve = learning_curve(
-        method,
-        metas[0],
-        parts.test,
-        evaluate.steps,
-        evaluate.episodes,
-        evaluate.seed,
-        chunk=evaluate.chunk,
-        ledger=spent,
-        starts=job.seed,
-    )
+    asked = Asked("test", evaluate.episodes, evaluate.seed, job.seed)
+    curve = measured(job.team, experiment, parts, metas, asked, spent)
     write_scores(job.folder / "scores.npz", curve)
     write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
     if curve.notes:
@@ -59,6 +52,7 @@ def test_and_write(job: Job, metas: Sequence[Meta], request: str, step: int | No
     result["started"] = {phase: known(entry.get("flops")) for phase, entry in job.started.items()}
     result["tuned"] = tuned_values(job.folder)
     result["seconds"] = seconds
+    result["devices"] = job.team.size  # that were at work in those seconds
     write_json(job.folder / "result.json", result)
     return dict(read_json(job.folder / "result.json"))
 

@@ -16,6 +16,7 @@ from metalearn.run.build import Parts, build, set_threads
 from metalearn.run.clock import unbilled
 from metalearn.run.config import Experiment, load
 from metalearn.run.decide import Decision, clock_of, decide, learn_from
+from metalearn.run.distributed import ALONE, Team
 from metalearn.run.environment import describe
 from metalearn.run.files import cut_lines, read_json, write_json, write_yaml
 from metalearn.run.lock import held
@@ -34,6 +35,7 @@ from metalearn.run.loop import (
 from metalearn.run.prepare import home_of, searched
 from metalearn.run.start import begin_state, folder_of
 from metalearn.run.test import test_and_write
+from metalearn.run.together import check as check_team
 from metalearn.run.track.tracker import tracked
 from metalearn.run.tune import (
     charge,
@@ -93,6 +95,7 @@ def run_one(
     say: Say,
     parts: Parts | None = None,
     judge: Callable[[Path], None] | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Start the run of one seed in `folder`, or continue the one that lies there; returns result.json's data.
 
@@ -104,7 +107,7 @@ def run_one(
         if (folder / "result.json").exists():  # another process finished it in the meantime
             return dict(read_json(folder / "result.json"))
         with signals(lambda: _stopped_in(folder)):
-            job, state = _opened(experiment, folder, say, parts)
+            job, state = _opened(experiment, folder, say, parts, team)
         job.judge = judge
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
@@ -139,7 +142,7 @@ def _look_once(job: Job, last: MetaState, tested: MetaState) -> None:
 
 
 def _opened(
-    experiment: Experiment, folder: Path, say: Say, parts: Parts | None, trial_of: Path | None = None
+    experiment: Experiment, folder: Path, say: Say, parts: Parts | None, team: Team, trial_of: Path | None = None
 ) -> tuple[Job, MetaState]:
     """Build everything, then write config.yaml (first) and environment.json, or take the ones that lie there."""
     begin = time.perf_counter()
@@ -147,30 +150,31 @@ def _opened(
     old = (folder / "config.yaml").exists()
     experiment = stored_experiment(folder) if old else experiment
     parts = build(experiment, to_train=True) if parts is None else parts
+    check_team(team, experiment, parts)
     ledger, asked = CostLedger(parts.device), _asked(experiment, folder)
     decided = parts.method.step is None or experiment.run.executor != "auto"  # else killed between search and choice
     open_ = old and parts.method.prepare is None and decided  # all is decided: what was spent is to be read
     if experiment.start:
         folder_of(experiment.start, trial_of or folder, experiment.run.seeds[0])  # refused before anything is written
     if not old and parts.method.prepare is not None:
-        _write_begin(folder, experiment, parts, asked, {})
+        _write_begin(folder, experiment, parts, asked, {"devices": team.size})
     experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
     state, paid = begin_state(experiment, parts, trial_of or folder)
     paid = {} if trial_of else paid  # the run that a trial belongs to has paid for its start
-    threads = set_threads(experiment.run.threads or good_threads(state))
+    threads = set_threads(experiment.run.threads or max(1, good_threads(state) // team.local_size))
     decision = None
     if not open_:
-        decision = decide(experiment, parts, state)
+        decision = decide(experiment, parts, state, team)
         for text in _told(experiment, parts, decision):
             say(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
         run = experiment.run.model_copy(update={**decision.way._asdict(), "threads": threads})
         experiment = experiment.replace(run=run)
-        _write_begin(folder, experiment, parts, asked, decision.facts)
+        _write_begin(folder, experiment, parts, asked, {"devices": team.size, **decision.facts})
     elif not (folder / "environment.json").exists():
-        _write_environment(folder, parts, asked, {})
+        _write_environment(folder, parts, asked, {"devices": team.size})
     for phase, entry in paid.items():
         ledger.add(phase, **{"seconds": 0.0, **entry})
-    job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, begun=begin, imports=before)
+    job = Job(experiment, experiment.run.seeds[0], folder, parts, ledger, say, team, begun=begin, imports=before)
     job.decision, job.started = decision, paid
     job.carried = carried + sum(entry.get("seconds") or 0.0 for entry in paid.values())
     billed = ledger.seconds("search") + ledger.seconds("setup") - (paid.get("search", {}).get("seconds") or 0.0)
@@ -223,9 +227,10 @@ def _trained(job: Job, state: MetaState) -> MetaState:
         job.metrics.touch()
         save(job, 0, state)  # nothing is learned across tasks: the same files as any other run
         return state
-    clock = clock_of(job.experiment, job.parts, job.decision)
+    clock = clock_of(job.experiment, job.parts, job.decision, job.team)
     state = train(job, state, clock)
-    learn_from(clock, job.experiment, job.parts)
+    if job.team.size == 1:
+        learn_from(clock, job.experiment, job.parts)
     return state
 
 
@@ -255,7 +260,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
 def _paused_trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder = trial_folder(job.folder, number)
-    trial, state = _opened(experiment, folder, job.say, None, job.folder)
+    trial, state = _opened(experiment, folder, job.say, None, job.team, job.folder)
     try:
         with trial.ledger.span("setup"):
             last = _trained(trial, state)

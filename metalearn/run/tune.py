@@ -11,13 +11,12 @@ from typing import Any
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError
-from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.ledger import Entry, since
-from metalearn.run.build import method_for
 from metalearn.run.config import Experiment, numbers_of
 from metalearn.run.files import read_json, write_json
 from metalearn.run.loop import Job, headline_index
 from metalearn.run.sections import TuneRange
+from metalearn.run.together import Asked, curve
 from metalearn.types import Meta
 
 
@@ -91,23 +90,12 @@ def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:
 def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, float]:
     """(validation score, its step, spread) of the experiment with `values`; the score is higher for better."""
     experiment = with_choice(job.experiment, {"parameters": values})
-    method = method_for(experiment, job.parts.valid.spec)
-    evaluate = experiment.evaluate
-    episodes = experiment.run.validate.episodes
-    curve = learning_curve(
-        method,
-        meta,
-        job.parts.valid,
-        evaluate.steps,
-        episodes,
-        job.seed,
-        chunk=evaluate.chunk,
-        ledger=job.ledger.under("tune"),
-    )
-    at = headline_index(evaluate.steps, evaluate.headline, curve.mean, curve.metric)
-    value = float(curve.mean[at])
-    score = value if curve.metric == "accuracy" else -value
-    return (score if math.isfinite(score) else -math.inf), evaluate.steps[at], float(curve.ci95[at])
+    evaluate, asked = experiment.evaluate, Asked("valid", experiment.run.validate.episodes, job.seed)
+    found = curve(job.team, experiment, job.parts, [meta], asked, job.ledger.under("tune"))
+    at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
+    value = float(found.mean[at])
+    score = value if found.metric == "accuracy" else -value
+    return (score if math.isfinite(score) else -math.inf), evaluate.steps[at], float(found.ci95[at])
 
 
 def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, Any]:

@@ -1,0 +1,301 @@
+"""Several processes at one run: the same numbers as one, signals and deaths on the way, one that writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from checks import TASKS, Case, case, close
+from commandline import Commands, Ended, commands_in, refused, sinusoid, write
+
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.run import checkpoint, distributed, launch, traced
+from metalearn.run.split import Packing, make_split_advance, share_of
+from metalearn.run.tables import METHODS
+from metalearn.tree import tree_map
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64: the same sums in another order
+EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
+EAGER = [("loop", None), ("vmap", None), ("chunk", 2)]
+WAYS = [*EAGER, ("traced", None), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
+FIVE = {"tasks_per_step": 5, "dtype": "float64"}  # tasks that neither two nor three processes share evenly
+LONG = {**FIVE, "meta_steps": 1_000_000, "checkpoint_every": 20, "validate": {"every": None}}
+
+
+# ---------------------------------------------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 2), (5, 3), (7, 7), (2, 3), (0, 2)])
+def test_things_are_shared_out_in_order_and_all_of_them(count: int, size: int) -> None:
+    shares = [share_of(count, rank, size) for rank in range(size)]
+    assert [n for first, many in shares for n in range(first, first + many)] == list(range(count))
+    assert max(many for _, many in shares) - min(many for _, many in shares) <= 1
+
+
+def test_a_tree_is_packed_into_one_vector_and_back() -> None:
+    tree = ({"a": torch.ones(2, 3), "b": torch.tensor(2.0)}, {"loss": torch.tensor(0.1, dtype=torch.float64)})
+    packing = Packing()
+    vector = packing.pack(tree)
+    assert vector.shape == (8,) and vector.dtype == torch.float64
+    close(packing.unpack(2 * vector), tree_map(lambda x: 2 * x, tree), **EXACT)
+
+
+class Meeting(Exception):
+    """A rank has come to where it would meet the others."""
+
+
+class Rank:
+    """One of several ranks in this process. Steps are pure: each is made twice, up to the meeting and through it."""
+
+    def __init__(self, given: Case, way: tuple[str, int | None], rank: int, size: int) -> None:
+        first, count = share_of(TASKS, rank, size)
+        self.state = distributed.ALONE.own(given.state(), first, count)
+        self.sum: torch.Tensor | None = None
+
+        def draw(key: torch.Tensor) -> Any:
+            return given.source.sample(key, count, first)
+
+        key = fold_in(0, "train")
+        self.advance = make_split_advance(given.method, draw, key, TASKS, count, "cpu", *way, self.total)
+
+    def total(self, vector: torch.Tensor) -> torch.Tensor:
+        if self.sum is None:
+            self.brought = vector
+            raise Meeting
+        return self.sum.clone()
+
+    def up_to_the_meeting(self, number: int) -> torch.Tensor:
+        self.sum = None
+        with pytest.raises(Meeting):
+            self.advance(self.state, number)
+        return self.brought
+
+    def through_it(self, number: int, total: torch.Tensor) -> Any:
+        self.sum = total
+        self.state, metrics = self.advance(self.state, number)
+        return metrics
+
+
+def side_by_side(given: Case, way: tuple[str, int | None], size: int, steps: int = 2) -> Any:
+    """(state with all lanes, metrics) after some steps of so many ranks."""
+    ranks, metrics = [Rank(given, way, rank, size) for rank in range(size)], []
+    for number in range(steps):
+        total = torch.stack([rank.up_to_the_meeting(number) for rank in ranks]).sum(0)
+        found = [rank.through_it(number, total) for rank in ranks]
+        for other, said in zip(ranks, found):  # every rank makes the same update
+            close((other.state.meta, other.state.opt, said), (ranks[0].state.meta, ranks[0].state.opt, found[0]))
+        metrics.append(found[0])
+    state = ranks[0].state
+    if state.lanes is not None:
+        lanes = tree_map(lambda *parts: torch.cat(parts), *(rank.state.lanes for rank in ranks))
+        state = state._replace(lanes=lanes)
+    return state, metrics
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", EPISODIC)
+def test_split_steps_equal_whole_ones_under_every_executor(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of five tasks, lanes and the outer rule's state included; traces run operation by operation."""
+    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+    given = case(name, METHODS[name])
+    assert given.method.step is not None
+    state, metrics = given.state(), []
+    for number in range(2):
+        state, found = given.method.step(state, given.data(number))
+        metrics.append(found)
+    traced_too = size == 2 and name in ("maml", "reptile")
+    for way in WAYS if traced_too else EAGER:
+        close(side_by_side(given, way, size), (state, metrics), **EXACT)
+
+
+# ------------------------------------------------------------------------------------------------- processes of one run
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("ranks")) as commands:
+        yield commands
+
+
+def last(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.path_of(folder / "checkpoints", newest(folder)))
+
+
+def newest(folder: Path) -> int:
+    return max(checkpoint.steps_in(folder / "checkpoints"), default=0)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def agree(a: Path, b: Path) -> None:
+    """Two finished float64 runs learned and measured the same, and say that they computed the same."""
+    torch.testing.assert_close(last(a), last(b), **EXACT)
+    for mine, other in zip(rows(a, "metrics.jsonl"), rows(b, "metrics.jsonl"), strict=True):
+        assert mine.keys() == other.keys()
+        assert all(mine[k] == pytest.approx(other[k], rel=1e-10) for k in mine if k not in ("kind", "split"))
+    results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
+    for key in ("loss", "loss_ci95", "diverged"):
+        assert results[0]["test"][key] == pytest.approx(results[1]["test"][key], rel=1e-9)
+    assert results[0]["episodes"] == results[1]["episodes"]
+    for phase in ("meta_train", "tune", "adapt", "predict"):
+        for count in ("flops", "gradient_steps", "examples", "labels", "tasks"):
+            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (phase, count)
+    scores = [np.load(folder / "scores.npz")["loss"] for folder in (a, b)]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("maml", (2, 3)), ("reptile", (2,))])
+def test_a_run_does_not_depend_on_the_number_of_processes(
+    metalearn: Commands, name: str, sizes: tuple[int, ...]
+) -> None:
+    """Training, Reptile's slots, validation, tuning on new tasks, 21 test episodes: five tasks, two or three ranks."""
+    tune = {"inner_lr": {"values": [0.005, 0.02]}} if name == "maml" else {}
+    data = sinusoid(method=None, run=FIVE, evaluate={"episodes": 21}, budget={"trials": 2 if tune else 0})
+    file = write(metalearn.folder, name, {**data, "method": {"name": name, "inner_steps": 2, "tune": tune}})
+    for size in (1, *sizes):
+        done = metalearn("train", file, "--devices", size, "--out", f"{name}-{size}")
+        assert done.code == 0, done
+        assert done.out.count("run directory:") == 1  # rank 0 alone speaks and writes
+        folder = metalearn.folder / f"{name}-{size}"
+        assert json.loads((folder / "environment.json").read_text())["devices"] == size
+        agree(folder, metalearn.folder / f"{name}-1")
+
+
+def test_what_learns_from_examples_is_trained_by_one_and_tested_by_all(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "examples", sinusoid(run=FIVE, method=None, experiment="examples"))
+    for size in (1, 2):
+        done = metalearn("train", file, "method.name=fine_tune", "--devices", size, "--out", f"examples-{size}")
+        assert done.code == 0, done
+    agree(metalearn.folder / "examples-1", metalearn.folder / "examples-2")
+
+
+def test_a_comparison_and_an_evaluation_on_two(metalearn: Commands) -> None:
+    data = {**sinusoid(method=None, run={**FIVE, "meta_steps": 6}), "methods": [{"name": "maml"}, {"name": "scratch"}]}
+    file = write(metalearn.folder, "pair", data)
+    for size in (1, 2):
+        assert metalearn("compare", file, "--devices", size, "--out", f"pair-{size}").code == 0
+    one, two = (json.loads((metalearn.folder / f"pair-{n}" / "comparison.json").read_text()) for n in (1, 2))
+    for mine, other in zip(one["summary"], two["summary"], strict=True):
+        assert mine["label"] == other["label"] and mine["value"] == pytest.approx(other["value"], rel=1e-9)
+    run = metalearn.folder / "pair-1" / "methods" / "maml" / "seed-0"
+    assert metalearn("evaluate", run, "evaluate.episodes=7", "--devices", 2).code == 0
+    assert metalearn("evaluate", run, "evaluate.episodes=7").code == 0
+    values = [json.loads((run / "evaluations" / f"{n}.json").read_text())["headline"]["value"] for n in (1, 2)]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_bad_input_is_told_once_and_nothing_is_written(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "few", sinusoid(run={"tasks_per_step": 1}))
+    ended = metalearn("train", file, "--devices", 2, "--out", "few")
+    refused(ended, "run.tasks_per_step", "fewer than the 2 processes")
+    assert ended.err.count("error:") == 1 and not (metalearn.folder / "few").exists()
+    refused(metalearn("train", file, "--devices", 2, "--out", "few", env={"RANK": "0", "WORLD_SIZE": "3",
+            "LOCAL_RANK": "0"}), "the launcher has started 3")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ signals, deaths, and resume
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has forked, in their order: the ranks."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def disturbed(metalearn: Commands, name: str, strike: Callable[[int, list[int]], None]) -> tuple[Ended, Path, Any]:
+    """A long run of reptile on two ranks that is struck after its first checkpoint."""
+    data = sinusoid(run=LONG, method=None, experiment="long")
+    file = write(metalearn.folder, "long", {**data, "method": {"name": "reptile", "inner_steps": 1}})
+    folder = metalearn.folder / name
+    started = metalearn.start("train", file, "--devices", 2, "--out", name)
+    assert started.wait_for(lambda: newest(folder) > 0), started.wait()
+    ranks = children(started.pid)
+    strike(started.pid, ranks)
+    return started.wait(), folder, ranks
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+STRIKES: dict[str, tuple[Callable[[int, list[int]], None], int, str]] = {
+    "launcher told": (lambda launcher, ranks: os.kill(launcher, signal.SIGTERM), 75, "metalearn resume"),
+    "rank 1 told": (lambda launcher, ranks: os.kill(ranks[1], signal.SIGUSR1), 75, "metalearn resume"),
+    "all told": (
+        lambda launcher, ranks: [os.kill(pid, signal.SIGTERM) for pid in (launcher, *ranks)] and None,
+        75,
+        "metalearn resume",
+    ),
+    "rank 1 killed": (lambda launcher, ranks: os.kill(ranks[1], signal.SIGKILL), 1, "rank 1 was killed by SIGKILL"),
+    "rank 0 killed": (lambda launcher, ranks: os.kill(ranks[0], signal.SIGKILL), 1, "rank 0 was killed by SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("what", STRIKES)
+def test_signals_reach_all_and_a_death_ends_the_run_in_a_sentence(metalearn: Commands, what: str) -> None:
+    strike, code, sentence = STRIKES[what]
+    ended, folder, ranks = disturbed(metalearn, what.replace(" ", "-"), strike)
+    assert ended.code == code and sentence in ended.err and "Traceback" not in ended.err, ended
+    assert gone(ranks)
+    step, said = newest(folder), list[str]()
+    state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step), _like(folder))
+    assert state.lanes is not None and len(state.lanes["count"]) == 5 and not said  # the slots of all ranks' tasks
+    if what == "launcher told":
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["run"]["meta_steps"] = step + 7
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        resumed(metalearn, folder, step)
+
+
+def _like(folder: Path) -> Any:
+    import metalearn as ml
+
+    source = ml.tasks.Sinusoid(shots=5, queries=5).build(dtype=torch.float64)
+    learner = ml.models.MLP(sizes=(8,)).build(source.spec)
+    return ml.algorithms.Reptile(inner_steps=1).build(learner, source.spec, meta_steps=9).init(ml.fold_in(0, "init"))
+
+
+def resumed(metalearn: Commands, folder: Path, step: int) -> None:
+    """Resuming takes as many processes as the run began with, and is exact: twice the same bits."""
+    ends = []
+    for name in ("once", "twice"):
+        copy = folder.with_name(f"{folder.name}-{name}")
+        shutil.copytree(folder, copy)
+        done = metalearn("resume", copy, "--allow-change")
+        assert done.code == 0 and f"going on from step {step}" in done.err, done
+        assert json.loads((copy / "result.json").read_text())["devices"] == 2
+        ends.append(last(copy))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_torchrun_starts_it_too(metalearn: Commands) -> None:
+    file = write(metalearn.folder, "outside", sinusoid(run={**FIVE, "meta_steps": 4}))
+    assert metalearn("train", file, "--out", "outside-1").code == 0
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "metalearn.run.cli", "train", str(file)]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--out", "outside-2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=metalearn.folder, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    agree(metalearn.folder / "outside-1", metalearn.folder / "outside-2")
+
+
+def test_fewer_cards_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes on a machine with 1 CUDA devices"):
+        distributed.join(launch.World(0, 2, 0, 2))
