@@ -13,6 +13,7 @@ class Component(BaseModel):
     """A frozen, validated set of options with a `build` method."""
 
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another one: its name
+    default_model: ClassVar[str] = "conv4"  # of a task: what learns it where the file names no model
     can_be_contained: ClassVar[bool] = True  # whether a search may choose the model that it learns with
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)

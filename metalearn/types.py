@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -52,6 +52,13 @@ class Learner(NamedTuple):
     normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
     outputs: int = 1  # C
     x_shape: tuple[int, ...] = ()  # X
+
+
+class Own(NamedTuple):
+    """What learns on an objective that brings its own parameters, such as a test function; of one task."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Tensor], Tensor]  # (params, x [B, *X]) -> [B, C], scored against y as any prediction
 
 
 class UpdateRule(NamedTuple):
@@ -96,6 +103,7 @@ class Traits:
     normalisation: str = "none"
     host_side: bool = False
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
+    alike: bool = False  # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
     phases: tuple[str, ...] = ("adapt", "predict")  # of the ledger that `learn` writes to for every new task
 
 
@@ -113,6 +121,8 @@ class EpisodeSpec:
     split: str = "train"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    # Of an objective without a network: the model `own` learns it. Functions, so no part of what a spec is told by.
+    own: Own | None = field(default=None, repr=False, compare=False)
 
     @property
     def classification(self) -> bool:

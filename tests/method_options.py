@@ -9,7 +9,7 @@ from typing import Any
 from metalearn.algorithms import MAML
 from metalearn.component import Component
 from metalearn.inner.rules import SGD, Adam
-from metalearn.learned_optimizers import LSTM
+from metalearn.learned_optimizers import LSTM, Constant, LearnedSGD
 from metalearn.nas import MLPReg
 from metalearn.rng import fold_in
 from metalearn.types import Method, NullLedger
@@ -27,6 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear_probe": {"outer": Adam(lr=0.02)},
     "nearest_centroid": {"outer": Adam(lr=0.02)},
     "baseline_plus_plus": {"outer": Adam(lr=0.02)},
+    "learn_optimizer": {"rule": LearnedSGD(lr=0.01), "unroll": 5, "horizon": Constant(steps=5), "outer_on": "query",
+                        "outer": Adam(lr=0.1)},
     "per_task_nas": {"space": MLPReg(), "candidates": 3, "search_steps": 3, "inner_lr": 0.1},
     "shared_nas": {"space": MLPReg(), "candidates": 2, "search_steps": 2, "search_tasks": 4, "score_tasks": 10},
     "learned_optimizer": {"rule": LSTM(hidden=5, layers=1), "inner_steps": 3, "outer": Adam(lr=0.03)},
@@ -40,6 +42,10 @@ EXEMPT = {
         "proto_net",
         "check_every_leaf_receives_gradient",
     ): "its meta is the learner's dict, and it has no use for the head",
+    (
+        "learn_optimizer",
+        "check_init_is_a_function_of_the_key",
+    ): "a learned step size begins at its option, whatever the key; tests/test_learned_rules.py looks at networks",
     (
         "meta_nas",
         "check_it_learns",

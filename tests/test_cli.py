@@ -307,7 +307,8 @@ def test_report_on_runs_and_comparisons(metalearn: Commands, run: Path, pair: Pa
 def test_list_tells_every_component_and_field(metalearn: Commands) -> None:
     done = metalearn("list", "--json")
     found = strict(done.out)
-    tables = {"tasks", "models", "methods", "rules", "learned_rules", "spaces", "searchers", "sinks"}
+    tables = {"tasks", "models", "methods", "rules", "learned_rules", "estimators", "horizons", "spaces", "searchers"}
+    tables |= {"sinks"}
     assert set(found) == tables and done.code == 0
     for rows in found.values():
         for row in rows:

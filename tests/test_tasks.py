@@ -47,6 +47,10 @@ def options(
     return {"ways": 3, **SHAPE} if TASKS[name].model_fields["ways"].default != 1 else SHAPE
 
 
+# Not episodes of N ways and K shots: tests/test_objectives.py looks at these.
+OBJECTIVES = ("quadratics", "landscapes", "logistic")
+
+
 def few_letters(seed: int) -> render.Rendered:
     """Five letters a split, in place of all, which take seconds."""
     every = [(letter, split) for split, some in zip(SPLITS, ("ABCDE", "אבגדה", "ΘΞΨΩΣ")) for letter in some]
@@ -59,7 +63,7 @@ def build(name: str, options: dict[str, Any], split: str = "train", **more: Any)
     return source
 
 
-each_source = pytest.mark.parametrize("name", TASKS)
+each_source = pytest.mark.parametrize("name", [name for name in TASKS if name not in OBJECTIVES])
 
 
 def leaves(episode: Episode) -> list[torch.Tensor]:
@@ -176,7 +180,7 @@ def test_components_keep_their_form(name: str, component: type[Component]) -> No
     assert made.source == name and component.model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
     assert all(info.description for info in component.model_fields.values()) and component.sentence().endswith(".")
     with pytest.raises(ValueError, match="frozen"):
-        made.shots = 3  # type: ignore[attr-defined]
+        made.source = name  # type: ignore[attr-defined]
     for wrong in ({"shot": 1}, {"shots": 0}, {"queries": -1}, {"ways": 0}):
         with pytest.raises(ValueError):
             component(**given, **wrong)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.inner.recompute import again
+from metalearn.inner.stepwise import handed_over, loop
 from metalearn.tree import add, detach, trainable
 from metalearn.types import Batch, Params, Path, State, UpdateRule
 
@@ -27,6 +28,7 @@ def adapt(
     keep: Collection[int] | None = None,
     fixed: Params | None = None,
     first_order: bool = False,
+    alike: bool = False,
 ) -> Path:
     """Learn one task by `steps` steps of `rule`: phi_{s+1} = phi_s + rule(grad loss(phi_s, batch, s)).
 
@@ -36,12 +38,17 @@ def adapt(
     constant for whoever differentiates through the path. Running statistics (names "stats.") are passed along unmoved.
     Under `recompute.recomputed` activations are not kept from step to step: a gradient then flows through `params`,
     `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
+    `alike` says that `loss` does not read the step, and that neither it nor the rule's update closes over anything of
+    one task: under `stepwise.stepwise` one step then serves for all, and gradients flow as under `recomputed`, but not
+    through `batch`.
     losses [S] are taken before each step.
     """
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
+    if alike and steps and handed_over():
+        return _in_one(loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order)
     points: list[Params] = []
     losses: list[Tensor] = []
     for step in range(steps + 1):
@@ -55,6 +62,22 @@ def adapt(
         losses.append(value)
     like = next(iter(params.values()))
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
+
+
+def _in_one(
+    loss: Loss, moving: Params, frozen: Params, fixed: Params, rule: UpdateRule, batch: Batch | Callable[[int], Batch],
+    steps: int, state: State, keep: Collection[int] | None, first_order: bool,
+) -> Path:  # fmt: skip
+    """The same path through `stepwise.loop`."""
+    data = [batch] if isinstance(batch, Batch) else [batch(step) for step in range(steps)]
+    data = data[:1] if all(part.x is data[0].x for part in data) else data
+    wanted = range(steps + 1) if keep is None else keep
+    move = partial(_step, loss, rule, 0, first_order)
+    name = (loss, rule.update, first_order)
+    inside, last, state, losses = loop(name, move, moving, state, {**frozen, **fixed}, data, steps, wanted)
+    ends = [moving] if 0 in wanted else []
+    points = [*ends, *inside, *([last] if steps in wanted else [])]
+    return Path([{**point, **frozen} for point in points], state, losses)
 
 
 def _step(

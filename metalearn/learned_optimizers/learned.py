@@ -95,15 +95,18 @@ def carried(learned: LearnedRule, theta: Theta, horizon: Tensor | int) -> Update
     outer step: it would keep the theta of its first day.
     """
     fresh = learned.rule(theta, horizon)
+    return UpdateRule(lambda params: {"theta": theta, "state": fresh.init(params)}, update_of(learned))
 
-    def init(params: Any) -> State:
-        return {"theta": theta, "state": fresh.init(params)}
+
+def update_of(learned: LearnedRule) -> Callable[..., tuple[Updates, State]]:
+    """The update of `carried`, which closes over no theta: one function for all tasks and outer steps."""
 
     def update(grads: Grads, state: State, params: Any, loss: Tensor) -> tuple[Updates, State]:
-        updates, after = learned.rule(state["theta"], horizon).update(grads, state["state"], params, loss)
+        inside = state["state"]
+        updates, after = learned.rule(state["theta"], 0).update(grads, inside, params, loss)  # it reads its own horizon
         return updates, {"theta": state["theta"], "state": after}
 
-    return UpdateRule(init, update)
+    return update
 
 
 def scalar(value: float, key: Key, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,8 @@ from metalearn.models.conv4 import Conv4
 from metalearn.models.functional import from_module
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
+from metalearn.models.own import Own
 
-MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4}
+MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4, "own": Own}
 
-__all__ = ["MLP", "MODELS", "Conv4", "Norm", "from_module"]
+__all__ = ["MLP", "MODELS", "Conv4", "Norm", "Own", "from_module"]

@@ -152,7 +152,9 @@ def _eager(work: Work, chunk: int | None) -> list[Way]:
 
 def _compiled(work: Work, best: Way | None, chunk: int | None) -> list[Way]:
     """The compiled ways that go with the best eager one; all there are where none is given."""
-    if work.device.startswith("cuda"):
+    if work.method.traits.alike and chunk is None:
+        found = [Way("compiled_steps")] if work.most >= work.tasks else []
+    elif work.device.startswith("cuda"):
         if work.most >= work.tasks and chunk is None:
             found = [Way("graph"), Way("compiled_graph")]
         else:

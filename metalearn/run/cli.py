@@ -231,7 +231,7 @@ def bench(
 @app.command(name="list")
 def list_(
     table: Annotated[
-        str | None, typer.Argument(help="tasks, models, methods, rules, learned_rules, spaces, searchers; default all")
+        str | None, typer.Argument(help="tasks, models, methods, rules, learned_rules, estimators, ...; default all")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:

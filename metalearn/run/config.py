@@ -212,7 +212,7 @@ def _experiment(
     if isinstance(over, dict):
         test_values = _laid_over(base_task, over, "source")
         test_task = _tagged("tasks", "source", test_values, "glyphs", "evaluate.task", problems)
-    default_model = "mlp" if getattr(task, "source", "") == "sinusoid" else "conv4"
+    default_model = "conv4" if task is None else task.default_model
     model_values = _laid_over(dict(data.get("model") or {}), overlays["model"], "name")
     model = _tagged("models", "name", model_values, default_model, "model", problems)
     contains, found = _searches(item, place, problems)

@@ -7,6 +7,7 @@ chunk           vmap over pieces of `chunk` tasks
 compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included; of more than `chunk`
                 tasks the gradient of one piece, run over the pieces
 compiled_loop   the gradient of one task compiled, one task at a time
+compiled_steps  vmap, each inner step of which is one compiled function, forward and backward: for long inner loops
 graph           CUDA: the whole step, sampling included, captured once and replayed
 compiled_graph  CUDA: the same of the compiled step
 """
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from metalearn.inner.method import stamped, widened
+from metalearn.inner.stepwise import stepwise
 from metalearn.rng import fold_in
 from metalearn.run.captured import captured
 from metalearn.run.slim import one_by_one
@@ -36,7 +38,7 @@ Advance = Callable[[MetaState, int], tuple[MetaState, Metrics]]  # the data of s
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 Sums = Callable[[MetaState, Episode], tuple[Any, Any]]
 CHUNK = 4  # tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's caches
-COMPILED = ("compiled", "compiled_loop", "compiled_graph")
+COMPILED = ("compiled", "compiled_loop", "compiled_steps", "compiled_graph")
 CAPTURED = ("graph", "compiled_graph")
 WHOLE = (*CAPTURED, "traced")  # all tasks at once, never in pieces
 
@@ -67,6 +69,8 @@ def make_step(method: Method, executor: str, chunk: int | None = None) -> Step:
         return captured(method.step, compiling=executor in COMPILED)
     if executor == "traced":
         return by_shapes(method.step, one_by_one)
+    if executor == "compiled_steps":
+        return _by_steps(method.step)
     if method.task_grad is None or executor == "vmap":
         return compiled(method.step) if executor in COMPILED else method.step
     if executor == "compiled":
@@ -86,7 +90,7 @@ def make_advance(
     """
     key = key.to(device)
     whole = executor in COMPILED and (method.task_grad is None or chunk is None or tasks <= chunk)
-    whole = (whole and executor != "compiled_loop") or executor == "traced"
+    whole = (whole and executor not in ("compiled_loop", "compiled_steps")) or executor == "traced"
     inside = executor in CAPTURED or (whole and light(draw, key))
     if inside:
         return _with_sampling(method, draw, key, device, executor)
@@ -117,6 +121,14 @@ def _with_sampling(method: Method, draw: Draw, key: Key, device: str, executor: 
 
 def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
+
+
+def _by_steps(step: Step) -> Step:
+    def run(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+        with stepwise(compiled):
+            return step(state, data)
+
+    return run
 
 
 def _whole_or_pieces(method: Method, chunk: int) -> Step:

@@ -10,7 +10,10 @@ from pydantic import field_validator, model_validator
 from metalearn.component import Component, option
 from metalearn.run.track.settings import Track
 
-Executor = Literal["auto", "loop", "vmap", "traced", "chunk", "compiled", "compiled_loop", "graph", "compiled_graph"]
+Executor = Literal[
+    *("auto", "loop", "vmap", "traced", "chunk", "compiled", "compiled_loop", "compiled_steps", "graph"),
+    "compiled_graph",
+]
 Precision = Literal["float32", "tf32", "bf16"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component
 from metalearn.inner.rules import RULES
-from metalearn.learned_optimizers import LEARNED_OPTIMIZERS, LEARNED_RULES
+from metalearn.learned_optimizers import ESTIMATORS, HORIZONS, LEARNED_OPTIMIZERS, LEARNED_RULES
 from metalearn.models import MODELS
 from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
 from metalearn.run.track import SINKS
@@ -19,6 +19,8 @@ TABLES: dict[str, dict[str, type[Component]]] = {
     "methods": METHODS,
     "rules": dict(RULES),
     "learned_rules": dict(LEARNED_RULES),
+    "estimators": dict(ESTIMATORS),
+    "horizons": dict(HORIZONS),
     "spaces": dict(SPACES),
     "searchers": dict(SEARCHERS),
     "sinks": dict(SINKS),

@@ -86,5 +86,5 @@ def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:
 
 def _kind_of(tag: str) -> type[Component] | None:
     """The component that a field's tag chooses: a rule, a space or a searcher."""
-    tables = ("rules", "learned_rules", "spaces", "searchers")
+    tables = ("rules", "learned_rules", "estimators", "horizons", "spaces", "searchers")
     return next((TABLES[table][tag] for table in tables if tag in TABLES[table]), None)

@@ -1,9 +1,13 @@
 """Where episodes come from."""
 
 from metalearn.component import Component
+from metalearn.tasks.digits import Digits
 from metalearn.tasks.glyphs import Glyphs
 from metalearn.tasks.image_folder import ImageFolder
+from metalearn.tasks.landscapes import Landscapes
+from metalearn.tasks.logistic import Logistic
 from metalearn.tasks.omniglot import Omniglot
+from metalearn.tasks.quadratics import Quadratics
 from metalearn.tasks.sinusoid import Sinusoid
 
 TASKS: dict[str, type[Component]] = {
@@ -11,6 +15,20 @@ TASKS: dict[str, type[Component]] = {
     "glyphs": Glyphs,
     "omniglot": Omniglot,
     "image_folder": ImageFolder,
+    "digits": Digits,
+    "quadratics": Quadratics,
+    "landscapes": Landscapes,
+    "logistic": Logistic,
 }
 
-__all__ = ["TASKS", "Glyphs", "ImageFolder", "Omniglot", "Sinusoid"]
+__all__ = [
+    "TASKS",
+    "Digits",
+    "Glyphs",
+    "ImageFolder",
+    "Landscapes",
+    "Logistic",
+    "Omniglot",
+    "Quadratics",
+    "Sinusoid",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -62,6 +62,8 @@ class SinusoidSource:
 
 class Sinusoid(Component):
     """Regression on sine waves of random amplitude and phase; frequency, noise and ranges as options."""
+
+    default_model: ClassVar[str] = "mlp"
 
     source: Literal["sinusoid"] = option("sinusoid", "the task source")
     ways: Literal[1] = option(1, "always 1: regression has no classes")

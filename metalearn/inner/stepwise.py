@@ -1,0 +1,248 @@
+"""The inner loop with one step compiled, and the loop over steps left to Python: for long inner runs.
+
+A compiler that unrolls a hundred steps needs many minutes; one step, forward and backward, needs seconds, and is the
+same code every time. Forward keeps what comes into every step, and backward computes the step again before it
+differentiates it (as in recompute.py): a third more arithmetic than keeping all that a step meets on its way. The whole
+loop is one operation to torch.func, whose own work is then done once for a loop and not once for a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from metalearn.tree import flatten, unflatten
+from metalearn.types import Batch, Params, State
+
+Flat = Callable[..., Sequence[Tensor]]
+Make = Callable[[Callable[..., Any]], Callable[..., Any]]
+Move = Callable[[Params, State, Params, Batch], tuple[Params, State, Tensor]]
+_makers: list[Make] = []  # of the blocks that we are in
+_made: dict[Any, Step] = {}
+MANY = 64  # steps that are remembered
+
+
+@contextmanager
+def stepwise(make: Make) -> Iterator[None]:
+    """Inside, `adapt` runs steps that are alike through `make(step)`; `make` may compile."""
+    _makers.append(make)
+    try:
+        yield
+    finally:
+        _makers.pop()
+
+
+def handed_over() -> bool:
+    return bool(_makers)
+
+
+class Form(NamedTuple):
+    """How the flat list of a loop's inputs is made up."""
+
+    moving: int  # leaves of the parameters
+    carry: int  # leaves that a step changes, those of the parameters first
+    shared: int  # leaves that it reads: of the state what it hands back as it is (theta), fixed parameters
+    data: int  # leaves of the data of one step
+    steps: int
+    same: bool  # the same data for every step
+    points: tuple[int, ...]  # steps after which the parameters are handed out, besides the last
+
+
+def loop(
+    name: tuple[Any, ...], move: Move, moving: Params, state: State, fixed: Params, data: Sequence[Batch],
+    steps: int, keep: Collection[int],
+) -> tuple[list[Params], Params, State, Tensor]:  # fmt: skip
+    """`steps` times `move`: (parameters after the steps of `keep`, the last ones, the state, losses [S]).
+
+    The same `name` must mean the same `move`. `data` is one batch for every step, or a list of them, one a step. A
+    gradient flows through the parameters, the state and `fixed`.
+    """
+    args = (moving, state, fixed, data[0])
+    leaves, structure = flatten(args)
+    key = (_makers[-1], *name, structure)
+    if key not in _made:
+        while len(_made) >= MANY:
+            _made.pop(next(iter(_made)))
+        _made[key] = Step(move, args, _makers[-1])
+    step = _made[key]
+    count, held = len(flatten(moving)[0]), len(flatten((moving, state))[0])
+    points = tuple(place for place in sorted(keep) if 0 < place < steps)
+    shared = [leaves[place] for place in step.shared]
+    parts = [flatten(part)[0] for part in data]
+    form = Form(count, len(step.carried), len(shared), len(parts[0]), steps, len(data) == 1, points)
+    given = [*(leaves[place] for place in step.carried), *shared, *(leaf for part in parts for leaf in part)]
+    memory = Memory(step, form, any(_tracked(leaf) for leaf in leaves[: len(leaves) - form.data]))
+    results = list(_Forward.apply(memory, *given))  # type: ignore[no-untyped-call]
+    last, losses, rest = results[: form.carry], results[form.carry], results[form.carry + 1 :]
+    whole = list(leaves[:held])
+    for place, value in zip(step.carried, last, strict=True):
+        whole[place] = value
+    parameters = flatten(moving)[1]
+    kept = [unflatten(rest[at : at + count], parameters) for at in range(0, len(rest), count)]
+    final, state = unflatten(whole, flatten((moving, state))[1])
+    return kept, final, state, losses
+
+
+def _tracked(leaf: Tensor) -> bool:
+    """Whether a gradient may be asked for with respect to it, at whatever level of torch.func."""
+    while _functorch.is_functorch_wrapped_tensor(leaf):
+        if _functorch.is_gradtrackingtensor(leaf):
+            return True
+        leaf = _functorch.get_unwrapped(leaf)
+    return leaf.requires_grad
+
+
+class Step:
+    """One step as functions of flat lists: (carry, shared, data) -> (carry, loss), and backward."""
+
+    def __init__(self, move: Move, args: Any, make: Make) -> None:
+        leaves, structure = flatten(args)
+        held = len(flatten(args[:2])[0])
+        found = flatten(move(*args)[:2])[0]
+        through = [place for place in range(held) if found[place] is leaves[place]]
+        self.carried = [place for place in range(held) if place not in through]
+        rest = range(held, held + len(flatten(args[2])[0]))
+        self.shared = [*through, *rest]
+        places = [*self.carried, *self.shared, *range(rest.stop, len(leaves))]
+
+        def one(*flat: Tensor) -> tuple[Tensor, ...]:
+            whole = list(flat)
+            for place, value in zip(places, flat, strict=True):
+                whole[place] = value
+            moving, state, loss = move(*unflatten(whole, structure))
+            after = flatten((moving, state))[0]
+            return (*(after[place] for place in self.carried), loss)
+
+        self.make, self.moves = make, len(self.carried) + len(self.shared)
+        self._one, self._wider = one, dict[Any, Step]()
+        self._set(one, self._pulled(one))
+
+    def _pulled(self, one: Flat) -> Flat:
+        """(carry, shared, data, gradients of carry and loss, sums so far of shared) -> gradients of carry, new sums."""
+        carry, moves = len(self.carried), self.moves
+
+        def backward(*given: Tensor) -> tuple[Tensor, ...]:
+            inputs, sums = given[: len(given) - (moves - carry)], given[len(given) - (moves - carry) :]
+            flat, pulls = inputs[: -(carry + 1)], inputs[-(carry + 1) :]
+            _, pull = torch.func.vjp(lambda *moved: one(*moved, *flat[moves:]), *flat[:moves])
+            found = pull(tuple(pulls))
+            return (*found[:carry], *(a + b for a, b in zip(sums, found[carry:], strict=True)))
+
+        return backward
+
+    def _set(self, forward: Flat, backward: Flat) -> None:
+        self.plain = forward
+        self.forward, self.backward = self.make(forward), self.make(backward)
+
+    def over_tasks(self, in_dims: tuple[int | None, ...], each: bool) -> Step:
+        """The step of all tasks of a vmap, its carry [T, ...]; backward gives a gradient for `each` task, or sums."""
+        found = self._wider.get((in_dims, each))
+        if found is None:
+            found = self._wider[in_dims, each] = object.__new__(Step)
+            found.__dict__.update(self.__dict__, _wider={})
+            wide: Flat = torch.func.vmap(self.plain, in_dims=in_dims)
+            pulls = (0,) * (len(self.carried) + 1 + self.moves - len(self.carried))
+            alone = torch.func.vmap(self._pulled(self.plain), in_dims=(*in_dims, *pulls))
+            found._set(wide, alone if each else self._pulled(wide))
+        return found
+
+
+class Memory:
+    """What forward leaves for backward: the step that ran, what came into every step, and how it was batched."""
+
+    def __init__(self, step: Step, form: Form, keeps: bool) -> None:
+        self.step, self.form, self.keeps = step, form, keeps
+        self.inputs: list[list[Tensor]] = []
+        self.batched: list[tuple[Step, tuple[int | None, ...], int]] = []  # a vmap: narrower step, in_dims, tasks
+
+    def data(self, flat: Sequence[Tensor], step: int) -> Sequence[Tensor]:
+        form = self.form
+        begin = form.carry + form.shared + (0 if form.same else step * form.data)
+        return flat[begin : begin + form.data]
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(memory: Memory, *flat: Tensor) -> Any:
+        form, step = memory.form, memory.step
+        carry, shared = list(flat[: form.carry]), flat[form.carry : form.carry + form.shared]
+        losses, points = [], []
+        for number in range(form.steps):
+            given = [*carry, *shared, *memory.data(flat, number)]
+            if memory.keeps:
+                memory.inputs.append(given)
+            *carry, loss = step.forward(*given)
+            losses.append(loss)
+            if number + 1 in form.points:
+                points += carry[: form.moving]
+        return (*carry, torch.stack(losses, losses[0].dim()), *(point.clone() for point in points))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        del output
+        ctx.memory, ctx.count = inputs[0], len(inputs) - 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        memory: Memory = ctx.memory
+        found = _Backward.apply(memory, False, *grads)  # type: ignore[no-untyped-call]
+        return (None, *found, *[None] * (ctx.count - len(found)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], memory: Memory, *flat: Tensor) -> Any:
+        form, dims = memory.form, list(in_dims[1:])
+        given = [leaf if dim is None else leaf.movedim(dim, 0) for leaf, dim in zip(flat, dims, strict=True)]
+        for place in range(form.carry):  # from the first step on they differ from task to task
+            if dims[place] is None:
+                given[place] = given[place].expand(info.batch_size, *given[place].shape)
+        data = dims[form.carry + form.shared : form.carry + form.shared + form.data]
+        of_step = (*[0] * form.carry, *(None if dim is None else 0 for dim in dims[form.carry :][: form.shared]))
+        of_step = (*of_step, *(None if dim is None else 0 for dim in data))
+        memory.batched.append((memory.step, of_step, info.batch_size))
+        memory.step = memory.step.over_tasks(of_step, False)
+        found = _Forward.apply(memory, *given)  # type: ignore[no-untyped-call]
+        return found, (0,) * len(found)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(memory: Memory, each: bool, *grads: Tensor) -> Any:
+        form, step = memory.form, memory.step
+        shared = memory.inputs[0][form.carry : form.carry + form.shared]
+        if each:
+            narrow, of_step, tasks = memory.batched[-1]
+            step = narrow.over_tasks(of_step, True)
+            wide = of_step[form.carry : form.carry + form.shared]
+            sums = [
+                torch.zeros_like(leaf) if dim == 0 else leaf.new_zeros(tasks, *leaf.shape)
+                for leaf, dim in zip(shared, wide, strict=True)
+            ]
+        else:
+            sums = [torch.zeros_like(leaf) for leaf in shared]
+        pull, of_loss = list(grads[: form.carry]), grads[form.carry].unbind(-1)
+        of_points = {at: grads[form.carry + 1 :][n * form.moving :] for n, at in enumerate(form.points)}
+        for number in reversed(range(form.steps)):
+            if number + 1 in of_points:
+                extra = of_points[number + 1]
+                pull = [value + extra[n] if n < form.moving else value for n, value in enumerate(pull)]
+            found = step.backward(*memory.inputs[number], *pull, of_loss[number].contiguous(), *sums)
+            pull, sums = list(found[: form.carry]), list(found[form.carry :])
+        return (*pull, *sums)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], memory: Memory, each: bool, *grads: Tensor) -> Any:
+        given = [
+            grad.expand(info.batch_size, *grad.shape) if dim is None else grad.movedim(dim, 0)
+            for grad, dim in zip(grads, in_dims[2:], strict=True)
+        ]
+        found = _Backward.apply(memory, True, *given)  # type: ignore[no-untyped-call]
+        return found, (0,) * len(found)

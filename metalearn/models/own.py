@@ -1,0 +1,37 @@
+"""The parameters that an objective brings along: no network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import Component, option
+from metalearn.errors import ConfigError
+from metalearn.types import EpisodeSpec, Key, Learner, Params
+
+
+class Own(Component):
+    """What the task itself says is to be learned, such as the point of a quadratic; not a network."""
+
+    name: Literal["own"] = option("own", "the model")
+
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
+        own = spec.own
+        if own is None:
+            raise ConfigError(("model.name", "is own, but these tasks bring no parameters of their own: use mlp"))
+
+        def init(key: Key) -> Params:
+            return {name: value.to(spec.device, spec.dtype) for name, value in own.init(key).items()}
+
+        def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+            del context
+            return own.apply(params, x)
+
+        def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+            del params, context
+            return torch.flatten(x, 1)
+
+        return Learner(init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape)
