@@ -48,6 +48,9 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
         ends = [width * (box.x0 + box.width * text.get_position()[0]) for text in shown]
         assert all(x + report_axes.text_width(text.get_text(), font) <= width for x, text in zip(ends, shown))
         assert len({text.get_text() for text in shown}) == 3 and box.width > 0.35
+        label = axes.xaxis.label
+        middle = width * (box.x0 + box.width * label.get_position()[0])
+        assert middle >= report_axes.text_width(label.get_text(), font) / 2
         low, high = axes.get_xlim()
         span = width * box.width / np.log10(high / low)
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]

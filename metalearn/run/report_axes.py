@@ -89,7 +89,7 @@ def direction(groups: Sequence[Group]) -> str:
 def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, Style]) -> None:
     """Names in the right margin at the height of each line's end, pushed apart where they would touch.
 
-    The axes give way to the longest name.
+    The axes give way to the longest name; their own name is there already.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True)
@@ -98,6 +98,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, St
     shown = {label: _short(label, 26 if width > 360 else 17) for label, _ in ends}
     box, longest = axes.get_position(), max((text_width(text, size) for text in shown.values()), default=0.0)
     axes.set_position((box.x0, box.y0, min(WIDEST, 1 - (NAME + longest + 1) / width) - box.x0, box.height))
+    _keep_inside(axes, size, width)
     right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
     moved = _apart([place for place, _ in places], 1.3 * size / (box.height * height))
     for (wanted, label), place in zip(places, moved):
@@ -106,6 +107,13 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, St
         axes.plot(right[:3], [wanted, wanted, place], color=style.color, lw=0.8, **shared)
         axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **shared)
         axes.text(right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared)
+
+
+def _keep_inside(axes: Axes, size: float, width: float) -> None:
+    """A long word under narrow axes moves to the right until it begins inside the picture."""
+    label, box = axes.xaxis.label, axes.get_position()
+    middle = max(width * (box.x0 + box.width / 2), text_width(label.get_text(), size) / 2 + 2)
+    label.set_x((middle / width - box.x0) / box.width)
 
 
 def text_width(text: str, size: float) -> float:

@@ -206,10 +206,10 @@ def factors(groups: Sequence[Group], paired: Sequence[Json]) -> str:
         same = ", ".join(getattr(cells[a], field) for field in Cell._fields if field != name)
         change = f"{getattr(cells[a], name)} instead of {getattr(cells[b], name)}"
         numbers = [signed(entry["difference"], up), " to ".join(signed(end, up) for end in entry["ci95"])]
-        texts = [left(escape(text)) for text in (change, same, f"{a} against {b}")]
-        rows.append((name, row(escape(name), [*texts, *numbers])))
+        changed = left(f"{escape(change)}<br><small>{escape(a)} against {escape(b)}</small>")
+        rows.append((name, row(escape(name), [changed, left(escape(same)), *numbers])))
     if not rows:
         return ""
     unit = f"{'points' if up else 'squared error'}<small>{'above' if up else 'below'} 0 is better</small>"
-    heads = ["part", "change", "all else the same", "methods", unit, "95 % interval"]
-    return table(heads, [html for _, html in sorted(rows, key=lambda item: item[0])], left=(1, 2, 3))
+    heads = ["part", "change<small>methods</small>", "all else the same", unit, "95 % interval"]
+    return table(heads, [html for _, html in sorted(rows, key=lambda item: item[0])], left=(1, 2))
