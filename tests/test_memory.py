@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,3 +183,24 @@ def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) 
     assert plain.hash() == chunked.hash()
 
 
+FAULTS = """
+import resource
+from metalearn.run.heap import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        bytearray(b"x") * (40 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), int(keep_freed_memory()), faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    before, granted, after = map(int, done.stdout.split())
+    if not granted:
+        pytest.skip("no glibc")
+    assert after < before / 4  # one array's pages instead of eight times those

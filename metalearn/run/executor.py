@@ -27,6 +27,7 @@ from metalearn.inner.method import stamped, widened
 from metalearn.inner.stepwise import stepwise
 from metalearn.rng import fold_in
 from metalearn.run.captured import captured
+from metalearn.run.heap import keep_freed_memory
 from metalearn.run.slim import one_by_one
 from metalearn.run.traced import by_shapes, compiled, interpreted, light, traceable
 from metalearn.tree import add, scale, stack, take, tree_map
@@ -89,6 +90,8 @@ def make_advance(
     are computed rather than stored.
     """
     key = key.to(device)
+    if not device.startswith("cuda"):
+        keep_freed_memory()
     whole = executor in COMPILED and (method.task_grad is None or chunk is None or tasks <= chunk)
     whole = (whole and executor not in ("compiled_loop", "compiled_steps")) or executor == "traced"
     inside = executor in CAPTURED or (whole and light(draw, key))
