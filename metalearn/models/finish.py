@@ -156,7 +156,7 @@ class _FinishSecond(torch.autograd.Function):
         vjp: Any = torch.func.vjp
 
         def second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, gain: Tensor) -> Three:
-            _, back = vjp(lambda *moving: plain_grad(*moving, bias, ctx.window), g, y, gain)
+            _, back = vjp(lambda g, y, gain: plain_grad(g, y, gain, bias, ctx.window), g, y, gain)
             return cast(Three, back((v, s, t)))
 
         _, back = vjp(second, v, s, t, g, y, gain)
