@@ -129,7 +129,8 @@ class Step:
         def backward(*given: Tensor) -> tuple[Tensor, ...]:
             inputs, sums = given[: len(given) - (moves - carry)], given[len(given) - (moves - carry) :]
             flat, pulls = inputs[: -(carry + 1)], inputs[-(carry + 1) :]
-            _, pull = torch.func.vjp(lambda *moved: one(*moved, *flat[moves:]), *flat[:moves])
+            at = torch.func.vjp(lambda *moved: one(*moved, *flat[moves:]), *flat[:moves])
+            pull = at[1]
             found = pull(tuple(pulls))
             return (*found[:carry], *(a + b for a, b in zip(sums, found[carry:], strict=True)))
 

@@ -111,7 +111,7 @@ def inner_run(
     *,
     on: Literal["support", "query"] = "support",
     at: Literal["all", "late", "last"] = "all",
-    of: Literal["loss", "log"] = "loss",
+    of: Literal["loss", "root", "log"] = "loss",
     bound: float = 100.0,
     first_order: bool = True,
 ) -> Run:
@@ -120,9 +120,9 @@ def inner_run(
 
     The loss of a point is that of the next step's minibatch (`support`), as in Andrychowicz et al. 2016, equation 3, or
     of the query set; of `log` its logarithm is taken in units of the start's: tasks of all sizes then count alike, and
-    late steps as much as early ones (FLOOR keeps solved tasks from counting more). A loss that is not finite, or above
-    `bound` times that of the start, counts as that many, and `diverged` [] is the share of such points. `first_order`:
-    gradients of the objective are constants to theta.
+    late steps as much as early ones (FLOOR keeps solved tasks from counting more); `root` lies between. A loss that is
+    not finite, or above `bound` times that of the start, counts as that many, and `diverged` [] is the share of such
+    points. `first_order`: gradients of the objective are constants to theta.
     """
 
     update = update_of(learned)
@@ -166,6 +166,8 @@ def weighed(losses: Tensor, inner: Inner, problem: Problem, of: str, at: str) ->
     """The losses [K] of a window as `of` and `at` say (inner_run)."""
     if of == "log":
         losses = (losses / inner.first + FLOOR).log()
+    if of == "root":
+        losses = (losses / inner.first + FLOOR**2).sqrt()
     if at == "late":
         number = torch.arange(1.0, losses.shape[0] + 1, dtype=losses.dtype, device=losses.device)
         losses = losses * (2 / problem.horizon) * (inner.step + number)

@@ -63,8 +63,8 @@ class LearnOptimizer(Component):
     outer_at: Literal["all", "late", "last"] = option(
         "all", "after every step of a window, late ones of the run weighing more, or after its last", acts="train"
     )
-    outer_of: Literal["loss", "log"] = option(
-        "loss", "the loss itself, or its logarithm: then tasks and steps of all sizes count alike", acts="train"
+    outer_of: Literal["loss", "root", "log"] = option(
+        "loss", "loss; log: tasks and steps of all sizes count alike; root: between the two", acts="train"
     )
     first_order: bool = option(True, "treat gradients of the objective as constants, as in 2016", acts="train")
     rescale: float = option(

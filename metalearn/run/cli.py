@@ -228,6 +228,26 @@ def bench(
         run(words, say)
 
 
+@app.command()
+def l2o(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Out = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", help="another problem to test on, such as 'model.sizes=[40],task.shots=5'; repeatable"),
+    ] = None,
+    inner_seeds: Annotated[int, typer.Option("--inner-seeds", help="starts and data orders of each task", min=1)] = 5,
+    tuning_tasks: Annotated[int, typer.Option("--tuning-tasks", help="training tasks that choose rates", min=2)] = 500,
+) -> None:
+    """Meta-train an update rule with every seed and hold it against tuned hand-made optimizers on fresh problems."""
+    with exit_codes():
+        from metalearn.run.l2o.command import Words, run
+
+        words = Words(experiment, tuple(overrides or ()), out, tuple(also or ()), inner_seeds, tuning_tasks)
+        print(f"table: {run(words, say) / 'optimizers.md'}")
+
+
 @app.command(name="list")
 def list_(
     table: Annotated[

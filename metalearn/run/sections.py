@@ -11,7 +11,15 @@ from metalearn.component import Component, option
 from metalearn.run.track.settings import Track
 
 Executor = Literal[
-    *("auto", "loop", "vmap", "traced", "chunk", "compiled", "compiled_loop", "compiled_steps", "graph"),
+    "auto",
+    "loop",
+    "vmap",
+    "traced",
+    "chunk",
+    "compiled",
+    "compiled_loop",
+    "compiled_steps",
+    "graph",
     "compiled_graph",
 ]
 Precision = Literal["float32", "tf32", "bf16"]

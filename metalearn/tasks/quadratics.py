@@ -69,7 +69,8 @@ class QuadraticSource:
         inside = rng.uniform(rng.fold_in(keys, "spectrum"), (size,), dtype=weights.dtype)  # [T, d]
         place = torch.arange(size, device=weights.device)
         exponent = torch.where(place == 0, 0.0, torch.where(place == size - 1, 1.0, inside))
-        return self._options.condition ** (-0.5 * exponent.unsqueeze(-1)) * rotation
+        scales: Tensor = self._options.condition ** (-0.5 * exponent)
+        return scales.unsqueeze(-1) * rotation
 
 
 class Quadratics(Component):

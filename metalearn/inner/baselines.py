@@ -1,0 +1,98 @@
+"""Hand-made optimizers that learned ones are held against: makers of a rule from a learning rate and a schedule.
+
+A rate may be a tensor, so that a grid of rates runs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.inner.rules import Rate, adam, momentum, sgd
+from metalearn.tree import leaves, tree_map, zeros_like
+from metalearn.types import UpdateRule
+
+Maker = Callable[[Any, Rate | None], UpdateRule]  # (rate, factor of its schedule) -> rule
+
+
+def _clock(params: Any) -> Tensor:
+    like = leaves(params)[0]
+    return torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+def _rate(lr: Any, factor: Rate | None, count: Tensor) -> Any:
+    return lr if factor is None else lr * factor(count)
+
+
+def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
+    """Nesterov's momentum as torch.optim.SGD(nesterov=True): m = decay m + g; u = -lr (g + decay m)."""
+
+    def init(params: Any) -> Any:
+        return {"count": _clock(params), "velocity": zeros_like(params)}
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
+        rate = _rate(lr, factor, state["count"])
+        updates = tree_map(lambda m, g: -rate * (g + decay * m), velocity, grads)
+        return updates, {"count": state["count"] + 1, "velocity": velocity}
+
+    return UpdateRule(init, update)
+
+
+def rmsprop(lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None = None) -> UpdateRule:
+    """RMSprop as torch.optim.RMSprop: v = decay v + (1 - decay) g^2; u = -lr g / (sqrt(v) + eps)."""
+
+    def init(params: Any) -> Any:
+        return {"count": _clock(params), "second": zeros_like(params)}
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        second = tree_map(lambda v, g: decay * v + (1 - decay) * g * g, state["second"], grads)
+        rate = _rate(lr, factor, state["count"])
+        updates = tree_map(lambda v, g: -rate * g / (v.sqrt() + eps), second, grads)
+        return updates, {"count": state["count"] + 1, "second": second}
+
+    return UpdateRule(init, update)
+
+
+def nadamw(
+    lr: Any, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4,
+    factor: Rate | None = None,
+) -> UpdateRule:  # fmt: skip
+    """Nesterov's Adam (Dozat 2016) with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    m, v as Adam's; n = beta1 m / (1 - beta1^(t+1)) + (1 - beta1) g / (1 - beta1^t);
+    u = -lr (n / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p)
+    """
+
+    def init(params: Any) -> Any:
+        return {"count": _clock(params), "first": zeros_like(params), "second": zeros_like(params)}
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        count = state["count"] + 1
+        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], grads)
+        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["second"], grads)
+        ahead, now, size = 1 - beta1 ** (count + 1), 1 - beta1**count, 1 - beta2**count
+        rate = _rate(lr, factor, state["count"])
+
+        def move(m: Tensor, v: Tensor, g: Tensor, p: Tensor) -> Tensor:
+            direction = beta1 * m / ahead + (1 - beta1) * g / now
+            moved: Tensor = -rate * (direction / ((v / size).sqrt() + eps) + weight_decay * p)
+            return moved
+
+        updates = tree_map(move, first, second, grads, params)
+        return updates, {"count": count, "first": first, "second": second}
+
+    return UpdateRule(init, update)
+
+
+BASELINES: dict[str, Maker] = {
+    "sgd": lambda lr, factor: sgd(lr, factor),
+    "momentum": lambda lr, factor: momentum(lr, 0.9, factor),
+    "nag": lambda lr, factor: nag(lr, factor=factor),
+    "rmsprop": lambda lr, factor: rmsprop(lr, factor=factor),
+    "adam": lambda lr, factor: adam(lr, factor=factor),
+    "nadamw": lambda lr, factor: nadamw(lr, factor=factor),
+}

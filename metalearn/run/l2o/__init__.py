@@ -1,0 +1,1 @@
+"""Learned optimizers against tuned hand-made ones: `metalearn l2o`."""

@@ -1,0 +1,189 @@
+"""`metalearn l2o`: train an update rule with every seed, tune the hand-made ones, compare them on fresh problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn.errors import ConfigError
+from metalearn.inner.baselines import BASELINES
+from metalearn.learned_optimizers import LearnOptimizer
+from metalearn.learned_optimizers.inner_run import Objective, Problem, objective
+from metalearn.learned_optimizers.learned import carried
+from metalearn.rng import fold_in
+from metalearn.run.build import Parts, build
+from metalearn.run.config import Experiment, load
+from metalearn.run.files import write_atomic, write_json
+from metalearn.run.l2o import tuning
+from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
+from metalearn.run.l2o.rows import Measured, Row, differences, row
+from metalearn.run.l2o.table import markdown, picture
+from metalearn.run.load import load_run
+from metalearn.run.loop import Say
+from metalearn.run.train import run_folders, run_one, status
+from metalearn.tree import trainable, tree_map
+from metalearn.types import Meta
+
+SCHEDULES = ("constant", "cosine")
+AHEAD = 10  # times the headline step that Adam gets to reach a learned rule's loss
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the command line says."""
+
+    experiment: str
+    overrides: tuple[str, ...]
+    out: Path | None
+    also: tuple[str, ...]  # other problems: overrides of task and model, with commas between
+    inner_seeds: int
+    tuning_tasks: int
+
+
+def run(words: Words, say: Say) -> Path:
+    """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left alone."""
+    plan = load(words.experiment, words.overrides)
+    if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
+        raise ConfigError((plan.file, "should hold one `method` called learn_optimizer"))
+    experiment = plan.experiments[0]
+    others = [(text, _other(words, text)) for text in words.also]
+    if experiment.evaluate.steps[0] != 0 or not isinstance(experiment.evaluate.headline, int):
+        raise ConfigError(("evaluate.steps", "should begin with 0, and evaluate.headline_step be one of them"))
+    out = words.out or Path("runs") / plan.name
+    metas = _trained(experiment, out / "seeds", say)
+    home = build(experiment)
+    baselines = _baselines(experiment, home, words, say)
+    found = []
+    for name, other in [("as trained", experiment), *others]:
+        say(f"{experiment.label}: measuring {name}")
+        parts = home if other is experiment else build(other)
+        found.append({"name": name, **_measured(other, parts, metas, baselines, words)})
+    result = {
+        "schema": 1, "experiment": plan.name, "points": list(experiment.evaluate.steps),
+        "headline": experiment.evaluate.headline, "tasks": experiment.evaluate.episodes,
+        "inner_seeds": words.inner_seeds, "seeds": list(experiment.run.seeds), "tuning_tasks": words.tuning_tasks,
+        "grid": list(tuning.GRID), "problems": found,
+    }  # fmt: skip
+    write_json(out / "optimizers.json", result)
+    write_atomic(out / "optimizers.md", markdown(result).encode())
+    write_atomic(out / "optimizers.svg", picture(result).encode())
+    return out
+
+
+def _other(words: Words, text: str) -> Experiment:
+    """The experiment on another problem: the learned rule stays what it is."""
+    changes = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in changes if not part.startswith(("task.", "model.", "evaluate.task."))]
+    if wrong or not changes:
+        raise ConfigError(("--also", f"{text!r} should be overrides of task and model, with commas between them"))
+    return load(words.experiment, [*words.overrides, *changes]).experiments[0]
+
+
+def _trained(experiment: Experiment, out: Path, say: Say) -> list[Meta]:
+    """Theta of every seed, trained where it is not there yet."""
+    many = len(experiment.run.seeds) > 1
+    metas = []
+    for seed, folder in run_folders(experiment, out) if many else [(experiment.run.seeds[0], out / "seed-0")]:
+        one = experiment.with_seed(seed)
+        if status(folder, one) == "other":
+            raise ConfigError((str(folder), "holds a run of another config: give another --out, or remove it"))
+        if status(folder, one) != "finished":
+            run_one(one, folder, say)
+        metas.append(load_run(folder).state.meta)
+    return metas
+
+
+def _target(experiment: Experiment, parts: Parts) -> Objective:
+    """The objective of the tested problem, in its own units."""
+    return objective(parts.learner, parts.test.spec, experiment.method.batch)
+
+
+def _points(experiment: Experiment) -> tuple[int, ...]:
+    return tuple(point for point in experiment.evaluate.steps if point)
+
+
+def _baselines(experiment: Experiment, parts: Parts, words: Words, say: Say) -> list[tuning.Baseline]:
+    """Every hand-made rule under every schedule, its rates chosen on training tasks."""
+    target, points = _target(experiment, parts), _points(experiment)
+    given = problems(parts.train_tasks, fold_in(0, "tuning"), words.tuning_tasks, 0, points[-1], 0)
+    found = []
+    for name in BASELINES:
+        for shape in SCHEDULES:
+            say(f"{experiment.label}: tuning {name}, {shape}")
+            found.append(tuning.tuned(target, given, name, shape, points))
+    return found
+
+
+def _measured(
+    experiment: Experiment, parts: Parts, metas: Sequence[Meta], baselines: Sequence[tuning.Baseline], words: Words
+) -> Row:
+    points, target = experiment.evaluate.steps, _target(experiment, parts)
+    place = points.index(experiment.evaluate.headline)
+    given = _given(experiment, parts, words)
+    like = trainable(parts.learner.init(fold_in(0, "like")))[0]
+    learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
+    rules = [carried(learned, meta, points[-1]) for meta in metas]
+    few = tree_map(lambda leaf: leaf[:64], given[0][0])
+    mine = Measured(
+        experiment.method.rule.name, "learned",
+        [_joined([_over(given_of, lambda part, r=rule: over_tasks(target, r, part, points)) for given_of in given])
+         for rule in rules],
+        overhead(target, rules[0], few), {},
+    )  # fmt: skip
+    theirs = []
+    for base in baselines:
+        runs = [_over(parts_, lambda part, b=base: tuning.measured(target, part, b, points)) for parts_ in given]
+        cost = overhead(target, tuning.rule_of(base.name, base.schedule, points[-1])(1e-3), few)
+        rates = {str(point): rate for point, rate in base.rates.items()}
+        theirs.append(Measured(base.label, "baseline", [_joined(runs)], cost, {"rates": rates}))
+    upper, levels = _adam(experiment, target, given, next(one for one in theirs if one.label == "adam"))
+    rows = [row(found, points) for found in (mine, *theirs, upper)]
+    for one in rows:
+        value = one["loss"][place]
+        steps = None if value is None else tuning.steps_to(levels, value)
+        one["adam_steps"] = {"steps": steps, "within": len(levels) - 1}
+    return {"rows": rows, "paired": differences(mine, theirs, place)}
+
+
+def _given(experiment: Experiment, parts: Parts, words: Words) -> list[list[Problem]]:
+    """Test problems in chunks, once for every inner seed."""
+    evaluate, last = experiment.evaluate, experiment.evaluate.steps[-1]
+    key = fold_in(evaluate.seed, "episodes")
+    return [
+        [
+            problems(parts.test, key, min(evaluate.chunk, evaluate.episodes - start), start, last, inner)
+            for start in range(0, evaluate.episodes, evaluate.chunk)
+        ]
+        for inner in range(words.inner_seeds)
+    ]
+
+
+def _over(chunks: Sequence[Problem], measure: Any) -> Losses:
+    """Chunk by chunk, put together along the tasks."""
+    found = [measure(chunk) for chunk in chunks]
+    return Losses(*(torch.cat(part, -2) for part in zip(*found, strict=True)))
+
+
+def _joined(runs: Sequence[Losses]) -> Losses:
+    """[I, T, P] of the inner seeds; paths are not needed any more."""
+    empty = torch.zeros(0)
+    return Losses(torch.stack([run.train for run in runs]), torch.stack([run.held_out for run in runs]), empty)
+
+
+def _adam(
+    experiment: Experiment, target: Objective, given: Sequence[Sequence[Problem]], tuned: Measured
+) -> tuple[Measured, torch.Tensor]:
+    """(Adam at the best rate of every single task, the least loss that some rate has reached by each step)."""
+    points, headline = experiment.evaluate.steps, int(experiment.evaluate.headline)
+    rates = torch.tensor(tuning.GRID, dtype=given[0][0].horizon.dtype)
+    rule = tuning.rule_of("adam", "constant", points[-1])
+    upper = _over(given[0], lambda part: tuning.best_of_each(over_rates(target, rule, rates, part, points)))
+    length = max(AHEAD * headline, points[-1])
+    first = tree_map(lambda leaf: leaf[:200], given[0][0])
+    path = over_rates(target, tuning.rule_of("adam", "constant", length), rates, first, (length,)).path
+    levels = tuning.envelope(path, 0.0 if experiment.method.batch is None else 0.95)
+    return Measured("adam, per task", "per_task", [_joined([upper])], tuned.overhead, {}), levels

@@ -1,0 +1,108 @@
+"""Learning rates of hand-made rules: chosen on other functions, the same number of trials for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.inner.baselines import BASELINES
+from metalearn.inner.rules import schedule
+from metalearn.learned_optimizers.inner_run import Objective, Problem
+from metalearn.run.l2o.measure import Losses, Rule, over_rates, over_tasks
+
+GRID = tuple(10 ** (half / 2) for half in range(-12, 3))  # 1e-6 to 10 in half decades: 15 rates
+
+
+class Baseline(NamedTuple):
+    """One hand-made rule under one schedule, with the rate that was best at each point."""
+
+    name: str
+    schedule: str
+    rates: dict[int, float]  # point -> rate
+
+    @property
+    def label(self) -> str:
+        return self.name if self.schedule == "constant" else f"{self.name}, {self.schedule}"
+
+
+def rule_of(name: str, shape: str, steps: int) -> Rule:
+    """Rate -> rule, for a run of `steps` steps."""
+    factor = schedule(shape, steps)
+    return lambda rate: BASELINES[name](rate, factor)
+
+
+def tuned(target: Objective, given: Problem, name: str, shape: str, points: Sequence[int]) -> Baseline:
+    """The rate of least mean training loss over the tasks, for each point as the end of a run.
+
+    ConfigError where the best lies on an edge of the grid. A mean that is not finite loses.
+    """
+    rates = torch.tensor(GRID, dtype=given.horizon.dtype)
+    chosen: dict[int, float] = {}
+    for point, mean in _means(target, given, name, shape, points, rates).items():
+        best = int(mean.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin())
+        if best in (0, len(GRID) - 1):
+            text = f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}, an edge of the grid"
+            raise ConfigError(("baselines", f"{text}: nothing tells whether a rate beyond it is better"))
+        chosen[point] = GRID[best]
+    return Baseline(name, shape, chosen)
+
+
+def _means(
+    target: Objective, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
+) -> dict[int, Tensor]:
+    """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every point."""
+    if shape == "constant":
+        found = over_rates(target, rule_of(name, shape, points[-1]), rates, given, points).train.mean(1)
+        return {point: found[:, place] for place, point in enumerate(points)}
+    return {
+        point: over_rates(target, rule_of(name, shape, point), rates, given, (point,)).train.mean(1)[:, 0]
+        for point in points
+    }
+
+
+def measured(target: Objective, given: Problem, baseline: Baseline, points: Sequence[int]) -> Losses:
+    """The baseline on other tasks, at each point a run that was tuned for it: [T, P]; step 0 is the start's."""
+    parts = []
+    for rate in dict.fromkeys(baseline.rates.values()):
+        mine = [point for point in points if baseline.rates.get(point) == rate]
+        for run in [mine] if baseline.schedule == "constant" else [[point] for point in mine]:
+            rule = rule_of(baseline.name, baseline.schedule, run[-1])(rate)
+            parts.append((run, over_tasks(target, rule, given, (0, *run))))
+    columns = {0: (parts[0][1], 0)}
+    for run, losses in parts:
+        columns |= {point: (losses, place + 1) for place, point in enumerate(run)}
+    train, held = (
+        torch.stack([getattr(columns[point][0], part)[:, columns[point][1]] for point in points], -1)
+        for part in ("train", "held_out")
+    )
+    return Losses(train, held, parts[0][1].path)
+
+
+def best_of_each(losses: Losses) -> Losses:
+    """Every task at its own best rate, point by point: [L, T, P] -> [T, P]; nobody can tune so well beforehand."""
+    best = losses.train.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(0, keepdim=True)
+    return Losses(losses.train.gather(0, best)[0], losses.held_out.gather(0, best)[0], losses.path[0])
+
+
+def envelope(path: Tensor, smooth: float = 0.95) -> Tensor:
+    """Least loss that some rate has reached by each step, on the mean over tasks: [L, T, S] -> [S], falling.
+
+    Each rate's mean curve is smoothed with weight `smooth` on the past (`learned_optimization`'s normaliser), with the
+    correction of Adam's moments for its start; smooth = 0 where nothing is drawn at random.
+    """
+    curves = path.mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    seen, total = torch.zeros_like(curves[:, 0]), []
+    for step in range(curves.shape[1]):
+        seen = (smooth * seen + (1 - smooth) * curves[:, step]).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        total.append(seen / (1 - smooth ** (step + 1)))
+    return torch.stack(total, -1).amin(0).cummin(0).values
+
+
+def steps_to(levels: Tensor, loss: float) -> int | None:
+    """The first step at which the envelope [S] is as low as `loss`; None: not within its steps."""
+    reached = (levels <= loss).nonzero()
+    return int(reached[0]) if len(reached) else None

@@ -1,0 +1,198 @@
+"""`metalearn l2o`: hand-made rules against torch's, tuning and its edges, Adam's steps, the command from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import Commands, commands_in
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.inner.adapt import adapt
+from metalearn.inner.baselines import BASELINES, nadamw, nag, rmsprop
+from metalearn.inner.rules import schedule, sgd
+from metalearn.learned_optimizers.inner_run import objective
+from metalearn.models import MLP, Own
+from metalearn.rng import fold_in
+from metalearn.run.l2o import tuning
+from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
+from metalearn.run.l2o.rows import Measured, differences, row
+from metalearn.tasks import Digits, Quadratics
+from metalearn.types import Batch
+
+F64 = torch.float64
+KEY = fold_in(1, "l2o")
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("l2o")) as commands:
+        yield commands
+
+
+def target_of(source: Any, model: Any, batch: int | None = None) -> Any:
+    return objective(model.build(source.spec), source.spec, batch)
+
+
+SOURCE = Quadratics(dims=3).build(dtype=F64)
+TARGET = target_of(SOURCE, Own())
+GIVEN = problems(SOURCE, KEY, 6, 0, 20, 0)
+
+
+def path_of(rule: Any, steps: int) -> list[Tensor]:
+    """Points of a rule on (x - 1)^2 summed, from 0, 3."""
+    batch = Batch(torch.zeros(1), torch.zeros(1))
+    start = {"x": torch.tensor([0.0, 3.0], dtype=F64)}
+    found = adapt(lambda p, b, s: (p["x"] - 1).square().sum(), start, rule, batch, steps)
+    return [point["x"] for point in found.points]
+
+
+def path_of_torch(make: Any, steps: int) -> list[Tensor]:
+    x = torch.tensor([0.0, 3.0], dtype=F64, requires_grad=True)
+    made, points = make([x]), [x.detach().clone()]
+    for _ in range(steps):
+        made.zero_grad()
+        (x - 1).square().sum().backward()
+        made.step()
+        points.append(x.detach().clone())
+    return points
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        (nag(0.05), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
+        (rmsprop(0.05), lambda p: torch.optim.RMSprop(p, lr=0.05)),
+        (BASELINES["momentum"](0.05, None), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+        (BASELINES["adam"](0.05, None), lambda p: torch.optim.Adam(p, lr=0.05)),
+        (BASELINES["sgd"](0.05, None), lambda p: torch.optim.SGD(p, lr=0.05)),
+    ],
+)
+def test_hand_made_rules_are_torchs(rule: Any, make: Any) -> None:
+    for mine, theirs in zip(path_of(rule, 7), path_of_torch(make, 7), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_nadamw_by_hand() -> None:
+    """Two steps by the formula: g = 2 (x - 1), weight decay 0.1."""
+    x, m, v, points = torch.tensor([0.0, 3.0], dtype=F64), torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64), []
+    for t in (1, 2):
+        g = 2 * (x - 1)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        ahead = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+        x = x - 0.05 * (ahead / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + 0.1 * x)
+        points.append(x)
+    for mine, theirs in zip(path_of(nadamw(0.05, weight_decay=0.1), 2)[1:], points, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_cosine_ends_at_zero_and_a_grid_runs_side_by_side(name: str) -> None:
+    last = path_of(BASELINES[name](0.01, schedule("cosine", 4)), 6)
+    assert torch.equal(last[5], last[6]) and torch.equal(last[4], last[5]) and not torch.equal(last[2], last[3])
+    rates = torch.tensor([0.01, 0.1], dtype=F64)
+    grid = over_rates(TARGET, tuning.rule_of(name, "cosine", 8), rates, GIVEN, (0, 8))
+    for place, rate in enumerate(rates):
+        alone = over_tasks(TARGET, tuning.rule_of(name, "cosine", 8)(float(rate)), GIVEN, (0, 8))
+        torch.testing.assert_close(grid.train[place], alone.train, rtol=1e-9, atol=1e-12)
+
+
+def test_the_best_rate_of_every_point_is_found_and_used() -> None:
+    found = tuning.tuned(TARGET, GIVEN, "sgd", "constant", (2, 20))
+    rates = torch.tensor(tuning.GRID, dtype=F64)
+    means = over_rates(TARGET, lambda rate: sgd(rate), rates, GIVEN, (2, 20)).train.mean(1)
+    for place, point in enumerate((2, 20)):
+        assert found.rates[point] == tuning.GRID[int(means[:, place].nan_to_num(nan=torch.inf).argmin())]
+    fresh = problems(SOURCE, fold_in(2, "test"), 5, 0, 20, 0)
+    there = tuning.measured(TARGET, fresh, found, (0, 2, 20))
+    for place, point in ((1, 2), (2, 20)):
+        alone = over_tasks(TARGET, sgd(found.rates[point]), fresh, (point,))
+        torch.testing.assert_close(there.train[:, place], alone.train[:, 0])
+    torch.testing.assert_close(there.train[:, 0], over_tasks(TARGET, sgd(0.1), fresh, (0,)).train[:, 0])
+
+
+def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "GRID", tuple(rate for rate in tuning.GRID if rate < 0.02))
+    with pytest.raises(ConfigError, match=r"sgd .constant. at step 20 is 0.01, an edge"):
+        tuning.tuned(TARGET, GIVEN, "sgd", "constant", (20,))
+
+
+def test_the_grid_is_fifteen_half_decades() -> None:
+    assert len(tuning.GRID) == 15 and tuning.GRID[0] == pytest.approx(1e-6) and tuning.GRID[-1] == pytest.approx(10)
+
+
+def test_steps_that_the_envelope_needs() -> None:
+    """Two rates: one falls fast and stops, the other slowly and far; a run that is not finite counts for nothing."""
+    nan = float("nan")
+    path = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])
+    levels = tuning.envelope(path, 0.0)
+    assert levels.tolist() == [8, 2, 2, 1]
+    assert [tuning.steps_to(levels, loss) for loss in (2.5, 1.0, 0.5)] == [1, 3, None]
+    smooth = tuning.envelope(torch.tensor([[[4.0, 0.0]]]), 0.5)
+    assert smooth.tolist() == pytest.approx([4.0, 4 * 0.25 / 0.75])
+
+
+def test_the_best_rate_of_every_task() -> None:
+    train = torch.tensor([[[3.0], [float("nan")]], [[2.0], [5.0]]])  # [L, T, P]
+    best = tuning.best_of_each(Losses(train, train + 10, train))
+    assert best.train.tolist() == [[2.0], [5.0]] and best.held_out.tolist() == [[12.0], [15.0]]
+
+
+def test_rows_hold_means_intervals_and_what_diverged() -> None:
+    train = torch.tensor([[[1.0, 0.5], [3.0, 0.7]], [[1.0, 0.1], [3.0, 90.0]]])  # [I, T, P]
+    other = train.clone()
+    other[..., 1] = 2.0
+    given = Measured("mine", "learned", [Losses(train, train, train), Losses(other, other, other)], overhead_of(), {})
+    found = row(given, (0, 5))
+    assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2]) and found["diverged"] == [0.0, 1 / 8]
+    assert found["loss_by_seed"] == [pytest.approx([2.0, 91.3 / 4]), pytest.approx([2.0, 2.0])]
+    base = Measured("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
+    gap = differences(given, [base], 1)[0]
+    assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0) and (gap["a"], gap["b"]) == ("mine", "sgd")
+
+
+def overhead_of() -> Any:
+    return overhead(TARGET, sgd(0.1), GIVEN)
+
+
+def test_a_step_is_priced_with_its_rule() -> None:
+    cheap, dear = (overhead(TARGET, BASELINES[name](0.1, None), GIVEN).flops for name in ("sgd", "nadamw"))
+    assert cheap is not None and dear is not None and 20 < cheap < dear
+    source = Digits(shots=2, queries=1).build()
+    found = overhead(target_of(source, MLP(sizes=(4,))), sgd(0.1), problems(source, KEY, 2, 0, 1, 0)).flops
+    by_hand = 3 * 2 * 20 * (64 * 4 + 4 * 10) - 2 * 20 * 64 * 4  # forward, and two products back but none to the pixels
+    assert found is not None and 1.0 < found / by_hand < 1.2
+
+
+def test_the_command_from_end_to_end(metalearn: Commands) -> None:
+    words = ("run.meta_steps=2", "run.seeds=[0,1]", "run.tasks_per_step=2", "run.executor=vmap", "task.dims=2")
+    words += ("run.validate.every=null", "evaluate.checkpoint=last", "evaluate.episodes=4", "evaluate.steps=[0,10,20]")
+    words += ("evaluate.headline_step=20", "method.rule.hidden=2", "method.horizon.steps=20")
+    options = ("--inner-seeds", "2", "--tuning-tasks", "20", "--also", "task.draws=normal,task.dims=3", "--out", "out")
+    done = metalearn("l2o", "l2o_quadratics", *words, *options)
+    assert done.code == 0, done.err
+    found = json.loads((metalearn.folder / "out" / "optimizers.json").read_text())
+    assert [problem["name"] for problem in found["problems"]] == ["as trained", "task.draws=normal,task.dims=3"]
+    for problem in found["problems"]:
+        assert len(problem["rows"]) == 14 and len(problem["paired"]) == 12
+        assert all(len(line["loss"]) == 3 for line in problem["rows"])
+    text = (metalearn.folder / "out" / "optimizers.md").read_text()
+    assert "| lstm |" in text and "| adam, per task |" in text
+    assert Path(metalearn.folder / "out" / "optimizers.svg").read_text().startswith("<?xml")
+    again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
+    assert again.code == 0 and json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
+
+
+def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
+    for words, said in (
+        (("maml_sinusoid",), "learn_optimizer"),
+        (("l2o_quadratics", "--also", "run.seeds=[1]"), "overrides of task and model"),
+        (("l2o_quadratics", "evaluate.steps=[20,100]"), "begin with 0"),
+    ):
+        done = metalearn("l2o", *words, "--out", "no")
+        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists()
