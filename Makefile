@@ -21,6 +21,8 @@ FIVE      := task.shots=5 evaluate.task.shots=5
 FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
     methods.per_task_nas.search_steps=5
 
+OTHER_NETWORKS := --also 'model.sizes=[40]' --also 'model.sizes=[20,20]' --also 'model.activation=relu'
+
 # Data: METALEARN_DATA if it is set, else shared/data beside the checkout if it is there, else the program's own default.
 ifeq ($(METALEARN_DATA),)
 METALEARN_DATA := $(realpath ../shared/data)
@@ -42,7 +44,8 @@ NO_L2L     := set-up: learn2learn could not be built, so the cross-checks agains
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots clean force
+.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
+    l2o-quadratics l2o-mlp clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +111,14 @@ omniglot-1-shot: $(STAMP)
 
 omniglot-5-shots: $(STAMP)
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
+
+l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics and hold it against tuned SGD, Adam and others.
+	$(BIN)/metalearn l2o experiments/l2o_quadratics.yaml --out runs/l2o_quadratics
+	@cat runs/l2o_quadratics/optimizers.md
+
+l2o-mlp: $(STAMP) ## The same for training a small network on real digits; also wider, deeper, and with ReLU.
+	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 20 $(OTHER_NETWORKS) --out runs/l2o_mlp
+	@cat runs/l2o_mlp/optimizers.md
 
 clean: ## Remove .venv and the caches of the tools; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
