@@ -208,7 +208,8 @@ template <typename T> static void weight_gradient(const T* x, const T* g, T* dw,
   }
   std::vector<int64_t> row(rows);
   for (int64_t t = 0; t < z.k * z.k; ++t) for (int64_t c = 0; c < z.C; ++c) row[t * z.C + c] = (t / z.k * Wp + t % z.k) * z.C + c;
-  const int64_t many = std::max<int64_t>(1, std::min(z.B, BLOCK / (int64_t)((image + Ho * Wo * Fp) * sizeof(T))));
+  // Three times as much as above: the sums dw are read and written once for all of it.
+  const int64_t many = std::max<int64_t>(1, std::min(z.B, 3 * BLOCK / (int64_t)((image + Ho * Wo * Fp) * sizeof(T))));
   std::vector<int64_t> base;
   for (int64_t b = 0; b < many; ++b) for (int64_t i = 0; i < Ho; ++i) for (int64_t j = 0; j < Wo; ++j) base.push_back(b * image + (i * z.s * Wp + j * z.s) * z.C);
   // Few groups: their rows are shared out too, in whole tiles.
