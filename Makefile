@@ -68,7 +68,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@printf '%s\n' '$(CURDIR)' >$(STAMP)
 	@echo 'set-up: done'
 
-demo: $(STAMP) ## Compare eight ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
+demo: $(STAMP) ## Compare ten ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
 	$(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 
@@ -89,7 +89,7 @@ omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Om
 	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
 	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
 
-compare-sinusoid: $(STAMP) ## Meta-learning, transfer and architecture search on sinusoids under one account (no data needed).
+compare-sinusoid: $(STAMP) ## Meta-learning, learned optimizers, transfer and architecture search on sinusoids, one account (no data needed).
 	$(BIN)/metalearn compare experiments/compare_sinusoid.yaml --out runs/compare_sinusoid
 	@echo 'The report: $(CURDIR)/runs/compare_sinusoid/report.html'
 

@@ -72,12 +72,19 @@ def test_the_commands_run_in_order(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_python_runs(block: str) -> None:
+def test_the_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in commands():  # what a block reads, its command makes
+        if words[-2:-1] == ["--out"] and f'"{words[-1]}"' in block:
+            program = Path(sys.executable).with_name("metalearn")
+            subprocess.run([program, *words[1:]], check=True, capture_output=True)
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     if "curve" in names:
         mean = names["curve"].mean  # type: ignore[attr-defined]
         assert mean[-1] < mean[0]  # it learned something
+    if "optimizer" in names:
+        assert float(names["loss"]) < 0.2 and (tmp_path / "optimizer.pt").is_file()  # type: ignore[arg-type]
     if "SignMAML" in names:
         check_own_method(names["SignMAML"])
 

@@ -14,13 +14,13 @@ from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import begin, learner_of_tasks, outer_update, step_over_tasks
 from metalearn.inner.rules import Adam, Rule
-from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried
+from metalearn.learned_optimizers.inner_run import steady
+from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried, update_of
 from metalearn.learned_optimizers.learned_adam import LearnedAdam
 from metalearn.learned_optimizers.starts import SENTENCE, WORDS, Init, Start, needs_start, start_of
 from metalearn.learned_optimizers.tables import LearnedRuleChoice
 from metalearn.losses import criterion, metrics
 from metalearn.rng import fold_in
-from metalearn.tree import norm, tree_map
 from metalearn.types import (
     Batch,
     Episode,
@@ -113,7 +113,8 @@ class LearnToOptimize(Component):
                 consumes="episodes",
                 transductive=policy == "query_batch",
                 normalisation=policy,
-                fixed_ways=self.init == "meta",
+                fixed_ways=self.init == "meta" or self.rule.name == "learned_rates",  # a rate a parameter, of heads too
+                alike=True,
             ),
             init=init,
             learn=learner_of_tasks(adapt_one, predict_one),
@@ -126,21 +127,24 @@ class LearnToOptimize(Component):
         self, learner: Learner, spec: EpisodeSpec, learned: LearnedRule, start: Start
     ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
         loss, loss_of, last = support_loss(learner, spec), criterion(spec), self.losses_at[-1]
+        move = update_of(learned)  # one function for all tasks and steps, which is compiled once
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
             phi = start.of_task(meta, episode.info["key"])
             support, (x, y) = episode.support, episode.query
 
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
-                rule = carried(learned, theta, self.inner_steps)
-                path = adapt(loss, phi, rule, support, last, keep=self.losses_at, first_order=self.first_order)
+                rule = carried(learned, theta, self.inner_steps)._replace(update=move)
+                path = adapt(
+                    loss, phi, rule, support, last, keep=self.losses_at, first_order=self.first_order, alike=True
+                )
                 said = [learner.apply(params, x, context=support.x) for params in path.points]
                 losses = torch.stack([loss_of(each, y) for each in said])
                 return losses.mean(), metrics(spec, said[-1], y)
 
             value, pull, found = torch.func.vjp(query_loss, meta[THETA], has_aux=True)  # type: ignore[misc]
             (grads,) = pull(torch.ones_like(value), retain_graph=False)
-            grads, told = clipped(grads, self.clip)
+            grads, told = steady(grads, self.clip)
             return {THETA: grads}, {**found, **told}
 
         return task_grad
@@ -150,16 +154,6 @@ def support_loss(learner: Learner, spec: EpisodeSpec) -> Callable[[Params, Batch
     """The loss that a rule goes down."""
     loss_of = criterion(spec)
     return lambda params, batch, step: loss_of(learner.apply(params, batch.x), batch.y)
-
-
-def clipped(grads: Grads, limit: float) -> tuple[Grads, Metrics]:
-    """One task's gradient, no longer than `limit`; zero where it is not finite, and counted: `grad_lost` 1."""
-    length = norm(grads)
-    sound = length.isfinite()
-    factor = torch.where(sound, (limit / length.clamp(min=limit)), 0.0)
-    kept = tree_map(lambda grad: torch.where(sound, grad * factor, 0.0), grads)
-    told = {"grad_norm": torch.where(sound, length, 0.0), "grad_lost": 1 - sound.to(length.dtype)}
-    return kept, {name: value.detach() for name, value in told.items()}
 
 
 def update_of_theta(outer: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
