@@ -41,8 +41,15 @@ def test_block_borders_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     "classes,examples,ways,shots", [(200, 40, 5, 1), (200, 40, 33, 5), (20, 9, 20, 1), (7, 5, 2, 3)]
 )
 def test_episodes_in_machine_code_are_those_of_torch(
-    threads: int, dtype: torch.dtype, classes: int, examples: int, ways: int, shots: int
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    dtype: torch.dtype,
+    classes: int,
+    examples: int,
+    ways: int,
+    shots: int,
 ) -> None:
+    monkeypatch.setattr(native, "ALONE", 0)
     pool, before = numbered(classes, examples) % 251, torch.get_num_threads()
     for rotate, counts in ((False, None), (True, None), (True, [examples - row % 2 for row in range(classes)])):
         rows = pool if counts is None else torch.cat([pool[row, :count] for row, count in enumerate(counts)])

@@ -16,7 +16,7 @@ from metalearn.native import load
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 SOURCE = Path(__file__).with_name("episodes.cpp")
-ALONE = 8  # tasks below which a second thread is not worth waking
+ALONE = 1 << 26  # bytes of floats below which a second thread is not worth waking
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def episodes(
         *(rows.data_ptr(), width, spec.num_classes, same or 0, turned, counts.data_ptr(), starts.data_ptr()),
         *(int(key) & rng.MASK, start, num_tasks, ways, spec.shots, spec.queries, rng.number("order")),
         *(x[0].data_ptr(), y[0].data_ptr(), x[1].data_ptr(), y[1].data_ptr(), keys.data_ptr(), class_ids.data_ptr()),
-        torch.get_num_threads() if num_tasks >= ALONE else 1,
+        torch.get_num_threads() if x[0].nbytes + x[1].nbytes >= ALONE else 1,
     )
     step = torch.zeros(num_tasks, dtype=spec.dtype)
     return Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), {"key": keys, "step": step, "class_ids": class_ids})
