@@ -153,6 +153,13 @@ class Step:
         return found
 
 
+def bound(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
+    """A function for contiguous tensors like these; one that was compiled then looks nothing up at each step."""
+    find = getattr(function, "at", None)
+    found: Callable[..., Any] = function if find is None else find(*given)
+    return found
+
+
 class Memory:
     """What forward leaves for backward: the step that ran, what came into every step, and how it was batched."""
 
@@ -171,13 +178,16 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(memory: Memory, *flat: Tensor) -> Any:
         form, step = memory.form, memory.step
+        flat = tuple(leaf.contiguous() for leaf in flat)
         carry, shared = list(flat[: form.carry]), flat[form.carry : form.carry + form.shared]
         losses, points = [], []
+        forward = bound(step.forward, [*carry, *shared, *memory.data(flat, 0)])
         for number in range(form.steps):
             given = [*carry, *shared, *memory.data(flat, number)]
             if memory.keeps:
                 memory.inputs.append(given)
-            *carry, loss = step.forward(*given)
+            *carry, loss = forward(*given)
+            carry = [leaf.contiguous() for leaf in carry]
             losses.append(loss)
             if number + 1 in form.points:
                 points += carry[: form.moving]
@@ -225,14 +235,16 @@ class _Backward(torch.autograd.Function):
             ]
         else:
             sums = [torch.zeros_like(leaf) for leaf in shared]
-        pull, of_loss = list(grads[: form.carry]), grads[form.carry].unbind(-1)
+        pull = [grad.contiguous() for grad in grads[: form.carry]]
+        of_loss = grads[form.carry].movedim(-1, 0).contiguous().unbind(0)
+        backward = bound(step.backward, [*memory.inputs[-1], *pull, of_loss[-1], *sums])
         of_points = {at: grads[form.carry + 1 :][n * form.moving :] for n, at in enumerate(form.points)}
         for number in reversed(range(form.steps)):
             if number + 1 in of_points:
                 extra = of_points[number + 1]
                 pull = [value + extra[n] if n < form.moving else value for n, value in enumerate(pull)]
-            found = step.backward(*memory.inputs[number], *pull, of_loss[number].contiguous(), *sums)
-            pull, sums = list(found[: form.carry]), list(found[form.carry :])
+            found = backward(*memory.inputs[number], *pull, of_loss[number], *sums)
+            pull, sums = ([leaf.contiguous() for leaf in part] for part in (found[: form.carry], found[form.carry :]))
         return (*pull, *sums)
 
     @staticmethod

@@ -204,7 +204,7 @@ def bench(
     ] = None,
     tasks: Annotated[int | None, typer.Option("--tasks", help="tasks a batch, not the workload's own", min=1)] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="native, learn2learn, higher, torchopt or jax; repeatable")
+        list[str] | None, typer.Option("--engine", help="native, learn2learn, higher, torchopt, jax, torch; repeatable")
     ] = None,
     executor: Annotated[
         list[str] | None, typer.Option("--executor", help="of native, such as vmap or compiled:4; repeatable")

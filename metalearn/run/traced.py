@@ -58,10 +58,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat]) -> Callable[..., Any]:
-    """`function` traced for every combination of shapes, each trace made callable on flat inputs by `finish`."""
+    """`function` traced for every combination of shapes, each trace made callable on flat inputs by `finish`.
+
+    `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops (inner/stepwise.py).
+    """
     made: dict[Any, tuple[Trace, Flat]] = {}
 
-    def call(*args: Any) -> Any:
+    def find(args: tuple[Any, ...]) -> tuple[Trace, Flat, list[Tensor]]:
         leaves, structure = _pytree.tree_flatten(args)
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = (structure, *(_kind(leaf) for leaf in leaves))
@@ -70,9 +73,13 @@ def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor
             with torch.no_grad():
                 traced = trace(function, *args)
                 found = made[key] = traced, finish(traced, tensors)
-        traced, flat = found
+        return *found, tensors
+
+    def call(*args: Any) -> Any:
+        traced, flat, tensors = find(args)
         return traced.whole(flat(*tensors))
 
+    call.at = lambda *args: find(args)[1]  # type: ignore[attr-defined]
     return call
 
 

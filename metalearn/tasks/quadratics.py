@@ -69,7 +69,7 @@ class QuadraticSource:
         inside = rng.uniform(rng.fold_in(keys, "spectrum"), (size,), dtype=weights.dtype)  # [T, d]
         place = torch.arange(size, device=weights.device)
         exponent = torch.where(place == 0, 0.0, torch.where(place == size - 1, 1.0, inside))
-        scales: Tensor = self._options.condition ** (-0.5 * exponent)
+        scales = (-0.5 * math.log(self._options.condition) * exponent).exp()
         return scales.unsqueeze(-1) * rotation
 
 

@@ -13,6 +13,7 @@ import torch
 
 from metalearn.run.bench.contenders import Contender, contenders
 from metalearn.run.bench.engine import Engine, LeftOut
+from metalearn.run.bench.l2o import LearnedProblem
 from metalearn.run.bench.limit import LIMIT, convolution, counted
 from metalearn.run.bench.measure import Turns, first_step, fresh_cache, in_turns, peak_bytes, peak_on_cuda, quartiles
 from metalearn.run.bench.native import STEPS
@@ -64,7 +65,7 @@ def measured(workload: Workload, settings: Settings, say: Say) -> Outcome:
     work = workload.with_tasks(settings.tasks) if settings.tasks else workload
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
-    problem = Problem(work, settings.device)
+    problem = (LearnedProblem if work.family == "l2o" else Problem)(work, settings.device)
     say(f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} thread{'s' if threads > 1 else ''}")
     outcome = Outcome([], [], {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads})
     expected = None

@@ -14,7 +14,7 @@ from metalearn.run.files import read_json, write_atomic, write_json
 from metalearn.run.sections import Executor
 
 Say = Callable[[str], None]
-NAMES = ("native", "learn2learn", "higher", "torchopt", "jax")  # engines; here too, since that list needs torch
+NAMES = ("native", "learn2learn", "higher", "torchopt", "jax", "torch")  # here too: that list needs torch imported
 SAME = ("cpu", "cores", "device", "torch", "python")  # what must agree before rows of two runs stand in one file
 
 

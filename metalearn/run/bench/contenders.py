@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metalearn.run.bench import by_higher, by_jax, by_learn2learn, by_torchopt, native, sampling
-from metalearn.run.bench.engine import Engine
+from metalearn.run.bench import by_higher, by_jax, by_learn2learn, by_torchopt, l2o, l2o_jax, native, sampling
+from metalearn.run.bench.engine import Engine, LeftOut
 from metalearn.run.bench.problem import Problem
 
 Row = dict[str, Any]
-PEERS = ("learn2learn", "higher", "torchopt", "jax")
+PEERS = ("learn2learn", "higher", "torchopt", "jax", "torch")
 ENGINES = ("native", *PEERS)
 
 
@@ -40,15 +40,31 @@ def contenders(problem: Problem, engines: Iterable[str], executors: Sequence[str
             Contender("native", lambda row: [sampling.ours(problem)]),
             Contender("learn2learn", lambda row: sampling.theirs(problem), every_form=True),
         ]
+    elif isinstance(problem, l2o.LearnedProblem):
+        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        found += [Contender(name, _left_out(name, "unrolls no learned optimizer")) for name in PEERS[:3]]
+        found += [
+            Contender("jax", lambda row: [l2o_jax.engine(problem)]),
+            Contender("torch", lambda row: [l2o.engine(problem)]),
+        ]
     else:
         found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
         found += [
+            Contender("torch", _left_out("torch", "plain autograd is timed on learned optimizers alone")),
             Contender("learn2learn", lambda row: [by_learn2learn.engine(problem)]),
             Contender("higher", lambda row: [by_higher.engine(problem)]),
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),
             Contender("jax", lambda row: [by_jax.engine(problem)]),
         ]
     return [one for one in found if one.engine in asked]
+
+
+def _left_out(name: str, why: str) -> Callable[[Row], list[Engine]]:
+    def build(row: Row) -> list[Engine]:
+        del row
+        raise LeftOut(f"{name}: {why}")
+
+    return build
 
 
 def _native(problem: Problem, text: str) -> Contender:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from metalearn.run.bench import l2o
 from metalearn.run.bench.engine import Engine
 from metalearn.run.bench.plain import reference
 from metalearn.run.bench.problem import Problem, synchronise
@@ -19,8 +20,14 @@ LIMIT = "plain convolution"
 def counted(problem: Problem) -> tuple[Params, int]:
     """The reference gradient in float64, and the floating-point operations of its matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        expected = reference(problem, problem.check)
+        expected = _reference(problem)
     return expected, int(counter.get_total_flops())
+
+
+def _reference(problem: Problem) -> Params:
+    if isinstance(problem, l2o.LearnedProblem):
+        return l2o.reference(problem, problem.check)
+    return reference(problem, problem.check)
 
 
 @dataclass(frozen=True)

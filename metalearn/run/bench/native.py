@@ -21,6 +21,8 @@ def candidates(problem: Problem) -> tuple[str, ...]:
     """What is worth a row here, as `--executor` writes it: NAME or NAME:CHUNK."""
     if problem.device.startswith("cuda"):
         return ("vmap", "graph", "compiled_graph", "auto")
+    if problem.workload.family == "l2o":
+        return ("vmap", "compiled_steps")
     if problem.workload.model == "mlp":
         return ("vmap", "traced", "compiled", "auto")
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")

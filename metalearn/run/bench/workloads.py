@@ -7,7 +7,7 @@ from typing import Literal
 
 from metalearn.errors import ConfigError, did_you_mean
 
-Family = Literal["maml", "proto_net", "sampling"]
+Family = Literal["maml", "proto_net", "sampling", "l2o"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Workload:
         """What it is, in one line."""
         if self.family == "sampling":
             return f"{self.ways}-way {self.shots}-shot episodes with {self.queries} queries a class, {self._images()}"
+        if self.family == "l2o":
+            what = "10-d quadratics" if self.name == "l2o_quadratics" else "MLP 64-20-10 on 50 digits"
+            return f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through {self.inner_steps} inner steps"
         model = "MLP 40-40" if self.regression else f"Conv4-{self.filters}, {self._halving()}, {self._images()}"
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
         if self.family == "proto_net":
@@ -89,6 +92,8 @@ _TABLE = (
     Workload("first_order_5w1s", 32, first_order=True),
     Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
+    replace(_SINUSOID, name="l2o_quadratics", tasks=32, family="l2o", shots=10, x_shape=(10,), inner_steps=100),
+    replace(_SINUSOID, name="l2o_mlp", tasks=32, family="l2o", ways=10, shots=5, x_shape=(1, 8, 8), inner_steps=100),
 )  # fmt: skip
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _TABLE}
