@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers.inner_run import Problem, objective
 from metalearn.losses import criterion
-from metalearn.models import MLP, Conv4, Own
+from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Digits, Landscapes, Logistic, Omniglot, Quadratics, Sinusoid
 from metalearn.tasks.landscapes import FUNCTIONS, standard_start
@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "broyden": (Landscapes(function="broyden", dims=5), Own()),
     "logistic": (Logistic(shots=8, queries=4, dims=3, condition=10.0), MLP(sizes=())),
     "mlp on digits": (Digits(shots=2, queries=1), MLP(sizes=(5,))),
+    "networks of all sizes": (Digits(shots=2, queries=1), SizedMLP(sizes=(9, 6), least=2)),
     "conv on digits": (Digits(ways=3, shots=2, queries=1), Conv4(filters=2, downsample="stride")),
     "sinusoid": (Sinusoid(shots=4), MLP(sizes=(5,))),
 }
@@ -97,6 +98,27 @@ def test_directions_that_a_smaller_task_lacks_have_no_gradient() -> None:
         grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(at)["point"]
         size = int(dims[task])
         assert (grads[size:] == 0).all() and (grads[:size] != 0).all()
+
+
+def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
+    """Two layers against the same network cut to its widths; units that are not there have no gradient."""
+    source, learner = made("networks of all sizes")
+    keys = fold_in(KEY, torch.arange(300))
+    masks = torch.func.vmap(learner.init)(keys)
+    seen = [masks[f"stats.mask.{place}"].sum(-1).unique().tolist() for place in range(2)]
+    assert seen == [list(range(2, 10)), list(range(2, 7))]
+    episodes = source.sample(KEY, 8)
+    for task in range(8):
+        params = learner.init(fold_in(KEY, task))
+        first, second = (int(params[f"stats.mask.{place}"].sum()) for place in range(2))
+        x, y = episodes.support.x[task], episodes.support.y[task]
+        z = torch.relu(x.flatten(1) @ params["layers.0.weight"][:first].T + params["layers.0.bias"][:first])
+        z = torch.relu(z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second])
+        said = z @ params["head.weight"][:, :second].T + params["head.bias"]
+        torch.testing.assert_close(learner.apply(params, x), said)
+        grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(params)
+        assert (grads["layers.1.weight"][second:] == 0).all() and (grads["layers.1.weight"][:, first:] == 0).all()
+        assert (grads["stats.mask.0"] == 0).all() and grads["layers.0.weight"][:first].abs().max() > 0
 
 
 # f at the standard start (Moré, Garbow & Hillstrom 1981: 24.2 and 215 are printed there; the others by hand).

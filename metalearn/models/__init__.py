@@ -6,7 +6,8 @@ from metalearn.models.functional import from_module
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
 from metalearn.models.own import Own
+from metalearn.models.sized_mlp import SizedMLP
 
-MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4, "own": Own}
+MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4, "own": Own, "sized_mlp": SizedMLP}
 
-__all__ = ["MLP", "MODELS", "Conv4", "Norm", "Own", "from_module"]
+__all__ = ["MLP", "MODELS", "Conv4", "Norm", "Own", "SizedMLP", "from_module"]
