@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "broyden": (Landscapes(function="broyden", dims=5), Own()),
     "logistic": (Logistic(shots=8, queries=4, dims=3, condition=10.0), MLP(sizes=())),
     "mlp on digits": (Digits(shots=2, queries=1), MLP(sizes=(5,))),
-    "networks of all sizes": (Digits(shots=2, queries=1), SizedMLP(sizes=(9, 6), least=2)),
+    "networks of all sizes": (Digits(shots=2, queries=1), SizedMLP(sizes=(9, 6), least=2, activation="tanh")),
     "conv on digits": (Digits(ways=3, shots=2, queries=1), Conv4(filters=2, downsample="stride")),
     "sinusoid": (Sinusoid(shots=4), MLP(sizes=(5,))),
 }
@@ -112,8 +112,8 @@ def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
         params = learner.init(fold_in(KEY, task))
         first, second = (int(params[f"stats.mask.{place}"].sum()) for place in range(2))
         x, y = episodes.support.x[task], episodes.support.y[task]
-        z = torch.relu(x.flatten(1) @ params["layers.0.weight"][:first].T + params["layers.0.bias"][:first])
-        z = torch.relu(z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second])
+        z = torch.tanh(x.flatten(1) @ params["layers.0.weight"][:first].T + params["layers.0.bias"][:first])
+        z = torch.tanh(z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second])
         said = z @ params["head.weight"][:, :second].T + params["head.bias"]
         torch.testing.assert_close(learner.apply(params, x), said)
         grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(params)
