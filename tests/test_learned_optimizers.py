@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from metalearn.learned_optimizers import (
 )
 from metalearn.models import MLP
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint, executor, traced
+from metalearn.run import checkpoint, executor, report_questions, traced
 from metalearn.tasks import Sinusoid
 from metalearn.tree import named_leaves, take, tree_map
 
@@ -167,6 +168,7 @@ def cross(metalearn: Commands) -> Path:
     for label in ("adam_meta", "scalars_random", "scalars_meta", "network_random", "network_pretrained"):
         rule, init = label.split("_")
         rows.append({"label": label, "init": init, **rules[rule], **starts[init]})
+    rows.append({"name": "learn_optimizer", "unroll": 2, "horizon": {"name": "constant", "steps": 2}})
     done = metalearn("compare", write(metalearn.folder, "cross", methods=rows), "--out", "cross")
     assert done.code == 0, done.err
     return metalearn.folder / "cross"
@@ -199,6 +201,17 @@ def test_the_report_tells_start_and_optimizer_apart(cross: Path) -> None:
     assert {"scalars_meta", "network_random"} <= {row[side] for row in pairs for side in "ab"}
 
 
+@pytest.mark.parametrize(
+    ("consumes", "start", "family"),
+    [("nothing", None, "scratch"), ("nothing", "random", "scratch"), ("nothing", "pretrained", "transfer"),
+     ("nothing", "meta-learned", "meta-learned"), ("examples", None, "transfer"), ("episodes", None, "meta-learned")],
+)  # fmt: skip
+def test_a_row_without_training_belongs_to_where_it_starts(consumes: str, start: str | None, family: str) -> None:
+    """Which family the report counts a row to, so that it can say which one is lacking."""
+    run = SimpleNamespace(traits={"consumes": consumes}, result={"factors": {"start": start} if start else {}})
+    assert report_questions._family(SimpleNamespace(first=run)) == family  # type: ignore[arg-type]
+
+
 def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> None:
     """From the directory, a checkpoint in it, or the file that it is saved to: the same theta."""
     folder = cross / "methods" / "network_pretrained" / "seed-0"
@@ -215,6 +228,8 @@ def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> No
     loss.backward()
     found.step(loss=loss)
     assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    loaded = LearnedOptimizer.load(cross / "methods" / "learn_optimizer" / "seed-0", network.parameters(), num_steps=5)
+    assert loaded.rule.name == "lstm" and "lstm.0.weight" in loaded.theta  # type: ignore[attr-defined]
     for label, word in (("maml", "learns no optimizer"), ("adam_meta", "learns no optimizer")):
         with pytest.raises(ConfigError, match=word):
             LearnedOptimizer.load(cross / "methods" / label / "seed-0", network.parameters(), num_steps=5)

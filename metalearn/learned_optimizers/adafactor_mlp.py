@@ -48,10 +48,10 @@ class AdafactorMLP(Component):
         def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
             after = moments(theta, grad, slots)
             x = by_rms(columns(grad, param, after))
-            said = mlp(theta, x, time_features(now.step), len(sizes) - 1)
+            said = mlp(theta, x, now.seen, len(sizes) - 1)
             return stride(said, self.step_size, self.exponent).reshape(grad.shape), after
 
-        return LearnedRule(init, over_tensors(start, move))
+        return LearnedRule(init, over_tensors(start, move, time_features))
 
 
 def two_largest(shape: torch.Size) -> tuple[int, int] | None:

@@ -22,8 +22,12 @@ def log_sign(grad: Tensor, p: float) -> Tensor:
 
 def time_features(step: Tensor) -> Tensor:
     """tanh(step / t - 1) at 11 scales t (Metz et al. 2022, arXiv:2203.11860): [] -> [11]."""
-    scales = torch.tensor(TIMES, dtype=step.dtype, device=step.device)
-    return torch.tanh(step / scales - 1)
+    return torch.tanh(step / constants(TIMES, step) - 1)
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """[len(values)], filled in on the device: nothing is copied there, which a CUDA graph could not hold."""
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def by_rms(columns: Sequence[Tensor]) -> Tensor:

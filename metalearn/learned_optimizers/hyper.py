@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import Component, option
 from metalearn.learned_optimizers.cells import blank, lstm, start_lstm, weight
-from metalearn.learned_optimizers.features import by_rms, logged, rolling
+from metalearn.learned_optimizers.features import by_rms, constants, logged, rolling
 from metalearn.learned_optimizers.learned import LearnedRule, Theta, advanced, clock, in_order_of
 from metalearn.learned_optimizers.mlp import stride
 from metalearn.rng import fold_in
@@ -97,14 +97,13 @@ def _slots(param: Tensor) -> State:
 
 
 def _moved(grad: Tensor, slots: State) -> State:
-    decays = torch.tensor(DECAYS, dtype=grad.dtype, device=grad.device)
     second = DECAYS[-1] * slots["second"] + (1 - DECAYS[-1]) * grad * grad
-    return {"momenta": rolling(slots["momenta"], grad, decays), "second": second}
+    return {"momenta": rolling(slots["momenta"], grad, constants(DECAYS, grad)), "second": second}
 
 
 def _loss(state: State, loss: Tensor) -> tuple[Tensor, Tensor]:
     """(moving averages of the loss [2]; how it and they changed, in units of their size [2])."""
-    decays = torch.tensor(DECAYS, dtype=loss.dtype, device=loss.device)
+    decays = constants(DECAYS, loss)
     losses = rolling(state["loss"], loss, decays)
     even = losses / (1 - decays ** (state["count"] + 1))
     scale = even.abs().mean() + 1e-8

@@ -77,6 +77,10 @@ class LearnToOptimize(Component):
         return (self.inner_steps,) if self.loss_at is None else self.loss_at
 
     @property
+    def gradients_per_task(self) -> int:
+        return self.losses_at[-1] + len(self.losses_at)
+
+    @property
     def needs_start(self) -> str:
         return needs_start(self.init)
 

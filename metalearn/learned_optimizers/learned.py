@@ -40,14 +40,17 @@ class Now(NamedTuple):
     step: Tensor  # [] steps already made
     horizon: Tensor  # [] steps in all
     loss: Tensor  # [] before the step
+    seen: Any = None  # what the rule makes of the time, once for all tensors
 
 
 Start = Callable[[Tensor], State]  # one parameter tensor -> what the rule keeps for it
 Move = Callable[[Theta, Tensor, State, Tensor, Now], tuple[Tensor, State]]  # (theta, grad, slots, param, now)
 
 
-def over_tensors(start: Start, move: Move) -> Callable[[Theta, Tensor | int], UpdateRule]:
-    """`LearnedRule.rule` made of two functions of one parameter tensor.
+def over_tensors(
+    start: Start, move: Move, see: Callable[[Tensor], Any] = lambda step: None
+) -> Callable[[Theta, Tensor | int], UpdateRule]:
+    """`LearnedRule.rule` made of two functions of one parameter tensor, and of what `see` makes of the step.
 
     State: {"count": [], "horizon": [], "slots": [what `start` and `move` give, one item a tensor]}.
     """
@@ -57,7 +60,7 @@ def over_tensors(start: Start, move: Move) -> Callable[[Theta, Tensor | int], Up
             return {**clock(params, horizon), "slots": [start(param) for param in leaves(params)]}
 
         def update(grads: Grads, state: State, params: Any, loss: Tensor) -> tuple[Updates, State]:
-            now = Now(state["count"], state["horizon"], loss)
+            now = Now(state["count"], state["horizon"], loss, see(state["count"]))
             values, structure = flatten(params)
             moved = [
                 move(theta, grad, slots, param, now)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import Component, option
 from metalearn.learned_optimizers.cells import mlp, start_mlp
-from metalearn.learned_optimizers.features import TIMES, by_rms, rolling, time_features
+from metalearn.learned_optimizers.features import TIMES, by_rms, constants, rolling, time_features
 from metalearn.learned_optimizers.learned import LearnedRule, Now, Theta, over_tensors
 from metalearn.types import Key, Params, State
 
@@ -40,13 +40,12 @@ class MLP(Component):
             return {"momenta": param.new_zeros(len(DECAYS), *param.shape)}
 
         def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
-            decays = torch.tensor(DECAYS, dtype=grad.dtype, device=grad.device)
-            momenta = rolling(slots["momenta"], grad, decays)
+            momenta = rolling(slots["momenta"], grad, constants(DECAYS, grad))
             x = by_rms([grad, param, *momenta])
-            said = mlp(theta, x, time_features(now.step), len(sizes) - 1)
+            said = mlp(theta, x, now.seen, len(sizes) - 1)
             return stride(said, self.step_size, self.exponent).reshape(grad.shape), {"momenta": momenta}
 
-        return LearnedRule(init, over_tensors(start, move))
+        return LearnedRule(init, over_tensors(start, move, time_features))
 
 
 def stride(said: Tensor, step_size: float, exponent: float) -> Tensor:
