@@ -44,7 +44,7 @@ NO_L2L     := set-up: learn2learn could not be built, so the cross-checks agains
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
+.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
     l2o-quadratics l2o-mlp clean force
 
 help: ## Show this list.
@@ -119,6 +119,20 @@ l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics and hold 
 l2o-mlp: $(STAMP) ## The same for training a small network on real digits; also wider, deeper, and with ReLU.
 	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 20 $(OTHER_NETWORKS) --out runs/l2o_mlp
 	@cat runs/l2o_mlp/optimizers.md
+
+sweep-sinusoid: $(STAMP) ## Search rates and steps of MAML on sinusoids, two workers (about ten minutes; no data needed).
+	$(BIN)/metalearn sweep maml_sinusoid --workers 2 --out runs/sweep_sinusoid
+	@echo 'The report: $(CURDIR)/runs/sweep_sinusoid/report.html'
+
+sweep-omniglot: $(STAMP) ## The same of MAML on 5-way 1-shot Omniglot (needs METALEARN_DATA; takes hours).
+	$(BIN)/metalearn sweep maml_omniglot --workers 2 --out runs/sweep_omniglot
+	@echo 'The report: $(CURDIR)/runs/sweep_omniglot/report.html'
+
+sweep-kills: $(STAMP) ## A sweep of 40 trials by 4 workers, 2 of them killed, against one undisturbed.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/sweep_kills.py
+
+fuzz: $(STAMP) ## 10,000 hostile configs, overrides, sweep files, run directories, archives and image folders.
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py 10000
 
 clean: ## Remove .venv and the caches of the tools; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,20 @@ def sweep_of(folder: Path, trials: int) -> Path:
     return write(folder, "sweep", data)
 
 
+def swept(folder: Path, name: str, experiment: Any = None, **keys: Any) -> Path:
+    """A sweep file over a tiny experiment; each keyword replaces a key, None removes it."""
+    short = sinusoid(run={"meta_steps": 4, "validate": {"every": 2, "episodes": 4}})
+    write(folder, f"{name}-program", experiment or short)
+    data: dict[str, Any] = {
+        "program": f"{name}-program.yaml",
+        "method": "grid",
+        "metric": {"name": "valid/loss", "goal": "minimize"},
+        "parameters": {"method.inner_lr": {"values": [0.01, 0.1]}, "method.inner_steps": {"values": [1, 2]}},
+    }
+    data |= keys
+    return write(folder, name, {key: value for key, value in data.items() if value is not None})
+
+
 def claimed_by(folder: Path, pid: int) -> int | None:
     """The trial that a process is at work on."""
     for path in (folder / "claims").glob("*.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -15,18 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import Commands, commands_in, files_of, refused, sinusoid, write
-from hypothesis import given
-from hypothesis import strategies as st
-from sweep_kills import at_work, disturbed, sweep_of
+from commandline import Commands, commands_in, files_of, refused, sinusoid
+from sweep_kills import at_work, disturbed, sweep_of, swept
 
-from metalearn.errors import ConfigError
-from metalearn.run.sweep.claims import SILENCE, Claims
-from metalearn.run.sweep.desk import Desk, claim_folder
-from metalearn.run.sweep.file import EarlyTerminate, override, read
-from metalearn.run.sweep.hyperband import goes_on
-from metalearn.run.sweep.spread import SPREADS, kind_of
-from metalearn.run.validate import validated
+from metalearn.run.report_sweep import importance, read_swept
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,20 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     with commands_in(tmp_path_factory.mktemp("sweep")) as commands:
         yield commands
-
-
-def swept(folder: Path, name: str, experiment: Any = None, **keys: Any) -> Path:
-    """A sweep file over a tiny experiment; each keyword replaces a key, None removes it."""
-    short = sinusoid(run={"meta_steps": 4, "validate": {"every": 2, "episodes": 4}})
-    write(folder, f"{name}-program", experiment or short)
-    data: dict[str, Any] = {
-        "program": f"{name}-program.yaml",
-        "method": "grid",
-        "metric": {"name": "valid/loss", "goal": "minimize"},
-        "parameters": {"method.inner_lr": {"values": [0.01, 0.1]}, "method.inner_steps": {"values": [1, 2]}},
-    }
-    data |= keys
-    return write(folder, name, {key: value for key, value in data.items() if value is not None})
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -219,157 +196,38 @@ def test_wandb_without_an_account_is_a_clear_sentence(metalearn: Commands, tmp_p
     refused(metalearn("sweep", file, "--wandb", env=env), "wandb login", "leave --wandb out")
 
 
-def test_hyperband_by_hand() -> None:
-    rule = EarlyTerminate(type="hyperband", max_iter=5, eta=2, s=2)
-    assert rule.bands(5) == [1, 2]
-    assert EarlyTerminate(type="hyperband", min_iter=2, eta=3).bands(20) == [2, 6, 18, 54]
-    curves = {0: [10, 9], 1: [10, 10], 2: [10, 8, 8], 3: [10, 7, 7], 4: [10, 6, 6]}  # W&B's own example
-    seen = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
-    assert [goes_on(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
-    back = {0: {1: 1.0, 2: 5.0}, 1: {1: 9.0, 2: 2.0}, 2: {1: 9.0, 2: 3.0}}
-    loose = rule.model_copy(update={"strict": False})
-    assert not goes_on(rule, back, 0) and goes_on(loose, back, 0)  # strict judges the value at the band
-    assert goes_on(rule, {0: {}}, 0)
-
-
-def spread_of(values: dict[str, Any]) -> Any:
-    problems: list[tuple[str, str]] = []
-    kind = SPREADS[values.get("distribution") or kind_of(values) or ""]
-    made = validated(kind, {"distribution": kind_of(values), **values}, "p", problems)
-    assert not problems, problems
-    return made
-
-
-def test_every_distribution_against_its_definition() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    half = 0.3
-    for name, options, expected in [
-        ("normal", {"mu": 2, "sigma": 3}, stats.norm(2, 3).ppf(half)),
-        ("log_normal", {"mu": 0.5, "sigma": 0.2}, stats.lognorm(s=0.2, scale=math.exp(0.5)).ppf(half)),
-        ("beta", {"a": 2, "b": 5}, stats.beta(2, 5).ppf(half)),
-        ("q_beta", {"a": 2, "b": 5, "q": 0.25}, 0.25),
-        ("q_normal", {"mu": 2, "sigma": 3, "q": 0.5}, 0.5),
-        ("q_log_normal", {"mu": 3.0, "sigma": 0.2, "q": 2}, 18),
-    ]:
-        assert spread_of({"distribution": name, **options}).of(half) == pytest.approx(expected, rel=1e-9), name
-    assert spread_of({"distribution": "log_uniform", "min": -2, "max": 0}).of(-1.0) == math.exp(-1)
-    assert spread_of({"distribution": "inv_log_uniform", "min": -2, "max": 0}).of(-1.0) == math.e
-    assert spread_of({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 1}).of(1.0) == 3
-    assert spread_of({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}).grid() == [0, 0.25, 0.5, 0.75, 1]
-    assert spread_of({"distribution": "log_uniform_values", "min": 0.1, "max": 1.0}).latent().log
-    assert spread_of({"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 4}).of(17.9) == 16
-    weighted = spread_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
-    assert [weighted.of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == ["a", "a", "c", "c", "c"]
-    kinds = [{"min": 1, "max": 3}, {"min": 1.0, "max": 3}, {"values": [1]}, {"value": 1}, {"mu": 1}]
-    assert [kind_of(kind) for kind in kinds] == ["int_uniform", "uniform", "categorical", "constant", None]
-    assert set(SPREADS) == {kind for one in SPREADS.values() for kind in _names(one)}
-
-
-def _names(kind: Any) -> tuple[str, ...]:
-    from typing import get_args
-
-    return tuple(get_args(kind.model_fields["distribution"].annotation))
-
-
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(plain.filter(lambda value: len(str(value)) < 90))
-def test_a_value_comes_back_the_same_from_its_override(value: Any) -> None:
-    from metalearn.run.overrides import split
-
-    path, back = split(override("a.b", value))
-    assert path == ["a", "b"] and back == value and type(back) is type(value)
-
-
-def test_claims_of_the_dead_the_living_and_the_silent(tmp_path: Path) -> None:
-    mine, other = Claims(tmp_path), Claims(tmp_path)
-    assert mine.free(3) and mine.take(3) == 0 and mine.mine(3) and not other.mine(3) and not other.free(3)
-    path = mine.path(3)
-    held = json.loads(path.read_text())
-    path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process: dead at once
-    assert other.free(3)
-    path.write_text(json.dumps({**held, "began": "1"}))  # the number was given to another process
-    assert other.free(3)
-    path.write_text(json.dumps({**held, "machine": "elsewhere"}))
-    assert not other.free(3)
-    past = time.time() - SILENCE - 1
-    os.utime(path, (past, past))
-    assert other.free(3) and other.take(3) == 1 and not mine.mine(3)
-    mine.drop(3, finished=False)  # lost: not mine to give back
-    assert other.mine(3)
-    other.drop(3, finished=False)
-    assert mine.free(3) and mine.take(3) == 1  # what was given back is no death
-    path.write_text("{ torn")
-    assert mine.free(3)
-
-
-def test_a_trial_that_takes_three_processes_with_it_has_failed(metalearn: Commands, tmp_path: Path) -> None:
-    sweep = read(str(swept(tmp_path, "deadly")))
-    claim_folder(sweep, tmp_path / "out")
-    for _ in range(3):
-        trial = Desk(sweep, tmp_path / "out").next()
-        assert trial and trial.number == 0  # type: ignore[union-attr]
-        path = Claims(tmp_path / "out" / "claims").path(0)
-        path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
-    desk = Desk(sweep, tmp_path / "out")
-    trial = desk.next()
-    assert trial and trial.number == 1 and desk.failures() == {0: "3 processes died at it"}  # type: ignore[union-attr]
-
-
-def test_a_journal_that_a_crash_tore_is_read(tmp_path: Path) -> None:
-    sweep = read(str(swept(tmp_path, "torn")))
-    claim_folder(sweep, tmp_path / "out")
-    desk = Desk(sweep, tmp_path / "out")
-    trial = desk.next()
-    assert trial
-    desk.tell(trial, 1.0, "complete")  # type: ignore[arg-type]
-    with (tmp_path / "out" / "journal.log").open("a") as handle:
-        handle.write('{"op_code":4,"worker_')
-    assert Desk(sweep, tmp_path / "out").records() == desk.records() != []
-    again = Desk(sweep, tmp_path / "out").next()
-    assert again and again.number == 1  # type: ignore[union-attr]
-
-
-def test_a_late_result_of_a_lost_trial_is_not_told_twice(tmp_path: Path) -> None:
-    sweep = read(str(swept(tmp_path, "late")))
-    claim_folder(sweep, tmp_path / "out")
-    slow, quick = Desk(sweep, tmp_path / "out"), Desk(sweep, tmp_path / "out")
-    lost = slow.next()
-    assert lost and lost.number == 0  # type: ignore[union-attr]
-    path = slow.claims.path(0)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
-    taken = quick.next()
-    assert taken and taken.number == 0 and taken.values == lost.values  # type: ignore[union-attr]
-    slow.tell(lost, 5.0, "complete")  # type: ignore[arg-type]
-    quick.tell(taken, 4.0, "complete")  # type: ignore[arg-type]
-    assert [row["value"] for row in quick.records()] == [4.0]
-
-
-FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_sweep_files_of_the_house(file: Path) -> None:
-    if "omniglot" in file.stem and not (Path(os.environ.get("METALEARN_DATA", "")) / "omniglot28.npz").is_file():
-        pytest.skip("omniglot28.npz is not prepared: set METALEARN_DATA")
-    sweep = read(str(file))
-    assert sweep.cap > 0 and sweep.parameters and sweep.data == yaml.safe_load(file.read_text())
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_wandb_own_schema_takes_what_is_run_here(file: Path) -> None:
-    jsonschema, found = pytest.importorskip("jsonschema"), importlib.util.find_spec("sweeps")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("W&B's own engine holds the schema: pip install --no-deps sweeps")
-    schema = Path(found.submodule_search_locations[0]) / "config" / "schema.json"
-    jsonschema.validate(yaml.safe_load(file.read_text()), json.loads(schema.read_text()))
-
-
-def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_cap.*is missing"):
-        read(str(swept(tmp_path, "x", method="random")))
+def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
+    folder = tmp_path / "swept"
+    names = ("method.inner_lr", "method.inner_steps", "model.sizes", "<script>alert(1)</script>")
+    trials = []
+    for number in range(12):
+        rate, steps, sizes = 10 ** (-3 + number / 4), number % 3 + 1, [[8], [8, 8]][number % 2]
+        value = None if number == 5 else abs(math.log10(rate) + 1.2) + 0.01 * steps
+        state = "failed" if number == 5 else "pruned" if number == 1 else "complete"
+        values = dict(zip(names, (rate, steps, sizes, "<b>bold</b>")))
+        trials.append({"number": number, "parameters": values, "value": value, "state": state})
+        (folder / "trials" / str(number)).mkdir(parents=True)
+        looks = [
+            {"kind": "valid", "split": "valid", "step": step, "loss": (value or 9) + 1 / step} for step in (1, 2, 4)
+        ]
+        text = "".join(json.dumps(look) + "\n" for look in looks) + '{"torn'
+        (folder / "trials" / str(number) / "metrics.jsonl").write_text(text)
+    best = min((trial for trial in trials if trial["state"] == "complete"), key=lambda trial: trial["value"])["number"]
+    data = {"schema": 1, "metric": {"name": "valid/loss", "goal": "minimize"}, "best": best, "trials": trials}
+    (folder / "sweep.json").write_text(json.dumps(data))
+    done = metalearn("report", folder, "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 8 and f"Trial {best} is the best" in page  # four figures in two sizes
+    assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
+    assert "share of the variance" in page and "1 ended early" in page and "1 failed" in page
+    assert importance(read_swept(folder)) == read_swept(folder).importance
+    shares = read_swept(folder).importance
+    assert max(shares, key=lambda name: shares[name]) == "method.inner_lr" and shares["method.inner_lr"] > 0.5
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    again = metalearn("report", folder, "--out", tmp_path / "again.html")
+    assert again.code == 0 and (tmp_path / "again.html").read_text() == page
+    (folder / "sweep.json").write_text(json.dumps({**data, "trials": [{"number": "x"}]}))
+    refused(metalearn("report", folder, "--out", tmp_path / "never.html"), "sweep.json", "trials.0.number")
+    refused(metalearn("report", folder, tmp_path, "--out", tmp_path / "never.html"), "page of their own")
+    assert not (tmp_path / "never.html").exists()

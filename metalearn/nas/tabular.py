@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ Array = NDArray[Any]
 SCHEMA = 1
 DIVERGED_FACTOR = 10.0  # as of a learning curve (evaluate/curves), but of the first point: a table has no step 0
 FOREIGN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)  # of reading what is no table
-TORN = (zipfile.BadZipFile, zlib.error, EOFError)
+TORN = (zipfile.BadZipFile, zlib.error, EOFError, tokenize.TokenError, SyntaxError)
 # Letters of this file: G networks, T tasks, R training seeds, P points.
 
 

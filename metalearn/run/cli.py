@@ -178,10 +178,10 @@ def reproduce(
 
 @app.command()
 def report(
-    dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories")],
+    dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories, or sweeps")],
     out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
 ) -> None:
-    """One self-contained page about runs and comparisons."""
+    """One self-contained page about runs and comparisons, or about sweeps."""
     with exit_codes():
         from metalearn.run import commands
 

@@ -22,6 +22,7 @@ from metalearn.run.files import read_json, write_json
 from metalearn.run.load import LoadedRun, load_run
 from metalearn.run.loop import Job, Say
 from metalearn.run.overrides import apply_overrides
+from metalearn.run.schema import Request, checked
 from metalearn.run.tables import TABLES
 from metalearn.run.test import describe_result
 from metalearn.run.together import Asked, curve
@@ -176,17 +177,22 @@ def reproduce(names: Sequence[str], out: Path, say: Say) -> None:
 
 
 def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
-    """`metalearn report`: one page; comparison.json is written anew for comparison directories."""
+    """`metalearn report`: one page; comparison.json is written anew for comparisons; sweeps have pages of their own."""
     from metalearn.run.comparison import write_comparison
     from metalearn.run.report import write_report
+    from metalearn.run.report_sweep import split_kinds, write_sweep_report
 
     demonstration = False
     for folder in dirs:
         if not folder.is_dir():
-            raise ConfigError((str(folder), "is no folder: give run or comparison directories"))
+            raise ConfigError((str(folder), "is no folder: give run, comparison or sweep directories"))
+    if split_kinds(dirs):
+        print(f"report: {write_sweep_report(dirs, out)}")
+        return
+    for folder in dirs:
         if (folder / "methods").is_dir():
             request = folder / "comparison-request.json"
-            asked = read_json(request) if request.exists() else {}
+            asked = checked(Request, read_json(request), request) if request.exists() else {}
             write_comparison(folder, target=asked.get("target"))
             demonstration |= bool(asked.get("demonstration"))
     print(f"report: {write_report(dirs, out, demonstration=demonstration)}")

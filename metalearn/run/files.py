@@ -8,9 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError
+from metalearn.tasks.store import UNREADABLE
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -51,8 +54,25 @@ def read_json(path: Path) -> Any:
     """The data of a JSON file; ConfigError that names the file when it is not readable."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError((str(path), f"is not readable JSON: {error}")) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; ConfigError that names it when it is not readable as text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError((str(path), f"is not readable text: {error}")) from error
+
+
+def read_npz(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The arrays of an npz file as numbers, never unpickled; ConfigError that names the file."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # numpy leaves a torn file open
+            return {name: np.asarray(file[name]).astype(np.float64) for name in file.files}
+    except (*UNREADABLE, AttributeError) as error:  # an array of npz members is none of npy's
+        raise ConfigError((str(path), f"is not readable as arrays of numbers: {error}")) from error
 
 
 def write_yaml(path: Path, data: Any) -> None:

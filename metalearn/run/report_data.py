@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
 from metalearn.evaluate.accounts import LEARNING, per_task
-from metalearn.run.files import read_json
-from metalearn.run.plain_yaml import parse_yaml
+from metalearn.run.files import read_json, read_npz, read_text
+from metalearn.run.plain_yaml import read_yaml
+from metalearn.run.schema import Config, Environment, Line, Result, checked
 
 Array = NDArray[np.float64]
 Json = dict[str, Any]
@@ -69,8 +70,7 @@ class Run:
         file = self.path / "scores.npz"
         if not file.exists():
             return {}
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name].astype(np.float64) for name in arrays.files}
+        return read_npz(file)
 
     def scores_of(self, metric: str) -> Array | None:
         """[E, P], or None where they were not written."""
@@ -229,25 +229,18 @@ def first_known(*values: float | None) -> float | None:
 
 def load(path: Path) -> Run:
     """Read one finished run directory; raises ConfigError naming the file that is missing or unreadable."""
-    result = _read_object(path / "result.json")
-    missing = [key for key in ("label", "seed", "test", "headline") if key not in result]
-    if missing:
-        raise ConfigError((str(path / "result.json"), f"is not a result: it lacks {', '.join(missing)}"))
-    config = path / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
-    try:
-        parsed = parse_yaml(text) or {}
-    except ValueError as error:
-        raise ConfigError((str(config), f"is not YAML: {error}")) from error
-    environment = path / "environment.json"
+    result = checked(Result, _read_object(path / "result.json"), path / "result.json")
+    config, environment = path / "config.yaml", path / "environment.json"
+    text = read_text(config) if config.exists() else ""
+    parsed = read_yaml(config) if config.exists() else {}
     return Run(
         path=path,
         label=str(result["label"]),
         seed=int(result["seed"]),
         result=result,
-        config=parsed if isinstance(parsed, dict) else {},
+        config=checked(Config, parsed, config) if isinstance(parsed, dict) else {},
         config_text=text,
-        environment=_read_object(environment) if environment.exists() else {},
+        environment=checked(Environment, _read_object(environment), environment) if environment.exists() else {},
         metrics=_read_lines(path / "metrics.jsonl"),
     )
 
@@ -265,8 +258,13 @@ def _read_lines(path: Path) -> list[Json]:
     """The whole lines of a JSON-lines file: the last may be cut off where a run was killed."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
+        try:
+            rows += [checked(Line, json.loads(line), f"{path}:{number}")] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise error if isinstance(error, ConfigError) else ConfigError((f"{path}:{number}", str(error))) from error
+    return rows
 
 
 def run_directories(root: Path) -> tuple[list[Path], list[Path]]:

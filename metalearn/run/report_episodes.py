@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metalearn.run import figures
+from metalearn.run.files import read_npz
 from metalearn.run.report_data import Array, Group, Run
 from metalearn.run.report_style import plot
 
@@ -36,9 +37,17 @@ def _load(run: Run) -> dict[str, Array]:
     file = run.path / "episodes.npz"
     if not file.exists():
         return {}
-    with np.load(file, allow_pickle=False) as found:
-        arrays = {name: np.asarray(found[name], np.float64) for name in NAMES if name in found.files}
-    return arrays if len(arrays) == len(NAMES) else {}
+    found = read_npz(file)
+    arrays = {name: found[name] for name in NAMES if name in found}
+    return arrays if len(arrays) == len(NAMES) and _fit(arrays) else {}
+
+
+def _fit(arrays: dict[str, Array]) -> bool:
+    """Whether these are tasks: [T, M, ...] inputs, [T, M] or [T, M, C] answers, finite numbers."""
+    shapes = [arrays[name].shape for name in NAMES]
+    pairs = zip(shapes[::2], shapes[1::2])
+    whole = all(len(x) >= 3 and len(y) >= 2 and x[:2] == y[:2] and 0 not in (*x, *y) for x, y in pairs)
+    return whole and len({shape[0] for shape in shapes}) == 1 and all(np.isfinite(one).all() for one in arrays.values())
 
 
 def _images(arrays: dict[str, Array]) -> str:

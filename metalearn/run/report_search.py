@@ -11,7 +11,7 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate.selection import Noise, noise
-from metalearn.run.files import read_json
+from metalearn.run.files import read_json, read_npz
 from metalearn.run.report_checks_cost import candidates, searched, searcher, trials
 from metalearn.run.report_data import Array, Group, Json, Run, mean
 from metalearn.run.report_style import left, row, table
@@ -112,8 +112,7 @@ def _arrays(path: Path) -> dict[str, Array]:
     """score, truth, pick and one_unit of selection.npz; a pick that is not told (or -1) is the best score."""
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: np.atleast_2d(file[name]).astype(np.float64) for name in file.files}
+    arrays = {name: np.atleast_2d(value) for name, value in read_npz(path).items()}
     if not {"score", "truth"} <= set(arrays) or arrays["score"].shape != arrays["truth"].shape:
         raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
     best = np.where(np.isfinite(arrays["score"]), arrays["score"], -np.inf).argmax(1, keepdims=True)

@@ -11,6 +11,7 @@ from metalearn.run.files import read_json
 from metalearn.run.report_data import Group, Json, Run
 from metalearn.run.report_style import left, row, table
 from metalearn.run.report_tables import method_name, with_ci
+from metalearn.run.schema import Result, checked
 
 
 class Across(NamedTuple):
@@ -51,11 +52,10 @@ def evaluations(run: Run) -> list[Json]:
     numbered = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
     for path in sorted(numbered, key=lambda path: int(path.stem)):
         try:
-            result = read_json(path)
+            result = checked(Result, read_json(path), path)
         except ConfigError:
             continue
-        if isinstance(result, dict) and isinstance(result.get("headline"), dict):
-            found.append(result)
+        found.append(result)
     return found
 
 

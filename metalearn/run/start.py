@@ -17,7 +17,7 @@ from metalearn.rng import fold_in
 from metalearn.run import checkpoint
 from metalearn.run.build import Parts
 from metalearn.run.config import Experiment
-from metalearn.run.files import read_json
+from metalearn.run.schema import read_result
 from metalearn.tree import from_named, named_leaves
 from metalearn.types import MetaState
 
@@ -52,7 +52,7 @@ def begin_state(experiment: Experiment, parts: Parts, folder: Path) -> tuple[Met
     if not experiment.start:
         return state, {}
     place = folder_of(experiment.start, folder, seed)
-    result = read_json(place / "result.json")
+    result = read_result(place)
     named = checkpoint.read(best_file(place))
     flat = _taken(named_leaves(state.meta), named, place)
     return state._replace(meta=from_named(state.meta, flat)), _paid(result)
@@ -80,7 +80,7 @@ def _taken(own: dict[str, Tensor], named: dict[str, Tensor], place: Path) -> dic
 
 def best_file(place: Path) -> Path:
     """The checkpoint whose meta a finished run was tested with."""
-    step = read_json(place / "result.json").get("checkpoint_step")
+    step = read_result(place).get("checkpoint_step")
     folder = place / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:

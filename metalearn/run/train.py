@@ -33,6 +33,7 @@ from metalearn.run.loop import (
     train,
 )
 from metalearn.run.prepare import home_of, searched
+from metalearn.run.schema import Choice, Environment, checked, read_result
 from metalearn.run.start import begin_state, folder_of
 from metalearn.run.test import test_and_write
 from metalearn.run.together import check as check_team
@@ -73,9 +74,10 @@ def status(folder: Path, experiment: Experiment) -> str:
 
 def request_hash(folder: Path) -> str:
     """The hash of the config that a run directory was asked for (config.yaml itself gains tuned values later)."""
-    for name in ("result.json", "environment.json"):
-        if (folder / name).exists():
-            return str(read_json(folder / name).get("config_hash"))
+    if (folder / "result.json").exists():
+        return str(read_result(folder).get("config_hash"))
+    if (environment := folder / "environment.json").exists():
+        return str(checked(Environment, read_json(environment), environment).get("config_hash"))
     return as_asked(stored_experiment(folder), folder).hash()
 
 
@@ -105,7 +107,7 @@ def run_one(
     """
     with held(folder):
         if (folder / "result.json").exists():  # another process finished it in the meantime
-            return dict(read_json(folder / "result.json"))
+            return read_result(folder)
         with signals(lambda: _stopped_in(folder)):
             job, state = _opened(experiment, folder, say, parts, team)
         job.judge = judge
@@ -185,7 +187,7 @@ def _opened(
 def _asked(experiment: Experiment, folder: Path) -> dict[str, str]:
     """What the run was asked for, as it was first written down: its hash, and one that is the same for all seeds."""
     environment = folder / "environment.json"
-    old = read_json(environment) if environment.exists() else {}
+    old = checked(Environment, read_json(environment), environment) if environment.exists() else {}
     first = as_asked(experiment, folder)
     fresh = {"config_hash": first.hash(), "request": first.with_seed(0).hash()}
     return {name: str(old.get(name, value)) for name, value in fresh.items()}
@@ -241,10 +243,10 @@ def _tune_training(job: Job) -> bool:
         return False
     stored = job.folder / "tune" / "training.json"
     if stored.exists():
-        charge(job, read_json(stored)["trials"])
+        charge(job, checked(Choice, read_json(stored), stored)["trials"])
     else:
         write_json(stored, search(job, early, lambda values, number: _trial(job, values, number)))
-    choice = read_json(stored)
+    choice = checked(Choice, read_json(stored), stored)
     job.experiment = with_choice(job.experiment, choice)
     job.parts, job.decision = build(job.experiment), None  # what a trial has made is of another method
     _rewrite(job)

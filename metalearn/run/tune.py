@@ -15,6 +15,7 @@ from metalearn.evaluate.ledger import Entry, since
 from metalearn.run.config import Experiment, numbers_of
 from metalearn.run.files import read_json, write_json
 from metalearn.run.loop import Job, headline_index
+from metalearn.run.schema import Choice, checked
 from metalearn.run.sections import TuneRange
 from metalearn.run.together import Asked, curve
 from metalearn.types import Meta
@@ -62,7 +63,7 @@ def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
     stored = job.folder / "tune" / "best.json"
     choice: dict[str, Any]
     if stored.exists():
-        choice = read_json(stored)
+        choice = checked(Choice, read_json(stored), stored)
         charge(job, [*choice["trials"], choice["headline"]])
         return with_choice(experiment, choice)
     _, late = split_fields(experiment)

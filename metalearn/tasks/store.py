@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 import tempfile
+import tokenize
 import urllib.error
 import urllib.request
 import zipfile
@@ -25,7 +27,11 @@ import numpy.typing as npt
 from metalearn.errors import DataError
 
 Array = npt.NDArray[Any]
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+# What zipfile and numpy raise on bytes that are no archive, or a damaged one.
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 _MEMBER_BYTES = 1 << 20  # no drawing is a hundredth of this; a member that claims more is not one
 
 
@@ -70,7 +76,7 @@ def load_npz(path: Path) -> Mapping[str, Array]:
     try:
         state = path.stat()
         return _load(str(path), state.st_mtime_ns, state.st_size)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError((str(path), f"cannot be read as a prepared data set: {error}; prepare it again")) from error
 
 
@@ -152,7 +158,7 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
                 yield name, archive.read(info)
     except DataError:
         raise
-    except (*_UNREADABLE, RuntimeError) as error:
+    except UNREADABLE as error:
         raise DataError((str(path), f"cannot be read as a zip archive: {error}; fetch it again")) from error
 
 

@@ -14,9 +14,11 @@ from typing import IO
 from metalearn.errors import ConfigError
 from metalearn.run.build import cores
 from metalearn.run.loop import Say, Stopped, signals
+from metalearn.run.report_sweep import write_sweep_report
 from metalearn.run.sweep.desk import Desk, claim_folder
 from metalearn.run.sweep.file import Sweep, read
-from metalearn.run.sweep.worker import work
+from metalearn.run.sweep.worker import watched, work
+from metalearn.run.track.tracker import tell_page
 
 THREADS = "METALEARN_SWEEP_THREADS"  # what a parent gives each of its workers, where the experiment names none
 
@@ -41,6 +43,9 @@ def sweep(name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequenc
         _several(found, folder, workers, say)
     if THREADS not in os.environ:
         print(conclusion(found, folder))
+        page = write_sweep_report([folder], folder / "report.html")
+        tell_page(watched(found, found.experiment, folder), found.name, folder, page, say)
+        print(f"report: {page}")
 
 
 def conclusion(found: Sweep, folder: Path) -> str:
@@ -57,7 +62,7 @@ def conclusion(found: Sweep, folder: Path) -> str:
         lines.append(f"best: trial {best['number']}, {found.metric.name} {best['value']:.6g}, {values}")
     if found.metric.split == "test":
         lines.append("note: this sweep chose on test tasks: the best value is no estimate for new ones; say valid/...")
-    lines.append(f"sweep: {desk.write()}\nreport: metalearn report {folder}")
+    lines.append(f"sweep: {desk.write()}")
     return "\n".join(lines)
 
 

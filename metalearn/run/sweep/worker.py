@@ -43,7 +43,8 @@ def _stopped(folder: Path) -> None:
 def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> None:
     """One trial, whatever becomes of it; only a signal, or a fault in the program, gives it back unfinished."""
     told = f"trial {trial.number}"
-    say(f"{told}: {', '.join(f'{name}={value!r}' for name, value in trial.values.items())}")
+    drawn = {name: trial.values[name] for name, spread in desk.sweep.parameters.items() if spread.latent() is not None}
+    say(f"{told}: {', '.join(f'{name}={value!r}' for name, value in drawn.items()) or 'nothing varies'}")
     try:
         with desk.claims.beating(trial.number):
             value = _value(desk, trial, say, threads)
@@ -67,7 +68,7 @@ def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
     experiment = desk.sweep.trial(trial.values)
     if threads is not None and experiment.run.threads is None:
         experiment = experiment.replace(run=experiment.run.model_copy(update={"threads": threads}))
-    experiment = _watched(desk.sweep, experiment, desk.folder)
+    experiment = watched(desk.sweep, experiment, desk.folder)
     folder = desk.folder / "trials" / str(trial.number)
     metric = desk.sweep.metric
 
@@ -80,7 +81,7 @@ def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
     return value_of(folder, result, metric)
 
 
-def _watched(sweep: Sweep, experiment: Any, folder: Path) -> Any:
+def watched(sweep: Sweep, experiment: Any, folder: Path) -> Any:
     """The trial shown in the sweep's group, in the project that the sweep file names, without lines of its own."""
     named = {key: sweep.data[key] for key in ("project", "entity") if isinstance(sweep.data.get(key), str)}
     experiment = grouped(experiment, group_of(sweep.name, folder), **named)
