@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from commandline import Commands, commands_in
 from torch import Tensor
 
+import metalearn as ml
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.baselines import BASELINES, nadamw, nag, rmsprop
@@ -122,8 +124,9 @@ def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         tuning.tuned(TARGET, GIVEN, "sgd", "constant", (20,))
 
 
-def test_the_grid_is_fifteen_half_decades() -> None:
-    assert len(tuning.GRID) == 15 and tuning.GRID[0] == pytest.approx(1e-6) and tuning.GRID[-1] == pytest.approx(10)
+def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
+    assert len(tuning.GRID) == 17 and tuning.GRID[0] == pytest.approx(1e-6) and tuning.GRID[-1] == pytest.approx(100)
+    assert all(high / low == pytest.approx(10**0.5) for low, high in itertools.pairwise(tuning.GRID))
 
 
 def test_steps_that_the_envelope_needs() -> None:
@@ -184,6 +187,11 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     text = (metalearn.folder / "out" / "optimizers.md").read_text()
     assert "| lstm |" in text and "| adam, per task |" in text
     assert Path(metalearn.folder / "out" / "optimizers.svg").read_text().startswith("<?xml")
+    point = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    optimizer = ml.LearnedOptimizer.load(metalearn.folder / "out" / "seeds" / "seed-1", [point], num_steps=3)
+    point.square().sum().backward()
+    optimizer.step()
+    assert point.isfinite().all() and (point != torch.tensor([3.0, -2.0])).any()
     again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
     assert again.code == 0 and json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
 
