@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from metalearn.run.figures import MARKERS, PALETTE, svg
 
@@ -114,13 +115,20 @@ def picture(result: dict[str, Any]) -> str:
 
 
 def _panel(axes: Any, problem: dict[str, Any], points: Sequence[int]) -> None:
+    """Learned rules thick and black, each hand-made one in a colour, its cosine schedule dashed in the same."""
     shown = [row for row in problem["rows"] if row["kind"] != "per_task"]
-    for number, row in enumerate(shown):
-        style = {"lw": 2.4 if row["kind"] == "learned" else 1.1, "color": PALETTE[number % len(PALETTE)]}
-        style |= {"ls": "--" if "cosine" in row["label"] else "-", "marker": MARKERS[number % len(MARKERS)], "ms": 3.5}
+    rules = list(dict.fromkeys(row["label"].split(",")[0] for row in shown if row["kind"] == "baseline"))
+    for row in shown:
+        learned, name = row["kind"] == "learned", row["label"].split(",")[0]
+        place = 0 if learned else rules.index(name)
+        style = {"lw": 2.4, "color": "#1f2328"} if learned else {"lw": 1.1, "color": PALETTE[place]}
+        style |= {"ls": "--" if "," in row["label"] else "-", "marker": "" if learned else MARKERS[place], "ms": 3.5}
         heights = [float("nan") if value is None else value for value in row["loss"]]
         axes.plot(points, heights, label=row["label"], **style)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title(problem["name"], loc="left", fontsize=9)
     axes.set_xlabel("steps")
     axes.set_ylabel("training loss")
