@@ -92,6 +92,10 @@ class LearnOptimizer(Component):
     def gradients_per_task(self) -> int:
         return self.unroll * self.estimator.build().unrolls
 
+    @property
+    def factors(self) -> dict[str, str]:
+        return {"start": "random", "optimizer": self.rule.name}
+
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
         if self.outer_on == "query" and spec.queries == 0:
