@@ -39,6 +39,7 @@ for line in sys.stdin:
         os.chdir(order["cwd"])
         os.environ.update(order["env"])
         sys.argv = ["metalearn", *order["args"]]
+        exec(order["before"], {})
         cli.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -96,15 +97,17 @@ class Commands:
     _server: subprocess.Popen[str] | None = None
     _count: int = 0
 
-    def start(self, *args: object, env: dict[str, str] | None = None) -> Running:
+    def start(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Running:
+        """Start a command; `before` is Python that its process runs first: a fault planted in it."""
         self._count += 1
         out, err = (self.folder / f".said-{self._count}.{name}" for name in ("out", "err"))
         words, env = [str(arg) for arg in args], {**self.env, **(env or {})}
-        self.tell({"args": words, "cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)})
+        where = {"cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)}
+        self.tell({"args": words, "before": before, **where})
         return Running(self, int(self.answer()), out, err)
 
-    def __call__(self, *args: object, env: dict[str, str] | None = None) -> Ended:
-        return self.start(*args, env=env).wait()
+    def __call__(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Ended:
+        return self.start(*args, env=env, before=before).wait()
 
     def tell(self, order: dict[str, Any]) -> None:
         if self._server is None:

@@ -11,38 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from commandline import Commands, Ended, commands_in, files_of, refused, sinusoid, write
+from commandline import Commands, commands_in, files_of, refused, sinusoid, write
+from kills import going_on, killed, last, newest, same_end
 
 from metalearn.run import checkpoint
 
 KILLS = 10
 LONG = {"meta_steps": 120, "checkpoint_every": 7, "log_every": 4, "validate": {"every": 21, "episodes": 8, "keep": 2}}
-
-
-def last(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    """The newest checkpoint of a run directory: (step, tensors)."""
-    step = checkpoint.steps_in(folder / "checkpoints")[-1]
-    return step, checkpoint.read(checkpoint.path_of(folder / "checkpoints", step))
-
-
-def newest(folder: Path) -> int:
-    return max(checkpoint.steps_in(folder / "checkpoints"), default=0)
-
-
-def same_end(a: Path, b: Path) -> None:
-    """Two finished runs learned the same: parameters, metrics and test, bit for bit; and say they spent the same."""
-    (step, mine), (other_step, other) = last(a), last(b)
-    assert step == other_step and set(mine) == set(other)
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
-    assert checkpoint.steps_in(a / "checkpoints") == checkpoint.steps_in(b / "checkpoints")
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
-    for key in ("test", "headline", "checkpoint_step", "config_hash", "episodes", "tuned"):
-        assert results[0][key] == results[1][key], key
-    for phase in ("pretrain", "meta_train", "tune"):
-        for count in ("gradient_steps", "examples", "labels", "tasks"):
-            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (phase, count)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +33,6 @@ def straight(metalearn: Commands) -> Path:
     done = metalearn("train", file, "--out", "straight")
     assert done.code == 0, done.err
     return metalearn.folder / "straight"
-
-
-def killed(metalearn: Commands, ready: Callable[[], bool], *args: object) -> Ended:
-    """A command that is killed as soon as `ready`; or ends first."""
-    started = metalearn.start(*args)
-    if started.wait_for(ready):
-        started.kill()
-    return started.wait()
 
 
 def surely_killed(metalearn: Commands, folder: Path, ready: Callable[[], bool], *args: object) -> None:
@@ -91,11 +58,6 @@ def after(seconds: float) -> Callable[[], bool]:
     """A condition that comes true some time from now."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
-
-
-def going_on(folder: Path, *train: object) -> tuple[object, ...]:
-    """The command that continues a folder: train before config.yaml is there, resume from then on."""
-    return ("resume", folder) if (folder / "config.yaml").exists() else ("train", *train, "--out", folder)
 
 
 def test_killed_at_random_moments_it_ends_bit_for_bit_as_undisturbed(metalearn: Commands, straight: Path) -> None:

@@ -214,10 +214,16 @@ def bench(
     ] = False,
     merge: Annotated[bool, typer.Option("--merge", help="keep what --out holds of other workloads")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="compile anew, as a first run does")] = False,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", help="a step made by so many processes and by one; no table", min=2)
+    ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="on CUDA: products with ten bits of mantissa")] = False,
 ) -> None:
     """Speed of one meta-step against learn2learn, higher, TorchOpt and JAX, in turns, once all gradients agree."""
     with exit_codes():
+        if ranks is not None:
+            on_devices(ranks, lambda team: _bench_ranks(team, names or [], out, repeats, seconds), say)
+            return
         from metalearn.run.bench.command import Words
         from metalearn.run.bench.command import bench as run
 
@@ -226,6 +232,12 @@ def bench(
             scaling, merge, cold, tf32,
         )  # fmt: skip
         run(words, say)
+
+
+def _bench_ranks(team: Any, names: list[str], out: Path | None, rounds: int, seconds: float) -> None:
+    from metalearn.run.bench.ranks import bench as run
+
+    run(team, names, out, rounds, seconds)
 
 
 @app.command()

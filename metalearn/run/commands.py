@@ -26,7 +26,16 @@ from metalearn.run.schema import Request, checked
 from metalearn.run.tables import TABLES
 from metalearn.run.test import describe_result
 from metalearn.run.together import Asked, curve
-from metalearn.run.train import as_asked, chosen_states, request_hash, run_folders, run_one, status, stored_experiment
+from metalearn.run.train import (
+    as_asked,
+    changed,
+    chosen_states,
+    request_hash,
+    run_folders,
+    run_one,
+    status,
+    stored_experiment,
+)
 from metalearn.types import Meta, NullLedger
 
 
@@ -105,9 +114,9 @@ def resume(folder: Path, allow_change: bool, say: Say, team: Team | None = None)
         return
     tuned = any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best"))
     if not tuned and not allow_change and request_hash(folder) != as_asked(experiment, folder).hash():
-        raise ConfigError(
-            (str(folder / "config.yaml"), "was changed since the run began: change it back, or say --allow-change")
-        )
+        told = "".join(f"\n  {text}" for text in changed(folder, experiment))
+        text = f"was changed since the run began: change it back, or say --allow-change{told}"
+        raise ConfigError((str(folder / "config.yaml"), text))
     print(line(run_one(experiment, folder, say, team=team or ALONE)))
     print(f"run directory: {folder}")
 

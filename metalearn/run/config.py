@@ -33,7 +33,8 @@ SECTIONS = (
 )
 OVERLAYS = ("task", "model", "run", "evaluate")
 OWN_TEST = ("episodes", "chunk")  # what one method of a comparison may be tested with otherwise
-NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads", "track")
+NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads", "track", "keep_last")
+LATER = {"run": ("on_nan",)}  # fields younger than schema 1: at their default a run keeps the hash that it was given
 PLAIN: dict[str, type[Component]] = {"run": Run, "evaluate": Evaluate, "budget": Budget, "published": Published}
 
 
@@ -91,6 +92,9 @@ class Experiment:
         """SHA-256 of the resolved config without where and how it is executed."""
         data = self.resolved()
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
+        for section, names in LATER.items():
+            fields = type(getattr(self, section)).model_fields
+            data[section] = {k: v for k, v in data[section].items() if k not in names or v != fields[k].default}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def with_seed(self, seed: int) -> Experiment:

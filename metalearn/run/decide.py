@@ -14,6 +14,7 @@ from metalearn.run.build import Parts
 from metalearn.run.config import Experiment
 from metalearn.run.distributed import ALONE, Team
 from metalearn.run.executor import Advance, Draw, make_advance
+from metalearn.run.finite import guarded
 from metalearn.run.precision import FAR, dressed, gradient_error, in_products
 from metalearn.run.remembered import Seen, Way, recall, remember, signature
 from metalearn.run.split import share_of
@@ -154,7 +155,8 @@ def clock_of(experiment: Experiment, parts: Parts, decision: Decision | None, te
         method = dressed(parts.method, run, parts.device)
         key, draw = fold_in(run.seeds[0], "train"), draw_of(experiment, parts)
         advance = make_advance(method, draw, key, run.tasks_per_step, parts.device, run.executor, run.chunk)
-    return Clock(in_products(advance, run.precision), decision.first if decision is not None else None)
+    advance = guarded(in_products(advance, run.precision), run.on_nan)
+    return Clock(advance, decision.first if decision is not None else None)
 
 
 def learn_from(clock: Clock, experiment: Experiment, parts: Parts) -> None:

@@ -71,7 +71,7 @@ def make_step(method: Method, executor: str, chunk: int | None = None) -> Step:
     if executor == "traced":
         return by_shapes(method.step, one_by_one)
     if executor == "compiled_steps":
-        return _by_steps(method.step)
+        return by_steps(method.step)
     if method.task_grad is None or executor == "vmap":
         return compiled(method.step) if executor in COMPILED else method.step
     if executor == "compiled":
@@ -126,10 +126,12 @@ def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _by_steps(step: Step) -> Step:
-    def run(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+def by_steps(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with each inner step inside it as one compiled function."""
+
+    def run(*args: Any) -> Any:
         with stepwise(compiled):
-            return step(state, data)
+            return function(*args)
 
     return run
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write to a neighbour, flush to disk, then take the name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        _replace(path, temporary, content)
+
+
+def _replace(path: Path, temporary: Path, content: bytes) -> None:
     try:
         with temporary.open("wb") as handle:
             handle.write(content)
@@ -33,6 +40,15 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system inside the block names the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def plain(value: Any) -> Any:
@@ -83,7 +99,7 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add JSON lines and flush them to disk."""
     if not rows:
         return
-    with path.open("a", encoding="utf-8") as handle:
+    with naming(path), path.open("a", encoding="utf-8") as handle:
         handle.write("".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
         handle.flush()
         os.fsync(handle.fileno())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from metalearn.errors import ConfigError
 
@@ -18,16 +20,28 @@ def held(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                (str(folder), "another process is at work on this run: wait for it, or give another --out")
-            ) from None
+    handle = _locked(path)
+    with handle:
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
             if made and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock file, locked; again where another process has taken its name away between opening and locking it."""
+    while True:
+        handle = path.open("a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                return handle
+        except OSError as error:
+            handle.close()
+            if isinstance(error, FileNotFoundError):
+                continue
+            text = "another process is at work on this run: wait for it, or give another --out"
+            raise ConfigError((str(path.parent), text)) from None
+        handle.close()

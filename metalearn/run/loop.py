@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
@@ -24,6 +23,7 @@ from metalearn.run.decide import Decision, draw_of
 from metalearn.run.distributed import ALONE, STOPS, RankLost, Team
 from metalearn.run.executor import Advance
 from metalearn.run.files import append_lines, cut_lines, read_lines
+from metalearn.run.finite import Diary, NotFinite, all_finite, summary
 from metalearn.run.launch import PASSED_ON
 from metalearn.run.progress import Progress
 from metalearn.run.together import Asked, curve
@@ -99,32 +99,68 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
     job.ledger.add(job.phase, 0.0, **dict.fromkeys(FLOPS, 0))  # measured, even where no step is left to make
     total = job.experiment.run.meta_steps
     buffer: list[tuple[int, Metrics]] = []
+    diary = Diary(job.folder / "nan.jsonl", job.seed, draw_of(job.experiment, job.parts))
+    diary.open(done)
     stop_early, first = _patience_is_over(job, done), done
     progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say)
     # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all the same.
     with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
         while done < total and not stop_early:
             with job.ledger.span("setup") if done == first else nullcontext(), _kept_on_loss(job, done, state):
-                state, metrics = advance(state, done)
+                state, metrics = advance(state, diary.number(done))
             done += 1
             buffer.append((done, metrics))
-            if _due(done, total, job.experiment.run.log_every):
-                _log(job, buffer, progress)
-            validating = _validating(job, done)
-            if validating or _due(done, total, job.experiment.run.checkpoint_every) or job.stopping:
-                _log(job, buffer, progress)
-                _spend(job, done, state)
-                if validating:
-                    look(job, done, state)
-                    stop_early = _patience_is_over(job, done)
-                save(job, done, state)
-                if validating and job.judge is not None:
-                    job.judge(job.metrics)
+            try:
+                stop_early = _kept(job, done, state, buffer, progress, diary)
+            except NotFinite as found:
+                buffer.clear()
+                done, state = _gone_back(job, found, done, start, diary)
             if job.stopping:
                 raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
     if total == 0:
         save(job, 0, state)  # nothing to learn: the start is what the run is about
     return state
+
+
+def _kept(
+    job: Job, done: int, state: MetaState, buffer: list[tuple[int, Metrics]], progress: Progress, diary: Diary
+) -> bool:
+    """Log, look at tasks and save, where they are due; says whether patience is over."""
+    run, over = job.experiment.run, False
+    if _due(done, run.meta_steps, run.log_every):
+        _log(job, buffer, progress, diary)
+    validating = _validating(job, done)
+    if validating or _due(done, run.meta_steps, run.checkpoint_every) or job.stopping:
+        _log(job, buffer, progress, diary)
+        if not all_finite(state.meta):
+            raise NotFinite(done, ["the parameters"])
+        _spend(job, done, state)
+        if validating:
+            look(job, done, state)
+            over = _patience_is_over(job, done)
+        save(job, done, state)
+        if validating and job.judge is not None:
+            job.judge(job.metrics)
+    return over
+
+
+def _gone_back(job: Job, found: NotFinite, done: int, start: MetaState, diary: Diary) -> tuple[int, MetaState]:
+    """(step, state) to go on from after numbers that are not finite; Diverged if that is not asked for, or in vain."""
+    if job.experiment.run.on_nan == "rollback":
+        saved = checkpoint.newest(job.checkpoints, start, job.say)
+        since, state = saved if saved else (0, start)
+        if diary.go_back(since, found.step):
+            _spend(job, done, start)  # the steps that come to nothing were made all the same
+            job.counted = since
+            cut_lines(job.metrics, since)
+            job.say(f"{job.experiment.label} seed {job.seed}: {found}; back to step {since}, and on with other tasks")
+            return since, state
+    else:
+        diary.write("raise", found.step)
+    raise Diverged(
+        f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before it are in "
+        f"{job.checkpoints}, the seeds of its tasks in {diary.path}"
+    ) from found
 
 
 @contextmanager
@@ -188,24 +224,17 @@ def _validating(job: Job, done: int) -> bool:
     return every is not None and _due(done, job.experiment.run.meta_steps, every)
 
 
-def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress) -> None:
+def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress, diary: Diary) -> None:
     """Write the mean of the metrics since the last line; the only place that reads them from the device."""
     if not buffer:
         return
-    row: dict[str, Any] = {"kind": "train", "step": buffer[-1][0]}
-    for name in buffer[0][1]:
-        row[name] = float(torch.stack([metrics[name] for _, metrics in buffer]).mean())
+    means, skipped = summary(buffer)
+    step = buffer[-1][0]
     buffer.clear()
-    record(job, [row])
-    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-    if bad:
-        raise Diverged(
-            f"{', '.join(bad)} not finite by step {row['step']}: try a smaller method.inner_lr or method.outer.lr; "
-            f"the checkpoints before it are in {job.checkpoints}"
-        )
-    progress.at(
-        row["step"], ", ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
-    )
+    record(job, [{"kind": "train", "step": step, **means}])
+    for left_out in skipped:
+        diary.write("skip", left_out)
+    progress.at(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 
 def record(job: Job, rows: list[dict[str, Any]]) -> None:
@@ -300,7 +329,7 @@ def save(job: Job, done: int, state: MetaState) -> None:
         append_lines(job.folder / "timing.jsonl", [spent])
         checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
         best = ranking(job)[: job.experiment.run.validate.keep]
-        newest = checkpoint.steps_in(job.checkpoints)[-2:]
+        newest = checkpoint.steps_in(job.checkpoints)[-job.experiment.run.keep_last :]
         checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
 
 

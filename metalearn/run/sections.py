@@ -63,6 +63,10 @@ class Run(Component):
     checkpoint_inner: bool = option(
         False, "keep no activations of inner steps, compute them again: the same gradient, less memory, more time"
     )
+    on_nan: Literal["raise", "skip", "rollback"] = option(
+        "raise", "of a step whose numbers are not finite: end the run, leave it out, or go back and draw other tasks"
+    )
+    keep_last: int = option(2, "newest checkpoints to keep, besides the best ones", ge=1, le=1000)
     checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
     log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
     validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]

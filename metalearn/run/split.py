@@ -27,9 +27,11 @@ from metalearn.run.executor import (
     Draw,
     Wrap,
     as_it_is,
+    by_steps,
     number_on,
     sums_in_pieces,
 )
+from metalearn.run.heap import keep_freed_memory
 from metalearn.run.slim import one_by_one
 from metalearn.run.traced import by_shapes, compiled, interpreted, light, traceable
 from metalearn.tree import flatten, scale, unflatten
@@ -69,7 +71,9 @@ def make_split_advance(
     """
     assert method.task_grad is not None and method.update is not None
     update, packing, key = method.update, Packing(), key.to(device)
-    whole = executor in ("vmap", *WHOLE) or (executor == "compiled" and (chunk is None or own <= chunk))
+    if not device.startswith("cuda"):
+        keep_freed_memory()
+    whole = executor in ("vmap", "compiled_steps", *WHOLE) or (executor == "compiled" and (chunk is None or own <= chunk))
     wrap = _wrap_of(executor)
     at_once = (chunk or CHUNK) if executor in ("chunk", "compiled") else 1
     sums = sums_in_pieces(method, own, as_it_is) if whole else sums_in_pieces(method, at_once, wrap)
@@ -85,7 +89,7 @@ def make_split_advance(
         grads, metrics = scale(packing.unpack(vector), 1 / tasks)
         return update(state, grads), metrics
 
-    inside = executor in CAPTURED or (whole and executor != "vmap" and light(draw, key))
+    inside = executor in CAPTURED or (whole and executor not in ("vmap", "compiled_steps") and light(draw, key))
     of_number = wrap(drawn) if inside else _apart(draw, wrap(part) if whole else part, device, key)
     after = wrap(finish)
 
@@ -103,6 +107,8 @@ def _wrap_of(executor: str) -> Wrap:
         return lambda function: captured(function, compiling=executor in COMPILED)
     if executor == "traced":
         return lambda function: by_shapes(function, one_by_one)
+    if executor == "compiled_steps":
+        return by_steps
     return compiled if executor in COMPILED else as_it_is
 
 

@@ -16,6 +16,7 @@ from metalearn.run.build import Parts, method_for
 from metalearn.run.config import Experiment
 from metalearn.run.distributed import Does, Team, letter, opened, tree_of
 from metalearn.run.executor import Advance
+from metalearn.run.finite import guarded
 from metalearn.run.precision import dressed, in_products
 from metalearn.run.split import make_split_advance, share_of
 from metalearn.types import Key, Ledger, Meta, MetaState, Method, Metrics, TaskSource
@@ -61,7 +62,7 @@ def own_advance(team: Team, experiment: Experiment, parts: Parts) -> Advance:
         dressed(parts.method, run, parts.device), draw, fold_in(run.seeds[0], "train"),
         run.tasks_per_step, count, parts.device, run.executor, run.chunk, team.total,
     )  # fmt: skip
-    return in_products(advance, run.precision)
+    return guarded(in_products(advance, run.precision), run.on_nan)
 
 
 def led_advance(team: Team, experiment: Experiment, parts: Parts) -> Advance:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from metalearn.run import checkpoint
 from metalearn.run.auto import good_threads
 from metalearn.run.build import Parts, build, set_threads
 from metalearn.run.clock import unbilled
-from metalearn.run.config import Experiment, load
+from metalearn.run.config import NOT_IN_HASH, Experiment, load
 from metalearn.run.decide import Decision, clock_of, decide, learn_from
 from metalearn.run.distributed import ALONE, Team
 from metalearn.run.environment import describe
@@ -51,6 +53,8 @@ from metalearn.run.tune import (
 )
 from metalearn.tree import leaves
 from metalearn.types import MetaState
+
+NOT_ASKED = tuple(f"run.{name}" for name in NOT_IN_HASH)  # how a run is executed: resume takes it as it is
 
 
 def run_folders(experiment: Experiment, out: Path) -> list[tuple[int, Path]]:
@@ -114,8 +118,18 @@ def run_one(
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             take_over(job)
-            with tracked(job.folder, job.experiment, say) as job.track:
+            with tracked(job.folder, job.experiment, say) as job.track, _intact(folder):
                 return job.track.result(_from_training_to_result(job, state))
+
+
+@contextmanager
+def _intact(folder: Path) -> Iterator[None]:
+    """An error of the system (a full disk, a folder that became read-only) says that what was saved is whole."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{error.strerror or error}: the run is whole up to its newest checkpoint; when this is mended, go on"
+        raise OSError(error.errno, f"{text} with metalearn resume {folder}", error.filename) from error
 
 
 def _from_training_to_result(job: Job, state: MetaState) -> dict[str, Any]:
@@ -184,13 +198,36 @@ def _opened(
     return job, state
 
 
-def _asked(experiment: Experiment, folder: Path) -> dict[str, str]:
+def _asked(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """What the run was asked for, as it was first written down: its hash, and one that is the same for all seeds."""
     environment = folder / "environment.json"
     old = checked(Environment, read_json(environment), environment) if environment.exists() else {}
     first = as_asked(experiment, folder)
-    fresh = {"config_hash": first.hash(), "request": first.with_seed(0).hash()}
-    return {name: str(old.get(name, value)) for name, value in fresh.items()}
+    fresh = {"config_hash": first.hash(), "request": first.with_seed(0).hash(), "config": first.resolved()}
+    return {name: old.get(name, value) for name, value in fresh.items()}
+
+
+def changed(folder: Path, experiment: Experiment) -> list[str]:
+    """What differs between the config that a run began with and the one that lies there: `key: before -> now`."""
+    found = folder / "environment.json"
+    before = flat(read_json(found).get("config") or {}) if found.exists() else {}
+    now = flat(as_asked(experiment, folder).resolved())
+    keys = [key for key in {**before, **now} if not key.startswith(NOT_ASKED)] if before else []
+    return [
+        f"{key}: {_word(before.get(key))} -> {_word(now.get(key))}" for key in keys if before.get(key) != now.get(key)
+    ]
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings under dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value)
 
 
 def as_asked(experiment: Experiment, folder: Path) -> Experiment:
@@ -199,13 +236,13 @@ def as_asked(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def _write_begin(
-    folder: Path, experiment: Experiment, parts: Parts, asked: dict[str, str], facts: dict[str, Any]
+    folder: Path, experiment: Experiment, parts: Parts, asked: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     write_yaml(folder / "config.yaml", experiment.resolved())
     _write_environment(folder, parts, asked, facts)
 
 
-def _write_environment(folder: Path, parts: Parts, asked: dict[str, str], facts: dict[str, Any]) -> None:
+def _write_environment(folder: Path, parts: Parts, asked: dict[str, Any], facts: dict[str, Any]) -> None:
     write_json(folder / "environment.json", {**describe(parts.device), **asked, **facts})
 
 

@@ -1,0 +1,293 @@
+"""What goes wrong around a run: full disks, changed configs, numbers not finite, clocks, locks, old formats."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commandline import Commands, Ended, commands_in, files_of, refused, sinusoid, write
+from kills import going_on, last, newest, planted, same_end
+
+import metalearn as ml
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.run import checkpoint, finite, lock
+
+OLD = Path(__file__).parent / "golden" / "schema_1"
+STEPS = {"meta_steps": 24, "checkpoint_every": 4, "log_every": 2, "validate": {"every": 12, "episodes": 8}}
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("reliability")) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def file(metalearn: Commands) -> Path:
+    return write(metalearn.folder, "small", sinusoid(run=STEPS))
+
+
+@pytest.fixture(scope="module")
+def straight(metalearn: Commands, file: Path) -> Path:
+    """A run that nothing disturbed."""
+    assert metalearn("train", file, "--out", "straight").code == 0
+    return metalearn.folder / "straight"
+
+
+# ----------------------------------------------------------------------------------------------------- the file system
+
+
+@pytest.mark.parametrize(("place", "number"), [("config.yaml", 0), ("metrics.jsonl", 3), ("checkpoints", 9),
+                                               ("checkpoints", 18), ("scores.npz", 0), ("result.json", 0)])  # fmt: skip
+def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
+    metalearn: Commands, file: Path, straight: Path, place: str, number: int
+) -> None:
+    folder = metalearn.folder / f"full-{len(place)}-{number}"  # without the word that the fault looks for
+    fault = planted(place, number, str(errno.ENOSPC))
+    ended = metalearn("train", file, "--out", folder, before=fault)
+    refused(ended, place, "No space left on device")
+    if place == "config.yaml":  # nothing of the run is there
+        assert not (folder / "config.yaml").exists()
+        assert metalearn("train", file, "--out", folder).code == 0
+    else:
+        assert "newest checkpoint" in ended.err and f"metalearn resume {folder}" in ended.err
+        assert metalearn("resume", folder).code == 0
+    same_end(folder, straight)
+
+
+def test_a_limit_on_file_sizes_and_a_folder_that_became_read_only(
+    metalearn: Commands, file: Path, straight: Path
+) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    for name, fault, words in (
+        ("limited", limit, ("File too large", "step-000000004.pt")),
+        ("read-only", planted("checkpoints", 13, str(errno.EROFS)), ("Read-only file system", "checkpoints")),
+    ):
+        folder = metalearn.folder / name
+        refused(metalearn("train", file, "--out", folder, before=fault), *words)
+        assert metalearn("resume", folder).code == 0
+        same_end(folder, straight)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 12, 13, 14, 15, 17])
+def test_killed_at_each_moment_of_writing_a_checkpoint(
+    metalearn: Commands, file: Path, straight: Path, number: int
+) -> None:
+    """Of the checksum's four and the checkpoint's four; the first one and the second."""
+    folder = metalearn.folder / f"torn-{number}"
+    assert metalearn("train", file, "--out", folder, before=planted("checkpoints", number)).code == -9
+    assert metalearn("resume", folder).code == 0
+    same_end(folder, straight)
+
+
+def _hold(folder: Path, ready: Any, done: Any) -> None:
+    with lock.held(folder):
+        ready.set()
+        done.wait(60)
+
+
+def test_one_process_on_one_run_directory(metalearn: Commands, file: Path, tmp_path: Path) -> None:
+    folder, context = tmp_path / "run", multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(folder, ready, done))
+    other.start()
+    assert ready.wait(60)
+    refused(metalearn("train", file, "--out", folder), str(folder), "another process is at work")
+    done.set()
+    other.join()
+    assert not folder.exists()  # nothing stays behind
+
+
+def test_a_lock_whose_name_was_taken_away_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, its holder may end and remove the file: then it is another process's to make."""
+    real, opened = lock.fcntl.flock, []
+
+    def late(handle: Any, how: int) -> None:
+        real(handle, how)
+        opened.append(handle)
+        if len(opened) == 1:
+            (tmp_path / lock.NAME).unlink()
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with lock.held(tmp_path):
+        assert len(opened) == 2 and (tmp_path / lock.NAME).exists()
+        with pytest.raises(ConfigError, match="another process"), lock.held(tmp_path):
+            pass
+
+
+def test_a_clock_that_jumps_changes_nothing(metalearn: Commands, file: Path, straight: Path) -> None:
+    jumps = "import itertools, time; n = itertools.count(); time.time = lambda: 1e9 - 86400.0 * (next(n) % 7)"
+    assert metalearn("train", file, "--out", "clock", before=jumps).code == 0
+    same_end(metalearn.folder / "clock", straight)
+
+
+# ------------------------------------------------------------------------------------------------- signals and configs
+
+
+def test_the_second_signal_ends_at_once(metalearn: Commands) -> None:
+    """The handler is installed before the first step; a step that does not end is one whose sampling sleeps."""
+    sleeps = (
+        "import time; from metalearn.tasks.sinusoid import SinusoidSource as S; old = S.sample\n"
+        "def sample(self, *args):\n    if self.spec.split == 'train': print('asleep', flush=True); time.sleep(600)\n"
+        "    return old(self, *args)\nS.sample = sample"
+    )
+    data = sinusoid(run={"meta_steps": 8, "executor": "loop", "validate": {"every": None}})
+    started = metalearn.start("train", write(metalearn.folder, "slow", data), "--out", "slow", before=sleeps)
+    assert started.wait_for(lambda: "asleep" in started.out.read_text())
+    started.kill(signal.SIGTERM)
+    started.wait_for(lambda: "signal" in started.err.read_text())
+    started.kill(signal.SIGUSR1)
+    assert started.wait().code == 75
+
+
+def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file: Path) -> None:
+    folder = metalearn.folder / "changed"
+    assert metalearn("train", file, "--out", folder, before=planted("checkpoints", 9)).code == -9
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["method"]["inner_lr"], config["run"]["meta_steps"], config["run"]["keep_last"] = 0.5, 12, 3
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    before = files_of(folder)
+    ended = metalearn("resume", folder)
+    refused(ended, "--allow-change", "method.inner_lr: 0.01 -> 0.5", "run.meta_steps: 24 -> 12")
+    assert "keep_last" not in ended.err and files_of(folder) == before
+    assert metalearn("resume", folder, "--allow-change").code == 0
+    assert newest(folder) == 12
+
+
+# --------------------------------------------------------------------------------------- numbers that are not finite
+
+# The tasks of step 7 of seed 0 have no finite targets; those that a rolled back run draws instead do.
+SPOILED = """
+from metalearn.rng import fold_in
+from metalearn.tasks.sinusoid import SinusoidSource as S
+old, bad = S.sample, int(fold_in(0, "train", 6))
+def sample(self, key, *args):
+    found = old(self, key, *args)
+    spoiled = found.query._replace(y=found.query.y * float("nan"))
+    return found._replace(query=spoiled) if int(key) == bad and self.spec.split == "train" else found
+S.sample = sample
+"""
+
+
+def spoiled(metalearn: Commands, policy: str, folder: Path, fault: str = "") -> Ended:
+    data = sinusoid(run={**STEPS, "on_nan": policy, "executor": "loop"})
+    file = write(metalearn.folder, policy, data)
+    return metalearn(*going_on(folder, file), before=SPOILED + fault)
+
+
+def diary(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "nan.jsonl").read_text().splitlines()]
+
+
+def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
+    folder = metalearn.folder / "raised"
+    ended = spoiled(metalearn, "raise", folder)
+    assert ended.code == 3 and "query_loss not finite by step 7" in ended.err and "nan.jsonl" in ended.err, ended
+    (row,) = diary(folder)
+    assert row["policy"] == "raise" and [batch["step"] for batch in row["batches"]] == [6, 7]
+    source = ml.tasks.Sinusoid(shots=5, queries=5).build()
+    tasks = source.sample(fold_in(row["seed"], "train", row["batches"][1]["number"]), 4)
+    assert tasks.info["key"].tolist() == row["batches"][1]["keys"]  # found again by its number
+    assert newest(folder) == 4 and not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_skip_and_rollback_go_on_and_survive_a_kill(metalearn: Commands, policy: str) -> None:
+    whole, broken = metalearn.folder / policy, metalearn.folder / f"{policy}-killed"
+    ended = spoiled(metalearn, policy, whole)
+    assert ended.code == 0, ended
+    (row,) = diary(whole)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    if policy == "skip":
+        assert row["step"] == 7 and row["batches"][1]["step"] == 7
+        assert [line["step"] for line in lines if line.get("skipped")] == [8]
+    else:
+        assert (row["step"], row["first_bad"], row["attempt"]) == (4, 7, 1) and "back to step 4" in ended.err
+    assert all(line.get("query_loss", 0) is not None for line in lines)
+    assert spoiled(metalearn, policy, broken, planted("checkpoints", 8 * 4 + 2)).code == -9
+    assert spoiled(metalearn, policy, broken).code == 0
+    same_end(broken, whole)
+    assert diary(broken) == diary(whole)
+
+
+def test_a_skipped_step_changes_nothing_but_the_count() -> None:
+    source = ml.tasks.Sinusoid(shots=5, queries=4).build()
+    method = ml.algorithms.Reptile(inner_steps=1).build(ml.models.MLP(sizes=(6,)).build(source.spec), source.spec, 9)
+    assert method.step is not None
+    good, lanes = source.sample(fold_in(0, "train"), 1), method.init(fold_in(0, "init"))
+    bad = good._replace(support=good.support._replace(y=good.support.y * float("inf")))
+    for data, left_out in ((bad, 1.0), (good, 0.0)):
+        after, said = finite.skipping(lambda state, number: method.step(state, data))(lanes, 0)  # noqa: B023
+        assert float(said["skipped"]) == left_out and float(after.step) == 1
+        moved = [not torch.equal(a, b) for a, b in zip(after.meta.values(), lanes.meta.values())]
+        assert any(moved) == (left_out == 0.0)
+        assert torch.equal(after.lanes["count"], lanes.lanes["count"]) == (left_out == 1.0)
+
+
+def test_means_leave_skipped_steps_out_and_bad_ones_are_named() -> None:
+    def rows(*values: tuple[float, float]) -> list[tuple[int, dict[str, torch.Tensor]]]:
+        named = [{"loss": torch.tensor(loss), "skipped": torch.tensor(out)} for loss, out in values]
+        return list(enumerate(named, 5))
+
+    means, steps = finite.summary(rows((1.0, 0.0), (0.0, 1.0), (3.0, 0.0)))
+    assert means["loss"] == pytest.approx(2.0) and means["skipped"] == pytest.approx(1 / 3) and steps == [6]
+    for bad in (rows((0.0, 1.0)), rows((float("nan"), 0.0))):
+        with pytest.raises(finite.NotFinite, match="loss not finite by step 5"):
+            finite.summary(bad)
+
+
+def test_the_same_checkpoint_is_gone_back_to_three_times(tmp_path: Path) -> None:
+    source = ml.tasks.Sinusoid().build()
+    book = finite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
+    numbers = {book.number(5)}
+    for _ in range(finite.TRIES):
+        assert book.go_back(4, 7)
+        numbers.add(book.number(5))
+    assert not book.go_back(4, 7) and book.go_back(8, 9)
+    assert len(numbers) == 1 + finite.TRIES and book.number(3) == 3 and book.number(7) == 7
+    again = finite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
+    again.open(8)
+    assert again.redrawn == book.redrawn
+    again.open(7)  # an older checkpoint had to do: what came after it has not happened
+    assert len(again.redrawn) == finite.TRIES
+
+
+# ---------------------------------------------------------------------------------------------------------- old formats
+
+
+def copied(name: str, folder: Path) -> Path:
+    shutil.copytree(OLD / name, folder / name)
+    return folder / name
+
+
+def test_a_finished_run_of_schema_1_is_known_and_opened(metalearn: Commands, tmp_path: Path) -> None:
+    folder = copied("finished", tmp_path)
+    before = files_of(folder)
+    assert "finished" in metalearn("resume", folder).err
+    assert "finished" in metalearn("train", folder / "config.yaml", "--out", folder).err  # its hash is what it was
+    assert files_of(folder) == before
+    assert metalearn("evaluate", folder).code == 0
+    assert metalearn("report", folder, "--out", tmp_path / "page.html").code == 0
+    stored = json.loads((folder / "result.json").read_text())
+    again = json.loads((folder / "evaluations" / "1.json").read_text())
+    assert again["test"]["loss"] == pytest.approx(stored["test"]["loss"], rel=1e-4)
+    assert again["episodes"] == stored["episodes"]
+    assert int(ml.load_run(folder).state.step) == stored["checkpoint_step"]
+
+
+def test_an_interrupted_run_of_schema_1_is_resumed(metalearn: Commands, tmp_path: Path) -> None:
+    folder = copied("interrupted", tmp_path)
+    done = metalearn("resume", folder)
+    assert done.code == 0 and "going on from step 3" in done.err, done
+    named, old = last(folder)[1], checkpoint.read(checkpoint.path_of(OLD / "finished" / "checkpoints", 6))
+    torch.testing.assert_close(named, old, rtol=1e-4, atol=1e-5)
