@@ -44,7 +44,7 @@ NO_L2L     := set-up: learn2learn could not be built, so the cross-checks agains
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
+.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz torture maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
     l2o-quadratics l2o-mlp clean force
 
 help: ## Show this list.
@@ -98,6 +98,9 @@ compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots
 	$(BIN)/metalearn compare experiments/compare_glyphs.yaml $(FIVE) --out runs/compare_glyphs/5_shots
 	$(BIN)/metalearn report runs/compare_glyphs/1_shot runs/compare_glyphs/5_shots --out runs/compare_glyphs/report.html
 	@echo 'The report: $(CURDIR)/runs/compare_glyphs/report.html'
+
+torture: $(STAMP) ## Kill and stop a training 90 times, resume it, and hold its end against an undisturbed one (minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, hours).
 	@$(MAKE) --no-print-directory -j 2 omniglot-1-shot omniglot-5-shots

@@ -52,7 +52,7 @@ def straight(metalearn: Commands, file: Path) -> Path:
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
     metalearn: Commands, file: Path, straight: Path, place: str, number: int
 ) -> None:
-    folder = metalearn.folder / f"full-{len(place)}-{number}"  # without the word that the fault looks for
+    folder = metalearn.folder / f"full-{place[::-1]}-{number}"  # without the word that the fault looks for
     fault = planted(place, number, str(errno.ENOSPC))
     ended = metalearn("train", file, "--out", folder, before=fault)
     refused(ended, place, "No space left on device")
@@ -134,20 +134,29 @@ def test_a_clock_that_jumps_changes_nothing(metalearn: Commands, file: Path, str
 # ------------------------------------------------------------------------------------------------- signals and configs
 
 
+SLEEPS = """
+import time
+from metalearn.rng import fold_in
+from metalearn.tasks.sinusoid import SinusoidSource as S
+old, slow = S.sample, int(fold_in(0, "train", 4))
+def sample(self, key, *args):
+    if int(key) == slow and self.spec.split == "train":
+        print("asleep", flush=True)
+        time.sleep(600)
+    return old(self, key, *args)
+S.sample = sample
+"""
+
+
 def test_the_second_signal_ends_at_once(metalearn: Commands) -> None:
-    """The handler is installed before the first step; a step that does not end is one whose sampling sleeps."""
-    sleeps = (
-        "import time; from metalearn.tasks.sinusoid import SinusoidSource as S; old = S.sample\n"
-        "def sample(self, *args):\n    if self.spec.split == 'train': print('asleep', flush=True); time.sleep(600)\n"
-        "    return old(self, *args)\nS.sample = sample"
-    )
-    data = sinusoid(run={"meta_steps": 8, "executor": "loop", "validate": {"every": None}})
-    started = metalearn.start("train", write(metalearn.folder, "slow", data), "--out", "slow", before=sleeps)
-    assert started.wait_for(lambda: "asleep" in started.out.read_text())
+    """The step that does not end is one whose sampling sleeps."""
+    data = sinusoid(run={"meta_steps": 8, "checkpoint_every": 2, "executor": "loop", "validate": {"every": None}})
+    started = metalearn.start("train", write(metalearn.folder, "slow", data), "--out", "slow", before=SLEEPS)
+    assert started.wait_for(lambda: started.out.exists() and "asleep" in started.out.read_text())
     started.kill(signal.SIGTERM)
-    started.wait_for(lambda: "signal" in started.err.read_text())
+    assert started.wait_for(lambda: "finishing this step" in started.err.read_text())
     started.kill(signal.SIGUSR1)
-    assert started.wait().code == 75
+    assert started.wait().code == 75 and newest(metalearn.folder / "slow") == 4
 
 
 def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file: Path) -> None:

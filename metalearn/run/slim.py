@@ -29,7 +29,7 @@ def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
 
 
 def slim(graph: GraphModule) -> GraphModule:
-    """The graph with fewer operations (`graph` is used up); as it was where one of them writes into another's result."""
+    """The graph with fewer operations (`graph` is used up); as it was where one of them writes into another's."""
     if any(writes(node) for node in graph.graph.nodes):
         return graph
     for node in list(graph.graph.nodes):

@@ -73,7 +73,8 @@ def make_split_advance(
     update, packing, key = method.update, Packing(), key.to(device)
     if not device.startswith("cuda"):
         keep_freed_memory()
-    whole = executor in ("vmap", "compiled_steps", *WHOLE) or (executor == "compiled" and (chunk is None or own <= chunk))
+    fits = executor == "compiled" and (chunk is None or own <= chunk)
+    whole = fits or executor in ("vmap", "compiled_steps", *WHOLE)
     wrap = _wrap_of(executor)
     at_once = (chunk or CHUNK) if executor in ("chunk", "compiled") else 1
     sums = sums_in_pieces(method, own, as_it_is) if whole else sums_in_pieces(method, at_once, wrap)
