@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,8 @@ EXAMPLES = {"run directory": 40, "image folder": 60, "prepared data": 60}  # the
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("fuzz")
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        yield place_in(folder / "place")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return place_in(tmp_path_factory.mktemp("fuzz") / "place")
 
 
 @pytest.mark.parametrize("kind", TARGETS)
