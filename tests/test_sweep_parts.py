@@ -22,6 +22,8 @@ from metalearn.run.sweep.desk import Desk, claim_folder
 from metalearn.run.sweep.file import EarlyTerminate, override, read
 from metalearn.run.sweep.hyperband import goes_on
 from metalearn.run.sweep.spread import SPREADS, kind_of
+from metalearn.run.sweep.worker import watched
+from metalearn.run.track.tracker import group_of
 from metalearn.run.validate import validated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,3 +183,15 @@ def test_wandb_own_schema_takes_what_is_run_here(file: Path) -> None:
 def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_cap.*is missing"):
         read(str(swept(tmp_path, "x", method="random")))
+
+
+def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Path) -> None:
+    sweep = read(str(swept(tmp_path, "shown", project="waves", entity="team")))
+    track = watched(sweep, sweep.experiment, tmp_path / "out").run.track
+    assert (track.wandb.project, track.wandb.entity, track.wandb.group) == (
+        "waves",
+        "team",
+        group_of("shown", tmp_path / "out"),
+    )
+    assert not track.terminal.on
+    assert watched(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()

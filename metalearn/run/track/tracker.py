@@ -134,6 +134,7 @@ def tracked(folder: Path, experiment: Any, say: Callable[[str], None]) -> Iterat
     facts = folder / "environment.json"
     known = dict(read_json(facts)) if facts.exists() else {}
     title = f"{experiment.label} seed {experiment.run.seeds[0]}"
+    title = f"trial {folder.name}" if folder.parent.name == "trials" else title
     tracker = Tracker(Watched(folder, title, experiment.resolved(), known, step, say), experiment.run.track)
     try:
         yield tracker
