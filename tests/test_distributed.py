@@ -299,3 +299,12 @@ def test_fewer_cards_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes on a machine with 1 CUDA devices"):
         distributed.join(launch.World(0, 2, 0, 2))
+
+
+def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) -> None:
+    for devices, found in ((3, 3), (launch.MOST, launch.MOST), (1, None), ("9", None), (True, None)):
+        (tmp_path / "environment.json").write_text(json.dumps({"devices": devices}))
+        assert launch.recorded(tmp_path) == found
+    (tmp_path / "environment.json").write_text(json.dumps({"devices": launch.MOST + 1}))
+    with pytest.raises(ConfigError, match="--devices N"):
+        launch.recorded(tmp_path)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sweep_kills import swept
 
 from metalearn.errors import ConfigError
+from metalearn.run.sweep import claims as claims_room
 from metalearn.run.sweep.claims import SILENCE, Claims
 from metalearn.run.sweep.desk import Desk, claim_folder
 from metalearn.run.sweep.file import EarlyTerminate, override, read
@@ -131,6 +133,54 @@ def test_a_trial_that_takes_three_processes_with_it_has_failed(tmp_path: Path) -
     assert trial and trial.number == 1 and desk.failures() == {0: "3 processes died at it"}  # type: ignore[union-attr]
 
 
+def test_a_grid_goes_over_multiples_of_q_between_its_ends() -> None:
+    for options, points in [
+        ({"min": 0.05, "max": 0.5, "q": 0.1}, [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ({"min": 1, "max": 10, "q": 4}, [4, 8]),
+        ({"min": -1.0, "max": 1.0, "q": 0.5}, [-1.0, -0.5, 0.0, 0.5, 1.0]),
+    ]:
+        spread = spread_of({"distribution": "q_uniform", **options})
+        assert [spread.of(value) for value in spread.grid()] == pytest.approx(points)
+    for options, word in [
+        ({"min": 0.1, "max": 0.9, "q": 1}, "no multiple"),
+        ({"min": 0, "max": 1e300, "q": 1}, "told"),
+    ]:
+        problems: list[tuple[str, str]] = []
+        assert validated(SPREADS["q_uniform"], {"distribution": "q_uniform", **options}, "p", problems) is None
+        assert word in problems[0][1]
+    assert spread_of({"distribution": "q_log_uniform", "min": 0, "max": 700, "q": 1e-9}).of(700.0) > 1e300
+
+
+def test_a_file_server_that_does_not_answer_once_ends_no_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls, alive = os.utime, [0], threading.Event()
+
+    def utime(path: Path) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise OSError(116, "Stale file handle")
+        real(path)
+        alive.set()
+
+    monkeypatch.setattr(claims_room, "BEAT", 0.01)
+    monkeypatch.setattr(claims_room.os, "utime", utime)
+    mine = Claims(tmp_path)
+    mine.take(0)
+    with mine.beating(0):
+        assert alive.wait(60)
+
+
+def test_dates_sets_and_bytes_are_refused_in_their_places(tmp_path: Path) -> None:
+    path = swept(tmp_path, "dated", description="DAY", project="SET", command="BYTES")
+    text = path.read_text().replace("DAY", "2026-01-01").replace("SET", "!!set {a, b}")
+    path.write_text(text.replace("BYTES", "[!!binary aGk=]").replace("0.1", "2026-01-01"))
+    with pytest.raises(ConfigError) as refused:
+        read(str(path))
+    places = {place.rpartition(": ")[2] for place, _ in refused.value.problems}
+    assert places == {"description", "project", "command.0", "parameters.method.inner_lr.values.1"}
+
+
 def test_a_journal_that_a_crash_tore_is_read(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "torn")))
     claim_folder(sweep, tmp_path / "out")
@@ -140,9 +190,15 @@ def test_a_journal_that_a_crash_tore_is_read(tmp_path: Path) -> None:
     desk.tell(trial, 1.0, "complete")  # type: ignore[arg-type]
     with (tmp_path / "out" / "journal.log").open("a") as handle:
         handle.write('{"op_code":4,"worker_')
+    written = desk.next()  # cuts the torn line off before it writes its own
+    assert written and written.number == 1  # type: ignore[union-attr]
+    desk.tell(written, 2.0, "complete")  # type: ignore[arg-type]
+    assert [row["value"] for row in Desk(sweep, tmp_path / "out").records()] == [1.0, 2.0]
+    with (tmp_path / "out" / "journal.log").open("a") as handle:
+        handle.write('{"op_code":4,"worker_')
     assert Desk(sweep, tmp_path / "out").records() == desk.records() != []
     again = Desk(sweep, tmp_path / "out").next()
-    assert again and again.number == 1  # type: ignore[union-attr]
+    assert again and again.number == 2  # type: ignore[union-attr]
 
 
 def test_a_late_result_of_a_lost_trial_is_not_told_twice(tmp_path: Path) -> None:

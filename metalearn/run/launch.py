@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from metalearn.errors import ConfigError
 
 STORE = "METALEARN_MEETING"  # names the file in which the processes of one machine find each other
+MOST = 512  # processes that a run directory may ask for by itself
 GRACE = 120.0  # seconds that the processes have to end after one of them has
 GLANCE = 0.02  # seconds between two looks at them
 LOST = 70  # exit code of a rank that has failed, or finds rank 0 gone
@@ -58,6 +59,9 @@ def recorded(folder: Path) -> int | None:
     except (OSError, ValueError, AttributeError):
         return None  # the command itself says what is wrong with the folder
     finished = (folder / "result.json").exists()
+    if type(devices) is int and devices > MOST:  # somebody else's file must not start so many
+        text = f"says that {devices} processes began this run, more than {MOST}: give --devices N"
+        raise ConfigError((str(folder / "environment.json"), text))
     return devices if type(devices) is int and devices > 1 and world().size == 1 and not finished else None
 
 

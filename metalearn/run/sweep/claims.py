@@ -12,7 +12,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -127,8 +127,9 @@ class Claims:
 
         def beat() -> None:
             while not over.wait(BEAT):
-                if self.mine(number):
-                    os.utime(self.path(number))
+                with suppress(OSError):  # a file server that does not answer now may answer next time
+                    if self.mine(number):
+                        os.utime(self.path(number))
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

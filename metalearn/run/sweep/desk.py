@@ -34,14 +34,20 @@ class Trial(NamedTuple):
 
 
 class _Lock:
-    """Optuna's journal under the same kind of lock as everything else: a killed process holds nothing."""
+    """Optuna's journal under the same kind of lock as everything else: a killed process holds nothing.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A line that a crash or a full disk tore is cut off before the next one is written, which it would spoil.
+    """
+
+    def __init__(self, path: Path, journal: Path) -> None:
+        self._path, self._journal = path, journal
 
     def acquire(self) -> bool:
         self._held = alone(self._path)
         self._held.__enter__()
+        if self._journal.exists() and (content := self._journal.read_bytes()) and not content.endswith(b"\n"):
+            with self._journal.open("rb+") as handle:
+                handle.truncate(content.rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
@@ -64,13 +70,12 @@ class Desk:
         return alone(self.folder / ".sweep.lock")
 
     def _open(self) -> Any:
-        """The study of the folder's journal; a line that a crash of the machine tore is cut off."""
+        """The study of the folder's journal."""
         optuna, path = self._optuna, self.folder / "journal.log"
-        if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-            with path.open("rb+") as handle:
-                handle.truncate(content.rfind(b"\n") + 1)
-        storages = optuna.storages.journal
-        backend = storages.JournalFileBackend(str(path), lock_obj=_Lock(self.folder / ".journal.lock"))
+        storages, lock = optuna.storages.journal, _Lock(self.folder / ".journal.lock", path)
+        lock.acquire()
+        lock.release()
+        backend = storages.JournalFileBackend(str(path), lock_obj=lock)
         goal = self.sweep.metric.goal
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend), study_name="sweep", direction=goal, load_if_exists=True

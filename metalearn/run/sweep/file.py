@@ -159,11 +159,23 @@ def read(name: str) -> Sweep:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError((str(path), "should be a mapping with " + ", ".join(KEYS)))
-    problems: list[tuple[str, str]] = []
-    found = _parse(data, path, problems)
+    problems = _strange(data)
+    found = None if problems else _parse(data, path, problems)
     if found is None or problems:
         raise ConfigError(*((f"{path}: {place}", text) for place, text in dict.fromkeys(problems)))
     return found
+
+
+def _strange(data: Any, place: str = "") -> list[tuple[str, str]]:
+    """What YAML has and JSON has not: dates, sets, bytes; a sweep is written down as JSON."""
+    if isinstance(data, dict):
+        return [problem for key, value in data.items() for problem in _strange(value, f"{place}.{key}")]
+    if isinstance(data, list):
+        return [problem for at, value in enumerate(data) for problem in _strange(value, f"{place}.{at}")]
+    if data is None or isinstance(data, (str, int, float)):
+        return []
+    text = f"should be a text, a number, a list or a mapping, not a {type(data).__name__}: put it into quotes"
+    return [(place.removeprefix("."), text)]
 
 
 def _parse(data: dict[str, Any], path: Path, problems: list[tuple[str, str]]) -> Sweep | None:

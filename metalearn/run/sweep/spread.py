@@ -140,7 +140,8 @@ class _Rounded(Spread):
     q: int | float = option(1, "the step: values are its multiples", gt=0)
 
     def round(self, value: float) -> int | float:
-        return self.q * round(value / self.q)
+        steps = value / self.q
+        return self.q * round(steps) if math.isfinite(steps) else value
 
 
 class RoundedUniform(_Rounded, _Span):
@@ -149,15 +150,20 @@ class RoundedUniform(_Rounded, _Span):
     distribution: Literal["q_uniform"] = option("q_uniform", "its name")
     countable: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _holds_some(self) -> RoundedUniform:
+        if max(abs(self.min), abs(self.max)) / self.q > 2**53:
+            raise ValueError(f"q = {self.q} is too small beside min and max: its multiples cannot be told apart")
+        if not self.grid():
+            raise ValueError(f"no multiple of q = {self.q} lies between min {self.min} and max {self.max}")
+        return self
+
     def of(self, drawn: Any) -> Any:
         return self.round(drawn)
 
     def grid(self) -> list[Any]:
-        return [self.min + self.q * step for step in range(_steps(self.min, self.max, float(self.q)))]
-
-
-def _steps(low: float, high: float, by: float) -> int:
-    return min(GRID_MOST + 1, math.floor((high - low) / by + 1e-9) + 1)
+        first, last = math.ceil(self.min / self.q - 1e-9), math.floor(self.max / self.q + 1e-9)
+        return [self.q * step for step in range(first, min(last, first + GRID_MOST) + 1)]
 
 
 class WholeUniform(Spread):
