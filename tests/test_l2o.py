@@ -176,11 +176,11 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     words = ("run.meta_steps=2", "run.seeds=[0,1]", "run.tasks_per_step=2", "run.executor=vmap", "task.dims=2")
     words += ("run.validate.every=null", "evaluate.checkpoint=last", "evaluate.episodes=4", "evaluate.steps=[0,10,20]")
     words += ("evaluate.headline_step=20", "method.rule.hidden=2", "method.horizon.steps=20")
-    options = ("--inner-seeds", "2", "--tuning-tasks", "20", "--also", "task.draws=normal,task.dims=3", "--out", "out")
+    options = ("--inner-seeds", "2", "--tuning-tasks", "20", "--also", "task.draws=normal task.dims=3", "--out", "out")
     done = metalearn("l2o", "l2o_quadratics", *words, *options)
     assert done.code == 0, done.err
     found = json.loads((metalearn.folder / "out" / "optimizers.json").read_text())
-    assert [problem["name"] for problem in found["problems"]] == ["as trained", "task.draws=normal,task.dims=3"]
+    assert [problem["name"] for problem in found["problems"]] == ["as trained", "task.draws=normal task.dims=3"]
     for problem in found["problems"]:
         assert len(problem["rows"]) == 14 and len(problem["paired"]) == 12
         assert all(len(line["loss"]) == 3 for line in problem["rows"])

@@ -247,7 +247,7 @@ def l2o(
     out: Out = None,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", help="another problem to test on, such as 'model.sizes=[40],task.shots=5'; repeatable"),
+        typer.Option("--also", help="another problem to test on, such as 'model.sizes=[40] task.shots=5'; repeatable"),
     ] = None,
     inner_seeds: Annotated[int, typer.Option("--inner-seeds", help="starts and data orders of each task", min=1)] = 5,
     tuning_tasks: Annotated[int, typer.Option("--tuning-tasks", help="training tasks that choose rates", min=2)] = 500,

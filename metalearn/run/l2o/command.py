@@ -39,7 +39,7 @@ class Words:
     experiment: str
     overrides: tuple[str, ...]
     out: Path | None
-    also: tuple[str, ...]  # other problems: overrides of task and model, with commas between
+    also: tuple[str, ...]  # other problems: overrides of task and model, with spaces between
     inner_seeds: int
     tuning_tasks: int
 
@@ -76,10 +76,10 @@ def run(words: Words, say: Say) -> Path:
 
 def _other(words: Words, text: str) -> Experiment:
     """The experiment on another problem: the learned rule stays what it is."""
-    changes = [part.strip() for part in text.split(",") if part.strip()]
+    changes = text.split()
     wrong = [part for part in changes if not part.startswith(("task.", "model.", "evaluate.task."))]
     if wrong or not changes:
-        raise ConfigError(("--also", f"{text!r} should be overrides of task and model, with commas between them"))
+        raise ConfigError(("--also", f"{text!r} should be overrides of task and model, with spaces between them"))
     return load(words.experiment, [*words.overrides, *changes]).experiments[0]
 
 
