@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import types
@@ -101,6 +102,19 @@ def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Comman
     assert done.code == 0 and done.err.count("warning") == 1 and "wandb sync" in done.err, done.err
     result = json.loads((metalearn.folder / "dead" / "result.json").read_text())
     assert kept(metalearn.folder / "dead")[1]["headline.value"] == result["headline"]["value"]
+
+
+def test_its_telemetry_is_off_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """W&B's own reporter of errors waits half a minute at the end of a process for a server that never answers."""
+    name, seen = "WANDB_ERROR_REPORTING", list[str | None]()
+    monkeypatch.setenv(name, "restored after the test")
+    monkeypatch.delenv(name)
+    fake = types.SimpleNamespace(Settings=dict, init=lambda **given: seen.append(os.environ.get(name)))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    by_wandb._opened(by_wandb.WandB(), Watched(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    monkeypatch.setenv(name, "true")  # whoever wants it has it
+    by_wandb._opened(by_wandb.WandB(), Watched(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    assert seen == ["false", "true"]
 
 
 def test_a_resumed_run_is_the_same_one_there(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def read(name: str) -> Sweep:
     if not isinstance(data, dict):
         raise ConfigError((str(path), "should be a mapping with " + ", ".join(KEYS)))
     problems = _strange(data)
-    found = None if problems else _parse(data, path, problems)
+    found = _parse(data, path, problems)
     if found is None or problems:
         raise ConfigError(*((f"{path}: {place}", text) for place, text in dict.fromkeys(problems)))
     return found

@@ -120,9 +120,11 @@ class _Run:
 
 def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
     """The run, offline where the server does not answer in time."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # Its telemetry of its own errors waits up to 30 s, after the run, for a server that takes calls and never answers.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
     if not os.environ.get("WANDB_MODE", "x").strip():
         del os.environ["WANDB_MODE"]  # set to nothing, which W&B does not take
     agent = "WANDB_SWEEP_ID" in os.environ  # started by W&B's own agent, which has given it a number
