@@ -17,7 +17,10 @@ import yaml
 from commandline import Commands, commands_in, files_of, refused, sinusoid
 from sweep_kills import at_work, disturbed, sweep_of, swept
 
+from metalearn.run.lock import held
 from metalearn.run.report_sweep import importance, read_swept
+from metalearn.run.sweep.desk import claim_folder
+from metalearn.run.sweep.file import read
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +56,21 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
     again = metalearn("sweep", file, "--out", "stopped")
     assert again.code == 0 and "going on from step" in again.err
     assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"] * 3
+
+
+def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> None:
+    """Its claim is gone, its lock is not: the trial is neither failed nor run twice, but waited for."""
+    file = swept(metalearn.folder, "asleep", parameters={"method.inner_lr": {"values": [0.01]}})
+    folder = metalearn.folder / "runs" / "asleep"
+    claim_folder(read(str(file)), folder)
+    (folder / "trials" / "0").mkdir(parents=True)
+    with held(folder / "trials" / "0"):
+        worker = metalearn.start("sweep", file, "--out", folder)
+        ready = worker.wait_for(lambda: worker.err.exists() and "another process is at work" in worker.err.read_text())
+    assert ready
+    ended = worker.wait()
+    assert ended.code == 0, ended
+    assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"]
 
 
 def test_a_grid_is_gone_through_in_order_and_told_in_schema_1(metalearn: Commands) -> None:

@@ -47,6 +47,8 @@ OPTIONAL = {
     "scipy": "learn2learn",
     "requests": "learn2learn",
     "tqdm": "learn2learn",
+    "submitit": "sweeps on SLURM",
+    "tensorboard": "event files for TensorBoard",
 }
 OLDEST_TORCH = (2, 11)
 SAME_FOLDER = ("metalearn", "parallel-metalearn")  # other people's distributions that install a folder `metalearn`

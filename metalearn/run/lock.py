@@ -14,6 +14,10 @@ from metalearn.errors import ConfigError
 NAME = ".lock"
 
 
+class Busy(ConfigError):
+    """Another process is at work on a run directory."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a run directory for this process; ConfigError while another one does. Nothing stays behind but the run."""
@@ -43,5 +47,5 @@ def _locked(path: Path) -> IO[str]:
             if isinstance(error, FileNotFoundError):
                 continue
             text = "another process is at work on this run: wait for it, or give another --out"
-            raise ConfigError((str(path.parent), text)) from None
+            raise Busy((str(path.parent), text)) from None
         handle.close()

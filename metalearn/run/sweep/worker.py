@@ -10,6 +10,7 @@ from typing import Any
 
 from metalearn.errors import ConfigError
 from metalearn.run.files import read_lines
+from metalearn.run.lock import Busy
 from metalearn.run.loop import Diverged, Say, Stopped, signals
 from metalearn.run.sweep.desk import Desk, Trial
 from metalearn.run.sweep.file import Metric, Sweep
@@ -27,12 +28,10 @@ def work(sweep: Sweep, folder: Path, say: Say, threads: int | None = None) -> No
     """Run trials until all of the sweep's are done, by whomever; Stopped after a signal."""
     desk = Desk(sweep, folder)
     while (trial := desk.next()) is not False:
-        if trial is None:
-            with signals(lambda: _stopped(folder)):
-                time.sleep(WAIT)
+        if isinstance(trial, Trial) and _run(desk, trial, say, threads):
             continue
-        assert isinstance(trial, Trial)
-        _run(desk, trial, say, threads)
+        with signals(lambda: _stopped(folder)):
+            time.sleep(WAIT)
     desk.write()
 
 
@@ -40,14 +39,21 @@ def _stopped(folder: Path) -> None:
     raise Stopped(f"stopped by a signal; to go on, give the sweep's command again with --out {folder}")
 
 
-def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> None:
-    """One trial, whatever becomes of it; only a signal, or a fault in the program, gives it back unfinished."""
+def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> bool:
+    """One trial, whatever becomes of it; a signal, or a fault in the program, gives it back unfinished.
+
+    False where its run directory is held by a process that was taken for dead and is not: it is given back too.
+    """
     told = f"trial {trial.number}"
     drawn = {name: trial.values[name] for name, spread in desk.sweep.parameters.items() if spread.latent() is not None}
     say(f"{told}: {', '.join(f'{name}={value!r}' for name, value in drawn.items()) or 'nothing varies'}")
     try:
         with desk.claims.beating(trial.number):
             value = _value(desk, trial, say, threads)
+    except Busy as error:
+        say(f"{told}: {error}")
+        desk.give_back(trial)
+        return False
     except Pruned:
         say(f"{told}: behind the others, ended early")
         desk.tell(trial, None, "pruned")
@@ -61,6 +67,7 @@ def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> None:
         state = "complete" if math.isfinite(value) else "failed"
         desk.tell(trial, value if state == "complete" else None, state, "its value is not finite")
         say(f"{told}: {desk.sweep.metric.name} {value:.6g}")
+    return True
 
 
 def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
