@@ -173,6 +173,55 @@ def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file
     assert newest(folder) == 12
 
 
+def test_an_edit_of_a_run_that_has_tuned_is_refused_and_the_tuned_values_are_not(metalearn: Commands) -> None:
+    tune = {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}}
+    data = sinusoid(run=STEPS, budget={"trials": 2})
+    tuned = write(metalearn.folder, "tuned", {**data, "method": {**data["method"], "tune": tune}})
+    folder = metalearn.folder / "edited"
+    assert metalearn("train", tuned, "--out", folder, before=planted("scores.npz", 0)).code == -9
+    assert (folder / "tune" / "best.json").exists()
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("meta_steps: 24", "meta_steps: 12"))
+    refused(metalearn("resume", folder), "run.meta_steps: 24 -> 12")
+    (folder / "config.yaml").write_text(text)
+    assert metalearn("resume", folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("metrics.jsonl", {"kind": "valid", "split": "valid", "step": "a", "loss": 1.0}),
+        ("metrics.jsonl", {"kind": "valid", "split": "valid", "loss": 1.0}),
+        ("metrics.jsonl", {"kind": "valid", "split": "valid", "step": 2, "loss": "x"}),
+        ("timing.jsonl", {"step": 4, "spent": 5}),
+        ("timing.jsonl", {"step": 4, "spent": {"setup": {"seconds": [1]}}}),
+        ("timing.jsonl", {"step": 4, "wall": "x", "spent": {}}),
+    ],
+)
+def test_a_harmed_line_of_an_interrupted_run_is_a_sentence(
+    metalearn: Commands, file: Path, straight: Path, tmp_path: Path, name: str, line: dict[str, Any]
+) -> None:
+    folder = tmp_path / "harmed"
+    shutil.copytree(straight, folder)
+    (folder / "result.json").unlink()
+    lines = (folder / name).read_text().splitlines()
+    (folder / name).write_text("\n".join([json.dumps(line), *lines]) + "\n")
+    before = files_of(folder)
+    refused(metalearn("resume", folder), f"{name}, line 1")
+    assert files_of(folder) == before
+
+
+def test_lanes_of_another_number_of_tasks_are_refused(metalearn: Commands) -> None:
+    method = {"name": "reptile", "inner_steps": 2, "inner_batch": 3}
+    data = sinusoid(run={**STEPS, "tasks_per_step": 4}, method=method)
+    folder = metalearn.folder / "lanes"
+    spoiled = write(metalearn.folder, "lanes_of_four", data)
+    assert metalearn("train", spoiled, "--out", folder, before=planted("checkpoints", 9)).code == -9
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("tasks_per_step: 4", "tasks_per_step: 8"))
+    refused(metalearn("resume", folder, "--allow-change"), "run.tasks_per_step", "4")
+
+
 # --------------------------------------------------------------------------------------- numbers that are not finite
 
 # The tasks of step 7 of seed 0 have no finite targets; those that a rolled back run draws instead do.

@@ -19,6 +19,7 @@ from sweep_kills import swept
 
 from metalearn.errors import ConfigError
 from metalearn.run.sweep import claims as claims_room
+from metalearn.run.sweep import worker
 from metalearn.run.sweep.claims import SILENCE, Claims
 from metalearn.run.sweep.desk import Desk, claim_folder
 from metalearn.run.sweep.file import EarlyTerminate, override, read
@@ -251,3 +252,23 @@ def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Pat
     )
     assert not track.terminal.on
     assert watched(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()
+
+
+def test_a_trial_that_breaks_the_program_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def run(experiment: Any, folder: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        tried.append(int(folder.name))
+        if folder.name == "0":
+            raise RuntimeError("out of memory\nsecond line")
+        if folder.name == "1" and len(tried) == 2:
+            raise OSError(28, "No space left on device")
+        return {"test": {"steps": [0], "loss": [2.0]}, "headline": {"step": 0}}
+
+    monkeypatch.setattr(worker, "run_one", run)
+    sweep = read(str(swept(tmp_path, "broken", metric={"name": "test/loss", "goal": "minimize"})))
+    with pytest.raises(OSError, match="No space"):
+        worker.work(sweep, tmp_path / "out", lambda text: None)
+    worker.work(sweep, tmp_path / "out", lambda text: None)
+    rows = Desk(sweep, tmp_path / "out").records()
+    assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == ["failed", *["complete"] * 3]

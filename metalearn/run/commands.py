@@ -112,13 +112,24 @@ def resume(folder: Path, allow_change: bool, say: Say, team: Team | None = None)
     if (folder / "result.json").exists():
         say(f"{folder}: this run is finished")
         return
-    tuned = any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best"))
-    if not tuned and not allow_change and request_hash(folder) != as_asked(experiment, folder).hash():
-        told = "".join(f"\n  {text}" for text in changed(folder, experiment))
+    differing = _edited(folder, experiment)
+    if differing is not None and not allow_change:
+        told = "".join(f"\n  {text}" for text in differing)
         text = f"was changed since the run began: change it back, or say --allow-change{told}"
         raise ConfigError((str(folder / "config.yaml"), text))
     print(line(run_one(experiment, folder, say, team=team or ALONE)))
     print(f"run directory: {folder}")
+
+
+def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
+    """What somebody changed in config.yaml since the run began; None where nobody did. Tuning writes there too."""
+    if request_hash(folder) == as_asked(experiment, folder).hash():
+        return None
+    found = changed(folder, experiment)
+    if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
+        return found
+    own = [f"{place}.{key}" for key in experiment.tune for place in ("method", "method.contains")]
+    return [text for text in found if not text.startswith(("evaluate.headline_step", *own))] or None
 
 
 def evaluate(

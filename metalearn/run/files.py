@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from metalearn.tasks.store import UNREADABLE
 def write_atomic(path: Path, content: bytes) -> None:
     """Write to a neighbour, flush to disk, then take the name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # containers share numbers
     with naming(path):
         _replace(path, temporary, content)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
 from metalearn.rng import fold_in
 from metalearn.run import checkpoint
@@ -26,8 +27,10 @@ from metalearn.run.files import append_lines, cut_lines, read_lines
 from metalearn.run.finite import Diary, NotFinite, all_finite, summary
 from metalearn.run.launch import PASSED_ON
 from metalearn.run.progress import Progress
+from metalearn.run.schema import Line, Timing, check_lines
 from metalearn.run.together import Asked, curve
 from metalearn.run.track.tracker import Tracker
+from metalearn.tree import leaves
 from metalearn.types import MetaState, Metrics
 
 Say = Callable[[str], None]
@@ -329,13 +332,26 @@ def save(job: Job, done: int, state: MetaState) -> None:
         append_lines(job.folder / "timing.jsonl", [spent])
         checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
         best = ranking(job)[: job.experiment.run.validate.keep]
-        newest = checkpoint.steps_in(job.checkpoints)[-job.experiment.run.keep_last :]
+        whole = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]  # later ones were damaged
+        newest = whole[-job.experiment.run.keep_last :]
         checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
 
 
+def _same_lanes(job: Job, state: MetaState) -> None:
+    """Refuse a state whose lanes, one a task, are others than this run's."""
+    lanes, tasks = leaves(state.lanes), job.experiment.run.tasks_per_step
+    held = int(lanes[0].shape[0]) if lanes else tasks
+    if held not in (1, tasks):  # one: before the first step
+        text = f"{tasks}, but the checkpoint holds what {held} lanes of tasks carry along: set it back to {held}"
+        raise ConfigError(("run.tasks_per_step", text))
+
+
 def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
+    check_lines(Line, job.metrics)
+    check_lines(Timing, job.folder / "timing.jsonl")
     found = checkpoint.newest(job.checkpoints, start, job.say)
     done, state = found if found else (0, start)
+    _same_lanes(job, state)
     cut_lines(job.metrics, done)
     cut_lines(job.folder / "timing.jsonl", done)  # a torn line would hide what is appended after it
     spent = [row for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn.errors import ConfigError
-from metalearn.run.files import read_json
+from metalearn.run.files import read_json, read_lines
 
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -134,7 +134,17 @@ class Line(_Open):
     kind: Text = ""
     split: Text | None = None
     step: Count
+    accuracy: Maybe = None
+    loss: Maybe = None
     __pydantic_extra__: dict[str, Number | Text | None]
+
+
+class Timing(_Open):
+    """A line of timing.jsonl."""
+
+    step: Count
+    wall: Number = 0.0
+    spent: dict[str, dict[str, Number | Text | None]] = {}
 
 
 class Environment(_Open):
@@ -192,6 +202,12 @@ class SweepFile(_Open):
 def read_result(folder: Path) -> dict[str, Any]:
     """result.json of a finished run."""
     return checked(Result, read_json(folder / "result.json"), folder / "result.json")
+
+
+def check_lines(kind: type[BaseModel], path: Path) -> None:
+    """Refuse a file of lines one of which is not of this form; a torn end is no fault."""
+    for number, row in enumerate(read_lines(path), start=1):
+        checked(kind, row, f"{path}, line {number}")
 
 
 def checked(kind: type[BaseModel], data: Any, file: object, most: int = 5) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class QuadraticSource:
 
     def _conditioned(self, keys: Tensor, weights: Tensor) -> Tensor:
         """diag(s) Q: Q orthogonal, s from 1 to condition^(-1/2), both ends taken, so that W^T W has `condition`."""
-        rotation = torch.linalg.qr(weights.double()).Q.to(weights.dtype)
+        rotation: Tensor = torch.linalg.qr(weights.double()).Q.to(weights.dtype)
         size = self._options.dims
         inside = rng.uniform(rng.fold_in(keys, "spectrum"), (size,), dtype=weights.dtype)  # [T, d]
         place = torch.arange(size, device=weights.device)

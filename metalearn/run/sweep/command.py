@@ -70,7 +70,9 @@ def hand_over(found: Sweep, say: Say) -> None:
     """Give the same file to W&B's sweep; its agents run the trials."""
     from metalearn.run.track.by_wandb import new_sweep
 
-    print(new_sweep(found.data, found.program))
+    # W&B knows the metric by the name that it is logged by.
+    metric = {**(found.data.get("metric") or {}), "name": found.metric.name}
+    print(new_sweep({**found.data, "metric": metric}, found.program))
     say("start as many agents as you like, on any machine that has this project and this experiment file")
 
 

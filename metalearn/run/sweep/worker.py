@@ -60,6 +60,13 @@ def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> bool:
     except (Diverged, ConfigError) as error:
         say(f"{told} failed: {error}")
         desk.tell(trial, None, "failed", str(error))
+    except (OSError, KeyboardInterrupt):  # a full disk, a lost file server: not the trial's fault
+        desk.give_back(trial)
+        raise
+    except Exception as error:  # whatever a setting made the program do must not end the others
+        text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        say(f"{told} failed: {text}")
+        desk.tell(trial, None, "failed", text)
     except BaseException:
         desk.give_back(trial)
         raise
