@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from metalearn.learned_optimizers.inner_run import objective
 from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
 from metalearn.run.l2o import tuning
+from metalearn.run.l2o.command import Words, _other
 from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
 from metalearn.run.l2o.rows import Measured, differences, row
 from metalearn.tasks import Digits, Quadratics
@@ -129,15 +131,27 @@ def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
     assert all(high / low == pytest.approx(10**0.5) for low, high in itertools.pairwise(tuning.GRID))
 
 
-def test_steps_that_the_envelope_needs() -> None:
+def test_steps_that_the_best_rates_need() -> None:
     """Two rates: one falls fast and stops, the other slowly and far; a run that is not finite counts for nothing."""
     nan = float("nan")
-    path = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])
-    levels = tuning.envelope(path, 0.0)
-    assert levels.tolist() == [8, 2, 2, 1]
-    assert [tuning.steps_to(levels, loss) for loss in (2.5, 1.0, 0.5)] == [1, 3, None]
-    smooth = tuning.envelope(torch.tensor([[[4.0, 0.0]]]), 0.5)
-    assert smooth.tolist() == pytest.approx([4.0, 4 * 0.25 / 0.75])
+    train = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])  # [L, T, P]
+    found = tuning.levels(Losses(train, train, train), (0, 10, 20, 30))
+    assert found.losses == [8, 2, 2, 1]
+    assert [found.steps_to(loss) for loss in (9.0, 8.0, 5.0, 2.0, 1.75, 1.0, 0.5)] == [0, 0, 5, 10, 23, 30, None]
+
+
+@pytest.mark.parametrize("batch", [None, 8])
+def test_adam_needs_no_more_than_its_own_steps_for_its_own_loss(batch: int | None) -> None:
+    """On the tasks and with the losses of the rows: nothing lags, and the best rate is one of those that are tried."""
+    source = SOURCE if batch is None else Digits(ways=3, shots=6, queries=1).build()
+    target = TARGET if batch is None else target_of(source, MLP(sizes=(4,)), batch)
+    given = problems(source, KEY, 3, 0, 40, 0)
+    seen = tuple(range(0, 81, 4))
+    rule = tuning.rule_of("adam", "constant", 80)
+    found = tuning.levels(over_rates(target, rule, tuning.grid(given), given, seen), seen)
+    mine = over_tasks(target, rule(tuning.GRID[11]), given, (40,)).train
+    steps = found.steps_to(float(mine.mean()))
+    assert steps is not None and 0 < steps <= 40
 
 
 def test_the_best_rate_of_every_task() -> None:
@@ -192,7 +206,9 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     point.square().sum().backward()
     optimizer.step()
     assert point.isfinite().all() and (point != torch.tensor([3.0, -2.0])).any()
+    before = {path: path.stat().st_mtime_ns for path in (metalearn.folder / "out" / "seeds").rglob("*.*")}
     again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
+    assert before and before == {path: path.stat().st_mtime_ns for path in before}
     assert again.code == 0 and json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
 
 
@@ -201,6 +217,24 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         (("maml_sinusoid",), "learn_optimizer"),
         (("l2o_quadratics", "--also", "run.seeds=[1]"), "overrides of task and model"),
         (("l2o_quadratics", "evaluate.steps=[20,100]"), "begin with 0"),
+        (("l2o_quadratics", "evaluate.steps=[0]", "evaluate.headline_step=0"), "begin with 0 and go on"),
+        (("l2o_mlp", "--also", "task.shots=500"), "at most 104"),
+        (("l2o_mlp", "method.rule.name=learned_rates", "--also", "model.sizes=[40]"), "parameters of its own"),
     ):
         done = metalearn("l2o", *words, "--out", "no")
-        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists()
+        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists(), (words, done.err)
+    done = metalearn("l2o", "l2o_quadratics", "evaluate.steps=[20,100]", "--also", "run.seeds=[1]", "--also", "oops")
+    assert done.code == 2 and all(said in done.err for said in ("begin with 0", "run.seeds=[1]", "oops"))
+
+
+def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
+    """A comma inside a list belongs to its value."""
+    text = (Path(__file__).parents[1] / "Makefile").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("OTHER_NETWORKS"))
+    words = Words("l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2)
+    made = [_other(words, one).model for one in words.also]
+    assert [(model.sizes, model.activation) for model in made] == [
+        ((40,), "sigmoid"), ((20, 20), "sigmoid"), ((20,), "relu")
+    ]  # fmt: skip
+    both = _other(words, "model.sizes=[20,20] task.shots=5")
+    assert both.model.sizes == (20, 20) and both.task.shots == 5

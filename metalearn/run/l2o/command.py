@@ -16,7 +16,7 @@ from metalearn.learned_optimizers.inner_run import Objective, Problem, objective
 from metalearn.learned_optimizers.learned import carried
 from metalearn.rng import fold_in
 from metalearn.run.build import Parts, build
-from metalearn.run.config import Experiment, load
+from metalearn.run.config import Experiment, Plan, load
 from metalearn.run.files import write_atomic, write_json
 from metalearn.run.l2o import tuning
 from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
@@ -46,21 +46,14 @@ class Words:
 
 def run(words: Words, say: Say) -> Path:
     """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left alone."""
-    plan = load(words.experiment, words.overrides)
-    if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
-        raise ConfigError((plan.file, "should hold one `method` called learn_optimizer"))
-    experiment = plan.experiments[0]
-    others = [(text, _other(words, text)) for text in words.also]
-    if experiment.evaluate.steps[0] != 0 or not isinstance(experiment.evaluate.headline, int):
-        raise ConfigError(("evaluate.steps", "should begin with 0, and evaluate.headline_step be one of them"))
+    plan, others = _asked(words)
+    experiment, home = plan.experiments[0], others["as trained"][1]
     out = words.out or Path("runs") / plan.name
+    baselines = _baselines(experiment, home, words, say)  # before any training: an edge of the grid is an error
     metas = _trained(experiment, out / "seeds", say)
-    home = build(experiment)
-    baselines = _baselines(experiment, home, words, say)
     found = []
-    for name, other in [("as trained", experiment), *others]:
+    for name, (other, parts) in others.items():
         say(f"{experiment.label}: measuring {name}")
-        parts = home if other is experiment else build(other)
         found.append({"name": name, **_measured(other, parts, metas, baselines, words)})
     result = {
         "schema": 1, "experiment": plan.name, "points": list(experiment.evaluate.steps),
@@ -74,13 +67,48 @@ def run(words: Words, say: Say) -> Path:
     return out
 
 
+def _asked(words: Words) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
+    """The plan, and every problem to test on with its parts; ConfigError with all that is wrong."""
+    plan = load(words.experiment, words.overrides)
+    if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
+        raise ConfigError((plan.file, "should hold one `method` called learn_optimizer"))
+    experiment, wrong = plan.experiments[0], []
+    steps, headline = experiment.evaluate.steps, experiment.evaluate.headline
+    if steps[0] != 0 or len(steps) < 2 or not isinstance(headline, int) or headline == 0:
+        text = "should begin with 0 and go on, and evaluate.headline_step be one of them after 0"
+        wrong.append(("evaluate.steps", text))
+    found = {}
+    for text in ("as trained", *words.also):
+        try:
+            other = experiment if text == "as trained" else _other(words, text)
+            found[text] = (other, build(other))
+            _same_rule(found["as trained"], found[text])
+        except ConfigError as error:
+            wrong += error.problems if text == "as trained" else [(f"--also {text}", str(error))]
+            if text == "as trained":
+                break
+    if wrong:
+        raise ConfigError(*wrong)
+    return plan, found
+
+
 def _other(words: Words, text: str) -> Experiment:
     """The experiment on another problem: the learned rule stays what it is."""
     changes = text.split()
-    wrong = [part for part in changes if not part.startswith(("task.", "model.", "evaluate.task."))]
-    if wrong or not changes:
-        raise ConfigError(("--also", f"{text!r} should be overrides of task and model, with spaces between them"))
+    if not changes or any(not part.startswith(("task.", "model.", "evaluate.task.")) for part in changes):
+        raise ConfigError(("", "should be overrides of task and model, with spaces between them"))
     return load(words.experiment, [*words.overrides, *changes]).experiments[0]
+
+
+def _same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) -> None:
+    """ConfigError where what was learned for one network does not fit another."""
+    one, two = (
+        {name: value.shape for name, value in parts.method.init(fold_in(0, "like")).meta.items()}
+        for _, parts in (home, other)
+    )
+    if one != two:
+        text = f"has parameters of its own for every network: {home[0].method.rule.name} cannot be tested on another"
+        raise ConfigError(("method.rule", text))
 
 
 def _trained(experiment: Experiment, out: Path, say: Say) -> list[Meta]:
@@ -141,11 +169,11 @@ def _measured(
         rates = {str(point): rate for point, rate in base.rates.items()}
         theirs.append(Measured(base.label, "baseline", [_joined(runs)], cost, {"rates": rates}))
     upper, levels = _adam(experiment, target, given, next(one for one in theirs if one.label == "adam"))
-    rows = [row(found, points) for found in (mine, *theirs, upper)]
-    for one in rows:
-        value = one["loss"][place]
-        steps = None if value is None else tuning.steps_to(levels, value)
-        one["adam_steps"] = {"steps": steps, "within": len(levels) - 1}
+    rows = []
+    for one in (mine, *theirs, upper):
+        first = torch.stack([run.train[0, :, place] for run in one.runs])  # the starts that Adam's levels were seen on
+        rows.append(row(one, points))
+        rows[-1]["adam_steps"] = {"steps": levels.steps_to(float(first.mean())), "within": levels.points[-1]}
     return {"rows": rows, "paired": differences(mine, theirs, place)}
 
 
@@ -176,14 +204,13 @@ def _joined(runs: Sequence[Losses]) -> Losses:
 
 def _adam(
     experiment: Experiment, target: Objective, given: Sequence[Sequence[Problem]], tuned: Measured
-) -> tuple[Measured, torch.Tensor]:
-    """(Adam at the best rate of every single task, the least loss that some rate has reached by each step)."""
+) -> tuple[Measured, tuning.Levels]:
+    """(Adam at the best rate of every single task, the least mean loss that some rate has reached by each step)."""
     points, headline = experiment.evaluate.steps, int(experiment.evaluate.headline)
-    rates = torch.tensor(tuning.GRID, dtype=given[0][0].horizon.dtype)
+    rates = tuning.grid(given[0][0])
     rule = tuning.rule_of("adam", "constant", points[-1])
     upper = _over(given[0], lambda part: tuning.best_of_each(over_rates(target, rule, rates, part, points)))
     length = max(AHEAD * headline, points[-1])
-    first = tree_map(lambda leaf: leaf[:200], given[0][0])
-    path = over_rates(target, tuning.rule_of("adam", "constant", length), rates, first, (length,)).path
-    levels = tuning.envelope(path, 0.0 if experiment.method.batch is None else 0.95)
-    return Measured("adam, per task", "per_task", [_joined([upper])], tuned.overhead, {}), levels
+    seen = tuple(range(0, length + 1, max(1, headline // 10)))
+    losses = _over(given[0], lambda part: over_rates(target, rule, rates, part, seen))
+    return Measured("adam, per task", "per_task", [_joined([upper])], tuned.overhead, {}), tuning.levels(losses, seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ class Baseline(NamedTuple):
         return self.name if self.schedule == "constant" else f"{self.name}, {self.schedule}"
 
 
+def grid(given: Problem) -> Tensor:
+    """The rates [L], where the problems are."""
+    return torch.tensor(GRID, dtype=given.horizon.dtype, device=given.horizon.device)
+
+
 def rule_of(name: str, shape: str, steps: int) -> Rule:
     """Rate -> rule, for a run of `steps` steps."""
     factor = schedule(shape, steps)
@@ -41,7 +47,7 @@ def tuned(target: Objective, given: Problem, name: str, shape: str, points: Sequ
 
     ConfigError where the best lies on an edge of the grid. A mean that is not finite loses.
     """
-    rates = torch.tensor(GRID, dtype=given.horizon.dtype)
+    rates = grid(given)
     chosen: dict[int, float] = {}
     for point, mean in _means(target, given, name, shape, points, rates).items():
         best = int(mean.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin())
@@ -89,21 +95,27 @@ def best_of_each(losses: Losses) -> Losses:
     return Losses(losses.train.gather(0, best)[0], losses.held_out.gather(0, best)[0], losses.path[0])
 
 
-def envelope(path: Tensor, smooth: float = 0.95) -> Tensor:
-    """Least loss that some rate has reached by each step, on the mean over tasks: [L, T, S] -> [S], falling.
+class Levels(NamedTuple):
+    """The least loss that some rate has reached by each point, falling."""
 
-    Each rate's mean curve is smoothed with weight `smooth` on the past (`learned_optimization`'s normaliser), with the
-    correction of Adam's moments for its start; smooth = 0 where nothing is drawn at random.
+    points: tuple[int, ...]
+    losses: list[float]
+
+    def steps_to(self, loss: float) -> int | None:
+        """Steps, between points by straight lines and rounded up, to a loss as low as `loss`; None: not within them."""
+        place = next((place for place, level in enumerate(self.losses) if level <= loss), None)
+        if not place:
+            return None if place is None else self.points[0]
+        (left, right), (high, low) = self.points[place - 1 : place + 1], self.losses[place - 1 : place + 1]
+        part = (high - loss) / (high - low) if math.isfinite(high) else 1.0
+        return left + math.ceil((right - left) * part - 1e-6)
+
+
+def levels(losses: Losses, points: Sequence[int]) -> Levels:
+    """Of the means over tasks of [L, T, P]: the losses of the rows, of the whole support set on the same tasks.
+
+    `learned_optimization`'s normaliser smooths losses of minibatches with 0.95: over a hundred steps that lags so much
+    that Adam would seem to need 130 steps for its own loss of step 100.
     """
-    curves = path.mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    seen, total = torch.zeros_like(curves[:, 0]), []
-    for step in range(curves.shape[1]):
-        seen = (smooth * seen + (1 - smooth) * curves[:, step]).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        total.append(seen / (1 - smooth ** (step + 1)))
-    return torch.stack(total, -1).amin(0).cummin(0).values
-
-
-def steps_to(levels: Tensor, loss: float) -> int | None:
-    """The first step at which the envelope [S] is as low as `loss`; None: not within its steps."""
-    reached = (levels <= loss).nonzero()
-    return int(reached[0]) if len(reached) else None
+    curves = losses.train.mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)  # [L, P]
+    return Levels(tuple(points), curves.amin(0).cummin(0).values.tolist())
