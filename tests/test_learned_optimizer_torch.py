@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from metalearn.learned_optimizers import (
     LearnedRates,
     LearnedSGD,
 )
+from metalearn.learned_optimizers.inner_run import steady
 from metalearn.rng import fold_in, normal
 
 F64 = torch.float64
@@ -204,3 +206,27 @@ def test_files_that_hold_no_optimizer_are_refused(content: bytes | str, tmp_path
         LearnedOptimizer.load(path, module().parameters(), num_steps=3)
     with pytest.raises(ConfigError, match=r"nowhere"):
         LearnedOptimizer.load(tmp_path / "nowhere", module().parameters(), num_steps=3)
+
+
+def test_a_copy_of_network_and_optimizer_goes_on_as_they_do() -> None:
+    network = module()
+    optimizer = optimizer_of(LSTM(hidden=4, layers=1), network)
+    train(network, optimizer, 3)
+    twin, copied = copy.deepcopy((network, optimizer))
+    assert train(twin, copied, 3) == train(network, optimizer, 3) and same(network, twin)
+
+
+def test_the_state_of_another_optimizer_is_refused_where_it_is_loaded() -> None:
+    network = module()
+    state = torch.optim.Adam(network.parameters()).state_dict()
+    with pytest.raises(ConfigError, match="another optimizer"):
+        optimizer_of(LearnedSGD(), network).load_state_dict(state)
+
+
+def test_an_outer_gradient_too_long_to_measure_counts_as_not_finite() -> None:
+    large = {"a": torch.full((3,), 1e30), "b": torch.ones(2)}
+    grads, told = steady(large, clip=1.0)
+    assert told["grad_not_finite"] == 1 and told["grad_norm"] == 0 and not any(grad.any() for grad in grads.values())
+    grads, told = steady({"a": torch.tensor([3.0, 4.0])}, clip=1.0)
+    assert told["grad_norm"] == 5 and told["grad_not_finite"] == 0
+    torch.testing.assert_close(grads["a"], torch.tensor([0.6, 0.8]))

@@ -181,14 +181,14 @@ def bounded(losses: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def steady(grads: Theta, clip: float | None) -> tuple[Theta, dict[str, Tensor]]:
-    """One task's outer gradient made safe: zero where any of it is not finite, then at most `clip` long.
+    """One task's outer gradient made safe: zero where it, or its length, is not finite, then at most `clip` long.
 
     Metrics: `grad_norm` before clipping, 0 where it is not finite, and `grad_not_finite`, 1 there.
     """
-    flat = leaves(grads)
-    fine = torch.stack([grad.isfinite().all() for grad in flat]).all()
+    squares = torch.stack([grad.square().sum() for grad in leaves(grads)]).sum()
+    fine = squares.isfinite()
     grads = tree_map(lambda grad: torch.where(fine, grad, torch.zeros_like(grad)), grads)
-    size = torch.stack([grad.square().sum() for grad in leaves(grads)]).sum().sqrt()
+    size = torch.where(fine, squares, torch.zeros_like(squares)).sqrt()
     if clip is not None:
         factor = clip / size.clamp(min=clip)
         grads = tree_map(lambda grad: factor * grad, grads)

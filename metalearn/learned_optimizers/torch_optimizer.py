@@ -58,6 +58,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Write the rule's options and theta, for `load`; nothing of the parameters that it moves."""
         write(Path(path), self.rule, self.theta)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rule": self.rule, "theta": self.theta, "_begun": self._begun}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles have everything; `load_state_dict` brings state and groups alone."""
+        super().__setstate__(state)
+        if "rule" in state:
+            moving = self._parameters()
+            self._learned = self.rule.build(next(iter(moving.values())).dtype, like=moving)  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The state of an optimizer with this rule; ConfigError for that of any other."""
+        if not all("num_steps" in group for group in state_dict.get("param_groups", [{}])):
+            raise ConfigError(("state_dict", "is of another optimizer: its groups hold no num_steps"))
+        super().load_state_dict(state_dict)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only while the optimizer is made, and with parameters alone."""
         own = sorted(set(param_group) - {"params", "param_names", "num_steps"})
