@@ -70,7 +70,8 @@ class QuadraticSource:
         place = torch.arange(size, device=weights.device)
         exponent = torch.where(place == 0, 0.0, torch.where(place == size - 1, 1.0, inside))
         scales = (-0.5 * math.log(self._options.condition) * exponent).exp()
-        return scales.unsqueeze(-1) * rotation
+        turned: Tensor = scales.unsqueeze(-1) * rotation
+        return turned
 
 
 class Quadratics(Component):

@@ -151,24 +151,21 @@ def _measured(
 ) -> Row:
     points, target = experiment.evaluate.steps, _target(experiment, parts)
     place = points.index(experiment.evaluate.headline)
-    given = _given(experiment, parts, words)
+    given, inner = _given(experiment, parts, words), words.inner_seeds
     like = trainable(parts.learner.init(fold_in(0, "like")))[0]
     learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
     rules = [carried(learned, meta, points[-1]) for meta in metas]
-    few = tree_map(lambda leaf: leaf[:64], given[0][0])
-    mine = Measured(
-        experiment.method.rule.name, "learned",
-        [_joined([_over(given_of, lambda part, r=rule: over_tasks(target, r, part, points)) for given_of in given])
-         for rule in rules],
-        overhead(target, rules[0], few), {},
-    )  # fmt: skip
+    few = tree_map(lambda leaf: leaf[:64], given[0])
+    runs = [_over(given, lambda part, r=rule: over_tasks(target, r, part, points), inner) for rule in rules]
+    mine = Measured(experiment.method.rule.name, "learned", runs, overhead(target, rules[0], few), {})
     theirs = []
     for base in baselines:
-        runs = [_over(parts_, lambda part, b=base: tuning.measured(target, part, b, points)) for parts_ in given]
+        found = _over(given, lambda part, b=base: tuning.measured(target, part, b, points), inner)
         cost = overhead(target, tuning.rule_of(base.name, base.schedule, points[-1])(1e-3), few)
         rates = {str(point): rate for point, rate in base.rates.items()}
-        theirs.append(Measured(base.label, "baseline", [_joined(runs)], cost, {"rates": rates}))
-    upper, levels = _adam(experiment, target, given, next(one for one in theirs if one.label == "adam"))
+        theirs.append(Measured(base.label, "baseline", [found], cost, {"rates": rates}))
+    starts = [tree_map(lambda leaf: leaf[: len(leaf) // inner], part) for part in given]
+    upper, levels = _adam(experiment, target, starts, next(one for one in theirs if one.label == "adam"))
     rows = []
     for one in (mine, *theirs, upper):
         first = torch.stack([run.train[0, :, place] for run in one.runs])  # the starts that Adam's levels were seen on
@@ -177,40 +174,37 @@ def _measured(
     return {"rows": rows, "paired": differences(mine, theirs, place)}
 
 
-def _given(experiment: Experiment, parts: Parts, words: Words) -> list[list[Problem]]:
-    """Test problems in chunks, once for every inner seed."""
+def _given(experiment: Experiment, parts: Parts, words: Words) -> list[Problem]:
+    """Test problems in chunks [I * T]: the same tasks once for every inner seed, one seed after another."""
     evaluate, last = experiment.evaluate, experiment.evaluate.steps[-1]
-    key = fold_in(evaluate.seed, "episodes")
-    return [
-        [
-            problems(parts.test, key, min(evaluate.chunk, evaluate.episodes - start), start, last, inner)
-            for start in range(0, evaluate.episodes, evaluate.chunk)
-        ]
-        for inner in range(words.inner_seeds)
-    ]
+    key, chunks = fold_in(evaluate.seed, "episodes"), []
+    for start in range(0, evaluate.episodes, evaluate.chunk):
+        tasks = min(evaluate.chunk, evaluate.episodes - start)
+        found = [problems(parts.test, key, tasks, start, last, inner) for inner in range(words.inner_seeds)]
+        chunks.append(tree_map(lambda *leaves: torch.cat(leaves), *found))
+    return chunks
 
 
-def _over(chunks: Sequence[Problem], measure: Any) -> Losses:
-    """Chunk by chunk, put together along the tasks."""
+def _over(chunks: Sequence[Problem], measure: Any, inner: int) -> Losses:
+    """Chunk by chunk, put together along the tasks: [..., I, T, P]; paths are not needed any more."""
     found = [measure(chunk) for chunk in chunks]
-    return Losses(*(torch.cat(part, -2) for part in zip(*found, strict=True)))
-
-
-def _joined(runs: Sequence[Losses]) -> Losses:
-    """[I, T, P] of the inner seeds; paths are not needed any more."""
-    empty = torch.zeros(0)
-    return Losses(torch.stack([run.train for run in runs]), torch.stack([run.held_out for run in runs]), empty)
+    train, held = (
+        torch.cat([getattr(one, part).unflatten(-2, (inner, -1)) for one in found], -2)
+        for part in ("train", "held_out")
+    )
+    return Losses(train, held, torch.zeros(0))
 
 
 def _adam(
-    experiment: Experiment, target: Objective, given: Sequence[Sequence[Problem]], tuned: Measured
+    experiment: Experiment, target: Objective, given: Sequence[Problem], tuned: Measured
 ) -> tuple[Measured, tuning.Levels]:
     """(Adam at the best rate of every single task, the least mean loss that some rate has reached by each step)."""
     points, headline = experiment.evaluate.steps, int(experiment.evaluate.headline)
-    rates = tuning.grid(given[0][0])
+    rates = tuning.grid(given[0])
     rule = tuning.rule_of("adam", "constant", points[-1])
-    upper = _over(given[0], lambda part: tuning.best_of_each(over_rates(target, rule, rates, part, points)))
+    upper = _over(given, lambda part: tuning.best_of_each(over_rates(target, rule, rates, part, points)), 1)
     length = max(AHEAD * headline, points[-1])
     seen = tuple(range(0, length + 1, max(1, headline // 10)))
-    losses = _over(given[0], lambda part: over_rates(target, rule, rates, part, seen))
-    return Measured("adam, per task", "per_task", [_joined([upper])], tuned.overhead, {}), tuning.levels(losses, seen)
+    train, held, path = _over(given, lambda part: over_rates(target, rule, rates, part, seen), 1)
+    levels = tuning.levels(Losses(train[:, 0], held[:, 0], path), seen)
+    return Measured("adam, per task", "per_task", [upper], tuned.overhead, {}), levels
