@@ -308,3 +308,15 @@ def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) 
     (tmp_path / "environment.json").write_text(json.dumps({"devices": launch.MOST + 1}))
     with pytest.raises(ConfigError, match="--devices N"):
         launch.recorded(tmp_path)
+
+
+def test_the_bench_of_ranks_makes_the_same_steps_by_turns(metalearn: Commands) -> None:
+    small = "from metalearn.run.bench import ranks; ranks.TURN = 0.01; "
+    small += "ranks.SIZES = {'parameters': (ranks.perceptron(8, 5),)}"
+    words = ("bench", "parameters", "--ranks", 2, "--repeats", 2, "--seconds", 0, "--out", "ranks.json")
+    done = metalearn(*words, before=small)
+    assert done.code == 0 and "| maml_sinusoid | 5 | 97 | 2 |" in done.out, done
+    (row,) = json.loads((metalearn.folder / "ranks.json").read_text())["rows"]
+    for kind in ("median_seconds", "cpu_seconds"):
+        assert set(row[kind]) == {"one", "alone", "together"} and min(row[kind].values()) > 0
+    refused(metalearn("bench", "nothing", "--ranks", 2), "no such rows", "parameters")

@@ -93,11 +93,11 @@ def at_step(folder: Path, step: int, more: float) -> Callable[[], bool]:
     return ready
 
 
-def torn(folder: Path) -> bool:
-    """Whether a kill left something half written: a temporary file, or a checksum without its checkpoint."""
+def torn(folder: Path) -> set[str]:
+    """What kills have left half written: temporary files, and checksums without their checkpoints."""
     home = folder / "checkpoints"
     sums = {path.name.removesuffix(".sha256") for path in home.glob("step-*.sha256")}
-    return any(home.glob(".*.tmp")) or bool(sums - {path.name for path in home.glob("step-*.pt")})
+    return {path.name for path in home.glob(".*.tmp")} | (sums - {path.name for path in home.glob("step-*.pt")})
 
 
 class Torture:
@@ -122,6 +122,7 @@ class Torture:
         said = {"struck": 0, "torn": 0, "resumed": 0, "finished": 0}
         while said["struck"] < count:
             said["resumed"] += (self.folder / "config.yaml").exists()
+            left = torn(self.folder)
             ended = struck(self.run(*going_on(self.folder, self.file), before=before()), ready(), strike)
             if ended.code == 0:
                 self.compare(exact)
@@ -129,7 +130,7 @@ class Torture:
                 continue
             must(ended.code in codes, ended)
             said["struck"] += 1
-            said["torn"] += torn(self.folder)
+            said["torn"] += bool(torn(self.folder) - left)
         while self.folder.exists():
             ended = self.run(*going_on(self.folder, self.file)).wait()
             must(ended.code == 0, ended)
