@@ -109,10 +109,10 @@ compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and O
 	$(BIN)/metalearn report $(OMNIGLOT)/1_shot $(OMNIGLOT)/5_shots --out $(OMNIGLOT)/report.html
 	@echo 'The report: $(CURDIR)/$(OMNIGLOT)/report.html'
 
-omniglot-1-shot: $(STAMP)
+omniglot-1-shot: $(STAMP) ## Its half with 1 shot.
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
 
-omniglot-5-shots: $(STAMP)
+omniglot-5-shots: $(STAMP) ## Its half with 5 shots.
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
 
 l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics and hold it against tuned SGD, Adam and others.
