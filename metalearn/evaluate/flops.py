@@ -207,6 +207,7 @@ OF_INPUT = {
     **_each("var std var_mean std_mean", 4),
     "logsumexp": 3,
     **_each("native_batch_norm native_layer_norm native_group_norm _native_batch_norm_legit", 7),
+    "metalearn::finish": 7,  # a normalisation; ReLU and maxima are comparisons
     **_each("native_batch_norm_backward native_layer_norm_backward native_group_norm_backward", 11),
     **_each("avg_pool2d _adaptive_avg_pool2d mean_pool", 1),
 }
@@ -218,19 +219,25 @@ OF_OUTPUT = {
     **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
     **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward", 1),
 }
+# FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops have it, the next.
+OF_ARGUMENT = {"metalearn::finish_grad": (1, 11), "metalearn::finish_second": (4, 15)}
 # FLOPs for each element of what is added: the argument at this place.
 OF_SOURCE = {"scatter_add": 3, "index_add": 3, "_index_put_impl": 2, "index_put": 2, "_unsafe_index_put": 2}
 
 
 def arithmetic(func: Any, args: Any, out: Any) -> int:
     """Elementwise FLOPs of one operator: one a result's element, or a reduced input's; Uncounted where unknown."""
-    name = func._schema.name.rpartition("::")[2]
+    room, _, name = func._schema.name.rpartition("::")
     name = name if name in FREE else name.rstrip("_")
+    name = name if room == "aten" else f"{room}::{name}"  # a room's own operators go by their full names
     results = [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
     if name in FREE or func.is_view or not any(leaf.is_floating_point() for leaf in results):
         return 0
     if name in OF_INPUT:
         return OF_INPUT[name] * int(args[0].numel())
+    if name in OF_ARGUMENT:
+        place, each = OF_ARGUMENT[name]
+        return each * int(args[place].numel())
     if name in OF_SOURCE:
         return int(leaves(args[OF_SOURCE[name]])[0].numel())
     if name in OF_OUTPUT or torch.Tag.pointwise in func.tags:

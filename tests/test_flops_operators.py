@@ -1,0 +1,32 @@
+"""Operators of the house are in the table of costs, and a Conv4 that uses them can be priced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import conv_task
+
+from metalearn.evaluate.flops import Flops, count
+from metalearn.models import finish, native
+from metalearn.rng import fold_in
+
+
+@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+def test_normalisation_relu_and_pooling_cost_what_a_normalisation_costs() -> None:
+    y, ones = torch.randn(5, 6, 6, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    assert count(lambda y: finish.finish(y, ones, ones, 2), y) == Flops(0, 7 * y.numel())
+
+    def first(y: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda y: finish.finish(y, ones, ones, 2).sum())(y)
+
+    once = count(first, y)
+    assert once.matrix == 0 and 18 * y.numel() <= once.elementwise <= 20 * y.numel()
+    twice = count(lambda y: torch.func.grad(lambda y: first(y).square().sum())(y), y)
+    assert twice.elementwise >= once.elementwise + 15 * y.numel()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_step_of_maml_on_conv4_has_a_price(steps: int) -> None:
+    source, method = conv_task(steps)
+    found = count(method.step, method.init(fold_in(0)), source.sample(fold_in(1), 2))
+    assert found.matrix > 0 and found.elementwise > 0
