@@ -13,6 +13,7 @@ import yaml
 
 from metalearn.evaluate import accounts
 from metalearn.evaluate.ledger import PHASES
+from metalearn.run.files import plain
 
 STEPS = [0, 1, 2, 5, 10, 20]
 # label: start, end, speed (steps to get half way), uses_steps, consumes
@@ -180,7 +181,7 @@ def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]
 
 def _write(path: Path, result: Any, config: Any, lines: list[dict[str, Any]], scores: dict[str, np.ndarray]) -> None:
     path.mkdir(parents=True)
-    (path / "result.json").write_text(json.dumps(result))
+    (path / "result.json").write_text(json.dumps(plain(result)))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
     environment = {

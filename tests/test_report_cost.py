@@ -318,7 +318,9 @@ def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
     run = tmp_path / "a/methods/maml/seed-0"
     head = {"metric": "accuracy", "step": 10, "value": 0.71, "ci95": 0.01}
     (run / "evaluations").mkdir()
-    (run / "evaluations/1.json").write_text(json.dumps({"task": {"source": "omniglot"}, "headline": head}))
+    stored = json.loads((run / "result.json").read_text())
+    other = {**stored, "task": {**stored["task"], "source": "omniglot"}, "headline": {**stored["headline"], **head}}
+    (run / "evaluations/1.json").write_text(json.dumps(other))
     (run / "evaluations/odd.json").write_text("{")
 
     def five(result: dict[str, Any]) -> None:

@@ -62,8 +62,10 @@ class FourBlocks(nn.Module):
             stride = 2 if self.strided else 1
             norm = None if self.norms is None else self.norms[place]
             if isinstance(norm, Norm) and norm.of_batch(rows, seen) and native.usable(z):
-                # Without the convolution's bias: the batch's own mean takes it out again.
-                z = finish(conv2d(z, conv.weight, None, stride), norm.weight, norm.bias, 1 if self.strided else 2)
+                # Without the convolution's bias: the batch's own mean takes it out again. Its gradient is zero, and not
+                # none, for who asks for all of them (learn2learn's MetaSGD does).
+                shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
+                z = finish(conv2d(z, conv.weight, None, stride), norm.weight, shift, 1 if self.strided else 2)
                 continue
             z = conv2d(z, conv.weight, conv.bias, stride)
             if norm is not None:

@@ -115,6 +115,7 @@ class _Group:
     codes: dict[int, int] = field(default_factory=dict)  # rank -> exit code of those that have ended
     signals: int = 0
     lost: bool = False
+    killing: bool = False  # who dies from now on was killed here
 
     def send(self, number: int, *, only: int | None = None) -> None:
         for process, rank in self.ranks.items():
@@ -138,7 +139,9 @@ class _Group:
                 return
             rank, code = self.ranks.pop(process), os.waitstatus_to_exitcode(status)
             self.codes[rank] = code
-            if rank and (code < 0 or code == LOST) and 0 not in self.codes and not self.signals:
+            # Rank 0 may have noticed, and ended, before the dead one is reaped: then only a signal tells who was first.
+            died = code < 0 or (code == LOST and 0 not in self.codes)
+            if rank and died and not self.signals and not self.killing:
                 self.lost = True
                 self.say(f"error: rank {rank} {_how(code)}: ending the run; {GO_ON}")
                 self.send(PASSED_ON, only=0)
@@ -151,6 +154,7 @@ class _Group:
             if self.codes and deadline is None:
                 deadline = time.monotonic() + GRACE
             if deadline is not None and time.monotonic() > deadline:
+                self.killing = True
                 self.send(signal.SIGKILL)
             time.sleep(GLANCE)
         code = self.codes[0]
