@@ -15,7 +15,7 @@ from small import tiny
 
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.run import auto, checkpoint, decide, executor, remembered
+from metalearn.run import auto, checkpoint, decide, executor, ready, remembered
 from metalearn.run.build import build
 from metalearn.run.config import parse
 from metalearn.run.remembered import Seen, Way
@@ -28,18 +28,22 @@ class Clockwork(auto.Work):
     """Work that takes no time: a table says how long each way's first and later calls take."""
 
     table: dict[Way, tuple[float, float]]
+    held: tuple[Way, ...]  # what the compiler's cache holds
 
     def advance(self, way: Way) -> Any:
         return way
 
 
-def clockwork(table: dict[Way, tuple[float, float]], steps: int, **changes: Any) -> tuple[Clockwork, list[float]]:
+def clockwork(
+    table: dict[Way, tuple[float, float]], steps: int, held: tuple[Way, ...] = (), **changes: Any
+) -> tuple[Clockwork, list[float]]:
     """(work of a small model on 16 tasks, the seconds that its trials take)."""
     method = tiny()
     settings = {"tasks": 16, "device": "cpu", "most": 16, **changes}
     key = fold_in(0)
     work = Clockwork(method, lambda key: None, key, method.init(key), steps=steps, **settings)
     object.__setattr__(work, "table", table)
+    object.__setattr__(work, "held", held)
     return work, []
 
 
@@ -52,6 +56,11 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     def timed(work: Any, way: Way, number: int) -> float:
         if way not in work.table:
             raise RuntimeError("no such machine code\nsecond line")
+        if way == TRACED and ready.looking() is not None:
+            ready.looking().append(WHOLE in work.held)
+        if way.executor in executor.COMPILED and ready.asking() and way not in work.held:
+            spent[0] += TRACE
+            raise ready.NotReady
         seconds = work.table[way][0 if number == 0 else 1]
         spent[0] += seconds
         return seconds
@@ -62,6 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     return spent
 
 
+TRACE = 1.5  # seconds to trace a step of convolutions
 VMAP, FOUR, LOOP, WHOLE, TRACED = Way("vmap"), Way("chunk", 4), Way("loop"), Way("compiled"), Way("traced")
 
 
@@ -95,6 +105,38 @@ def test_auto_compiles_for_long_runs_and_not_for_short_ones(clock: list[float]) 
     assert "too short" in chosen[50].why and not chosen[50].seen
     assert "too few to repay" in chosen[2000].why and WHOLE not in chosen[2000].seen
     assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].ready
+
+
+def test_auto_loads_what_the_compilers_cache_holds(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**small(0.008, 2.1), TRACED: (1.2, 0.003)}
+    held = auto.choose(clockwork(table, 2000, held=(WHOLE,))[0], {})
+    assert held.way == WHOLE and WHOLE in held.ready
+    before = clock[0]
+    absent = auto.choose(clockwork(table, 2000)[0], {})
+    assert absent.way == TRACED and WHOLE not in {**absent.seen, **absent.failed}
+    assert clock[0] - before < 2.0  # what eager ways and the traced one took
+    # Convolutions: finding out takes a trace.
+    monkeypatch.setattr(Clockwork, "small", False)
+    piece, long = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
+    for held_too, way in (((piece,), piece), ((), VMAP)):
+        work = clockwork({**long, piece: (3.0, 0.01)}, 2000, held=held_too, tasks=32, most=32)[0]
+        assert auto.choose(work, {}).way == way
+
+
+def test_auto_times_close_rivals_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first timed step of a way meets cold caches: of two ways that are close the medians in turns decide."""
+    piece, calls, timed = Way("compiled", 4), dict[Way, int](), auto._timed
+    table = {VMAP: (0.3, 0.241), FOUR: (0.6, 0.577), LOOP: (1.2, 1.15), Way("chunk", 16): (0.4, 0.36)}
+    table[piece] = (3.0, 0.202)
+
+    def cold(work: Any, way: Way, number: int) -> float:
+        calls[way] = calls.get(way, 0) + 1
+        return timed(work, way, number) * (1.3 if way == piece and calls[way] == 2 else 1.0)
+
+    monkeypatch.setattr(auto, "_timed", cold)
+    monkeypatch.setattr(Clockwork, "small", False)
+    assert auto.choose(clockwork(table, 2000, tasks=32, most=32)[0], {}).way == piece
+    assert calls[LOOP] <= 2 < calls[piece]  # the far ones are not timed again
 
 
 def test_auto_keeps_the_eager_way_where_compiling_disappoints_or_fails(clock: list[float]) -> None:
@@ -202,5 +244,3 @@ def test_a_compiled_run_resumes_bit_for_bit(own_cache: Path) -> None:
     run_one(experiment, broken, lambda _: None)
     assert all(torch.equal(value, last(whole)[name]) for name, value in last(broken).items())
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-
-

@@ -22,6 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
 
+from metalearn.run.ready import look, noted
+
 
 def _compiler_cache() -> Path:
     """Where compiled code is kept between runs."""
@@ -186,16 +188,23 @@ def interpreted(traced: Trace, tensors: list[Tensor]) -> Flat:
 
 def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as machine code: torch's compiler behind a call without guards."""
-    from torch._inductor import standalone_compile  # half a second that eager runs need not wait for
+    constants, patches = traced.constants, _patches(traced.graph, tensors)
+    with noted(COMPILER_CACHE, traced.graph, [*tensors, *constants], patches):
+        from torch._inductor import standalone_compile  # half a second that eager runs need not wait for
 
-    constants = traced.constants
-    flat = standalone_compile(
-        traced.graph,
-        [*tensors, *constants],
-        dynamic_shapes="from_example_inputs",  # their sizes are fixed; by default they are unknowns, at a high price
-        options={"config_patches": _patches(traced.graph, tensors)},
-    )
+        flat = standalone_compile(
+            traced.graph,
+            [*tensors, *constants],
+            dynamic_shapes="from_example_inputs",  # sizes are fixed; by default they are unknowns, at a high price
+            options={"config_patches": patches},
+        )
     return lambda *inputs: flat(*inputs, *constants)
+
+
+def looked(traced: Trace, tensors: list[Tensor]) -> Trace:
+    """The trace, looked up in the compiler's cache where somebody asks."""
+    look(COMPILER_CACHE, traced.graph, [*tensors, *traced.constants], _patches(traced.graph, tensors))
+    return traced
 
 
 def _patches(graph: GraphModule, tensors: list[Tensor]) -> dict[str, Any]:

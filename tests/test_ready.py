@@ -1,0 +1,62 @@
+"""Marks of what the compiler's cache holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.run import traced
+from metalearn.run.executor import compiler_found
+from metalearn.run.ready import NotReady, asking, noted, only_ready
+from metalearn.run.traced import compiled, trace
+
+
+def double(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+def test_a_mark_is_made_when_a_compilation_is_through_and_not_before(tmp_path: Path) -> None:
+    x = torch.zeros(3)
+    graph = trace(double, x).graph
+    with pytest.raises(KeyError), noted(tmp_path, graph, [x], {}):
+        raise KeyError
+    with only_ready(), pytest.raises(NotReady), noted(tmp_path, graph, [x], {}):
+        raise AssertionError("nothing is compiled")
+    with noted(tmp_path, graph, [x], {}):
+        assert not any((tmp_path / "ready").glob("*"))
+    with only_ready(), noted(tmp_path, graph, [x], {}):
+        assert asking()
+    assert not asking()
+
+
+def test_a_mark_is_of_one_graph_its_inputs_and_settings(tmp_path: Path) -> None:
+    x = torch.zeros(3)
+    graph, other = trace(double, x).graph, trace(lambda x: x * 3 + 1, x).graph
+    with noted(tmp_path, graph, [x], {}):
+        pass
+    for changed in ((other, [x], {}), (graph, [x.double()], {}), (graph, [torch.zeros(4)], {}), (graph, [x], {"a": 1})):
+        with only_ready(), pytest.raises(NotReady), noted(tmp_path, *changed):
+            pass
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "ready").write_text("a file where the folder should be")
+    x = torch.zeros(3)
+    with noted(tmp_path, trace(double, x).graph, [x], {}):
+        pass
+
+
+@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler was found")
+def test_only_what_was_compiled_before_is_compiled_where_only_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traced, "COMPILER_CACHE", tmp_path)
+    x = torch.arange(3.0)
+    with only_ready(), pytest.raises(NotReady):
+        compiled(double)(x)
+    assert torch.equal(compiled(double)(x), double(x))
+    with only_ready():
+        assert torch.equal(compiled(double)(x), double(x))
