@@ -65,7 +65,8 @@ def _code() -> str:
     home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
     rooms = ("models", "inner", "algorithms", "transfer", "nas", "learned_optimizers")
     files = [path for room in rooms for path in (home / room).rglob("*") if path.suffix in (".py", ".cpp")]
-    for path in sorted([*files, *home.glob("*.py"), *(home / "run" / name for name in ("executor.py", "traced.py", "slim.py"))]):
+    executors = (home / "run" / name for name in ("executor.py", "traced.py", "slim.py"))
+    for path in sorted([*files, *home.glob("*.py"), *executors]):
         found.update(path.read_bytes())
     return found.hexdigest()
 
