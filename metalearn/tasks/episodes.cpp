@@ -2,6 +2,9 @@
 //
 // One task at a time: its key, five keys of purposes, N classes, K + Q drawings of each, a turn of each class, an order of the
 // support and of the query set; then each chosen row of bytes becomes a row of floats. Tasks are shared out among the threads.
+// Rows lie all over the pool: each is asked for a few rows before it is read, the first ones while the task before is read.
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -18,20 +21,33 @@ static uint64_t fold_in(uint64_t key, uint64_t name) { return mix(mix(key + (nam
 static uint64_t bits(uint64_t key, int64_t i) { return mix(key + (uint64_t)(i + 1) * GAMMA); }
 static int64_t below(uint64_t drawn, int64_t high) { return (int64_t)((drawn >> 33) * (uint64_t)high) >> 31; }
 
-using Sorted = std::vector<std::pair<int64_t, int64_t>>;
-
-// The places of bits 0 .. size - 1 of a key, smallest bits first, as signed numbers.
-static void permutation(uint64_t key, int64_t size, Sorted& order) {
-  order.resize(size);
-  for (int64_t i = 0; i < size; ++i) order[i] = {(int64_t)bits(key, i), i};
-  std::sort(order.begin(), order.end());
-}
+// The places 0 .. size - 1 in the order of their bits, smallest first, as signed numbers; equal ones stay in order.
+struct Order {
+  std::vector<int64_t> drawn, place;
+  int64_t operator[](int64_t i) const { return place[i]; }
+  void shuffle(uint64_t key, int64_t size) {
+    drawn.resize(size); place.resize(size);
+    for (int64_t i = 0; i < size; ++i) drawn[i] = (int64_t)bits(key, i);
+    if (size > 128) {  // counting how many are smaller takes size^2 comparisons, eight at a time: for few it is faster
+      for (int64_t i = 0; i < size; ++i) place[i] = i;
+      std::stable_sort(place.begin(), place.end(), [&](int64_t a, int64_t b) { return drawn[a] < drawn[b]; });
+      return;
+    }
+    const int64_t* v = drawn.data();
+    for (int64_t i = 0; i < size; ++i) {
+      int64_t smaller = 0;
+      for (int64_t j = 0; j < i; ++j) smaller += v[j] <= v[i];
+      for (int64_t j = i + 1; j < size; ++j) smaller += v[j] < v[i];
+      place[smaller] = i;
+    }
+  }
+};
 
 // `count` different numbers below size, in random order: Floyd's sampling, or the front of a permutation of few.
-static void choice(uint64_t key, int64_t size, int64_t count, uint64_t order_name, bool few, int64_t* out, std::vector<int64_t>& kept, Sorted& order) {
+static void choice(uint64_t key, int64_t size, int64_t count, uint64_t order_name, bool few, int64_t* out, std::vector<int64_t>& kept, Order& order) {
   if (few && (size <= 4 * count || size <= 32)) {
-    permutation(key, size, order);
-    for (int64_t i = 0; i < count; ++i) out[i] = order[i].second;
+    order.shuffle(key, size);
+    std::copy_n(order.place.begin(), count, out);
     return;
   }
   kept.clear();
@@ -39,8 +55,8 @@ static void choice(uint64_t key, int64_t size, int64_t count, uint64_t order_nam
     const int64_t top = size - count + place, drawn = below(bits(key, place), top + 1);
     kept.push_back(std::find(kept.begin(), kept.end(), drawn) == kept.end() ? drawn : top);
   }
-  permutation(fold_in(key, order_name), count, order);
-  for (int64_t i = 0; i < count; ++i) out[i] = kept[order[i].second];
+  order.shuffle(fold_in(key, order_name), count);
+  for (int64_t i = 0; i < count; ++i) out[i] = kept[order[i]];
 }
 
 struct Pool { const uint8_t* rows; int64_t width, classes, same, turned; const int64_t *counts, *starts; };
@@ -50,36 +66,58 @@ template <typename T> static void row_of(const uint8_t* from, T* to, int64_t wid
   for (int64_t i = 0; i < width; ++i) to[i] = T(from[i]) * scale;
 }
 
-// One set of a task: rows [N, each] of the classes' chosen ones, in a random order, with their labels.
-template <typename T>
-static void part(const Pool& pool, uint64_t key, const int64_t* rows, int64_t ways, int64_t each, int64_t stride, T* x, int64_t* y, Sorted& order) {
-  permutation(key, ways * each, order);
-  const auto at = [&](int64_t i) { return pool.rows + rows[order[i].second / each * stride + order[i].second % each] * pool.width; };
-  for (int64_t i = 0; i < ways * each; ++i) for (int64_t b = 0; b < pool.width; b += 64) __builtin_prefetch(at(i) + b);
-  for (int64_t i = 0; i < ways * each; ++i) { y[i] = order[i].second / each; row_of<T>(at(i), x + i * pool.width, pool.width); }
+// Where a task's rows lie, in the order in which they are wanted; the next one is planned before a task's rows are read.
+struct Plan {
+  std::vector<const uint8_t*> from; std::vector<int64_t> rows, kept; Order order;
+
+  // One set: rows [N, each] of the classes' chosen ones, in a random order, with their labels.
+  void part(const Pool& pool, uint64_t key, const int64_t* rows, int64_t ways, int64_t each, int64_t stride, int64_t* y) {
+    order.shuffle(key, ways * each);
+    for (int64_t i = 0; i < ways * each; ++i) {
+      y[i] = order[i] / each;
+      from.push_back(pool.rows + rows[y[i] * stride + order[i] % each] * pool.width);
+    }
+  }
+};
+
+struct Draw { uint64_t key; int64_t start, tasks, ways, shots, queries; uint64_t order_name; int64_t *sy, *qy, *keys, *ids; };
+
+static void plan(const Pool& pool, const Draw& d, int64_t t, Plan& p) {
+  const int64_t each = d.shots + d.queries, ways = d.ways;
+  const uint64_t own = fold_in(d.key, (uint64_t)(d.start + t)), of_examples = fold_in(own, 1), of_turns = fold_in(own, 2);
+  d.keys[t] = (int64_t)own;
+  p.rows.resize(ways * each); p.from.clear();
+  choice(fold_in(own, 0), pool.classes, ways, d.order_name, true, d.ids + t * ways, p.kept, p.order);
+  for (int64_t n = 0; n < ways; ++n) {
+    const int64_t id = d.ids[t * ways + n]; int64_t* at = p.rows.data() + n * each;
+    const bool equal = pool.same > 0;
+    choice(fold_in(of_examples, n), equal ? pool.same : pool.counts[id], each, d.order_name, equal, at, p.kept, p.order);
+    const int64_t turn = pool.turned ? below(bits(of_turns, n), 4) * pool.turned : 0;
+    for (int64_t i = 0; i < each; ++i) at[i] += pool.starts[id] + turn;
+  }
+  p.part(pool, fold_in(own, 3), p.rows.data(), ways, d.shots, each, d.sy + t * ways * d.shots);
+  if (d.queries) p.part(pool, fold_in(own, 4), p.rows.data() + d.shots, ways, d.queries, each, d.qy + t * ways * d.queries);
 }
 
+constexpr int64_t AHEAD = 6;  // rows asked for before they are read: memory answers late, and takes few questions at once
+
 template <typename T>
-static void episodes(const Pool& pool, uint64_t key, int64_t start, int64_t tasks, int64_t ways, int64_t shots, int64_t queries, uint64_t order_name,
-                     T* sx, int64_t* sy, T* qx, int64_t* qy, int64_t* keys, int64_t* ids, int threads) {
-  const int64_t each = shots + queries;
-#pragma omp parallel num_threads(threads) if (threads > 1 && tasks > 1)
+static void episodes(const Pool& pool, const Draw& d, T* sx, T* qx, int threads) {
+  const int64_t support = d.ways * d.shots, query = d.ways * d.queries, size = support + query, width = pool.width;
+#pragma omp parallel num_threads(threads) if (threads > 1 && d.tasks > 1)
   {
-    std::vector<int64_t> rows(ways * each), kept; Sorted order;
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < tasks; ++t) {
-      const uint64_t own = fold_in(key, (uint64_t)(start + t)), of_examples = fold_in(own, 1), of_turns = fold_in(own, 2);
-      keys[t] = (int64_t)own;
-      choice(fold_in(own, 0), pool.classes, ways, order_name, true, ids + t * ways, kept, order);
-      for (int64_t n = 0; n < ways; ++n) {
-        const int64_t id = ids[t * ways + n]; int64_t* at = rows.data() + n * each;
-        const bool equal = pool.same > 0;
-        choice(fold_in(of_examples, n), equal ? pool.same : pool.counts[id], each, order_name, equal, at, kept, order);
-        const int64_t turn = pool.turned ? below(bits(of_turns, n), 4) * pool.turned : 0;
-        for (int64_t i = 0; i < each; ++i) at[i] += pool.starts[id] + turn;
+    const int64_t many = omp_get_num_threads(), me = omp_get_thread_num(), end = d.tasks * (me + 1) / many;
+    Plan now, next;
+    for (int64_t t = d.tasks * me / many; t < end; ++t, std::swap(now, next)) {
+      if (t == d.tasks * me / many) plan(pool, d, t, now);
+      const bool more = t + 1 < end;
+      if (more) plan(pool, d, t + 1, next);
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t then = i + AHEAD;
+        const uint8_t* soon = then < size ? now.from[then] : more && then - size < size ? next.from[then - size] : now.from[i];
+        for (int64_t b = 0; b < width; b += 64) __builtin_prefetch(soon + b);
+        row_of<T>(now.from[i], i < support ? sx + (t * support + i) * width : qx + (t * query + i - support) * width, width);
       }
-      part<T>(pool, fold_in(own, 3), rows.data(), ways, shots, each, sx + t * ways * shots * pool.width, sy + t * ways * shots, order);
-      if (queries) part<T>(pool, fold_in(own, 4), rows.data() + shots, ways, queries, each, qx + t * ways * queries * pool.width, qy + t * ways * queries, order);
     }
   }
 }
@@ -89,6 +127,7 @@ extern "C" void metalearn_episodes(int size, const void* pool_rows, int64_t widt
                                    uint64_t key, int64_t start, int64_t tasks, int64_t ways, int64_t shots, int64_t queries, uint64_t order_name,
                                    void* sx, void* sy, void* qx, void* qy, void* keys, void* ids, int threads) {
   const Pool pool{(const uint8_t*)pool_rows, width, classes, same, turned, (const int64_t*)counts, (const int64_t*)starts};
-  if (size == 4) episodes<float>(pool, key, start, tasks, ways, shots, queries, order_name, (float*)sx, (int64_t*)sy, (float*)qx, (int64_t*)qy, (int64_t*)keys, (int64_t*)ids, threads);
-  else episodes<double>(pool, key, start, tasks, ways, shots, queries, order_name, (double*)sx, (int64_t*)sy, (double*)qx, (int64_t*)qy, (int64_t*)keys, (int64_t*)ids, threads);
+  const Draw d{key, start, tasks, ways, shots, queries, order_name, (int64_t*)sy, (int64_t*)qy, (int64_t*)keys, (int64_t*)ids};
+  if (size == 4) episodes<float>(pool, d, (float*)sx, (float*)qx, threads);
+  else episodes<double>(pool, d, (double*)sx, (double*)qx, threads);
 }
