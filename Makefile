@@ -43,6 +43,8 @@ NO_VENV    := $(PYTHON) could not make a virtual environment (on Debian and Ubun
 NO_L2L     := set-up: learn2learn could not be built, so the cross-checks against it will be skipped; all else works. \
 It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
 
+NO_SWEEPS := set-up: the package sweeps was not found, so sweep files are not held against the schema of W&B; all else works.
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz torture maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots \
     l2o-quadratics l2o-mlp clean force
@@ -62,6 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install $(TORCH_ARGS) '$(TORCH)'
 	@echo 'set-up 3/4: metalearn and what it needs (a minute or two)'
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@$(PIP) install --quiet --no-deps sweeps==0.3.0 2>/dev/null || echo '$(NO_SWEEPS)' >&2
 	@echo 'set-up 4/4: learn2learn, built from source (optional)'
 	@$(PIP) install --use-pep517 --no-deps --config-settings=--build-option=build_ext learn2learn==0.2.0 \
 	    >$(VENV)/learn2learn.log 2>&1 || echo '$(NO_L2L)' >&2

@@ -234,7 +234,10 @@ def test_wandb_own_schema_takes_what_is_run_here(file: Path) -> None:
     if found is None or not found.submodule_search_locations:
         pytest.skip("W&B's own engine holds the schema: pip install --no-deps sweeps")
     schema = Path(found.submodule_search_locations[0]) / "config" / "schema.json"
-    jsonschema.validate(yaml.safe_load(file.read_text()), json.loads(schema.read_text()))
+    rules, data = json.loads(schema.read_text()), yaml.safe_load(file.read_text())
+    jsonschema.validate(data, rules)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**data, "method": "guessing"}, rules)
 
 
 def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> None:
