@@ -26,6 +26,7 @@ from metalearn.run.l2o import tuning
 from metalearn.run.l2o.command import Words, _other
 from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
 from metalearn.run.l2o.rows import Measured, differences, row
+from metalearn.run.l2o.table import _table
 from metalearn.tasks import Digits, Quadratics
 from metalearn.types import Batch
 
@@ -210,6 +211,24 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
     assert before and before == {path: path.stat().st_mtime_ns for path in before}
     assert again.code == 0 and json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
+
+
+def test_tuned_adam_has_a_price_beside_every_row() -> None:
+    """Twice the steps, at a fifth of the FLOPs and half of the seconds of each: 0.4 and 1 times the row's own."""
+    shared = {"loss": [1.0, 0.1], "loss_ci95_tasks": [None] * 2, "loss_ci95_seeds": [None] * 2, "diverged": [0, 0]}
+    adam = {"label": "adam", "kind": "baseline", "flops_per_step": 100, "seconds_per_step": 1e-3, **shared}
+    mine = {"label": "lstm", "kind": "learned", "flops_per_step": 500, "seconds_per_step": 2e-3, **shared}
+    rows = [
+        {**adam, "adam_steps": {"steps": 20, "within": 80}},
+        {**mine, "adam_steps": {"steps": 40, "within": 80}},
+        {**mine, "label": "far", "adam_steps": {"steps": None, "within": 80}},
+    ]
+    lines = _table(rows, (0, 20), 20)
+    at = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines}
+    first = at["optimizer"].index("its FLOPs")
+    assert [at[name][first - 1 : first + 2] for name in ("adam", "lstm", "far")] == [
+        ["20", "1x", "1x"], ["40", "0.4x", "1x"], ["over 80", "", ""]
+    ]  # fmt: skip
 
 
 def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:

@@ -33,19 +33,23 @@ def _what(result: dict[str, Any]) -> str:
         f"(starts and orders of data), {len(result['seeds'])} meta-training seeds. A cell holds the mean ± half its "
         "95 % interval over tasks / over meta-training seeds. Rates of the hand-made rules: the best of "
         f"{len(result['grid'])} half decades on {result['tuning_tasks']} other tasks, chosen for each number of steps; "
-        "`per task`: the best rate of each test task, which nobody knows beforehand."
+        "`per task`: the best rate of each test task, which nobody knows beforehand. Adam's steps for the same: the "
+        f"least in which Adam at some rate gets as low as the row at step {result['headline']}; its FLOPs and its "
+        "seconds are of those steps, as multiples of the row's own."
     )
 
 
 def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> list[str]:
     shown = [point for point in points if point]
     head = ["optimizer", *(f"step {point}" for point in shown), "rate", "diverged", "Adam's steps for the same"]
-    head += ["us a step", "FLOPs a step"]
+    head += ["its FLOPs", "its seconds", "us a step", "FLOPs a step"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     place = list(points).index(headline)
+    adam = next((row for row in rows if row["label"] == "adam"), {})
     for row in sorted(rows, key=lambda row: (row["kind"] == "per_task", _worst_last(row["loss"][place]))):
         cells = [row["label"], *(_cell(row, list(points).index(point)) for point in shown)]
-        cells += [_rate(row, headline), f"{100 * row['diverged'][place]:.1f} %", _adam(row, headline)]
+        cells += [_rate(row, headline), f"{100 * row['diverged'][place]:.1f} %", _adam(row)]
+        cells += [_against(row, adam, headline, cost) for cost in ("flops_per_step", "seconds_per_step")]
         cells += [f"{1e6 * row['seconds_per_step']:.1f}", _count(row["flops_per_step"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -69,12 +73,18 @@ def _rate(row: Row, headline: int) -> str:
     return "learned" if row["kind"] == "learned" else "its own" if rate is None else f"{rate:.2g}"
 
 
-def _adam(row: Row, headline: int) -> str:
+def _adam(row: Row) -> str:
     """Steps of tuned Adam to this row's loss at the headline step."""
     found = row.get("adam_steps")
     if found is None:
         return ""
     return f"{found['steps']}" if found["steps"] is not None else f"over {found['within']}"
+
+
+def _against(row: Row, adam: Row, headline: int, cost: str) -> str:
+    """What those steps of tuned Adam cost, as a multiple of what the row's steps to its headline cost."""
+    steps, mine, its = (row.get("adam_steps") or {}).get("steps"), row.get(cost), adam.get(cost)
+    return f"{steps * its / (headline * mine):.2g}x" if steps is not None and mine and its else ""
 
 
 def _count(flops: int | None) -> str:
