@@ -183,10 +183,16 @@ def harmed(path: Path, how: str, what: Any) -> None:
         path.write_text(yaml.dump(put(data, paths[int(what[0] * (len(paths) - 1))], what[1]), allow_unicode=True))
 
 
-def check_run(place: Place, given_: tuple[str, tuple[str, Any], str]) -> None:
-    name, (how, what), verb = given_
+def check_run(place: Place, given_: tuple[str, tuple[str, Any], str, bool]) -> None:
+    """A finished run, or one that was stopped after its last checkpoint but one, with one file harmed."""
+    name, (how, what), verb, stopped = given_
     folder = place.fresh() / "run"
     shutil.copytree(place.run, folder)
+    if stopped:
+        for file in (folder / "result.json", folder / "scores.npz", folder / "episodes.npz"):
+            file.unlink()
+        max((folder / "checkpoints").glob("*.pt")).unlink()
+        name = name if (folder / name).exists() else "checkpoint"
     path = folder / name if name != "checkpoint" else max((folder / "checkpoints").glob("*.pt"))
     harmed(path, how, what)
     words = {
@@ -279,7 +285,7 @@ TARGETS: dict[str, Target] = {
     "overrides": (words_of, check_overrides, 22),
     "sweep file": (document(SWEEP), check_sweep, 16),
     "run directory": (
-        st.tuples(st.sampled_from(FILES), harm, st.sampled_from(["evaluate", "report", "resume"])),
+        st.tuples(st.sampled_from(FILES), harm, st.sampled_from(["evaluate", "report", "resume"]), st.booleans()),
         check_run,
         12,
     ),
