@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commandline import sinusoid
 from hypothesis import given
 from hypothesis import strategies as st
 from sweep_kills import swept
@@ -21,6 +22,7 @@ from metalearn.errors import ConfigError
 from metalearn.run.sweep import claims as claims_room
 from metalearn.run.sweep import worker
 from metalearn.run.sweep.claims import SILENCE, Claims
+from metalearn.run.sweep.command import conclusion
 from metalearn.run.sweep.desk import Desk, claim_folder
 from metalearn.run.sweep.file import EarlyTerminate, override, read
 from metalearn.run.sweep.hyperband import goes_on
@@ -255,6 +257,13 @@ def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Pat
     )
     assert not track.terminal.on
     assert watched(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()
+
+
+@pytest.mark.parametrize("seeds,noted", [([0], False), ([3, 4], True)])
+def test_a_sweep_says_that_it_ran_one_seed_of_several(tmp_path: Path, seeds: list[int], noted: bool) -> None:
+    file = swept(tmp_path, "x", sinusoid(run={"meta_steps": 4, "seeds": seeds, "validate": {"every": 2}}))
+    claim_folder(read(str(file)), tmp_path / "out")
+    assert ("every trial ran seed 3 alone" in conclusion(read(str(file)), tmp_path / "out")) is noted
 
 
 def test_a_trial_that_breaks_the_program_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,9 @@ def conclusion(found: Sweep, folder: Path) -> str:
         lines.append(f"best: trial {best['number']}, {found.metric.name} {best['value']:.6g}, {values}")
     if found.metric.split == "test":
         lines.append("note: this sweep chose on test tasks: the best value is no estimate for new ones; say valid/...")
+    seeds = found.experiment.run.seeds
+    if len(seeds) > 1 and "run.seeds" not in found.parameters:
+        lines.append(f"note: every trial ran seed {seeds[0]} alone, the first of run.seeds {list(seeds)}")
     lines.append(f"sweep: {desk.write()}")
     return "\n".join(lines)
 
