@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import SOURCE, tiny
 from torch import Tensor
 
+from metalearn.rng import fold_in
 from metalearn.run import traced
 from metalearn.run.executor import compiler_found
 from metalearn.run.ready import NotReady, asking, noted, only_ready
 from metalearn.run.traced import compiled, trace
+from metalearn.tree import leaves
 
 
 def double(x: Tensor) -> Tensor:
@@ -60,3 +63,16 @@ def test_only_what_was_compiled_before_is_compiled_where_only_that_is_wanted(
     assert torch.equal(compiled(double)(x), double(x))
     with only_ready():
         assert torch.equal(compiled(double)(x), double(x))
+
+
+def test_a_step_of_another_inner_rate_is_the_same_code() -> None:
+    """The rate is an input of the compiled step: a sweep over it compiles once."""
+    data = SOURCE.sample(fold_in(1), 3)
+    found = []
+    for rate in (0.01, 0.1):
+        method = tiny(inner_lr=rate)
+        state = method.init(fold_in(0))
+        found.append((trace(method.step, state, data), method.step(state, data)))  # type: ignore[misc, arg-type]
+    (one, first), (two, second) = found
+    assert one.graph.code == two.graph.code
+    assert any(not torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))

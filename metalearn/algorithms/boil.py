@@ -12,7 +12,7 @@ from metalearn.component import Component, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import begin, learner_of_tasks, meta_gradient, outer_update, step_over_tasks
-from metalearn.inner.rules import Adam, Rule, sgd
+from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.losses import criterion, metrics
 from metalearn.tree import partition
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -33,7 +33,8 @@ class BOIL(Component):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`, ConfigError without queries; `meta_steps` for the outer rule's schedule."""
         need_queries(self.name, spec)
-        rule, outer, loss_of = sgd(self.inner_lr), self.outer.build(meta_steps), criterion(spec)
+        rule, outer = sgd(any_rate(self.inner_lr, spec)), self.outer.build(meta_steps)
+        loss_of = criterion(spec)
 
         def loss(params: Params, batch: Batch, step: int) -> Tensor:
             return loss_of(learner.apply(params, batch.x), batch.y)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metalearn.component import Component, option
 from metalearn.tree import leaves, tree_map, zeros_like
-from metalearn.types import UpdateRule
+from metalearn.types import EpisodeSpec, UpdateRule
 
 Rate = Callable[[Tensor], Tensor]  # count [] of steps already made -> factor []
 
@@ -26,11 +26,20 @@ def _count(params: Any) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
 
-def sgd(lr: float, factor: Rate | None = None) -> UpdateRule:
+def any_rate(lr: float, spec: EpisodeSpec) -> float | Tensor:
+    """A rate [] that compiled code takes as an input, so that it serves every rate; on CUDA the number itself.
+
+    There a number on the host would keep the step out of a captured graph.
+    """
+    return lr if spec.device.startswith("cuda") else torch.tensor(lr, dtype=spec.dtype)
+
+
+def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
     """Gradient descent: u = -lr * g."""
     if factor is None:
+        down = -lr
         return UpdateRule(
-            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: -lr * g, grads), state)
+            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: down * g, grads), state)
         )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
