@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -286,6 +287,16 @@ def test_a_label_looks_the_same_in_every_report(comparison: Path) -> None:
     assert len({(style.color, style.marker) for style in everything.values()}) == len(METHODS)
     for group in groups:
         assert figures.styles([group])[group.label] == everything[group.label]
+
+
+def test_more_methods_than_colours_stay_apart(comparison: Path) -> None:
+    """Colour and marker together name a method, and so do colour and line."""
+    first = report_data.group(report_data.load(path) for path in report_data.run_directories(comparison)[0])[0]
+    many = [dataclasses.replace(first, label=f"other {number:02}") for number in range(33)]
+    found = figures.styles(many).values()
+    assert len({style.color for style in found}) == len(figures.PALETTE)
+    assert len({(style.color, style.marker) for style in found}) == len(many)
+    assert len({(style.color, style.dash) for style in found}) == len(many)
 
 
 def test_durations() -> None:

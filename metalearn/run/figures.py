@@ -37,6 +37,7 @@ from metalearn.run.report_data import Array, Curve, Group, Run, curve
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#882255", "#999933", "#44AA99", "#332288")
 SCRATCH = "#5B5B5B"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+SHIFT = 3  # in the row of markers, from one use of a colour to the next
 PREFERRED = (
     "maml", "reptile", "proto_net", "fine_tune", "linear_probe", "anil", "boil", "meta_sgd", "nearest_centroid"
 )  # fmt: skip
@@ -81,7 +82,10 @@ def styled(draw: Callable[[What, Size], Drawn]) -> Callable[[What, Size], Drawn]
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Label -> style: known methods keep their colour in every report, others take the next free one by name."""
+    """Label -> style: known methods keep their colour in every report, others take the next free one by name.
+
+    Where the colours are used up, each comes again with another marker and another kind of line.
+    """
     found: dict[str, Style] = {}
     free = list(range(len(PALETTE)))
     later = []
@@ -94,9 +98,11 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
             found[group.label] = Style(PALETTE[place], MARKERS[place], "-")
         else:
             later.append(group.label)
-    for number, label in enumerate(later):
-        place = free.pop(0) if free else number % len(PALETTE)
-        found[label] = Style(PALETTE[place], MARKERS[place], "-" if number < len(PALETTE) else ":")
+    count, begin = len(PALETTE), len(PALETTE) - len(free)
+    for number, label in enumerate(later, begin):
+        place, again = free[number - begin] if number < count else number % count, number // count
+        marker = MARKERS[(place + SHIFT * again) % len(MARKERS)]
+        found[label] = Style(PALETTE[place], marker, ("-", ":", "-.", "--")[again % 4])
     return found
 
 
