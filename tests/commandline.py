@@ -73,7 +73,9 @@ class Running:
     def wait(self) -> Ended:
         self.server.tell({"wait": self.pid})
         code = int(self.server.answer())
-        return Ended(code, self.out.read_text(), self.err.read_text())
+        # A process that was killed at birth has not opened them yet.
+        said = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
+        return Ended(code, *said)
 
     def wait_for(self, ready: Callable[[], bool]) -> bool:
         """Wait until `ready`; False when the command ended first."""
