@@ -267,7 +267,8 @@ def searching(tmp_path: Path, label: str, searcher: str, count: int = 16, seeds:
 
     for seed in range(seeds):
         folder = write_run(tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change)
-        config = f"\nmethod: {{name: per_task_nas, searcher: {{name: {searcher}}}, candidates: {count}}}\n"
+        words = f"name: per_task_nas, space: {{name: conv4-micro}}, searcher: {{name: {searcher}}}, candidates: {count}"
+        config = f"\nmethod: {{{words}}}\n"
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(text[: text.index("method:")] + config)
         if more:
@@ -360,6 +361,15 @@ def test_parts_are_compared_on_the_tasks_that_both_met(tmp_path: Path) -> None:
     means = {group.label: group.value() for group in groups_of(tmp_path)}
     assert f">{100 * entry['difference']:+.2f}<" in table and table.count("<tr>") == 1 + 3
     assert abs(100 * (means["few"] - means["scratch"] - entry["difference"])) > 0.01  # type: ignore[operator]
+
+
+def test_an_architecture_is_fixed_searched_or_drawn(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"])
+    searching(tmp_path, "evolved", "evolution", seeds=1)
+    searching(tmp_path, "mean", "random", count=1, seeds=1)
+    cells = {group.label: report_search.cell_of(group.first).architecture for group in groups_of(tmp_path)}
+    assert cells["evolved"] == "searched" and cells["mean"] == "drawn at random"
+    assert cells["scratch"] not in ("searched", "drawn at random")
 
 
 def test_numbers_for_people() -> None:

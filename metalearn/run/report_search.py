@@ -183,9 +183,13 @@ def cell_of(run: Run) -> Cell:
     consumes = run.traits.get("consumes", "nothing")
     pretrained = "pretrained" if consumes == "examples" else "random"
     start = "meta-learned" if method in META or consumes == "episodes" else pretrained
-    fixed = str(model.get("name", "fixed")) if not searched(run) else "searched"
+    architecture = str(model.get("name", "fixed"))
+    if (run.config.get("method") or {}).get("space"):
+        architecture = "drawn at random" if candidates(run) == 1 else "searched"
     return Cell(
-        str(said.get("start", start)), str(said.get("optimizer", "by hand")), str(said.get("architecture", fixed))
+        str(said.get("start", start)),
+        str(said.get("optimizer", "by hand")),
+        str(said.get("architecture", architecture)),
     )
 
 
