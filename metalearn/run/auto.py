@@ -233,9 +233,8 @@ def _try_eager(work: Work, ways: list[Way], choice: Choice) -> None:
     for way in ways:
         if choice.seen:
             best = min(seen.step for seen in choice.seen.values())
-            likely = best * (work.tasks if way.executor == "loop" and work.small else 1)
-            if time.perf_counter() - began + 2 * likely > BUDGET * work.steps * best:
-                continue
+            if work.small or time.perf_counter() - began + 2 * best > BUDGET * work.steps * best:
+                continue  # small: the most tasks at once are fastest, as overhead is all there is
         _try(work, way, choice)
 
 
