@@ -123,7 +123,7 @@ l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics and hold 
 	@cat runs/l2o_quadratics/optimizers.md
 
 l2o-mlp: $(STAMP) ## The same for training a small network on real digits; also wider, deeper, and with ReLU.
-	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 20 $(OTHER_NETWORKS) --out runs/l2o_mlp
+	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 10 $(OTHER_NETWORKS) --out runs/l2o_mlp
 	@cat runs/l2o_mlp/optimizers.md
 
 sweep-sinusoid: $(STAMP) ## Search rates and steps of MAML on sinusoids, two workers (about ten minutes; no data needed).
