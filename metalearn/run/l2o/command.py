@@ -154,7 +154,8 @@ def _measured(
     given, inner = _given(experiment, parts, words), words.inner_seeds
     like = trainable(parts.learner.init(fold_in(0, "like")))[0]
     learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
-    rules = [carried(learned, meta, points[-1]) for meta in metas]
+    here = [tree_map(lambda leaf: leaf.to(given[0].key.device), meta) for meta in metas]
+    rules = [carried(learned, meta, points[-1]) for meta in here]
     few = tree_map(lambda leaf: leaf[:64], given[0])
     runs = [_over(given, lambda part, r=rule: over_tasks(target, r, part, points), inner) for rule in rules]
     mine = Measured(experiment.method.rule.name, "learned", runs, overhead(target, rules[0], few), {})
