@@ -119,8 +119,47 @@ def test_auto_loads_what_the_compilers_cache_holds(clock: list[float], monkeypat
     monkeypatch.setattr(Clockwork, "small", False)
     piece, long = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
     for held_too, way in (((piece,), piece), ((), VMAP)):
-        work = clockwork({**long, piece: (3.0, 0.01)}, 2000, held=held_too, tasks=32, most=32)[0]
+        work = clockwork({**long, piece: (3.0, 0.01)}, 3000, held=held_too, tasks=32, most=32)[0]
         assert auto.choose(work, {}).way == way
+
+
+@pytest.mark.parametrize("steps", [160, 400, 600, 1200, 2000, 5000])
+@pytest.mark.parametrize("held", [True, False])
+def test_looking_for_what_the_cache_holds_costs_little(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, steps: int, held: bool
+) -> None:
+    """Against never looking, as where nothing is ever held."""
+    piece, conv = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
+    for size, table, way, tasks in (
+        (True, {**small(0.003, 1.6), TRACED: (0.5, 0.0008)}, WHOLE, 16),
+        (True, {**small(0.008, 2.1), TRACED: (1.2, 0.002)}, WHOLE, 16),
+        (False, {**conv, piece: (3.0, 0.014)}, piece, 32),
+    ):
+        monkeypatch.setattr(Clockwork, "small", size)
+        spent = []
+        for looks in (True, False):
+            with monkeypatch.context() as patch:
+                if not looks:
+                    patch.setattr(auto, "_may_load", lambda *_: False)
+                before = clock[0]
+                work = clockwork(table, steps, held=(way,) if held else (), tasks=tasks, most=tasks)[0]
+                spent.append(steps * table[auto.choose(work, {}).way][1] + clock[0] - before)
+        assert spent[0] <= 1.1 * spent[1], (table, spent)
+
+
+def test_a_rival_that_fails_when_timed_again_is_left_out(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, timed = dict[Way, int](), auto._timed
+
+    def short_of_memory(work: Any, way: Way, number: int) -> float:
+        calls[way] = calls.get(way, 0) + 1
+        if way == VMAP and calls[way] > 6:
+            raise MemoryError("with another way beside it")
+        return timed(work, way, number)
+
+    monkeypatch.setattr(auto, "_timed", short_of_memory)
+    table = {**small(0.0045, 18.0), TRACED: (0.1, 0.005)}
+    found = auto.choose(clockwork(table, 2000)[0], {})
+    assert found.way == TRACED and "MemoryError" in found.failed[VMAP]
 
 
 def test_auto_times_close_rivals_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

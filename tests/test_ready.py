@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small import SOURCE, tiny
+from commandline import sinusoid
+from small import SOURCE
 from torch import Tensor
 
+from metalearn.algorithms import ANIL, BOIL, MAML, Reptile
+from metalearn.models import MLP
 from metalearn.rng import fold_in
 from metalearn.run import traced
+from metalearn.run.config import parse
 from metalearn.run.executor import compiler_found
 from metalearn.run.ready import NotReady, asking, noted, only_ready
+from metalearn.run.remembered import signature
 from metalearn.run.traced import compiled, trace
 from metalearn.tree import leaves
 
@@ -65,14 +71,19 @@ def test_only_what_was_compiled_before_is_compiled_where_only_that_is_wanted(
         assert torch.equal(compiled(double)(x), double(x))
 
 
-def test_a_step_of_another_inner_rate_is_the_same_code() -> None:
-    """The rate is an input of the compiled step: a sweep over it compiles once."""
+@pytest.mark.parametrize("kind", [MAML, ANIL, BOIL, Reptile])
+def test_a_step_of_another_inner_rate_is_the_same_code_or_another_signature(kind: Any) -> None:
+    """The rate is an input of the step: a sweep over it compiles once. Where it is not, what is known is not shared."""
     data = SOURCE.sample(fold_in(1), 3)
     found = []
     for rate in (0.01, 0.1):
-        method = tiny(inner_lr=rate)
+        method = kind(inner_lr=rate).build(MLP(sizes=(6,)).build(SOURCE.spec), SOURCE.spec)
         state = method.init(fold_in(0))
         found.append((trace(method.step, state, data), method.step(state, data)))  # type: ignore[misc, arg-type]
     (one, first), (two, second) = found
-    assert one.graph.code == two.graph.code
+    names = []
+    for rate in (0.01, 0.1):
+        experiment = parse(sinusoid(method={"name": kind().name, "inner_lr": rate})).experiments[0]
+        names.append(signature(experiment, SOURCE.spec, "cpu"))
+    assert (one.graph.code == two.graph.code) == (names[0] == names[1]) == (kind is not Reptile)
     assert any(not torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))

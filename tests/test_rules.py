@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.inner.rules import RULES, adam, momentum, per_parameter, schedule, sgd
+from metalearn.inner.rules import RULES, adam, any_rate, momentum, per_parameter, schedule, sgd
 from metalearn.rng import fold_in, normal
 from metalearn.tree import named_leaves
-from metalearn.types import UpdateRule
+from metalearn.types import EpisodeSpec, UpdateRule
 
 F64 = torch.float64
 SHAPES = {"w": (4, 3), "b": (4,), "s": ()}
@@ -216,3 +216,20 @@ def test_rules_can_be_differentiated(rule: UpdateRule) -> None:
         return x
 
     assert torch.autograd.gradcheck(end, (normal(fold_in(2), (5,), F64).requires_grad_(),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_as_an_input_is_the_number_to_the_last_bit(dtype: torch.dtype) -> None:
+    """Whatever the spec's dtype, and whatever device new tensors go to by default."""
+    spec = EpisodeSpec("regression", 1, 2, 2, (1,), 1, 1, dtype=torch.float32)
+    grads = {"w": torch.randn(4, 3, dtype=dtype), "b": torch.tensor(0.3, dtype=dtype)}
+    with torch.device("meta"):
+        rate = any_rate(0.1, spec)
+    updates = [sgd(lr).update(grads, {}, grads, torch.zeros(()))[0] for lr in (0.1, rate)]
+    for name, value in updates[0].items():
+        assert value.dtype == updates[1][name].dtype == dtype and torch.equal(value, updates[1][name])
+
+
+def test_on_cuda_a_rate_is_the_number() -> None:
+    spec = EpisodeSpec("regression", 1, 2, 2, (1,), 1, 1, device="cuda:0")
+    assert any_rate(0.1, spec) == 0.1 and isinstance(any_rate(0.1, spec), float)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import pytest
 import torch
 from small import SOURCE, tiny
 
@@ -49,6 +51,45 @@ def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
     found = trace(function, torch.zeros(2, 2))
     assert slim(found.graph) is found.graph
     assert torch.equal(by_shapes(function, one_by_one)(torch.zeros(2, 2)), torch.ones(2, 2))
+
+
+def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = tiny()
+    state, data = method.init(fold_in(0)), SOURCE.sample(fold_in(1), 3)
+    expected, listed, made = leaves(method.step(state, data)), torch.jit.trace, []
+
+    def counted(*args: Any, **how: Any) -> Any:
+        made.append(listed(*args, **how))
+        return made[-1]
+
+    def refused(*args: Any, **how: Any) -> Any:
+        raise RuntimeError("no such operation")
+
+    for way, count in ((counted, 1), (refused, 1)):
+        monkeypatch.setattr(torch.jit, "trace", way)
+        step = by_shapes(method.step, one_by_one)
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(leaves(step(state, data)), expected, strict=True))
+        assert len(made) == count
+
+
+def test_the_list_does_not_hold_what_it_was_made_with() -> None:
+    x = torch.randn(4)
+    kept, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, one_by_one)
+    step(x)
+    del x
+    assert kept() is None and torch.equal(step(torch.ones(4)), torch.ones(4).sin() * 2)
+
+
+def test_a_graph_that_writes_into_what_it_is_given_writes_once() -> None:
+    x = torch.zeros(3)
+    by_shapes(lambda x: x.add_(1) * 2, one_by_one)(x)
+    assert torch.equal(x, torch.ones(3))
+
+
+def test_one_tensor_given_twice_is_another_case_than_two() -> None:
+    step, one, two = by_shapes(lambda x, y: x + 2 * y, one_by_one), torch.ones(2), torch.zeros(2)
+    assert torch.equal(step(one, one), 3 * one) and torch.equal(step(one, two), one)
 
 
 def test_a_meta_step_is_shorter_and_the_same_bits() -> None:

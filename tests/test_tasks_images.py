@@ -62,6 +62,19 @@ def test_episodes_in_machine_code_are_those_of_torch(
             torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("tasks,queries", [(0, 1), (1, 1), (1, 0), (3, 0), (2, 3)])
+def test_few_tasks_and_no_queries_in_machine_code(monkeypatch: pytest.MonkeyPatch, tasks: int, queries: int) -> None:
+    monkeypatch.setattr(native, "ALONE", 0)
+    source = image_source(numbered(9, 6), ImageTask(ways=3, shots=1, queries=queries))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert equal(source.sample(KEY, tasks), source._sample(KEY, tasks, 0))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_under_a_counter_of_operations_torch_draws() -> None:
     source = source_of()
     with FlopCounterMode(display=False):

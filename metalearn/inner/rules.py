@@ -31,7 +31,11 @@ def any_rate(lr: float, spec: EpisodeSpec) -> float | Tensor:
 
     There a number on the host would keep the step out of a captured graph.
     """
-    return lr if spec.device.startswith("cuda") else torch.tensor(lr, dtype=spec.dtype)
+    return lr if spec.device.startswith("cuda") else torch.tensor(lr, dtype=torch.float64, device="cpu")
+
+
+def _times(rate: float | Tensor, g: Tensor) -> Tensor:
+    return (rate.to(g.dtype) if isinstance(rate, Tensor) else rate) * g
 
 
 def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
@@ -39,7 +43,7 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
     if factor is None:
         down = -lr
         return UpdateRule(
-            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: down * g, grads), state)
+            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: _times(down, g), grads), state)
         )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:

@@ -31,6 +31,7 @@ DROP = 1.5  # a way whose first timed step is so much slower than the best is no
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
 REPEATS, LONG = 5, 0.2  # timed steps of a trial, and seconds after which one has shown enough
 CLOSE, AGAIN = 1.5, 0.01  # ways whose totals are so close are timed again, within so large a share of the run
+LOADING = 3.0  # seconds to load the compiled step of convolutions
 EAGER = ("vmap", "chunk", "loop")
 SIZES = (16, CHUNK)  # tasks at once that are tried between all of them and one
 
@@ -95,6 +96,9 @@ class Choice:
     def total(self, way: Way, steps: int) -> float:
         """Seconds still to be spent on a whole run: the first call of a way that a trial has made is paid."""
         return steps * self.step_of(way) if way in self.ready else expected(self.known[way]).total(steps)
+
+    def fail(self, way: Way, error: Exception) -> None:
+        self.failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
     def best(self, steps: int) -> Way:
         ways = [way for way in {**self.known, **self.seen} if way not in self.failed]
@@ -196,14 +200,17 @@ def _promises(work: Work, way: Way, choice: Choice) -> bool:
 def _may_load(work: Work, way: Way, choice: Choice) -> bool:
     """Whether a way that is not worth compiling may be worth loading, if the compiler's cache holds it.
 
-    Loading took 1.6 and 2.1 s where an eager step took 3 and 8 ms, 3 s where it took 0.2 s. For small models the trial
-    of `traced` has looked the cache up; elsewhere finding out takes a trace, half of that time.
+    Loading took 1.6 and 2.1 s where an eager step took 3 and 8 ms, and steps were 9 to 11 times as fast: for small
+    models the trial of `traced` has looked the cache up. Elsewhere it took 3 s, and finding out takes a trace, half of
+    that, in vain where the cache does not hold it: no more than trials may take.
     """
-    if way.executor not in COMPILED or (work.small and not choice.held):
+    if way.executor not in COMPILED:
         return False
     eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
-    cost = 1.25 + 100 * eager if work.small else 3.0
-    return work.steps * (best - eager / _prior(work, way, eager)[1]) > cost / 2
+    if work.small:
+        return choice.held and work.steps * (best - eager / 9.0) > 1.25 + 100 * eager
+    saved = work.steps * (best - eager / _prior(work, way, eager)[1])
+    return saved > 2 * LOADING and BUDGET * work.steps * best > LOADING / 2
 
 
 def _hoped(work: Work, way: Way, choice: Choice) -> float:
@@ -252,7 +259,7 @@ def _try(work: Work, way: Way, choice: Choice) -> None:
     except NotReady:
         return
     except Exception as error:  # whatever a compiler or a device meets must not end a run that has another way
-        choice.failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        choice.fail(way, error)
         return
     choice.seen[way] = Seen(first, sorted(steps)[len(steps) // 2])
     choice.ready[way] = advance
@@ -270,9 +277,13 @@ def _time_rivals_again(work: Work, choice: Choice) -> None:
         if time.perf_counter() - began > allowed:
             break
         for way in rivals:
-            times[way].append(_timed(work, choice.ready[way], number))
+            try:
+                times[way].append(_timed(work, choice.ready[way], number))
+            except Exception as error:  # several ways are alive at once: memory may not hold them
+                choice.fail(way, error)
+                return
     for way, seconds in times.items():
-        if seconds:
+        if len(seconds) > 2:
             choice.seen[way] = Seen(choice.seen[way].first, sorted(seconds)[len(seconds) // 2])
 
 

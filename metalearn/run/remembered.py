@@ -18,7 +18,7 @@ from metalearn.run.files import write_json
 from metalearn.run.traced import COMPILER_CACHE
 from metalearn.types import EpisodeSpec
 
-FREE = ("outer", "inner_lr")  # of a method: what its speed does not depend on
+INPUT = ("maml", "anil", "boil")  # methods whose inner rate is an input of the compiled step: inner/rules.any_rate
 WARM = 0.15  # share of the first call's time that is left when the compiler finds its code on disk; seen: 0.1 to 0.2
 
 
@@ -45,8 +45,11 @@ class Seen(NamedTuple):
 def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """A hash of all that speed depends on: method, model, shapes, machine, threads, versions, our own code."""
     run = experiment.run
+    free = {"outer"}
+    if experiment.learns.name in INPUT and not device.startswith("cuda"):
+        free.add("inner_lr")
     facts = {
-        "method": {key: value for key, value in experiment.learns.model_dump(mode="json").items() if key not in FREE},
+        "method": {key: value for key, value in experiment.learns.model_dump(mode="json").items() if key not in free},
         "outer": str(getattr(getattr(experiment.learns, "outer", None), "name", "")),
         "model": experiment.model.model_dump(mode="json"),
         "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],

@@ -35,11 +35,16 @@ def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
 
 
 def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
-    """`graph` without Python between its operations; as it is where torch (from some release on) cannot do that."""
+    """`graph` without Python between its operations; as it is where torch (from some release on) cannot do that.
+
+    Writing it down runs it once, so that one which writes into what it is given is left as it is.
+    """
+    if any(writes(node) for node in graph.graph.nodes):
+        return cast(Flat, graph)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # its interpreter gets no new features: none is needed here
-            listed = torch.jit.trace(graph, tuple(inputs), check_trace=False)
+            listed = torch.jit.trace(graph, tuple(inputs), check_trace=False, _store_inputs=False)
     except Exception:  # an operation that it does not know, or no interpreter: Python's way is always there
         return cast(Flat, graph)
 

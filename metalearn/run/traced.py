@@ -69,7 +69,9 @@ def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor
     def find(args: tuple[Any, ...]) -> tuple[Trace, Flat, list[Tensor]]:
         leaves, structure = _pytree.tree_flatten(args)
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-        key = (structure, *(_kind(leaf) for leaf in leaves))
+        first: dict[int, int] = {}  # one tensor given twice is one input of the trace
+        same = [first.setdefault(id(tensor), place) for place, tensor in enumerate(tensors)]
+        key = (structure, *same, *(_kind(leaf) for leaf in leaves))
         found = made.get(key)
         if found is None:
             with torch.no_grad():
