@@ -147,6 +147,9 @@ def compiled(name: str, component: type[Component]) -> tuple[Case, Callable[...,
     """The step as one graph, forward and backward, run without the C++ compiler; one inner step is enough."""
     given = case(name, component, **({"inner_steps": 1} if "inner_steps" in component.model_fields else {}))
     assert given.method.step is not None
+    # Many methods share the code of their step, and one process may meet them all: torch gives up after eight.
+    torch._dynamo.config.recompile_limit = 200
+    torch._dynamo.config.accumulated_recompile_limit = 2000
     return given, torch.compile(given.method.step, fullgraph=True, dynamic=False, backend="aot_eager")
 
 
