@@ -7,6 +7,8 @@ import importlib.util
 import io
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from metalearn.run.bench import native as ours
 from metalearn.run.bench.bench import BOUND, Settings, measured
 from metalearn.run.bench.command import NAMES, Words, bench
 from metalearn.run.bench.engine import Engine, LeftOut
-from metalearn.run.bench.measure import Turns, in_turns, peak_bytes
+from metalearn.run.bench.measure import Turns, in_turns
 from metalearn.run.bench.plain import reference
 from metalearn.run.bench.plot import scaling_figure, workloads_figure
 from metalearn.run.bench.problem import Problem, gap
@@ -297,19 +299,26 @@ def test_turns_are_taken_in_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(in_turns({"a": counting(calls, "a")}, Turns(repeats=1, seconds=0))["a"]) == 1
 
 
+PEAK = """
+import torch
+from metalearn.run.bench.engine import Engine
+from metalearn.run.bench.measure import peak_bytes
+
+size = 64 * 2**20
+peak = peak_bytes(Engine(lambda: torch.ones(size // 4), None))
+kept = torch.ones(size // 4)
+print(peak, peak_bytes(Engine(lambda: None, None)), len(kept))
+"""
+
+
 def test_peak_memory_is_that_of_the_step() -> None:
-    size = 64 * 2**20
-
-    def step() -> None:
-        torch.ones(size // 4)
-
-    peak = peak_bytes(Engine(step, None))
-    if peak is None:
+    """In a process of its own: where freed memory is kept, an aligned array may not fit the place of the last one."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    if "None" in done.stdout:
         pytest.skip("this system does not tell the peak of the resident set")
+    size, (peak, small, _) = 64 * 2**20, map(int, done.stdout.split())
     assert 0.95 * size < peak < 1.25 * size  # the system counts pages in batches
-    kept = torch.ones(size // 4)
-    small = peak_bytes(Engine(lambda: None, None))
-    assert small is not None and small < size / 8 and len(kept)
+    assert small < size / 8
 
 
 def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
