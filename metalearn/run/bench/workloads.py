@@ -84,7 +84,7 @@ _TABLE = (
     _omniglot("conv4_stride_5w1s_q1", 1, 32, "stride"),
     _omniglot("conv4_stride_5w1s_q5", 5, 16, "stride"),
     _omniglot("conv4_stride_5w1s_q15", 15, 8, "stride"),
-    Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.1),
+    Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.02),  # at 0.1 float32 is off by 2 %, anybody's
     Workload(
         "conv4_84_5w5s", 4, shots=5, queries=15, x_shape=(3, 84, 84), filters=32, flatten=True,
         inner_steps=5, inner_lr=0.01,
