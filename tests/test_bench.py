@@ -33,7 +33,7 @@ from metalearn.run.bench.plain import reference
 from metalearn.run.bench.plot import scaling_figure, workloads_figure
 from metalearn.run.bench.problem import Problem, gap
 from metalearn.run.bench.table import best, groups, share_of_limit, show, speedup
-from metalearn.run.bench.workloads import SCALING, WORKLOADS, Workload, chosen
+from metalearn.run.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, chosen
 from metalearn.run.remembered import Way
 
 ROW = {
@@ -82,7 +82,7 @@ def test_the_workloads_are_the_contracts() -> None:
     assert [work.name for work in chosen(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])] == [ALL[11], ALL[0]]
     tasks = {name: WORKLOADS[name].tasks for name in ALL}
     assert (tasks["sinusoid_1step"], tasks["conv4_pool_5w1s_q5"], tasks["conv4_84_5w5s"]) == (25, 16, 4)
-    assert all(name in WORKLOADS for name in SCALING)
+    assert all(name in WORKLOADS for name in (*SCALING, *IN_CHUNKS))
 
 
 def test_the_file_follows_the_schema(run: tuple[dict[str, Any], Path, list[str]]) -> None:
@@ -237,7 +237,10 @@ def example(device: str = "cpu", ours_: float = 0.5) -> dict[str, Any]:
         "workloads": {"w": {"flops": 1e9, "conv_flops_per_second": 4e9}},
         "skipped": [{"workload": "w", "engine": "higher", "why": "not installed"}],
         "scaling": [row("w", "native", 0.25 * tasks, tasks, executor="vmap") for tasks in (1, 4)],
-        "memory": {"workload": "w", "chunk": 2, "tasks": [2, 8], "peak_bytes": [2**20, 2**21], "ratio": 2.0},
+        "memory": [
+            {"workload": "w", "chunk": 2, "tasks": [2, 8], "peak_bytes": [2**20, 2**21], "ratio": 2.0,
+             "live_bytes": [2**20, 2**20], "live_ratio": 1.0}
+        ],
     }
 
 
@@ -326,6 +329,11 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     said: list[str] = []
     found = scaling.memory(QUICK, said.append, "sinusoid_1step", few=2, many=4)
     assert found["tasks"] == [2, 4] and len(found["peak_bytes"]) == 2 and "4 tasks in chunks of 2" in said[-1]
+    few, many = found["live_bytes"]
+    assert few <= many < 1.5 * few and found["live_ratio"] == many / few
+    monkeypatch.setattr(scaling, "CHUNK", 8)  # all at once: what grows with the tasks is seen
+    grown = scaling.memory(QUICK, said.append, "sinusoid_1step", few=2, many=8)
+    assert grown["live_ratio"] > 2
     alone = dataclasses.replace(QUICK, engines=("native",))
     outcome = scaling.curve("sinusoid_1step", alone, said.append, tasks=(1, 2))
     assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(one["median_seconds"] for one in outcome.rows)

@@ -101,3 +101,53 @@ def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
     for finish in (interpreted, one_by_one):
         mine = by_shapes(method.step, finish)(state, data)
         assert all(torch.equal(a, b) for a, b in zip(leaves(mine), leaves(method.step(state, data)), strict=True))
+
+
+NOTHING: dict[str, Any] = {
+    "times one": lambda x: x * 1,
+    "times ones": lambda x: torch.ones_like(x) * x,
+    "over one": lambda x: x / 1.0,
+    "plus zero": lambda x: x + 0.0,
+    "zeros plus": lambda x: torch.zeros_like(x.sum(0)).expand(3, 4) + x,
+    "minus zeros": lambda x: x - torch.zeros_like(x),
+    "power one": lambda x: x**1.0,
+    "times power zero": lambda x: x * x**0,
+    "a gradient of a sum": lambda x: x * torch.func.grad(lambda x: x.sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_arithmetic_that_changes_nothing_goes(name: str) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return NOTHING[name](x.sin()).cos()
+
+    x = torch.randn(3, 4)
+    assert operations(slim(trace(function, x).graph)) == ["aten.sin.default", "aten.cos.default"]
+    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+
+
+SOMETHING: dict[str, Any] = {
+    "another shape": lambda x: x[0] + torch.zeros_like(x),
+    "another type": lambda x: x * torch.ones_like(x, dtype=torch.float64),
+    "another layout": lambda x: (x[:1].expand(3, 4) * 1).view(2, 6),
+    "nothing times infinity": lambda x: torch.zeros_like(x) * (x / 0),
+    "scaled": lambda x: torch.add(x, torch.ones_like(x), alpha=3),
+    "rounded": lambda x: torch.div(x, torch.ones_like(x), rounding_mode="floor"),
+    "from one": lambda x: torch.ones_like(x) - x,
+    "one over": lambda x: 1.0 / x + torch.ones_like(x) / x,
+    "whole numbers": lambda x: (x > 0).long() * torch.ones_like(x, dtype=torch.long) + torch.zeros_like(x),
+    "a third of ones": lambda x: x * (torch.ones_like(x) / 3) + (torch.ones_like(x) / 3).expand(2, 3, 4),
+    "a third of ones, turned": lambda x: x.t() * (torch.ones_like(x) / 3).t() / (torch.ones_like(x) / 3).t(),
+    "spread": lambda x: x[:, :1].expand(3, 4) + x * x[0].expand(3, 4) - x[:1].expand(3, 4),
+    "spread twice": lambda x: x[:1].expand(3, 4) + x[:, :1].expand(3, 4),
+    "spread from fewer": lambda x: x[0].expand(3, 4) / x + x[0, 0].expand(3, 4) * x.t().contiguous().t(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", SOMETHING)
+def test_arithmetic_that_changes_something_is_the_same(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, dtype=dtype)
+    expected, found = SOMETHING[name](x), by_shapes(SOMETHING[name], one_by_one)(x)
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+    assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())

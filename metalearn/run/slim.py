@@ -1,7 +1,7 @@
 """A traced list of operations without those that do nothing: what runs one operation after another pays for each.
 
 Expansions and views to the shape that is there, a transposition taken back, a view of a view, the same operation on
-the same values twice. No arithmetic changes: results are those of the longer list, bit for bit.
+the same values twice, arithmetic that changes nothing (fold.py): results are those of the longer list.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 
+from metalearn.run.fold import alike, fold
 from metalearn.run.traced import Flat, Trace, looked, writes
 
 _aten = torch.ops.aten
@@ -59,6 +60,7 @@ def slim(graph: GraphModule) -> GraphModule:
     """The graph with fewer operations (`graph` is used up); as it was where one of them writes into another's."""
     if any(writes(node) for node in graph.graph.nodes):
         return graph
+    fold(graph)
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             _shorten(node)
@@ -73,17 +75,12 @@ def _shorten(node: Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, Node):
         return
-    if node.target in THROUGH or (node.target in SAME and _alike(node, source)):
+    if node.target in THROUGH or (node.target in SAME and alike(node, source)):
         node.replace_all_uses_with(source)
     elif node.target is _aten.transpose.int and _undone(node, source):
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]
     elif node.target in VIEWS and source.target in VIEWS and _contiguous(source.args[0]):
         node.args = (source.args[0], *node.args[1:])
-
-
-def _alike(node: Node, source: Node) -> bool:
-    ours, theirs = _value(node), _value(source)
-    return ours is not None and theirs is not None and (ours.shape, ours.stride()) == (theirs.shape, theirs.stride())
 
 
 def _undone(node: Node, source: Node) -> bool:

@@ -136,14 +136,14 @@ def _say_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
 
 def _scale(words: Words, data: dict[str, Any], settings: Any, say: Say) -> None:
     from metalearn.run.bench.scaling import curve, memory
-    from metalearn.run.bench.workloads import SCALING
+    from metalearn.run.bench.workloads import IN_CHUNKS, SCALING
 
     for name in SCALING:
         outcome = curve(name, settings, say)
         _add(data, "scaling", outcome.rows, [name])
         _say_skipped(data, outcome.left_out)
         _store(words, data)
-    data["memory"] = memory(settings, say)
+    data["memory"] = [memory(settings, say, name) for name in IN_CHUNKS]
     _store(words, data)
 
 

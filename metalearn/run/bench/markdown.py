@@ -142,14 +142,18 @@ def _scaling(rows: list[Row]) -> str:
     return _grid(head, grid, left=2)
 
 
-def _memory(memory: Row) -> str:
-    few, many = memory["tasks"]
-    peaks = " and ".join(size(peak) for peak in memory["peak_bytes"])
-    ratio = "not measured here" if memory["ratio"] is None else f"{memory['ratio']:.2f} times"
-    return (
-        f"### Memory\n\n`{memory['workload']}`, executor chunk, {memory['chunk']} tasks at once: "
-        f"{few} and {many} tasks take {peaks}: **{ratio}**."
-    )
+def _memory(rows: list[Row]) -> str:
+    parts = ["### Memory"]
+    for row in rows:
+        few, many = row["tasks"]
+        peaks = " and ".join(size(peak) for peak in row["peak_bytes"])
+        ratio = "not measured here" if row["ratio"] is None else f"{row['ratio']:.2f} times"
+        live = " and ".join(size(peak) for peak in row["live_bytes"])
+        parts.append(
+            f"`{row['workload']}`, executor chunk, {row['chunk']} tasks at once: {few} and {many} tasks take {peaks} "
+            f"of resident memory: **{ratio}**; of live tensors {live}: {row['live_ratio']:.2f} times."
+        )
+    return "\n\n".join(parts)
 
 
 def _where(row: Row) -> str:

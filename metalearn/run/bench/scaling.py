@@ -9,11 +9,13 @@ from metalearn.run.bench import native
 from metalearn.run.bench.bench import Outcome, Row, Say, Settings, forget, measured
 from metalearn.run.bench.measure import first_step, peak_bytes, peak_on_cuda
 from metalearn.run.bench.problem import Problem
-from metalearn.run.bench.workloads import SCALING, WORKLOADS
+from metalearn.run.bench.workloads import WORKLOADS
+from metalearn.run.memory import Live
 from metalearn.run.remembered import Way
 
 TASKS = (1, 4, 16, 64, 256, 512)
 CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: so many tasks at once, of so many
+STEPS = 2  # of many tasks, whose memory is measured
 
 
 def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS) -> Outcome:
@@ -28,19 +30,28 @@ def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS)
     return found
 
 
-def memory(settings: Settings, say: Say, name: str = SCALING[1], few: int = FEW, many: int = MANY) -> Row:
-    """Peak memory of `many` tasks in chunks, beside that of `few` in the same chunks, sampling included."""
-    peaks = []
+def memory(settings: Settings, say: Say, name: str, few: int = FEW, many: int = MANY) -> Row:
+    """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included: resident, and of live tensors.
+
+    On a CPU the resident peak depends on the order in which the C library's blocks come and go: it rises over the first
+    dozen of chunks, whether these are one step's or many's. So it is taken over equally many chunks.
+    """
+    peaks, alive = [], []
     for tasks in (few, many):
         problem = Problem(WORKLOADS[name].with_tasks(tasks), settings.device)
         row: Row = {"peak_bytes": None}
         with peak_on_cuda(problem.device, "native", row):
             engine = native.engine(problem, Way("chunk", CHUNK))
             first_step(engine)
-        peaks.append(peak_bytes(engine) if problem.device == "cpu" else row["peak_bytes"])
+        steps = STEPS * max(many // tasks, 1)
+        peaks.append(peak_bytes(engine, steps) if problem.device == "cpu" else row["peak_bytes"])
+        with Live() as live:
+            engine.step()
+        alive.append(live.peak)
         forget()
-    ratio = peaks[1] / peaks[0] if peaks[0] and peaks[1] else None
+    ratio, tensors = (pair[1] / pair[0] if pair[0] and pair[1] else None for pair in (peaks, alive))
     shown = "not measured here" if ratio is None else f"{ratio:.2f} times"
-    say(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {shown} the peak of {few} tasks")
+    text = f"{shown} the peak of {few} tasks ({tensors:.2f} times of live tensors)"
+    say(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {text}")
     return {"workload": name, "executor": "chunk", "chunk": CHUNK, "tasks": [few, many], "peak_bytes": peaks,
-            "ratio": ratio}  # fmt: skip
+            "ratio": ratio, "live_bytes": alive, "live_ratio": tensors}  # fmt: skip
