@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from metalearn.run.comparison import write_comparison
 from metalearn.run.config import Experiment, Plan
 from metalearn.run.distributed import ALONE, Team
 from metalearn.run.files import write_json
+from metalearn.run.lock import Busy, held
 from metalearn.run.loop import Diverged, Say
 from metalearn.run.report import write_report
+from metalearn.run.rows import share
 from metalearn.run.track.tracker import group_of, grouped, tell_page
 from metalearn.run.train import run_one, status
 
@@ -51,7 +54,10 @@ def check(plan: Plan, out: Path) -> None:
 
 
 def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, Any]:
-    """Run what is not finished, then write comparison.json and report.html; returns the paths."""
+    """Run what is not finished, then write comparison.json and report.html; returns the paths.
+
+    The same comparison in the same folder, called again while it is at work, shares the rows that are left.
+    """
     check(plan, out)
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
@@ -65,20 +71,27 @@ def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, An
     }
     write_json(out / "comparison-request.json", request)
     ran, diverged = False, list[str]()
-    for experiment, folder in folders(plan, out):
+
+    def run(experiment: Experiment, folder: Path) -> None:
+        nonlocal ran
+        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
         if status(folder, experiment) == "finished":
-            say(f"{experiment.label} seed {experiment.run.seeds[0]}: finished already, left alone")
-            continue
-        ran = True
+            say(f"{name}: finished already, left alone")
+            return
         try:
             say(line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say, team=team)))
         except Diverged as error:  # the other rows are run and reported all the same
-            say(f"error: {experiment.label} seed {experiment.run.seeds[0]}: {error}")
-            diverged.append(f"{experiment.label} seed {experiment.run.seeds[0]}")
-    comparison = write_comparison(out, target=wanted)
-    report = write_report([out], out / "report.html", demonstration=plan.demonstration)
-    if ran:
-        tell_page(plan.experiments[0], plan.name, out, report, say)
+            say(f"error: {name}: {error}")
+            diverged.append(name)
+        ran = True
+
+    share(folders(plan, out), run, say)
+    comparison, report = out / "comparison.json", out / "report.html"
+    with suppress(Busy), held(out):  # another process that shared the rows may be writing the same
+        write_comparison(out, target=wanted)
+        write_report([out], report, demonstration=plan.demonstration)
+        if ran:
+            tell_page(plan.experiments[0], plan.name, out, report, say)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
     return {"comparison": comparison, "report": report}
