@@ -46,7 +46,7 @@ It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. T
 NO_SWEEPS := set-up: the package sweeps was not found, so sweep files are not held against the schema of W&B; all else works.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz torture maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots omniglot-first-hand \
+.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz torture maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots omniglot-both \
     l2o-quadratics l2o-mlp clean force
 
 help: ## Show this list.
@@ -106,7 +106,7 @@ torture: $(STAMP) ## Kill and stop a training 90 times, resume it, and hold its 
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, about two hours).
-	@$(MAKE) --no-print-directory -j 2 omniglot-first-hand omniglot-5-shots
+	@$(MAKE) --no-print-directory -j 2 omniglot-both omniglot-5-shots
 	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \
 	    $(BIN)/metalearn evaluate $$run task.source=glyphs task.ways=5 task.shots=1 task.queries=5 || exit 1; done
 	$(BIN)/metalearn report $(OMNIGLOT)/1_shot $(OMNIGLOT)/5_shots --out $(OMNIGLOT)/report.html
@@ -115,7 +115,7 @@ compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and O
 omniglot-1-shot: $(STAMP) ## Its half with 1 shot.
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
 
-omniglot-first-hand: omniglot-1-shot ## Its half with 1 shot, then what is left of the other half, beside who is at work on it.
+omniglot-both: omniglot-1-shot ## Its half with 1 shot, then what is left of the other half, beside who is at work on it.
 	@$(MAKE) --no-print-directory omniglot-5-shots
 
 omniglot-5-shots: $(STAMP) ## Its half with 5 shots.

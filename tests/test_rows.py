@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from commandline import Commands, Running, commands_in, sinusoid, write
 
 from metalearn.errors import ConfigError
-from metalearn.run.compare import folders
+from metalearn.run import lock
+from metalearn.run.compare import compare, folders
 from metalearn.run.config import Experiment, parse
 from metalearn.run.lock import Busy, held
 from metalearn.run.rows import needs, share
@@ -46,9 +49,26 @@ def test_what_a_row_needs(tmp_path: Path) -> None:
     found = {name[folder]: [name[one] for one in needs(experiment, folder, rows(tmp_path))]
              for experiment, folder in rows(tmp_path)}  # fmt: skip
     assert found == {
-        "maml-0": [], "maml-1": ["maml-0"], "alone-0": [], "alone-1": ["alone-0"],
-        "reptile-0": ["maml-0"], "reptile-1": ["maml-1", "reptile-0"],
+        "maml-0": [], "maml-1": ["maml-0"], "alone-0": [], "alone-1": [],  # it tunes nothing
+        "reptile-0": ["maml-0"], "reptile-1": ["maml-1"],
     }  # fmt: skip
+
+
+def test_a_seed_waits_for_all_that_may_tune_for_it(tmp_path: Path) -> None:
+    data = {**FILE, "run": {**FILE["run"], "seeds": [0, 1, 2]}}
+    rows = folders(parse(data), tmp_path)
+    last, folder = rows[2]
+    assert [one.name for one in needs(last, folder, rows)] == ["seed-0", "seed-1"]
+    rows[0][1].mkdir(parents=True)
+    (rows[0][1] / "result.json").touch()
+    assert needs(last, folder, rows) == []
+
+
+def test_a_start_may_be_a_path_into_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {**FILE, "methods": [FILE["methods"][0], {"name": "reptile", "start": "out/methods/maml"}]}
+    rows = folders(parse(data), Path("out"))
+    assert needs(*rows[2], rows) == [rows[0][1]]
 
 
 def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: Path) -> None:
@@ -63,6 +83,41 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
     share(rows(tmp_path), run, said.append, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
     assert said == ["maml seed 0: in the hands of another process"]  # once, though it was met three times
+
+
+def test_rows_that_wait_for_each_other_are_refused_and_not_waited_for(metalearn: Commands) -> None:
+    methods = [{"name": "maml", "start": "reptile"}, {"name": "reptile", "start": "maml"}]
+    file = write(metalearn.folder, "circle", {**FILE, "methods": methods})
+    done = metalearn("compare", file, "--out", "circle")
+    assert done.code == 2 and "no finished run is found for 'reptile'" in done.err
+
+
+def test_a_row_of_another_config_that_appears_later_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = parse(FILE)
+    compare(plan, tmp_path / "out", lambda text: None)
+    other = parse({**FILE, "run": {**FILE["run"], "meta_steps": 41}})
+    monkeypatch.setattr("metalearn.run.compare.check", lambda plan, out: None)  # it looked when there was nothing
+    with pytest.raises(ConfigError, match="another config"):
+        compare(other, tmp_path / "out", lambda text: None)
+
+
+def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:
+    file, out = write(metalearn.folder, "waits", {**FILE, "methods": FILE["methods"][:1]}), metalearn.folder / "waits"
+    with held(out / "methods" / "maml" / "seed-0"):
+        waiting = metalearn.start("compare", file, "--out", out)
+        assert waiting.wait_for(lambda: waiting.err.exists() and "in the hands of another" in waiting.err.read_text())
+        waiting.kill(signal.SIGTERM)
+        done = waiting.wait()
+    assert done.code == 75 and "go on with the same command" in done.err
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    with pytest.raises(OSError, match="No locks"), held(tmp_path):
+        pass
 
 
 def test_an_error_of_a_row_is_the_error_of_all(tmp_path: Path) -> None:
@@ -120,9 +175,11 @@ def test_one_of_two_is_killed_and_the_other_makes_all_rows(metalearn: Commands, 
     assert scores(out) == straight
 
 
-def test_the_report_is_left_to_a_process_that_is_writing_it(metalearn: Commands, straight: dict[str, Any]) -> None:
+def test_the_report_waits_for_a_process_that_is_writing_it(metalearn: Commands, straight: dict[str, Any]) -> None:
     out = metalearn.folder / "straight"
     before = (out / "comparison.json").stat().st_mtime_ns
     with held(out):
-        done = metalearn("compare", write(metalearn.folder, "shared", FILE), "--out", out)
-    assert done.code == 0 and (out / "comparison.json").stat().st_mtime_ns == before
+        late = metalearn.start("compare", write(metalearn.folder, "shared", FILE), "--out", out)
+        assert late.wait_for(lambda: late.err.exists() and late.err.read_text().count("finished already") == 6)
+        assert (out / "comparison.json").stat().st_mtime_ns == before
+    assert late.wait().code == 0 and (out / "comparison.json").stat().st_mtime_ns > before

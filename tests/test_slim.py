@@ -135,6 +135,8 @@ SOMETHING: dict[str, Any] = {
     "rounded": lambda x: torch.div(x, torch.ones_like(x), rounding_mode="floor"),
     "from one": lambda x: torch.ones_like(x) - x,
     "one over": lambda x: 1.0 / x + torch.ones_like(x) / x,
+    "another place": lambda x: torch.as_strided(x[1:] * 1, (4,), (1,), 0),
+    "a number's type": lambda x: x * (torch.ones_like(x) * (torch.ones_like(x.double().sum()) / 3)),
     "whole numbers": lambda x: (x > 0).long() * torch.ones_like(x, dtype=torch.long) + torch.zeros_like(x),
     "a third of ones": lambda x: x * (torch.ones_like(x) / 3) + (torch.ones_like(x) / 3).expand(2, 3, 4),
     "a third of ones, turned": lambda x: x.t() * (torch.ones_like(x) / 3).t() / (torch.ones_like(x) / 3).t(),

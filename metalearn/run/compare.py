@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from metalearn.run.comparison import write_comparison
 from metalearn.run.config import Experiment, Plan
 from metalearn.run.distributed import ALONE, Team
 from metalearn.run.files import write_json
-from metalearn.run.lock import Busy, held
 from metalearn.run.loop import Diverged, Say
 from metalearn.run.report import write_report
-from metalearn.run.rows import share
+from metalearn.run.rows import alone, share
 from metalearn.run.track.tracker import group_of, grouped, tell_page
 from metalearn.run.train import run_one, status
+
+OTHER = "holds a run of another config: give another --out, or remove it"
 
 
 def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
@@ -48,7 +48,7 @@ def check(plan: Plan, out: Path) -> None:
         problems.append((str(out), "holds something that is no comparison: give another --out"))
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "other":
-            problems.append((str(folder), "holds a run of another config: give another --out, or remove it"))
+            problems.append((str(folder), OTHER))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
 
@@ -75,9 +75,12 @@ def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, An
     def run(experiment: Experiment, folder: Path) -> None:
         nonlocal ran
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
-        if status(folder, experiment) == "finished":
+        found = status(folder, experiment)
+        if found == "finished":
             say(f"{name}: finished already, left alone")
             return
+        if found == "other":  # another comparison has begun in this folder since it was looked at
+            raise ConfigError((str(folder), OTHER))
         try:
             say(line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say, team=team)))
         except Diverged as error:  # the other rows are run and reported all the same
@@ -86,10 +89,9 @@ def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, An
         ran = True
 
     share(folders(plan, out), run, say)
-    comparison, report = out / "comparison.json", out / "report.html"
-    with suppress(Busy), held(out):  # another process that shared the rows may be writing the same
-        write_comparison(out, target=wanted)
-        write_report([out], report, demonstration=plan.demonstration)
+    with alone(out):  # another process that shared the rows may be writing the same
+        comparison = write_comparison(out, target=wanted)
+        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
         if ran:
             tell_page(plan.experiments[0], plan.name, out, report, say)
     if diverged:

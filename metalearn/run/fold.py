@@ -2,7 +2,8 @@
 
 Derivatives are full of it: the seed of a gradient is a tensor of ones, that of a product's other factor one of zeros.
 A value that is one number all over is followed through views and sums and becomes a number, or goes altogether. The
-results are those of the longer list, bit for bit but for the sign of a zero (0 + -0 is 0, and would stay -0).
+results are those of the longer list, bit for bit but for the sign of a zero (0 + -0 is 0, and stays -0 here) and what
+is divided by it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ def _fill(node: Node, fills: dict[Node, float]) -> float | None:
         return fills[sources[0]]
     if node.target not in PAIRS:
         return None
-    given = map_arg(node.args, lambda source: torch.full((1,), fills[source], dtype=source.meta["val"].dtype))
-    return float(node.target(*given))
+    if node.target in DIV and value.device.type != "cpu":  # other devices multiply by what was inverted
+        return None
+
+    def filled(source: Node) -> Tensor:
+        like = source.meta["val"]
+        return torch.full((1,) if like.dim() else (), fills[source], dtype=like.dtype)  # 0-d ones promote nothing
+
+    return float(node.target(*map_arg(node.args, filled)))
 
 
 def _pair(node: Node, fills: dict[Node, float]) -> None:
@@ -90,8 +97,13 @@ def _read_instead(node: Node, source: Any) -> None:
 
 
 def alike(node: Any, source: Any) -> bool:
-    """Whether two nodes hold tensors of one type, shape and layout."""
-    ours, theirs = ((one.meta.get("val") if isinstance(one, Node) else None) for one in (node, source))
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-        return False
-    return (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+    """Whether two nodes hold tensors of one type, shape, layout and device, at the same place of their storage."""
+    ours, theirs = (_layout(one.meta.get("val")) if isinstance(one, Node) else None for one in (node, source))
+    return ours is not None and ours == theirs
+
+
+def _layout(value: Any) -> tuple[Any, ...] | None:
+    if not isinstance(value, Tensor):
+        return None
+    turned = (value.is_conj(), value.is_neg())
+    return value.dtype, value.shape, value.stride(), value.storage_offset(), value.device, *turned

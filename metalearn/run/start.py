@@ -22,23 +22,26 @@ from metalearn.tree import from_named, named_leaves
 from metalearn.types import MetaState
 
 
-def folder_of(start: str, folder: Path, seed: int) -> Path:
-    """The finished run that `method.start` names: a run directory, a label of the same comparison, or an experiment."""
-    neighbour = folder.parent.parent / start / f"seed-{seed}"
-    places = [
-        neighbour,
+def places_of(start: str, folder: Path, seed: int) -> list[Path]:
+    """Where the run that `method.start` names may lie: the neighbour in the same comparison comes first."""
+    return [
+        folder.parent.parent / start / f"seed-{seed}",
         Path(start),
         Path(start) / f"seed-{seed}",
         Path("runs") / start,
         Path("runs") / start / f"seed-{seed}",
     ]
-    for place in places:
+
+
+def folder_of(start: str, folder: Path, seed: int) -> Path:
+    """The finished run that `method.start` names: a run directory, a label of the same comparison, or an experiment."""
+    for place in places_of(start, folder, seed):
         if (place / "result.json").is_file():
             return place
     raise ConfigError(
         (
             "method.start",
-            f"no finished run is found for {start!r}: give a run directory, the label of an earlier method of this "
+            f"no finished run is found for {start!r}: give a run directory, the label of another method of this "
             f"comparison, or an experiment that was trained to runs/{start}",
         )
     )

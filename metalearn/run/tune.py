@@ -28,6 +28,11 @@ def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str
     return train, {name: span for name, span in experiment.tune.items() if name in late}
 
 
+def tunes(experiment: Experiment) -> bool:
+    """Whether a run chooses anything on validation tasks."""
+    return any(split_fields(experiment)) or experiment.evaluate.headline == "tuned"
+
+
 def take_over(job: Job) -> None:
     """Under `budget.once`: copy what an earlier, finished seed of this row has chosen, and what that cost.
 

@@ -65,7 +65,7 @@ def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
         parts += [_ratios(data["rows"], data.get("workloads", {})), "### Every row", _every(data["rows"])]
     if data.get("scaling"):
         parts += ["### Tasks per batch: milliseconds a task", _scaling(data["scaling"])]
-    if data.get("memory"):
+    if isinstance(data.get("memory"), list):  # a file of an earlier version has one row without live tensors
         parts.append(_memory(data["memory"]))
     if data.get("skipped"):
         parts += ["### Left out", "\n".join(f"- {_where(row)}: {row['why']}" for row in data["skipped"])]
