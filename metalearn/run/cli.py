@@ -94,7 +94,7 @@ def compare(
     devices: Devices = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run several methods on the same episodes and write one report; finished rows are skipped."""
+    """Run several methods on the same episodes and write one report; two calls share what is not finished."""
 
     def work(team: Any) -> None:
         from metalearn.run import commands
