@@ -10,8 +10,9 @@ import torch
 from small import SOURCE, tiny
 
 from metalearn.rng import fold_in
+from metalearn.run.ready import NotReady
 from metalearn.run.slim import one_by_one, slim
-from metalearn.run.traced import by_shapes, interpreted, trace
+from metalearn.run.traced import by_shapes, interpreted, trace, traces_left
 from metalearn.tree import leaves
 
 
@@ -90,6 +91,36 @@ def test_a_graph_that_writes_into_what_it_is_given_writes_once() -> None:
 def test_one_tensor_given_twice_is_another_case_than_two() -> None:
     step, one, two = by_shapes(lambda x, y: x + 2 * y, one_by_one), torch.ones(2), torch.zeros(2)
     assert torch.equal(step(one, one), 3 * one) and torch.equal(step(one, two), one)
+
+
+def test_a_trace_that_was_not_ready_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def counted(function: Any, *args: Any) -> Any:
+        traced.append(function)
+        return trace(function, *args)
+
+    def absent(found: Any, tensors: Any) -> Any:
+        raise NotReady
+
+    monkeypatch.setattr("metalearn.run.traced.trace", counted)
+    twin, x = (torch.sin, torch.cos), torch.randn(3)
+    with traces_left():
+        for kept in (twin, None):
+            with pytest.raises(NotReady):
+                by_shapes(lambda x: x.sin() * 2, absent, kept)(x)
+        assert torch.equal(by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x), x.sin() * 2)
+        assert len(traced) == 2
+        by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x)  # it was used up
+        assert len(traced) == 3
+        with pytest.raises(NotReady):
+            by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
+        assert by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x[:2]).shape == (2,)  # other shapes: another trace
+        assert len(traced) == 5
+        with pytest.raises(NotReady):
+            by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
+    by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x)
+    assert len(traced) == 7
 
 
 def test_a_meta_step_is_shorter_and_the_same_bits() -> None:

@@ -18,9 +18,9 @@ import torch
 
 from metalearn.run.build import cores
 from metalearn.run.executor import CHUNK, COMPILED, Advance, Draw, make_advance, why_not
-from metalearn.run.ready import NotReady, looked_up, only_ready
+from metalearn.run.ready import NotReady, only_ready
 from metalearn.run.remembered import Seen, Way, expected
-from metalearn.run.traced import COMPILER_CACHE
+from metalearn.run.traced import COMPILER_CACHE, traces_left
 from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
 
@@ -72,7 +72,6 @@ class Choice:
     known: dict[Way, Seen] = field(default_factory=dict)  # from earlier ones
     failed: dict[Way, str] = field(default_factory=dict)
     ready: dict[Way, Advance] = field(default_factory=dict)  # made, and compiled, by a trial
-    held: bool = False  # whether the compiler's cache holds the operations that a trial wrote down
 
     def record(self) -> dict[str, Any]:
         """For environment.json."""
@@ -134,18 +133,32 @@ def choose(work: Work, known: dict[Way, Seen], chunk: int | None = None) -> Choi
     choice = Choice(eager[0], "", known={way: seen for way, seen in known.items() if way in possible})
     if not any(way in choice.known for way in eager):
         _try_eager(work, eager, choice)
-    for way in sorted(_compiled(work, choice.best(work.steps), chunk), key=lambda way: _hoped(work, way, choice)):
-        if way in choice.known:
-            continue
-        if _promises(work, way, choice):
-            _try(work, way, choice)
-        elif _may_load(work, way, choice):
-            with only_ready():
-                _try(work, way, choice)
+    with traces_left():
+        _try_compiled(work, chunk, choice)
     _time_rivals_again(work, choice)
     choice.way = choice.best(work.steps)
     choice.why = _reason(work, choice)
     return choice
+
+
+def _try_compiled(work: Work, chunk: int | None, choice: Choice) -> None:
+    """What the compiler's cache holds first, as that takes a second; then what is expected to pay."""
+    ways = _compiled(work, choice.best(work.steps), chunk)
+    for way in ways if work.small and not work.device.startswith("cuda") else ():
+        _try_to_load(work, way, choice)
+    for way in sorted(ways, key=lambda way: _hoped(work, way, choice)):
+        if way in {**choice.known, **choice.seen}:
+            continue
+        if _promises(work, way, choice):
+            _try(work, way, choice)
+        elif not work.small:
+            _try_to_load(work, way, choice)
+
+
+def _try_to_load(work: Work, way: Way, choice: Choice) -> None:
+    if way not in choice.known and _may_load(work, way, choice):
+        with only_ready():
+            _try(work, way, choice)
 
 
 def _eager(work: Work, chunk: int | None) -> list[Way]:
@@ -200,15 +213,15 @@ def _promises(work: Work, way: Way, choice: Choice) -> bool:
 def _may_load(work: Work, way: Way, choice: Choice) -> bool:
     """Whether a way that is not worth compiling may be worth loading, if the compiler's cache holds it.
 
-    Loading took 1.6 and 2.1 s where an eager step took 3 and 8 ms, and steps were 9 to 11 times as fast: for small
-    models the trial of `traced` has looked the cache up. Elsewhere it took 3 s, and finding out takes a trace, half of
-    that, in vain where the cache does not hold it: no more than trials may take.
+    For small models loading took 1.6 and 2.1 s where an eager step took 3 and 8 ms, and steps were 9 to 11 times as
+    fast, those of `traced` 4 times; finding out takes a trace, which `traced` takes over where the cache does not hold
+    it. Elsewhere loading took 3 s, and the trace is in vain then: no more than trials may take.
     """
     if way.executor not in COMPILED:
         return False
     eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
     if work.small:
-        return choice.held and work.steps * (best - eager / 9.0) > 1.25 + 100 * eager
+        return work.steps * (eager / 4 - eager / 9) > 1.25 + 100 * eager - _prior(work, Way("traced"), eager)[0]
     saved = work.steps * (best - eager / _prior(work, way, eager)[1])
     return saved > 2 * LOADING and BUDGET * work.steps * best > LOADING / 2
 
@@ -250,9 +263,7 @@ def _try(work: Work, way: Way, choice: Choice) -> None:
     best = min((seen.step for seen in choice.seen.values()), default=float("inf"))
     try:
         advance = work.advance(way)
-        with looked_up() as marked:
-            first = _timed(work, advance, 0)
-        choice.held |= bool(marked) and all(marked)
+        first = _timed(work, advance, 0)
         steps: list[float] = []
         while len(steps) < REPEATS and sum(steps) < LONG and min(steps, default=0.0) <= DROP * best:
             steps.append(_timed(work, advance, len(steps) + 1))

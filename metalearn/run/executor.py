@@ -118,7 +118,8 @@ def _with_sampling(method: Method, draw: Draw, key: Key, device: str, executor: 
     if executor in CAPTURED:
         run = captured(whole, compiling=executor in COMPILED)
     else:
-        run = by_shapes(whole, one_by_one) if executor == "traced" else compiled(whole)
+        twin = (step, draw)
+        run = by_shapes(whole, one_by_one, twin) if executor == "traced" else compiled(whole, twin)
     return lambda state, number: run(state, key, number_on(device, number))
 
 

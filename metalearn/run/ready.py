@@ -1,8 +1,7 @@
 """Which graphs the compiler's cache holds: code that lies there is loaded in a second, other code takes many to make.
 
 A mark is an empty file beside the cache, named by a hash of all that the code depends on, made when a graph has been
-compiled. Inside `only_ready()` compiling anything else raises NotReady, so that the price of asking is a trace; inside
-`looked_up()` graphs that are traced for another purpose are looked up, which costs nothing.
+compiled. Inside `only_ready()` compiling anything else raises NotReady, so that the price of asking is a trace.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from torch.fx import GraphModule
 from metalearn.run.environment import cpu_name
 
 _asking: contextvars.ContextVar[bool] = contextvars.ContextVar("asking", default=False)
-_found: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("found", default=None)
 
 
 class NotReady(Exception):
@@ -53,29 +51,6 @@ def noted(cache: Path, graph: GraphModule, tensors: Sequence[Tensor], options: d
     with contextlib.suppress(OSError):  # a cache that cannot be written to keeps nothing, and says nothing
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-
-
-@contextlib.contextmanager
-def looked_up() -> Iterator[list[bool]]:
-    """Within: for every graph that `look` is given, whether it is marked."""
-    found: list[bool] = []
-    token = _found.set(found)
-    try:
-        yield found
-    finally:
-        _found.reset(token)
-
-
-def looking() -> list[bool] | None:
-    """What `looked_up` has found so far; None outside of it."""
-    return _found.get()
-
-
-def look(cache: Path, graph: GraphModule, tensors: Sequence[Tensor], options: dict[str, Any]) -> None:
-    """Tell `looked_up` about a graph; nothing where nobody asks."""
-    found = looking()
-    if found is not None:
-        found.append(_mark(cache, graph, tensors, options).exists())
 
 
 def _mark(cache: Path, graph: GraphModule, tensors: Sequence[Tensor], options: dict[str, Any]) -> Path:

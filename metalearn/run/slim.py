@@ -16,7 +16,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 
 from metalearn.run.fold import alike, fold
-from metalearn.run.traced import Flat, Trace, looked, writes
+from metalearn.run.traced import Flat, Trace, writes
 
 _aten = torch.ops.aten
 VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
@@ -30,7 +30,7 @@ def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
     By torch's interpreter of such lists where it takes this one: it needs less than a microsecond for an operation,
     Python 2 to 3.
     """
-    constants = looked(traced, tensors).constants
+    constants = traced.constants
     run = _interpreter(slim(traced.graph), [*tensors, *constants])
     return lambda *inputs: run(*inputs, *constants)
 

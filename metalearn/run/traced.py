@@ -11,7 +11,8 @@ keeps counters out of it: torch 2.13's CPU compiler goes wrong on products of a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
 
-from metalearn.run.ready import look, noted
+from metalearn.run.ready import NotReady, noted
 
 
 def _compiler_cache() -> Path:
@@ -50,18 +51,22 @@ class Trace(NamedTuple):
         return _pytree.tree_unflatten([next(given) if leaf is Tensor else leaf for leaf in self.places], self.structure)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], twin: tuple[Any, Any] | None = None) -> Callable[..., Any]:
     """`function`, compiled anew for every combination of structure, shapes, types and devices of its arguments.
 
     Arguments and results are trees of tensors; anything else in an argument is a constant of the trace. Gradients are
     taken inside `function`, not through it.
     """
-    return by_shapes(function, compile_flat)
+    return by_shapes(function, compile_flat, twin)
 
 
-def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat]) -> Callable[..., Any]:
+def by_shapes(
+    function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat], twin: tuple[Any, Any] | None = None
+) -> Callable[..., Any]:
     """`function` traced for every combination of shapes, each trace made callable on flat inputs by `finish`.
 
+    A trace that turned out not to be ready (ready.py) is left for who traces the same function next: `twin` names it
+    where it is made anew each time, by two objects that decide what it does.
     `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops (inner/stepwise.py).
     """
     made: dict[Any, tuple[Trace, Flat]] = {}
@@ -75,8 +80,13 @@ def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor
         found = made.get(key)
         if found is None:
             with torch.no_grad():
-                traced = trace(function, *args)
-                found = made[key] = traced, finish(traced, tensors)
+                traced = (_left.pop(twin, {}).get(key) if twin else None) or trace(function, *args)
+                try:
+                    found = made[key] = traced, finish(traced, tensors)
+                except NotReady:
+                    if twin:
+                        _left[twin] = {key: traced}
+                    raise
         return *found, tensors
 
     def call(*args: Any) -> Any:
@@ -85,6 +95,18 @@ def by_shapes(function: Callable[..., Any], finish: Callable[[Trace, list[Tensor
 
     call.at = lambda *args: find(args)[1]  # type: ignore[attr-defined]
     return call
+
+
+_left: dict[tuple[Any, Any], dict[Any, Trace]] = {}
+
+
+@contextmanager
+def traces_left() -> Iterator[None]:
+    """Around what may ask for the same trace twice: afterwards none is kept."""
+    try:
+        yield
+    finally:
+        _left.clear()
 
 
 def _kind(leaf: Any) -> Any:
@@ -201,12 +223,6 @@ def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
             options={"config_patches": patches},
         )
     return lambda *inputs: flat(*inputs, *constants)
-
-
-def looked(traced: Trace, tensors: list[Tensor]) -> Trace:
-    """The trace, looked up in the compiler's cache where somebody asks."""
-    look(COMPILER_CACHE, traced.graph, [*tensors, *traced.constants], _patches(traced.graph, tensors))
-    return traced
 
 
 def _patches(graph: GraphModule, tensors: list[Tensor]) -> dict[str, Any]:
