@@ -57,4 +57,4 @@ def _is_ours(handle: IO[str], path: Path) -> bool:
             raise
         text = "another process is at work on this run: wait for it, or give another --out"
         raise Busy((str(path.parent), text)) from None
-    return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno()))
