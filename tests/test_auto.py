@@ -150,6 +150,21 @@ def test_looking_for_what_the_cache_holds_costs_little(
         assert spent[0] <= 1.1 * spent[1], (table, spent)
 
 
+def test_a_way_that_fails_when_loaded_is_not_tried_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, table = list[Way](), small(0.008, 2.1)
+    timed = auto._timed
+
+    def broken(work: Any, way: Way, number: int) -> float:
+        tried.append(way)
+        if way == WHOLE:
+            raise RuntimeError("the file is damaged")
+        return timed(work, way, number)
+
+    monkeypatch.setattr(auto, "_timed", broken)
+    choice = auto.choose(clockwork(table, 70_000, held=(WHOLE,))[0], {})
+    assert choice.way == TRACED and tried.count(WHOLE) == 1 and "damaged" in choice.failed[WHOLE]
+
+
 def test_a_rival_that_fails_when_timed_again_is_left_out(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, timed = dict[Way, int](), auto._timed
 

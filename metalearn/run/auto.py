@@ -147,7 +147,7 @@ def _try_compiled(work: Work, chunk: int | None, choice: Choice) -> None:
     for way in ways if work.small and not work.device.startswith("cuda") else ():
         _try_to_load(work, way, choice)
     for way in sorted(ways, key=lambda way: _hoped(work, way, choice)):
-        if way in {**choice.known, **choice.seen}:
+        if way in {**choice.known, **choice.seen, **choice.failed}:
             continue
         if _promises(work, way, choice):
             _try(work, way, choice)
