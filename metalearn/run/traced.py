@@ -10,6 +10,7 @@ keeps counters out of it: torch 2.13's CPU compiler goes wrong on products of a 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def by_shapes(
         key = (structure, *same, *(_kind(leaf) for leaf in leaves))
         found = made.get(key)
         if found is None:
-            with torch.no_grad():
+            with torch.no_grad(), uncollected():
                 traced = (_left.pop(twin, {}).get(key) if twin else None) or trace(function, *args)
                 try:
                     found = made[key] = traced, finish(traced, tensors)
@@ -95,6 +96,24 @@ def by_shapes(
 
     call.at = lambda *args: find(args)[1]  # type: ignore[attr-defined]
     return call
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's search for cycles put off: while a list of operations grows it finds nothing, for a quarter of the time.
+
+    What was made meanwhile counts as old afterwards, or the next search would go through all of memory at once.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            if gc.get_freeze_count() == 0:  # else a user's: thawing would be theirs to do
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
 
 
 _left: dict[tuple[Any, Any], dict[Any, Trace]] = {}
@@ -126,8 +145,9 @@ def trace(function: Callable[..., Any], *args: Any) -> Trace:
         end.append((shape, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in results]))
         return tuple(leaf for leaf in results if isinstance(leaf, Tensor))
 
-    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-    constants = hoist(graph)
+    with uncollected():
+        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+        constants = hoist(graph)
     return Trace(graph, constants, *end[-1])
 
 
