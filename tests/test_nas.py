@@ -16,13 +16,14 @@ from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import momentum
 from metalearn.losses import cross_entropy, squared_error
-from metalearn.models import Conv4
+from metalearn.models import Conv4, native
 from metalearn.nas import SPACES, Architecture, Conv4Micro, Conv4Size, MLPReg, NB201Conv4
 from metalearn.nas.cells import NONE, OPS, edges_of, representatives
 from metalearn.nas.conv4_size import WIDTHS
-from metalearn.nas.ops import avg3, layer_norm
+from metalearn.nas.ops import avg3, conv2d, layer_norm
 from metalearn.nas.space import MASK, Space, at, carve, classes, embed, genotypes, mutate, one_hot, put_back, walk
 from metalearn.rng import fold_in, normal
+from metalearn.run.traced import trace
 from metalearn.tree import take
 from metalearn.types import Batch, EpisodeSpec, Params
 
@@ -354,3 +355,15 @@ def test_an_architecture_is_a_model() -> None:
     assert learner.normalisation == "none" and learner.outputs == 3
     with pytest.raises(ConfigError, match=r"model\.genotype"):
         Architecture(genotype=(9, 9, 9)).build(IMAGES)
+
+
+@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_a_recorded_convolution_is_the_kernels_and_the_same(size: int, stride: int) -> None:
+    shapes = ((2, 7, 7, 3), (4, 3, size, size), (4,))
+    x, weight, bias = (normal(fold_in(0, place), shape, F64) for place, shape in enumerate(shapes))
+    step = trace(conv2d, x, weight, bias, stride)
+    names = {str(node.target) for node in step.graph.graph.nodes}
+    assert "metalearn.conv.default" in names and not any("aten.convolution" in name for name in names)
+    got = step.graph(x, weight, bias, *step.constants)[0]
+    torch.testing.assert_close(got, conv2d(x, weight, bias, stride), rtol=1e-13, atol=1e-13)

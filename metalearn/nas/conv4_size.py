@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from metalearn.component import Component, option
 from metalearn.errors import ConfigError
+from metalearn.models import native
 from metalearn.models.conv4 import BLOCKS, pool
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.nas.cells import Downsample
@@ -32,6 +33,7 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, filters: int, stride: int, kind: str | None, policy: Policy) -> None:
         super().__init__()
+        native.kernel()  # built here, once, and not inside a compiled step
         self.kind, self.stride = kind, stride
         self.conv = nn.Conv2d(inputs, filters, 3, stride=stride, padding=1)
         self.batch = Norm(filters, policy, channels_last=True) if kind in (None, "batch") else None
