@@ -100,19 +100,13 @@ def by_shapes(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Python's search for cycles put off: while a list of operations grows it finds nothing, for a quarter of the time.
-
-    What was made meanwhile counts as old afterwards, or the next search would go through all of memory at once.
-    """
+    """Python's search for cycles put off: while operations are listed it finds nothing, for a quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
-            if gc.get_freeze_count() == 0:  # else a user's: thawing would be theirs to do
-                gc.freeze()
-                gc.unfreeze()
             gc.enable()
 
 
