@@ -105,7 +105,7 @@ compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots
 torture: $(STAMP) ## Kill and stop a training 90 times, resume it, and hold its end against an undisturbed one (minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
-compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, more than an hour and a half).
+compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, an hour and a quarter).
 	@$(MAKE) --no-print-directory -j 2 omniglot-both omniglot-5-shots
 	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \
 	    $(BIN)/metalearn evaluate $$run task.source=glyphs task.ways=5 task.shots=1 task.queries=5 || exit 1; done

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from metalearn import interop
 from metalearn.errors import ConfigError
+from metalearn.run import auto, traced
 from metalearn.run.bench import bench as core
 from metalearn.run.bench import by_higher, by_jax, by_learn2learn, by_torchopt, contenders, measure, sampling, scaling
 from metalearn.run.bench import markdown as notes
@@ -375,3 +376,12 @@ def test_contenders_are_the_ones_asked_for() -> None:
     assert [one.label for one in found] == ["native (loop)", "native (vmap)", "jax"]
     assert {one.engine for one in contenders.contenders(problem, NAMES)} == set(NAMES) == set(contenders.ENGINES)
     assert core.BOUND < FAR
+
+
+def test_a_cold_start_knows_nothing_of_what_the_usual_cache_holds() -> None:
+    home = traced.COMPILER_CACHE
+    with measure.fresh_cache(True):
+        assert traced.COMPILER_CACHE == auto.COMPILER_CACHE != home
+        assert not any(traced.COMPILER_CACHE.iterdir())
+    with measure.fresh_cache(False):
+        assert traced.COMPILER_CACHE == auto.COMPILER_CACHE == home

@@ -10,6 +10,7 @@ found is remembered (remembered.py): then nothing is tried at all.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ from metalearn.run.build import cores
 from metalearn.run.executor import CHUNK, COMPILED, Advance, Draw, make_advance, why_not
 from metalearn.run.ready import NotReady, only_ready
 from metalearn.run.remembered import Seen, Way, expected
-from metalearn.run.traced import COMPILER_CACHE, traces_left
+from metalearn.run.traced import COMPILER_CACHE as COMPILER_CACHE
+from metalearn.run.traced import traces_left
 from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
 
@@ -221,7 +223,8 @@ def _may_load(work: Work, way: Way, choice: Choice) -> bool:
         return False
     eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
     if work.small:
-        return work.steps * (eager / 4 - eager / 9) > 1.25 + 100 * eager - _prior(work, Way("traced"), eager)[0]
+        loading = 0.5 if "torch._inductor.compile_fx" in sys.modules else 1.25  # the compiler itself, once a process
+        return work.steps * (eager / 4 - eager / 9) > loading + 100 * eager - _prior(work, Way("traced"), eager)[0]
     saved = work.steps * (best - eager / _prior(work, way, eager)[1])
     return saved > 2 * LOADING and BUDGET * work.steps * best > LOADING / 2
 

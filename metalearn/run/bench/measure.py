@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from metalearn.run import auto, traced
 from metalearn.run.bench.engine import Engine
 
 BLOCK = 0.05  # seconds that one turn lasts at least, so that the clock and the first call's caches do not count
@@ -76,13 +78,21 @@ def _settled() -> Iterator[None]:
 
 
 def fresh_cache(cold: bool) -> contextlib.AbstractContextManager[Any]:
-    """Where `cold`, compiled code is neither found on disk nor left there inside."""
-    if not cold:
-        return contextlib.nullcontext()
+    """Where `cold`, compiled code is neither found on disk nor left there inside, nor marked as held (run/ready.py)."""
+    return _empty_cache() if cold else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
     from torch._inductor.utils import fresh_cache as fresh
 
-    found: contextlib.AbstractContextManager[Any] = fresh()
-    return found
+    home = traced.COMPILER_CACHE
+    with fresh():
+        traced.COMPILER_CACHE = auto.COMPILER_CACHE = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        try:
+            yield
+        finally:
+            traced.COMPILER_CACHE = auto.COMPILER_CACHE = home
 
 
 def first_step(engine: Engine) -> float:
