@@ -23,7 +23,8 @@ from metalearn.nas.conv4_size import WIDTHS
 from metalearn.nas.ops import avg3, conv2d, layer_norm
 from metalearn.nas.space import MASK, Space, at, carve, classes, embed, genotypes, mutate, one_hot, put_back, walk
 from metalearn.rng import fold_in, normal
-from metalearn.run.traced import trace
+from metalearn.run.slim import one_by_one
+from metalearn.run.traced import by_shapes, trace
 from metalearn.tree import take
 from metalearn.types import Batch, EpisodeSpec, Params
 
@@ -367,3 +368,25 @@ def test_a_recorded_convolution_is_the_kernels_and_the_same(size: int, stride: i
     assert "metalearn.conv.default" in names and not any("aten.convolution" in name for name in names)
     got = step.graph(x, weight, bias, *step.constants)[0]
     torch.testing.assert_close(got, conv2d(x, weight, bias, stride), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "channels"])
+def test_a_recorded_convolution_refuses_what_does_not_fit(wrong: str) -> None:
+    x, bias = torch.ones(2, 7, 7, 3), torch.ones(4)
+    weight = torch.ones(4, 3, 3, 3, dtype=F64) if wrong == "dtype" else torch.ones(4, 2, 3, 3)
+    with pytest.raises(RuntimeError):
+        by_shapes(conv2d, one_by_one)(x, weight, bias)
+
+
+def test_a_compiled_cell_and_one_in_fewer_bits_take_torchs_convolution() -> None:
+    x, weight, bias = torch.ones(2, 7, 7, 3), torch.ones(4, 3, 3, 3), torch.ones(4)
+    expected = conv2d(x, weight, bias)
+    found = torch.compile(conv2d, backend="eager", fullgraph=True)(x, weight, bias)
+    torch.testing.assert_close(found, expected)
+
+    def half(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return conv2d(x, weight, bias)
+
+    recorded = by_shapes(half, one_by_one)(x, weight, bias)
+    assert recorded.dtype == half(x, weight, bias).dtype == torch.bfloat16
