@@ -223,10 +223,15 @@ def _may_load(work: Work, way: Way, choice: Choice) -> bool:
         return False
     eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
     if work.small:
-        loading = 0.5 if "torch._inductor.compile_fx" in sys.modules else 1.25  # the compiler itself, once a process
+        loading = 0.75 if compiler_there() else 1.25
         return work.steps * (eager / 4 - eager / 9) > loading + 100 * eager - _prior(work, Way("traced"), eager)[0]
     saved = work.steps * (best - eager / _prior(work, way, eager)[1])
     return saved > 2 * LOADING and BUDGET * work.steps * best > LOADING / 2
+
+
+def compiler_there() -> bool:
+    """Whether this process has loaded the compiler itself, which takes longer than what it then loads."""
+    return "torch._inductor.compile_fx" in sys.modules
 
 
 def _hoped(work: Work, way: Way, choice: Choice) -> float:
