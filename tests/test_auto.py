@@ -135,7 +135,7 @@ def test_looking_for_what_the_cache_holds_costs_little(
 ) -> None:
     """Against never looking, as where nothing is ever held; `there`: the compiler itself is loaded already."""
     monkeypatch.setattr(auto, "compiler_there", lambda: there)
-    saved = 0.8 if there else 0.0  # seconds, of 1.4 and 2.1 that loading takes
+    saved = 0.8 if there else 0.0  # seconds, of the 1.6 and 2.1 that loading takes
     piece, conv = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
     for size, table, way, tasks in (
         (True, {**small(0.003, 1.6 - saved), TRACED: (0.5, 0.0008)}, WHOLE, 16),

@@ -11,7 +11,7 @@ from metalearn.models import finish, native
 from metalearn.rng import fold_in
 
 
-@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(native.kernel() is None, reason=f"no native convolution: {native.why_not()}")
 def test_normalisation_relu_and_pooling_cost_what_a_normalisation_costs() -> None:
     y, ones = torch.randn(5, 6, 6, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     assert count(lambda y: finish.finish(y, ones, ones, 2), y) == Flops(0, 7 * y.numel())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import OPTIONS, case
+from checks import case
 from clusters import Clusters
 from hand_counts import Net, maml, proto_net
 from torch import Tensor
@@ -182,8 +182,6 @@ def test_what_shapes_cannot_tell_is_said_and_is_no_zero() -> None:
 @pytest.mark.parametrize("name", TABLES["methods"])
 def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> None:
     """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the whole call."""
-    if name not in OPTIONS:
-        pytest.skip("has no case in the common suite")
     given = case(name, TABLES["methods"][name])
     state, tests = given.state(), Clusters("test", 12)
     episode, book = tests.sample(rng.fold_in(0, "e"), 4), CostLedger()

@@ -358,7 +358,7 @@ def test_an_architecture_is_a_model() -> None:
         Architecture(genotype=(9, 9, 9)).build(IMAGES)
 
 
-@pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(native.kernel() is None, reason=f"no native convolution: {native.why_not()}")
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
 def test_a_recorded_convolution_is_the_kernels_and_the_same(size: int, stride: int) -> None:
     shapes = ((2, 7, 7, 3), (4, 3, size, size), (4,))

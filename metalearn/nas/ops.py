@@ -28,7 +28,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
 def _recorded() -> bool:
     """Whether what runs is being written down, by make_fx; a module that nobody has imported records nothing.
 
-    Not by torch.compile and torch.export, which bring their users without this project's operators further.
+    Not by torch.compile and torch.export: what they make for others should need no operators of this project.
     """
     if torch.compiler.is_compiling():
         return False
