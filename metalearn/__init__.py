@@ -9,7 +9,18 @@ import importlib
 from typing import Any
 
 ROOMS = (
-    *("tasks", "models", "inner", "algorithms", "learned_optimizers", "transfer", "nas", "evaluate", "interop", "run"),
+    *(
+        "tasks",
+        "models",
+        "inner",
+        "algorithms",
+        "learned_optimizers",
+        "transfer",
+        "nas",
+        "evaluate",
+        "interop",
+        "run",
+    ),
     *("rng", "types", "losses", "tree", "errors"),
 )
 NAMES = {

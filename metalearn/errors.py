@@ -1,21 +1,31 @@
-"""One error for everything a user can get wrong: all places at once, each with what would be right."""
+"""One error for everything a user can get wrong: all places at once, each with what would be
+right.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """Bad input: a list of (place, sentence); the command line prints each on its line and ends with exit code 2."""
+    """Bad input: a list of (place, sentence); the command line prints each on its line and ends
+    with exit code 2.
+    """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{place}: {text}" if place else text for place, text in problems))
+        super().__init__(
+            "\n".join(f"{place}: {text}" if place else text for place, text in problems)
+        )
 
     def under(self, prefix: str) -> ConfigError:
         """The same problems, each place with a prefix in front."""
-        return ConfigError(*((f"{prefix}.{place}" if place else prefix, text) for place, text in self.problems))
+        return ConfigError(
+            *((f"{prefix}.{place}" if place else prefix, text) for place, text in self.problems)
+        )
 
 
 class DataError(ConfigError):
@@ -28,3 +38,39 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}valid: {', '.join(names)}"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors become sentences: 2 bad input, 3 diverged, 75 stopped by a signal after saving."""
+    try:
+        yield
+    except ConfigError as error:
+        for place, text in error.problems:
+            say(f"error: {place}: {text}" if place else f"error: {text}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        say(f"error: {error.filename or ''}: {error.strerror or error}")
+        raise SystemExit(2) from None
+    except BaseException as error:
+        code = {"Diverged": 3, "Stopped": 75, "RankLost": 1}.get(type(error).__name__)
+        if code is None:
+            raise
+        say(f"error: {error}")
+        raise SystemExit(code) from None
+
+
+class Diverged(RuntimeError):
+    """Meta-training met a loss that is not finite: exit code 3."""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end; the state is saved: exit code 75."""
+
+
+class RankLost(RuntimeError):
+    """A process of the group has died or is out of reach: exit code 1."""

@@ -2,11 +2,12 @@
 
 SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17):
 
-    z_i = key + (i + 1) * GAMMA;   z = (z ^ z >> 30) * A;   z = (z ^ z >> 27) * B;   output z ^ z >> 31     (mod 2^64)
+    z_i = key + (i + 1) * GAMMA;   z = (z ^ z >> 30) * A;   z = (z ^ z >> 27) * B;   output z ^ z >>
+    31     (mod 2^64)
 
-Number i of a key is found without the numbers before it, so the same bits come out on CPU and CUDA, under vmap, in
-a loop, in chunks and on any rank. A key is a 0-d int64 tensor; where a function takes keys [*B], it returns
-[*B, *shape], row by row what each key gives alone.
+Number i of a key is found without the numbers before it, so the same bits come out on CPU and CUDA,
+under vmap, in a loop, in chunks and on any rank. A key is a 0-d int64 tensor; where a function
+takes keys [*B], it returns [*B, *shape], row by row what each key gives alone.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def _times(name: str | int | Tensor, factor: int) -> Tensor | int:
 
 
 def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
-    """A new key from a seed or key and names; fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a", "b").
+    """A new key from a seed or key and names; fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a",
+    "b").
 
     Integers stay in Python until a tensor is met: then keys and names [*B] give keys [*B].
     """
@@ -79,7 +81,9 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
     for name in names:
         if isinstance(key, Tensor) or isinstance(name, Tensor):
             base = (
-                key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
+                key
+                if isinstance(key, Tensor)
+                else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
             )
             key = _mix(_mix(base + _times(name, _SALT)) + _times(name, _GAMMA))
         else:
@@ -92,9 +96,9 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 def _counters(count: int, device: torch.device) -> Tensor:
     """(i + 1) * GAMMA, wrapping: [count], by doubling and sums alone.
 
-    Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU compiler corrupts
-    memory on that product when `count` is no multiple of the vector width (tests/test_rng.py compiles odd sizes).
-    """
+    Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU
+    compiler corrupts memory on that product when `count` is no multiple of the vector width
+    (tests/test_rng.py compiles odd sizes)."""
     made = torch.full((1,), _GAMMA_S, dtype=torch.int64, device=device)
     size = 1
     while size < count:
@@ -103,22 +107,32 @@ def _counters(count: int, device: torch.device) -> Tensor:
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
-    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is SplitMix64's output i from that key."""
+    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is SplitMix64's output i
+    from that key.
+    """
     counters = _counters(math.prod(shape), key.device)
     return _mix(key.unsqueeze(-1) + counters).reshape((*key.shape, *shape))
 
 
 def uniform(
-    key: Key, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+    key: Key,
+    shape: Sequence[int],
+    low: float = 0.0,
+    high: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform on [low, high): [*B, *shape]. float64 takes the top 53 bits, float32 the top 24 of the same number."""
+    """Uniform on [low, high): [*B, *shape]. float64 takes the top 53 bits, float32 the top 24 of
+    the same number.
+    """
     precision = 53 if dtype == torch.float64 else 24
     unit = _shift(bits(key, shape), 64 - precision).to(dtype) * 2.0**-precision
     return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal by Box and Muller (1958): [*B, *shape]; two uniforms a number, the first taken from (0, 1]."""
+    """Standard normal by Box and Muller (1958): [*B, *shape]; two uniforms a number, the first
+    taken from (0, 1].
+    """
     radius, angle = uniform(key, (*shape, 2), dtype=torch.float64).unbind(-1)
     return ((-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)).to(dtype)
 
@@ -136,9 +150,9 @@ def permutation(key: Key, size: int) -> Tensor:
 def choice(key: Key, size: int, count: int) -> Tensor:
     """`count` different numbers of 0 .. size-1 in random order: [*B, count].
 
-    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds, each over the whole batch of
-    keys, instead of sorting `size` numbers; its set is uniform, and a permutation makes its order so.
-    """
+    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds, each over
+    the whole batch of keys, instead of sorting `size` numbers; its set is uniform, and a
+    permutation makes its order so."""
     if count > size:
         raise ValueError(f"cannot choose {count} different of {size}")
     if size <= 4 * count or size <= 32:
@@ -150,5 +164,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
         drawn = (draws[..., place] * (top + 1)) >> 31
         seen = (chosen == drawn.unsqueeze(-1)).any(-1)
         value = torch.where(seen, top, drawn)
-        chosen = torch.where(torch.arange(count, device=key.device) == place, value.unsqueeze(-1), chosen)
+        chosen = torch.where(
+            torch.arange(count, device=key.device) == place, value.unsqueeze(-1), chosen
+        )
     return chosen.gather(-1, permutation(fold_in(key, "order"), count))

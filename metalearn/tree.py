@@ -71,7 +71,9 @@ def norm(tree: Any) -> Tensor:
     return torch.stack([x.square().sum() for x in leaves(tree)]).sum().sqrt()
 
 
-def partition(params: dict[str, Tensor], keep: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def partition(
+    params: dict[str, Tensor], keep: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a flat dict by name: (kept, the rest)."""
     kept = {name: value for name, value in params.items() if keep(name)}
     return kept, {name: value for name, value in params.items() if name not in kept}
@@ -92,13 +94,20 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def from_named(like: Any, named: dict[str, Tensor], prefix: str = "") -> Any:
-    """The tree of `like`'s structure with the leaves of `named`; raises KeyError with the missing names."""
+    """The tree of `like`'s structure with the leaves of `named`; raises KeyError with the missing
+    names.
+    """
     flat, structure = _pytree.tree_flatten_with_path(like)
-    names = [None if value is None else prefix + ".".join(_part(entry) for entry in path) for path, value in flat]
+    names = [
+        None if value is None else prefix + ".".join(_part(entry) for entry in path)
+        for path, value in flat
+    ]
     missing = [name for name in names if name is not None and name not in named]
     if missing:
         raise KeyError(f"missing: {', '.join(missing[:5])}")
-    return _pytree.tree_unflatten([None if name is None else named[name] for name in names], structure)
+    return _pytree.tree_unflatten(
+        [None if name is None else named[name] for name in names], structure
+    )
 
 
 def _part(entry: Any) -> str:

@@ -3,7 +3,8 @@
 Axis letters, the same in every comment of the project:
 
     T tasks in a batch · N ways · K shots · Q queries per class · M query examples · S inner steps
-    B examples · X example shape · D features · C outputs · E evaluation episodes · P points of a learning curve
+    B examples · X example shape · D features · C outputs · E evaluation episodes · P points of a
+    learning curve
 """
 
 from __future__ import annotations
@@ -39,26 +40,36 @@ class Episode(NamedTuple):
 
     support: Batch  # x [N*K, *X]
     query: Batch  # x [M, *X]
-    info: dict[str, Tensor]  # key [], step [], class_ids [N] (classification), amplitude [] (sinusoid), ...
+    info: dict[
+        str, Tensor
+    ]  # key [], step [], class_ids [N] (classification), amplitude [] (sinusoid), ...
 
 
 class Learner(NamedTuple):
     """A model as pure functions of its parameters."""
 
     init: Callable[[Key], Params]
-    features: Callable[..., Tensor]  # (params, x, context=None): [B, *X] -> [B, D]; runs without the head's leaves
+    features: Callable[
+        ..., Tensor
+    ]  # (params, x, context=None): [B, *X] -> [B, D]; runs without the head's leaves
     apply: Callable[..., Tensor]  # (params, x, context=None): [B, *X] -> [B, C]
-    stats: Callable[[Params, Tensor], Params]  # running statistics refreshed from one batch; identity elsewhere
+    stats: Callable[
+        [Params, Tensor], Params
+    ]  # running statistics refreshed from one batch; identity elsewhere
     normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
     outputs: int = 1  # C
     x_shape: tuple[int, ...] = ()  # X
 
 
 class Own(NamedTuple):
-    """What learns on an objective that brings its own parameters, such as a test function; of one task."""
+    """What learns on an objective that brings its own parameters, such as a test function; of one
+    task.
+    """
 
     init: Callable[[Key], Params]
-    apply: Callable[[Params, Tensor], Tensor]  # (params, x [B, *X]) -> [B, C], scored against y as any prediction
+    apply: Callable[
+        [Params, Tensor], Tensor
+    ]  # (params, x [B, *X]) -> [B, C], scored against y as any prediction
 
 
 class UpdateRule(NamedTuple):
@@ -103,8 +114,12 @@ class Traits:
     normalisation: str = "none"
     host_side: bool = False
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
-    alike: bool = False  # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
-    phases: tuple[str, ...] = ("adapt", "predict")  # of the ledger that `learn` writes to for every new task
+    # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
+    alike: bool = False
+    phases: tuple[str, ...] = (
+        "adapt",
+        "predict",
+    )  # of the ledger that `learn` writes to for every new task
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,8 @@ class EpisodeSpec:
     split: str = "train"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    # Of an objective without a network: the model `own` learns it. Functions, so no part of what a spec is told by.
+    # Of an objective without a network: the model `own` learns it. Functions, so no part of what a
+    # spec is told by.
     own: Own | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -137,13 +153,17 @@ class EpisodeSpec:
 class Ledger(Protocol):
     """Where cost is written; `run` is the one way to spend."""
 
-    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result: ...
+    def run(
+        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
+    ) -> Result: ...
 
 
 class NullLedger:
     """A ledger that calls and forgets."""
 
-    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result:
+    def run(
+        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
+    ) -> Result:
         del phase, times, counts
         return function(*args)
 
@@ -163,7 +183,9 @@ class TaskSource(Protocol):
         ...
 
     def examples(self, key: Key, size: int) -> Batch:
-        """x [B, *X] with labels over all classes of the split; for regression one point of each of B fresh tasks."""
+        """x [B, *X] with labels over all classes of the split; for regression one point of each of
+        B fresh tasks.
+        """
         ...
 
 
@@ -180,6 +202,8 @@ class Method(NamedTuple):
         None  # one task: (meta, episode[, lane]) -> (grads, metrics[, lane])
     )
     update: Callable[[MetaState, Grads], MetaState] | None = None
-    step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = None  # None: nothing is learned across tasks
+    step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = (
+        None  # None: nothing is learned across tasks
+    )
     lanes: Callable[[Key, int], Lanes] | None = None
     prepare: Callable[..., Method] | None = None

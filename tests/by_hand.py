@@ -1,4 +1,6 @@
-"""A small classifier, its tasks and its losses in torch alone, for references that are written out by hand; float64."""
+"""A small classifier, its tasks and its losses in torch alone, for references that are written out
+by hand; float64.
+"""
 
 from __future__ import annotations
 
@@ -61,24 +63,34 @@ def stacked(episodes: list[Episode]) -> Episode:
         return Batch(torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches]))
 
     keys = torch.stack([e.info["key"] for e in episodes])
-    return Episode(both([e.support for e in episodes]), both([e.query for e in episodes]), {"key": keys})
+    return Episode(
+        both([e.support for e in episodes]), both([e.query for e in episodes]), {"key": keys}
+    )
 
 
 def by_hand(
-    meta: Params, episode: Episode, steps: int, moves: Callable[[str], bool], rates: Params, first_order: bool = False
+    meta: Params,
+    episode: Episode,
+    steps: int,
+    moves: Callable[[str], bool],
+    rates: Params,
+    first_order: bool = False,
 ) -> tuple[Params, Params]:
-    """(gradients of the query loss for meta, for rates) through a written-out inner loop that keeps its graph."""
+    """(gradients of the query loss for meta, for rates) through a written-out inner loop that keeps
+    its graph.
+    """
     start = {name: value.clone().requires_grad_() for name, value in meta.items()}
     rates = {name: value.clone().requires_grad_() for name, value in rates.items()}
     now = dict(start)
     for _ in range(steps):
         names = [name for name in now if moves(name)]
         loss = cross_entropy(now, episode.support)
-        found = torch.autograd.grad(loss, [now[name] for name in names], create_graph=not first_order)
+        found = torch.autograd.grad(
+            loss, [now[name] for name in names], create_graph=not first_order
+        )
         now |= {name: now[name] - rates[name] * grad for name, grad in zip(names, found)}
     loss = cross_entropy(now, episode.query)
     leaves = [*start.values(), *rates.values()]
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads)]
     return dict(zip(start, filled)), dict(zip(rates, filled[len(start) :]))
-

@@ -1,8 +1,9 @@
-"""The contract of a Method, as plain functions, and what runs them over a table: a new line is tested by itself.
+"""The contract of a Method, as plain functions, and what runs them over a table: a new line is
+tested by itself.
 
-A check takes a `Case`, a method built for one small problem in float64. Some checks need a part that not every method
-has; `needs` says which and why, and `EXEMPT` names single exceptions with their reason.
-"""
+A check takes a `Case`, a method built for one small problem in float64. Some checks need a part
+that not every method has; `needs` says which and why, and `EXEMPT` names single exceptions with
+their reason."""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from method_options import EXEMPT, OPTIONS, built
 
 from metalearn.component import Component
 from metalearn.evaluate.curves import learning_curve
+from metalearn.executors import executor
 from metalearn.inner.method import widened
 from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in, normal
-from metalearn.run import checkpoint, executor
+from metalearn.storage import checkpoint
 from metalearn.tree import leaves, named_leaves, take, tree_map
 from metalearn.types import Batch, Episode, MetaState, Method
 
@@ -36,6 +38,7 @@ TASKS = 5
 STEPS = (0, 1, 3)
 POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
 GOLDEN = Path(__file__).parent / "golden"
+
 
 class Case(NamedTuple):
     """One method, ready to be looked at."""
@@ -63,7 +66,13 @@ class Case(NamedTuple):
         return self.method.step(state, data)
 
 
-def case(name: str, component: type[Component], norm: str = "none", dtype: torch.dtype = F64, **options: Any) -> Case:
+def case(
+    name: str,
+    component: type[Component],
+    norm: str = "none",
+    dtype: torch.dtype = F64,
+    **options: Any,
+) -> Case:
     """The method on tasks of 3 ways, 2 shots, 4 queries of 6 numbers; a small network with tanh."""
     source = Clusters("train", 24)
     source.spec = dataclasses.replace(source.spec, dtype=dtype)
@@ -72,7 +81,8 @@ def case(name: str, component: type[Component], norm: str = "none", dtype: torch
     return Case(name, component, source, built(component(**settings), learner, source))
 
 
-# ------------------------------------------------------------------------------------------------- the parametrisation
+#
+# the parametrisation
 
 Check = Callable[[Case], None]
 NEEDS = {
@@ -95,7 +105,9 @@ def needs(part: str) -> Callable[[Check], Check]:
 
 
 def why_not(name: str, component: type[Component], check: Check) -> str:
-    """Why a check does not apply to a method; empty where it does, and where the method cannot even be built."""
+    """Why a check does not apply to a method; empty where it does, and where the method cannot even
+    be built.
+    """
     part = getattr(check, "needs", None)
     if part is not None:
         try:
@@ -109,8 +121,15 @@ def why_not(name: str, component: type[Component], check: Check) -> str:
 
 
 def parametrize(table: dict[str, type[Component]], checks: Iterable[Check]) -> pytest.MarkDecorator:
-    """`@parametrize(TABLE, CHECKS) def test(name, component, check)`: every check that applies to each line."""
-    pairs = [(name, part, check) for name, part in table.items() for check in checks if not why_not(name, part, check)]
+    """`@parametrize(TABLE, CHECKS) def test(name, component, check)`: every check that applies to
+    each line.
+    """
+    pairs = [
+        (name, part, check)
+        for name, part in table.items()
+        for check in checks
+        if not why_not(name, part, check)
+    ]
     return pytest.mark.parametrize(
         ("name", "component", "check"),
         pairs,
@@ -118,7 +137,7 @@ def parametrize(table: dict[str, type[Component]], checks: Iterable[Check]) -> p
     )
 
 
-# ------------------------------------------------------------------------------------------------------ small helpers
+# small helpers
 
 
 def close(a: Any, b: Any, **tolerance: float) -> None:
@@ -129,11 +148,17 @@ def close(a: Any, b: Any, **tolerance: float) -> None:
 def same(a: Any, b: Any) -> bool:
     """The same leaves, bit for bit."""
     mine, other = named_leaves(a), named_leaves(b)
-    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    return mine.keys() == other.keys() and all(
+        torch.equal(mine[name], other[name]) for name in mine
+    )
 
 
-def said(given: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None) -> torch.Tensor:
-    predictions: torch.Tensor = given.method.learn(meta, episode.support, episode.query.x, steps, key=key).predictions
+def said(
+    given: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None
+) -> torch.Tensor:
+    predictions: torch.Tensor = given.method.learn(
+        meta, episode.support, episode.query.x, steps, key=key
+    ).predictions
     return predictions
 
 
@@ -144,20 +169,29 @@ def episodes(given: Case, count: int = TASKS) -> Episode:
 
 @functools.cache
 def compiled(name: str, component: type[Component]) -> tuple[Case, Callable[..., Any]]:
-    """The step as one graph, forward and backward, run without the C++ compiler; one inner step is enough."""
-    given = case(name, component, **({"inner_steps": 1} if "inner_steps" in component.model_fields else {}))
+    """The step as one graph, forward and backward, run without the C++ compiler; one inner step is
+    enough.
+    """
+    given = case(
+        name, component, **({"inner_steps": 1} if "inner_steps" in component.model_fields else {})
+    )
     assert given.method.step is not None
-    # Many methods share the code of their step, and one process may meet them all: torch gives up after eight.
+    # Many methods share the code of their step, and one process may meet them all: torch gives up
+    # after eight.
     torch._dynamo.config.recompile_limit = 200
     torch._dynamo.config.accumulated_recompile_limit = 2000
-    return given, torch.compile(given.method.step, fullgraph=True, dynamic=False, backend="aot_eager")
+    return given, torch.compile(
+        given.method.step, fullgraph=True, dynamic=False, backend="aot_eager"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ the checks, 1-4
+# the checks, 1-4
 
 
 def check_component(given: Case) -> None:
-    """Frozen, default-constructible, through JSON and back; a sentence for every field; unknown fields refused."""
+    """Frozen, default-constructible, through JSON and back; a sentence for every field; unknown
+    fields refused.
+    """
     made = given.component()
     other = given.component(**OPTIONS.get(given.name, {}))
     for one in (made, other):
@@ -175,12 +209,16 @@ def check_component(given: Case) -> None:
 
 
 def check_init_is_a_function_of_the_key(given: Case) -> None:
-    """The same key gives the same bits whatever torch's own generator holds; another key gives other numbers."""
+    """The same key gives the same bits whatever torch's own generator holds; another key gives
+    other numbers.
+    """
     before = torch.get_rng_state()
     first = given.method.init(fold_in(0, "init"))
     assert torch.equal(torch.get_rng_state(), before)  # torch's generator is not drawn from
     assert same(first, given.method.init(fold_in(0, "init")))
-    assert not leaves(first.meta) or not same(first.meta, given.method.init(fold_in(1, "init")).meta)
+    assert not leaves(first.meta) or not same(
+        first.meta, given.method.init(fold_in(1, "init")).meta
+    )
     assert first.step.shape == () and first.step == 0
     assert {leaf.dtype for leaf in leaves(first)} == {F64}
 
@@ -198,21 +236,30 @@ def check_inputs_are_left_as_they_were(given: Case) -> None:
 
 @needs("step")
 def check_a_step_keeps_the_form_of_the_state(given: Case) -> None:
-    """Structure, shapes, dtypes, in float64 and float32; metrics are numbers without a graph; the count goes up."""
+    """Structure, shapes, dtypes, in float64 and float32; metrics are numbers without a graph; the
+    count goes up.
+    """
     for dtype in (F64, torch.float32):
         one = case(given.name, given.component, dtype=dtype)
         state = one.state()
-        data = tree_map(lambda leaf, to=dtype: leaf.to(to) if leaf.is_floating_point() else leaf, one.data(0))
+        data = tree_map(
+            lambda leaf, to=dtype: leaf.to(to) if leaf.is_floating_point() else leaf, one.data(0)
+        )
         after, metrics = one.step(state, data)
         old, new = named_leaves(state), named_leaves(after)
-        assert {n: (v.shape, v.dtype) for n, v in old.items()} == {n: (v.shape, v.dtype) for n, v in new.items()}
+        assert {n: (v.shape, v.dtype) for n, v in old.items()} == {
+            n: (v.shape, v.dtype) for n, v in new.items()
+        }
         assert {value.dtype for value in new.values()} == {dtype}
-        assert metrics and all(v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values())
+        assert metrics and all(
+            v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values()
+        )
         assert not any(v.requires_grad for v in [*new.values(), *metrics.values()])
         assert after.step == 1
 
 
-# ------------------------------------------------------------------------------------------- the checks, 5-9: executors
+# the
+# checks, 5-9: executors
 
 
 def _two_steps(given: Case, step: Callable[..., Any]) -> tuple[Any, list[Any]]:
@@ -226,7 +273,9 @@ def _two_steps(given: Case, step: Callable[..., Any]) -> tuple[Any, list[Any]]:
 @needs("task_grad")
 def check_vmap_equals_the_loop(given: Case) -> None:
     """All tasks in one graph, and one after another."""
-    together, alone = (_two_steps(given, executor.make_step(given.method, name)) for name in ("vmap", "loop"))
+    together, alone = (
+        _two_steps(given, executor.make_step(given.method, name)) for name in ("vmap", "loop")
+    )
     close(together, alone)
 
 
@@ -262,21 +311,33 @@ def check_the_order_of_tasks_does_not_matter(given: Case) -> None:
     state, _ = given.step(given.state(), given.data(0))
     order = torch.tensor([3, 0, 4, 1, 2])
     turned = state if state.lanes is None else state._replace(lanes=take(state.lanes, order))
-    (one, metrics), (two, others) = given.step(state, given.data(1)), given.step(turned, take(given.data(1), order))
+    (one, metrics), (two, others) = (
+        given.step(state, given.data(1)),
+        given.step(turned, take(given.data(1), order)),
+    )
     close((one.meta, one.opt, metrics), (two.meta, two.opt, others))
     if one.lanes is not None:
         close(take(one.lanes, order), two.lanes)
 
 
-# ---------------------------------------------------------------------------------------------- the checks, 10-14: use
+# the
+# checks, 10-14: use
 
 
 def check_predictions_have_their_shape(given: Case) -> None:
-    """[T, P, M, C], finite; the points asked for are those of the whole path; any number of queries."""
+    """[T, P, M, C], finite; the points asked for are those of the whole path; any number of
+    queries.
+    """
     state, episode = given.state(), episodes(given)
     spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
-    few, path = said(given, state.meta, episode, STEPS, keys), said(given, state.meta, episode, STEPS[-1], keys)
-    assert few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs) and few.dtype == F64
+    few, path = (
+        said(given, state.meta, episode, STEPS, keys),
+        said(given, state.meta, episode, STEPS[-1], keys),
+    )
+    assert (
+        few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
+        and few.dtype == F64
+    )
     assert few.isfinite().all()
     close(few, path[:, list(STEPS)])
     moves = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
@@ -300,15 +361,22 @@ def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
 
 
 def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
-    """Other queries change a prediction under `query_batch` and no other policy; labels have no way in."""
-    assert list(inspect.signature(given.method.learn).parameters)[:3] == ["meta", "support", "query_x"]
+    """Other queries change a prediction under `query_batch` and no other policy; labels have no way
+    in.
+    """
+    assert list(inspect.signature(given.method.learn).parameters)[:3] == [
+        "meta",
+        "support",
+        "query_x",
+    ]
     for policy in POLICIES:
         one = case(given.name, given.component, norm=policy)
         meta, episode = one.state().meta, episodes(one)
         other = episode.query.x.clone()
         other[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), other[:, 3:].shape, F64)
         before, after = (
-            said(one, meta, episode._replace(query=Batch(x, episode.query.y))) for x in (episode.query.x, other)
+            said(one, meta, episode._replace(query=Batch(x, episode.query.y)))
+            for x in (episode.query.x, other)
         )
         change = float((before - after)[:, :, :3].abs().max())
         assert one.method.traits.normalisation == policy and before.isfinite().all()
@@ -318,7 +386,9 @@ def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
 
 @needs("step")
 def check_every_leaf_receives_gradient(given: Case) -> None:
-    """No part of the meta is dead weight, running statistics included: one step moves every leaf."""
+    """No part of the meta is dead weight, running statistics included: one step
+    moves every leaf.
+    """
     for policy in ("none", "running"):
         one = case(given.name, given.component, norm=policy)
         state = one.state()
@@ -346,12 +416,15 @@ def check_resuming_is_bitwise(given: Case) -> None:
     assert same(again, state) and state.step == len(steps)
 
 
-MARGIN = 0.06  # accuracy gained over the method's own start, on tasks of classes that were not trained on
+# accuracy gained over the method's own start, on tasks of classes that were not trained on
+MARGIN = 0.06
 TRAINING = 60
 
 
 def check_it_learns(given: Case) -> None:
-    """Three seeds: new tasks are learned better than from the start; without training, better than not at all."""
+    """Three seeds: new tasks are learned better than from the start; without training, better than
+    not at all.
+    """
     tests = Clusters("test", 24)
     points = (0, 5) if given.method.traits.uses_steps else (0,)
     for seed in range(3):
@@ -375,4 +448,6 @@ def golden_rows(given: Case, steps: int = 20) -> list[dict[str, float]]:
     return rows
 
 
-METHOD_CHECKS: list[Check] = [value for name, value in list(globals().items()) if name.startswith("check_")]
+METHOD_CHECKS: list[Check] = [
+    value for name, value in list(globals().items()) if name.startswith("check_")
+]

@@ -1,4 +1,6 @@
-"""A small transfer problem for tests: classes that differ in a few numbers under loud noise, and methods for it."""
+"""A small transfer problem for tests: classes that differ in a few numbers under loud noise, and
+methods for it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
 
 
 class Clusters:
-    """Classes differ in the first half of WIDTH numbers, the rest is loud noise; other classes in every split."""
+    """Classes differ in the first half of WIDTH numbers, the rest is loud noise; other classes in
+    every split.
+    """
 
     def __init__(self, split: str, classes: int, ways: int = 3, shots: int = 2) -> None:
         self.spec = EpisodeSpec(
@@ -61,7 +65,10 @@ def scaling(spec: EpisodeSpec) -> Learner:
     """A learner whose features are its inputs, times one number."""
 
     def init(key: Key) -> dict[str, Tensor]:
-        return {"scale": torch.ones((), dtype=spec.dtype), **fresh_linear(key, spec.outputs, spec_like(spec))}
+        return {
+            "scale": torch.ones((), dtype=spec.dtype),
+            **fresh_linear(key, spec.outputs, spec_like(spec)),
+        }
 
     def features(params: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         return params["scale"] * x
@@ -69,7 +76,9 @@ def scaling(spec: EpisodeSpec) -> Learner:
     def apply(params: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
         return F.linear(features(params, x), params["head.weight"], params["head.bias"])
 
-    return Learner(init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape)
+    return Learner(
+        init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape
+    )
 
 
 def spec_like(spec: EpisodeSpec) -> Tensor:
@@ -81,8 +90,12 @@ def make(name: str, spec: EpisodeSpec, norm: str = "none", **options: Any) -> Me
     return TRANSFER[name](**options).build(learner, spec)
 
 
-def said(method: Method, meta: Meta, episode: Episode, steps: Any = STEPS, key: Key | None = None) -> Tensor:
-    predictions: Tensor = method.learn(meta, episode.support, episode.query.x, steps, key=key).predictions
+def said(
+    method: Method, meta: Meta, episode: Episode, steps: Any = STEPS, key: Key | None = None
+) -> Tensor:
+    predictions: Tensor = method.learn(
+        meta, episode.support, episode.query.x, steps, key=key
+    ).predictions
     return predictions
 
 

@@ -1,8 +1,9 @@
-"""The command line in processes of its own, started fast: one process imports everything once and forks each command.
+"""The command line in processes of its own, started fast: one process imports everything once and
+forks each command.
 
-A forked command is a real process with its own signals and files, so it can be killed like any other; what it does not
-pay is the seconds that importing torch takes. `console` starts the installed console script, as a user does.
-"""
+A forked command is a real process with its own signals and files, so it can be killed like any
+other; what it does not pay is the seconds that importing torch takes. `console` starts the
+installed console script, as a user does."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ import yaml
 
 SERVER = """
 import json, os, sys, traceback
-from metalearn.run import cli, commands, doctor, load, report  # what a command needs, imported once
+from metalearn.cli import main, commands, doctor  # what a command needs, imported once
+from metalearn.run import load  # what a command needs, imported once
+from metalearn.report import page  # what a command needs, imported once
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -100,7 +103,9 @@ class Commands:
     _count: int = 0
 
     def start(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Running:
-        """Start a command; `before` is Python that its process runs first: a fault planted in it."""
+        """Start a command; `before` is Python that its process runs first: a fault
+        planted in it.
+        """
         self._count += 1
         out, err = (self.folder / f".said-{self._count}.{name}" for name in ("out", "err"))
         words, env = [str(arg) for arg in args], {**self.env, **(env or {})}
@@ -146,9 +151,15 @@ def commands_in(folder: Path) -> Iterator[Commands]:
 def console(folder: Path, *args: object, env: dict[str, str] | None = None) -> Ended:
     """The console script beside this Python, in a fresh process."""
     script = Path(sys.executable).with_name("metalearn")
-    command: Sequence[str] = [str(script)] if script.exists() else [sys.executable, "-m", "metalearn.run.cli"]
+    command: Sequence[str] = (
+        [str(script)] if script.exists() else [sys.executable, "-m", "metalearn"]
+    )
     done = subprocess.run(
-        [*command, *map(str, args)], cwd=folder, capture_output=True, text=True, env={**os.environ, **(env or {})}
+        [*command, *map(str, args)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -1,4 +1,6 @@
-"""What every test run has: one thread, no network, the data beside the checkout where they are there."""
+"""What every test run has: one thread, no network, the data beside the checkout where they are
+there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and for the processes that tests start
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch, and for the processes that tests start
 os.environ.setdefault("WANDB_MODE", "disabled")
 if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
@@ -40,7 +44,9 @@ def _local_only(connect: Any) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """Refuse every connection that leaves this machine's processes (sockets in the file system are fine)."""
+    """Refuse every connection that leaves this machine's processes (sockets in the file system are
+    fine).
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
@@ -58,10 +64,15 @@ def float64() -> Iterator[torch.dtype]:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder with the prepared Omniglot; a test that needs it is skipped where it is not there."""
+    """The folder with the prepared Omniglot; a test that needs it is skipped where it is not
+    there.
+    """
     folder = Path(os.environ.get("METALEARN_DATA") or "~/.cache/metalearn").expanduser()
     if not (folder / "omniglot28.npz").is_file():
-        pytest.skip("omniglot28.npz is not prepared: set METALEARN_DATA, or run `metalearn data prepare omniglot`")
+        pytest.skip(
+            "omniglot28.npz is not prepared: set METALEARN_DATA, or run `metalearn data "
+            "prepare omniglot`"
+        )
     return folder
 
 

@@ -1,8 +1,9 @@
-"""Inputs as attacks: config, overrides, sweep file, run directory, archives, data, image folder, names in reports.
+"""Inputs as attacks: config, overrides, sweep file, run directory, archives, data, image folder,
+names in reports.
 
-Every input ends with exit code 0 or 2, never with a traceback, and changes no file outside the run directory.
-test_fuzz.py runs some hundred of each; `make fuzz` ten thousand in all. In one process, by the command line's own code.
-"""
+Every input ends with exit code 0 or 2, never with a traceback, and changes no file outside the run
+directory. test_fuzz.py runs some hundred of each; `make fuzz` ten thousand in all. In one process,
+by the command line's own code."""
 
 from __future__ import annotations
 
@@ -43,11 +44,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metalearn.run import cli
-from metalearn.run.sweep.file import read as read_sweep
+from metalearn.cli import main
+from metalearn.errors import exit_codes
+from metalearn.sweep.file import read as read_sweep
 from metalearn.tasks import omniglot, store
 
-COMMAND = typer.main.get_command(cli.app)  # what cli.main makes anew at every call
+COMMAND = typer.main.get_command(main.app)  # what cli.main makes anew at every call
 
 
 class Place(NamedTuple):
@@ -71,11 +73,15 @@ def place_in(root: Path) -> Place:
     """A workplace with an experiment, a finished run, a folder of images, and things to lose."""
     (root / "treasure").mkdir(parents=True)
     (root / "treasure" / "thesis.txt").write_text("mine")
-    (root / "tiny.yaml").write_text(yaml.safe_dump(sinusoid(run={"meta_steps": 4, "validate": {"every": 2}})))
+    (root / "tiny.yaml").write_text(
+        yaml.safe_dump(sinusoid(run={"meta_steps": 4, "validate": {"every": 2}}))
+    )
     for name in range(4):
         (root / "images" / f"c{name}").mkdir(parents=True)
         for number in range(4):
-            Image.new("L", (6, 6), 40 * name + number).save(root / "images" / f"c{name}" / f"{number}.png")
+            Image.new("L", (6, 6), 40 * name + number).save(
+                root / "images" / f"c{name}" / f"{number}.png"
+            )
     found = Place(root, root / "run", root / "images")
     code, said = command(found, "train", "tiny.yaml", "--out", "run")
     assert code == 0, said
@@ -83,18 +89,26 @@ def place_in(root: Path) -> Place:
 
 
 def command(place: Place, *words: str) -> tuple[int, str]:
-    """(exit code, what was said) of a command, in this process; anything but SystemExit comes out as it is."""
+    """(exit code, what was said) of a command, in this process; anything but SystemExit comes out
+    as it is.
+    """
     before, argv = Path.cwd(), sys.argv
     out = io.StringIO()
     os.chdir(place.root)
     sys.argv = ["metalearn", *words]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             try:
                 COMMAND()
             except SystemExit as end:
-                return (end.code if isinstance(end.code, int) else int(end.code is not None)), out.getvalue()
+                return (
+                    end.code if isinstance(end.code, int) else int(end.code is not None)
+                ), out.getvalue()
         return 0, out.getvalue()
     finally:
         os.chdir(before)
@@ -144,12 +158,14 @@ def check_overrides(place: Place, words: list[str]) -> None:
 
 
 def check_sweep(place: Place, text: str) -> None:
-    """Read and checked with its experiment, as the command does first; what it would run is not run."""
+    """Read and checked with its experiment, as the command does first; what it would run is not
+    run.
+    """
     file = write_text(place.fresh() / "sweep.yaml", text)
     before, here = state(place), Path.cwd()
     os.chdir(place.root)
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said, cli.exit_codes():
+        with contextlib.redirect_stderr(io.StringIO()) as said, exit_codes():
             read_sweep(str(file))
     except SystemExit as end:
         assert end.code == 2 and said.getvalue().strip()
@@ -180,11 +196,17 @@ def harmed(path: Path, how: str, what: Any) -> None:
     elif path.suffix == ".yaml":
         data = yaml.safe_load(content)
         paths = paths_of(data)
-        path.write_text(yaml.dump(put(data, paths[int(what[0] * (len(paths) - 1))], what[1]), allow_unicode=True))
+        path.write_text(
+            yaml.dump(
+                put(data, paths[int(what[0] * (len(paths) - 1))], what[1]), allow_unicode=True
+            )
+        )
 
 
 def check_run(place: Place, given_: tuple[str, tuple[str, Any], str, bool]) -> None:
-    """A finished run, or one that was stopped after its last checkpoint but one, with one file harmed."""
+    """A finished run, or one that was stopped after its last checkpoint but one, with one file
+    harmed.
+    """
     name, (how, what), verb, stopped = given_
     folder = place.fresh() / "run"
     shutil.copytree(place.run, folder)
@@ -196,11 +218,17 @@ def check_run(place: Place, given_: tuple[str, tuple[str, Any], str, bool]) -> N
     path = folder / name if name != "checkpoint" else max((folder / "checkpoints").glob("*.pt"))
     harmed(path, how, what)
     words = {
-        "evaluate": ("evaluate", "scratch/run", "evaluate.episodes=2", "evaluate.steps=[0,1]",
-                     "evaluate.headline_step=1", "evaluate.task={source: sinusoid, shots: 2, queries: 2}"),
+        "evaluate": (
+            "evaluate",
+            "scratch/run",
+            "evaluate.episodes=2",
+            "evaluate.steps=[0,1]",
+            "evaluate.headline_step=1",
+            "evaluate.task={source: sinusoid, shots: 2, queries: 2}",
+        ),
         "report": ("report", "scratch/run", "--out", "scratch/page.html"),
         "resume": ("resume", "scratch/run"),
-    }  # fmt: skip
+    }
     if verb == "resume" and name == "config.yaml" and how == "edit":
         verb = "evaluate"
     holds(place, *words[verb], codes=(0, 2, 3))
@@ -242,7 +270,9 @@ def check_data(place: Place, given_: tuple[str, Any]) -> None:
     path = place.fresh() / omniglot.FILE
     arrays = {"images": np.zeros((2, 20, 28, 28), np.uint8), "is_evaluation": np.zeros(2, bool)}
     if given_[0] == "edit":
-        arrays["vinyals_split"] = np.array([{"a": 1}], dtype=object) if given_[1][0] > 0.5 else np.zeros(2, np.int8)
+        arrays["vinyals_split"] = (
+            np.array([{"a": 1}], dtype=object) if given_[1][0] > 0.5 else np.zeros(2, np.int8)
+        )
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     if given_[0] not in ("edit", "folder"):
         harmed(path, *given_)
@@ -253,7 +283,9 @@ def check_data(place: Place, given_: tuple[str, Any]) -> None:
         words = ("task.source=omniglot", "model.name=conv4", "task.ways=2")
         holds(place, "train", "tiny.yaml", *words, "--dry-run", codes=(2,))
     finally:
-        os.environ.pop("METALEARN_DATA") if before is None else os.environ.__setitem__("METALEARN_DATA", before)
+        os.environ.pop("METALEARN_DATA") if before is None else os.environ.__setitem__(
+            "METALEARN_DATA", before
+        )
 
 
 def check_images(place: Place, given_: list[tuple[int, str, str]]) -> None:
@@ -270,22 +302,47 @@ def check_images(place: Place, given_: list[tuple[int, str, str]]) -> None:
             path.write_bytes(PICTURES[kind])
     before = os.environ.get("METALEARN_DATA")
     os.environ["METALEARN_DATA"] = str(place.scratch / "cache")
-    words = (f"task.path={root}", "task.size=8", "task.channels=1", "task.ways=2", "task.shots=1", "task.queries=1")
+    words = (
+        f"task.path={root}",
+        "task.size=8",
+        "task.channels=1",
+        "task.ways=2",
+        "task.shots=1",
+        "task.queries=1",
+    )
     try:
-        holds(place, "train", "tiny.yaml", "task.source=image_folder", *words, "model.name=conv4", "model.filters=2",
-              "task.fractions=[0.5,0,0.5]", "--dry-run")  # fmt: skip
+        holds(
+            place,
+            "train",
+            "tiny.yaml",
+            "task.source=image_folder",
+            *words,
+            "model.name=conv4",
+            "model.filters=2",
+            "task.fractions=[0.5,0,0.5]",
+            "--dry-run",
+        )
     finally:
-        os.environ.pop("METALEARN_DATA") if before is None else os.environ.__setitem__("METALEARN_DATA", before)
+        os.environ.pop("METALEARN_DATA") if before is None else os.environ.__setitem__(
+            "METALEARN_DATA", before
+        )
 
 
-Target = tuple[st.SearchStrategy[Any], Callable[[Place, Any], None], int]  # strategy, check, share in %
+Target = tuple[
+    st.SearchStrategy[Any], Callable[[Place, Any], None], int
+]  # strategy, check, share in %
 TARGETS: dict[str, Target] = {
     "config": (document(sinusoid()), check_config, 26),
     "comparison": (document(COMPARISON), check_compare, 10),
     "overrides": (words_of, check_overrides, 22),
     "sweep file": (document(SWEEP), check_sweep, 16),
     "run directory": (
-        st.tuples(st.sampled_from(FILES), harm, st.sampled_from(["evaluate", "report", "resume"]), st.booleans()),
+        st.tuples(
+            st.sampled_from(FILES),
+            harm,
+            st.sampled_from(["evaluate", "report", "resume"]),
+            st.booleans(),
+        ),
         check_run,
         12,
     ),
@@ -299,7 +356,13 @@ def fuzz(name: str, place: Place, examples: int, **how: Any) -> None:
     """So many inputs of one kind; raises at the smallest one that does not end as it must."""
     strategy, check, _ = TARGETS[name]
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None, **how)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        **how,
+    )
     @given(strategy)
     def run(value: Any) -> None:
         check(place, value)
@@ -325,9 +388,15 @@ def main(total: int = 10_000) -> int:
                 done[kind] += examples
             told = ", ".join(f"{count} {kind}" for kind, count in done.items())
             print(
-                f"{sum(done.values())} inputs in {time.monotonic() - begin:.0f} s: {told}; wrong: {failed}", flush=True
+                f"{sum(done.values())} inputs in {time.monotonic() - begin:.0f} s: {told}; "
+                f"wrong: {failed}",
+                flush=True,
             )
-    print("each ended with 0 or 2, no traceback, nothing changed outside" if not failed else f"{failed} did not end so")
+    print(
+        "each ended with 0 or 2, no traceback, nothing changed outside"
+        if not failed
+        else f"{failed} did not end so"
+    )
     return min(failed, 1)
 
 

@@ -1,4 +1,6 @@
-"""What is thrown at the program: edited documents, hostile values, archives and images that lie about themselves."""
+"""What is thrown at the program: edited documents, hostile values, archives and images that lie
+about themselves.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,65 @@ SCRIPT = "<script>alert(1)</script>"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(12)
 )
-WORDS = ["", "a", "../..", "/", "a/b", "\0", "-", "~", "nan", "1e-3", SCRIPT, "${HOME}", "x" * 400, "é\u202e☃", "maml"]
+WORDS = [
+    "",
+    "a",
+    "../..",
+    "/",
+    "a/b",
+    "\0",
+    "-",
+    "~",
+    "nan",
+    "1e-3",
+    SCRIPT,
+    "${HOME}",
+    "x" * 400,
+    "é\u202e☃",
+    "maml",
+]
 WHOLE = [-1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**18, -(10**30), 10**200]
 NUMBERS = [*WHOLE, 0.5, -0.1, 1e-320, 1e308, float("inf"), float("nan")]
 keys = st.sampled_from(WORDS) | st.integers()
 hostile = st.recursive(
-    st.sampled_from([None, True, False, *NUMBERS, *WORDS]) | st.integers(-9, 99) | st.text(max_size=6),
+    st.sampled_from([None, True, False, *NUMBERS, *WORDS])
+    | st.integers(-9, 99)
+    | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
 )
 ODD = [
-    *("", "[" * 3000, BOMB, "a: &a {b: *a}", "? [a, b]\n: 1", "!!python/object/apply:os.system [exit]"),
-    *("1: 2\n1: 3", f"run: {{meta_steps: {'9' * 5000}}}", "x: " + ":".join(["1"] * 5000), "--- 1\n--- 2"),
-    *("\ufeffa: 1", "run: {<<: 3}", "task: &t {source: sinusoid}\nmodel: *t", "method: {name: [maml]}"),
+    *(
+        "",
+        "[" * 3000,
+        BOMB,
+        "a: &a {b: *a}",
+        "? [a, b]\n: 1",
+        "!!python/object/apply:os.system [exit]",
+    ),
+    *(
+        "1: 2\n1: 3",
+        f"run: {{meta_steps: {'9' * 5000}}}",
+        "x: " + ":".join(["1"] * 5000),
+        "--- 1\n--- 2",
+    ),
+    *(
+        "\ufeffa: 1",
+        "run: {<<: 3}",
+        "task: &t {source: sinusoid}\nmodel: *t",
+        "method: {name: [maml]}",
+    ),
 ]
 
 
 def paths_of(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    inner = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     return [prefix, *(path for key, value in inner for path in paths_of(value, (*prefix, key)))]
 
 
@@ -91,30 +134,79 @@ harm = st.one_of(
     st.tuples(st.just("folder"), st.none()),
     st.tuples(st.just("edit"), st.tuples(st.floats(0, 1), hostile)),
 )
-NAMES = ["a.png", ".hidden", "a b.png", "<script>.png", "-rf.png", "é.png", "\n.png", "x" * 120, "a.gif"]
+NAMES = [
+    "a.png",
+    ".hidden",
+    "a b.png",
+    "<script>.png",
+    "-rf.png",
+    "é.png",
+    "\n.png",
+    "x" * 120,
+    "a.gif",
+]
 
 
 def pictures() -> dict[str, bytes]:
-    """Files that a folder of images may hold: good ones of many kinds, and ones that lie about themselves."""
+    """Files that a folder of images may hold: good ones of many kinds, and ones that lie about
+    themselves.
+    """
     found = {}
-    for kind in ("L PNG", "RGBA PNG", "P GIF", "1 PNG", "I;16 PNG", "CMYK JPEG", "F TIFF", "RGB BMP"):
+    for kind in (
+        "L PNG",
+        "RGBA PNG",
+        "P GIF",
+        "1 PNG",
+        "I;16 PNG",
+        "CMYK JPEG",
+        "F TIFF",
+        "RGB BMP",
+    ):
         mode, form = kind.split()
         buffer = io.BytesIO()
         Image.new(mode, (3, 5)).save(buffer, form)
         found[kind] = buffer.getvalue()
     huge = bytearray(found["L PNG"])
-    huge[16:24] = (10**6).to_bytes(4, "big") * 2  # a header that promises a million by a million pixels
-    lies = {"huge": bytes(huge), "empty": b"", "text": b"no image", "svg": b"<svg/>", "cut": found["RGB BMP"][:-20]}
+    huge[16:24] = (10**6).to_bytes(
+        4, "big"
+    ) * 2  # a header that promises a million by a million pixels
+    lies = {
+        "huge": bytes(huge),
+        "empty": b"",
+        "text": b"no image",
+        "svg": b"<svg/>",
+        "cut": found["RGB BMP"][:-20],
+    }
     return {**found, **lies}
 
 
 PICTURES = pictures()
 KEYS = [
-    *("method.inner_lr", "task.shots", "run.meta_steps", "evaluate.steps", "model.sizes", "method.name", "task.source"),
-    *("run.seeds", "method.tune", "run.track.wandb.project", "experiment", "evaluate.task.shots", "x", "a.b.c", ""),
+    *(
+        "method.inner_lr",
+        "task.shots",
+        "run.meta_steps",
+        "evaluate.steps",
+        "model.sizes",
+        "method.name",
+        "task.source",
+    ),
+    *(
+        "run.seeds",
+        "method.tune",
+        "run.track.wandb.project",
+        "experiment",
+        "evaluate.task.shots",
+        "x",
+        "a.b.c",
+        "",
+    ),
     *("methods.maml.inner_lr", "budget.trials", "run.validate.every", "method.start", "run.device"),
 ]
-COMPARISON = {**sinusoid(method=None), "methods": [{"name": "maml"}, {"name": "scratch", "label": "alone"}]}
+COMPARISON = {
+    **sinusoid(method=None),
+    "methods": [{"name": "maml"}, {"name": "scratch", "label": "alone"}],
+}
 SWEEP = {
     "program": "tiny.yaml",
     "method": "bayes",
@@ -127,11 +219,22 @@ SWEEP = {
         "task.shots": {"value": 3},
     },
 }
-value_text = st.one_of(hostile.map(lambda value: yaml.safe_dump(value, default_flow_style=True)), st.text(max_size=8))
-words_of = st.lists(
-    st.tuples(st.sampled_from(KEYS) | st.text("ab.=", max_size=4), value_text).map("=".join), max_size=3
+value_text = st.one_of(
+    hostile.map(lambda value: yaml.safe_dump(value, default_flow_style=True)), st.text(max_size=8)
 )
-MEMBERS = ["a.png", "../a.png", "/a.png", "a/../../b.png", "a\\..\\b.png", "C:\\a.png", "Latin/character01/0001_01.png"]
+words_of = st.lists(
+    st.tuples(st.sampled_from(KEYS) | st.text("ab.=", max_size=4), value_text).map("=".join),
+    max_size=3,
+)
+MEMBERS = [
+    "a.png",
+    "../a.png",
+    "/a.png",
+    "a/../../b.png",
+    "a\\..\\b.png",
+    "C:\\a.png",
+    "Latin/character01/0001_01.png",
+]
 members = st.lists(
     st.tuples(
         st.sampled_from(MEMBERS) | st.text(max_size=10),
@@ -141,7 +244,9 @@ members = st.lists(
     max_size=4,
 )
 added = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from(NAMES), st.sampled_from(["link", "folder", *PICTURES])),
+    st.tuples(
+        st.integers(0, 3), st.sampled_from(NAMES), st.sampled_from(["link", "folder", *PICTURES])
+    ),
     min_size=1,
     max_size=3,
     unique_by=lambda one: one[:2],

@@ -1,4 +1,6 @@
-"""FLOPs of a strided Conv4 and of what methods do with it, by pencil; no counter is asked; 2 a multiply-add."""
+"""FLOPs of a strided Conv4 and of what methods do with it, by pencil; no counter is asked; 2 a
+multiply-add.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Net(NamedTuple):
         return self.forward(batch) - self.head(batch)
 
     def gradient(self, batch: int) -> int:
-        """Forward, weight gradients, and input gradients of all layers but the first, which sees data."""
+        """Forward, weight gradients, and input gradients of all layers but the first, which sees
+        data.
+        """
         return 2 * self.forward(batch) + self.hidden(batch)
 
     def hidden(self, batch: int) -> int:
@@ -41,16 +45,17 @@ class Net(NamedTuple):
     def second(self, batch: int) -> int:
         """A vector times the derivative of `gradient` in the weights.
 
-        For the weight gradient x' g: one product for g in every layer, one for x in all but the first. For the input
-        gradient w' g: one for g and one for w in all but the first. Then backwards through the forward pass once more.
-        """
+        For the weight gradient x' g: one product for g in every layer, one for x in all but the
+        first. For the input gradient w' g: one for g and one for w in all but the first. Then
+        backwards through the forward pass once more."""
         weight_gradient = self.forward(batch) + self.hidden(batch)
         input_gradient = 2 * self.hidden(batch)
         return weight_gradient + input_gradient + self.forward(batch) + self.hidden(batch)
 
 
 def maml(net: Net, support: int, query: int, steps: int, *, first_order: bool) -> int:
-    """One task of one meta-step: each inner gradient, the query's, and, at second order, each inner one's derivative.
+    """One task of one meta-step: each inner gradient, the query's, and, at second order, each inner
+    one's derivative.
 
     The derivative of the first inner step is the same work: its weights are the meta-parameters.
     """
@@ -59,7 +64,9 @@ def maml(net: Net, support: int, query: int, steps: int, *, first_order: bool) -
 
 
 def proto_net(net: Net, ways: int, support: int, query: int) -> int:
-    """Features of both sets and their gradient; class means are a product [N, B] x [B, D] and its transpose."""
+    """Features of both sets and their gradient; class means are a product [N, B] x [B, D] and its
+    transpose.
+    """
     both = [net.layers(size)[:-1] for size in (support, query)]
     forward = sum(map(sum, both))
     hidden = sum(sum(layers[1:]) for layers in both)

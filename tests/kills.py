@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from commandline import Commands, Ended
 
-from metalearn.run import checkpoint
+from metalearn.storage import checkpoint
 
 
 def last(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
@@ -23,7 +23,9 @@ def newest(folder: Path) -> int:
 
 
 def same_end(a: Path, b: Path) -> None:
-    """Two finished runs learned the same: parameters, metrics and test, bit for bit; and say they spent the same."""
+    """Two finished runs learned the same: parameters, metrics and test, bit for bit; and say they
+    spent the same.
+    """
     (step, mine), (other_step, other) = last(a), last(b)
     assert step == other_step and set(mine) == set(other)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
@@ -34,7 +36,10 @@ def same_end(a: Path, b: Path) -> None:
         assert results[0][key] == results[1][key], key
     for phase in ("pretrain", "meta_train", "tune"):
         for count in ("gradient_steps", "examples", "labels", "tasks"):
-            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (phase, count)
+            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (
+                phase,
+                count,
+            )
 
 
 def killed(metalearn: Commands, ready: Callable[[], bool], *args: object) -> Ended:
@@ -46,18 +51,26 @@ def killed(metalearn: Commands, ready: Callable[[], bool], *args: object) -> End
 
 
 def going_on(folder: Path, *train: object) -> tuple[object, ...]:
-    """The command that continues a folder: train before config.yaml is there, resume from then on."""
-    return ("resume", folder) if (folder / "config.yaml").exists() else ("train", *train, "--out", folder)
+    """The command that continues a folder: train before config.yaml is there, resume from then
+    on.
+    """
+    return (
+        ("resume", folder)
+        if (folder / "config.yaml").exists()
+        else ("train", *train, "--out", folder)
+    )
 
 
-# Python for `before`: the process dies, or meets a full disk, at the n-th thing that it does to files whose path holds
-# a word. Writing one file atomically is four: flush it, take the name, open the folder, flush the folder.
+# Python for `before`: the process dies, or meets a full disk, at the n-th thing that it does to
+# files whose path holds a word. Writing one file atomically is four: flush it, take the name, open
+# the folder, flush the folder.
 PLANTED = """
 import os, signal
 calls, word, number, what = iter(range(10**9)), {word!r}, {number}, {what!r}
 def path_of(args):
     try:
-        return os.readlink("/proc/self/fd/%d" % args[0]) if isinstance(args[0], int) else str(args[-1])
+        known = isinstance(args[0], int)
+        return os.readlink(f"/proc/self/fd/{args[0]}") if known else str(args[-1])
     except OSError:
         return ""
 def watched(name):
@@ -75,5 +88,7 @@ for name in ("fsync", "replace", "open"):
 
 
 def planted(word: str, number: int, what: str = "kill") -> str:
-    """A fault at the n-th (from 0) change to files whose path holds `word`; `what`: kill, or an error number."""
+    """A fault at the n-th (from 0) change to files whose path holds `word`; `what`: kill, or an
+    error number.
+    """
     return PLANTED.format(word=word, number=number, what=what)

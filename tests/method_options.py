@@ -1,4 +1,6 @@
-"""How the common suite builds each method for its small problem, and the single exceptions from its checks."""
+"""How the common suite builds each method for its small problem, and the single exceptions from its
+checks.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from metalearn.nas import MLPReg
 from metalearn.rng import fold_in
 from metalearn.types import Method, NullLedger
 
-# What makes a method learn the small problem in few steps; a method that is not here is built from its defaults.
+# What makes a method learn the small problem in few steps; a method that is not here is built from
+# its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
     "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
@@ -27,15 +30,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear_probe": {"outer": Adam(lr=0.02)},
     "nearest_centroid": {"outer": Adam(lr=0.02)},
     "baseline_plus_plus": {"outer": Adam(lr=0.02)},
-    "learn_optimizer": {"rule": LearnedSGD(lr=0.01), "unroll": 5, "horizon": Constant(steps=5), "outer_on": "query",
-                        "outer": Adam(lr=0.1)},
+    "learn_optimizer": {
+        "rule": LearnedSGD(lr=0.01),
+        "unroll": 5,
+        "horizon": Constant(steps=5),
+        "outer_on": "query",
+        "outer": Adam(lr=0.1),
+    },
     "per_task_nas": {"space": MLPReg(), "candidates": 3, "search_steps": 3, "inner_lr": 0.1},
-    "shared_nas": {"space": MLPReg(), "candidates": 2, "search_steps": 2, "search_tasks": 4, "score_tasks": 10},
-    "learned_optimizer": {"rule": LSTM(hidden=5, layers=1), "inner_steps": 3, "outer": Adam(lr=0.03)},
+    "shared_nas": {
+        "space": MLPReg(),
+        "candidates": 2,
+        "search_steps": 2,
+        "search_tasks": 4,
+        "score_tasks": 10,
+    },
+    "learned_optimizer": {
+        "rule": LSTM(hidden=5, layers=1),
+        "inner_steps": 3,
+        "outer": Adam(lr=0.03),
+    },
     "tuned_adam": {"inner_lr": 0.1},
-    "meta_nas": {"space": MLPReg(), "inner_steps": 2, "inner_lr": 0.02, "arch_lr": 0.02, "warm_up": 0.0,
-                 "outer": SGD(lr=0.5)},
-}  # fmt: skip
+    "meta_nas": {
+        "space": MLPReg(),
+        "inner_steps": 2,
+        "inner_lr": 0.02,
+        "arch_lr": 0.02,
+        "warm_up": 0.0,
+        "outer": SGD(lr=0.5),
+    },
+}
 # (method, check): why it does not apply.
 EXEMPT = {
     (
@@ -45,14 +69,18 @@ EXEMPT = {
     (
         "learn_optimizer",
         "check_init_is_a_function_of_the_key",
-    ): "a learned step size begins at its option, whatever the key; tests/test_learned_rules.py looks at networks",
+    ): "a learned step size begins at its option, whatever the key; "
+    "tests/test_learned_rules.py looks at networks",
     (
         "meta_nas",
         "check_it_learns",
-    ): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; tests/test_nas_meta.py looks at it",
+    ): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; "
+    "tests/test_nas_meta.py looks at it",
 }
 
-CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))  # what a shared search learns with
+CONTAINED = MAML(
+    inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02)
+)  # what a shared search learns with
 
 
 def built(component: Component, learner: Any, source: Any) -> Method:

@@ -1,4 +1,6 @@
-"""Small tasks for the tests of architecture search: tiny images of noisy prototypes, and a space of mere numbers."""
+"""Small tasks for the tests of architecture search: tiny images of noisy prototypes, and a space of
+mere numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ F64 = torch.float64
 
 def image_spec(shots: int = 2, side: int = 16, **changes: Any) -> EpisodeSpec:
     """3 ways, 2 queries a class, one channel, float64."""
-    options = {"queries": 2, "x_shape": (1, side, side), "outputs": 3, "num_classes": 12, "dtype": F64, **changes}
+    options = {
+        "queries": 2,
+        "x_shape": (1, side, side),
+        "outputs": 3,
+        "num_classes": 12,
+        "dtype": F64,
+        **changes,
+    }
     return EpisodeSpec("classification", 3, shots, **options)
 
 
@@ -28,7 +37,9 @@ class Images:
 
     def __init__(self, spec: EpisodeSpec) -> None:
         self.spec = spec
-        self.prototypes = normal(fold_in(3, spec.split), (spec.num_classes, *spec.x_shape), spec.dtype)
+        self.prototypes = normal(
+            fold_in(3, spec.split), (spec.num_classes, *spec.x_shape), spec.dtype
+        )
 
     def classes(self, keys: Tensor) -> Tensor:
         return choice(fold_in(keys, "classes"), self.spec.num_classes, self.spec.ways)
@@ -43,19 +54,27 @@ class Images:
             y = order % spec.ways  # [T, ways * count]
             noise = normal(fold_in(keys, name), (spec.ways * count, *spec.x_shape), spec.dtype)
             parts.append(Batch(self.prototypes[classes.gather(1, y)] + 0.7 * noise, y))
-        return Episode(parts[0], parts[1], {"key": keys, "step": torch.zeros(num_tasks, dtype=spec.dtype)})
+        return Episode(
+            parts[0], parts[1], {"key": keys, "step": torch.zeros(num_tasks, dtype=spec.dtype)}
+        )
 
 
 class SameImages(Images):
-    """Tasks that are all alike but for their noise: whatever learns across tasks gains from them."""
+    """Tasks that are all alike but for their noise: whatever learns across tasks
+    gains from them.
+    """
 
     def classes(self, keys: Tensor) -> Tensor:
         return torch.arange(self.spec.ways).expand(len(keys), -1)
 
 
 def numbers_space(sizes: tuple[int, ...], merge: bool = False) -> Space:
-    """A space without networks: every genotype its own class, or, with `merge`, the last place without meaning."""
-    places = tuple(Place(f"p{number}", tuple(map(str, range(size)))) for number, size in enumerate(sizes))
+    """A space without networks: every genotype its own class, or, with `merge`, the last place
+    without meaning.
+    """
+    places = tuple(
+        Place(f"p{number}", tuple(map(str, range(size)))) for number, size in enumerate(sizes)
+    )
 
     def canonical(genotype: Genotype) -> Genotype:
         return (*genotype[:-1], 0) if merge else genotype
@@ -65,10 +84,24 @@ def numbers_space(sizes: tuple[int, ...], merge: bool = False) -> Space:
 
     learner: Any = Learner(*(lambda *args: {} for _ in range(4)))
     spec = image_spec()
-    return Space("numbers", spec, places, canonical, learner, learner, lambda genotype: {}, cost, (0,) * len(sizes))
+    return Space(
+        "numbers",
+        spec,
+        places,
+        canonical,
+        learner,
+        learner,
+        lambda genotype: {},
+        cost,
+        (0,) * len(sizes),
+    )
 
 
 def hill(genotype: Genotype, sizes: tuple[int, ...]) -> float:
-    """A landscape in which neighbours are alike: highest where every number is largest, with a little unevenness."""
+    """A landscape in which neighbours are alike: highest where every number is largest, with a
+    little unevenness.
+    """
     smooth = sum(choice / (size - 1) for choice, size in zip(genotype, sizes))
-    return smooth + 0.05 * math.sin(37.0 * sum((place + 1) * choice for place, choice in enumerate(genotype)))
+    return smooth + 0.05 * math.sin(
+        37.0 * sum((place + 1) * choice for place, choice in enumerate(genotype))
+    )

@@ -1,7 +1,7 @@
 """Other people's meta-gradients, and plain loops of `torch.autograd.grad`, to compare ours with.
 
-learn2learn and higher are imported when a test asks for them; where they are missing it is skipped with a reason.
-"""
+learn2learn and higher are imported when a test asks for them; where they are missing it is skipped
+with a reason."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ class Network(nn.Module):
 
     def grads(self) -> Params:
         """What `backward` left, by name."""
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.named_parameters()}
+        return {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in self.named_parameters()
+        }
 
 
 def task(episodes: Episode, index: int) -> Episode:
@@ -68,25 +71,42 @@ def task(episodes: Episode, index: int) -> Episode:
 
 
 def query_loss(
-    forward: Forward, loss: Loss, start: Params, episode: Episode, steps: int, lr: float, first_order: bool = False
+    forward: Forward,
+    loss: Loss,
+    start: Params,
+    episode: Episode,
+    steps: int,
+    lr: float,
+    first_order: bool = False,
 ) -> Tensor:
     """The loss on the query set after written-out gradient steps that keep their graph."""
     now = dict(start)
     for _ in range(steps):
         value = loss(forward(now, episode.support.x), episode.support.y)
         grads = torch.autograd.grad(value, list(now.values()), create_graph=not first_order)
-        now = {name: leaf - lr * grad for (name, leaf), grad in zip(now.items(), grads, strict=True)}
+        now = {
+            name: leaf - lr * grad for (name, leaf), grad in zip(now.items(), grads, strict=True)
+        }
     return loss(forward(now, episode.query.x), episode.query.y)
 
 
 def by_autograd(
-    forward: Forward, loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
+    forward: Forward,
+    loss: Loss,
+    meta: Params,
+    episodes: Episode,
+    steps: int,
+    lr: float,
+    first_order: bool = False,
 ) -> Params:
     """The mean over tasks of the gradient of `query_loss`."""
     start = {name: value.clone().requires_grad_() for name, value in meta.items()}
     tasks = episodes.support.x.shape[0]
     total = torch.stack(
-        [query_loss(forward, loss, start, task(episodes, t), steps, lr, first_order) for t in range(tasks)]
+        [
+            query_loss(forward, loss, start, task(episodes, t), steps, lr, first_order)
+            for t in range(tasks)
+        ]
     ).mean()
     return dict(zip(start, torch.autograd.grad(total, list(start.values())), strict=True))
 
@@ -105,7 +125,9 @@ def by_learn2learn(
     return network.grads()
 
 
-def by_higher(loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False) -> Params:
+def by_higher(
+    loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
+) -> Params:
     network, package = Network(meta), higher()
     tasks = episodes.support.x.shape[0]
     for t in range(tasks):

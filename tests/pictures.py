@@ -13,7 +13,8 @@ SIDE = 4
 
 
 def numbered(classes: int, examples: int) -> torch.Tensor:
-    """A pool whose corner pixels say which class and which example an image is: [classes, examples, 1, 4, 4].
+    """A pool whose corner pixels say which class and which example an image is: [classes, examples,
+    1, 4, 4].
 
     Pixel (0, 0) is 255 and the other corners are not, so that a turn can be read off as well.
     """
@@ -25,17 +26,28 @@ def numbered(classes: int, examples: int) -> torch.Tensor:
 
 
 def source_of(
-    classes: int = 12, examples: int = 9, ways: int = 5, shots: int = 2, queries: int = 3, **options: object
+    classes: int = 12,
+    examples: int = 9,
+    ways: int = 5,
+    shots: int = 2,
+    queries: int = 3,
+    **options: object,
 ) -> ImageSource:
     task = ImageTask(ways=ways, shots=shots, queries=queries)
     return image_source(numbered(classes, examples), task, **options)  # type: ignore[arg-type]
 
 
 def upright(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images in 0..1 turned back, as integers [..., 4, 4], and how often they had been turned: [...]."""
+    """Images in 0..1 turned back, as integers [..., 4, 4], and how often they had been turned:
+    [...].
+    """
     pixels = (x * 255).round().long().squeeze(-3)
-    corners = torch.stack([pixels[..., 0, 0], pixels[..., -1, 0], pixels[..., -1, -1], pixels[..., 0, -1]], -1)
-    turns = (corners == 255).long().argmax(-1)  # counter-clockwise: the corner goes down the left side first
+    corners = torch.stack(
+        [pixels[..., 0, 0], pixels[..., -1, 0], pixels[..., -1, -1], pixels[..., 0, -1]], -1
+    )
+    turns = (
+        (corners == 255).long().argmax(-1)
+    )  # counter-clockwise: the corner goes down the left side first
     back = torch.stack([torch.rot90(pixels, -turn, (-2, -1)) for turn in range(4)])
     index = turns.expand(1, *turns.shape)[..., None, None].expand(1, *pixels.shape)
     return back.gather(0, index)[0], turns

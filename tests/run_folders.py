@@ -13,7 +13,7 @@ import yaml
 
 from metalearn.evaluate import accounts
 from metalearn.evaluate.ledger import PHASES
-from metalearn.run.files import plain
+from metalearn.storage.files import plain
 
 STEPS = [0, 1, 2, 5, 10, 20]
 # label: start, end, speed (steps to get half way), uses_steps, consumes
@@ -38,7 +38,9 @@ def write_run(
 ) -> Path:
     """A plausible finished classification run; `change` edits result.json before it is written."""
     start, end, speed, uses_steps, consumes = METHODS[method]
-    tasks = np.random.default_rng(7).normal(0, 0.06, episodes)  # the same hard tasks for every method
+    tasks = np.random.default_rng(7).normal(
+        0, 0.06, episodes
+    )  # the same hard tasks for every method
     generator = np.random.default_rng([sum(map(ord, label)), seed])
     steps = np.asarray(STEPS, np.float64)
     level = start + (end - start) * (steps / (steps + speed) if uses_steps else np.ones(len(steps)))
@@ -57,20 +59,43 @@ def write_run(
     headline = 10 if uses_steps else 20
     place = STEPS.index(headline)
     result = _result(label, method, seed, episodes, test) | {
-        "task": {"source": "glyphs", "split": "test", "ways": 5, "shots": 1, "queries": 15, "data_sha256": "d" * 64},
+        "task": {
+            "source": "glyphs",
+            "split": "test",
+            "ways": 5,
+            "shots": 1,
+            "queries": 15,
+            "data_sha256": "d" * 64,
+        },
         "normalisation": "query_batch",
         "transductive": True,
-        "headline": {"metric": "accuracy", "step": headline, "value": test["accuracy"][place],
-                     "ci95": test["accuracy_ci95"][place], "published": 0.987 if method == "maml" else None,
-                     "published_ci95": 0.004 if method == "maml" else None, "source": "Finn et al. 2017, table 1"},
-        "traits": {"uses_steps": uses_steps, "support_at_step_0": not uses_steps, "transductive": True,
-                   "consumes": consumes},
-        "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []} if consumes != "episodes" else None,
+        "headline": {
+            "metric": "accuracy",
+            "step": headline,
+            "value": test["accuracy"][place],
+            "ci95": test["accuracy_ci95"][place],
+            "published": 0.987 if method == "maml" else None,
+            "published_ci95": 0.004 if method == "maml" else None,
+            "source": "Finn et al. 2017, table 1",
+        },
+        "traits": {
+            "uses_steps": uses_steps,
+            "support_at_step_0": not uses_steps,
+            "transductive": True,
+            "consumes": consumes,
+        },
+        "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []}
+        if consumes != "episodes"
+        else None,
         "cost": cost_block(consumes, uses_steps),
-    }  # fmt: skip
+    }
     result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
     change(result)
-    tune = {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}} if result["tuned"] else None
+    tune = (
+        {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}}
+        if result["tuned"]
+        else None
+    )
     config = {"experiment": "demo", "task": {"source": "glyphs"}, "model": {"name": "conv4"}}
     config |= {"method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
     lines = _metrics(generator, end) if consumes != "nothing" else []
@@ -78,37 +103,74 @@ def write_run(
     drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
     asked = np.random.default_rng(4).random((3, 15, 1, 28, 28)) ** 6
     labels = np.stack([np.random.default_rng(place).permutation(5) for place in range(3)])
-    many = np.stack([np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)])
+    many = np.stack(
+        [np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)]
+    )
     np.savez(path / "episodes.npz", support_x=drawn, support_y=labels, query_x=asked, query_y=many)
     return path
 
 
-def write_regression(path: Path, label: str, method: str = "maml", seed: int = 0, *, exploding: int = 0) -> Path:
-    """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first step."""
+def write_regression(
+    path: Path, label: str, method: str = "maml", seed: int = 0, *, exploding: int = 0
+) -> Path:
+    """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first
+    step.
+    """
     generator = np.random.default_rng([sum(map(ord, label)), seed])
-    level = np.asarray([4.9, 0.66, 0.52, 0.45, 0.38, 0.36] if method == "maml" else [4.2, 2.4, 2.35, 2.3, 2.25, 2.2])
-    loss = level * generator.gamma(2.0, 0.5, (600, 1)) * generator.uniform(0.8, 1.2, (600, len(STEPS)))
+    level = np.asarray(
+        [4.9, 0.66, 0.52, 0.45, 0.38, 0.36]
+        if method == "maml"
+        else [4.2, 2.4, 2.35, 2.3, 2.25, 2.2]
+    )
+    loss = (
+        level * generator.gamma(2.0, 0.5, (600, 1)) * generator.uniform(0.8, 1.2, (600, len(STEPS)))
+    )
     loss[:exploding, 2:] = 1e6
     loss[: exploding // 2, 4:] = math.inf
     test = _test(STEPS, None, loss)
     result = _result(label, method, seed, 600, test) | {
         "experiment": "sinusoid",
-        "task": {"source": "sinusoid", "split": "test", "ways": 1, "shots": 5, "queries": 100, "data_sha256": None},
+        "task": {
+            "source": "sinusoid",
+            "split": "test",
+            "ways": 1,
+            "shots": 5,
+            "queries": 100,
+            "data_sha256": None,
+        },
         "normalisation": "none",
         "transductive": False,
-        "headline": {"metric": "loss", "step": 1, "value": test["loss"][1], "ci95": test["loss_ci95"][1],
-                     "published": 0.67, "published_ci95": None, "source": "Finn et al. 2017",
-                     "published_curve": {"1": 0.67, "5": 0.38}},
-        "traits": {"uses_steps": True, "support_at_step_0": False, "transductive": False, "consumes": "episodes"},
+        "headline": {
+            "metric": "loss",
+            "step": 1,
+            "value": test["loss"][1],
+            "ci95": test["loss_ci95"][1],
+            "published": 0.67,
+            "published_ci95": None,
+            "source": "Finn et al. 2017",
+            "published_curve": {"1": 0.67, "5": 0.38},
+        },
+        "traits": {
+            "uses_steps": True,
+            "support_at_step_0": False,
+            "transductive": False,
+            "consumes": "episodes",
+        },
         "tuned": None,
         "cost": cost_block("episodes", True),
-    }  # fmt: skip
+    }
     result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
     config = {"experiment": "sinusoid", "method": {"name": method}}
     _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
     x = generator.uniform(-5, 5, (3, 5, 1))
     query = generator.uniform(-5, 5, (3, 100, 1))
-    np.savez(path / "episodes.npz", support_x=x, support_y=3 * np.sin(x), query_x=query, query_y=3 * np.sin(query))
+    np.savez(
+        path / "episodes.npz",
+        support_x=x,
+        support_y=3 * np.sin(x),
+        query_x=query,
+        query_y=3 * np.sin(query),
+    )
     return path
 
 
@@ -132,23 +194,49 @@ def _test(steps: list[int], accuracy: np.ndarray | None, loss: np.ndarray) -> di
     }
 
 
-def _result(label: str, method: str, seed: int, episodes: int, test: dict[str, Any]) -> dict[str, Any]:
+def _result(
+    label: str, method: str, seed: int, episodes: int, test: dict[str, Any]
+) -> dict[str, Any]:
     return {
-        "schema": 1, "experiment": "demo", "label": label, "method": method, "seed": seed, "config_hash": "c0ffee" * 5,
-        "git": "0123456789abcdef", "episodes": {"count": episodes, "seed": 1, "fingerprint": "f" * 64},
-        "checkpoint": "best", "test": test,
-    }  # fmt: skip
+        "schema": 1,
+        "experiment": "demo",
+        "label": label,
+        "method": method,
+        "seed": seed,
+        "config_hash": "c0ffee" * 5,
+        "git": "0123456789abcdef",
+        "episodes": {"count": episodes, "seed": 1, "fingerprint": "f" * 64},
+        "checkpoint": "best",
+        "test": test,
+    }
 
 
 def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str, Any]:
-    """A whole ledger: 2,000 steps of training, 20 of adaptation; `flops` a gradient step of one task."""
-    nothing = {"flops": 0, "flops_elementwise": 0, "flops_architecture": 0, "seconds": 0.0, "device": "cpu",
-               "peak_bytes": 0, "gradient_steps": 0, "examples": 0, "labels": 0, "candidates": 0,
-               "energy_joules": None, "tasks": 0}  # fmt: skip
+    """A whole ledger: 2,000 steps of training, 20 of adaptation; `flops` a gradient step of one
+    task.
+    """
+    nothing = {
+        "flops": 0,
+        "flops_elementwise": 0,
+        "flops_architecture": 0,
+        "seconds": 0.0,
+        "device": "cpu",
+        "peak_bytes": 0,
+        "gradient_steps": 0,
+        "examples": 0,
+        "labels": 0,
+        "candidates": 0,
+        "energy_joules": None,
+        "tasks": 0,
+    }
 
     def spent(steps: int, seconds: float, tasks: int = 1, **more: Any) -> dict[str, Any]:
         work = {"flops": steps * tasks * flops, "flops_elementwise": steps * tasks * flops // 6}
-        row = nothing | work | {"flops_architecture": work["flops"], "seconds": seconds, "gradient_steps": steps}
+        row = (
+            nothing
+            | work
+            | {"flops_architecture": work["flops"], "seconds": seconds, "gradient_steps": steps}
+        )
         return row | {"peak_bytes": 2**28, "examples": 10 * steps * tasks} | more
 
     def new(steps: int, batched: float, alone: float, **more: Any) -> dict[str, Any]:
@@ -156,7 +244,9 @@ def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str,
         return row | {"seconds_batched": batched, "seconds_alone": alone, "tasks": 600} | more
 
     table = {phase: dict(nothing) for phase in PHASES}
-    table["setup"] = spent(0, 6.5) | dict.fromkeys(("flops", "flops_elementwise", "flops_architecture"))
+    table["setup"] = spent(0, 6.5) | dict.fromkeys(
+        ("flops", "flops_elementwise", "flops_architecture")
+    )
     if consumes != "episodes":
         table["tune"] = spent(300, 14.2)
     if consumes != "nothing":
@@ -165,7 +255,10 @@ def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str,
     start = {"flops_at_start": 0, "seconds_at_start": 0.0} if uses_steps else {}
     adapt = (20, 0.012, 0.031) if uses_steps else (1, 0.0007, 0.002)
     table |= {"search": new(0, 0.0, 0.0), "retrain": new(0, 0.0, 0.0)}
-    table |= {"adapt": new(*adapt, labels=5, **start), "predict": new(1, 0.0006, 0.002, gradient_steps=0)}
+    table |= {
+        "adapt": new(*adapt, labels=5, **start),
+        "predict": new(1, 0.0006, 0.002, gradient_steps=0),
+    }
     return table
 
 
@@ -173,17 +266,35 @@ def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]
     lines = []
     for step in range(0, 2001, 200):
         for split, lost in (("train", 0.0), ("valid", 0.06)):
-            level = 0.2 + (end - 0.2) * step / (step + 250) - lost * step / 2000 + generator.normal(0, 0.008)
-            lines.append({"kind": "valid", "step": step, "split": split, "accuracy": level, "accuracy_ci95": 0.012,
-                          "loss": 1 - level, "loss_ci95": 0.02})  # fmt: skip
+            level = (
+                0.2
+                + (end - 0.2) * step / (step + 250)
+                - lost * step / 2000
+                + generator.normal(0, 0.008)
+            )
+            lines.append(
+                {
+                    "kind": "valid",
+                    "step": step,
+                    "split": split,
+                    "accuracy": level,
+                    "accuracy_ci95": 0.012,
+                    "loss": 1 - level,
+                    "loss_ci95": 0.02,
+                }
+            )
     return lines
 
 
-def _write(path: Path, result: Any, config: Any, lines: list[dict[str, Any]], scores: dict[str, np.ndarray]) -> None:
+def _write(
+    path: Path, result: Any, config: Any, lines: list[dict[str, Any]], scores: dict[str, np.ndarray]
+) -> None:
     path.mkdir(parents=True)
     (path / "result.json").write_text(json.dumps(plain(result)))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr'
+    )
     environment = {
         "python": "3.11.7",
         "torch": "2.13.0",
@@ -192,7 +303,9 @@ def _write(path: Path, result: Any, config: Any, lines: list[dict[str, Any]], sc
         "argv": ["metalearn", "compare", "demo"],
     }
     (path / "environment.json").write_text(json.dumps(environment))
-    np.savez(path / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
+    np.savez(
+        path / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()}
+    )
 
 
 def write_rows(root: Path, labels: list[str], seeds: int = 1, **how: Any) -> Path:

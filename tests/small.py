@@ -20,7 +20,9 @@ SOURCE = Sinusoid(shots=5, queries=4).build(dtype=F64)
 
 def tiny(**options: Any) -> Any:
     """MAML on a sinusoid with six hidden units: what the real compiler can do in a few seconds."""
-    return MAML(**{"inner_lr": 0.1, **options}).build(MLP(sizes=(6,)).build(SOURCE.spec), SOURCE.spec)
+    return MAML(**{"inner_lr": 0.1, **options}).build(
+        MLP(sizes=(6,)).build(SOURCE.spec), SOURCE.spec
+    )
 
 
 def pictures(dtype: torch.dtype = F64, classes: int = 8) -> Any:

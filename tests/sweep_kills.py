@@ -1,7 +1,8 @@
-"""A sweep whose workers are killed on the way, against the same sweep undisturbed; `make torture-sweep` runs it large.
+"""A sweep whose workers are killed on the way, against the same sweep undisturbed; `make
+torture-sweep` runs it large.
 
-A random search draws a trial's values from its number, and a resumed run is exact; so both must end with the same
-sweep.json, to the last digit.
+A random search draws a trial's values from its number, and a resumed run is exact; so both must end
+with the same sweep.json, to the last digit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ def sweep_of(folder: Path, trials: int) -> Path:
     spread = {"min": 0.001, "max": 0.3, "distribution": "log_uniform_values"}
     parameters = {"method.inner_lr": spread, "method.inner_steps": {"values": [1, 2]}}
     metric = {"name": "valid/loss", "goal": "minimize"}
-    data = {"program": "swept.yaml", "method": "random", "metric": metric, "run_cap": trials, "parameters": parameters}
+    data = {
+        "program": "swept.yaml",
+        "method": "random",
+        "metric": metric,
+        "run_cap": trials,
+        "parameters": parameters,
+    }
     return write(folder, "sweep", data)
 
 
@@ -34,7 +41,10 @@ def swept(folder: Path, name: str, experiment: Any = None, **keys: Any) -> Path:
         "program": f"{name}-program.yaml",
         "method": "grid",
         "metric": {"name": "valid/loss", "goal": "minimize"},
-        "parameters": {"method.inner_lr": {"values": [0.01, 0.1]}, "method.inner_steps": {"values": [1, 2]}},
+        "parameters": {
+            "method.inner_lr": {"values": [0.01, 0.1]},
+            "method.inner_steps": {"values": [1, 2]},
+        },
     }
     data |= keys
     return write(folder, name, {key: value for key, value in data.items() if value is not None})
@@ -60,8 +70,12 @@ def at_work(folder: Path, worker: Running) -> bool:
     return any((trial / "checkpoints").glob("*.pt")) and not (trial / "result.json").exists()
 
 
-def disturbed(metalearn: Commands, file: Path, out: str, workers: int, kills: int) -> dict[str, Any]:
-    """Run a sweep with `workers` processes, `kills` of which are killed, each in the middle of a trial."""
+def disturbed(
+    metalearn: Commands, file: Path, out: str, workers: int, kills: int
+) -> dict[str, Any]:
+    """Run a sweep with `workers` processes, `kills` of which are killed, each in the middle of a
+    trial.
+    """
     folder = metalearn.folder / out
     running = [metalearn.start("sweep", file, "--out", out) for _ in range(workers)]
     killed = []
@@ -71,9 +85,15 @@ def disturbed(metalearn: Commands, file: Path, out: str, workers: int, kills: in
             killed.append(worker)
     ended = [worker.wait() for worker in running]
     codes = [end.code for end in ended]
-    assert all(code in ((-9, 0) if worker in killed else (0,)) for code, worker in zip(codes, running)), ended
+    assert all(
+        code in ((-9, 0) if worker in killed else (0,)) for code, worker in zip(codes, running)
+    ), ended
     taken = sum(end.err.count("going on from step") for end in ended)
-    return {"killed": codes.count(-9), "taken_over": taken, "sweep": json.loads((folder / "sweep.json").read_text())}
+    return {
+        "killed": codes.count(-9),
+        "taken_over": taken,
+        "sweep": json.loads((folder / "sweep.json").read_text()),
+    }
 
 
 def main(trials: int = 40, workers: int = 4, kills: int = 2) -> None:
@@ -83,9 +103,17 @@ def main(trials: int = 40, workers: int = 4, kills: int = 2) -> None:
         assert metalearn("sweep", file, "--out", "alone").code == 0
         straight = json.loads((Path(name) / "alone" / "sweep.json").read_text())
     numbers = [trial["number"] for trial in found["sweep"]["trials"]]
-    print(f"{workers} workers, {found['killed']} killed in a trial, {found['taken_over']} trials taken over")
-    print(f"{len(numbers)} results, {len(set(numbers))} different; undisturbed the same: {found['sweep'] == straight}")
-    assert numbers == list(range(trials)) and found["sweep"] == straight and found["killed"] == kills
+    print(
+        f"{workers} workers, {found['killed']} killed in a trial, {found['taken_over']} trials "
+        f"taken over"
+    )
+    print(
+        f"{len(numbers)} results, {len(set(numbers))} different; undisturbed the same: "
+        f"{found['sweep'] == straight}"
+    )
+    assert (
+        numbers == list(range(trials)) and found["sweep"] == straight and found["killed"] == kills
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The bill of whole runs: signals in a search, tuned starts, starts from other rows, what a kill must not lose."""
+"""The bill of whole runs: signals in a search, tuned starts, starts from other rows, what a kill
+must not lose.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,18 @@ from commandline import Commands, commands_in, refused, sinusoid, write
 
 from metalearn.evaluate.flops import Flops
 from metalearn.evaluate.ledger import CostLedger
-from metalearn.run import checkpoint
+from metalearn.storage import checkpoint
 
 LOG = {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}
-SHARED = {"name": "shared_nas", "space": {"name": "mlp-reg"}, "candidates": 3, "search_steps": 2, "search_tasks": 4,
-          "score_tasks": 8, "adapt_steps": 1}  # fmt: skip
+SHARED = {
+    "name": "shared_nas",
+    "space": {"name": "mlp-reg"},
+    "candidates": 3,
+    "search_steps": 2,
+    "search_tasks": 4,
+    "score_tasks": 8,
+    "adapt_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +48,28 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def trained(metalearn: Commands, name: str, method: dict[str, Any], **sections: Any) -> Path:
-    done = metalearn("train", write(metalearn.folder, name, tiny(method, **sections)), "--out", name)
+    done = metalearn(
+        "train", write(metalearn.folder, name, tiny(method, **sections)), "--out", name
+    )
     assert done.code == 0, done.err
     return metalearn.folder / name
 
 
-PER_TASK = {"name": "per_task_nas", "space": {"name": "mlp-reg"}, "candidates": 3, "search_steps": 2}
+PER_TASK = {
+    "name": "per_task_nas",
+    "space": {"name": "mlp-reg"},
+    "candidates": 3,
+    "search_steps": 2,
+}
 
 
 @pytest.mark.parametrize("own", [SHARED, PER_TASK], ids=["all", "one"])
-def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(metalearn: Commands, own: dict[str, Any]) -> None:
-    """Also where it meets the counting of FLOPs: 75, and after resuming the same bill as an undisturbed run."""
+def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(
+    metalearn: Commands, own: dict[str, Any]
+) -> None:
+    """Also where it meets the counting of FLOPs: 75, and after resuming the same bill as an
+    undisturbed run.
+    """
     whole = trained(metalearn, f"whole-{own['name']}", own, run={"meta_steps": 4})
     name = f"stopped-{own['name']}"
     file = write(metalearn.folder, name, tiny(own, run={"meta_steps": 4}))
@@ -66,31 +86,53 @@ def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(metalearn: Commands, o
 
 
 def test_a_tuned_field_that_decides_the_start_is_used(metalearn: Commands) -> None:
-    method = {"name": "meta_sgd", "rate_range": [0.005, 0.005], "tune": {"rate_range": {"values": [[0.03, 0.03]]}}}
+    method = {
+        "name": "meta_sgd",
+        "rate_range": [0.005, 0.005],
+        "tune": {"rate_range": {"values": [[0.03, 0.03]]}},
+    }
     tuned = trained(metalearn, "tuned", method, budget={"trials": 1}, run={"meta_steps": 0})
-    assert yaml.safe_load((tuned / "config.yaml").read_text())["method"]["rate_range"] == [0.03, 0.03]
+    assert yaml.safe_load((tuned / "config.yaml").read_text())["method"]["rate_range"] == [
+        0.03,
+        0.03,
+    ]
     meta = checkpoint.read(checkpoint.path_of(tuned / "checkpoints", 0))
     rates = [value for name, value in meta.items() if name.startswith("meta.") and "rate" in name]
     assert rates and all(((value - 0.03).abs() < 1e-6).all() for value in rates)
 
 
-def test_trials_of_a_row_that_starts_from_another_do_not_pay_for_it_again(metalearn: Commands) -> None:
+def test_trials_of_a_row_that_starts_from_another_do_not_pay_for_it_again(
+    metalearn: Commands,
+) -> None:
     again = {"name": "maml", "label": "again", "start": "maml", "tune": {"inner_lr": LOG}}
-    file = sinusoid(method=None, methods=[{"name": "maml"}, again], run={"meta_steps": 6}, budget={"trials": 2})
+    file = sinusoid(
+        method=None, methods=[{"name": "maml"}, again], run={"meta_steps": 6}, budget={"trials": 2}
+    )
     done = metalearn("compare", write(metalearn.folder, "starts", file), "--out", "starts")
     assert done.code == 0, done.err
-    first, second = (result(metalearn.folder / "starts/methods" / label / "seed-0") for label in ("maml", "again"))
+    first, second = (
+        result(metalearn.folder / "starts/methods" / label / "seed-0")
+        for label in ("maml", "again")
+    )
     paid = sum(first["cost"][phase]["flops"] for phase in ("tune", "meta_train"))
-    tune = json.loads((metalearn.folder / "starts/methods/again/seed-0/tune/trials.json").read_text())
-    assert all(trial["cost"]["flops"] < first["cost"]["meta_train"]["flops"] + paid for trial in tune)
+    tune = json.loads(
+        (metalearn.folder / "starts/methods/again/seed-0/tune/trials.json").read_text()
+    )
+    assert all(
+        trial["cost"]["flops"] < first["cost"]["meta_train"]["flops"] + paid for trial in tune
+    )
     spent = {phase: first["cost"][phase]["flops"] for phase in ("tune", "meta_train")}
     assert {phase: flops for phase, flops in second["started"].items() if flops} == spent
-    assert second["cost"]["meta_train"]["flops"] == 2 * first["cost"]["meta_train"]["flops"]  # its own, and the start's
+    assert (
+        second["cost"]["meta_train"]["flops"] == 2 * first["cost"]["meta_train"]["flops"]
+    )  # its own, and the start's
 
 
 @pytest.mark.parametrize("name", ["scratch", "per_task_nas"])
 def test_a_kill_during_the_test_keeps_the_bill_of_the_look(metalearn: Commands, name: str) -> None:
-    folder = trained(metalearn, f"look-{name}", PER_TASK if name == "per_task_nas" else {"name": name})
+    folder = trained(
+        metalearn, f"look-{name}", PER_TASK if name == "per_task_nas" else {"name": name}
+    )
     before = result(folder)["cost"]["tune"]
     (folder / "result.json").unlink()
     assert metalearn("resume", folder).code == 0
@@ -130,7 +172,9 @@ def test_a_search_that_has_not_ended_is_no_run_to_use(metalearn: Commands) -> No
 def test_refused_before_anything_is_written(
     metalearn: Commands, sections: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    refused(metalearn("train", write(metalearn.folder, "no", tiny(**sections)), "--out", "no"), *words)
+    refused(
+        metalearn("train", write(metalearn.folder, "no", tiny(**sections)), "--out", "no"), *words
+    )
     assert not (metalearn.folder / "no").exists()
 
 
@@ -157,7 +201,9 @@ def test_counting_is_set_up_wherever_it_happens(monkeypatch: pytest.MonkeyPatch)
         book.aside().run("predict", inner)
     spent = book.cost()
     assert spent["search"]["seconds"] == 3 and spent["search"]["flops"] == 7
-    assert spent["setup"]["seconds"] == 200 and spent["predict"]["seconds"] == 0  # the aside has a book of its own
+    assert (
+        spent["setup"]["seconds"] == 200 and spent["predict"]["seconds"] == 0
+    )  # the aside has a book of its own
     alone = CostLedger()
     alone.run("adapt", inner)
     assert alone.seconds("adapt") == 2  # a ledger without a run has no set-up to bill

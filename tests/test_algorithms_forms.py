@@ -1,7 +1,7 @@
 """Algorithms against closed forms and against plain loops written out by hand, all in float64.
 
-Two problems: least squares, whose solution is known at every step, and a small classifier, whose reference is a loop of
-`torch.autograd.grad` over `torch` alone.
+Two problems: least squares, whose solution is known at every step, and a small classifier, whose
+reference is a loop of `torch.autograd.grad` over `torch` alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ DIM = 4
 OUTER = SGD(lr=0.7)  # a plain outer rule, so that a meta-update shows the meta-gradient itself
 
 
-# ---------------------------------------------------------------------------------------- least squares: closed forms
-# With x [B, D] and y = x c the loss is |x (theta - c)|^2 / B = (theta - c)' H (theta - c) / 2 with H = 2 x' x / B.
+# least
+# squares: closed forms With x [B, D] and y = x c the loss is |x (theta - c)|^2 / B = (theta - c)' H
+# (theta - c) / 2 with H = 2 x' x / B.
 
 LINE = EpisodeSpec("regression", 1, DIM, DIM, (DIM,), 1, 0, dtype=F64)
 
@@ -50,41 +51,66 @@ def line_learner() -> Learner:
     def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
         return x @ params["theta"].unsqueeze(-1)
 
-    return Learner(lambda key: {"theta": normal("theta", DIM)}, apply, apply, lambda params, x: params, outputs=1)
+    return Learner(
+        lambda key: {"theta": normal("theta", DIM)},
+        apply,
+        apply,
+        lambda params, x: params,
+        outputs=1,
+    )
 
 
 def line_task() -> tuple[Episode, Tensor, Tensor, Tensor, Tensor]:
-    """An episode whose support and query have different solutions and Hessians; (episode, H_s, c_s, H_q, c_q)."""
+    """An episode whose support and query have different solutions and Hessians; (episode, H_s, c_s,
+    H_q, c_q).
+    """
     x_s, x_q = normal("xs", DIM, DIM), normal("xq", DIM + 1, DIM)
     c_s, c_q = normal("cs", DIM), normal("cq", DIM)
     episode = Episode(
-        Batch(x_s, (x_s @ c_s).unsqueeze(-1)), Batch(x_q, (x_q @ c_q).unsqueeze(-1)), {"key": rng.fold_in(0, "task")}
+        Batch(x_s, (x_s @ c_s).unsqueeze(-1)),
+        Batch(x_q, (x_q @ c_q).unsqueeze(-1)),
+        {"key": rng.fold_in(0, "task")},
     )
     return episode, 2 * x_s.T @ x_s / DIM, c_s, 2 * x_q.T @ x_q / (DIM + 1), c_q
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_maml_on_least_squares(steps: int) -> None:
-    """phi_S = c_s + (I - a H_s)^S (theta - c_s);  MAML: (I - a H_s)^S H_q (phi_S - c_q);  FOMAML: H_q (phi_S - c_q)."""
+    """phi_S = c_s + (I - a H_s)^S (theta - c_s);  MAML: (I - a H_s)^S H_q (phi_S - c_q);  FOMAML:
+    H_q (phi_S - c_q).
+    """
     episode, h_s, c_s, h_q, c_q = line_task()
     theta = normal("theta", DIM)
     pull = torch.linalg.matrix_power(torch.eye(DIM, dtype=F64) - 0.1 * h_s, steps)
     phi = c_s + pull @ (theta - c_s)
     for first_order, expected in ((True, h_q @ (phi - c_q)), (False, pull.T @ h_q @ (phi - c_q))):
-        method = MAML(inner_steps=steps, inner_lr=0.1, first_order=first_order).build(line_learner(), LINE)
+        method = MAML(inner_steps=steps, inner_lr=0.1, first_order=first_order).build(
+            line_learner(), LINE
+        )
         assert method.task_grad is not None
         grads, metrics = method.task_grad({"theta": theta}, episode)
         torch.testing.assert_close(grads["theta"], expected, **CLOSE)
-        torch.testing.assert_close(metrics["query_loss"], (phi - c_q) @ h_q @ (phi - c_q) / 2, **CLOSE)
-    said = method.learn({"theta": theta}, stacked([episode]).support, episode.query.x[None], (0, steps)).predictions
-    torch.testing.assert_close(said[0, :, :, 0], torch.stack([episode.query.x @ theta, episode.query.x @ phi]), **CLOSE)
+        torch.testing.assert_close(
+            metrics["query_loss"], (phi - c_q) @ h_q @ (phi - c_q) / 2, **CLOSE
+        )
+    said = method.learn(
+        {"theta": theta}, stacked([episode]).support, episode.query.x[None], (0, steps)
+    ).predictions
+    torch.testing.assert_close(
+        said[0, :, :, 0], torch.stack([episode.query.x @ theta, episode.query.x @ phi]), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_meta_sgd_on_least_squares(steps: int) -> None:
-    """phi_S = c_s + (I - R H_s)^S (theta - c_s), which is not symmetric; for one step dL/dr = -g_s * g_q(phi)."""
+    """phi_S = c_s + (I - R H_s)^S (theta - c_s), which is not symmetric; for one step dL/dr = -g_s
+    * g_q(phi).
+    """
     episode, h_s, c_s, h_q, c_q = line_task()
-    theta, rates = normal("theta", DIM), 0.1 * normal("rates", DIM)  # of both signs: nothing is clamped
+    theta, rates = (
+        normal("theta", DIM),
+        0.1 * normal("rates", DIM),
+    )  # of both signs: nothing is clamped
     pull = torch.linalg.matrix_power(torch.eye(DIM, dtype=F64) - rates.diag() @ h_s, steps)
     phi = c_s + pull @ (theta - c_s)
     method = MetaSGD(inner_steps=steps).build(line_learner(), LINE)
@@ -96,7 +122,8 @@ def test_meta_sgd_on_least_squares(steps: int) -> None:
         torch.testing.assert_close(grads["rates"]["theta"], by_hand, **CLOSE)
 
 
-# ------------------------------------------------------------------------------- a small classifier: loops by hand
+# a small
+# classifier: loops by hand
 
 MOVES: dict[str, Callable[[str], bool]] = {
     "maml": lambda name: True,
@@ -119,12 +146,16 @@ def test_meta_gradients_equal_a_loop_by_hand(label: str) -> None:
     state = method.init(rng.fold_in(0, "init"))
     rates = {name: torch.full_like(value, 0.4) for name, value in state.meta.items()}
     episodes = [episode_of(name) for name in "abc"]
-    expected = [by_hand(state.meta, e, 2, MOVES[label], rates, label == "fomaml")[0] for e in episodes]
+    expected = [
+        by_hand(state.meta, e, 2, MOVES[label], rates, label == "fomaml")[0] for e in episodes
+    ]
     assert method.task_grad is not None and method.step is not None
     for episode, grads in zip(episodes, expected):
         found, _ = method.task_grad(state.meta, episode)
         torch.testing.assert_close(found, grads, **CLOSE)
-        assert min(g.abs().max() for g in grads.values()) > 1e-3  # every leaf is learned: body, head, biases
+        assert (
+            min(g.abs().max() for g in grads.values()) > 1e-3
+        )  # every leaf is learned: body, head, biases
     after, _ = method.step(state, stacked(episodes))
     for name, value in state.meta.items():
         mean = sum(grads[name] for grads in expected) / 3
@@ -138,9 +169,13 @@ def test_the_inner_loop_moves_its_part_alone(label: str) -> None:
     meta, episode = method.init(rng.fold_in(0, "init")).meta, episode_of("new")
     expected, now = [forward(meta, episode.query.x)], dict(meta)
     for _ in range(3):
-        leaves = {name: value.clone().requires_grad_(MOVES[label](name)) for name, value in now.items()}
+        leaves = {
+            name: value.clone().requires_grad_(MOVES[label](name)) for name, value in now.items()
+        }
         cross_entropy(leaves, episode.support).backward()
-        now = {n: (v - 0.4 * v.grad).detach() if v.grad is not None else v for n, v in leaves.items()}
+        now = {
+            n: (v - 0.4 * v.grad).detach() if v.grad is not None else v for n, v in leaves.items()
+        }
         expected.append(forward(now, episode.query.x))
     said = method.learn(meta, stacked([episode]).support, episode.query.x[None], 3).predictions[0]
     torch.testing.assert_close(said, torch.stack(expected), **CLOSE)
@@ -160,7 +195,9 @@ def test_meta_sgd_equals_a_loop_by_hand() -> None:
 
 
 def test_meta_sgd_starts_with_one_common_rate() -> None:
-    """One value for all, in the range, from the key; and the outer rule moves parameters and rates."""
+    """One value for all, in the range, from the key; and the outer rule moves parameters and
+    rates.
+    """
     method = MetaSGD(outer=OUTER).build(classifier(), SPEC)
     seen = set()
     for seed in range(20):
@@ -173,11 +210,15 @@ def test_meta_sgd_starts_with_one_common_rate() -> None:
     assert method.step is not None
     after, _ = method.step(state, stacked([episode_of("a"), episode_of("b")]))
     for half in ("params", "rates"):
-        assert all((after.meta[half][name] != value).any() for name, value in state.meta[half].items())
+        assert all(
+            (after.meta[half][name] != value).any() for name, value in state.meta[half].items()
+        )
 
 
 def test_gradcheck_of_the_whole_two_step_loss() -> None:
-    """The meta-gradient is the slope of the query loss after two steps, by finite differences in every direction."""
+    """The meta-gradient is the slope of the query loss after two steps, by finite differences in
+    every direction.
+    """
     method = METHODS["maml"].build(classifier(), SPEC)
     meta, episode = method.init(rng.fold_in(0, "init")).meta, episode_of("a")
     rates = {name: torch.full_like(value, 0.4) for name, value in meta.items()}
@@ -202,10 +243,13 @@ def test_gradcheck_of_the_whole_two_step_loss() -> None:
     first, _ = by_hand(meta, episode, 2, MOVES["maml"], rates, first_order=True)
     gap = sum((found[n] - first[n]).square().sum() for n in meta) ** 0.5
     size = sum(found[n].square().sum() for n in meta) ** 0.5
-    assert gap / size > 0.1  # the second-order term is there and is no rounding (trap: MAML that is FOMAML)
+    assert (
+        gap / size > 0.1
+    )  # the second-order term is there and is no rounding (trap: MAML that is FOMAML)
 
 
-# ------------------------------------------------------------------------------------------------ prototypical networks
+#
+# prototypical networks
 
 
 def test_proto_net_equals_the_formula() -> None:
@@ -224,7 +268,9 @@ def test_proto_net_equals_the_formula() -> None:
     torch.testing.assert_close({name: grads[name] for name in body}, expected, **CLOSE)
     torch.testing.assert_close(metrics["query_loss"], loss.detach(), **CLOSE)
     assert all((grads[name] == 0).all() for name in meta if name not in body)
-    said = method.learn(meta, stacked([episode]).support, episode.query.x[None], (0, 1, 5)).predictions
+    said = method.learn(
+        meta, stacked([episode]).support, episode.query.x[None], (0, 1, 5)
+    ).predictions
     assert said.shape == (1, 3, WAYS * QUERIES, WAYS)
     torch.testing.assert_close(said[0], logits.detach().expand(3, -1, -1), **CLOSE)
     assert not method.traits.uses_steps and method.traits.support_at_step_0
@@ -234,16 +280,21 @@ def test_proto_net_of_other_ways_takes_the_same_meta() -> None:
     """Trained with 6 ways, used with 3."""
     many = ProtoNet(outer=OUTER).build(classifier(6), spec_of(6))
     assert many.step is not None
-    state, _ = many.step(many.init(rng.fold_in(0, "init")), stacked([episode_of("m", ways=6), episode_of("n", ways=6)]))
+    state, _ = many.step(
+        many.init(rng.fold_in(0, "init")),
+        stacked([episode_of("m", ways=6), episode_of("n", ways=6)]),
+    )
     few, episode = ProtoNet().build(classifier(), SPEC), episode_of("a")
-    said = few.learn(state.meta, stacked([episode]).support, episode.query.x[None], (0,)).predictions[0, 0]
+    said = few.learn(
+        state.meta, stacked([episode]).support, episode.query.x[None], (0,)
+    ).predictions[0, 0]
     z = features(state.meta, episode.query.x)
     mean = features(state.meta, episode.support.x[episode.support.y == 1]).mean(0)
     assert said.shape == (WAYS * QUERIES, WAYS) and said.isfinite().all()
     torch.testing.assert_close(said[:, 1], -((z - mean) ** 2).sum(1), **CLOSE)
 
 
-# ---------------------------------------------------------------------------------------------------- what is refused
+# what is refused
 
 
 def test_tasks_without_queries_serve_reptile_alone() -> None:
@@ -255,8 +306,12 @@ def test_tasks_without_queries_serve_reptile_alone() -> None:
         assert caught.value.problems[0][0] == "task.queries" and name in caught.value.problems[0][1]
     method = Reptile().build(classifier(), spec)
     assert method.step is not None
-    state, metrics = method.step(method.init(rng.fold_in(0, "init")), stacked([episode_of("a", queries=0)] * 2))
-    assert metrics["support_loss"].isfinite() and all(v.isfinite().all() for v in state.meta.values())
+    state, metrics = method.step(
+        method.init(rng.fold_in(0, "init")), stacked([episode_of("a", queries=0)] * 2)
+    )
+    assert metrics["support_loss"].isfinite() and all(
+        v.isfinite().all() for v in state.meta.values()
+    )
 
 
 def test_proto_net_refuses_regression() -> None:
@@ -265,7 +320,9 @@ def test_proto_net_refuses_regression() -> None:
 
 
 def test_the_table_holds_each_name() -> None:
-    """A component's key is its name; fields that act only on new tasks are known for cheap tuning."""
+    """A component's key is its name; fields that act only on new tasks are known for cheap
+    tuning.
+    """
     assert list(ALGORITHMS) == ["maml", "anil", "boil", "reptile", "meta_sgd", "proto_net"]
     assert all(part().name == name for name, part in ALGORITHMS.items())  # type: ignore[attr-defined]
     assert Reptile.fields_at_adapt() == {"adapt_batch"}

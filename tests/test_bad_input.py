@@ -12,7 +12,7 @@ import torch
 from commandline import Commands, commands_in, console, files_of, refused, sinusoid, write
 from PIL import Image
 
-from metalearn.run import checkpoint
+from metalearn.storage import checkpoint
 
 GLYPHS: dict[str, Any] = {
     "task": {"source": "glyphs", "ways": 2, "shots": 1, "queries": 2},
@@ -38,10 +38,29 @@ def images(metalearn: Commands) -> Path:
 
 
 def own(images: Path, **task: Any) -> dict[str, Any]:
-    values = {"source": "image_folder", "path": str(images), "channels": 1, "size": 8, "ways": 2, "queries": 1, **task}
-    run = {"meta_steps": 2, "tasks_per_step": 2, "executor": "vmap", "threads": 1, "validate": {"episodes": 2}}
+    values = {
+        "source": "image_folder",
+        "path": str(images),
+        "channels": 1,
+        "size": 8,
+        "ways": 2,
+        "queries": 1,
+        **task,
+    }
+    run = {
+        "meta_steps": 2,
+        "tasks_per_step": 2,
+        "executor": "vmap",
+        "threads": 1,
+        "validate": {"episodes": 2},
+    }
     evaluate = {"episodes": 4, "steps": [0, 1]}
-    return {"task": values, "model": {"name": "conv4", "filters": 4}, "run": run, "evaluate": evaluate}
+    return {
+        "task": values,
+        "model": {"name": "conv4", "filters": 4},
+        "run": run,
+        "evaluate": evaluate,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +71,27 @@ def run(metalearn: Commands, images: Path) -> Path:
     return metalearn.folder / "trained"
 
 
-def bad(metalearn: Commands, data: Any, *words: str, overrides: tuple[str, ...] = (), command: str = "train") -> str:
-    """Refused with all the words; the folder is as it was. Returns what was said. Its data folder is `data`."""
+def bad(
+    metalearn: Commands,
+    data: Any,
+    *words: str,
+    overrides: tuple[str, ...] = (),
+    command: str = "train",
+) -> str:
+    """Refused with all the words; the folder is as it was. Returns what was said. Its data folder
+    is `data`.
+    """
     file = write(metalearn.folder, "bad", data)
     before = files_of(metalearn.folder)
-    away = {"HOME": str(metalearn.folder / "home"), "XDG_CACHE_HOME": str(metalearn.folder / "home")}
-    env = {"METALEARN_DATA": str(metalearn.folder / "data"), **away} if "glyphs" not in str(data) else {}
+    away = {
+        "HOME": str(metalearn.folder / "home"),
+        "XDG_CACHE_HOME": str(metalearn.folder / "home"),
+    }
+    env = (
+        {"METALEARN_DATA": str(metalearn.folder / "data"), **away}
+        if "glyphs" not in str(data)
+        else {}
+    )
     ended = metalearn(command, file, *overrides, "--out", "never", env=env)
     refused(ended, *words)
     assert not (metalearn.folder / "never").exists() and not ended.out
@@ -67,12 +101,25 @@ def bad(metalearn: Commands, data: Any, *words: str, overrides: tuple[str, ...] 
 
 
 def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Path) -> None:
-    wrong = sinusoid(task={"shots": -1}, method={"inner_lr": "fast", "inner_step": 1}, run={"seeds": []})
+    wrong = sinusoid(
+        task={"shots": -1}, method={"inner_lr": "fast", "inner_step": 1}, run={"seeds": []}
+    )
     file = write(tmp_path, "bad", wrong)
     before = files_of(tmp_path)
     ended = console(tmp_path, "train", file)
-    refused(ended, "task.shots", "method.inner_lr", "method.inner_step", "run.seeds", "did you mean", "bad.yaml")
-    assert files_of(tmp_path) == before and ended.err.count("error: ") == len(ended.err.splitlines()) == 4
+    refused(
+        ended,
+        "task.shots",
+        "method.inner_lr",
+        "method.inner_step",
+        "run.seeds",
+        "did you mean",
+        "bad.yaml",
+    )
+    assert (
+        files_of(tmp_path) == before
+        and ended.err.count("error: ") == len(ended.err.splitlines()) == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,19 +171,45 @@ def test_files_that_are_no_experiment(metalearn: Commands, tmp_path: Path) -> No
 
 
 def test_a_comparison_names_the_method_of_each_error(metalearn: Commands) -> None:
-    items = [{"name": "maml", "inner_lr": -1}, {"name": "proto_net"}, {"name": "reptle"}, {"name": "maml"}]
-    bad(metalearn, {**GLYPHS, "methods": items}, "methods.maml.inner_lr", "methods.reptle", "label", command="compare")
+    items = [
+        {"name": "maml", "inner_lr": -1},
+        {"name": "proto_net"},
+        {"name": "reptle"},
+        {"name": "maml"},
+    ]
+    bad(
+        metalearn,
+        {**GLYPHS, "methods": items},
+        "methods.maml.inner_lr",
+        "methods.reptle",
+        "label",
+        command="compare",
+    )
     two = [{"name": "maml"}, {"name": "proto_net"}]
     data = sinusoid(method=None)
-    bad(metalearn, {**data, "methods": two}, "methods.proto_net", "classification", command="compare")
+    bad(
+        metalearn,
+        {**data, "methods": two},
+        "methods.proto_net",
+        "classification",
+        command="compare",
+    )
     bad(metalearn, {**data, "methods": []}, "methods", command="compare")
-    bad(metalearn, {**data, "methods": 3}, "methods", overrides=("method.inner_lr=1",), command="compare")
+    bad(
+        metalearn,
+        {**data, "methods": 3},
+        "methods",
+        overrides=("method.inner_lr=1",),
+        command="compare",
+    )
 
 
 def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) -> None:
     said = bad(metalearn, own(images, ways=9), "task.ways", "at most")
     assert "evaluate.task.ways" in said  # the test split has fewer classes again
-    bad(metalearn, own(images, shots=4, queries=3), "task.shots", "4 shots + 3 queries", "at most 6")
+    bad(
+        metalearn, own(images, shots=4, queries=3), "task.shots", "4 shots + 3 queries", "at most 6"
+    )
     both = own(images)
     both["evaluate"]["task"] = {"ways": 5, "shots": 9}
     bad(metalearn, both, "evaluate.task.ways", "evaluate.task.shots")
@@ -145,7 +218,13 @@ def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) 
 
 def test_data_that_are_not_there(metalearn: Commands, images: Path) -> None:
     omniglot = {**GLYPHS, "task": {"source": "omniglot", "ways": 2}}
-    bad(metalearn, omniglot, "omniglot28.npz", str(metalearn.folder / "data"), "metalearn data prepare omniglot")
+    bad(
+        metalearn,
+        omniglot,
+        "omniglot28.npz",
+        str(metalearn.folder / "data"),
+        "metalearn data prepare omniglot",
+    )
     folder = metalearn.folder / "data"
     folder.mkdir(exist_ok=True)
     (folder / "omniglot28.npz").write_bytes(b"PK\x03\x04 not really")
@@ -167,11 +246,22 @@ def test_folders_of_images_that_cannot_be_used(metalearn: Commands, images: Path
 
 def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: Path) -> None:
     data = own(images, fractions=[0.4, 0.3, 0.3])
-    bad(metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",))
+    bad(
+        metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",)
+    )
     before = files_of(run)
-    refused(metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]"), "evaluate.task.ways")
-    refused(metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"), "evaluate.episodes", "task.shots")
-    refused(metalearn("evaluate", run, "task.channels=3"), "evaluate.task", "(3, 8, 8)", "(1, 8, 8)")
+    refused(
+        metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]"),
+        "evaluate.task.ways",
+    )
+    refused(
+        metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"),
+        "evaluate.episodes",
+        "task.shots",
+    )
+    refused(
+        metalearn("evaluate", run, "task.channels=3"), "evaluate.task", "(3, 8, 8)", "(1, 8, 8)"
+    )
     assert files_of(run) == before
 
 
@@ -202,7 +292,11 @@ def test_a_run_directory_with_a_damaged_file(metalearn: Commands, run: Path, nam
         (folder / "result.json").unlink()
     (folder / name).write_bytes(b"{ torn \xff")
     before = files_of(folder)
-    words = {"config.yaml": ("evaluate", "resume"), "result.json": ("evaluate",), "environment.json": ("resume",)}
+    words = {
+        "config.yaml": ("evaluate", "resume"),
+        "result.json": ("evaluate",),
+        "environment.json": ("resume",),
+    }
     for command in words[name]:
         refused(metalearn(command, folder), name)
     if name != "config.yaml":  # what was asked for is read from the other two
@@ -222,11 +316,16 @@ def test_folders_that_are_no_run(metalearn: Commands, tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
     file = write(metalearn.folder, "fine", sinusoid(run={"meta_steps": 1}))
-    pair = write(metalearn.folder, "pair", {**sinusoid(method=None), "methods": [{"name": "scratch"}]})
+    pair = write(
+        metalearn.folder, "pair", {**sinusoid(method=None), "methods": [{"name": "scratch"}]}
+    )
     blocked = metalearn.folder / "fine.yaml" / "below"
     refused(metalearn("train", file, "--out", blocked), "fine.yaml")
     refused(metalearn("train", file, "--out", "/proc/nothing"), "/proc/nothing")
-    refused(metalearn("train", file, "run.seeds=[0, 1]", "--out", metalearn.folder / "fine.yaml"), "fine.yaml")
+    refused(
+        metalearn("train", file, "run.seeds=[0, 1]", "--out", metalearn.folder / "fine.yaml"),
+        "fine.yaml",
+    )
     refused(metalearn("compare", pair, "--out", "/proc/nothing"), "/proc/nothing")
     refused(metalearn("compare", pair, "--out", blocked), "fine.yaml")
     refused(metalearn("evaluate", run, "--out", blocked), "fine.yaml")
@@ -234,6 +333,12 @@ def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
 
 
 def test_words_that_the_command_line_does_not_know(metalearn: Commands) -> None:
-    for words in (["tarin", "x"], ["train"], ["train", "x", "--outt", "y"], ["train", "x", "--devices", "0"], ["data"]):
+    for words in (
+        ["tarin", "x"],
+        ["train"],
+        ["train", "x", "--outt", "y"],
+        ["train", "x", "--devices", "0"],
+        ["data"],
+    ):
         ended = metalearn(*words)
         assert ended.code == 2 and "Traceback" not in ended.err, ended

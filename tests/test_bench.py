@@ -1,4 +1,6 @@
-"""`metalearn bench`: the file it writes, the gradients it compares, what it refuses to time and what it says aloud."""
+"""`metalearn bench`: the file it writes, the gradients it compares, what it refuses to time and
+what it says aloud.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,31 @@ from commandline import commands_in, refused
 from rich.console import Console
 
 from metalearn import interop
+from metalearn.bench import bench as core
+from metalearn.bench import (
+    by_higher,
+    by_jax,
+    by_learn2learn,
+    by_torchopt,
+    contenders,
+    measure,
+    sampling,
+    scaling,
+)
+from metalearn.bench import markdown as notes
+from metalearn.bench import native as ours
+from metalearn.bench.bench import BOUND, Settings, measured
+from metalearn.bench.command import NAMES, Words, bench
+from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.measure import Turns, in_turns
+from metalearn.bench.plain import reference
+from metalearn.bench.plot import scaling_figure, workloads_figure
+from metalearn.bench.problem import Problem, gap
+from metalearn.bench.table import best, groups, share_of_limit, show, speedup
+from metalearn.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, chosen
 from metalearn.errors import ConfigError
-from metalearn.run import auto, traced
-from metalearn.run.bench import bench as core
-from metalearn.run.bench import by_higher, by_jax, by_learn2learn, by_torchopt, contenders, measure, sampling, scaling
-from metalearn.run.bench import markdown as notes
-from metalearn.run.bench import native as ours
-from metalearn.run.bench.bench import BOUND, Settings, measured
-from metalearn.run.bench.command import NAMES, Words, bench
-from metalearn.run.bench.engine import Engine, LeftOut
-from metalearn.run.bench.measure import Turns, in_turns
-from metalearn.run.bench.plain import reference
-from metalearn.run.bench.plot import scaling_figure, workloads_figure
-from metalearn.run.bench.problem import Problem, gap
-from metalearn.run.bench.table import best, groups, share_of_limit, show, speedup
-from metalearn.run.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, chosen
-from metalearn.run.remembered import Way
+from metalearn.executors import auto, trace
+from metalearn.executors.timings import Way
 
 ROW = {
     *("workload", "engine", "tasks", "median_seconds", "iqr_seconds"),
@@ -53,8 +64,20 @@ PEERS = {
     "torchopt": by_torchopt.engines,
     "jax": lambda problem: [by_jax.engine(problem)],
 }
-SMALL = Workload("small", 2, ways=3, shots=2, queries=2, x_shape=(1, 16, 16), filters=4, inner_steps=2, inner_lr=0.1)
-QUICK = Settings(engines=("native", "learn2learn"), executors=("vmap",), threads=1, tasks=2, turns=Turns(2, 0))
+SMALL = Workload(
+    "small",
+    2,
+    ways=3,
+    shots=2,
+    queries=2,
+    x_shape=(1, 16, 16),
+    filters=4,
+    inner_steps=2,
+    inner_lr=0.1,
+)
+QUICK = Settings(
+    engines=("native", "learn2learn"), executors=("vmap",), threads=1, tasks=2, turns=Turns(2, 0)
+)
 CLOSE = 1e-3  # of float32 to float64 on SMALL; seen: up to 3e-6
 FAR = 0.05  # what first order and second order must differ by there; seen: 0.3 and more
 
@@ -71,18 +94,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path,
     """One tiny run of the command: what came back, its folder, what was said."""
     folder, said = tmp_path_factory.mktemp("bench"), []
     words = Words(
-        ("sinusoid_1step",), folder / "b.json", None, folder / "R.md", repeats=2, threads=1, tasks=3,
+        ("sinusoid_1step",),
+        folder / "b.json",
+        None,
+        folder / "R.md",
+        repeats=2,
+        threads=1,
+        tasks=3,
         executors=("loop", "vmap"),
-    )  # fmt: skip
+    )
     return bench(words, said.append), folder, said
 
 
 def test_the_workloads_are_the_contracts() -> None:
     assert list(WORKLOADS) == ALL
     assert [work.name for work in chosen([])] == ALL
-    assert [work.name for work in chosen(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])] == [ALL[11], ALL[0]]
+    assert [
+        work.name for work in chosen(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])
+    ] == [ALL[11], ALL[0]]
     tasks = {name: WORKLOADS[name].tasks for name in ALL}
-    assert (tasks["sinusoid_1step"], tasks["conv4_pool_5w1s_q5"], tasks["conv4_84_5w5s"]) == (25, 16, 4)
+    assert (tasks["sinusoid_1step"], tasks["conv4_pool_5w1s_q5"], tasks["conv4_84_5w5s"]) == (
+        25,
+        16,
+        4,
+    )
     assert all(name in WORKLOADS for name in (*SCALING, *IN_CHUNKS))
 
 
@@ -93,7 +128,9 @@ def test_the_file_follows_the_schema(run: tuple[dict[str, Any], Path, list[str]]
     assert {"torch", "cpu", "cores", "device", "learn2learn"} <= set(stored["environment"])
     rows = {(row["engine"], row.get("executor")): row for row in stored["rows"]}
     assert {("native", "loop"), ("native", "vmap")} <= set(rows)
-    assert {row["engine"] for row in stored["rows"]} | {row["engine"] for row in stored["skipped"]} == set(NAMES)
+    assert {row["engine"] for row in stored["rows"]} | {
+        row["engine"] for row in stored["skipped"]
+    } == set(NAMES)
     for row in stored["rows"]:
         assert set(row) >= ROW and row["tasks"] == 3 and "error" not in row
         assert row["median_seconds"] > 0 and row["iqr_seconds"] >= 0 and row["compile_seconds"] > 0
@@ -106,7 +143,14 @@ def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
     with commands_in(tmp_path) as metalearn:
         words = ("--engine", "numpy", "--executor", "vmapp", "--out", tmp_path)
         said = metalearn("bench", "sinusoid_1stp", "sampling_5w1s", *words)
-        refused(said, "did you mean 'sinusoid_1step'", "conv4_84_5w5s", "'numpy'", "did you mean 'vmap'", "is a folder")
+        refused(
+            said,
+            "did you mean 'sinusoid_1step'",
+            "conv4_84_5w5s",
+            "'numpy'",
+            "did you mean 'vmap'",
+            "is a folder",
+        )
         refused(metalearn("bench", "--merge"), "--out")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".said-")]
 
@@ -117,7 +161,9 @@ def conv_problem(**changes: Any) -> Problem:
 
 def engines(problem: Problem) -> dict[str, Engine]:
     """Every engine that is there and knows the workload, ours under two executors."""
-    found = {f"native {executor}": ours.engine(problem, Way(executor)) for executor in ("loop", "vmap")}
+    found = {
+        f"native {executor}": ours.engine(problem, Way(executor)) for executor in ("loop", "vmap")
+    }
     for name, build in PEERS.items():
         try:
             found |= {f"{name} {engine.form}": engine for engine in build(problem)}
@@ -139,7 +185,10 @@ def engines(problem: Problem) -> dict[str, Engine]:
 def test_all_engines_compute_the_same_meta_gradient(changes: dict[str, Any]) -> None:
     problem = conv_problem(**changes)
     expected = reference(problem, problem.check)
-    found = {name: gap(engine.gradient(problem.check), expected) for name, engine in engines(problem).items()}
+    found = {
+        name: gap(engine.gradient(problem.check), expected)
+        for name, engine in engines(problem).items()
+    }
     assert max(found.values()) < CLOSE, found
     if not changes.get("first_order") and problem.workload.family == "maml":
         other = conv_problem(**changes, first_order=True)
@@ -161,7 +210,9 @@ def test_the_gap_sees_what_is_wrong() -> None:
     right = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1e-9])}
     assert gap(right, right) == 0
     assert gap({**right, "a": 1.01 * right["a"]}, right) == pytest.approx(0.01, rel=1e-4)
-    assert gap({**right, "b": right["b"] + 0.005}, right) == pytest.approx(0.1, rel=1e-4)  # against 1 % of the largest
+    assert gap({**right, "b": right["b"] + 0.005}, right) == pytest.approx(
+        0.1, rel=1e-4
+    )  # against 1 % of the largest
     assert gap({**right, "a": right["a"] * math.nan}, right) == math.inf
     assert gap({"a": right["a"]}, right) == math.inf
     assert gap({**right, "a": torch.ones(3)}, right) == math.inf
@@ -179,13 +230,17 @@ def plant(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
         gradient = engine.gradient
         if kind == "crash":
             return dataclasses.replace(engine, step=lambda: 1 // 0)
-        return dataclasses.replace(engine, gradient=lambda x: {n: (1 + 2 * BOUND) * g for n, g in gradient(x).items()})
+        return dataclasses.replace(
+            engine, gradient=lambda x: {n: (1 + 2 * BOUND) * g for n, g in gradient(x).items()}
+        )
 
     monkeypatch.setattr(by_learn2learn, "engine", spoilt)
 
 
 @pytest.mark.parametrize("kind", ["first order", "scaled", "crash"])
-def test_a_wrong_engine_is_an_error_row_and_not_timed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_wrong_engine_is_an_error_row_and_not_timed(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     plant(monkeypatch, kind)
     said: list[str] = []
     outcome = measured(WORKLOADS["sinusoid_5steps"], QUICK, said.append)
@@ -206,20 +261,42 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(interop, "higher", gone)
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name in ("torchopt", "jax") else there(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("torchopt", "jax") else there(name, *rest),
     )
     said: list[str] = []
-    outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES), said.append)
-    assert {row["engine"] for row in outcome.left_out} == {"higher", "torchopt", "jax", "torch"}  # torch: of l2o alone
+    outcome = measured(
+        WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES), said.append
+    )
+    assert {row["engine"] for row in outcome.left_out} == {
+        "higher",
+        "torchopt",
+        "jax",
+        "torch",
+    }  # torch: of l2o alone
     for name in ("higher", "torchopt", "jax"):
         assert any(f"skipped: {name}: {name} is not installed" in line for line in said), said
     assert any("pip install -e '.[peers]'" in line for line in said)
     assert {row["engine"] for row in outcome.rows} == {"native", "learn2learn"}
 
 
-def row(workload: str, engine: str, seconds: float | None, tasks: int = 4, **more: Any) -> dict[str, Any]:
-    made = {"workload": workload, "engine": engine, "tasks": tasks, "median_seconds": seconds, "iqr_seconds": 0.1}
-    made |= {"quartiles_seconds": [seconds, seconds], "rounds": 3, "compile_seconds": 1.0, "peak_bytes": 2**20}
+def row(
+    workload: str, engine: str, seconds: float | None, tasks: int = 4, **more: Any
+) -> dict[str, Any]:
+    made = {
+        "workload": workload,
+        "engine": engine,
+        "tasks": tasks,
+        "median_seconds": seconds,
+        "iqr_seconds": 0.1,
+    }
+    made |= {
+        "quartiles_seconds": [seconds, seconds],
+        "rounds": 3,
+        "compile_seconds": 1.0,
+        "peak_bytes": 2**20,
+    }
     return {**made, "gradient_error": 1e-6, **more}
 
 
@@ -233,14 +310,27 @@ def example(device: str = "cpu", ours_: float = 0.5) -> dict[str, Any]:
         row("v", "higher", None, error="out of memory"),
     ]
     return {
-        "environment": {"cpu": "A CPU", "cores": 2, "device": device, "torch": "2", "argv": ["metalearn"]},
+        "environment": {
+            "cpu": "A CPU",
+            "cores": 2,
+            "device": device,
+            "torch": "2",
+            "argv": ["metalearn"],
+        },
         "rows": rows,
         "workloads": {"w": {"flops": 1e9, "conv_flops_per_second": 4e9}},
         "skipped": [{"workload": "w", "engine": "higher", "why": "not installed"}],
         "scaling": [row("w", "native", 0.25 * tasks, tasks, executor="vmap") for tasks in (1, 4)],
         "memory": [
-            {"workload": "w", "chunk": 2, "tasks": [2, 8], "peak_bytes": [2**20, 2**21], "ratio": 2.0,
-             "live_bytes": [2**20, 2**20], "live_ratio": 1.0}
+            {
+                "workload": "w",
+                "chunk": 2,
+                "tasks": [2, 8],
+                "peak_bytes": [2**20, 2**21],
+                "ratio": 2.0,
+                "live_bytes": [2**20, 2**20],
+                "live_ratio": 1.0,
+            }
         ],
     }
 
@@ -249,15 +339,36 @@ def test_the_markdown_has_ratios_and_keeps_what_others_wrote(tmp_path: Path) -> 
     path = tmp_path / "RESULTS.md"
     notes.write(path, example(), [tmp_path / "b.svg"])
     text = path.read_text()
-    line = next(line for line in text.splitlines() if line.startswith("| `w` | 4 | **500 ms** auto compiled:8"))
-    assert line.split(" | ")[3:] == ["3 s (6.00x)", "–", "–", "1.5 s (3.00x)", "–", "**3.00x**", "50%", "1.10 |"]
-    assert "not timed: out of memory" in text and "- higher, `w`: not installed" in text and "![b](b.svg)" in text
+    line = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("| `w` | 4 | **500 ms** auto compiled:8")
+    )
+    assert line.split(" | ")[3:] == [
+        "3 s (6.00x)",
+        "–",
+        "–",
+        "1.5 s (3.00x)",
+        "–",
+        "**3.00x**",
+        "50%",
+        "1.10 |",
+    ]
+    assert (
+        "not timed: out of memory" in text
+        and "- higher, `w`: not installed" in text
+        and "![b](b.svg)" in text
+    )
     assert "2.00 times" in text and "| `w` | native (vmap) | 250 | 250 |" in text
     path.write_text(text + "\nA profile by hand.\n")
     notes.write(path, example("A card"), [])
     notes.write(path, example(ours_=0.75), [])
     text = path.read_text()
-    assert "**750 ms**" in text and text.count("## A CPU, 2 cores") == 1 and text.count("## A card") == 1
+    assert (
+        "**750 ms**" in text
+        and text.count("## A CPU, 2 cores") == 1
+        and text.count("## A card") == 1
+    )
     assert "A profile by hand." in text and text.count("**500 ms**") == 1  # the card's
 
 
@@ -271,10 +382,14 @@ def test_the_terminal_shows_every_row_within_its_width() -> None:
         assert word in text, text
 
 
-def test_the_pictures_show_every_engine_that_was_timed(run: tuple[dict[str, Any], Path, list[str]]) -> None:
+def test_the_pictures_show_every_engine_that_was_timed(
+    run: tuple[dict[str, Any], Path, list[str]],
+) -> None:
     data, folder, _ = run
     drawn = ElementTree.fromstring((folder / "b.svg").read_text())
-    words = {"".join(text.itertext()).strip() for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    words = {
+        "".join(text.itertext()).strip() for text in drawn.iter("{http://www.w3.org/2000/svg}text")
+    }
     names = {"ours" if one["engine"] == "native" else one["engine"] for one in data["rows"]}
     assert names <= words and any(word.startswith("sinusoid_1step, 3:") for word in words)
     ElementTree.fromstring(workloads_figure(example()["rows"]))
@@ -284,7 +399,9 @@ def test_the_pictures_show_every_engine_that_was_timed(run: tuple[dict[str, Any]
 def test_ratios_and_the_share_of_the_limit() -> None:
     rows = example()["rows"]
     assert speedup(groups(rows)["w", 4]) == 3.0 and speedup(groups(rows)["v", 4]) is None
-    assert share_of_limit(row("w", "native", 0.5), {"flops": 2e9, "conv_flops_per_second": 1e10}) == pytest.approx(0.4)
+    assert share_of_limit(
+        row("w", "native", 0.5), {"flops": 2e9, "conv_flops_per_second": 1e10}
+    ) == pytest.approx(0.4)
     assert share_of_limit(row("w", "native", 0.5), {"flops": 2e9}) is None
 
 
@@ -295,7 +412,9 @@ def counting(calls: list[str], name: str) -> Engine:
 def test_turns_are_taken_in_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_steps_a_turn", lambda engine: 2)
     calls: list[str] = []
-    found = in_turns({name: counting(calls, name) for name in "abc"}, Turns(repeats=4, seconds=math.inf))
+    found = in_turns(
+        {name: counting(calls, name) for name in "abc"}, Turns(repeats=4, seconds=math.inf)
+    )
     assert {name: len(times) for name, times in found.items()} == {"a": 4, "b": 4, "c": 4}
     assert "".join(calls[::2]) == "abc" + "bca" + "cab" + "abc"
     few = in_turns({"a": counting(calls, "a")}, Turns(repeats=9, seconds=0))
@@ -305,8 +424,8 @@ def test_turns_are_taken_in_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PEAK = """
 import torch
-from metalearn.run.bench.engine import Engine
-from metalearn.run.bench.measure import peak_bytes
+from metalearn.bench.engine import Engine
+from metalearn.bench.measure import peak_bytes
 
 size = 64 * 2**20
 peak = peak_bytes(Engine(lambda: torch.ones(size // 4), None))
@@ -316,7 +435,9 @@ print(peak, peak_bytes(Engine(lambda: None, None)), len(kept))
 
 
 def test_peak_memory_is_that_of_the_step() -> None:
-    """In a process of its own: where freed memory is kept, an aligned array may not fit the place of the last one."""
+    """In a process of its own: where freed memory is kept, an aligned array may not fit the place
+    of the last one.
+    """
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     if done.stdout.startswith("None"):
         pytest.skip("this system does not tell the peak of the resident set")
@@ -329,7 +450,11 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(scaling, "CHUNK", 2)
     said: list[str] = []
     found = scaling.memory(QUICK, said.append, "sinusoid_1step", few=2, many=4)
-    assert found["tasks"] == [2, 4] and len(found["peak_bytes"]) == 2 and "4 tasks in chunks of 2" in said[-1]
+    assert (
+        found["tasks"] == [2, 4]
+        and len(found["peak_bytes"]) == 2
+        and "4 tasks in chunks of 2" in said[-1]
+    )
     few, many = found["live_bytes"]
     assert few <= many < 1.5 * few and found["live_ratio"] == many / few
     monkeypatch.setattr(scaling, "CHUNK", 8)  # all at once: what grows with the tasks is seen
@@ -337,32 +462,53 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     assert grown["live_ratio"] > 2
     alone = dataclasses.replace(QUICK, engines=("native",))
     outcome = scaling.curve("sinusoid_1step", alone, said.append, tasks=(1, 2))
-    assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(one["median_seconds"] for one in outcome.rows)
+    assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(
+        one["median_seconds"] for one in outcome.rows
+    )
 
 
 def test_sampling_is_timed_by_the_episode() -> None:
     outcome = measured(WORKLOADS["sampling_5w1s"], QUICK, lambda text: None)
     rows = {(one["engine"], one.get("form")): one for one in outcome.rows}
     assert ("native", None) in rows
-    assert {form for engine, form in rows if engine == "learn2learn"} in ({"floats ready", "from bytes"}, set())
+    assert {form for engine, form in rows if engine == "learn2learn"} in (
+        {"floats ready", "from bytes"},
+        set(),
+    )
     assert all(one["gradient_error"] is None and one["median_seconds"] > 0 for one in rows.values())
     problem = Problem(WORKLOADS["sampling_5w1s"].with_tasks(3), "cpu")
     assert sampling.ours(problem).per == 3
     image, label = sampling.Images(problem.workload, beforehand=False)[25]
-    assert image.dtype == torch.float32 and float(image.min()) >= 0 and float(image.max()) <= 1 and label == 1
+    assert (
+        image.dtype == torch.float32
+        and float(image.min()) >= 0
+        and float(image.max()) <= 1
+        and label == 1
+    )
 
 
-def test_more_rows_join_a_file_of_the_same_machine(run: tuple[dict[str, Any], Path, list[str]], tmp_path: Path) -> None:
+def test_more_rows_join_a_file_of_the_same_machine(
+    run: tuple[dict[str, Any], Path, list[str]], tmp_path: Path
+) -> None:
     _data, folder, _ = run
     path = tmp_path / "b.json"
     path.write_text((folder / "b.json").read_text())
     more = Words(
-        ("sinusoid_5steps",), path, repeats=1, threads=1, tasks=1, engines=("native",), executors=("vmap",), merge=True
+        ("sinusoid_5steps",),
+        path,
+        repeats=1,
+        threads=1,
+        tasks=1,
+        engines=("native",),
+        executors=("vmap",),
+        merge=True,
     )
     bench(more, lambda text: None)
     joined = json.loads(path.read_text())
     assert joined["rows"][:-1] == json.loads((folder / "b.json").read_text())["rows"]
-    assert joined["rows"][-1]["workload"] == "sinusoid_5steps" and set(joined["workloads"]) == set(ALL[:2])
+    assert joined["rows"][-1]["workload"] == "sinusoid_5steps" and set(joined["workloads"]) == set(
+        ALL[:2]
+    )
     other = json.loads(path.read_text())
     other["environment"]["cpu"] = "another"
     path.write_text(json.dumps(other))
@@ -374,14 +520,18 @@ def test_contenders_are_the_ones_asked_for() -> None:
     problem = conv_problem()
     found = contenders.contenders(problem, ("native", "jax"), ("loop", "vmap"))
     assert [one.label for one in found] == ["native (loop)", "native (vmap)", "jax"]
-    assert {one.engine for one in contenders.contenders(problem, NAMES)} == set(NAMES) == set(contenders.ENGINES)
+    assert (
+        {one.engine for one in contenders.contenders(problem, NAMES)}
+        == set(NAMES)
+        == set(contenders.ENGINES)
+    )
     assert core.BOUND < FAR
 
 
 def test_a_cold_start_knows_nothing_of_what_the_usual_cache_holds() -> None:
-    home = traced.COMPILER_CACHE
+    home = trace.COMPILER_CACHE
     with measure.fresh_cache(True):
-        assert traced.COMPILER_CACHE == auto.COMPILER_CACHE != home
-        assert not any(traced.COMPILER_CACHE.iterdir())
+        assert trace.COMPILER_CACHE == auto.COMPILER_CACHE != home
+        assert not any(trace.COMPILER_CACHE.iterdir())
     with measure.fresh_cache(False):
-        assert traced.COMPILER_CACHE == auto.COMPILER_CACHE == home
+        assert trace.COMPILER_CACHE == auto.COMPILER_CACHE == home

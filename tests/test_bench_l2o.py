@@ -1,4 +1,6 @@
-"""The workloads of learned optimizers: every engine computes the gradient of plain autograd in float64."""
+"""The workloads of learned optimizers: every engine computes the gradient of plain autograd in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +8,33 @@ import dataclasses
 
 import pytest
 
-from metalearn.run import traced
-from metalearn.run.bench import contenders, l2o, l2o_jax, native
-from metalearn.run.bench.command import NAMES
-from metalearn.run.bench.engine import Engine, LeftOut
-from metalearn.run.bench.problem import gap
-from metalearn.run.bench.workloads import WORKLOADS
-from metalearn.run.remembered import Way
+from metalearn.bench import contenders, l2o, l2o_jax, native
+from metalearn.bench.command import NAMES
+from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.problem import gap
+from metalearn.bench.workloads import WORKLOADS
+from metalearn.executors import trace
+from metalearn.executors.timings import Way
 
 CLOSE = 1e-4  # of float32 to float64 after a few steps; seen: up to 1e-6
 
 
 def small(name: str, steps: int = 4) -> l2o.LearnedProblem:
-    return l2o.LearnedProblem(dataclasses.replace(WORKLOADS[name], tasks=2, inner_steps=steps), "cpu")
+    return l2o.LearnedProblem(
+        dataclasses.replace(WORKLOADS[name], tasks=2, inner_steps=steps), "cpu"
+    )
 
 
 @pytest.mark.parametrize("name", ["l2o_quadratics", "l2o_mlp"])
-def test_every_engine_computes_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+def test_every_engine_computes_the_same_gradient(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     problem = small(name)
     expected = l2o.reference(problem, problem.check)
-    found: dict[str, Engine] = {way: native.engine(problem, Way(way)) for way in ("vmap", "compiled_steps")}
+    found: dict[str, Engine] = {
+        way: native.engine(problem, Way(way)) for way in ("vmap", "compiled_steps")
+    }
     found["torch"] = l2o.engine(problem)
     try:
         found["jax"] = l2o_jax.engine(problem)
@@ -45,7 +53,11 @@ def test_every_engine_computes_the_same_gradient(name: str, monkeypatch: pytest.
 def test_every_engine_has_its_row_or_its_reason() -> None:
     problem = small("l2o_quadratics")
     assert WORKLOADS["l2o_quadratics"].inner_steps == WORKLOADS["l2o_mlp"].inner_steps == 100
-    assert {one.engine for one in contenders.contenders(problem, NAMES)} == set(NAMES) == set(contenders.ENGINES)
+    assert (
+        {one.engine for one in contenders.contenders(problem, NAMES)}
+        == set(NAMES)
+        == set(contenders.ENGINES)
+    )
     for one in contenders.contenders(problem, ("learn2learn", "higher", "torchopt")):
         with pytest.raises(LeftOut, match="unrolls no learned optimizer"):
             one.build({})

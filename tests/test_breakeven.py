@@ -17,14 +17,29 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
 from metalearn.evaluate.selection import kendall, noise, spearman
 from metalearn.evaluate.stats import band
-from metalearn.evaluate.targets import Reached, Share, cost_per_solved, first_reached, kaplan_meier, reach
+from metalearn.evaluate.targets import (
+    Reached,
+    Share,
+    cost_per_solved,
+    first_reached,
+    kaplan_meier,
+    reach,
+)
 
-# ------------------------------------------------------------------------------------------------------------- targets
+# targets
 
 
 def test_a_target_is_reached_where_it_is_kept() -> None:
-    scores = np.array([[0.2, 0.9, 0.9], [0.9, 0.5, 0.95], [0.9, 0.9, 0.5], [0.91, 0.9, 0.9], [0.2, np.nan, 0.9]])
-    assert first_reached(scores, 0.9, higher=True).tolist() == [1, 2, 3, 0, 2]  # 3: not on this curve
+    scores = np.array(
+        [[0.2, 0.9, 0.9], [0.9, 0.5, 0.95], [0.9, 0.9, 0.5], [0.91, 0.9, 0.9], [0.2, np.nan, 0.9]]
+    )
+    assert first_reached(scores, 0.9, higher=True).tolist() == [
+        1,
+        2,
+        3,
+        0,
+        2,
+    ]  # 3: not on this curve
     assert first_reached([[3.0, 0.4, math.inf]], 0.5, higher=False).tolist() == [3]
     assert first_reached([[3.0, 0.4, 0.5]], 0.5, higher=False).tolist() == [1]
 
@@ -39,7 +54,9 @@ def test_the_failed_tasks_are_paid_by_those_that_did_it() -> None:
 
 
 def test_kaplan_meier_is_the_published_example() -> None:
-    """Remission times of 21 patients under 6-MP (Freireich et al. 1963, as in every textbook): S(6) = 0.857, ..."""
+    """Remission times of 21 patients under 6-MP (Freireich et al. 1963, as in every textbook): S(6)
+    = 0.857, ...
+    """
     weeks = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
     ended = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
     curve = kaplan_meier(Reached(np.array(ended, bool), np.array(weeks, float)))
@@ -67,11 +84,15 @@ def test_the_target_is_nine_tenths_of_the_best_on_validation() -> None:
         targets.from_validation(math.nan, higher=True)
 
 
-# ---------------------------------------------------------------------------------------------------------- break-even
+# break-even
 
 
-def account(label: str, up: float, each: float, share: float = 1.0, seeds: int = 3, **how: Any) -> Account:
-    """E tasks of which a share is solved, all costing the same; `spread`: seeds differ in cost by this factor."""
+def account(
+    label: str, up: float, each: float, share: float = 1.0, seeds: int = 3, **how: Any
+) -> Account:
+    """E tasks of which a share is solved, all costing the same; `spread`: seeds differ in cost by
+    this factor.
+    """
     tasks, spread = int(how.get("tasks", 200)), float(how.get("spread", 1.0))
     solved = np.tile(np.arange(tasks) < round(share * tasks), (seeds, 1))
     factors = np.geomspace(1 / spread, spread, seeds)[:, None] if seeds > 1 else np.ones((1, 1))
@@ -88,12 +109,21 @@ def test_pays_from_the_crossing_on() -> None:
     """1,000 beforehand and 2 a task against 0 and 12: equal at 100 tasks."""
     found = one(account("scratch", 0, 12), account("maml", 1000, 2))
     assert (found.a, found.b, found.verdict, found.tasks) == ("maml", "scratch", "pays", 100)
-    assert found.ci95 == pytest.approx((100, 100)) and found.leave_one_out == ((0, 100), (1, 100), (2, 100))
+    assert found.ci95 == pytest.approx((100, 100)) and found.leave_one_out == (
+        (0, 100),
+        (1, 100),
+        (2, 100),
+    )
 
 
 def test_always_and_never() -> None:
     assert one(account("a", 0, 1), account("b", 0, 5))[:4] == ("a", "b", "always", 1)
-    assert one(account("a", 3, 1), account("b", 0, 5))[:4] == ("a", "b", "always", 1)  # repaid by the first task
+    assert one(account("a", 3, 1), account("b", 0, 5))[:4] == (
+        "a",
+        "b",
+        "always",
+        1,
+    )  # repaid by the first task
     found = one(account("a", 0, 1), account("b", 10, 5))
     assert found[:4] == ("b", "a", "never", None) and found.ci95 == (math.inf, math.inf)
     assert one(account("a", 0, 1), account("b", 10, 1)).verdict == "never"
@@ -101,7 +131,12 @@ def test_always_and_never() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "verdict"),
-    [(0.49, 0.49, "not_reached"), (0.5, 0.5, "pays"), (0.9, 0.79, "not_reached"), (0.9, 0.805, "pays")],
+    [
+        (0.49, 0.49, "not_reached"),
+        (0.5, 0.5, "pays"),
+        (0.9, 0.79, "not_reached"),
+        (0.9, 0.805, "pays"),
+    ],
 )
 def test_no_crossing_between_different_accuracies(a: float, b: float, verdict: str) -> None:
     found = one(account("maml", 1000, 2, a), account("scratch", 0, 12, b))
@@ -115,14 +150,20 @@ def test_a_cheap_method_that_never_gets_there_does_not_win() -> None:
 
 
 def test_each_pair_is_held_to_the_hardest_level_that_both_reach() -> None:
-    """At 0.9 only `good` gets there; at 0.5 `fair` does too, and pays; `poor` reaches nothing that others reach."""
+    """At 0.9 only `good` gets there; at 0.5 `fair` does too, and pays; `poor` reaches nothing that
+    others reach.
+    """
     shares = {0.9: (1.0, 0.2, 0.0), 0.5: (1.0, 0.95, 0.1), 0.3: (1.0, 1.0, 0.4)}
     asked: list[float] = []
 
     def at(level: float) -> list[Account]:
         asked.append(level)
         good, fair, poor = shares[level]
-        return [account("good", 1000, 2, good), account("fair", 0, 12, fair), account("poor", 0, 1, poor)]
+        return [
+            account("good", 1000, 2, good),
+            account("fair", 0, 12, fair),
+            account("poor", 0, 1, poor),
+        ]
 
     found = at_common_levels((0.9, 0.5, 0.3), at)
     verdicts = [(level, {one.a, one.b}, one.verdict) for level, one in found]
@@ -137,7 +178,9 @@ def test_each_pair_is_held_to_the_hardest_level_that_both_reach() -> None:
 
 
 def test_a_wide_interval_is_undecided() -> None:
-    """Prices a task of 10 to 12 against 11: the saving is of either sign, depending on the seeds."""
+    """Prices a task of 10 to 12 against 11: the saving is of either sign, depending
+    on the seeds.
+    """
     noisy = account("maml", 1000, 10, spread=1.5)
     found = one(noisy, account("scratch", 0, 11))
     assert found.verdict == "undecided" and found.ci95 is not None and math.isinf(found.ci95[1])
@@ -147,17 +190,30 @@ def test_a_wide_interval_is_undecided() -> None:
 
 def test_what_was_not_measured_is_undecided() -> None:
     known = account("maml", 10, 1)
-    for missing in (known._replace(label="x", up_front=None), known._replace(label="x", found=None)):
+    for missing in (
+        known._replace(label="x", up_front=None),
+        known._replace(label="x", found=None),
+    ):
         found = one(known, missing)
-        assert found.verdict == "undecided" and "not measured: the cost of x" in found.why and found.tasks is None
+        assert (
+            found.verdict == "undecided"
+            and "not measured: the cost of x" in found.why
+            and found.tasks is None
+        )
 
 
 def test_every_pair_once_and_the_same_bits_twice() -> None:
-    rows = [account(name, up, each, spread=1.1) for name, up, each in (("a", 0, 9), ("b", 50, 4), ("c", 900, 1))]
+    rows = [
+        account(name, up, each, spread=1.1)
+        for name, up, each in (("a", 0, 9), ("b", 50, 4), ("c", 900, 1))
+    ]
     found = break_evens(rows)
     assert [{pair.a, pair.b} for pair in found] == [{"a", "b"}, {"a", "c"}, {"b", "c"}]
     assert break_evens(rows) == found
-    assert all(pair.ci95 is not None and pair.ci95[0] <= (pair.tasks or 0) <= pair.ci95[1] + 1 for pair in found)
+    assert all(
+        pair.ci95 is not None and pair.ci95[0] <= (pair.tasks or 0) <= pair.ci95[1] + 1
+        for pair in found
+    )
 
 
 def test_fewer_tasks_are_compared_on_those_that_both_met() -> None:
@@ -190,7 +246,8 @@ def test_at_the_crossing_both_cost_the_same(up_a: float, a: float, up_b: float, 
         assert up_a + tasks * a <= (up_b + tasks * b) * (1 + 1e-6) + 1e-6
 
 
-# ------------------------------------------------------------------------------------------------- accounts and fronts
+#
+# accounts and fronts
 
 
 def block(**entries: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +261,15 @@ def test_what_is_paid_once_and_what_each_task_takes() -> None:
         setup={"seconds": 7.0, "flops": None},
         tune={"flops": 100, "seconds": 1.0},
         meta_train={"flops": 900, "seconds": 9},
-        search={"flops": 30, "seconds_batched": 1.0, "tasks": 10, "once": {"flops": 5, "seconds": 0.5}},
-        adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0}, predict={**each, "flops": 4},
-    )  # fmt: skip
+        search={
+            "flops": 30,
+            "seconds_batched": 1.0,
+            "tasks": 10,
+            "once": {"flops": 5, "seconds": 0.5},
+        },
+        adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0},
+        predict={**each, "flops": 4},
+    )
     assert accounts.up_front(cost, "flops") == 1005 and accounts.up_front(cost, "seconds") == 10.5
     steps = accounts.learning(cost, "flops", [0, 1, 4])
     assert steps is not None and steps.tolist() == [40, 50, 80]  # the search, and 10 + 40 s / 4
@@ -241,7 +304,7 @@ def test_a_band_is_the_spread_of_the_mean() -> None:
     assert [float(part[0]) for part in band(seeds, 0)] == [0.0, 2.0]
 
 
-# ----------------------------------------------------------------------------------------------------------- selection
+# selection
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=25))
@@ -262,7 +325,9 @@ def test_a_perfect_score_has_no_regret_and_pure_noise_only_optimism() -> None:
     flat = np.full((300, 64), 0.6)
     lucky = noise(list(flat + generator.normal(0, 0.1, flat.shape)), list(flat))
     assert lucky.tau is None and lucky.regret == lucky.gain == 0
-    assert lucky.optimism == pytest.approx(0.24, abs=0.02)  # the largest of 64 normals: 2.4 deviations of 0.1
+    assert lucky.optimism == pytest.approx(
+        0.24, abs=0.02
+    )  # the largest of 64 normals: 2.4 deviations of 0.1
     blind = noise(list(generator.normal(0, 1, truth.shape)), list(truth), one_unit=False)
     assert blind.regret == pytest.approx(blind.regret_of_chance, rel=0.1) and blind.optimism is None
     assert abs(blind.tau or 0) < 0.02 and (blind.searches, blind.candidates) == (300, 64)

@@ -1,4 +1,6 @@
-"""Checkpoints and the files of a run: whole or not there, and the newest good one is taken, said aloud."""
+"""Checkpoints and the files of a run: whole or not there, and the newest good one is taken, said
+aloud.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.errors import ConfigError
-from metalearn.run import checkpoint, files
+from metalearn.storage import checkpoint, files
 from metalearn.tree import named_leaves
 from metalearn.types import MetaState
 
 
 def state_of(step: int, width: int = 3, lanes: int | None = None) -> MetaState:
-    meta = {"params": {"a.weight": torch.full((width, 2), step + 0.1), "a.bias": torch.zeros(width)}}
+    meta = {
+        "params": {"a.weight": torch.full((width, 2), step + 0.1), "a.bias": torch.zeros(width)}
+    }
     kept = None if lanes is None else {"slots": torch.arange(2.0 * lanes).view(lanes, 2)}
     return MetaState(meta, {"count": torch.tensor(float(step))}, kept, torch.tensor(float(step)))
 
@@ -64,7 +68,9 @@ def test_lanes_of_another_width_are_taken_and_other_models_refused(tmp_path: Pat
     checkpoint.save(path, state_of(1, lanes=4))
     loaded = checkpoint.load(path, state_of(0, lanes=1))
     assert loaded.lanes is not None and loaded.lanes["slots"].shape == (4, 2)
-    with pytest.raises(ConfigError, match=r"another model: meta\.params\.a\.weight is \[3, 2\], should be \[5, 2\]"):
+    with pytest.raises(
+        ConfigError, match=r"another model: meta\.params\.a\.weight is \[3, 2\], should be \[5, 2\]"
+    ):
         checkpoint.load(path, state_of(0, width=5, lanes=1))
     other = state_of(0)._replace(meta={"b.weight": torch.zeros(1)})
     with pytest.raises(ConfigError, match=r"another method or model: missing: meta\.b\.weight"):
@@ -72,7 +78,12 @@ def test_lanes_of_another_width_are_taken_and_other_models_refused(tmp_path: Pat
 
 
 @settings(max_examples=60, deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans(), of_sum=st.booleans())
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    cut=st.booleans(),
+    of_sum=st.booleans(),
+)
 def test_one_flipped_bit_or_a_cut_anywhere_falls_back(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, cut: bool, of_sum: bool
 ) -> None:
@@ -107,7 +118,9 @@ def test_what_is_missing_or_beyond_reading_falls_back_too(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_whole_file_of_another_kind_falls_back(folder: Path) -> None:
-    """A file that matches its checksum and is no checkpoint: someone's own, or a pickle of code, which is not run."""
+    """A file that matches its checksum and is no checkpoint: someone's own, or a pickle of code,
+    which is not run.
+    """
     path = checkpoint.path_of(folder, 15)
     for content in (b"hello", b"\x80\x04cos\nsystem\n(S'true'\ntR."):
         path.write_bytes(content)
@@ -139,7 +152,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         files.write_yaml(path, {"a": 2})
-    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["config.yaml"]
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [
+        "config.yaml"
+    ]
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:

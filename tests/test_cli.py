@@ -1,4 +1,6 @@
-"""Every command, in processes of its own: what it writes, what it leaves alone, what it says, its exit code."""
+"""Every command, in processes of its own: what it writes, what it leaves alone, what it says, its
+exit code.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,26 @@ from commandline import Commands, commands_in, console, files_of, refused, sinus
 
 import metalearn as ml
 from metalearn.errors import ConfigError
-from metalearn.run import checkpoint
+from metalearn.storage import checkpoint
 from metalearn.tree import named_leaves
 
-SCHEMA = "schema experiment label method seed config_hash git task episodes normalisation transductive checkpoint test"
+SCHEMA = (
+    "schema experiment label method seed config_hash git task episodes normalisation "
+    "transductive checkpoint test"
+)
 PHASES = ["setup", "tune", "pretrain", "meta_train", "search", "retrain", "adapt", "predict"]
-COST = "flops flops_elementwise flops_architecture seconds device peak_bytes gradient_steps examples labels candidates"
-RUN_DIR = {"config.yaml", "environment.json", "metrics.jsonl", "timing.jsonl", "scores.npz", "result.json"}
+COST = (
+    "flops flops_elementwise flops_architecture seconds device peak_bytes gradient_steps "
+    "examples labels candidates"
+)
+RUN_DIR = {
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "scores.npz",
+    "result.json",
+}
 COMPARED: dict[str, Any] = {
     **sinusoid(method=None, experiment="pair", run={"meta_steps": 6, "seeds": [0, 1]}),
     "methods": [{"name": "maml"}, {"name": "scratch", "label": "alone"}],
@@ -57,7 +72,9 @@ def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 def run(metalearn: Commands) -> Path:
     """A finished run, made by the installed console script in a fresh process."""
     target = {"metric": "loss", "value": 1.0}
-    file = write(metalearn.folder, "first", sinusoid(evaluate={"target": target}, published={"value": 0.5}))
+    file = write(
+        metalearn.folder, "first", sinusoid(evaluate={"target": target}, published={"value": 0.5})
+    )
     done = console(metalearn.folder, "train", file, "--out", "first")
     assert done.code == 0, done.err
     assert "maml seed 0: loss" in done.out and "run directory: first" in done.out
@@ -78,7 +95,10 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     result = strict((run / "result.json").read_text())
     assert set(f"{SCHEMA} headline cost".split()) <= set(result) and result["schema"] == 1
     assert set(result["task"]) == {"source", "split", "ways", "shots", "queries", "data_sha256"}
-    assert set(result["episodes"]) == {"count", "seed", "fingerprint"} and len(result["episodes"]["fingerprint"]) == 64
+    assert (
+        set(result["episodes"]) == {"count", "seed", "fingerprint"}
+        and len(result["episodes"]["fingerprint"]) == 64
+    )
     points = ("steps", "accuracy", "accuracy_ci95", "loss", "loss_ci95", "diverged")
     assert set(points) <= set(result["test"]) and result["test"]["steps"] == [0, 1, 3]
     assert result["test"]["accuracy"] is None  # regression has none
@@ -88,10 +108,19 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     for phase in PHASES:
         assert {*COST.split(), "energy_joules", "tasks"} <= set(result["cost"][phase])
     for phase in ("adapt", "predict"):
-        assert result["cost"][phase]["seconds_alone"] > 0 and result["cost"][phase]["seconds_batched"] > 0
+        assert (
+            result["cost"][phase]["seconds_alone"] > 0
+            and result["cost"][phase]["seconds_batched"] > 0
+        )
     spent = result["cost"]["meta_train"]
-    # By hand, 5 points through 1-8-1: forward 160 (80 a layer), a gradient 400, its derivative 640; 80 tasks of 1,440.
-    assert (spent["gradient_steps"], spent["tasks"], spent["labels"], spent["flops"]) == (160, 80, 800, 115_200)
+    # By hand, 5 points through 1-8-1: forward 160 (80 a layer), a gradient 400, its derivative 640;
+    # 80 tasks of 1,440.
+    assert (spent["gradient_steps"], spent["tasks"], spent["labels"], spent["flops"]) == (
+        160,
+        80,
+        800,
+        115_200,
+    )
     for name in ("metrics.jsonl", "timing.jsonl"):
         assert [strict(line) for line in (run / name).read_text().splitlines()]
     with np.load(run / "scores.npz") as scores:
@@ -112,7 +141,9 @@ def test_a_finished_run_is_reported_and_left_alone(metalearn: Commands, run: Pat
     assert (again.code, resumed.code) == (0, 0)
     assert "finished" in again.err and "finished" in resumed.err and "first" in again.err
     assert files_of(run) == before
-    refused(metalearn("train", file, "method.inner_lr=0.5", "--out", run), "first", "something else")
+    refused(
+        metalearn("train", file, "method.inner_lr=0.5", "--out", run), "first", "something else"
+    )
     assert files_of(run) == before
 
 
@@ -121,9 +152,19 @@ def test_a_dry_run_prints_the_resolved_config_and_writes_nothing(metalearn: Comm
     before = files_of(metalearn.folder)
     one = metalearn("train", file, "method.inner_lr=0.3", "--out", "dry", "--dry-run")
     assert one.code == 0 and yaml.safe_load(one.out)["method"]["inner_lr"] == 0.3
-    several = metalearn("compare", write(metalearn.folder, "dry", COMPARED), "--out", "dry", "--dry-run")
-    assert [data["method"]["label"] for data in yaml.safe_load_all(several.out)] == ["maml", "alone"]
-    refused(metalearn("train", write(metalearn.folder, "dry", sinusoid(task={"shots": 0})), "--dry-run"), "task.shots")
+    several = metalearn(
+        "compare", write(metalearn.folder, "dry", COMPARED), "--out", "dry", "--dry-run"
+    )
+    assert [data["method"]["label"] for data in yaml.safe_load_all(several.out)] == [
+        "maml",
+        "alone",
+    ]
+    refused(
+        metalearn(
+            "train", write(metalearn.folder, "dry", sinusoid(task={"shots": 0})), "--dry-run"
+        ),
+        "task.shots",
+    )
     (metalearn.folder / "dry.yaml").unlink()
     after = files_of(metalearn.folder)
     assert {name for name in after if not name.startswith(".")} == set(before) - {"dry.yaml"}
@@ -152,7 +193,11 @@ def test_several_seeds(metalearn: Commands) -> None:
     assert results[0]["episodes"] == results[1]["episodes"]
     assert results[0]["headline"]["value"] != results[1]["headline"]["value"]
     grown = metalearn("train", file, "run.seeds=[4, 2, 7]")
-    assert grown.code == 0 and grown.err.count("left alone") == 2 and (folder / "seed-7" / "result.json").exists()
+    assert (
+        grown.code == 0
+        and grown.err.count("left alone") == 2
+        and (folder / "seed-7" / "result.json").exists()
+    )
 
 
 def test_train_and_compare_name_each_other(metalearn: Commands) -> None:
@@ -164,14 +209,26 @@ def test_train_and_compare_name_each_other(metalearn: Commands) -> None:
 def test_evaluate_writes_beside_and_never_over(metalearn: Commands, run: Path) -> None:
     before = files_of(run)
     assert metalearn("evaluate", run).code == 0
-    other = metalearn("evaluate", run, "task.shots=3", "evaluate.episodes=30", "evaluate.seed=9", "method.inner_lr=0.2")
+    other = metalearn(
+        "evaluate",
+        run,
+        "task.shots=3",
+        "evaluate.episodes=30",
+        "evaluate.seed=9",
+        "method.inner_lr=0.2",
+    )
     assert other.code == 0, other.err
     same, second = (strict((run / "evaluations" / f"{n}.json").read_text()) for n in (1, 2))
     result = strict(before["result.json"].decode())
-    assert same["headline"]["value"] == result["headline"]["value"] and same["episodes"] == result["episodes"]
+    assert (
+        same["headline"]["value"] == result["headline"]["value"]
+        and same["episodes"] == result["episodes"]
+    )
     assert second["task"]["shots"] == 3 and second["episodes"]["count"] == 30
     assert second["episodes"]["fingerprint"] != result["episodes"]["fingerprint"]
-    waves = metalearn("evaluate", run, "task.source=sinusoid", "task.phase=[0, 6.28]", "--out", "elsewhere")
+    waves = metalearn(
+        "evaluate", run, "task.source=sinusoid", "task.phase=[0, 6.28]", "--out", "elsewhere"
+    )
     assert waves.code == 0 and "elsewhere/1.json" in waves.out, waves
     after = files_of(run)
     assert {name: after[name] for name in before} == before
@@ -179,7 +236,13 @@ def test_evaluate_writes_beside_and_never_over(metalearn: Commands, run: Path) -
 
 
 def test_evaluate_refuses_what_would_change_the_training(metalearn: Commands, run: Path) -> None:
-    wrong = ("method.inner_steps=3", "run.meta_steps=1", "model.sizes=[3]", "method.name=anil", "method.start=x")
+    wrong = (
+        "method.inner_steps=3",
+        "run.meta_steps=1",
+        "model.sizes=[3]",
+        "method.name=anil",
+        "method.start=x",
+    )
     refused(metalearn("evaluate", run, *wrong), *wrong)
     refused(metalearn("evaluate", run, "evaluate.headline_step=tuned"), "evaluate.headline_step")
     refused(metalearn("evaluate", run, "task.source=glyphs"), "task")
@@ -208,15 +271,22 @@ def test_load_run_of_a_finished_run(run: Path) -> None:
     episodes = loaded.source.sample(ml.fold_in(5, "own"), 3)
     said = loaded.method.learn(loaded.state.meta, episodes.support, episodes.query.x, (0, 2))
     assert said.predictions.shape == (3, 2, 5, 1)
-    curve = ml.evaluate.learning_curve(loaded.method, loaded.state.meta, loaded.source, (0, 1, 3), 20, seed=1, chunk=10)
+    curve = ml.evaluate.learning_curve(
+        loaded.method, loaded.state.meta, loaded.source, (0, 1, 3), 20, seed=1, chunk=10
+    )
     assert curve.mean.tolist() == strict((run / "result.json").read_text())["test"]["loss"]
     with pytest.raises(ConfigError, match="no run directory"):
         ml.load_run(run.parent)
 
 
-def test_stopped_by_a_signal_saved_and_continued_to_the_same_parameters(metalearn: Commands) -> None:
+def test_stopped_by_a_signal_saved_and_continued_to_the_same_parameters(
+    metalearn: Commands,
+) -> None:
     long = {"meta_steps": 400, "checkpoint_every": 20, "validate": {"every": 100, "episodes": 8}}
-    file, stopped = write(metalearn.folder, "long", sinusoid(run=long)), metalearn.folder / "stopped"
+    file, stopped = (
+        write(metalearn.folder, "long", sinusoid(run=long)),
+        metalearn.folder / "stopped",
+    )
     while not stopped.exists():
         started = metalearn.start("train", file, "--out", "stopped")
         started.wait_for(lambda: len(checkpoint.steps_in(stopped / "checkpoints")) > 0)
@@ -237,7 +307,10 @@ def test_stopped_by_a_signal_saved_and_continued_to_the_same_parameters(metalear
     mine, other = last_state(stopped), last_state(straight)
     assert set(mine) == set(other) == set(named_leaves(state))
     assert all(torch.equal(mine[name], other[name]) for name in mine)
-    spent = [strict((folder / "result.json").read_text())["cost"]["meta_train"] for folder in (stopped, straight)]
+    spent = [
+        strict((folder / "result.json").read_text())["cost"]["meta_train"]
+        for folder in (stopped, straight)
+    ]
     for count in ("gradient_steps", "examples", "labels", "tasks"):
         assert spent[0][count] == spent[1][count], count
 
@@ -263,12 +336,16 @@ def test_a_diverging_training_ends_with_3_and_says_what_to_try(metalearn: Comman
     assert done.code == 3 and "method.inner_lr" in done.err and "Traceback" not in done.err
     assert not (metalearn.folder / "wild" / "result.json").exists()
     for name in ("metrics.jsonl", "nan.jsonl"):
-        assert all(strict(line) for line in (metalearn.folder / "wild" / name).read_text().splitlines())
+        assert all(
+            strict(line) for line in (metalearn.folder / "wild" / name).read_text().splitlines()
+        )
     assert metalearn("resume", "wild").code == 3
 
 
 def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) -> None:
-    file = write(metalearn.folder, "scratch", sinusoid(method={"name": "scratch", "inner_lr": 1e30}))
+    file = write(
+        metalearn.folder, "scratch", sinusoid(method={"name": "scratch", "inner_lr": 1e30})
+    )
     done = metalearn("train", file, "--out", "scratch")
     assert done.code == 0, done.err
     result = strict((metalearn.folder / "scratch" / "result.json").read_text())
@@ -279,18 +356,37 @@ def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) ->
     assert metalearn("evaluate", "scratch", "method.inner_lr=0.01").code == 0
 
 
-def test_compare_skips_what_is_finished_and_writes_one_report(metalearn: Commands, pair: Path) -> None:
+def test_compare_skips_what_is_finished_and_writes_one_report(
+    metalearn: Commands, pair: Path
+) -> None:
     assert {path.name for path in (pair / "methods").iterdir()} == {"maml", "alone"}
     comparison = strict((pair / "comparison.json").read_text())
-    keys = {"schema", "rows", "summary", "paired", "target", "break_even", "break_even_common", "checks"}
+    keys = {
+        "schema",
+        "rows",
+        "summary",
+        "paired",
+        "target",
+        "break_even",
+        "break_even_common",
+        "checks",
+    }
     assert keys <= set(comparison) and comparison["schema"] == 1 and len(comparison["rows"]) == 4
     assert len({row["episodes"]["fingerprint"] for row in comparison["rows"]}) == 1
     assert {row["label"] for row in comparison["summary"]} == {"maml", "alone"}
     assert list((pair / "figures").glob("*.svg")) and (pair / "report.html").stat().st_size > 10_000
     before = files_of(pair / "methods")
     again = metalearn("compare", metalearn.folder / "pair.yaml")
-    assert again.code == 0 and again.err.count("finished already") == 4 and files_of(pair / "methods") == before
-    refused(metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1"), "methods/maml", "--out")
+    assert (
+        again.code == 0
+        and again.err.count("finished already") == 4
+        and files_of(pair / "methods") == before
+    )
+    refused(
+        metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1"),
+        "methods/maml",
+        "--out",
+    )
     assert files_of(pair / "methods") == before
 
 
@@ -300,7 +396,10 @@ def test_report_on_runs_and_comparisons(metalearn: Commands, run: Path, pair: Pa
     page = (metalearn.folder / "page.html").read_text()
     assert page.startswith("<!") and "maml" in page and "alone" in page and "<svg" in page
     (pair / "comparison.json").unlink()
-    assert metalearn("report", pair, "--out", "second.html").code == 0 and (pair / "comparison.json").exists()
+    assert (
+        metalearn("report", pair, "--out", "second.html").code == 0
+        and (pair / "comparison.json").exists()
+    )
     refused(metalearn("report", "nowhere"), "nowhere")
     refused(metalearn("report", metalearn.folder / "page.html"), "page.html")
 
@@ -308,12 +407,24 @@ def test_report_on_runs_and_comparisons(metalearn: Commands, run: Path, pair: Pa
 def test_list_tells_every_component_and_field(metalearn: Commands) -> None:
     done = metalearn("list", "--json")
     found = strict(done.out)
-    tables = {"tasks", "models", "methods", "rules", "learned_rules", "estimators", "horizons", "spaces", "searchers"}
+    tables = {
+        "tasks",
+        "models",
+        "methods",
+        "rules",
+        "learned_rules",
+        "estimators",
+        "horizons",
+        "spaces",
+        "searchers",
+    }
     tables |= {"sinks"}
     assert set(found) == tables and done.code == 0
     for rows in found.values():
         for row in rows:
-            assert row["sentence"] and all(field["sentence"] for field in row["fields"].values()), row["name"]
+            assert row["sentence"] and all(field["sentence"] for field in row["fields"].values()), (
+                row["name"]
+            )
     maml = next(row for row in found["methods"] if row["name"] == "maml")["fields"]
     assert maml["inner_lr"]["default"] == 0.01
     assert (maml["inner_lr"]["acts"], maml["inner_steps"]["acts"]) == ("both", "train")
@@ -327,21 +438,29 @@ def test_doctor_and_data(metalearn: Commands, tmp_path: Path) -> None:
     assert done.code == 0 and torch.__version__ in done.out and "python" in done.out.lower(), done
     env = {"METALEARN_DATA": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     listed = metalearn("data", "list", env=env)
-    assert listed.code == 0 and "glyphs" in listed.out and "not prepared" in listed.out and str(tmp_path) in listed.out
+    assert (
+        listed.code == 0
+        and "glyphs" in listed.out
+        and "not prepared" in listed.out
+        and str(tmp_path) in listed.out
+    )
     refused(metalearn("data", "prepare", "omniglott"), "did you mean 'omniglot'")
     refused(metalearn("data", "verify", "omniglot", env=env), "omniglot", str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_help_answers_without_importing_torch(tmp_path: Path) -> None:
-    code = "import sys; sys.argv[0] = 'metalearn'; from metalearn.run.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'metalearn'; from metalearn.cli.main import main; main()"
     for words in (["--help"], ["train", "--help"], ["bench", "--help"], ["data", "--help"]):
         traced = [sys.executable, "-X", "importtime", "-c", code, *words]
         done = subprocess.run(traced, cwd=tmp_path, capture_output=True, text=True)
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert done.returncode == 0 and "metalearn.run.cli" in imported, done
+        assert done.returncode == 0 and "metalearn.cli.main" in imported, done
         assert not imported & {"torch", "numpy", "matplotlib", "optuna"}
         assert words[0] == "--help" or words[0] in done.stdout
     shown = console(tmp_path, "--help").out
-    assert all(name in shown for name in ["train", "compare", "evaluate", "resume", "report", "data", "list", "doctor"])
+    assert all(
+        name in shown
+        for name in ["train", "compare", "evaluate", "resume", "report", "data", "list", "doctor"]
+    )
     assert console(tmp_path, "tarin").code == 2

@@ -1,4 +1,6 @@
-"""From experiment file and overrides to a resolved experiment: every key of the contract, and every error at once."""
+"""From experiment file and overrides to a resolved experiment: every key of the contract, and every
+error at once.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,22 @@ from commandline import sinusoid, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metalearn.config.experiment import Experiment, Plan, load, parse
+from metalearn.config.overrides import apply_overrides
+from metalearn.config.registry import METHODS, TABLES
 from metalearn.errors import ConfigError
-from metalearn.run.config import Experiment, Plan, load, parse
-from metalearn.run.overrides import apply_overrides
-from metalearn.run.tables import METHODS, TABLES
 
 EXAMPLE = """
 experiment: maml_omniglot_5w1s
-task:      {source: omniglot, ways: 5, shots: 1, queries: 1, split_scheme: random, split_seed: 0, rotations: per_task}
+task:      {source: omniglot, ways: 5, shots: 1, queries: 1, split_scheme: random,
+            split_seed: 0, rotations: per_task}
 model:     {name: conv4, filters: 64, downsample: stride, norm: query_batch}
 method:    {name: maml, inner_lr: 0.4, inner_steps: 1}
-run:       {meta_steps: 60000, tasks_per_step: 32, seeds: [0], device: auto, engine: native, executor: auto,
-            checkpoint_every: 500, validate: {every: 1000, episodes: 200, keep: 1, patience: null}}
-evaluate:  {task: {queries: 1}, split: test, episodes: 600, seed: 1, steps: [0, 1, 3, 5, 10], headline_step: 3,
-            checkpoint: best, target: {metric: accuracy, value: 0.9}}
+run:       {meta_steps: 60000, tasks_per_step: 32, seeds: [0], device: auto,
+            engine: native, executor: auto, checkpoint_every: 500,
+            validate: {every: 1000, episodes: 200, keep: 1, patience: null}}
+evaluate:  {task: {queries: 1}, split: test, episodes: 600, seed: 1, steps: [0, 1, 3, 5, 10],
+            headline_step: 3, checkpoint: best, target: {metric: accuracy, value: 0.9}}
 budget:    {trials: 0}
 published: {value: 0.987, ci95: 0.004, source: "Finn et al. 2017, table 1"}
 """
@@ -56,7 +60,9 @@ def one(data: dict[str, Any], *overrides: str) -> Experiment:
 
 def again(experiment: Experiment) -> Experiment:
     """The experiment after a journey through its config.yaml."""
-    return parse(yaml.safe_load(yaml.safe_dump(experiment.resolved(), sort_keys=False))).experiments[0]
+    return parse(
+        yaml.safe_load(yaml.safe_dump(experiment.resolved(), sort_keys=False))
+    ).experiments[0]
 
 
 def test_every_section_and_key_of_the_contract_is_taken() -> None:
@@ -94,7 +100,9 @@ LEGAL = {
     "method.outer.lr": st.sampled_from(["1e-3", "0.5"]),
     "method.outer.name": st.sampled_from(["adam", "sgd", "momentum"]),
     "method.name": st.sampled_from(["maml", "fine_tune", "reptile", "scratch"]),
-    "method.label": st.text("ab1.-", min_size=1, max_size=4).filter(lambda text: set(text) != {"."}).map(repr),
+    "method.label": st.text("ab1.-", min_size=1, max_size=4)
+    .filter(lambda text: set(text) != {"."})
+    .map(repr),
     "method.start": st.sampled_from(["runs/x", "null"]),
     "task.source": st.sampled_from(["sinusoid", "omniglot", "glyphs"]),
     "task.shots": st.integers(1, 9).map(str),
@@ -105,7 +113,9 @@ LEGAL = {
     "run.seeds": st.sampled_from(["[0]", "[3, 1]"]),
     "run.validate.every": st.sampled_from(["null", "7"]),
     "budget.trials": st.integers(0, 5).map(str),
-    "published": st.sampled_from(["null", "{}", "{value: null}", "{value: 0.5}", "{curve: {1: 0.5}, source: x}"]),
+    "published": st.sampled_from(
+        ["null", "{}", "{value: null}", "{value: 0.5}", "{curve: {1: 0.5}, source: x}"]
+    ),
     "experiment": st.sampled_from(["a", "b c", "'1'"]),
 }
 
@@ -141,7 +151,9 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
         "budget.trials",
     }
     assert "did you mean 'shots'" in problems["task.shotz"] and "queries" in problems["task.shotz"]
-    assert "greater than 0" in problems["method.inner_lr"] and "got 0" in problems["method.inner_lr"]
+    assert (
+        "greater than 0" in problems["method.inner_lr"] and "got 0" in problems["method.inner_lr"]
+    )
     assert any("ascending" in text for _, text in said(sinusoid(evaluate={"steps": [3, 1]})))
 
 
@@ -182,10 +194,22 @@ def test_one_error_and_its_hint(override: str, place: str, hint: str) -> None:
 
 
 def test_yaml_numbers_and_missing_tags() -> None:
-    found = one(sinusoid(method={"outer": {"lr": "1e-3"}}), "method.inner_lr=1e-3", "evaluate.target={value: 9e-1}")
-    assert found.method.inner_lr == 0.001 and found.method.outer.name == "adam" and found.method.outer.lr == 0.001
+    found = one(
+        sinusoid(method={"outer": {"lr": "1e-3"}}),
+        "method.inner_lr=1e-3",
+        "evaluate.target={value: 9e-1}",
+    )
+    assert (
+        found.method.inner_lr == 0.001
+        and found.method.outer.name == "adam"
+        and found.method.outer.lr == 0.001
+    )
     assert found.evaluate.target is not None and found.evaluate.target.value == 0.9
-    assert one({}).task.source == "glyphs" and one({}).method.name == "maml" and one({}).model.name == "conv4"
+    assert (
+        one({}).task.source == "glyphs"
+        and one({}).method.name == "maml"
+        and one({}).model.name == "conv4"
+    )
     assert one({"task": {"source": "sinusoid"}}).model.name == "mlp"
 
 
@@ -204,9 +228,14 @@ def test_a_changed_name_drops_the_other_keys_of_the_file_and_says_so() -> None:
 
 
 def test_a_changed_name_inside_a_section_drops_what_belonged_to_the_old_one() -> None:
-    data = sinusoid(method={"outer": {"name": "adam", "lr": 0.1, "beta1": 0.5}}, evaluate={"task": {"shots": 3}})
+    data = sinusoid(
+        method={"outer": {"name": "adam", "lr": 0.1, "beta1": 0.5}}, evaluate={"task": {"shots": 3}}
+    )
     changed, notes = apply_overrides(data, ["method.outer.lr=0.2", "method.outer.name=sgd"])
-    assert changed["method"]["outer"] == {"name": "sgd", "lr": 0.2} and changed["method"]["inner_lr"] == 0.01
+    assert (
+        changed["method"]["outer"] == {"name": "sgd", "lr": 0.2}
+        and changed["method"]["inner_lr"] == 0.01
+    )
     assert "method.outer.name=sgd drops the file's beta1, lr" in notes
     resolved = one(data).resolved()
     changed, notes = apply_overrides(resolved, ["evaluate.task.source=glyphs"])
@@ -216,8 +245,16 @@ def test_a_changed_name_inside_a_section_drops_what_belonged_to_the_old_one() ->
 
 def test_overrides_that_are_no_overrides_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        apply_overrides({}, ["method.inner_lr", "=3", "a..b=1", "a=[1", "methods.x.y=1", "run.seeds=[1]"])
-    assert [place for place, _ in caught.value.problems] == ["method.inner_lr", "=3", "a..b=1", "a=[1", "methods.x.y=1"]
+        apply_overrides(
+            {}, ["method.inner_lr", "=3", "a..b=1", "a=[1", "methods.x.y=1", "run.seeds=[1]"]
+        )
+    assert [place for place, _ in caught.value.problems] == [
+        "method.inner_lr",
+        "=3",
+        "a..b=1",
+        "a=[1",
+        "methods.x.y=1",
+    ]
     with pytest.raises(ConfigError, match="not a mapping"):
         apply_overrides({"run": {"seeds": [0]}}, ["run.seeds.first=1"])
 
@@ -227,20 +264,36 @@ def test_a_comparison_its_labels_and_overlays() -> None:
     first, second, third = plan.experiments
     assert plan.comparison and [e.label for e in plan.experiments] == ["maml", "first", "reptile"]
     assert first.run.meta_steps == 1000 and second.run.meta_steps == 7
-    assert (third.task.shots, third.task.queries, third.model.norm, third.model.filters) == (10, 0, "running", 8)
-    assert {(e.test_task.shots, e.test_task.queries) for e in plan.experiments} == {(1, 5)}  # the test is the same
+    assert (third.task.shots, third.task.queries, third.model.norm, third.model.filters) == (
+        10,
+        0,
+        "running",
+        8,
+    )
+    assert {(e.test_task.shots, e.test_task.queries) for e in plan.experiments} == {
+        (1, 5)
+    }  # the test is the same
     for experiment in plan.experiments:
         assert again(experiment).resolved() == experiment.resolved()
 
 
 def test_overrides_reach_the_methods_of_a_comparison() -> None:
-    words = ["methods.first.inner_lr=0.1", "methods.reptile.run.meta_steps=5", "methods.maml.name=anil"]
+    words = [
+        "methods.first.inner_lr=0.1",
+        "methods.reptile.run.meta_steps=5",
+        "methods.maml.name=anil",
+    ]
     data, notes = apply_overrides(COMPARISON, [*words, "run.seeds=[4]"])
     first, second, third = parse(data).experiments
     assert (first.method.name, first.label, first.method.inner_lr) == ("anil", "maml", 0.1)
     assert (second.method.inner_lr, third.run.meta_steps, third.run.seeds) == (0.1, 5, (4,))
     assert notes == ["methods.maml.name=anil drops the file's inner_lr"]
-    for override in ("method.inner_lr=1", "methods.mamll.inner_lr=1", "methods.maml=1", "methods=3"):
+    for override in (
+        "method.inner_lr=1",
+        "methods.mamll.inner_lr=1",
+        "methods.maml=1",
+        "methods=3",
+    ):
         with pytest.raises(ConfigError):
             parse(apply_overrides(COMPARISON, [override])[0])
     with pytest.raises(ConfigError, match="labels: maml, first, reptile"):
@@ -248,16 +301,29 @@ def test_overrides_reach_the_methods_of_a_comparison() -> None:
 
 
 def test_an_overlay_with_another_source_or_model_takes_none_of_the_bases_keys() -> None:
-    base = {"task": {"source": "sinusoid", "noise": 0.1}, "evaluate": {"task": {"source": "glyphs", "ways": 3}}}
+    base = {
+        "task": {"source": "sinusoid", "noise": 0.1},
+        "evaluate": {"task": {"source": "glyphs", "ways": 3}},
+    }
     found = one(base)
-    assert found.task.noise == 0.1 and (found.test_task.source, found.test_task.ways) == ("glyphs", 3)
+    assert found.task.noise == 0.1 and (found.test_task.source, found.test_task.ways) == (
+        "glyphs",
+        3,
+    )
     item = {"name": "maml", "task": {"source": "sinusoid"}, "model": {"name": "mlp"}}
     made = parse({**COMPARISON, "methods": [item]}).experiments[0]
-    assert (made.task.source, made.model.name, made.test_task.source) == ("sinusoid", "mlp", "glyphs")
+    assert (made.task.source, made.model.name, made.test_task.source) == (
+        "sinusoid",
+        "mlp",
+        "glyphs",
+    )
 
 
 def test_wrong_comparisons() -> None:
-    twice = {**COMPARISON, "methods": [{"name": "maml"}, {"name": "maml", "inner_lr": 0}, {"name": "anil", "ways": 3}]}
+    twice = {
+        **COMPARISON,
+        "methods": [{"name": "maml"}, {"name": "maml", "inner_lr": 0}, {"name": "anil", "ways": 3}],
+    }
     assert places(twice) == ["methods.maml.inner_lr", "methods.anil.ways", "methods.maml"]
     assert "own `label`" in dict(said(twice))["methods.maml"]
     empty: tuple[Any, ...] = ([], None, {}, 3, "maml", [3], [[]])
@@ -266,12 +332,19 @@ def test_wrong_comparisons() -> None:
     assert places({"methods": [{}], "method": {}}) == ["method"]
     assert places({"methods": [{"label": "a/b"}]}) == ["methods.a/b.label"]
     assert places({"methods": [{"task": 3}]}) == ["methods.maml.task"]
-    unlabelled = parse({"methods": [{"name": "maml", "label": None}, {"name": "anil", "label": None}]})
+    unlabelled = parse(
+        {"methods": [{"name": "maml", "label": None}, {"name": "anil", "label": None}]}
+    )
     assert [e.label for e in unlabelled.experiments] == ["maml", "anil"]
 
 
 def test_published_curves_and_a_tuned_headline() -> None:
-    found = one(sinusoid(published={"curve": {1: 0.67, 5: 0.38}, "source": "x"}, evaluate={"headline_step": "tuned"}))
+    found = one(
+        sinusoid(
+            published={"curve": {1: 0.67, 5: 0.38}, "source": "x"},
+            evaluate={"headline_step": "tuned"},
+        )
+    )
     assert found.published is not None and found.published.curve == {1: 0.67, 5: 0.38}
     assert found.evaluate.headline == "tuned" and again(found).published == found.published
     assert one(sinusoid()).evaluate.headline == 3
@@ -300,19 +373,34 @@ def test_tune_ranges_that_cannot_be_searched(tune: dict[str, Any], place: str) -
 
 
 def test_tune_ranges() -> None:
-    tune = {"inner_lr": {"min": "1e-3", "max": 1, "distribution": "log_uniform"}, "inner_steps": {"min": 1, "max": 5}}
+    tune = {
+        "inner_lr": {"min": "1e-3", "max": 1, "distribution": "log_uniform"},
+        "inner_steps": {"min": 1, "max": 5},
+    }
     found = one(sinusoid(method={"tune": tune}, budget={"trials": 2}))
     assert found.tune["inner_lr"].min == 0.001 and again(found).resolved() == found.resolved()
     assert places(sinusoid(method={"tune": tune})) == ["budget.trials"]
     assert places(sinusoid(method={"tune": 3})) == ["method.tune"]
 
 
-def test_experiments_are_found_by_name_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_are_found_by_name_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load("maml_sinusoid").name == "maml_sinusoid"
     with pytest.raises(ConfigError, match="did you mean 'maml_sinusoid'"):
         load("maml_sinusoit")
-    for content in ("a: [", "- 1", "3", "", "a: b: c", "\x00", "d: 2001-99-99", "a: 0b_", "&a [*a]"):
+    for content in (
+        "a: [",
+        "- 1",
+        "3",
+        "",
+        "a: b: c",
+        "\x00",
+        "d: 2001-99-99",
+        "a: 0b_",
+        "&a [*a]",
+    ):
         with pytest.raises(ConfigError, match=r"own\.yaml"):
             load(str(write(tmp_path, "own", content)))
     (tmp_path / "own.yaml").write_bytes(b"\xff\xfe\xff")
@@ -322,19 +410,37 @@ def test_experiments_are_found_by_name_or_named(tmp_path: Path, monkeypatch: pyt
         load(str(tmp_path))
 
 
-NAMES = """task model method methods run evaluate budget published name source label tune validate outer seeds steps
-start glyphs sinusoid maml mlp target curve min"""
+NAMES = """task model method methods run evaluate budget published name source label tune validate
+outer seeds
+steps start glyphs sinusoid maml mlp target curve min"""
 WORDS = st.sampled_from(NAMES.split())
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | WORDS | st.dates()
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | WORDS
+    | st.dates()
+)
 KEYS = WORDS | st.integers(0, 2) | st.none() | st.booleans()
-DATA = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+DATA = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4)
+)
 DOTTED = st.lists(WORDS | st.text("a0.=", max_size=2), min_size=1, max_size=4).map(".".join)
-VALUES = DATA.map(lambda value: yaml.safe_dump(value, default_flow_style=True)) | st.text(max_size=8)
+VALUES = DATA.map(lambda value: yaml.safe_dump(value, default_flow_style=True)) | st.text(
+    max_size=8
+)
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.dictionaries(KEYS, DATA, max_size=5), st.lists(st.builds("{}={}".format, DOTTED, VALUES), max_size=4))
-def test_no_document_and_no_override_gives_a_traceback(data: dict[Any, Any], overrides: list[str]) -> None:
+@given(
+    st.dictionaries(KEYS, DATA, max_size=5),
+    st.lists(st.builds("{}={}".format, DOTTED, VALUES), max_size=4),
+)
+def test_no_document_and_no_override_gives_a_traceback(
+    data: dict[Any, Any], overrides: list[str]
+) -> None:
     try:
         plan = parse(apply_overrides(data, overrides)[0])
     except ConfigError as error:
@@ -346,8 +452,14 @@ def test_no_document_and_no_override_gives_a_traceback(data: dict[Any, Any], ove
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(TABLES["methods"])), st.dictionaries(KEYS, DATA, max_size=3), st.sampled_from([0, 1, 2]))
-def test_no_content_of_a_section_gives_a_traceback(name: str, values: dict[Any, Any], where: int) -> None:
+@given(
+    st.sampled_from(sorted(TABLES["methods"])),
+    st.dictionaries(KEYS, DATA, max_size=3),
+    st.sampled_from([0, 1, 2]),
+)
+def test_no_content_of_a_section_gives_a_traceback(
+    name: str, values: dict[Any, Any], where: int
+) -> None:
     section = ("method", "evaluate", "run")[where]
     data = {"task": {"source": "sinusoid"}, "method": {"name": name}}
     data[section] = {**data.get(section, {}), **values}

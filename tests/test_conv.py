@@ -1,4 +1,6 @@
-"""The convolution of models/: conv.cpp against torch's own, its derivatives, vmap, and life without a compiler."""
+"""The convolution of models/: conv.cpp against torch's own, its derivatives, vmap, and life without
+a compiler.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn import fold_in
-from metalearn.models import native
-from metalearn.models.conv import conv2d
+from metalearn.kernels import native
+from metalearn.kernels.conv import conv2d
 from metalearn.rng import normal
 
 F64 = torch.float64
@@ -29,14 +31,18 @@ def draw(name: str, *shape: int) -> Tensor:
 
 def torchs(x: Tensor, w: Tensor, stride: int) -> Tensor:
     """[B, H, W, C] by torch's convolution."""
-    return F.conv2d(x.permute(0, 3, 1, 2), w, stride=stride, padding=w.shape[-1] // 2).permute(0, 2, 3, 1)
+    return F.conv2d(x.permute(0, 3, 1, 2), w, stride=stride, padding=w.shape[-1] // 2).permute(
+        0, 2, 3, 1
+    )
 
 
 @needs_kernel
 def test_the_kernel_is_built_and_used_where_there_is_a_compiler() -> None:
     assert native.why_not() is None and native.kernel() is not None
     assert native.usable(torch.zeros(1)) and native.usable(torch.zeros(1, dtype=F64))
-    assert not native.usable(torch.zeros(1, dtype=torch.bfloat16)) and not native.usable(torch.zeros(1, device="meta"))
+    assert not native.usable(torch.zeros(1, dtype=torch.bfloat16)) and not native.usable(
+        torch.zeros(1, device="meta")
+    )
 
 
 @needs_kernel
@@ -51,7 +57,14 @@ def test_the_kernel_is_built_and_used_where_there_is_a_compiler() -> None:
     dtype=st.sampled_from((torch.float32, F64)),
 )
 def test_any_shape_gives_torchs_values_and_gradients(
-    images: int, height: int, width: int, channels: int, filters: int, size: int, stride: int, dtype: torch.dtype
+    images: int,
+    height: int,
+    width: int,
+    channels: int,
+    filters: int,
+    size: int,
+    stride: int,
+    dtype: torch.dtype,
 ) -> None:
     native.kernel()
     x = draw("x", images, height, width, channels).to(dtype).requires_grad_()
@@ -61,7 +74,9 @@ def test_any_shape_gives_torchs_values_and_gradients(
     near = {"rtol": 1e-10, "atol": 1e-10} if dtype == F64 else {"rtol": 1e-4, "atol": 2e-5 * scale}
     torch.testing.assert_close(ours, theirs, **near)
     g = draw("g", *theirs.shape).to(dtype)
-    for mine, other in zip(torch.autograd.grad(ours, (x, w), g), torch.autograd.grad(theirs, (x, w), g)):
+    for mine, other in zip(
+        torch.autograd.grad(ours, (x, w), g), torch.autograd.grad(theirs, (x, w), g)
+    ):
         torch.testing.assert_close(mine, other, rtol=near["rtol"], atol=10 * near["atol"])
 
 
@@ -78,7 +93,9 @@ def test_second_derivatives_are_the_numerical_ones(stride: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dims", [(0, 0), (0, None), (None, 0), (2, 1)])
 def test_vmap_is_a_loop(stride: int, dims: tuple[int | None, int | None]) -> None:
-    """Also inside another vmap, where groups and images are folded together; and through two derivatives."""
+    """Also inside another vmap, where groups and images are folded together; and through two
+    derivatives.
+    """
     native.kernel()
     outer, inner = 3, 2
     x, w = draw("x", outer, inner, 2, 6, 5, 3), draw("w", outer, inner, 4, 3, 3, 3)
@@ -87,7 +104,8 @@ def test_vmap_is_a_loop(stride: int, dims: tuple[int | None, int | None]) -> Non
     b = w[0] if dims[1] is not None else w[0, 0]
     placed = tuple(v.movedim(0, d) if d else v for v, d in ((a, dims[0]), (b, dims[1])))
     want = [
-        torchs(a[i] if dims[0] is not None else a, b[i] if dims[1] is not None else b, stride) for i in range(inner)
+        torchs(a[i] if dims[0] is not None else a, b[i] if dims[1] is not None else b, stride)
+        for i in range(inner)
     ]
     torch.testing.assert_close(first(*placed), torch.stack(want), rtol=1e-10, atol=1e-10)
 
@@ -97,20 +115,32 @@ def test_vmap_is_a_loop(stride: int, dims: tuple[int | None, int | None]) -> Non
         def loss(a: Tensor, b: Tensor) -> Tensor:
             return convolve(a, b).tanh().square().sum()  # type: ignore[operator]
 
-        slope = torch.func.grad(lambda b: sum(g.square().sum() for g in torch.func.grad(loss, (0, 1))(a, b)))(b)
+        slope = torch.func.grad(
+            lambda b: sum(g.square().sum() for g in torch.func.grad(loss, (0, 1))(a, b))
+        )(b)
         return slope
 
     ours = torch.func.vmap(
-        torch.func.vmap(lambda a, b: curved(lambda p, q: conv2d(p, q, None, stride), a, b), in_dims=(0, None))
+        torch.func.vmap(
+            lambda a, b: curved(lambda p, q: conv2d(p, q, None, stride), a, b), in_dims=(0, None)
+        )
     )(x, w[:, 0])
-    loop = [[curved(lambda p, q: torchs(p, q, stride), x[i, j], w[i, 0]) for j in range(inner)] for i in range(outer)]
-    torch.testing.assert_close(ours, torch.stack([torch.stack(row) for row in loop]), rtol=1e-9, atol=1e-9)
+    loop = [
+        [curved(lambda p, q: torchs(p, q, stride), x[i, j], w[i, 0]) for j in range(inner)]
+        for i in range(outer)
+    ]
+    torch.testing.assert_close(
+        ours, torch.stack([torch.stack(row) for row in loop]), rtol=1e-9, atol=1e-9
+    )
 
 
 @needs_kernel
 def test_the_number_of_threads_changes_no_bit() -> None:
     native.kernel()
-    x, w = draw("x", 40, 9, 9, 17).float().requires_grad_(), draw("w", 33, 17, 3, 3).float().requires_grad_()
+    x, w = (
+        draw("x", 40, 9, 9, 17).float().requires_grad_(),
+        draw("w", 33, 17, 3, 3).float().requires_grad_(),
+    )
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -125,8 +155,8 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 PROBE = """
 import torch
-from metalearn.models import native
-from metalearn.models.conv import conv2d
+from metalearn.kernels import native
+from metalearn.kernels.conv import conv2d
 native.kernel()
 x = torch.arange(2 * 5 * 5 * 3, dtype=torch.float64).reshape(2, 5, 5, 3).sin()
 w = torch.arange(4 * 3 * 9, dtype=torch.float64).reshape(4, 3, 3, 3).cos()

@@ -13,14 +13,24 @@ from clusters import Clusters
 from nas_tasks import Images, image_spec
 from torch import Tensor
 
+from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import Curve, fingerprint, learning_curve
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import PHASES, CostLedger
 from metalearn.rng import fold_in, normal
-from metalearn.run.tables import METHODS
 from metalearn.tasks import Sinusoid
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learned, MetaState, Method, NullLedger, Traits
+from metalearn.types import (
+    Batch,
+    Episode,
+    EpisodeSpec,
+    Key,
+    Learned,
+    MetaState,
+    Method,
+    NullLedger,
+    Traits,
+)
 
 F64 = torch.float64
 
@@ -28,11 +38,15 @@ F64 = torch.float64
 def answering(spec: EpisodeSpec, answer: Any) -> Method:
     """A method whose predictions [T, P, M, C] are `answer(support, query_x, points, keys)`."""
 
-    def learn(meta: Any, support: Batch, query_x: Tensor, steps: Any, key: Any = None, ledger: Any = None) -> Learned:
+    def learn(
+        meta: Any, support: Batch, query_x: Tensor, steps: Any, key: Any = None, ledger: Any = None
+    ) -> Learned:
         return Learned(answer(support, query_x, tuple(steps), key), {})
 
     zero = torch.zeros((), dtype=spec.dtype)
-    return Method(spec, Traits(consumes="nothing"), lambda key: MetaState({}, {}, None, zero), learn)
+    return Method(
+        spec, Traits(consumes="nothing"), lambda key: MetaState({}, {}, None, zero), learn
+    )
 
 
 def shape_of(query_x: Tensor, points: tuple[int, ...], outputs: int) -> tuple[int, ...]:
@@ -40,18 +54,24 @@ def shape_of(query_x: Tensor, points: tuple[int, ...], outputs: int) -> tuple[in
 
 
 def constant(value: float, outputs: int) -> Any:
-    return lambda support, x, points, keys: torch.full(shape_of(x, points, outputs), value, dtype=x.dtype)
+    return lambda support, x, points, keys: torch.full(
+        shape_of(x, points, outputs), value, dtype=x.dtype
+    )
 
 
 WAVES = Sinusoid(shots=3, queries=8, amplitude=(1.0, 5.0)).build("test", dtype=F64)
 
 
-# -------------------------------------------------------------------------------------------------------- closed forms
+# closed forms
 
 
 def test_scores_of_a_regression_are_squared_errors() -> None:
-    """The answer 0.5 everywhere: every score is mean (y - 0.5)^2, and mean, interval and median are numpy's."""
-    curve = learning_curve(answering(WAVES.spec, constant(0.5, 1)), {}, WAVES, (0, 1, 5), episodes=70, seed=4)
+    """The answer 0.5 everywhere: every score is mean (y - 0.5)^2, and mean, interval and median are
+    numpy's.
+    """
+    curve = learning_curve(
+        answering(WAVES.spec, constant(0.5, 1)), {}, WAVES, (0, 1, 5), episodes=70, seed=4
+    )
     y = WAVES.sample(fold_in(4, "episodes"), 70).query.y
     each = (y - 0.5).square().mean((1, 2))
     assert curve.metric == "loss" and curve.steps == (0, 1, 5) and curve.scores.shape == (70, 3)
@@ -65,12 +85,16 @@ def test_scores_of_a_regression_are_squared_errors() -> None:
 
 
 def test_scores_of_a_classification_are_accuracies() -> None:
-    """Confident answers, right for the first k queries of 12 at point k: accuracy k / 12, loss 10 (12 - k) / 12."""
+    """Confident answers, right for the first k queries of 12 at point k: accuracy k / 12, loss 10
+    (12 - k) / 12.
+    """
     source = Clusters("test", 12)
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
         truth = torch.arange(3).repeat(4)  # the labels of these tasks stand in this order
-        named = torch.stack([torch.where(torch.arange(12) < point, truth, (truth + 1) % 3) for point in points])
+        named = torch.stack(
+            [torch.where(torch.arange(12) < point, truth, (truth + 1) % 3) for point in points]
+        )
         return 10.0 * torch.nn.functional.one_hot(named, 3).double().expand(x.shape[0], -1, -1, -1)
 
     points = (0, 3, 12)
@@ -78,7 +102,9 @@ def test_scores_of_a_classification_are_accuracies() -> None:
     nothing = float(torch.log(torch.exp(torch.tensor(10.0, dtype=F64)) + 2) - 10)
     for place, point in enumerate(points):
         assert curve.scores[:, place].tolist() == pytest.approx([point / 12] * 7)
-        assert curve.loss[:, place].tolist() == pytest.approx([(12 - point) / 12 * 10 + nothing] * 7)
+        assert curve.loss[:, place].tolist() == pytest.approx(
+            [(12 - point) / 12 * 10 + nothing] * 7
+        )
     assert curve.metric == "accuracy" and not curve.diverged.any()
 
 
@@ -89,7 +115,9 @@ def test_steps_as_a_number_are_all_points_to_it() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_chunks_change_nothing(name: str) -> None:
-    """Nor does the number of episodes: the first ones stay what they were; another seed draws others."""
+    """Nor does the number of episodes: the first ones stay what they were; another seed draws
+    others.
+    """
     given, tests = case(name, METHODS[name]), Clusters("test", 24)
     meta = given.state().meta
     whole, pieces, few = (
@@ -99,10 +127,13 @@ def test_chunks_change_nothing(name: str) -> None:
     torch.testing.assert_close(whole.loss, pieces.loss, rtol=1e-9, atol=1e-12)
     assert torch.equal(whole.scores, pieces.scores)
     torch.testing.assert_close(whole.loss[:5], few.loss, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(learning_curve(given.method, meta, tests, (0, 2), 11, seed=4).loss, whole.loss)
+    assert not torch.allclose(
+        learning_curve(given.method, meta, tests, (0, 2), 11, seed=4).loss, whole.loss
+    )
 
 
-# ------------------------------------------------------------------------------------------------ nothing leaks, 1 / N
+#
+# nothing leaks, 1 / N
 
 
 class Relabelled:
@@ -113,7 +144,9 @@ class Relabelled:
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         episode = self._source.sample(key, num_tasks, start)
-        return episode._replace(query=Batch(episode.query.x, (episode.query.y + 1) % self.spec.ways))
+        return episode._replace(
+            query=Batch(episode.query.x, (episode.query.y + 1) % self.spec.ways)
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -126,7 +159,9 @@ def test_query_labels_change_scores_and_no_prediction(name: str) -> None:
         return heard[-1]
 
     method = given.method._replace(learn=listening)
-    one, two = (learning_curve(method, meta, source, (0, 3), 30) for source in (tests, Relabelled(tests)))
+    one, two = (
+        learning_curve(method, meta, source, (0, 3), 30) for source in (tests, Relabelled(tests))
+    )
     assert torch.equal(heard[0].predictions, heard[1].predictions)
     assert not torch.equal(one.scores, two.scores) and not torch.equal(one.loss, two.loss)
 
@@ -136,18 +171,28 @@ def tensors(thing: Any) -> Iterator[Tensor]:
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, (tuple, list, dict)) or hasattr(thing, "__dict__"):
-        parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (tuple, list)) else ()
+        parts = (
+            thing.values()
+            if isinstance(thing, dict)
+            else thing
+            if isinstance(thing, (tuple, list))
+            else ()
+        )
         for part in (*parts, *getattr(thing, "__dict__", {}).values()):
             yield from tensors(part)
 
 
 def finds(thing: Any, labels: Tensor) -> bool:
-    """Whether the memory under any tensor inside holds these labels, the parts that the tensor does not show too."""
+    """Whether the memory under any tensor inside holds these labels, the parts that the tensor does
+    not show too.
+    """
     wanted = labels.contiguous().numpy().tobytes()
     return any(wanted in bytes(found.untyped_storage()) for found in tensors(thing))
 
 
-@pytest.mark.parametrize("source", [WAVES, Images(image_spec(2, side=8, queries=6))], ids=["waves", "images"])
+@pytest.mark.parametrize(
+    "source", [WAVES, Images(image_spec(2, side=8, queries=6))], ids=["waves", "images"]
+)
 def test_a_planted_cheat_finds_no_query_labels(source: Any) -> None:
     """It turns over all that it is handed; in a whole episode it would have found them."""
     episode, found = source.sample(fold_in(1, "episodes"), 5), []
@@ -165,7 +210,9 @@ def test_a_method_that_asks_for_query_labels_cannot_be_asked() -> None:
     """Neither as one more argument nor as a part of what stands in the place of the inputs."""
     honest = answering(WAVES.spec, constant(0.0, 1))
 
-    def by_name(meta: Any, support: Any, query_x: Any, steps: Any, query_y: Any, **rest: Any) -> Learned:
+    def by_name(
+        meta: Any, support: Any, query_x: Any, steps: Any, query_y: Any, **rest: Any
+    ) -> Learned:
         return Learned(query_y.unsqueeze(1), {})
 
     def by_type(meta: Any, support: Any, query: Any, steps: Any, **rest: Any) -> Learned:
@@ -179,15 +226,26 @@ def test_a_method_that_asks_for_query_labels_cannot_be_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, part in METHODS.items() if not case(name, part).method.traits.support_at_step_0]
+    "name",
+    [
+        name
+        for name, part in METHODS.items()
+        if not case(name, part).method.traits.support_at_step_0
+    ],
 )
 def test_step_0_knows_nothing(name: str) -> None:
-    """Before the support set is used accuracy is 1/N within 4 standard errors, with random labels as in real tasks."""
+    """Before the support set is used accuracy is 1/N within 4 standard errors, with random labels
+    as in real tasks.
+    """
 
     class Shuffled(Clusters):
         def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
             episode = super().sample(key, num_tasks, start)
-            turn = (normal(fold_in(episode.info["key"], "turn"), (), F64).abs() * 1e6).long().unsqueeze(-1)
+            turn = (
+                (normal(fold_in(episode.info["key"], "turn"), (), F64).abs() * 1e6)
+                .long()
+                .unsqueeze(-1)
+            )
             return episode._replace(
                 support=Batch(episode.support.x, (episode.support.y + turn) % 3),
                 query=Batch(episode.query.x, (episode.query.y + turn) % 3),
@@ -200,11 +258,13 @@ def test_step_0_knows_nothing(name: str) -> None:
         assert curve.mean[1] > 1 / 3 + 4 * curve.ci95[1] / 1.96
 
 
-# ------------------------------------------------------------------------------------------------------ what diverges
+# what diverges
 
 
 def test_what_is_not_finite_is_counted_and_never_dropped() -> None:
-    """A NaN or an infinity in one of twelve predictions: that task has diverged at that point and scores as wrong."""
+    """A NaN or an infinity in one of twelve predictions: that task has diverged at that point and
+    scores as wrong.
+    """
     source = Clusters("test", 12)
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
@@ -223,7 +283,9 @@ def test_what_is_not_finite_is_counted_and_never_dropped() -> None:
 
 
 def test_a_regression_that_explodes_is_counted() -> None:
-    """Above ten times the mean loss of step 0, or not finite; the mean holds them, `converged` does not."""
+    """Above ten times the mean loss of step 0, or not finite; the mean holds them, `converged` does
+    not.
+    """
     y = WAVES.sample(fold_in(1, "episodes"), 6).query.y
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
@@ -242,14 +304,18 @@ def test_a_regression_that_explodes_is_counted() -> None:
     torch.testing.assert_close(ci95[1], 1.96 * kept.std() / 2)
 
 
-# ---------------------------------------------------------------------------------------------------------- refusals
+# refusals
 
 
 @pytest.mark.parametrize(
     ("change", "place"),
-    [({"ways": 4, "outputs": 4}, "task.ways"), ({"x_shape": (7,)}, "task.x_shape"), ({"outputs": 2}, "task.outputs"),
-     ({"kind": "regression"}, "task.kind")],
-)  # fmt: skip
+    [
+        ({"ways": 4, "outputs": 4}, "task.ways"),
+        ({"x_shape": (7,)}, "task.x_shape"),
+        ({"outputs": 2}, "task.outputs"),
+        ({"kind": "regression"}, "task.kind"),
+    ],
+)
 def test_a_method_built_for_other_tasks_is_refused(change: dict[str, Any], place: str) -> None:
     source = Clusters("test", 12)
     other = dataclasses.replace(source.spec, **change)
@@ -262,7 +328,9 @@ def test_a_method_built_for_other_tasks_is_refused(change: dict[str, Any], place
 def test_other_shots_queries_and_split_are_welcome() -> None:
     source = Clusters("test", 12)
     other = dataclasses.replace(source.spec, shots=9, queries=1, split="train", num_classes=99)
-    assert learning_curve(answering(other, constant(0.0, 3)), {}, source, episodes=3).scores.shape == (3, 4)
+    assert learning_curve(
+        answering(other, constant(0.0, 3)), {}, source, episodes=3
+    ).scores.shape == (3, 4)
 
 
 def test_no_episodes_are_refused() -> None:
@@ -270,7 +338,8 @@ def test_no_episodes_are_refused() -> None:
         learning_curve(answering(WAVES.spec, constant(0.0, 1)), {}, WAVES, episodes=0)
 
 
-# ------------------------------------------------------------------------------------------- fingerprints, ensembles
+#
+# fingerprints, ensembles
 
 
 class Altered(Clusters):
@@ -290,12 +359,21 @@ def test_fingerprints_follow_the_data() -> None:
     first = fingerprint(source, 1)
     assert len(first) == 64 and first == fingerprint(source, 1) == fingerprint(altered, 1)
     altered.by = 0.01
-    seen = {first, fingerprint(source, 2), fingerprint(Clusters("train", 12), 1), fingerprint(Relabelled(source), 1)}  # type: ignore[arg-type]
+    seen = {
+        first,
+        fingerprint(source, 2),
+        fingerprint(Clusters("train", 12), 1),
+        fingerprint(Relabelled(source), 1),
+    }  # type: ignore[arg-type]
     assert len(seen | {fingerprint(altered, 1)}) == 5
     altered.at = 32
     assert fingerprint(altered, 1) == first  # the first 32 episodes alone
     curve = learning_curve(
-        case("maml", METHODS["maml"]).method, case("maml", METHODS["maml"]).state().meta, source, (0,), 2
+        case("maml", METHODS["maml"]).method,
+        case("maml", METHODS["maml"]).state().meta,
+        source,
+        (0,),
+        2,
     )
     assert isinstance(curve, Curve) and curve.fingerprint == first  # however few are learned
 
@@ -304,8 +382,15 @@ def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities() -> None
     given, tests = case("maml", METHODS["maml"]), Clusters("test", 12)
     metas = [given.state(seed).meta for seed in range(3)]
     episode = tests.sample(fold_in(0), 2)
-    said = ensemble(given.method, metas).learn(None, episode.support, episode.query.x, (0, 2)).predictions
-    each = [given.method.learn(meta, episode.support, episode.query.x, (0, 2)).predictions for meta in metas]
+    said = (
+        ensemble(given.method, metas)
+        .learn(None, episode.support, episode.query.x, (0, 2))
+        .predictions
+    )
+    each = [
+        given.method.learn(meta, episode.support, episode.query.x, (0, 2)).predictions
+        for meta in metas
+    ]
     torch.testing.assert_close(said.exp(), torch.stack([one.softmax(-1) for one in each]).mean(0))
     torch.testing.assert_close(said.exp().sum(-1), torch.ones(2, 2, 12, dtype=F64))
     assert said.dtype == F64
@@ -313,20 +398,31 @@ def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities() -> None
 
 def test_an_ensemble_of_regressions_is_the_mean() -> None:
     values = iter([1.0, 2.0, 6.0])
-    method = answering(WAVES.spec, lambda s, x, points, keys: torch.full(shape_of(x, points, 1), next(values)))
-    assert (ensemble(method, [{}, {}, {}]).learn(None, None, torch.zeros(2, 3, 1), (0,)).predictions == 3).all()
+    method = answering(
+        WAVES.spec, lambda s, x, points, keys: torch.full(shape_of(x, points, 1), next(values))
+    )
+    assert (
+        ensemble(method, [{}, {}, {}]).learn(None, None, torch.zeros(2, 3, 1), (0,)).predictions
+        == 3
+    ).all()
 
 
-# --------------------------------------------------------------------------------------------------------- the ledger
+# the ledger
 
 
 def test_learning_is_written_to_its_phases() -> None:
-    """11 tasks of 3 steps in pieces of 4: gradient steps and tasks under adapt, tasks under predict."""
+    """11 tasks of 3 steps in pieces of 4: gradient steps and tasks under adapt, tasks under
+    predict.
+    """
     given, tests, book = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
     learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=book)
     cost = book.cost()
     assert list(cost) == list(PHASES)
-    assert cost["adapt"]["gradient_steps"] == 33 and cost["adapt"]["tasks"] == 11 and cost["adapt"]["seconds"] > 0
+    assert (
+        cost["adapt"]["gradient_steps"] == 33
+        and cost["adapt"]["tasks"] == 11
+        and cost["adapt"]["seconds"] > 0
+    )
     assert cost["predict"]["tasks"] == 11 and cost["predict"]["gradient_steps"] == 0
     assert cost["meta_train"]["seconds"] == 0 and cost["meta_train"]["flops"] == 0
 
@@ -344,7 +440,9 @@ def test_counts_add_up_and_unknown_words_are_refused() -> None:
     other = CostLedger()
     other.restore(book.totals())
     other.add("search", 1.0)
-    assert other.seconds("search") == pytest.approx(book.seconds("search") + 1)  # a copy: the first is as it was
+    assert other.seconds("search") == pytest.approx(
+        book.seconds("search") + 1
+    )  # a copy: the first is as it was
 
 
 def test_what_fails_has_cost_too() -> None:

@@ -1,4 +1,6 @@
-"""Several processes at one run: the same numbers as one, signals and deaths on the way, one that writes."""
+"""Several processes at one run: the same numbers as one, signals and deaths on the way, one that
+writes.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,28 @@ import yaml
 from checks import TASKS, Case, case, close
 from commandline import Commands, Ended, commands_in, refused, sinusoid, write
 
+from metalearn.config.registry import METHODS
+from metalearn.distributed import launch, team
+from metalearn.distributed.world import World
 from metalearn.errors import ConfigError
+from metalearn.executors import trace
+from metalearn.executors.sharded import Packing, make_split_advance, share_of
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint, distributed, launch, traced
-from metalearn.run.split import Packing, make_split_advance, share_of
-from metalearn.run.tables import METHODS
+from metalearn.storage import checkpoint
 from metalearn.tree import tree_map
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64: the same sums in another order
 EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
 EAGER = [("loop", None), ("vmap", None), ("chunk", 2)]
 WAYS = [*EAGER, ("traced", None), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
-FIVE = {"tasks_per_step": 5, "dtype": "float64"}  # tasks that neither two nor three processes share evenly
+FIVE = {
+    "tasks_per_step": 5,
+    "dtype": "float64",
+}  # tasks that neither two nor three processes share evenly
 LONG = {**FIVE, "meta_steps": 1_000_000, "checkpoint_every": 20, "validate": {"every": None}}
 
 
-# ---------------------------------------------------------------------------------------------------------- the numbers
+# the numbers
 
 
 @pytest.mark.parametrize(("count", "size"), [(5, 2), (5, 3), (7, 7), (2, 3), (0, 2)])
@@ -45,7 +53,10 @@ def test_things_are_shared_out_in_order_and_all_of_them(count: int, size: int) -
 
 
 def test_a_tree_is_packed_into_one_vector_and_back() -> None:
-    tree = ({"a": torch.ones(2, 3), "b": torch.tensor(2.0)}, {"loss": torch.tensor(0.1, dtype=torch.float64)})
+    tree = (
+        {"a": torch.ones(2, 3), "b": torch.tensor(2.0)},
+        {"loss": torch.tensor(0.1, dtype=torch.float64)},
+    )
     packing = Packing()
     vector = packing.pack(tree)
     assert vector.shape == (8,) and vector.dtype == torch.float64
@@ -57,18 +68,22 @@ class Meeting(Exception):
 
 
 class Rank:
-    """One of several ranks in this process. Steps are pure: each is made twice, up to the meeting and through it."""
+    """One of several ranks in this process. Steps are pure: each is made twice, up to the meeting
+    and through it.
+    """
 
     def __init__(self, given: Case, way: tuple[str, int | None], rank: int, size: int) -> None:
         first, count = share_of(TASKS, rank, size)
-        self.state = distributed.ALONE.own(given.state(), first, count)
+        self.state = team.ALONE.own(given.state(), first, count)
         self.sum: torch.Tensor | None = None
 
         def draw(key: torch.Tensor) -> Any:
             return given.source.sample(key, count, first)
 
         key = fold_in(0, "train")
-        self.advance = make_split_advance(given.method, draw, key, TASKS, count, "cpu", *way, self.total)
+        self.advance = make_split_advance(
+            given.method, draw, key, TASKS, count, "cpu", *way, self.total
+        )
 
     def total(self, vector: torch.Tensor) -> torch.Tensor:
         if self.sum is None:
@@ -95,7 +110,10 @@ def side_by_side(given: Case, way: tuple[str, int | None], size: int, steps: int
         total = torch.stack([rank.up_to_the_meeting(number) for rank in ranks]).sum(0)
         found = [rank.through_it(number, total) for rank in ranks]
         for other, said in zip(ranks, found):  # every rank makes the same update
-            close((other.state.meta, other.state.opt, said), (ranks[0].state.meta, ranks[0].state.opt, found[0]))
+            close(
+                (other.state.meta, other.state.opt, said),
+                (ranks[0].state.meta, ranks[0].state.opt, found[0]),
+            )
         metrics.append(found[0])
     state = ranks[0].state
     if state.lanes is not None:
@@ -109,8 +127,10 @@ def side_by_side(given: Case, way: tuple[str, int | None], size: int, steps: int
 def test_split_steps_equal_whole_ones_under_every_executor(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps of five tasks, lanes and the outer rule's state included; traces run operation by operation."""
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+    """Two steps of five tasks, lanes and the outer rule's state included; traces run operation by
+    operation.
+    """
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     given = case(name, METHODS[name])
     assert given.method.step is not None
     state, metrics = given.state(), []
@@ -122,7 +142,8 @@ def test_split_steps_equal_whole_ones_under_every_executor(
         close(side_by_side(given, way, size), (state, metrics), **EXACT)
 
 
-# ------------------------------------------------------------------------------------------------- processes of one run
+#
+# processes of one run
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +165,27 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def agree(a: Path, b: Path) -> None:
-    """Two finished float64 runs learned and measured the same, and say that they computed the same."""
+    """Two finished float64 runs learned and measured the same, and say that they computed the
+    same.
+    """
     torch.testing.assert_close(last(a), last(b), **EXACT)
     for mine, other in zip(rows(a, "metrics.jsonl"), rows(b, "metrics.jsonl"), strict=True):
         assert mine.keys() == other.keys()
-        assert all(mine[k] == pytest.approx(other[k], rel=1e-10) for k in mine if k not in ("kind", "split"))
+        assert all(
+            mine[k] == pytest.approx(other[k], rel=1e-10)
+            for k in mine
+            if k not in ("kind", "split")
+        )
     results = [json.loads((folder / "result.json").read_text()) for folder in (a, b)]
     for key in ("loss", "loss_ci95", "diverged"):
         assert results[0]["test"][key] == pytest.approx(results[1]["test"][key], rel=1e-9)
     assert results[0]["episodes"] == results[1]["episodes"]
     for phase in ("meta_train", "tune", "adapt", "predict"):
         for count in ("flops", "gradient_steps", "examples", "labels", "tasks"):
-            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (phase, count)
+            assert results[0]["cost"][phase][count] == results[1]["cost"][phase][count], (
+                phase,
+                count,
+            )
     scores = [np.load(folder / "scores.npz")["loss"] for folder in (a, b)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
 
@@ -164,10 +194,16 @@ def agree(a: Path, b: Path) -> None:
 def test_a_run_does_not_depend_on_the_number_of_processes(
     metalearn: Commands, name: str, sizes: tuple[int, ...]
 ) -> None:
-    """Training, Reptile's slots, validation, tuning on new tasks, 21 test episodes: five tasks, two or three ranks."""
+    """Training, Reptile's slots, validation, tuning on new tasks, 21 test episodes: five tasks, two
+    or three ranks.
+    """
     tune = {"inner_lr": {"values": [0.005, 0.02]}} if name == "maml" else {}
-    data = sinusoid(method=None, run=FIVE, evaluate={"episodes": 21}, budget={"trials": 2 if tune else 0})
-    file = write(metalearn.folder, name, {**data, "method": {"name": name, "inner_steps": 2, "tune": tune}})
+    data = sinusoid(
+        method=None, run=FIVE, evaluate={"episodes": 21}, budget={"trials": 2 if tune else 0}
+    )
+    file = write(
+        metalearn.folder, name, {**data, "method": {"name": name, "inner_steps": 2, "tune": tune}}
+    )
     for size in (1, *sizes):
         done = metalearn("train", file, "--devices", size, "--out", f"{name}-{size}")
         assert done.code == 0, done
@@ -178,25 +214,39 @@ def test_a_run_does_not_depend_on_the_number_of_processes(
 
 
 def test_what_learns_from_examples_is_trained_by_one_and_tested_by_all(metalearn: Commands) -> None:
-    file = write(metalearn.folder, "examples", sinusoid(run=FIVE, method=None, experiment="examples"))
+    file = write(
+        metalearn.folder, "examples", sinusoid(run=FIVE, method=None, experiment="examples")
+    )
     for size in (1, 2):
-        done = metalearn("train", file, "method.name=fine_tune", "--devices", size, "--out", f"examples-{size}")
+        done = metalearn(
+            "train", file, "method.name=fine_tune", "--devices", size, "--out", f"examples-{size}"
+        )
         assert done.code == 0, done
     agree(metalearn.folder / "examples-1", metalearn.folder / "examples-2")
 
 
 def test_a_comparison_and_an_evaluation_on_two(metalearn: Commands) -> None:
-    data = {**sinusoid(method=None, run={**FIVE, "meta_steps": 6}), "methods": [{"name": "maml"}, {"name": "scratch"}]}
+    data = {
+        **sinusoid(method=None, run={**FIVE, "meta_steps": 6}),
+        "methods": [{"name": "maml"}, {"name": "scratch"}],
+    }
     file = write(metalearn.folder, "pair", data)
     for size in (1, 2):
         assert metalearn("compare", file, "--devices", size, "--out", f"pair-{size}").code == 0
-    one, two = (json.loads((metalearn.folder / f"pair-{n}" / "comparison.json").read_text()) for n in (1, 2))
+    one, two = (
+        json.loads((metalearn.folder / f"pair-{n}" / "comparison.json").read_text()) for n in (1, 2)
+    )
     for mine, other in zip(one["summary"], two["summary"], strict=True):
-        assert mine["label"] == other["label"] and mine["value"] == pytest.approx(other["value"], rel=1e-9)
+        assert mine["label"] == other["label"] and mine["value"] == pytest.approx(
+            other["value"], rel=1e-9
+        )
     run = metalearn.folder / "pair-1" / "methods" / "maml" / "seed-0"
     assert metalearn("evaluate", run, "evaluate.episodes=7", "--devices", 2).code == 0
     assert metalearn("evaluate", run, "evaluate.episodes=7").code == 0
-    values = [json.loads((run / "evaluations" / f"{n}.json").read_text())["headline"]["value"] for n in (1, 2)]
+    values = [
+        json.loads((run / "evaluations" / f"{n}.json").read_text())["headline"]["value"]
+        for n in (1, 2)
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
@@ -205,11 +255,22 @@ def test_bad_input_is_told_once_and_nothing_is_written(metalearn: Commands) -> N
     ended = metalearn("train", file, "--devices", 2, "--out", "few")
     refused(ended, "run.tasks_per_step", "fewer than the 2 processes")
     assert ended.err.count("error:") == 1 and not (metalearn.folder / "few").exists()
-    refused(metalearn("train", file, "--devices", 2, "--out", "few", env={"RANK": "0", "WORLD_SIZE": "3",
-            "LOCAL_RANK": "0"}), "the launcher has started 3")  # fmt: skip
+    refused(
+        metalearn(
+            "train",
+            file,
+            "--devices",
+            2,
+            "--out",
+            "few",
+            env={"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"},
+        ),
+        "the launcher has started 3",
+    )
 
 
-# ------------------------------------------------------------------------------------------ signals, deaths, and resume
+#
+# signals, deaths, and resume
 
 
 def children(pid: int) -> list[int]:
@@ -217,10 +278,14 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def disturbed(metalearn: Commands, name: str, strike: Callable[[int, list[int]], None]) -> tuple[Ended, Path, Any]:
+def disturbed(
+    metalearn: Commands, name: str, strike: Callable[[int, list[int]], None]
+) -> tuple[Ended, Path, Any]:
     """A long run of reptile on two ranks that is struck after its first checkpoint."""
     data = sinusoid(run=LONG, method=None, experiment="long")
-    file = write(metalearn.folder, "long", {**data, "method": {"name": "reptile", "inner_steps": 1}})
+    file = write(
+        metalearn.folder, "long", {**data, "method": {"name": "reptile", "inner_steps": 1}}
+    )
     folder = metalearn.folder / name
     started = metalearn.start("train", file, "--devices", 2, "--out", name)
     assert started.wait_for(lambda: newest(folder) > 0), started.wait()
@@ -234,27 +299,49 @@ def gone(pids: list[int]) -> bool:
 
 
 STRIKES: dict[str, tuple[Callable[[int, list[int]], None], int, str]] = {
-    "launcher told": (lambda launcher, ranks: os.kill(launcher, signal.SIGTERM), 75, "metalearn resume"),
-    "rank 1 told": (lambda launcher, ranks: os.kill(ranks[1], signal.SIGUSR1), 75, "metalearn resume"),
-    "all told": (
-        lambda launcher, ranks: [os.kill(pid, signal.SIGTERM) for pid in (launcher, *ranks)] and None,
+    "launcher told": (
+        lambda launcher, ranks: os.kill(launcher, signal.SIGTERM),
         75,
         "metalearn resume",
     ),
-    "rank 1 killed": (lambda launcher, ranks: os.kill(ranks[1], signal.SIGKILL), 1, "rank 1 was killed by SIGKILL"),
-    "rank 0 killed": (lambda launcher, ranks: os.kill(ranks[0], signal.SIGKILL), 1, "rank 0 was killed by SIGKILL"),
+    "rank 1 told": (
+        lambda launcher, ranks: os.kill(ranks[1], signal.SIGUSR1),
+        75,
+        "metalearn resume",
+    ),
+    "all told": (
+        lambda launcher, ranks: (
+            [os.kill(pid, signal.SIGTERM) for pid in (launcher, *ranks)] and None
+        ),
+        75,
+        "metalearn resume",
+    ),
+    "rank 1 killed": (
+        lambda launcher, ranks: os.kill(ranks[1], signal.SIGKILL),
+        1,
+        "rank 1 was killed by SIGKILL",
+    ),
+    "rank 0 killed": (
+        lambda launcher, ranks: os.kill(ranks[0], signal.SIGKILL),
+        1,
+        "rank 0 was killed by SIGKILL",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", STRIKES)
-def test_signals_reach_all_and_a_death_ends_the_run_in_a_sentence(metalearn: Commands, what: str) -> None:
+def test_signals_reach_all_and_a_death_ends_the_run_in_a_sentence(
+    metalearn: Commands, what: str
+) -> None:
     strike, code, sentence = STRIKES[what]
     ended, folder, ranks = disturbed(metalearn, what.replace(" ", "-"), strike)
     assert ended.code == code and sentence in ended.err and "Traceback" not in ended.err, ended
     assert gone(ranks)
     step, said = newest(folder), list[str]()
     state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step), _like(folder))
-    assert state.lanes is not None and len(state.lanes["count"]) == 5 and not said  # the slots of all ranks' tasks
+    assert (
+        state.lanes is not None and len(state.lanes["count"]) == 5 and not said
+    )  # the slots of all ranks' tasks
     if what == "launcher told":
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["run"]["meta_steps"] = step + 7
@@ -267,7 +354,11 @@ def _like(folder: Path) -> Any:
 
     source = ml.tasks.Sinusoid(shots=5, queries=5).build(dtype=torch.float64)
     learner = ml.models.MLP(sizes=(8,)).build(source.spec)
-    return ml.algorithms.Reptile(inner_steps=1).build(learner, source.spec, meta_steps=9).init(ml.fold_in(0, "init"))
+    return (
+        ml.algorithms.Reptile(inner_steps=1)
+        .build(learner, source.spec, meta_steps=9)
+        .init(ml.fold_in(0, "init"))
+    )
 
 
 def resumed(metalearn: Commands, folder: Path, step: int) -> None:
@@ -286,10 +377,12 @@ def resumed(metalearn: Commands, folder: Path, step: int) -> None:
 def test_torchrun_starts_it_too(metalearn: Commands) -> None:
     file = write(metalearn.folder, "outside", sinusoid(run={**FIVE, "meta_steps": 4}))
     assert metalearn("train", file, "--out", "outside-1").code == 0
-    words = ["--standalone", "--nproc-per-node", "2", "-m", "metalearn.run.cli", "train", str(file)]
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "metalearn", "train", str(file)]
     command = [sys.executable, "-m", "torch.distributed.run", *words, "--out", "outside-2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, cwd=metalearn.folder, capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(
+        command, cwd=metalearn.folder, capture_output=True, text=True, env=env, check=False
+    )
     assert done.returncode == 0, done.stderr
     agree(metalearn.folder / "outside-1", metalearn.folder / "outside-2")
 
@@ -298,11 +391,17 @@ def test_fewer_cards_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes on a machine with 1 CUDA devices"):
-        distributed.join(launch.World(0, 2, 0, 2))
+        team.join(World(0, 2, 0, 2))
 
 
 def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) -> None:
-    for devices, found in ((3, 3), (launch.MOST, launch.MOST), (1, None), ("9", None), (True, None)):
+    for devices, found in (
+        (3, 3),
+        (launch.MOST, launch.MOST),
+        (1, None),
+        ("9", None),
+        (True, None),
+    ):
         (tmp_path / "environment.json").write_text(json.dumps({"devices": devices}))
         assert launch.recorded(tmp_path) == found
     (tmp_path / "environment.json").write_text(json.dumps({"devices": launch.MOST + 1}))
@@ -311,9 +410,20 @@ def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) 
 
 
 def test_the_bench_of_ranks_makes_the_same_steps_by_turns(metalearn: Commands) -> None:
-    small = "from metalearn.run.bench import ranks; ranks.TURN = 0.01; "
+    small = "from metalearn.bench import ranks; ranks.TURN = 0.01; "
     small += "ranks.SIZES = {'parameters': (ranks.perceptron(8, 5),)}"
-    words = ("bench", "parameters", "--ranks", 2, "--repeats", 2, "--seconds", 0, "--out", "ranks.json")
+    words = (
+        "bench",
+        "parameters",
+        "--ranks",
+        2,
+        "--repeats",
+        2,
+        "--seconds",
+        0,
+        "--out",
+        "ranks.json",
+    )
     done = metalearn(*words, before=small)
     assert done.code == 0 and "| maml_sinusoid | 5 | 97 | 2 |" in done.out, done
     (row,) = json.loads((metalearn.folder / "ranks.json").read_text())["rows"]

@@ -22,7 +22,9 @@ SHORTER = {"own_images": ["run.meta_steps=2", "evaluate.episodes=4", "run.valida
 def blocks(language: str) -> list[str]:
     found = []
     for path in DOCS:
-        found += re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        found += re.findall(
+            rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
+        )
     return found
 
 
@@ -50,7 +52,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_something_to_run() -> None:
     words = [" ".join(command[:2]) for command in commands()]
-    assert {"make demo", "make test", "metalearn train", "metalearn evaluate", "metalearn report"} <= set(words)
+    assert {
+        "make demo",
+        "make test",
+        "metalearn train",
+        "metalearn evaluate",
+        "metalearn report",
+    } <= set(words)
     assert len(blocks("python")) >= 2
 
 
@@ -60,12 +68,16 @@ def test_the_commands_run_in_order(workplace: Path) -> None:
     program = Path(sys.executable).with_name("metalearn")
     for words in commands():
         if words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+            )
         else:
             assert words[0] == "metalearn", words
             extra = SHORTER.get(words[2], []) if len(words) > 2 else []
             line = [str(program), *words[1:], *extra]
-            done = subprocess.run(line, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                line, cwd=workplace, env=environment, capture_output=True, text=True, check=False
+            )
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert (workplace / "runs" / "first.html").stat().st_size > 10_000
     assert (workplace / "runs" / "first" / "evaluations" / "1.json").exists()
@@ -103,4 +115,6 @@ def check_own_method(kind: object) -> None:
 def test_pictures_and_links_exist() -> None:
     for path in DOCS:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-            assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+            assert target.startswith("http") or (path.parent / target).exists(), (
+                f"{path.name}: {target}"
+            )

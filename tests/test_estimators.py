@@ -1,4 +1,6 @@
-"""Estimators of the outer gradient against finite differences, each other, loops, and runs that diverge."""
+"""Estimators of the outer gradient against finite differences, each other, loops, and runs that
+diverge.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metalearn.executors import executor, trace
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import widened
 from metalearn.inner.rules import momentum
@@ -29,7 +32,7 @@ from metalearn.learned_optimizers import (
 from metalearn.learned_optimizers.horizons import first_length, in_windows
 from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint, executor, traced
+from metalearn.storage import checkpoint
 from metalearn.tasks import Digits, Quadratics
 from metalearn.tree import leaves, named_leaves
 from metalearn.types import Batch, Method
@@ -58,7 +61,7 @@ def close(a: Any, b: Any) -> None:
     torch.testing.assert_close(named_leaves(a), named_leaves(b), rtol=1e-9, atol=1e-12)
 
 
-# -------------------------------------------------------------------------------------------------------------- bias
+# bias
 
 
 def full_loss(log_lr: float, x: Tensor, y: Tensor) -> float:
@@ -72,7 +75,9 @@ def full_loss(log_lr: float, x: Tensor, y: Tensor) -> float:
 
 
 def errors_off(estimator: Any) -> float:
-    """|sum over the windows of the estimate - finite difference| in standard errors of 2^16 antithetic pairs."""
+    """|sum over the windows of the estimate - finite difference| in standard errors of 2^16
+    antithetic pairs.
+    """
     built = method(estimator=estimator, unroll=WINDOW, horizon=Constant(steps=HORIZON))
     one = SOURCE.sample(KEY, 1)
     x, y = one.support.x[0], one.support.y[0, :, 0]
@@ -80,13 +85,17 @@ def errors_off(estimator: Any) -> float:
     lanes, meta = built.lanes(KEY, PAIRS), built.init(KEY).meta
     total = torch.zeros(PAIRS, dtype=F64)
     for window in range(HORIZON // WINDOW):
-        keys = fold_in(KEY, window, torch.arange(PAIRS))  # the same function for all, other noise for each
+        keys = fold_in(
+            KEY, window, torch.arange(PAIRS)
+        )  # the same function for all, other noise for each
         episodes = one._replace(
             support=Batch(*(part.expand(PAIRS, *part.shape[1:]) for part in one.support)),
             query=Batch(*(part.expand(PAIRS, *part.shape[1:]) for part in one.query)),
             info={"key": keys, "step": torch.full((PAIRS,), float(window), dtype=F64)},
         )
-        grads, _, lanes = torch.func.vmap(built.task_grad, in_dims=(None, 0, 0))(meta, episodes, lanes)
+        grads, _, lanes = torch.func.vmap(built.task_grad, in_dims=(None, 0, 0))(
+            meta, episodes, lanes
+        )
         total = total + grads["log_lr"]
     step = 1e-5
     exact = (full_loss(step, x, y) - full_loss(-step, x, y)) / (2 * step)
@@ -109,9 +118,10 @@ def test_back_propagation_through_a_whole_run_is_the_finite_difference() -> None
     one = SOURCE.sample(KEY, 1)
     assert built.task_grad is not None
     episode = one._replace(
-        support=Batch(one.support.x[0], one.support.y[0]), query=Batch(one.query.x[0], one.query.y[0]),
+        support=Batch(one.support.x[0], one.support.y[0]),
+        query=Batch(one.query.x[0], one.query.y[0]),
         info={name: value[0] for name, value in one.info.items()},
-    )  # fmt: skip
+    )
     grads, metrics = built.task_grad(built.init(KEY).meta, episode)
     x, y = one.support.x[0], one.support.y[0, :, 0]
     exact = (full_loss(1e-5, x, y) - full_loss(-1e-5, x, y)) / 2e-5 * WINDOW / HORIZON
@@ -120,18 +130,24 @@ def test_back_propagation_through_a_whole_run_is_the_finite_difference() -> None
 
 
 def test_one_window_a_run_makes_persistent_strategies_full_ones() -> None:
-    options = {"unroll": HORIZON, "horizon": Constant(steps=HORIZON), "rule": LearnedMomentum(lr=0.05)}
+    options = {
+        "unroll": HORIZON,
+        "horizon": Constant(steps=HORIZON),
+        "rule": LearnedMomentum(lr=0.05),
+    }
     built = [method(estimator=kind(sigma=0.02), **options) for kind in (PES, ES)]
     (one, _), (two, _) = (after(each, each.step) for each in built)
     close((one.meta, one.opt), (two.meta, two.opt))
     assert all(value != 0 for value in leaves(one.meta))
 
 
-# ---------------------------------------------------------------------------------------------------- loops and lanes
+# loops and lanes
 
 LONG = {"unroll": 2, "horizon": LogUniform(low=2, high=8), "stagger": True}
 ESTIMATORS = [TBPTT(), ES(), PES(), NRES()]
-each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=[one.name for one in ESTIMATORS])
+each_estimator = pytest.mark.parametrize(
+    "estimator", ESTIMATORS, ids=[one.name for one in ESTIMATORS]
+)
 
 
 @each_estimator
@@ -165,32 +181,47 @@ def test_lanes_end_at_different_times_and_take_the_fresh_task() -> None:
 
 def test_lengths_are_whole_windows_between_their_ends() -> None:
     keys = fold_in(KEY, torch.arange(2000))
-    drawn = in_windows(torch.func.vmap(lambda key: LogUniform(low=10, high=1000).draw(key, F64))(keys), 10)
-    assert drawn.min() == 20 and drawn.max() > 900 and drawn.max() <= 1000 and (drawn % 10 == 0).all()
+    drawn = in_windows(
+        torch.func.vmap(lambda key: LogUniform(low=10, high=1000).draw(key, F64))(keys), 10
+    )
+    assert (
+        drawn.min() == 20 and drawn.max() > 900 and drawn.max() <= 1000 and (drawn % 10 == 0).all()
+    )
     assert 80 < drawn.median() < 125  # the geometric mean of the ends
     assert in_windows(torch.tensor(100.0), 20) == 100 and in_windows(torch.tensor(101.0), 20) == 120
     parts = torch.func.vmap(lambda key: first_length(torch.tensor(40.0), key, 10))(keys)
     assert set(parts.tolist()) == {10.0, 20.0, 30.0, 40.0}
 
 
-@pytest.mark.parametrize("outer", [{}, {"outer_on": "query", "batch": 4, "rescale": 3.0}, {"estimator": PES()}])
+@pytest.mark.parametrize(
+    "outer", [{}, {"outer_on": "query", "batch": 4, "rescale": 3.0}, {"estimator": PES()}]
+)
 @pytest.mark.parametrize("first_order", [True, False])
 def test_one_step_for_all_equals_the_unrolled_loop(
     outer: dict[str, Any], first_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`compiled_steps`: traced, and run without the C++ compiler; a network, minibatches, and memories of an LSTM."""
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+    """`compiled_steps`: traced, and run without the C++ compiler; a network, minibatches, and
+    memories of an LSTM.
+    """
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     source = Digits(ways=2, shots=3, queries=1).build(dtype=F64)
     built = method(
-        source, MLP(sizes=(3,)), rule=LSTM(hidden=3), unroll=3, horizon=Constant(steps=6), first_order=first_order,
+        source,
+        MLP(sizes=(3,)),
+        rule=LSTM(hidden=3),
+        unroll=3,
+        horizon=Constant(steps=6),
+        first_order=first_order,
         **outer,
-    )  # fmt: skip
+    )
     steps = executor.make_step(built, "compiled_steps")
     close(after(built, built.step, 3, 3, source), after(built, steps, 3, 3, source))
 
 
 def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> None:
-    """vmap inside a gradient: then theta's gradient is a sum over tasks, and points in the middle have a say."""
+    """vmap inside a gradient: then theta's gradient is a sum over tasks, and points in the middle
+    have a say.
+    """
     x = torch.stack([SOURCE.sample(KEY, 1, start).support.x[0] for start in range(4)])
 
     def loss(params: Any, batch: Batch, step: int) -> Tensor:
@@ -201,7 +232,9 @@ def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> No
     def mean(start: Tensor) -> Tensor:
         def one(x: Tensor) -> Tensor:
             path = adapt(loss, {"p": start}, rule, Batch(x, x[0]), 4, keep=(0, 2, 4), alike=True)
-            return path.points[1]["p"].square().sum() + path.points[2]["p"].sum() + path.losses.sum()
+            return (
+                path.points[1]["p"].square().sum() + path.points[2]["p"].sum() + path.losses.sum()
+            )
 
         return torch.func.vmap(one)(x).mean()
 
@@ -211,7 +244,7 @@ def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> No
         close(torch.func.grad_and_value(mean)(start), expected)
 
 
-# --------------------------------------------------------------------------------------------------- trouble and limits
+# trouble and limits
 
 
 def alive() -> int:
@@ -228,7 +261,10 @@ def test_ten_thousand_inner_steps_take_no_more_memory_than_a_window(estimator: A
         state, metrics = step(state, SOURCE.sample(fold_in(KEY, number), 1))
         if number in (4, 99):
             sizes.append(alive())
-    assert state.lanes.step == 10_000 and state.lanes.problem.key == SOURCE.sample(fold_in(KEY, 0), 1).info["key"]  # type: ignore[union-attr]
+    assert (
+        state.lanes.step == 10_000
+        and state.lanes.problem.key == SOURCE.sample(fold_in(KEY, 0), 1).info["key"]
+    )  # type: ignore[union-attr]
     assert sizes[0] == sizes[1] and metrics["outer_loss"].isfinite()
 
 
@@ -236,30 +272,47 @@ def test_ten_thousand_inner_steps_take_no_more_memory_than_a_window(estimator: A
 def test_a_diverging_run_is_a_bounded_loss_that_is_counted(estimator: Any) -> None:
     source = Quadratics(dims=3, start=0.1).build()
     built = method(
-        source, estimator=estimator, rule=LearnedSGD(lr=1e4), unroll=10, horizon=Constant(steps=40), bound=7.0
+        source,
+        estimator=estimator,
+        rule=LearnedSGD(lr=1e4),
+        unroll=10,
+        horizon=Constant(steps=40),
+        bound=7.0,
     )
     state = widened(built.init(KEY), 4)
     for number in range(4):
         episodes = source.sample(fold_in(KEY, number), 4)
         state, metrics = built.step(state, episodes)  # type: ignore[misc]
         assert all(value.isfinite() for value in [*leaves(state.meta), *metrics.values()])
-        first = (state.lanes.kept if isinstance(estimator, TBPTT | ES) else state.lanes.kept.plus).first  # type: ignore[union-attr]
-        assert metrics["diverged"] > 0.8 and 0 < metrics["outer_loss"] <= 7.0 * first.mean() * (1 + 1e-6)
+        first = (
+            state.lanes.kept if isinstance(estimator, TBPTT | ES) else state.lanes.kept.plus
+        ).first  # type: ignore[union-attr]
+        assert metrics["diverged"] > 0.8 and 0 < metrics["outer_loss"] <= 7.0 * first.mean() * (
+            1 + 1e-6
+        )
     assert metrics["diverged"] == 1
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_counted() -> None:
-    """float32 overflows inside a window whose loss is bounded: 0 times infinity in the backward pass."""
+    """float32 overflows inside a window whose loss is bounded: 0 times infinity in the backward
+    pass.
+    """
     source = Quadratics(dims=3, start=0.1).build()
-    built = method(source, rule=LearnedSGD(lr=1e25), unroll=10, horizon=Constant(steps=10), first_order=False)
+    built = method(
+        source, rule=LearnedSGD(lr=1e25), unroll=10, horizon=Constant(steps=10), first_order=False
+    )
     state, metrics = after(built, built.step, 2, source=source)
-    assert metrics["grad_not_finite"] == 1 and metrics["grad_norm"] == 0 and state.meta["log_lr"] == 0
+    assert (
+        metrics["grad_not_finite"] == 1 and metrics["grad_norm"] == 0 and state.meta["log_lr"] == 0
+    )
 
 
 def test_clipping_shortens_the_gradient_of_every_task() -> None:
     loose, tight = (method(unroll=4, horizon=Constant(steps=4), clip=clip) for clip in (None, 1e-3))
     episodes = SOURCE.sample(KEY, 5)
-    grads = [torch.func.vmap(m.task_grad, (None, 0))(m.init(KEY).meta, episodes) for m in (loose, tight)]
+    grads = [
+        torch.func.vmap(m.task_grad, (None, 0))(m.init(KEY).meta, episodes) for m in (loose, tight)
+    ]
     free, cut = (found["log_lr"].abs() for found, _ in grads)
     assert (free > 1e-3).all() and torch.allclose(cut, torch.full_like(cut, 1e-3))
     close(grads[0][1], grads[1][1])  # the norm that is told is that before clipping

@@ -1,4 +1,6 @@
-"""Executors: equal numbers, whoever runs the steps, compiled by tracing or captured; none where it cannot run."""
+"""Executors: equal numbers, whoever runs the steps, compiled by tracing or captured; none where it
+cannot run.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,38 @@ from commandline import sinusoid
 from small import SOURCE, gap, pictures, tiny
 
 from metalearn.algorithms import MAML
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
+from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
+from metalearn.executors import executor, trace
+from metalearn.executors.precision import gradient
 from metalearn.inner.method import step_over_tasks, widened
 from metalearn.models import MLP
 from metalearn.rng import fold_in, uniform
-from metalearn.run import executor, traced
-from metalearn.run.build import build
-from metalearn.run.config import parse
-from metalearn.run.precision import gradient
-from metalearn.run.tables import METHODS
 from metalearn.tasks import Sinusoid
 from metalearn.tree import leaves, tree_map
 
 F64 = torch.float64
 EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
-WAYS = [("loop", None), ("traced", None), ("chunk", 2), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
-needs_compiler = pytest.mark.skipif(not executor.compiler_found(), reason="no C++ compiler was found")
+WAYS = [
+    ("loop", None),
+    ("traced", None),
+    ("chunk", 2),
+    ("compiled", None),
+    ("compiled", 2),
+    ("compiled_loop", None),
+]
+needs_compiler = pytest.mark.skipif(
+    not executor.compiler_found(), reason="no C++ compiler was found"
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces are run operation by operation: all of `compiled` but the C++."""
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
 
 
 def after_two(given: Case, step: Callable[..., Any]) -> Any:
@@ -45,26 +56,35 @@ def after_two(given: Case, step: Callable[..., Any]) -> Any:
     return state, found
 
 
-
-
-# ---------------------------------------------------------------------------------------------------------- the numbers
+# the numbers
 
 
 @pytest.mark.parametrize(("name", "way"), [(name, way) for name in EPISODIC for way in WAYS])
-def test_executors_are_equal_in_float64(name: str, way: tuple[str, int | None], uncompiled: None) -> None:
-    """Two steps of five tasks (a chunk of 2 leaves a piece of 1), lanes and the outer rule's state included."""
+def test_executors_are_equal_in_float64(
+    name: str, way: tuple[str, int | None], uncompiled: None
+) -> None:
+    """Two steps of five tasks (a chunk of 2 leaves a piece of 1), lanes and the outer rule's state
+    included.
+    """
     given = case(name, METHODS[name])
     assert given.method.step is not None
-    close(after_two(given, executor.make_step(given.method, *way)), after_two(given, given.method.step))
+    close(
+        after_two(given, executor.make_step(given.method, *way)),
+        after_two(given, given.method.step),
+    )
 
 
 @pytest.mark.parametrize("name", EPISODIC)
 def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) -> None:
-    """Relative distance of the meta-gradient to the loop's in float64: 1e-5, a hundred times the unit of rounding."""
+    """Relative distance of the meta-gradient to the loop's in float64: 1e-5, a hundred times the
+    unit of rounding.
+    """
     exact, rough = case(name, METHODS[name]), case(name, METHODS[name], dtype=torch.float32)
     state, data = exact.state(), exact.data(0)
     truth = leaves(gradient(exact.method, state, data))
-    single = tree_map(lambda x: x.float() if x is not None and x.is_floating_point() else x, (state, data))
+    single = tree_map(
+        lambda x: x.float() if x is not None and x.is_floating_point() else x, (state, data)
+    )
     caught = rough.method._replace(update=lambda state, grads: state._replace(meta=grads))
     assert caught.task_grad is not None and caught.update is not None
     caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update))
@@ -74,10 +94,14 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
         assert 0 < gap([leaf.double() for leaf in found], truth) < 1e-5, way
 
 
-def advanced(method: Any, source: Any, way: tuple[str, int | None], steps: int = 3, tasks: int = 5) -> Any:
+def advanced(
+    method: Any, source: Any, way: tuple[str, int | None], steps: int = 3, tasks: int = 5
+) -> Any:
     """State and metrics after some steps of an Advance, from step 7 on."""
     key, device = fold_in(0, "train"), source.spec.device
-    advance = executor.make_advance(method, lambda key: source.sample(key, tasks), key, tasks, device, *way)
+    advance = executor.make_advance(
+        method, lambda key: source.sample(key, tasks), key, tasks, device, *way
+    )
     state, found = widened(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
         state, metrics = advance(state, number)
@@ -87,13 +111,17 @@ def advanced(method: Any, source: Any, way: tuple[str, int | None], steps: int =
 
 @needs_compiler
 def test_the_compiler_makes_the_same_steps_sampling_included() -> None:
-    """The real compiler: the whole step with its sampling, and pieces of 2 of 5 tasks; odd numbers of everything."""
+    """The real compiler: the whole step with its sampling, and pieces of 2 of 5 tasks; odd numbers
+    of everything.
+    """
     method = tiny()
     expected = advanced(method, SOURCE, ("vmap", None))
     close(advanced(method, SOURCE, ("compiled", None)), expected)
     close(advanced(method, SOURCE, ("compiled", 2)), expected)
     state, key = method.init(fold_in(0, "init")), fold_in(0, "train")
-    for number in range(7, 10):  # step n of a run learns from fold_in(seed, "train", n), whoever draws it
+    for number in range(
+        7, 10
+    ):  # step n of a run learns from fold_in(seed, "train", n), whoever draws it
         state, _ = method.step(state, SOURCE.sample(fold_in(0, "train", number), 5))
     close(state, expected[0])
     assert int(key) == int(fold_in(0, "train"))
@@ -102,16 +130,18 @@ def test_the_compiler_makes_the_same_steps_sampling_included() -> None:
 @needs_compiler
 @pytest.mark.parametrize("size", [23, 1028])
 def test_compiled_random_numbers_are_right_at_odd_sizes(size: int) -> None:
-    """Counters come from outside: torch 2.13's CPU compiler goes wrong on large numbers times `arange` (see rng.py)."""
+    """Counters come from outside: torch 2.13's CPU compiler goes wrong on large numbers times
+    `arange` (see rng.py).
+    """
 
     def draw(key: torch.Tensor) -> torch.Tensor:
         return uniform(fold_in(key, torch.arange(size)), (3,), dtype=F64)
 
     key = fold_in(3, "odd")
-    found = traced.trace(draw, key)
+    found = trace.trace(draw, key)
     assert [tuple(value.shape) for value in found.constants if value.numel() == size]
     assert not any("arange" in str(node.target) for node in found.graph.graph.nodes)
-    assert torch.equal(traced.compiled(draw)(key), draw(key))
+    assert torch.equal(trace.compiled(draw)(key), draw(key))
 
 
 def test_constants_become_inputs_and_fills_stay() -> None:
@@ -120,9 +150,9 @@ def test_constants_become_inputs_and_fills_stay() -> None:
     def function(x: torch.Tensor, pair: Any) -> Any:
         return {"sum": x + table[2:5] + torch.zeros(3, dtype=F64), "rest": (pair[0], None)}
 
-    found = traced.trace(function, torch.ones(3, dtype=F64), (torch.ones(()), None))
+    found = trace.trace(function, torch.ones(3, dtype=F64), (torch.ones(()), None))
     assert [value.tolist() for value in found.constants] == [[2.0, 3.0, 4.0]]
-    run = traced.by_shapes(function, traced.interpreted)
+    run = trace.by_shapes(function, trace.interpreted)
     for x in (torch.ones(3, dtype=F64), torch.full((3,), 2.0, dtype=F64)):
         result = run(x, (torch.ones(()), None))
         assert result["sum"].tolist() == (x + table[2:5]).tolist() and result["rest"][1] is None
@@ -134,19 +164,23 @@ def test_what_changes_in_place_is_no_constant() -> None:
         places += x
         return places
 
-    run = traced.by_shapes(counting, traced.interpreted)
+    run = trace.by_shapes(counting, trace.interpreted)
     assert [run(torch.ones(3)).tolist() for _ in range(2)] == [[1.0, 2.0, 3.0]] * 2
 
 
-def test_sampling_is_compiled_where_data_are_computed_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_is_compiled_where_data_are_computed_not_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     key = fold_in(0, "train")
-    assert traced.light(lambda key: SOURCE.sample(key, 3), key)
+    assert trace.light(lambda key: SOURCE.sample(key, 3), key)
     images = pictures()
-    assert traced.traceable(lambda key: images.sample(key, 3), key) is not None
-    monkeypatch.setattr(traced, "LIGHT", 1000)
-    assert not traced.light(lambda key: images.sample(key, 3), key)
-    assert not traced.light(lambda key: torch.full((2,), float(int(key))), key)  # drawn on the host
-    assert not traced.light(lambda key: torch.ones(2), key)  # a draw that no key decides would be frozen
+    assert trace.traceable(lambda key: images.sample(key, 3), key) is not None
+    monkeypatch.setattr(trace, "LIGHT", 1000)
+    assert not trace.light(lambda key: images.sample(key, 3), key)
+    assert not trace.light(lambda key: torch.full((2,), float(int(key))), key)  # drawn on the host
+    assert not trace.light(
+        lambda key: torch.ones(2), key
+    )  # a draw that no key decides would be frozen
 
 
 @pytest.mark.parametrize(
@@ -159,24 +193,32 @@ def test_sampling_is_compiled_where_data_are_computed_not_looked_up(monkeypatch:
         ("compiled_graph", "cuda", None, None),
     ],
 )
-def test_executors_say_where_they_cannot_run(name: str, device: str, chunk: int | None, words: str | None) -> None:
+def test_executors_say_where_they_cannot_run(
+    name: str, device: str, chunk: int | None, words: str | None
+) -> None:
     why = executor.why_not(name, device, chunk)
     assert why is None if words is None else why is not None and words in why
 
 
 def test_a_run_refuses_what_its_device_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sentences at once; and only to train: a finished run is opened anywhere."""
-    bad = parse(sinusoid(run={"executor": "graph", "precision": "tf32", "dtype": "float64"})).experiments[0]
+    bad = parse(
+        sinusoid(run={"executor": "graph", "precision": "tf32", "dtype": "float64"})
+    ).experiments[0]
     with pytest.raises(ConfigError) as found:
         build(bad, to_train=True)
-    assert [place for place, _ in found.value.problems] == ["run.executor", "run.precision", "run.precision"]
+    assert [place for place, _ in found.value.problems] == [
+        "run.executor",
+        "run.precision",
+        "run.precision",
+    ]
     build(bad)
     monkeypatch.setattr(executor, "compiler_found", lambda: False)
     with pytest.raises(ConfigError, match="C\\+\\+ compiler"):
         build(parse(sinusoid(run={"executor": "compiled"})).experiments[0], to_train=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------- CUDA
+# CUDA
 
 
 @needs_cuda

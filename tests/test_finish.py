@@ -1,4 +1,6 @@
-"""Normalisation, ReLU and pooling in one operator: finish.cpp against torch's operators, derivatives, vmap, threads."""
+"""Normalisation, ReLU and pooling in one operator: finish.cpp against torch's operators,
+derivatives, vmap, threads.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn import fold_in
-from metalearn.models import native
+from metalearn.kernels import native
+from metalearn.kernels.norm_relu_pool import finish
 from metalearn.models.conv4 import Conv4, pool
-from metalearn.models.finish import finish
 from metalearn.rng import normal
 from metalearn.types import EpisodeSpec
 
@@ -39,7 +41,9 @@ def derivatives(form: Form, inputs: tuple[Tensor, ...], window: int) -> list[Ten
     """The value and what mixes every first, second and third derivative of it."""
     found = [form(*inputs, window)]
     for _ in range(3):
-        made = torch.autograd.grad(sum((part * part.tanh()).sum() for part in found[-3:]), inputs, create_graph=True)
+        made = torch.autograd.grad(
+            sum((part * part.tanh()).sum() for part in found[-3:]), inputs, create_graph=True
+        )
         found += made
     return found
 
@@ -58,8 +62,12 @@ def test_any_shape_gives_torchs_values_and_three_derivatives(
     native.kernel()
     y = 2 + 3 * draw("y", images, height, width, filters)
     inputs = tuple(v.requires_grad_() for v in (y, draw("gain", filters), draw("bias", filters)))
-    for mine, other in zip(derivatives(finish, inputs, window), derivatives(plain, inputs, window), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-7 * float(other.detach().abs().max()) + 1e-10)
+    for mine, other in zip(
+        derivatives(finish, inputs, window), derivatives(plain, inputs, window), strict=True
+    ):
+        torch.testing.assert_close(
+            mine, other, rtol=1e-7, atol=1e-7 * float(other.detach().abs().max()) + 1e-10
+        )
 
 
 @pytest.mark.parametrize("window", [1, 2])
@@ -69,14 +77,18 @@ def test_float32_is_as_near_to_float64_as_torchs(window: int) -> None:
     exact = (50 + draw("y", 5, 28, 28, 64), draw("gain", 64), draw("bias", 64))
     given = tuple(value.float().double() for value in exact)
     want = plain(*given, window)
-    errors = [float((form(*(v.float() for v in given), window) - want).norm()) for form in (finish, plain)]
+    errors = [
+        float((form(*(v.float() for v in given), window) - want).norm()) for form in (finish, plain)
+    ]
     assert errors[0] <= 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_derivatives_are_the_numerical_ones(window: int) -> None:
     native.kernel()
-    inputs = tuple(v.requires_grad_() for v in (draw("y", 2, 5, 4, 3), draw("gain", 3), draw("bias", 3)))
+    inputs = tuple(
+        v.requires_grad_() for v in (draw("y", 2, 5, 4, 3), draw("gain", 3), draw("bias", 3))
+    )
     assert torch.autograd.gradcheck(lambda *v: finish(*v, window), inputs)
     assert torch.autograd.gradgradcheck(lambda *v: finish(*v, window), inputs)
 
@@ -98,14 +110,19 @@ def test_vmap_is_a_loop_through_two_derivatives(dims: tuple[int | None, ...]) ->
 
     def curved(form: Form, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         def slope(y: Tensor, gain: Tensor) -> Tensor:
-            dy, dgain = torch.func.grad(lambda y, g: form(y, g, bias, 2).tanh().square().sum(), (0, 1))(y, gain)
+            dy, dgain = torch.func.grad(
+                lambda y, g: form(y, g, bias, 2).tanh().square().sum(), (0, 1)
+            )(y, gain)
             return dy.square().sum() + dgain.square().sum()
 
         return torch.func.grad(slope)(y, gain)
 
     placed = tuple(a[0] if d is None else a.movedim(0, d) for a, d in zip(arrays, dims))
     ours = torch.func.vmap(lambda *v: curved(finish, *v), in_dims=dims)(*placed)
-    loop = [curved(plain, *(a[0] if d is None else a[i] for a, d in zip(arrays, dims))) for i in range(3)]
+    loop = [
+        curved(plain, *(a[0] if d is None else a[i] for a, d in zip(arrays, dims)))
+        for i in range(3)
+    ]
     torch.testing.assert_close(ours, torch.stack(loop), rtol=1e-9, atol=1e-9)
 
 
@@ -119,7 +136,9 @@ def test_the_number_of_threads_changes_no_bit() -> None:
             torch.set_num_threads(threads)
             p = torch.func.vmap(lambda y: finish(y, gain, bias, 2))(y)
             first = torch.autograd.grad(p.square().sum(), (y, gain), create_graph=True)
-            found.append((p, *first, *torch.autograd.grad(sum(v.square().sum() for v in first), (y, gain))))
+            found.append(
+                (p, *first, *torch.autograd.grad(sum(v.square().sum() for v in first), (y, gain)))
+            )
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -127,9 +146,18 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
-def test_conv4_uses_it_and_gives_the_same_without(downsample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conv4_uses_it_and_gives_the_same_without(
+    downsample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = EpisodeSpec(
-        kind="classification", ways=3, shots=1, queries=1, x_shape=(1, 17, 18), outputs=3, num_classes=9, dtype=F64
+        kind="classification",
+        ways=3,
+        shots=1,
+        queries=1,
+        x_shape=(1, 17, 18),
+        outputs=3,
+        num_classes=9,
+        dtype=F64,
     )
     learner = Conv4(filters=5, downsample=downsample).build(spec)  # type: ignore[arg-type]
     params, x, calls = learner.init(fold_in(0, "start")), draw("x", 4, 1, 17, 18), []

@@ -10,7 +10,7 @@ from fuzz import TARGETS, Place, command, fuzz, holds, place_in, state
 from fuzz_inputs import BOMB, SCRIPT
 
 from metalearn.errors import ConfigError
-from metalearn.run.plain_yaml import DEPTH, parse_yaml, read_yaml
+from metalearn.storage.yaml import DEPTH, parse_yaml, read_yaml
 from metalearn.tasks import store
 
 EXAMPLES = {"run directory": 40, "image folder": 60, "prepared data": 60}  # the others are cheaper
@@ -28,7 +28,7 @@ def test_no_input_gives_a_traceback_or_changes_what_is_not_its_own(place: Place,
 
 def test_the_harness_sees_what_it_looks_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that changes a file, ends with a traceback, or says nothing: each is told."""
-    from metalearn.run import commands
+    from metalearn.cli import commands
 
     def changes(*_: object) -> None:
         (place.root / "treasure" / "thesis.txt").write_text("yours now")
@@ -62,8 +62,14 @@ def test_yaml_that_is_an_attack(text: str, word: str) -> None:
 
 def test_yaml_that_is_none(tmp_path: Path) -> None:
     shared = "base: &b {x: [1, 2]}\na: {<<: *b, y: 1.5e-3}\nb: *b\n"
-    assert parse_yaml(shared) == {"base": {"x": [1, 2]}, "a": {"x": [1, 2], "y": 1.5e-3}, "b": {"x": [1, 2]}}
-    assert parse_yaml("") is None and parse_yaml("1e-3") == "1e-3" and parse_yaml("[" * 50 + "]" * 50)
+    assert parse_yaml(shared) == {
+        "base": {"x": [1, 2]},
+        "a": {"x": [1, 2], "y": 1.5e-3},
+        "b": {"x": [1, 2]},
+    }
+    assert (
+        parse_yaml("") is None and parse_yaml("1e-3") == "1e-3" and parse_yaml("[" * 50 + "]" * 50)
+    )
     large = tmp_path / "large.yaml"
     with large.open("wb") as handle:
         handle.truncate(5 << 20)
@@ -74,7 +80,11 @@ def test_yaml_that_is_none(tmp_path: Path) -> None:
 def test_names_from_files_are_text_in_a_report(place: Place) -> None:
     """A label, an experiment, a source that is a script: escaped wherever the page shows it."""
     folder = place.fresh()
-    words = (f"experiment={SCRIPT.replace('/', '')}", "method.label=<img onerror=alert(1)>", "published.value=1")
+    words = (
+        f"experiment={SCRIPT.replace('/', '')}",
+        "method.label=<img onerror=alert(1)>",
+        "published.value=1",
+    )
     source = f"published.source={SCRIPT}"
     code, said = command(place, "train", "tiny.yaml", *words, source, "--out", "scratch/run")
     assert code == 0, said
@@ -84,7 +94,9 @@ def test_names_from_files_are_text_in_a_report(place: Place) -> None:
     assert "<script" not in page.lower() and "<img onerror" not in page
 
 
-def test_nothing_is_fetched_without_https_and_a_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched_without_https_and_a_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(store.DataError, match="only https"):
         store.download("http://example.org/a.zip", tmp_path / "a.zip", "0" * 40)
     page = tmp_path / "page"
@@ -92,7 +104,9 @@ def test_nothing_is_fetched_without_https_and_a_checksum(tmp_path: Path, monkeyp
     monkeypatch.setattr(store.urllib.request, "urlopen", lambda *_, **__: page.open("rb"))
     with pytest.raises(store.DataError, match="nothing was kept"):
         store.download("https://example.org/a.zip", tmp_path / "a.zip", "0" * 40)
-    assert {path.name for path in tmp_path.iterdir()} == {"page"} and os.listdir(tmp_path) == ["page"]
+    assert {path.name for path in tmp_path.iterdir()} == {"page"} and os.listdir(tmp_path) == [
+        "page"
+    ]
 
 
 def test_state_tells_a_changed_file(place: Place) -> None:

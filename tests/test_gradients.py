@@ -1,4 +1,6 @@
-"""Meta-gradients in float64 against plain loops, learn2learn and higher; every executor against every other."""
+"""Meta-gradients in float64 against plain loops, learn2learn and higher; every executor against
+every other.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.algorithms import ANIL, MAML, MetaSGD, Reptile
+from metalearn.executors.executor import make_step
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import step_over_tasks
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP, Conv4
 from metalearn.rng import fold_in, normal, permutation
-from metalearn.run.executor import make_step
 from metalearn.tasks import Sinusoid
 from metalearn.types import Batch, Episode, EpisodeSpec, Method, Params
 
@@ -49,11 +51,15 @@ def start() -> tuple[Params, Episode]:
 def forward(params: Params, x: Tensor) -> Tensor:
     """The perceptron in torch alone."""
     for place in range(2):
-        x = torch.relu(F.linear(x, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"]))
+        x = torch.relu(
+            F.linear(x, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"])
+        )
     return F.linear(x, params["head.weight"], params["head.bias"])
 
 
-def meta_gradient(method: Method, meta: Any, episodes: Episode, executor: str = "vmap", chunk: int = 8) -> Any:
+def meta_gradient(
+    method: Method, meta: Any, episodes: Episode, executor: str = "vmap", chunk: int = 8
+) -> Any:
     """The mean over tasks that an executor hands to the meta-update, caught on its way."""
     assert method.task_grad is not None
 
@@ -69,11 +75,15 @@ def meta_gradient(method: Method, meta: Any, episodes: Episode, executor: str = 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_maml_equals_a_loop_learn2learn_and_higher(steps: int, first_order: bool) -> None:
     meta, episodes = start()
-    method = MAML(inner_steps=steps, inner_lr=LR, first_order=first_order).build(LEARNER, SOURCE.spec)
+    method = MAML(inner_steps=steps, inner_lr=LR, first_order=first_order).build(
+        LEARNER, SOURCE.spec
+    )
     ours = meta_gradient(method, meta, episodes)
     assert gap(ours, by_autograd(forward, squared, meta, episodes, steps, LR, first_order)) < EQUAL
     assert gap(ours, by_learn2learn(squared, meta, episodes, steps, LR, first_order)) < EQUAL
-    if not first_order:  # without its graph higher cuts the path to the start, so it has no such first order
+    if (
+        not first_order
+    ):  # without its graph higher cuts the path to the start, so it has no such first order
         assert gap(ours, by_higher(squared, meta, episodes, steps, LR)) < EQUAL
     other = by_autograd(forward, squared, meta, episodes, steps, LR, not first_order)
     assert gap(ours, other) > FAR
@@ -84,11 +94,19 @@ def test_maml_equals_a_loop_learn2learn_and_higher(steps: int, first_order: bool
 def test_executors_agree_on_the_meta_gradient(executor: str, chunk: int, first_order: bool) -> None:
     meta, episodes = start()
     method = MAML(inner_steps=3, inner_lr=LR, first_order=first_order).build(LEARNER, SOURCE.spec)
-    assert gap(meta_gradient(method, meta, episodes, executor, chunk), meta_gradient(method, meta, episodes)) < EQUAL
+    assert (
+        gap(
+            meta_gradient(method, meta, episodes, executor, chunk),
+            meta_gradient(method, meta, episodes),
+        )
+        < EQUAL
+    )
 
 
 def test_the_mean_is_over_tasks() -> None:
-    """The gradient of four tasks is the mean of those of each: sums and other weights would show."""
+    """The gradient of four tasks is the mean of those of each: sums and other
+    weights would show.
+    """
     meta, episodes = start()
     method = MAML(inner_steps=2, inner_lr=LR).build(LEARNER, SOURCE.spec)
     assert method.task_grad is not None
@@ -101,7 +119,9 @@ def test_the_mean_is_over_tasks() -> None:
 def test_anil_equals_learn2learn_on_the_head_alone() -> None:
     """As in learn2learn's own example: features by the network, MAML on its last layer."""
     meta, episodes = start()
-    ours = meta_gradient(ANIL(inner_steps=3, inner_lr=LR).build(LEARNER, SOURCE.spec), meta, episodes)
+    ours = meta_gradient(
+        ANIL(inner_steps=3, inner_lr=LR).build(LEARNER, SOURCE.spec), meta, episodes
+    )
     network = Network(meta)
     head = learn2learn().algorithms.MAML(network.head, lr=LR)
     for t in range(TASKS):
@@ -110,7 +130,9 @@ def test_anil_equals_learn2learn_on_the_head_alone() -> None:
             live.adapt(squared(live(network.features(one.support.x)), one.support.y))
         (squared(live(network.features(one.query.x)), one.query.y) / TASKS).backward()
     assert gap(ours, network.grads()) < EQUAL
-    whole = meta_gradient(MAML(inner_steps=3, inner_lr=LR).build(LEARNER, SOURCE.spec), meta, episodes)
+    whole = meta_gradient(
+        MAML(inner_steps=3, inner_lr=LR).build(LEARNER, SOURCE.spec), meta, episodes
+    )
     assert gap(ours, whole) > FAR
 
 
@@ -118,7 +140,9 @@ def test_anil_equals_learn2learn_on_the_head_alone() -> None:
 def test_meta_sgd_equals_learn2learn(steps: int) -> None:
     """Both halves: for the start and for the rates, which differ from parameter to parameter."""
     meta, episodes = start()
-    rates = {name: LR * (1 + 0.5 * normal(fold_in(2, name), v.shape, F64)) for name, v in meta.items()}
+    rates = {
+        name: LR * (1 + 0.5 * normal(fold_in(2, name), v.shape, F64)) for name, v in meta.items()
+    }
     method = MetaSGD(inner_steps=steps).build(LEARNER, SOURCE.spec)
     ours = meta_gradient(method, {"params": meta, "rates": rates}, episodes)
     network = Network(meta)
@@ -133,12 +157,17 @@ def test_meta_sgd_equals_learn2learn(steps: int) -> None:
             live.adapt(squared(live(one.support.x), one.support.y))
         (squared(live(one.query.x), one.query.y) / TASKS).backward()
     assert gap(ours["params"], network.grads()) < EQUAL
-    assert gap(ours["rates"], dict(zip(names, [rate.grad for rate in theirs.lrs], strict=True))) < EQUAL
+    assert (
+        gap(ours["rates"], dict(zip(names, [rate.grad for rate in theirs.lrs], strict=True)))
+        < EQUAL
+    )
 
 
 @pytest.mark.parametrize(("executor", "chunk"), EXECUTORS)
 def test_reptile_is_theta_minus_phi(executor: str, chunk: int) -> None:
-    """phi by torch's own Adam with beta1 = 0, from theta, on the whole support set; the mean over tasks."""
+    """phi by torch's own Adam with beta1 = 0, from theta, on the whole support set; the mean over
+    tasks.
+    """
     meta, episodes = start()
     method = Reptile(inner_steps=4, inner_lr=0.01, inner_batch=None).build(LEARNER, SOURCE.spec)
     ours = meta_gradient(method, meta, episodes, executor, chunk)
@@ -155,7 +184,7 @@ def test_reptile_is_theta_minus_phi(executor: str, chunk: int) -> None:
     assert gap(ours, total) < EQUAL
 
 
-# ------------------------------------------------------------------------------------------------------- convolutions
+# convolutions
 
 IMAGES = EpisodeSpec("classification", 3, 2, 2, (1, 16, 16), 3, 20, dtype=F64)
 
@@ -174,9 +203,20 @@ def convolve(params: Params, x: Tensor, strided: bool) -> Tensor:
     """Four blocks and the head by torch's own batch normalisation and pooling."""
     for place in range(4):
         x = F.conv2d(
-            x, params[f"convs.{place}.weight"], params[f"convs.{place}.bias"], stride=2 if strided else 1, padding=1
+            x,
+            params[f"convs.{place}.weight"],
+            params[f"convs.{place}.bias"],
+            stride=2 if strided else 1,
+            padding=1,
         )
-        x = F.batch_norm(x, None, None, params[f"norms.{place}.weight"], params[f"norms.{place}.bias"], training=True)
+        x = F.batch_norm(
+            x,
+            None,
+            None,
+            params[f"norms.{place}.weight"],
+            params[f"norms.{place}.bias"],
+            training=True,
+        )
         x = torch.relu(x)
         x = x if strided else F.max_pool2d(x, 2)
     return F.linear(x.mean((-2, -1)), params["head.weight"], params["head.bias"])
@@ -199,14 +239,20 @@ def test_conv4_equals_a_loop_in_torch_alone(downsample: Any) -> None:
     expected = by_autograd(hand, F.cross_entropy, meta, episodes, 2, 0.1)
     for executor, chunk in EXECUTORS:
         assert gap(meta_gradient(method, meta, episodes, executor, chunk), expected) < EQUAL
-    assert gap(by_autograd(hand, F.cross_entropy, meta, episodes, 2, 0.1, first_order=True), expected) > FAR
+    assert (
+        gap(by_autograd(hand, F.cross_entropy, meta, episodes, 2, 0.1, first_order=True), expected)
+        > FAR
+    )
 
 
-# -------------------------------------------------------------------------------------------------- finite differences
+#
+# finite differences
 
 
 def test_gradcheck_of_the_two_step_loss() -> None:
-    """The query loss after two steps of `adapt`, by finite differences in every direction: slopes and their slopes."""
+    """The query loss after two steps of `adapt`, by finite differences in every direction: slopes
+    and their slopes.
+    """
     learner = MLP(sizes=(4,), activation="tanh").build(SOURCE.spec)
     meta, one = learner.init(fold_in(0, "init")), task(SOURCE.sample(fold_in(1, "episodes"), 1), 0)
     names = list(meta)
@@ -215,7 +261,9 @@ def test_gradcheck_of_the_two_step_loss() -> None:
         return squared(learner.apply(params, batch.x), batch.y)
 
     def outer(*values: Tensor) -> Tensor:
-        path = adapt(loss, dict(zip(names, values, strict=True)), sgd(LR), one.support, 2, keep=(2,))
+        path = adapt(
+            loss, dict(zip(names, values, strict=True)), sgd(LR), one.support, 2, keep=(2,)
+        )
         return loss(path.points[-1], one.query, 2)
 
     leaves = tuple(value.clone().requires_grad_() for value in meta.values())
@@ -226,5 +274,7 @@ def test_gradcheck_of_the_two_step_loss() -> None:
         z = torch.tanh(F.linear(x, params["layers.0.weight"], params["layers.0.bias"]))
         return F.linear(z, params["head.weight"], params["head.bias"])
 
-    by_hand = query_loss(forward_by_hand, squared, dict(zip(names, leaves, strict=True)), one, 2, LR)
+    by_hand = query_loss(
+        forward_by_hand, squared, dict(zip(names, leaves, strict=True)), one, 2, LR
+    )
     torch.testing.assert_close(outer(*leaves), by_hand, rtol=1e-12, atol=0)

@@ -1,4 +1,6 @@
-"""`run.engine`: learn2learn and higher against the native gradients; what is refused; what is imported when."""
+"""`run.engine`: learn2learn and higher against the native gradients; what is refused; what is
+imported when.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ from torch import Tensor
 
 from metalearn import interop
 from metalearn.algorithms import ALGORITHMS, ANIL, BOIL, MAML, MetaSGD
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
+from metalearn.config.sections import Run
 from metalearn.errors import ConfigError
+from metalearn.executors.executor import make_step
 from metalearn.inner.rules import SGD
 from metalearn.models import MLP, Conv4
 from metalearn.rng import fold_in, normal, permutation
-from metalearn.run.build import build
-from metalearn.run.config import parse
-from metalearn.run.executor import make_step
-from metalearn.run.sections import Run
-from metalearn.run.train import run_one
+from metalearn.run.run import run_one
 from metalearn.tasks import Sinusoid
 from metalearn.tree import named_leaves, take, tree_map
 from metalearn.types import Batch, Episode, EpisodeSpec, Learner, Method
@@ -80,20 +82,28 @@ def images() -> Episode:
     return Episode(batch("support"), batch("query"), {"key": fold_in(4)})
 
 
-# ------------------------------------------------------------------------------------------------------------ engines
+# engines
 
 
-def gradients(engine: str, component: Any, learner: Learner, spec: EpisodeSpec, episode: Episode) -> float:
-    """The distance of the engine's gradient from the native one; metrics and structure must be the same."""
+def gradients(
+    engine: str, component: Any, learner: Learner, spec: EpisodeSpec, episode: Episode
+) -> float:
+    """The distance of the engine's gradient from the native one; metrics and structure must be the
+    same.
+    """
     native, other = pair(engine, component, learner, spec)
     meta = native.init(fold_in(0, "init")).meta
     # A start away from zero biases, unit gains and one common rate.
-    meta = tree_map(lambda leaf: leaf + 0.01 * normal(fold_in(2, leaf.numel()), leaf.shape, F64), meta)
+    meta = tree_map(
+        lambda leaf: leaf + 0.01 * normal(fold_in(2, leaf.numel()), leaf.shape, F64), meta
+    )
     before = tree_map(torch.clone, meta)
     (ours, said), (theirs, found) = native.task_grad(meta, episode), other.task_grad(meta, episode)  # type: ignore[misc]
     assert list(named_leaves(ours)) == list(named_leaves(theirs))
     assert not any(leaf.requires_grad for leaf in [*named_leaves(theirs).values(), *found.values()])
-    assert all(torch.equal(leaf, named_leaves(before)[name]) for name, leaf in named_leaves(meta).items())
+    assert all(
+        torch.equal(leaf, named_leaves(before)[name]) for name, leaf in named_leaves(meta).items()
+    )
     torch.testing.assert_close(said, found, rtol=EQUAL, atol=0)
     return same(theirs, ours)
 
@@ -104,14 +114,18 @@ def test_gradients_of_a_perceptron_are_the_native_ones(engine: str, name: str) -
     component = METHODS[name]
     assert gradients(engine, component, LEARNER, SOURCE.spec, episode) < EQUAL
     if isinstance(component, MAML):
-        native = component.model_copy(update={"first_order": not component.first_order}).build(LEARNER, SOURCE.spec)
+        native = component.model_copy(update={"first_order": not component.first_order}).build(
+            LEARNER, SOURCE.spec
+        )
         other = interop.through(engine, component, LEARNER, component.build(LEARNER, SOURCE.spec))
         meta = native.init(fold_in(0, "init")).meta
         assert same(other.task_grad(meta, episode)[0], native.task_grad(meta, episode)[0]) > FAR  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("norm", ["none", "query_batch", "support", "support_plus_one", "running"])
-def test_gradients_of_convolutions_are_the_native_ones_under_every_policy(engine: str, norm: Any) -> None:
+def test_gradients_of_convolutions_are_the_native_ones_under_every_policy(
+    engine: str, norm: Any
+) -> None:
     """Context reaches the queries, and running statistics move as they do natively."""
     learner = Conv4(filters=4, downsample="stride", norm=norm).build(IMAGES)
     assert gradients(engine, MAML(inner_steps=2, inner_lr=0.1), learner, IMAGES, images()) < EQUAL
@@ -127,7 +141,9 @@ def test_a_parameter_without_influence_has_gradient_zero(engine: str) -> None:
     def init(key: Tensor) -> dict[str, Tensor]:
         return {"idle": torch.ones(2, dtype=F64), **LEARNER.init(key)}
 
-    learner = LEARNER._replace(init=init, apply=lambda params, x, context=None: LEARNER.apply(params, x))
+    learner = LEARNER._replace(
+        init=init, apply=lambda params, x, context=None: LEARNER.apply(params, x)
+    )
     episode = take(SOURCE.sample(fold_in(1, "episodes"), 1), 0)
     native, other = pair(engine, METHODS["maml"], learner, SOURCE.spec)
     meta = native.init(fold_in(0, "init")).meta
@@ -151,11 +167,19 @@ def test_a_training_run_gives_the_same_numbers(engine: str, tmp_path: Path) -> N
     """20 steps of Adam in float64: metrics, validation and test within 1e-10 (seen: 3e-16)."""
     rows = {}
     for name in ("native", engine):
-        data = sinusoid(run={"engine": name, "executor": "auto", "dtype": "float64", "log_every": 1})
+        data = sinusoid(
+            run={"engine": name, "executor": "auto", "dtype": "float64", "log_every": 1}
+        )
         experiment = parse(data).experiments[0]
         result = run_one(experiment, tmp_path / name, lambda text: None)
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        rows[name] = [*lines, {"kind": "test", **{f"loss{i}": v for i, v in enumerate(result["test"]["loss"])}}]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        rows[name] = [
+            *lines,
+            {"kind": "test", **{f"loss{i}": v for i, v in enumerate(result["test"]["loss"])}},
+        ]
     assert f"engine: {engine}\n  executor: loop" in (tmp_path / engine / "config.yaml").read_text()
     assert len(rows[engine]) == len(rows["native"]) >= 20
     for found, expected in zip(rows[engine], rows["native"], strict=True):
@@ -164,7 +188,7 @@ def test_a_training_run_gives_the_same_numbers(engine: str, tmp_path: Path) -> N
         assert found.keys() == expected.keys() and found["kind"] == expected["kind"]
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# refusals
 
 
 def refused(**run: Any) -> list[tuple[str, str]]:
@@ -176,17 +200,26 @@ def refused(**run: Any) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["reptile", "fine_tune", "scratch"])
-def test_methods_without_a_counterpart_are_refused_with_those_that_have_one(engine: str, name: str) -> None:
+def test_methods_without_a_counterpart_are_refused_with_those_that_have_one(
+    engine: str, name: str
+) -> None:
     found = refused(engine=engine, method={"name": name, "inner_lr": 0.1})
     assert [place for place, _ in found] == ["run.engine"]
-    assert f"{engine} has no counterpart of {name}" in found[0][1] and "maml, anil, boil, meta_sgd" in found[0][1]
+    assert (
+        f"{engine} has no counterpart of {name}" in found[0][1]
+        and "maml, anil, boil, meta_sgd" in found[0][1]
+    )
 
 
 @pytest.mark.parametrize("executor", ["vmap", "chunk", "compiled", "compiled_loop"])
 def test_other_executors_are_refused_and_auto_is_the_loop(executor: str) -> None:
     for name in interop.ENGINES:
         found = refused(engine=name, executor=executor)
-        assert [place for place, _ in found] == ["run"] and executor in found[0][1] and "loop" in found[0][1]
+        assert (
+            [place for place, _ in found] == ["run"]
+            and executor in found[0][1]
+            and "loop" in found[0][1]
+        )
         assert Run(engine=name).executor == Run(engine=name, executor="loop").executor == "loop"
     assert Run().executor == "auto"
     assert "higher" in refused(engine="torchopt")[0][1]
@@ -213,14 +246,20 @@ def test_a_missing_package_is_a_sentence(name: str, monkeypatch: pytest.MonkeyPa
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda asked, *rest: None if asked == name else find(asked, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda asked, *rest: None if asked == name else find(asked, *rest),
+    )
     monkeypatch.setattr(f"metalearn.interop.by_{name}.{name}", get)
     found = refused(engine=name)
     assert [place for place, _ in found] == ["run.engine"]
     assert f"{name} is not installed: run `make setup`" in found[0][1]
 
 
-def test_a_learn2learn_that_does_not_import_is_a_sentence_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learn2learn_that_does_not_import_is_a_sentence_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     learn2learn()
     for module in [module for module in sys.modules if module.partition(".")[0] == "learn2learn"]:
         monkeypatch.delitem(sys.modules, module)
@@ -232,10 +271,13 @@ def test_a_learn2learn_that_does_not_import_is_a_sentence_and_leaves_nothing(mon
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     program = (
-        "import sys, metalearn; metalearn.interop; import metalearn.run.commands\n"
-        "print([name for name in ('learn2learn', 'higher', 'gym', 'torchvision') if name in sys.modules])"
+        "import sys, metalearn; metalearn.interop; import metalearn.cli.commands\n"
+        "print([name for name in ('learn2learn', 'higher', 'gym', 'torchvision') if name in "
+        "sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -28,13 +28,15 @@ F64 = torch.float64
 SOURCE = Sinusoid(shots=5, queries=7, amplitude=(0.5, 2.0)).build(dtype=F64)
 IMAGES = EpisodeSpec("classification", 3, 2, 2, (1, 16, 16), 3, 20, dtype=F64)
 
-# ------------------------------------------------------------------------------------------------------------ tasksets
+# tasksets
 
 CLASSES, EACH, WAYS, SHOTS, QUERIES = 8, 6, 3, 1, 2
 
 
 class Noisy(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """x = [class, example, three draws of torch, numpy and Python's random]; labels may start anywhere."""
+    """x = [class, example, three draws of torch, numpy and Python's random]; labels may start
+    anywhere.
+    """
 
     def __init__(self, first: int = 10, noise: bool = True) -> None:
         self.first, self.noise = first, noise
@@ -44,21 +46,33 @@ class Noisy(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         label, example = divmod(row, EACH)
-        noise = [float(torch.rand(())), float(np.random.rand()), random.random()] if self.noise else [0.0] * 3
+        noise = (
+            [float(torch.rand(())), float(np.random.rand()), random.random()]
+            if self.noise
+            else [0.0] * 3
+        )
         return torch.tensor([label, example, *noise]), self.first + label
 
 
-def taskset(num_tasks: int = -1, noise: bool = True, labels: list[int] | None = None, remap: bool = True) -> Any:
+def taskset(
+    num_tasks: int = -1, noise: bool = True, labels: list[int] | None = None, remap: bool = True
+) -> Any:
     data = learn2learn().data
     dataset = data.MetaDataset(Noisy(noise=noise))
-    pick = data.transforms.FusedNWaysKShots(dataset, n=WAYS, k=SHOTS + QUERIES, filter_labels=labels)
+    pick = data.transforms.FusedNWaysKShots(
+        dataset, n=WAYS, k=SHOTS + QUERIES, filter_labels=labels
+    )
     more = [data.transforms.RemapLabels(dataset)] if remap else []
-    return data.Taskset(dataset, [pick, data.transforms.LoadData(dataset), *more], num_tasks=num_tasks)
+    return data.Taskset(
+        dataset, [pick, data.transforms.LoadData(dataset), *more], num_tasks=num_tasks
+    )
 
 
 @pytest.mark.parametrize("num_tasks", [-1, 4])
 def test_an_episode_depends_on_its_key_and_number_alone(num_tasks: int) -> None:
-    """In any batch, after any history, from another Taskset; and the global generators stay where they were."""
+    """In any batch, after any history, from another Taskset; and the global generators stay where
+    they were.
+    """
     source = interop.TasksetSource(taskset(num_tasks), shots=SHOTS, dtype=F64)
     key = fold_in(0, "tasks")
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
@@ -71,7 +85,10 @@ def test_an_episode_depends_on_its_key_and_number_alone(num_tasks: int) -> None:
     for other in (source, interop.TasksetSource(used, shots=SHOTS, dtype=F64)):
         for number in (4, 0, 2):
             alone = other.sample(key, 1, start=number)
-            assert all(torch.equal(a[0], b[number]) for a, b in zip(leaves_of(alone), leaves_of(many), strict=True))
+            assert all(
+                torch.equal(a[0], b[number])
+                for a, b in zip(leaves_of(alone), leaves_of(many), strict=True)
+            )
     assert many.support.x.shape == (5, WAYS * SHOTS, 5) and many.query.x.dtype == F64
     assert not torch.equal(many.support.x[0], many.support.x[1])
     assert not torch.equal(source.sample(fold_in(1), 1).support.x[0], many.support.x[0])
@@ -87,14 +104,24 @@ def test_the_form_of_an_episode_from_a_taskset() -> None:
         source = interop.TasksetSource(taskset(remap=remap), shots=SHOTS)
         many = source.sample(fold_in(0, "tasks"), 200)
         for part, each in ((many.support, SHOTS), (many.query, QUERIES)):
-            assert torch.equal(part.y.sort(-1).values, torch.arange(WAYS).repeat_interleave(each).expand(200, -1))
+            assert torch.equal(
+                part.y.sort(-1).values, torch.arange(WAYS).repeat_interleave(each).expand(200, -1)
+            )
             assert torch.equal(many.info["class_ids"].gather(1, part.y).float(), part.x[..., 0])
         both = torch.cat([many.support.x, many.query.x], 1)[..., :2]
-        assert all(len({tuple(row) for row in one}) == WAYS * (SHOTS + QUERIES) for one in both.tolist())
+        assert all(
+            len({tuple(row) for row in one}) == WAYS * (SHOTS + QUERIES) for one in both.tolist()
+        )
         assert len({tuple(y) for y in many.support.y.tolist()}) == 6  # every order of three labels
         assert set(many.info["class_ids"][:, 0].tolist()) == set(range(CLASSES))
     spec = source.spec
-    assert (spec.ways, spec.shots, spec.queries, spec.x_shape, spec.outputs) == (WAYS, SHOTS, QUERIES, (5,), WAYS)
+    assert (spec.ways, spec.shots, spec.queries, spec.x_shape, spec.outputs) == (
+        WAYS,
+        SHOTS,
+        QUERIES,
+        (5,),
+        WAYS,
+    )
     assert spec.num_classes == CLASSES
 
 
@@ -108,14 +135,24 @@ def test_a_taskset_in_one_order_gives_every_example_its_turn_in_the_support() ->
 
 def test_a_taskset_of_few_tasks_and_one_of_few_classes() -> None:
     few = interop.TasksetSource(taskset(4, noise=False), shots=SHOTS).sample(fold_in(0), 60)
-    tasks = {tuple(sorted(map(tuple, torch.cat([s, q])[:, :2].tolist()))) for s, q in zip(few.support.x, few.query.x)}
+    tasks = {
+        tuple(sorted(map(tuple, torch.cat([s, q])[:, :2].tolist())))
+        for s, q in zip(few.support.x, few.query.x)
+    }
     assert len(tasks) == 4
     kept = [12, 14, 15, 17]
     source = interop.TasksetSource(taskset(labels=kept), shots=SHOTS)
-    assert source.spec.num_classes == 4 and source.sample(fold_in(0), 30).info["class_ids"].max() == 3
+    assert (
+        source.spec.num_classes == 4 and source.sample(fold_in(0), 30).info["class_ids"].max() == 3
+    )
     batch = source.examples(fold_in(0, "pretrain"), 400)
-    assert batch.x.shape == (400, 5) and torch.equal(torch.tensor(kept)[batch.y] - 10, batch.x[:, 0].long())
-    assert set(batch.x[:, 1].tolist()) == set(range(EACH)) and min(Counter(batch.y.tolist()).values()) > 60
+    assert batch.x.shape == (400, 5) and torch.equal(
+        torch.tensor(kept)[batch.y] - 10, batch.x[:, 0].long()
+    )
+    assert (
+        set(batch.x[:, 1].tolist()) == set(range(EACH))
+        and min(Counter(batch.y.tolist()).values()) > 60
+    )
     assert torch.equal(batch.x, source.examples(fold_in(0, "pretrain"), 400).x)
 
 
@@ -136,7 +173,9 @@ def test_tasksets_that_cannot_be_a_source() -> None:
     data = learn2learn().data
     assert "should be a learn2learn.data.Taskset" in no(SOURCE)
     assert "shots: is 4, but a task of this Taskset has 3" in no(taskset(), 4)
-    words = data.MetaDataset(Noisy(), indices_to_labels={row: "abcdefgh"[row // EACH] for row in range(CLASSES * EACH)})
+    words = data.MetaDataset(
+        Noisy(), indices_to_labels={row: "abcdefgh"[row // EACH] for row in range(CLASSES * EACH)}
+    )
     assert "whole numbers, not 'a'" in no(data.Taskset(words, [data.transforms.LoadData(words)]))
     dataset = data.MetaDataset(Noisy())
     uneven = data.Taskset(dataset, lambda _: data.transforms.LoadData(dataset)(None)[:10])
@@ -152,7 +191,10 @@ def test_a_source_in_the_form_of_a_taskset() -> None:
     for number, (x, y) in enumerate(tasks):
         (support_x, support_y), (query_x, query_y) = split(x, y, shots=SHOTS)
         one = take(episodes, number)
-        for (a, b), part in (((support_x, support_y), one.support), ((query_x, query_y), one.query)):
+        for (a, b), part in (
+            ((support_x, support_y), one.support),
+            ((query_x, query_y), one.query),
+        ):
             assert Counter(zip(map(tuple, a.tolist()), b.tolist())) == Counter(
                 zip(map(tuple, part.x.tolist()), part.y.tolist())
             )
@@ -171,7 +213,7 @@ def test_a_source_in_the_form_of_a_taskset() -> None:
         interop.SourceTaskset(SOURCE, fold_in(0), num_tasks=0)
 
 
-# ------------------------------------------------------------------------------------------------------------- weights
+# weights
 
 
 class Block(nn.Module):
@@ -187,11 +229,15 @@ class Block(nn.Module):
 
 
 class Theirs(nn.Module):
-    """As learn2learn's OmniglotCNN: the same blocks under two names, then the mean over places and a linear layer."""
+    """As learn2learn's OmniglotCNN: the same blocks under two names, then the mean over places and
+    a linear layer.
+    """
 
     def __init__(self, filters: int = 4) -> None:
         super().__init__()
-        self.base = nn.Sequential(*[Block(1 if place == 0 else filters, filters) for place in range(4)])
+        self.base = nn.Sequential(
+            *[Block(1 if place == 0 else filters, filters) for place in range(4)]
+        )
         self.features = nn.Sequential(nn.Identity(), self.base)
         self.classifier = nn.Linear(filters, 3)
 
@@ -226,7 +272,8 @@ def test_a_model_trained_there_says_the_same_here(how: str, tmp_path: Path) -> N
     torch.testing.assert_close(learner.apply(meta, x), model.train()(x), rtol=1e-10, atol=1e-12)
     assert list(meta) == list(MAML().build(learner, IMAGES).init(fold_in(0)).meta)
     assert not any(value.requires_grad for value in meta.values())
-    # And with their running statistics, which the calls above have moved and which only `running` reads.
+    # And with their running statistics, which the calls above have moved and which only `running`
+    # reads.
     learner = Conv4(filters=4, downsample="stride", norm="running").build(IMAGES)
     meta = interop.from_learn2learn(model, learner)
     torch.testing.assert_close(learner.apply(meta, x), model.eval()(x), rtol=1e-10, atol=1e-12)
@@ -247,7 +294,9 @@ def test_rates_of_meta_sgd_come_along() -> None:
     for ours, name in (("convs.0.weight", "base.0.conv.weight"), ("head.bias", "classifier.bias")):
         assert (meta["rates"][ours] == 0.01 * (1 + names.index(name))).all()
     method = MetaSGD().build(learner, IMAGES)
-    assert tree_map(lambda a: a.shape, meta) == tree_map(lambda a: a.shape, method.init(fold_in(0)).meta)
+    assert tree_map(lambda a: a.shape, meta) == tree_map(
+        lambda a: a.shape, method.init(fold_in(0)).meta
+    )
     state = theirs.state_dict()
     del state["lrs.0"]
     with pytest.raises(ConfigError, match=r"17 rates.* 18 parameters"):
@@ -258,11 +307,16 @@ def test_equal_names_and_given_names_pair_layers() -> None:
     spec = SOURCE.spec
     learner = MLP(sizes=(4, 4)).build(spec)
     ours = learner.init(fold_in(3, "meta"))
-    assert all(torch.equal(value, ours[name]) for name, value in interop.from_learn2learn(ours, learner).items())
+    assert all(
+        torch.equal(value, ours[name])
+        for name, value in interop.from_learn2learn(ours, learner).items()
+    )
     turned = interop.from_learn2learn(dict(reversed(ours.items())), learner)
     assert all(torch.equal(value, ours[name]) for name, value in turned.items())
     sizes = [(4, 1), (4, 4), (1, 4)]
-    backwards = nn.ModuleDict({f"l{place}": nn.Linear(sizes[place][1], sizes[place][0]) for place in (2, 1, 0)})
+    backwards = nn.ModuleDict(
+        {f"l{place}": nn.Linear(sizes[place][1], sizes[place][0]) for place in (2, 1, 0)}
+    )
     pairs = {"l0": "layers.0", "l2": "head"}
     found = interop.from_learn2learn(backwards, learner, names=pairs)
     assert torch.equal(found["layers.1.bias"], backwards["l1"].bias.double())
@@ -270,7 +324,11 @@ def test_equal_names_and_given_names_pair_layers() -> None:
     with pytest.raises(ConfigError, match=r"layers\.0: is weight \[4, 1\].*l2 is weight \[1, 4\]"):
         interop.from_learn2learn(backwards, learner)
     twice = {"l0": "head", "l1": "head"}
-    for wrong, word in (({"l9": "head"}, "'l9' is .* valid: l0, l1, l2"), ({"l0": "tail"}, "'tail'"), (twice, "twice")):
+    for wrong, word in (
+        ({"l9": "head"}, "'l9' is .* valid: l0, l1, l2"),
+        ({"l0": "tail"}, "'tail'"),
+        (twice, "twice"),
+    ):
         with pytest.raises(ConfigError, match=word):
             interop.from_learn2learn(backwards, learner, names=wrong)
 
@@ -280,11 +338,24 @@ def test_models_that_do_not_fit_are_refused_with_every_layer() -> None:
     with pytest.raises(ConfigError) as caught:
         interop.from_learn2learn(their_model(), learner)
     places = [place for place, _ in caught.value.problems]
-    assert places == [*[f"norms.{i}" for i in range(4)], "head", *[f"convs.{i}" for i in range(4)], ""]
+    assert places == [
+        *[f"norms.{i}" for i in range(4)],
+        "head",
+        *[f"convs.{i}" for i in range(4)],
+        "",
+    ]
     assert "names={their layer: our layer}" in str(caught.value)
     plain = Conv4(filters=4, downsample="stride", norm="none").build(IMAGES)
-    with pytest.raises(ConfigError, match=r"base\.3\.normalize: weight \[4\], bias \[4\] of the model has no place"):
+    with pytest.raises(
+        ConfigError, match=r"base\.3\.normalize: weight \[4\], bias \[4\] of the model has no place"
+    ):
         interop.from_learn2learn(their_model(), plain)
-    missing = {name: value for name, value in their_model().state_dict().items() if not name.startswith("classifier")}
-    with pytest.raises(ConfigError, match=r"head: weight .* has no counterpart among the model's linear layers"):
+    missing = {
+        name: value
+        for name, value in their_model().state_dict().items()
+        if not name.startswith("classifier")
+    }
+    with pytest.raises(
+        ConfigError, match=r"head: weight .* has no counterpart among the model's linear layers"
+    ):
         interop.from_learn2learn(missing, Conv4(filters=4, downsample="stride").build(IMAGES))

@@ -1,4 +1,6 @@
-"""`metalearn l2o`: hand-made rules against torch's, tuning and its edges, Adam's steps, the command from end to end."""
+"""`metalearn l2o`: hand-made rules against torch's, tuning and its edges, Adam's steps, the command
+from end to end.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.baselines import BASELINES, nadamw, nag, rmsprop
 from metalearn.inner.rules import schedule, sgd
+from metalearn.l2o import tuning
+from metalearn.l2o.command import Words, _other
+from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
+from metalearn.l2o.rows import Measured, differences, row
+from metalearn.l2o.table import _table
 from metalearn.learned_optimizers.inner_run import objective
 from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
-from metalearn.run.l2o import tuning
-from metalearn.run.l2o.command import Words, _other
-from metalearn.run.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
-from metalearn.run.l2o.rows import Measured, differences, row
-from metalearn.run.l2o.table import _table
 from metalearn.tasks import Digits, Quadratics
 from metalearn.types import Batch
 
@@ -85,7 +87,12 @@ def test_hand_made_rules_are_torchs(rule: Any, make: Any) -> None:
 
 def test_nadamw_by_hand() -> None:
     """Two steps by the formula: g = 2 (x - 1), weight decay 0.1."""
-    x, m, v, points = torch.tensor([0.0, 3.0], dtype=F64), torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64), []
+    x, m, v, points = (
+        torch.tensor([0.0, 3.0], dtype=F64),
+        torch.zeros(2, dtype=F64),
+        torch.zeros(2, dtype=F64),
+        [],
+    )
     for t in (1, 2):
         g = 2 * (x - 1)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -99,7 +106,11 @@ def test_nadamw_by_hand() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_cosine_ends_at_zero_and_a_grid_runs_side_by_side(name: str) -> None:
     last = path_of(BASELINES[name](0.01, schedule("cosine", 4)), 6)
-    assert torch.equal(last[5], last[6]) and torch.equal(last[4], last[5]) and not torch.equal(last[2], last[3])
+    assert (
+        torch.equal(last[5], last[6])
+        and torch.equal(last[4], last[5])
+        and not torch.equal(last[2], last[3])
+    )
     rates = torch.tensor([0.01, 0.1], dtype=F64)
     grid = over_rates(TARGET, tuning.rule_of(name, "cosine", 8), rates, GIVEN, (0, 8))
     for place, rate in enumerate(rates):
@@ -112,13 +123,18 @@ def test_the_best_rate_of_every_point_is_found_and_used() -> None:
     rates = torch.tensor(tuning.GRID, dtype=F64)
     means = over_rates(TARGET, lambda rate: sgd(rate), rates, GIVEN, (2, 20)).train.mean(1)
     for place, point in enumerate((2, 20)):
-        assert found.rates[point] == tuning.GRID[int(means[:, place].nan_to_num(nan=torch.inf).argmin())]
+        assert (
+            found.rates[point]
+            == tuning.GRID[int(means[:, place].nan_to_num(nan=torch.inf).argmin())]
+        )
     fresh = problems(SOURCE, fold_in(2, "test"), 5, 0, 20, 0)
     there = tuning.measured(TARGET, fresh, found, (0, 2, 20))
     for place, point in ((1, 2), (2, 20)):
         alone = over_tasks(TARGET, sgd(found.rates[point]), fresh, (point,))
         torch.testing.assert_close(there.train[:, place], alone.train[:, 0])
-    torch.testing.assert_close(there.train[:, 0], over_tasks(TARGET, sgd(0.1), fresh, (0,)).train[:, 0])
+    torch.testing.assert_close(
+        there.train[:, 0], over_tasks(TARGET, sgd(0.1), fresh, (0,)).train[:, 0]
+    )
 
 
 def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,22 +144,40 @@ def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
-    assert len(tuning.GRID) == 17 and tuning.GRID[0] == pytest.approx(1e-6) and tuning.GRID[-1] == pytest.approx(100)
-    assert all(high / low == pytest.approx(10**0.5) for low, high in itertools.pairwise(tuning.GRID))
+    assert (
+        len(tuning.GRID) == 17
+        and tuning.GRID[0] == pytest.approx(1e-6)
+        and tuning.GRID[-1] == pytest.approx(100)
+    )
+    assert all(
+        high / low == pytest.approx(10**0.5) for low, high in itertools.pairwise(tuning.GRID)
+    )
 
 
 def test_steps_that_the_best_rates_need() -> None:
-    """Two rates: one falls fast and stops, the other slowly and far; a run that is not finite counts for nothing."""
+    """Two rates: one falls fast and stops, the other slowly and far; a run that is not finite
+    counts for nothing.
+    """
     nan = float("nan")
     train = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])  # [L, T, P]
     found = tuning.levels(Losses(train, train, train), (0, 10, 20, 30))
     assert found.losses == [8, 2, 2, 1]
-    assert [found.steps_to(loss) for loss in (9.0, 8.0, 5.0, 2.0, 1.75, 1.0, 0.5)] == [0, 0, 5, 10, 23, 30, None]
+    assert [found.steps_to(loss) for loss in (9.0, 8.0, 5.0, 2.0, 1.75, 1.0, 0.5)] == [
+        0,
+        0,
+        5,
+        10,
+        23,
+        30,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("batch", [None, 8])
 def test_adam_needs_no_more_than_its_own_steps_for_its_own_loss(batch: int | None) -> None:
-    """On the tasks and with the losses of the rows: nothing lags, and the best rate is one of those that are tried."""
+    """On the tasks and with the losses of the rows: nothing lags, and the best rate is one of those
+    that are tried.
+    """
     source = SOURCE if batch is None else Digits(ways=3, shots=6, queries=1).build()
     target = TARGET if batch is None else target_of(source, MLP(sizes=(4,)), batch)
     given = problems(source, KEY, 3, 0, 40, 0)
@@ -165,13 +199,25 @@ def test_rows_hold_means_intervals_and_what_diverged() -> None:
     train = torch.tensor([[[1.0, 0.5], [3.0, 0.7]], [[1.0, 0.1], [3.0, 90.0]]])  # [I, T, P]
     other = train.clone()
     other[..., 1] = 2.0
-    given = Measured("mine", "learned", [Losses(train, train, train), Losses(other, other, other)], overhead_of(), {})
+    given = Measured(
+        "mine",
+        "learned",
+        [Losses(train, train, train), Losses(other, other, other)],
+        overhead_of(),
+        {},
+    )
     found = row(given, (0, 5))
-    assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2]) and found["diverged"] == [0.0, 1 / 8]
+    assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2]) and found["diverged"] == [
+        0.0,
+        1 / 8,
+    ]
     assert found["loss_by_seed"] == [pytest.approx([2.0, 91.3 / 4]), pytest.approx([2.0, 2.0])]
     base = Measured("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
     gap = differences(given, [base], 1)[0]
-    assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0) and (gap["a"], gap["b"]) == ("mine", "sgd")
+    assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0) and (gap["a"], gap["b"]) == (
+        "mine",
+        "sgd",
+    )
 
 
 def overhead_of() -> Any:
@@ -179,23 +225,52 @@ def overhead_of() -> Any:
 
 
 def test_a_step_is_priced_with_its_rule() -> None:
-    cheap, dear = (overhead(TARGET, BASELINES[name](0.1, None), GIVEN).flops for name in ("sgd", "nadamw"))
+    cheap, dear = (
+        overhead(TARGET, BASELINES[name](0.1, None), GIVEN).flops for name in ("sgd", "nadamw")
+    )
     assert cheap is not None and dear is not None and 20 < cheap < dear
     source = Digits(shots=2, queries=1).build()
-    found = overhead(target_of(source, MLP(sizes=(4,))), sgd(0.1), problems(source, KEY, 2, 0, 1, 0)).flops
-    by_hand = 3 * 2 * 20 * (64 * 4 + 4 * 10) - 2 * 20 * 64 * 4  # forward, and two products back but none to the pixels
+    found = overhead(
+        target_of(source, MLP(sizes=(4,))), sgd(0.1), problems(source, KEY, 2, 0, 1, 0)
+    ).flops
+    by_hand = (
+        3 * 2 * 20 * (64 * 4 + 4 * 10) - 2 * 20 * 64 * 4
+    )  # forward, and two products back but none to the pixels
     assert found is not None and 1.0 < found / by_hand < 1.2
 
 
 def test_the_command_from_end_to_end(metalearn: Commands) -> None:
-    words = ("run.meta_steps=2", "run.seeds=[0,1]", "run.tasks_per_step=2", "run.executor=vmap", "task.dims=2")
-    words += ("run.validate.every=null", "evaluate.checkpoint=last", "evaluate.episodes=4", "evaluate.steps=[0,10,20]")
+    words = (
+        "run.meta_steps=2",
+        "run.seeds=[0,1]",
+        "run.tasks_per_step=2",
+        "run.executor=vmap",
+        "task.dims=2",
+    )
+    words += (
+        "run.validate.every=null",
+        "evaluate.checkpoint=last",
+        "evaluate.episodes=4",
+        "evaluate.steps=[0,10,20]",
+    )
     words += ("evaluate.headline_step=20", "method.rule.hidden=2", "method.horizon.steps=20")
-    options = ("--inner-seeds", "2", "--tuning-tasks", "20", "--also", "task.draws=normal task.dims=3", "--out", "out")
+    options = (
+        "--inner-seeds",
+        "2",
+        "--tuning-tasks",
+        "20",
+        "--also",
+        "task.draws=normal task.dims=3",
+        "--out",
+        "out",
+    )
     done = metalearn("l2o", "l2o_quadratics", *words, *options)
     assert done.code == 0, done.err
     found = json.loads((metalearn.folder / "out" / "optimizers.json").read_text())
-    assert [problem["name"] for problem in found["problems"]] == ["as trained", "task.draws=normal task.dims=3"]
+    assert [problem["name"] for problem in found["problems"]] == [
+        "as trained",
+        "task.draws=normal task.dims=3",
+    ]
     for problem in found["problems"]:
         assert len(problem["rows"]) == 14 and len(problem["paired"]) == 12
         assert all(len(line["loss"]) == 3 for line in problem["rows"])
@@ -203,21 +278,46 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     assert "| lstm |" in text and "| adam, per task |" in text
     assert Path(metalearn.folder / "out" / "optimizers.svg").read_text().startswith("<?xml")
     point = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimizer = ml.LearnedOptimizer.load(metalearn.folder / "out" / "seeds" / "seed-1", [point], num_steps=3)
+    optimizer = ml.LearnedOptimizer.load(
+        metalearn.folder / "out" / "seeds" / "seed-1", [point], num_steps=3
+    )
     point.square().sum().backward()
     optimizer.step()
     assert point.isfinite().all() and (point != torch.tensor([3.0, -2.0])).any()
-    before = {path: path.stat().st_mtime_ns for path in (metalearn.folder / "out" / "seeds").rglob("*.*")}
+    before = {
+        path: path.stat().st_mtime_ns for path in (metalearn.folder / "out" / "seeds").rglob("*.*")
+    }
     again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
     assert before and before == {path: path.stat().st_mtime_ns for path in before}
-    assert again.code == 0 and json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
+    assert again.code == 0 and json.loads(
+        (metalearn.folder / "out" / "optimizers.json").read_text()
+    )["seeds"] == [0, 1]
 
 
 def test_tuned_adam_has_a_price_beside_every_row() -> None:
-    """Twice the steps, at a fifth of the FLOPs and half of the seconds of each: 0.4 and 1 times the row's own."""
-    shared = {"loss": [1.0, 0.1], "loss_ci95_tasks": [None] * 2, "loss_ci95_seeds": [None] * 2, "diverged": [0, 0]}
-    adam = {"label": "adam", "kind": "baseline", "flops_per_step": 100, "seconds_per_step": 1e-3, **shared}
-    mine = {"label": "lstm", "kind": "learned", "flops_per_step": 500, "seconds_per_step": 2e-3, **shared}
+    """Twice the steps, at a fifth of the FLOPs and half of the seconds of each: 0.4 and 1 times the
+    row's own.
+    """
+    shared = {
+        "loss": [1.0, 0.1],
+        "loss_ci95_tasks": [None] * 2,
+        "loss_ci95_seeds": [None] * 2,
+        "diverged": [0, 0],
+    }
+    adam = {
+        "label": "adam",
+        "kind": "baseline",
+        "flops_per_step": 100,
+        "seconds_per_step": 1e-3,
+        **shared,
+    }
+    mine = {
+        "label": "lstm",
+        "kind": "learned",
+        "flops_per_step": 500,
+        "seconds_per_step": 2e-3,
+        **shared,
+    }
     rows = [
         {**adam, "adam_steps": {"steps": 20, "within": 80}},
         {**mine, "adam_steps": {"steps": 40, "within": 80}},
@@ -227,8 +327,10 @@ def test_tuned_adam_has_a_price_beside_every_row() -> None:
     at = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines}
     first = at["optimizer"].index("its FLOPs")
     assert [at[name][first - 1 : first + 2] for name in ("adam", "lstm", "far")] == [
-        ["20", "1x", "1x"], ["40", "0.4x", "1x"], ["over 80", "", ""]
-    ]  # fmt: skip
+        ["20", "1x", "1x"],
+        ["40", "0.4x", "1x"],
+        ["over 80", "", ""],
+    ]
 
 
 def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
@@ -236,14 +338,33 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         (("maml_sinusoid",), "learn_optimizer"),
         (("l2o_quadratics", "--also", "run.seeds=[1]"), "overrides of task and model"),
         (("l2o_quadratics", "evaluate.steps=[20,100]"), "begin with 0"),
-        (("l2o_quadratics", "evaluate.steps=[0]", "evaluate.headline_step=0"), "begin with 0 and go on"),
+        (
+            ("l2o_quadratics", "evaluate.steps=[0]", "evaluate.headline_step=0"),
+            "begin with 0 and go on",
+        ),
         (("l2o_mlp", "--also", "task.shots=500"), "at most 104"),
-        (("l2o_mlp", "method.rule.name=learned_rates", "--also", "model.sizes=[40]"), "parameters of its own"),
+        (
+            ("l2o_mlp", "method.rule.name=learned_rates", "--also", "model.sizes=[40]"),
+            "parameters of its own",
+        ),
     ):
         done = metalearn("l2o", *words, "--out", "no")
-        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists(), (words, done.err)
-    done = metalearn("l2o", "l2o_quadratics", "evaluate.steps=[20,100]", "--also", "run.seeds=[1]", "--also", "oops")
-    assert done.code == 2 and all(said in done.err for said in ("begin with 0", "run.seeds=[1]", "oops"))
+        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists(), (
+            words,
+            done.err,
+        )
+    done = metalearn(
+        "l2o",
+        "l2o_quadratics",
+        "evaluate.steps=[20,100]",
+        "--also",
+        "run.seeds=[1]",
+        "--also",
+        "oops",
+    )
+    assert done.code == 2 and all(
+        said in done.err for said in ("begin with 0", "run.seeds=[1]", "oops")
+    )
 
 
 def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
@@ -253,7 +374,9 @@ def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
     words = Words("l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2)
     made = [_other(words, one).model for one in words.also]
     assert [(model.sizes, model.activation) for model in made] == [
-        ((40,), "sigmoid"), ((20, 20), "sigmoid"), ((20,), "relu")
-    ]  # fmt: skip
+        ((40,), "sigmoid"),
+        ((20, 20), "sigmoid"),
+        ((20,), "relu"),
+    ]
     both = _other(words, "model.sizes=[20,20] task.shots=5")
     assert both.model.sizes == (20, 20) and both.task.shots == 5

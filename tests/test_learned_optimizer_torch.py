@@ -64,21 +64,29 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------ on anybody's module
+#
+# on anybody's module
 
 
 def test_learned_adam_that_has_learned_nothing_trains_as_torchs() -> None:
     ours, theirs = module(), module()
     mine = train(ours, optimizer_of(LearnedAdam(lr=0.05), ours), 6)
-    assert mine == pytest.approx(train(theirs, torch.optim.Adam(theirs.parameters(), lr=0.05), 6), rel=1e-12)
+    assert mine == pytest.approx(
+        train(theirs, torch.optim.Adam(theirs.parameters(), lr=0.05), 6), rel=1e-12
+    )
     assert mine[-1] < mine[0]
 
 
 @pytest.mark.parametrize("name", LEARNED_RULES)
 def test_it_walks_the_path_of_the_pure_rule(name: str) -> None:
-    """The same points as the pair inside a loop of pure functions, the loss and the horizon included."""
+    """The same points as the pair inside a loop of pure functions, the loss and the horizon
+    included.
+    """
     rule, network = LEARNED_RULES[name](), module()
-    theta = {leaf: value + 0.05 * normal(fold_in(2, leaf), value.shape, F64) for leaf, value in theta_of(rule).items()}
+    theta = {
+        leaf: value + 0.05 * normal(fold_in(2, leaf), value.shape, F64)
+        for leaf, value in theta_of(rule).items()
+    }
     optimizer = LearnedOptimizer(network.named_parameters(), rule, theta, 9)
     now = {leaf: value.detach().clone() for leaf, value in network.named_parameters()}
     pair = rule.build(F64, like=now).rule(theta, 9)  # type: ignore[attr-defined]
@@ -93,14 +101,18 @@ def test_it_walks_the_path_of_the_pure_rule(name: str) -> None:
     torch.testing.assert_close(dict(network.named_parameters()), now, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", [LSTM(hidden=4), Hyper(hidden=4), LearnedAdam()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [LSTM(hidden=4), Hyper(hidden=4), LearnedAdam()], ids=lambda rule: rule.name
+)
 def test_a_state_dict_goes_on_where_it_was_taken(rule: Component, tmp_path: Path) -> None:
     """Three steps, saved and loaded without pickled code, three more: bit for bit those of six."""
     straight, stopped = module(), module()
     train(straight, optimizer_of(rule, straight), 6)
     optimizer = optimizer_of(rule, stopped)
     train(stopped, optimizer, 3)
-    torch.save({"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    torch.save(
+        {"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt"
+    )
     kept = torch.load(tmp_path / "state.pt", weights_only=True)
     again = module()
     again.load_state_dict(kept["model"])
@@ -143,7 +155,10 @@ def test_several_groups_are_one_to_the_rule() -> None:
     one, two, rule = module(), module(), Hyper(hidden=4)
     train(one, optimizer_of(rule, one), 3)
     groups = [{"params": list(part.named_parameters())} for part in (two[0], two[2])]  # type: ignore[index]
-    named = [{"params": [(f"{place}.{name}", p) for name, p in group["params"]]} for place, group in enumerate(groups)]
+    named = [
+        {"params": [(f"{place}.{name}", p) for name, p in group["params"]]}
+        for place, group in enumerate(groups)
+    ]
     train(two, LearnedOptimizer(named, rule, theta_of(rule), 9), 3)
     assert same(one, two)
 
@@ -153,26 +168,54 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     network[2].bias.requires_grad_(False)  # type: ignore[index,union-attr]
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     train(network, optimizer_of(LSTM(hidden=3), network), 2)
-    moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in network.named_parameters() if not torch.equal(value, before[name])
+    }
     assert moved == set(before) - {"2.bias"}
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps_zero": (lambda: optimizer_of(LearnedSGD(), module(), 0), "num_steps"),
     "steps_part": (lambda: optimizer_of(LearnedSGD(), module(), 2.5), "num_steps"),  # type: ignore[arg-type]
-    "own_options": (lambda: LearnedOptimizer([{"params": module().parameters(), "lr": 1.0}], LearnedSGD(),
-                                             theta_of(LearnedSGD()), 9), "lr"),
-    "group_later": (lambda: optimizer_of(LearnedSGD(), module()).add_param_group({"params": [torch.ones(2)]}), "once"),
-    "half": (lambda: LearnedOptimizer(module().half().parameters(), LearnedSGD(), theta_of(LearnedSGD()), 9),
-             "float16"),
-    "mixed": (lambda: LearnedOptimizer([*module().parameters(), *module().float().parameters()], LearnedSGD(),
-                                       theta_of(LearnedSGD()), 9), "float32"),
-    "other_theta": (lambda: LearnedOptimizer(module().parameters(), LSTM(hidden=3), theta_of(LSTM(hidden=4)), 9),
-                    "lstm.0.weight"),
-    "other_network": (lambda: LearnedOptimizer(module().parameters(), LearnedRates(), theta_of(LearnedRates()), 9),
-                      "learned_rates"),
+    "own_options": (
+        lambda: LearnedOptimizer(
+            [{"params": module().parameters(), "lr": 1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
+        ),
+        "lr",
+    ),
+    "group_later": (
+        lambda: optimizer_of(LearnedSGD(), module()).add_param_group({"params": [torch.ones(2)]}),
+        "once",
+    ),
+    "half": (
+        lambda: LearnedOptimizer(
+            module().half().parameters(), LearnedSGD(), theta_of(LearnedSGD()), 9
+        ),
+        "float16",
+    ),
+    "mixed": (
+        lambda: LearnedOptimizer(
+            [*module().parameters(), *module().float().parameters()],
+            LearnedSGD(),
+            theta_of(LearnedSGD()),
+            9,
+        ),
+        "float32",
+    ),
+    "other_theta": (
+        lambda: LearnedOptimizer(
+            module().parameters(), LSTM(hidden=3), theta_of(LSTM(hidden=4)), 9
+        ),
+        "lstm.0.weight",
+    ),
+    "other_network": (
+        lambda: LearnedOptimizer(
+            module().parameters(), LearnedRates(), theta_of(LearnedRates()), 9
+        ),
+        "learned_rates",
+    ),
     "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "reads the loss"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -184,7 +227,9 @@ def test_what_cannot_work_is_refused_with_a_sentence(case: str) -> None:
 
 def test_sparse_gradients_are_refused() -> None:
     layer = nn.Embedding(4, 2, sparse=True)
-    optimizer = LearnedOptimizer(layer.parameters(), LearnedSGD(), LearnedSGD().build().init(fold_in(0)), 3)
+    optimizer = LearnedOptimizer(
+        layer.parameters(), LearnedSGD(), LearnedSGD().build().init(fold_in(0)), 3
+    )
     layer(torch.tensor([1])).sum().backward()
     with pytest.raises(ConfigError, match="sparse"):
         optimizer.step()
@@ -226,7 +271,11 @@ def test_the_state_of_another_optimizer_is_refused_where_it_is_loaded() -> None:
 def test_an_outer_gradient_too_long_to_measure_counts_as_not_finite() -> None:
     large = {"a": torch.full((3,), 1e30), "b": torch.ones(2)}
     grads, told = steady(large, clip=1.0)
-    assert told["grad_not_finite"] == 1 and told["grad_norm"] == 0 and not any(grad.any() for grad in grads.values())
+    assert (
+        told["grad_not_finite"] == 1
+        and told["grad_norm"] == 0
+        and not any(grad.any() for grad in grads.values())
+    )
     grads, told = steady({"a": torch.tensor([3.0, 4.0])}, clip=1.0)
     assert told["grad_norm"] == 5 and told["grad_not_finite"] == 0
     torch.testing.assert_close(grads["a"], torch.tensor([0.6, 0.8]))

@@ -1,4 +1,6 @@
-"""Learned optimizers as a way of learning new tasks: gradients, starts, runs, comparisons, and loaded from runs."""
+"""Learned optimizers as a way of learning new tasks: gradients, starts, runs, comparisons, and
+loaded from runs.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 import metalearn as ml
 from metalearn import LearnedOptimizer
 from metalearn.errors import ConfigError
+from metalearn.executors import executor, trace
 from metalearn.inner.rules import Adam
 from metalearn.learned_optimizers import (
     LSTM,
@@ -26,13 +29,15 @@ from metalearn.learned_optimizers import (
     TunedAdam,
 )
 from metalearn.models import MLP
+from metalearn.report import questions
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint, executor, report_questions, traced
+from metalearn.storage import checkpoint
 from metalearn.tasks import Sinusoid
 from metalearn.tree import named_leaves, take, tree_map
 
 F64 = torch.float64
-# --------------------------------------------------------------------------------------- as a way of learning new tasks
+# as a way
+# of learning new tasks
 
 SOURCE = Sinusoid(shots=5, queries=6).build(dtype=F64)
 LEARNER = MLP(sizes=(7,)).build(SOURCE.spec)
@@ -40,10 +45,17 @@ LEARNER = MLP(sizes=(7,)).build(SOURCE.spec)
 
 def test_the_meta_gradient_is_that_of_the_query_loss_after_the_steps() -> None:
     """By a loop of its own, over two of the steps; and the parameters of the start have none."""
-    options: dict[str, Any] = {"rule": LearnedAdam(lr=0.05), "inner_steps": 3, "loss_at": (1, 3), "clip": 1e9}
+    options: dict[str, Any] = {
+        "rule": LearnedAdam(lr=0.05),
+        "inner_steps": 3,
+        "loss_at": (1, 3),
+        "clip": 1e9,
+    }
     episode = take(SOURCE.sample(fold_in(0, "episode"), 1), 0)
     for first_order in (True, False):
-        method = LearnToOptimize(init="meta", first_order=first_order, **options).build(LEARNER, SOURCE.spec)
+        method = LearnToOptimize(init="meta", first_order=first_order, **options).build(
+            LEARNER, SOURCE.spec
+        )
         meta = method.init(fold_in(0, "init")).meta
 
         def query_loss(theta: Any, meta: Any = meta, first_order: bool = first_order) -> Tensor:
@@ -82,19 +94,28 @@ def test_the_start_stands_still_and_the_rule_moves() -> None:
 
 def test_a_long_gradient_is_shortened_and_a_lost_one_is_counted() -> None:
     method = LearnToOptimize(rule=LearnedSGD(lr=0.05), clip=1e-3).build(LEARNER, SOURCE.spec)
-    meta, episode = method.init(fold_in(0, "init")).meta, take(SOURCE.sample(fold_in(0, "episode"), 1), 0)
+    meta, episode = (
+        method.init(fold_in(0, "init")).meta,
+        take(SOURCE.sample(fold_in(0, "episode"), 1), 0),
+    )
     assert method.task_grad is not None
     grads, found = method.task_grad(meta, episode)
     assert grads["rule"]["log_lr"].abs() == pytest.approx(1e-3) and found["grad_norm"] > 1e-3
     worse = {**meta, "rule": {"log_lr": torch.tensor(800.0, dtype=F64)}}  # e^800 is no number
     grads, found = method.task_grad(worse, episode)
-    assert grads["rule"]["log_lr"] == 0 and found["grad_not_finite"] == 1 and found["grad_norm"] == 0
+    assert (
+        grads["rule"]["log_lr"] == 0 and found["grad_not_finite"] == 1 and found["grad_norm"] == 0
+    )
 
 
 def test_one_compiled_step_serves_all_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executor `compiled_steps`, without the C++ compiler: what the eager step gives, over two outer steps."""
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
-    method = LearnToOptimize(rule=LSTM(hidden=3), inner_steps=4, loss_at=(2, 4)).build(LEARNER, SOURCE.spec)
+    """The executor `compiled_steps`, without the C++ compiler: what the eager step gives, over two
+    outer steps.
+    """
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
+    method = LearnToOptimize(rule=LSTM(hidden=3), inner_steps=4, loss_at=(2, 4)).build(
+        LEARNER, SOURCE.spec
+    )
     ends = []
     for how in ("vmap", "compiled_steps"):
         state, step = method.init(fold_in(0, "init")), executor.make_step(method, how)
@@ -106,7 +127,9 @@ def test_one_compiled_step_serves_all_inner_steps(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("method", [TunedAdam, LearnToOptimize])
 def test_starts_differ_in_what_they_hold(method: Any) -> None:
-    """Classes: nothing; the body, with a head drawn for each task; all. Regression: nothing, all, all."""
+    """Classes: nothing; the body, with a head drawn for each task; all. Regression: nothing, all,
+    all.
+    """
     from clusters import Clusters
 
     classes = Clusters("train", 8)
@@ -118,11 +141,17 @@ def test_starts_differ_in_what_they_hold(method: Any) -> None:
         held[init] = set(meta.get("params", {}))
         assert made.traits.fixed_ways == (init == "meta")
         episode = classes.sample(fold_in(0, "episode"), 2)
-        said = made.learn(meta, episode.support, episode.query.x, (0,), key=fold_in(0, "a")).predictions
-        other = made.learn(meta, episode.support, episode.query.x, (0,), key=fold_in(0, "b")).predictions
+        said = made.learn(
+            meta, episode.support, episode.query.x, (0,), key=fold_in(0, "a")
+        ).predictions
+        other = made.learn(
+            meta, episode.support, episode.query.x, (0,), key=fold_in(0, "b")
+        ).predictions
         assert torch.equal(said, other) == (init == "meta")  # drawn from the task's key
         regression = method(init=init).build(LEARNER, SOURCE.spec).init(fold_in(0, "init")).meta
-        assert set(regression.get("params", {})) == (set() if init == "random" else set(LEARNER.init(fold_in(0))))
+        assert set(regression.get("params", {})) == (
+            set() if init == "random" else set(LEARNER.init(fold_in(0)))
+        )
     assert held["random"] == set() and held["meta"] == set(learner.init(fold_in(0)))
     assert held["pretrained"] == {name for name in held["meta"] if not name.startswith("head.")}
 
@@ -135,7 +164,8 @@ def test_losses_lie_on_the_path(at: tuple[int, ...]) -> None:
         LearnToOptimize().build(LEARNER, Sinusoid(queries=0).build(dtype=F64).spec)
 
 
-# ---------------------------------------------------------------------------------------------- in runs and comparisons
+# in
+# runs and comparisons
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +180,13 @@ def write(folder: Path, name: str, **sections: Any) -> Path:
         "experiment": name,
         "task": {"source": "sinusoid", "shots": 5, "queries": 5},
         "model": {"name": "mlp", "sizes": [6]},
-        "run": {"meta_steps": 4, "tasks_per_step": 3, "executor": "vmap", "threads": 1, "validate": {"episodes": 4}},
+        "run": {
+            "meta_steps": 4,
+            "tasks_per_step": 3,
+            "executor": "vmap",
+            "threads": 1,
+            "validate": {"episodes": 4},
+        },
         "evaluate": {"episodes": 6, "steps": [0, 1, 2]},
     }
     path = folder / f"{name}.yaml"
@@ -161,14 +197,25 @@ def write(folder: Path, name: str, **sections: Any) -> Path:
 @pytest.fixture(scope="module")
 def cross(metalearn: Commands) -> Path:
     """Some of the cross of starts and optimizers, in one comparison."""
-    rules = {"adam": {"name": "tuned_adam"}, "scalars": {"name": "learned_optimizer"},
-             "network": {"name": "learned_optimizer", "rule": {"name": "adafactor_mlp"}}}  # fmt: skip
+    rules = {
+        "adam": {"name": "tuned_adam"},
+        "scalars": {"name": "learned_optimizer"},
+        "network": {"name": "learned_optimizer", "rule": {"name": "adafactor_mlp"}},
+    }
     starts = {"random": {}, "pretrained": {"start": "fine_tune"}, "meta": {"start": "maml"}}
     rows: list[dict[str, Any]] = [{"name": "maml"}, {"name": "fine_tune"}]
-    for label in ("adam_meta", "scalars_random", "scalars_meta", "network_random", "network_pretrained"):
+    for label in (
+        "adam_meta",
+        "scalars_random",
+        "scalars_meta",
+        "network_random",
+        "network_pretrained",
+    ):
         rule, init = label.split("_")
         rows.append({"label": label, "init": init, **rules[rule], **starts[init]})
-    rows.append({"name": "learn_optimizer", "unroll": 2, "horizon": {"name": "constant", "steps": 2}})
+    rows.append(
+        {"name": "learn_optimizer", "unroll": 2, "horizon": {"name": "constant", "steps": 2}}
+    )
     done = metalearn("compare", write(metalearn.folder, "cross", methods=rows), "--out", "cross")
     assert done.code == 0, done.err
     return metalearn.folder / "cross"
@@ -179,37 +226,67 @@ def result(folder: Path, label: str) -> Any:
 
 
 def test_starts_come_from_other_rows_and_are_paid_for(cross: Path) -> None:
-    """Parameters are those of the row named, bit for bit; its training stands in the bill, before the own one."""
-    maml, pretrained = (ml.load_run(cross / "methods" / label / "seed-0") for label in ("maml", "fine_tune"))
+    """Parameters are those of the row named, bit for bit; its training stands in the bill, before
+    the own one.
+    """
+    maml, pretrained = (
+        ml.load_run(cross / "methods" / label / "seed-0") for label in ("maml", "fine_tune")
+    )
     for label in ("adam_meta", "scalars_meta", "network_pretrained"):
         other = maml.state.meta if label.endswith("_meta") else pretrained.state.meta["params"]
         run = ml.load_run(cross / "methods" / label / "seed-0")
         torch.testing.assert_close(run.state.meta["params"], other, rtol=0, atol=0)
-    cost = {label: result(cross, label)["cost"] for label in ("maml", "adam_meta", "scalars_meta", "scalars_random",
-                                                              "network_pretrained", "fine_tune")}  # fmt: skip
+    cost = {
+        label: result(cross, label)["cost"]
+        for label in (
+            "maml",
+            "adam_meta",
+            "scalars_meta",
+            "scalars_random",
+            "network_pretrained",
+            "fine_tune",
+        )
+    }
     assert cost["adam_meta"]["meta_train"]["flops"] == cost["maml"]["meta_train"]["flops"] > 0
     own = cost["scalars_random"]["meta_train"]["flops"]
     assert cost["scalars_meta"]["meta_train"]["flops"] == cost["maml"]["meta_train"]["flops"] + own
-    assert cost["network_pretrained"]["pretrain"]["flops"] == cost["fine_tune"]["pretrain"]["flops"] > 0
+    assert (
+        cost["network_pretrained"]["pretrain"]["flops"]
+        == cost["fine_tune"]["pretrain"]["flops"]
+        > 0
+    )
 
 
 def test_the_report_tells_start_and_optimizer_apart(cross: Path) -> None:
     page = (cross / "report.html").read_text()
     assert "learned_adam instead of Adam" in page or "Adam instead of learned_adam" in page
-    assert result(cross, "network_pretrained")["factors"] == {"start": "pretrained", "optimizer": "adafactor_mlp"}
+    assert result(cross, "network_pretrained")["factors"] == {
+        "start": "pretrained",
+        "optimizer": "adafactor_mlp",
+    }
     pairs = json.loads((cross / "comparison.json").read_text())["break_even"]
     assert {"scalars_meta", "network_random"} <= {row[side] for row in pairs for side in "ab"}
 
 
 @pytest.mark.parametrize(
     ("consumes", "start", "family"),
-    [("nothing", None, "scratch"), ("nothing", "random", "scratch"), ("nothing", "pretrained", "transfer"),
-     ("nothing", "meta-learned", "meta-learned"), ("examples", None, "transfer"), ("episodes", None, "meta-learned")],
-)  # fmt: skip
-def test_a_row_without_training_belongs_to_where_it_starts(consumes: str, start: str | None, family: str) -> None:
+    [
+        ("nothing", None, "scratch"),
+        ("nothing", "random", "scratch"),
+        ("nothing", "pretrained", "transfer"),
+        ("nothing", "meta-learned", "meta-learned"),
+        ("examples", None, "transfer"),
+        ("episodes", None, "meta-learned"),
+    ],
+)
+def test_a_row_without_training_belongs_to_where_it_starts(
+    consumes: str, start: str | None, family: str
+) -> None:
     """Which family the report counts a row to, so that it can say which one is lacking."""
-    run = SimpleNamespace(traits={"consumes": consumes}, result={"factors": {"start": start} if start else {}})
-    assert report_questions._family(SimpleNamespace(first=run)) == family  # type: ignore[arg-type]
+    run = SimpleNamespace(
+        traits={"consumes": consumes}, result={"factors": {"start": start} if start else {}}
+    )
+    assert questions._family(SimpleNamespace(first=run)) == family  # type: ignore[arg-type]
 
 
 def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> None:
@@ -218,9 +295,13 @@ def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> No
     network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     found = LearnedOptimizer.load(folder, network.parameters(), num_steps=5)
     learned = ml.load_run(folder).state.meta["rule"]
-    torch.testing.assert_close(found.theta, {name: value.double() for name, value in learned.items()})
+    torch.testing.assert_close(
+        found.theta, {name: value.double() for name, value in learned.items()}
+    )
     assert found.rule.name == "adafactor_mlp"  # type: ignore[attr-defined]
-    last = checkpoint.path_of(folder / "checkpoints", checkpoint.steps_in(folder / "checkpoints")[-1])
+    last = checkpoint.path_of(
+        folder / "checkpoints", checkpoint.steps_in(folder / "checkpoints")[-1]
+    )
     other = LearnedOptimizer.load(last, network.parameters(), num_steps=5)
     torch.testing.assert_close(other.theta, found.theta)
     before = [param.detach().clone() for param in network.parameters()]
@@ -228,19 +309,27 @@ def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> No
     loss.backward()
     found.step(loss=loss)
     assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    loaded = LearnedOptimizer.load(cross / "methods" / "learn_optimizer" / "seed-0", network.parameters(), num_steps=5)
+    loaded = LearnedOptimizer.load(
+        cross / "methods" / "learn_optimizer" / "seed-0", network.parameters(), num_steps=5
+    )
     assert loaded.rule.name == "lstm" and "lstm.0.weight" in loaded.theta  # type: ignore[attr-defined]
     for label, word in (("maml", "learns no optimizer"), ("adam_meta", "learns no optimizer")):
         with pytest.raises(ConfigError, match=word):
-            LearnedOptimizer.load(cross / "methods" / label / "seed-0", network.parameters(), num_steps=5)
+            LearnedOptimizer.load(
+                cross / "methods" / label / "seed-0", network.parameters(), num_steps=5
+            )
 
 
 def test_a_rule_goes_on_from_another_run_of_it(cross: Path, metalearn: Commands) -> None:
     start = str(cross / "methods" / "network_random" / "seed-0")
     method = {"name": "learned_optimizer", "rule": {"name": "adafactor_mlp"}, "start": start}
-    file = write(metalearn.folder, "goes_on", method=method, run={"meta_steps": 0, "executor": "vmap"})
+    file = write(
+        metalearn.folder, "goes_on", method=method, run={"meta_steps": 0, "executor": "vmap"}
+    )
     assert metalearn("train", file, "--out", "goes_on").code == 0
-    torch.testing.assert_close(ml.load_run(metalearn.folder / "goes_on").state.meta, ml.load_run(start).state.meta)
+    torch.testing.assert_close(
+        ml.load_run(metalearn.folder / "goes_on").state.meta, ml.load_run(start).state.meta
+    )
 
 
 def test_starts_that_cannot_be_are_refused(cross: Path, metalearn: Commands) -> None:
@@ -248,11 +337,22 @@ def test_starts_that_cannot_be_are_refused(cross: Path, metalearn: Commands) -> 
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"name": "tuned_adam", "init": "meta"}, ("method.start", "is missing")),
         ({"name": "learned_optimizer", "init": "pretrained"}, ("method.start", "fine_tune")),
-        ({"name": "learned_optimizer", "start": maml}, ("method.start", "another model")),  # there is nothing to take
+        (
+            {"name": "learned_optimizer", "start": maml},
+            ("method.start", "another model"),
+        ),  # there is nothing to take
         ({"name": "learned_optimizer", "init": "nowhere"}, ("method.init",)),
-        ({"name": "learned_optimizer", "rule": {"name": "lstm", "hiden": 3}}, ("method.rule", "hidden")),
+        (
+            {"name": "learned_optimizer", "rule": {"name": "lstm", "hiden": 3}},
+            ("method.rule", "hidden"),
+        ),
         ({"name": "learned_optimizer", "rule": {"name": "lstmm"}}, ("method.rule", "lstm")),
     ]
     for number, (method, words) in enumerate(cases):
-        refused(metalearn("train", write(metalearn.folder, f"bad{number}", method=method), "--out", "bad"), *words)
+        refused(
+            metalearn(
+                "train", write(metalearn.folder, f"bad{number}", method=method), "--out", "bad"
+            ),
+            *words,
+        )
     assert not (metalearn.folder / "bad").exists()

@@ -1,4 +1,6 @@
-"""What learned update rules are made of, by hand: cells against torch.nn, features, factored moments, mixing."""
+"""What learned update rules are made of, by hand: cells against torch.nn, features, factored
+moments, mixing.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,13 @@ def test_rates_need_the_network_that_they_are_for() -> None:
         LearnedRates().build(F64)
     made = LearnedRates(lr=0.1).build(F64, like={**PARAMS, "stats.mean": PARAMS["b"]})
     theta = made.init(fold_in(0))
-    assert {leaf: value.shape for leaf, value in theta.items()} == {leaf: v.shape for leaf, v in PARAMS.items()}
+    assert {leaf: value.shape for leaf, value in theta.items()} == {
+        leaf: v.shape for leaf, v in PARAMS.items()
+    }
     theta["w"][0, 0] = -0.3  # a rate may turn negative
-    updates, _ = made.rule(theta, 1).update(PARAMS, made.rule(theta, 1).init(PARAMS), PARAMS, PARAMS["s"])
+    updates, _ = made.rule(theta, 1).update(
+        PARAMS, made.rule(theta, 1).init(PARAMS), PARAMS, PARAMS["s"]
+    )
     torch.testing.assert_close(updates["w"][0, 0], 0.2 * PARAMS["w"][0, 0])
     torch.testing.assert_close(updates["b"], -0.1 * PARAMS["b"])
 
@@ -55,7 +61,11 @@ def test_the_lstm_is_torchs() -> None:
         matrix = torch.cat([i, f, g, o])
         i, f, o, g = theta[f"lstm.{layer}.bias"].chunk(4)
         inputs = matrix.shape[1] - 5
-        values = {"weight_ih": matrix[:, :inputs], "weight_hh": matrix[:, inputs:], "bias_ih": torch.cat([i, f, g, o])}
+        values = {
+            "weight_ih": matrix[:, :inputs],
+            "weight_hh": matrix[:, inputs:],
+            "bias_ih": torch.cat([i, f, g, o]),
+        }
         for part, value in {**values, "bias_hh": torch.zeros(20, dtype=F64)}.items():
             getattr(theirs, f"{part}_l{layer}").data = value
     x = drawn("sequence", (4, 7, 2))  # [steps, coordinates, inputs]
@@ -84,7 +94,9 @@ def test_an_lstm_sees_one_coordinate_at_a_time(preprocess: float | None) -> None
     for grad in grads:
         turned = grad[order]
         mine, one = rule.update({"a": grad}, one, whole, grad[0])
-        other, two = rule.update({"p": turned[:2], "q": turned[2:].reshape(2, 2)}, two, parts, grad[0])
+        other, two = rule.update(
+            {"p": turned[:2], "q": turned[2:].reshape(2, 2)}, two, parts, grad[0]
+        )
         torch.testing.assert_close(mine["a"][order], torch.cat([other["p"], other["q"].flatten()]))
 
 
@@ -103,7 +115,11 @@ def test_log_sign_features() -> None:
 def test_time_features() -> None:
     found = time_features(torch.tensor(100.0, dtype=F64))
     assert found.shape == (11,)
-    assert found[4] == 0 and found[0] == pytest.approx(math.tanh(99)) and found[-1] == pytest.approx(math.tanh(-0.999))
+    assert (
+        found[4] == 0
+        and found[0] == pytest.approx(math.tanh(99))
+        and found[-1] == pytest.approx(math.tanh(-0.999))
+    )
 
 
 def test_features_have_unit_size() -> None:
@@ -139,30 +155,43 @@ def test_moments_are_factored_over_the_two_largest_dimensions() -> None:
     assert slots["rows"].shape == (3, 5, 1, 1) and slots["cols"].shape == (3, 1, 1, 7)
     found = columns(grad, PARAMS["s"].expand(grad.shape), slots)
     assert len(found) == 28 and {column.shape for column in found} == {grad.shape}
-    for decay, column in zip((0.9, 0.99, 0.999), found[10:13], strict=True):  # g by the factored root: its sign
+    for decay, column in zip(
+        (0.9, 0.99, 0.999), found[10:13], strict=True
+    ):  # g by the factored root: its sign
         torch.testing.assert_close(column * (1 - decay) ** 0.5, grad.sign(), rtol=1e-3, atol=1e-4)
 
 
 def test_decays_of_the_adafactor_rule_are_learned_as_logarithms() -> None:
     theta = LEARNED_RULES["adafactor_mlp"]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]
     momenta = moments(theta, PARAMS["b"], start(PARAMS["b"]))["momenta"]
-    torch.testing.assert_close(momenta / PARAMS["b"], torch.tensor([0.1, 0.01, 0.001], dtype=F64)[:, None].expand(3, 4))
+    torch.testing.assert_close(
+        momenta / PARAMS["b"], torch.tensor([0.1, 0.01, 0.001], dtype=F64)[:, None].expand(3, 4)
+    )
 
 
 def test_a_hyper_network_mixes_its_bank() -> None:
-    """With one perceptron in the bank, mixing weights have no say; with two they have; the loss has."""
+    """With one perceptron in the bank, mixing weights have no say; with two they have; the loss
+    has.
+    """
     for bank in (1, 2):
         made = Hyper(bank=bank).build(F64)
         theta = made.init(fold_in(0))
-        theta = {name: value + 0.1 * normal(fold_in(1, name), value.shape, F64) for name, value in theta.items()}
+        theta = {
+            name: value + 0.1 * normal(fold_in(1, name), value.shape, F64)
+            for name, value in theta.items()
+        }
 
         def size(theta: Theta, made: LearnedRule = made) -> Tensor:
             rule = made.rule(theta, 9)
             return norm(rule.update(PARAMS, rule.init(PARAMS), PARAMS, PARAMS["s"])[0])
 
         grads = torch.func.grad(size)(theta)
-        assert bool(norm(grads["mix.weight"]) > 0) == (bank == 2) and norm(grads["bank.0.weight"]) > 0
+        assert (
+            bool(norm(grads["mix.weight"]) > 0) == (bank == 2) and norm(grads["bank.0.weight"]) > 0
+        )
     rule = made.rule(theta, 9)
     _, state = rule.update(PARAMS, rule.init(PARAMS), PARAMS, torch.tensor(1.0, dtype=F64))
-    low, high = (rule.update(PARAMS, state, PARAMS, torch.tensor(v, dtype=F64))[0] for v in (0.5, 2.0))
+    low, high = (
+        rule.update(PARAMS, state, PARAMS, torch.tensor(v, dtype=F64))[0] for v in (0.5, 2.0)
+    )
     assert norm(sub(low, high)) > 0

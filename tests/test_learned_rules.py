@@ -1,4 +1,6 @@
-"""Learned update rules: hand-made ones at their start, finite differences, tasks side by side, horizons, tracing."""
+"""Learned update rules: hand-made ones at their start, finite differences, tasks side by side,
+horizons, tracing.
+"""
 
 from __future__ import annotations
 
@@ -50,21 +52,32 @@ DATA = Batch(drawn("x", (TASKS, 6, 3)), drawn("y", (TASKS, 6, 4)))
 def loss(params: Params, batch: Batch, step: int) -> Tensor:
     """Of a small network in which every parameter has a say; batch [6, 3] -> []."""
     said = torch.tanh(batch.x @ params["w"].T + params["b"]) * params["s"]
-    return (said - batch.y).square().mean() + 0.1 * params["k"].square().mean() * params["b"].square().sum()
+    return (said - batch.y).square().mean() + 0.1 * params["k"].square().mean() * params[
+        "b"
+    ].square().sum()
 
 
 def learned(component: Component, dtype: torch.dtype = F64) -> tuple[LearnedRule, Theta]:
     """The rule and a theta a little away from its start."""
     made: LearnedRule = component.build(dtype, like=params_of(dtype))  # type: ignore[attr-defined]
     theta = made.init(fold_in(0, "theta"))
-    near = {name: 0.05 * normal(fold_in(1, name), value.shape, dtype) for name, value in theta.items()}
-    return made, {name: value if name.startswith("decay") else value + near[name] for name, value in theta.items()}
+    near = {
+        name: 0.05 * normal(fold_in(1, name), value.shape, dtype) for name, value in theta.items()
+    }
+    return made, {
+        name: value if name.startswith("decay") else value + near[name]
+        for name, value in theta.items()
+    }
 
 
-def end(made: LearnedRule, theta: Theta, data: Batch, first_order: bool = False, steps: int = STEPS) -> Tensor:
+def end(
+    made: LearnedRule, theta: Theta, data: Batch, first_order: bool = False, steps: int = STEPS
+) -> Tensor:
     """The loss after some steps: what an outer loop would lower."""
     rule = carried(made, theta, steps)
-    return loss(adapt(loss, PARAMS, rule, data, steps, first_order=first_order).points[-1], data, steps)
+    return loss(
+        adapt(loss, PARAMS, rule, data, steps, first_order=first_order).points[-1], data, steps
+    )
 
 
 def walk(rule: UpdateRule, params: Params = PARAMS, steps: int = STEPS) -> list[Params]:
@@ -73,16 +86,22 @@ def walk(rule: UpdateRule, params: Params = PARAMS, steps: int = STEPS) -> list[
 
 every_rule = pytest.mark.parametrize("name", LEARNED_RULES)
 
-# ------------------------------------------------------------------------------------------ at their start: known rules
+# at
+# their start: known rules
 
 KNOWN: dict[str, tuple[Any, Any]] = {
     "sgd": (LearnedSGD(lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
-    "momentum": (LearnedMomentum(lr=0.03, decay=0.8), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.8)),
-    "adam": (LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3),
-             lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.7, 0.9), eps=1e-3)),
+    "momentum": (
+        LearnedMomentum(lr=0.03, decay=0.8),
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.8),
+    ),
+    "adam": (
+        LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3),
+        lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.7, 0.9), eps=1e-3),
+    ),
     "adam_default": (LearnedAdam(), torch.optim.Adam),
     "rates": (LearnedRates(lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
-}  # fmt: skip
+}
 
 
 def by_torch(make: Any, steps: int = 7) -> list[Params]:
@@ -112,7 +131,9 @@ def test_scalars_mean_what_their_names_say() -> None:
     """Logarithms of factors, and shifts of logits."""
     theta = {"log_lr": 0.7, "logit_beta1": -0.4, "logit_beta2": 0.9, "log_eps": 2.0}
     made = LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3).build(F64)
-    ours = walk(made.rule({name: torch.tensor(value, dtype=F64) for name, value in theta.items()}, 5))
+    ours = walk(
+        made.rule({name: torch.tensor(value, dtype=F64) for name, value in theta.items()}, 5)
+    )
 
     def decay(start: float, shift: float) -> float:
         return 1 / (1 + math.exp(-(math.log(start / (1 - start)) + shift)))
@@ -127,15 +148,21 @@ def test_adam_has_a_finite_outer_gradient_where_a_parameter_meets_no_gradient() 
 
     def after(theta: Theta) -> Tensor:
         rule = carried(made, theta, 2)
-        path = adapt(lambda p, batch, step: p["a"].square().sum(), {"a": PARAMS["b"], "unused": PARAMS["w"]}, rule,
-                     take(DATA, 0), 2)  # fmt: skip
+        path = adapt(
+            lambda p, batch, step: p["a"].square().sum(),
+            {"a": PARAMS["b"], "unused": PARAMS["w"]},
+            rule,
+            take(DATA, 0),
+            2,
+        )
         return path.points[-1]["a"].square().sum()
 
     grads = torch.func.grad(after)(made.init(fold_in(0)))
     assert all(grad.isfinite() for grad in grads.values()) and grads["log_lr"] != 0
 
 
-# ------------------------------------------------------------------------------------------------ what all of them keep
+#
+# what all of them keep
 
 
 @every_rule
@@ -153,15 +180,25 @@ def test_tasks_side_by_side_are_learned_as_alone(name: str) -> None:
 
 @every_rule
 def test_the_outer_gradient_is_that_of_finite_differences(name: str) -> None:
-    """Through the rule, the gradients that it was given (second derivatives), and its state; along two directions."""
+    """Through the rule, the gradients that it was given (second derivatives), and its state; along
+    two directions.
+    """
     made, theta = learned(LEARNED_RULES[name]())
     data = take(DATA, 1)
     grads = torch.func.grad(lambda theta: end(made, theta, data))(theta)
     assert all(bool((grad != 0).any()) for grad in grads.values()), "a part of theta has no say"
     for number in range(2):
-        way = {leaf: normal(fold_in(7, leaf, number), value.shape, F64) for leaf, value in theta.items()}
-        way = {leaf: 0.1 * value if leaf.startswith("decay") else value for leaf, value in way.items()}
-        ends = [end(made, {leaf: theta[leaf] + far * way[leaf] for leaf in theta}, data) for far in (1e-6, -1e-6)]
+        way = {
+            leaf: normal(fold_in(7, leaf, number), value.shape, F64)
+            for leaf, value in theta.items()
+        }
+        way = {
+            leaf: 0.1 * value if leaf.startswith("decay") else value for leaf, value in way.items()
+        }
+        ends = [
+            end(made, {leaf: theta[leaf] + far * way[leaf] for leaf in theta}, data)
+            for far in (1e-6, -1e-6)
+        ]
         slope = torch.stack([(grads[leaf] * way[leaf]).sum() for leaf in theta]).sum()
         torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-6, rtol=2e-5, atol=1e-9)
 
@@ -185,7 +222,10 @@ def test_first_order_takes_the_gradients_for_constants(name: str) -> None:
     torch.testing.assert_close(first, torch.func.grad(by_hand)(theta), **CLOSE)
     second = torch.func.grad(lambda theta: end(made, theta, data))(theta)
     assert norm(sub(first, second)) > 1e-6 * norm(second)
-    one = [torch.func.grad(lambda theta, fo=fo: end(made, theta, data, fo, 1))(theta) for fo in (True, False)]
+    one = [
+        torch.func.grad(lambda theta, fo=fo: end(made, theta, data, fo, 1))(theta)
+        for fo in (True, False)
+    ]
     torch.testing.assert_close(one[0], one[1], **CLOSE)
 
 
@@ -201,14 +241,18 @@ def test_recomputed_steps_give_the_same_gradient(name: str) -> None:
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
-    """Names, shapes and dtype stay, whatever the number of steps; everything is a float tensor; updates fit."""
+    """Names, shapes and dtype stay, whatever the number of steps; everything is a float tensor;
+    updates fit.
+    """
     made, theta = learned(LEARNED_RULES[name](), dtype)
     params = params_of(dtype)
     rule = made.rule(theta, 9)
     state = rule.init(params)
     forms = []
     for _ in range(3):
-        forms.append({leaf: (value.shape, value.dtype) for leaf, value in named_leaves(state).items()})
+        forms.append(
+            {leaf: (value.shape, value.dtype) for leaf, value in named_leaves(state).items()}
+        )
         updates, state = rule.update(params, state, params, params["s"])
         assert {leaf: (u.shape, u.dtype) for leaf, u in updates.items()} == {
             leaf: (p.shape, dtype) for leaf, p in params.items()
@@ -220,7 +264,9 @@ def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
 
 @every_rule
 def test_the_horizon_lies_in_the_state(name: str) -> None:
-    """A state that goes on under a rule made with another horizon keeps its own; theta is that of the day."""
+    """A state that goes on under a rule made with another horizon keeps its own; theta is that of
+    the day.
+    """
     made, theta = learned(LEARNED_RULES[name]())
     first, other = made.rule(theta, 9), made.rule(theta, torch.tensor(90))
     grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
@@ -232,7 +278,9 @@ def test_the_horizon_lies_in_the_state(name: str) -> None:
     _, long = other.update(grads, fresh, PARAMS, PARAMS["s"])
     differs = norm(sub(other.update(grads, long, PARAMS, PARAMS["s"])[0], told[0])) > 0
     assert bool(differs) == (name == "hyper")  # the one that says it looks at the horizon
-    later = made.rule(tree_map(lambda x: 1.5 * x, theta), 9).update(grads, state, PARAMS, PARAMS["s"])[0]
+    later = made.rule(tree_map(lambda x: 1.5 * x, theta), 9).update(
+        grads, state, PARAMS, PARAMS["s"]
+    )[0]
     assert norm(sub(later, told[0])) > 0
 
 
@@ -242,13 +290,17 @@ def test_gradients_may_come_in_any_order(name: str) -> None:
     rule = made.rule(theta, 9)
     grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
     turned = dict(reversed(grads.items()))
-    one, two = (rule.update(given, rule.init(PARAMS), PARAMS, PARAMS["s"])[0] for given in (grads, turned))
+    one, two = (
+        rule.update(given, rule.init(PARAMS), PARAMS, PARAMS["s"])[0] for given in (grads, turned)
+    )
     assert all(torch.equal(one[leaf], two[leaf]) for leaf in PARAMS)
 
 
 @every_rule
 def test_every_rule_can_be_learned(name: str) -> None:
-    """Twenty steps of Adam on theta: two steps on each of three tasks then end lower than they did."""
+    """Twenty steps of Adam on theta: two steps on each of three tasks then end lower than they
+    did.
+    """
     component = LEARNED_RULES[name]()
     made = component.build(F64, like=PARAMS)
     theta = made.init(fold_in(0, "theta"))
@@ -269,7 +321,9 @@ def test_a_traced_rule_equals_the_rule(name: str) -> None:
     made, theta = learned(LEARNED_RULES[name]())
     graph = make_fx(lambda theta, data: end(made, theta, data, steps=2))(theta, take(DATA, 0))
     for task in range(TASKS):
-        torch.testing.assert_close(graph(theta, take(DATA, task)), end(made, theta, take(DATA, task), steps=2), **CLOSE)
+        torch.testing.assert_close(
+            graph(theta, take(DATA, task)), end(made, theta, take(DATA, task), steps=2), **CLOSE
+        )
 
 
 @every_rule
@@ -277,7 +331,9 @@ def test_options_of_a_rule(name: str) -> None:
     kind = LEARNED_RULES[name]
     made = kind()
     assert made.name == name and kind.model_validate(made.model_dump(mode="json")) == made  # type: ignore[attr-defined]
-    assert kind.sentence().endswith(".") and all(field.description for field in kind.model_fields.values())
+    assert kind.sentence().endswith(".") and all(
+        field.description for field in kind.model_fields.values()
+    )
     with pytest.raises(ValueError, match="frozen"):
         made.name = "other"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="not_a_field"):

@@ -1,4 +1,6 @@
-"""FLOPs against counts by hand, and a book in which nothing is counted twice, lost, or taken for a zero."""
+"""FLOPs against counts by hand, and a book in which nothing is counted twice, lost, or taken for a
+zero.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn import rng
 from metalearn.algorithms import MAML, ProtoNet, Reptile
+from metalearn.config.registry import TABLES
 from metalearn.evaluate import flops
 from metalearn.evaluate.curves import learning_curve
 from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.evaluate.flops import Flops, Uncounted, count, price
 from metalearn.evaluate.ledger import PHASES, CostLedger, MissingPhase
+from metalearn.executors.executor import make_step
 from metalearn.inner.method import widened
-from metalearn.models import MLP, Conv4, native
-from metalearn.run.executor import make_step
-from metalearn.run.tables import TABLES
+from metalearn.kernels import native
+from metalearn.models import MLP, Conv4
 from metalearn.transfer import FineTune
 from metalearn.types import Batch, Episode, EpisodeSpec, Method, NullLedger
 
@@ -34,7 +37,9 @@ SPEC = EpisodeSpec("classification", WAYS, SHOTS, QUERIES, (1, 28, 28), WAYS, 20
 NET = Net(FILTERS, WAYS)
 CLOSE = 1e-3  # the tenth of a percent that is promised
 
-native_kernel = pytest.mark.skipif(native.kernel() is None, reason=f"no native convolution: {native.why_not()}")
+native_kernel = pytest.mark.skipif(
+    native.kernel() is None, reason=f"no native convolution: {native.why_not()}"
+)
 
 
 def conv4(**options: Any) -> Any:
@@ -56,7 +61,8 @@ def meta_step(method: Method, tasks: int, executor: str = "vmap") -> Flops:
     return count(make_step(method, executor, chunk=3), state, episodes(tasks))
 
 
-# ----------------------------------------------------------------------------------------------- FLOPs against a pencil
+#
+# FLOPs against a pencil
 
 BY_HAND: dict[str, tuple[Any, int]] = {
     "maml": (MAML(inner_steps=1), maml(NET, SUPPORT, QUERY, 1, first_order=False)),
@@ -85,16 +91,25 @@ def test_a_meta_step_costs_what_a_pencil_says(name: str, tasks: int) -> None:
 @pytest.mark.parametrize("name", BY_HAND)
 def test_and_the_same_in_a_loop(name: str, executor: str) -> None:
     component, by_hand = BY_HAND[name]
-    assert meta_step(component.build(conv4(), SPEC), 4, executor).matrix == pytest.approx(4 * by_hand, rel=CLOSE)
+    assert meta_step(component.build(conv4(), SPEC), 4, executor).matrix == pytest.approx(
+        4 * by_hand, rel=CLOSE
+    )
 
 
 @pytest.mark.parametrize("tasks", [1, 32])
 def test_pretraining_and_fine_tuning_cost_what_a_pencil_says(tasks: int) -> None:
-    """Pretraining: a gradient with a head over 20 classes. Adapting: a gradient a step; answering: a pass a point."""
+    """Pretraining: a gradient with a head over 20 classes. Adapting: a gradient a step; answering:
+    a pass a point.
+    """
     method = FineTune(inner_lr=0.1).build(conv4(), SPEC)
-    state, batch = method.init(rng.fold_in(0, "init")), Batch(torch.zeros(64, 1, 28, 28), torch.arange(64) % 20)
+    state, batch = (
+        method.init(rng.fold_in(0, "init")),
+        Batch(torch.zeros(64, 1, 28, 28), torch.arange(64) % 20),
+    )
     assert method.step is not None
-    assert count(method.step, state, batch).matrix == pytest.approx(Net(FILTERS, 20).gradient(64), rel=CLOSE)
+    assert count(method.step, state, batch).matrix == pytest.approx(
+        Net(FILTERS, 20).gradient(64), rel=CLOSE
+    )
     book, episode = CostLedger(), episodes(tasks)
     method.learn(state.meta, episode.support, episode.query.x, (0, 2, 5), ledger=book)
     cost = book.cost()
@@ -104,7 +119,9 @@ def test_pretraining_and_fine_tuning_cost_what_a_pencil_says(tasks: int) -> None
 
 
 def test_a_small_cell_costs_what_a_pencil_says() -> None:
-    """conv 1 x 1 on the edge into the first node, conv 3 x 3 on the second, the sum of both, a mean and a head."""
+    """conv 1 x 1 on the edge into the first node, conv 3 x 3 on the second, the sum of both, a mean
+    and a head.
+    """
     side, width, batch = 14, 4, 3
 
     def cell(weights: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
@@ -117,7 +134,10 @@ def test_a_small_cell_costs_what_a_pencil_says() -> None:
     convs = 2 * places * width * width * (1 + 9)
     head = 2 * batch * width * WAYS
     for tasks in (1, 32):
-        weights = tuple(torch.zeros(tasks, *s) for s in ((width, width, 1, 1), (width, width, 3, 3), (width, WAYS)))
+        weights = tuple(
+            torch.zeros(tasks, *s)
+            for s in ((width, width, 1, 1), (width, width, 3, 3), (width, WAYS))
+        )
         x = torch.zeros(tasks, batch, width, side, side)
         assert count(torch.func.vmap(cell), weights, x).matrix == tasks * (convs + head)
         trained = count(torch.func.vmap(torch.func.grad(cell)), weights, x).matrix
@@ -125,15 +145,28 @@ def test_a_small_cell_costs_what_a_pencil_says() -> None:
 
 
 def test_elementwise_work_is_counted_one_by_one() -> None:
-    """Descent on P numbers: a product and a sum each; a squared error of B x C: a difference, a square, a mean."""
+    """Descent on P numbers: a product and a sum each; a squared error of B x C: a difference, a
+    square, a mean.
+    """
     assert count(lambda p, g: p + (-0.1 * g), torch.zeros(7, 3), torch.zeros(7, 3)) == (0, 42)
-    assert count(lambda a, b: (a - b).square().mean(), torch.zeros(5, 2), torch.zeros(5, 2)) == (0, 30)
-    assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (0, 10)  # the minus
+    assert count(lambda a, b: (a - b).square().mean(), torch.zeros(5, 2), torch.zeros(5, 2)) == (
+        0,
+        30,
+    )
+    assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (
+        0,
+        10,
+    )  # the minus
     assert count(lambda y: (y + 1).sum(), torch.arange(9)) == (0, 0)  # whole numbers are no FLOPs
     batch, width = 4, 6
-    learner = MLP(sizes=(width,), activation="relu").build(EpisodeSpec("regression", 1, 4, 4, (2,), 3, 0))
+    learner = MLP(sizes=(width,), activation="relu").build(
+        EpisodeSpec("regression", 1, 4, 4, (2,), 3, 0)
+    )
     params = learner.init(rng.fold_in(0, "init"))
-    assert count(learner.apply, params, torch.zeros(batch, 2)) == (2 * batch * (2 * width + width * 3), 0)
+    assert count(learner.apply, params, torch.zeros(batch, 2)) == (
+        2 * batch * (2 * width + width * 3),
+        0,
+    )
 
 
 def test_the_planted_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +177,10 @@ def test_the_planted_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
 
     def of(tasks: int) -> float:
         work = torch.func.vmap(torch.func.grad(loss))
-        return count(work, torch.zeros(tasks, 4, 4, 3, 3), torch.zeros(tasks, 2, 4, 8, 8)).matrix / tasks
+        return (
+            count(work, torch.zeros(tasks, 4, 4, 3, 3), torch.zeros(tasks, 2, 4, 8, 8)).matrix
+            / tasks
+        )
 
     assert of(1) == of(32) == 2 * 2 * 2 * 64 * 4 * 4 * 9
     monkeypatch.delitem(flops.RULES, "aten::convolution_backward")
@@ -153,7 +189,10 @@ def test_the_planted_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_matrix_products_are_those_of_torchs_counter() -> None:
     def work(a: Tensor, b: Tensor) -> Tensor:
-        return torch.func.grad(lambda w: torch.nn.functional.linear(a, w, b[0]).square().sum())(b) @ a.T
+        return (
+            torch.func.grad(lambda w: torch.nn.functional.linear(a, w, b[0]).square().sum())(b)
+            @ a.T
+        )
 
     a, b = torch.zeros(7, 5), torch.zeros(5, 5)
     with FlopCounterMode(display=False) as counter:
@@ -181,7 +220,9 @@ def test_what_shapes_cannot_tell_is_said_and_is_no_zero() -> None:
 
 @pytest.mark.parametrize("name", TABLES["methods"])
 def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> None:
-    """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the whole call."""
+    """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the
+    whole call.
+    """
     given = case(name, TABLES["methods"][name])
     state, tests = given.state(), Clusters("test", 12)
     episode, book = tests.sample(rng.fold_in(0, "e"), 4), CostLedger()
@@ -189,18 +230,26 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
     assert not book.uncounted
     cost = book.cost()
     spent = sum(cost[phase]["flops"] for phase in given.method.traits.phases)
-    if given.method.traits.host_side:  # which network is trained depends on values: tests/test_nas_methods.py counts it
+    if (
+        given.method.traits.host_side
+    ):  # which network is trained depends on values: tests/test_nas_methods.py counts it
         assert spent > 0
         return
-    whole = count(lambda *args: given.method.learn(*args, (0, 3)), state.meta, episode.support, episode.query.x)
-    # A supernet's mixture before the first step is one for all tasks, and worked out once: the ledger bills it to each.
+    whole = count(
+        lambda *args: given.method.learn(*args, (0, 3)),
+        state.meta,
+        episode.support,
+        episode.query.x,
+    )
+    # A supernet's mixture before the first step is one for all tasks, and worked out once: the
+    # ledger bills it to each.
     shared = 3 * 2048 if name == "meta_nas" else 0
     assert spent - shared == whole.matrix > 0
     if given.method.step is not None:
         assert count(given.method.step, state, given.data(0)).matrix > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- the keys
+# the keys
 
 
 CALLS: list[int] = []  # no closure: what a function closes over is part of its key
@@ -218,8 +267,12 @@ def test_a_function_is_counted_once_for_its_shapes(monkeypatch: pytest.MonkeyPat
         return work
 
     first = price(made(3, 0.1), torch.zeros(2, 4))
-    assert price(made(3, 0.2), torch.ones(2, 4)) == first and CALLS == [3]  # another closure, rate, and values
-    assert price(made(5, 0.1), torch.zeros(2, 4)).matrix == 2 * 2 * 4 * 5  # closes over another width
+    assert price(made(3, 0.2), torch.ones(2, 4)) == first and CALLS == [
+        3
+    ]  # another closure, rate, and values
+    assert (
+        price(made(5, 0.1), torch.zeros(2, 4)).matrix == 2 * 2 * 4 * 5
+    )  # closes over another width
     assert price(made(3, 0.1), torch.zeros(6, 4)).matrix == 3 * first.matrix  # other shapes
     price(made(3, 0.0), torch.zeros(2, 4))  # a rate of zero may leave a term out
     assert CALLS == [3, 5, 3, 3]
@@ -233,7 +286,12 @@ def test_keys_tell_apart_what_differs_in_cost() -> None:
 
     plain = fingerprint(step())
     assert fingerprint(step()) == plain and fingerprint(step(inner_lr=0.7)) == plain
-    for other in (step(filters=5), step(norm="query_batch"), step(inner_steps=2), step(first_order=True)):
+    for other in (
+        step(filters=5),
+        step(norm="query_batch"),
+        step(inner_steps=2),
+        step(first_order=True),
+    ):
         assert fingerprint(other) != plain
     learned = [FineTune(adapts=what).build(conv4(), SPEC).learn for what in ("all", "head")]
     assert fingerprint(learned[0]) != fingerprint(learned[1])
@@ -245,7 +303,7 @@ def test_keys_tell_apart_what_differs_in_cost() -> None:
     assert fingerprint(loop) == fingerprint(loop)
 
 
-# ------------------------------------------------------------------------------------------------------------- the book
+# the book
 
 
 class Clock:
@@ -310,9 +368,23 @@ def test_null_is_not_measured_and_zero_is_zero() -> None:
     assert {row["energy_joules"] for row in cost.values()} == {None}  # a CPU reports none
     book.add("search", 1.0, flops=5, flops_elementwise=None)
     book.add("search", 1.0, flops=5, flops_elementwise=7)
-    assert book.cost()["search"]["flops"] == 10 and book.cost()["search"]["flops_elementwise"] is None
-    keys = {"flops", "flops_elementwise", "flops_architecture", "seconds", "device", "peak_bytes", "gradient_steps",
-            "examples", "labels", "candidates", "energy_joules", "tasks"}  # fmt: skip
+    assert (
+        book.cost()["search"]["flops"] == 10 and book.cost()["search"]["flops_elementwise"] is None
+    )
+    keys = {
+        "flops",
+        "flops_elementwise",
+        "flops_architecture",
+        "seconds",
+        "device",
+        "peak_bytes",
+        "gradient_steps",
+        "examples",
+        "labels",
+        "candidates",
+        "energy_joules",
+        "tasks",
+    }
     assert list(cost) == list(PHASES) and all(set(row) == keys for row in cost.values())
 
 
@@ -347,10 +419,14 @@ def test_counting_is_off_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_missing_phase_is_refused() -> None:
-    """A method that adapts and answers without writing it down costs nothing, and is not believed."""
+    """A method that adapts and answers without writing it down costs nothing, and is not
+    believed.
+    """
     given, tests = case("maml", TABLES["methods"]["maml"]), Clusters("test", 12)
 
-    def silent(meta: Any, support: Any, query_x: Any, steps: Any, key: Any = None, ledger: Any = None) -> Any:
+    def silent(
+        meta: Any, support: Any, query_x: Any, steps: Any, key: Any = None, ledger: Any = None
+    ) -> Any:
         return given.method.learn(meta, support, query_x, steps, key=key)  # forgets the ledger
 
     book = CostLedger()
@@ -358,8 +434,12 @@ def test_a_missing_phase_is_refused() -> None:
     book.require(given.method.traits.phases)
     book = CostLedger()
     with pytest.raises(MissingPhase, match="nothing was written to adapt, predict"):
-        learning_curve(given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3, ledger=book)
-    learning_curve(given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3)  # nobody keeps books
+        learning_curve(
+            given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3, ledger=book
+        )
+    learning_curve(
+        given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3
+    )  # nobody keeps books
     with pytest.raises(MissingPhase, match="search"):
         CostLedger().require(("search",))
 

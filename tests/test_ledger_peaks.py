@@ -1,4 +1,6 @@
-"""Peak memory on the bill, in a process of its own: in one that has freed much, what is kept is given out again."""
+"""Peak memory on the bill, in a process of its own: in one that has freed much, what is kept is
+given out again.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ print(json.dumps({phase: entry["peak_bytes"] for phase, entry in book.cost().ite
 
 
 def test_peaks_are_the_largest_and_are_where_they_arose() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     peak = json.loads(done.stdout)
     if peak["setup"] is None:
         pytest.skip("this system does not say how much memory a process held")

@@ -15,31 +15,34 @@ from commandline import sinusoid
 from small import SOURCE, conv_task, gap, tiny
 
 from metalearn.algorithms import ANIL, BOIL, MAML, MetaSGD, Reptile
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
+from metalearn.executors import executor, memory, timings, trace
+from metalearn.executors.precision import FAR, gradient, gradient_error, with_precision
+from metalearn.executors.timings import Way
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import begin, meta_gradient, outer_update, step_over_tasks, widened
 from metalearn.inner.recompute import recomputed
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP
 from metalearn.rng import fold_in
-from metalearn.run import decide, executor, memory, remembered, traced
-from metalearn.run.build import build
-from metalearn.run.config import parse
-from metalearn.run.precision import FAR, dressed, gradient, gradient_error
-from metalearn.run.remembered import Way
-from metalearn.run.train import run_one
+from metalearn.run import plan
+from metalearn.run.run import run_one
 from metalearn.tasks import Sinusoid
 from metalearn.types import Batch, MetaState
 
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(remembered, "COMPILER_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(timings, "COMPILER_CACHE", tmp_path / "cache")
     return tmp_path
 
 
 def test_memory_is_predicted_from_two_tasks_and_four() -> None:
-    """Within 5 percent of the tensors that are counted as they live and die; of one task alone, never too little."""
+    """Within 5 percent of the tensors that are counted as they live and die; of one task alone,
+    never too little.
+    """
     mlp = Sinusoid(shots=10).build()
     small_one = MAML(inner_steps=2).build(MLP(sizes=(40, 40)).build(mlp.spec), mlp.spec)
     for source, method in ((mlp, small_one), conv_task(1, torch.float32)):
@@ -48,8 +51,14 @@ def test_memory_is_predicted_from_two_tasks_and_four() -> None:
         assert found is not None
         for chunk in (1, 4, 12):
             step = executor.make_step(method, "chunk", chunk)
-            counted = memory.peak_of(step, state, episodes) + memory.nbytes(episodes) + memory.nbytes(state)
-            assert 0.95 * counted < found.peak(chunk) < (1.05 if chunk > 1 else 1.1) * counted, chunk
+            counted = (
+                memory.peak_of(step, state, episodes)
+                + memory.nbytes(episodes)
+                + memory.nbytes(state)
+            )
+            assert 0.95 * counted < found.peak(chunk) < (1.05 if chunk > 1 else 1.1) * counted, (
+                chunk
+            )
 
 
 def test_memory_grows_with_the_chunk_not_with_the_tasks() -> None:
@@ -59,7 +68,9 @@ def test_memory_grows_with_the_chunk_not_with_the_tasks() -> None:
 
     def peak(tasks: int, chunk: int) -> int:
         def step() -> Any:  # sampling included
-            return executor.make_step(method, "chunk", chunk)(state, source.sample(fold_in(1), tasks))
+            return executor.make_step(method, "chunk", chunk)(
+                state, source.sample(fold_in(1), tasks)
+            )
 
         return memory.peak_of(step)
 
@@ -77,16 +88,18 @@ def test_the_chunk_is_chosen_to_fit() -> None:
 
 def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto and `compiled` alike; and an executor that was asked for and will not fit is told so."""
-    experiment = parse(sinusoid(run={"executor": "auto", "meta_steps": 20, "tasks_per_step": 12})).experiments[0]
+    experiment = parse(
+        sinusoid(run={"executor": "auto", "meta_steps": 20, "tasks_per_step": 12})
+    ).experiments[0]
     parts = build(experiment)
     state = widened(parts.method.init(fold_in(0)), 12)
     found = memory.predict(parts.method, state, parts.train.sample(fold_in(0), 12))
     assert found is not None
     monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
-    assert decide.decide(experiment, parts, state).way == Way("chunk", 5)
+    assert plan.decide(experiment, parts, state).way == Way("chunk", 5)
     monkeypatch.setattr(memory, "room", lambda device: found.peak(5))
     asked = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
-    decision = decide.decide(asked, parts, state)
+    decision = plan.decide(asked, parts, state)
     assert decision.way == Way("vmap") and "run.chunk" in "".join(decision.warnings)
 
 
@@ -101,7 +114,8 @@ def test_room_is_what_the_machine_and_its_control_group_leave(tmp_path: Path) ->
     assert room is None or room > 0
 
 
-# --------------------------------------------------------------------------------------------- checkpointed inner steps
+#
+# checkpointed inner steps
 
 STEPPING = [
     MAML(inner_steps=4, inner_lr=0.1),
@@ -120,29 +134,35 @@ def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None
     state, episodes = widened(method.init(fold_in(0)), 3), SOURCE.sample(fold_in(1), 3)
     expected = gradient(method, state, episodes)
     run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
-    other = dressed(method, run, "cpu")
+    other = with_precision(method, run.precision, run.checkpoint_inner, "cpu")
     assert gap(gradient(other, state, episodes), expected) < 1e-10
     caught = other._replace(update=lambda state, grads: state._replace(meta=grads))
     step = step_over_tasks(caught.task_grad, caught.update)
     assert gap(step(state, episodes)[0].meta, expected) < 1e-10
-    assert gap(traced.by_shapes(step, traced.interpreted)(state, episodes)[0].meta, expected) < 1e-10
+    assert gap(trace.by_shapes(step, trace.interpreted)(state, episodes)[0].meta, expected) < 1e-10
 
 
 def test_checkpointed_inner_steps_take_less_memory() -> None:
-    """Eight steps of a convolutional network: less than half, and hardly more than a quarter as many steps take."""
+    """Eight steps of a convolutional network: less than half, and hardly more than a quarter as
+    many steps take.
+    """
     peaks = {}
     for steps in (2, 8):
         source, method = conv_task(steps)
         state, episodes = method.init(fold_in(0)), source.sample(fold_in(1), 2)
         for on in (False, True):
             with recomputed(on):
-                peaks[steps, on] = memory.peak_of(executor.make_step(method, "vmap"), state, episodes)
+                peaks[steps, on] = memory.peak_of(
+                    executor.make_step(method, "vmap"), state, episodes
+                )
     assert peaks[8, True] < 0.5 * peaks[8, False]
     assert peaks[8, True] < 1.5 * peaks[2, True] and peaks[8, False] > 2.5 * peaks[2, False]
 
 
 def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
-    """A loss that closes over meta parameters would lose their gradient: the run is refused, not trained wrongly."""
+    """A loss that closes over meta parameters would lose their gradient: the run is refused, not
+    trained wrongly.
+    """
     learner = MLP(sizes=(6,)).build(SOURCE.spec)
 
     def task_loss(meta: Any, episode: Any) -> Any:
@@ -157,17 +177,23 @@ def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
     method = tiny()._replace(task_grad=meta_gradient(task_loss, learner), update=update)
     state: MetaState = begin(learner.init(fold_in(0)), sgd(0.1))
     run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
-    error = gradient_error(method, dressed(method, run, "cpu"), state, SOURCE.sample(fold_in(1), 2), "float32")
+    error = gradient_error(
+        method,
+        with_precision(method, run.precision, run.checkpoint_inner, "cpu"),
+        state,
+        SOURCE.sample(fold_in(1), 2),
+        "float32",
+    )
     assert error is not None and error > 10 * FAR
     data = sinusoid(run={"checkpoint_inner": True, "dtype": "float64"}, model={"sizes": [6]})
     experiment = parse(data).experiments[0]
     parts = build(experiment)
-    decide.decide(experiment, parts, parts.method.init(fold_in(0)))
+    plan.decide(experiment, parts, parts.method.init(fold_in(0)))
     with pytest.raises(ConfigError, match="checkpoint_inner"):
-        decide.decide(experiment, replace(parts, method=method, train=SOURCE), state)
+        plan.decide(experiment, replace(parts, method=method, train=SOURCE), state)
 
 
-# ------------------------------------------------------------------------------------------------------------ precision
+# precision
 
 
 def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) -> None:
@@ -175,17 +201,21 @@ def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) 
     said: list[str] = []
     run_one(experiment, own_cache / "bf16", said.append)
     facts = json.loads((own_cache / "bf16" / "environment.json").read_text())["precision"]
-    assert facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1  # eight bits: 4e-3 a rounding
+    assert (
+        facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1
+    )  # eight bits: 4e-3 a rounding
     assert any("bf16 differs" in line for line in said)
     plain = parse(sinusoid()).experiments[0]
     assert plain.hash() != experiment.hash()  # another precision is another result
-    chunked = parse(sinusoid(run={"chunk": 2, "checkpoint_inner": True, "executor": "chunk"})).experiments[0]
+    chunked = parse(
+        sinusoid(run={"chunk": 2, "checkpoint_inner": True, "executor": "chunk"})
+    ).experiments[0]
     assert plain.hash() == chunked.hash()
 
 
 FAULTS = """
 import resource
-from metalearn.run.heap import keep_freed_memory
+from metalearn.executors.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -199,7 +229,9 @@ print(faults(), int(keep_freed_memory()), faults())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
     before, granted, after = map(int, done.stdout.split())
     if not granted:
         pytest.skip("no glibc")

@@ -7,14 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from checks import EXEMPT, GOLDEN, METHOD_CHECKS, TASKS, Case, Check, case, close, golden_rows, parametrize, why_not
+from checks import (
+    EXEMPT,
+    GOLDEN,
+    METHOD_CHECKS,
+    TASKS,
+    Case,
+    Check,
+    case,
+    close,
+    golden_rows,
+    parametrize,
+    why_not,
+)
 
 from metalearn.algorithms import MAML
 from metalearn.component import Component
+from metalearn.config.registry import METHODS
+from metalearn.executors import executor, trace
 from metalearn.models import MLP
 from metalearn.rng import fold_in
-from metalearn.run import executor, traced
-from metalearn.run.tables import METHODS
 from metalearn.tasks import Sinusoid
 from metalearn.types import MetaState
 
@@ -28,8 +40,13 @@ def test_exceptions_name_methods_and_checks_that_exist() -> None:
     names = {check.__name__ for check in METHOD_CHECKS}
     assert len(names) >= 14
     assert all(name in METHODS and check in names for name, check in EXEMPT)
-    applied = {name: [not why_not(name, part, check) for check in METHOD_CHECKS] for name, part in METHODS.items()}
-    assert all(any(marks[place] for marks in applied.values()) for place in range(len(METHOD_CHECKS)))
+    applied = {
+        name: [not why_not(name, part, check) for check in METHOD_CHECKS]
+        for name, part in METHODS.items()
+    }
+    assert all(
+        any(marks[place] for marks in applied.values()) for place in range(len(METHOD_CHECKS))
+    )
     assert min(sum(marks) for marks in applied.values()) >= 6, applied
 
 
@@ -41,7 +58,9 @@ def test_the_first_steps_are_as_recorded(name: str) -> None:
     if given.method.step is None:
         assert not path.exists()
         return
-    assert path.exists(), f"a new method: run `python tests/golden/regenerate.py {name}` and look at what it wrote"
+    assert path.exists(), (
+        f"a new method: run `python tests/golden/regenerate.py {name}` and look at what it wrote"
+    )
     recorded = [json.loads(line) for line in path.read_text().splitlines()]
     found = golden_rows(given)
     assert len(found) == len(recorded) == 20
@@ -53,7 +72,7 @@ def test_golden_files_belong_to_methods() -> None:
     assert {path.stem for path in GOLDEN.glob("*.jsonl")} <= set(METHODS)
 
 
-# ----------------------------------------------------------------------------------------------------------- executors
+# executors
 
 
 def _after(given: Case, step: Any) -> Any:
@@ -64,18 +83,29 @@ def _after(given: Case, step: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["maml", "reptile"])
-def test_one_compiled_task_in_a_loop_equals_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_compiled_task_in_a_loop_equals_eager(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`compiled_loop`, with lanes and without; traced and run without the C++ compiler."""
-    monkeypatch.setattr(traced, "compile_flat", traced.interpreted)
+    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     given = case(name, METHODS[name], inner_steps=1)
-    close(_after(given, executor.make_step(given.method, "compiled_loop")), _after(given, given.method.step))
+    close(
+        _after(given, executor.make_step(given.method, "compiled_loop")),
+        _after(given, given.method.step),
+    )
 
 
-@pytest.mark.skipif(not executor.compiler_found(), reason="torch.compile needs a C++ compiler, and none was found")
+@pytest.mark.skipif(
+    not executor.compiler_found(), reason="torch.compile needs a C++ compiler, and none was found"
+)
 def test_the_compiled_step_equals_eager() -> None:
-    """The real compiler, meta-update and Adam's count included; few layers, as every loop of C++ is paid for here."""
+    """The real compiler, meta-update and Adam's count included; few layers, as every loop of C++ is
+    paid for here.
+    """
     source = Sinusoid(shots=5, queries=4).build(dtype=torch.float64)
-    method = MAML(inner_steps=1, inner_lr=0.1).build(MLP(sizes=(6,)).build(source.spec), source.spec)
+    method = MAML(inner_steps=1, inner_lr=0.1).build(
+        MLP(sizes=(6,)).build(source.spec), source.spec
+    )
     step = executor.make_step(method, "compiled")
     one = two = method.init(fold_in(0, "init"))
     for number in range(2):
@@ -91,7 +121,9 @@ def test_a_method_that_learns_nothing_across_tasks_has_no_executor() -> None:
 
 
 def test_lanes_are_made_for_a_number_of_tasks_and_keep_it() -> None:
-    """One lane is copied at the first step; another number of tasks later is refused with a sentence."""
+    """One lane is copied at the first step; another number of tasks later is refused with a
+    sentence.
+    """
     given = case("reptile", METHODS["reptile"])
     state = given.method.init(fold_in(0, "init"))
     assert state.lanes is not None and state.lanes["count"].shape == (1,)

@@ -1,4 +1,6 @@
-"""Every model of the table under every norm policy: the module as a function, its names, and who sees whom."""
+"""Every model of the table under every norm policy: the module as a function, its names, and who
+sees whom.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,12 @@ from torch.nn import functional as F
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError
+from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models import MLP, MODELS, Conv4, from_module
 from metalearn.models.conv4 import FourBlocks, pool
 from metalearn.models.functional import MOMENTUM
 from metalearn.models.mlp import Perceptron
-from metalearn.models.norm import EPS, Norm
+from metalearn.models.norm import Norm
 from metalearn.rng import fold_in, normal
 from metalearn.types import EpisodeSpec, Learner, Params
 
@@ -29,7 +32,8 @@ GOLDEN = Path(__file__).parent / "golden" / "parameter_names.json"
 IMAGE = EpisodeSpec("classification", 3, 2, 4, (1, 16, 16), 3, 20, dtype=F64)
 VECTOR = EpisodeSpec("classification", 3, 2, 4, (6,), 3, 20, dtype=F64)
 SPECS = {"mlp": VECTOR}  # every other model is given images
-# What makes a model small or shows another side of it; a model that is not here is built from its defaults.
+# What makes a model small or shows another side of it; a model that is not here is built from its
+# defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
     "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
@@ -52,11 +56,17 @@ def learner_of(name: str, component: Any, dtype: torch.dtype = F64) -> Learner:
 
 
 def shaken(learner: Learner) -> Params:
-    """Parameters that are not at a special start: gains not 1, biases and running statistics not 0."""
+    """Parameters that are not at a special start: gains not 1, biases and running statistics not
+    0.
+    """
     params = learner.init(KEY)
-    moved = {name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs() for name, v in params.items()}
+    moved = {
+        name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs()
+        for name, v in params.items()
+    }
     return {
-        name: value if name.endswith("weight") and value.dim() > 1 else moved[name] for name, value in params.items()
+        name: value if name.endswith("weight") and value.dim() > 1 else moved[name]
+        for name, value in params.items()
     }
 
 
@@ -69,10 +79,13 @@ def module_of(component: Any) -> nn.Module:
     if isinstance(component, MLP):
         return Perceptron(6, component.sizes, 3, component.activation, component.norm).double()
     c = component
-    return FourBlocks(IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm).double()
+    return FourBlocks(
+        IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm
+    ).double()
 
 
-# ------------------------------------------------------------------------------------------------- the common contract
+#
+# the common contract
 
 
 @each_model
@@ -87,7 +100,9 @@ def test_apply_is_the_module_with_these_parameters(name: str, component: Compone
 
 
 @each_model
-def test_features_run_without_the_head_and_the_head_is_a_linear_layer(name: str, component: Component) -> None:
+def test_features_run_without_the_head_and_the_head_is_a_linear_layer(
+    name: str, component: Component
+) -> None:
     learner = learner_of(name, component)
     params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
     body = {name: value for name, value in params.items() if not name.startswith("head.")}
@@ -96,7 +111,9 @@ def test_features_run_without_the_head_and_the_head_is_a_linear_layer(name: str,
         z = learner.features(body, x, context=given)
         assert z.shape == (5, params["head.weight"].shape[1])
         expected = z @ params["head.weight"].T + params["head.bias"]
-        torch.testing.assert_close(learner.apply(params, x, context=given), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            learner.apply(params, x, context=given), expected, rtol=1e-12, atol=1e-12
+        )
 
 
 @each_model
@@ -126,14 +143,17 @@ def test_a_batch_of_parameters_gives_what_each_gives_alone(name: str, component:
 
 
 def test_parameter_names_are_as_recorded() -> None:
-    """A renamed parameter makes old checkpoints unreadable: write the file anew only when that is meant."""
+    """A renamed parameter makes old checkpoints unreadable: write the file anew only when that is
+    meant.
+    """
     found = {
-        param.id: {n: list(v.shape) for n, v in learner_of(*param.values).init(KEY).items()} for param in CASES
-    }  # fmt: skip
+        param.id: {n: list(v.shape) for n, v in learner_of(*param.values).init(KEY).items()}
+        for param in CASES
+    }
     assert json.loads(GOLDEN.read_text()) == found
 
 
-# --------------------------------------------------------------------------------------------------- the norm policies
+# the norm policies
 
 
 @each_model
@@ -141,9 +161,22 @@ def test_only_query_batch_lets_queries_see_each_other(name: str, component: Any)
     learner = learner_of(name, component)
     params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
     other = torch.cat([x[:2], 3 + 2 * x[2:]])
-    change = (learner.apply(params, x, context=context) - learner.apply(params, other, context=context))[:2].abs().max()
+    change = (
+        (learner.apply(params, x, context=context) - learner.apply(params, other, context=context))[
+            :2
+        ]
+        .abs()
+        .max()
+    )
     assert change > 1e-3 if component.norm == "query_batch" else change < 1e-12
-    moved = (learner.apply(params, x, context=context) - learner.apply(params, x, context=2 * context + 1)).abs().max()
+    moved = (
+        (
+            learner.apply(params, x, context=context)
+            - learner.apply(params, x, context=2 * context + 1)
+        )
+        .abs()
+        .max()
+    )
     assert moved > 1e-3 if component.norm in ("support", "support_plus_one") else moved == 0
 
 
@@ -154,7 +187,10 @@ def test_support_plus_one_is_each_query_with_the_support_set(name: str) -> None:
         component = MODELS[name](**options, norm="support_plus_one")
         learner, module = learner_of(name, component), module_of(component)
         params, x, context = shaken(learner), data(learner, 4), data(learner, 6, "context")
-        alone = [functional_call(module, params, torch.cat([context, query.unsqueeze(0)]))[-1] for query in x]
+        alone = [
+            functional_call(module, params, torch.cat([context, query.unsqueeze(0)]))[-1]
+            for query in x
+        ]
         torch.testing.assert_close(
             learner.apply(params, x, context=context), torch.stack(alone), rtol=1e-10, atol=1e-10
         )
@@ -166,12 +202,20 @@ def test_support_normalises_by_the_support_set_in_every_layer() -> None:
     params, z, c = shaken(learner), data(learner, 4), data(learner, 6, "context")
     given = (z, c)
     for place in range(2):
-        z, c = (F.linear(v, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"]) for v in (z, c))
+        z, c = (
+            F.linear(v, params[f"layers.{place}.weight"], params[f"layers.{place}.bias"])
+            for v in (z, c)
+        )
         mean, sd = c.mean(0), (c.var(0, correction=0) + EPS).sqrt()
-        z, c = ((v - mean) / sd * params[f"norms.{place}.weight"] + params[f"norms.{place}.bias"] for v in (z, c))
+        z, c = (
+            (v - mean) / sd * params[f"norms.{place}.weight"] + params[f"norms.{place}.bias"]
+            for v in (z, c)
+        )
         z, c = z.relu(), c.relu()
     expected = F.linear(z, params["head.weight"], params["head.bias"])
-    torch.testing.assert_close(learner.apply(params, given[0], context=given[1]), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        learner.apply(params, given[0], context=given[1]), expected, rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 5), (6, 5, 4, 3)])
@@ -186,14 +230,18 @@ def test_a_batchs_own_statistics_are_torchs_batch_norm(shape: tuple[int, ...]) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_running_statistics_are_refreshed_and_read(name: str) -> None:
-    """Torch's batch norm beside it, in training mode and in evaluation, but for its unbiased variance."""
+    """Torch's batch norm beside it, in training mode and in evaluation, but for its unbiased
+    variance.
+    """
     options = VARIANTS.get(name, [{}])[0]
     learner = learner_of(name, MODELS[name](**options, norm="running"))
     params, x = learner.init(KEY), data(learner, 9)
     stats = [n for n in params if n.startswith("stats.")]
     assert stats and all((params[n] == (1 if n.endswith("var") else 0)).all() for n in stats)
     new = learner.stats(params, x)
-    assert all(new[n] is params[n] or torch.equal(new[n], params[n]) for n in params if n not in stats)
+    assert all(
+        new[n] is params[n] or torch.equal(new[n], params[n]) for n in params if n not in stats
+    )
     first = next(n.rpartition(".")[0] for n in stats if n.startswith("stats.norms.0."))
     if name == "mlp":
         z = F.linear(x, params["layers.0.weight"], params["layers.0.bias"])
@@ -224,7 +272,8 @@ def test_pooling_is_torchs_and_drops_an_odd_border() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-# ------------------------------------------------------------------------------------------- modules from outside
+#
+# modules from outside
 
 
 class Own(nn.Module):
@@ -249,7 +298,10 @@ class Headless(nn.Module):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (nn.BatchNorm1d(6), "BatchNorm1d keeps hidden running statistics: use metalearn.models.Norm"),
+        (
+            nn.BatchNorm1d(6),
+            "BatchNorm1d keeps hidden running statistics: use metalearn.models.Norm",
+        ),
         (nn.InstanceNorm1d(6), "use GroupNorm"),
         (nn.Dropout(), "Dropout draws hidden random numbers"),
         (nn.Sequential(nn.Linear(6, 6), nn.Dropout2d()), "Dropout2d draws"),
@@ -274,11 +326,17 @@ def test_a_head_that_does_not_fit_is_refused_with_a_sentence() -> None:
         from_module(Own(outputs=5), VECTOR)
     with pytest.raises(ConfigError) as caught:
         from_module(Own(nn.Sequential(nn.Dropout(), nn.BatchNorm1d(6)), outputs=5), VECTOR)
-    assert [place for place, _ in caught.value.problems] == ["part.0", "part.1", "head"]  # all at once
+    assert [place for place, _ in caught.value.problems] == [
+        "part.0",
+        "part.1",
+        "head",
+    ]  # all at once
 
 
 def test_a_module_from_outside_is_used_as_it_is() -> None:
-    """Layers of torch, a module or a function that makes one; the module given stays untouched; a custom start."""
+    """Layers of torch, a module or a function that makes one; the module given stays untouched; a
+    custom start.
+    """
 
     def make() -> Own:
         return Own(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU()))
@@ -287,10 +345,14 @@ def test_a_module_from_outside_is_used_as_it_is() -> None:
     before = {name: value.clone() for name, value in own.state_dict().items()}
     learner, made = from_module(own, VECTOR), from_module(make, VECTOR)
     params, x = learner.init(KEY), data(learner, 4)
-    assert set(params) == set(before) and all(torch.equal(params[n], made.init(KEY)[n]) for n in params)
+    assert set(params) == set(before) and all(
+        torch.equal(params[n], made.init(KEY)[n]) for n in params
+    )
     torch.testing.assert_close(learner.apply(params, x), functional_call(own.double(), params, x))
     assert all(torch.equal(own.float().state_dict()[n], before[n]) for n in before)
-    ones = from_module(own, VECTOR, init=lambda key, name, shape, dtype: torch.ones(shape, dtype=dtype))
+    ones = from_module(
+        own, VECTOR, init=lambda key, name, shape, dtype: torch.ones(shape, dtype=dtype)
+    )
     assert all((value == 1).all() for value in ones.init(KEY).values())
 
 
@@ -319,7 +381,9 @@ def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
 
 @pytest.mark.parametrize(("scheme", "bound"), [("uniform", 100**-0.5), ("truncated_normal", 0.02)])
 def test_starts_have_their_distribution(scheme: Any, bound: float) -> None:
-    """Uniform within 1/sqrt(fan in); normal of deviation 0.01 cut at two deviations, which leaves 0.88 of it."""
+    """Uniform within 1/sqrt(fan in); normal of deviation 0.01 cut at two deviations, which leaves
+    0.88 of it.
+    """
     spec = EpisodeSpec("regression", 1, 5, 5, (100,), 1, 0, dtype=F64)
     params = MLP(sizes=(400,), init=scheme).build(spec).init(KEY)
     weight = params["layers.0.weight"]

@@ -1,4 +1,6 @@
-"""Search spaces: how many networks there are, which of them are one, and that every way to build one is the same."""
+"""Search spaces: how many networks there are, which of them are one, and that every way to build
+one is the same.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,31 @@ from nas_tasks import F64, image_spec
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError
+from metalearn.executors.simplify import one_by_one
+from metalearn.executors.trace import by_shapes, trace
 from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import momentum
+from metalearn.kernels import native
 from metalearn.losses import cross_entropy, squared_error
-from metalearn.models import Conv4, native
+from metalearn.models import Conv4
 from metalearn.nas import SPACES, Architecture, Conv4Micro, Conv4Size, MLPReg, NB201Conv4
 from metalearn.nas.cells import NONE, OPS, edges_of, representatives
 from metalearn.nas.conv4_size import WIDTHS
 from metalearn.nas.ops import avg3, conv2d, layer_norm
-from metalearn.nas.space import MASK, Space, at, carve, classes, embed, genotypes, mutate, one_hot, put_back, walk
+from metalearn.nas.space import (
+    MASK,
+    Space,
+    at,
+    carve,
+    classes,
+    embed,
+    genotypes,
+    mutate,
+    one_hot,
+    put_back,
+    walk,
+)
 from metalearn.rng import fold_in, normal
-from metalearn.run.slim import one_by_one
-from metalearn.run.traced import by_shapes, trace
 from metalearn.tree import take
 from metalearn.types import Batch, EpisodeSpec, Params
 
@@ -41,7 +56,9 @@ BUILT: list[tuple[str, Component, EpisodeSpec, str]] = [
     ("mlp normed", MLPReg(), REGRESSION, "query_batch"),
 ]
 NAMES = [name for name, *_ in BUILT]
-every_space = pytest.mark.parametrize(("component", "spec", "policy"), [rest for _, *rest in BUILT], ids=NAMES)
+every_space = pytest.mark.parametrize(
+    ("component", "spec", "policy"), [rest for _, *rest in BUILT], ids=NAMES
+)
 
 
 def some(space: Space, count: int, seed: int = 0) -> list[Any]:
@@ -52,7 +69,8 @@ def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
     return normal(fold_in(5, name), (count, *spec.x_shape), spec.dtype)
 
 
-# ---- how many there are ---------------------------------------------------------------------------------------------
+# ---- how many there are
+#
 
 
 @pytest.mark.parametrize(
@@ -63,7 +81,12 @@ def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
         (NB201Conv4(), IMAGES, 15_625, 6_118),
         (NB201Conv4(downsample="pool"), IMAGES, 15_625, 5_044),
         (Conv4Size(), image_spec(side=28), 1_536, 1_536),
-        (Conv4Size(downsample="pool"), IMAGES, 1_536, 768),  # the last map is one place: both heads are one
+        (
+            Conv4Size(downsample="pool"),
+            IMAGES,
+            1_536,
+            768,
+        ),  # the last map is one place: both heads are one
         (MLPReg(), REGRESSION, 640, 560),  # 80 of one layer have nothing to skip
     ],
 )
@@ -72,12 +95,18 @@ def test_counts_of_genotypes_and_of_different_networks(
 ) -> None:
     space = component.build(spec, "query_batch")
     assert space.size == size == len(set(genotypes(space)))
-    assert len(classes(space)) == different == len({space.canonical(genotype) for genotype in genotypes(space)})
+    assert (
+        len(classes(space))
+        == different
+        == len({space.canonical(genotype) for genotype in genotypes(space)})
+    )
     assert space.canonical(space.default) == space.default
 
 
 def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
-    """6,466 unique cells (Dong & Yang 2020, section 2.1) come out of their rule over our edges and operations."""
+    """6,466 unique cells (Dong & Yang 2020, section 2.1) come out of their rule over our edges and
+    operations.
+    """
     found = set()
     for genotype in itertools.product(range(len(OPS)), repeat=6):
         nodes = {0: "0"}
@@ -86,14 +115,22 @@ def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
             for op, (source, end) in zip(genotype, edges_of(4)):
                 if end == target:
                     dead = OPS[op] == "none" or nodes[source] == "#"
-                    parts.append("#" if dead else nodes[source] if OPS[op] == "skip" else f"({nodes[source]})@{op}")
+                    parts.append(
+                        "#"
+                        if dead
+                        else nodes[source]
+                        if OPS[op] == "skip"
+                        else f"({nodes[source]})@{op}"
+                    )
             nodes[target] = "+".join(sorted(parts))
         found.add(nodes[3])
     assert len(found) == 6_466
 
 
 def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[float, ...]:
-    """What a cell of scalar stand-ins computes, for every way of giving the edges' convolutions their weights."""
+    """What a cell of scalar stand-ins computes, for every way of giving the edges' convolutions
+    their weights.
+    """
     edges = edges_of(nodes)
     orders = np.array(list(itertools.permutations(range(len(edges)))))
     slope = np.array([0.9, 1.3, 0.7, 1.1, 0.8, 1.7])[: len(edges)]
@@ -106,7 +143,9 @@ def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[f
             if end != target or op == "none" or source not in values:
                 continue
             x = values[source]
-            if strided and source == 0:  # what is left of the input by every second place, or by windows around it
+            if (
+                strided and source == 0
+            ):  # what is left of the input by every second place, or by windows around it
                 x = np.full(len(orders), 0.35 if op in ("skip", "conv1") else 0.5)
             own = orders[:, place]
             if op == "avg3":
@@ -124,12 +163,19 @@ def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[f
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("nodes", [3, 4])
-def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(nodes: int, strided: bool) -> None:
-    """Against numbers: the values that a cell can take over all assignments of weights tell the classes apart."""
+def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(
+    nodes: int, strided: bool
+) -> None:
+    """Against numbers: the values that a cell can take over all assignments of weights tell the
+    classes apart.
+    """
     known = representatives(nodes, strided)
     every = list(known)
     if nodes == 4:  # a part of the 15,625, with all members of the classes that it meets
-        met = {known[every[int(index)]] for index in np.random.default_rng(0).integers(0, len(every), 120)}
+        met = {
+            known[every[int(index)]]
+            for index in np.random.default_rng(0).integers(0, len(every), 120)
+        }
         every = [genotype for genotype in every if known[genotype] in met]
     by_value: dict[tuple[float, ...], set[Any]] = {}
     for genotype in every:
@@ -141,7 +187,9 @@ def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(nodes: i
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_members_of_a_class_are_the_same_network(downsample: Any) -> None:
-    """Each of the 125 cells gives its representative's outputs once the weights are moved to the other edges."""
+    """Each of the 125 cells gives its representative's outputs once the weights are moved to the
+    other edges.
+    """
     space = Conv4Micro(filters=2, downsample=downsample).build(IMAGES, "query_batch")
     x = inputs(IMAGES, 4)
     for genotype in genotypes(space):
@@ -150,7 +198,10 @@ def test_members_of_a_class_are_the_same_network(downsample: Any) -> None:
             continue
         params = space.learner(other).init(fold_in(1))
         wanted, learner = space.learner(other).apply(params, x), space.learner(genotype)
-        errors = [(learner.apply(moved, x) - wanted).abs().max() for moved in transports(space, params, genotype)]
+        errors = [
+            (learner.apply(moved, x) - wanted).abs().max()
+            for moved in transports(space, params, genotype)
+        ]
         assert min(errors, default=torch.inf) < 1e-12, (genotype, other)
 
 
@@ -173,23 +224,32 @@ def transports(space: Space, params: Params, genotype: Any) -> list[Params]:
     return found
 
 
-# ---- what they are --------------------------------------------------------------------------------------------------
+# ---- what they are
+#
 
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 @pytest.mark.parametrize("component", [Conv4Micro, NB201Conv4])
 def test_the_hand_made_cell_is_conv4(component: Any, downsample: Any) -> None:
     space = component(filters=5, downsample=downsample).build(IMAGES, "query_batch")
-    learner, conv4 = space.learner(space.default), Conv4(filters=5, downsample=downsample).build(IMAGES)
+    learner, conv4 = (
+        space.learner(space.default),
+        Conv4(filters=5, downsample=downsample).build(IMAGES),
+    )
     params = learner.init(fold_in(2))
     edge = next(place.name for place, choice in zip(space.places, space.default) if choice != NONE)
     blocks = ["stem", *(f"cells.{cell}.{edge}.conv3" for cell in range(3))]
     same = {name: params[name] for name in ("head.weight", "head.bias")}
     for number, block in enumerate(blocks):
-        same |= {f"{part}s.{number}.{leaf}": params[f"{block}.{part}.{leaf}"] for part in ("conv", "norm")
-                 for leaf in ("weight", "bias")}  # fmt: skip
+        same |= {
+            f"{part}s.{number}.{leaf}": params[f"{block}.{part}.{leaf}"]
+            for part in ("conv", "norm")
+            for leaf in ("weight", "bias")
+        }
     x = inputs(IMAGES, 6)
-    torch.testing.assert_close(learner.apply(params, x), conv4.apply(same, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        learner.apply(params, x), conv4.apply(same, x), rtol=1e-12, atol=1e-12
+    )
     assert set(same) == set(conv4.init(fold_in(0)))
 
 
@@ -202,7 +262,10 @@ def test_costs_are_those_counted_by_hand() -> None:
     assert micro.cost(skips) == ((9 + 3) * 16 + 17 * 5, 2 * (14 * 14 * 9 * 16 + 16 * 5))
     mlp = MLPReg().build(REGRESSION, "none")
     widest = (3, 3, 0, 1, 1, 1)  # 4 layers of 128, layer norm, Fourier inputs
-    assert mlp.cost(widest) == (10 * 128 + 3 * 129 * 128 + 4 * 256 + 129, 2 * (9 * 128 + 3 * 128 * 128 + 128))
+    assert mlp.cost(widest) == (
+        10 * 128 + 3 * 129 * 128 + 4 * 256 + 129,
+        2 * (9 * 128 + 3 * 128 * 128 + 128),
+    )
     size = Conv4Size().build(image_spec(side=28, outputs=5), "query_batch")
     narrow = (0, 0, 0, 0, 2, 0)  # four times 8 channels, no norm, flattened 2 x 2
     assert size.cost(narrow).params == 10 * 8 + 3 * 73 * 8 + 33 * 5
@@ -234,11 +297,15 @@ def test_a_narrow_network_starts_as_wide_as_its_own_fan_in_says() -> None:
 def test_operations_against_torch() -> None:
     x = inputs(image_spec(side=7), 3).permute(0, 2, 3, 1)
     for stride in (1, 2):
-        wanted = torch.nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), 3, stride, 1, count_include_pad=False)
+        wanted = torch.nn.functional.avg_pool2d(
+            x.permute(0, 3, 1, 2), 3, stride, 1, count_include_pad=False
+        )
         torch.testing.assert_close(avg3(x, stride), wanted.permute(0, 2, 3, 1))
     z = normal(fold_in(1), (3, 2, 2, 6), F64)
     weight, bias = normal(fold_in(2), (2, 6), F64)
-    wanted = torch.nn.functional.group_norm(z.permute(0, 3, 1, 2), 1, weight, bias).permute(0, 2, 3, 1)
+    wanted = torch.nn.functional.group_norm(z.permute(0, 3, 1, 2), 1, weight, bias).permute(
+        0, 2, 3, 1
+    )
     torch.testing.assert_close(layer_norm(z, weight, bias), wanted)
     mask = torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=F64)
     part = layer_norm(z[..., :4], weight[:4], bias[:4])
@@ -246,11 +313,14 @@ def test_operations_against_torch() -> None:
     assert layer_norm(z * mask, weight, bias, mask)[..., 4:].abs().sum() == 0
 
 
-# ---- one supernet, or a network of its own --------------------------------------------------------------------------
+# ---- one supernet, or a network of its own
+#
 
 
 @every_space
-def test_masks_give_what_the_discrete_network_gives(component: Any, spec: EpisodeSpec, policy: str) -> None:
+def test_masks_give_what_the_discrete_network_gives(
+    component: Any, spec: EpisodeSpec, policy: str
+) -> None:
     """Outputs and three steps of training of several architectures in one batch, and each alone."""
     space = component.build(spec, policy)
     chosen, loss_of = some(space, 4), cross_entropy if spec.classification else squared_error
@@ -264,7 +334,9 @@ def test_masks_give_what_the_discrete_network_gives(component: Any, spec: Episod
         path = adapt(loss, params, momentum(0.1, 0.9), Batch(x, y), 3, keep=(3,))
         return path.points[0], learner.apply(path.points[0], x[:2], context=x), path.losses
 
-    starts = [space.learner(genotype).init(fold_in(7, number)) for number, genotype in enumerate(chosen)]
+    starts = [
+        space.learner(genotype).init(fold_in(7, number)) for number, genotype in enumerate(chosen)
+    ]
     full = [embed(space, genotype, start) for genotype, start in zip(chosen, starts)]
     stacked = {name: torch.stack([one[name] for one in full]) for name in full[0]}
     together = torch.func.vmap(lambda params: trained(space.supernet, params))(stacked)
@@ -279,7 +351,9 @@ def test_masks_give_what_the_discrete_network_gives(component: Any, spec: Episod
 
 
 @every_space
-def test_parameters_go_into_the_supernet_and_come_back(component: Any, spec: EpisodeSpec, policy: str) -> None:
+def test_parameters_go_into_the_supernet_and_come_back(
+    component: Any, spec: EpisodeSpec, policy: str
+) -> None:
     space = component.build(spec, policy)
     for genotype in some(space, 3):
         keys = fold_in(8, torch.arange(2))
@@ -289,7 +363,9 @@ def test_parameters_go_into_the_supernet_and_come_back(component: Any, spec: Epi
         names = {name for name in full if not name.startswith(MASK)}
         assert names == set(space.supernet.init(keys[0]))
         twice = put_back(full, {name: 2 * value for name, value in params.items()})
-        torch.testing.assert_close(carve(space, genotype, twice)["head.weight"], 2 * params["head.weight"])
+        torch.testing.assert_close(
+            carve(space, genotype, twice)["head.weight"], 2 * params["head.weight"]
+        )
         masks = {name: value for name, value in full.items() if name.startswith(MASK)}
         assert {name: value[0].argmax() for name, value in masks.items()} == {
             MASK + place.name: choice for place, choice in zip(space.places, genotype)
@@ -309,7 +385,8 @@ def test_what_is_no_representative_is_not_embedded() -> None:
             one_hot(space, wrong)
 
 
-# ---- walking about, and refusals ------------------------------------------------------------------------------------
+# ---- walking about, and refusals
+#
 
 
 def test_a_walk_meets_every_class_once_in_an_order_of_its_own() -> None:
@@ -324,7 +401,9 @@ def test_mutations_change_one_place_and_reach_all_neighbours() -> None:
     space = MLPReg().build(REGRESSION, "none")
     parent = (2, 1, 3, 1, 0, 1)
     found = {mutate(space, fold_in(0, number), parent) for number in range(400)}
-    assert all(sum(a != b for a, b in zip(child, parent)) in (1, 2) and child != parent for child in found)
+    assert all(
+        sum(a != b for a, b in zip(child, parent)) in (1, 2) and child != parent for child in found
+    )
     assert all(child == space.canonical(child) for child in found)
     assert len(found) == 3 + 3 + 4 + 1 + 1 + 1
 
@@ -349,7 +428,9 @@ def test_spaces_are_components(name: str) -> None:
 
 def test_an_architecture_is_a_model() -> None:
     genotype = (3, 1, 2)
-    learner = Architecture(space=Conv4Micro(filters=2), genotype=genotype, norm="none").build(IMAGES)
+    learner = Architecture(space=Conv4Micro(filters=2), genotype=genotype, norm="none").build(
+        IMAGES
+    )
     space = Conv4Micro(filters=2).build(IMAGES, "none")
     params, x = learner.init(fold_in(1)), inputs(IMAGES, 3)
     assert torch.equal(learner.apply(params, x), space.learner(genotype).apply(params, x))
@@ -365,7 +446,9 @@ def test_a_recorded_convolution_is_the_kernels_and_the_same(size: int, stride: i
     x, weight, bias = (normal(fold_in(0, place), shape, F64) for place, shape in enumerate(shapes))
     step = trace(conv2d, x, weight, bias, stride)
     names = {str(node.target) for node in step.graph.graph.nodes}
-    assert "metalearn.conv.default" in names and not any("aten.convolution" in name for name in names)
+    assert "metalearn.conv.default" in names and not any(
+        "aten.convolution" in name for name in names
+    )
     got = step.graph(x, weight, bias, *step.constants)[0]
     torch.testing.assert_close(got, conv2d(x, weight, bias, stride), rtol=1e-13, atol=1e-13)
 

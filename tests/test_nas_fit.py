@@ -1,4 +1,6 @@
-"""Training candidates: folds of a support set, and many candidates at once against one network at a time."""
+"""Training candidates: folds of a support set, and many candidates at once against one network at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,16 @@ from metalearn.types import Batch, NullLedger
 @pytest.mark.parametrize("policy", ["query_batch", "support", "none"])
 @pytest.mark.parametrize("shots", [1, 2])
 def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: Any) -> None:
-    """Losses of (task, architecture, steps) jobs, some sharing an architecture, against one network at a time."""
+    """Losses of (task, architecture, steps) jobs, some sharing an architecture, against one network
+    at a time.
+    """
     source = Images(image_spec(shots))
     space = Conv4Micro(filters=2).build(source.spec, policy)
     episode, rule = source.sample(fold_in(1), 3), sgd(0.2)
     keys = fold_in(2, torch.arange(3))
-    folds: Folds = torch.func.vmap(lambda s, k: divide(source.spec, s, k, 5, 2))(episode.support, keys)
+    folds: Folds = torch.func.vmap(lambda s, k: divide(source.spec, s, k, 5, 2))(
+        episode.support, keys
+    )
     one, two, three = itertools.islice(walk(space, fold_in(0, "some")), 3)
     jobs = [(0, one, 2), (1, two, 2), (2, one, 2), (0, three, 1), (1, one, 2), (0, two, 1)]
     bucket = losses_of(space, rule, "bucket")(jobs, folds, NullLedger())
@@ -54,40 +60,65 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
             torch.testing.assert_close(other[lane], wanted, rtol=1e-8, atol=1e-10)
 
 
-# ---- what it costs --------------------------------------------------------------------------------------------------
+# ---- what it costs
+#
 
 
 @pytest.mark.parametrize(("tasks", "together"), [(1, 1), (32, 32), (32, 1)])
-def test_a_candidate_costs_what_a_pencil_says(tasks: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One shot of 3 classes: 2 starts, 3 steps each; the winner takes 4 more and answers 6 queries at 2 points."""
-    monkeypatch.setattr("metalearn.nas.per_task._searcher", lambda options, space: Always().build(space))
+def test_a_candidate_costs_what_a_pencil_says(
+    tasks: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shot of 3 classes: 2 starts, 3 steps each; the winner takes 4 more and answers 6 queries
+    at 2 points.
+    """
+    monkeypatch.setattr(
+        "metalearn.nas.per_task._searcher", lambda options, space: Always().build(space)
+    )
     source, net, ledger = Images(image_spec(1, side=28)), Net(4, 3), CostLedger()
     learner = MLP(sizes=(4,), norm="query_batch").build(source.spec)
-    method = PerTaskNAS(space=Conv4Micro(filters=4), search_steps=3, repeats=2).build(learner, source.spec)
+    method = PerTaskNAS(space=Conv4Micro(filters=4), search_steps=3, repeats=2).build(
+        learner, source.spec
+    )
     for start in range(0, tasks, together):
         said(method, source.sample(fold_in(1), together, start), (0, 4), ledger=ledger)
-    spent = {phase: entry["flops"] for phase, entry in ledger.cost().items() if phase in method.traits.phases}
-    assert spent["search"] == pytest.approx(tasks * 2 * (3 * net.gradient(3) + net.forward(3)), rel=1e-3)
+    spent = {
+        phase: entry["flops"]
+        for phase, entry in ledger.cost().items()
+        if phase in method.traits.phases
+    }
+    assert spent["search"] == pytest.approx(
+        tasks * 2 * (3 * net.gradient(3) + net.forward(3)), rel=1e-3
+    )
     assert spent["retrain"] == pytest.approx(tasks * 4 * net.gradient(3), rel=1e-3)
     assert spent["predict"] == pytest.approx(tasks * 2 * net.forward(6), rel=1e-3)
 
 
-# ---- folds ----------------------------------------------------------------------------------------------------------
+# ---- folds
+#
 
 
 @pytest.mark.parametrize(
     ("shots", "folds", "lanes"),
     [(1, 5, 3), (2, 5, 2), (4, 5, 4), (5, 5, 5), (6, 5, 3), (7, 5, 7), (10, 5, 5), (9, 2, 9)],
 )
-def test_folds_hold_out_every_shot_once_and_classes_evenly(shots: int, folds: int, lanes: int) -> None:
+def test_folds_hold_out_every_shot_once_and_classes_evenly(
+    shots: int, folds: int, lanes: int
+) -> None:
     spec = image_spec(shots)
     assert lanes_of(spec, folds, repeats=3) == (lanes, shots > 1)
-    y = torch.arange(3 * shots)[torch.randperm(3 * shots, generator=torch.Generator().manual_seed(0))] % 3
+    y = (
+        torch.arange(3 * shots)[
+            torch.randperm(3 * shots, generator=torch.Generator().manual_seed(0))
+        ]
+        % 3
+    )
     support = Batch(torch.arange(3 * shots, dtype=F64).view(-1, 1, 1, 1), y)
     made = divide(spec, support, fold_in(1), folds, 3)
     assert made.keys.shape == (lanes,) and len(set(made.keys.tolist())) == lanes
     if shots == 1:
-        assert torch.equal(made.train.x, support.x.expand(3, *support.x.shape)) and torch.equal(made.held.y[1], y)
+        assert torch.equal(made.train.x, support.x.expand(3, *support.x.shape)) and torch.equal(
+            made.held.y[1], y
+        )
         return
     seen = []
     for train, held in zip(made.train.x.flatten(1).tolist(), made.held.x.flatten(1).tolist()):
@@ -97,7 +128,10 @@ def test_folds_hold_out_every_shot_once_and_classes_evenly(shots: int, folds: in
             labels = y[torch.tensor(part).long()]
             assert labels.bincount(minlength=3).unique().numel() == 1
     assert sorted(seen) == list(range(3 * shots))
-    assert all(torch.equal(y[made.train.x[lane].flatten().long()], made.train.y[lane]) for lane in range(lanes))
+    assert all(
+        torch.equal(y[made.train.x[lane].flatten().long()], made.train.y[lane])
+        for lane in range(lanes)
+    )
 
 
 def test_halves_share_nothing_and_leave_nothing() -> None:

@@ -19,13 +19,17 @@ from metalearn.types import Batch, Episode, Method
 
 
 def said(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
-    return method.learn(method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more)
+    return method.learn(
+        method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more
+    )
 
 
 def meta_nas(shots: int = 2, meta_steps: int | None = None, **options: Any) -> Method:
     spec = image_spec(shots)
     component = MetaNAS(space=Conv4Micro(filters=2), **options)
-    return component.build(MLP(sizes=(4,), norm="query_batch").build(spec), spec, meta_steps=meta_steps)
+    return component.build(
+        MLP(sizes=(4,), norm="query_batch").build(spec), spec, meta_steps=meta_steps
+    )
 
 
 def moved(method: Method, support: Batch) -> tuple[Any, Any]:
@@ -38,14 +42,17 @@ def moved(method: Method, support: Batch) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("split", ["disjoint", "shared"])
 def test_the_bilevel_split_is_one_and_the_published_one_is_none(split: str) -> None:
-    """Disjoint: labels of a half move what learns from that half and nothing else. Shared: all move both."""
+    """Disjoint: labels of a half move what learns from that half and nothing else. Shared: all move
+    both.
+    """
     method = meta_nas(inner_steps=1, split=split, warm_up=0.0)
     support = take(Images(image_spec()).sample(fold_in(1), 1).support, 0)
     order = support.y.argsort(stable=True).reshape(3, 2)
     weights, arch = moved(method, support)
     for half in range(2):
         y = support.y.clone()
-        # Other pictures under the labels of one half: the labels of the classes stay as many as they were.
+        # Other pictures under the labels of one half: the labels of the classes stay as many as
+        # they were.
         x = support.x.clone()
         x[order[:, half]] = x[order[:, half].roll(1)]
         other_weights, other_arch = moved(method, Batch(x, y))
@@ -74,14 +81,18 @@ def test_the_architecture_waits_for_warm_up_and_stands_after_its_steps() -> None
         learned = said(meta_nas(arch_steps=arch_steps), episode, (0, 4))
         assert bool((learned.notes["arch_moved"] > 0).all()) == moves
         assert learned.notes["genotype"].shape == (2, 3)
-    early, late = (said(meta_nas(arch_steps=2), episode, (steps,)).notes["arch_moved"] for steps in (2, 6))
+    early, late = (
+        said(meta_nas(arch_steps=2), episode, (steps,)).notes["arch_moved"] for steps in (2, 6)
+    )
     torch.testing.assert_close(early, late, rtol=0, atol=0)
 
 
 def test_the_outer_step_is_reptiles() -> None:
     """theta - phi, of both; the architecture takes `arch_rate` of it."""
     support = take(Images(image_spec()).sample(fold_in(1), 1).support, 0)
-    (w, a), (w2, a2) = (moved(meta_nas(inner_steps=2, warm_up=0.0, arch_rate=rate), support) for rate in (1.0, 0.25))
+    (w, a), (w2, a2) = (
+        moved(meta_nas(inner_steps=2, warm_up=0.0, arch_rate=rate), support) for rate in (1.0, 0.25)
+    )
     close(w, w2)
     close({name: 0.25 * value for name, value in a.items()}, a2)
     method = meta_nas(inner_steps=2, warm_up=0.0, arch_rate=1.0, temperature=0.05)
@@ -90,7 +101,9 @@ def test_the_outer_step_is_reptiles() -> None:
     learned = said(meta_nas(inner_steps=2, arch_steps=2), Episode(itself, itself, {}), (2,))
     w, a = moved(method, support)
     space = Conv4Micro(filters=2).build(image_spec(), "query_batch")
-    masks = {f"stats.mask.{name}": torch.softmax((meta["arch"][name] - a[name]) / 0.05, -1) for name in a}
+    masks = {
+        f"stats.mask.{name}": torch.softmax((meta["arch"][name] - a[name]) / 0.05, -1) for name in a
+    }
     params = {name: meta["params"][name] - w[name] for name in w}
     wanted = space.supernet.apply({**params, **masks}, support.x)
     torch.testing.assert_close(learned.predictions[0, 0], wanted, rtol=1e-9, atol=1e-11)

@@ -1,4 +1,6 @@
-"""Search for a task and for a family: what they may see, what they do, what they write to the ledger."""
+"""Search for a task and for a family: what they may see, what they do, what they write to the
+ledger.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,26 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import Adam, sgd
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP
-from metalearn.nas import DARTS, NAS, Conv4Micro, Evolution, Halving, MLPReg, OneShot, PerTaskNAS, SharedNAS
+from metalearn.nas import (
+    DARTS,
+    NAS,
+    Conv4Micro,
+    Evolution,
+    Halving,
+    MLPReg,
+    OneShot,
+    PerTaskNAS,
+    SharedNAS,
+)
 from metalearn.nas.search import Ask, Data
 from metalearn.rng import fold_in
 from metalearn.tree import leaves, take
 from metalearn.types import Batch, Episode, Method
 
 
-def image_method(component: Any, spec: Any = None, norm: str = "query_batch", **options: Any) -> Method:
+def image_method(
+    component: Any, spec: Any = None, norm: str = "query_batch", **options: Any
+) -> Method:
     """A method of this room over tiny conv4-micro cells."""
     spec = image_spec() if spec is None else spec
     learner = MLP(sizes=(4,), norm=norm).build(spec)  # its policy is all that is read of it
@@ -37,7 +51,9 @@ def image_method(component: Any, spec: Any = None, norm: str = "query_batch", **
 
 
 def said(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
-    return method.learn(method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more)
+    return method.learn(
+        method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more
+    )
 
 
 def test_a_searched_network_learns_its_task() -> None:
@@ -48,7 +64,8 @@ def test_a_searched_network_learns_its_task() -> None:
     assert curve.mean[1] > curve.mean[0] + 0.15 and curve.mean[1] > 0.55
 
 
-# ---- per task -------------------------------------------------------------------------------------------------------
+# ---- per task
+#
 
 
 @pytest.mark.parametrize("batching", ["bucket", "masks"])
@@ -70,11 +87,15 @@ def test_the_winner_is_trained_on_the_whole_support_set(shots: int, batching: st
 
         start = learner.init(fold_in(keys[task], "retrain"))
         path = adapt(loss, start, sgd(0.1), support, 3, keep=(0, 1, 3))
-        wanted = torch.stack([learner.apply(params, x, context=support.x) for params in path.points])
+        wanted = torch.stack(
+            [learner.apply(params, x, context=support.x) for params in path.points]
+        )
         torch.testing.assert_close(learned.predictions[task], wanted, rtol=1e-8, atol=1e-10)
         assert learned.notes["architecture_flops"][task] == space.cost(genotype).flops
     assert learned.notes["candidates"].tolist() == [4.0] * 3
-    assert learned.notes["trial_score"].shape == (3, 4) and learned.notes["trial_genotype"].shape == (3, 4, 3)
+    assert learned.notes["trial_score"].shape == (3, 4) and learned.notes[
+        "trial_genotype"
+    ].shape == (3, 4, 3)
     assert torch.equal(learned.notes["trial_score"].amax(1), learned.notes["best_score"])
 
 
@@ -93,7 +114,11 @@ def test_a_standard_error_makes_winners_cheaper_and_never_better_scored() -> Non
     episode = Images(image_spec(4)).sample(fold_in(2), 4)
     options = {"candidates": 8, "search_steps": 4, "inner_lr": 0.3}
     strict, lenient = (
-        said(image_method(PerTaskNAS, image_spec(4), standard_errors=errors, **options), episode, (0,)).notes
+        said(
+            image_method(PerTaskNAS, image_spec(4), standard_errors=errors, **options),
+            episode,
+            (0,),
+        ).notes
         for errors in (0.0, 2.0)
     )
     assert torch.equal(strict["score"], strict["best_score"])
@@ -103,7 +128,9 @@ def test_a_standard_error_makes_winners_cheaper_and_never_better_scored() -> Non
     assert (lenient["architecture_flops"] < strict["architecture_flops"]).any()
 
 
-@pytest.mark.parametrize("searcher", [Evolution(population=2), Halving(), DARTS(steps=2), OneShot(steps=2, pool=3)])
+@pytest.mark.parametrize(
+    "searcher", [Evolution(population=2), Halving(), DARTS(steps=2), OneShot(steps=2, pool=3)]
+)
 def test_every_kind_of_searcher_serves_a_task_alike_alone_and_in_a_batch(searcher: Any) -> None:
     source = Images(image_spec())
     method = image_method(PerTaskNAS, searcher=searcher, candidates=5, search_steps=2)
@@ -125,22 +152,34 @@ class Always:
 
 
 def test_the_ledger_of_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 tasks of 4 folds, 2 steps: steps, examples, candidates, labels, and FLOPs by hand to the last one."""
-    monkeypatch.setattr("metalearn.nas.per_task._searcher", lambda options, space: Always().build(space))
+    """2 tasks of 4 folds, 2 steps: steps, examples, candidates, labels, and FLOPs by hand to the
+    last one.
+    """
+    monkeypatch.setattr(
+        "metalearn.nas.per_task._searcher", lambda options, space: Always().build(space)
+    )
     source = Images(image_spec(4))
     found = {}
     for batching in ("bucket", "masks"):
         ledger = CostLedger()
-        method = image_method(PerTaskNAS, source.spec, candidates=3, search_steps=2, batching=batching)
+        method = image_method(
+            PerTaskNAS, source.spec, candidates=3, search_steps=2, batching=batching
+        )
         said(method, source.sample(fold_in(1), 2), (0, 4), ledger=ledger)
         ledger.require(method.traits.phases)
-        found[batching] = {phase: row for phase, row in ledger.cost().items() if phase in ledger.totals()}
+        found[batching] = {
+            phase: row for phase, row in ledger.cost().items() if phase in ledger.totals()
+        }
     assert set(found["bucket"]) == set(method.traits.phases) == {"search", "retrain", "predict"}
-    search, retrain, predict = (found["bucket"][phase] for phase in ("search", "retrain", "predict"))
+    search, retrain, predict = (
+        found["bucket"][phase] for phase in ("search", "retrain", "predict")
+    )
     lanes = 2 * 4
     assert search["gradient_steps"] == lanes * 2 and search["examples"] == lanes * 2 * 9
     assert search["candidates"] == 2 and search["tasks"] == 2 and search["labels"] == 24
-    assert retrain["gradient_steps"] == 8 and retrain["examples"] == 8 * 12 and retrain["labels"] == 0
+    assert (
+        retrain["gradient_steps"] == 8 and retrain["examples"] == 8 * 12 and retrain["labels"] == 0
+    )
     assert predict["tasks"] == 2
     # Conv4 of 2 filters on 16 x 16 by strides: the first layer needs no gradient of its input.
     first, others, head = 2 * 64 * 9 * 2, 2 * (16 + 4 + 1) * 9 * 4, 2 * 2 * 3
@@ -166,7 +205,8 @@ def test_a_candidate_that_diverges_loses() -> None:
     assert learned.predictions.isfinite().all() and (learned.notes["score"] == -torch.inf).any()
 
 
-# ---- what a search cannot see ---------------------------------------------------------------------------------------
+# ---- what a search cannot see
+#
 
 
 class Peeping:
@@ -184,7 +224,9 @@ class Peeping:
 
 
 def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor that a searcher is handed shares memory or values with queries; asking for them is an error."""
+    """No tensor that a searcher is handed shares memory or values with queries; asking for them is
+    an error.
+    """
     spy = Peeping()
     monkeypatch.setattr("metalearn.nas.per_task._searcher", lambda options, space: spy.build(space))
     episode = Images(image_spec()).sample(fold_in(1), 2)
@@ -198,7 +240,7 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
         assert given <= supports and not given & queries
         assert set(data._fields) == {"folds", "book"}
         with pytest.raises(AttributeError):
-            data.query  # type: ignore[attr-defined]  # noqa: B018
+            _ = data.query  # type: ignore[attr-defined]
         with pytest.raises(TypeError):
             Data(*data, episode.query)  # type: ignore[call-arg]
 
@@ -206,7 +248,14 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["per_task_nas", "meta_nas"])
 def test_query_labels_have_no_way_in(name: str) -> None:
     method = image_method(NAS[name])
-    assert list(inspect.signature(method.learn).parameters) == ["meta", "support", "query_x", "steps", "key", "ledger"]
+    assert list(inspect.signature(method.learn).parameters) == [
+        "meta",
+        "support",
+        "query_x",
+        "steps",
+        "key",
+        "ledger",
+    ]
     episode = Images(image_spec()).sample(fold_in(1), 2)
     meta = method.init(fold_in(0)).meta
     with pytest.raises(TypeError):
@@ -216,7 +265,9 @@ def test_query_labels_have_no_way_in(name: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_a_shared_search_is_refused_other_tasks_than_training_tasks(split: str, tmp_path: Path) -> None:
+def test_a_shared_search_is_refused_other_tasks_than_training_tasks(
+    split: str, tmp_path: Path
+) -> None:
     method, _ = shared()
     assert method.prepare is not None
     with pytest.raises(ConfigError, match="training tasks alone"):
@@ -224,11 +275,19 @@ def test_a_shared_search_is_refused_other_tasks_than_training_tasks(split: str, 
     assert not list(tmp_path.iterdir())
 
 
-# ---- for a family of tasks ------------------------------------------------------------------------------------------
+# ---- for a family of tasks
+#
 
 
 def shared(**options: Any) -> tuple[Method, MAML]:
-    settings = {"space": MLPReg(), "candidates": 3, "search_steps": 2, "search_tasks": 3, "score_tasks": 4, **options}
+    settings = {
+        "space": MLPReg(),
+        "candidates": 3,
+        "search_steps": 2,
+        "search_tasks": 3,
+        "score_tasks": 4,
+        **options,
+    }
     contained = MAML(inner_steps=1, inner_lr=0.1, outer=Adam(lr=0.02))
     spec = Clusters("train", 12).spec
     learner = MLP(sizes=(4,)).build(spec)
@@ -253,7 +312,9 @@ def test_shared_search_gives_back_the_contained_method_on_its_winner(tmp_path: P
     spent = ledger.totals()["search"]
     assert spent["candidates"] == 3 == choice["trials"]
     episode = source.spec.ways * (source.spec.shots + source.spec.queries)
-    assert spent["labels"] == 3 * episode * (2 * 3 + 4) and spent["gradient_steps"] == 3 * (2 * 3 * 2 + 4 * 5)
+    assert spent["labels"] == 3 * episode * (2 * 3 + 4) and spent["gradient_steps"] == 3 * (
+        2 * 3 * 2 + 4 * 5
+    )
 
 
 class Forbidden(Clusters):
@@ -290,7 +351,9 @@ def test_an_interrupted_search_goes_on_and_pays_for_what_it_had(tmp_path: Path) 
     assert len(fresh) == 3 and fresh[:2] == [json.loads(line) for line in rows[:2]]
     mine, other = ledger.totals()["search"], paid.totals()["search"]
     measured = {"seconds", "peak_bytes", "energy_joules"}
-    assert {k: v for k, v in mine.items() if k not in measured} == {k: v for k, v in other.items() if k not in measured}
+    assert {k: v for k, v in mine.items() if k not in measured} == {
+        k: v for k, v in other.items() if k not in measured
+    }
     assert mine["seconds"] > sum(json.loads(row)["cost"]["seconds"] for row in rows[:2])
 
 

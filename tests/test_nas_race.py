@@ -1,4 +1,6 @@
-"""The race on a table: its numbers against the table's own functions and against theory, its picks, its refusals."""
+"""The race on a table: its numbers against the table's own functions and against theory, its picks,
+its refusals.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,25 @@ from nas_tasks import image_spec
 from metalearn.errors import ConfigError
 from metalearn.evaluate.curves import fingerprint
 from metalearn.models import MLP
-from metalearn.nas import DARTS, Conv4Micro, Evolution, MLPReg, OneShot, PerTaskNAS, Proxy, RandomSearch, tabular
+from metalearn.nas import (
+    DARTS,
+    Conv4Micro,
+    Evolution,
+    MLPReg,
+    OneShot,
+    PerTaskNAS,
+    Proxy,
+    RandomSearch,
+    tabular,
+)
 from metalearn.nas.search import Ask, Score, Trial
 from metalearn.nas.space import Cost, Space, classes
 from metalearn.nas.tabular import Row, Table, empty
 from metalearn.rng import fold_in
-from metalearn.run import figures_race, race_results
-from metalearn.run import race as room
-from metalearn.run.race import Words
-from metalearn.run.race_results import Landscape, curve, expectation, landscapes, raced, theory
+from metalearn.tabular import figures, race_results
+from metalearn.tabular import race as room
+from metalearn.tabular.race import Words
+from metalearn.tabular.race_results import Landscape, curve, expectation, landscapes, raced, theory
 from metalearn.tasks import Sinusoid
 
 POINTS = (1, 2, 5)
@@ -41,14 +53,21 @@ def cheap(space: Space) -> Space:
 
 
 def filled(table: Table, noise: float) -> Table:
-    """Numbers in which neighbours are alike, a little different from task to task; scores agree with them in part."""
+    """Numbers in which neighbours are alike, a little different from task to task; scores agree
+    with them in part.
+    """
     draw = np.random.default_rng(0)
-    height = np.sin(table.genotypes @ np.arange(1, table.genotypes.shape[1] + 1)) + table.genotypes.sum(1) / 5
+    height = (
+        np.sin(table.genotypes @ np.arange(1, table.genotypes.shape[1] + 1))
+        + table.genotypes.sum(1) / 5
+    )
     shape = (len(height), TASKS, SEEDS, len(POINTS))
     value = height[:, None, None, None] + 0.3 * draw.normal(size=shape)
     value = (value - value.min()) / np.ptp(value) * np.linspace(0.5, 1, len(POINTS))
     score = (value.mean(2) + noise * draw.normal(size=value.mean(2).shape)).astype(np.float32)
-    rows = Row(value.astype(np.float32), (2 - value).astype(np.float32), score, np.full_like(score, 0.1))
+    rows = Row(
+        value.astype(np.float32), (2 - value).astype(np.float32), score, np.full_like(score, 0.1)
+    )
     return dataclasses.replace(table, rows=rows, done=np.ones(len(height), bool))
 
 
@@ -71,7 +90,9 @@ def waves(noise: float = 0.05, **facts: Any) -> Table:
 def images(noise: float = 0.05) -> tuple[Table, Space]:
     """A full table of conv4-micro that does not say what tasks it is of."""
     space = cheap(Conv4Micro(filters=2).build(image_spec(), "query_batch"))
-    return filled(empty(space, PerTaskNAS(space=Conv4Micro(filters=2)), POINTS, TASKS, SEEDS, {}), noise), space
+    return filled(
+        empty(space, PerTaskNAS(space=Conv4Micro(filters=2)), POINTS, TASKS, SEEDS, {}), noise
+    ), space
 
 
 def stored(folder: Path, table: Table) -> Path:
@@ -89,11 +110,14 @@ def quiet(text: str) -> None:
     """Says nothing."""
 
 
-# ---- curves ---------------------------------------------------------------------------------------------------------
+# ---- curves
+#
 
 
 @pytest.mark.parametrize("searcher", [RandomSearch(), Evolution(population=4)])
-def test_the_last_point_of_a_curve_is_what_the_table_says_of_a_simulated_search(searcher: Any) -> None:
+def test_the_last_point_of_a_curve_is_what_the_table_says_of_a_simulated_search(
+    searcher: Any,
+) -> None:
     """Regret, rank and pick, in both reckonings; and the first point is the first candidate."""
     table, space = images()
     made, budget = searcher.build(space), 12
@@ -104,18 +128,25 @@ def test_the_last_point_of_a_curve_is_what_the_table_says_of_a_simulated_search(
         for seed, number in itertools.product(range(2), range(len(lands))):
             task = None if reckoning == "truth" else number
             key = fold_in(seed, "race", number)
-            pick = tabular.simulate(table, space, made, key, budget, task, truth=reckoning == "truth")
+            pick = tabular.simulate(
+                table, space, made, key, budget, task, truth=reckoning == "truth"
+            )
             assert table.index(space, pick) == picks[seed, number, -1]
             regret.append(tabular.regret(table, space, pick, task))
             rank.append(tabular.rank(table, space, pick, task))
-            assert table.index(space, next(made(key, budget, None)).genotypes[0]) == picks[seed, number, 0]
+            assert (
+                table.index(space, next(made(key, budget, None)).genotypes[0])
+                == picks[seed, number, 0]
+            )
         assert found["regret"][-1] == pytest.approx(np.mean(regret), abs=1e-6)
         assert found["rank"][-1] == pytest.approx(np.mean(rank))
         assert found["evaluations"] == [1, 2, 4, 8, 12] and len(found["at_budget"]) == 2
 
 
 def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> None:
-    """Nine candidates at a ninth are one evaluation; the most trained count; a share shows the truth of then."""
+    """Nine candidates at a ninth are one evaluation; the most trained count; a share shows the
+    truth of then.
+    """
     space = cheap(Conv4Micro(filters=2).build(image_spec(), "query_batch"))
     some = classes(space)[:12]
     trials = [Trial(one, 1 / 9, Score(float(place))) for place, one in enumerate(some[:9])]
@@ -129,7 +160,8 @@ def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> Non
     assert race_results.counts(64) == [1, 2, 4, 8, 16, 32, 64] and race_results.counts(1) == [1]
 
 
-# ---- theory ---------------------------------------------------------------------------------------------------------
+# ---- theory
+#
 
 
 def landscape(told: Any, worth: Any) -> Landscape:
@@ -138,17 +170,24 @@ def landscape(told: Any, worth: Any) -> Landscape:
 
 @pytest.mark.parametrize("told", [[4, 1, 5, 3, 2, 6, 0], [1, 1, 2, -math.inf, -math.inf, 2, 2]])
 def test_the_expectation_is_the_mean_over_all_orders(told: list[float]) -> None:
-    """Of every order of 7 networks, the first of the best of the first n: mean and variance; equals included."""
+    """Of every order of 7 networks, the first of the best of the first n: mean and variance; equals
+    included.
+    """
     worth = [0.1, 0.9, 0.4, 0.7, 0.2, 0.5, 0.3]
     land = landscape(told, worth)
     for draws in (1, 2, 5, 7):
-        picks = [max(order[:draws], key=lambda row: told[row]) for order in itertools.permutations(range(7))]
+        picks = [
+            max(order[:draws], key=lambda row: told[row])
+            for order in itertools.permutations(range(7))
+        ]
         regret = 0.9 - np.array(worth)[picks]
         assert expectation(land, draws) == pytest.approx((regret.mean(), regret.var()), rel=1e-9)
 
 
 def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
-    """Simulated on the table it agrees; told other scores than theory knows, or drawn in order, it does not."""
+    """Simulated on the table it agrees; told other scores than theory knows, or drawn in order, it
+    does not.
+    """
     table, space = images()
     evaluations = race_results.counts(16)
     for lands in landscapes(table).values():
@@ -166,8 +205,12 @@ def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
     assert not theory(picks, lands, evaluations)["agrees"]
 
 
-def test_a_race_says_that_theory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A random search that knows the best network: said on the terminal, as a warning and in what is returned."""
+def test_a_race_says_that_theory_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A random search that knows the best network: said on the terminal, as a warning and in what
+    is returned.
+    """
     table, _ = images()
     best = tuple(map(int, table.genotypes[table.values(None).argmax()]))
 
@@ -187,26 +230,35 @@ def test_a_race_says_that_theory_fails(tmp_path: Path, monkeypatch: pytest.Monke
     assert any("not what theory says" in text for text in said)
 
 
-# ---- against random search ------------------------------------------------------------------------------------------
+# ---- against random search
+#
 
 
 def test_verdicts_follow_the_rule() -> None:
     draw = np.random.default_rng(0)
     random = 0.5 + 0.1 * draw.normal(size=20)
     for shift, verdict in ((-0.2, "better"), (0.2, "worse"), (0.0, "not worse")):
-        found = race_results.paired(random + shift + 0.05 * draw.normal(size=20), random, exact=0.4, of_chance=1.0)
+        found = race_results.paired(
+            random + shift + 0.05 * draw.normal(size=20), random, exact=0.4, of_chance=1.0
+        )
         low, high = found["ci95"]
         assert found["verdict"] == verdict and low < found["difference"] < high
         assert found["difference"] == pytest.approx(found["regret"] - found["random"])
-        assert found["over_exact"] == pytest.approx(found["regret"] - 0.4) and found["over_exact_ci95"] > 0
-    small = race_results.paired(random + 0.009, random, 0.5, of_chance=1.0)  # surely above 0, and below the tolerance
+        assert (
+            found["over_exact"] == pytest.approx(found["regret"] - 0.4)
+            and found["over_exact_ci95"] > 0
+        )
+    small = race_results.paired(
+        random + 0.009, random, 0.5, of_chance=1.0
+    )  # surely above 0, and below the tolerance
     assert small["verdict"] == "not worse" and small["ci95"][0] > 0
     assert race_results.paired(random + 0.011, random, 0.5, of_chance=1.0)["verdict"] == "worse"
     assert race_results.paired(random, random, 0.5, of_chance=1.0)["ci95"] == [0, 0]
     assert "not worse" in race_results.RULE
 
 
-# ---- what diverged --------------------------------------------------------------------------------------------------
+# ---- what diverged
+#
 
 
 def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
@@ -216,11 +268,16 @@ def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
     wild = dataclasses.replace(wave_table, rows=wave_table.rows._replace(loss=loss))
     fields = landscapes(wild)
     assert all(np.isfinite(land.regret).all() for lands in fields.values() for land in lands)
-    assert np.isfinite(fields["truth"][0].told(1.0)).all() and math.isfinite(race_results.noise(wild)["tau"])
-    assert fields["scores"][2].worth[4] == pytest.approx(-(wild.largest_loss[0, 2, 0, 0] + loss[4, 2, 0, -1]) / 2)
+    assert np.isfinite(fields["truth"][0].told(1.0)).all() and math.isfinite(
+        race_results.noise(wild)["tau"]
+    )
+    assert fields["scores"][2].worth[4] == pytest.approx(
+        -(wild.largest_loss[0, 2, 0, 0] + loss[4, 2, 0, -1]) / 2
+    )
 
 
-# ---- searchers that train -------------------------------------------------------------------------------------------
+# ---- searchers that train
+#
 
 
 @pytest.mark.parametrize(
@@ -235,14 +292,22 @@ def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
 def test_a_pick_is_that_of_per_task_search(
     name: str, sets: dict[str, Any], searcher: Any, tmp_path: Path, wave_table: Table
 ) -> None:
-    """Task for task, when the evaluator hands per-task search the same episodes; its place is the table's."""
+    """Task for task, when the evaluator hands per-task search the same episodes; its place is the
+    table's.
+    """
     texts = [f"{name}.{field}={value}" for field, value in sets.items()]
     found = room.race(Words(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2), quiet)
     (row,) = found["picks"]
     assert found["curves"] == found["paired"] == []
     source = TASK.build(split="test", seed=0)
     options = PerTaskNAS(
-        space=MLPReg(), searcher=searcher, candidates=4, inner_lr=0.01, folds=2, search_steps=1, standard_errors=0.0
+        space=MLPReg(),
+        searcher=searcher,
+        candidates=4,
+        inner_lr=0.01,
+        folds=2,
+        search_steps=1,
+        standard_errors=0.0,
     )
     method = options.build(MLP(sizes=(4,)).build(source.spec), source.spec)
     episodes = source.sample(fold_in(SEED, "episodes"), TASKS)
@@ -253,7 +318,9 @@ def test_a_pick_is_that_of_per_task_search(
     for place in row["tasks"]:
         pick, task = tuple(place["genotype"]), place["task"]
         assert place["rank"] == tabular.rank(wave_table, space, pick, task)
-        assert place["regret"] == pytest.approx(tabular.regret(wave_table, space, pick, task), abs=1e-6)
+        assert place["regret"] == pytest.approx(
+            tabular.regret(wave_table, space, pick, task), abs=1e-6
+        )
         assert place["shared"]["rank"] == tabular.rank(wave_table, space, pick)
         assert 0 <= place["percentile"] <= 100 and "activation" in place["words"]
     assert row["rank"] == pytest.approx(np.mean([place["rank"] for place in row["tasks"]]))
@@ -272,7 +339,10 @@ def test_other_tasks_than_the_tables_are_refused(tmp_path: Path, wave_table: Tab
         ({"task": {**header["task"], "nose": 0.1}}, "unknown key"),
         ({"task": {"source": "waves"}}, "'waves'"),
         ({"training": {"space": {"name": "mlp-rag"}}}, "cannot be read"),
-        ({"training": {**header["training"], "space": {"name": "conv4-micro"}}}, "x_shape|images|inputs"),
+        (
+            {"training": {**header["training"], "space": {"name": "conv4-micro"}}},
+            "x_shape|images|inputs",
+        ),
     ]
     for facts, text in wrong:
         path = stored(tmp_path, dataclasses.replace(wave_table, header={**header, **facts}))
@@ -288,25 +358,34 @@ def test_other_tasks_than_the_tables_are_refused(tmp_path: Path, wave_table: Tab
         room.check(Words(stored(tmp_path, few), ("random",)))
 
 
-# ---- noise ----------------------------------------------------------------------------------------------------------
+# ---- noise
+#
 
 
 def test_noise_is_tau_between_score_and_truth_and_its_ceiling(wave_table: Table) -> None:
     loss = wave_table.rows.loss.copy()
     loss[:, :, 1] = loss[:, :, 0]
     sure = dataclasses.replace(
-        wave_table, rows=wave_table.rows._replace(loss=loss, score=-loss[:, :, 0], accuracy=np.full_like(loss, np.nan))
+        wave_table,
+        rows=wave_table.rows._replace(
+            loss=loss, score=-loss[:, :, 0], accuracy=np.full_like(loss, np.nan)
+        ),
     )
     found = race_results.noise(sure)
     assert found["tau"] == found["one_seed"] == found["ceiling"] == 1 and found["tau_ci95"] == 0
     assert found["regret_of_best_score"] == pytest.approx(0, abs=1e-7)
     noisy = race_results.noise(wave_table)
-    assert 0 < noisy["one_seed"] < noisy["tau"] < 1 and 0 < noisy["ceiling"] < 1 and 0 < noisy["between_tasks"] < 1
+    assert (
+        0 < noisy["one_seed"] < noisy["tau"] < 1
+        and 0 < noisy["ceiling"] < 1
+        and 0 < noisy["between_tasks"] < 1
+    )
     one = wave_table.rows._replace(loss=wave_table.rows.loss[:, :, :1])
     assert race_results.noise(dataclasses.replace(wave_table, rows=one))["ceiling"] is None
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
+# ---- the command
+#
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +395,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> None:
-    """Everything in one run; a second one, with a remedy, replaces its section of the Markdown file."""
+    """Everything in one run; a second one, with a remedy, replaces its section of the Markdown
+    file.
+    """
     path = stored(shell.folder, wave_table)
     names = ("random", "evolution", "tpe", "halving", "params", "darts")
     chosen = [word for name in names for word in ("--searcher", name)]
@@ -325,50 +406,125 @@ def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> No
     ended = shell("nas", "race", path, *chosen, *short, *files)
     assert ended.code == 0, ended
     found = json.loads((shell.folder / "r.json").read_text())
-    keys = {"schema", "table", "header", "curves", "paired", "picks", "noise", "chance", "rule", "diverged"}
+    keys = {
+        "schema",
+        "table",
+        "header",
+        "curves",
+        "paired",
+        "picks",
+        "noise",
+        "chance",
+        "rule",
+        "diverged",
+    }
     assert keys <= set(found) and found["schema"] == 1
-    assert [row["searcher"] for row in found["curves"]] == [name for name in names[:-1] for _ in range(2)]
+    assert [row["searcher"] for row in found["curves"]] == [
+        name for name in names[:-1] for _ in range(2)
+    ]
     assert {row["searcher"] for row in found["paired"]} == set(names[1:-1])
     assert found["header"] == wave_table.header and found["picks"][0]["options"]["steps"] == 2
     assert {row["verdict"] for row in found["paired"]} <= {"better", "worse", "not worse"}
     text, picture = ((shell.folder / name).read_text() for name in ("r.md", "r.svg"))
-    for word in ("random, exact", "evolution", "Picks of searchers that train", "Kendall's tau", "![t](r.svg)"):
+    for word in (
+        "random, exact",
+        "evolution",
+        "Picks of searchers that train",
+        "Kendall's tau",
+        "![t](r.svg)",
+    ):
         assert word in text, word
     assert "lower is better" in picture and "evaluations" in picture and "Verdicts:" in ended.out
     (shell.folder / "r.md").write_text(text + "\nMine.\n")
-    again = shell("nas", "race", path, "--searcher", "evolution", "--set", "evolution.population=3", *short[:4], *files)
+    again = shell(
+        "nas",
+        "race",
+        path,
+        "--searcher",
+        "evolution",
+        "--set",
+        "evolution.population=3",
+        *short[:4],
+        *files,
+    )
     assert again.code == 0, again
     found = json.loads((shell.folder / "r.json").read_text())
-    assert [row["options"].get("population") for row in found["curves"]] == [None, None, 3, 3] and not found["picks"]
+    assert [row["options"].get("population") for row in found["curves"]] == [
+        None,
+        None,
+        3,
+        3,
+    ] and not found["picks"]
     new = (shell.folder / "r.md").read_text()
     assert new.count("<!-- race: t -->") == 1 and new.endswith("\nMine.\n") and "tpe" not in new
 
 
-def test_bad_input_is_told_at_once_and_nothing_is_written(shell: Commands, wave_table: Table) -> None:
+def test_bad_input_is_told_at_once_and_nothing_is_written(
+    shell: Commands, wave_table: Table
+) -> None:
     path = stored(shell.folder, wave_table)
     (shell.folder / "torn.npz").write_bytes(path.read_bytes()[:5000])
     done = np.arange(len(wave_table.done)) > 3
     part = shell.folder / "part.npz"
     part.write_bytes(dataclasses.replace(wave_table, done=done).save())
     before = files_of(shell.folder)
-    bad = ["--searcher", "evolutoin", "--seeds", 1, "--budget", 561, "--set", "tpe.startup", "--set", "darts.steps=0"]
-    bad += ["--searcher", "darts", "--set", "darts.first_order=true", "--set", "darts.stepz=2", "--set", "snip.pool=2"]
+    bad = [
+        "--searcher",
+        "evolutoin",
+        "--seeds",
+        1,
+        "--budget",
+        561,
+        "--set",
+        "tpe.startup",
+        "--set",
+        "darts.steps=0",
+    ]
+    bad += [
+        "--searcher",
+        "darts",
+        "--set",
+        "darts.first_order=true",
+        "--set",
+        "darts.stepz=2",
+        "--set",
+        "snip.pool=2",
+    ]
     bad += ["--out", path, "--plot", "p.png", "--markdown", path / "in", "--device", "gpu"]
     refused(
         shell("nas", "race", part, *bad),
-        "did you mean 'evolution'", "--seeds: 1 should", "561 is above the table's 560", "'tpe.startup' should be",
-        "darts.stepz: unknown key", "darts.steps: ", "what the name darts stands for", "snip does not race",
-        "p.png should end in .svg", "is no folder", "part.npz: holds 556 of 560", "'gpu' should be auto",
-    )  # fmt: skip
-    refused(shell("nas", "race", path, "--out", path, "--budget", 0), "is the table itself", "0 should be at least 1")
+        "did you mean 'evolution'",
+        "--seeds: 1 should",
+        "561 is above the table's 560",
+        "'tpe.startup' should be",
+        "darts.stepz: unknown key",
+        "darts.steps: ",
+        "what the name darts stands for",
+        "snip does not race",
+        "p.png should end in .svg",
+        "is no folder",
+        "part.npz: holds 556 of 560",
+        "'gpu' should be auto",
+    )
+    refused(
+        shell("nas", "race", path, "--out", path, "--budget", 0),
+        "is the table itself",
+        "0 should be at least 1",
+    )
     refused(shell("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
-    refused(shell("nas", "race", "absent.npz", "--seeds", 0), "absent.npz: is no table", "0 should be at least 2")
+    refused(
+        shell("nas", "race", "absent.npz", "--seeds", 0),
+        "absent.npz: is no table",
+        "0 should be at least 2",
+    )
     refused(shell("nas", "race", "torn.npz"), "torn.npz: is no table")
     refused(shell("nas", "race", path, "--budget", "many"), "--budget", "integer")
     assert files_of(shell.folder) == before
 
 
-def test_a_table_without_a_header_or_where_all_diverge_is_refused(tmp_path: Path, wave_table: Table) -> None:
+def test_a_table_without_a_header_or_where_all_diverge_is_refused(
+    tmp_path: Path, wave_table: Table
+) -> None:
     lacking = {name: value for name, value in wave_table.header.items() if name != "training"}
     with pytest.raises(ConfigError, match="header lacks training"):
         room.check(Words(stored(tmp_path, dataclasses.replace(wave_table, header=lacking))))
@@ -383,5 +539,5 @@ def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     words = Words(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
     found = room.race(words, quiet)
     assert found["curves"][0]["regret"][-1] == 0
-    assert figures_race.drawing(found).startswith("<?xml") and set(figures_race.LOOK) == set(room.BY_TABLE)
-    assert all(name in figures_race.markdown(found) for name in ("halving", "random, exact"))
+    assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(room.BY_TABLE)
+    assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))

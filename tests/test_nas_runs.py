@@ -1,4 +1,6 @@
-"""Searches as rows of a comparison: from the file to the report, through kills, with their controls and their bill."""
+"""Searches as rows of a comparison: from the file to the report, through kills, with their controls
+and their bill.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,34 @@ import yaml
 from commandline import Commands, commands_in, sinusoid, write
 
 import metalearn as ml
+from metalearn.compare.compare import compare
+from metalearn.compare.controls import with_controls
+from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
-from metalearn.run.compare import compare
-from metalearn.run.config import parse
-from metalearn.run.controls import with_controls
 
-PER_TASK = {"name": "per_task_nas", "space": {"name": "mlp-reg"}, "searcher": {"name": "evolution"}, "candidates": 3,
-            "search_steps": 2, "evaluate": {"episodes": 4}}  # fmt: skip
-SHARED = {"name": "shared_nas", "space": {"name": "mlp-reg"}, "candidates": 3, "search_steps": 2, "search_tasks": 4,
-          "score_tasks": 8, "adapt_steps": 1, "contains": {"name": "maml", "inner_lr": 0.01},
-          "tune": {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}}}  # fmt: skip
+PER_TASK = {
+    "name": "per_task_nas",
+    "space": {"name": "mlp-reg"},
+    "searcher": {"name": "evolution"},
+    "candidates": 3,
+    "search_steps": 2,
+    "evaluate": {"episodes": 4},
+}
+SHARED = {
+    "name": "shared_nas",
+    "space": {"name": "mlp-reg"},
+    "candidates": 3,
+    "search_steps": 2,
+    "search_tasks": 4,
+    "score_tasks": 8,
+    "adapt_steps": 1,
+    "contains": {"name": "maml", "inner_lr": 0.01},
+    "tune": {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}},
+}
 FILE: dict[str, Any] = {
-    **sinusoid(method=None, experiment="searches", run={"meta_steps": 6, "seeds": [0, 1], "threads": 1}),
+    **sinusoid(
+        method=None, experiment="searches", run={"meta_steps": 6, "seeds": [0, 1], "threads": 1}
+    ),
     "methods": [{"name": "maml"}, PER_TASK, SHARED],
     "budget": {"trials": 2, "once": True},
 }
@@ -51,11 +69,20 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def rows(finished: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: result(path) for path in sorted((finished / "methods").glob("*/seed-0"))}
+    return {
+        path.parent.name: result(path) for path in sorted((finished / "methods").glob("*/seed-0"))
+    }
 
 
 def test_every_row_and_every_control_is_there(finished: Path) -> None:
-    labels = {"maml", "per_task_nas", "per_task_nas_random", "per_task_nas_mean", "shared_nas", "shared_nas_mean"}
+    labels = {
+        "maml",
+        "per_task_nas",
+        "per_task_nas_random",
+        "per_task_nas_mean",
+        "shared_nas",
+        "shared_nas_mean",
+    }
     assert set(rows(finished)) == labels | {"scratch_tuned"}  # shared_nas searches at random itself
     comparison = json.loads((finished / "comparison.json").read_text())
     assert {row["label"] for row in comparison["rows"]} == set(rows(finished))
@@ -67,9 +94,13 @@ def test_every_row_and_every_control_is_there(finished: Path) -> None:
 def test_a_search_is_on_the_bill_and_phases_add_up(finished: Path) -> None:
     for label, row in rows(finished).items():
         cost = row["cost"]
-        assert (cost["search"]["seconds"] > 0 or "once" in cost["search"]) == ("nas" in label), label
+        assert (cost["search"]["seconds"] > 0 or "once" in cost["search"]) == ("nas" in label), (
+            label
+        )
         whole = json.loads((finished / "comparison.json").read_text())["checks"]
-        sums = next(check for check in whole if check["name"] == "phases add up to the run's seconds")
+        sums = next(
+            check for check in whole if check["name"] == "phases add up to the run's seconds"
+        )
         assert sums["passed"], sums
     shared = rows(finished)["shared_nas"]["cost"]["search"]
     assert shared["candidates"] == 3 and shared["flops"] > 0 and shared["labels"] > 0
@@ -79,7 +110,10 @@ def test_the_found_network_is_what_is_trained_and_loaded(finished: Path) -> None
     folder = finished / "methods" / "shared_nas" / "seed-0"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     choice = json.loads((folder / "search" / "architecture.json").read_text())
-    assert config["method"]["found"] == choice["genotype"] and config["method"]["contains"]["name"] == "maml"
+    assert (
+        config["method"]["found"] == choice["genotype"]
+        and config["method"]["contains"]["name"] == "maml"
+    )
     run = ml.load_run(folder)
     episode = run.source.sample(ml.fold_in(1, "episodes"), 2)
     said = run.method.learn(run.state.meta, episode.support, episode.query.x, (0, 1))
@@ -100,10 +134,15 @@ def test_the_second_seed_takes_over_the_tuning_and_its_bill(finished: Path) -> N
     assert second["tuned"]["inner_lr"] == first["tuned"]["inner_lr"]
     assert not list((home / "seed-1" / "tune").glob("[0-9]*"))  # nothing was trained for it again
     trials = json.loads((home / "seed-0" / "tune" / "trials.json").read_text())
-    assert len(trials) == 2  # they are on both bills, with each seed's own looks at validation tasks
+    assert (
+        len(trials) == 2
+    )  # they are on both bills, with each seed's own looks at validation tasks
     for one in (first, second):
         assert one["cost"]["tune"]["flops"] > sum(trial["cost"]["flops"] for trial in trials) > 0
-    searched = [json.loads((home / f"seed-{seed}" / "search" / "architecture.json").read_text()) for seed in (0, 1)]
+    searched = [
+        json.loads((home / f"seed-{seed}" / "search" / "architecture.json").read_text())
+        for seed in (0, 1)
+    ]
     assert searched[0]["trials"] == searched[1]["trials"] == 3  # but every seed searches anew
 
 
@@ -115,8 +154,12 @@ def test_seeds_draw_other_candidates_and_other_starts(finished: Path) -> None:
     assert not np.array_equal(*notes)
 
 
-def test_a_search_that_was_killed_goes_on_and_pays_once(metalearn: Commands, finished: Path) -> None:
-    """Killed after a candidate: the resumed run tells it again, finds the same, and its bill holds every candidate."""
+def test_a_search_that_was_killed_goes_on_and_pays_once(
+    metalearn: Commands, finished: Path
+) -> None:
+    """Killed after a candidate: the resumed run tells it again, finds the same, and its bill holds
+    every candidate.
+    """
     file = write(metalearn.folder, "killed", {**FILE, "experiment": "killed", "methods": [SHARED]})
     running = metalearn.start("compare", file, "--out", "killed")
     folder = metalearn.folder / "killed" / "methods" / "shared_nas" / "seed-0"
@@ -127,7 +170,9 @@ def test_a_search_that_was_killed_goes_on_and_pays_once(metalearn: Commands, fin
     assert (folder / "config.yaml").exists()  # written before the search began
     assert metalearn("compare", file, "--out", "killed").code == 0
     kept = finished / "methods" / "shared_nas" / "seed-0"
-    one, two = (json.loads((home / "search" / "architecture.json").read_text()) for home in (folder, kept))
+    one, two = (
+        json.loads((home / "search" / "architecture.json").read_text()) for home in (folder, kept)
+    )
     assert one == two
     mine, other = (result(home)["cost"]["search"] for home in (folder, kept))
     for name in ("candidates", "flops", "labels", "gradient_steps"):
@@ -135,7 +180,9 @@ def test_a_search_that_was_killed_goes_on_and_pays_once(metalearn: Commands, fin
     assert np.array_equal(*(np.load(home / "scores.npz")["loss"] for home in (folder, kept)))
 
 
-def test_a_finished_search_is_paid_by_a_run_that_is_resumed_after_it(metalearn: Commands, finished: Path) -> None:
+def test_a_finished_search_is_paid_by_a_run_that_is_resumed_after_it(
+    metalearn: Commands, finished: Path
+) -> None:
     kept = finished / "methods" / "shared_nas" / "seed-0"
     folder = metalearn.folder / "again"
     shutil.copytree(kept, folder)
@@ -162,18 +209,32 @@ def test_the_file_is_not_changed_by_controls_that_it_names_itself() -> None:
         ({**SHARED, "contains": {"name": "mamal"}}, "contains.name", "did you mean 'maml'"),
         ({**SHARED, "contains": {"name": "scratch", "lr": 1}}, "contains.lr", "unknown key"),
         ({**SHARED, "contains": 3}, "contains", "should be a mapping"),
-        ({**SHARED, "contains": {"name": "per_task_nas"}}, "contains.name", "no model that a search could choose"),
+        (
+            {**SHARED, "contains": {"name": "per_task_nas"}},
+            "contains.name",
+            "no model that a search could choose",
+        ),
         ({**SHARED, "found": ["x"]}, "found", "whole numbers"),
         ({**SHARED, "space": {"name": "mlp-rag"}}, "space", "mlp-reg"),
-        ({**SHARED, "searcher": {"name": "evolution", "sampl": 3}}, "searcher.sampl", "did you mean 'sample'"),
+        (
+            {**SHARED, "searcher": {"name": "evolution", "sampl": 3}},
+            "searcher.sampl",
+            "did you mean 'sample'",
+        ),
         ({**PER_TASK, "contains": {"name": "maml"}}, "contains", "unknown key"),
-        ({**PER_TASK, "evaluate": {"seed": 2}}, "evaluate.seed", "cannot differ within a comparison"),
+        (
+            {**PER_TASK, "evaluate": {"seed": 2}},
+            "evaluate.seed",
+            "cannot differ within a comparison",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_search_refuses(method: dict[str, Any], place: str, hint: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse({**FILE, "methods": [method]})
-    assert any(place in where and hint in text for where, text in error.value.problems), error.value.problems
+    assert any(place in where and hint in text for where, text in error.value.problems), (
+        error.value.problems
+    )
 
 
 def test_a_genotype_of_another_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:

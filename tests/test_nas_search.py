@@ -14,7 +14,18 @@ from nas_tasks import F64, Images, hill, image_spec, numbers_space
 from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import sgd
 from metalearn.losses import cross_entropy
-from metalearn.nas import DARTS, SEARCHERS, TPE, Conv4Micro, Evolution, Halving, MLPReg, OneShot, Proxy, RandomSearch
+from metalearn.nas import (
+    DARTS,
+    SEARCHERS,
+    TPE,
+    Conv4Micro,
+    Evolution,
+    Halving,
+    MLPReg,
+    OneShot,
+    Proxy,
+    RandomSearch,
+)
 from metalearn.nas.darts import arch_loss, start_arch
 from metalearn.nas.fit import divide
 from metalearn.nas.one_shot import _steps
@@ -51,15 +62,22 @@ def regrets(searcher: Any, budget: int, seeds: int) -> np.ndarray:
     return np.array(found)
 
 
-# ---- the protocol ---------------------------------------------------------------------------------------------------
+# ---- the protocol
+#
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_every_searcher_keeps_the_protocol(name: str) -> None:
-    """It asks first, is told values in order, spends no more than its budget, ends, and is a function of its key."""
+    """It asks first, is told values in order, spends no more than its budget, ends, and is a
+    function of its key.
+    """
     spec = image_spec(2)
     space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
-    options = {"darts": {"steps": 2}, "one-shot": {"steps": 3, "pool": 5}, "proxy": {"pool": 9}}.get(name, {})
+    options = {
+        "darts": {"steps": 2},
+        "one-shot": {"steps": 3, "pool": 5},
+        "proxy": {"pool": 9},
+    }.get(name, {})
     searcher = SEARCHERS[name](**options).build(space)  # type: ignore[attr-defined]
     values = {genotype: float(np.sin(7 * sum(genotype))) for genotype in classes(space)}
 
@@ -93,12 +111,16 @@ def test_a_whole_space_is_searched_and_left() -> None:
     """A budget above the number of classes ends with all of them, each once."""
     small = numbers_space((2, 3))
     for searcher in (RandomSearch(), Evolution(), TPE()):
-        trials = drive(searcher.build(small)(fold_in(0), 50, None), lambda g, s: Score(float(sum(g))), 50)
+        trials = drive(
+            searcher.build(small)(fold_in(0), 50, None), lambda g, s: Score(float(sum(g))), 50
+        )
         assert sorted(trial.genotype for trial in trials) == classes(small)
 
 
 def test_searches_side_by_side_hear_only_of_themselves() -> None:
-    """Values by task and in the order asked; what is asked again is answered from memory and not paid for."""
+    """Values by task and in the order asked; what is asked again is answered from memory and not
+    paid for.
+    """
     said: list[Any] = []
 
     def search(task: int) -> Any:
@@ -113,7 +135,10 @@ def test_searches_side_by_side_hear_only_of_themselves() -> None:
 
     trials = lockstep([search(0), search(1)], judge, budget=3)
     assert said == [(0, [1.0, 11.0]), (1, [101.0, 111.0]), (0, [10.5]), (1, [111.0])]
-    assert asked == [[(0, (0, 0), 1.0), (0, (0, 1), 1.0), (1, (0, 0), 1.0), (1, (0, 1), 1.0)], [(0, (0, 1), 0.5)]]
+    assert asked == [
+        [(0, (0, 0), 1.0), (0, (0, 1), 1.0), (1, (0, 0), 1.0), (1, (0, 1), 1.0)],
+        [(0, (0, 1), 0.5)],
+    ]
     assert [len(one) for one in trials] == [3, 2]
 
 
@@ -145,39 +170,54 @@ def test_the_cheapest_within_one_standard_error_wins() -> None:
     assert choose(space, [trials[4]], 1.0).genotype == (0, 1)
 
 
-# ---- random search and theory ---------------------------------------------------------------------------------------
+# ---- random search and theory
+#
 
 
 def test_the_expected_pick_is_the_mean_over_all_draws() -> None:
-    """Against every subset: best by score, valued by truth; with the same numbers, the largest of n of N."""
+    """Against every subset: best by score, valued by truth; with the same numbers, the largest of n
+    of N.
+    """
     draw = np.random.default_rng(0)
     scores, values = draw.normal(size=8), draw.normal(size=8)
     for draws in (1, 3, 7, 8):
         subsets = list(itertools.combinations(range(8), draws))
         for given in (scores, values):
-            picks = [values[max(subset, key=lambda place, given=given: given[place])] for subset in subsets]
+            picks = [
+                values[max(subset, key=lambda place, given=given: given[place])]
+                for subset in subsets
+            ]
             assert expected_pick(given, values, draws) == pytest.approx(np.mean(picks), rel=1e-12)
     assert expected_pick(values, values, 50) == pytest.approx(values.max())
 
 
 def test_the_regret_of_random_search_falls_as_theory_says() -> None:
-    """Mean over seeds against the expected largest of n of 256 without replacement, within 4 standard errors."""
+    """Mean over seeds against the expected largest of n of 256 without replacement, within 4
+    standard errors.
+    """
     values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
     last = math.inf
     for budget in (1, 4, 16, 64):
         found = regrets(RandomSearch(), budget, 120)
         theory = values.max() - expected_pick(values, values, budget)
-        assert abs(found.mean() - theory) < 4 * found.std() / math.sqrt(len(found)), (budget, found.mean(), theory)
+        assert abs(found.mean() - theory) < 4 * found.std() / math.sqrt(len(found)), (
+            budget,
+            found.mean(),
+            theory,
+        )
         assert theory < last
         last = theory
 
 
-# ---- evolution, TPE, halving ----------------------------------------------------------------------------------------
+# ---- evolution, TPE, halving
+#
 
 
 @pytest.mark.parametrize(("searcher", "seeds"), [(Evolution(), 20), (TPE(), 6)])
 def test_where_neighbours_are_alike_learning_from_them_pays(searcher: Any, seeds: int) -> None:
-    """Mean regret below the expected regret of random search at the same budget, by more than 2 standard errors."""
+    """Mean regret below the expected regret of random search at the same budget, by more than 2
+    standard errors.
+    """
     values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
     found = regrets(searcher, 48, seeds)
     random = values.max() - expected_pick(values, values, 48)
@@ -185,7 +225,9 @@ def test_where_neighbours_are_alike_learning_from_them_pays(searcher: Any, seeds
 
 
 def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> None:
-    """With a sample of the whole population every child is one mutation from the best of the living."""
+    """With a sample of the whole population every child is one mutation from the best of the
+    living.
+    """
     population, budget = 4, 24
     searcher = Evolution(population=population, sample=population).build(HILLY)
     trials = drive(searcher(fold_in(3), budget, None), hilly, budget)
@@ -195,7 +237,10 @@ def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> No
         differs = sum(a != b for a, b in zip(trials[born].genotype, parent))
         known = {trial.genotype for trial in trials[:born]}
         neighbours = {g for g in classes(HILLY) if sum(a != b for a, b in zip(g, parent)) == 1}
-        assert differs == 1 or (neighbours & known), (born, differs)  # further only past what is known
+        assert differs == 1 or (neighbours & known), (
+            born,
+            differs,
+        )  # further only past what is known
         near += differs == 1
     assert near >= 15
 
@@ -222,12 +267,15 @@ def test_halving_lets_the_best_of_a_whole_rung_go_on() -> None:
             ask = search.send([hill(genotype, SIZES) for genotype in ask.genotypes])
     assert [ask.share for ask in asks] == [1 / 9, 1 / 3, 1.0]
     for before, after in itertools.pairwise(asks):
-        best = sorted(before.genotypes, key=lambda genotype: -hill(genotype, SIZES))[: len(after.genotypes)]
+        best = sorted(before.genotypes, key=lambda genotype: -hill(genotype, SIZES))[
+            : len(after.genotypes)
+        ]
         assert list(after.genotypes) == best
     assert [len(ask.genotypes) for ask in asks] == [size for size, _ in Halving().plan(9)]
 
 
-# ---- DARTS ----------------------------------------------------------------------------------------------------------
+# ---- DARTS
+#
 
 
 def darts_case() -> tuple[Space, Any, Any, Batch, Batch]:
@@ -240,7 +288,9 @@ def darts_case() -> tuple[Space, Any, Any, Batch, Batch]:
     return space, arch, weights, Batch(x[:6], y[:6]), Batch(x[6:], y[6:])
 
 
-def unrolled(space: Space, arch: Any, weights: Any, train: Batch, held: Batch, lr: float) -> torch.Tensor:
+def unrolled(
+    space: Space, arch: Any, weights: Any, train: Batch, held: Batch, lr: float
+) -> torch.Tensor:
     """L_held(w - lr * grad L_train(w, a), a) written out with autograd."""
     masks = softened(arch)
     names = list(weights)
@@ -252,7 +302,9 @@ def unrolled(space: Space, arch: Any, weights: Any, train: Batch, held: Batch, l
 
 
 def test_the_second_order_slope_of_darts_is_exact() -> None:
-    """Against the written-out gradient to 1e-9, and against central differences of the unrolled loss."""
+    """Against the written-out gradient to 1e-9, and against central differences of the unrolled
+    loss.
+    """
     space, arch, weights, train, held = darts_case()
     lr = 0.3
     mine = torch.func.grad(arch_loss(space, lr, first_order=False))(arch, weights, train, held)
@@ -268,9 +320,12 @@ def test_the_second_order_slope_of_darts_is_exact() -> None:
             nudge = torch.zeros_like(arch[name])
             nudge[place] = 1e-5
             high, low = (
-                unrolled(space, {**arch, name: arch[name] + sign * nudge}, weights, train, held, lr) for sign in (1, -1)
+                unrolled(space, {**arch, name: arch[name] + sign * nudge}, weights, train, held, lr)
+                for sign in (1, -1)
             )
-            assert float(mine[name][place]) == pytest.approx(float((high - low).detach()) / 2e-5, rel=1e-5, abs=1e-9)
+            assert float(mine[name][place]) == pytest.approx(
+                float((high - low).detach()) / 2e-5, rel=1e-5, abs=1e-9
+            )
 
 
 def test_first_order_darts_is_the_slope_at_the_weights_as_they_are() -> None:
@@ -290,7 +345,10 @@ def test_darts_goes_downhill_in_the_held_out_loss(first_order: bool) -> None:
     step = searcher._step(space)
     train, held, keys = data.folds
     arch, weights = start_arch(space, fold_in(1)), torch.func.vmap(space.supernet.init)(keys)
-    state, measure = searcher._rule().init(arch), torch.func.vmap(arch_loss(space, 0.1, True), in_dims=(None, 0, 0, 0))
+    state, measure = (
+        searcher._rule().init(arch),
+        torch.func.vmap(arch_loss(space, 0.1, True), in_dims=(None, 0, 0, 0)),
+    )
     before = measure(arch, weights, train, held).mean()
     start = {name: value.clone() for name, value in arch.items()}
     for _ in range(12):
@@ -299,7 +357,8 @@ def test_darts_goes_downhill_in_the_held_out_loss(first_order: bool) -> None:
     assert measure(arch, weights, train, held).mean() < measure(start, weights, train, held).mean()
 
 
-# ---- one-shot and proxies -------------------------------------------------------------------------------------------
+# ---- one-shot and proxies
+#
 
 
 def test_a_single_path_moves_only_its_own_weights() -> None:
@@ -314,14 +373,18 @@ def test_a_single_path_moves_only_its_own_weights() -> None:
     moved = _steps(space, 0.5)[0](path)(part, train)
     after = put_back(shared, moved)
     changed = {name for name in shared if not torch.equal(after[name], shared[name])}
-    assert changed and all(name.startswith(("stem", "head")) or ".0-1.conv1." in name or ".0-2.conv3." in name
-                           for name in changed)  # fmt: skip
+    assert changed and all(
+        name.startswith(("stem", "head")) or ".0-1.conv1." in name or ".0-2.conv3." in name
+        for name in changed
+    )
     whole = embed(space, path, part)
 
     def loss(params: Any, batch: Batch, step: int) -> torch.Tensor:
         return cross_entropy(space.supernet.apply(params, batch.x), batch.y)
 
-    wanted = torch.func.vmap(lambda p, t: adapt(loss, p, sgd(0.5), t, 1, keep=(1,)).points[0])(whole, train)
+    wanted = torch.func.vmap(lambda p, t: adapt(loss, p, sgd(0.5), t, 1, keep=(1,)).points[0])(
+        whole, train
+    )
     torch.testing.assert_close(carve(space, path, wanted), moved, rtol=1e-9, atol=1e-11)
 
 
@@ -329,7 +392,10 @@ def test_one_shot_ranks_its_pool_by_the_shared_weights() -> None:
     """The asked are as many as `keep` says; all of the pool where it keeps all."""
     spec = image_spec(2)
     space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
-    asks = [next(OneShot(steps=4, pool=6, keep=keep).build(space)(fold_in(0), 16, data)).genotypes for keep in (1, 6)]
+    asks = [
+        next(OneShot(steps=4, pool=6, keep=keep).build(space)(fold_in(0), 16, data)).genotypes
+        for keep in (1, 6)
+    ]
     assert asks[0] == asks[1][:1] and len(set(asks[1])) == 6
 
 
@@ -359,7 +425,9 @@ def test_proxies_on_data_are_those_written_out() -> None:
     rows = np.stack([slopes[number, number].numpy() for number in range(6)])
     values = np.linalg.eigvalsh(np.corrcoef(rows)) + 1e-5
     wanted = -(np.log(values) + 1 / values).sum()
-    assert float(jacob_cov(learner, cross_entropy, params, batch)) == pytest.approx(wanted, rel=1e-4)
+    assert float(jacob_cov(learner, cross_entropy, params, batch)) == pytest.approx(
+        wanted, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("measure", ["grad_norm", "snip", "jacob_cov"])

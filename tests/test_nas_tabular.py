@@ -1,4 +1,6 @@
-"""The benchmark whose truth is known: its rows are what search itself would see, and its numbers mean what they say."""
+"""The benchmark whose truth is known: its rows are what search itself would see, and its numbers
+mean what they say.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ from metalearn.nas.tabular import (
     with_row,
 )
 from metalearn.rng import fold_in
-from metalearn.run import tabulate as room
+from metalearn.tabular import tabulate as room
 from metalearn.tasks import Sinusoid
 
 POINTS = (1, 2, 4)
@@ -52,14 +54,19 @@ def made_up(tasks: int = 3, seeds: int = 2) -> tuple[Table, Space]:
     return dataclasses.replace(table, rows=rows, done=np.ones(shape[0], bool)), space
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
+# ---- rows
+#
 
 
 @pytest.mark.parametrize("shots", [1, 2])
 def test_a_row_is_what_per_task_search_sees_and_gets(shots: int) -> None:
-    """Score and error of a candidate, and the accuracy of the winner on the same task, key by key."""
+    """Score and error of a candidate, and the accuracy of the winner on the same task, key by
+    key.
+    """
     source = Images(image_spec(shots))
-    options = PerTaskNAS(space=Conv4Micro(filters=2), candidates=3, search_steps=4, standard_errors=0.0)
+    options = PerTaskNAS(
+        space=Conv4Micro(filters=2), candidates=3, search_steps=4, standard_errors=0.0
+    )
     episodes, keys = source.sample(fold_in(1), 2), fold_in(5, torch.arange(2))
     method = options.build(MLP(sizes=(4,), norm="query_batch").build(source.spec), source.spec)
     learned = method.learn({}, episodes.support, episodes.query.x, POINTS, key=keys)
@@ -68,7 +75,9 @@ def test_a_row_is_what_per_task_search_sees_and_gets(shots: int) -> None:
         genotype = tuple(learned.notes["genotype"][task].tolist())
         row = measure(space, options, POINTS, 2, episodes, keys, genotype)
         assert row.score[task, -1] == pytest.approx(float(learned.notes["score"][task]), rel=1e-6)
-        assert row.error[task, -1] == pytest.approx(float(learned.notes["score_error"][task]), rel=1e-5)
+        assert row.error[task, -1] == pytest.approx(
+            float(learned.notes["score_error"][task]), rel=1e-5
+        )
         truth = episodes.query.y[task].expand(len(POINTS), -1)
         wanted = accuracy(learned.predictions[task], truth).numpy()
         np.testing.assert_allclose(row.accuracy[task, 0], wanted, rtol=1e-6)
@@ -81,7 +90,10 @@ def test_shares_of_a_training_are_looked_up_where_halving_stops() -> None:
     source = Images(image_spec(2))
     space = Conv4Micro(filters=2).build(source.spec, "query_batch")
     episodes, keys = source.sample(fold_in(1), 2), fold_in(5, torch.arange(2))
-    full, short = (measure(space, PerTaskNAS(), points, 1, episodes, keys, (3, 1, 2)) for points in (POINTS, (2,)))
+    full, short = (
+        measure(space, PerTaskNAS(), points, 1, episodes, keys, (3, 1, 2))
+        for points in (POINTS, (2,))
+    )
     np.testing.assert_allclose(full.score[:, 1], short.score[:, 0], rtol=1e-5)
     table, _ = made_up()
     for share, place in ((1.0, 2), (0.5, 1), (0.3, 0), (0.75, 1), (0.01, 0)):
@@ -105,17 +117,26 @@ def test_regression_counts_loss(few: int) -> None:
     table = empty(space, options, (1, 5), 3, 1, {})
     assert len(table.genotypes) == few and not table.complete
     wild = PerTaskNAS(space=MLPReg(), inner_lr=1e300)
-    one = with_row(table, 7, measure(space, options, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[7]))))
-    both = with_row(one, 9, measure(space, wild, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[9]))))
+    one = with_row(
+        table,
+        7,
+        measure(space, options, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[7]))),
+    )
+    both = with_row(
+        one, 9, measure(space, wild, (1, 5), 1, episodes, keys, tuple(map(int, table.genotypes[9])))
+    )
     assert both.done.nonzero()[0].tolist() == [7, 9] and np.isnan(both.rows.accuracy).all()
     np.testing.assert_allclose(both.truth()[7], -both.rows.loss[7, :, 0, -1])
-    assert (both.truth()[[8, 9]] == -math.inf).all()  # not trained; and of two networks one diverged at once
+    assert (
+        both.truth()[[8, 9]] == -math.inf
+    ).all()  # not trained; and of two networks one diverged at once
     assert both.hopeless and not one.hopeless and both.diverged == 0.5
     assert not table.done.any()  # a table is not written into
     assert not table.hopeless and table.diverged == 0 and (table.truth() == -math.inf).all()
 
 
-# ---- the file -------------------------------------------------------------------------------------------------------
+# ---- the file
+#
 
 
 def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
@@ -129,7 +150,16 @@ def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(again.rows, table.rows))
     with np.load(io.BytesIO(table.save()), allow_pickle=False) as file:
         assert set(file) == {"header", "genotypes", "params", "flops", "done", *Row._fields}
-    assert {"space", "spec", "points", "training", "normalisation", "size", "classes", "from"} <= set(table.header)
+    assert {
+        "space",
+        "spec",
+        "points",
+        "training",
+        "normalisation",
+        "size",
+        "classes",
+        "from",
+    } <= set(table.header)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -157,7 +187,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load(path)
 
 
-# ---- what it is for -------------------------------------------------------------------------------------------------
+# ---- what it is for
+#
 
 
 def test_regret_and_rank_of_a_pick() -> None:
@@ -173,7 +204,9 @@ def test_regret_and_rank_of_a_pick() -> None:
 
 
 def test_controls_are_those_of_random_picks() -> None:
-    """One candidate is a random architecture; all of them with exact scores leave no regret; more never hurt."""
+    """One candidate is a random architecture; all of them with exact scores leave no regret; more
+    never hurt.
+    """
     table, _ = made_up()
     for task in (None, 1):
         assert random_control(table, 1, task) == pytest.approx(mean_architecture(table, task))
@@ -187,7 +220,8 @@ def test_random_searchs_regret_on_a_table_is_the_control() -> None:
     table, space = made_up()
     searcher = RandomSearch().build(space)
     found = [
-        regret(table, space, simulate(table, space, searcher, fold_in(seed), 6, task=1), task=1) for seed in range(150)
+        regret(table, space, simulate(table, space, searcher, fold_in(seed), 6, task=1), task=1)
+        for seed in range(150)
     ]
     expected = random_control(table, 6, task=1)
     assert abs(np.mean(found) - expected) < 4 * np.std(found) / math.sqrt(len(found))
@@ -196,7 +230,10 @@ def test_random_searchs_regret_on_a_table_is_the_control() -> None:
 @pytest.mark.parametrize("searcher", [Evolution(), Halving()])
 def test_searchers_run_on_a_table(searcher: Any) -> None:
     table, space = made_up()
-    picks = {simulate(table, space, searcher.build(space), fold_in(seed), 12, truth=True) for seed in range(3)}
+    picks = {
+        simulate(table, space, searcher.build(space), fold_in(seed), 12, truth=True)
+        for seed in range(3)
+    }
     assert all(regret(table, space, pick) < mean_architecture(table) for pick in picks)
     lenient = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=3.0)
     strict = simulate(table, space, searcher.build(space), fold_in(0), 12, standard_errors=0.0)
@@ -212,7 +249,9 @@ def losses() -> Table:
 
 
 def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
-    """Ten times the median network's at the first point; nothing else changes, and all that a table says is finite."""
+    """Ten times the median network's at the first point; nothing else changes, and all that a table
+    says is finite.
+    """
     tame, space = losses(), made_up()[1]
     loss, score = tame.rows.loss.copy(), tame.rows.score.copy()
     loss[3, 1, 0, -1], loss[4, 2, 1, -1], loss[5, 0, :, 1:] = math.nan, 1e36, math.inf
@@ -221,16 +260,24 @@ def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
     cap = 10 * np.median(tame.rows.loss[..., 0].astype(np.float64), axis=(0, 2))
     np.testing.assert_allclose(wild.largest_loss[0, :, 0, 0], cap)
     good = wild.good()
-    assert [good[3, 1, 0, -1], good[4, 2, 1, -1], good[5, 0, 0, 1]] == pytest.approx([-cap[1], -cap[2], -cap[0]])
+    assert [good[3, 1, 0, -1], good[4, 2, 1, -1], good[5, 0, 0, 1]] == pytest.approx(
+        [-cap[1], -cap[2], -cap[0]]
+    )
     same = np.isfinite(loss) & (loss < 1e30)
     assert np.array_equal(good[same], -loss[same]) and np.array_equal(tame.good(), -tame.rows.loss)
-    assert wild.diverged == pytest.approx(4 / loss[..., -1].size) and tame.diverged == 0 and not wild.hopeless
+    assert (
+        wild.diverged == pytest.approx(4 / loss[..., -1].size)
+        and tame.diverged == 0
+        and not wild.hopeless
+    )
     worst = tuple(map(int, wild.genotypes[5]))
     assert rank(wild, space, worst, task=0) == len(loss)
     assert regret(wild, space, worst, task=0) == pytest.approx(cap[0] + wild.values(0).max())
     for task in (None, 0, 1):
         numbers = [random_control(wild, 8, task), random_control(wild, 8, task, truth=True)]
-        assert all(map(math.isfinite, (*numbers, mean_architecture(wild, task), *wild.scores(task)[1])))
+        assert all(
+            map(math.isfinite, (*numbers, mean_architecture(wild, task), *wild.scores(task)[1]))
+        )
     picked = simulate(wild, space, RandomSearch().build(space), fold_in(0), 16, standard_errors=1.0)
     assert math.isfinite(regret(wild, space, picked))
 
@@ -247,7 +294,9 @@ def test_of_classes_only_what_is_not_finite_diverged() -> None:
 
 
 def test_equal_scores_are_as_likely_to_be_picked() -> None:
-    """The pick of every order of draws in turn, the first of equals; minus infinity is a score as any other."""
+    """The pick of every order of draws in turn, the first of equals; minus infinity is a score as
+    any other.
+    """
     scores, values = np.array([0.3, -math.inf, 0.3, 0.1, -math.inf, -math.inf]), np.arange(6.0) ** 2
     for draws in (1, 2, 3, 4, 6):
         orders = list(itertools.permutations(range(6)))
@@ -256,7 +305,8 @@ def test_equal_scores_are_as_likely_to_be_picked() -> None:
     assert expected_pick(np.zeros(6), values, 3) == pytest.approx(values.mean())
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
+# ---- the command
+#
 
 EXPERIMENT = """
 experiment: tiny
@@ -282,7 +332,15 @@ def test_tabulate_goes_on_row_by_row(
     """Stopped after five rows it keeps them; then only the rest is trained; then nothing."""
     calls: list[Genotype] = []
 
-    def row(space: Space, options: Any, points: Any, seeds: int, episodes: Any, keys: Any, genotype: Genotype) -> Row:
+    def row(
+        space: Space,
+        options: Any,
+        points: Any,
+        seeds: int,
+        episodes: Any,
+        keys: Any,
+        genotype: Genotype,
+    ) -> Row:
         if len(calls) == 5 and stop:
             raise KeyboardInterrupt
         calls.append(genotype)
@@ -307,7 +365,9 @@ def test_tabulate_goes_on_row_by_row(
     assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".npz", ".yaml")] == []
 
 
-def test_tabulate_refuses_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tabulate_refuses_what_it_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "measure", lambda *args: pytest.fail("trained"))
     for overrides, text in (
         (["inner_lrr=1"], "inner_lrr"),
@@ -338,9 +398,15 @@ def test_tabulate_refuses_a_table_of_something_else(
         tabulated(tmp_path, "task.noise=0.1")
 
 
-def test_tabulate_trains_and_scores(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tabulate_trains_and_scores(
+    tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real thing, on some of the networks."""
     table = load(tabulated(tmp_path, "inner_lr=0.05", "run.dtype=float64"))
-    assert table.complete and np.isfinite(table.rows.loss).all() and np.isfinite(table.rows.score).all()
+    assert (
+        table.complete
+        and np.isfinite(table.rows.loss).all()
+        and np.isfinite(table.rows.score).all()
+    )
     assert table.header["training"]["inner_lr"] == 0.05 and table.header["dtype"] == "float64"
     assert (table.rows.loss[:, :, :, 1] != table.rows.loss[:, :, :, 0]).all()

@@ -1,4 +1,6 @@
-"""Objectives as tasks: values against formulas, batches against loops, sizes that differ, other units."""
+"""Objectives as tasks: values against formulas, batches against loops, sizes that differ, other
+units.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "broyden": (Landscapes(function="broyden", dims=5), Own()),
     "logistic": (Logistic(shots=8, queries=4, dims=3, condition=10.0), MLP(sizes=())),
     "mlp on digits": (Digits(shots=2, queries=1), MLP(sizes=(5,))),
-    "networks of all sizes": (Digits(shots=2, queries=1), SizedMLP(sizes=(9, 6), least=2, activation="tanh")),
+    "networks of all sizes": (
+        Digits(shots=2, queries=1),
+        SizedMLP(sizes=(9, 6), least=2, activation="tanh"),
+    ),
     "conv on digits": (Digits(ways=3, shots=2, queries=1), Conv4(filters=2, downsample="stride")),
     "sinusoid": (Sinusoid(shots=4), MLP(sizes=(5,))),
 }
@@ -43,12 +48,19 @@ def made(name: str) -> tuple[Any, Learner]:
 
 
 def problems(episodes: Episode) -> Problem:
-    return Problem(episodes.support, episodes.query, episodes.info["key"], torch.zeros_like(episodes.info["step"]))
+    return Problem(
+        episodes.support,
+        episodes.query,
+        episodes.info["key"],
+        torch.zeros_like(episodes.info["step"]),
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("batch", "rescale"), [(None, 1.0), (3, 4.0)])
-def test_all_tasks_at_once_equal_one_after_another(name: str, batch: int | None, rescale: float) -> None:
+def test_all_tasks_at_once_equal_one_after_another(
+    name: str, batch: int | None, rescale: float
+) -> None:
     source, learner = made(name)
     batch = None if source.spec.own else batch  # a function has no examples to choose from
     target = objective(learner, source.spec, batch, rescale)
@@ -57,13 +69,17 @@ def test_all_tasks_at_once_equal_one_after_another(name: str, batch: int | None,
         params = target.init(problem)
         units = target.units(params, problem)
         data = target.data(problem, torch.tensor(3.0, dtype=F64))
-        grads, loss = torch.func.grad_and_value(lambda at: target.loss({**at, **units}, data))(params)
+        grads, loss = torch.func.grad_and_value(lambda at: target.loss({**at, **units}, data))(
+            params
+        )
         return loss, grads, target.held_out({**params, **units}, problem)
 
     together = torch.func.vmap(values)(problems(source.sample(KEY, 4)))
     for task in range(4):
         alone = values(take(problems(source.sample(KEY, 1, start=task)), 0))
-        for one, other in zip(torch.utils._pytree.tree_leaves(alone), torch.utils._pytree.tree_leaves(together)):
+        for one, other in zip(
+            torch.utils._pytree.tree_leaves(alone), torch.utils._pytree.tree_leaves(together)
+        ):
             torch.testing.assert_close(one, other[task], rtol=1e-9, atol=1e-11)
 
 
@@ -76,15 +92,24 @@ def test_a_quadratic_is_a_sum_of_squares_of_uniform_numbers() -> None:
         assert (drawn.var() - 1 / 12).abs() < 0.005
     learner = Own().build(source.spec)
     point = learner.init(KEY)
-    found = criterion(source.spec)(learner.apply(point, episodes.support.x[0]), episodes.support.y[0])
+    found = criterion(source.spec)(
+        learner.apply(point, episodes.support.x[0]), episodes.support.y[0]
+    )
     torch.testing.assert_close(found, (weights[0] @ point["point"] - y[0]).square().sum())
     assert 0.005 < learner.init(fold_in(KEY, "x"))["point"].std() < 0.02  # normal of deviation 0.01
 
 
 def test_conditioned_quadratics_have_their_condition() -> None:
-    weights = Quadratics(dims=6, draws="conditioned", condition=500.0).build(dtype=F64).sample(KEY, 3).support.x
+    weights = (
+        Quadratics(dims=6, draws="conditioned", condition=500.0)
+        .build(dtype=F64)
+        .sample(KEY, 3)
+        .support.x
+    )
     values = torch.linalg.svdvals(weights)
-    torch.testing.assert_close((values[:, 0] / values[:, -1]).square(), torch.full((3,), 500.0, dtype=F64))
+    torch.testing.assert_close(
+        (values[:, 0] / values[:, -1]).square(), torch.full((3,), 500.0, dtype=F64)
+    )
 
 
 def test_directions_that_a_smaller_task_lacks_have_no_gradient() -> None:
@@ -95,13 +120,17 @@ def test_directions_that_a_smaller_task_lacks_have_no_gradient() -> None:
     for task in range(40):
         x, y = episodes.support.x[task], episodes.support.y[task]
         at = {"point": torch.full((6,), 0.3, dtype=F64)}
-        grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(at)["point"]
+        grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(
+            at
+        )["point"]
         size = int(dims[task])
         assert (grads[size:] == 0).all() and (grads[:size] != 0).all()
 
 
 def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
-    """Two layers against the same network cut to its widths; units that are not there have no gradient."""
+    """Two layers against the same network cut to its widths; units that are not there have no
+    gradient.
+    """
     source, learner = made("networks of all sizes")
     keys = fold_in(KEY, torch.arange(300))
     masks = torch.func.vmap(learner.init)(keys)
@@ -112,23 +141,36 @@ def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
         params = learner.init(fold_in(KEY, task))
         first, second = (int(params[f"stats.mask.{place}"].sum()) for place in range(2))
         x, y = episodes.support.x[task], episodes.support.y[task]
-        z = torch.tanh(x.flatten(1) @ params["layers.0.weight"][:first].T + params["layers.0.bias"][:first])
-        z = torch.tanh(z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second])
+        z = torch.tanh(
+            x.flatten(1) @ params["layers.0.weight"][:first].T + params["layers.0.bias"][:first]
+        )
+        z = torch.tanh(
+            z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second]
+        )
         said = z @ params["head.weight"][:, :second].T + params["head.bias"]
         torch.testing.assert_close(learner.apply(params, x), said)
-        grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(params)
-        assert (grads["layers.1.weight"][second:] == 0).all() and (grads["layers.1.weight"][:, first:] == 0).all()
-        assert (grads["stats.mask.0"] == 0).all() and grads["layers.0.weight"][:first].abs().max() > 0
+        grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(
+            params
+        )
+        assert (grads["layers.1.weight"][second:] == 0).all() and (
+            grads["layers.1.weight"][:, first:] == 0
+        ).all()
+        assert (grads["stats.mask.0"] == 0).all() and grads["layers.0.weight"][
+            :first
+        ].abs().max() > 0
 
 
-# f at the standard start (Moré, Garbow & Hillstrom 1981: 24.2 and 215 are printed there; the others by hand).
+# f at the standard start (Moré, Garbow & Hillstrom 1981: 24.2 and 215 are printed there; the others
+# by hand).
 STARTS = {"rosenbrock": (4, 48.4), "powell": (4, 215.0), "broyden": (5, 16.0)}
 LEAST = {"rosenbrock": 1.0, "powell": 0.0, "trigonometric": 0.0}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_landscapes_have_the_values_of_the_collection(function: str) -> None:
-    source = Landscapes(function=function, dims=STARTS.get(function, (4, 0))[0], start=0.0).build(dtype=F64)
+    source = Landscapes(function=function, dims=STARTS.get(function, (4, 0))[0], start=0.0).build(
+        dtype=F64
+    )
     learner, episode = Own().build(source.spec), source.sample(KEY, 1)
     x, y = episode.support.x[0], episode.support.y[0]
 
@@ -146,10 +188,14 @@ def test_landscapes_have_the_values_of_the_collection(function: str) -> None:
 
 
 def test_logistic_labels_follow_a_direction_but_for_the_noise() -> None:
-    """A linear classifier fitted by least squares finds the labels of a task without noise, fewer of a noisy one."""
+    """A linear classifier fitted by least squares finds the labels of a task without noise, fewer
+    of a noisy one.
+    """
     shares = []
     for noise in (0.0, 0.3):
-        episodes = Logistic(shots=500, queries=2, dims=4, noise=noise).build(dtype=F64).sample(KEY, 3)
+        episodes = (
+            Logistic(shots=500, queries=2, dims=4, noise=noise).build(dtype=F64).sample(KEY, 3)
+        )
         for task in range(3):
             x, y = episodes.support.x[task], 2.0 * episodes.support.y[task] - 1
             fit = torch.linalg.lstsq(x, y.unsqueeze(-1).to(F64)).solution.squeeze(-1)
@@ -158,7 +204,9 @@ def test_logistic_labels_follow_a_direction_but_for_the_noise() -> None:
 
 
 def test_other_units_are_the_same_function() -> None:
-    """The loss of the start is that without rescaling, and a gradient is stretched by its tensor's factor."""
+    """The loss of the start is that without rescaling, and a gradient is stretched by its tensor's
+    factor.
+    """
     source, learner = made("mlp on digits")
     problem = take(problems(source.sample(KEY, 1)), 0)
     plain, scaled = (objective(learner, source.spec, None, rescale) for rescale in (1.0, 50.0))
@@ -168,7 +216,11 @@ def test_other_units_are_the_same_function() -> None:
         params = target.init(problem)
         units = target.units(params, problem)
         data = target.data(problem, zero)
-        found.append(torch.func.grad_and_value(lambda at, t=target, u=units, d=data: t.loss({**at, **u}, d))(params))
+        found.append(
+            torch.func.grad_and_value(lambda at, t=target, u=units, d=data: t.loss({**at, **u}, d))(
+                params
+            )
+        )
     (grads, loss), (stretched, same) = found
     torch.testing.assert_close(loss, same)
     ratios = [float((stretched[name] / grads[name]).nanmedian()) for name in grads]
@@ -181,7 +233,9 @@ def test_minibatches_differ_from_step_to_step_and_come_again() -> None:
     source, learner = made("logistic")
     target = objective(learner, source.spec, 4)
     problem = take(problems(source.sample(KEY, 1)), 0)
-    first, second, again = (target.data(problem, torch.tensor(step, dtype=F64)).x for step in (0.0, 1.0, 0.0))
+    first, second, again = (
+        target.data(problem, torch.tensor(step, dtype=F64)).x for step in (0.0, 1.0, 0.0)
+    )
     assert torch.equal(first, again) and not torch.equal(first, second) and first.shape == (4, 3)
 
 

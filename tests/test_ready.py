@@ -12,14 +12,14 @@ from small import SOURCE
 from torch import Tensor
 
 from metalearn.algorithms import ANIL, BOIL, MAML, Reptile
+from metalearn.config.experiment import parse
+from metalearn.config.signature import signature
+from metalearn.executors import trace as trace_module
+from metalearn.executors.compile_cache import NotReady, asking, noted, only_ready
+from metalearn.executors.executor import compiler_found
+from metalearn.executors.trace import compiled, trace
 from metalearn.models import MLP
 from metalearn.rng import fold_in
-from metalearn.run import traced
-from metalearn.run.config import parse
-from metalearn.run.executor import compiler_found
-from metalearn.run.ready import NotReady, asking, noted, only_ready
-from metalearn.run.remembered import signature
-from metalearn.run.traced import compiled, trace
 from metalearn.tree import leaves
 
 
@@ -46,7 +46,12 @@ def test_a_mark_is_of_one_graph_its_inputs_and_settings(tmp_path: Path) -> None:
     graph, other = trace(double, x).graph, trace(lambda x: x * 3 + 1, x).graph
     with noted(tmp_path, graph, [x], {}):
         pass
-    for changed in ((other, [x], {}), (graph, [x.double()], {}), (graph, [torch.zeros(4)], {}), (graph, [x], {"a": 1})):
+    for changed in (
+        (other, [x], {}),
+        (graph, [x.double()], {}),
+        (graph, [torch.zeros(4)], {}),
+        (graph, [x], {"a": 1}),
+    ):
         with only_ready(), pytest.raises(NotReady), noted(tmp_path, *changed):
             pass
 
@@ -62,7 +67,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_error(tmp_path: Path) -> None:
 def test_only_what_was_compiled_before_is_compiled_where_only_that_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traced, "COMPILER_CACHE", tmp_path)
+    monkeypatch.setattr(trace_module, "COMPILER_CACHE", tmp_path)
     x = torch.arange(3.0)
     with only_ready(), pytest.raises(NotReady):
         compiled(double)(x)
@@ -73,7 +78,9 @@ def test_only_what_was_compiled_before_is_compiled_where_only_that_is_wanted(
 
 @pytest.mark.parametrize("kind", [MAML, ANIL, BOIL, Reptile])
 def test_a_step_of_another_inner_rate_is_the_same_code_or_another_signature(kind: Any) -> None:
-    """The rate is an input of the step: a sweep over it compiles once. Where it is not, what is known is not shared."""
+    """The rate is an input of the step: a sweep over it compiles once. Where it is not, what is
+    known is not shared.
+    """
     data = SOURCE.sample(fold_in(1), 3)
     found = []
     for rate in (0.01, 0.1):

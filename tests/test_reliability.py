@@ -1,4 +1,6 @@
-"""What goes wrong around a run: full disks, changed configs, numbers not finite, clocks, locks, old formats."""
+"""What goes wrong around a run: full disks, changed configs, numbers not finite, clocks, locks, old
+formats.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,17 @@ from kills import going_on, last, newest, planted, same_end
 
 import metalearn as ml
 from metalearn.errors import ConfigError
+from metalearn.executors import nonfinite
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint, finite, lock
+from metalearn.storage import checkpoint, lock
 
 OLD = Path(__file__).parent / "golden" / "schema_1"
-STEPS = {"meta_steps": 24, "checkpoint_every": 4, "log_every": 2, "validate": {"every": 12, "episodes": 8}}
+STEPS = {
+    "meta_steps": 24,
+    "checkpoint_every": 4,
+    "log_every": 2,
+    "validate": {"every": 12, "episodes": 8},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +52,26 @@ def straight(metalearn: Commands, file: Path) -> Path:
     return metalearn.folder / "straight"
 
 
-# ----------------------------------------------------------------------------------------------------- the file system
+# the file system
 
 
-@pytest.mark.parametrize(("place", "number"), [("config.yaml", 0), ("metrics.jsonl", 3), ("checkpoints", 9),
-                                               ("checkpoints", 18), ("scores.npz", 0), ("result.json", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("config.yaml", 0),
+        ("metrics.jsonl", 3),
+        ("checkpoints", 9),
+        ("checkpoints", 18),
+        ("scores.npz", 0),
+        ("result.json", 0),
+    ],
+)
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
     metalearn: Commands, file: Path, straight: Path, place: str, number: int
 ) -> None:
-    folder = metalearn.folder / f"full-{place[::-1]}-{number}"  # without the word that the fault looks for
+    folder = (
+        metalearn.folder / f"full-{place[::-1]}-{number}"
+    )  # without the word that the fault looks for
     fault = planted(place, number, str(errno.ENOSPC))
     ended = metalearn("train", file, "--out", folder, before=fault)
     refused(ended, place, "No space left on device")
@@ -71,7 +90,11 @@ def test_a_limit_on_file_sizes_and_a_folder_that_became_read_only(
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
     for name, fault, words in (
         ("limited", limit, ("File too large", "step-000000004.pt")),
-        ("read-only", planted("checkpoints", 13, str(errno.EROFS)), ("Read-only file system", "checkpoints")),
+        (
+            "read-only",
+            planted("checkpoints", 13, str(errno.EROFS)),
+            ("Read-only file system", "checkpoints"),
+        ),
     ):
         folder = metalearn.folder / name
         refused(metalearn("train", file, "--out", folder, before=fault), *words)
@@ -85,7 +108,9 @@ def test_killed_at_each_moment_of_writing_a_checkpoint(
 ) -> None:
     """Of the checksum's four and the checkpoint's four; the first one and the second."""
     folder = metalearn.folder / f"torn-{number}"
-    assert metalearn("train", file, "--out", folder, before=planted("checkpoints", number)).code == -9
+    assert (
+        metalearn("train", file, "--out", folder, before=planted("checkpoints", number)).code == -9
+    )
     assert metalearn("resume", folder).code == 0
     same_end(folder, straight)
 
@@ -108,8 +133,12 @@ def test_one_process_on_one_run_directory(metalearn: Commands, file: Path, tmp_p
     assert not folder.exists()  # nothing stays behind
 
 
-def test_a_lock_whose_name_was_taken_away_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening and locking, its holder may end and remove the file: then it is another process's to make."""
+def test_a_lock_whose_name_was_taken_away_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, its holder may end and remove the file: then it is another
+    process's to make.
+    """
     real, opened = lock.fcntl.flock, []
 
     def late(handle: Any, how: int) -> None:
@@ -125,13 +154,19 @@ def test_a_lock_whose_name_was_taken_away_is_not_held(tmp_path: Path, monkeypatc
             pass
 
 
-def test_a_clock_that_jumps_changes_nothing(metalearn: Commands, file: Path, straight: Path) -> None:
-    jumps = "import itertools, time; n = itertools.count(); time.time = lambda: 1e9 - 86400.0 * (next(n) % 7)"
+def test_a_clock_that_jumps_changes_nothing(
+    metalearn: Commands, file: Path, straight: Path
+) -> None:
+    jumps = (
+        "import itertools, time; n = itertools.count(); time.time = lambda: 1e9 - 86400.0 "
+        "* (next(n) % 7)"
+    )
     assert metalearn("train", file, "--out", "clock", before=jumps).code == 0
     same_end(metalearn.folder / "clock", straight)
 
 
-# ------------------------------------------------------------------------------------------------- signals and configs
+#
+# signals and configs
 
 
 SLEEPS = """
@@ -150,8 +185,17 @@ S.sample = sample
 
 def test_the_second_signal_ends_at_once(metalearn: Commands) -> None:
     """The step that does not end is one whose sampling sleeps."""
-    data = sinusoid(run={"meta_steps": 8, "checkpoint_every": 2, "executor": "loop", "validate": {"every": None}})
-    started = metalearn.start("train", write(metalearn.folder, "slow", data), "--out", "slow", before=SLEEPS)
+    data = sinusoid(
+        run={
+            "meta_steps": 8,
+            "checkpoint_every": 2,
+            "executor": "loop",
+            "validate": {"every": None},
+        }
+    )
+    started = metalearn.start(
+        "train", write(metalearn.folder, "slow", data), "--out", "slow", before=SLEEPS
+    )
     assert started.wait_for(lambda: started.out.exists() and "asleep" in started.out.read_text())
     started.kill(signal.SIGTERM)
     assert started.wait_for(lambda: "finishing this step" in started.err.read_text())
@@ -163,7 +207,11 @@ def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file
     folder = metalearn.folder / "changed"
     assert metalearn("train", file, "--out", folder, before=planted("checkpoints", 9)).code == -9
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["method"]["inner_lr"], config["run"]["meta_steps"], config["run"]["keep_last"] = 0.5, 12, 3
+    config["method"]["inner_lr"], config["run"]["meta_steps"], config["run"]["keep_last"] = (
+        0.5,
+        12,
+        3,
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     before = files_of(folder)
     ended = metalearn("resume", folder)
@@ -173,7 +221,9 @@ def test_a_changed_config_is_refused_with_what_changed(metalearn: Commands, file
     assert newest(folder) == 12
 
 
-def test_an_edit_of_a_run_that_has_tuned_is_refused_and_the_tuned_values_are_not(metalearn: Commands) -> None:
+def test_an_edit_of_a_run_that_has_tuned_is_refused_and_the_tuned_values_are_not(
+    metalearn: Commands,
+) -> None:
     tune = {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}}
     data = sinusoid(run=STEPS, budget={"trials": 2})
     tuned = write(metalearn.folder, "tuned", {**data, "method": {**data["method"], "tune": tune}})
@@ -222,9 +272,11 @@ def test_lanes_of_another_number_of_tasks_are_refused(metalearn: Commands) -> No
     refused(metalearn("resume", folder, "--allow-change"), "run.tasks_per_step", "4")
 
 
-# --------------------------------------------------------------------------------------- numbers that are not finite
+# numbers
+# that are not finite
 
-# The tasks of step 7 of seed 0 have no finite targets; those that a rolled back run draws instead do.
+# The tasks of step 7 of seed 0 have no finite targets; those that a rolled back run draws instead
+# do.
 SPOILED = """
 from metalearn.rng import fold_in
 from metalearn.tasks.sinusoid import SinusoidSource as S
@@ -232,7 +284,8 @@ old, bad = S.sample, int(fold_in(0, "train", 6))
 def sample(self, key, *args):
     found = old(self, key, *args)
     spoiled = found.query._replace(y=found.query.y * float("nan"))
-    return found._replace(query=spoiled) if int(key) == bad and self.spec.split == "train" else found
+    hit = int(key) == bad and self.spec.split == "train"
+    return found._replace(query=spoiled) if hit else found
 S.sample = sample
 """
 
@@ -250,7 +303,11 @@ def diary(folder: Path) -> list[dict[str, Any]]:
 def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
     folder = metalearn.folder / "raised"
     ended = spoiled(metalearn, "raise", folder)
-    assert ended.code == 3 and "query_loss not finite by step 7" in ended.err and "nan.jsonl" in ended.err, ended
+    assert (
+        ended.code == 3
+        and "query_loss not finite by step 7" in ended.err
+        and "nan.jsonl" in ended.err
+    ), ended
     (row,) = diary(folder)
     assert row["policy"] == "raise" and [batch["step"] for batch in row["batches"]] == [6, 7]
     source = ml.tasks.Sinusoid(shots=5, queries=5).build()
@@ -270,7 +327,11 @@ def test_skip_and_rollback_go_on_and_survive_a_kill(metalearn: Commands, policy:
         assert row["step"] == 7 and row["batches"][1]["step"] == 7
         assert [line["step"] for line in lines if line.get("skipped")] == [8]
     else:
-        assert (row["step"], row["first_bad"], row["attempt"]) == (4, 7, 1) and "back to step 4" in ended.err
+        assert (row["step"], row["first_bad"], row["attempt"]) == (
+            4,
+            7,
+            1,
+        ) and "back to step 4" in ended.err
     assert all(line.get("query_loss", 0) is not None for line in lines)
     assert spoiled(metalearn, policy, broken, planted("checkpoints", 8 * 4 + 2)).code == -9
     assert spoiled(metalearn, policy, broken).code == 0
@@ -280,12 +341,16 @@ def test_skip_and_rollback_go_on_and_survive_a_kill(metalearn: Commands, policy:
 
 def test_a_skipped_step_changes_nothing_but_the_count() -> None:
     source = ml.tasks.Sinusoid(shots=5, queries=4).build()
-    method = ml.algorithms.Reptile(inner_steps=1).build(ml.models.MLP(sizes=(6,)).build(source.spec), source.spec, 9)
+    method = ml.algorithms.Reptile(inner_steps=1).build(
+        ml.models.MLP(sizes=(6,)).build(source.spec), source.spec, 9
+    )
     assert method.step is not None
     good, lanes = source.sample(fold_in(0, "train"), 1), method.init(fold_in(0, "init"))
     bad = good._replace(support=good.support._replace(y=good.support.y * float("inf")))
     for data, left_out in ((bad, 1.0), (good, 0.0)):
-        after, said = finite.skipping(lambda state, number: method.step(state, data))(lanes, 0)  # noqa: B023
+        after, said = nonfinite.skipping(lambda state, number, data=data: method.step(state, data))(
+            lanes, 0
+        )
         assert float(said["skipped"]) == left_out and float(after.step) == 1
         moved = [not torch.equal(a, b) for a, b in zip(after.meta.values(), lanes.meta.values())]
         assert any(moved) == (left_out == 0.0)
@@ -297,30 +362,34 @@ def test_means_leave_skipped_steps_out_and_bad_ones_are_named() -> None:
         named = [{"loss": torch.tensor(loss), "skipped": torch.tensor(out)} for loss, out in values]
         return list(enumerate(named, 5))
 
-    means, steps = finite.summary(rows((1.0, 0.0), (0.0, 1.0), (3.0, 0.0)))
-    assert means["loss"] == pytest.approx(2.0) and means["skipped"] == pytest.approx(1 / 3) and steps == [6]
+    means, steps = nonfinite.summary(rows((1.0, 0.0), (0.0, 1.0), (3.0, 0.0)))
+    assert (
+        means["loss"] == pytest.approx(2.0)
+        and means["skipped"] == pytest.approx(1 / 3)
+        and steps == [6]
+    )
     for bad in (rows((0.0, 1.0)), rows((float("nan"), 0.0))):
-        with pytest.raises(finite.NotFinite, match="loss not finite by step 5"):
-            finite.summary(bad)
+        with pytest.raises(nonfinite.NotFinite, match="loss not finite by step 5"):
+            nonfinite.summary(bad)
 
 
 def test_the_same_checkpoint_is_gone_back_to_three_times(tmp_path: Path) -> None:
     source = ml.tasks.Sinusoid().build()
-    book = finite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
+    book = nonfinite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
     numbers = {book.number(5)}
-    for _ in range(finite.TRIES):
+    for _ in range(nonfinite.TRIES):
         assert book.go_back(4, 7)
         numbers.add(book.number(5))
     assert not book.go_back(4, 7) and book.go_back(8, 9)
-    assert len(numbers) == 1 + finite.TRIES and book.number(3) == 3 and book.number(7) == 7
-    again = finite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
+    assert len(numbers) == 1 + nonfinite.TRIES and book.number(3) == 3 and book.number(7) == 7
+    again = nonfinite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
     again.open(8)
     assert again.redrawn == book.redrawn
     again.open(7)  # an older checkpoint had to do: what came after it has not happened
-    assert len(again.redrawn) == finite.TRIES
+    assert len(again.redrawn) == nonfinite.TRIES
 
 
-# ---------------------------------------------------------------------------------------------------------- old formats
+# old formats
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -328,11 +397,15 @@ def copied(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def test_a_finished_run_of_schema_1_is_known_and_opened(metalearn: Commands, tmp_path: Path) -> None:
+def test_a_finished_run_of_schema_1_is_known_and_opened(
+    metalearn: Commands, tmp_path: Path
+) -> None:
     folder = copied("finished", tmp_path)
     before = files_of(folder)
     assert "finished" in metalearn("resume", folder).err
-    assert "finished" in metalearn("train", folder / "config.yaml", "--out", folder).err  # its hash is what it was
+    assert (
+        "finished" in metalearn("train", folder / "config.yaml", "--out", folder).err
+    )  # its hash is what it was
     assert files_of(folder) == before
     assert metalearn("evaluate", folder).code == 0
     assert metalearn("report", folder, "--out", tmp_path / "page.html").code == 0
@@ -347,5 +420,8 @@ def test_an_interrupted_run_of_schema_1_is_resumed(metalearn: Commands, tmp_path
     folder = copied("interrupted", tmp_path)
     done = metalearn("resume", folder)
     assert done.code == 0 and "going on from step 3" in done.err, done
-    named, old = last(folder)[1], checkpoint.read(checkpoint.path_of(OLD / "finished" / "checkpoints", 6))
+    named, old = (
+        last(folder)[1],
+        checkpoint.read(checkpoint.path_of(OLD / "finished" / "checkpoints", 6)),
+    )
     torch.testing.assert_close(named, old, rtol=1e-4, atol=1e-5)

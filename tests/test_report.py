@@ -1,4 +1,6 @@
-"""From run directories to comparison.json and one page: checks that fail on purpose, a page that holds together."""
+"""From run directories to comparison.json and one page: checks that fail on purpose, a page that
+holds together.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ import pytest
 from run_folders import METHODS, write_regression, write_rows, write_run
 
 from metalearn.errors import ConfigError
-from metalearn.run import figures, figures_cost, report_data
-from metalearn.run.comparison import collect, write_comparison
-from metalearn.run.report import write_report
+from metalearn.report.figures import cost, curves
+from metalearn.report.page import write_report
+from metalearn.results import records
+from metalearn.results.summary import collect, write_comparison
 
 
 class Page(HTMLParser):
@@ -39,7 +42,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.loads += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -80,9 +85,24 @@ def _check(root: Path, name: str) -> dict[str, Any]:
 
 
 def test_comparison_is_schema_1(comparison: Path) -> None:
-    found = json.loads(write_comparison(comparison).read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert list(found) == ["schema", "rows", "summary", "paired", "target", "break_even", "break_even_common", "checks"]
-    assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (1, "accuracy", 30)
+    found = json.loads(
+        write_comparison(comparison).read_text(), parse_constant=lambda word: pytest.fail(word)
+    )
+    assert list(found) == [
+        "schema",
+        "rows",
+        "summary",
+        "paired",
+        "target",
+        "break_even",
+        "break_even_common",
+        "checks",
+    ]
+    assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (
+        1,
+        "accuracy",
+        30,
+    )
     assert len(found["rows"]) == 18 and len(found["paired"]) == 15
     on_disk = json.loads((comparison / "methods/maml/seed-1/result.json").read_text())
     assert on_disk in found["rows"]
@@ -95,14 +115,23 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
 def test_summary_is_what_the_scores_say(comparison: Path) -> None:
     found = {line["label"]: line for line in collect(comparison)["summary"]}
     values = [
-        json.loads((comparison / f"methods/maml/seed-{s}/result.json").read_text())["headline"]["value"]
+        json.loads((comparison / f"methods/maml/seed-{s}/result.json").read_text())["headline"][
+            "value"
+        ]
         for s in range(3)
     ]
     assert found["maml"]["value"] == pytest.approx(np.mean(values))
-    assert found["maml"]["ci95_seeds"] == pytest.approx(4.302652729 * np.std(values, ddof=1) / math.sqrt(3))
-    scores = [np.load(comparison / f"methods/maml/seed-{s}/scores.npz")["accuracy"][:, 4] for s in range(3)]
+    assert found["maml"]["ci95_seeds"] == pytest.approx(
+        4.302652729 * np.std(values, ddof=1) / math.sqrt(3)
+    )
+    scores = [
+        np.load(comparison / f"methods/maml/seed-{s}/scores.npz")["accuracy"][:, 4]
+        for s in range(3)
+    ]
     over_tasks = np.mean(scores, 0)
-    assert found["maml"]["ci95_tasks"] == pytest.approx(1.96 * over_tasks.std(ddof=1) / math.sqrt(600), rel=1e-4)
+    assert found["maml"]["ci95_tasks"] == pytest.approx(
+        1.96 * over_tasks.std(ddof=1) / math.sqrt(600), rel=1e-4
+    )
     assert found["proto_net"]["auc"] == pytest.approx(found["proto_net"]["value"], abs=1e-6)
     assert found["maml"]["auc"] < found["maml"]["auc_linear"]  # the early steps weigh more
 
@@ -115,7 +144,9 @@ def test_pairs_find_the_better_method(comparison: Path) -> None:
 def _edit(**parts: Any) -> Callable[[dict[str, Any]], None]:
     def change(result: dict[str, Any]) -> None:
         for key, value in parts.items():
-            result[key] = {**result[key], **value} if isinstance(value, dict) and result[key] else value
+            result[key] = (
+                {**result[key], **value} if isinstance(value, dict) and result[key] else value
+            )
 
     return change
 
@@ -124,10 +155,18 @@ def _edit(**parts: Any) -> Callable[[dict[str, Any]], None]:
     ("name", "change", "why"),
     [
         ("same new tasks", _edit(task={"shots": 5}), "differ"),
-        ("same test episodes", _edit(episodes={"fingerprint": "e" * 64}), "eeeeeeeeeeee: maml seed 0"),
+        (
+            "same test episodes",
+            _edit(episodes={"fingerprint": "e" * 64}),
+            "eeeeeeeeeeee: maml seed 0",
+        ),
         ("same normalisation policy", _edit(normalisation="running"), "running: maml"),
         ("few tasks diverged", _edit(test={"diverged": [0, 0, 0, 0, 0.04, 0.1]}), "maml 4.00%"),
-        ("tuned values inside their range", _edit(tuned={"inner_lr": 0.99, "on_edge": ["inner_lr"]}), "inner_lr 0.99"),
+        (
+            "tuned values inside their range",
+            _edit(tuned={"inner_lr": 0.99, "on_edge": ["inner_lr"]}),
+            "inner_lr 0.99",
+        ),
         ("at least 600 test episodes", _edit(episodes={"count": 599}), "599"),
     ],
 )
@@ -178,7 +217,12 @@ def test_an_unfinished_row_is_named(tmp_path: Path) -> None:
 
 def test_pairs_need_the_same_episodes(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch"])
-    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=_edit(episodes={"fingerprint": "e" * 64}))
+    write_run(
+        tmp_path / "methods/maml/seed-0",
+        "maml",
+        "maml",
+        change=_edit(episodes={"fingerprint": "e" * 64}),
+    )
     (pair,) = collect(tmp_path)["paired"]
     assert pair["difference"] is None and "same test episodes" in pair["why"]
 
@@ -192,7 +236,9 @@ def test_undefined_numbers_are_none_and_counted(tmp_path: Path) -> None:
     row = next(row for row in found["rows"] if row["label"] == "maml")
     assert row["test"]["loss"][5] is None and row["test"]["diverged"][5] == pytest.approx(8 / 600)
     line = next(line for line in found["summary"] if line["label"] == "maml")
-    assert line["iqm"] is not None and line["value"] is not None  # the headline is step 1, before they explode
+    assert (
+        line["iqm"] is not None and line["value"] is not None
+    )  # the headline is step 1, before they explode
 
 
 def test_the_page_holds_together(comparison: Path) -> None:
@@ -200,11 +246,29 @@ def test_the_page_holds_together(comparison: Path) -> None:
     page = check_page(out)
     for label in METHODS:
         assert label in page.text
-    for words in ("proto_net is best", "points above training from scratch", "after steps", "transductive", "Checks",
-                  "metalearn compare demo", "higher is better", "Finn et al. 2017", "torch: 2.13.0"):  # fmt: skip
+    for words in (
+        "proto_net is best",
+        "points above training from scratch",
+        "after steps",
+        "transductive",
+        "Checks",
+        "metalearn compare demo",
+        "higher is better",
+        "Finn et al. 2017",
+        "torch: 2.13.0",
+    ):
         assert words in page.text, words
     assert "demonstration" not in page.text
-    names = ["break-even", "flops", "pareto", "reached-flops", "reached-seconds", "seconds", "steps", "training"]
+    names = [
+        "break-even",
+        "flops",
+        "pareto",
+        "reached-flops",
+        "reached-seconds",
+        "seconds",
+        "steps",
+        "training",
+    ]
     assert sorted(file.stem for file in (comparison / "figures").iterdir()) == names
     assert out.stat().st_size < 2_000_000
 
@@ -227,7 +291,9 @@ def test_a_malicious_label_is_text(tmp_path: Path) -> None:
     write_run(tmp_path / "methods/scratch/seed-0", "scratch", "scratch")
     config = tmp_path / "methods/bad/seed-0/config.yaml"
     config.write_text(config.read_text() + "note: '</pre><script>alert(1)</script>'\n")
-    page = check_page(write_report([tmp_path], tmp_path / "report.html", title="<b>bold</b> & more"))
+    page = check_page(
+        write_report([tmp_path], tmp_path / "report.html", title="<b>bold</b> & more")
+    )
     assert label in page.text and "b" not in page.tags
 
 
@@ -241,7 +307,9 @@ def test_one_run_alone(tmp_path: Path) -> None:
 def test_regression_runs(tmp_path: Path) -> None:
     for seed in range(3):
         write_regression(tmp_path / "maml" / f"seed-{seed}", "maml", seed=seed, exploding=4)
-        write_regression(tmp_path / "pretrained" / f"seed-{seed}", "pretrained", "fine_tune", seed=seed)
+        write_regression(
+            tmp_path / "pretrained" / f"seed-{seed}", "pretrained", "fine_tune", seed=seed
+        )
     page = check_page(write_report([tmp_path], tmp_path / "report.html"))
     for words in (
         "squared error",
@@ -260,12 +328,14 @@ def test_comparisons_and_loose_runs_share_a_page(tmp_path: Path) -> None:
     loose = write_regression(tmp_path / "sine", "maml")
     page = check_page(write_report([tmp_path / "glyphs", loose], tmp_path / "report.html"))
     assert "5-way 1-shot glyphs" in page.text and "5-shot sinusoid" in page.text
-    assert (tmp_path / "figures" / "s0-steps.svg").exists() and not (tmp_path / "figures" / "s1-steps.svg").exists()
+    assert (tmp_path / "figures" / "s0-steps.svg").exists() and not (
+        tmp_path / "figures" / "s1-steps.svg"
+    ).exists()
 
 
 def test_the_same_seed_twice_is_two_rows(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, "maml", "maml") for name in ("a", "b")]
-    groups = report_data.group(report_data.load(run) for run in runs)
+    groups = records.group(records.load(run) for run in runs)
     assert len({group.label for group in groups}) == 2
     check_page(write_report(runs, tmp_path / "report.html"))
 
@@ -282,33 +352,39 @@ def test_every_bad_directory_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_label_looks_the_same_in_every_report(comparison: Path) -> None:
-    groups = report_data.group(report_data.load(path) for path in report_data.run_directories(comparison)[0])
-    everything = figures.styles(groups)
+    groups = records.group(records.load(path) for path in records.run_directories(comparison)[0])
+    everything = curves.styles(groups)
     assert len({(style.color, style.marker) for style in everything.values()}) == len(METHODS)
     for group in groups:
-        assert figures.styles([group])[group.label] == everything[group.label]
+        assert curves.styles([group])[group.label] == everything[group.label]
 
 
 def test_more_methods_than_colours_stay_apart(comparison: Path) -> None:
     """Colour and marker together name a method, and so do colour and line."""
-    first = report_data.group(report_data.load(path) for path in report_data.run_directories(comparison)[0])[0]
+    first = records.group(records.load(path) for path in records.run_directories(comparison)[0])[0]
     many = [dataclasses.replace(first, label=f"other {number:02}") for number in range(33)]
-    found = figures.styles(many).values()
-    assert len({style.color for style in found}) == len(figures.PALETTE)
+    found = curves.styles(many).values()
+    assert len({style.color for style in found}) == len(curves.PALETTE)
     assert len({(style.color, style.marker) for style in found}) == len(many)
     assert len({(style.color, style.dash) for style in found}) == len(many)
 
 
 def test_durations() -> None:
-    shown = [figures.duration(seconds) for seconds in (0.000085, 0.0123, 0.9999, 4.56, 119.0, 720.0, 11520.0)]
+    shown = [
+        curves.duration(seconds)
+        for seconds in (0.000085, 0.0123, 0.9999, 4.56, 119.0, 720.0, 11520.0)
+    ]
     assert shown == ["85 µs", "12.3 ms", "1 s", "4.56 s", "119 s", "12 min", "3.2 h"]
 
 
 def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     def unmeasured(result: dict[str, Any]) -> None:
-        result["cost"] = {"adapt": {"seconds_batched": None, "seconds_alone": None}, "tune": {"seconds": 0}}
+        result["cost"] = {
+            "adapt": {"seconds_batched": None, "seconds_alone": None},
+            "tune": {"seconds": 0},
+        }
 
     run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
-    assert figures_cost.seconds_figure(report_data.group([report_data.load(run)]), figures.WIDE) is None
+    assert cost.seconds_figure(records.group([records.load(run)]), curves.WIDE) is None
     page = check_page(write_report([run], tmp_path / "report.html"))
     assert "It cost nothing measured beforehand." in page.text

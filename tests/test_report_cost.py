@@ -1,4 +1,6 @@
-"""What a report says of cost: the ledger, targets, break-even, searches; and what it says it cannot tell."""
+"""What a report says of cost: the ledger, targets, break-even, searches; and what it says it cannot
+tell.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,27 @@ import pytest
 from run_folders import METHODS, STEPS, cost_block, write_regression, write_rows, write_run
 from test_report import check_page
 
+from metalearn import clock
+from metalearn.config.experiment import parse
 from metalearn.evaluate import accounts
-from metalearn.run import (
-    clock,
-    costs,
-    figures_cost,
-    iso,
-    report_cost,
-    report_data,
-    report_questions,
-    report_search,
-)
-from metalearn.run.comparison import collect
-from metalearn.run.config import parse
-from metalearn.run.report import write_report
-from metalearn.run.report_data import Group
-from metalearn.run.target import target_of
-from metalearn.run.train import run_one
+from metalearn.report import cost_tables, questions, search_tables
+from metalearn.report.figures import cost
+from metalearn.report.page import write_report
+from metalearn.results import costs, iso_compute, records
+from metalearn.results.records import Group
+from metalearn.results.summary import collect
+from metalearn.results.target import target_of
+from metalearn.run.run import run_one
 
 
 def groups_of(root: Path) -> list[Group]:
-    return report_data.group(report_data.load(path) for path in report_data.run_directories(root)[0])
+    return records.group(records.load(path) for path in records.run_directories(root)[0])
 
 
 def the_check(root: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(check for check in collect(root)["checks"] if check["name"] == name)
+    found: dict[str, Any] = next(
+        check for check in collect(root)["checks"] if check["name"] == name
+    )
     return found
 
 
@@ -47,7 +45,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("comparison"), list(METHODS), seeds=3)
 
 
-# ------------------------------------------------------------------------------------------------- a real run's ledger
+#
+# a real run's ledger
 
 
 def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
@@ -56,19 +55,27 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
     data = {
         "task": {"source": "sinusoid", "shots": 5},
         "model": {"name": "mlp", "sizes": [16]},
-        "method": {"name": "maml", "inner_lr": 0.01, "tune": {"inner_lr": {"values": [0.01, 0.02]}}},
+        "method": {
+            "name": "maml",
+            "inner_lr": 0.01,
+            "tune": {"inner_lr": {"values": [0.01, 0.02]}},
+        },
         "run": {"meta_steps": 60, "tasks_per_step": 4, "validate": {"every": 20, "episodes": 20}},
         "evaluate": {"steps": [0, 1, 5], "episodes": 40, "headline_step": "tuned"},
         "budget": {"trials": 2},
-    }  # fmt: skip
+    }
     begin = time.perf_counter()
     result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
     wall = time.perf_counter() - begin
     whole = accounts.whole_seconds(result["cost"])
-    assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(wall, rel=0.05)
+    assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(
+        wall, rel=0.05
+    )
     cost = result["cost"]
-    assert result["uncounted"] == {} and costs.missing_phases(report_data.load(tmp_path / "run")) == []
-    step = cost["meta_train"]["flops"] / 60 / 4  # one task: an inner gradient, the query's, and a second derivative
+    assert result["uncounted"] == {} and costs.missing_phases(records.load(tmp_path / "run")) == []
+    step = (
+        cost["meta_train"]["flops"] / 60 / 4
+    )  # one task: an inner gradient, the query's, and a second derivative
     forward = 2 * (1 * 16 + 16 * 1)
     assert 3 * forward * 5 * 2 < step < 3 * forward * 10 * 3
     # Two trials trained as long as the run itself, and looked at validation tasks besides.
@@ -79,7 +86,7 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
 
 
 def the_check_of(run: Path, name: str) -> bool:
-    from metalearn.run.report_checks_cost import cost_checks
+    from metalearn.results.cost_checks import cost_checks
 
     return next(check for check in cost_checks(groups_of(run)) if check.name == name).passed
 
@@ -93,11 +100,16 @@ def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
         "evaluate": {"steps": [0, 1], "episodes": 4},
     }
     result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
-    assert costs.missing_phases(report_data.load(tmp_path / "run")) == []
-    assert accounts.up_front(result["cost"], "flops") == 0 == accounts.up_front(result["cost"], "seconds")
+    assert costs.missing_phases(records.load(tmp_path / "run")) == []
+    assert (
+        accounts.up_front(result["cost"], "flops")
+        == 0
+        == accounts.up_front(result["cost"], "seconds")
+    )
 
 
-# -------------------------------------------------------------------------------------------------- targets and curves
+#
+# targets and curves
 
 
 def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
@@ -124,7 +136,9 @@ def test_cost_grows_with_steps_from_the_price_of_an_answer(tmp_path: Path) -> No
     (stepping,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
     for axis, each, answer in (("flops", 3e6, 3e6), ("seconds", 0.012 / 20, 0.0006)):
         found = costs.line(stepping, axis)  # type: ignore[arg-type]
-        assert found is not None and found.cost == pytest.approx([answer + each * step for step in STEPS])
+        assert found is not None and found.cost == pytest.approx(
+            [answer + each * step for step in STEPS]
+        )
         assert (found.low < found.mean).all() and (found.mean < found.high).all()
     (still,) = groups_of(write_run(tmp_path / "b", "proto_net", "proto_net"))
     found = costs.line(still, "seconds")
@@ -136,17 +150,19 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
     run, each = group.first, 10 * 3e6  # the headline step
     training = 2000 * 16 * 3e6
     looks = {line["step"]: line["accuracy"] for line in run.valid("valid")}
-    half = iso.best_within(run, training / 2 + 600 * each, 600)
+    half = iso_compute.best_within(run, training / 2 + 600 * each, 600)
     assert half == max(value for step, value in looks.items() if step <= 1000)
-    assert iso.best_within(run, 600 * each - 1, 600) is None
-    assert iso.best_within(run, 1e18, 600) == max(looks.values())
+    assert iso_compute.best_within(run, 600 * each - 1, 600) is None
+    assert iso_compute.best_within(run, 1e18, 600) == max(looks.values())
 
 
-# --------------------------------------------------------------------------------------------------------- break-even
+# break-even
 
 
 def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
-    """fine_tune, pretrained for 9.6e10 FLOPs, adapts at a tenth of maml's price; both solve nearly all tasks."""
+    """fine_tune, pretrained for 9.6e10 FLOPs, adapts at a tenth of maml's price; both solve nearly
+    all tasks.
+    """
 
     def cheap(result: dict[str, Any]) -> None:
         result["cost"] = cost_block("examples", True, flops=1e6)
@@ -182,7 +198,7 @@ def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:
     check_page(write_report([tmp_path], tmp_path / "report.html"))
 
 
-# -------------------------------------------------------------------------------------------------------- the checklist
+# the checklist
 
 
 def _cost(phase: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
@@ -202,10 +218,22 @@ def _without(phase: str) -> Callable[[dict[str, Any]], None]:
         ("no missing phase", _without("tune"), "maml seed 0: tune"),
         ("no missing phase", _cost("adapt", flops=None), "adapt.flops"),
         ("phases add up to the run's seconds", _cost("setup", seconds=60.0), "maml seed 0 +"),
-        ("phases add up to the run's seconds", lambda result: result.update(seconds=900.0), "maml seed 0 −"),
-        ("normalisation policy stated", lambda result: result.update(normalisation=None), "maml seed 0"),
+        (
+            "phases add up to the run's seconds",
+            lambda result: result.update(seconds=900.0),
+            "maml seed 0 −",
+        ),
+        (
+            "normalisation policy stated",
+            lambda result: result.update(normalisation=None),
+            "maml seed 0",
+        ),
         ("at least 3 search seeds", _cost("search", seconds=5.0, seconds_batched=5.0), "maml 1"),
-        ("random search beside every searcher", _cost("search", seconds=5.0, seconds_batched=5.0), "maml"),
+        (
+            "random search beside every searcher",
+            _cost("search", seconds=5.0, seconds_batched=5.0),
+            "maml",
+        ),
     ],
 )
 def test_a_planted_flaw_fails_its_check(tmp_path: Path, name: str, change: Any, why: str) -> None:
@@ -215,7 +243,7 @@ def test_a_planted_flaw_fails_its_check(tmp_path: Path, name: str, change: Any, 
     found = collect(tmp_path)
     check = next(one for one in found["checks"] if one["name"] == name)
     assert not check["passed"] and why.replace("−", "-") in check["why"]
-    assert html.escape(name) in report_questions.checklist(found)  # in plain sight, near the top
+    assert html.escape(name) in questions.checklist(found)  # in plain sight, near the top
 
 
 def test_unequal_trials_fail(tmp_path: Path) -> None:
@@ -233,7 +261,9 @@ def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path)
     for config in tmp_path.glob("methods/scratch/*/config.yaml"):
         config.write_text(config.read_text() + "budget: {trials: 20}\n")
     found = the_check(tmp_path, "equal tuning trials")
-    assert not found["passed"] and "their candidates (searched 16) are paid as search" in found["why"]
+    assert (
+        not found["passed"] and "their candidates (searched 16) are paid as search" in found["why"]
+    )
 
 
 def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> None:
@@ -245,7 +275,7 @@ def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> N
         result["cost"]["search"]["once"] = {"energy_joules": 3.0, "seconds": 1.0, "flops": 1.0}
 
     (group,) = groups_of(write_run(tmp_path / "a", "maml", "maml", change=measured))
-    assert report_cost._run_energy(group.first) == 1213.0
+    assert cost_tables._run_energy(group.first) == 1213.0
 
 
 def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
@@ -254,54 +284,93 @@ def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
     groups = {group.label: group for group in groups_of(tmp_path)}
     steps, with_search = (groups[label].per_task_seconds()[0] for label in ("scratch", "searched"))
     assert steps is not None and with_search == pytest.approx(steps + 0.5)
-    assert groups["searched"].once("search", "seconds") == 0 == groups["scratch"].each("search", "seconds")
+    assert (
+        groups["searched"].once("search", "seconds")
+        == 0
+        == groups["scratch"].each("search", "seconds")
+    )
     (bare,) = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=_without("retrain")))
     assert bare.per_task_seconds()[0] is None  # an absent phase is no zero
 
 
-def searching(tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any) -> None:
+def searching(
+    tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any
+) -> None:
     def change(result: dict[str, Any]) -> None:
-        result["cost"]["search"] |= {"flops": 5e8, "seconds": 0.5, "seconds_batched": 0.5, "candidates": count}
+        result["cost"]["search"] |= {
+            "flops": 5e8,
+            "seconds": 0.5,
+            "seconds_batched": 0.5,
+            "candidates": count,
+        }
         result["method"] = "per_task_nas"
         result["seconds"] = accounts.whole_seconds(result["cost"])
 
     for seed in range(seeds):
-        folder = write_run(tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change)
-        words = f"name: per_task_nas, space: {{name: conv4-micro}}, searcher: {{name: {searcher}}}, candidates: {count}"
+        folder = write_run(
+            tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change
+        )
+        words = (
+            f"name: per_task_nas, space: {{name: conv4-micro}}, searcher: {{name: "
+            f"{searcher}}}, candidates: {count}"
+        )
         config = f"\nmethod: {{{words}}}\n"
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(text[: text.index("method:")] + config)
         if more:
-            np.savez(folder / "selection.npz", **{name: values[seed] for name, values in more.items()})
+            np.savez(
+                folder / "selection.npz", **{name: values[seed] for name, values in more.items()}
+            )
 
 
 def test_searches_are_held_to_their_controls_and_to_their_noise(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     truth = generator.normal(0.5, 0.05, (3, 5, 16))
     write_rows(tmp_path, ["scratch", "maml"], seeds=3)
-    searching(tmp_path, "evolved", "evolution", score=truth + generator.normal(0, 0.1, truth.shape), truth=truth)
+    searching(
+        tmp_path,
+        "evolved",
+        "evolution",
+        score=truth + generator.normal(0, 0.1, truth.shape),
+        truth=truth,
+    )
     check = "random search beside every searcher"
     assert the_check(tmp_path, check)["why"].endswith("evolved")
     page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
-    assert "Controls that this run lacks: the mean random architecture" in page and "Kendall’s τ" in page
+    assert (
+        "Controls that this run lacks: the mean random architecture" in page
+        and "Kendall’s τ" in page
+    )
     searching(tmp_path, "random", "random")
     searching(tmp_path, "any", "random", count=1)
-    assert the_check(tmp_path, check)["passed"] and the_check(tmp_path, "at least 3 search seeds")["passed"]
+    assert (
+        the_check(tmp_path, check)["passed"]
+        and the_check(tmp_path, "at least 3 search seeds")["passed"]
+    )
     page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     assert "random search at equal budget" not in page and "over mean random" in page
     assert (tmp_path / "figures" / "selection.svg").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ the page
+# the page
 
 
 def test_ten_questions_head_the_sections_and_the_open_ones_say_why(comparison: Path) -> None:
     page = check_page(write_report([comparison], comparison / "report.html"))
-    places = [page.text.index(question) for question in report_questions.QUESTIONS]
+    places = [page.text.index(question) for question in questions.QUESTIONS]
     assert len(places) == 10 and places == sorted(places)
-    assert page.text.count("This run cannot tell:") == 4  # searches, their noise, other settings, a shift
-    for words in ("all 16 checks passed", "Tasks that never reach it are censored", "break-even" and "not reached",
-                  "The ledger by phase", "latency", "throughput", "MFLOP"):  # fmt: skip
+    assert (
+        page.text.count("This run cannot tell:") == 4
+    )  # searches, their noise, other settings, a shift
+    for words in (
+        "all 16 checks passed",
+        "Tasks that never reach it are censored",
+        "break-even" and "not reached",
+        "The ledger by phase",
+        "latency",
+        "throughput",
+        "MFLOP",
+    ):
         assert words in page.text, words
 
 
@@ -320,7 +389,11 @@ def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
     head = {"metric": "accuracy", "step": 10, "value": 0.71, "ci95": 0.01}
     (run / "evaluations").mkdir()
     stored = json.loads((run / "result.json").read_text())
-    other = {**stored, "task": {**stored["task"], "source": "omniglot"}, "headline": {**stored["headline"], **head}}
+    other = {
+        **stored,
+        "task": {**stored["task"], "source": "omniglot"},
+        "headline": {**stored["headline"], **head},
+    }
     (run / "evaluations/1.json").write_text(json.dumps(other))
     (run / "evaluations/odd.json").write_text("{")
 
@@ -334,7 +407,7 @@ def test_another_source_and_another_shape_are_shown(tmp_path: Path) -> None:
     assert "5-way 5-shot glyphsmaml" in page.replace("\n", "") and "5-shot sinusoid" not in page
     for name in ("maml", "pretrained"):
         write_regression(tmp_path / f"c/methods/{name}/seed-0", name)
-    three = report_questions.other_settings([(name, groups_of(tmp_path / name)) for name in "abc"])
+    three = questions.other_settings([(name, groups_of(tmp_path / name)) for name in "abc"])
     assert three.count("<tr>") == 1 + 2  # sinusoids come in one shape
 
 
@@ -343,20 +416,30 @@ def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
         for label in ("maml", "pretrained"):
             write_regression(tmp_path / f"methods/{label}/seed-{seed}", label, seed=seed)
             config = tmp_path / f"methods/{label}/seed-{seed}/config.yaml"
-            config.write_text(config.read_text() + "evaluate: {target: {metric: loss, value: 0.6}}\n")
+            config.write_text(
+                config.read_text() + "evaluate: {target: {metric: loss, value: 0.6}}\n"
+            )
     found = collect(tmp_path)
     assert found["target"]["metric"] == "loss" and len(found["break_even"]) == 2
-    assert found["break_even"][0]["verdict"] in ("always", "undecided", "not_reached", "pays", "never")
+    assert found["break_even"][0]["verdict"] in (
+        "always",
+        "undecided",
+        "not_reached",
+        "pays",
+        "never",
+    )
     page = check_page(write_report([tmp_path], tmp_path / "report.html"))
     assert "a loss of 0.6 or better" in page.text
 
 
 def test_parts_are_compared_on_the_tasks_that_both_met(tmp_path: Path) -> None:
-    """A row of fewer tasks: the difference is the paired one, not that of two means over different tasks."""
+    """A row of fewer tasks: the difference is the paired one, not that of two means over different
+    tasks.
+    """
     write_rows(tmp_path, ["maml", "scratch"])
     write_run(tmp_path / "methods/few/seed-0", "few", "fine_tune", episodes=40)
     paired = collect(tmp_path)["paired"]
-    table = report_search.factors(groups_of(tmp_path), paired)
+    table = search_tables.factors(groups_of(tmp_path), paired)
     entry = next(one for one in paired if {one["a"], one["b"]} == {"few", "scratch"})
     means = {group.label: group.value() for group in groups_of(tmp_path)}
     assert f">{100 * entry['difference']:+.2f}<" in table and table.count("<tr>") == 1 + 3
@@ -367,13 +450,19 @@ def test_an_architecture_is_fixed_searched_or_drawn(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch"])
     searching(tmp_path, "evolved", "evolution", seeds=1)
     searching(tmp_path, "mean", "random", count=1, seeds=1)
-    cells = {group.label: report_search.cell_of(group.first).architecture for group in groups_of(tmp_path)}
+    cells = {
+        group.label: search_tables.cell_of(group.first).architecture
+        for group in groups_of(tmp_path)
+    }
     assert cells["evolved"] == "searched" and cells["mean"] == "drawn at random"
     assert cells["scratch"] not in ("searched", "drawn at random")
 
 
 def test_numbers_for_people() -> None:
-    shown = [figures_cost.operations(value) for value in (0, 850, 12_345, 4.56e6, 9.999e8, 1.2e9, 3e12, 2.5e15, 1e19)]
+    shown = [
+        cost.operations(value)
+        for value in (0, 850, 12_345, 4.56e6, 9.999e8, 1.2e9, 3e12, 2.5e15, 1e19)
+    ]
     assert shown == ["0", "850", "12.3 k", "4.56 M", "1 G", "1.2 G", "3 T", "2.5 P", "1e+04 P"]
-    assert figures_cost.amount(12_345, "flops") == "12.3 kFLOP" and figures_cost.amount(7, "flops") == "7 FLOP"
-    assert figures_cost.amount(0.0123, "seconds") == "12.3 ms"
+    assert cost.amount(12_345, "flops") == "12.3 kFLOP" and cost.amount(7, "flops") == "7 FLOP"
+    assert cost.amount(0.0123, "seconds") == "12.3 ms"

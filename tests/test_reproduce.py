@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from commandline import Commands, commands_in, files_of, refused, sinusoid, write
 
+from metalearn.compare.reproduce import Cell, chosen, table
 from metalearn.errors import ConfigError
-from metalearn.run.reproduce import Cell, chosen, table
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,9 @@ def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
         yield commands
 
 
-def cell(value: float, metric: str = "accuracy", published: float = 0.9, ci95: float = 0.01) -> Cell:
+def cell(
+    value: float, metric: str = "accuracy", published: float = 0.9, ci95: float = 0.01
+) -> Cell:
     return Cell("x", "maml", 1, metric, published, 0.005, value, ci95, 600, 1, "A paper, table 1")
 
 
@@ -30,7 +32,10 @@ def test_a_verdict_says_whether_the_intervals_meet_and_how_far_apart_they_are() 
     assert cell(0.81, "loss").verdict == "better by 10.0 %"
     assert cell(1.8, "loss").verdict == "worse by 100.0 %"
     assert cell(math.nan).verdict == "diverged"
-    assert "| 0.9 ± 0.005 (A paper, table 1) | 0.81 ± 0.01 | 600, 1 | worse by 10.0 % |" in table([cell(0.81)])[-1]
+    assert (
+        "| 0.9 ± 0.005 (A paper, table 1) | 0.81 ± 0.01 | 600, 1 | worse by 10.0 % |"
+        in table([cell(0.81)])[-1]
+    )
 
 
 def test_every_experiment_with_a_published_number_is_chosen_and_no_other() -> None:
@@ -57,16 +62,29 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
         ("one", rows[1]["step"], 2.0, 2),
         ("two", rows[2]["step"], 1.0, 1),
     ]
-    results = [json.loads((metalearn.folder / f"all/one/seed-{seed}/result.json").read_text()) for seed in (0, 1)]
-    assert rows[1]["value"] == pytest.approx(sum(result["headline"]["value"] for result in results) / 2)
+    results = [
+        json.loads((metalearn.folder / f"all/one/seed-{seed}/result.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert rows[1]["value"] == pytest.approx(
+        sum(result["headline"]["value"] for result in results) / 2
+    )
     assert (metalearn.folder / "all" / "reproduced.md").read_text() in said.out
     before = files_of(metalearn.folder / "all" / "one")
     again = metalearn("reproduce", "one.yaml", "--out", "all")
-    assert again.code == 0 and "left alone" in again.err and files_of(metalearn.folder / "all" / "one") == before
+    assert (
+        again.code == 0
+        and "left alone" in again.err
+        and files_of(metalearn.folder / "all" / "one") == before
+    )
 
 
 def test_what_cannot_be_reproduced_is_refused_before_anything_runs(metalearn: Commands) -> None:
     write(metalearn.folder, "bare", sinusoid(experiment="bare"))
     write(metalearn.folder, "good", sinusoid(experiment="good", published={"value": 1.0}))
-    refused(metalearn("reproduce", "bare.yaml", "good.yaml", "missing", "--out", "none"), "bare.yaml", "missing")
+    refused(
+        metalearn("reproduce", "bare.yaml", "good.yaml", "missing", "--out", "none"),
+        "bare.yaml",
+        "missing",
+    )
     assert not (metalearn.folder / "none").exists()

@@ -1,4 +1,6 @@
-"""Kills: a run that is killed at any moment and resumed ends as one that was never disturbed, bit for bit."""
+"""Kills: a run that is killed at any moment and resumed ends as one that was never disturbed, bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,15 @@ import pytest
 from commandline import Commands, commands_in, files_of, refused, sinusoid, write
 from kills import going_on, killed, last, newest, same_end
 
-from metalearn.run import checkpoint
+from metalearn.storage import checkpoint
 
 KILLS = 10
-LONG = {"meta_steps": 120, "checkpoint_every": 7, "log_every": 4, "validate": {"every": 21, "episodes": 8, "keep": 2}}
+LONG = {
+    "meta_steps": 120,
+    "checkpoint_every": 7,
+    "log_every": 4,
+    "validate": {"every": 21, "episodes": 8, "keep": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +42,18 @@ def straight(metalearn: Commands) -> Path:
     return metalearn.folder / "straight"
 
 
-def surely_killed(metalearn: Commands, folder: Path, ready: Callable[[], bool], *args: object) -> None:
+def surely_killed(
+    metalearn: Commands, folder: Path, ready: Callable[[], bool], *args: object
+) -> None:
     """`killed`, in a folder made anew where the command was too fast to be caught."""
     while killed(metalearn, ready, *args, "--out", folder).code != -9:
         shutil.rmtree(folder)
 
 
 def later(folder: Path, more: int, seconds: float) -> Callable[[], bool]:
-    """A condition that comes true some checkpoints from now, and a little later: a kill between any two lines."""
+    """A condition that comes true some checkpoints from now, and a little later: a kill between any
+    two lines.
+    """
     begin = newest(folder)
 
     def ready() -> bool:
@@ -60,7 +71,9 @@ def after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
-def test_killed_at_random_moments_it_ends_bit_for_bit_as_undisturbed(metalearn: Commands, straight: Path) -> None:
+def test_killed_at_random_moments_it_ends_bit_for_bit_as_undisturbed(
+    metalearn: Commands, straight: Path
+) -> None:
     folder, file = metalearn.folder / "killed", metalearn.folder / "long.yaml"
     moments = random.Random(0)
     kills, steps = 0, set()
@@ -80,15 +93,25 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_undisturbed(metalearn: 
     same_end(folder, straight)
 
 
-MARKS = ["config.yaml", "metrics.jsonl", "checkpoints/.*.tmp", "checkpoints/*.sha256", "checkpoints/step-*14.pt"]
+MARKS = [
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints/.*.tmp",
+    "checkpoints/*.sha256",
+    "checkpoints/step-*14.pt",
+]
 
 
 @pytest.mark.parametrize("pattern", ["[!.]*", *MARKS, "scores.npz"])
 def test_killed_while_a_file_is_written(metalearn: Commands, straight: Path, pattern: str) -> None:
     folder, file = metalearn.folder / "written", metalearn.folder / "long.yaml"
     shutil.rmtree(folder, ignore_errors=True)
-    ended = killed(metalearn, lambda: any(folder.glob(pattern)), "train", file, "--out", folder)
-    assert ended.code in (-9, 0), ended  # 0: some files are there so shortly that the killer may miss them
+    ended = killed(
+        metalearn, lambda pattern=pattern: any(folder.glob(pattern)), "train", file, "--out", folder
+    )
+    assert ended.code in (-9, 0), (
+        ended
+    )  # 0: some files are there so shortly that the killer may miss them
     shown = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert (folder / "config.yaml").exists() or not shown  # config.yaml comes first
     done = metalearn(*going_on(folder, file))
@@ -133,7 +156,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     harm(path)
     done = metalearn("resume", folder)
     assert done.code == 0, done.err
-    assert f"{path.name}" in done.err and "falling back" in done.err and f"going on from step {good}" in done.err
+    assert (
+        f"{path.name}" in done.err
+        and "falling back" in done.err
+        and f"going on from step {good}" in done.err
+    )
     same_end(folder, straight)
 
 
@@ -150,7 +177,9 @@ def test_when_all_checkpoints_are_damaged_it_begins_again_and_says_so(
     same_end(folder, straight)
 
 
-def test_a_finished_run_with_a_damaged_checkpoint_is_not_evaluated(metalearn: Commands, straight: Path) -> None:
+def test_a_finished_run_with_a_damaged_checkpoint_is_not_evaluated(
+    metalearn: Commands, straight: Path
+) -> None:
     folder = metalearn.folder / "finished-bad"
     shutil.copytree(straight, folder)
     step = json.loads((folder / "result.json").read_text())["checkpoint_step"]
@@ -178,11 +207,22 @@ def test_torn_lines_and_left_over_temporary_files_do_no_harm(
 def test_patience_holds_across_a_kill(metalearn: Commands) -> None:
     look = {"every": 3, "episodes": 8, "patience": 2}
     run = {"meta_steps": 100_000, "checkpoint_every": 2, "validate": look}
-    file = write(metalearn.folder, "patient", sinusoid(run=run, method={"inner_lr": 1e-9, "outer": {"lr": 0.05}}))
+    file = write(
+        metalearn.folder,
+        "patient",
+        sinusoid(run=run, method={"inner_lr": 1e-9, "outer": {"lr": 0.05}}),
+    )
     ends = []
     for name, when in (("whole", "never"), ("broken", "checkpoints/*.pt")):
         folder = metalearn.folder / name
-        ended = killed(metalearn, lambda: any(folder.glob(when)), "train", file, "--out", folder)  # noqa: B023
+        ended = killed(
+            metalearn,
+            lambda folder=folder, when=when: any(folder.glob(when)),
+            "train",
+            file,
+            "--out",
+            folder,
+        )
         if ended.code == -9:
             ended = metalearn("resume", folder)
         assert ended.code == 0, ended.err
@@ -195,12 +235,20 @@ def test_patience_holds_across_a_kill(metalearn: Commands) -> None:
     "method",
     [
         {"name": "reptile", "inner_steps": 3},
-        {"name": "fine_tune", "tune": {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}}},
-        {"name": "maml", "tune": {"inner_lr": {"min": 0.001, "max": 0.1}, "inner_steps": {"min": 1, "max": 3}}},
+        {
+            "name": "fine_tune",
+            "tune": {"inner_lr": {"min": 0.001, "max": 0.1, "distribution": "log_uniform"}},
+        },
+        {
+            "name": "maml",
+            "tune": {"inner_lr": {"min": 0.001, "max": 0.1}, "inner_steps": {"min": 1, "max": 3}},
+        },
     ],
     ids=["slots", "tuned on new tasks", "tuned in training"],
 )
-def test_other_methods_and_tuning_survive_kills(metalearn: Commands, method: dict[str, Any]) -> None:
+def test_other_methods_and_tuning_survive_kills(
+    metalearn: Commands, method: dict[str, Any]
+) -> None:
     tuned = "tune" in method
     look = {"every": 10, "episodes": 8}
     data = sinusoid(
@@ -210,10 +258,15 @@ def test_other_methods_and_tuning_survive_kills(metalearn: Commands, method: dic
         evaluate={"headline_step": "tuned" if tuned else 3},
     )
     file = write(metalearn.folder, "other", {**data, "method": method})
-    whole, broken = metalearn.folder / f"{method['name']}-whole", metalearn.folder / f"{method['name']}-broken"
+    whole, broken = (
+        metalearn.folder / f"{method['name']}-whole",
+        metalearn.folder / f"{method['name']}-broken",
+    )
     assert metalearn("train", file, "--out", whole).code == 0
     moments = random.Random(1)
-    ended = killed(metalearn, lambda: (broken / "config.yaml").exists(), "train", file, "--out", broken)
+    ended = killed(
+        metalearn, lambda: (broken / "config.yaml").exists(), "train", file, "--out", broken
+    )
     kills = 0
     while ended.code != 0:
         assert ended.code == -9, ended
@@ -222,7 +275,9 @@ def test_other_methods_and_tuning_survive_kills(metalearn: Commands, method: dic
         ended = killed(metalearn, waits, "resume", broken)
     same_end(broken, whole)
     if tuned:
-        trials = [json.loads((folder / "tune" / "trials.json").read_text()) for folder in (whole, broken)]
+        trials = [
+            json.loads((folder / "tune" / "trials.json").read_text()) for folder in (whole, broken)
+        ]
         values = [[(trial["parameters"], trial["score"]) for trial in found] for found in trials]
         assert values[0] == values[1] and len(values[0]) == 5
 
@@ -234,8 +289,20 @@ def test_a_killed_comparison_continues_and_finishes(metalearn: Commands) -> None
     file = write(metalearn.folder, "killed-pair", {**data, "methods": items})
     assert metalearn("compare", file, "--out", "whole-pair").code == 0
     folder, whole = metalearn.folder / "broken-pair", metalearn.folder / "whole-pair"
-    for pattern in ("methods", "methods/maml/*/checkpoints/*.pt", "methods/reptile/*/result.json", "comparison.json"):
-        ended = killed(metalearn, lambda: any(folder.glob(pattern)), "compare", file, "--out", folder)  # noqa: B023
+    for pattern in (
+        "methods",
+        "methods/maml/*/checkpoints/*.pt",
+        "methods/reptile/*/result.json",
+        "comparison.json",
+    ):
+        ended = killed(
+            metalearn,
+            lambda pattern=pattern: any(folder.glob(pattern)),
+            "compare",
+            file,
+            "--out",
+            folder,
+        )
         assert ended.code in (-9, 0), ended
     finished = (folder / "methods" / "maml" / "seed-0" / "result.json").read_bytes()
     assert metalearn("compare", file, "--out", folder).code == 0
@@ -243,5 +310,7 @@ def test_a_killed_comparison_continues_and_finishes(metalearn: Commands) -> None
     for label in ("maml", "reptile", "fine_tune"):
         same_end(folder / "methods" / label / "seed-0", whole / "methods" / label / "seed-0")
     values = [json.loads((place / "comparison.json").read_text()) for place in (folder, whole)]
-    assert values[0]["summary"] == values[1]["summary"] and values[0]["paired"] == values[1]["paired"]
+    assert (
+        values[0]["summary"] == values[1]["summary"] and values[0]["paired"] == values[1]["paired"]
+    )
     assert (folder / "report.html").exists()

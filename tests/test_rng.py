@@ -1,4 +1,6 @@
-"""The random numbers: published vectors, the same however they are drawn, and distributed as they say."""
+"""The random numbers: published vectors, the same however they are drawn, and distributed as they
+say.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from metalearn import rng
 KEY = rng.fold_in(11, "tests")
 MASK = (1 << 64) - 1
 # The first outputs of SplitMix64 from 1234567, as published with the generator.
-PUBLISHED = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+PUBLISHED = [
+    6457827717110365317,
+    3203168211198807973,
+    9817491932198370423,
+    4593380528125082431,
+    16408922859458223821,
+]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 NAMES = st.lists(st.one_of(st.text(max_size=5), st.integers(0, 2**63 - 1)), min_size=1, max_size=4)
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -31,7 +39,9 @@ def key_of(value: int) -> Tensor:
 
 
 def by_hand(seed: int, count: int) -> list[int]:
-    """SplitMix64 in Python's whole numbers, one after another (Steele, Lea & Flood 2014, figure 17)."""
+    """SplitMix64 in Python's whole numbers, one after another (Steele, Lea & Flood 2014, figure
+    17).
+    """
     state, out = seed & MASK, []
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & MASK
@@ -47,7 +57,7 @@ def sigmas(table: Tensor, expected: float) -> float:
     return float((((table - expected) ** 2 / expected).sum() - degrees) / (2 * degrees) ** 0.5)
 
 
-# ------------------------------------------------------------------------------------------------------ bits and names
+# bits and names
 
 
 def test_published_vectors() -> None:
@@ -58,7 +68,9 @@ def test_published_vectors() -> None:
 @FAST
 @given(seed=INT64, count=st.integers(1, 70))
 def test_bits_are_splitmix64_from_any_seed(seed: int, count: int) -> None:
-    assert [value & MASK for value in rng.bits(key_of(seed), (count,)).tolist()] == by_hand(seed, count)
+    assert [value & MASK for value in rng.bits(key_of(seed), (count,)).tolist()] == by_hand(
+        seed, count
+    )
 
 
 @FAST
@@ -81,20 +93,33 @@ def test_whole_numbers_and_tensors_give_the_same_keys(seed: int, names: list[Any
 
 def test_keys_stand_still() -> None:
     """Seeds and names mean the same numbers for ever: records of runs depend on it."""
-    found = [int(rng.fold_in(0)), int(rng.fold_in(0, "init")), int(rng.fold_in(1, "train", 7)), int(rng.fold_in(-1, 0))]
+    found = [
+        int(rng.fold_in(0)),
+        int(rng.fold_in(0, "init")),
+        int(rng.fold_in(1, "train", 7)),
+        int(rng.fold_in(-1, 0)),
+    ]
     assert found == [0, -3939950457782954866, -8477879501365000913, 539484414468452969]
 
 
 def test_keys_and_their_numbers_do_not_meet() -> None:
-    """Keys of many names and seeds, and the first numbers of each: all different; a name is not a place."""
-    keys = [rng.fold_in(seed, name, n) for seed in range(8) for name in ("a", "b", 0, 1) for n in range(8)]
+    """Keys of many names and seeds, and the first numbers of each: all different; a name is not a
+    place.
+    """
+    keys = [
+        rng.fold_in(seed, name, n)
+        for seed in range(8)
+        for name in ("a", "b", 0, 1)
+        for n in range(8)
+    ]
     drawn = [*torch.stack(keys).tolist(), *rng.bits(torch.stack(keys), (64,)).flatten().tolist()]
     assert len(set(drawn)) == len(drawn)
     assert rng.fold_in(0, "a", "b") != rng.fold_in(0, "b", "a") != rng.fold_in(0, "ab")
     assert rng.fold_in(3, 4) != rng.fold_in(4, 3)
 
 
-# --------------------------------------------------------------------------------------- however they are drawn: equal
+# however
+# they are drawn: equal
 
 DRAWS: dict[str, Any] = {
     "bits": lambda key: rng.bits(key, (3, 5)),
@@ -133,9 +158,14 @@ def test_torchs_own_generator_has_no_part() -> None:
 @given(seed=INT64, short=st.integers(1, 20), more=st.integers(0, 20))
 def test_a_longer_draw_begins_with_the_shorter(seed: int, short: int, more: int) -> None:
     for draw in (rng.bits, rng.uniform):
-        assert torch.equal(draw(key_of(seed), (short + more,))[:short], draw(key_of(seed), (short,)))
-    # The same uniform numbers; the last digit of a logarithm may differ between a vector's middle and its end.
-    torch.testing.assert_close(rng.normal(key_of(seed), (short + more,))[:short], rng.normal(key_of(seed), (short,)))
+        assert torch.equal(
+            draw(key_of(seed), (short + more,))[:short], draw(key_of(seed), (short,))
+        )
+    # The same uniform numbers; the last digit of a logarithm may differ between a vector's middle
+    # and its end.
+    torch.testing.assert_close(
+        rng.normal(key_of(seed), (short + more,))[:short], rng.normal(key_of(seed), (short,))
+    )
 
 
 ODD = """
@@ -152,18 +182,24 @@ print("equal")
 
 
 def test_the_compiled_generator_equals_eager_at_odd_sizes() -> None:
-    """In a process of its own: a product of a constant and `arange` corrupts memory in torch 2.13's CPU compiler."""
-    from metalearn.run.executor import compiler_found
+    """In a process of its own: a product of a constant and `arange` corrupts memory in torch 2.13's
+    CPU compiler.
+    """
+    from metalearn.executors.executor import compiler_found
 
     if not compiler_found():
         pytest.skip("torch.compile needs a C++ compiler, and none was found")
     done = subprocess.run(
-        [sys.executable, "-c", ODD], capture_output=True, text=True, env=dict(os.environ), timeout=300
+        [sys.executable, "-c", ODD],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        timeout=300,
     )
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
-# ------------------------------------------------------------------------------------------------------ distributions
+# distributions
 
 MANY = 200_000
 
@@ -179,7 +215,9 @@ def test_uniform_keeps_its_bounds(seed: int, low: float, width: float) -> None:
 
 
 def test_uniform_reaches_below_one_and_zero_and_never_one() -> None:
-    """The largest and the smallest bits: [0, 1) in both precisions, in float32 without rounding up to 1."""
+    """The largest and the smallest bits: [0, 1) in both precisions, in float32 without rounding up
+    to 1.
+    """
     for dtype, bits in ((torch.float32, 24), (torch.float64, 53)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rng, "bits", lambda key, shape: torch.tensor([-1, 0]))
@@ -243,9 +281,13 @@ def test_a_choice_is_of_different_numbers_in_range(seed: int, size: int, data: A
     assert len(drawn) == len(set(drawn)) == count and set(drawn) <= set(range(size))
 
 
-@pytest.mark.parametrize(("size", "count"), [(6, 3), (40, 2), (33, 3)], ids=["sorting", "many, 2", "many, 3"])
+@pytest.mark.parametrize(
+    ("size", "count"), [(6, 3), (40, 2), (33, 3)], ids=["sorting", "many, 2", "many, 3"]
+)
 def test_a_choice_is_uniform_over_subsets_and_places(size: int, count: int) -> None:
-    """Sorting up to 32 numbers, Floyd's sampling beyond; 6 over 3 is 20 sets, 40 over 2 is 780, 33 over 3 is 5,456."""
+    """Sorting up to 32 numbers, Floyd's sampling beyond; 6 over 3 is 20 sets, 40 over 2 is 780, 33
+    over 3 is 5,456.
+    """
     tries = 30 * math.comb(size, count) if size > 6 else 20_000
     drawn = rng.choice(rng.fold_in(KEY, torch.arange(tries)), size, count)
     ordered = drawn.sort(-1).values
@@ -255,7 +297,9 @@ def test_a_choice_is_uniform_over_subsets_and_places(size: int, count: int) -> N
     assert sigmas(every, tries / len(every)) < 4
     for place in range(count):
         assert sigmas(torch.bincount(drawn[:, place], minlength=size), tries / size) < 4
-    for one, two in itertools.combinations(range(count), 2):  # which of two places holds the larger is a coin
+    for one, two in itertools.combinations(
+        range(count), 2
+    ):  # which of two places holds the larger is a coin
         assert abs(float((drawn[:, one] < drawn[:, two]).double().mean()) - 0.5) < 2 / tries**0.5
 
 

@@ -1,4 +1,6 @@
-"""Update rules against torch.optim over their settings, and what every rule of the table keeps; float64."""
+"""Update rules against torch.optim over their settings, and what every rule of the table keeps;
+float64.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ ZERO = torch.zeros((), dtype=F64)
 
 def tree(name: str, *index: int) -> dict[str, Tensor]:
     """Numbers none of which is zero or small."""
-    made = {leaf: normal(fold_in(1, name, leaf, *index), shape, F64) for leaf, shape in SHAPES.items()}
+    made = {
+        leaf: normal(fold_in(1, name, leaf, *index), shape, F64) for leaf, shape in SHAPES.items()
+    }
     return {leaf: value + 0.1 * value.sign() for leaf, value in made.items()}
 
 
-def run(rule: UpdateRule, steps: int = COUNT, dtype: torch.dtype = F64) -> tuple[list[dict[str, Tensor]], Any]:
+def run(
+    rule: UpdateRule, steps: int = COUNT, dtype: torch.dtype = F64
+) -> tuple[list[dict[str, Tensor]], Any]:
     """Parameters after every step on gradients that follow the parameters, and the last state."""
     params = {name: value.to(dtype) for name, value in tree("start").items()}
     state, points = rule.init(params), []
@@ -40,11 +46,15 @@ def run(rule: UpdateRule, steps: int = COUNT, dtype: torch.dtype = F64) -> tuple
 
 def gradient(params: dict[str, Tensor], step: int) -> dict[str, Tensor]:
     noise = tree("gradient", step)
-    return {name: (0.5 * value + noise[name].to(value.dtype)).detach() for name, value in params.items()}
+    return {
+        name: (0.5 * value + noise[name].to(value.dtype)).detach() for name, value in params.items()
+    }
 
 
 def run_torch(make: Any, factors: list[float]) -> list[dict[str, Tensor]]:
-    """The same by a rule of torch.optim, whose step size is multiplied by a factor at every step."""
+    """The same by a rule of torch.optim, whose step size is multiplied by a factor
+    at every step.
+    """
     params = {name: value.clone().requires_grad_() for name, value in tree("start").items()}
     theirs, points = make(params.values()), []
     base = theirs.param_groups[0]["lr"]
@@ -62,7 +72,9 @@ def torchs(rule: Any) -> Any:
     known: dict[str, Any] = {
         "sgd": lambda values: torch.optim.SGD(values, lr=rule.lr),
         "momentum": lambda values: torch.optim.SGD(values, lr=rule.lr, momentum=rule.decay),
-        "adam": lambda values: torch.optim.Adam(values, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps),
+        "adam": lambda values: torch.optim.Adam(
+            values, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps
+        ),
     }
     return known[rule.name]
 
@@ -99,7 +111,8 @@ def test_a_rule_is_torchs_own(rule: Any) -> None:
     assert moved > 1e-3 * rule.lr
 
 
-# ------------------------------------------------------------------------------------------- what every rule keeps
+# what
+# every rule keeps
 
 each_rule = pytest.mark.parametrize("name", RULES)
 
@@ -107,14 +120,18 @@ each_rule = pytest.mark.parametrize("name", RULES)
 @each_rule
 @pytest.mark.parametrize("curve", FACTORS)
 def test_state_has_the_parameters_dtype_and_keeps_its_form(name: str, curve: Any) -> None:
-    """Float leaves only, counts included: a step compiles once, and a checkpoint is only tensors."""
+    """Float leaves only, counts included: a step compiles once, and a checkpoint is
+    only tensors.
+    """
     for dtype in (torch.float32, F64):
         rule = RULES[name](schedule=curve).build(10)
         params = {leaf: value.to(dtype) for leaf, value in tree("start").items()}
         before = named_leaves(rule.init(params))
         points, state = run(rule, dtype=dtype)
         after = named_leaves(state)
-        assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
+        assert {n: (v.shape, v.dtype) for n, v in before.items()} == {
+            n: (v.shape, v.dtype) for n, v in after.items()
+        }
         assert {v.dtype for v in [*after.values(), *points[-1].values()]} == {dtype}
         assert "count" not in after or after["count"] == COUNT
 
@@ -141,20 +158,33 @@ def test_a_rule_batches_over_tasks(name: str) -> None:
     def two_steps(params: dict[str, Tensor]) -> dict[str, Tensor]:
         state = rule.init(params)
         for _ in range(2):
-            updates, state = rule.update({n: v.sin() for n, v in params.items()}, state, params, ZERO)
+            updates, state = rule.update(
+                {n: v.sin() for n, v in params.items()}, state, params, ZERO
+            )
             params = {n: params[n] + updates[n] for n in params}
         return params
 
     together = torch.func.vmap(two_steps)(stacked)
     for place, one in enumerate(both):
-        torch.testing.assert_close({n: v[place] for n, v in together.items()}, two_steps(one), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            {n: v[place] for n, v in together.items()}, two_steps(one), rtol=1e-12, atol=0
+        )
 
 
 @each_rule
 def test_settings_out_of_range_are_refused(name: str) -> None:
     fields = set(RULES[name].model_fields)
-    wrong = [{"lr": 0}, {"lr": -1}, {"lr": math.inf}, {"lr": math.nan}, {"schedule": "steps"}, {"momentum_": 1}]
-    wrong += [{field: 1} for field in fields & {"decay", "beta1", "beta2"}] + [{f: 0} for f in fields & {"eps"}]
+    wrong = [
+        {"lr": 0},
+        {"lr": -1},
+        {"lr": math.inf},
+        {"lr": math.nan},
+        {"schedule": "steps"},
+        {"momentum_": 1},
+    ]
+    wrong += [{field: 1} for field in fields & {"decay", "beta1", "beta2"}] + [
+        {f: 0} for f in fields & {"eps"}
+    ]
     for one in wrong:
         with pytest.raises(ValueError):
             RULES[name](**one)
@@ -162,18 +192,28 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
     assert made.name == name and RULES[name].model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
 
 
-# ------------------------------------------------------------------------------------------------ single rules
+#
+# single rules
 
 
 def test_a_schedule_needs_a_length() -> None:
-    assert schedule("linear", None) is None and schedule("cosine", None) is None and schedule("constant", 5) is None
+    assert (
+        schedule("linear", None) is None
+        and schedule("cosine", None) is None
+        and schedule("constant", 5) is None
+    )
     points = {name: schedule(name, 4) for name in ("linear", "cosine")}
     counts = torch.arange(6, dtype=F64)
     assert points["linear"](counts).tolist() == [1, 0.75, 0.5, 0.25, 0, 0]  # type: ignore[misc]
     half = 0.5**0.5 / 2
-    assert points["cosine"](counts).tolist() == pytest.approx([1, 0.5 + half, 0.5, 0.5 - half, 0, 0], abs=1e-15)  # type: ignore[misc]
+    assert points["cosine"](counts).tolist() == pytest.approx(
+        [1, 0.5 + half, 0.5, 0.5 - half, 0, 0], abs=1e-15
+    )  # type: ignore[misc]
     torch.testing.assert_close(
-        run(RULES["adam"](schedule="linear").build(None))[0], run(RULES["adam"]().build())[0], rtol=0, atol=0
+        run(RULES["adam"](schedule="linear").build(None))[0],
+        run(RULES["adam"]().build())[0],
+        rtol=0,
+        atol=0,
     )
 
 
@@ -182,7 +222,9 @@ def test_a_rate_for_every_parameter() -> None:
     points, state = run(per_parameter(rates), 1)
     start, grads = tree("start"), gradient(tree("start"), 0)
     torch.testing.assert_close(state, {"rates": rates}, rtol=0, atol=0)
-    torch.testing.assert_close(points[0], {n: start[n] - rates[n] * grads[n] for n in start}, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        points[0], {n: start[n] - rates[n] * grads[n] for n in start}, rtol=1e-14, atol=0
+    )
 
 
 def test_momentum_of_nothing_is_descent() -> None:
@@ -204,7 +246,9 @@ def test_slopes_through_adam_at_a_gradient_of_zero_need_eps_root() -> None:
     torch.testing.assert_close(slope, torch.tensor(-0.1 / (1e-4 + 1e-8), dtype=F64))
 
 
-@pytest.mark.parametrize("rule", [sgd(0.1), momentum(0.1, 0.9), adam(0.1)], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "rule", [sgd(0.1), momentum(0.1, 0.9), adam(0.1)], ids=["sgd", "momentum", "adam"]
+)
 def test_rules_can_be_differentiated(rule: UpdateRule) -> None:
     """What two steps lead to, by finite differences: meta-gradients go through these rules."""
 
@@ -227,7 +271,9 @@ def test_a_rate_as_an_input_is_the_number_to_the_last_bit(dtype: torch.dtype) ->
         rate = any_rate(0.1, spec)
     updates = [sgd(lr).update(grads, {}, grads, torch.zeros(()))[0] for lr in (0.1, rate)]
     for name, value in updates[0].items():
-        assert value.dtype == updates[1][name].dtype == dtype and torch.equal(value, updates[1][name])
+        assert value.dtype == updates[1][name].dtype == dtype and torch.equal(
+            value, updates[1][name]
+        )
 
 
 def test_on_cuda_a_rate_is_the_number() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metalearn.run import doctor
+from metalearn.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"setup", "demo", "test", "check", "help", "maml-sinusoid", "omniglot-quick", "clean"}
@@ -43,8 +43,14 @@ def pins() -> list[str]:
 @needs_make
 def test_make_help_lists_every_target_with_its_sentence() -> None:
     shown = make("help", cwd=ROOT).stdout
-    listed = dict(line.split(maxsplit=2)[1:] for line in shown.splitlines() if line.strip().startswith("make "))
-    declared = set(re.findall(r"^([a-z0-9-]+):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    listed = dict(
+        line.split(maxsplit=2)[1:]
+        for line in shown.splitlines()
+        if line.strip().startswith("make ")
+    )
+    declared = set(
+        re.findall(r"^([a-z0-9-]+):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    )
     assert set(listed) == declared
     assert set(listed) >= TARGETS
     assert all(sentence.endswith(".") and len(sentence.split()) > 2 for sentence in listed.values())
@@ -75,14 +81,22 @@ def test_an_old_python_is_refused_with_a_sentence(tmp_path: Path) -> None:
 
 @needs_make
 @pytest.mark.parametrize(
-    ("stamp", "clears"), [(None, True), ("/another/folder", True), ("here", False)], ids=["none", "moved", "ours"]
+    ("stamp", "clears"),
+    [(None, True), ("/another/folder", True), ("here", False)],
+    ids=["none", "moved", "ours"],
 )
-def test_an_interrupted_or_moved_environment_is_made_afresh(tmp_path: Path, stamp: str | None, clears: bool) -> None:
+def test_an_interrupted_or_moved_environment_is_made_afresh(
+    tmp_path: Path, stamp: str | None, clears: bool
+) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv").mkdir()
     if stamp:
-        (tmp_path / ".venv" / ".stamp").write_text(f"{tmp_path.resolve() if stamp == 'here' else stamp}\n")
-        os.utime(tmp_path / ".venv" / ".stamp", (1e9, 1e9))  # older than the files below: there is something to do
+        (tmp_path / ".venv" / ".stamp").write_text(
+            f"{tmp_path.resolve() if stamp == 'here' else stamp}\n"
+        )
+        os.utime(
+            tmp_path / ".venv" / ".stamp", (1e9, 1e9)
+        )  # older than the files below: there is something to do
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text("")
     planned = make("--dry-run", "setup", cwd=tmp_path)
@@ -93,7 +107,7 @@ def test_an_interrupted_or_moved_environment_is_made_afresh(tmp_path: Path, stam
 
 def test_the_distribution_does_not_take_somebody_elses_name() -> None:
     assert project()["project"]["name"] == "metalearn-lab"
-    assert project()["project"]["scripts"] == {"metalearn": "metalearn.run.cli:main"}
+    assert project()["project"]["scripts"] == {"metalearn": "metalearn.cli.main:main"}
     assert (ROOT / "metalearn" / "py.typed").is_file()
 
 
@@ -105,7 +119,9 @@ def test_constraints_are_exact_versions_without_hosts() -> None:
 
 
 def test_every_dependency_but_torch_is_pinned() -> None:
-    wanted = project()["project"]["dependencies"] + project()["project"]["optional-dependencies"]["dev"]
+    wanted = (
+        project()["project"]["dependencies"] + project()["project"]["optional-dependencies"]["dev"]
+    )
     names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in wanted}  # type: ignore[index]
     pinned = {line.split("==")[0].lower() for line in pins()}
     assert names - pinned == {"torch"}
@@ -125,7 +141,9 @@ def test_continuous_integration_runs_make_test() -> None:
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None]) -> None:
-    """Let importlib.metadata answer these versions (None: not installed) and the truth for all else."""
+    """Let importlib.metadata answer these versions (None: not installed) and the truth for all
+    else.
+    """
     truth = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -144,12 +162,16 @@ def states(findings: list[doctor.Finding]) -> dict[str, str]:
 def test_the_doctor_finds_the_core_working_here() -> None:
     findings = doctor.report()
     assert doctor.healthy(findings)
-    assert {"python", "torch", "numpy", "cpu", "compiler", "learn2learn", "METALEARN_DATA"} <= set(states(findings))
+    assert {"python", "torch", "numpy", "cpu", "compiler", "learn2learn", "METALEARN_DATA"} <= set(
+        states(findings)
+    )
     assert doctor.lines(findings)[-1].startswith("metalearn can run")
 
 
 @pytest.mark.parametrize("name", doctor.SAME_FOLDER)
-def test_the_doctor_warns_of_a_package_with_the_same_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_doctor_warns_of_a_package_with_the_same_folder(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     plant(monkeypatch, dict.fromkeys(doctor.SAME_FOLDER))
     assert "same folder" not in "\n".join(doctor.lines())
     plant(monkeypatch, {name: "0.7.1"})
@@ -159,7 +181,9 @@ def test_the_doctor_warns_of_a_package_with_the_same_folder(monkeypatch: pytest.
     assert f"pip uninstall -y {name}" in warned[0]
 
 
-def test_the_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_doctor_says_how_to_get_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     plant(monkeypatch, {"torch": None, "wandb": None})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -172,7 +196,9 @@ def test_the_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPa
     expected = ("wandb", "learn2learn", "compiler", "METALEARN_DATA", "data omniglot")
     assert {name: found[name] for name in expected} == dict.fromkeys(expected, "warning")
     remedy = re.compile(r"pip install|make -B setup|metalearn data prepare|install g\+\+|make it")
-    assert [line for line in findings if line.state != "ok" and not remedy.search(line.sentence)] == []
+    assert [
+        line for line in findings if line.state != "ok" and not remedy.search(line.sentence)
+    ] == []
     assert "cannot run" in doctor.lines(findings)[-1]
 
 
@@ -187,8 +213,13 @@ def test_the_doctor_survives_a_check_that_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_doctor_needs_no_package_to_start() -> None:
-    code = "import sys, metalearn.run.doctor; print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, metalearn.cli.doctor; print([m for m in ('torch', 'numpy', 'pydantic') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from small import SOURCE, tiny
 
+from metalearn.executors.compile_cache import NotReady
+from metalearn.executors.simplify import one_by_one, slim
+from metalearn.executors.trace import by_shapes, interpreted, trace, traces_left
 from metalearn.rng import fold_in
-from metalearn.run.ready import NotReady
-from metalearn.run.slim import one_by_one, slim
-from metalearn.run.traced import by_shapes, interpreted, trace, traces_left
 from metalearn.tree import leaves
 
 
@@ -56,7 +56,9 @@ def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
     assert torch.equal(by_shapes(function, one_by_one)(torch.zeros(2, 2)), torch.ones(2, 2))
 
 
-def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     method = tiny()
     state, data = method.init(fold_in(0)), SOURCE.sample(fold_in(1), 3)
     expected, listed, made = leaves(method.step(state, data)), torch._C._create_graph_by_tracing, []
@@ -72,7 +74,9 @@ def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(monkeypatch: 
         monkeypatch.setattr(torch._C, "_create_graph_by_tracing", way)
         step = by_shapes(method.step, one_by_one)
         for _ in range(2):
-            assert all(torch.equal(a, b) for a, b in zip(leaves(step(state, data)), expected, strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(leaves(step(state, data)), expected, strict=True)
+            )
         assert len(made) == count
 
 
@@ -83,7 +87,9 @@ def test_a_list_goes_with_who_made_it() -> None:
         pytest.skip("needs glibc 2.33 to say what is allocated")
 
     class Heap(ctypes.Structure):
-        _fields_ = tuple((f"field{place}", ctypes.c_size_t) for place in range(10))  # the eighth: bytes in use
+        _fields_ = tuple(
+            (f"field{place}", ctypes.c_size_t) for place in range(10)
+        )  # the eighth: bytes in use
 
     def longer(x: torch.Tensor) -> torch.Tensor:
         for _ in range(1000):
@@ -127,7 +133,7 @@ def test_a_trace_that_was_not_ready_is_taken_over(monkeypatch: pytest.MonkeyPatc
     def absent(found: Any, tensors: Any) -> Any:
         raise NotReady
 
-    monkeypatch.setattr("metalearn.run.traced.trace", counted)
+    monkeypatch.setattr("metalearn.executors.trace.trace", counted)
     twin, x = (torch.sin, torch.cos), torch.randn(3)
     with traces_left():
         for kept in (twin, None):
@@ -139,7 +145,9 @@ def test_a_trace_that_was_not_ready_is_taken_over(monkeypatch: pytest.MonkeyPatc
         assert len(traced) == 3
         with pytest.raises(NotReady):
             by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
-        assert by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x[:2]).shape == (2,)  # other shapes: another trace
+        assert by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x[:2]).shape == (
+            2,
+        )  # other shapes: another trace
         assert len(traced) == 5
         with pytest.raises(NotReady):
             by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
@@ -155,7 +163,10 @@ def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
     assert len(operations(slim(found.graph))) < 0.8 * before
     for finish in (interpreted, one_by_one):
         mine = by_shapes(method.step, finish)(state, data)
-        assert all(torch.equal(a, b) for a, b in zip(leaves(mine), leaves(method.step(state, data)), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(leaves(mine), leaves(method.step(state, data)), strict=True)
+        )
 
 
 NOTHING: dict[str, Any] = {
@@ -192,12 +203,20 @@ SOMETHING: dict[str, Any] = {
     "one over": lambda x: 1.0 / x + torch.ones_like(x) / x,
     "another place": lambda x: torch.as_strided(x[1:] * 1, (4,), (1,), 0),
     "a number's type": lambda x: x * (torch.ones_like(x) * (torch.ones_like(x.double().sum()) / 3)),
-    "whole numbers": lambda x: (x > 0).long() * torch.ones_like(x, dtype=torch.long) + torch.zeros_like(x),
-    "a third of ones": lambda x: x * (torch.ones_like(x) / 3) + (torch.ones_like(x) / 3).expand(2, 3, 4),
-    "a third of ones, turned": lambda x: x.t() * (torch.ones_like(x) / 3).t() / (torch.ones_like(x) / 3).t(),
+    "whole numbers": lambda x: (
+        (x > 0).long() * torch.ones_like(x, dtype=torch.long) + torch.zeros_like(x)
+    ),
+    "a third of ones": lambda x: (
+        x * (torch.ones_like(x) / 3) + (torch.ones_like(x) / 3).expand(2, 3, 4)
+    ),
+    "a third of ones, turned": lambda x: (
+        x.t() * (torch.ones_like(x) / 3).t() / (torch.ones_like(x) / 3).t()
+    ),
     "spread": lambda x: x[:, :1].expand(3, 4) + x * x[0].expand(3, 4) - x[:1].expand(3, 4),
     "spread twice": lambda x: x[:1].expand(3, 4) + x[:, :1].expand(3, 4),
-    "spread from fewer": lambda x: x[0].expand(3, 4) / x + x[0, 0].expand(3, 4) * x.t().contiguous().t(),
+    "spread from fewer": lambda x: (
+        x[0].expand(3, 4) / x + x[0, 0].expand(3, 4) * x.t().contiguous().t()
+    ),
 }
 
 

@@ -34,7 +34,9 @@ def test_describe_never_drops() -> None:
 @pytest.mark.parametrize("probability", [0.025, 0.6, 0.95, 0.975, 0.995])
 def test_t_quantiles_match_scipy(freedom: int, probability: float) -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
-    assert stats.t_quantile(probability, freedom) == pytest.approx(scipy_stats.t.ppf(probability, freedom), rel=1e-9)
+    assert stats.t_quantile(probability, freedom) == pytest.approx(
+        scipy_stats.t.ppf(probability, freedom), rel=1e-9
+    )
 
 
 def test_t_quantile_refuses_nonsense() -> None:
@@ -83,7 +85,11 @@ def test_auc_of_lines() -> None:
 
 def test_diverged_is_ten_times_the_start_or_not_finite() -> None:
     loss = [[1.0, 30.0, 1.0], [3.0, 19.9, math.nan], [2.0, 20.1, math.inf]]
-    assert stats.diverged(loss).tolist() == [[False, True, False], [False, False, True], [False, True, True]]
+    assert stats.diverged(loss).tolist() == [
+        [False, True, False],
+        [False, False, True],
+        [False, True, True],
+    ]
     assert stats.diverged([[math.nan, 1.0]]).tolist() == [[True, False]]
     assert stats.diverged([[1.0, 6.0]], start=0.5).tolist() == [[False, True]]
 
@@ -118,13 +124,19 @@ def test_paired_matches_the_closed_form_with_one_seed() -> None:
     first, second = _planted(0.0, seeds=1)
     found = stats.paired(first, second, seed=0, resamples=4000)
     assert found.ci95 is not None
-    assert (found.ci95[1] - found.ci95[0]) / 2 == pytest.approx(float(stats.ci95((first - second)[0])), rel=0.06)
+    assert (found.ci95[1] - found.ci95[0]) / 2 == pytest.approx(
+        float(stats.ci95((first - second)[0])), rel=0.06
+    )
 
 
 def test_p_is_two_sided() -> None:
     noise = np.random.default_rng(6).normal(size=(1, 400))
     noise = (noise - noise.mean()) / noise.std(ddof=1)
-    for z in (0.5, 1.0, 2.0):  # a mean of z standard errors: p = 2 (1 - Phi(z)), up to the resamples' own error
+    for z in (
+        0.5,
+        1.0,
+        2.0,
+    ):  # a mean of z standard errors: p = 2 (1 - Phi(z)), up to the resamples' own error
         found = stats.paired(noise + z / 20, np.zeros((1, 400)), seed=0, resamples=20_000)
         assert found.p == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.12)
 
@@ -143,7 +155,9 @@ def test_paired_under_no_difference() -> None:
 
 def test_paired_sees_what_differs_between_seeds() -> None:
     base = np.zeros((3, 400))
-    shifted = base + np.array([[-0.1], [0.0], [0.1]])  # no task differs inside a seed: only seeds do
+    shifted = base + np.array(
+        [[-0.1], [0.0], [0.1]]
+    )  # no task differs inside a seed: only seeds do
     found = stats.paired(shifted, base, seed=0)
     assert found.ci95 is not None and found.ci95[0] < -0.05 and found.ci95[1] > 0.05
 

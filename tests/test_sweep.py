@@ -1,4 +1,6 @@
-"""Sweeps: W&B's file, checked with its experiment; workers that are killed, stopped, added; what sweep.json says."""
+"""Sweeps: W&B's file, checked with its experiment; workers that are killed, stopped, added; what
+sweep.json says.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ import yaml
 from commandline import Commands, commands_in, files_of, refused, sinusoid
 from sweep_kills import at_work, disturbed, sweep_of, swept
 
-from metalearn.run.lock import held
-from metalearn.run.report_sweep import importance, read_swept
-from metalearn.run.sweep.desk import claim_folder
-from metalearn.run.sweep.file import read
+from metalearn.report.sweep_page import importance, read_swept
+from metalearn.storage.lock import held
+from metalearn.sweep.desk import claim_folder
+from metalearn.sweep.file import read
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +43,9 @@ def test_killed_workers_lose_nothing_and_make_nothing_twice(metalearn: Commands)
     assert (found["killed"], found["taken_over"]) == (2, 2)
     assert [trial["number"] for trial in found["sweep"]["trials"]] == list(range(6))
     assert metalearn("sweep", file, "--out", "alone").code == 0
-    assert told(metalearn.folder / "alone") == found["sweep"]  # the same values, and the same results to the last digit
+    assert (
+        told(metalearn.folder / "alone") == found["sweep"]
+    )  # the same values, and the same results to the last digit
     assert not list((metalearn.folder / "killed" / "claims").glob("*.json"))
 
 
@@ -59,14 +63,18 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
 
 
 def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> None:
-    """Its claim is gone, its lock is not: the trial is neither failed nor run twice, but waited for."""
+    """Its claim is gone, its lock is not: the trial is neither failed nor run twice, but waited
+    for.
+    """
     file = swept(metalearn.folder, "asleep", parameters={"method.inner_lr": {"values": [0.01]}})
     folder = metalearn.folder / "runs" / "asleep"
     claim_folder(read(str(file)), folder)
     (folder / "trials" / "0").mkdir(parents=True)
     with held(folder / "trials" / "0"):
         worker = metalearn.start("sweep", file, "--out", folder)
-        ready = worker.wait_for(lambda: worker.err.exists() and "another process is at work" in worker.err.read_text())
+        ready = worker.wait_for(
+            lambda: worker.err.exists() and "another process is at work" in worker.err.read_text()
+        )
     assert ready
     ended = worker.wait()
     assert ended.code == 0, ended
@@ -82,7 +90,9 @@ def test_a_grid_is_gone_through_in_order_and_told_in_schema_1(metalearn: Command
     assert found["metric"] == {"name": "valid/loss", "goal": "minimize"}
     points = [(lr, steps) for lr in (0.01, 0.1) for steps in (1, 2)]
     assert [tuple(trial["parameters"].values()) for trial in found["trials"]] == points
-    assert all(set(trial) == {"number", "parameters", "value", "state"} for trial in found["trials"])
+    assert all(
+        set(trial) == {"number", "parameters", "value", "state"} for trial in found["trials"]
+    )
     assert found["best"] == min(found["trials"], key=lambda trial: trial["value"])["number"]
     for trial in found["trials"]:
         run = folder / "trials" / str(trial["number"])
@@ -99,7 +109,10 @@ def test_a_grid_is_gone_through_in_order_and_told_in_schema_1(metalearn: Command
 
 
 def test_a_sweep_grows_and_other_sweeps_are_refused_its_folder(metalearn: Commands) -> None:
-    keys: dict[str, Any] = {"method": "random", "parameters": {"method.inner_lr": {"min": 0.001, "max": 0.1}}}
+    keys: dict[str, Any] = {
+        "method": "random",
+        "parameters": {"method.inner_lr": {"min": 0.001, "max": 0.1}},
+    }
     file = swept(metalearn.folder, "grows", run_cap=1, **keys)
     assert metalearn("sweep", file).code == 0
     first = told(metalearn.folder / "runs" / "grows")["trials"]
@@ -107,7 +120,11 @@ def test_a_sweep_grows_and_other_sweeps_are_refused_its_folder(metalearn: Comman
     assert told(metalearn.folder / "runs" / "grows")["trials"][:1] == first
     before = files_of(metalearn.folder / "runs" / "grows")
     keys["parameters"] = {"method.inner_lr": {"min": 0.001, "max": 0.2}}
-    refused(metalearn("sweep", swept(metalearn.folder, "grows", run_cap=3, **keys)), "parameters", "--out")
+    refused(
+        metalearn("sweep", swept(metalearn.folder, "grows", run_cap=3, **keys)),
+        "parameters",
+        "--out",
+    )
     keys["parameters"] = {"method.inner_lr": {"min": 0.001, "max": 0.1}}
     other = swept(metalearn.folder, "grows", sinusoid(run={"meta_steps": 6}), run_cap=3, **keys)
     refused(metalearn("sweep", other), "experiment file")
@@ -116,7 +133,10 @@ def test_a_sweep_grows_and_other_sweeps_are_refused_its_folder(metalearn: Comman
 
 
 def test_trials_that_fail_or_are_behind_say_so(metalearn: Commands) -> None:
-    parameters = {"method.inner_lr": {"values": [0.01, 1e30, 0.02]}, "method.inner_steps": {"value": 2}}
+    parameters = {
+        "method.inner_lr": {"values": [0.01, 1e30, 0.02]},
+        "method.inner_steps": {"value": 2},
+    }
     early = {"type": "hyperband", "min_iter": 1, "eta": 10}
     wild = swept(metalearn.folder, "wild", parameters=parameters, early_terminate=early)
     assert metalearn("sweep", wild).code == 0
@@ -124,7 +144,9 @@ def test_trials_that_fail_or_are_behind_say_so(metalearn: Commands) -> None:
     assert [row["state"] for row in rows][:2] == ["complete", "failed"] and rows[1]["value"] is None
     file = swept(metalearn.folder, "target", metric={"name": "loss", "target": 1e9})
     assert metalearn("sweep", file).code == 0
-    assert len(told(metalearn.folder / "runs" / "target")["trials"]) == 1  # reached: no new trial begins
+    assert (
+        len(told(metalearn.folder / "runs" / "target")["trials"]) == 1
+    )  # reached: no new trial begins
 
 
 def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
@@ -136,12 +158,31 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
         "a b": {"value": 1},
     }
     file = swept(
-        metalearn.folder, "bad", parameters=parameters, method="annealing", metric={"name": "valid/los"},
-        early_terminate={"type": "hyperband"}, run_cap=0, colour="blue",
-    )  # fmt: skip
+        metalearn.folder,
+        "bad",
+        parameters=parameters,
+        method="annealing",
+        metric={"name": "valid/los"},
+        early_terminate={"type": "hyperband"},
+        run_cap=0,
+        colour="blue",
+    )
     before = files_of(metalearn.folder)
-    words = ("parameters.method.inner_lr", "parameters.method.inner_step", "did you mean 'inner_steps'", "a b")
-    more = ("gaussian", "model.parameters.sizes", "annealing", "valid/loss", "min_iter", "run_cap", "colour")
+    words = (
+        "parameters.method.inner_lr",
+        "parameters.method.inner_step",
+        "did you mean 'inner_steps'",
+        "a b",
+    )
+    more = (
+        "gaussian",
+        "model.parameters.sizes",
+        "annealing",
+        "valid/loss",
+        "min_iter",
+        "run_cap",
+        "colour",
+    )
     refused(metalearn("sweep", file), *words, *more)
     assert files_of(metalearn.folder) == before
 
@@ -149,8 +190,18 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        ({"parameters": {"method.inner_lr": {"values": [0.1, "fast"]}}}, "'fast' is no legal value"),
-        ({"parameters": {"method.inner_lr": {"min": -1.0, "max": 1.0}}, "method": "random", "run_cap": 2}, "greater"),
+        (
+            {"parameters": {"method.inner_lr": {"values": [0.1, "fast"]}}},
+            "'fast' is no legal value",
+        ),
+        (
+            {
+                "parameters": {"method.inner_lr": {"min": -1.0, "max": 1.0}},
+                "method": "random",
+                "run_cap": 2,
+            },
+            "greater",
+        ),
         ({"parameters": {"method.inner_lr": {"min": 0.1, "max": 1.0}}}, "gone through by a grid"),
         ({"method": "bayes"}, "run_cap"),
         ({"metric": {"name": "valid/accuracy", "goal": "maximize"}}, "no accuracy"),
@@ -160,11 +211,21 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
         ({"program": None}, "experiment file"),
         ({"parameters": None}, "parameters"),
         ({"parameters": {"a": {"parameters": {"b": {"value": 1}}}, "a.b": {"value": 1}}}, "twice"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}, "metric": {"name": "test/loss"}}, "looks"),
+        (
+            {
+                "early_terminate": {"type": "hyperband", "min_iter": 1},
+                "metric": {"name": "test/loss"},
+            },
+            "looks",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_wrong_key(metalearn: Commands, keys: dict[str, Any], word: str) -> None:
-    refused(metalearn("sweep", swept(metalearn.folder, "one", **keys), "--out", "never"), word, "one.yaml")
+    refused(
+        metalearn("sweep", swept(metalearn.folder, "one", **keys), "--out", "never"),
+        word,
+        "one.yaml",
+    )
     assert not (metalearn.folder / "never").exists()
 
 
@@ -175,26 +236,47 @@ def test_words_of_the_command(metalearn: Commands) -> None:
     refused(metalearn("sweep", file, "--out", metalearn.folder / "words.yaml"), "is a file")
 
 
-def test_no_label_of_a_test_task_chooses_unless_it_is_asked_for_and_then_it_is_said(metalearn: Commands) -> None:
-    file = swept(metalearn.folder, "test", metric={"name": "test/loss"}, parameters={"task.shots": {"values": [5]}})
+def test_no_label_of_a_test_task_chooses_unless_it_is_asked_for_and_then_it_is_said(
+    metalearn: Commands,
+) -> None:
+    file = swept(
+        metalearn.folder,
+        "test",
+        metric={"name": "test/loss"},
+        parameters={"task.shots": {"values": [5]}},
+    )
     done = metalearn("sweep", file)
     assert done.code == 0 and "chose on test tasks" in done.out
-    result = json.loads((metalearn.folder / "runs" / "test" / "trials" / "0" / "result.json").read_text())
-    assert told(metalearn.folder / "runs" / "test")["trials"][0]["value"] == result["headline"]["value"]
+    result = json.loads(
+        (metalearn.folder / "runs" / "test" / "trials" / "0" / "result.json").read_text()
+    )
+    assert (
+        told(metalearn.folder / "runs" / "test")["trials"][0]["value"]
+        == result["headline"]["value"]
+    )
 
 
 def test_workers_of_one_command(metalearn: Commands) -> None:
     file = sweep_of(metalearn.folder, 4)
-    done = metalearn("sweep", file, "--workers", "2", "--out", "several", env={"PYTHONPATH": str(ROOT)})
+    done = metalearn(
+        "sweep", file, "--workers", "2", "--out", "several", env={"PYTHONPATH": str(ROOT)}
+    )
     assert done.code == 0 and "4 trials: 4 complete" in done.out, done.err
-    assert [trial["number"] for trial in told(metalearn.folder / "several")["trials"]] == [0, 1, 2, 3]
+    assert [trial["number"] for trial in told(metalearn.folder / "several")["trials"]] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_workers_as_jobs_of_a_cluster(metalearn: Commands) -> None:
     pytest.importorskip("submitit", reason="--slurm needs submitit: pip install submitit")
     file = sweep_of(metalearn.folder, 3)
     words = ("--out", "jobs", "--workers", "2", "--slurm", "cluster=local", "timeout_min=5")
-    done = metalearn("sweep", file, *words, env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
+    done = metalearn(
+        "sweep", file, *words, env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    )
     assert done.code == 0 and done.out.startswith("jobs: "), done
     folder = metalearn.folder / "jobs"
     numbers = done.out.split("\n")[0].split()[1:]
@@ -204,13 +286,20 @@ def test_workers_as_jobs_of_a_cluster(metalearn: Commands) -> None:
     said = "".join(path.read_text() for path in (folder / "jobs").glob("*.err"))
     assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"] * 3, said
     refused(metalearn("sweep", file, "--out", "no", "--slurm", "partition"), "looks like")
-    refused(metalearn("sweep", file, "--out", "no", "--slurm", "cluster=elsewhere"), "cluster=local")
+    refused(
+        metalearn("sweep", file, "--out", "no", "--slurm", "cluster=elsewhere"), "cluster=local"
+    )
     assert not (metalearn.folder / "no").exists()
 
 
 def test_wandb_without_an_account_is_a_clear_sentence(metalearn: Commands, tmp_path: Path) -> None:
     file = sweep_of(metalearn.folder, 3)
-    env = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": "offline", "NETRC": str(tmp_path / "netrc")}
+    env = {
+        "HOME": str(tmp_path),
+        "WANDB_API_KEY": "",
+        "WANDB_MODE": "offline",
+        "NETRC": str(tmp_path / "netrc"),
+    }
     refused(metalearn("sweep", file, "--wandb", env=env), "wandb login", "leave --wandb out")
 
 
@@ -226,26 +315,46 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
         trials.append({"number": number, "parameters": values, "value": value, "state": state})
         (folder / "trials" / str(number)).mkdir(parents=True)
         looks = [
-            {"kind": "valid", "split": "valid", "step": step, "loss": (value or 9) + 1 / step} for step in (1, 2, 4)
+            {"kind": "valid", "split": "valid", "step": step, "loss": (value or 9) + 1 / step}
+            for step in (1, 2, 4)
         ]
         text = "".join(json.dumps(look) + "\n" for look in looks) + '{"torn'
         (folder / "trials" / str(number) / "metrics.jsonl").write_text(text)
-    best = min((trial for trial in trials if trial["state"] == "complete"), key=lambda trial: trial["value"])["number"]
-    data = {"schema": 1, "metric": {"name": "valid/loss", "goal": "minimize"}, "best": best, "trials": trials}
+    best = min(
+        (trial for trial in trials if trial["state"] == "complete"),
+        key=lambda trial: trial["value"],
+    )["number"]
+    data = {
+        "schema": 1,
+        "metric": {"name": "valid/loss", "goal": "minimize"},
+        "best": best,
+        "trials": trials,
+    }
     (folder / "sweep.json").write_text(json.dumps(data))
     done = metalearn("report", folder, "--out", tmp_path / "page.html")
     assert done.code == 0, done.err
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 8 and f"Trial {best} is the best" in page  # four figures in two sizes
+    assert (
+        page.count("<svg") == 8 and f"Trial {best} is the best" in page
+    )  # four figures in two sizes
     assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "share of the variance" in page and "1 ended early" in page and "1 failed" in page
     assert importance(read_swept(folder)) == read_swept(folder).importance
     shares = read_swept(folder).importance
-    assert max(shares, key=lambda name: shares[name]) == "method.inner_lr" and shares["method.inner_lr"] > 0.5
+    assert (
+        max(shares, key=lambda name: shares[name]) == "method.inner_lr"
+        and shares["method.inner_lr"] > 0.5
+    )
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     again = metalearn("report", folder, "--out", tmp_path / "again.html")
     assert again.code == 0 and (tmp_path / "again.html").read_text() == page
     (folder / "sweep.json").write_text(json.dumps({**data, "trials": [{"number": "x"}]}))
-    refused(metalearn("report", folder, "--out", tmp_path / "never.html"), "sweep.json", "trials.0.number")
-    refused(metalearn("report", folder, tmp_path, "--out", tmp_path / "never.html"), "page of their own")
+    refused(
+        metalearn("report", folder, "--out", tmp_path / "never.html"),
+        "sweep.json",
+        "trials.0.number",
+    )
+    refused(
+        metalearn("report", folder, tmp_path, "--out", tmp_path / "never.html"), "page of their own"
+    )
     assert not (tmp_path / "never.html").exists()

@@ -1,4 +1,6 @@
-"""The parts of a sweep: distributions, hyperband, claims, the desk; and the sweep files of the house."""
+"""The parts of a sweep: distributions, hyperband, claims, the desk; and the sweep files of the
+house.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_kills import swept
 
+from metalearn.config.validate import validated
 from metalearn.errors import ConfigError
-from metalearn.run.sweep import claims as claims_room
-from metalearn.run.sweep import worker
-from metalearn.run.sweep.claims import SILENCE, Claims
-from metalearn.run.sweep.command import conclusion
-from metalearn.run.sweep.desk import Desk, claim_folder
-from metalearn.run.sweep.file import EarlyTerminate, override, read
-from metalearn.run.sweep.hyperband import goes_on
-from metalearn.run.sweep.spread import SPREADS, kind_of
-from metalearn.run.sweep.worker import watched
-from metalearn.run.track.tracker import group_of
-from metalearn.run.validate import validated
+from metalearn.sweep import claims as claims_room
+from metalearn.sweep import worker
+from metalearn.sweep.claims import SILENCE, Claims
+from metalearn.sweep.command import conclusion
+from metalearn.sweep.desk import Desk, claim_folder
+from metalearn.sweep.file import EarlyTerminate, override, read
+from metalearn.sweep.hyperband import goes_on
+from metalearn.sweep.spread import SPREADS, kind_of
+from metalearn.sweep.worker import watched
+from metalearn.tracking.tracker import group_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,12 +40,20 @@ def test_hyperband_by_hand() -> None:
     rule = EarlyTerminate(type="hyperband", max_iter=5, eta=2, s=2)
     assert rule.bands(5) == [1, 2]
     assert EarlyTerminate(type="hyperband", min_iter=2, eta=3).bands(20) == [2, 6, 18, 54]
-    curves = {0: [10, 9], 1: [10, 10], 2: [10, 8, 8], 3: [10, 7, 7], 4: [10, 6, 6]}  # W&B's own example
+    curves = {
+        0: [10, 9],
+        1: [10, 10],
+        2: [10, 8, 8],
+        3: [10, 7, 7],
+        4: [10, 6, 6],
+    }  # W&B's own example
     seen = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
     assert [goes_on(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
     back = {0: {1: 1.0, 2: 5.0}, 1: {1: 9.0, 2: 2.0}, 2: {1: 9.0, 2: 3.0}}
     loose = rule.model_copy(update={"strict": False})
-    assert not goes_on(rule, back, 0) and goes_on(loose, back, 0)  # strict judges the value at the band
+    assert not goes_on(rule, back, 0) and goes_on(
+        loose, back, 0
+    )  # strict judges the value at the band
     assert goes_on(rule, {0: {}}, 0)
 
 
@@ -60,23 +70,50 @@ def test_every_distribution_against_its_definition() -> None:
     half = 0.3
     for name, options, expected in [
         ("normal", {"mu": 2, "sigma": 3}, stats.norm(2, 3).ppf(half)),
-        ("log_normal", {"mu": 0.5, "sigma": 0.2}, stats.lognorm(s=0.2, scale=math.exp(0.5)).ppf(half)),
+        (
+            "log_normal",
+            {"mu": 0.5, "sigma": 0.2},
+            stats.lognorm(s=0.2, scale=math.exp(0.5)).ppf(half),
+        ),
         ("beta", {"a": 2, "b": 5}, stats.beta(2, 5).ppf(half)),
         ("q_beta", {"a": 2, "b": 5, "q": 0.25}, 0.25),
         ("q_normal", {"mu": 2, "sigma": 3, "q": 0.5}, 0.5),
         ("q_log_normal", {"mu": 3.0, "sigma": 0.2, "q": 2}, 18),
     ]:
-        assert spread_of({"distribution": name, **options}).of(half) == pytest.approx(expected, rel=1e-9), name
+        assert spread_of({"distribution": name, **options}).of(half) == pytest.approx(
+            expected, rel=1e-9
+        ), name
     assert spread_of({"distribution": "log_uniform", "min": -2, "max": 0}).of(-1.0) == math.exp(-1)
     assert spread_of({"distribution": "inv_log_uniform", "min": -2, "max": 0}).of(-1.0) == math.e
     assert spread_of({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 1}).of(1.0) == 3
-    assert spread_of({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}).grid() == [0, 0.25, 0.5, 0.75, 1]
+    assert spread_of({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}).grid() == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+    ]
     assert spread_of({"distribution": "log_uniform_values", "min": 0.1, "max": 1.0}).latent().log
-    assert spread_of({"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 4}).of(17.9) == 16
+    assert (
+        spread_of({"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 4}).of(17.9)
+        == 16
+    )
     weighted = spread_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
-    assert [weighted.of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == ["a", "a", "c", "c", "c"]
+    assert [weighted.of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
+        "a",
+        "a",
+        "c",
+        "c",
+        "c",
+    ]
     kinds = [{"min": 1, "max": 3}, {"min": 1.0, "max": 3}, {"values": [1]}, {"value": 1}, {"mu": 1}]
-    assert [kind_of(kind) for kind in kinds] == ["int_uniform", "uniform", "categorical", "constant", None]
+    assert [kind_of(kind) for kind in kinds] == [
+        "int_uniform",
+        "uniform",
+        "categorical",
+        "constant",
+        None,
+    ]
     assert set(SPREADS) == {kind for one in SPREADS.values() for kind in _names(one)}
 
 
@@ -87,15 +124,21 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @given(plain.filter(lambda value: len(str(value)) < 90))
 def test_a_value_comes_back_the_same_from_its_override(value: Any) -> None:
-    from metalearn.run.overrides import split
+    from metalearn.config.overrides import split
 
     path, back = split(override("a.b", value))
     assert path == ["a", "b"] and back == value and type(back) is type(value)
@@ -103,7 +146,13 @@ def test_a_value_comes_back_the_same_from_its_override(value: Any) -> None:
 
 def test_claims_of_the_dead_the_living_and_the_silent(tmp_path: Path) -> None:
     mine, other = Claims(tmp_path), Claims(tmp_path)
-    assert mine.free(3) and mine.take(3) == 0 and mine.mine(3) and not other.mine(3) and not other.free(3)
+    assert (
+        mine.free(3)
+        and mine.take(3) == 0
+        and mine.mine(3)
+        and not other.mine(3)
+        and not other.free(3)
+    )
     path = mine.path(3)
     held = json.loads(path.read_text())
     path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process: dead at once
@@ -149,9 +198,15 @@ def test_a_grid_goes_over_multiples_of_q_between_its_ends() -> None:
         ({"min": 0, "max": 1e300, "q": 1}, "told"),
     ]:
         problems: list[tuple[str, str]] = []
-        assert validated(SPREADS["q_uniform"], {"distribution": "q_uniform", **options}, "p", problems) is None
+        assert (
+            validated(SPREADS["q_uniform"], {"distribution": "q_uniform", **options}, "p", problems)
+            is None
+        )
         assert word in problems[0][1]
-    assert spread_of({"distribution": "q_log_uniform", "min": 0, "max": 700, "q": 1e-9}).of(700.0) > 1e300
+    assert (
+        spread_of({"distribution": "q_log_uniform", "min": 0, "max": 700, "q": 1e-9}).of(700.0)
+        > 1e300
+    )
 
 
 def test_a_file_server_that_does_not_answer_once_ends_no_signs_of_life(
@@ -181,7 +236,13 @@ def test_dates_sets_and_bytes_are_refused_in_their_places(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as refused:
         read(str(path))
     places = {place.rpartition(": ")[2] for place, _ in refused.value.problems}
-    assert places >= {"description", "project", "command.0", "parameters.method.inner_lr.values.1", "run_cap"}
+    assert places >= {
+        "description",
+        "project",
+        "command.0",
+        "parameters.method.inner_lr.values.1",
+        "run_cap",
+    }
 
 
 def test_a_journal_that_a_crash_tore_is_read(tmp_path: Path) -> None:
@@ -224,7 +285,10 @@ FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_sweep_files_of_the_house(file: Path) -> None:
-    if "omniglot" in file.stem and not (Path(os.environ.get("METALEARN_DATA", "")) / "omniglot28.npz").is_file():
+    if (
+        "omniglot" in file.stem
+        and not (Path(os.environ.get("METALEARN_DATA", "")) / "omniglot28.npz").is_file()
+    ):
         pytest.skip("omniglot28.npz is not prepared: set METALEARN_DATA")
     sweep = read(str(file))
     assert sweep.cap > 0 and sweep.parameters and sweep.data == yaml.safe_load(file.read_text())
@@ -260,13 +324,21 @@ def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Pat
 
 
 @pytest.mark.parametrize("seeds,noted", [([0], False), ([3, 4], True)])
-def test_a_sweep_says_that_it_ran_one_seed_of_several(tmp_path: Path, seeds: list[int], noted: bool) -> None:
-    file = swept(tmp_path, "x", sinusoid(run={"meta_steps": 4, "seeds": seeds, "validate": {"every": 2}}))
+def test_a_sweep_says_that_it_ran_one_seed_of_several(
+    tmp_path: Path, seeds: list[int], noted: bool
+) -> None:
+    file = swept(
+        tmp_path, "x", sinusoid(run={"meta_steps": 4, "seeds": seeds, "validate": {"every": 2}})
+    )
     claim_folder(read(str(file)), tmp_path / "out")
-    assert ("every trial ran seed 3 alone" in conclusion(read(str(file)), tmp_path / "out")) is noted
+    assert (
+        "every trial ran seed 3 alone" in conclusion(read(str(file)), tmp_path / "out")
+    ) is noted
 
 
-def test_a_trial_that_breaks_the_program_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_breaks_the_program_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[int] = []
 
     def run(experiment: Any, folder: Path, *_: Any, **__: Any) -> dict[str, Any]:
@@ -283,4 +355,7 @@ def test_a_trial_that_breaks_the_program_ends_no_other(tmp_path: Path, monkeypat
         worker.work(sweep, tmp_path / "out", lambda text: None)
     worker.work(sweep, tmp_path / "out", lambda text: None)
     rows = Desk(sweep, tmp_path / "out").records()
-    assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == ["failed", *["complete"] * 3]
+    assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == [
+        "failed",
+        *["complete"] * 3,
+    ]

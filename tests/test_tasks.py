@@ -27,7 +27,9 @@ SPLITS = ("train", "valid", "test")
 def options(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> dict[str, Any]:
-    """What a source needs to be built quickly; sources that are not named here are built from their defaults."""
+    """What a source needs to be built quickly; sources that are not named here are built from their
+    defaults.
+    """
     if name == "omniglot":
         request.getfixturevalue("data_root")  # skips, with the reason, where the file is not there
         return {"ways": 3, **SHAPE}
@@ -39,7 +41,13 @@ def options(
             for image in range(6 + place % 2):
                 pixels = noise.integers(0, 255, (9, 9, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "own" / f"class{place}" / f"{image}.png")
-        return {"path": str(tmp_path / "own"), "size": 8, "fractions": (0.4, 0.3, 0.3), "ways": 3, **SHAPE}
+        return {
+            "path": str(tmp_path / "own"),
+            "size": 8,
+            "fractions": (0.4, 0.3, 0.3),
+            "ways": 3,
+            **SHAPE,
+        }
     if name == "glyphs":
         monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
         monkeypatch.setattr(render, "render", few_letters)
@@ -53,9 +61,17 @@ OBJECTIVES = ("quadratics", "landscapes", "logistic")
 
 def few_letters(seed: int) -> render.Rendered:
     """Five letters a split, in place of all, which take seconds."""
-    every = [(letter, split) for split, some in zip(SPLITS, ("ABCDE", "אבגדה", "ΘΞΨΩΣ")) for letter in some]
-    images = np.stack([render.drawings(letter, ["DejaVuSans", "DejaVuSans-Bold"], seed) for letter, _ in every])
-    return render.Rendered(images, [letter for letter, _ in every], [render.SPLITS[split][0] for _, split in every])
+    every = [
+        (letter, split)
+        for split, some in zip(SPLITS, ("ABCDE", "אבגדה", "ΘΞΨΩΣ"))
+        for letter in some
+    ]
+    images = np.stack(
+        [render.drawings(letter, ["DejaVuSans", "DejaVuSans-Bold"], seed) for letter, _ in every]
+    )
+    return render.Rendered(
+        images, [letter for letter, _ in every], [render.SPLITS[split][0] for _, split in every]
+    )
 
 
 def build(name: str, options: dict[str, Any], split: str = "train", **more: Any) -> TaskSource:
@@ -73,7 +89,9 @@ def leaves(episode: Episode) -> list[torch.Tensor]:
 
 @each_source
 def test_an_episode_depends_on_its_key_and_number_alone(name: str, options: dict[str, Any]) -> None:
-    """The same twice, alone, in chunks, from another object, whatever torch's generator holds; other keys: others."""
+    """The same twice, alone, in chunks, from another object, whatever torch's generator holds;
+    other keys: others.
+    """
     source = build(name, options)
     whole = source.sample(KEY, COUNT)
     torch.manual_seed(5)
@@ -81,7 +99,9 @@ def test_an_episode_depends_on_its_key_and_number_alone(name: str, options: dict
     assert equal(whole, build(name, options).sample(KEY, COUNT))
     for first, last in ((0, 1), (3, 4), (2, 7)):
         assert equal(source.sample(KEY, last - first, start=first), part(whole, first, last))
-    assert equal(source.sample(KEY, 2, start=1_000_003), part(source.sample(KEY, 3, start=1_000_002), 1, 3))
+    assert equal(
+        source.sample(KEY, 2, start=1_000_003), part(source.sample(KEY, 3, start=1_000_002), 1, 3)
+    )
     assert torch.equal(torch.get_rng_state(), before)
     other = source.sample(fold_in(KEY, "other"), COUNT)
     assert not torch.equal(other.support.x, whole.support.x)
@@ -96,12 +116,16 @@ def test_shapes_are_those_of_the_spec(name: str, split: str, options: dict[str, 
     assert spec.split == split and (spec.shots, spec.queries) == (2, 3) and spec.device == "cpu"
     for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
         size = spec.ways * count
-        assert batch.x.shape == (COUNT, size, *spec.x_shape) and batch.x.dtype == spec.dtype == torch.float32
+        assert (
+            batch.x.shape == (COUNT, size, *spec.x_shape)
+            and batch.x.dtype == spec.dtype == torch.float32
+        )
         target = (COUNT, size) if spec.classification else (COUNT, size, spec.outputs)
         assert batch.y.shape == target
         assert batch.y.dtype == (torch.int64 if spec.classification else spec.dtype)
     assert all(
-        leaf.isfinite().all() and leaf.shape[0] == COUNT and leaf.device.type == "cpu" for leaf in leaves(episode)
+        leaf.isfinite().all() and leaf.shape[0] == COUNT and leaf.device.type == "cpu"
+        for leaf in leaves(episode)
     )
     assert episode.info["key"].shape == (COUNT,) and episode.info["key"].dtype == torch.int64
     assert episode.info["key"].unique().numel() == COUNT
@@ -120,7 +144,9 @@ def test_labels_are_a_permutation_and_no_example_is_in_both_sets(
         assert len({str(x.tolist()) for x in both}) == len(both)
         if spec.classification:
             ids = episode.info["class_ids"][t].tolist()
-            assert len(set(ids)) == spec.ways == spec.outputs and all(0 <= i < spec.num_classes for i in ids)
+            assert len(set(ids)) == spec.ways == spec.outputs and all(
+                0 <= i < spec.num_classes for i in ids
+            )
             for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
                 assert sorted(batch.y[t].tolist()) == sorted(list(range(spec.ways)) * count)
     if spec.classification:  # neither the order of labels nor the classes behind them stand still
@@ -134,7 +160,9 @@ def test_a_source_without_queries(name: str, options: dict[str, Any]) -> None:
     source = build(name, {**options, "queries": 0})
     episode = source.sample(KEY, COUNT)
     assert source.spec.queries == 0
-    assert episode.query.x.shape == (COUNT, 0, *source.spec.x_shape) and episode.query.y.shape[:2] == (COUNT, 0)
+    assert episode.query.x.shape == (COUNT, 0, *source.spec.x_shape) and episode.query.y.shape[
+        :2
+    ] == (COUNT, 0)
     assert episode.support.x.shape[1] == source.spec.ways * 2 and episode.support.x.isfinite().all()
 
 
@@ -152,13 +180,25 @@ def test_float64_draws_the_same_episodes(name: str, options: dict[str, Any]) -> 
 def test_examples_are_labelled_over_all_classes(name: str, options: dict[str, Any]) -> None:
     source = build(name, options)
     spec, batch = source.spec, source.examples(KEY, 500)
-    assert batch.x.shape == (500, *spec.x_shape) and batch.x.isfinite().all() and batch.x.dtype == spec.dtype
+    assert (
+        batch.x.shape == (500, *spec.x_shape)
+        and batch.x.isfinite().all()
+        and batch.x.dtype == spec.dtype
+    )
     again, other = source.examples(KEY, 500), source.examples(fold_in(KEY, "other"), 500)
-    assert torch.equal(batch.x, again.x) and torch.equal(batch.y, again.y) and not torch.equal(batch.x, other.x)
+    assert (
+        torch.equal(batch.x, again.x)
+        and torch.equal(batch.y, again.y)
+        and not torch.equal(batch.x, other.x)
+    )
     if spec.classification:
         assert batch.y.shape == (500,) and batch.y.dtype == torch.int64
         seen = batch.y.unique().numel()
-        assert batch.y.min() >= 0 and batch.y.max() < spec.num_classes and seen > min(spec.num_classes, 500) * 0.3
+        assert (
+            batch.y.min() >= 0
+            and batch.y.max() < spec.num_classes
+            and seen > min(spec.num_classes, 500) * 0.3
+        )
     else:
         assert batch.y.shape == (500, spec.outputs)
 
@@ -166,19 +206,25 @@ def test_examples_are_labelled_over_all_classes(name: str, options: dict[str, An
 @each_source
 def test_splits_give_different_tasks(name: str, options: dict[str, Any]) -> None:
     sources = {split: build(name, options, split).sample(KEY, 3) for split in SPLITS}
-    drawn = [{str(x.tolist()) for x in episode.support.x.flatten(0, 1)} for episode in sources.values()]
+    drawn = [
+        {str(x.tolist()) for x in episode.support.x.flatten(0, 1)} for episode in sources.values()
+    ]
     assert not drawn[0] & drawn[1] and not drawn[0] & drawn[2] and not drawn[1] & drawn[2]
 
 
 @pytest.mark.parametrize(("name", "component"), TASKS.items())
 def test_components_keep_their_form(name: str, component: type[Component]) -> None:
-    """Default-constructible but for what only the user knows, frozen, through JSON and back; unknown fields refused."""
+    """Default-constructible but for what only the user knows, frozen, through JSON and back;
+    unknown fields refused.
+    """
     required = {field for field, info in component.model_fields.items() if info.is_required()}
     assert required <= {"path"}
     given = dict.fromkeys(required, "somewhere")
     made = component(**given)
     assert made.source == name and component.model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
-    assert all(info.description for info in component.model_fields.values()) and component.sentence().endswith(".")
+    assert all(
+        info.description for info in component.model_fields.values()
+    ) and component.sentence().endswith(".")
     with pytest.raises(ValueError, match="frozen"):
         made.source = name  # type: ignore[attr-defined]
     for wrong in ({"shot": 1}, {"shots": 0}, {"queries": -1}, {"ways": 0}):
@@ -190,7 +236,10 @@ def test_components_keep_their_form(name: str, component: type[Component]) -> No
 @each_source
 def test_a_gpu_draws_the_same_episodes(name: str, options: dict[str, Any]) -> None:
     """Whole numbers alike, floats within rounding."""
-    here, there = build(name, options).sample(KEY, COUNT), build(name, options, device="cuda").sample(KEY, COUNT)
+    here, there = (
+        build(name, options).sample(KEY, COUNT),
+        build(name, options, device="cuda").sample(KEY, COUNT),
+    )
     for a, b in zip(leaves(here), leaves(there), strict=True):
         assert b.device.type == "cuda"
         torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-5)

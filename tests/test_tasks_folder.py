@@ -20,7 +20,18 @@ from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import image_folder, images, store
 from metalearn.tasks.image_folder import ImageFolder
 
-COUNTS = {"ant": 3, "bee": 5, "cat": 4, "dog": 9, "elk": 3, "fox": 3, "gnu": 3, "hen": 3, "ibis": 3, "jay": 3}
+COUNTS = {
+    "ant": 3,
+    "bee": 5,
+    "cat": 4,
+    "dog": 9,
+    "elk": 3,
+    "fox": 3,
+    "gnu": 3,
+    "hen": 3,
+    "ibis": 3,
+    "jay": 3,
+}
 
 
 @pytest.fixture
@@ -38,7 +49,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def task_of(folder: Path, **options: object) -> ImageFolder:
-    given_options = {"path": str(folder), "channels": 1, "size": 5, "ways": 2, "shots": 1, "queries": 2, **options}
+    given_options = {
+        "path": str(folder),
+        "channels": 1,
+        "size": 5,
+        "ways": 2,
+        "shots": 1,
+        "queries": 2,
+        **options,
+    }
     return ImageFolder.model_validate(given_options)
 
 
@@ -52,11 +71,17 @@ def greys(x: torch.Tensor) -> torch.Tensor:
 def test_a_folder_gives_every_image_of_its_classes_and_no_other(folder: Path) -> None:
     sources = {split: task_of(folder).build(split) for split in images.SPLITS}
     assert [sources[split].spec.num_classes for split in images.SPLITS] == [6, 2, 2]
-    assert sources["train"].spec.x_shape == (1, 5, 5) and sources["train"].facts == {"split_seed": 0}
+    assert sources["train"].spec.x_shape == (1, 5, 5) and sources["train"].facts == {
+        "split_seed": 0
+    }
     names = task_of(folder).split(tuple(COUNTS), 0)
     every: list[int] = []
     for split, source in sources.items():
-        wanted = sorted(20 * list(COUNTS).index(name) + image for name in names[split] for image in range(COUNTS[name]))
+        wanted = sorted(
+            20 * list(COUNTS).index(name) + image
+            for name in names[split]
+            for image in range(COUNTS[name])
+        )
         assert sorted(set(greys(source.examples(KEY, 3000).x).tolist())) == wanted
         episode = source.sample(KEY, 300)
         drawn = torch.cat([greys(episode.support.x), greys(episode.query.x)], 1)
@@ -72,15 +97,24 @@ def test_a_folder_gives_every_image_of_its_classes_and_no_other(folder: Path) ->
 def test_split_seed_and_its_record(folder: Path) -> None:
     task = task_of(folder)
     names = tuple(COUNTS)
-    assert task.resolve(3).split_seed == 3 and task_of(folder, split_seed=1).resolve(3).split_seed == 1
+    assert (
+        task.resolve(3).split_seed == 3 and task_of(folder, split_seed=1).resolve(3).split_seed == 1
+    )
     assert task.split(names, 3) == task.split(names, 3) != task.split(names, 4)
     assert task.build("test", seed=3).facts["split_seed"] == 3
     assert sorted(name for part in task.split(names, 3).values() for name in part) == list(names)
 
 
 @settings(max_examples=50, deadline=None)
-@given(classes=st.integers(2, 60), train=st.integers(1, 10), valid=st.integers(0, 5), seed=st.integers(0, 99))
-def test_splits_by_fraction_lose_and_repeat_nothing(classes: int, train: int, valid: int, seed: int) -> None:
+@given(
+    classes=st.integers(2, 60),
+    train=st.integers(1, 10),
+    valid=st.integers(0, 5),
+    seed=st.integers(0, 99),
+)
+def test_splits_by_fraction_lose_and_repeat_nothing(
+    classes: int, train: int, valid: int, seed: int
+) -> None:
     names = tuple(f"c{number:02}" for number in range(classes))
     total = train + valid + 3
     shares = (train / total, valid / total, 3 / total)
@@ -89,7 +123,9 @@ def test_splits_by_fraction_lose_and_repeat_nothing(classes: int, train: int, va
     assert all(part == sorted(part) for part in parts.values())
     assert abs(len(parts["test"]) - shares[2] * classes) <= 1
     if len(parts["train"]) > 1:
-        assert parts["valid"]  # without validation classes a tenth of the training classes is held out
+        assert parts[
+            "valid"
+        ]  # without validation classes a tenth of the training classes is held out
 
 
 def test_split_by_file(folder: Path, tmp_path: Path) -> None:
@@ -97,12 +133,27 @@ def test_split_by_file(folder: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({"train": ["fox", "ant", "bee", "cat"], "test": ["dog", "elk"]}))
     task = task_of(folder, split_file=str(path))
     assert [len(task.split(tuple(COUNTS), 0)[split]) for split in images.SPLITS] == [3, 1, 2]
-    assert set(greys(task.build("test").examples(KEY, 500).x).tolist()) == set(range(60, 69)) | {80, 81, 82}
-    wrong = {"train": ["ant", "unicorn"], "val": ["bee"], "test": ["ant", "griffin"], "valid": "cat"}
+    assert set(greys(task.build("test").examples(KEY, 500).x).tolist()) == set(range(60, 69)) | {
+        80,
+        81,
+        82,
+    }
+    wrong = {
+        "train": ["ant", "unicorn"],
+        "val": ["bee"],
+        "test": ["ant", "griffin"],
+        "valid": "cat",
+    }
     path.write_text(json.dumps(wrong))
     with pytest.raises(DataError) as caught:
         task.build()
-    for word in ("unicorn", "griffin", "'val' is no split; did you mean 'valid'", "'ant' is in 'train'", "not a list"):
+    for word in (
+        "unicorn",
+        "griffin",
+        "'val' is no split; did you mean 'valid'",
+        "'ant' is in 'train'",
+        "not a list",
+    ):
         assert word in str(caught.value)
     for content in ("[1]", "{"):
         path.write_text(content)
@@ -112,7 +163,9 @@ def test_split_by_file(folder: Path, tmp_path: Path) -> None:
         task_of(folder, split_file="nowhere.json").build()
 
 
-def test_decoding_is_cached_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_is_cached_until_a_file_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = task_of(folder).build()
     decode = image_folder._decode_all
     monkeypatch.setattr(image_folder, "_decode_all", lambda *_: pytest.fail("decoded again"))
@@ -124,7 +177,9 @@ def test_decoding_is_cached_until_a_file_changes(folder: Path, monkeypatch: pyte
     assert task_of(folder).build().data_sha256 != first.data_sha256
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError("disk full")
 
@@ -138,9 +193,14 @@ def test_a_cache_that_cannot_be_written_is_a_warning(folder: Path, monkeypatch: 
 def test_colours_papers_and_depths(folder: Path) -> None:
     place = folder / "ant"
     Image.new("RGB", (9, 9), (10, 20, 30)).save(place / "0.png")
-    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(place / "1.png")  # transparent: white paper, not black
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(
+        place / "1.png"
+    )  # transparent: white paper, not black
     Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(place / "2.png")
-    pool = {file.name: image_folder._decode(file, 4, 3)[:, 0, 0].tolist() for file in sorted(place.glob("*.png"))}
+    pool = {
+        file.name: image_folder._decode(file, 4, 3)[:, 0, 0].tolist()
+        for file in sorted(place.glob("*.png"))
+    }
     assert pool == {"0.png": [10, 20, 30], "1.png": [255] * 3, "2.png": [155] * 3}
     tall = Image.new("L", (4, 8), 0)
     tall.putpixel((0, 0), 255)
@@ -150,7 +210,9 @@ def test_colours_papers_and_depths(folder: Path) -> None:
     assert image_folder._decode(place / "3.png", 8, 1)[0, -1, -1] > 100
     bright = task_of(folder, invert=True).build("test")
     plain = task_of(folder).build("test")
-    assert torch.allclose(bright.sample(KEY, 2).query.x, 1 - plain.sample(KEY, 2).query.x, atol=1e-6)
+    assert torch.allclose(
+        bright.sample(KEY, 2).query.x, 1 - plain.sample(KEY, 2).query.x, atol=1e-6
+    )
     assert (ImageFolder(path="x").pixels, ImageFolder(path="x", channels=1).pixels) == (84, 28)
     assert task_of(folder, channels=3, size=None, queries=1).build().spec.x_shape == (3, 84, 84)
 
@@ -175,7 +237,9 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     (root / "only").mkdir(parents=True)
     with pytest.raises(DataError) as caught:
         task_of(root).build()
-    assert "holds 1 class folders" in str(caught.value) and "without images: only" in str(caught.value)
+    assert "holds 1 class folders" in str(caught.value) and "without images: only" in str(
+        caught.value
+    )
     (root / "second" / "inner").mkdir(parents=True)
     with pytest.raises(DataError, match="no folders"):
         task_of(root).build()
@@ -189,6 +253,11 @@ def test_tasks_too_large_for_a_folder_are_refused_before_decoding(
         task_of(folder, ways=3, queries=3).build("test")
     assert [place for place, _ in caught.value.problems] == ["ways", "shots"]
     assert "has 3" in str(caught.value)
-    for wrong in ({"fractions": (0.5, 0.5, 0.5)}, {"fractions": (1.2, -0.2, 0.0)}, {"channels": 2}, {"size": 3}):
+    for wrong in (
+        {"fractions": (0.5, 0.5, 0.5)},
+        {"fractions": (1.2, -0.2, 0.0)},
+        {"channels": 2},
+        {"size": 3},
+    ):
         with pytest.raises(ValidationError):
             task_of(folder, **wrong)

@@ -45,13 +45,20 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rendering of eight classes a split, for tests of what happens around it."""
     letters = {"train": "ABCDEGHM", "valid": "אבגדהלמש", "test": "ΘΞΨΩΣαβθ"}
     every = [(letter, split) for split, some in letters.items() for letter in some]
-    images = np.stack([render.drawings(letter, ["DejaVuSans", "DejaVuSans-Bold"], 0) for letter, _ in every])
-    few = render.Rendered(images, [letter for letter, _ in every], [render.SPLITS[split][0] for _, split in every])
+    images = np.stack(
+        [render.drawings(letter, ["DejaVuSans", "DejaVuSans-Bold"], 0) for letter, _ in every]
+    )
+    few = render.Rendered(
+        images, [letter for letter, _ in every], [render.SPLITS[split][0] for _, split in every]
+    )
     monkeypatch.setattr(render, "render", lambda seed: few)
 
 
 def test_counts(rendered: render.Rendered) -> None:
-    classes = {split: sum(script in scripts for script in rendered.scripts) for split, scripts in render.SPLITS.items()}
+    classes = {
+        split: sum(script in scripts for script in rendered.scripts)
+        for split, scripts in render.SPLITS.items()
+    }
     assert rendered.images.shape == (len(rendered.letters), 20, 28, 28)
     assert rendered.images.dtype == np.uint8
     assert len(rendered.letters) >= 1000
@@ -81,7 +88,9 @@ def test_letters_that_coincide_are_one_class(rendered: render.Rendered) -> None:
 def test_every_letter_is_drawn_by_two_faces(rendered: render.Rendered) -> None:
     faces = render.faces_of_letters()
     assert min(len(set(faces[letter])) for letter in rendered.letters) >= 2
-    assert "LastResort" not in " ".join(face for letter in rendered.letters for face in faces[letter])
+    assert "LastResort" not in " ".join(
+        face for letter in rendered.letters for face in faces[letter]
+    )
 
 
 def test_no_drawing_is_empty_cut_off_or_solid(rendered: render.Rendered) -> None:
@@ -111,10 +120,14 @@ def test_drawings_are_a_function_of_letter_and_seed(rendered: render.Rendered) -
     faces = render.faces_of_letters()
     for letter in ("A", "Ж", "ᐊ", "ⴼ"):
         place = rendered.letters.index(letter)
-        np.testing.assert_array_equal(render.drawings(letter, faces[letter], 0), rendered.images[place])
+        np.testing.assert_array_equal(
+            render.drawings(letter, faces[letter], 0), rendered.images[place]
+        )
         assert (render.drawings(letter, faces[letter], 1) != rendered.images[place]).any()
         render.upright.cache_clear()
-        np.testing.assert_array_equal(render.drawings(letter, faces[letter], 0), rendered.images[place])
+        np.testing.assert_array_equal(
+            render.drawings(letter, faces[letter], 0), rendered.images[place]
+        )
 
 
 def test_letters_stand_upright() -> None:
@@ -123,12 +136,16 @@ def test_letters_stand_upright() -> None:
 
 
 def test_nearest_pixels_are_neither_chance_nor_perfect(rendered: render.Rendered) -> None:
-    """5-way 1-shot on the test scripts by the nearest image: 0.5 and above; as hard as handwriting, not as a font."""
+    """5-way 1-shot on the test scripts by the nearest image: 0.5 and above; as hard as handwriting,
+    not as a font.
+    """
     rows = [i for i, script in enumerate(rendered.scripts) if script in render.SPLITS["test"]]
     pool = rendered.images[rows].reshape(len(rows), 20, -1) / 255.0
     chooser, right = np.random.default_rng(0), []
     for _ in range(300):
-        task = pool[chooser.choice(len(rows), 5, replace=False)][:, chooser.choice(20, 4, replace=False)]
+        task = pool[chooser.choice(len(rows), 5, replace=False)][
+            :, chooser.choice(20, 4, replace=False)
+        ]
         gaps = ((task[:, 1:, None] - task[None, None, :, 0]) ** 2).sum(-1)
         right.append((gaps.argmin(-1) == np.arange(5)[:, None]).mean())
     assert 0.40 < np.mean(right) < 0.75, np.mean(right)
@@ -140,7 +157,13 @@ def test_build_reads_the_file(cached: Path) -> None:
     assert train.spec.num_classes > test.spec.num_classes >= 60
     assert train.data_sha256 == test.data_sha256 != ""
     episode = test.sample(rng.fold_in(0, "glyphs test"), 2)
-    assert episode.support.x.shape == (2, 5, 1, 28, 28) and episode.query.x.shape == (2, 15, 1, 28, 28)
+    assert episode.support.x.shape == (2, 5, 1, 28, 28) and episode.query.x.shape == (
+        2,
+        15,
+        1,
+        28,
+        28,
+    )
     assert episode.support.x.dtype == torch.float64
     assert episode.query.x.min() == 0 and 0.5 < episode.query.x.max() <= 1
     assert episode.query.x.mean() < 0.3  # ink bright, paper dark
@@ -155,7 +178,9 @@ def test_a_seed_is_a_rendering(cached: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other"])
-def test_a_damaged_file_is_rendered_again_aloud(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_rendered_again_aloud(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
     _few(monkeypatch)
     task, path = Glyphs(queries=1), tmp_path / glyphs.file_name(0)
@@ -168,10 +193,14 @@ def test_a_damaged_file_is_rendered_again_aloud(damage: str, tmp_path: Path, mon
         path.write_bytes(bytes(content) if damage == "flipped" else bytes(content[:1000]))
     with pytest.warns(UserWarning, match="rendering glyphs again"):
         assert task.build().data_sha256 == sound.data_sha256
-    assert task.build().data_sha256 == sound.data_sha256  # in silence: pytest makes a warning an error
+    assert (
+        task.build().data_sha256 == sound.data_sha256
+    )  # in silence: pytest makes a warning an error
 
 
-def test_a_read_only_data_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_data_folder_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, home = tmp_path / "data", tmp_path / "home"
     data.mkdir(mode=0o555)
     monkeypatch.setenv("METALEARN_DATA", str(data))
@@ -183,7 +212,9 @@ def test_a_read_only_data_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in home.rglob("*.npz")] == [glyphs.file_name(0)]
 
 
-def test_a_disk_that_takes_nothing_does_not_stop_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_nothing_does_not_stop_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, arrays: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -206,7 +237,9 @@ def test_errors_come_all_at_once(cached: Path) -> None:
     assert Glyphs(shots=5, queries=15).build().spec.shots == 5
 
 
-def test_without_matplotlib_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent(package: str) -> str:
         if package == "matplotlib":
             raise metadata.PackageNotFoundError(package)

@@ -6,7 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import KEY, SIDE, chi_square_sigmas, equal, identity, numbered, part, source_of, upright
+from pictures import (
+    KEY,
+    SIDE,
+    chi_square_sigmas,
+    equal,
+    identity,
+    numbered,
+    part,
+    source_of,
+    upright,
+)
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,8 +61,16 @@ def test_episodes_in_machine_code_are_those_of_torch(
 ) -> None:
     monkeypatch.setattr(native, "ALONE", 0)
     pool, before = numbered(classes, examples) % 251, torch.get_num_threads()
-    for rotate, counts in ((False, None), (True, None), (True, [examples - row % 2 for row in range(classes)])):
-        rows = pool if counts is None else torch.cat([pool[row, :count] for row, count in enumerate(counts)])
+    for rotate, counts in (
+        (False, None),
+        (True, None),
+        (True, [examples - row % 2 for row in range(classes)]),
+    ):
+        rows = (
+            pool
+            if counts is None
+            else torch.cat([pool[row, :count] for row, count in enumerate(counts)])
+        )
         task = ImageTask(ways=ways, shots=shots, queries=1)
         source = image_source(rows, task, rotate_per_task=rotate, counts=counts, dtype=dtype)
         torch.set_num_threads(threads)
@@ -64,7 +82,9 @@ def test_episodes_in_machine_code_are_those_of_torch(
 
 @pytest.mark.skipif(native.kernel() is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("tasks,queries", [(0, 1), (1, 1), (1, 0), (3, 0), (2, 3)])
-def test_few_tasks_and_no_queries_in_machine_code(monkeypatch: pytest.MonkeyPatch, tasks: int, queries: int) -> None:
+def test_few_tasks_and_no_queries_in_machine_code(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, queries: int
+) -> None:
     monkeypatch.setattr(native, "ALONE", 0)
     source = image_source(numbered(9, 6), ImageTask(ways=3, shots=1, queries=queries))
     before = torch.get_num_threads()
@@ -113,10 +133,14 @@ def test_every_episode_keeps_its_promises(
         for batch, each in ((episode.support, shots), (episode.query, queries)):
             classes, examples = identity(batch.x[t])
             assert torch.equal(ids[batch.y[t]], classes)
-            assert torch.equal(torch.bincount(batch.y[t], minlength=ways), torch.full((ways,), each))
+            assert torch.equal(
+                torch.bincount(batch.y[t], minlength=ways), torch.full((ways,), each)
+            )
             used |= set(zip(classes.tolist(), examples.tolist(), strict=True))
             if counts is not None:
-                assert all(e < counts[c] for c, e in zip(classes.tolist(), examples.tolist(), strict=True))
+                assert all(
+                    e < counts[c] for c, e in zip(classes.tolist(), examples.tolist(), strict=True)
+                )
         assert len(used) == ways * (shots + queries)
 
 
@@ -126,12 +150,25 @@ def test_info_and_spec() -> None:
     assert torch.equal(episode.info["key"], rng.fold_in(KEY, torch.arange(2, 5)))
     assert torch.equal(episode.info["step"], torch.zeros(3, dtype=torch.float64))
     spec = source.spec
-    assert (spec.kind, spec.ways, spec.outputs, spec.num_classes, spec.split) == ("classification", 5, 5, 12, "test")
-    assert (spec.shots, spec.queries, spec.x_shape, source.data_sha256) == (2, 3, (1, SIDE, SIDE), "abc")
+    assert (spec.kind, spec.ways, spec.outputs, spec.num_classes, spec.split) == (
+        "classification",
+        5,
+        5,
+        12,
+        "test",
+    )
+    assert (spec.shots, spec.queries, spec.x_shape, source.data_sha256) == (
+        2,
+        3,
+        (1, SIDE, SIDE),
+        "abc",
+    )
 
 
 def test_labels_say_nothing_about_classes_or_places() -> None:
-    """Each label is as likely at each place and for each class, in support and query: chi-square below 5 sigma."""
+    """Each label is as likely at each place and for each class, in support and query: chi-square
+    below 5 sigma.
+    """
     source = source_of(classes=5, ways=5, shots=2, queries=2)
     episode = source.sample(KEY, 4000)
     for y in (episode.support.y, episode.query.y):
@@ -165,7 +202,9 @@ def test_classes_of_a_task_draw_their_examples_independently() -> None:
 def test_large_pools_draw_every_class_as_often() -> None:
     pool = torch.zeros(200, 2, 1, 2, 2, dtype=torch.uint8)
     source = image_source(pool, ImageTask(ways=5, shots=1, queries=1))
-    counts = torch.bincount(source.sample(KEY, 4000).info["class_ids"].flatten(), minlength=200).double()
+    counts = torch.bincount(
+        source.sample(KEY, 4000).info["class_ids"].flatten(), minlength=200
+    ).double()
     assert chi_square_sigmas(counts, 100.0, degrees=199) < 5
 
 
@@ -193,7 +232,9 @@ def test_values_are_exact_fractions_of_255(dtype: torch.dtype) -> None:
 
 
 def test_float64_draws_the_same_episodes() -> None:
-    single, double = (source_of(dtype=dtype).sample(KEY, 4) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        source_of(dtype=dtype).sample(KEY, 4) for dtype in (torch.float32, torch.float64)
+    )
     assert torch.equal(single.support.y, double.support.y)
     assert torch.allclose(single.query.x.double(), double.query.x, atol=1e-7)
 
@@ -202,7 +243,9 @@ def test_turns_are_one_for_each_class_of_each_task_and_uniform() -> None:
     source = source_of(ways=4, shots=2, queries=2, rotate_per_task=True)
     episode = source.sample(KEY, 1000)
     plain = source_of(ways=4, shots=2, queries=2).sample(KEY, 1000)
-    assert torch.equal(upright(episode.support.x)[0], (plain.support.x * 255).round().long().squeeze(2))
+    assert torch.equal(
+        upright(episode.support.x)[0], (plain.support.x * 255).round().long().squeeze(2)
+    )
     turn_of = torch.full((1000, 4), -1)
     for batch in (episode.support, episode.query):
         turns = upright(batch.x)[1]
@@ -211,13 +254,23 @@ def test_turns_are_one_for_each_class_of_each_task_and_uniform() -> None:
             assert torch.equal(here[:, 0], here[:, 1])
             assert bool(((turn_of[:, label] == -1) | (turn_of[:, label] == here[:, 0])).all())
             turn_of[:, label] = here[:, 0]
-    assert chi_square_sigmas(torch.bincount(turn_of.flatten(), minlength=4).double(), 1000.0, degrees=3) < 5
+    assert (
+        chi_square_sigmas(
+            torch.bincount(turn_of.flatten(), minlength=4).double(), 1000.0, degrees=3
+        )
+        < 5
+    )
     assert 0.15 < float((turn_of[:, 0] == turn_of[:, 1]).double().mean()) < 0.35
 
 
 def test_four_turns_are_quarter_turns_and_need_squares() -> None:
     image = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
-    assert images.four_turns(image).tolist() == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
+    assert images.four_turns(image).tolist() == [
+        [[1, 2], [3, 4]],
+        [[2, 4], [1, 3]],
+        [[4, 3], [2, 1]],
+        [[3, 1], [4, 2]],
+    ]
     with pytest.raises(ConfigError, match="square"):
         images.four_turns(torch.zeros(1, 2, 3))
 

@@ -1,4 +1,6 @@
-"""Omniglot: its splits, rotation conventions, conversion, and the store that its files go through."""
+"""Omniglot: its splits, rotation conventions, conversion, and the store that its files go
+through.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import torch
 from pictures import KEY, equal, upright
 from PIL import Image
 
+from metalearn.cli import data as data_commands
 from metalearn.errors import ConfigError, DataError
-from metalearn.run import data as data_commands
 from metalearn.tasks import images, omniglot, store
 from metalearn.tasks.images import ImageSource
 from metalearn.tasks.omniglot import Omniglot
@@ -40,11 +42,15 @@ def synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows_of(source: ImageSource) -> list[int]:
     """The file's row behind every class of an unturned synthetic source."""
     first = source._rows.reshape(source.spec.num_classes, 20, 28, 28)[:, 0]
-    return [int(high) * 256 + int(low) for high, low in zip(first[:, 9, 9], first[:, 9, 10], strict=True)]
+    return [
+        int(high) * 256 + int(low)
+        for high, low in zip(first[:, 9, 9], first[:, 9, 10], strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("scheme", "sizes"), [("vinyals", (1028, 172, 423)), ("lake", (868, 96, 659)), ("random", (1100, 100, 423))]
+    ("scheme", "sizes"),
+    [("vinyals", (1028, 172, 423)), ("lake", (868, 96, 659)), ("random", (1100, 100, 423))],
 )
 def test_splits_have_their_published_sizes_and_are_disjoint(
     synthetic: Path, scheme: str, sizes: tuple[int, ...]
@@ -52,16 +58,25 @@ def test_splits_have_their_published_sizes_and_are_disjoint(
     task = Omniglot(split_scheme=scheme, split_seed=3)
     sources = [task.build(split) for split in images.SPLITS]
     rows = [rows_of(source) for source in sources]
-    assert tuple(len(part) for part in rows) == tuple(source.spec.num_classes for source in sources) == sizes
+    assert (
+        tuple(len(part) for part in rows)
+        == tuple(source.spec.num_classes for source in sources)
+        == sizes
+    )
     assert sorted(rows[0] + rows[1] + rows[2]) == list(range(1623))
     if scheme == "lake":
         assert rows[2] == list(range(964, 1623))
-    assert len({source.data_sha256 for source in sources}) == 1 and len(sources[0].data_sha256) == 64
+    assert (
+        len({source.data_sha256 for source in sources}) == 1 and len(sources[0].data_sha256) == 64
+    )
 
 
 def test_the_random_split_follows_its_recorded_seed(synthetic: Path) -> None:
     task = Omniglot(split_scheme="random")
-    assert task.resolve(4).split_seed == 4 and Omniglot(split_scheme="random", split_seed=0).resolve(4).split_seed == 0
+    assert (
+        task.resolve(4).split_seed == 4
+        and Omniglot(split_scheme="random", split_seed=0).resolve(4).split_seed == 0
+    )
     assert Omniglot().resolve(4).split_seed is None
     four = task.build("test", seed=4)
     assert four.facts == {"split_scheme": "random", "split_seed": 4}
@@ -90,18 +105,27 @@ def test_builds_seed_never_enters_an_episode(synthetic: Path) -> None:
 def test_the_rotation_conventions(
     synthetic: Path, rotations: str, factors: tuple[int, ...], turned: tuple[bool, ...]
 ) -> None:
-    for split, size, factor, turn in zip(images.SPLITS, (1028, 172, 423), factors, turned, strict=True):
+    for split, size, factor, turn in zip(
+        images.SPLITS, (1028, 172, 423), factors, turned, strict=True
+    ):
         source = Omniglot(rotations=rotations, queries=1).build(split)
         assert source.spec.num_classes == size * factor
         turns = upright(source.sample(KEY, 60).support.x)[1]
         assert bool((turns > 0).any()) == turn
         examples = source.examples(KEY, 200)
-        assert int(examples.y.max()) < size * factor and bool((upright(examples.x)[1] > 0).any()) == turn
-        if factor == 4:  # a turn is part of the class, so a class of a task has one turn and the label tells it
+        assert (
+            int(examples.y.max()) < size * factor
+            and bool((upright(examples.x)[1] > 0).any()) == turn
+        )
+        if (
+            factor == 4
+        ):  # a turn is part of the class, so a class of a task has one turn and the label tells it
             assert torch.equal(upright(examples.x)[1], examples.y // size)
 
 
-def test_omniglot_says_everything_that_is_wrong_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omniglot_says_everything_that_is_wrong_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
         Omniglot(ways=424, shots=10, queries=11).build("test")
@@ -158,11 +182,16 @@ def test_the_real_omniglot(data_root: Path) -> None:
     assert "already there" in data_commands.prepare("omniglot")[0]
     source = Omniglot(rotations="per_task").build("test")
     assert source.data_sha256 == omniglot.IMAGES_SHA256
-    assert abs(float(source.examples(KEY, 4000).x.mean()) - 0.0840) < 0.005  # ink is bright, paper dark
+    assert (
+        abs(float(source.examples(KEY, 4000).x.mean()) - 0.0840) < 0.005
+    )  # ink is bright, paper dark
     codes = omniglot.load()["vinyals_split"]
     loaded = store.load_npz(data_root / omniglot.FILE)
     names = loaded["alphabets"][loaded["alphabet_index"]]
-    wanted = [omniglot.vinyals_code(str(n), int(c)) for n, c in zip(names, loaded["character"], strict=True)]
+    wanted = [
+        omniglot.vinyals_code(str(n), int(c))
+        for n, c in zip(names, loaded["character"], strict=True)
+    ]
     assert codes.tolist() == wanted
 
 
@@ -184,19 +213,27 @@ def test_conversion_equals_the_prepared_pixels(data_root: Path, tmp_path: Path) 
     if not (data_root / "omniglot105_bits.npz").exists():
         pytest.skip("omniglot105_bits.npz is not in METALEARN_DATA")
     with np.load(data_root / "omniglot105_bits.npz") as original:
-        rows = (1000, 3, 2)  # an evaluation character, then two of one background alphabet, out of order
+        rows = (
+            1000,
+            3,
+            2,
+        )  # an evaluation character, then two of one background alphabet, out of order
         members: list[dict[str, bytes]] = [{}, {}]
         for row in rows:
-            ink = np.unpackbits(original["bits"][row], axis=-1, count=105 * 105).reshape(20, 105, 105)
+            ink = np.unpackbits(original["bits"][row], axis=-1, count=105 * 105).reshape(
+                20, 105, 105
+            )
             side = int(original["is_evaluation"][row])
             alphabet = original["alphabets"][original["alphabet_index"][row]]
-            folder = (
-                f"images_{'evaluation' if side else 'background'}/{alphabet}/character{original['character'][row]:02}"
-            )
+            split, character = ("background", "evaluation")[side], original["character"][row]
+            folder = f"images_{split}/{alphabet}/character{character:02}"
             for drawer in (2, 1, *range(3, 21)):
                 number = original["file_number"][row]
                 members[side][f"{folder}/{number:04}_{drawer:02}.png"] = png(ink[drawer - 1])
-    paths = [archive(tmp_path / name, content) for name, content in zip(("b.zip", "e.zip"), members, strict=True)]
+    paths = [
+        archive(tmp_path / name, content)
+        for name, content in zip(("b.zip", "e.zip"), members, strict=True)
+    ]
     found = omniglot.read_archives(*paths)
     prepared = store.load_npz(data_root / omniglot.FILE)
     assert [character.is_evaluation for character in found] == [False, False, True]
@@ -211,7 +248,9 @@ def test_conversion_equals_the_prepared_pixels(data_root: Path, tmp_path: Path) 
 
 
 def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
-    good = archive(tmp_path / "good.zip", {"images_background/A/character01/0001_01.png": png(np.eye(105) > 0)})
+    good = archive(
+        tmp_path / "good.zip", {"images_background/A/character01/0001_01.png": png(np.eye(105) > 0)}
+    )
     assert omniglot.read_archives(good, good)[0].ink.sum() == 105
     cases = {
         "leads out": {"../../A/character01/0001_01.png": b""},
@@ -223,17 +262,23 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
     }
     for number, (reason, members) in enumerate(cases.items()):
         bad = archive(tmp_path / f"{number}.zip", members)
-        with pytest.raises(DataError, match="leads out" if reason == "absolute" else reason) as caught:
+        with pytest.raises(
+            DataError, match="leads out" if reason == "absolute" else reason
+        ) as caught:
             omniglot.read_archives(good, bad)
         assert str(bad) in str(caught.value)
     broken = tmp_path / "broken.zip"
     broken.write_bytes(good.read_bytes()[:50])
     with pytest.raises(DataError, match="zip archive"):
         omniglot.read_archives(good, broken)
-    assert sorted(item.suffix for item in tmp_path.iterdir()) == [".zip"] * 8  # nothing was unpacked
+    assert (
+        sorted(item.suffix for item in tmp_path.iterdir()) == [".zip"] * 8
+    )  # nothing was unpacked
 
 
-def test_prepare_refuses_archives_that_are_not_the_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_refuses_archives_that_are_not_the_publishers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
     for name in omniglot.ARCHIVES:
         archive(tmp_path / name, {"images/A/character01/0001_01.png": png(np.eye(105) > 0)})
@@ -242,7 +287,9 @@ def test_prepare_refuses_archives_that_are_not_the_publishers(tmp_path: Path, mo
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted(omniglot.ARCHIVES)
 
 
-@pytest.mark.parametrize(("published", "same_ink", "kept"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)])
+@pytest.mark.parametrize(
+    ("published", "same_ink", "kept"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)]
+)
 def test_prepare_trusts_the_publishers_archives_or_the_same_drawings(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch, published: int, same_ink: int, kept: bool
 ) -> None:
@@ -254,7 +301,9 @@ def test_prepare_trusts_the_publishers_archives_or_the_same_drawings(
     monkeypatch.setattr(omniglot, "convert", lambda characters: (arrays, ink))
     monkeypatch.setattr(omniglot, "IMAGES_SHA256", store.sha256_of_arrays(arrays["images"]))
     if published:
-        monkeypatch.setattr(omniglot, "ARCHIVES", {path.name: store.git_blob_id(path) for path in paths})
+        monkeypatch.setattr(
+            omniglot, "ARCHIVES", {path.name: store.git_blob_id(path) for path in paths}
+        )
     if kept:
         assert data_commands.prepare("omniglot")[0] == f"wrote {target}"
     else:
@@ -263,19 +312,25 @@ def test_prepare_trusts_the_publishers_archives_or_the_same_drawings(
     assert target.exists() == kept and all(path.exists() for path in paths)
 
 
-def test_a_download_is_kept_only_when_it_is_the_right_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_kept_only_when_it_is_the_right_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(b"hello\n"))
     target = tmp_path / "new" / "a.zip"
     with pytest.raises(DataError, match="blob id"):
         store.download("https://example.org/a.zip", target, "0" * 40)
     assert list(target.parent.iterdir()) == []
-    store.download("https://example.org/a.zip", target, "ce013625030ba8dba906f756967f9e9ca394464a")  # git's own example
+    store.download(
+        "https://example.org/a.zip", target, "ce013625030ba8dba906f756967f9e9ca394464a"
+    )  # git's own example
     assert target.read_bytes() == b"hello\n" and list(target.parent.iterdir()) == [target]
     with pytest.raises(DataError, match="https"):
         store.download("http://example.org/a.zip", target, "")
 
 
-def test_an_unreachable_publisher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_publisher_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(url: str, timeout: float) -> None:
         raise OSError("no route")
 
@@ -284,19 +339,24 @@ def test_an_unreachable_publisher_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError) as caught:
         data_commands.prepare("omniglot")
     assert all(
-        word in str(caught.value) for word in ("images_background.zip", "no route", "another machine", str(tmp_path))
+        word in str(caught.value)
+        for word in ("images_background.zip", "no route", "another machine", str(tmp_path))
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot be written .*METALEARN_DATA"):
         data_commands.prepare("omniglot")
 
 
-def test_caches_go_beside_the_data_unless_these_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_go_beside_the_data_unless_these_are_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "data"
     monkeypatch.setenv("METALEARN_DATA", str(root))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -305,7 +365,9 @@ def test_caches_go_beside_the_data_unless_these_are_read_only(tmp_path: Path, mo
     assert store.cache_root() == tmp_path / "home" / ".cache" / "metalearn"
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.npz"
     store.write_npz(path, {"x": np.arange(3)})
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -1,4 +1,6 @@
-"""Sinks: what they are told, that none stops or holds up a run, that an offline W&B run holds what the report does."""
+"""Sinks: what they are told, that none stops or holds up a run, that an offline W&B run holds what
+the report does.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ import pytest
 import yaml
 from commandline import Commands, commands_in, refused, sinusoid, write
 
-from metalearn.run.config import parse
-from metalearn.run.track import SINKS, by_wandb, tracker
-from metalearn.run.track.sink import Watched, names
-from metalearn.run.track.tracker import Tracker, group_of, grouped
+from metalearn.config.experiment import parse
+from metalearn.tracking import SINKS, by_wandb, tracker
+from metalearn.tracking.sink import Watched, names
+from metalearn.tracking.tracker import Tracker, group_of, grouped
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 SHORT = {"meta_steps": 6, "validate": {"every": 3, "episodes": 4}}
@@ -36,7 +38,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     script = Path(sys.executable).with_name("wandb")
-    told = subprocess.run([script, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [script, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
+    )
     return [json.loads(line) for line in told.stdout.splitlines()]
 
 
@@ -48,18 +52,30 @@ def kept(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, A
     for record in found:
         if record["type"] == "summary":
             summary |= record["summary"].get("update") or {}
-    return run, summary, [record["history"]["item"] for record in found if record["type"] == "history"]
+    return (
+        run,
+        summary,
+        [record["history"]["item"] for record in found if record["type"] == "history"],
+    )
 
 
 def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) -> None:
     file = write(metalearn.folder, "one", sinusoid(run=SHORT))
-    words = ("run.track.wandb.project=waves", "run.track.wandb.tags=[a]", "run.track.wandb.group=mine")
+    words = (
+        "run.track.wandb.project=waves",
+        "run.track.wandb.tags=[a]",
+        "run.track.wandb.group=mine",
+    )
     done = metalearn("train", file, *words, "--out", "one", env=OFFLINE)
     assert done.code == 0 and "warning" not in done.err, done.err
     folder = metalearn.folder / "one"
     result = json.loads((folder / "result.json").read_text())
     run, summary, history = kept(folder)
-    assert (run["project"], run["run_group"], run["tags"]) == ("waves", "mine", ["a"]) and "maml" in run["display_name"]
+    assert (run["project"], run["run_group"], run["tags"]) == (
+        "waves",
+        "mine",
+        ["a"],
+    ) and "maml" in run["display_name"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert run["config"]["update"]["method"] == config["method"]
     assert run["config"]["update"]["code"]["git"] == result["git"]
@@ -68,48 +84,79 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
     for line in lines:  # every number of metrics.jsonl is a point of a curve
         point = {"step": line["step"], **names(line)}
         assert any(point.items() <= item.items() for item in history), point
-    losses = {item["adapt_step"]: item["test/loss"] for item in history if "test/loss" in item and "adapt_step" in item}
+    losses = {
+        item["adapt_step"]: item["test/loss"]
+        for item in history
+        if "test/loss" in item and "adapt_step" in item
+    }
     assert losses == dict(zip(result["test"]["steps"], result["test"]["loss"]))
     assert summary["headline.value"] == summary["test/loss"] == result["headline"]["value"]
     assert summary["cost.meta_train.flops"] == result["cost"]["meta_train"]["flops"]
-    media = {path.name.split("_")[0] for path in folder.glob("wandb/offline-run-*/files/media/**/*") if path.is_file()}
+    media = {
+        path.name.split("_")[0]
+        for path in folder.glob("wandb/offline-run-*/files/media/**/*")
+        if path.is_file()
+    }
     assert {"test", "cost", "steps", "training"} <= media
     looks = {line["step"]: line["loss"] for line in lines if line.get("split") == "valid"}
     assert summary["valid/loss"] == looks[result["checkpoint_step"]]
 
 
-def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(metalearn: Commands) -> None:
-    data = {**sinusoid(method=None, experiment="pair", run=SHORT), "methods": [{"name": "maml"}, {"name": "scratch"}]}
+def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
+    metalearn: Commands,
+) -> None:
+    data = {
+        **sinusoid(method=None, experiment="pair", run=SHORT),
+        "methods": [{"name": "maml"}, {"name": "scratch"}],
+    }
     file = write(metalearn.folder, "pair", data)
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
     folder = metalearn.folder / "pair"
     runs = [kept(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
     page, _, _ = kept(folder)
-    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)} and page["job_type"] == "report"
-    files = {path.name.split("_")[0] for path in folder.glob("wandb/offline-run-*/files/media/**/*") if path.is_file()}
+    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)} and page[
+        "job_type"
+    ] == "report"
+    files = {
+        path.name.split("_")[0]
+        for path in folder.glob("wandb/offline-run-*/files/media/**/*")
+        if path.is_file()
+    }
     assert {"report", "summary", "checks"} <= files and any("steps" in name for name in files)
     told = next(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
     assert told.read_text() == (folder / "report.html").read_text()
     before = list(folder.glob("wandb/offline-run-*"))
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
-    assert list(folder.glob("wandb/offline-run-*")) == before  # nothing new was run: nothing is told
+    assert (
+        list(folder.glob("wandb/offline-run-*")) == before
+    )  # nothing new was run: nothing is told
 
 
 def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Commands) -> None:
     file = write(metalearn.folder, "dead", sinusoid(run=SHORT))
-    env = {"WANDB_MODE": "", "WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    env = {
+        "WANDB_MODE": "",
+        "WANDB_API_KEY": "0123456789" * 4,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }
     done = metalearn("train", file, "--out", "dead", env=env)
     assert done.code == 0 and done.err.count("warning") == 1 and "wandb sync" in done.err, done.err
     result = json.loads((metalearn.folder / "dead" / "result.json").read_text())
     assert kept(metalearn.folder / "dead")[1]["headline.value"] == result["headline"]["value"]
 
 
-def test_its_telemetry_is_off_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """W&B's own reporter of errors waits half a minute at the end of a process for a server that never answers."""
+def test_its_telemetry_is_off_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """W&B's own reporter of errors waits half a minute at the end of a process for a server that
+    never answers.
+    """
     name, seen = "WANDB_ERROR_REPORTING", list[str | None]()
     monkeypatch.setenv(name, "restored after the test")
     monkeypatch.delenv(name)
-    fake = types.SimpleNamespace(Settings=dict, init=lambda **given: seen.append(os.environ.get(name)))
+    fake = types.SimpleNamespace(
+        Settings=dict, init=lambda **given: seen.append(os.environ.get(name))
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     by_wandb._opened(by_wandb.WandB(), Watched(tmp_path, "run", {}, {}, 0, print), "offline", {})
     monkeypatch.setenv(name, "true")  # whoever wants it has it
@@ -138,7 +185,13 @@ def test_a_resumed_run_is_the_same_one_there(tmp_path: Path) -> None:
 def test_when_wandb_is_online(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, env: dict[str, str], mode: Any, wanted: str
 ) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+    for name in (
+        "WANDB_MODE",
+        "WANDB_API_KEY",
+        "WANDB_IDENTITY_TOKEN_FILE",
+        "WANDB_BASE_URL",
+        "NETRC",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in env.items():
@@ -190,10 +243,14 @@ def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -
 
 
 @pytest.mark.parametrize("where", ["rows", "result", "close"])
-def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     said: list[str] = []
     good, bad = Recorder(), Recorder(fails=where)
-    told = tracker_of(monkeypatch, said, good=good, bad=bad, absent=ImportError("no package"), off=None)
+    told = tracker_of(
+        monkeypatch, said, good=good, bad=bad, absent=ImportError("no package"), off=None
+    )
     told.rows([{}])
     told.rows([{}])
     assert told.result({"a": 1}) == {"a": 1}
@@ -258,18 +315,30 @@ def test_tensorboard_files(tmp_path: Path) -> None:
     sink = SINKS["tensorboard"](on=True).build(Watched(tmp_path, "run", {}, {}, 0, print))
     assert sink is not None
     sink.rows([{"kind": "train", "step": 3, "loss": 0.5}])
-    sink.result({"test": {"steps": [0, 1], "accuracy": None, "loss": [2.0, 1.0]}, "headline": {"value": 1.0}})
+    sink.result(
+        {
+            "test": {"steps": [0, 1], "accuracy": None, "loss": [2.0, 1.0]},
+            "headline": {"value": 1.0},
+        }
+    )
     sink.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(3, 0.5)]
-    assert [(event.step, event.value) for event in found.Scalars("test/loss")] == [(0, 2.0), (1, 1.0)]
+    assert [(event.step, event.value) for event in found.Scalars("test/loss")] == [
+        (0, 2.0),
+        (1, 1.0),
+    ]
 
 
 def test_config_of_the_sinks(metalearn: Commands) -> None:
     file = write(metalearn.folder, "wrong", sinusoid(run=SHORT))
-    words = ("run.track.wandb.mode=sometimes", "run.track.wandb.projct=x", "run.track.comet.on=true")
+    words = (
+        "run.track.wandb.mode=sometimes",
+        "run.track.wandb.projct=x",
+        "run.track.comet.on=true",
+    )
     said = ("'disabled'", "did you mean 'project'", "valid: tensorboard, terminal, wandb")
     refused(metalearn("train", file, *words), *said)
     experiment = parse(sinusoid()).experiments[0]

@@ -1,4 +1,6 @@
-"""The transfer room: each method against a loop written by hand, a closed form, and a small problem to learn."""
+"""The transfer room: each method against a loop written by hand, a closed form, and a small problem
+to learn.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from metalearn.types import Batch, EpisodeSpec
 
 
 def by_hand(
-    leaves: list[Tensor], forward: Any, support: Batch, lr: float, momentum: float, decay: float = 0.0
+    leaves: list[Tensor],
+    forward: Any,
+    support: Batch,
+    lr: float,
+    momentum: float,
+    decay: float = 0.0,
 ) -> list[Any]:
     """torch's own SGD on copies of `leaves`; the leaves at STEPS."""
     moving = [leaf.clone().requires_grad_() for leaf in leaves]
@@ -45,10 +52,18 @@ def perceptron(leaves: list[Tensor], x: Tensor) -> Tensor:
     return torch.tanh(torch.tanh(x @ w0.T + b0) @ w1.T + b1) @ w.T + b
 
 
-PATH = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "head.weight", "head.bias"]
+PATH = [
+    "layers.0.weight",
+    "layers.0.bias",
+    "layers.1.weight",
+    "layers.1.bias",
+    "head.weight",
+    "head.bias",
+]
 
 
-# ---- against loops written by hand ----------------------------------------------------------------------------------
+# ---- against loops written by hand
+#
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
@@ -60,7 +75,10 @@ def test_fine_tune_moves_all_layers_as_torchs_own_sgd(momentum: float) -> None:
     ours = said(method, meta, episode, key=keys)
     for task in range(2):
         support, query = (Batch(b.x[task], b.y[task]) for b in episode[:2])
-        start = {**meta["params"], **fresh_linear(keys[task], 3, torch.zeros(7, dtype=torch.float64))}
+        start = {
+            **meta["params"],
+            **fresh_linear(keys[task], 3, torch.zeros(7, dtype=torch.float64)),
+        }
         points = by_hand([start[name] for name in PATH], perceptron, support, 0.3, momentum)
         hand = torch.stack([perceptron(point, query.x) for point in points])
         torch.testing.assert_close(ours[task], hand, rtol=1e-10, atol=1e-10)
@@ -80,32 +98,41 @@ def test_scratch_moves_all_layers_as_torchs_own_sgd_from_the_learners_start() ->
 @pytest.mark.parametrize("normalise", [False, True])
 def test_linear_probe_is_a_linear_layer_on_fixed_features(normalise: bool) -> None:
     source = Clusters("train", 9)
-    method = LinearProbe(inner_lr=0.2, inner_momentum=0.9, weight_decay=0.1, normalise=normalise).build(
-        scaling(source.spec), source.spec
-    )
+    method = LinearProbe(
+        inner_lr=0.2, inner_momentum=0.9, weight_decay=0.1, normalise=normalise
+    ).build(scaling(source.spec), source.spec)
     meta = tree_map(lambda x: 1.5 * x, method.init(fold_in(0, "init")).meta)
     episode, keys = source.sample(fold_in(1), 1), fold_in(5).unsqueeze(0)
     z, q = (1.5 * b.x[0] for b in episode[:2])
     if normalise:
         z, q = F.normalize(z, dim=-1), F.normalize(q, dim=-1)
     head = fresh_linear(keys[0], 3, z)
-    points = by_hand([*head.values()], lambda p, x: F.linear(x, *p), Batch(z, episode.support.y[0]), 0.2, 0.9, 0.1)
+    points = by_hand(
+        [*head.values()],
+        lambda p, x: F.linear(x, *p),
+        Batch(z, episode.support.y[0]),
+        0.2,
+        0.9,
+        0.1,
+    )
     hand = torch.stack([F.linear(q, *point) for point in points])
     torch.testing.assert_close(said(method, meta, episode, key=keys)[0], hand, rtol=1e-9, atol=1e-9)
 
 
 def test_baseline_plus_plus_is_a_cosine_layer_on_fixed_features() -> None:
     source = Clusters("train", 9)
-    method = BaselinePlusPlus(inner_lr=0.2, inner_momentum=0.5, weight_decay=0.1, temperature=4).build(
-        scaling(source.spec), source.spec
-    )
+    method = BaselinePlusPlus(
+        inner_lr=0.2, inner_momentum=0.5, weight_decay=0.1, temperature=4
+    ).build(scaling(source.spec), source.spec)
     episode, keys = source.sample(fold_in(1), 1), fold_in(5).unsqueeze(0)
     weight = fresh_linear(keys[0], 3, episode.support.x)["head.weight"]
 
     def cosine(leaves: list[Tensor], x: Tensor) -> Tensor:
         return 4 * F.cosine_similarity(x.unsqueeze(1), leaves[0].unsqueeze(0), dim=-1)
 
-    points = by_hand([weight], cosine, Batch(episode.support.x[0], episode.support.y[0]), 0.2, 0.5, 0.1)
+    points = by_hand(
+        [weight], cosine, Batch(episode.support.x[0], episode.support.y[0]), 0.2, 0.5, 0.1
+    )
     hand = torch.stack([cosine(point, episode.query.x[0]) for point in points])
     ours = said(method, method.init(fold_in(0)).meta, episode, key=keys)[0]
     torch.testing.assert_close(ours, hand, rtol=1e-8, atol=1e-8)
@@ -119,9 +146,17 @@ def test_fine_tune_of_the_head_leaves_the_body_where_it_was() -> None:
     body = [meta["params"][name] for name in PATH[:4]]
     head = fresh_linear(keys[0], 3, torch.zeros(7, dtype=torch.float64))
     support = Batch(episode.support.x[0], episode.support.y[0])
-    points = by_hand([head[name] for name in PATH[4:]], lambda p, x: perceptron([*body, *p], x), support, 0.3, 0.0)
+    points = by_hand(
+        [head[name] for name in PATH[4:]],
+        lambda p, x: perceptron([*body, *p], x),
+        support,
+        0.3,
+        0.0,
+    )
     hand = torch.stack([perceptron([*body, *point], episode.query.x[0]) for point in points])
-    torch.testing.assert_close(said(method, meta, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        said(method, meta, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10
+    )
     moved = said(make("fine_tune", source.spec, inner_lr=0.3), meta, episode, key=keys)[0]
     torch.testing.assert_close(moved[0], hand[0], rtol=1e-10, atol=1e-10)
     assert (moved[-1] - hand[-1]).abs().max() > 1e-2
@@ -147,7 +182,8 @@ def test_one_pretraining_step_is_torchs_own_adam() -> None:
         torch.testing.assert_close(ours[name], leaf.detach(), rtol=1e-9, atol=1e-9)
 
 
-# ---- closed forms ---------------------------------------------------------------------------------------------------
+# ---- closed forms
+#
 
 
 def test_nearest_centroid_is_minus_the_squared_distance_to_each_class_mean() -> None:
@@ -173,13 +209,17 @@ def test_nearest_centroid_with_features_of_length_one() -> None:
     torch.testing.assert_close(ours[0, 0], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("component", [BaselinePlusPlus(), NearestCentroid(), LinearProbe(normalise=True)])
+@pytest.mark.parametrize(
+    "component", [BaselinePlusPlus(), NearestCentroid(), LinearProbe(normalise=True)]
+)
 def test_the_scale_of_features_does_not_enter(component: Any) -> None:
     source = Clusters("test", 9)
     method = component.build(scaling(source.spec), source.spec)
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 2)
     large = {**meta, "params": {"scale": 7 * meta["params"]["scale"]}}
-    torch.testing.assert_close(said(method, large, episode), said(method, meta, episode), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        said(method, large, episode), said(method, meta, episode), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_the_scale_of_features_enters_a_linear_layer() -> None:
@@ -205,7 +245,8 @@ def test_features_are_computed_once(name: str) -> None:
     assert calls.count(True) == 1  # the queries', for all points together
 
 
-# ---- pretraining ----------------------------------------------------------------------------------------------------
+# ---- pretraining
+#
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -267,7 +308,12 @@ def test_a_test_spec_with_other_classes_and_shots_takes_the_same_meta(name: str)
     assert ours.shape == (4, len(STEPS), 12, 3)
     assert torch.equal(ours, said(make(name, train.spec), meta, episode))
     wide = Clusters("test", 7, ways=5)
-    assert said(make(name, wide.spec), meta, wide.sample(fold_in(1), 2)).shape == (2, len(STEPS), 20, 5)
+    assert said(make(name, wide.spec), meta, wide.sample(fold_in(1), 2)).shape == (
+        2,
+        len(STEPS),
+        20,
+        5,
+    )
 
 
 def test_learning_reads_nothing_of_the_old_head_but_its_width() -> None:
@@ -280,7 +326,8 @@ def test_learning_reads_nothing_of_the_old_head_but_its_width() -> None:
         assert torch.equal(said(method, meta, episode), said(method, blank, episode))
 
 
-# ---- regression -----------------------------------------------------------------------------------------------------
+# ---- regression
+#
 
 
 @pytest.mark.parametrize("adapts", ["all", "head"])
@@ -297,17 +344,24 @@ def test_fine_tune_of_a_regression_begins_with_the_whole_pretrained_network(adap
     torch.testing.assert_close(ours[0, 0], perceptron(leaves, episode.query.x[0]))
     still = 0 if adapts == "all" else 4
     support = Batch(episode.support.x[0], episode.support.y[0])
-    points = by_hand(leaves[still:], lambda p, x: perceptron([*leaves[:still], *p], x), support, 0.05, 0.0)
-    hand = torch.stack([perceptron([*leaves[:still], *point], episode.query.x[0]) for point in points])
+    points = by_hand(
+        leaves[still:], lambda p, x: perceptron([*leaves[:still], *p], x), support, 0.05, 0.0
+    )
+    hand = torch.stack(
+        [perceptron([*leaves[:still], *point], episode.query.x[0]) for point in points]
+    )
     torch.testing.assert_close(ours[0], hand, rtol=1e-10, atol=1e-10)
 
 
 def test_pretraining_on_sinusoids_goes_to_the_floor_of_one_answer_for_all() -> None:
     source = Sinusoid().build()
-    method = FineTune(outer=Adam(lr=5e-3)).build(MLP(sizes=(40, 40)).build(source.spec), source.spec)
+    method = FineTune(outer=Adam(lr=5e-3)).build(
+        MLP(sizes=(40, 40)).build(source.spec), source.spec
+    )
     state, _ = after(method, source, 400, size=250)
     curve = learning_curve(method, state.meta, source, steps=(0,), episodes=2000, seed=1)
-    # E[A^2]/2 - (2 E[A]/pi)^2 E[cos^2 x] = 3.006 is the best that one answer for all waves can do; f = 0 has 4.252.
+    # E[A^2]/2 - (2 E[A]/pi)^2 E[cos^2 x] = 3.006 is the best that one answer for all waves can do;
+    # f = 0 has 4.252.
     assert abs(curve.mean[0] - 3.006) < 0.25
 
 

@@ -1,4 +1,6 @@
-"""What every method of the transfer room keeps: batching, keys, policies, names, and no way in for query labels."""
+"""What every method of the transfer room keeps: batching, keys, policies, names, and no way in for
+query labels.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from metalearn.transfer import TRANSFER, BaselinePlusPlus, FineTune, LinearProbe
 from metalearn.tree import leaves
 from metalearn.types import Batch, Episode
 
-# ---- what every method keeps ----------------------------------------------------------------------------------------
+# ---- what every method keeps
+#
 
 
 @pytest.mark.parametrize("name", TRANSFER)
@@ -52,26 +55,42 @@ def test_queries_see_each_other_only_where_the_traits_say_so(name: str, policy: 
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 2)
     other = episode.query.x.clone()
     other[:, 3:] += 5
-    one, two = (said(method, meta, episode._replace(query=Batch(x, episode.query.y))) for x in (episode.query.x, other))
+    one, two = (
+        said(method, meta, episode._replace(query=Batch(x, episode.query.y)))
+        for x in (episode.query.x, other)
+    )
     assert one.isfinite().all()
-    assert method.traits.normalisation == policy and method.traits.transductive == (policy == "query_batch")
+    assert method.traits.normalisation == policy and method.traits.transductive == (
+        policy == "query_batch"
+    )
     assert torch.allclose(one[:, :, :3], two[:, :, :3], atol=1e-9) != method.traits.transductive
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "baseline_plus_plus", "nearest_centroid", "fine_tune", "scratch"])
+@pytest.mark.parametrize(
+    "name", ["linear_probe", "baseline_plus_plus", "nearest_centroid", "fine_tune", "scratch"]
+)
 def test_under_policy_support_queries_are_normalised_by_the_support_set(name: str) -> None:
     source = Clusters("train", 9)
     method = make(name, source.spec, norm="support")
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 2)
     itself = Episode(episode.support, episode.support, {})
     first = Episode(episode.support, Batch(episode.support.x[:, :1], episode.support.y[:, :1]), {})
-    torch.testing.assert_close(said(method, meta, itself)[:, :, :1], said(method, meta, first), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        said(method, meta, itself)[:, :, :1], said(method, meta, first), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", TRANSFER)
 def test_query_labels_have_no_way_in(name: str) -> None:
     method = make(name, Clusters("train", 9).spec)
-    assert list(inspect.signature(method.learn).parameters) == ["meta", "support", "query_x", "steps", "key", "ledger"]
+    assert list(inspect.signature(method.learn).parameters) == [
+        "meta",
+        "support",
+        "query_x",
+        "steps",
+        "key",
+        "ledger",
+    ]
     assert method.task_grad is None
 
 
@@ -102,18 +121,29 @@ def test_scratch_carries_nothing_over() -> None:
 
 
 @pytest.mark.parametrize("component", TRANSFER.values())
-def test_components_are_named_after_their_line_and_say_which_fields_adapt(component: type[Component]) -> None:
+def test_components_are_named_after_their_line_and_say_which_fields_adapt(
+    component: type[Component],
+) -> None:
     made = component()
     name = component.model_fields["name"]
-    assert TRANSFER[name.default] is component and typing.get_args(name.annotation) == (name.default,)
+    assert TRANSFER[name.default] is component and typing.get_args(name.annotation) == (
+        name.default,
+    )
     assert component.model_validate_json(made.model_dump_json()) == made
-    adapt = {"inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"} & set(component.model_fields)
+    adapt = {"inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"} & set(
+        component.model_fields
+    )
     assert component.fields_at_adapt() == adapt
     assert all(info.description for info in component.model_fields.values())
 
 
 @pytest.mark.parametrize("component", [Scratch, FineTune, LinearProbe, BaselinePlusPlus])
 def test_step_sizes_out_of_range_are_refused(component: Any) -> None:
-    for wrong in ({"inner_lr": 0}, {"inner_lr": float("inf")}, {"inner_momentum": 1}, {"inner_lrr": 0.1}):
+    for wrong in (
+        {"inner_lr": 0},
+        {"inner_lr": float("inf")},
+        {"inner_momentum": 1},
+        {"inner_lrr": 0.1},
+    ):
         with pytest.raises(ValueError):
             component(**wrong)

@@ -1,7 +1,8 @@
-"""`make torture`: a training that is killed and stopped again and again ends, once resumed, as if undisturbed.
+"""`make torture`: a training that is killed and stopped again and again ends, once resumed, as if
+undisturbed.
 
-What it prints stands in the README's table of reliability. A smaller version of every part is in the suite
-(test_resume.py, test_distributed.py).
+What it prints stands in the README's table of reliability. A smaller version of every part is in
+the suite (test_resume.py, test_distributed.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ import torch
 from commandline import Commands, Ended, Running, commands_in, sinusoid, write
 from kills import going_on, last, newest, planted, same_end
 
-RUN = {"meta_steps": 600, "checkpoint_every": 13, "log_every": 5, "validate": {"every": 100, "episodes": 8, "keep": 2}}
+RUN = {
+    "meta_steps": 600,
+    "checkpoint_every": 13,
+    "log_every": 5,
+    "validate": {"every": 100, "episodes": 8, "keep": 2},
+}
 
 
 class Broken(AssertionError):
@@ -67,7 +73,9 @@ def some_process(draw: random.Random) -> Callable[[Running], None]:
 
 
 def moments(draw: random.Random, folder: Path, whole: float) -> Iterator[Callable[[], bool]]:
-    """Moments at random: some time after the start, or some checkpoints further on and a little later."""
+    """Moments at random: some time after the start, or some checkpoints further on and a little
+    later.
+    """
     while True:
         if draw.random() < 0.5:
             yield at_time(time.monotonic() + draw.uniform(0, whole))
@@ -94,10 +102,14 @@ def at_step(folder: Path, step: int, more: float) -> Callable[[], bool]:
 
 
 def torn(folder: Path) -> set[str]:
-    """What kills have left half written: temporary files, and checksums without their checkpoints."""
+    """What kills have left half written: temporary files, and checksums without their
+    checkpoints.
+    """
     home = folder / "checkpoints"
     sums = {path.name.removesuffix(".sha256") for path in home.glob("step-*.sha256")}
-    return {path.name for path in home.glob(".*.tmp")} | (sums - {path.name for path in home.glob("step-*.pt")})
+    return {path.name for path in home.glob(".*.tmp")} | (
+        sums - {path.name for path in home.glob("step-*.pt")}
+    )
 
 
 class Torture:
@@ -106,24 +118,39 @@ class Torture:
     def __init__(self, metalearn: Commands, draw: random.Random, devices: int = 1) -> None:
         self.metalearn, self.draw, self.devices = metalearn, draw, devices
         self.file = write(metalearn.folder, "torture", sinusoid(run=RUN))
-        self.straight, self.folder = (metalearn.folder / f"{name}-{devices}" for name in ("straight", "struck"))
+        self.straight, self.folder = (
+            metalearn.folder / f"{name}-{devices}" for name in ("straight", "struck")
+        )
         begin = time.monotonic()
-        must(self.run("train", self.file, "--out", self.straight).wait().code == 0, "the undisturbed run failed")
+        must(
+            self.run("train", self.file, "--out", self.straight).wait().code == 0,
+            "the undisturbed run failed",
+        )
         self.whole = time.monotonic() - begin
 
     def run(self, *words: object, before: str = "") -> Running:
         return self.metalearn.start(*words, "--devices", self.devices, before=before)
 
     def part(
-        self, count: int, codes: tuple[int, ...], ready: Callable[[], Callable[[], bool]],
-        strike: Callable[[Running], None], before: Callable[[], str] = lambda: "", *, exact: bool = True,
-    ) -> dict[str, int]:  # fmt: skip
-        """Strike so often; every time that a run ends by itself it must be the undisturbed one, and another begins."""
+        self,
+        count: int,
+        codes: tuple[int, ...],
+        ready: Callable[[], Callable[[], bool]],
+        strike: Callable[[Running], None],
+        before: Callable[[], str] = lambda: "",
+        *,
+        exact: bool = True,
+    ) -> dict[str, int]:
+        """Strike so often; every time that a run ends by itself it must be the undisturbed one, and
+        another begins.
+        """
         said = {"struck": 0, "torn": 0, "resumed": 0, "finished": 0}
         while said["struck"] < count:
             said["resumed"] += (self.folder / "config.yaml").exists()
             left = torn(self.folder)
-            ended = struck(self.run(*going_on(self.folder, self.file), before=before()), ready(), strike)
+            ended = struck(
+                self.run(*going_on(self.folder, self.file), before=before()), ready(), strike
+            )
             if ended.code == 0:
                 self.compare(exact)
                 said["finished"] += 1
@@ -139,9 +166,14 @@ class Torture:
         return said
 
     def compare(self, exact: bool) -> None:
-        """Parameters bit for bit; of runs that were killed also metrics, test and bill, as test_resume asks."""
+        """Parameters bit for bit; of runs that were killed also metrics, test and bill, as
+        test_resume asks.
+        """
         (step, mine), (other_step, other) = last(self.folder), last(self.straight)
-        must(step == other_step and all(torch.equal(mine[name], other[name]) for name in other), "other parameters")
+        must(
+            step == other_step and all(torch.equal(mine[name], other[name]) for name in other),
+            "other parameters",
+        )
         if exact:
             same_end(self.folder, self.straight)
         shutil.rmtree(self.folder)
@@ -151,7 +183,11 @@ def comparison(metalearn: Commands, draw: random.Random, count: int) -> dict[str
     """Kills during `compare`, which goes on by the same command."""
     data: dict[str, Any] = sinusoid(experiment="pair", run={"meta_steps": 150})
     del data["method"]
-    file = write(metalearn.folder, "pair", {**data, "methods": [{"name": n} for n in ("maml", "reptile", "fine_tune")]})
+    file = write(
+        metalearn.folder,
+        "pair",
+        {**data, "methods": [{"name": n} for n in ("maml", "reptile", "fine_tune")]},
+    )
     whole, folder = metalearn.folder / "pair-whole", metalearn.folder / "pair-struck"
     begin = time.monotonic()
     must(metalearn("compare", file, "--out", whole).code == 0, "the undisturbed comparison failed")
@@ -159,13 +195,19 @@ def comparison(metalearn: Commands, draw: random.Random, count: int) -> dict[str
     ended = Ended(-9, "", "")
     while said["struck"] < count or ended.code != 0:
         said["resumed"] += folder.exists()
-        end = time.monotonic() + draw.uniform(0, 0.7 * lasts) if said["struck"] < count else float("inf")
+        end = (
+            time.monotonic() + draw.uniform(0, 0.7 * lasts)
+            if said["struck"] < count
+            else float("inf")
+        )
         ended = struck(metalearn.start("compare", file, "--out", folder), at_time(end), kill)
         must(ended.code in (0, -9), ended)
         said["struck"] += ended.code == -9
         if ended.code == 0:
             for label in ("maml", "reptile", "fine_tune"):
-                same_end(folder / "methods" / label / "seed-0", whole / "methods" / label / "seed-0")
+                same_end(
+                    folder / "methods" / label / "seed-0", whole / "methods" / label / "seed-0"
+                )
             said["finished"] += 1
             shutil.rmtree(folder)
     return said
@@ -179,9 +221,14 @@ def torture(metalearn: Commands, kills: int, aimed: int, seed: int) -> None:
     tell("SIGKILL at a random moment", one.part(kills, (-9,), lambda: next(at), kill))
     tell(
         "SIGKILL while a checkpoint is written",
-        one.part(aimed, (-9,), lambda: never, kill, lambda: planted("checkpoints", draw.randrange(80))),
+        one.part(
+            aimed, (-9,), lambda: never, kill, lambda: planted("checkpoints", draw.randrange(80))
+        ),
     )
-    tell("SIGTERM at a random moment", one.part(aimed, (75, -15), lambda: next(at), terminate, exact=False))
+    tell(
+        "SIGTERM at a random moment",
+        one.part(aimed, (75, -15), lambda: next(at), terminate, exact=False),
+    )
     tell("SIGKILL during compare", comparison(metalearn, draw, aimed))
     two = Torture(metalearn, draw, devices=2)
     after = moments(draw, two.folder, two.whole)
@@ -192,7 +239,8 @@ def torture(metalearn: Commands, kills: int, aimed: int, seed: int) -> None:
 def tell(what: str, said: dict[str, int]) -> None:
     half = f" ({said['torn']} left a file half written)" if said.get("torn") else ""
     print(
-        f"{what}: {said['struck']} struck{half}, {said['resumed']} resumed, {said['finished']} runs finished, "
+        f"{what}: {said['struck']} struck{half}, {said['resumed']} resumed, {said['finished']} "
+        f"runs finished, "
         "bit-equal to the undisturbed one",
         flush=True,
     )

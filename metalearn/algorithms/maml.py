@@ -9,7 +9,13 @@ from torch import Tensor
 from metalearn.algorithms.need import need_queries
 from metalearn.component import Component, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import begin, learner_of_tasks, meta_gradient, outer_update, step_over_tasks
+from metalearn.inner.method import (
+    begin,
+    learner_of_tasks,
+    meta_gradient,
+    outer_update,
+    step_over_tasks,
+)
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.losses import criterion, metrics
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Params, Traits
@@ -26,8 +32,12 @@ class MAML(Component):
     inner_steps: int = option(
         1, "S, gradient steps on the support set during meta-training", acts="train", ge=1, le=1000
     )
-    inner_lr: float = option(0.01, "step size of the inner loop, in training and on new tasks", gt=0)
-    first_order: bool = option(False, "FOMAML: treat each inner gradient as a constant (section 5.2)", acts="train")
+    inner_lr: float = option(
+        0.01, "step size of the inner loop, in training and on new tasks", gt=0
+    )
+    first_order: bool = option(
+        False, "FOMAML: treat each inner gradient as a constant (section 5.2)", acts="train"
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the meta-update", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
@@ -52,7 +62,9 @@ class MAML(Component):
             said = learner.apply(path.points[-1], episode.query.x, context=episode.support.x)
             return loss_of(said, episode.query.y), metrics(spec, said, episode.query.y)
 
-        def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
+        def adapt_one(
+            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
+        ) -> list[Params]:
             return adapt(loss, meta, rule, support, points[-1], keep=points).points
 
         def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:

@@ -9,7 +9,13 @@ from torch import Tensor
 from metalearn.algorithms.need import need_classes, need_queries
 from metalearn.component import Component, option
 from metalearn.inner.heads import class_means, negative_squared_distance
-from metalearn.inner.method import begin, learner_of_tasks, meta_gradient, outer_update, step_over_tasks
+from metalearn.inner.method import (
+    begin,
+    learner_of_tasks,
+    meta_gradient,
+    outer_update,
+    step_over_tasks,
+)
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion, metrics
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Traits
@@ -18,28 +24,35 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Met
 class ProtoNet(Component):
     """Learn features in which a new example belongs to the class with the nearest mean.
 
-    c_n = mean of f(x) over the support of class n (equation 1);  p(n | x) = softmax_n(-|f(x) - c_n|^2) (equation 2);
-    minimise the mean of -log p(y | x) over queries. No steps: one constant point at every step of a curve.
-    meta is the Learner's flat dict. The head's leaves are in it and unused: their gradient is zero and they keep their
-    start, so a meta of other ways (20 in training, 5 in the test) works as it is.
-    """
+    c_n = mean of f(x) over the support of class n (equation 1);  p(n | x) = softmax_n(-|f(x) -
+    c_n|^2) (equation 2); minimise the mean of -log p(y | x) over queries. No steps: one constant
+    point at every step of a curve. meta is the Learner's flat dict. The head's leaves are in it and
+    unused: their gradient is zero and they keep their start, so a meta of other ways (20 in
+    training, 5 in the test) works as it is."""
 
     name: Literal["proto_net"] = option("proto_net", "the method")
     outer: Rule = option(Adam(lr=1e-3), "rule of the meta-update", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; ConfigError for regression and for tasks without queries."""
+        """The method for tasks of `spec`; ConfigError for regression and for tasks without
+        queries.
+        """
         need_classes(self.name, spec)
         need_queries(self.name, spec)
         outer, loss_of = self.outer.build(meta_steps), criterion(spec)
 
-        def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Tensor]:
+        def adapt_one(
+            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
+        ) -> list[Tensor]:
             return [class_means(learner.features(meta, support.x), support.y, spec.ways)]
 
         def predict_one(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
-            # Departure: the authors' code normalises support and queries as one batch in training and by running
-            # averages in the test. Here the learner's policy holds for both, and the queries are a batch of their own.
-            return negative_squared_distance(learner.features(meta, query_x, context=support.x), centres)
+            # Departure: the authors' code normalises support and queries as one batch in training
+            # and by running averages in the test. Here the learner's policy holds for both, and the
+            # queries are a batch of their own.
+            return negative_squared_distance(
+                learner.features(meta, query_x, context=support.x), centres
+            )
 
         def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
             centres = adapt_one(meta, episode.support, (0,), episode.info["key"])[0]

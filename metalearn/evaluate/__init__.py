@@ -1,4 +1,6 @@
-"""What is measured: learning curves, their statistics, and their cost; is handed methods, imports none."""
+"""What is measured: learning curves, their statistics, and their cost; is handed methods, imports
+none.
+"""
 
 from metalearn.evaluate.curves import Curve, learning_curve
 from metalearn.evaluate.ledger import CostLedger

@@ -1,4 +1,6 @@
-"""Reading the `cost` block of results: what was spent once, and what one new task takes up to a point of its curve."""
+"""Reading the `cost` block of results: what was spent once, and what one new task takes up to a
+point of its curve.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 Array = NDArray[np.float64]
 Cost = Mapping[str, Mapping[str, Any] | None]
 Axis = Literal["flops", "seconds"]
-ONCE = ("tune", "pretrain", "meta_train", "search", "retrain")  # the last two where they are not of new tasks
+ONCE = (
+    "tune",
+    "pretrain",
+    "meta_train",
+    "search",
+    "retrain",
+)  # the last two where they are not of new tasks
 EACH = ("search", "retrain", "adapt", "predict")
 LEARNING = ("search", "retrain", "adapt")  # of a new task; answering its queries is apart
 
@@ -27,15 +35,18 @@ def entry_of(cost: Cost, phase: str) -> Mapping[str, Any]:
     """One phase; MissingPhase where the block does not have it: an absent phase is no zero."""
     found = cost.get(phase)
     if found is None:
-        raise MissingPhase(f"the cost block has no phase {phase!r}: it should have {', '.join(PHASES)}")
+        raise MissingPhase(
+            f"the cost block has no phase {phase!r}: it should have {', '.join(PHASES)}"
+        )
     return found
 
 
 def up_front(cost: Cost, axis: Axis) -> float | None:
-    """What was spent before any new task: tuning, pretraining, meta-training, and search for all tasks together.
+    """What was spent before any new task: tuning, pretraining, meta-training, and search for all
+    tasks together.
 
-    In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, compilation and the measuring
-    itself) is not in it. None where a phase was not measured.
+    In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, compilation
+    and the measuring itself) is not in it. None where a phase was not measured.
     """
     entries = [entry_of(cost, phase) for phase in ONCE]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
@@ -43,10 +54,11 @@ def up_front(cost: Cost, axis: Axis) -> float | None:
 
 
 def learning(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
-    """What learning one new task takes up to each point of a curve: [P]; None where a phase was not measured.
+    """What learning one new task takes up to each point of a curve: [P]; None where a phase was not
+    measured.
 
-    Search and whatever comes before the first step is paid at every point; the rest grows with the steps. Seconds are
-    those of a task inside a batch of tasks.
+    Search and whatever comes before the first step is paid at every point; the rest grows with the
+    steps. Seconds are those of a task inside a batch of tasks.
     """
     last = max(steps)
     share = np.asarray([step / last if last else 1.0 for step in steps])
@@ -74,7 +86,9 @@ def whole_seconds(cost: Cost) -> float | None:
     entries = [entry_of(cost, phase) for phase in PHASES]
     return _sum(
         [
-            (entry["seconds_batched"] or 0.0) * entry.get("tasks", 0) if per_task(entry) else entry.get("seconds")
+            (entry["seconds_batched"] or 0.0) * entry.get("tasks", 0)
+            if per_task(entry)
+            else entry.get("seconds")
             for entry in [*entries, *(entry["once"] for entry in entries if "once" in entry)]
         ]
     )

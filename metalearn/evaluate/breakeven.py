@@ -1,8 +1,9 @@
-"""After how many new tasks an up-front cost is repaid: total cost is U + n c, c being the cost of one solved task.
+"""After how many new tasks an up-front cost is repaid: total cost is U + n c, c being the cost of
+one solved task.
 
-The interval is a bootstrap over training seeds and, inside, over tasks; one draw of tasks serves every seed and every
-method, because all of them met the same frozen tasks (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics
-1(2)). S seeds, E tasks, R resamples.
+The interval is a bootstrap over training seeds and, inside, over tasks; one draw of tasks serves
+every seed and every method, because all of them met the same frozen tasks (the pigeonhole
+bootstrap, Owen 2007, Annals of Applied Statistics 1(2)). S seeds, E tasks, R resamples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from metalearn.evaluate.targets import Bools, Reached, cost_per_solved
 
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided"]
-LEAST_SOLVED, LARGEST_GAP = 0.5, 0.1  # below, or further apart, the prices are those of different accuracies
+LEAST_SOLVED, LARGEST_GAP = (
+    0.5,
+    0.1,
+)  # below, or further apart, the prices are those of different accuracies
 FACTOR = 10.0  # an interval wider than this decides nothing
 RESAMPLES = 2000
 LEAST_TASKS = 5  # that a resample of tasks means anything
@@ -68,7 +72,11 @@ def break_evens(
     for a, b in combinations(range(len(accounts)), 2) if pairs is None else pairs:
         pair = _on_common_tasks(accounts[a], accounts[b])
         tasks = 0 if pair[0].found is None else pair[0].found.cost.shape[1]
-        found.append(_pair(*((account, drawn(place, account, tasks)) for place, account in zip((a, b), pair))))
+        found.append(
+            _pair(
+                *((account, drawn(place, account, tasks)) for place, account in zip((a, b), pair))
+            )
+        )
     return found
 
 
@@ -78,35 +86,50 @@ def at_common_levels(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[tuple[float | None, BreakEven]]:
-    """Every pair at the first of `levels` (the hardest comes first) that both reach often enough, and about as often.
+    """Every pair at the first of `levels` (the hardest comes first) that both reach often enough,
+    and about as often.
 
-    A target that only the best method reaches compares nobody else. The level is chosen by shares of tasks solved
-    alone, never by cost; None, and the verdict `not_reached`, where no level will do. Pairs in the order of accounts.
-    """
+    A target that only the best method reaches compares nobody else. The level is chosen by shares
+    of tasks solved alone, never by cost; None, and the verdict `not_reached`, where no level will
+    do. Pairs in the order of accounts."""
     first = accounts_at(levels[0])
     still = list(combinations(range(len(first)), 2))
     found: dict[tuple[int, int], tuple[float | None, BreakEven]] = {}
     for level in levels:
         accounts = accounts_at(level)
-        ready = [pair for pair in still if not _apart(*_on_common_tasks(*(accounts[place] for place in pair)))]
+        ready = [
+            pair
+            for pair in still
+            if not _apart(*_on_common_tasks(*(accounts[place] for place in pair)))
+        ]
         still = [pair for pair in still if pair not in ready]
-        found.update(zip(ready, ((level, one) for one in break_evens(accounts, seed, resamples, ready))))
-    found.update(zip(still, ((None, one) for one in break_evens(accounts_at(levels[-1]), seed, resamples, still))))
+        found.update(
+            zip(ready, ((level, one) for one in break_evens(accounts, seed, resamples, ready)))
+        )
+    found.update(
+        zip(
+            still,
+            ((None, one) for one in break_evens(accounts_at(levels[-1]), seed, resamples, still)),
+        )
+    )
     return [found[pair] for pair in sorted(found)]
 
 
 def crossing(up_a: float, each_a: float, up_b: float, each_b: float) -> float:
-    """The number of tasks from which on a, with U_a + n c_a, is no dearer than b: at least 1, infinite if never.
+    """The number of tasks from which on a, with U_a + n c_a, is no dearer than b: at least 1,
+    infinite if never.
 
-    n = (U_a - U_b) / (c_b - c_a). Where a begins cheaper and is overtaken it is not said to pay: infinite too.
-    """
+    n = (U_a - U_b) / (c_b - c_a). Where a begins cheaper and is overtaken it is not said to pay:
+    infinite too."""
     more, saved = up_a - up_b, each_b - each_a
     if more <= 0:
         return 1.0 if saved >= 0 else math.inf
     return max(1.0, more / saved) if saved > 0 else math.inf
 
 
-Drawn = tuple[Array, Array] | None  # up-front cost and cost per solved task of every resample, [R] each
+Drawn = (
+    tuple[Array, Array] | None
+)  # up-front cost and cost per solved task of every resample, [R] each
 
 
 def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven:
@@ -123,27 +146,36 @@ def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven
     tasks = _crossing_of(a, b)
     assert drawn_a is not None and drawn_b is not None
     spread = np.asarray([crossing(*each) for each in zip(*drawn_a, *drawn_b)])
-    low, high = (float(value) for value in np.percentile(spread, (2.5, 97.5), method="inverted_cdf"))
+    low, high = (
+        float(value) for value in np.percentile(spread, (2.5, 97.5), method="inverted_cdf")
+    )
     verdict, why = _verdict(a.label, b.label, tasks, low, high)
     whole = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
     return BreakEven(a.label, b.label, verdict, whole, (low, high), _left_out(a, b), why)
 
 
 def _apart(a: Account, b: Account) -> str:
-    """Why the prices of two accounts are those of different accuracies; empty where they are not."""
+    """Why the prices of two accounts are those of different accuracies; empty where
+    they are not.
+    """
     if _unmeasured(a, b):
         return ""
     solved = [float(_reached(account).solved.mean()) for account in (a, b)]
     if min(solved) >= LEAST_SOLVED and abs(solved[0] - solved[1]) <= LARGEST_GAP:
         return ""
-    return f"{a.label} solved {solved[0]:.0%} of its tasks and {b.label} {solved[1]:.0%}: no common level"
+    return (
+        f"{a.label} solved {solved[0]:.0%} of its tasks and {b.label} {solved[1]:.0%}: no "
+        f"common level"
+    )
 
 
 def _on_common_tasks(*accounts: Account) -> list[Account]:
     if any(account.found is None for account in accounts):
         return list(accounts)
     tasks = min(_reached(account).cost.shape[1] for account in accounts)
-    return [account._replace(found=_part(_reached(account), np.s_[:, :tasks])) for account in accounts]
+    return [
+        account._replace(found=_part(_reached(account), np.s_[:, :tasks])) for account in accounts
+    ]
 
 
 def _part(found: Reached, index: Any) -> Reached:
@@ -151,12 +183,16 @@ def _part(found: Reached, index: Any) -> Reached:
 
 
 def _unmeasured(*accounts: Account) -> str:
-    missing = [account.label for account in accounts if account.up_front is None or account.found is None]
+    missing = [
+        account.label for account in accounts if account.up_front is None or account.found is None
+    ]
     return f"not measured: the cost of {' and '.join(missing)}" if missing else ""
 
 
 def _rank(account: Account) -> tuple[float, float]:
-    """The dearer start first: it is the one that has something to repay; of equal starts the cheaper task."""
+    """The dearer start first: it is the one that has something to repay; of equal starts the
+    cheaper task.
+    """
     assert account.up_front is not None
     each = cost_per_solved(_reached(account))
     return -float(account.up_front.mean()), math.inf if each is None else each
@@ -171,9 +207,11 @@ def _crossing_of(a: Account, b: Account) -> float:
     assert a.up_front is not None and b.up_front is not None
     each = [cost_per_solved(_reached(account)) for account in (a, b)]
     return crossing(
-        float(a.up_front.mean()), math.inf if each[0] is None else each[0],
-        float(b.up_front.mean()), math.inf if each[1] is None else each[1],
-    )  # fmt: skip
+        float(a.up_front.mean()),
+        math.inf if each[0] is None else each[0],
+        float(b.up_front.mean()),
+        math.inf if each[1] is None else each[1],
+    )
 
 
 def _verdict(a: str, b: str, tasks: float, low: float, high: float) -> tuple[Verdict, str]:
@@ -212,7 +250,9 @@ def _resampled(account: Account, seed: int, place: int, resamples: int) -> Drawn
     seeds, tasks = account.found.cost.shape
     of_tasks = _counts((seed, 0, tasks), resamples, tasks)
     of_seeds = _counts((seed, 1, place), resamples, seeds)
-    spent, solved = (_weighed(part, of_seeds, of_tasks) for part in (account.found.cost, account.found.solved))
+    spent, solved = (
+        _weighed(part, of_seeds, of_tasks) for part in (account.found.cost, account.found.solved)
+    )
     each = np.divide(spent, solved, out=np.full_like(spent, np.inf), where=solved > 0)
     return of_seeds @ account.up_front / seeds, each
 
@@ -224,6 +264,8 @@ def _weighed(values: Array | Bools, of_seeds: Array, of_tasks: Array) -> Array:
 
 @functools.lru_cache(maxsize=32)
 def _counts(name: tuple[int, ...], resamples: int, size: int) -> Array:
-    """How often each of `size` things is drawn in each resample, a function of the name: [R, size]."""
+    """How often each of `size` things is drawn in each resample, a function of the name: [R,
+    size].
+    """
     generator = np.random.default_rng(list(name))
     return generator.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)

@@ -15,7 +15,17 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Ledger, Meta, Method, NullLedger, TaskSource
+from metalearn.types import (
+    Batch,
+    Episode,
+    EpisodeSpec,
+    Key,
+    Ledger,
+    Meta,
+    Method,
+    NullLedger,
+    TaskSource,
+)
 
 DIVERGED_FACTOR = 10.0  # a regression task has diverged above ten times the mean loss of step 0
 FINGERPRINTED = 32  # episodes that the fingerprint covers
@@ -23,7 +33,9 @@ FINGERPRINTED = 32  # episodes that the fingerprint covers
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on E episodes at P points; `scores` is accuracy for classes, squared error for regression."""
+    """One method on E episodes at P points; `scores` is accuracy for classes, squared error for
+    regression.
+    """
 
     steps: tuple[int, ...]
     metric: str
@@ -32,7 +44,9 @@ class Curve:
     diverged: Tensor  # [E, P] bool
     fingerprint: str = ""
     traits: dict[str, object] = field(default_factory=dict)
-    notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: what the method says of each task
+    notes: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # [E, ...]: what the method says of each task
 
     @property
     def mean(self) -> Tensor:
@@ -57,7 +71,9 @@ class Curve:
         return self.diverged.to(self.loss.dtype).mean(0)
 
     def converged(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean [P], ci95 [P]) of `values` [E, P] over the episodes that did not diverge at that point."""
+        """(mean [P], ci95 [P]) of `values` [E, P] over the episodes that did not diverge at that
+        point.
+        """
         kept = (~self.diverged).to(values.dtype)
         count = kept.sum(0)
         clean = torch.where(self.diverged, torch.zeros_like(values), values)
@@ -76,7 +92,9 @@ class Scored(NamedTuple):
 
 
 def check_same_task(method: Method, spec: EpisodeSpec) -> None:
-    """Refuse a method that was built for another kind of task; ConfigError with every difference."""
+    """Refuse a method that was built for another kind of task; ConfigError with
+    every difference.
+    """
     built = method.spec
     names = ["kind", "ways", "x_shape", "outputs"]
     wrong = [name for name in names if getattr(built, name) != getattr(spec, name)]
@@ -105,19 +123,24 @@ def learning_curve(
     ledger: Ledger | None = None,
     starts: int = 0,
 ) -> Curve:
-    """Learn `episodes` new tasks and score the queries at every point; the method never sees query labels.
+    """Learn `episodes` new tasks and score the queries at every point; the method never sees query
+    labels.
 
-    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts` numbers what a method
-    draws for itself on the same tasks: fresh networks and heads, a search's candidates. Raises ConfigError for a method
-    built for another kind, ways, input shape or outputs, MissingPhase for one that does not write to the ledger.
-    """
+    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts`
+    numbers what a method draws for itself on the same tasks: fresh networks and heads, a search's
+    candidates. Raises ConfigError for a method built for another kind, ways, input shape or
+    outputs, MissingPhase for one that does not write to the ledger."""
     points = points_to_ask(method, source, steps, episodes)
     book = NullLedger() if ledger is None else ledger
-    found = scored(method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=book, starts=starts)
+    found = scored(
+        method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=book, starts=starts
+    )
     return curve_of(found, source, points, seed)
 
 
-def points_to_ask(method: Method, source: TaskSource, steps: Sequence[int] | int, episodes: int) -> tuple[int, ...]:
+def points_to_ask(
+    method: Method, source: TaskSource, steps: Sequence[int] | int, episodes: int
+) -> tuple[int, ...]:
     """The points of the curve; ConfigError for what cannot be measured."""
     check_same_task(method, source.spec)
     if source.spec.queries == 0:
@@ -152,7 +175,12 @@ def scored(
         notes.append({name: value.detach() for name, value in learned.notes.items()})
         rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
     accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    return Scored(accuracies, losses, finite, {name: torch.cat([part[name] for part in notes]) for name in notes[0]})
+    return Scored(
+        accuracies,
+        losses,
+        finite,
+        {name: torch.cat([part[name] for part in notes]) for name in notes[0]},
+    )
 
 
 def curve_of(found: Scored, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
@@ -171,8 +199,8 @@ def curve_of(found: Scored, source: TaskSource, points: tuple[int, ...], seed: i
 def handed(episodes: Episode) -> tuple[Batch, Tensor]:
     """What a method is given of new tasks: support sets, query inputs; in memory of their own.
 
-    A source may cut support and query out of one tensor. A view of it would have the queries' labels beside it.
-    """
+    A source may cut support and query out of one tensor. A view of it would have the queries'
+    labels beside it."""
     return Batch(*(leaf.clone() for leaf in episodes.support)), episodes.query.x.clone()
 
 
@@ -186,7 +214,11 @@ def _scored(spec: EpisodeSpec, said: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
     truth = y.unsqueeze(1).expand(*said.shape[:2], *y.shape[1:])
     finite = said.isfinite().flatten(2).all(-1)
-    right = accuracy(said, truth) if spec.classification else torch.full_like(said[:, :, 0, 0], float("nan"))
+    right = (
+        accuracy(said, truth)
+        if spec.classification
+        else torch.full_like(said[:, :, 0, 0], float("nan"))
+    )
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
     return torch.where(finite, right, torch.zeros_like(right)), criterion(spec)(said, truth), finite
 

@@ -1,4 +1,6 @@
-"""Several metas of one method tested as one: their predictions averaged (as MAML++ reports, Antoniou et al. 2019)."""
+"""Several metas of one method tested as one: their predictions averaged (as MAML++ reports,
+Antoniou et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from metalearn.types import Learned, Meta, Method
 def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
     """A method whose `learn` ignores its meta and averages over `metas`.
 
-    Classes: the log of the mean of the softmax outputs; regression: the mean output. [T, P, M, C] as ever.
-    """
+    Classes: the log of the mean of the softmax outputs; regression: the mean output. [T, P, M, C]
+    as ever."""
 
     def learn(meta: Meta, *args: Any, **kwargs: Any) -> Learned:
         del meta

@@ -1,9 +1,10 @@
-"""What decides how many FLOPs a call takes, as a key: code, what it closes over, and shapes; no values of tensors.
+"""What decides how many FLOPs a call takes, as a key: code, what it closes over, and shapes; no
+values of tensors.
 
-Two functions with the same name differ where they close over something else (another model, another number of steps),
-and two closures made by the same code over equal things are the same. A float counts as zero or not zero: a rate does
-not change the arithmetic, and a rate of zero may leave a term out.
-"""
+Two functions with the same name differ where they close over something else (another model, another
+number of steps), and two closures made by the same code over equal things are the same. A float
+counts as zero or not zero: a rate does not change the arithmetic, and a rate of zero may leave a
+term out."""
 
 from __future__ import annotations
 
@@ -17,11 +18,18 @@ import torch
 from torch import Tensor, nn
 
 LONG = 256  # elements above which a container is told apart by itself alone
-KEPT = ("_parameters", "_buffers", "_modules", "training")  # of a torch module, besides its own attributes
+KEPT = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "training",
+)  # of a torch module, besides its own attributes
 
 
 def fingerprint(*things: Any) -> tuple[Any, ...]:
-    """A hashable key of functions, arguments and whatever they hold; objects of unknown kind are their own key."""
+    """A hashable key of functions, arguments and whatever they hold; objects of unknown kind are
+    their own key.
+    """
     return tuple(_key(thing, {}) for thing in things)
 
 
@@ -57,7 +65,9 @@ def _plain(thing: Any) -> Any:
 
 
 def _function(thing: Any, seen: dict[int, int]) -> Any:
-    """Code with its names and constants, so that two lambdas of a line differ; then all that it closes over."""
+    """Code with its names and constants, so that two lambdas of a line differ; then all that it
+    closes over.
+    """
     code = thing.__code__
     cells = []
     for cell in thing.__closure__ or ():
@@ -80,14 +90,21 @@ def _partial(thing: Any, seen: dict[int, int]) -> Any:
 
 def _module(thing: Any, seen: dict[int, int]) -> Any:
     """A torch module by its class, shapes and own options; hooks and caches are left out."""
-    own = {name: value for name, value in vars(thing).items() if not name.startswith("_") or name in KEPT}
+    own = {
+        name: value
+        for name, value in vars(thing).items()
+        if not name.startswith("_") or name in KEPT
+    }
     return ("module", _name(type(thing)), _mapping(own, seen))
 
 
 def _mapping(thing: Mapping[Any, Any], seen: dict[int, int]) -> Any:
     if len(thing) > LONG:
         return _Itself(thing)
-    return ("mapping", tuple((_key(name, seen), _key(value, seen)) for name, value in thing.items()))
+    return (
+        "mapping",
+        tuple((_key(name, seen), _key(value, seen)) for name, value in thing.items()),
+    )
 
 
 def _sequence(thing: Sequence[Any], seen: dict[int, int]) -> Any:
@@ -119,11 +136,14 @@ _KINDS: tuple[tuple[Any, _Describe], ...] = (
 
 
 def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
+    name = getattr(thing, "__qualname__", getattr(thing, "__name__", ""))
+    return f"{getattr(thing, '__module__', '')}.{name}"
 
 
 class _Itself:
-    """An object as a key, equal to itself alone; holding it keeps its identity from being given to another."""
+    """An object as a key, equal to itself alone; holding it keeps its identity from being given to
+    another.
+    """
 
     def __init__(self, thing: Any) -> None:
         self.thing = thing

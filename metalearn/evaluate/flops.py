@@ -1,10 +1,10 @@
 """FLOPs of a function, counted from shapes alone: nothing is computed, and nothing is timed here.
 
-The function runs once on fake tensors (meta tensors that say which device they stand for, so that the operators are
-those of the real run). Two numbers come out: multiply-adds of matrix products and convolutions by torch's own
-formulas, two FLOPs each; and elementwise work, one FLOP for an element of an arithmetic result or of a reduced input.
-Comparisons, selections, copies, integers and indices are free. An operator that neither table knows is an error, not
-a zero.
+The function runs once on fake tensors (meta tensors that say which device they stand for, so that
+the operators are those of the real run). Two numbers come out: multiply-adds of matrix products and
+convolutions by torch's own formulas, two FLOPs each; and elementwise work, one FLOP for an element
+of an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
+are free. An operator that neither table knows is an error, not a zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.tree import leaves, tree_map
 
 Shape = tuple[int, ...]
-Rule = Callable[..., int]  # the operator's arguments, shapes in the place of tensors, and out_shape= -> FLOPs
+Rule = Callable[
+    ..., int
+]  # the operator's arguments, shapes in the place of tensors, and out_shape= -> FLOPs
 
 
 class Flops(NamedTuple):
@@ -44,19 +46,24 @@ class Uncounted(RuntimeError):
 
 
 def count(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call of `function(*args)`; it runs on fake tensors of the same shapes, so it must be pure.
+    """FLOPs of one call of `function(*args)`; it runs on fake tensors of the same shapes, so it
+    must be pure.
 
-    Raises Uncounted where the function needs values (`.item()`, sizes that depend on data) or an operator is unknown.
-    """
+    Raises Uncounted where the function needs values (`.item()`, sizes that depend on data) or an
+    operator is unknown."""
     counter = _Counter()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            given = tree_map(lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args)
+            given = tree_map(
+                lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, args
+            )
             with counter:
                 function(*given)
     except Uncounted:
         raise
-    except Exception as error:  # whatever a function does that shapes cannot follow: said, and not counted as zero
+    except (
+        Exception
+    ) as error:  # whatever a function does that shapes cannot follow: said, and not counted as zero
         said = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {said[0][:200] if said else ''}"
         raise Uncounted(f"its FLOPs cannot be told from shapes ({reason})") from error
@@ -64,10 +71,11 @@ def count(function: Callable[..., Any], *args: Any) -> Flops:
 
 
 def price(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call, each function counted once for its shapes; raises Uncounted as `count` does.
+    """FLOPs of one call, each function counted once for its shapes; raises Uncounted as `count`
+    does.
 
-    A function that has `parts`, [(how often, function, arguments)], is counted on these: what T tasks cost in S steps
-    is told by one task in no step and in one.
+    A function that has `parts`, [(how often, function, arguments)], is counted on these: what T
+    tasks cost in S steps is told by one task in no step and in one.
     """
     parts = getattr(function, "parts", None)
     total = Flops()
@@ -77,7 +85,9 @@ def price(function: Callable[..., Any], *args: Any) -> Flops:
     return total
 
 
-_counted: dict[Any, Flops | Uncounted] = {}  # of this process: a count is a pure function of its key
+_counted: dict[
+    Any, Flops | Uncounted
+] = {}  # of this process: a count is a pure function of its key
 
 
 def _remembered(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
@@ -94,7 +104,9 @@ def _remembered(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what every operator costs; under vmap and grad it sees the operators that are left in the end."""
+    """Adds up what every operator costs; under vmap and grad it sees the operators that are left in
+    the end.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -105,7 +117,10 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **kwargs)
         rule = RULES.get(func._schema.name)
         if rule is not None:
-            shapes = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, (args, kwargs, out))
+            shapes = tree_map(
+                lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf,
+                (args, kwargs, out),
+            )
             self.matrix += rule(*shapes[0], **shapes[1], out_shape=shapes[2])
         elif func.overloadpacket in flop_registry:
             self.matrix += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
@@ -114,17 +129,28 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-# ------------------------------------------------------------------------------------ matrix products and convolutions
+# matrix
+# products and convolutions
 
 
 def convolution_backward(
-    grad: Shape, x: Shape, w: Shape, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int, mask: Sequence[bool], out_shape: Any = None,
-) -> int:  # fmt: skip
+    grad: Shape,
+    x: Shape,
+    w: Shape,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    mask: Sequence[bool],
+    out_shape: Any = None,
+) -> int:
     """Each of the two gradients costs what the convolution itself costs, whatever the groups.
 
-    Departure from torch 2.13's own rule, whose weight gradient leaves out `groups`: vmap turns tasks into groups, and
-    it counts a training step of 32 tasks twelvefold.
+    Departure from torch 2.13's own rule, whose weight gradient leaves out `groups`: vmap turns
+    tasks into groups, and it counts a training step of 32 tasks twelvefold.
     """
     once: int = conv_flop_count(list(x), list(w), list(grad), transposed=transposed)
     return once * (int(mask[0]) + int(mask[1]))
@@ -148,7 +174,9 @@ def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
 
 
 def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
-    """A factorisation or solution with the n x n matrices of the first argument; `right`: where its columns stand."""
+    """A factorisation or solution with the n x n matrices of the first argument; `right`: where its
+    columns stand.
+    """
 
     def rule(*args: Any, out_shape: Any, **kwargs: Any) -> int:
         n = args[0][-1]
@@ -159,8 +187,8 @@ def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
     return rule
 
 
-# Operators that torch's counter knows wrongly, or not at all, by their full names: a room that brings operators of its
-# own adds a line here and is not imported.
+# Operators that torch's counter knows wrongly, or not at all, by their full names: a room that
+# brings operators of its own adds a line here and is not imported.
 RULES: dict[str, Rule] = {
     "aten::convolution_backward": convolution_backward,
     "metalearn::conv": _native_conv,
@@ -179,7 +207,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------ elementwise
+# elementwise
 
 
 def _each(names: str, flops: int) -> dict[str, int]:
@@ -188,16 +216,19 @@ def _each(names: str, flops: int) -> dict[str, int]:
 
 FREE = frozenset(
     _each(
-        """clone copy where masked_fill fill zero relu clamp clamp_min clamp_max maximum minimum sign eq ne lt le gt ge
-        logical_not logical_and isnan isfinite floor ceil round threshold_backward _to_copy cat stack
-        constant_pad_nd gather index index_select take scatter slice_scatter select_scatter flip roll sort topk
-        argsort unfold repeat max min amax amin argmax argmin max_pool2d_with_indices
-        max_pool2d_with_indices_backward max_dim tril triu zeros_like ones_like empty_like full_like new_zeros
-        new_empty new_full new_ones zeros ones empty full scalar_tensor new_empty_strided empty_strided rand randn
-        rand_like randn_like bernoulli arange linspace eye lift lift_fresh select_backward slice_backward
-        unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy permute_copy expand_copy
-        as_strided_scatter bitwise_and diagonal_scatter nan_to_num random uniform normal _reshape_alias set_
-        unique_dim one_hot split_with_sizes_copy squeeze_""",
+        """clone copy where masked_fill fill zero relu clamp clamp_min clamp_max maximum minimum
+        sign eq ne lt le gt ge logical_not logical_and isnan isfinite floor ceil round
+        threshold_backward _to_copy cat stack constant_pad_nd gather index index_select
+        take scatter slice_scatter select_scatter flip roll sort topk argsort unfold
+        repeat max min amax amin argmax argmin max_pool2d_with_indices
+        max_pool2d_with_indices_backward max_dim tril triu zeros_like ones_like
+        empty_like full_like new_zeros new_empty new_full new_ones zeros ones empty full
+        scalar_tensor new_empty_strided empty_strided rand randn rand_like randn_like
+        bernoulli arange linspace eye lift lift_fresh select_backward slice_backward
+        unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy
+        permute_copy expand_copy as_strided_scatter bitwise_and diagonal_scatter
+        nan_to_num random uniform normal _reshape_alias set_ unique_dim one_hot
+        split_with_sizes_copy squeeze_""",
         0,
     )
 )
@@ -219,17 +250,28 @@ OF_OUTPUT = {
     **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
     **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward", 1),
 }
-# FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops have it, the next.
+# FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops
+# have it, the next.
 OF_ARGUMENT = {"metalearn::finish_grad": (1, 11), "metalearn::finish_second": (4, 15)}
 # FLOPs for each element of what is added: the argument at this place.
-OF_SOURCE = {"scatter_add": 3, "index_add": 3, "_index_put_impl": 2, "index_put": 2, "_unsafe_index_put": 2}
+OF_SOURCE = {
+    "scatter_add": 3,
+    "index_add": 3,
+    "_index_put_impl": 2,
+    "index_put": 2,
+    "_unsafe_index_put": 2,
+}
 
 
 def arithmetic(func: Any, args: Any, out: Any) -> int:
-    """Elementwise FLOPs of one operator: one a result's element, or a reduced input's; Uncounted where unknown."""
+    """Elementwise FLOPs of one operator: one a result's element, or a reduced input's; Uncounted
+    where unknown.
+    """
     room, _, name = func._schema.name.rpartition("::")
     name = name if name in FREE else name.rstrip("_")
-    name = name if room == "aten" else f"{room}::{name}"  # a room's own operators go by their full names
+    name = (
+        name if room == "aten" else f"{room}::{name}"
+    )  # a room's own operators go by their full names
     results = [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
     if name in FREE or func.is_view or not any(leaf.is_floating_point() for leaf in results):
         return 0
@@ -242,4 +284,7 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
         return int(leaves(args[OF_SOURCE[name]])[0].numel())
     if name in OF_OUTPUT or torch.Tag.pointwise in func.tags:
         return OF_OUTPUT.get(name, 1) * int(results[0].numel())
-    raise Uncounted(f"the operator {func._schema.name} is in no table of evaluate/flops.py: add a line with its cost")
+    raise Uncounted(
+        f"the operator {func._schema.name} is in no table of evaluate/flops.py: add a line "
+        f"with its cost"
+    )

@@ -1,7 +1,7 @@
 """The cost ledger: what each phase of learning a task, or of learning to learn, has spent.
 
-Every second has one owner: of spans inside each other the innermost is billed. FLOPs are counted from shapes, once for
-each function and shapes, after the call and off its clock.
+Every second has one owner: of spans inside each other the innermost is billed. FLOPs are counted
+from shapes, once for each function and shapes, after the call and off its clock.
 """
 
 from __future__ import annotations
@@ -42,25 +42,34 @@ class CostLedger:
         self._energy: float | None = None
 
     def run(
-        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int | None
+        self,
+        phase: str,
+        function: Callable[..., Result],
+        *args: Any,
+        times: int = 1,
+        **counts: int | None,
     ) -> Result:
         """Call, time and count.
 
-        `times` says how many units of `counts` the call stands for. FLOPs come from the shapes of `args`, which should
-        hold every tensor that is worked on; work that shapes cannot tell says its own: `flops=`, `flops_elementwise=`.
-        """
+        `times` says how many units of `counts` the call stands for. FLOPs come from the shapes of
+        `args`, which should hold every tensor that is worked on; work that shapes cannot tell says
+        its own: `flops=`, `flops_elementwise=`."""
         said = {name: UNKNOWN if count is None else count * times for name, count in counts.items()}
         with self.span(phase, **said):
             result = function(*args)
         if "flops" not in said:
             with self._counted():
-                found = self.flops_of(phase, function, *args, architecture="flops_architecture" not in said)
+                found = self.flops_of(
+                    phase, function, *args, architecture="flops_architecture" not in said
+                )
             self.add(phase, 0.0, **found)
         return result
 
     @contextmanager
     def span(self, phase: str, **counts: float) -> Iterator[None]:
-        """Bill the time of a block to a phase, and to none around it; waits for the device at both ends."""
+        """Bill the time of a block to a phase, and to none around it; waits for the device at both
+        ends.
+        """
         _check(phase, counts)
         with self._owner(phase):
             try:
@@ -80,15 +89,23 @@ class CostLedger:
         entry = self._spent.setdefault(phase, {"seconds": 0.0})
         for name, count in {"seconds": seconds, **counts}.items():
             more = UNKNOWN if count is None else count
-            entry[name] = max(entry.get(name, 0), more) if name == "peak_bytes" else entry.get(name, 0) + more
+            entry[name] = (
+                max(entry.get(name, 0), more) if name == "peak_bytes" else entry.get(name, 0) + more
+            )
 
     def flops_of(
-        self, phase: str, function: Callable[..., Any], *args: Any, times: int = 1, architecture: bool = True
+        self,
+        phase: str,
+        function: Callable[..., Any],
+        *args: Any,
+        times: int = 1,
+        architecture: bool = True,
     ) -> Entry:
-        """FLOPs of `times` calls, as `add` takes them; NaN and a reason in `uncounted` where they cannot be told.
+        """FLOPs of `times` calls, as `add` takes them; NaN and a reason in `uncounted` where they
+        cannot be told.
 
-        `architecture`: whether all of it is the chosen architecture's own work, as everywhere but in supernets.
-        """
+        `architecture`: whether all of it is the chosen architecture's own work, as everywhere but
+        in supernets."""
         names = FLOPS if architecture else FLOPS[:2]
         found = self._price(phase, function, args) if self.counting else None
         if found is None:
@@ -96,7 +113,9 @@ class CostLedger:
         return dict(zip(names, (*map(float, found.times(times)), float(found.matrix * times))))
 
     def under(self, phase: str) -> CostLedger:
-        """A ledger that writes whatever it is given to one phase of this one: learning done for tuning is tuning."""
+        """A ledger that writes whatever it is given to one phase of this one: learning done for
+        tuning is tuning.
+        """
         return _Under(self, phase)
 
     def aside(self) -> CostLedger:
@@ -123,12 +142,16 @@ class CostLedger:
         missing = [phase for phase in phases if not self._has(phase)]
         if missing:
             raise MissingPhase(
-                f"nothing was written to {', '.join(missing)}: spend through ledger.run({missing[0]!r}, function, ...);"
-                " a phase that costs nothing is written as a measured zero, ledger.add(phase, 0.0, flops=0)"
+                f"nothing was written to {', '.join(missing)}: spend through "
+                f"ledger.run({missing[0]!r}, function, ...);"
+                " a phase that costs nothing is written as a measured zero, ledger.add(phase, "
+                "0.0, flops=0)"
             )
 
     def cost(self) -> dict[str, dict[str, Any]]:
-        """The `cost` block of result.json: every phase, null for what is not measured, 0 for measured zero."""
+        """The `cost` block of result.json: every phase, null for what is not measured, 0 for
+        measured zero.
+        """
         self._tick()
         return {phase: self._row(self._spent.get(phase)) for phase in PHASES}
 
@@ -148,7 +171,9 @@ class CostLedger:
             "tasks": _whole(spent.get("tasks", 0)),
         }
 
-    def _price(self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Flops | None:
+    def _price(
+        self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Flops | None:
         try:
             return price(function, *args)
         except Uncounted as error:
@@ -167,8 +192,12 @@ class CostLedger:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Counting FLOPs is measuring, wherever it happens: set-up of a run, and nobody's on a ledger without one."""
-        with self._owner("setup" if "setup" in self._open else None) if self._open else nullcontext():
+        """Counting FLOPs is measuring, wherever it happens: set-up of a run, and nobody's on a
+        ledger without one.
+        """
+        with (
+            self._owner("setup" if "setup" in self._open else None) if self._open else nullcontext()
+        ):
             yield
 
     def _tick(self) -> None:
@@ -219,7 +248,9 @@ class _Under(CostLedger):
         with self._ledger._counted():
             yield
 
-    def _price(self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Flops | None:
+    def _price(
+        self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Flops | None:
         return self._ledger._price(self._phase, function, args)
 
 
@@ -244,7 +275,10 @@ class _Aside(CostLedger):
 
 def since(before: Entry, after: Entry) -> Entry:
     """What was added between two totals of a phase; of a peak, the later one."""
-    return {name: total - (0 if name == "peak_bytes" else before.get(name, 0)) for name, total in after.items()}
+    return {
+        name: total - (0 if name == "peak_bytes" else before.get(name, 0))
+        for name, total in after.items()
+    }
 
 
 def _check(phase: str, counts: Collection[str]) -> None:

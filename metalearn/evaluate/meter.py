@@ -1,4 +1,6 @@
-"""What can be read off a machine while something runs: peak memory, and energy where a card reports it."""
+"""What can be read off a machine while something runs: peak memory, and energy where a card reports
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,25 @@ from pathlib import Path
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-PEAK_OF_RESIDENT = "5"  # what clear_refs takes to start the peak anew (Linux, proc_pid_clear_refs(5))
+PEAK_OF_RESIDENT = (
+    "5"  # what clear_refs takes to start the peak anew (Linux, proc_pid_clear_refs(5))
+)
 
 
 def peak_bytes(device: str) -> int | None:
-    """The most memory held since the last call, and a fresh start; None where the machine does not say.
+    """The most memory held since the last call, and a fresh start; None where the machine does not
+    say.
 
-    CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own libraries included.
-    """
+    CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own
+    libraries included."""
     if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return int(peak)
     found = None
-    with contextlib.suppress(OSError, ValueError):  # no Linux, or a kernel that does not let a process ask
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # no Linux, or a kernel that does not let a process ask
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 found = 1024 * int(line.split()[1])
@@ -34,10 +41,11 @@ def peak_bytes(device: str) -> int | None:
 
 
 def energy_joules(device: str) -> float | None:
-    """Energy that the card has used since its driver was loaded; None on a CPU and where no card reports it.
+    """Energy that the card has used since its driver was loaded; None on a CPU and where no card
+    reports it.
 
-    The counter moves every few tens of milliseconds: differences over seconds mean something, single calls do not.
-    """
+    The counter moves every few tens of milliseconds: differences over seconds mean something,
+    single calls do not."""
     if not device.startswith("cuda"):
         return None
     read = _counter(device)
@@ -46,7 +54,9 @@ def energy_joules(device: str) -> float | None:
 
 @functools.cache
 def _counter(device: str) -> Callable[[], float | None] | None:
-    """The counter of one card through NVIDIA's management library, found by the card's own name; None without it."""
+    """The counter of one card through NVIDIA's management library, found by the card's own name;
+    None without it.
+    """
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         if library.nvmlInit_v2() != 0:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 
-def front(costs: Sequence[float | None], scores: Sequence[float | None], *, higher: bool) -> list[bool]:
+def front(
+    costs: Sequence[float | None], scores: Sequence[float | None], *, higher: bool
+) -> list[bool]:
     """Whether no other point is at most as dear and at least as good, and better in one of the two.
 
     A point without cost or score is on no front, and keeps nobody off it.

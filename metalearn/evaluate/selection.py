@@ -1,7 +1,8 @@
-"""Did a search find anything, or did it only select noise? Candidates by what they were chosen by, and by the truth.
+"""Did a search find anything, or did it only select noise? Candidates by what they were chosen by,
+and by the truth.
 
-Letters of this file: R searches (tasks or seeds), A candidates of each. Higher is better, for scores and truth.
-"""
+Letters of this file: R searches (tasks or seeds), A candidates of each. Higher is better, for
+scores and truth."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ def noise(
 ) -> Noise:
     """Score against truth of every candidate of each search: R pairs of [A].
 
-    `pick` [R] is the place of the one that was taken; by default the best score, the first of equals. A score that is
-    not finite is the worst. `one_unit`: both are, say, accuracies, so that their difference is optimism. Raises
-    ValueError for shapes that differ and for a truth that is not finite.
-    """
+    `pick` [R] is the place of the one that was taken; by default the best score, the first of
+    equals. A score that is not finite is the worst. `one_unit`: both are, say, accuracies, so that
+    their difference is optimism. Raises ValueError for shapes that differ and for a truth that is
+    not finite."""
     picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
     found = [
         _one(np.asarray(s, np.float64), np.asarray(t, np.float64), taken)
@@ -51,16 +52,28 @@ def noise(
     columns = list(zip(*found, strict=True))
     tau, spearman, regret, chance, optimism, gain, size = (_mean(column) for column in columns)
     return Noise(
-        tau, spearman, regret or 0.0, chance or 0.0, optimism if one_unit else None, gain or 0.0, len(found),
+        tau,
+        spearman,
+        regret or 0.0,
+        chance or 0.0,
+        optimism if one_unit else None,
+        gain or 0.0,
+        len(found),
         round(size or 0),
-    )  # fmt: skip
+    )
 
 
 def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
     if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
-        raise ValueError(f"score and truth of one search should be as long as each other: {score.shape}, {truth.shape}")
+        raise ValueError(
+            f"score and truth of one search should be as long as each other: {score.shape}, "
+            f"{truth.shape}"
+        )
     if not np.isfinite(truth).all():
-        raise ValueError("the truth of every candidate should be finite: a candidate that diverged scores its worst")
+        raise ValueError(
+            "the truth of every candidate should be finite: a candidate that diverged scores "
+            "its worst"
+        )
     worst = np.where(np.isfinite(score), score, -np.inf)
     pick = int(worst.argmax()) if taken is None else int(taken)
     best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])
@@ -69,7 +82,9 @@ def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
 
 
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
-    """Kendall's tau-b (Kendall 1945, Biometrika 33(3)): [A], [A] -> -1..1; NaN where one of them is constant."""
+    """Kendall's tau-b (Kendall 1945, Biometrika 33(3)): [A], [A] -> -1..1; NaN where one of them is
+    constant.
+    """
     x, y = (_signs(np.asarray(values, np.float64)) for values in (a, b))
     pairs = math.sqrt(float((x != 0).sum()) * float((y != 0).sum()))
     return float((x * y).sum()) / pairs if pairs else math.nan
@@ -80,7 +95,9 @@ def _signs(values: Array) -> Array:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Pearson's correlation of the ranks, equals sharing theirs: [A], [A] -> -1..1; NaN where one is constant."""
+    """Pearson's correlation of the ranks, equals sharing theirs: [A], [A] -> -1..1; NaN where one
+    is constant.
+    """
     x, y = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
     x, y = x - x.mean(), y - y.mean()
     size = math.sqrt(float((x * x).sum() * (y * y).sum()))

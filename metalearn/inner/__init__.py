@@ -4,4 +4,13 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.method import learner_of_tasks, outer_update, step_over_tasks
 from metalearn.inner.rules import RULES, SGD, Adam, Momentum
 
-__all__ = ["RULES", "SGD", "Adam", "Momentum", "adapt", "learner_of_tasks", "outer_update", "step_over_tasks"]
+__all__ = [
+    "RULES",
+    "SGD",
+    "Adam",
+    "Momentum",
+    "adapt",
+    "learner_of_tasks",
+    "outer_update",
+    "step_over_tasks",
+]

@@ -30,17 +30,19 @@ def adapt(
     first_order: bool = False,
     alike: bool = False,
 ) -> Path:
-    """Learn one task by `steps` steps of `rule`: phi_{s+1} = phi_s + rule(grad loss(phi_s, batch, s)).
+    """Learn one task by `steps` steps of `rule`: phi_{s+1} = phi_s + rule(grad loss(phi_s, batch,
+    s)).
 
-    `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the points to hold
-    (default all S+1; 0 is the start). `fixed` are parameters that `loss` gets besides and that stay as they are, such
-    as a head that the inner loop leaves alone; points do not hold them. `first_order` treats every gradient as a
-    constant for whoever differentiates through the path. Running statistics (names "stats.") are passed along unmoved.
-    Under `recompute.recomputed` activations are not kept from step to step: a gradient then flows through `params`,
-    `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
-    `alike` says that `loss` does not read the step, and that neither it nor the rule's update closes over anything of
-    one task: under `stepwise.stepwise` one step then serves for all, and gradients flow as under `recomputed`, but not
-    through `batch`.
+    `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the
+    points to hold (default all S+1; 0 is the start). `fixed` are parameters that `loss` gets
+    besides and that stay as they are, such as a head that the inner loop leaves alone; points do
+    not hold them. `first_order` treats every gradient as a constant for whoever differentiates
+    through the path. Running statistics (names "stats.") are passed along unmoved. Under
+    `recompute.recomputed` activations are not kept from step to step: a gradient then flows through
+    `params`, `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
+    `alike` says that `loss` does not read the step, and that neither it nor the rule's update
+    closes over anything of one task: under `stepwise.stepwise` one step then serves for all, and
+    gradients flow as under `recomputed`, but not through `batch`.
     losses [S] are taken before each step.
     """
     if steps < 0:
@@ -48,7 +50,9 @@ def adapt(
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
     if alike and steps and handed_over():
-        return _in_one(loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order)
+        return _in_one(
+            loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order
+        )
     points: list[Params] = []
     losses: list[Tensor] = []
     for step in range(steps + 1):
@@ -65,16 +69,26 @@ def adapt(
 
 
 def _in_one(
-    loss: Loss, moving: Params, frozen: Params, fixed: Params, rule: UpdateRule, batch: Batch | Callable[[int], Batch],
-    steps: int, state: State, keep: Collection[int] | None, first_order: bool,
-) -> Path:  # fmt: skip
+    loss: Loss,
+    moving: Params,
+    frozen: Params,
+    fixed: Params,
+    rule: UpdateRule,
+    batch: Batch | Callable[[int], Batch],
+    steps: int,
+    state: State,
+    keep: Collection[int] | None,
+    first_order: bool,
+) -> Path:
     """The same path through `stepwise.loop`."""
     data = [batch] if isinstance(batch, Batch) else [batch(step) for step in range(steps)]
     data = data[:1] if all(part.x is data[0].x for part in data) else data
     wanted = range(steps + 1) if keep is None else keep
     move = partial(_step, loss, rule, 0, first_order)
     name = (loss, rule.update, first_order)
-    inside, last, state, losses = loop(name, move, moving, state, {**frozen, **fixed}, data, steps, wanted)
+    inside, last, state, losses = loop(
+        name, move, moving, state, {**frozen, **fixed}, data, steps, wanted
+    )
     ends = [moving] if 0 in wanted else []
     points = [*ends, *inside, *([last] if steps in wanted else [])]
     return Path([{**point, **frozen} for point in points], state, losses)

@@ -1,4 +1,5 @@
-"""Hand-made optimizers that learned ones are held against: makers of a rule from a learning rate and a schedule.
+"""Hand-made optimizers that learned ones are held against: makers of a rule from a learning rate
+and a schedule.
 
 A rate may be a tensor, so that a grid of rates runs side by side.
 """
@@ -28,7 +29,9 @@ def _rate(lr: Any, factor: Rate | None, count: Tensor) -> Any:
 
 
 def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
-    """Nesterov's momentum as torch.optim.SGD(nesterov=True): m = decay m + g; u = -lr (g + decay m)."""
+    """Nesterov's momentum as torch.optim.SGD(nesterov=True): m = decay m + g; u = -lr (g + decay
+    m).
+    """
 
     def init(params: Any) -> Any:
         return {"count": _clock(params), "velocity": zeros_like(params)}
@@ -42,8 +45,12 @@ def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
     return UpdateRule(init, update)
 
 
-def rmsprop(lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None = None) -> UpdateRule:
-    """RMSprop as torch.optim.RMSprop: v = decay v + (1 - decay) g^2; u = -lr g / (sqrt(v) + eps)."""
+def rmsprop(
+    lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None = None
+) -> UpdateRule:
+    """RMSprop as torch.optim.RMSprop: v = decay v + (1 - decay) g^2; u = -lr g /
+    (sqrt(v) + eps).
+    """
 
     def init(params: Any) -> Any:
         return {"count": _clock(params), "second": zeros_like(params)}
@@ -58,9 +65,13 @@ def rmsprop(lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None
 
 
 def nadamw(
-    lr: Any, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4,
+    lr: Any,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
     factor: Rate | None = None,
-) -> UpdateRule:  # fmt: skip
+) -> UpdateRule:
     """Nesterov's Adam (Dozat 2016) with decoupled weight decay (Loshchilov & Hutter 2019).
 
     m, v as Adam's; n = beta1 m / (1 - beta1^(t+1)) + (1 - beta1) g / (1 - beta1^t);

@@ -25,10 +25,17 @@ def linear(head: Params, z: Tensor) -> Tensor:
 
 
 def fresh_linear(key: Key, outputs: int, like: Tensor) -> Params:
-    """A new linear head for features [*, D] like `like`: uniform within 1/sqrt(D), as torch.nn.Linear."""
+    """A new linear head for features [*, D] like `like`: uniform within 1/sqrt(D), as
+    torch.nn.Linear.
+    """
     bound = 1 / math.sqrt(like.shape[-1])
-    weight = rng.uniform(rng.fold_in(key, WEIGHT), (outputs, like.shape[-1]), -bound, bound, dtype=like.dtype)
-    return {WEIGHT: weight, BIAS: rng.uniform(rng.fold_in(key, BIAS), (outputs,), -bound, bound, dtype=like.dtype)}
+    weight = rng.uniform(
+        rng.fold_in(key, WEIGHT), (outputs, like.shape[-1]), -bound, bound, dtype=like.dtype
+    )
+    return {
+        WEIGHT: weight,
+        BIAS: rng.uniform(rng.fold_in(key, BIAS), (outputs,), -bound, bound, dtype=like.dtype),
+    }
 
 
 def unit(z: Tensor) -> Tensor:
@@ -37,7 +44,9 @@ def unit(z: Tensor) -> Tensor:
 
 
 def cosine(head: Params, z: Tensor, temperature: float) -> Tensor:
-    """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2): [B, D] -> [B, C]; the head's bias is not used."""
+    """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2): [B, D] -> [B, C]; the head's bias
+    is not used.
+    """
     return temperature * unit(z) @ unit(head[WEIGHT]).T
 
 
@@ -48,5 +57,7 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
-    """-|z - c|^2 (Snell et al. 2017, equation 2 with the squared Euclidean distance): [B, D], [N, D] -> [B, N]."""
+    """-|z - c|^2 (Snell et al. 2017, equation 2 with the squared Euclidean distance): [B, D], [N,
+    D] -> [B, N].
+    """
     return -(z.unsqueeze(-2) - centres).square().sum(-1)

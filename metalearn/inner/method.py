@@ -34,16 +34,27 @@ from metalearn.types import (
     UpdateRule,
 )
 
-Adapt = Callable[[Meta, Batch, tuple[int, ...], Key], Any]  # -> what `predict` needs, a list of one item a point
-Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, query_x [M, *X]) -> [M, C]
+Adapt = Callable[
+    [Meta, Batch, tuple[int, ...], Key], Any
+]  # -> what `predict` needs, a list of one item a point
+Predict = Callable[
+    [Meta, Any, Batch, Tensor], Tensor
+]  # (meta, item, support, query_x [M, *X]) -> [M, C]
 See = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, query_x [M, *X]) -> features [M, D]
 
 
 def points_of(steps: int | Sequence[int]) -> tuple[int, ...]:
-    """The points of a learning curve: S means 0 .. S; a sequence is taken as it is, sorted and without repeats."""
-    points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(int(step) for step in steps)
+    """The points of a learning curve: S means 0 .. S; a sequence is taken as it is, sorted and
+    without repeats.
+    """
+    points = (
+        tuple(range(steps + 1)) if isinstance(steps, int) else tuple(int(step) for step in steps)
+    )
     if not points or list(points) != sorted(set(points)) or points[0] < 0:
-        raise ValueError(f"steps: {steps} should be non-negative, ascending and without repeats, such as (0, 1, 5, 10)")
+        raise ValueError(
+            f"steps: {steps} should be non-negative, ascending and without repeats, such as "
+            f"(0, 1, 5, 10)"
+        )
     return points
 
 
@@ -52,10 +63,10 @@ def learner_of_tasks(
 ) -> Callable[..., Learned]:
     """`Method.learn` made of two functions of one task; leaves with a leading T.
 
-    `adapt_one` gives one item for each point (one in all where `uses_steps` is False: a constant point at every step);
-    both halves are spent apart on the ledger, as `adapt` and `predict`. Where the body stands still, `see` gives the
-    queries' features once for all points, and `predict_one` gets them in the place of query_x.
-    """
+    `adapt_one` gives one item for each point (one in all where `uses_steps` is False: a constant
+    point at every step); both halves are spent apart on the ledger, as `adapt` and `predict`. Where
+    the body stands still, `see` gives the queries' features once for all points, and `predict_one`
+    gets them in the place of query_x."""
 
     def learn(
         meta: Meta,
@@ -80,7 +91,9 @@ def learner_of_tasks(
 
         work = OverTasks(to, points if uses_steps else (0,), meta)
         items = book.run("adapt", work, support, keys, gradient_steps=made * tasks, tasks=tasks)
-        said = book.run("predict", OverTasks(lambda _: answer, (0,), meta), items, support, query_x, tasks=tasks)
+        said = book.run(
+            "predict", OverTasks(lambda _: answer, (0,), meta), items, support, query_x, tasks=tasks
+        )
         if said.shape[1] != len(points):
             said = said.expand(-1, len(points), -1, -1)
         return Learned(said, {})
@@ -89,19 +102,29 @@ def learner_of_tasks(
 
 
 class OverTasks:
-    """A function of one task, run over tasks: `one(points)` takes what tasks share, then arguments with a leading T.
+    """A function of one task, run over tasks: `one(points)` takes what tasks share, then arguments
+    with a leading T.
 
-    `parts` says what its cost is made of: T times one task's, which is that of no step and S times what a step adds.
-    """
+    `parts` says what its cost is made of: T times one task's, which is that of no step and S times
+    what a step adds."""
 
-    def __init__(self, one: Callable[[tuple[int, ...]], Callable[..., Any]], points: tuple[int, ...], shared: Any):
+    def __init__(
+        self,
+        one: Callable[[tuple[int, ...]], Callable[..., Any]],
+        points: tuple[int, ...],
+        shared: Any,
+    ):
         self.one, self.points, self.shared = one, points, shared
 
     def __call__(self, *args: Any) -> Any:
-        return torch.func.vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))(self.shared, *args)
+        return torch.func.vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))(
+            self.shared, *args
+        )
 
     def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
-        """[(how often, function, arguments)]: what tasks side by side share is counted for each, as if alone."""
+        """[(how often, function, arguments)]: what tasks side by side share is counted for each, as
+        if alone.
+        """
         tasks, steps = leaves(args)[0].shape[0], self.points[-1]
         alone = take(args, slice(0, 1))
         start, first = (OverTasks(self.one, (number,), self.shared) for number in (0, 1))
@@ -115,20 +138,29 @@ def task_keys(key: Key | None, tasks: int) -> Tensor:
 
 
 def begin(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
-    """The state before the first step; the outer rule sees a flat dict without running statistics."""
+    """The state before the first step; the outer rule sees a flat dict without running
+    statistics.
+    """
     like = leaves(meta)[0]
-    return MetaState(meta, rule.init(_moving(meta)), lanes, torch.zeros((), dtype=like.dtype, device=like.device))
+    return MetaState(
+        meta, rule.init(_moving(meta)), lanes, torch.zeros((), dtype=like.dtype, device=like.device)
+    )
 
 
 def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule; running statistics move by what `stats_gradient` says."""
+    """`Method.update`: one step of the outer rule; running statistics move by what `stats_gradient`
+    says.
+    """
 
     def update(state: MetaState, grads: Grads) -> MetaState:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
         moving = {name: grad for name, grad in flat_grads.items() if not is_stats(name)}
         zero = torch.zeros((), dtype=state.step.dtype, device=state.step.device)
         updates, opt = rule.update(moving, state.opt, {name: flat[name] for name in moving}, zero)
-        new = {name: flat[name] + updates[name] if name in updates else flat[name] - flat_grads[name] for name in flat}
+        new = {
+            name: flat[name] + updates[name] if name in updates else flat[name] - flat_grads[name]
+            for name in flat
+        }
         return state._replace(meta=from_named(state.meta, new), opt=opt, step=state.step + 1)
 
     return update
@@ -149,12 +181,13 @@ def meta_gradient(
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
     """`Method.task_grad` by differentiation of `loss(meta, episode) -> (scalar, metrics)`.
 
-    In the place of a gradient, running statistics carry minus their refresh by the support set, which the update
-    subtracts: so they too are averaged over tasks, whichever executor runs.
+    In the place of a gradient, running statistics carry minus their refresh by the support set,
+    which the update subtracts: so they too are averaged over tasks, whichever executor runs.
     """
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-        # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative, twice the memory.
+        # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
+        # twice the memory.
         value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
         (grads,) = pull(torch.ones_like(value), retain_graph=False)
         return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics
@@ -162,8 +195,12 @@ def meta_gradient(
     return task_grad
 
 
-def stats_gradient(learner: Learner, params_of: Callable[[Meta], Params], meta: Meta, grads: Grads, x: Tensor) -> Grads:
-    """`grads` with old minus refreshed running statistics in their place; unchanged where there are none."""
+def stats_gradient(
+    learner: Learner, params_of: Callable[[Meta], Params], meta: Meta, grads: Grads, x: Tensor
+) -> Grads:
+    """`grads` with old minus refreshed running statistics in their place; unchanged where there are
+    none.
+    """
     if learner.normalisation != "running":
         return grads
     old = params_of(meta)
@@ -175,7 +212,9 @@ def stats_gradient(learner: Learner, params_of: Callable[[Meta], Params], meta: 
 def step_over_tasks(
     task_grad: Callable[..., tuple[Any, ...]], update: Callable[[MetaState, Grads], MetaState]
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
-    """`Method.step`: the mean of `task_grad` over all tasks in one graph (vmap), then the update."""
+    """`Method.step`: the mean of `task_grad` over all tasks in one graph (vmap),
+    then the update.
+    """
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         episodes = stamped(episodes, state.step)
@@ -183,7 +222,9 @@ def step_over_tasks(
         if state.lanes is None:
             grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(state.meta, episodes)
         else:
-            grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(state.meta, episodes, state.lanes)
+            grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(
+                state.meta, episodes, state.lanes
+            )
             state = state._replace(lanes=lanes)
         return update(state, mean_over_tasks(grads)), mean_over_tasks(metrics)
 
@@ -191,13 +232,17 @@ def step_over_tasks(
 
 
 def stamped(episodes: Episode, step: Tensor) -> Episode:
-    """The episodes with the meta-step in info["step"] [T]: schedules inside `task_grad` read it there."""
+    """The episodes with the meta-step in info["step"] [T]: schedules inside `task_grad` read it
+    there.
+    """
     tasks = episodes.support.x.shape[0]
     return episodes._replace(info={**episodes.info, "step": step.expand(tasks)})
 
 
 def widened(state: MetaState, tasks: int) -> MetaState:
-    """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied at the first step."""
+    """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied at the first
+    step.
+    """
     if state.lanes is None:
         return state
     have = leaves(state.lanes)[0].shape[0]
@@ -205,13 +250,17 @@ def widened(state: MetaState, tasks: int) -> MetaState:
         return state
     if have != 1:
         raise ValueError(
-            f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of tasks constant"
+            f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of "
+            f"tasks constant"
         )
-    return state._replace(lanes=tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes))
+    return state._replace(
+        lanes=tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes)
+    )
 
 
 def step_on_examples(
-    grad: Callable[[Meta, Batch], tuple[Grads, Metrics]], update: Callable[[MetaState, Grads], MetaState]
+    grad: Callable[[Meta, Batch], tuple[Grads, Metrics]],
+    update: Callable[[MetaState, Grads], MetaState],
 ) -> Callable[[MetaState, Batch], tuple[MetaState, Metrics]]:
     """`Method.step` of a method that consumes examples: one batch [B, *X] a step."""
 

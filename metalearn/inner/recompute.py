@@ -1,9 +1,10 @@
-"""Activation checkpointing of inner steps: what a step met on its way is computed again when its gradient is asked for.
+"""Activation checkpointing of inner steps: what a step met on its way is computed again when its
+gradient is asked for.
 
-torch.utils.checkpoint does not compose with torch.func; a custom Function that differentiates by torch.func does. The
-idea: Griewank & Walther 2000, algorithm 799; Chen et al. 2016, arXiv:1604.06174. Kept per step: its inputs, as large as
-the parameters; computed per step: one inner step more. A compiler that merges equal operations undoes it in part.
-"""
+torch.utils.checkpoint does not compose with torch.func; a custom Function that differentiates by
+torch.func does. The idea: Griewank & Walther 2000, algorithm 799; Chen et al. 2016,
+arXiv:1604.06174. Kept per step: its inputs, as large as the parameters; computed per step: one
+inner step more. A compiler that merges equal operations undoes it in part."""
 
 from __future__ import annotations
 
@@ -16,12 +17,17 @@ from torch import Tensor
 
 from metalearn.tree import flatten, unflatten
 
-_on: list[bool] = []  # of the blocks that we are in; a list, which torch.compile can read and a ContextVar it cannot
+_on: list[
+    bool
+    # of the blocks that we are in; a list, which torch.compile can read and a ContextVar it cannot
+] = []
 
 
 @contextmanager
 def recomputed(on: bool = True) -> Iterator[None]:
-    """Inside, `adapt` keeps no activations of its steps; gradients through it are the same and cost more time."""
+    """Inside, `adapt` keeps no activations of its steps; gradients through it are the same and cost
+    more time.
+    """
     _on.append(on)
     try:
         yield
@@ -32,8 +38,8 @@ def recomputed(on: bool = True) -> Iterator[None]:
 def again(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, checkpointed where `recomputed` asks for it.
 
-    Everything that a gradient flows to must come in through `args` (trees of tensors): what `function` only closes over
-    is a constant to the gradient.
+    Everything that a gradient flows to must come in through `args` (trees of tensors): what
+    `function` only closes over is a constant to the gradient.
     """
     if not (_on and _on[-1]):
         return function(*args)
@@ -44,7 +50,10 @@ def again(function: Callable[..., Any], *args: Any) -> Any:
         results, shape = flatten(function(*unflatten(list(given), structure)))
         end.append(shape)
         # torch saves no input that is handed back as it is; a view of it is another tensor.
-        return tuple(value.view_as(value) if any(value is one for one in given) else value for value in results)
+        return tuple(
+            value.view_as(value) if any(value is one for one in given) else value
+            for value in results
+        )
 
     results = _Again.apply(flat, *leaves)  # type: ignore[no-untyped-call]
     return unflatten(list(results), end[-1])
@@ -72,10 +81,12 @@ class _Again(torch.autograd.Function):
             whole = list(inputs)
             for place, value in zip(real, given, strict=True):
                 whole[place] = value
-            return torch.stack([(a * b).sum() for a, b in zip(ctx.function(*whole), grads, strict=True)]).sum()
+            return torch.stack(
+                [(a * b).sum() for a, b in zip(ctx.function(*whole), grads, strict=True)]
+            ).sum()
 
-        # The gradient of the product with what came in, and not vjp, whose second half runs outside of its level and
-        # loses the tasks under vmap.
+        # The gradient of the product with what came in, and not vjp, whose second half runs outside
+        # of its level and loses the tasks under vmap.
         given = tuple(inputs[place] for place in real)
         pulled = torch.func.grad(along, argnums=tuple(range(len(real))))(*given)
         found = dict(zip(real, pulled, strict=True))

@@ -1,7 +1,7 @@
 """Hand-made update rules: (init, update) pairs that serve inner and outer loops alike.
 
-The caller adds the updates. State is float tensors of the parameters' dtype, counts included, so that a step compiles
-once and a checkpoint is only tensors.
+The caller adds the updates. State is float tensors of the parameters' dtype, counts included, so
+that a step compiles once and a checkpoint is only tensors.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ def _count(params: Any) -> Tensor:
 
 
 def any_rate(lr: float, spec: EpisodeSpec) -> float | Tensor:
-    """A rate [] that compiled code takes as an input, so that it serves every rate; on CUDA the number itself.
+    """A rate [] that compiled code takes as an input, so that it serves every rate; on CUDA the
+    number itself.
 
     There a number on the host would keep the step out of a captured graph.
     """
-    return lr if spec.device.startswith("cuda") else torch.tensor(lr, dtype=torch.float64, device="cpu")
+    return (
+        lr
+        if spec.device.startswith("cuda")
+        else torch.tensor(lr, dtype=torch.float64, device="cpu")
+    )
 
 
 def _times(rate: float | Tensor, g: Tensor) -> Tensor:
@@ -43,7 +48,8 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
     if factor is None:
         down = -lr
         return UpdateRule(
-            lambda params: {}, lambda grads, state, params, loss: (tree_map(lambda g: _times(down, g), grads), state)
+            lambda params: {},
+            lambda grads, state, params, loss: (tree_map(lambda g: _times(down, g), grads), state),
         )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
@@ -62,7 +68,10 @@ def momentum(lr: float, decay: float, factor: Rate | None = None) -> UpdateRule:
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
         rate = lr if factor is None else lr * factor(state["count"])
-        return tree_map(lambda m: -rate * m, velocity), {"count": state["count"] + 1, "velocity": velocity}
+        return tree_map(lambda m: -rate * m, velocity), {
+            "count": state["count"] + 1,
+            "velocity": velocity,
+        }
 
     return UpdateRule(init, update)
 
@@ -77,8 +86,8 @@ def adam(
 ) -> UpdateRule:
     """Adam (Kingma & Ba 2015, algorithm 1): u = -lr * m_hat / (sqrt(v_hat + eps_root) + eps).
 
-    `eps_root` > 0 is needed where a gradient is taken through the rule: the root has an infinite slope at zero.
-    """
+    `eps_root` > 0 is needed where a gradient is taken through the rule: the root has an infinite
+    slope at zero."""
 
     def init(params: Any) -> Any:
         return {"count": _count(params), "first": zeros_like(params), "second": zeros_like(params)}
@@ -90,7 +99,9 @@ def adam(
         rate = lr if factor is None else lr * factor(state["count"])
         first_scale, second_scale = 1 - beta1**count, 1 - beta2**count
         updates = tree_map(
-            lambda m, v: -rate * (m / first_scale) / ((v / second_scale + eps_root).sqrt() + eps), first, second
+            lambda m, v: -rate * (m / first_scale) / ((v / second_scale + eps_root).sqrt() + eps),
+            first,
+            second,
         )
         return updates, {"count": count, "first": first, "second": second}
 
@@ -98,12 +109,15 @@ def adam(
 
 
 def per_parameter(rates: Any) -> UpdateRule:
-    """Descent with one rate for every single parameter (Meta-SGD, Li et al. 2017): u = -rates * g."""
+    """Descent with one rate for every single parameter (Meta-SGD, Li et al. 2017): u = -rates *
+    g.
+    """
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         return tree_map(lambda rate, g: -rate * g, state["rates"], grads), state
 
-    # The rates are learned: they ride in the state, so that a gradient finds them where steps are computed again.
+    # The rates are learned: they ride in the state, so that a gradient finds them where steps are
+    # computed again.
     return UpdateRule(lambda params: {"rates": rates}, update)
 
 
@@ -120,7 +134,8 @@ class _Rule(Component):
     lr: float = option(0.001, "step size", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = option(
         "constant",
-        "step size over the run: to zero linearly or along a half cosine; constant where build gets no meta_steps",
+        "step size over the run: to zero linearly or along a half cosine; constant where build "
+        "gets no meta_steps",
     )
 
 
@@ -152,7 +167,9 @@ class Adam(_Rule):
     eps: float = option(1e-8, "added to the root of the second moment", gt=0)
 
     def build(self, steps: int | None = None) -> UpdateRule:
-        return adam(self.lr, self.beta1, self.beta2, self.eps, factor=schedule(self.schedule, steps))
+        return adam(
+            self.lr, self.beta1, self.beta2, self.eps, factor=schedule(self.schedule, steps)
+        )
 
 
 RULES: dict[str, type[_Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}

@@ -1,10 +1,11 @@
-"""The inner loop with one step compiled, and the loop over steps left to Python: for long inner runs.
+"""The inner loop with one step compiled, and the loop over steps left to Python: for long inner
+runs.
 
-A compiler that unrolls a hundred steps needs many minutes; one step, forward and backward, needs seconds, and is the
-same code every time. Forward keeps what comes into every step, and backward computes the step again before it
-differentiates it (as in recompute.py): a third more arithmetic than keeping all that a step meets on its way. The whole
-loop is one operation to torch.func, whose own work is then done once for a loop and not once for a step.
-"""
+A compiler that unrolls a hundred steps needs many minutes; one step, forward and backward, needs
+seconds, and is the same code every time. Forward keeps what comes into every step, and backward
+computes the step again before it differentiates it (as in recompute.py): a third more arithmetic
+than keeping all that a step meets on its way. The whole loop is one operation to torch.func, whose
+own work is then done once for a loop and not once for a step."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Form(NamedTuple):
 
     moving: int  # leaves of the parameters
     carry: int  # leaves that a step changes, those of the parameters first
-    shared: int  # leaves that it reads: of the state what it hands back as it is (theta), fixed parameters
+    # leaves that it reads: of the state what it hands back as it is (theta), fixed parameters
+    shared: int
     data: int  # leaves of the data of one step
     steps: int
     same: bool  # the same data for every step
@@ -54,13 +56,20 @@ class Form(NamedTuple):
 
 
 def loop(
-    name: tuple[Any, ...], move: Move, moving: Params, state: State, fixed: Params, data: Sequence[Batch],
-    steps: int, keep: Collection[int],
-) -> tuple[list[Params], Params, State, Tensor]:  # fmt: skip
-    """`steps` times `move`: (parameters after the steps of `keep`, the last ones, the state, losses [S]).
+    name: tuple[Any, ...],
+    move: Move,
+    moving: Params,
+    state: State,
+    fixed: Params,
+    data: Sequence[Batch],
+    steps: int,
+    keep: Collection[int],
+) -> tuple[list[Params], Params, State, Tensor]:
+    """`steps` times `move`: (parameters after the steps of `keep`, the last ones, the state, losses
+    [S]).
 
-    The same `name` must mean the same `move`. `data` is one batch for every step, or a list of them, one a step. A
-    gradient flows through the parameters, the state and `fixed`.
+    The same `name` must mean the same `move`. `data` is one batch for every step, or a list of
+    them, one a step. A gradient flows through the parameters, the state and `fixed`.
     """
     args = (moving, state, fixed, data[0])
     leaves, structure = flatten(args)
@@ -75,7 +84,11 @@ def loop(
     shared = [leaves[place] for place in step.shared]
     parts = [flatten(part)[0] for part in data]
     form = Form(count, len(step.carried), len(shared), len(parts[0]), steps, len(data) == 1, points)
-    given = [*(leaves[place] for place in step.carried), *shared, *(leaf for part in parts for leaf in part)]
+    given = [
+        *(leaves[place] for place in step.carried),
+        *shared,
+        *(leaf for part in parts for leaf in part),
+    ]
     memory = Memory(step, form, any(_tracked(leaf) for leaf in leaves[: len(leaves) - form.data]))
     results = list(_Forward.apply(memory, *given))  # type: ignore[no-untyped-call]
     last, losses, rest = results[: form.carry], results[form.carry], results[form.carry + 1 :]
@@ -123,11 +136,16 @@ class Step:
         self._set(one, self._pulled(one))
 
     def _pulled(self, one: Flat) -> Flat:
-        """(carry, shared, data, gradients of carry and loss, sums so far of shared) -> gradients of carry, new sums."""
+        """(carry, shared, data, gradients of carry and loss, sums so far of shared) -> gradients of
+        carry, new sums.
+        """
         carry, moves = len(self.carried), self.moves
 
         def backward(*given: Tensor) -> tuple[Tensor, ...]:
-            inputs, sums = given[: len(given) - (moves - carry)], given[len(given) - (moves - carry) :]
+            inputs, sums = (
+                given[: len(given) - (moves - carry)],
+                given[len(given) - (moves - carry) :],
+            )
             flat, pulls = inputs[: -(carry + 1)], inputs[-(carry + 1) :]
             at = torch.func.vjp(lambda *moved: one(*moved, *flat[moves:]), *flat[:moves])
             pull = at[1]
@@ -141,7 +159,9 @@ class Step:
         self.forward, self.backward = self.make(forward), self.make(backward)
 
     def over_tasks(self, in_dims: tuple[int | None, ...], each: bool) -> Step:
-        """The step of all tasks of a vmap, its carry [T, ...]; backward gives a gradient for `each` task, or sums."""
+        """The step of all tasks of a vmap, its carry [T, ...]; backward gives a gradient for `each`
+        task, or sums.
+        """
         found = self._wider.get((in_dims, each))
         if found is None:
             found = self._wider[in_dims, each] = object.__new__(Step)
@@ -154,19 +174,25 @@ class Step:
 
 
 def bound(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
-    """A function for contiguous tensors like these; one that was compiled then looks nothing up at each step."""
+    """A function for contiguous tensors like these; one that was compiled then looks nothing up at
+    each step.
+    """
     find = getattr(function, "at", None)
     found: Callable[..., Any] = function if find is None else find(*given)
     return found
 
 
 class Memory:
-    """What forward leaves for backward: the step that ran, what came into every step, and how it was batched."""
+    """What forward leaves for backward: the step that ran, what came into every step, and how it
+    was batched.
+    """
 
     def __init__(self, step: Step, form: Form, keeps: bool) -> None:
         self.step, self.form, self.keeps = step, form, keeps
         self.inputs: list[list[Tensor]] = []
-        self.batched: list[tuple[Step, tuple[int | None, ...], int]] = []  # a vmap: narrower step, in_dims, tasks
+        self.batched: list[
+            tuple[Step, tuple[int | None, ...], int]
+        ] = []  # a vmap: narrower step, in_dims, tasks
 
     def data(self, flat: Sequence[Tensor], step: int) -> Sequence[Tensor]:
         form = self.form
@@ -207,12 +233,18 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], memory: Memory, *flat: Tensor) -> Any:
         form, dims = memory.form, list(in_dims[1:])
-        given = [leaf if dim is None else leaf.movedim(dim, 0) for leaf, dim in zip(flat, dims, strict=True)]
+        given = [
+            leaf if dim is None else leaf.movedim(dim, 0)
+            for leaf, dim in zip(flat, dims, strict=True)
+        ]
         for place in range(form.carry):  # from the first step on they differ from task to task
             if dims[place] is None:
                 given[place] = given[place].expand(info.batch_size, *given[place].shape)
         data = dims[form.carry + form.shared : form.carry + form.shared + form.data]
-        of_step = (*[0] * form.carry, *(None if dim is None else 0 for dim in dims[form.carry :][: form.shared]))
+        of_step = (
+            *[0] * form.carry,
+            *(None if dim is None else 0 for dim in dims[form.carry :][: form.shared]),
+        )
         of_step = (*of_step, *(None if dim is None else 0 for dim in data))
         memory.batched.append((memory.step, of_step, info.batch_size))
         memory.step = memory.step.over_tasks(of_step, False)
@@ -238,13 +270,20 @@ class _Backward(torch.autograd.Function):
         pull = [grad.contiguous() for grad in grads[: form.carry]]
         of_loss = grads[form.carry].movedim(-1, 0).contiguous().unbind(0)
         backward = bound(step.backward, [*memory.inputs[-1], *pull, of_loss[-1], *sums])
-        of_points = {at: grads[form.carry + 1 :][n * form.moving :] for n, at in enumerate(form.points)}
+        of_points = {
+            at: grads[form.carry + 1 :][n * form.moving :] for n, at in enumerate(form.points)
+        }
         for number in reversed(range(form.steps)):
             if number + 1 in of_points:
                 extra = of_points[number + 1]
-                pull = [value + extra[n] if n < form.moving else value for n, value in enumerate(pull)]
+                pull = [
+                    value + extra[n] if n < form.moving else value for n, value in enumerate(pull)
+                ]
             found = backward(*memory.inputs[number], *pull, of_loss[number], *sums)
-            pull, sums = ([leaf.contiguous() for leaf in part] for part in (found[: form.carry], found[form.carry :]))
+            pull, sums = (
+                [leaf.contiguous() for leaf in part]
+                for part in (found[: form.carry], found[form.carry :])
+            )
         return (*pull, *sums)
 
     @staticmethod
@@ -252,7 +291,9 @@ class _Backward(torch.autograd.Function):
         del ctx, inputs, output
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], memory: Memory, each: bool, *grads: Tensor) -> Any:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], memory: Memory, each: bool, *grads: Tensor
+    ) -> Any:
         given = [
             grad.expand(info.batch_size, *grad.shape) if dim is None else grad.movedim(dim, 0)
             for grad, dim in zip(grads, in_dims[2:], strict=True)

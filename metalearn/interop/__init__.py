@@ -1,7 +1,7 @@
 """Other people's meta-learning in this house, and this house's in theirs: learn2learn and higher.
 
-Importing this room imports neither package: each is imported by the first call that needs it, and a missing one is a
-ConfigError that says how to get it.
+Importing this room imports neither package: each is imported by the first call that needs it, and a
+missing one is a ConfigError that says how to get it.
 """
 
 from metalearn.interop.engines import ENGINES, METHODS, through

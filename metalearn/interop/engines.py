@@ -1,4 +1,6 @@
-"""`run.engine`: a native method whose meta-gradient of one task is computed by another package, for cross-checks."""
+"""`run.engine`: a native method whose meta-gradient of one task is computed by another package, for
+cross-checks.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,24 @@ METHODS: dict[str, Callable[[str], bool]] = {
     "boil": lambda name: not is_head(name),
     "meta_sgd": lambda name: True,
 }
-KNOWN = {"name", "inner_steps", "inner_lr", "first_order", "rate_range", "outer"}  # options that both engines honour
+KNOWN = {
+    "name",
+    "inner_steps",
+    "inner_lr",
+    "first_order",
+    "rate_range",
+    "outer",
+}  # options that both engines honour
 
 
 def through(engine: str, component: Any, learner: Learner, native: Method) -> Method:
-    """`native`, built of `component`, with `task_grad` and `step` by an engine: native, learn2learn or higher.
+    """`native`, built of `component`, with `task_grad` and `step` by an engine: native, learn2learn
+    or higher.
 
-    Start, learning of new tasks, meta-update and metrics stay the native ones, so a difference in a run's numbers is
-    one of meta-gradients. The engines take ordinary backward passes: one task at a time, no vmap, no compiler (the
-    executor `loop`). Raises ConfigError for an engine that is not installed, for a method or an option that it has no
-    counterpart of.
+    Start, learning of new tasks, meta-update and metrics stay the native ones, so a difference in a
+    run's numbers is one of meta-gradients. The engines take ordinary backward passes: one task at a
+    time, no vmap, no compiler (the executor `loop`). Raises ConfigError for an engine that is not
+    installed, for a method or an option that it has no counterpart of.
     """
     if engine == "native":
         return native
@@ -53,10 +63,17 @@ def through(engine: str, component: Any, learner: Learner, native: Method) -> Me
 
 def _refuse(engine: str, component: Any) -> None:
     if component.name not in METHODS:
-        text = f"{engine} has no counterpart of {component.name}; it has one of {', '.join(METHODS)}: use one of them"
+        text = (
+            f"{engine} has no counterpart of {component.name}; it has one of "
+            f"{', '.join(METHODS)}: use one of them"
+        )
         raise ConfigError(("run.engine", f"{text}, or run.engine=native"))
     fields = type(component).model_fields
-    other = [name for name in fields if name not in KNOWN and getattr(component, name) != fields[name].default]
+    other = [
+        name
+        for name in fields
+        if name not in KNOWN and getattr(component, name) != fields[name].default
+    ]
     if other:
         text = f"is nothing that {engine} knows: leave it out, or run.engine=native"
         raise ConfigError(*((name, text) for name in other))
@@ -65,7 +82,9 @@ def _refuse(engine: str, component: Any) -> None:
 def _task_grad(
     inner_loop: InnerLoop, name: str, learner: Learner, native: Method
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
-    """`Method.task_grad` of one task: the package's inner loop, then an ordinary backward pass of the query loss."""
+    """`Method.task_grad` of one task: the package's inner loop, then an ordinary backward pass of
+    the query loss.
+    """
     spec, loss_of = native.spec, criterion(native.spec)
 
     def params_of(meta: Meta) -> Params:
@@ -76,13 +95,25 @@ def _task_grad(
         (moving, rest), statistics = _parts(params_of(meta), METHODS[name])
         still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
         network = Network(learner, moving, {**still, **statistics})
-        rates = [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving] if name == "meta_sgd" else None
+        rates = (
+            [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
+            if name == "meta_sgd"
+            else None
+        )
         live = inner_loop(network, rates, episode.support)
         said = live(episode.query.x, context=episode.support.x)
         loss_of(said, episode.query.y).backward()
-        found = _grads({**dict(zip(moving, network.parameters())), **still, **statistics}, params_of(meta))
-        grads = found if rates is None else {"params": found, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
-        return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics(spec, said, episode.query.y)
+        found = _grads(
+            {**dict(zip(moving, network.parameters())), **still, **statistics}, params_of(meta)
+        )
+        grads = (
+            found
+            if rates is None
+            else {"params": found, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
+        )
+        return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics(
+            spec, said, episode.query.y
+        )
 
     return task_grad
 
@@ -94,9 +125,13 @@ def _parts(params: Params, moves: Callable[[str], bool]) -> tuple[tuple[Params, 
 
 
 def _grads(leaf: dict[str, Tensor], like: Params) -> Params:
-    """What `backward` left on the leaves, in the order of `like`; zero where the loss does not depend on one."""
+    """What `backward` left on the leaves, in the order of `like`; zero where the loss does not
+    depend on one.
+    """
     grads = {name: leaf[name].grad for name in like}
-    return {name: torch.zeros_like(like[name]) if grad is None else grad for name, grad in grads.items()}
+    return {
+        name: torch.zeros_like(like[name]) if grad is None else grad for name, grad in grads.items()
+    }
 
 
 def _step(

@@ -1,4 +1,6 @@
-"""A Learner inside the world of nn.Module: the parameters that an inner loop moves, and a forward pass with them."""
+"""A Learner inside the world of nn.Module: the parameters that an inner loop moves, and a forward
+pass with them.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,16 @@ from metalearn.types import Learner, Params
 
 
 class Network(nn.Module):
-    """`learner.apply` as a module whose own parameters are copies of `moving`; `still` is passed along as it is."""
+    """`learner.apply` as a module whose own parameters are copies of `moving`; `still` is passed
+    along as it is.
+    """
 
     def __init__(self, learner: Learner, moving: Params, still: Params) -> None:
         super().__init__()
         self.learner, self.still, self.names = learner, still, tuple(moving)
-        for place, value in enumerate(moving.values()):  # a module allows no dots in the name of a parameter
+        for place, value in enumerate(
+            moving.values()
+        ):  # a module allows no dots in the name of a parameter
             self.register_parameter(f"p{place}", nn.Parameter(value.detach().clone()))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -21,7 +21,9 @@ RANGE = 1 << 62  # numbers of episodes that an endless SourceTaskset draws from
 
 @contextmanager
 def seeded(key: Key) -> Iterator[None]:
-    """Python's, numpy's and torch's global CPU generators as a function of `key` inside, as they were outside."""
+    """Python's, numpy's and torch's global CPU generators as a function of `key` inside, as they
+    were outside.
+    """
     number = int(key) & ((1 << 64) - 1)
     held = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
@@ -36,16 +38,18 @@ def seeded(key: Key) -> Iterator[None]:
 
 
 class TasksetSource:
-    """Episodes from learn2learn's Taskset: `shots` of each class are the support, what remains is the query.
+    """Episodes from learn2learn's Taskset: `shots` of each class are the support, what remains is
+    the query.
 
-    Tasks are drawn by learn2learn's own transforms, from Python's global `random`, seeded for each episode from its
-    key: episode t depends on (key, start + t) alone, and the generators are afterwards as they were. The same holds
-    for augmentations that draw from numpy or from torch on the CPU; those that draw on a GPU keep it not. A Taskset of
-    `num_tasks` tasks stays one: an episode is one of them, and task i is a function of i, not of what was drawn
-    before, so tasks that the Taskset itself holds in its cache are not looked at. Labels are given in an order drawn
-    from the key (RemapLabels is neither needed nor in the way). Values are taken as the Taskset gives them, cast to
-    `dtype`. Raises ConfigError where a task is not N classes of equally many examples, or labels are no whole numbers.
-    """
+    Tasks are drawn by learn2learn's own transforms, from Python's global `random`, seeded for each
+    episode from its key: episode t depends on (key, start + t) alone, and the generators are
+    afterwards as they were. The same holds for augmentations that draw from numpy or from torch on
+    the CPU; those that draw on a GPU keep it not. A Taskset of `num_tasks` tasks stays one: an
+    episode is one of them, and task i is a function of i, not of what was drawn before, so tasks
+    that the Taskset itself holds in its cache are not looked at. Labels are given in an order drawn
+    from the key (RemapLabels is neither needed nor in the way). Values are taken as the Taskset
+    gives them, cast to `dtype`. Raises ConfigError where a task is not N classes of equally many
+    examples, or labels are no whole numbers."""
 
     data_sha256 = ""
 
@@ -63,7 +67,9 @@ class TasksetSource:
         x, rows, _ = self._draw(rng.fold_in(0, "probe"))
         ways, each = rows.shape
         if not 1 <= shots <= each:
-            raise ConfigError(("shots", f"is {shots}, but a task of this Taskset has {each} examples a class"))
+            raise ConfigError(
+                ("shots", f"is {shots}, but a task of this Taskset has {each} examples a class")
+            )
         self.spec = EpisodeSpec(
             kind="classification",
             ways=ways,
@@ -78,13 +84,17 @@ class TasksetSource:
         )
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """support x [T, N*K, *X], query x [T, N*Q, *X], y [T, .] int64; info: key, step [T], class_ids [T, N]."""
+        """support x [T, N*K, *X], query x [T, N*Q, *X], y [T, .] int64; info: key, step [T],
+        class_ids [T, N].
+        """
         keys = rng.fold_in(key.cpu(), torch.arange(start, start + num_tasks))
         episodes: Episode = stack([self._episode(one) for one in keys])
         return episodes
 
     def examples(self, key: Key, size: int) -> Batch:
-        """Examples of the Taskset's data set, each class as likely: x [B, *X], y [B] int64 over all its classes."""
+        """Examples of the Taskset's data set, each class as likely: x [B, *X], y [B] int64 over all
+        its classes.
+        """
         key, dataset = key.cpu(), self._taskset.dataset
         y = rng.integers(rng.fold_in(key, "class"), (size,), len(self._classes))
         fraction = rng.uniform(rng.fold_in(key, "example"), (size,), dtype=torch.float64)
@@ -97,7 +107,9 @@ class TasksetSource:
         return Batch(x.to(self.spec.device, self.spec.dtype), y.to(self.spec.device))
 
     def _draw(self, key: Key) -> tuple[Tensor, Tensor, Tensor]:
-        """One task: x [N*(K+Q), *X], the rows of each class in it [N, K+Q], the class of each row [N*(K+Q)]."""
+        """One task: x [N*(K+Q), *X], the rows of each class in it [N, K+Q], the class of each row
+        [N*(K+Q)].
+        """
         taskset = self._taskset
         of_task = rng.fold_in(key, "task")
         if taskset.num_tasks > 0:
@@ -107,22 +119,43 @@ class TasksetSource:
             description = taskset.sample_task_description()
         with seeded(rng.fold_in(key, "data")):
             x, y = taskset.get_task(description)
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1 or len(y) != len(description):
-            raise ConfigError(("taskset", "a task should be (x, y) with one whole number as the label of each example"))
+        if (
+            not isinstance(y, Tensor)
+            or y.is_floating_point()
+            or y.dim() != 1
+            or len(y) != len(description)
+        ):
+            raise ConfigError(
+                (
+                    "taskset",
+                    "a task should be (x, y) with one whole number as the label of each example",
+                )
+            )
         labels, counts = y.unique(return_counts=True)
         if len(labels) < 2 or len(set(counts.tolist())) != 1:
-            text = f"a task should have equally many examples of 2 or more classes, not {counts.tolist()}"
+            text = (
+                f"a task should have equally many examples of 2 or more classes, not "
+                f"{counts.tolist()}"
+            )
             raise ConfigError(("taskset", text))
         rows = y.argsort(stable=True).reshape(len(labels), -1)
-        classes = [self._places[taskset.dataset.indices_to_labels[one.index]] for one in description]
+        classes = [
+            self._places[taskset.dataset.indices_to_labels[one.index]] for one in description
+        ]
         return x, rows, torch.tensor(classes)
 
     def _episode(self, key: Key) -> Episode:
         x, rows, classes = self._draw(key)
         spec, (ways, each) = self.spec, rows.shape
-        shape, first = (ways, each, *x.shape[1:]), (spec.ways, spec.shots + spec.queries, *spec.x_shape)
+        shape, first = (
+            (ways, each, *x.shape[1:]),
+            (spec.ways, spec.shots + spec.queries, *spec.x_shape),
+        )
         if shape != first:
-            text = f"its tasks should have one shape; [ways, examples a class, *X] was {[*first]}, here {[*shape]}"
+            text = (
+                f"its tasks should have one shape; [ways, examples a class, *X] was "
+                f"{[*first]}, here {[*shape]}"
+            )
             raise ConfigError(("taskset", text))
         rows = rows[rng.permutation(rng.fold_in(key, "labels"), ways)]
         order = rng.permutation(rng.fold_in(key, "examples", torch.arange(ways)), each)
@@ -130,11 +163,17 @@ class TasksetSource:
         support = self._part(x, rows[:, : spec.shots], rng.fold_in(key, "support"))
         query = self._part(x, rows[:, spec.shots :], rng.fold_in(key, "query"))
         step = torch.zeros((), dtype=spec.dtype, device=spec.device)
-        info = {"key": key.to(spec.device), "step": step, "class_ids": classes[rows[:, 0]].to(spec.device)}
+        info = {
+            "key": key.to(spec.device),
+            "step": step,
+            "class_ids": classes[rows[:, 0]].to(spec.device),
+        }
         return Episode(support, query, info)
 
     def _part(self, x: Tensor, rows: Tensor, key: Key) -> Batch:
-        """Examples at rows [N, R], labelled by their place along N, in an order drawn from the key."""
+        """Examples at rows [N, R], labelled by their place along N, in an order drawn from the
+        key.
+        """
         order = rng.permutation(key, rows.numel())
         labels = order // rows.shape[1] if rows.numel() else order
         picked = x[rows.flatten()[order]]
@@ -142,17 +181,24 @@ class TasksetSource:
 
 
 def _classes_of(taskset: Any) -> list[int]:
-    """The labels that tasks are drawn from: the data set's, but for those that a transform filters out."""
+    """The labels that tasks are drawn from: the data set's, but for those that a transform filters
+    out.
+    """
     for needed in ("dataset", "num_tasks", "task_transforms", "task_collate"):
         if not hasattr(taskset, needed):
-            raise ConfigError(("taskset", f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}"))
+            raise ConfigError(
+                ("taskset", f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}")
+            )
     labels = list(taskset.dataset.labels)
     transforms = [] if callable(taskset.task_transforms) else taskset.task_transforms
     for transform in transforms:
         kept = getattr(transform, "filter_labels", getattr(transform, "labels", None))
         labels = labels if kept is None else [label for label in labels if label in set(kept)]
     if not all(isinstance(label, int) for label in labels):
-        why = "the order of a set of them, from which learn2learn draws, changes from process to process"
+        why = (
+            "the order of a set of them, from which learn2learn draws, changes from process "
+            "to process"
+        )
         raise ConfigError(("taskset", f"labels should be whole numbers, not {labels[0]!r}: {why}"))
     return labels
 
@@ -160,13 +206,15 @@ def _classes_of(taskset: Any) -> list[int]:
 class SourceTaskset:
     """A TaskSource in the form of learn2learn's Taskset: task i is (x, y) of episode i of `key`.
 
-    x [N*(K+Q), *X] holds the support set and then the queries, so learn2learn's `partition_task(x, y, shots=K)` finds
-    the same support set. `num_tasks` -1 is endless; `sample` draws i from Python's global `random`, as a Taskset does.
-    """
+    x [N*(K+Q), *X] holds the support set and then the queries, so learn2learn's `partition_task(x,
+    y, shots=K)` finds the same support set. `num_tasks` -1 is endless; `sample` draws i from
+    Python's global `random`, as a Taskset does."""
 
     def __init__(self, source: TaskSource, key: Key, num_tasks: int = -1) -> None:
         if num_tasks != -1 and num_tasks < 1:
-            raise ConfigError(("num_tasks", f"is {num_tasks}; it should be -1 (endless) or positive"))
+            raise ConfigError(
+                ("num_tasks", f"is {num_tasks}; it should be -1 (endless) or positive")
+            )
         self.source, self.key, self.num_tasks = source, key, num_tasks
 
     def __len__(self) -> int:

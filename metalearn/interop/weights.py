@@ -12,31 +12,44 @@ from metalearn.rng import fold_in
 from metalearn.tree import STATS, trainable
 from metalearn.types import Learner, Meta, Params
 
-BUFFERS = {"running_mean": "mean", "running_var": "var", "num_batches_tracked": ""}  # of batch norm -> ours
+BUFFERS = {
+    "running_mean": "mean",
+    "running_var": "var",
+    "num_batches_tracked": "",
+}  # of batch norm -> ours
 KINDS = {1: "normalisation", 2: "linear", 4: "convolution"}
 Layers = dict[str, Params]  # name of a layer -> its leaves
 
 
 def from_learn2learn(
-    model: nn.Module | Mapping[str, Tensor], learner: Learner, names: Mapping[str, str] | None = None
+    model: nn.Module | Mapping[str, Tensor],
+    learner: Learner,
+    names: Mapping[str, str] | None = None,
 ) -> Meta:
-    """The meta of MAML, ANIL or BOIL for `learner` from a module or its state dict; of Meta-SGD where it has `lrs`.
+    """The meta of MAML, ANIL or BOIL for `learner` from a module or its state dict; of Meta-SGD
+    where it has `lrs`.
 
-    `model` is the module, learn2learn's MAML or MetaSGD around it, or the `state_dict` of either. Where its names are
-    not ours, layers are paired in order within each kind (convolutions, normalisations, linear layers: the last one
-    is the head); `names` {their layer: our layer} pairs the layers that it names. Shapes must be the same; what no
-    shape shows (strides, pooling, activations) is the caller's to choose alike. A batch norm's running statistics
-    are taken where the learner's normalisation is `running`, and left out elsewhere, where nothing reads them.
-    Raises ConfigError with every layer that does not fit.
-    """
+    `model` is the module, learn2learn's MAML or MetaSGD around it, or the `state_dict` of either.
+    Where its names are not ours, layers are paired in order within each kind (convolutions,
+    normalisations, linear layers: the last one is the head); `names` {their layer: our layer} pairs
+    the layers that it names. Shapes must be the same; what no shape shows (strides, pooling,
+    activations) is the caller's to choose alike. A batch norm's running statistics are taken where
+    the learner's normalisation is `running`, and left out elsewhere, where nothing reads them.
+    Raises ConfigError with every layer that does not fit."""
     state = dict(model.state_dict() if isinstance(model, nn.Module) else model)
-    rates = [state.pop(key) for key in sorted((k for k in state if k.startswith("lrs.")), key=_number)]
+    rates = [
+        state.pop(key) for key in sorted((k for k in state if k.startswith("lrs.")), key=_number)
+    ]
     while state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     like, _ = trainable(learner.init(fold_in(0, "shapes")))
     theirs, buffers = _layers(_without_twins(state))
     pairs = _pairs(theirs, _layers(like)[0], dict(names or {}))
-    found = {f"{ours}.{leaf}": value for name, ours in pairs.items() for leaf, value in theirs[name].items()}
+    found = {
+        f"{ours}.{leaf}": value
+        for name, ours in pairs.items()
+        for leaf, value in theirs[name].items()
+    }
     params = {name: found[name].detach().to(value, copy=True) for name, value in like.items()}
     if learner.normalisation == "running":
         params |= _statistics(pairs, buffers, learner)
@@ -44,9 +57,17 @@ def from_learn2learn(
         return params
     order = [f"{pairs[name]}.{leaf}" for name, leaves in theirs.items() for leaf in leaves]
     if [tuple(rate.shape) for rate in rates] != [tuple(found[name].shape) for name in order]:
-        raise ConfigError(("lrs", f"{len(rates)} rates, which do not have the shapes of the {len(order)} parameters"))
+        raise ConfigError(
+            (
+                "lrs",
+                f"{len(rates)} rates, which do not have the shapes of the {len(order)} parameters",
+            )
+        )
     ordered = dict(zip(order, rates, strict=True))
-    return {"params": params, "rates": {name: ordered[name].detach().to(like[name], copy=True) for name in like}}
+    return {
+        "params": params,
+        "rates": {name: ordered[name].detach().to(like[name], copy=True) for name in like},
+    }
 
 
 def _number(key: str) -> int:
@@ -54,7 +75,9 @@ def _number(key: str) -> int:
 
 
 def _without_twins(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks under two names."""
+    """Each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks under two
+    names.
+    """
     seen: set[tuple[int, tuple[int, ...]]] = set()
     once = {}
     for name, value in state.items():
@@ -76,7 +99,9 @@ def _layers(state: Mapping[str, Tensor]) -> tuple[Layers, Layers]:
 
 
 def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str]:
-    """Their layer -> our layer; ConfigError with every layer that has no counterpart of its shapes."""
+    """Their layer -> our layer; ConfigError with every layer that has no counterpart of its
+    shapes.
+    """
     _check_names(theirs, ours, names)
     if theirs.keys() == ours.keys() and not names:
         names = {name: name for name in theirs}
@@ -87,17 +112,33 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
         of_kind = ([name for name, its in pool.items() if its == kind] for pool in (left, free))
         for name, layer in zip_longest(*of_kind):
             if name is None:
-                problems.append((layer, f"{_said(ours[layer])} has no counterpart among the model's {_called(kind)}s"))
+                problems.append(
+                    (
+                        layer,
+                        f"{_said(ours[layer])} has no counterpart among the model's "
+                        f"{_called(kind)}s",
+                    )
+                )
             elif layer is None:
-                problems.append((name, f"{_said(theirs[name])} of the model has no place in the learner"))
+                problems.append(
+                    (name, f"{_said(theirs[name])} of the model has no place in the learner")
+                )
             else:
                 pairs[name] = layer
     for name, layer in pairs.items():
         if _shapes(theirs[name]) != _shapes(ours[layer]):
-            problems.append((layer, f"is {_said(ours[layer])}, its counterpart {name} is {_said(theirs[name])}"))
+            problems.append(
+                (layer, f"is {_said(ours[layer])}, its counterpart {name} is {_said(theirs[name])}")
+            )
     if problems:
-        hint = "build the learner in the model's shapes, or pair layers by names={their layer: our layer}"
-        raise ConfigError(*problems, ("", f"{hint}; the model has {', '.join(theirs)}; the learner {', '.join(ours)}"))
+        hint = (
+            "build the learner in the model's shapes, or pair layers by names={their layer: "
+            "our layer}"
+        )
+        raise ConfigError(
+            *problems,
+            ("", f"{hint}; the model has {', '.join(theirs)}; the learner {', '.join(ours)}"),
+        )
     return pairs
 
 
@@ -106,10 +147,18 @@ def _check_names(theirs: Layers, ours: Layers, names: dict[str, str]) -> None:
     problems = []
     for name, layer in names.items():
         if name not in theirs:
-            problems.append(("names", f"{name!r} is no layer of the model; {did_you_mean(name, theirs)}"))
+            problems.append(
+                ("names", f"{name!r} is no layer of the model; {did_you_mean(name, theirs)}")
+            )
         if layer not in ours:
-            problems.append(("names", f"{layer!r} is no layer of the learner; {did_you_mean(layer, ours)}"))
-    problems += [("names", f"{layer!r} stands there twice") for layer in ours if [*names.values()].count(layer) > 1]
+            problems.append(
+                ("names", f"{layer!r} is no layer of the learner; {did_you_mean(layer, ours)}")
+            )
+    problems += [
+        ("names", f"{layer!r} stands there twice")
+        for layer in ours
+        if [*names.values()].count(layer) > 1
+    ]
     if problems:
         raise ConfigError(*problems)
 
@@ -133,6 +182,12 @@ def _said(layer: Params) -> str:
 def _statistics(pairs: dict[str, str], buffers: Layers, learner: Learner) -> Params:
     """Running averages under our names; the start's own where the model keeps none."""
     _, start = trainable(learner.init(fold_in(0, "shapes")))
-    theirs = {f"{STATS}{pairs[name]}.{BUFFERS[leaf]}": value for name, leaves in buffers.items() if name in pairs
-              for leaf, value in leaves.items()}  # fmt: skip
-    return {name: theirs.get(name, value).detach().to(value, copy=True) for name, value in start.items()}
+    theirs = {
+        f"{STATS}{pairs[name]}.{BUFFERS[leaf]}": value
+        for name, leaves in buffers.items()
+        if name in pairs
+        for leaf, value in leaves.items()
+    }
+    return {
+        name: theirs.get(name, value).detach().to(value, copy=True) for name, value in start.items()
+    }

@@ -1,4 +1,6 @@
-"""A tiny perceptron for every parameter with Adafactor's features (Metz et al. 2022, arXiv:2203.11860)."""
+"""A tiny perceptron for every parameter with Adafactor's features (Metz et al. 2022,
+arXiv:2203.11860).
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,24 @@ from metalearn.learned_optimizers.learned import LearnedRule, Now, Theta, over_t
 from metalearn.learned_optimizers.mlp import stride
 from metalearn.types import Key, Params, State
 
-DECAYS = {"momentum": (0.9, 0.99, 0.999), "rms": (0.999,), "factor": (0.9, 0.99, 0.999)}  # before any is learned
+DECAYS = {
+    "momentum": (0.9, 0.99, 0.999),
+    "rms": (0.999,),
+    "factor": (0.9, 0.99, 0.999),
+}  # before any is learned
 TINY = 1e-8
 
 
 class AdafactorMLP(Component):
     """One tiny perceptron for every parameter, which sees Adam's and Adafactor's statistics.
 
-    39 features: g, p, m (3 decays), v, m / sqrt(v) (3), 1 / sqrt(v), g by Adafactor's factored second moments (3),
-    their rows and columns (6), the inverse roots of these (6), m by the factored moments (3), each divided by its root
-    mean square over the tensor; tanh(step / t - 1) at 11 scales.  (d, s) = perceptron(features);
-    u = -step_size * d * e^(exponent * s). The decays are learned too, as log(1 - decay) / 10. Moments are factored over
-    a tensor's two largest dimensions (Shazeer & Stern 2018, arXiv:1804.04235); a vector keeps them whole, as its rows
-    and its columns. The horizon is not seen.
-    """
+    39 features: g, p, m (3 decays), v, m / sqrt(v) (3), 1 / sqrt(v), g by Adafactor's factored
+    second moments (3), their rows and columns (6), the inverse roots of these (6), m by the
+    factored moments (3), each divided by its root mean square over the tensor; tanh(step / t - 1)
+    at 11 scales.  (d, s) = perceptron(features); u = -step_size * d * e^(exponent * s). The decays
+    are learned too, as log(1 - decay) / 10. Moments are factored over a tensor's two largest
+    dimensions (Shazeer & Stern 2018, arXiv:1804.04235); a vector keeps them whole, as its rows and
+    its columns. The horizon is not seen."""
 
     name: Literal["adafactor_mlp"] = option("adafactor_mlp", "the rule")
     hidden: int = option(4, "width of a layer", ge=1, le=1024)
@@ -41,11 +47,19 @@ class AdafactorMLP(Component):
         sizes = (28 + len(TIMES), *[self.hidden] * self.layers, 2)
 
         def init(key: Key) -> Theta:
-            logs = {name: [math.log(1 - decay) / 10 for decay in decays] for name, decays in DECAYS.items()}
-            theta = {f"decay.{name}": torch.tensor(log, dtype=dtype, device=key.device) for name, log in logs.items()}
+            logs = {
+                name: [math.log(1 - decay) / 10 for decay in decays]
+                for name, decays in DECAYS.items()
+            }
+            theta = {
+                f"decay.{name}": torch.tensor(log, dtype=dtype, device=key.device)
+                for name, log in logs.items()
+            }
             return {**theta, **start_mlp(key, sizes, dtype)}
 
-        def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
+        def move(
+            theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now
+        ) -> tuple[Tensor, State]:
             after = moments(theta, grad, slots)
             x = by_rms(columns(grad, param, after))
             said = mlp(theta, x, now.seen, len(sizes) - 1)
@@ -63,7 +77,9 @@ def two_largest(shape: torch.Size) -> tuple[int, int] | None:
 
 
 def start(param: Tensor) -> State:
-    """Momenta [3, *X], second moment [1, *X], rows [3, *X with 1 for the largest axis], columns [3, ... second]."""
+    """Momenta [3, *X], second moment [1, *X], rows [3, *X with 1 for the largest axis], columns [3,
+    ... second].
+    """
     rows, cols = factors(torch.zeros_like(param))
     return {
         "momenta": param.new_zeros(3, *param.shape),
@@ -74,7 +90,9 @@ def start(param: Tensor) -> State:
 
 
 def factors(square: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of a squared gradient along its largest and its second largest dimension; a vector itself, twice."""
+    """Means of a squared gradient along its largest and its second largest dimension; a vector
+    itself, twice.
+    """
     axes = two_largest(square.shape)
     if axes is None:
         return square, square
@@ -104,6 +122,17 @@ def columns(grad: Tensor, param: Tensor, slots: State) -> list[Tensor]:
     else:
         mean = rows.mean(axes[0] + 1, keepdim=True)  # axis 0 holds the decays
         factored = (rows / (mean + TINY) + TINY).rsqrt() * (cols + TINY).rsqrt()
-    wide = [each.expand(3, *grad.shape) for each in (rows, cols, (rows + TINY).rsqrt(), (cols + TINY).rsqrt())]
-    stacks = [momenta, slots["second"], momenta * inverse, inverse, factored * grad, *wide, factored * momenta]
+    wide = [
+        each.expand(3, *grad.shape)
+        for each in (rows, cols, (rows + TINY).rsqrt(), (cols + TINY).rsqrt())
+    ]
+    stacks = [
+        momenta,
+        slots["second"],
+        momenta * inverse,
+        inverse,
+        factored * grad,
+        *wide,
+        factored * momenta,
+    ]
     return [grad, param, *(column for stack in stacks for column in stack)]

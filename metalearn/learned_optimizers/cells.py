@@ -1,4 +1,6 @@
-"""Small networks by hand, for use inside update rules: what torch.nn has here counts no FLOPs and does not batch."""
+"""Small networks by hand, for use inside update rules: what torch.nn has here counts no FLOPs and
+does not batch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def start_mlp(key: Key, sizes: Sequence[int], dtype: torch.dtype, prefix: str = 
 
 
 def mlp(theta: Theta, x: Tensor, shared: Tensor, layers: int, prefix: str = "mlp") -> Tensor:
-    """ReLU layers on what each coordinate has, x [n, F], beside what all have, shared [G]: [n, out].
+    """ReLU layers on what each coordinate has, x [n, F], beside what all have, shared [G]: [n,
+    out].
 
     The first weight is [out, F + G]; the shared part is multiplied once, not n times.
     """
@@ -47,7 +50,9 @@ def mlp(theta: Theta, x: Tensor, shared: Tensor, layers: int, prefix: str = "mlp
 
 
 def start_lstm(key: Key, inputs: int, hidden: int, layers: int, dtype: torch.dtype) -> Theta:
-    """`lstm.i.weight` [4H, in + H] and `lstm.i.bias` [4H]; the forget gate's bias is 1 (Jozefowicz et al. 2015)."""
+    """`lstm.i.weight` [4H, in + H] and `lstm.i.bias` [4H]; the forget gate's bias is 1 (Jozefowicz
+    et al. 2015).
+    """
     theta: Theta = {}
     for layer in range(layers):
         name, fan_in = f"lstm.{layer}", (hidden if layer else inputs) + hidden
@@ -63,13 +68,16 @@ def blank(like: Tensor, rows: int, hidden: int, layers: int) -> list[Memory]:
 
 
 def lstm(theta: Theta, x: Tensor, memory: list[Memory]) -> tuple[Tensor, list[Memory]]:
-    """One step of stacked LSTM layers (Hochreiter & Schmidhuber 1997; Gers et al. 2000): [n, in] -> [n, H].
+    """One step of stacked LSTM layers (Hochreiter & Schmidhuber 1997; Gers et al. 2000): [n, in] ->
+    [n, H].
 
     i, f, o = sigmoid, c~ = tanh of W (x, h) + b;  c <- f c + i c~;  h <- o tanh(c)
     """
     after: list[Memory] = []
     for layer, (h, c) in enumerate(memory):
-        gates = torch.cat([x, h], -1) @ theta[f"lstm.{layer}.weight"].T + theta[f"lstm.{layer}.bias"]
+        gates = (
+            torch.cat([x, h], -1) @ theta[f"lstm.{layer}.weight"].T + theta[f"lstm.{layer}.bias"]
+        )
         let_in, keep, let_out, new = gates.chunk(4, -1)
         c = keep.sigmoid() * c + let_in.sigmoid() * new.tanh()
         x = let_out.sigmoid() * c.tanh()

@@ -12,12 +12,13 @@ from metalearn.types import Key
 
 
 class ES(Component):
-    """Antithetic evolution strategies (Salimans et al. 2017, arXiv:1703.03864), a pair for every task and window.
+    """Antithetic evolution strategies (Salimans et al. 2017, arXiv:1703.03864), a pair for every
+    task and window.
 
-    g = e (L(theta + e) - L(theta - e)) / (2 sigma^2),  e ~ N(0, sigma^2). Both runs begin where the unmoved one stands.
-    With a window as long as the horizon it is full ES, unbiased for the smoothed loss; with shorter ones truncated ES,
-    biased as truncated back-propagation is (Metz et al. 2019, arXiv:1810.10180). No memory of the steps is kept.
-    """
+    g = e (L(theta + e) - L(theta - e)) / (2 sigma^2),  e ~ N(0, sigma^2). Both runs begin where the
+    unmoved one stands. With a window as long as the horizon it is full ES, unbiased for the
+    smoothed loss; with shorter ones truncated ES, biased as truncated back-propagation is (Metz et
+    al. 2019, arXiv:1810.10180). No memory of the steps is kept."""
 
     name: Literal["es"] = option("es", "the estimator")
     sigma: float = option(0.01, "deviation of the noise on theta", gt=0)

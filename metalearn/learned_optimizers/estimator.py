@@ -26,8 +26,12 @@ class Estimator(NamedTuple):
     """An estimator of d/dtheta of the outer loss, one window at a time."""
 
     begin: Callable[[Run, Theta, Problem], State]  # what a lane holds of a fresh run
-    see: Callable[[Run, Theta, State, Problem, Key], Seen]  # (run, theta, held, problem, key of this window)
-    unrolls: int  # inner runs side by side: what a window costs, in unrolls without a gradient (tbptt: 1 with one)
+    see: Callable[
+        [Run, Theta, State, Problem, Key], Seen
+    ]  # (run, theta, held, problem, key of this window)
+    # inner runs side by side: what a window costs, in unrolls without a gradient (tbptt: 1 with
+    # one)
+    unrolls: int
 
 
 def noise(key: Key, theta: Theta, sigma: float) -> Theta:
@@ -43,5 +47,7 @@ def moved(theta: Theta, by: Theta, sign: int) -> Theta:
 
 
 def along(by: Theta, rise: Tensor, sigma: float) -> Theta:
-    """The two-sided difference as a gradient: by * (L(theta + noise) - L(theta - noise)) / (2 sigma^2)."""
+    """The two-sided difference as a gradient: by * (L(theta + noise) - L(theta - noise)) / (2
+    sigma^2).
+    """
     return {name: value * (rise / (2 * sigma**2)) for name, value in by.items()}

@@ -12,7 +12,9 @@ TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 def log_sign(grad: Tensor, p: float) -> Tensor:
-    """(log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al. 2016, app. A): [n] -> [n, 2]."""
+    """(log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al. 2016, app. A):
+    [n] -> [n, 2].
+    """
     size = grad.abs()
     large = size >= math.exp(-p)
     first = torch.where(large, torch.where(large, size, 1.0).log() / p, -1.0)
@@ -26,12 +28,16 @@ def time_features(step: Tensor) -> Tensor:
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """[len(values)], filled in on the device: nothing is copied there, which a CUDA graph could not hold."""
+    """[len(values)], filled in on the device: nothing is copied there, which a CUDA graph could not
+    hold.
+    """
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def by_rms(columns: Sequence[Tensor]) -> Tensor:
-    """Features of one tensor, one column each, every column divided by its root mean square over the tensor: [n, F]."""
+    """Features of one tensor, one column each, every column divided by its root mean square over
+    the tensor: [n, F].
+    """
     table = torch.stack([column.reshape(-1) for column in columns], -1)
     return table * (table.square().mean(0) + 1e-5).rsqrt()
 

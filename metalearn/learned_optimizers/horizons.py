@@ -66,10 +66,14 @@ HORIZONS: dict[str, type[Component]] = {"constant": Constant, "log_uniform": Log
 
 def in_windows(steps: Tensor, unroll: int) -> Tensor:
     """A length [] as the next whole number of windows: at least one."""
-    return unroll * (steps / unroll - 1e-4).ceil().clamp(min=1)  # the little taken off keeps 100 / 20 at 5
+    return unroll * (steps / unroll - 1e-4).ceil().clamp(
+        min=1
+    )  # the little taken off keeps 100 / 20 at 5
 
 
 def first_length(horizon: Tensor, key: Key, unroll: int) -> Tensor:
     """A part of the horizon [], uniform over its windows: lanes that begin together end apart."""
     windows = horizon / unroll
-    return unroll * (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor().clamp(min=0).add(1)
+    return unroll * (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor().clamp(min=0).add(
+        1
+    )

@@ -39,16 +39,22 @@ class Run(NamedTuple):
     """An inner run as functions of theta; what estimators of the outer gradient are made of."""
 
     begin: Callable[[Theta, Problem], Inner]
-    window: Callable[[Theta, Inner, Problem], tuple[Inner, Tensor, Tensor]]  # -> (after, outer loss [], diverged [])
+    window: Callable[
+        [Theta, Inner, Problem], tuple[Inner, Tensor, Tensor]
+    ]  # -> (after, outer loss [], diverged [])
 
 
 class Objective(NamedTuple):
     """One task as a problem of optimization: pure functions of one task's data."""
 
     init: Callable[[Problem], Params]
-    units: Callable[[Params, Problem], Params]  # the factor of every tensor, as fixed parameters; often none
+    units: Callable[
+        [Params, Problem], Params
+    ]  # the factor of every tensor, as fixed parameters; often none
     data: Callable[[Problem, Tensor], Batch]  # what the step of a number [] learns from
-    loss: Callable[[Params, Batch], Tensor]  # (params and units, data): closes over nothing of one task
+    loss: Callable[
+        [Params, Batch], Tensor
+    ]  # (params and units, data): closes over nothing of one task
     held_out: Callable[[Params, Problem], Tensor]  # (params and units, problem): on the query set
 
 
@@ -56,13 +62,16 @@ FLOOR = 1e-3  # of the start's loss, below which a lower loss hardly counts unde
 UNITS = "units."  # prefix of the factors among the fixed parameters
 
 
-def objective(learner: Learner, spec: EpisodeSpec, batch: int | None = None, rescale: float = 1.0) -> Objective:
-    """The objective of learning a task with `learner`: its start and its loss, on the support set or minibatches of it.
+def objective(
+    learner: Learner, spec: EpisodeSpec, batch: int | None = None, rescale: float = 1.0
+) -> Objective:
+    """The objective of learning a task with `learner`: its start and its loss, on the support set
+    or minibatches of it.
 
-    `batch` examples are drawn with replacement for every step; None: all of them. With `rescale` r > 1 the loss is that
-    of s * params, s one number a tensor, log-uniform between 1/r and r: the same function in other units
-    (`learned_optimization`'s ReparamWeights), so that a rule cannot lean on the size of parameters and gradients.
-    """
+    `batch` examples are drawn with replacement for every step; None: all of them. With `rescale` r
+    > 1 the loss is that of s * params, s one number a tensor, log-uniform between 1/r and r: the
+    same function in other units (`learned_optimization`'s ReparamWeights), so that a rule cannot
+    lean on the size of parameters and gradients."""
     loss_of = criterion(spec)
 
     def units(params: Params, problem: Problem) -> Params:
@@ -70,7 +79,9 @@ def objective(learner: Learner, spec: EpisodeSpec, batch: int | None = None, res
             return {}
         reach, key = math.log(rescale), rng.fold_in(problem.key, "units")
         return {
-            UNITS + name: rng.uniform(rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype).exp()
+            UNITS + name: rng.uniform(
+                rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype
+            ).exp()
             for name, value in trainable(params)[0].items()
         }
 
@@ -97,7 +108,9 @@ def objective(learner: Learner, spec: EpisodeSpec, batch: int | None = None, res
 
 
 def minibatch(data: Batch, key: Key, step: Tensor, size: int | None) -> Batch:
-    """`size` examples for one step, drawn with replacement: [B, *X] -> [size, *X]; all of them where size is None."""
+    """`size` examples for one step, drawn with replacement: [B, *X] -> [size, *X]; all of them
+    where size is None.
+    """
     if size is None:
         return data
     rows = rng.integers(rng.fold_in(key, step.to(torch.int64)), (size,), data.x.shape[0])
@@ -115,15 +128,16 @@ def inner_run(
     bound: float = 100.0,
     first_order: bool = True,
 ) -> Run:
-    """Windows of `unroll` steps under `learned`; their outer loss is the mean over points after a step, or the last.
-    With `late` a point weighs as much as its number among the run's steps, times 2.
+    """Windows of `unroll` steps under `learned`; their outer loss is the mean over points after a
+    step, or the last. With `late` a point weighs as much as its number among the run's steps, times
+    2.
 
-    The loss of a point is that of the next step's minibatch (`support`), as in Andrychowicz et al. 2016, equation 3, or
-    of the query set; of `log` its logarithm is taken in units of the start's: tasks of all sizes then count alike, and
-    late steps as much as early ones (FLOOR keeps solved tasks from counting more); `root` lies between. A loss that is
-    not finite, or above `bound` times that of the start, counts as that many, and `diverged` [] is the share of such
-    points. `first_order`: gradients of the objective are constants to theta.
-    """
+    The loss of a point is that of the next step's minibatch (`support`), as in Andrychowicz et al.
+    2016, equation 3, or of the query set; of `log` its logarithm is taken in units of the start's:
+    tasks of all sizes then count alike, and late steps as much as early ones (FLOOR keeps solved
+    tasks from counting more); `root` lies between. A loss that is not finite, or above `bound`
+    times that of the start, counts as that many, and `diverged` [] is the share of such points.
+    `first_order`: gradients of the objective are constants to theta."""
 
     update = update_of(learned)
 
@@ -132,22 +146,39 @@ def inner_run(
         return target.loss(params, data)
 
     def outer_at(params: Params, problem: Problem, step: Tensor) -> Tensor:
-        return target.held_out(params, problem) if on == "query" else target.loss(params, target.data(problem, step))
+        return (
+            target.held_out(params, problem)
+            if on == "query"
+            else target.loss(params, target.data(problem, step))
+        )
 
     def begin(theta: Theta, problem: Problem) -> Inner:
         params = target.init(problem)
         zero = torch.zeros_like(problem.horizon)
         state = learned.rule(theta, problem.horizon).init(trainable(params)[0])
-        return Inner(params, state, zero, outer_at({**params, **target.units(params, problem)}, problem, zero))
+        return Inner(
+            params,
+            state,
+            zero,
+            outer_at({**params, **target.units(params, problem)}, problem, zero),
+        )
 
     def window(theta: Theta, inner: Inner, problem: Problem) -> tuple[Inner, Tensor, Tensor]:
         rule = carried(learned, theta, problem.horizon)._replace(update=update)
         units = target.units(inner.params, problem)
         keep = range(unroll + 1) if on == "query" and at != "last" else (unroll,)
         path = adapt(
-            loss, inner.params, rule, lambda step: target.data(problem, inner.step + step), unroll,
-            state={"theta": theta, "state": inner.state}, keep=keep, fixed=units, first_order=first_order, alike=True,
-        )  # fmt: skip
+            loss,
+            inner.params,
+            rule,
+            lambda step: target.data(problem, inner.step + step),
+            unroll,
+            state={"theta": theta, "state": inner.state},
+            keep=keep,
+            fixed=units,
+            first_order=first_order,
+            alike=True,
+        )
         losses = outer_at({**path.points[-1], **units}, problem, inner.step + unroll).unsqueeze(0)
         if at != "last" and on == "query":
             before = [target.held_out({**point, **units}, problem) for point in path.points[1:-1]]
@@ -175,13 +206,16 @@ def weighed(losses: Tensor, inner: Inner, problem: Problem, of: str, at: str) ->
 
 
 def bounded(losses: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
-    """(losses, at most `most` and finite; the share [] that was neither): a diverging run stays a number."""
+    """(losses, at most `most` and finite; the share [] that was neither): a diverging run stays a
+    number.
+    """
     good = losses <= most  # false for NaN too
     return torch.where(good, losses, most.detach()), 1 - good.to(losses.dtype).mean().detach()
 
 
 def steady(grads: Theta, clip: float | None) -> tuple[Theta, dict[str, Tensor]]:
-    """One task's outer gradient made safe: zero where it, or its length, is not finite, then at most `clip` long.
+    """One task's outer gradient made safe: zero where it, or its length, is not finite, then at
+    most `clip` long.
 
     Metrics: `grad_norm` before clipping, 0 where it is not finite, and `grad_not_finite`, 1 there.
     """

@@ -18,7 +18,14 @@ from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.es import ES
 from metalearn.learned_optimizers.estimator import Estimator
 from metalearn.learned_optimizers.horizons import Constant, Horizon, first_length, in_windows
-from metalearn.learned_optimizers.inner_run import Problem, Run, inner_run, minibatch, objective, steady
+from metalearn.learned_optimizers.inner_run import (
+    Problem,
+    Run,
+    inner_run,
+    minibatch,
+    objective,
+    steady,
+)
 from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried
 from metalearn.learned_optimizers.lstm import LSTM
 from metalearn.learned_optimizers.nres import NRES
@@ -27,7 +34,19 @@ from metalearn.learned_optimizers.tables import LearnedRuleChoice
 from metalearn.learned_optimizers.tbptt import TBPTT
 from metalearn.losses import criterion
 from metalearn.tree import trainable, tree_map
-from metalearn.types import Batch, Episode, EpisodeSpec, Grads, Key, Lanes, Learner, Method, Metrics, Params, Traits
+from metalearn.types import (
+    Batch,
+    Episode,
+    EpisodeSpec,
+    Grads,
+    Key,
+    Lanes,
+    Learner,
+    Method,
+    Metrics,
+    Params,
+    Traits,
+)
 
 ESTIMATORS: dict[str, type[Component]] = {"tbptt": TBPTT, "es": ES, "pes": PES, "nres": NRES}
 EstimatorChoice = Annotated[TBPTT | ES | PES | NRES, Field(discriminator="name")]
@@ -44,43 +63,67 @@ class Lane(NamedTuple):
 class LearnOptimizer(Component):
     """Learn an update rule that trains a fresh network, or minimises a function, in few steps.
 
-    phi_{s+1} = phi_s + rule_theta(grad L(phi_s));  minimise over theta the mean of L(phi_s) over the steps of a run.
-    One outer step sees `unroll` inner steps of every task; runs longer than that go on in the next outer step, each in
-    its own lane, and a fresh task is taken where one has ended. Metrics: `outer_loss` of the windows, `grad_norm` of a
-    task before clipping, `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so.
-    """
+    phi_{s+1} = phi_s + rule_theta(grad L(phi_s));  minimise over theta the mean of L(phi_s) over
+    the steps of a run. One outer step sees `unroll` inner steps of every task; runs longer than
+    that go on in the next outer step, each in its own lane, and a fresh task is taken where one has
+    ended. Metrics: `outer_loss` of the windows, `grad_norm` of a task before clipping,
+    `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so."""
 
     name: Literal["learn_optimizer"] = option("learn_optimizer", "the method")
     rule: LearnedRuleChoice = option(LSTM(), "the update rule that is learned")
     estimator: EstimatorChoice = option(TBPTT(), "of the outer gradient", acts="train")
     unroll: int = option(20, "inner steps that one outer step sees", acts="train", ge=1, le=100_000)
-    horizon: Horizon = option(Constant(), "lengths of the inner runs, rounded up to whole windows", acts="train")
-    stagger: bool = option(
-        False, "let the first runs end at different times, so that every outer step sees all stages", acts="train"
+    horizon: Horizon = option(
+        Constant(), "lengths of the inner runs, rounded up to whole windows", acts="train"
     )
-    batch: int | None = option(None, "examples of the support set in a minibatch; null: all of them", ge=1)
-    outer_on: Literal["support", "query"] = option("support", "whose loss the outer loop lowers", acts="train")
+    stagger: bool = option(
+        False,
+        "let the first runs end at different times, so that every outer step sees all stages",
+        acts="train",
+    )
+    batch: int | None = option(
+        None, "examples of the support set in a minibatch; null: all of them", ge=1
+    )
+    outer_on: Literal["support", "query"] = option(
+        "support", "whose loss the outer loop lowers", acts="train"
+    )
     outer_at: Literal["all", "late", "last"] = option(
-        "all", "after every step of a window, late ones of the run weighing more, or after its last", acts="train"
+        "all",
+        "after every step of a window, late ones of the run weighing more, or after its last",
+        acts="train",
     )
     outer_of: Literal["loss", "root", "log"] = option(
-        "loss", "loss; log: tasks and steps of all sizes count alike; root: between the two", acts="train"
+        "loss",
+        "loss; log: tasks and steps of all sizes count alike; root: between the two",
+        acts="train",
     )
-    first_order: bool = option(True, "treat gradients of the objective as constants, as in 2016", acts="train")
+    first_order: bool = option(
+        True, "treat gradients of the objective as constants, as in 2016", acts="train"
+    )
     rescale: float = option(
-        1.0, "every tensor in units of its own, from 1/rescale to rescale, anew for every task", acts="train", ge=1
+        1.0,
+        "every tensor in units of its own, from 1/rescale to rescale, anew for every task",
+        acts="train",
+        ge=1,
     )
     bound: float = option(
-        100.0, "most that a loss may count, in losses of the start; what is above, or not finite, has diverged",
-        acts="train", gt=1,
-    )  # fmt: skip
-    clip: float | None = option(None, "longest outer gradient of one task; null: as it is", acts="train", gt=0)
+        100.0,
+        "most that a loss may count, in losses of the start; what is above, or not "
+        "finite, has diverged",
+        acts="train",
+        gt=1,
+    )
+    clip: float | None = option(
+        None, "longest outer gradient of one task; null: as it is", acts="train", gt=0
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the meta-update", acts="train")
 
     @model_validator(mode="after")
     def _windows_fit(self) -> LearnOptimizer:
         if self.unroll > self.horizon.longest:
-            raise ValueError(f"unroll {self.unroll} should be at most the horizon's {self.horizon.longest} steps")
+            raise ValueError(
+                f"unroll {self.unroll} should be at most the horizon's {self.horizon.longest} steps"
+            )
         return self
 
     @property
@@ -99,16 +142,29 @@ class LearnOptimizer(Component):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
         if self.outer_on == "query" and spec.queries == 0:
-            raise ConfigError(("method.outer_on", "is query, and these tasks have none: say support, or task.queries"))
+            raise ConfigError(
+                (
+                    "method.outer_on",
+                    "is query, and these tasks have none: say support, or task.queries",
+                )
+            )
         if self.batch is not None and spec.own is not None:
-            raise ConfigError(("method.batch", "a function has no examples to choose from: leave it null"))
+            raise ConfigError(
+                ("method.batch", "a function has no examples to choose from: leave it null")
+            )
         like = trainable(learner.init(rng.fold_in(0, "like")))[0]
         learned, outer = self.rule.build(spec.dtype, like=like), self.outer.build(meta_steps)
         target = objective(learner, spec, self.batch, self.rescale)
         run = inner_run(
-            target, learned, self.unroll, on=self.outer_on, at=self.outer_at, of=self.outer_of, bound=self.bound,
+            target,
+            learned,
+            self.unroll,
+            on=self.outer_on,
+            at=self.outer_at,
+            of=self.outer_of,
+            bound=self.bound,
             first_order=self.first_order,
-        )  # fmt: skip
+        )
         task_grad, lanes = self._whole_runs(run), None
         if not self.whole:
             task_grad, lanes = self._windows(run), self._lanes(run, learned, spec)
@@ -116,7 +172,9 @@ class LearnOptimizer(Component):
         return Method(
             spec=spec,
             traits=traits(self, learner),
-            init=lambda key: begin(learned.init(key), outer, None if lanes is None else lanes(key, 1)),
+            init=lambda key: begin(
+                learned.init(key), outer, None if lanes is None else lanes(key, 1)
+            ),
             learn=learner_of_tasks(*learn_by(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
@@ -125,7 +183,9 @@ class LearnOptimizer(Component):
         )
 
     def _problem(self, episode: Episode) -> Problem:
-        """A fresh inner problem; one of the first outer step is cut short where lanes are staggered."""
+        """A fresh inner problem; one of the first outer step is cut short where lanes are
+        staggered.
+        """
         key = episode.info["key"]
         dtype = episode.info["step"].dtype
         horizon = in_windows(self.horizon.draw(rng.fold_in(key, "horizon"), dtype), self.unroll)
@@ -139,7 +199,11 @@ class LearnOptimizer(Component):
     ) -> tuple[Grads, Metrics, Any]:
         seen = estimator.see(run, theta, kept, problem, rng.fold_in(key, "window"))
         grads, metrics = steady(seen.grads, self.clip)
-        return grads, {"outer_loss": seen.loss.detach(), **metrics, "diverged": seen.diverged}, seen.kept
+        return (
+            grads,
+            {"outer_loss": seen.loss.detach(), **metrics, "diverged": seen.diverged},
+            seen.kept,
+        )
 
     def _whole_runs(self, run: Run) -> Callable[..., tuple[Any, ...]]:
         estimator = self.estimator.build()
@@ -160,18 +224,26 @@ class LearnOptimizer(Component):
             problem = _either(ended, self._problem(episode), lane.problem)
             kept = _either(ended, estimator.begin(run, meta, problem), lane.kept)
             step = torch.where(ended, torch.zeros_like(lane.step), lane.step)
-            grads, metrics, kept = self._seen(estimator, run, meta, kept, problem, episode.info["key"])
+            grads, metrics, kept = self._seen(
+                estimator, run, meta, kept, problem, episode.info["key"]
+            )
             return grads, metrics, Lane(problem, kept, step + self.unroll)
 
         return task_grad
 
-    def _lanes(self, run: Run, learned: LearnedRule, spec: EpisodeSpec) -> Callable[[Key, int], Lanes]:
+    def _lanes(
+        self, run: Run, learned: LearnedRule, spec: EpisodeSpec
+    ) -> Callable[[Key, int], Lanes]:
         estimator = self.estimator.build()
 
         def lanes(key: Key, num: int) -> Lanes:
             zero = torch.zeros((), dtype=spec.dtype, device=spec.device)
-            problem = Problem(_blank(spec, spec.shots), _blank(spec, spec.queries), key.to(spec.device), zero)
-            lane = Lane(problem, estimator.begin(run, learned.init(key), problem), zero)  # ended: never looked at
+            problem = Problem(
+                _blank(spec, spec.shots), _blank(spec, spec.queries), key.to(spec.device), zero
+            )
+            lane = Lane(
+                problem, estimator.begin(run, learned.init(key), problem), zero
+            )  # ended: never looked at
             return tree_map(lambda x: x.detach().expand(num, *x.shape).clone(), lane)
 
         return lanes
@@ -180,7 +252,9 @@ class LearnOptimizer(Component):
 def learn_by(
     learned: LearnedRule, learner: Learner, spec: EpisodeSpec, batch: int | None
 ) -> tuple[Callable[..., list[Params]], Callable[..., Tensor]]:
-    """`adapt_one` and `predict_one`: a fresh network a task, trained by the learned rule for the last point's steps."""
+    """`adapt_one` and `predict_one`: a fresh network a task, trained by the learned rule for the
+    last point's steps.
+    """
     loss_of = criterion(spec)
 
     def adapt_one(meta: Theta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:

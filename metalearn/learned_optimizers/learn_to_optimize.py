@@ -1,4 +1,6 @@
-"""A learned optimizer as a way of learning new tasks (Andrychowicz et al. 2016; Ravi & Larochelle 2017)."""
+"""A learned optimizer as a way of learning new tasks (Andrychowicz et al. 2016; Ravi & Larochelle
+2017).
+"""
 
 from __future__ import annotations
 
@@ -41,34 +43,53 @@ THETA = "rule"  # in the meta: what the outer rule moves, beside "params", which
 
 
 class LearnToOptimize(Component):
-    """Learn the update rule that new tasks are learned by, from a random, pretrained or meta-learned start.
+    """Learn the update rule that new tasks are learned by, from a random, pretrained or
+    meta-learned start.
 
-    phi_{s+1} = phi_s + rule_theta(grad L_support(phi_s));  minimise over theta the mean over tasks, and over the steps
-    s of `loss_at`, of L_query(phi_s). The start phi_0 is not learned here, so that what an optimizer adds is told apart
-    from what an initialization does. Andrychowicz et al. minimise the training loss: on a few examples that is to
-    overfit faster.
+    phi_{s+1} = phi_s + rule_theta(grad L_support(phi_s));  minimise over theta the mean over tasks,
+    and over the steps s of `loss_at`, of L_query(phi_s). The start phi_0 is not learned here, so
+    that what an optimizer adds is told apart from what an initialization does. Andrychowicz et al.
+    minimise the training loss: on a few examples that is to overfit faster.
     """
 
     name: Literal["learned_optimizer"] = option("learned_optimizer", "the method")
-    rule: LearnedRuleChoice = option(LearnedAdam(lr=0.01), "the update rule that is learned", acts="train")
+    rule: LearnedRuleChoice = option(
+        LearnedAdam(lr=0.01), "the update rule that is learned", acts="train"
+    )
     init: Init = option("random", SENTENCE, acts="train")
     inner_steps: int = option(
-        5, "S, steps on the support set during meta-training, and the horizon that the rule is told", ge=1, le=1000
+        5,
+        "S, steps on the support set during meta-training, and the horizon that the rule is told",
+        ge=1,
+        le=1000,
     )
     loss_at: tuple[int, ...] | None = option(
-        None, "steps whose query losses are averaged; null: the last one", acts="train", min_length=1
+        None,
+        "steps whose query losses are averaged; null: the last one",
+        acts="train",
+        min_length=1,
     )
     first_order: bool = option(
-        True, "treat each inner gradient as a constant, as Andrychowicz et al. do (section 2.1)", acts="train"
+        True,
+        "treat each inner gradient as a constant, as Andrychowicz et al. do (section 2.1)",
+        acts="train",
     )
-    clip: float = option(1.0, "largest norm of one task's meta-gradient; a longer one is shortened", acts="train", gt=0)
+    clip: float = option(
+        1.0,
+        "largest norm of one task's meta-gradient; a longer one is shortened",
+        acts="train",
+        gt=0,
+    )
     outer: Rule = option(Adam(lr=0.01), "rule of the meta-update", acts="train")
 
     @model_validator(mode="after")
     def _losses_lie_on_the_path(self) -> LearnToOptimize:
         at = self.losses_at
         if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > self.inner_steps:
-            text = f"loss_at: {list(at)} should be ascending, without repeats, from 1 to inner_steps {self.inner_steps}"
+            text = (
+                f"loss_at: {list(at)} should be ascending, without repeats, from 1 to "
+                f"inner_steps {self.inner_steps}"
+            )
             raise ValueError(text)
         return self
 
@@ -89,19 +110,28 @@ class LearnToOptimize(Component):
         return {"start": WORDS[self.init], "optimizer": self.rule.name}
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`, ConfigError without queries; `meta_steps` for the outer rule's schedule."""
+        """The method for tasks of `spec`, ConfigError without queries; `meta_steps` for the outer
+        rule's schedule.
+        """
         if spec.queries < 1:
-            text = f"learned_optimizer learns from the query loss and needs at least 1 query, not {spec.queries}"
+            text = (
+                f"learned_optimizer learns from the query loss and needs at least 1 query, "
+                f"not {spec.queries}"
+            )
             raise ConfigError(("task.queries", text))
         outer, start = self.outer.build(meta_steps), start_of(self.init, learner, spec)
         learned = self.rule.build(spec.dtype, like=learner.init(fold_in(0, "shapes")))
         task_grad, update = self._task_grad(learner, spec, learned, start), update_of_theta(outer)
         policy = learner.normalisation
 
-        def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
+        def adapt_one(
+            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
+        ) -> list[Params]:
             rule = learned.rule(meta[THETA], self.inner_steps)
             loss = support_loss(learner, spec)
-            return adapt(loss, start.of_task(meta, key), rule, support, points[-1], keep=points).points
+            return adapt(
+                loss, start.of_task(meta, key), rule, support, points[-1], keep=points
+            ).points
 
         def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -117,7 +147,8 @@ class LearnToOptimize(Component):
                 consumes="episodes",
                 transductive=policy == "query_batch",
                 normalisation=policy,
-                fixed_ways=self.init == "meta" or self.rule.name == "learned_rates",  # a rate a parameter, of heads too
+                fixed_ways=self.init == "meta"
+                or self.rule.name == "learned_rates",  # a rate a parameter, of heads too
                 alike=True,
             ),
             init=init,
@@ -140,7 +171,14 @@ class LearnToOptimize(Component):
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
                 rule = carried(learned, theta, self.inner_steps)._replace(update=move)
                 path = adapt(
-                    loss, phi, rule, support, last, keep=self.losses_at, first_order=self.first_order, alike=True
+                    loss,
+                    phi,
+                    rule,
+                    support,
+                    last,
+                    keep=self.losses_at,
+                    first_order=self.first_order,
+                    alike=True,
                 )
                 said = [learner.apply(params, x, context=support.x) for params in path.points]
                 losses = torch.stack([loss_of(each, y) for each in said])
@@ -161,7 +199,9 @@ def support_loss(learner: Learner, spec: EpisodeSpec) -> Callable[[Params, Batch
 
 
 def update_of_theta(outer: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule on theta; the parameters beside it stand still."""
+    """`Method.update`: one step of the outer rule on theta; the parameters beside
+    it stand still.
+    """
     move = outer_update(outer)
 
     def update(state: MetaState, grads: Grads) -> MetaState:

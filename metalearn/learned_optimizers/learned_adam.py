@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from metalearn.component import Component, option
-from metalearn.learned_optimizers.learned import LearnedRule, Now, Theta, grown, over_tensors, root, scalar, share
+from metalearn.learned_optimizers.learned import (
+    LearnedRule,
+    Now,
+    Theta,
+    grown,
+    over_tensors,
+    root,
+    scalar,
+    share,
+)
 from metalearn.types import Key, Params, State
 
 LEAVES = ("log_lr", "logit_beta1", "logit_beta2", "log_eps")
@@ -17,9 +26,9 @@ LEAVES = ("log_lr", "logit_beta1", "logit_beta2", "log_eps")
 class LearnedAdam(Component):
     """Adam (Kingma & Ba 2015, algorithm 1) whose four hyper-parameters are learned.
 
-    u = -lr e^x m_hat / (sqrt(v_hat) + eps e^z),  beta = sigmoid(logit(beta_start) + y) for both moments;
-    theta = (x, y1, y2, z), at 0 Adam as in torch.optim.Adam. The root has slope 0 at 0, so that a gradient through the
-    rule stays finite where a parameter has met no gradient yet.
+    u = -lr e^x m_hat / (sqrt(v_hat) + eps e^z),  beta = sigmoid(logit(beta_start) + y) for both
+    moments; theta = (x, y1, y2, z), at 0 Adam as in torch.optim.Adam. The root has slope 0 at 0, so
+    that a gradient through the rule stays finite where a parameter has met no gradient yet.
     """
 
     name: Literal["learned_adam"] = option("learned_adam", "the rule")
@@ -37,8 +46,13 @@ class LearnedAdam(Component):
         def start(param: Tensor) -> State:
             return {"first": torch.zeros_like(param), "second": torch.zeros_like(param)}
 
-        def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
-            beta1, beta2 = share(self.beta1, theta["logit_beta1"]), share(self.beta2, theta["logit_beta2"])
+        def move(
+            theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now
+        ) -> tuple[Tensor, State]:
+            beta1, beta2 = (
+                share(self.beta1, theta["logit_beta1"]),
+                share(self.beta2, theta["logit_beta2"]),
+            )
             first = beta1 * slots["first"] + (1 - beta1) * grad
             second = beta2 * slots["second"] + (1 - beta2) * grad * grad
             count = now.step + 1

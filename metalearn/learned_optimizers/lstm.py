@@ -18,15 +18,17 @@ from metalearn.types import Key, Params, State
 class LSTM(Component):
     """One small LSTM for every coordinate, with shared weights and a memory of its own.
 
-    h, memory = LSTM(features of g, memory);  u = scale * (w h + b). The features are the log-sign pair of
-    `features.log_sign`. Departure: weights start normal with variance 1 / fan-in, where the authors cut the tails.
-    Neither the loss nor the horizon is seen.
+    h, memory = LSTM(features of g, memory);  u = scale * (w h + b). The features are the log-sign
+    pair of `features.log_sign`. Departure: weights start normal with variance 1 / fan-in, where the
+    authors cut the tails. Neither the loss nor the horizon is seen.
     """
 
     name: Literal["lstm"] = option("lstm", "the rule")
     hidden: int = option(20, "width of a layer", ge=1, le=1024)
     layers: int = option(2, "layers, one above the other", ge=1, le=8)
-    preprocess: float | None = option(10.0, "p of the log-sign features; null: the gradient as it is", gt=0, le=50)
+    preprocess: float | None = option(
+        10.0, "p of the log-sign features; null: the gradient as it is", gt=0, le=50
+    )
     scale: float = option(0.1, "factor of the output", gt=0)
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
@@ -41,7 +43,9 @@ class LSTM(Component):
         def start(param: Tensor) -> State:
             return blank(param, param.numel(), self.hidden, self.layers)
 
-        def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
+        def move(
+            theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now
+        ) -> tuple[Tensor, State]:
             flat = grad.reshape(-1)
             x = flat.unsqueeze(-1) if self.preprocess is None else log_sign(flat, self.preprocess)
             h, memory = lstm(theta, x, slots)

@@ -1,4 +1,6 @@
-"""A small perceptron for every parameter: MLPLOpt of `learned_optimization` (Metz et al. 2020, arXiv:2009.11243)."""
+"""A small perceptron for every parameter: MLPLOpt of `learned_optimization` (Metz et al. 2020,
+arXiv:2009.11243).
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 class MLP(Component):
     """One perceptron for every parameter, which sees gradient, parameter, six momenta and the time.
 
-    19 features: g, p, m at six decays, each divided by its root mean square over the tensor; tanh(step / t - 1) at 11
-    scales.  (d, s) = perceptron(features);  u = -step_size * d * e^(exponent * s). The horizon is not seen.
-    """
+    19 features: g, p, m at six decays, each divided by its root mean square over the tensor;
+    tanh(step / t - 1) at 11 scales.  (d, s) = perceptron(features);  u = -step_size * d *
+    e^(exponent * s). The horizon is not seen."""
 
     name: Literal["mlp"] = option("mlp", "the rule")
     hidden: int = option(32, "width of a layer", ge=1, le=1024)
@@ -39,11 +41,15 @@ class MLP(Component):
         def start(param: Tensor) -> State:
             return {"momenta": param.new_zeros(len(DECAYS), *param.shape)}
 
-        def move(theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now) -> tuple[Tensor, State]:
+        def move(
+            theta: Theta, grad: Tensor, slots: State, param: Tensor, now: Now
+        ) -> tuple[Tensor, State]:
             momenta = rolling(slots["momenta"], grad, constants(DECAYS, grad))
             x = by_rms([grad, param, *momenta])
             said = mlp(theta, x, now.seen, len(sizes) - 1)
-            return stride(said, self.step_size, self.exponent).reshape(grad.shape), {"momenta": momenta}
+            return stride(said, self.step_size, self.exponent).reshape(grad.shape), {
+                "momenta": momenta
+            }
 
         return LearnedRule(init, over_tensors(start, move, time_features))
 

@@ -19,11 +19,12 @@ class Pair(NamedTuple):
 
 
 class NRES(Component):
-    """Noise-reuse evolution strategies (Li et al. 2023, arXiv:2304.12180; ES-Single, Vicol 2023, arXiv:2304.11153).
+    """Noise-reuse evolution strategies (Li et al. 2023, arXiv:2304.12180; ES-Single, Vicol 2023,
+    arXiv:2304.11153).
 
-    e ~ N(0, sigma^2) once for a whole run;  g_t = e (L_t(theta + e) - L_t(theta - e)) / (2 sigma^2). Summed over a run
-    it is full ES of that run, so unbiased for the smoothed loss, with an update after every window and a variance that
-    does not grow with their number.
+    e ~ N(0, sigma^2) once for a whole run;  g_t = e (L_t(theta + e) - L_t(theta - e)) / (2
+    sigma^2). Summed over a run it is full ES of that run, so unbiased for the smoothed loss, with
+    an update after every window and a variance that does not grow with their number.
     """
 
     name: Literal["nres"] = option("nres", "the estimator")
@@ -39,6 +40,11 @@ class NRES(Component):
             by = noise(problem.key, theta, self.sigma)
             plus, high, gone = run.window(moved(theta, by, 1), held.plus, problem)
             minus, low, lost = run.window(moved(theta, by, -1), held.minus, problem)
-            return Seen(along(by, high - low, self.sigma), (high + low) / 2, (gone + lost) / 2, Pair(plus, minus))
+            return Seen(
+                along(by, high - low, self.sigma),
+                (high + low) / 2,
+                (gone + lost) / 2,
+                Pair(plus, minus),
+            )
 
         return Estimator(begin, see, 2)

@@ -21,13 +21,14 @@ class Pair(NamedTuple):
 
 
 class PES(Component):
-    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835): windows without bias.
+    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv:2112.13835):
+    windows without bias.
 
-    e_t ~ N(0, sigma^2) for every window;  g_t = (e_1 + ... + e_t) (L_t(theta + e_1 ... e_t) - L_t(theta - ...)) /
-    (2 sigma^2). Two runs go on from window to window under opposite noise; the sum of noise credits early windows with
-    what they did to late losses. Summed over a run it is unbiased for the smoothed loss; its variance grows with the
-    number of windows. With one window a run it is full ES.
-    """
+    e_t ~ N(0, sigma^2) for every window;  g_t = (e_1 + ... + e_t) (L_t(theta + e_1 ... e_t) -
+    L_t(theta - ...)) / (2 sigma^2). Two runs go on from window to window under opposite noise; the
+    sum of noise credits early windows with what they did to late losses. Summed over a run it is
+    unbiased for the smoothed loss; its variance grows with the number of windows. With one window a
+    run it is full ES."""
 
     name: Literal["pes"] = option("pes", "the estimator")
     sigma: float = option(0.01, "deviation of the noise on theta in a window", gt=0)

@@ -1,4 +1,6 @@
-"""Where a new task's parameters begin: at random, at a pretrained body, or at a meta-learned network."""
+"""Where a new task's parameters begin: at random, at a pretrained body, or at a meta-learned
+network.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,23 @@ from metalearn.types import EpisodeSpec, Key, Learner, Meta, Params
 
 Init = Literal["random", "pretrained", "meta"]
 SENTENCE = (
-    "where a task begins: random, a network drawn for each task; pretrained, the body of `start` with a head drawn for "
+    "where a task begins: random, a network drawn for each task; pretrained, the body of "
+    "`start` with a head drawn for "
     "each task (in regression the whole network); meta, the whole network of `start`"
 )
-WORDS = {"random": "random", "pretrained": "pretrained", "meta": "meta-learned"}  # as the report calls them
+WORDS = {
+    "random": "random",
+    "pretrained": "pretrained",
+    "meta": "meta-learned",
+}  # as the report calls them
 
 
 class Start(NamedTuple):
     """The part of a meta that holds parameters, and what one task makes of it."""
 
-    meta: Callable[[Key], dict[str, Params]]  # {"params": ...}, for `method.start` to fill; {} where nothing is held
+    meta: Callable[
+        [Key], dict[str, Params]
+    ]  # {"params": ...}, for `method.start` to fill; {} where nothing is held
     of_task: Callable[[Meta, Key], Params]  # (meta, the task's key) -> phi_0
 
 
@@ -36,12 +45,21 @@ def start_of(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
     def body(key: Key) -> dict[str, Params]:
         return {"params": partition(learner.init(key), is_head)[1]}
 
-    return Start(body, lambda meta, key: {**meta["params"], **fresh_linear(key, spec.outputs, width)})
+    return Start(
+        body, lambda meta, key: {**meta["params"], **fresh_linear(key, spec.outputs, width)}
+    )
 
 
 def needs_start(init: Init) -> str:
     """Why a method with this start cannot begin by itself; empty where it can."""
     if init == "random":
         return ""
-    other = "an experiment or row that learns an initialization, such as maml" if init == "meta" else "fine_tune's"
-    return f"is missing: init {init} begins from another run's network; give start, {other}, or say init: random"
+    other = (
+        "an experiment or row that learns an initialization, such as maml"
+        if init == "meta"
+        else "fine_tune's"
+    )
+    return (
+        f"is missing: init {init} begins from another run's network; give start, {other}, "
+        f"or say init: random"
+    )

@@ -16,10 +16,11 @@ from metalearn.types import Key
 
 
 class TBPTT(Component):
-    """Truncated back-propagation (Andrychowicz et al. 2016): the exact gradient of a window, none from before it.
+    """Truncated back-propagation (Andrychowicz et al. 2016): the exact gradient of a window, none
+    from before it.
 
-    g = d/dtheta mean over the window of L(phi_s(theta)), the run before the window a constant. Cheap and without noise;
-    biased towards what pays within one window.
+    g = d/dtheta mean over the window of L(phi_s(theta)), the run before the window a constant.
+    Cheap and without noise; biased towards what pays within one window.
     """
 
     name: Literal["tbptt"] = option("tbptt", "the estimator")

@@ -27,15 +27,21 @@ DTYPES = (torch.float32, torch.float64)  # second moments die in fewer bits
 class LearnedOptimizer(torch.optim.Optimizer):
     """p <- p + rule_theta(grad): `rule` with the learned `theta`, for `num_steps` steps in all.
 
-        loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();  optimizer.step(loss=loss)
+        loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();
+        optimizer.step(loss=loss)
 
-    or `optimizer.step(closure)`. A rule sees all parameters together, so that groups cannot differ in options; a
-    parameter without a gradient stays where it is. State lies in `state_dict()`, theta does not: see `save`.
-    """
+    or `optimizer.step(closure)`. A rule sees all parameters together, so that groups cannot differ
+    in options; a parameter without a gradient stays where it is. State lies in `state_dict()`,
+    theta does not: see `save`."""
 
     def __init__(self, params: Any, rule: Component, theta: Theta, num_steps: int) -> None:
         if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            raise ConfigError(("num_steps", f"should be a whole number from 1, not {num_steps!r}: the steps in all"))
+            raise ConfigError(
+                (
+                    "num_steps",
+                    f"should be a whole number from 1, not {num_steps!r}: the steps in all",
+                )
+            )
         self.rule = rule
         self._begun = False
         super().__init__(params, {"num_steps": num_steps})
@@ -50,16 +56,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer in a file that `save` wrote, for `params`, which will be moved `num_steps` times."""
+        """The optimizer in a file that `save` wrote, for `params`, which will be moved `num_steps`
+        times.
+        """
         rule, theta = read(Path(path))
         return cls(params, rule, theta, num_steps)
 
     def save(self, path: str | Path) -> None:
-        """Write the rule's options and theta, for `load`; nothing of the parameters that it moves."""
+        """Write the rule's options and theta, for `load`; nothing of the parameters that it
+        moves.
+        """
         write(Path(path), self.rule, self.theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule, "theta": self.theta, "_begun": self._begun}
+        return {
+            **super().__getstate__(),
+            "rule": self.rule,
+            "theta": self.theta,
+            "_begun": self._begun,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and pickles have everything; `load_state_dict` brings state and groups alone."""
@@ -71,31 +86,46 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with this rule; ConfigError for that of any other."""
         if not all("num_steps" in group for group in state_dict.get("param_groups", [{}])):
-            raise ConfigError(("state_dict", "is of another optimizer: its groups hold no num_steps"))
+            raise ConfigError(
+                ("state_dict", "is of another optimizer: its groups hold no num_steps")
+            )
         super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only while the optimizer is made, and with parameters alone."""
         own = sorted(set(param_group) - {"params", "param_names", "num_steps"})
         if own:
-            text = f"{', '.join(own)}: a learned rule moves all parameters alike; give groups without own options"
+            text = (
+                f"{', '.join(own)}: a learned rule moves all parameters alike; give groups "
+                f"without own options"
+            )
             raise ConfigError(("params", text))
         if self._begun:
-            raise ConfigError(("params", "a learned rule's state is of all parameters: give every group at once"))
+            raise ConfigError(
+                ("params", "a learned rule's state is of all parameters: give every group at once")
+            )
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
-        """Move every parameter that has a gradient; returns the loss, which some rules read: `closure` or `loss`."""
+        """Move every parameter that has a gradient; returns the loss, which some rules read:
+        `closure` or `loss`.
+        """
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if loss is None and getattr(self.rule, "reads_loss", False):
-            raise ConfigError(("step", f"{self.rule.name} reads the loss: call step(closure) or step(loss=loss)"))  # type: ignore[attr-defined]
+            name = self.rule.name  # type: ignore[attr-defined]
+            text = f"{name} reads the loss: call step(closure) or step(loss=loss)"
+            raise ConfigError(("step", text))
         params = self._parameters()
         grads = {name: _gradient(name, param) for name, param in params.items()}
         like = next(iter(params.values()))
-        value = torch.zeros_like(like.reshape(-1)[:1].squeeze()) if loss is None else torch.as_tensor(loss).to(like)
+        value = (
+            torch.zeros_like(like.reshape(-1)[:1].squeeze())
+            if loss is None
+            else torch.as_tensor(loss).to(like)
+        )
         rule = self._pair()
         state = self._state(rule, params)
         updates, state = rule.update(grads, state, params, value.detach())
@@ -121,10 +151,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("state_dict", text)) from error
 
     def _parameters(self) -> Params:
-        """All parameters by name: their own where the optimizer was given them, else their numbers."""
+        """All parameters by name: their own where the optimizer was given them, else their
+        numbers.
+        """
         named: Params = {}
         for group in self.param_groups:
-            names = group.get("param_names") or [str(len(named) + place) for place in range(len(group["params"]))]
+            names = group.get("param_names") or [
+                str(len(named) + place) for place in range(len(group["params"]))
+            ]
             named.update(zip(names, group["params"], strict=True))
         return named
 
@@ -132,8 +166,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         every = [param for group in self.param_groups for param in group["params"]]
         kinds = {(param.dtype, param.device) for param in every}
         if len(kinds) > 1 or every[0].dtype not in DTYPES:
-            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace("torch.", "")
-            text = f"are {found}: a learned rule moves float32 or float64 on one device (autocast leaves them float32)"
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace(
+                "torch.", ""
+            )
+            text = (
+                f"are {found}: a learned rule moves float32 or float64 on one device "
+                f"(autocast leaves them float32)"
+            )
             raise ConfigError(("params", text))
         if len(self._parameters()) != len(every):
             raise ConfigError(("params", "two parameters have the same name"))
@@ -141,7 +180,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _check_theta(self, like: Tensor) -> None:
         expected = _shapes(self._learned.init(fold_in(0, "theta").to(like.device)))
         found = _shapes(self.theta)
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        wrong = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
         if wrong:
             text = f"does not fit {self.rule.name} on these parameters: {', '.join(wrong[:4])}"  # type: ignore[attr-defined]
             raise ConfigError(("theta", text))
@@ -161,9 +202,20 @@ def read(path: Path) -> tuple[Component, Theta]:
         if not theta or not all(isinstance(value, Tensor) for value in theta.values()):
             raise TypeError("theta should be tensors by name")
         return rule_of(json.loads(data["rule"])), theta
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         why = " ".join(str(error).split())[:200]
-        text = f"holds no learned optimizer ({why}): give a run directory, or a file of LearnedOptimizer.save"
+        text = (
+            f"holds no learned optimizer ({why}): give a run directory, or a file of "
+            f"LearnedOptimizer.save"
+        )
         raise ConfigError((str(path), text)) from error
 
 
@@ -172,7 +224,9 @@ def rule_of(options: Any) -> Component:
     try:
         found: Component = TypeAdapter(LearnedRuleChoice).validate_python(options)
     except ValidationError as error:
-        raise ConfigError(*((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())) from error
+        raise ConfigError(
+            *((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())
+        ) from error
     return found
 
 
@@ -180,7 +234,9 @@ def _gradient(name: str, param: Tensor) -> Tensor:
     if param.grad is None:
         return torch.zeros_like(param)
     if param.grad.is_sparse:
-        raise ConfigError(("params", f"{name} has a sparse gradient: build its layer with sparse=False"))
+        raise ConfigError(
+            ("params", f"{name} has a sparse gradient: build its layer with sparse=False")
+        )
     return param.grad
 
 

@@ -1,4 +1,6 @@
-"""Adam with a tuned step size: the hand-made rule that learned ones are held against, from the same starts."""
+"""Adam with a tuned step size: the hand-made rule that learned ones are held against, from the same
+starts.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,24 @@ from metalearn.inner.method import learner_of_tasks
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers.starts import SENTENCE, WORDS, Init, needs_start, start_of
 from metalearn.losses import criterion
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params, Traits
+from metalearn.types import (
+    Batch,
+    EpisodeSpec,
+    Key,
+    Learner,
+    Meta,
+    MetaState,
+    Method,
+    Params,
+    Traits,
+)
 
 
 class TunedAdam(Component):
     """Learn each new task by Adam, from a random, pretrained or meta-learned start.
 
-    phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune `inner_lr` on validation
-    tasks. What the start cost is on the bill of the run that it names.
+    phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune
+    `inner_lr` on validation tasks. What the start cost is on the bill of the run that it names.
     """
 
     name: Literal["tuned_adam"] = option("tuned_adam", "the method")
@@ -47,14 +59,20 @@ class TunedAdam(Component):
         def loss(params: Params, batch: Batch, step: int) -> Tensor:
             return loss_of(learner.apply(params, batch.x), batch.y)
 
-        def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
-            return adapt(loss, start.of_task(meta, key), rule, support, points[-1], keep=points).points
+        def adapt_one(
+            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
+        ) -> list[Params]:
+            return adapt(
+                loss, start.of_task(meta, key), rule, support, points[-1], keep=points
+            ).points
 
         def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         def init(key: Key) -> MetaState:
-            return MetaState(start.meta(key), {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device))
+            return MetaState(
+                start.meta(key), {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device)
+            )
 
         policy = learner.normalisation
         traits = Traits(
@@ -63,4 +81,6 @@ class TunedAdam(Component):
             normalisation=policy,
             fixed_ways=self.init == "meta",
         )
-        return Method(spec=spec, traits=traits, init=init, learn=learner_of_tasks(adapt_one, predict_one))
+        return Method(
+            spec=spec, traits=traits, init=init, learn=learner_of_tasks(adapt_one, predict_one)
+        )

@@ -1,4 +1,6 @@
-"""Four convolutional blocks: the field's common small network (Vinyals et al. 2016; MAML's variant by strides)."""
+"""Four convolutional blocks: the field's common small network (Vinyals et al. 2016; MAML's variant
+by strides).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from torch.nn import functional as F
 
 from metalearn.component import Component, option
 from metalearn.errors import ConfigError
-from metalearn.models import native
-from metalearn.models.conv import conv2d
-from metalearn.models.finish import finish
+from metalearn.kernels import native
+from metalearn.kernels.conv import conv2d
+from metalearn.kernels.norm_relu_pool import finish
 from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
@@ -21,11 +23,12 @@ BLOCKS = 4
 
 
 def pool(x: Tensor) -> Tensor:
-    """2 x 2 maxima with stride 2, an odd border dropped, channels last: [B, H, W, F] -> [B, H // 2, W // 2, F].
+    """2 x 2 maxima with stride 2, an odd border dropped, channels last: [B, H, W, F] -> [B, H // 2,
+    W // 2, F].
 
-    Written as maxima of strided views, which batch and differentiate twice without index bookkeeping. On ties the
-    gradient is shared, where max_pool2d gives it to the first; ties here are zeros of a ReLU, which pass no gradient.
-    """
+    Written as maxima of strided views, which batch and differentiate twice without index
+    bookkeeping. On ties the gradient is shared, where max_pool2d gives it to the first; ties here
+    are zeros of a ReLU, which pass no gradient."""
     height, width = x.shape[-3] // 2 * 2, x.shape[-2] // 2 * 2
     x = x[..., :height, :width, :]
     rows = torch.maximum(x[..., ::2, :, :], x[..., 1::2, :, :])
@@ -33,26 +36,41 @@ def pool(x: Tensor) -> Tensor:
 
 
 class FourBlocks(nn.Module):
-    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no pooling.
+    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no
+    pooling.
 
     Inside, channels come last: neighbours in memory, whatever the stride of pooling or convolution.
     """
 
     def __init__(
-        self, x_shape: tuple[int, ...], filters: int, outputs: int, strided: bool, flatten: bool, norm: Policy
+        self,
+        x_shape: tuple[int, ...],
+        filters: int,
+        outputs: int,
+        strided: bool,
+        flatten: bool,
+        norm: Policy,
     ) -> None:
         super().__init__()
         native.kernel()  # built here, once, and not inside a compiled step
         channels, height, width = x_shape
         self.strided, self.flatten = strided, flatten
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels if place == 0 else filters, filters, 3, stride=2 if strided else 1, padding=1)
+            nn.Conv2d(
+                channels if place == 0 else filters,
+                filters,
+                3,
+                stride=2 if strided else 1,
+                padding=1,
+            )
             for place in range(BLOCKS)
         )
         norms = (Norm(filters, norm, channels_last=True) for _ in range(BLOCKS))
         self.norms = nn.ModuleList(norms) if norm != "none" else None
         for _ in range(BLOCKS):
-            height, width = ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
+            height, width = (
+                ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
+            )
         self.head = nn.Linear(filters * height * width if flatten else filters, outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
@@ -62,10 +80,16 @@ class FourBlocks(nn.Module):
             stride = 2 if self.strided else 1
             norm = None if self.norms is None else self.norms[place]
             if isinstance(norm, Norm) and norm.of_batch(rows, seen) and native.usable(z):
-                # Without the convolution's bias: the batch's own mean takes it out again. Its gradient is zero, and not
-                # none, for who asks for all of them (learn2learn's MetaSGD does).
+                # Without the convolution's bias: the batch's own mean takes it out again. Its
+                # gradient is zero, and not none, for who asks for all of them (learn2learn's
+                # MetaSGD does).
                 shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
-                z = finish(conv2d(z, conv.weight, None, stride), norm.weight, shift, 1 if self.strided else 2)
+                z = finish(
+                    conv2d(z, conv.weight, None, stride),
+                    norm.weight,
+                    shift,
+                    1 if self.strided else 2,
+                )
                 continue
             z = conv2d(z, conv.weight, conv.bias, stride)
             if norm is not None:
@@ -79,36 +103,55 @@ class FourBlocks(nn.Module):
 
 
 class Conv4(Component):
-    """Four convolutional blocks, by strides as MAML on Omniglot or by pooling as Matching Networks."""
+    """Four convolutional blocks, by strides as MAML on Omniglot or by pooling as Matching
+    Networks.
+    """
 
     name: Literal["conv4"] = option("conv4", "the model")
     filters: int = option(64, "channels of every block", ge=1, le=4096)
-    downsample: Literal["stride", "pool"] = option("stride", "halve by stride-2 convolutions or by 2 x 2 max-pooling")
-    flatten: bool = option(False, "flatten the last map, instead of its mean over places as in MAML's Omniglot code")
+    downsample: Literal["stride", "pool"] = option(
+        "stride", "halve by stride-2 convolutions or by 2 x 2 max-pooling"
+    )
+    flatten: bool = option(
+        False, "flatten the last map, instead of its mean over places as in MAML's Omniglot code"
+    )
     norm: Policy = option("query_batch", "whose statistics normalise each block")
     head_std: float | None = option(
         None,
-        "deviation of a normal head start (MAML's Omniglot code: 1); null: as the convolutions (Glorot)",
+        "deviation of a normal head start (MAML's Omniglot code: 1); null: as the convolutions "
+        "(Glorot)",
         acts="train",
         gt=0,
     )
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """A learner for image tasks [channels, H, W] of `spec`; pooled inputs need at least 16 x 16."""
+        """A learner for image tasks [channels, H, W] of `spec`; pooled inputs need at least 16 x
+        16.
+        """
         if len(spec.x_shape) != 3:
             raise ConfigError(
-                ("model", f"conv4 needs images [channels, H, W], this task gives {list(spec.x_shape)}: use mlp")
+                (
+                    "model",
+                    f"conv4 needs images [channels, H, W], this task gives "
+                    f"{list(spec.x_shape)}: use mlp",
+                )
             )
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
             raise ConfigError(
                 (
                     "model.downsample",
-                    f"pooling four times needs at least 16 x 16, this task gives {list(spec.x_shape)}: use stride",
+                    f"pooling four times needs at least 16 x 16, this task gives "
+                    f"{list(spec.x_shape)}: use stride",
                 )
             )
         return from_module(
             lambda: FourBlocks(
-                spec.x_shape, self.filters, spec.outputs, self.downsample == "stride", self.flatten, self.norm
+                spec.x_shape,
+                self.filters,
+                spec.outputs,
+                self.downsample == "stride",
+                self.flatten,
+                self.norm,
             ),
             spec,
             policy=self.norm,

@@ -22,12 +22,17 @@ Start = Callable[[Key, str, tuple[int, ...], torch.dtype], Tensor]
 MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
 
 REFUSED: dict[type[nn.Module], str] = {
-    nn.modules.batchnorm._BatchNorm: "keeps hidden running statistics: use metalearn.models.Norm, or GroupNorm",
+    nn.modules.batchnorm._BatchNorm: "keeps hidden running statistics: use "
+    "metalearn.models.Norm, or GroupNorm",
     nn.modules.instancenorm._InstanceNorm: "keeps hidden running statistics: use GroupNorm",
-    nn.modules.dropout._DropoutNd: "draws hidden random numbers, which differ between a loop and a batch: leave it out",
-    nn.RNNBase: "has fused kernels that cannot be batched over tasks: write the recurrence with Linear layers",
-    nn.MultiheadAttention: "has a fused kernel without a second derivative: write softmax attention with Linear layers",
-    nn.TransformerEncoderLayer: "has fused kernels without a second derivative: use Linear and LayerNorm layers",
+    nn.modules.dropout._DropoutNd: "draws hidden random numbers, which differ between a loop "
+    "and a batch: leave it out",
+    nn.RNNBase: "has fused kernels that cannot be batched over tasks: write the recurrence "
+    "with Linear layers",
+    nn.MultiheadAttention: "has a fused kernel without a second derivative: write softmax "
+    "attention with Linear layers",
+    nn.TransformerEncoderLayer: "has fused kernels without a second derivative: use Linear and "
+    "LayerNorm layers",
 }
 
 
@@ -39,12 +44,15 @@ def from_module(
     init: Scheme | Start = "uniform",
     head_std: float | None = None,
 ) -> Learner:
-    """A Learner from a torch module, or a function that makes one, whose last layer is a Linear called `head`.
+    """A Learner from a torch module, or a function that makes one, whose last layer is a Linear
+    called `head`.
 
     Parameters are named as in the module. `init` is a scheme for torch's own layers or a function
-    (key, name, shape, dtype) -> tensor. Raises ConfigError for a module that cannot be batched over tasks.
-    """
-    with torch.random.fork_rng(devices=[]):  # torch's own start is thrown away and must move no generator
+    (key, name, shape, dtype) -> tensor. Raises ConfigError for a module that cannot be batched over
+    tasks."""
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torch's own start is thrown away and must move no generator
         made = make() if not isinstance(make, nn.Module) else copy.deepcopy(make)
     module = made.to(device="meta", dtype=spec.dtype)
     _refuse(module, spec)
@@ -52,7 +60,11 @@ def from_module(
     body.head = nn.Identity()
     owners = dict(module.named_modules())
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
-    norms = [name for name, layer in owners.items() if hasattr(layer, "policy") and layer.policy == "running"]
+    norms = [
+        name
+        for name, layer in owners.items()
+        if hasattr(layer, "policy") and layer.policy == "running"
+    ]
     run = _runner(body, policy, norms)
 
     def init_params(key: Key) -> Params:
@@ -63,7 +75,9 @@ def from_module(
             elif name == "head.weight" and head_std is not None:
                 params[name] = head_std * rng.normal(rng.fold_in(key, name), shape, spec.dtype)
             else:
-                params[name] = start(key, name, owners[name.rpartition(".")[0]], shape, init, spec.dtype)
+                params[name] = start(
+                    key, name, owners[name.rpartition(".")[0]], shape, init, spec.dtype
+                )
             params[name] = params[name].to(spec.device)
         for name in norms:
             width = shapes[f"{name}.weight"]
@@ -84,13 +98,21 @@ def from_module(
 
 
 def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
-    """The body as a function: statistics go under the buffers' names, the head's leaves stay outside."""
-    named = {name.removeprefix(STATS): value for name, value in params.items() if not name.startswith("head.")}
+    """The body as a function: statistics go under the buffers' names, the head's leaves stay
+    outside.
+    """
+    named = {
+        name.removeprefix(STATS): value
+        for name, value in params.items()
+        if not name.startswith("head.")
+    }
     out: Tensor = functional_call(body, named, args)
     return out
 
 
-def _runner(body: nn.Module, policy: Policy, norms: list[str]) -> Callable[[Params, Tensor, Tensor | None], Tensor]:
+def _runner(
+    body: nn.Module, policy: Policy, norms: list[str]
+) -> Callable[[Params, Tensor, Tensor | None], Tensor]:
     def alone(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         return _call(body, params, x)
 
@@ -119,7 +141,8 @@ def _refreshed(body: nn.Module, params: Params, x: Tensor, norms: list[str]) -> 
     _call(body, params, x, None, seen)
     new = dict(params)
     for name, moments in zip(norms, seen, strict=True):
-        # The biased variance, which is also what normalises a batch; torch's batch norm stores the unbiased one.
+        # The biased variance, which is also what normalises a batch; torch's batch norm stores the
+        # unbiased one.
         for leaf, value in zip(("mean", "var"), moments, strict=True):
             old = params[f"{STATS}{name}.{leaf}"]
             new[f"{STATS}{name}.{leaf}"] = (1 - MOMENTUM) * old + MOMENTUM * value.detach()

@@ -1,4 +1,6 @@
-"""Starting parameters as functions of a key: what torch's layers draw, from counter-based random numbers."""
+"""Starting parameters as functions of a key: what torch's layers draw, from counter-based random
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,27 @@ AFFINE = (nn.LayerNorm, nn.GroupNorm)
 
 
 def truncated_normal(key: Key, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
-    """Normal of deviation `std`, drawn again beyond two deviations: here by the inverse distribution function."""
+    """Normal of deviation `std`, drawn again beyond two deviations: here by the inverse
+    distribution function.
+    """
     edge = 0.5 * (1 + math.erf(-2 / math.sqrt(2)))
     u = rng.uniform(key, shape, edge, 1 - edge, dtype=torch.float64)
     return (std * math.sqrt(2) * torch.erfinv(2 * u - 1)).to(dtype)
 
 
 def weighted(
-    key: Key, name: str, layer: nn.Module, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype
+    key: Key,
+    name: str,
+    layer: nn.Module,
+    shape: tuple[int, ...],
+    scheme: Scheme,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Start of one tensor of a linear or convolutional layer.
 
-    uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; xavier (Glorot & Bengio 2010, equation 16):
-    within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: deviation 0.01, bias zero.
-    """
+    uniform: within 1/sqrt(fan in), weight and bias, as torch's layers; xavier (Glorot & Bengio
+    2010, equation 16): within sqrt(6 / (fan in + fan out)), bias zero; truncated_normal: deviation
+    0.01, bias zero."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     place = math.prod(weight.shape[2:])
     fan_in, fan_out = weight.shape[1] * place, weight.shape[0] * place
@@ -44,14 +53,23 @@ def weighted(
     return rng.uniform(key, shape, -bound, bound, dtype=dtype)
 
 
-def start(key: Key, name: str, owner: nn.Module, shape: tuple[int, ...], scheme: Scheme, dtype: torch.dtype) -> Tensor:
+def start(
+    key: Key,
+    name: str,
+    owner: nn.Module,
+    shape: tuple[int, ...],
+    scheme: Scheme,
+    dtype: torch.dtype,
+) -> Tensor:
     """The start of the parameter `name` of the layer `owner`."""
     key = rng.fold_in(key, name)
     leaf = name.rsplit(".", 1)[-1]
     if isinstance(owner, WEIGHTED):
         return weighted(key, name, owner, shape, scheme, dtype)
     if isinstance(owner, AFFINE) or type(owner).__name__ == "Norm":
-        return torch.ones(shape, dtype=dtype) if leaf == "weight" else torch.zeros(shape, dtype=dtype)
+        return (
+            torch.ones(shape, dtype=dtype) if leaf == "weight" else torch.zeros(shape, dtype=dtype)
+        )
     if isinstance(owner, nn.Embedding):
         return rng.normal(key, shape, dtype=dtype)
     raise ConfigError(

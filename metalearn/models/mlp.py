@@ -15,13 +15,20 @@ from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 Width = Annotated[int, Field(ge=1, le=65536)]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+}
 
 
 class Perceptron(nn.Module):
     """flatten, then (linear, norm, activation) for each size, then the head."""
 
-    def __init__(self, inputs: int, sizes: tuple[int, ...], outputs: int, activation: str, norm: Policy) -> None:
+    def __init__(
+        self, inputs: int, sizes: tuple[int, ...], outputs: int, activation: str, norm: Policy
+    ) -> None:
         super().__init__()
         widths = (inputs, *sizes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
@@ -45,11 +52,14 @@ class MLP(Component):
 
     name: Literal["mlp"] = option("mlp", "the model")
     sizes: tuple[Width, ...] = option((40, 40), "widths of the hidden layers")
-    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option("relu", "after every hidden layer")
+    activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
+        "relu", "after every hidden layer"
+    )
     norm: Policy = option("none", "whose statistics normalise each hidden layer")
     init: Literal["uniform", "truncated_normal"] = option(
         "uniform",
-        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of deviation 0.01 with zero biases "
+        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of "
+        "deviation 0.01 with zero biases "
         "as MAML's sinusoid code",
         acts="train",
     )

@@ -1,6 +1,7 @@
 """Normalisation with a stated policy: whose statistics normalise an activation.
 
-query_batch        the batch in hand (transductive on queries: they see each other); the field's default since MAML
+query_batch        the batch in hand (transductive on queries: they see each other); the field's
+default since MAML
 support            the support set passed as context; the batch in hand where there is none
 support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
 running            running averages, leaves of the parameters under "stats."
@@ -14,13 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metalearn.kernels.norm_relu_pool import EPS
+
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
 Moments = list[tuple[Tensor, Tensor]]
-EPS = 1e-5
 
 
 class Norm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1) over all axes but the channels, statistics by policy."""
+    """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1) over all axes but the channels,
+    statistics by policy.
+    """
 
     mean: Tensor
     var: Tensor
@@ -36,11 +40,14 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
 
     def of_batch(self, rows: int | None, seen: Moments | None) -> bool:
-        """Whether `forward` with these arguments normalises by the whole batch and does nothing else."""
+        """Whether `forward` with these arguments normalises by the whole batch and does nothing
+        else.
+        """
         return self.policy != "running" and rows is None and seen is None
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows` examples, or of all.
+        """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows`
+        examples, or of all.
 
         `seen` collects the statistics.
         """

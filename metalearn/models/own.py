@@ -13,7 +13,9 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 
 class Own(Component):
-    """What the task itself says is to be learned, such as the point of a quadratic; not a network."""
+    """What the task itself says is to be learned, such as the point of a quadratic; not a
+    network.
+    """
 
     name: Literal["own"] = option("own", "the model")
 
@@ -21,10 +23,14 @@ class Own(Component):
         """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
         own = spec.own
         if own is None:
-            raise ConfigError(("model.name", "is own, but these tasks bring no parameters of their own: use mlp"))
+            raise ConfigError(
+                ("model.name", "is own, but these tasks bring no parameters of their own: use mlp")
+            )
 
         def init(key: Key) -> Params:
-            return {name: value.to(spec.device, spec.dtype) for name, value in own.init(key).items()}
+            return {
+                name: value.to(spec.device, spec.dtype) for name, value in own.init(key).items()
+            }
 
         def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
             del context
@@ -34,4 +40,6 @@ class Own(Component):
             del params, context
             return torch.flatten(x, 1)
 
-        return Learner(init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape)
+        return Learner(
+            init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape
+        )

@@ -1,4 +1,6 @@
-"""Architecture search: spaces, searchers, per-task and shared search, a benchmark whose truth is known."""
+"""Architecture search: spaces, searchers, per-task and shared search, a benchmark whose truth is
+known.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ from metalearn.nas.shared import SharedNAS
 from metalearn.nas.tables import SEARCHERS, SPACES
 from metalearn.nas.tpe import TPE
 
-NAS: dict[str, type[Component]] = {"per_task_nas": PerTaskNAS, "shared_nas": SharedNAS, "meta_nas": MetaNAS}
+NAS: dict[str, type[Component]] = {
+    "per_task_nas": PerTaskNAS,
+    "shared_nas": SharedNAS,
+    "meta_nas": MetaNAS,
+}
 NAS_MODELS: dict[str, type[Component]] = {"architecture": Architecture}
 
 __all__ = [

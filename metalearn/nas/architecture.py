@@ -17,7 +17,9 @@ class Architecture(Component):
 
     name: Literal["architecture"] = option("architecture", "the model")
     space: SpaceChoice = option(Conv4Micro(), "the space")
-    genotype: tuple[int, ...] | None = option(None, "one number a place; null: the field's hand-made network")
+    genotype: tuple[int, ...] | None = option(
+        None, "one number a place; null: the field's hand-made network"
+    )
     norm: Policy = option("query_batch", "whose statistics normalise")
 
     def build(self, spec: EpisodeSpec) -> Learner:

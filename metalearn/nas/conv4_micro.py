@@ -12,11 +12,15 @@ from metalearn.types import EpisodeSpec
 
 
 class Conv4Micro(Component):
-    """Cells of 3 nodes and 3 edges in the place of Conv4's last three blocks: 125, Conv4 among them."""
+    """Cells of 3 nodes and 3 edges in the place of Conv4's last three blocks: 125, Conv4 among
+    them.
+    """
 
     name: Literal["conv4-micro"] = option("conv4-micro", "the space")
     filters: int = option(16, "channels of every block", ge=1, le=4096)
-    downsample: Downsample = option("stride", "halve by strides or by 2 x 2 max-pooling, as Conv4's field")
+    downsample: Downsample = option(
+        "stride", "halve by strides or by 2 x 2 max-pooling, as Conv4's field"
+    )
 
     def build(self, spec: EpisodeSpec, policy: Policy = "query_batch") -> Space:
         """The space for image tasks of `spec`, normalised by `policy`."""

@@ -19,13 +19,17 @@ TRIES = 50
 class Evolution(Component):
     """A population whose oldest member dies: the best of a random sample has a mutated child.
 
-    Departure: a child that was scored before is mutated again, as a candidate here has one score and asking twice
-    would buy nothing.
+    Departure: a child that was scored before is mutated again, as a candidate here has one score
+    and asking twice would buy nothing.
     """
 
     name: Literal["evolution"] = option("evolution", "the searcher")
-    population: int | None = option(None, "P, members; null: a quarter of the budget, at least 2", ge=2)
-    sample: int | None = option(None, "S, members that compete to be parent; null: half the population", ge=1)
+    population: int | None = option(
+        None, "P, members; null: a quarter of the budget, at least 2", ge=2
+    )
+    sample: int | None = option(
+        None, "S, members that compete to be parent; null: half the population", ge=1
+    )
 
     def build(self, space: Space) -> Searcher:
         """The searcher of a space."""
@@ -35,7 +39,9 @@ class Evolution(Component):
             fresh = walk(space, fold_in(key, "start"))
             first = tuple(itertools.islice(fresh, size))
             values = yield Ask(first)
-            living = deque(zip(first, values), maxlen=size)  # the oldest is at the left, and falls out first
+            living = deque(
+                zip(first, values), maxlen=size
+            )  # the oldest is at the left, and falls out first
             seen = set(first)
             for born in range(budget - len(first)):
                 rivals = min(self.sample or max(1, size // 2), len(living))
@@ -51,8 +57,12 @@ class Evolution(Component):
         return search
 
 
-def _child(space: Space, key: Key, parent: Genotype, seen: set[Genotype], fresh: Iterator[Genotype]) -> Genotype | None:
-    """A mutation of the parent that is new, further away with every try; None where the whole space is known."""
+def _child(
+    space: Space, key: Key, parent: Genotype, seen: set[Genotype], fresh: Iterator[Genotype]
+) -> Genotype | None:
+    """A mutation of the parent that is new, further away with every try; None where the whole space
+    is known.
+    """
     child = parent
     for attempt in range(TRIES):
         child = mutate(space, fold_in(key, attempt), child)

@@ -35,14 +35,17 @@ PLACES = (
     Place("layer_norm", SWITCH),
     Place("fourier", SWITCH),
 )
-# Octaves, none of them the frequency 1 of the sinusoid tasks: a help, not the answer (after Tancik et al. 2020).
+# Octaves, none of them the frequency 1 of the sinusoid tasks: a help, not the answer (after Tancik
+# et al. 2020).
 FREQUENCIES = (0.3, 0.6, 1.2, 2.4)
 
 
 def fourier(x: Tensor) -> Tensor:
     """x, then sin(f x) and cos(f x) for each frequency: [B, I] -> [B, 9 I]."""
     angles = [frequency * x for frequency in FREQUENCIES]
-    return torch.cat([x, *(part for angle in angles for part in (torch.sin(angle), torch.cos(angle)))], -1)
+    return torch.cat(
+        [x, *(part for angle in angles for part in (torch.sin(angle), torch.cos(angle)))], -1
+    )
 
 
 class Hidden(nn.Module):
@@ -55,9 +58,16 @@ class Hidden(nn.Module):
         self.layer_norm = nn.LayerNorm(width) if norm else None
 
     def forward(
-        self, z: Tensor, switch: Tensor | None, mask: Tensor | None, rows: int | None, seen: Moments | None
+        self,
+        z: Tensor,
+        switch: Tensor | None,
+        mask: Tensor | None,
+        rows: int | None,
+        seen: Moments | None,
     ) -> Tensor:
-        """[B, I] -> [B, W], before the activation; `switch` [2] weighs layer norm off and on, `mask` [W] the units."""
+        """[B, I] -> [B, W], before the activation; `switch` [2] weighs layer norm off and on,
+        `mask` [W] the units.
+        """
         z = self.linear(z)
         if self.policy_norm is not None:
             z = self.policy_norm(z, rows, seen)
@@ -70,22 +80,40 @@ class Hidden(nn.Module):
 
 
 class Regressor(nn.Module):
-    """The chosen perceptron; `genotype` None: the deepest and widest with everything on, and masks."""
+    """The chosen perceptron; `genotype` None: the deepest and widest with everything on, and
+    masks.
+    """
 
     def __init__(self, spec: EpisodeSpec, genotype: Genotype | None, policy: Policy) -> None:
         super().__init__()
-        depth, width, activation, skip, norm, waves = genotype or (len(DEPTHS) - 1, len(WIDTHS) - 1, 0, 1, 1, 1)
-        self.activation, self.skip, self.waves = tuple(ACTIVATIONS)[activation], bool(skip), bool(waves)
+        depth, width, activation, skip, norm, waves = genotype or (
+            len(DEPTHS) - 1,
+            len(WIDTHS) - 1,
+            0,
+            1,
+            1,
+            1,
+        )
+        self.activation, self.skip, self.waves = (
+            tuple(ACTIVATIONS)[activation],
+            bool(skip),
+            bool(waves),
+        )
         inputs = math.prod(spec.x_shape) * (1 + 2 * len(FREQUENCIES) * waves)
         units = WIDTHS[width]
         self.layers = nn.ModuleList(
-            Hidden(inputs if place == 0 else units, units, bool(norm), policy) for place in range(DEPTHS[depth])
+            Hidden(inputs if place == 0 else units, units, bool(norm), policy)
+            for place in range(DEPTHS[depth])
         )
-        self.mask = Masks({place.name: len(place.words) for place in PLACES}) if genotype is None else None
+        self.mask = (
+            Masks({place.name: len(place.words) for place in PLACES}) if genotype is None else None
+        )
         self.head = nn.Linear(units, spec.outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        out: Tensor = self.head(self._chosen(x, rows, seen) if self.mask is None else self._mixed(x, rows, seen))
+        out: Tensor = self.head(
+            self._chosen(x, rows, seen) if self.mask is None else self._mixed(x, rows, seen)
+        )
         return out
 
     def _chosen(self, x: Tensor, rows: int | None, seen: Moments | None) -> Tensor:
@@ -100,13 +128,18 @@ class Regressor(nn.Module):
         flat = x.flatten(1)
         waves = fourier(flat)
         rest = waves.shape[1] - flat.shape[1]
-        z = waves * torch.cat([flat.new_ones(flat.shape[1]), self.mask.of("fourier")[1].expand(rest)])
+        z = waves * torch.cat(
+            [flat.new_ones(flat.shape[1]), self.mask.of("fourier")[1].expand(rest)]
+        )
         width = units(self.mask.of("width"), flat)
         out = torch.zeros_like(width)
         for place, layer in enumerate(self.layers):
             before = layer(z, self.mask.of("layer_norm"), width, rows, seen)
             new = sum(
-                (weight * act(before) for weight, act in zip(self.mask.of("activation"), ACTIVATIONS.values())),
+                (
+                    weight * act(before)
+                    for weight, act in zip(self.mask.of("activation"), ACTIVATIONS.values())
+                ),
                 start=torch.zeros_like(width),
             )
             z = new + self.mask.of("skip")[1] * z if place > 0 else new
@@ -116,7 +149,9 @@ class Regressor(nn.Module):
 
 def units(weights: Tensor, like: Tensor) -> Tensor:
     """How far each of the widest network's units exists: weights [4] of the widths -> [128]."""
-    here = torch.arange(WIDTHS[-1], device=like.device) < torch.tensor(WIDTHS, device=like.device).unsqueeze(-1)
+    here = torch.arange(WIDTHS[-1], device=like.device) < torch.tensor(
+        WIDTHS, device=like.device
+    ).unsqueeze(-1)
     return weights @ here.to(like.dtype)
 
 
@@ -126,7 +161,9 @@ class MLPReg(Component):
     name: Literal["mlp-reg"] = option("mlp-reg", "the space")
 
     def build(self, spec: EpisodeSpec, policy: Policy = "none") -> Space:
-        """The space for tasks of `spec`, with the policy's normalisation after every linear layer."""
+        """The space for tasks of `spec`, with the policy's normalisation after every linear
+        layer.
+        """
         skip = [place.name for place in PLACES].index("skip")
 
         def canonical(genotype: Genotype) -> Genotype:

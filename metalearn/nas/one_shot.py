@@ -1,4 +1,6 @@
-"""One-shot search with single paths (Guo et al. 2020, arXiv:1904.00420): one supernet, many architectures' weights."""
+"""One-shot search with single paths (Guo et al. 2020, arXiv:1904.00420): one supernet, many
+architectures' weights.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ from metalearn.types import Batch, Key, Params
 
 
 class OneShot(Component):
-    """Train shared weights along one random path a step, rank a pool of candidates by them, train the best alone.
+    """Train shared weights along one random path a step, rank a pool of candidates by them, train
+    the best alone.
 
-    At one shot the pool is ranked by the training loss. Departure: the authors search the pool by evolution; here it is
-    drawn at random, as spaces are small and a look at a candidate costs one forward pass.
-    """
+    At one shot the pool is ranked by the training loss. Departure: the authors search the pool by
+    evolution; here it is drawn at random, as spaces are small and a look at a candidate costs one
+    forward pass."""
 
     name: Literal["one-shot"] = option("one-shot", "the searcher")
     steps: int = option(60, "single-path steps of the shared weights", ge=1, le=100_000)
@@ -43,10 +46,15 @@ class OneShot(Component):
             assert data is not None
             shared = torch.func.vmap(space.supernet.init)(keys)
             lanes, size = train.x.shape[:2]
-            counts = {"gradient_steps": lanes, "examples": lanes * size}  # each path's work is its architecture's own
+            counts = {
+                "gradient_steps": lanes,
+                "examples": lanes * size,
+            }  # each path's work is its architecture's own
             for path in itertools.islice(_paths(space, fold_in(key, "paths")), self.steps):
                 part = carve(space, path, shared)
-                shared = put_back(shared, data.book.run("search", train_path(path), part, train, **counts))
+                shared = put_back(
+                    shared, data.book.run("search", train_path(path), part, train, **counts)
+                )
             losses = {}
             for genotype in itertools.islice(walk(space, fold_in(key, "pool")), self.pool):
                 part = carve(space, genotype, shared)
@@ -60,13 +68,19 @@ class OneShot(Component):
 
 def _paths(space: Space, key: Key) -> itertools.chain[Genotype]:
     """Random representatives without end; each comes once in every round."""
-    return itertools.chain.from_iterable(walk(space, fold_in(key, turn)) for turn in itertools.count())
+    return itertools.chain.from_iterable(
+        walk(space, fold_in(key, turn)) for turn in itertools.count()
+    )
 
 
 def _steps(
     space: Space, lr: float
-) -> tuple[Callable[[Genotype], Callable[..., Params]], Callable[[Genotype], Callable[..., Tensor]]]:
-    """(one step of a path's weights [L, ...] on train, held loss [L] of a path's weights), made once a genotype."""
+) -> tuple[
+    Callable[[Genotype], Callable[..., Params]], Callable[[Genotype], Callable[..., Tensor]]
+]:
+    """(one step of a path's weights [L, ...] on train, held loss [L] of a path's weights), made
+    once a genotype.
+    """
     loss_of = criterion(space.spec)
 
     @functools.cache

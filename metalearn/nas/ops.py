@@ -8,28 +8,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.models import conv, native
-from metalearn.models.norm import EPS, Moments, Norm, Policy
+from metalearn.kernels import conv, native
+from metalearn.kernels.norm_relu_pool import EPS
+from metalearn.models.norm import Moments, Norm, Policy
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """Cross-correlation, padding k // 2: x [B, H, W, C], weight [F, C, k, k] as torch's -> [B, Ho, Wo, F].
+    """Cross-correlation, padding k // 2: x [B, H, W, C], weight [F, C, k, k] as torch's -> [B, Ho,
+    Wo, F].
 
-    A step that is recorded (run/traced.py) takes the kernel of models/conv.py: with the 16 filters of a cell and tasks
-    with weights of their own it made MAML's meta-step 1.7 times as fast. A search trains each cell for a few steps, one
-    call after another, and there torch's convolution is the faster: its calls under vmap cost 0.2 ms less.
-    """
-    if _recorded() and not torch.is_autocast_enabled(x.device.type):  # which has a say in torch's alone
+    A step that is recorded (run/traced.py) takes the kernel of models/conv.py: with the 16 filters
+    of a cell and tasks with weights of their own it made MAML's meta-step 1.7 times as fast. A
+    search trains each cell for a few steps, one call after another, and there torch's convolution
+    is the faster: its calls under vmap cost 0.2 ms less."""
+    if _recorded() and not torch.is_autocast_enabled(
+        x.device.type
+    ):  # which has a say in torch's alone
         return conv.conv2d(x, weight, bias, stride)
     size = weight.shape[-1]
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, size // 2).permute(0, 2, 3, 1)
 
 
 def _recorded() -> bool:
-    """Whether what runs is being written down, by make_fx; a module that nobody has imported records nothing.
+    """Whether what runs is being written down, by make_fx; a module that nobody has imported
+    records nothing.
 
-    Not by torch.compile and torch.export: what they make for others should need no operators of this project.
-    """
+    Not by torch.compile and torch.export: what they make for others should need no operators of
+    this project."""
     if torch.compiler.is_compiling():
         return False
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
@@ -42,7 +47,9 @@ def half(x: Tensor) -> Tensor:
 
 
 def avg3(x: Tensor, stride: int = 1) -> Tensor:
-    """Mean of each 3 x 3 window, of the places inside the map alone: [B, H, W, C] -> [B, Ho, Wo, C]."""
+    """Mean of each 3 x 3 window, of the places inside the map alone: [B, H, W, C] -> [B, Ho, Wo,
+    C].
+    """
     return _window_sum(x, stride) / _window_sum(x.new_ones((1, *x.shape[1:3], 1)), stride)
 
 
@@ -58,10 +65,11 @@ def _window_sum(x: Tensor, stride: int) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over all axes but the first (Ba et al. 2016, equation 4), then weight and bias.
+    """(x - mean) / sqrt(var + eps) over all axes but the first (Ba et al. 2016, equation 4), then
+    weight and bias.
 
-    x [B, ..., C]; `mask` [C] says which channels exist: the moments are over those alone, the others come out as zero.
-    """
+    x [B, ..., C]; `mask` [C] says which channels exist: the moments are over those alone, the
+    others come out as zero."""
     axes = tuple(range(1, x.dim()))
     if mask is None:
         mean = x.mean(axes, keepdim=True)
@@ -92,7 +100,9 @@ class ConvNorm(nn.Module):
 
 
 class Masks(nn.Module):
-    """The masks of a supernet, one buffer [words] for each place; their values come with the parameters."""
+    """The masks of a supernet, one buffer [words] for each place; their values come with the
+    parameters.
+    """
 
     def __init__(self, sizes: dict[str, int]) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Random search: the control that every searcher has to beat (Li & Talwalkar 2019, arXiv:1902.07638)."""
+"""Random search: the control that every searcher has to beat (Li & Talwalkar 2019,
+arXiv:1902.07638).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from metalearn.types import Key
 
 
 class RandomSearch(Component):
-    """As many different candidates as the budget pays for, each class of the space as likely as any other."""
+    """As many different candidates as the budget pays for, each class of the space as likely as any
+    other.
+    """
 
     name: Literal["random"] = option("random", "the searcher")
 

@@ -30,16 +30,19 @@ CHOICE, RECORD = "architecture.json", "search.jsonl"
 class Contained(Protocol):
     """What is learned with each architecture: a component of another room, handed in."""
 
-    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method: ...
+    def build(
+        self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None
+    ) -> Method: ...
 
 
 class SharedNAS(Component):
-    """Search one architecture on training tasks, then meta-train or pretrain it as the contained method does.
+    """Search one architecture on training tasks, then meta-train or pretrain it as the contained
+    method does.
 
-    A candidate's score is minus the mean query loss of `score_tasks` other training tasks, after `search_steps`
-    meta-steps of the contained method and `adapt_steps` steps on each task. `prepare` searches, and returns the
-    contained method on the winner, which knows nothing of the search but the architecture.
-    """
+    A candidate's score is minus the mean query loss of `score_tasks` other training tasks, after
+    `search_steps` meta-steps of the contained method and `adapt_steps` steps on each task.
+    `prepare` searches, and returns the contained method on the winner, which knows nothing of the
+    search but the architecture."""
 
     contains_by_default: ClassVar[str | None] = "maml"
     can_be_contained: ClassVar[bool] = False
@@ -47,10 +50,14 @@ class SharedNAS(Component):
     name: Literal["shared_nas"] = option("shared_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="train")
     searcher: SearcherChoice = option(RandomSearch(), "who searches", acts="train")
-    candidates: int = option(16, "budget, in full trainings of a candidate", acts="train", ge=1, le=100_000)
+    candidates: int = option(
+        16, "budget, in full trainings of a candidate", acts="train", ge=1, le=100_000
+    )
     search_steps: int = option(200, "meta-steps of a candidate's full training", acts="train", ge=0)
     search_tasks: int = option(16, "tasks in one of these meta-steps", acts="train", ge=1)
-    search_examples: int = option(64, "or examples, where the contained method consumes them", acts="train", ge=1)
+    search_examples: int = option(
+        64, "or examples, where the contained method consumes them", acts="train", ge=1
+    )
     score_tasks: int = option(200, "training tasks that score a candidate", acts="train", ge=2)
     adapt_steps: int = option(5, "steps on each of them", acts="train", ge=0)
     standard_errors: float = option(
@@ -64,12 +71,20 @@ class SharedNAS(Component):
         meta_steps: int | None = None,
         contained: Contained | None = None,
     ) -> Method:
-        """A method that has not searched yet: call its `prepare`, and use what comes back. `contained` is needed."""
+        """A method that has not searched yet: call its `prepare`, and use what comes back.
+        `contained` is needed.
+        """
         if contained is None:
-            text = "is missing: shared_nas finds an architecture for another method, such as {name: maml}"
+            text = (
+                "is missing: shared_nas finds an architecture for another method, such as "
+                "{name: maml}"
+            )
             raise ConfigError(("method.contains", text))
         if spec.queries == 0:
-            text = "is 0, but a shared search scores candidates by queries of training tasks: give at least 1 a class"
+            text = (
+                "is 0, but a shared search scores candidates by queries of training tasks: "
+                "give at least 1 a class"
+            )
             raise ConfigError(("task.queries", text))
         policy: Any = learner.normalisation
         space = self.space.build(spec, policy)
@@ -78,13 +93,17 @@ class SharedNAS(Component):
             return contained.build(space.learner(genotype), spec, meta_steps=meta_steps)
 
         def prepare(source: TaskSource, key: Key, ledger: Ledger, folder: Path) -> Method:
-            """The contained method on the architecture found in `folder`, or searched now and written there."""
+            """The contained method on the architecture found in `folder`, or searched now and
+            written there.
+            """
             found = folder / CHOICE
             if not found.exists():
                 _refuse_other_splits(source)
                 folder.mkdir(parents=True, exist_ok=True)
                 record = folder / RECORD
-                choice = ledger.run("search", _search, self, space, contained, source, key, ledger, record, **FREE)
+                choice = ledger.run(
+                    "search", _search, self, space, contained, source, key, ledger, record, **FREE
+                )
                 _write(found, choice)
             return method_of(_chosen(space, found))
 
@@ -101,19 +120,32 @@ class SharedNAS(Component):
 
 
 def _not_yet(*args: Any, **kwargs: Any) -> NoReturn:
-    raise RuntimeError("shared_nas has no architecture yet: call method.prepare(source, key, ledger, folder) first")
+    raise RuntimeError(
+        "shared_nas has no architecture yet: call method.prepare(source, key, ledger, folder) first"
+    )
 
 
 def _refuse_other_splits(source: TaskSource) -> None:
     if source.spec.split != "train":
-        text = f"{source.spec.split!r} tasks were handed to a search: it may look at training tasks alone"
+        text = (
+            f"{source.spec.split!r} tasks were handed to a search: it may look at training "
+            f"tasks alone"
+        )
         raise ConfigError(("method.prepare", text))
 
 
 def _search(
-    options: SharedNAS, space: Space, contained: Contained, source: TaskSource, key: Key, ledger: Ledger, record: Path
+    options: SharedNAS,
+    space: Space,
+    contained: Contained,
+    source: TaskSource,
+    key: Key,
+    ledger: Ledger,
+    record: Path,
 ) -> dict[str, Any]:
-    """Run the searcher; trials in the record of an interrupted search are told again, not trained again."""
+    """Run the searcher; trials in the record of an interrupted search are told again, not trained
+    again.
+    """
     book = Under(ledger, "search")
     known = {(tuple(row["genotype"]), row["share"]): row for row in _rows(record)}
 
@@ -124,7 +156,10 @@ def _search(
             value = score_of(options, space.learner(genotype), contained, source, key, book, share)
             cost = _since(before, _totals(ledger))
             row = {"genotype": list(genotype), "share": share, "cost": cost}
-            row |= {"value": value.value if math.isfinite(value.value) else None, "error": value.error}
+            row |= {
+                "value": value.value if math.isfinite(value.value) else None,
+                "error": value.error,
+            }
             with record.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
         elif row["cost"] and hasattr(ledger, "add"):
@@ -137,7 +172,9 @@ def _search(
         spec = source.spec
         seen = options.search_tasks * spec.ways * (spec.shots + spec.queries)
         book.run("search", lambda: None, labels=seen, **FREE)
-    trials = drive(searcher(fold_in(key, "searcher"), options.candidates, data), score, options.candidates)
+    trials = drive(
+        searcher(fold_in(key, "searcher"), options.candidates, data), score, options.candidates
+    )
     win = choose(space, trials, options.standard_errors)
     return {
         "space": space.name,
@@ -150,12 +187,22 @@ def _search(
 
 
 def score_of(
-    options: SharedNAS, learner: Learner, contained: Contained, source: TaskSource, key: Key, book: Ledger, share: float
+    options: SharedNAS,
+    learner: Learner,
+    contained: Contained,
+    source: TaskSource,
+    key: Key,
+    book: Ledger,
+    share: float,
 ) -> Score:
-    """Train one candidate on training tasks, then learn other training tasks and look at their query loss."""
+    """Train one candidate on training tasks, then learn other training tasks and look at their
+    query loss.
+    """
     spec, steps = source.spec, round(share * options.search_steps)
     method = contained.build(learner, spec, meta_steps=max(1, steps))
-    gradients = int(getattr(contained, "gradients_per_task", getattr(contained, "inner_steps", 0) + 1))
+    gradients = int(
+        getattr(contained, "gradients_per_task", getattr(contained, "inner_steps", 0) + 1)
+    )
     state, per_task = method.init(fold_in(key, "init")), spec.ways * (spec.shots + spec.queries)
     if method.step is not None:
         examples = method.traits.consumes == "examples"
@@ -172,7 +219,12 @@ def score_of(
         episode = source.sample(at, tasks, start)
         keys = fold_in(episode.info["key"], "learn")
         said = method.learn(
-            state.meta, episode.support, episode.query.x, (options.adapt_steps,), key=keys, ledger=book
+            state.meta,
+            episode.support,
+            episode.query.x,
+            (options.adapt_steps,),
+            key=keys,
+            ledger=book,
         ).predictions[:, -1]
         losses.append(criterion(spec)(said, episode.query.y))
     each_task = torch.cat(losses)
@@ -183,7 +235,9 @@ def score_of(
 
 
 def _data(options: SharedNAS, source: TaskSource, key: Key, book: Ledger) -> Data:
-    """For searchers that train networks themselves: training tasks as lanes, their queries held out."""
+    """For searchers that train networks themselves: training tasks as lanes, their queries held
+    out.
+    """
     episode = source.sample(fold_in(key, "lanes"), options.search_tasks)
     folds = Folds(episode.support, episode.query, fold_in(episode.info["key"], "lane"))
     return Data(folds, book)
@@ -228,12 +282,18 @@ def _put(path: Path, text: str) -> None:
 
 def _totals(ledger: Ledger) -> dict[str, float | None]:
     """What a ledger says of the search so far; nothing where it keeps no account."""
-    totals: Callable[[], dict[str, dict[str, float | None]]] | None = getattr(ledger, "totals", None)
+    totals: Callable[[], dict[str, dict[str, float | None]]] | None = getattr(
+        ledger, "totals", None
+    )
     return {} if totals is None else dict(totals().get("search", {}))
 
 
-def _since(before: dict[str, float | None], after: dict[str, float | None]) -> dict[str, float | None]:
-    """What was added between two totals; null where it was not measured, and of a peak the later one."""
+def _since(
+    before: dict[str, float | None], after: dict[str, float | None]
+) -> dict[str, float | None]:
+    """What was added between two totals; null where it was not measured, and of a peak the later
+    one.
+    """
     return {
         name: total if total is None or name == "peak_bytes" else total - (before.get(name) or 0)
         for name, total in after.items()
@@ -241,12 +301,16 @@ def _since(before: dict[str, float | None], after: dict[str, float | None]) -> d
 
 
 class Under:
-    """A ledger that writes whatever it is given to one phase of another: learning done for a search is search."""
+    """A ledger that writes whatever it is given to one phase of another: learning done for a search
+    is search.
+    """
 
     def __init__(self, ledger: Ledger, phase: str) -> None:
         self._ledger, self._phase = ledger, phase
 
-    def run(self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int) -> Result:
+    def run(
+        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
+    ) -> Result:
         if phase == "predict":
             counts.pop("tasks", None)  # counted when the task was adapted to
         return self._ledger.run(self._phase, function, *args, times=times, **counts)

@@ -21,8 +21,8 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 Genotype = tuple[int, ...]  # one number a place: which of its words
 Shapes = dict[str, tuple[int, ...]]
-# Masks ride where running statistics ride: under "stats.", so that no gradient step moves them. The supernet's module
-# has them as buffers of its part `mask`.
+# Masks ride where running statistics ride: under "stats.", so that no gradient step moves them. The
+# supernet's module has them as buffers of its part `mask`.
 MASK = STATS + "mask."
 
 
@@ -37,19 +37,28 @@ class Cost(NamedTuple):
     """What one network costs."""
 
     params: int  # numbers that gradients move
-    flops: int  # forward pass of one example: products of matrices and convolutions, 2 a multiplication and addition
+    # forward pass of one example: products of matrices and convolutions, 2 a multiplication and
+    # addition
+    flops: int
 
 
 class Space(NamedTuple):
-    """A finite set of networks for tasks of one shape; a Space is built for a spec and a normalisation policy."""
+    """A finite set of networks for tasks of one shape; a Space is built for a spec and a
+    normalisation policy.
+    """
 
     name: str
     spec: EpisodeSpec
     places: tuple[Place, ...]
-    canonical: Callable[[Genotype], Genotype]  # the representative of all genotypes that compute the same
+    canonical: Callable[
+        [Genotype], Genotype
+    ]  # the representative of all genotypes that compute the same
     learner: Callable[[Genotype], Learner]  # built discretely: only what the genotype names exists
-    supernet: Learner  # every choice at once; each choice is weighted by its number in params["stats.mask.<place>"]
-    shapes: Callable[[Genotype | None], Shapes]  # of a learner's parameters; None: the supernet's, without masks
+    # every choice at once; each choice is weighted by its number in params["stats.mask.<place>"]
+    supernet: Learner
+    shapes: Callable[
+        [Genotype | None], Shapes
+    ]  # of a learner's parameters; None: the supernet's, without masks
     cost: Callable[[Genotype], Cost]
     default: Genotype  # the hand-made network of the field
 
@@ -69,7 +78,9 @@ def make_space(
     policy: Policy,
     init: Literal["uniform", "xavier"],
 ) -> Space:
-    """A Space from one function that builds a module: for a genotype, or for None the supernet with all choices."""
+    """A Space from one function that builds a module: for a genotype, or for None the supernet with
+    all choices.
+    """
 
     def build(genotype: Genotype | None) -> Learner:
         return from_module(lambda: module(genotype), spec, policy=policy, init=init)
@@ -90,7 +101,9 @@ def make_space(
     def cost(genotype: Genotype) -> Cost:
         return count(learner(genotype), shapes(genotype))
 
-    return Space(name, spec, places, functools.cache(canonical), learner, supernet, shapes, cost, default)
+    return Space(
+        name, spec, places, functools.cache(canonical), learner, supernet, shapes, cost, default
+    )
 
 
 def count(learner: Learner, shapes: Shapes) -> Cost:
@@ -134,11 +147,15 @@ def at(space: Space, index: int) -> Genotype:
 
 def words(space: Space, genotype: Genotype) -> str:
     """A genotype in words, such as `0-1 conv3, 0-2 none, 1-2 skip`."""
-    return ", ".join(f"{place.name} {place.words[choice]}" for place, choice in zip(space.places, genotype))
+    return ", ".join(
+        f"{place.name} {place.words[choice]}" for place, choice in zip(space.places, genotype)
+    )
 
 
 def walk(space: Space, key: Key) -> Iterator[Genotype]:
-    """All representatives in random order: each class is as likely as any other, and none comes twice."""
+    """All representatives in random order: each class is as likely as any other, and none comes
+    twice.
+    """
     for index in rng.permutation(rng.fold_in(key, "walk"), space.size).tolist():
         genotype = at(space, index)
         if space.canonical(genotype) == genotype:
@@ -146,7 +163,9 @@ def walk(space: Space, key: Key) -> Iterator[Genotype]:
 
 
 def mutate(space: Space, key: Key, genotype: Genotype) -> Genotype:
-    """The representative of `genotype` with another word at one place, all neighbours equally likely."""
+    """The representative of `genotype` with another word at one place, all neighbours equally
+    likely.
+    """
     neighbours = [
         (*genotype[:place], choice, *genotype[place + 1 :])
         for place, options in enumerate(space.places)
@@ -157,7 +176,9 @@ def mutate(space: Space, key: Key, genotype: Genotype) -> Genotype:
 
 
 def one_hot(space: Space, genotype: Genotype) -> Params:
-    """The genotype as data: a mask [words] for each place, one where the word is chosen, under the supernet's names."""
+    """The genotype as data: a mask [words] for each place, one where the word is chosen, under the
+    supernet's names.
+    """
     check(space.places, genotype)
     like = {"dtype": space.spec.dtype, "device": space.spec.device}
     masks = {}
@@ -169,7 +190,9 @@ def one_hot(space: Space, genotype: Genotype) -> Params:
 
 
 def softened(arch: Params, temperature: float | Tensor = 1.0) -> Params:
-    """Masks from free numbers (Liu et al. 2019, equation 2): softmax(arch / temperature) for each place."""
+    """Masks from free numbers (Liu et al. 2019, equation 2): softmax(arch / temperature) for each
+    place.
+    """
     return {MASK + name: torch.softmax(value / temperature, -1) for name, value in arch.items()}
 
 
@@ -179,19 +202,24 @@ def hardened(space: Space, arch: Params) -> Genotype:
 
 
 def embed(space: Space, genotype: Genotype, params: Params) -> Params:
-    """A network's parameters among the supernet's: padded with zeros, masks included; leaves may have leading axes.
+    """A network's parameters among the supernet's: padded with zeros, masks included; leaves may
+    have leading axes.
 
-    The start of a narrow layer keeps the scale of its own fan-in. ValueError for a genotype that is no representative:
-    its dead ends would not be dead in the supernet.
+    The start of a narrow layer keeps the scale of its own fan-in. ValueError for a genotype that is
+    no representative: its dead ends would not be dead in the supernet.
     """
     if space.canonical(genotype) != genotype:
-        raise ValueError(f"genotype {genotype} should be its representative {space.canonical(genotype)}")
+        raise ValueError(
+            f"genotype {genotype} should be its representative {space.canonical(genotype)}"
+        )
     own, like = space.shapes(genotype), params["head.weight"]
     lead = tuple(like.shape[: like.dim() - 2])
     full: Params = {}
     for name, shape in space.shapes(None).items():
         if name in own:
-            room = [(0, wide - narrow) for wide, narrow in zip(reversed(shape), reversed(own[name]))]
+            room = [
+                (0, wide - narrow) for wide, narrow in zip(reversed(shape), reversed(own[name]))
+            ]
             full[name] = F.pad(params[name], [side for pair in room for side in pair])
         else:
             full[name] = like.new_zeros((*lead, *shape))
@@ -200,7 +228,9 @@ def embed(space: Space, genotype: Genotype, params: Params) -> Params:
 
 
 def carve(space: Space, genotype: Genotype, full: Params) -> Params:
-    """A network's parameters out of the supernet's: the first channels of each leaf that it has; lanes [L, ...]."""
+    """A network's parameters out of the supernet's: the first channels of each leaf that it has;
+    lanes [L, ...].
+    """
     part = {}
     for name, shape in space.shapes(genotype).items():
         part[name] = full[name]

@@ -42,4 +42,6 @@ SearcherChoice = Annotated[
 
 def looks_at_data(searcher: Component) -> bool:
     """Whether a searcher trains or measures networks itself, on the data that it is handed."""
-    return isinstance(searcher, DARTS | OneShot) or (isinstance(searcher, Proxy) and searcher.measure in ON_DATA)
+    return isinstance(searcher, DARTS | OneShot) or (
+        isinstance(searcher, Proxy) and searcher.measure in ON_DATA
+    )

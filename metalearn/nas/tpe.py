@@ -17,10 +17,14 @@ WORST = -1e30  # what Optuna is told of a candidate that diverged
 
 
 class TPE(Component):
-    """Optuna's TPE over the places of a genotype; what it proposes again is answered from memory."""
+    """Optuna's TPE over the places of a genotype; what it proposes again is
+    answered from memory.
+    """
 
     name: Literal["tpe"] = option("tpe", "the searcher")
-    startup: int | None = option(None, "random candidates before the model; null: a quarter of the budget", ge=1)
+    startup: int | None = option(
+        None, "random candidates before the model; null: a quarter of the budget", ge=1
+    )
     multivariate: bool = option(True, "model the places together, not one by one")
 
     def build(self, space: Space) -> Searcher:
@@ -46,9 +50,13 @@ class TPE(Component):
                     other = next((genotype for genotype in fresh if genotype not in known), None)
                     if other is None:
                         return
-                    study.enqueue_trial({place.name: word for place, word in zip(space.places, other)})
+                    study.enqueue_trial(
+                        {place.name: word for place, word in zip(space.places, other)}
+                    )
                 trial = study.ask(spread)
-                genotype = space.canonical(tuple(int(trial.params[place.name]) for place in space.places))
+                genotype = space.canonical(
+                    tuple(int(trial.params[place.name]) for place in space.places)
+                )
                 repeats = repeats + 1 if genotype in known else 0
                 if genotype not in known:
                     (value,) = yield Ask((genotype,))
@@ -62,6 +70,8 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError(("method.searcher.name", "tpe needs the package optuna: pip install optuna")) from error
+        raise ConfigError(
+            ("method.searcher.name", "tpe needs the package optuna: pip install optuna")
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -1,1 +1,1 @@
-"""How a job is done and kept: configuration, executors, checkpoints, the loop, reports, commands."""
+"""One run, stage by stage."""

@@ -1,4 +1,6 @@
-"""`metalearn.LearnedOptimizer`: learned optimizers out of run directories, besides the files that they are saved to."""
+"""`metalearn.LearnedOptimizer`: learned optimizers out of run directories, besides the files that
+they are saved to.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from metalearn.learned_optimizers import torch_optimizer
 from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.learned_optimizers.learned import Theta
 from metalearn.learned_optimizers.tables import LEARNED_RULES
-from metalearn.run import checkpoint
-from metalearn.run.start import best_file
-from metalearn.run.train import stored_experiment
+from metalearn.run.run import stored_experiment
+from metalearn.run.warm_start import best_file
+from metalearn.storage import checkpoint
 
 
 class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
@@ -21,16 +23,19 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer of a run directory, of one checkpoint in it, or of a file that `save` wrote.
+        """The optimizer of a run directory, of one checkpoint in it, or of a file that `save`
+        wrote.
 
-        `num_steps` is how often `params` will be moved in all; a rule that was learned for fewer steps may do worse.
-        """
+        `num_steps` is how often `params` will be moved in all; a rule that was learned for fewer
+        steps may do worse."""
         rule, theta = found_in(Path(path))
         return cls(params, rule, theta, num_steps)
 
 
 def found_in(path: Path) -> tuple[Component, Theta]:
-    """(rule, theta) of a run directory, a checkpoint or a saved file; ConfigError where there is none."""
+    """(rule, theta) of a run directory, a checkpoint or a saved file; ConfigError where there is
+    none.
+    """
     if path.is_dir():
         rule = _rule(path)
         return rule, _theta(_tested(path), path)
@@ -44,7 +49,10 @@ def _rule(folder: Path) -> Component:
     method = stored_experiment(folder).learns
     rule = getattr(method, "rule", None)
     if rule is None or getattr(rule, "name", None) not in LEARNED_RULES:
-        text = f"its method, {method.name}, learns no optimizer: give a run of one that does, such as learned_optimizer"
+        text = (
+            f"its method, {method.name}, learns no optimizer: give a run of one that does, "
+            f"such as learned_optimizer"
+        )
         raise ConfigError((str(folder), text))
     return rule  # type: ignore[no-any-return]
 
@@ -55,15 +63,25 @@ def _tested(folder: Path) -> Path:
         return best_file(folder)
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps:
-        raise ConfigError((str(folder), f"holds no checkpoint yet: go on with metalearn resume {folder}"))
+        raise ConfigError(
+            (str(folder), f"holds no checkpoint yet: go on with metalearn resume {folder}")
+        )
     return checkpoint.path_of(folder / "checkpoints", steps[-1])
 
 
 def _theta(file: Path, place: Path) -> Theta:
     """The rule's part of a checkpoint's meta, which may be nothing else."""
     named = checkpoint.read(file)
-    meta = {name.removeprefix("meta."): value for name, value in named.items() if name.startswith("meta.")}
-    part = {name.removeprefix(f"{THETA}."): value for name, value in meta.items() if name.startswith(f"{THETA}.")}
+    meta = {
+        name.removeprefix("meta."): value
+        for name, value in named.items()
+        if name.startswith("meta.")
+    }
+    part = {
+        name.removeprefix(f"{THETA}."): value
+        for name, value in meta.items()
+        if name.startswith(f"{THETA}.")
+    }
     if not meta:
         raise ConfigError((str(place), "has learned nothing across tasks"))
     return part or meta

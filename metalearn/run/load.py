@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from metalearn.config.build import build, method_for
+from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint
-from metalearn.run.build import build, method_for
-from metalearn.run.config import Experiment
-from metalearn.run.start import best_file
-from metalearn.run.train import stored_experiment
+from metalearn.run.run import stored_experiment
+from metalearn.run.warm_start import best_file
+from metalearn.storage import checkpoint
 from metalearn.tree import leaves
 from metalearn.types import MetaState, Method, TaskSource
 
@@ -28,16 +28,19 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path) -> LoadedRun:
-    """The run in `folder`: the state that was tested, or the newest valid checkpoint of an interrupted run.
+    """The run in `folder`: the state that was tested, or the newest valid checkpoint of an
+    interrupted run.
 
-    Raises ConfigError when the folder is no run directory or holds no checkpoint that matches its SHA-256.
-    """
+    Raises ConfigError when the folder is no run directory or holds no checkpoint that matches its
+    SHA-256."""
     folder = Path(folder)
     experiment = stored_experiment(folder)
     parts = build(experiment)
     method = method_for(experiment, parts.test.spec)
     if parts.method.prepare is not None:
-        raise ConfigError((str(folder), f"its search has not ended: go on with metalearn resume {folder}"))
+        raise ConfigError(
+            (str(folder), f"its search has not ended: go on with metalearn resume {folder}")
+        )
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
         state = _trained_state(folder, state)

@@ -1,4 +1,6 @@
-"""The only training loop: sample, step, log, validate, checkpoint; every line of it can be resumed."""
+"""The only training loop: sample, step, log, validate, checkpoint; every line of it can be
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,27 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.errors import ConfigError
+from metalearn.config.build import Parts, draw_of
+from metalearn.config.experiment import Experiment
+from metalearn.distributed.shared_work import Asked, curve
+from metalearn.distributed.team import ALONE, STOPS, Team
+from metalearn.distributed.world import PASSED_ON
+from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
+from metalearn.executors.executor import Advance
+from metalearn.executors.nonfinite import Diary, NotFinite, all_finite, summary
 from metalearn.rng import fold_in
-from metalearn.run import checkpoint
-from metalearn.run.build import Parts
-from metalearn.run.config import Experiment
-from metalearn.run.decide import Decision, draw_of
-from metalearn.run.distributed import ALONE, STOPS, RankLost, Team
-from metalearn.run.executor import Advance
-from metalearn.run.files import append_lines, cut_lines, read_lines
-from metalearn.run.finite import Diary, NotFinite, all_finite, summary
-from metalearn.run.launch import PASSED_ON
+from metalearn.run.plan import Decision
 from metalearn.run.progress import Progress
-from metalearn.run.schema import Line, Timing, check_lines
-from metalearn.run.together import Asked, curve
-from metalearn.run.track.tracker import Tracker
+from metalearn.storage import checkpoint
+from metalearn.storage.files import append_lines, cut_lines, read_lines
+from metalearn.storage.schema import Line, Timing, check_lines
+from metalearn.tracking.tracker import Tracker
 from metalearn.tree import leaves
 from metalearn.types import MetaState, Metrics
 
 Say = Callable[[str], None]
 _MET: list[int] = []  # signals that this process has had
-
-
-class Diverged(RuntimeError):
-    """Meta-training met a loss that is not finite: exit code 3."""
-
-
-class Stopped(BaseException):
-    """A signal asked for the end; the state is saved: exit code 75."""
 
 
 @dataclass
@@ -63,9 +57,13 @@ class Job:
     imports: float = 0.0  # seconds of this process before `begun`
     carried: float = 0.0  # seconds that are on the bill and were not spent by this process
     of_a_step: Entry | None = None  # FLOPs of one meta-step
-    started: dict[str, Entry] = field(default_factory=dict)  # what the run that it started from had spent, by phase
+    started: dict[str, Entry] = field(
+        default_factory=dict
+    )  # what the run that it started from had spent, by phase
     track: Tracker | None = None  # of the sinks; None: nobody is told (a trial of tuning)
-    judge: Callable[[Path], None] | None = None  # of a sweep: raises after a look that ends the trial early
+    judge: Callable[[Path], None] | None = (
+        None  # of a sweep: raises after a look that ends the trial early
+    )
 
     @property
     def gradients(self) -> int:
@@ -75,7 +73,9 @@ class Job:
 
     @property
     def wall(self) -> float:
-        """Seconds that the run took by the wall clock, with those of the run that it started from."""
+        """Seconds that the run took by the wall clock, with those of the run that it started
+        from.
+        """
         return self.carried + self.imports + time.perf_counter() - self.begun
 
     @property
@@ -97,19 +97,27 @@ class Job:
 
 
 def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
-    """Train from the newest checkpoint, or from `start`, to the last step; returns the last state."""
+    """Train from the newest checkpoint, or from `start`, to the last step; returns the last
+    state.
+    """
     done, state = _resume(job, start)
-    job.ledger.add(job.phase, 0.0, **dict.fromkeys(FLOPS, 0))  # measured, even where no step is left to make
+    job.ledger.add(
+        job.phase, 0.0, **dict.fromkeys(FLOPS, 0)
+    )  # measured, even where no step is left to make
     total = job.experiment.run.meta_steps
     buffer: list[tuple[int, Metrics]] = []
     diary = Diary(job.folder / "nan.jsonl", job.seed, draw_of(job.experiment, job.parts))
     diary.open(done)
     stop_early, first = _patience_is_over(job, done), done
     progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say)
-    # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all the same.
+    # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all
+    # the same.
     with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
         while done < total and not stop_early:
-            with job.ledger.span("setup") if done == first else nullcontext(), _kept_on_loss(job, done, state):
+            with (
+                job.ledger.span("setup") if done == first else nullcontext(),
+                _kept_on_loss(job, done, state),
+            ):
                 state, metrics = advance(state, diary.number(done))
             done += 1
             buffer.append((done, metrics))
@@ -119,14 +127,21 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
                 buffer.clear()
                 done, state = _gone_back(job, found, done, start, diary)
             if job.stopping:
-                raise Stopped(f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}")
+                raise Stopped(
+                    f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}"
+                )
     if total == 0:
         save(job, 0, state)  # nothing to learn: the start is what the run is about
     return state
 
 
 def _kept(
-    job: Job, done: int, state: MetaState, buffer: list[tuple[int, Metrics]], progress: Progress, diary: Diary
+    job: Job,
+    done: int,
+    state: MetaState,
+    buffer: list[tuple[int, Metrics]],
+    progress: Progress,
+    diary: Diary,
 ) -> bool:
     """Log, look at tasks and save, where they are due; says whether patience is over."""
     run, over = job.experiment.run, False
@@ -147,8 +162,12 @@ def _kept(
     return over
 
 
-def _gone_back(job: Job, found: NotFinite, done: int, start: MetaState, diary: Diary) -> tuple[int, MetaState]:
-    """(step, state) to go on from after numbers that are not finite; Diverged if that is not asked for, or in vain."""
+def _gone_back(
+    job: Job, found: NotFinite, done: int, start: MetaState, diary: Diary
+) -> tuple[int, MetaState]:
+    """(step, state) to go on from after numbers that are not finite; Diverged if that is not asked
+    for, or in vain.
+    """
     if job.experiment.run.on_nan == "rollback":
         saved = checkpoint.newest(job.checkpoints, start, job.say)
         since, state = saved if saved else (0, start)
@@ -156,12 +175,16 @@ def _gone_back(job: Job, found: NotFinite, done: int, start: MetaState, diary: D
             _spend(job, done, start)  # the steps that come to nothing were made all the same
             job.counted = since
             cut_lines(job.metrics, since)
-            job.say(f"{job.experiment.label} seed {job.seed}: {found}; back to step {since}, and on with other tasks")
+            job.say(
+                f"{job.experiment.label} seed {job.seed}: {found}; back to step {since}, and "
+                f"on with other tasks"
+            )
             return since, state
     else:
         diary.write("raise", found.step)
     raise Diverged(
-        f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before it are in "
+        f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before it "
+        f"are in "
         f"{job.checkpoints}, the seeds of its tasks in {diary.path}"
     ) from found
 
@@ -170,8 +193,8 @@ def _gone_back(job: Job, found: NotFinite, done: int, start: MetaState, diary: D
 def signals(handler: Callable[[], None]) -> Iterator[None]:
     """Call `handler` on SIGTERM and SIGUSR1 inside the block; only a process's main thread can.
 
-    PASSED_ON is the launcher's word for a signal that this process may have had as well: both together are one.
-    """
+    PASSED_ON is the launcher's word for a signal that this process may have had as well: both
+    together are one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -209,7 +232,9 @@ def stopped_outside(job: Job) -> None:
 
 @contextmanager
 def _kept_on_loss(job: Job, done: int, state: MetaState) -> Iterator[None]:
-    """Where another process dies in a step, what was learned before the step is saved, unless its lanes died too."""
+    """Where another process dies in a step, what was learned before the step is saved, unless its
+    lanes died too.
+    """
     try:
         yield
     except RankLost as error:
@@ -228,7 +253,9 @@ def _validating(job: Job, done: int) -> bool:
 
 
 def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress, diary: Diary) -> None:
-    """Write the mean of the metrics since the last line; the only place that reads them from the device."""
+    """Write the mean of the metrics since the last line; the only place that reads them from the
+    device.
+    """
     if not buffer:
         return
     means, skipped = summary(buffer)
@@ -249,14 +276,18 @@ def record(job: Job, rows: list[dict[str, Any]]) -> None:
 
 
 def _spend(job: Job, done: int, state: MetaState) -> None:
-    """Write the work since the last call to the ledger, whose clock is running; FLOPs are those of one step, times."""
+    """Write the work since the last call to the ledger, whose clock is running; FLOPs are those of
+    one step, times.
+    """
     run, spec, fresh = job.experiment.run, job.parts.train.spec, done - job.counted
     job.counted = done
     if job.of_a_step is None:
         with job.ledger.span("setup"):
             assert job.parts.method.step is not None
             data = draw_of(job.experiment, job.parts)(fold_in(job.seed, "train", done))
-            job.of_a_step = job.ledger.flops_of(job.phase, job.parts.method.step, job.team.whole(state), data)
+            job.of_a_step = job.ledger.flops_of(
+                job.phase, job.parts.method.step, job.team.whole(state), data
+            )
     flops = {name: value * fresh for name, value in job.of_a_step.items()}
     if job.phase == "pretrain":
         seen = fresh * run.examples_per_step
@@ -264,7 +295,12 @@ def _spend(job: Job, done: int, state: MetaState) -> None:
         return
     tasks = fresh * run.tasks_per_step
     seen = tasks * spec.ways * (spec.shots + spec.queries)
-    counts: Entry = {"gradient_steps": tasks * job.gradients, "examples": seen, "labels": seen, "tasks": tasks}
+    counts: Entry = {
+        "gradient_steps": tasks * job.gradients,
+        "examples": seen,
+        "labels": seen,
+        "tasks": tasks,
+    }
     job.ledger.add(job.phase, 0.0, **counts, **flops)
 
 
@@ -279,7 +315,9 @@ def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
     rows = []
     for split, part in (("train", "train_tasks"), ("valid", "valid")):
         asked = Asked(part, episodes, job.seed)
-        found = curve(job.team, job.experiment, job.parts, [state.meta], asked, job.ledger.under("tune"))
+        found = curve(
+            job.team, job.experiment, job.parts, [state.meta], asked, job.ledger.under("tune")
+        )
         at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
         row = {
             "kind": "valid",
@@ -296,7 +334,9 @@ def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
 
 
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
-    """The place of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss low; NaN is worst)."""
+    """The place of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss
+    low; NaN is worst).
+    """
     if isinstance(headline, int):
         return steps.index(headline)
     if metric == "accuracy":
@@ -305,8 +345,14 @@ def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, me
 
 
 def ranking(job: Job) -> list[int]:
-    """Validated steps from the best to the worst (earlier first on a tie), as metrics.jsonl has them."""
-    rows = [row for row in read_lines(job.metrics) if row.get("kind") == "valid" and row.get("split") == "valid"]
+    """Validated steps from the best to the worst (earlier first on a tie), as metrics.jsonl has
+    them.
+    """
+    rows = [
+        row
+        for row in read_lines(job.metrics)
+        if row.get("kind") == "valid" and row.get("split") == "valid"
+    ]
     high = "accuracy" if job.parts.valid.spec.classification else None
 
     def badness(row: dict[str, Any]) -> float:
@@ -321,7 +367,11 @@ def ranking(job: Job) -> list[int]:
 def _patience_is_over(job: Job, done: int) -> bool:
     patience = job.experiment.run.validate.patience
     order = ranking(job) if patience is not None else []
-    return patience is not None and bool(order) and len([step for step in order if order[0] < step <= done]) >= patience
+    return (
+        patience is not None
+        and bool(order)
+        and len([step for step in order if order[0] < step <= done]) >= patience
+    )
 
 
 def save(job: Job, done: int, state: MetaState) -> None:
@@ -332,7 +382,9 @@ def save(job: Job, done: int, state: MetaState) -> None:
         append_lines(job.folder / "timing.jsonl", [spent])
         checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
         best = ranking(job)[: job.experiment.run.validate.keep]
-        whole = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]  # later ones were damaged
+        whole = [
+            step for step in checkpoint.steps_in(job.checkpoints) if step <= done
+        ]  # later ones were damaged
         newest = whole[-job.experiment.run.keep_last :]
         checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
 
@@ -342,7 +394,10 @@ def _same_lanes(job: Job, state: MetaState) -> None:
     lanes, tasks = leaves(state.lanes), job.experiment.run.tasks_per_step
     held = int(lanes[0].shape[0]) if lanes else tasks
     if held not in (1, tasks):  # one: before the first step
-        text = f"{tasks}, but the checkpoint holds what {held} lanes of tasks carry along: set it back to {held}"
+        text = (
+            f"{tasks}, but the checkpoint holds what {held} lanes of tasks carry along: set "
+            f"it back to {held}"
+        )
         raise ConfigError(("run.tasks_per_step", text))
 
 
@@ -354,7 +409,11 @@ def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     _same_lanes(job, state)
     cut_lines(job.metrics, done)
     cut_lines(job.folder / "timing.jsonl", done)  # a torn line would hide what is appended after it
-    spent = [row for row in read_lines(job.folder / "timing.jsonl") if row.get("step") == done and "spent" in row]
+    spent = [
+        row
+        for row in read_lines(job.folder / "timing.jsonl")
+        if row.get("step") == done and "spent" in row
+    ]
     job.counted = done
     if found:
         job.say(f"{job.experiment.label} seed {job.seed}: going on from step {done}")

@@ -1,4 +1,6 @@
-"""Progress of long work: a bar in a terminal, plain lines elsewhere; always with rate and time left."""
+"""Progress of long work: a bar in a terminal, plain lines elsewhere; always with rate and time
+left.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ EVERY = 15.0  # seconds between plain lines
 class Progress:
     """A counter of `total` units of work."""
 
-    def __init__(self, title: str, total: int, done: int = 0, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, done: int = 0, say: Callable[[str], None] | None = None
+    ) -> None:
         self._title, self._total, self._first, self._done = title, total, done, done
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._begin = self._spoke = time.monotonic()
@@ -40,7 +44,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()
@@ -56,7 +63,8 @@ class Progress:
             self._spoke = now
             left = (self._total - done) / rate if rate else float("inf")
             self._say(
-                f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} left{'; ' + note if note else ''}"
+                f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} "
+                f"left{'; ' + note if note else ''}"
             )
 
 

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.component import Component
+from metalearn.config.experiment import Experiment, numbers_of
+from metalearn.config.sections import TuneRange
+from metalearn.distributed.shared_work import Asked, curve
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import Entry, since
-from metalearn.run.config import Experiment, numbers_of
-from metalearn.run.files import read_json, write_json
 from metalearn.run.loop import Job, headline_index
-from metalearn.run.schema import Choice, checked
-from metalearn.run.sections import TuneRange
-from metalearn.run.together import Asked, curve
+from metalearn.storage.files import read_json, write_json
+from metalearn.storage.schema import Choice, checked
 from metalearn.types import Meta
 
 
 def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str, TuneRange]]:
-    """(fields that act in training, fields that act only on new tasks and re-use the trained meta)."""
+    """(fields that act in training, fields that act only on new tasks and re-use the trained
+    meta).
+    """
     late = type(experiment.learns).fields_at_adapt()
     train = {name: span for name, span in experiment.tune.items() if name not in late}
     return train, {name: span for name, span in experiment.tune.items() if name in late}
@@ -34,7 +36,8 @@ def tunes(experiment: Experiment) -> bool:
 
 
 def take_over(job: Job) -> None:
-    """Under `budget.once`: copy what an earlier, finished seed of this row has chosen, and what that cost.
+    """Under `budget.once`: copy what an earlier, finished seed of this row has chosen, and what
+    that cost.
 
     The copied trials are then charged like those of an interrupted run.
     """
@@ -44,7 +47,12 @@ def take_over(job: Job) -> None:
     asked = _without_seed(job.folder)
     for donor in sorted(job.folder.parent.glob("seed-*")):
         files = sorted((donor / "tune").glob("*.json"))
-        if donor == job.folder or not files or not (donor / "result.json").exists() or _without_seed(donor) != asked:
+        if (
+            donor == job.folder
+            or not files
+            or not (donor / "result.json").exists()
+            or _without_seed(donor) != asked
+        ):
             continue
         taken = job.folder / ".tune"
         shutil.rmtree(taken, ignore_errors=True)
@@ -63,7 +71,9 @@ def _without_seed(folder: Path) -> Any:
 
 
 def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
-    """The experiment with its adapt-only fields and its headline step chosen on validation tasks."""
+    """The experiment with its adapt-only fields and its headline step chosen on
+    validation tasks.
+    """
     experiment = job.experiment
     stored = job.folder / "tune" / "best.json"
     choice: dict[str, Any]
@@ -72,7 +82,13 @@ def tuned_on_new_tasks(job: Job, meta: Meta) -> Experiment:
         charge(job, [*choice["trials"], choice["headline"]])
         return with_choice(experiment, choice)
     _, late = split_fields(experiment)
-    choice = {"parameters": {}, "headline_step": None, "headline": {"cost": {}}, "trials": [], "edge": []}
+    choice = {
+        "parameters": {},
+        "headline_step": None,
+        "headline": {"cost": {}},
+        "trials": [],
+        "edge": [],
+    }
     if late:
         choice |= search(job, late, lambda values, number: score_of(job, meta, values))
     if experiment.evaluate.headline == "tuned":
@@ -94,9 +110,14 @@ def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:
 
 
 def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, float]:
-    """(validation score, its step, spread) of the experiment with `values`; the score is higher for better."""
+    """(validation score, its step, spread) of the experiment with `values`; the score is higher for
+    better.
+    """
     experiment = with_choice(job.experiment, {"parameters": values})
-    evaluate, asked = experiment.evaluate, Asked("valid", experiment.run.validate.episodes, job.seed)
+    evaluate, asked = (
+        experiment.evaluate,
+        Asked("valid", experiment.run.validate.episodes, job.seed),
+    )
     found = curve(job.team, experiment, job.parts, [meta], asked, job.ledger.under("tune"))
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     value = float(found.mean[at])
@@ -105,10 +126,14 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
 
 
 def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, Any]:
-    """Ask, evaluate, tell: `budget.trials` times; recorded trials of an interrupted search are told, not repeated."""
+    """Ask, evaluate, tell: `budget.trials` times; recorded trials of an interrupted search are
+    told, not repeated.
+    """
     optuna = import_optuna("budget.trials", "tuning")
     budget = job.experiment.budget
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=budget.seed))
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=budget.seed)
+    )
     own = job.experiment.learns
     whole = {name for name in ranges if numbers_of(own, name) == {int}}
     spread = {name: _distribution(optuna, span, name in whole) for name, span in ranges.items()}
@@ -134,7 +159,10 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(best["parameters"][name], span)]
     if edge:
-        job.say(f"warning: {job.experiment.label}: the best {', '.join(edge)} lies on the edge of its range: widen it")
+        job.say(
+            f"warning: {job.experiment.label}: the best {', '.join(edge)} lies on the edge of "
+            f"its range: widen it"
+        )
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
 
 
@@ -147,7 +175,9 @@ def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
 
 
 def charge(job: Job, trials: Sequence[dict[str, Any]]) -> None:
-    """Write the recorded cost of trials, made by an earlier process, to the job's ledger as tuning."""
+    """Write the recorded cost of trials, made by an earlier process, to the job's ledger as
+    tuning.
+    """
     for trial in trials:
         job.ledger.add("tune", **{"seconds": 0.0, **trial["cost"]})
         job.carried += trial["cost"].get("seconds") or 0.0
@@ -158,7 +188,9 @@ def import_optuna(place: str, what: str) -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError((place, f"{what} needs the package optuna: pip install optuna")) from error
+        raise ConfigError(
+            (place, f"{what} needs the package optuna: pip install optuna")
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -182,7 +214,10 @@ def _asked(own: Component, name: str, span: TuneRange) -> Any:
     now = getattr(own, name)
     if span.values is not None:
         kind, data = type(own), own.model_dump()
-        same = [getattr(kind.model_validate({**data, name: value}), name) == now for value in span.values]
+        same = [
+            getattr(kind.model_validate({**data, name: value}), name) == now
+            for value in span.values
+        ]
         return same.index(True) if True in same else None
     inside = isinstance(now, (int, float)) and span.min is not None and span.max is not None
     return now if inside and span.min <= now <= span.max else None

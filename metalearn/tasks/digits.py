@@ -1,4 +1,6 @@
-"""The handwritten digits that scikit-learn brings along (Alpaydin & Kaynak 1998): real images without a download."""
+"""The handwritten digits that scikit-learn brings along (Alpaydin & Kaynak 1998): real images
+without a download.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +14,43 @@ from metalearn.component import option
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import images, store
 
-SHARES = {"train": (0.0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1.0)}  # of the images of every class
+SHARES = {
+    "train": (0.0, 0.6),
+    "valid": (0.6, 0.8),
+    "test": (0.8, 1.0),
+}  # of the images of every class
 SMALLEST = {"train": 104, "valid": 34, "test": 35}  # images of the rarest digit
 
 
 class Digits(images.ImageTask):
-    """Digits of 8x8 pixels: a problem of training on real data; the splits hold different images of all ten classes.
+    """Digits of 8x8 pixels: a problem of training on real data; the splits hold different images of
+    all ten classes.
 
-    1,797 images, 174 to 183 a class, shuffled once by a fixed key: 60 % for training, a fifth each for validation and
-    test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn. Raises ConfigError, DataError.
-    """
+    1,797 images, 174 to 183 a class, shuffled once by a fixed key: 60 % for training, a fifth each
+    for validation and test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn. Raises
+    ConfigError, DataError."""
 
     source: Literal["digits"] = option("digits", "the task source")
     ways: int = option(10, "N, digits in a task", ge=2, le=10)
     shots: int = option(20, "K, training images of each class in a task", ge=1)
-    queries: int = option(10, "Q, held-out images of each class in a task; 0 gives an empty query set", ge=0)
+    queries: int = option(
+        10, "Q, held-out images of each class in a task; 0 gives an empty query set", ge=0
+    )
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> images.ImageSource:
         """The source of one split; `seed` changes nothing here."""
         del seed
         problems = images.split_problem(split)
         if not problems:
-            problems = images.episode_problems(self.ways, self.shots, self.queries, 10, SMALLEST[split], split)
+            problems = images.episode_problems(
+                self.ways, self.shots, self.queries, 10, SMALLEST[split], split
+            )
         if problems:
             raise ConfigError(*problems)
         pool, counts, digest = _split(split)
@@ -61,4 +76,8 @@ def _split(split: str) -> tuple[torch.Tensor, list[int], str]:
         parts.append(pixels[rows[low:high]])
         counts.append(high - low)
     ink = np.round(np.concatenate(parts) * (255 / 16)).astype(np.uint8)
-    return torch.from_numpy(ink).unsqueeze(1), counts, store.sha256_of_arrays(pixels.astype(np.uint8))
+    return (
+        torch.from_numpy(ink).unsqueeze(1),
+        counts,
+        store.sha256_of_arrays(pixels.astype(np.uint8)),
+    )

@@ -1,4 +1,6 @@
-"""The embedded default: letters of many scripts, drawn from the fonts that matplotlib ships; nothing to download."""
+"""The embedded default: letters of many scripts, drawn from the fonts that matplotlib ships;
+nothing to download.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,26 @@ FORMAT = 1  # of the rendering and its file: raise it with every change of eithe
 
 
 class Glyphs(images.ImageTask):
-    """Letters of 15 scripts with the variation of a hand, 28x28, rendered here; whole scripts are held out.
+    """Letters of 15 scripts with the variation of a hand, 28x28, rendered here; whole scripts are
+    held out.
 
-    About 1,270 classes of 20 drawings each (metalearn/tasks/render.py says how they are made): 960 for training (Latin,
-    Cyrillic, Canadian syllabics, Arabic, Coptic, Ogham, Lisu, Old Italic), 140 for validation (Georgian, Hebrew,
-    N'Ko), 170 for test (Greek, Armenian, Tifinagh, Lao); the exact numbers depend on the fonts of the installed
-    matplotlib. Shapes that scripts share are one class of one script, so that no split meets those of another.
-    Images are [1, 28, 28] in 0..1, ink bright. Build's seed picks the rendering, which is cached as one file; the
-    letters are the same under every seed. Rendered once, in about 10 s of one core. Raises ConfigError, DataError.
+    About 1,270 classes of 20 drawings each (metalearn/tasks/render.py says how they are made): 960
+    for training (Latin, Cyrillic, Canadian syllabics, Arabic, Coptic, Ogham, Lisu, Old Italic), 140
+    for validation (Georgian, Hebrew, N'Ko), 170 for test (Greek, Armenian, Tifinagh, Lao); the
+    exact numbers depend on the fonts of the installed matplotlib. Shapes that scripts share are one
+    class of one script, so that no split meets those of another. Images are [1, 28, 28] in 0..1,
+    ink bright. Build's seed picks the rendering, which is cached as one file; the letters are the
+    same under every seed. Rendered once, in about 10 s of one core. Raises ConfigError, DataError.
     """
 
     source: Literal["glyphs"] = option("glyphs", "the task source")
+
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> images.ImageSource:
         """The source of one split; its `facts` hold the seed and the scripts."""
         problems = images.split_problem(split)
@@ -43,8 +52,12 @@ class Glyphs(images.ImageTask):
         except DataError as error:
             enough = images.episode_problems(1, self.shots, self.queries, 1, render.DRAWINGS, split)
             raise DataError(*enough, *error.problems) from error
-        rows = [row for row, script in enumerate(rendered.scripts) if script in render.SPLITS[split]]
-        problems = images.episode_problems(self.ways, self.shots, self.queries, len(rows), render.DRAWINGS, split)
+        rows = [
+            row for row, script in enumerate(rendered.scripts) if script in render.SPLITS[split]
+        ]
+        problems = images.episode_problems(
+            self.ways, self.shots, self.queries, len(rows), render.DRAWINGS, split
+        )
         if problems:
             raise ConfigError(*problems)
         source = images.image_source(
@@ -65,14 +78,19 @@ def file_name(seed: int = 0) -> str:
     try:
         versions = [metadata.version(package) for package in ("matplotlib", "pillow", "numpy")]
     except metadata.PackageNotFoundError as error:
-        text = f"the letters come from matplotlib's fonts, and {error.name} is not installed: pip install {error.name}"
+        text = (
+            f"the letters come from matplotlib's fonts, and {error.name} is not installed: "
+            f"pip install {error.name}"
+        )
         raise DataError(("glyphs", text)) from error
     named = "|".join([str(FORMAT), *versions, str(seed)])
     return f"glyphs-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
 
 
 def load(seed: int = 0) -> render.Rendered:
-    """The classes of a seed: from the cache, else rendered and cached; a damaged file is replaced, with a warning."""
+    """The classes of a seed: from the cache, else rendered and cached; a damaged file is replaced,
+    with a warning.
+    """
     name = file_name(seed)
     for path in dict.fromkeys((store.data_root() / name, store.cache_root() / name)):
         if path.is_file():
@@ -86,18 +104,36 @@ def load(seed: int = 0) -> render.Rendered:
 
 
 def _read(path: Path) -> render.Rendered:
-    """A cached rendering, refused unless it has the form of one; the archive's own checksums guard the content."""
+    """A cached rendering, refused unless it has the form of one; the archive's own checksums guard
+    the content.
+    """
     arrays = store.load_npz(path)
-    images_, letters, scripts = (arrays.get(name, np.empty(0)) for name in ("images", "letters", "scripts"))
+    images_, letters, scripts = (
+        arrays.get(name, np.empty(0)) for name in ("images", "letters", "scripts")
+    )
     shape = (len(letters), render.DRAWINGS, render.SIDE, render.SIDE)
-    if images_.dtype != np.uint8 or images_.shape != shape or len(scripts) != len(letters) or not len(letters):
-        raise DataError((str(path), f"images are {images_.dtype} {images_.shape}, must be uint8 {shape}"))
+    if (
+        images_.dtype != np.uint8
+        or images_.shape != shape
+        or len(scripts) != len(letters)
+        or not len(letters)
+    ):
+        raise DataError(
+            (str(path), f"images are {images_.dtype} {images_.shape}, must be uint8 {shape}")
+        )
     return render.Rendered(images_, letters.tolist(), scripts.tolist())
 
 
 def _write(path: Path, rendered: render.Rendered) -> None:
-    arrays = {"images": rendered.images, "letters": np.array(rendered.letters), "scripts": np.array(rendered.scripts)}
+    arrays = {
+        "images": rendered.images,
+        "letters": np.array(rendered.letters),
+        "scripts": np.array(rendered.scripts),
+    }
     try:
         store.write_npz(path, arrays)
     except OSError as error:  # a full or read-only disk costs the next build 10 s, not this one
-        warnings.warn(f"{path}: the rendered glyphs could not be kept ({error}); they are rendered again", stacklevel=3)
+        warnings.warn(
+            f"{path}: the rendered glyphs could not be kept ({error}); they are rendered again",
+            stacklevel=3,
+        )

@@ -21,7 +21,10 @@ from metalearn.tasks import images, store
 
 _FORM = 1  # of the decoded cache; a change of decoding gives it a new number
 _SHOWN = 10  # problems of one kind that are listed before "and n more"
-_IGNORED = ("Thumbs.db", "desktop.ini")  # what desktops leave in folders of images, besides names with a leading dot
+_IGNORED = (
+    "Thumbs.db",
+    "desktop.ini",
+)  # what desktops leave in folders of images, besides names with a leading dot
 
 
 class Listing(NamedTuple):
@@ -34,15 +37,16 @@ class Listing(NamedTuple):
 class ImageFolder(images.ImageTask):
     """Your own images: a folder with one folder of images a class.
 
-    Every file in a class folder must be an image that Pillow reads (names with a leading dot are passed over). Images
-    are turned as their EXIF says, laid on white where they are transparent, brought to `channels`, and resized to
-    size x size by Pillow's Lanczos filter without regard to their proportions. Classes may have different numbers of
-    images; all are drawn from. Decoded images are cached under the data folder until a name, size or time changes.
+    Every file in a class folder must be an image that Pillow reads (names with a leading dot are
+    passed over). Images are turned as their EXIF says, laid on white where they are transparent,
+    brought to `channels`, and resized to size x size by Pillow's Lanczos filter without regard to
+    their proportions. Classes may have different numbers of images; all are drawn from. Decoded
+    images are cached under the data folder until a name, size or time changes.
 
-    Splits: `split_file`, JSON {"train": [class, ...], "valid": [...], "test": [...]}; else by `fractions` of the
-    classes in an order drawn with `split_seed` (null: build's seed, so give every split of one run the same one).
-    Without validation classes a tenth of the training classes is held out with the same seed.
-    Raises ConfigError, DataError.
+    Splits: `split_file`, JSON {"train": [class, ...], "valid": [...], "test": [...]}; else by
+    `fractions` of the classes in an order drawn with `split_seed` (null: build's seed, so give
+    every split of one run the same one). Without validation classes a tenth of the training classes
+    is held out with the same seed. Raises ConfigError, DataError.
     """
 
     source: Literal["image_folder"] = option("image_folder", "the task source")
@@ -50,16 +54,23 @@ class ImageFolder(images.ImageTask):
     channels: Literal[1, 3] = option(3, "1 for grey, 3 for colour")
     size: int | None = option(
         None,
-        "height and width in pixels; null gives 28 for grey, as Omniglot, and 84 for colour, as miniImageNet",
+        "height and width in pixels; null gives 28 for grey, as Omniglot, and 84 for colour, "
+        "as miniImageNet",
         ge=4,
     )
     invert: bool = option(False, "true where ink is dark on light paper: ink comes out bright")
-    split_file: str | None = option(None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}')
+    split_file: str | None = option(
+        None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}'
+    )
     fractions: tuple[float, float, float] = option(
-        (0.64, 0.16, 0.20), "shares of the classes for train, valid, test where there is no split_file; their sum is 1"
+        (0.64, 0.16, 0.20),
+        "shares of the classes for train, valid, test where there is no split_file; their sum is 1",
     )
     split_seed: int | None = option(
-        None, "seed of the split by fractions and of the held-out tenth; null takes the run's seed and records it", ge=0
+        None,
+        "seed of the split by fractions and of the held-out tenth; null takes the run's seed "
+        "and records it",
+        ge=0,
     )
 
     @field_validator("fractions")
@@ -79,7 +90,11 @@ class ImageFolder(images.ImageTask):
         return self.size or (28 if self.channels == 1 else 84)
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> images.ImageSource:
         """The source of one split; its `facts` hold the seed of the split."""
         if problems := images.split_problem(split):
@@ -116,7 +131,11 @@ class ImageFolder(images.ImageTask):
         return parts
 
     def _check(self, listing: Listing, chosen: list[str], split: str) -> None:
-        sizes = {name: len(files) for name, files in zip(listing.names, listing.files, strict=True) if name in chosen}
+        sizes = {
+            name: len(files)
+            for name, files in zip(listing.names, listing.files, strict=True)
+            if name in chosen
+        }
         smallest = min(sizes, key=lambda name: sizes[name], default="")
         fewest = sizes.get(smallest, self.shots + self.queries)
         problems = images.episode_problems(
@@ -127,17 +146,25 @@ class ImageFolder(images.ImageTask):
 
 
 def list_folder(root: Path) -> Listing:
-    """The classes and image files under `root`, sorted; raises DataError with everything that is wrong."""
+    """The classes and image files under `root`, sorted; raises DataError with everything that is
+    wrong.
+    """
     if not root.is_dir():
-        raise DataError(("path", f"{root} is not a folder; it must hold one folder of images a class"))
+        raise DataError(
+            ("path", f"{root} is not a folder; it must hold one folder of images a class")
+        )
     try:
-        folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
+        folders = sorted(
+            item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")
+        )
         contents = [_files(folder) for folder in folders]
     except OSError as error:
         raise DataError(("path", f"{root} cannot be read: {error}")) from error
     problems = []
     if len(folders) < 2:
-        problems.append(("path", f"{root} holds {len(folders)} class folders; a task needs at least 2"))
+        problems.append(
+            ("path", f"{root} holds {len(folders)} class folders; a task needs at least 2")
+        )
     empty = [folder.name for folder, files in zip(folders, contents, strict=True) if not files]
     if empty:
         problems.append(("path", f"{root}: class folders without images: {_some(empty)}"))
@@ -176,7 +203,9 @@ def _split_by_fraction(
 
 
 def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """The split file, checked against the class folders; raises DataError with everything that is wrong."""
+    """The split file, checked against the class folders; raises DataError with everything that is
+    wrong.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -193,28 +222,44 @@ def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
     seen: dict[str, str] = {}
     for split, classes in parts.items():
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            problems.append(("split_file", f"{path}: {split!r} is not a list of class names; the file {form}"))
+            problems.append(
+                ("split_file", f"{path}: {split!r} is not a list of class names; the file {form}")
+            )
             continue
         absent = sorted(set(classes) - set(names))
         if absent:
-            problems.append(("split_file", f"{path}: classes of {split!r} without a folder: {_some(absent)}"))
+            problems.append(
+                ("split_file", f"{path}: classes of {split!r} without a folder: {_some(absent)}")
+            )
         for name in classes:
             if name in seen:
-                problems.append(("split_file", f"{path}: class {name!r} is in {seen[name]!r} and again in {split!r}"))
+                problems.append(
+                    (
+                        "split_file",
+                        f"{path}: class {name!r} is in {seen[name]!r} and again in {split!r}",
+                    )
+                )
             seen[name] = split
     if problems:
         raise DataError(*problems)
     return {split: sorted(classes) for split, classes in parts.items()}
 
 
-def decoded(listing: Listing, size: int, channels: int, invert: bool) -> tuple[store.Array, list[int], str]:
-    """Every image, uint8 [images, channels, size, size], class after class; images a class; SHA-256 of both.
+def decoded(
+    listing: Listing, size: int, channels: int, invert: bool
+) -> tuple[store.Array, list[int], str]:
+    """Every image, uint8 [images, channels, size, size], class after class; images a class; SHA-256
+    of both.
 
-    Read from the cache where names, sizes and times of all files are as they were; a cache that cannot be written
-    is a warning. Raises DataError naming every file that is not an image.
+    Read from the cache where names, sizes and times of all files are as they were; a cache that
+    cannot be written is a warning. Raises DataError naming every file that is not an image.
     """
     counts = [len(files) for files in listing.files]
-    path = store.cache_root() / "image_folder" / f"{_listing_hash(listing, size, channels, invert)}.npz"
+    path = (
+        store.cache_root()
+        / "image_folder"
+        / f"{_listing_hash(listing, size, channels, invert)}.npz"
+    )
     if path.exists():
         kept = store.load_npz(path)
         return kept["images"], counts, str(kept["sha256"])
@@ -250,7 +295,9 @@ def _decode_all(files: list[Path], size: int, channels: int, invert: bool) -> st
         try:
             pool[place] = _decode(file, size, channels)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            problems.append((str(file), f"not an image that Pillow can read ({type(error).__name__}: {error})"))
+            problems.append(
+                (str(file), f"not an image that Pillow can read ({type(error).__name__}: {error})")
+            )
     if problems:
         more = len(problems) - _SHOWN
         rest = [("path", f"and {more} more files that are not images")] if more > 0 else []
@@ -267,6 +314,10 @@ def _decode(file: Path, size: int, channels: int) -> store.Array:
         if image.mode in ("I", "F"):
             raise ValueError("32-bit pixels have no agreed white; save it with 8 bits")
         if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.LANCZOS)
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            )
+        image = image.convert("L" if channels == 1 else "RGB").resize(
+            (size, size), Image.Resampling.LANCZOS
+        )
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels).transpose(2, 0, 1)

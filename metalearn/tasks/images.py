@@ -1,10 +1,11 @@
-"""The one image engine: N-way K-shot Q-query episodes by index gather from uint8 images held on the device.
+"""The one image engine: N-way K-shot Q-query episodes by index gather from uint8 images held on the
+device.
 
-A batch of tasks is drawn at once. Every choice is a function of the task's own key (metalearn/rng.py), so episode t
-of a key is the same in a batch, alone and in chunks. Support and query are disjoint by construction: one draw of
-K + Q different drawings a class is cut in two. Labels are the random order in which the classes were drawn, and
-support and query are each permuted inside every episode, so that neither label nor place tells anything.
-"""
+A batch of tasks is drawn at once. Every choice is a function of the task's own key
+(metalearn/rng.py), so episode t of a key is the same in a batch, alone and in chunks. Support and
+query are disjoint by construction: one draw of K + Q different drawings a class is cut in two.
+Labels are the random order in which the classes were drawn, and support and query are each permuted
+inside every episode, so that neither label nor place tells anything."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from metalearn.tasks import native
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 SPLITS = ("train", "valid", "test")
-_BLOCK_BYTES = 1 << 18  # uint8 gathered at a time on CPU: block and its floats stay in the cache between the two passes
+_BLOCK_BYTES = (
+    1 << 18
+)  # uint8 gathered at a time on CPU: block and its floats stay in the cache between the two passes
 
 
 class ImageTask(Component):
@@ -28,34 +31,61 @@ class ImageTask(Component):
 
     ways: int = option(5, "N, classes in a task", ge=2)
     shots: int = option(1, "K, labelled images of each class in a task", ge=1)
-    queries: int = option(15, "Q, test images of each class in a task; 0 gives an empty query set", ge=0)
+    queries: int = option(
+        15, "Q, test images of each class in a task; 0 gives an empty query set", ge=0
+    )
 
 
 def four_turns(images: Tensor) -> Tensor:
-    """Copies turned counter-clockwise by 0, 90, 180, 270 degrees, in that order: [A, *, H, H] -> [4 A, *, H, H]."""
+    """Copies turned counter-clockwise by 0, 90, 180, 270 degrees, in that order: [A, *, H, H] -> [4
+    A, *, H, H].
+    """
     if images.shape[-1] != images.shape[-2]:
-        raise ConfigError(("rotations", f"quarter turns need square images, not {images.shape[-2]}x{images.shape[-1]}"))
+        raise ConfigError(
+            (
+                "rotations",
+                f"quarter turns need square images, not {images.shape[-2]}x{images.shape[-1]}",
+            )
+        )
     return torch.cat([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
 
 
 def split_problem(split: str) -> list[tuple[str, str]]:
     """Why `split` is not the name of one."""
-    return [] if split in SPLITS else [("split", f"{split!r} is no split; valid: {', '.join(SPLITS)}")]
+    return (
+        [] if split in SPLITS else [("split", f"{split!r} is no split; valid: {', '.join(SPLITS)}")]
+    )
 
 
 def episode_problems(
-    ways: int, shots: int, queries: int, classes: int, examples: int, split: str = "train", smallest: str = ""
+    ways: int,
+    shots: int,
+    queries: int,
+    classes: int,
+    examples: int,
+    split: str = "train",
+    smallest: str = "",
 ) -> list[tuple[str, str]]:
-    """Why episodes of this shape cannot be drawn from `classes` classes, the smallest of which has `examples` images.
+    """Why episodes of this shape cannot be drawn from `classes` classes, the smallest of which has
+    `examples` images.
 
-    (place, sentence) pairs for a ConfigError, all at once; `smallest` names the class with the fewest images.
-    """
+    (place, sentence) pairs for a ConfigError, all at once; `smallest` names the class with the
+    fewest images."""
     problems = []
     if ways > classes:
-        problems.append(("ways", f"{ways} ways, but the {split} split has {classes} classes: at most {classes}"))
+        problems.append(
+            ("ways", f"{ways} ways, but the {split} split has {classes} classes: at most {classes}")
+        )
     if shots + queries > examples:
-        where = f"class {smallest!r} of the {split} split has" if smallest else f"a class of the {split} split has"
-        text = f"{shots} shots + {queries} queries = {shots + queries} different images a class, but {where} {examples}"
+        where = (
+            f"class {smallest!r} of the {split} split has"
+            if smallest
+            else f"a class of the {split} split has"
+        )
+        text = (
+            f"{shots} shots + {queries} queries = {shots + queries} different images a "
+            f"class, but {where} {examples}"
+        )
         problems.append(("shots", f"{text}; shots + queries may be at most {examples}"))
     return problems
 
@@ -63,12 +93,12 @@ def episode_problems(
 class ImageSource:
     """Episodes from a pool of images: the TaskSource of every image data set.
 
-    pool: uint8 [classes, examples, channels, H, W], ink bright; or, with `counts` [classes] int64 for classes of
-    unequal size, [images, channels, H, W], class after class. `spec` is a classification spec with ways = outputs and
-    the number of classes of the split. `rotate_per_task` turns each class of each task by its own random multiple of
-    90 degrees (Santoro et al. 2016, section 4.1; cbfinn/maml), from copies of the pool turned once.
-    `data_sha256` is the hash of the prepared data, kept for the record. Raises ConfigError.
-    """
+    pool: uint8 [classes, examples, channels, H, W], ink bright; or, with `counts` [classes] int64
+    for classes of unequal size, [images, channels, H, W], class after class. `spec` is a
+    classification spec with ways = outputs and the number of classes of the split.
+    `rotate_per_task` turns each class of each task by its own random multiple of 90 degrees
+    (Santoro et al. 2016, section 4.1; cbfinn/maml), from copies of the pool turned once.
+    `data_sha256` is the hash of the prepared data, kept for the record. Raises ConfigError."""
 
     def __init__(
         self,
@@ -81,8 +111,14 @@ class ImageSource:
         self.spec = spec
         self.rotate_per_task = rotate_per_task
         self.data_sha256 = data_sha256
-        self.facts: dict[str, str | int] = {}  # what the component records about how the pool came about
-        sizes = [int(pool.shape[1])] * int(pool.shape[0]) if counts is None else [int(count) for count in counts]
+        self.facts: dict[
+            str, str | int
+        ] = {}  # what the component records about how the pool came about
+        sizes = (
+            [int(pool.shape[1])] * int(pool.shape[0])
+            if counts is None
+            else [int(count) for count in counts]
+        )
         images = pool.flatten(0, 1) if counts is None else pool
         _check_pool(images, sizes, spec)
         self._images = int(images.shape[0])
@@ -94,10 +130,11 @@ class ImageSource:
         self._scale = torch.tensor(1.0 / 255.0, dtype=spec.dtype, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """Episodes start .. start + T - 1 of `key`: support x [T, N*K, *X], query x [T, N*Q, *X], y [T, .] int64.
+        """Episodes start .. start + T - 1 of `key`: support x [T, N*K, *X], query x [T, N*Q, *X], y
+        [T, .] int64.
 
-        info: key [T] int64 (each task's own), step [T] zeros, class_ids [T, N] int64: the split's class behind label n.
-        """
+        info: key [T] int64 (each task's own), step [T] zeros, class_ids [T, N] int64: the split's
+        class behind label n."""
         draw = native.kernel() if _plain(key, self._rows) else None
         if draw is None:
             return self._sample(key, num_tasks, start)
@@ -110,8 +147,12 @@ class ImageSource:
         spec = self.spec
         key = key.to(self._rows.device)
         keys = rng.fold_in(key, torch.arange(start, start + num_tasks, device=key.device))
-        purposes = torch.arange(5, device=key.device)  # five keys a task in one call: small calls are half the time
-        of_classes, of_examples, of_turns, of_support, of_query = rng.fold_in(keys.unsqueeze(-1), purposes).unbind(-1)
+        purposes = torch.arange(
+            5, device=key.device
+        )  # five keys a task in one call: small calls are half the time
+        of_classes, of_examples, of_turns, of_support, of_query = rng.fold_in(
+            keys.unsqueeze(-1), purposes
+        ).unbind(-1)
         class_ids = rng.choice(of_classes, spec.num_classes, spec.ways)
         rows = self._choose_rows(of_examples, class_ids)
         if self.rotate_per_task:
@@ -122,10 +163,11 @@ class ImageSource:
         return Episode(support, query, {"key": keys, "step": step, "class_ids": class_ids})
 
     def examples(self, key: Key, size: int) -> Batch:
-        """Images labelled over all classes of the split, each class as likely: x [B, *X], y [B] int64, B = size.
+        """Images labelled over all classes of the split, each class as likely: x [B, *X], y [B]
+        int64, B = size.
 
-        With `rotate_per_task` each image is turned by its own random multiple of 90 degrees; its label stays.
-        """
+        With `rotate_per_task` each image is turned by its own random multiple of 90 degrees; its
+        label stays."""
         key = key.to(self._rows.device)
         labels = rng.integers(rng.fold_in(key, "class"), (size,), self.spec.num_classes)
         fraction = rng.integers(rng.fold_in(key, "example"), (size,), 1 << 31)
@@ -146,7 +188,9 @@ class ImageSource:
         return chosen + self._starts[class_ids].unsqueeze(-1)
 
     def _part(self, keys: Tensor, rows: Tensor) -> Batch:
-        """The images at rows [T, N, R] as one permuted set a task, labelled by the place along N."""
+        """The images at rows [T, N, R] as one permuted set a task, labelled by the
+        place along N.
+        """
         tasks, ways, each = rows.shape
         order = rng.permutation(keys, ways * each)
         labels = order // each if each else order
@@ -154,7 +198,9 @@ class ImageSource:
         return Batch(x.reshape(tasks, ways * each, *self.spec.x_shape), labels)
 
     def _gather(self, rows: Tensor) -> Tensor:
-        """Rows [B] as floats in 0..1: [B, *X]; one pass to gather bytes, one multiplication that also converts."""
+        """Rows [B] as floats in 0..1: [B, *X]; one pass to gather bytes, one multiplication that
+        also converts.
+        """
         count, width = int(rows.shape[0]), int(self._rows.shape[1])
         out = torch.empty((count, width), dtype=self.spec.dtype, device=rows.device)
         block = max(1, _BLOCK_BYTES // width) if rows.device.type == "cpu" else max(1, count)
@@ -167,7 +213,9 @@ class ImageSource:
 
 
 def _plain(key: Key, rows: Tensor) -> bool:
-    """Whether key and pool are ordinary tensors of a CPU outside any trace: then their memory may be read."""
+    """Whether key and pool are ordinary tensors of a CPU outside any trace: then their memory may
+    be read.
+    """
     here = type(key) is type(rows) is Tensor and key.is_cpu and rows.is_cpu
     return here and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
@@ -183,7 +231,9 @@ def image_source(
     data_sha256: str = "",
     counts: Sequence[int] | None = None,
 ) -> ImageSource:
-    """The source of a component's episodes over the pool of one split; arguments as in ImageSource."""
+    """The source of a component's episodes over the pool of one split; arguments as in
+    ImageSource.
+    """
     classes = int(pool.shape[0]) if counts is None else len(counts)
     spec = EpisodeSpec(
         kind="classification",
@@ -203,9 +253,14 @@ def image_source(
 def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
     """Refuse a pool that the spec does not fit; the first three are a programmer's mistakes."""
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(spec.x_shape):
-        raise ValueError(f"pool of {images.dtype} {tuple(images.shape[1:])}, the spec says uint8 {tuple(spec.x_shape)}")
+        raise ValueError(
+            f"pool of {images.dtype} {tuple(images.shape[1:])}, the spec says uint8 "
+            f"{tuple(spec.x_shape)}"
+        )
     if len(sizes) != spec.num_classes or sum(sizes) != images.shape[0]:
-        raise ValueError(f"{len(sizes)} classes with {sum(sizes)} images, the spec says {spec.num_classes}")
+        raise ValueError(
+            f"{len(sizes)} classes with {sum(sizes)} images, the spec says {spec.num_classes}"
+        )
     if not spec.classification or spec.outputs != spec.ways:
         raise ValueError("an image source needs a classification spec with outputs = ways")
     fewest = min(sizes, default=0)
@@ -215,10 +270,11 @@ def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
 
 
 def _choice_of(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
-    """rng.choice where each key [*B] has its own number to choose from, sizes [*B] >= count: [*B, count].
+    """rng.choice where each key [*B] has its own number to choose from, sizes [*B] >= count: [*B,
+    count].
 
-    Floyd's sampling (Bentley & Floyd 1987) throughout: its rounds take a tensor for the size as well as a number.
-    """
+    Floyd's sampling (Bentley & Floyd 1987) throughout: its rounds take a tensor for the size as
+    well as a number."""
     draws = rng.integers(keys, (count,), 1 << 31)
     chosen: list[Tensor] = []
     for place in range(count):

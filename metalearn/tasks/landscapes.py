@@ -1,4 +1,6 @@
-"""Test functions of optimization as objectives (Moré, Garbow & Hillstrom 1981, ACM TOMS 7(1)): sums of squares."""
+"""Test functions of optimization as objectives (Moré, Garbow & Hillstrom 1981, ACM TOMS 7(1)): sums
+of squares.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,23 @@ def rosenbrock(z: Tensor) -> Tensor:
 
 
 def powell(z: Tensor) -> Tensor:
-    """Number 22, singular: z_1 + 10 z_2, sqrt5 (z_3 - z_4), (z_2 - 2 z_3)^2, sqrt10 (z_1 - z_4)^2; least 0 at 0."""
+    """Number 22, singular: z_1 + 10 z_2, sqrt5 (z_3 - z_4), (z_2 - 2 z_3)^2, sqrt10 (z_1 - z_4)^2;
+    least 0 at 0.
+    """
     a, b, c, d = z.reshape(-1, 4).unbind(-1)
-    parts = [a + 10 * b, math.sqrt(5) * (c - d), (b - 2 * c).square(), math.sqrt(10) * (a - d).square()]
+    parts = [
+        a + 10 * b,
+        math.sqrt(5) * (c - d),
+        (b - 2 * c).square(),
+        math.sqrt(10) * (a - d).square(),
+    ]
     return torch.stack(parts, -1).flatten()
 
 
 def trigonometric(z: Tensor) -> Tensor:
-    """Number 26: r_i = d - sum_j cos z_j + i (1 - cos z_i) - sin z_i; least 0, with other minima."""
+    """Number 26: r_i = d - sum_j cos z_j + i (1 - cos z_i) - sin z_i; least 0, with
+    other minima.
+    """
     place = torch.arange(1, z.shape[0] + 1, dtype=z.dtype, device=z.device)
     return z.shape[0] - z.cos().sum() + place * (1 - z.cos()) - z.sin()
 
@@ -43,7 +54,9 @@ def broyden(z: Tensor) -> Tensor:
     return (3 - 2 * z) * z - torch.cat([zero, z[:-1]]) - 2 * torch.cat([z[1:], zero]) + 1
 
 
-FUNCTIONS: dict[str, tuple[Residuals, tuple[float, ...]]] = {  # residuals, and the standard start, repeated
+FUNCTIONS: dict[
+    str, tuple[Residuals, tuple[float, ...]]
+] = {  # residuals, and the standard start, repeated
     "rosenbrock": (rosenbrock, (-1.2, 1.0)),
     "powell": (powell, (3.0, -1.0, 0.0, 1.0)),
     "trigonometric": (trigonometric, ()),  # 1 / d throughout
@@ -58,10 +71,11 @@ def standard_start(function: str, dims: int, dtype: torch.dtype) -> Tensor:
 
 
 class LandscapeSource:
-    """f(theta) = |r(z_0 + A theta)|^2 with A a random rotation and scales; task t comes from (key, start + t).
+    """f(theta) = |r(z_0 + A theta)|^2 with A a random rotation and scales; task t comes from (key,
+    start + t).
 
-    x holds the rows of A and sqrt(d) is part of the residuals: the mean of the squared error is the sum of squares.
-    Support and query set are the same.
+    x holds the rows of A and sqrt(d) is part of the residuals: the mean of the squared error is the
+    sum of squares. Support and query set are the same.
     """
 
     data_sha256 = ""
@@ -76,9 +90,15 @@ class LandscapeSource:
         index = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, index)
         reach = math.log(self._options.scales)
-        scales = rng.uniform(rng.fold_in(keys, "scales"), (size,), -reach, reach, dtype=spec.dtype).exp()
+        scales = rng.uniform(
+            rng.fold_in(keys, "scales"), (size,), -reach, reach, dtype=spec.dtype
+        ).exp()
         drawn = rng.normal(rng.fold_in(keys, "rotation"), (size, size), torch.float64)
-        turn = torch.linalg.qr(drawn).Q.to(spec.dtype) if self._options.rotated else torch.eye(size, dtype=spec.dtype)
+        turn = (
+            torch.linalg.qr(drawn).Q.to(spec.dtype)
+            if self._options.rotated
+            else torch.eye(size, dtype=spec.dtype)
+        )
         x = (turn.to(spec.device) * scales.unsqueeze(-2)).expand(num_tasks, size, size)
         zeros = torch.zeros((num_tasks, size, 1), dtype=spec.dtype, device=spec.device)
         return Episode(Batch(x, zeros), Batch(x, zeros), {"key": keys, "step": zeros[:, 0, 0]})
@@ -90,7 +110,8 @@ class LandscapeSource:
 
 
 class Landscapes(Component):
-    """Test functions that descent finds hard: Rosenbrock's valley and three more, turned and scaled at random.
+    """Test functions that descent finds hard: Rosenbrock's valley and three more, turned and scaled
+    at random.
 
     The start is the standard one of the collection, moved by normal noise of deviation `start`.
     """
@@ -98,10 +119,16 @@ class Landscapes(Component):
     default_model: ClassVar[str] = "own"
 
     source: Literal["landscapes"] = option("landscapes", "the task source")
-    function: Literal["rosenbrock", "powell", "trigonometric", "broyden"] = option("rosenbrock", "the function")
-    dims: int = option(4, "d, parameters; even for rosenbrock, a multiple of 4 for powell", ge=2, le=1000)
+    function: Literal["rosenbrock", "powell", "trigonometric", "broyden"] = option(
+        "rosenbrock", "the function"
+    )
+    dims: int = option(
+        4, "d, parameters; even for rosenbrock, a multiple of 4 for powell", ge=2, le=1000
+    )
     rotated: bool = option(False, "turn the axes of every task at random")
-    scales: float = option(1.0, "stretch each axis by a factor between 1/scales and scales, log-uniform", ge=1, le=1e4)
+    scales: float = option(
+        1.0, "stretch each axis by a factor between 1/scales and scales, log-uniform", ge=1, le=1e4
+    )
     start: float = option(0.1, "deviation of the starting point from the standard one", ge=0)
 
     @model_validator(mode="after")
@@ -112,14 +139,25 @@ class Landscapes(Component):
         return self
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> LandscapeSource:
-        """A source; splits have the same distribution and different tasks, `seed` changes nothing here."""
+        """A source; splits have the same distribution and different tasks, `seed` changes nothing
+        here.
+        """
         del seed
-        start, (residuals, _) = standard_start(self.function, self.dims, dtype).to(device), FUNCTIONS[self.function]
+        start, (residuals, _) = (
+            standard_start(self.function, self.dims, dtype).to(device),
+            FUNCTIONS[self.function],
+        )
         point, factor = Point(self.dims, self.start, dtype), math.sqrt(self.dims)
 
         def apply(params: Params, x: Tensor) -> Tensor:
             return factor * residuals(start + x @ params["point"]).unsqueeze(-1)
 
-        return LandscapeSource(self, own_spec(split, self.dims, Own(point.init, apply), device, dtype))
+        return LandscapeSource(
+            self, own_spec(split, self.dims, Own(point.init, apply), device, dtype)
+        )

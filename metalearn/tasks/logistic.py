@@ -1,4 +1,6 @@
-"""Logistic regression on Gaussian features: a convex objective with labels, minibatches and held-out examples."""
+"""Logistic regression on Gaussian features: a convex objective with labels, minibatches and
+held-out examples.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 
 class LogisticSource:
-    """Labels of a random direction, some of them turned over; every draw of task t comes from (key, start + t)."""
+    """Labels of a random direction, some of them turned over; every draw of task t comes from (key,
+    start + t).
+    """
 
     data_sha256 = ""
 
@@ -24,21 +28,31 @@ class LogisticSource:
         self._options = options
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """x [T, 2K, d], y [T, 2K] int64, query likewise; info: key, step. Classes are balanced only on average."""
+        """x [T, 2K, d], y [T, 2K] int64, query likewise; info: key, step. Classes are balanced only
+        on average.
+        """
         spec, options = self.spec, self._options
         index = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, index)
         held = 2 * options.shots
         count = held + 2 * options.queries
         reach = 0.5 * math.log(options.condition)
-        scales = rng.uniform(rng.fold_in(keys, "scales"), (options.dims,), -reach, reach, dtype=spec.dtype).exp()
+        scales = rng.uniform(
+            rng.fold_in(keys, "scales"), (options.dims,), -reach, reach, dtype=spec.dtype
+        ).exp()
         x = rng.normal(rng.fold_in(keys, "x"), (count, options.dims), spec.dtype)
         direction = rng.normal(rng.fold_in(keys, "direction"), (options.dims,), spec.dtype)
         side = (x @ direction.unsqueeze(-1)).squeeze(-1) > 0  # [T, count]
-        turned = rng.uniform(rng.fold_in(keys, "turned"), (count,), dtype=spec.dtype) < options.noise
+        turned = (
+            rng.uniform(rng.fold_in(keys, "turned"), (count,), dtype=spec.dtype) < options.noise
+        )
         x, y = x * scales.unsqueeze(-2), (side ^ turned).to(torch.int64)
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
-        return Episode(Batch(x[:, :held], y[:, :held]), Batch(x[:, held:], y[:, held:]), {"key": keys, "step": step})
+        return Episode(
+            Batch(x[:, :held], y[:, :held]),
+            Batch(x[:, held:], y[:, held:]),
+            {"key": keys, "step": step},
+        )
 
     def examples(self, key: Key, size: int) -> Batch:
         """The first example of each of `size` fresh tasks: x [B, d], y [B]."""
@@ -47,7 +61,9 @@ class LogisticSource:
 
 
 class Logistic(Component):
-    """Logistic regression on random data; a network of the model section without hidden layers makes it convex."""
+    """Logistic regression on random data; a network of the model section without hidden layers
+    makes it convex.
+    """
 
     default_model: ClassVar[str] = "mlp"
 
@@ -60,14 +76,28 @@ class Logistic(Component):
     noise: float = option(0.05, "share of labels that are turned over", ge=0, lt=0.5)
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> LogisticSource:
-        """A source; splits have the same distribution and different tasks, `seed` changes nothing here."""
+        """A source; splits have the same distribution and different tasks, `seed` changes nothing
+        here.
+        """
         del seed
         if problems := split_problem(split):
             raise ConfigError(*problems)
         spec = EpisodeSpec(
-            kind="classification", ways=2, shots=self.shots, queries=self.queries, x_shape=(self.dims,), outputs=2,
-            num_classes=2, split=split, dtype=dtype, device=device,
-        )  # fmt: skip
+            kind="classification",
+            ways=2,
+            shots=self.shots,
+            queries=self.queries,
+            x_shape=(self.dims,),
+            outputs=2,
+            num_classes=2,
+            split=split,
+            dtype=dtype,
+            device=device,
+        )
         return LogisticSource(self, spec)

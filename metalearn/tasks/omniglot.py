@@ -1,4 +1,6 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 350, 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 350, 2015): 1,623 characters of 50 alphabets,
+20 drawings each.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,20 @@ from metalearn.tasks import images, store
 
 FILE = "omniglot28.npz"
 CLASSES, BACKGROUND, DRAWINGS, SIZE = 1623, 964, 20, 28
-IMAGES_SHA256 = "6dfd492ef340d25783f1b7457d92c74311ca80afdb18d95de9094f9345689912"  # of `images` in C order
-INK_SHA256 = "75a36f7ce605ee617d0c45021613841aec979e079f71594e885aba52a7c003ce"  # of the 105x105 drawings, packed
+IMAGES_SHA256 = (
+    "6dfd492ef340d25783f1b7457d92c74311ca80afdb18d95de9094f9345689912"  # of `images` in C order
+)
+# of the 105x105 drawings, packed
+INK_SHA256 = "75a36f7ce605ee617d0c45021613841aec979e079f71594e885aba52a7c003ce"
 PUBLISHER = "https://raw.githubusercontent.com/brendenlake/omniglot/057f034baf2ecb8530bc5710e5a23584d2a519cc/python/"
-ARCHIVES = {  # name at the publisher: git blob id in that commit, by which what was fetched is known to be whole
+# name at the publisher: git blob id in that commit, by which what was fetched is known to be whole
+ARCHIVES = {
     "images_background.zip": "71fd167eb6fdd312049395fbd247147a4b234231",
     "images_evaluation.zip": "8ccde0ed1565641f1fa8c57cdc6ff634e15fc5c1",
 }
-LAKE_SEED = 0  # of the tenth of the background classes that stands in for Lake's missing validation classes
+LAKE_SEED = (
+    0  # of the tenth of the background classes that stands in for Lake's missing validation classes
+)
 _SIZES = {  # classes of train, valid, test
     "vinyals": (1028, 172, 423),
     "lake": (BACKGROUND - BACKGROUND // 10, BACKGROUND // 10, CLASSES - BACKGROUND),
@@ -46,14 +54,16 @@ Rotations = Literal["none", "per_task", "per_task_train", "classes_train", "clas
 class Omniglot(images.ImageTask):
     """Handwritten characters of 50 alphabets, 28x28, after Lake et al. 2015.
 
-    Splits: `vinyals` 1028 / 172 / 423 classes, the published list of Vinyals et al. 2016; `lake` background /
-    evaluation alphabets, 868 / 96 / 659, validation being a tenth of the background classes drawn with seed 0;
-    `random` 1100 / 100 / 423 characters drawn with `split_seed`, as cbfinn/maml does. Under `random` without a
-    `split_seed` build's seed is used, so give every split of one run the same one; `resolve(seed)` writes it down.
+    Splits: `vinyals` 1028 / 172 / 423 classes, the published list of Vinyals et al. 2016; `lake`
+    background / evaluation alphabets, 868 / 96 / 659, validation being a tenth of the background
+    classes drawn with seed 0; `random` 1100 / 100 / 423 characters drawn with `split_seed`, as
+    cbfinn/maml does. Under `random` without a `split_seed` build's seed is used, so give every
+    split of one run the same one; `resolve(seed)` writes it down.
 
-    Rotations, the conventions that published figures differ in: `per_task` a random multiple of 90 degrees for each
-    class of each task, in training and test (MAML, iMAML); `per_task_train` the same in training only (MAML++);
-    `classes_train` each turn a class of its own in training only (Reptile); `classes` in every split (ProtoNet).
+    Rotations, the conventions that published figures differ in: `per_task` a random multiple of 90
+    degrees for each class of each task, in training and test (MAML, iMAML); `per_task_train` the
+    same in training only (MAML++); `classes_train` each turn a class of its own in training only
+    (Reptile); `classes` in every split (ProtoNet).
 
     Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
     """
@@ -63,10 +73,14 @@ class Omniglot(images.ImageTask):
         "vinyals", "which characters are for training, validation and test: vinyals, lake or random"
     )
     split_seed: int | None = option(
-        None, "seed of the random split, which alone reads it; null takes the run's seed and records it", ge=0
+        None,
+        "seed of the random split, which alone reads it; null takes the run's seed and records it",
+        ge=0,
     )
     rotations: Rotations = option(
-        "none", "quarter turns: none, per_task, per_task_train, classes_train or classes (see published protocols)"
+        "none",
+        "quarter turns: none, per_task, per_task_train, classes_train or classes (see "
+        "published protocols)",
     )
 
     def resolve(self, seed: int) -> Omniglot:
@@ -76,10 +90,16 @@ class Omniglot(images.ImageTask):
         return self.model_copy(update={"split_seed": seed})
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> images.ImageSource:
         """The source of one split; its `facts` hold the scheme and the seed of the split."""
-        turned_classes = self.rotations == "classes" or (self.rotations == "classes_train" and split == "train")
+        turned_classes = self.rotations == "classes" or (
+            self.rotations == "classes_train" and split == "train"
+        )
         self._check(split, turned_classes)
         data = load()
         rows = split_classes(data, self.split_scheme, self.resolve(seed).split_seed or 0)[split]
@@ -90,7 +110,8 @@ class Omniglot(images.ImageTask):
             split=split,
             device=device,
             dtype=dtype,
-            rotate_per_task=self.rotations == "per_task" or (self.rotations == "per_task_train" and split == "train"),
+            rotate_per_task=self.rotations == "per_task"
+            or (self.rotations == "per_task_train" and split == "train"),
             data_sha256=str(data["sha256"]),
         )
         source.facts["split_scheme"] = self.split_scheme
@@ -103,8 +124,12 @@ class Omniglot(images.ImageTask):
         """Everything wrong at once; the sizes are known without the file."""
         problems = images.split_problem(split)
         if not problems:
-            classes = _SIZES[self.split_scheme][images.SPLITS.index(split)] * (4 if turned_classes else 1)
-            problems = images.episode_problems(self.ways, self.shots, self.queries, classes, DRAWINGS, split)
+            classes = _SIZES[self.split_scheme][images.SPLITS.index(split)] * (
+                4 if turned_classes else 1
+            )
+            problems = images.episode_problems(
+                self.ways, self.shots, self.queries, classes, DRAWINGS, split
+            )
         if not prepared_path().exists():
             raise DataError(*problems, *store.missing(FILE, "omniglot").problems)
         if problems:
@@ -136,14 +161,24 @@ def _checked(path: Path, arrays: Any) -> str:
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != dtype:
             form = "missing" if found is None else f"{found.dtype} {found.shape}"
-            raise DataError((str(path), f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again"))
+            raise DataError(
+                (
+                    str(path),
+                    f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again",
+                )
+            )
     return store.sha256_of_arrays(arrays["images"])
 
 
 def split_classes(data: Any, scheme: str, seed: int) -> dict[str, Any]:
-    """Rows of the prepared file for each split, sorted: {"train": [classes], "valid": ..., "test": ...}."""
+    """Rows of the prepared file for each split, sorted: {"train": [classes], "valid": ..., "test":
+    ...}.
+    """
     if scheme == "vinyals":
-        return {name: np.flatnonzero(data["vinyals_split"] == code) for code, name in enumerate(images.SPLITS)}
+        return {
+            name: np.flatnonzero(data["vinyals_split"] == code)
+            for code, name in enumerate(images.SPLITS)
+        }
     if scheme == "lake":
         background = np.flatnonzero(~data["is_evaluation"])
         order = rng.permutation(rng.fold_in(LAKE_SEED, "omniglot lake"), len(background)).numpy()
@@ -170,7 +205,9 @@ class Drawings(NamedTuple):
 
 
 def prepare() -> list[str]:
-    """Make the prepared file from the publisher's archives, fetching those that are not there; lines for the user."""
+    """Make the prepared file from the publisher's archives, fetching those that are not there;
+    lines for the user.
+    """
     target = prepared_path()
     if target.exists():
         return [f"{target} is already there; nothing was fetched", *verify()]
@@ -183,7 +220,10 @@ def prepare() -> list[str]:
     published = all(store.git_blob_id(archive) == ARCHIVES[archive.name] for archive in archives)
     arrays, ink_sha256 = convert(read_archives(*archives))
     if not published and ink_sha256 != INK_SHA256:
-        text = f"{' and '.join(ARCHIVES)} are not the publisher's; move them away and prepare omniglot again"
+        text = (
+            f"{' and '.join(ARCHIVES)} are not the publisher's; move them away and prepare "
+            f"omniglot again"
+        )
         raise DataError((str(target.parent), text))
     try:
         store.write_npz(target, arrays)
@@ -196,26 +236,39 @@ def verify() -> list[str]:
     """Check the prepared file's form, class counts and pixels; lines for the user, or DataError."""
     data = load()
     counts = {name: len(rows) for name, rows in split_classes(data, "vinyals", 0).items()}
-    if tuple(counts.values()) != _SIZES["vinyals"] or int(data["is_evaluation"].sum()) != CLASSES - BACKGROUND:
-        raise DataError((str(prepared_path()), f"classes of the splits are {counts}; prepare omniglot again"))
+    if (
+        tuple(counts.values()) != _SIZES["vinyals"]
+        or int(data["is_evaluation"].sum()) != CLASSES - BACKGROUND
+    ):
+        raise DataError(
+            (str(prepared_path()), f"classes of the splits are {counts}; prepare omniglot again")
+        )
     if data["sha256"] != IMAGES_SHA256:
-        text = f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file away and prepare omniglot"
+        text = (
+            f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file "
+            f"away and prepare omniglot"
+        )
         raise DataError((str(prepared_path()), text))
     return [
-        f"{prepared_path()}: {CLASSES} classes of {DRAWINGS} drawings, pixels as published (sha256 {IMAGES_SHA256})",
+        f"{prepared_path()}: {CLASSES} classes of {DRAWINGS} drawings, pixels as published "
+        f"(sha256 {IMAGES_SHA256})",
         f"file sha256 {store.sha256_of_file(prepared_path())}",
     ]
 
 
 def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
-    """The characters of the two zip archives: background first, then by alphabet and number; raises DataError."""
+    """The characters of the two zip archives: background first, then by alphabet and number; raises
+    DataError.
+    """
     found = []
     for is_evaluation, path in enumerate((background, evaluation)):
         characters: dict[tuple[str, int, int], dict[int, store.Array]] = {}
         for name, content in store.archive_members(path, ".png"):
             parsed = _MEMBER.fullmatch("/".join(name.parts[-3:]))
             if parsed is None:
-                raise DataError((str(path), f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"))
+                raise DataError(
+                    (str(path), f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png")
+                )
             alphabet, character, file_number, drawer = parsed.groups()
             place = (alphabet, int(character), int(file_number))
             characters.setdefault(place, {})[int(drawer)] = _ink(path, str(name), content)
@@ -226,7 +279,9 @@ def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
 
 
 def _ink(path: Path, name: str, content: bytes) -> store.Array:
-    """One drawing as bool [105, 105], True where there is ink: the files have black ink on white."""
+    """One drawing as bool [105, 105], True where there is ink: the files have black
+    ink on white.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             grey = np.asarray(image.convert("L"))
@@ -238,42 +293,58 @@ def _ink(path: Path, name: str, content: bytes) -> store.Array:
 
 
 def shrink(ink: store.Array) -> store.Array:
-    """bool [A, 105, 105] -> uint8 [A, 28, 28], ink bright, by Pillow's Lanczos filter on an 8-bit grey image.
+    """bool [A, 105, 105] -> uint8 [A, 28, 28], ink bright, by Pillow's Lanczos filter on an 8-bit
+    grey image.
 
-    Older code shrinks the one-bit file itself, which Pillow does by nearest neighbour: other pixels.
-    """
+    Older code shrinks the one-bit file itself, which Pillow does by nearest neighbour: other
+    pixels."""
     grey = ink.astype(np.uint8) * 255
-    small = [Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in grey]
+    small = [
+        Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in grey
+    ]
     return np.stack([np.asarray(image, dtype=np.uint8) for image in small])
 
 
 def convert(characters: list[Drawings]) -> tuple[dict[str, store.Array], str]:
-    """The arrays of the prepared file, and the SHA-256 of the drawings packed by rows; raises DataError."""
-    short = [f"{c.alphabet} {c.character} ({len(c.ink)})" for c in characters if len(c.ink) != DRAWINGS]
+    """The arrays of the prepared file, and the SHA-256 of the drawings packed by rows; raises
+    DataError.
+    """
+    short = [
+        f"{c.alphabet} {c.character} ({len(c.ink)})" for c in characters if len(c.ink) != DRAWINGS
+    ]
     if short:
         text = f"{len(short)} characters without their {DRAWINGS} drawings: {', '.join(short[:5])}"
         raise DataError(("archives", text))
     evaluation = sum(c.is_evaluation for c in characters)
     if (len(characters), evaluation) != (CLASSES, CLASSES - BACKGROUND):
-        text = f"{len(characters) - evaluation} background and {evaluation} evaluation characters, must be 964 and 659"
+        text = (
+            f"{len(characters) - evaluation} background and {evaluation} evaluation "
+            f"characters, must be 964 and 659"
+        )
         raise DataError(("archives", text))
     alphabets = list(dict.fromkeys(c.alphabet for c in characters))
     packed = np.stack([np.packbits(c.ink.reshape(DRAWINGS, -1), axis=-1) for c in characters])
     arrays = {
         "images": np.stack([shrink(c.ink) for c in characters]),
         "alphabets": np.array(alphabets),
-        "alphabet_index": np.array([alphabets.index(c.alphabet) for c in characters], dtype=np.int16),
+        "alphabet_index": np.array(
+            [alphabets.index(c.alphabet) for c in characters], dtype=np.int16
+        ),
         "character": np.array([c.character for c in characters], dtype=np.int16),
         "file_number": np.array([c.file_number for c in characters], dtype=np.int16),
         "is_evaluation": np.array([c.is_evaluation for c in characters]),
         "drawer": np.arange(1, DRAWINGS + 1, dtype=np.uint8),
-        "vinyals_split": np.array([vinyals_code(c.alphabet, c.character) for c in characters], dtype=np.int8),
+        "vinyals_split": np.array(
+            [vinyals_code(c.alphabet, c.character) for c in characters], dtype=np.int8
+        ),
     }
     return arrays, store.sha256_of_arrays(packed)
 
 
 def vinyals_code(alphabet: str, character: int) -> int:
-    """0 train, 1 validation, 2 test: whole alphabets, but for Gurmukhi, whose last four characters are test classes."""
+    """0 train, 1 validation, 2 test: whole alphabets, but for Gurmukhi, whose last four characters
+    are test classes.
+    """
     if alphabet in _VINYALS_VALID:
         return 1
     return 2 if alphabet in _VINYALS_TEST or (alphabet == "Gurmukhi" and character > 41) else 0

@@ -1,4 +1,6 @@
-"""Quadratic functions, the first objectives of learned optimizers (Andrychowicz et al. 2016, section 3.1)."""
+"""Quadratic functions, the first objectives of learned optimizers (Andrychowicz et al. 2016,
+section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ CONDITIONED = "conditioned"
 class QuadraticSource:
     """f(theta) = |W theta - y|^2; every draw of task t comes from (key, start + t).
 
-    A task's examples are the rows of sqrt(d) W and sqrt(d) y: the mean over d rows of the squared error is then the
-    sum of squares. Support and query set are the same.
+    A task's examples are the rows of sqrt(d) W and sqrt(d) y: the mean over d rows of the squared
+    error is then the sum of squares. Support and query set are the same.
     """
 
     data_sha256 = ""
@@ -32,14 +34,18 @@ class QuadraticSource:
         self._options = options
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """x [T, d, d], y [T, d, 1]; info: key, step, dims [T] (how many of the d directions the task has)."""
+        """x [T, d, d], y [T, d, 1]; info: key, step, dims [T] (how many of the d directions the
+        task has).
+        """
         spec, size = self.spec, self._options.dims
         index = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, index)
         weights, y = self._drawn(keys)
         low = self._options.dims_min or size
         dims = low + rng.integers(rng.fold_in(keys, "dims"), (), size - low + 1)  # [T]
-        there = (torch.arange(size, device=spec.device) < dims.unsqueeze(-1)).to(spec.dtype)  # [T, d]
+        there = (torch.arange(size, device=spec.device) < dims.unsqueeze(-1)).to(
+            spec.dtype
+        )  # [T, d]
         factor = math.sqrt(size)
         x = factor * weights * there.unsqueeze(-1) * there.unsqueeze(-2)
         batch = Batch(x, factor * (y * there).unsqueeze(-1))
@@ -63,7 +69,9 @@ class QuadraticSource:
         return weights, y
 
     def _conditioned(self, keys: Tensor, weights: Tensor) -> Tensor:
-        """diag(s) Q: Q orthogonal, s from 1 to condition^(-1/2), both ends taken, so that W^T W has `condition`."""
+        """diag(s) Q: Q orthogonal, s from 1 to condition^(-1/2), both ends taken, so that W^T W has
+        `condition`.
+        """
         rotation: Tensor = torch.linalg.qr(weights.double()).Q.to(weights.dtype)
         size = self._options.dims
         inside = rng.uniform(rng.fold_in(keys, "spectrum"), (size,), dtype=weights.dtype)  # [T, d]
@@ -75,19 +83,22 @@ class QuadraticSource:
 
 
 class Quadratics(Component):
-    """Quadratics |W theta - y|^2 in d dimensions, as in the 2016 paper on learned optimizers, or ill-conditioned.
+    """Quadratics |W theta - y|^2 in d dimensions, as in the 2016 paper on learned optimizers, or
+    ill-conditioned.
 
-    `uniform`: W and y uniform on [0, 1), as the authors' code draws them (the paper says normal); `normal`: both
-    standard normal; `conditioned`: a random rotation, curvatures spread over `condition`, y standard normal.
-    The start is normal with deviation `start`, 0.01 in the authors' code.
-    """
+    `uniform`: W and y uniform on [0, 1), as the authors' code draws them (the paper says normal);
+    `normal`: both standard normal; `conditioned`: a random rotation, curvatures spread over
+    `condition`, y standard normal. The start is normal with deviation `start`, 0.01 in the authors'
+    code."""
 
     default_model: ClassVar[str] = "own"
 
     source: Literal["quadratics"] = option("quadratics", "the task source")
     dims: int = option(10, "d, of a function", ge=2, le=1000)
     dims_min: int | None = option(
-        None, "tasks of different sizes: between so many and `dims` directions, the others are zero", ge=1
+        None,
+        "tasks of different sizes: between so many and `dims` directions, the others are zero",
+        ge=1,
     )
     draws: Literal["uniform", "normal", "conditioned"] = option("uniform", "how W and y are drawn")
     condition: float = option(1e4, "largest over smallest curvature of `conditioned`", ge=1)
@@ -100,21 +111,40 @@ class Quadratics(Component):
         return self
 
     def build(
-        self, split: str = "train", seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> QuadraticSource:
-        """A source; splits have the same distribution and different functions, `seed` changes nothing here."""
+        """A source; splits have the same distribution and different functions, `seed` changes
+        nothing here.
+        """
         del seed
-        return QuadraticSource(self, own_spec(split, self.dims, Point(self.dims, self.start, dtype).own, device, dtype))
+        return QuadraticSource(
+            self, own_spec(split, self.dims, Point(self.dims, self.start, dtype).own, device, dtype)
+        )
 
 
 def own_spec(split: str, rows: int, own: Own, device: str, dtype: torch.dtype) -> EpisodeSpec:
-    """The spec of an objective of d parameters with d residuals, all of which are in the support set."""
+    """The spec of an objective of d parameters with d residuals, all of which are in the support
+    set.
+    """
     if problems := split_problem(split):
         raise ConfigError(*problems)
     return EpisodeSpec(
-        kind="regression", ways=1, shots=rows, queries=rows, x_shape=(rows,), outputs=1, num_classes=0, split=split,
-        dtype=dtype, device=device, own=own,
-    )  # fmt: skip
+        kind="regression",
+        ways=1,
+        shots=rows,
+        queries=rows,
+        x_shape=(rows,),
+        outputs=1,
+        num_classes=0,
+        split=split,
+        dtype=dtype,
+        device=device,
+        own=own,
+    )
 
 
 class Point:

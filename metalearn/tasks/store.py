@@ -1,21 +1,19 @@
-"""Where data lie, and how prepared files are read, written, checked and fetched; nothing is unpickled or unpacked.
+"""Where data lie, and how prepared files are read, written, checked and fetched; nothing is
+unpickled or unpacked.
 
-Prepared files are looked for in METALEARN_DATA (else ~/.cache/metalearn). What is derived from them (decoded folders,
-rendered letters) is cached beside them, or in ~/.cache/metalearn where METALEARN_DATA is read-only.
-"""
+Prepared files are looked for in METALEARN_DATA (else ~/.cache/metalearn). What is derived from them
+(decoded folders, rendered letters) is cached beside them, or in ~/.cache/metalearn where
+METALEARN_DATA is read-only."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-import struct
 import tempfile
-import tokenize
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -25,13 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from metalearn.errors import DataError
+from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
-# What zipfile and numpy raise on bytes that are no archive, or a damaged one.
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-)
 _MEMBER_BYTES = 1 << 20  # no drawing is a hundredth of this; a member that claims more is not one
 
 
@@ -52,38 +46,56 @@ def _home_cache() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files may be made there; a folder without any write bit is left alone even by an administrator."""
+    """Whether files may be made there; a folder without any write bit is left alone even by an
+    administrator.
+    """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    return os.access(folder, os.W_OK) and bool(
+        folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    )
 
 
 def missing(file: str, name: str, place: str = "source") -> DataError:
-    """The error for a prepared file that is not there: what, where, and the command that makes it."""
+    """The error for a prepared file that is not there: what, where, and the command that makes
+    it.
+    """
     root = data_root()
-    source = "METALEARN_DATA" if os.environ.get("METALEARN_DATA", "").strip() else "METALEARN_DATA is not set"
+    source = (
+        "METALEARN_DATA"
+        if os.environ.get("METALEARN_DATA", "").strip()
+        else "METALEARN_DATA is not set"
+    )
     return DataError(
         (
             place,
-            f"{file} is missing: expected in {root} ({source}). Run `metalearn data prepare {name}`, "
+            f"{file} is missing: expected in {root} ({source}). Run `metalearn data prepare "
+            f"{name}`, "
             f"or set METALEARN_DATA to the folder that holds {file}",
         )
     )
 
 
 def load_npz(path: Path) -> Mapping[str, Array]:
-    """All arrays of a prepared file, kept in the process until the file changes; raises DataError."""
+    """All arrays of a prepared file, kept in the process until the file changes; raises
+    DataError.
+    """
     try:
         state = path.stat()
         return _load(str(path), state.st_mtime_ns, state.st_size)
     except UNREADABLE as error:
-        raise DataError((str(path), f"cannot be read as a prepared data set: {error}; prepare it again")) from error
+        raise DataError(
+            (str(path), f"cannot be read as a prepared data set: {error}; prepare it again")
+        ) from error
 
 
 @lru_cache(maxsize=4)
 def _load(path: str, modified: int, size: int) -> Mapping[str, Array]:
     del modified, size  # part of the cache's key only
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken file open
+    with (
+        open(path, "rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):  # numpy leaves a broken file open
         arrays = {name: np.asarray(archive[name]) for name in archive.files}
     for array in arrays.values():
         array.flags.writeable = False  # shared by every source of this process
@@ -114,11 +126,18 @@ def _temporary_beside(path: Path) -> tuple[int, Path]:
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error for a prepared file that cannot be written."""
-    return DataError((str(path), f"cannot be written ({error}); set METALEARN_DATA to a folder that can be written to"))
+    return DataError(
+        (
+            str(path),
+            f"cannot be written ({error}); set METALEARN_DATA to a folder that can be written to",
+        )
+    )
 
 
 def sha256_of_arrays(*arrays: Array) -> str:
-    """SHA-256 over the bytes of arrays in C order: the same for the same pixels, however the file was compressed."""
+    """SHA-256 over the bytes of arrays in C order: the same for the same pixels, however the file
+    was compressed.
+    """
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -132,7 +151,9 @@ def sha256_of_file(path: Path) -> str:
 
 
 def git_blob_id(path: Path) -> str:
-    """The name that git gives to a file's content: SHA-1 over "blob <bytes>", a zero byte and the content."""
+    """The name that git gives to a file's content: SHA-1 over "blob <bytes>", a zero byte and the
+    content.
+    """
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -143,27 +164,41 @@ def git_blob_id(path: Path) -> str:
 def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, bytes]]:
     """(name, content) of the files in a zip that end with `suffix`, sorted by name, read in memory.
 
-    Refuses names that are absolute or climb out of the archive, and members beyond 1 MiB. Raises DataError.
-    """
+    Refuses names that are absolute or climb out of the archive, and members beyond 1 MiB. Raises
+    DataError."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 name = PurePosixPath(info.filename)
                 if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
-                    raise DataError((str(path), f"holds the name {info.filename!r}, which leads out of the archive"))
+                    raise DataError(
+                        (
+                            str(path),
+                            f"holds the name {info.filename!r}, which leads out of the archive",
+                        )
+                    )
                 if info.is_dir() or name.suffix != suffix or "__MACOSX" in name.parts:
                     continue
                 if info.file_size > _MEMBER_BYTES:
-                    raise DataError((str(path), f"{info.filename!r} unpacks to {info.file_size} bytes; at most 1 MiB"))
+                    raise DataError(
+                        (
+                            str(path),
+                            f"{info.filename!r} unpacks to {info.file_size} bytes; at most 1 MiB",
+                        )
+                    )
                 yield name, archive.read(info)
     except DataError:
         raise
     except UNREADABLE as error:
-        raise DataError((str(path), f"cannot be read as a zip archive: {error}; fetch it again")) from error
+        raise DataError(
+            (str(path), f"cannot be read as a zip archive: {error}; fetch it again")
+        ) from error
 
 
 def download(url: str, path: Path, blob_id: str) -> None:
-    """Fetch one file over https and keep it only when its git blob id is `blob_id`; raises DataError."""
+    """Fetch one file over https and keep it only when its git blob id is `blob_id`; raises
+    DataError.
+    """
     if not url.startswith("https://"):
         raise DataError((url, "only https is fetched"))
     try:
@@ -176,12 +211,19 @@ def download(url: str, path: Path, blob_id: str) -> None:
                 file.write(block)
         found = git_blob_id(temporary)
         if found != blob_id:
-            raise DataError((path.name, f"what {url} sent has git blob id {found}, not {blob_id}; nothing was kept"))
+            raise DataError(
+                (
+                    path.name,
+                    f"what {url} sent has git blob id {found}, not {blob_id}; nothing was kept",
+                )
+            )
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         remedy = f"fetch it on another machine and put it in {path.parent}"
-        raise DataError((path.name, f"could not be fetched from {url} ({reason}); {remedy}")) from error
+        raise DataError(
+            (path.name, f"could not be fetched from {url} ({reason}); {remedy}")
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

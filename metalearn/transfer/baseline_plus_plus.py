@@ -1,4 +1,6 @@
-"""Baseline++: a cosine last layer in pretraining and on the new task (Chen et al. 2019, arXiv:1904.04232)."""
+"""Baseline++: a cosine last layer in pretraining and on the new task (Chen et al. 2019,
+arXiv:1904.04232).
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,31 @@ from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
 class BaselinePlusPlus(Component):
-    """Pretrain with a cosine last layer, then learn only a new cosine layer on the frozen features of each new task.
+    """Pretrain with a cosine last layer, then learn only a new cosine layer on the frozen features
+    of each new task.
 
     logit_c(x) = temperature * cos(features(x), w_c)   (Chen et al. 2019, section 3.2)
     """
 
-    # Departures from the authors' code: no weight-normalised w_c with a learned length a class, so every class has the
-    # same temperature (theirs is 2 up to 200 classes and 10 above, in pretraining and on new tasks apart); every step
-    # sees the whole support set, not minibatches of 4; their damped momentum is ours with a tenth of the step size
-    # but for the first step.
+    # Departures from the authors' code: no weight-normalised w_c with a learned length a class, so
+    # every class has the same temperature (theirs is 2 up to 200 classes and 10 above, in
+    # pretraining and on new tasks apart); every step sees the whole support set, not minibatches of
+    # 4; their damped momentum is ours with a tenth of the step size but for the first step.
     name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "the method")
     temperature: float = option(10.0, "factor on the cosine, in pretraining and on new tasks", gt=0)
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
-    inner_momentum: float = option(0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1)
-    weight_decay: float = option(1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0)
+    inner_momentum: float = option(
+        0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
+    )
+    weight_decay: float = option(
+        1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses regression."""
+        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses
+        regression.
+        """
         refuse_regression("baseline_plus_plus", spec)
         head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
         rule = descent(self.inner_lr, self.inner_momentum)

@@ -1,4 +1,6 @@
-"""Pretraining and fine-tuning: the pretrained baseline of Finn, Abbeel & Levine 2017, section 5.1, and its kin."""
+"""Pretraining and fine-tuning: the pretrained baseline of Finn, Abbeel & Levine 2017, section 5.1,
+and its kin.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,36 @@ from metalearn.losses import criterion
 from metalearn.transfer.linear_probe import learn_head
 from metalearn.transfer.pretrain import HEAD, descent, pretrained
 from metalearn.tree import partition
-from metalearn.types import Batch, EpisodeSpec, Key, Learned, Learner, Meta, Method, Params, UpdateRule
+from metalearn.types import (
+    Batch,
+    EpisodeSpec,
+    Key,
+    Learned,
+    Learner,
+    Meta,
+    Method,
+    Params,
+    UpdateRule,
+)
 
 
 class FineTune(Component):
-    """Pretrain on examples of all training tasks, then move all layers, or the head, on each new task.
+    """Pretrain on examples of all training tasks, then move all layers, or the head, on each new
+    task.
 
-    theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a head drawn from the
-    task's key (step 0 is a guess, 1/N);  phi_{s+1} = phi_s - inner_lr * m_s, m_s = inner_momentum * m_{s-1} +
-    grad L_support(phi_s). In regression the outputs stay the same and the pretrained head is kept at the start.
-    """
+    theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a
+    head drawn from the task's key (step 0 is a guess, 1/N);  phi_{s+1} = phi_s - inner_lr * m_s,
+    m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). In regression the outputs stay the same
+    and the pretrained head is kept at the start."""
 
     name: Literal["fine_tune"] = option("fine_tune", "the method")
-    adapts: Literal["all", "head"] = option("all", "what a new task moves: all layers or the head alone", acts="adapt")
+    adapts: Literal["all", "head"] = option(
+        "all", "what a new task moves: all layers or the head alone", acts="adapt"
+    )
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
-    inner_momentum: float = option(0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1)
+    inner_momentum: float = option(
+        0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
@@ -49,7 +66,9 @@ class FineTune(Component):
         return pretrained(learner, spec, self.outer.build(meta_steps), learn)
 
 
-def _learn_all_layers(learner: Learner, spec: EpisodeSpec, rule: UpdateRule) -> Callable[..., Learned]:
+def _learn_all_layers(
+    learner: Learner, spec: EpisodeSpec, rule: UpdateRule
+) -> Callable[..., Learned]:
     loss_of = criterion(spec)
 
     def loss(params: Params, batch: Batch, step: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""A new last layer on frozen pretrained features (the Baseline of Chen et al. 2019, arXiv:1904.04232, section 3.1)."""
+"""A new last layer on frozen pretrained features (the Baseline of Chen et al. 2019,
+arXiv:1904.04232, section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ from metalearn.inner.method import learner_of_tasks
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.transfer.pretrain import LINEAR, Head, descent, pretrained
-from metalearn.types import Batch, EpisodeSpec, Key, Learned, Learner, Meta, Method, Params, UpdateRule
+from metalearn.types import (
+    Batch,
+    EpisodeSpec,
+    Key,
+    Learned,
+    Learner,
+    Meta,
+    Method,
+    Params,
+    UpdateRule,
+)
 
 Start = Callable[[Meta, Key, Tensor], Params]  # (meta, the task's key, z [B, D]) -> the new head
 
@@ -32,9 +44,9 @@ def learn_head(
 ) -> Callable[..., Learned]:
     """`Method.learn` that moves a new head and nothing else.
 
-    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the support set, which are
-    computed once a task. `start` gives the head at step 0 (default: fresh, from the task's key).
-    """
+    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the
+    support set, which are computed once a task. `start` gives the head at step 0 (default: fresh,
+    from the task's key)."""
     loss_of = criterion(spec)
     ready = unit if normalise else _as_they_are
 
@@ -42,7 +54,12 @@ def learn_head(
         fit = loss_of(head.say(leaves, batch.x), batch.y)
         if not weight_decay:
             return fit
-        return fit + weight_decay / 2 * torch.stack([leaf.square().sum() for leaf in leaves.values()]).sum()
+        return (
+            fit
+            + weight_decay
+            / 2
+            * torch.stack([leaf.square().sum() for leaf in leaves.values()]).sum()
+        )
 
     def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
         z = ready(learner.features(meta["params"], support.x))
@@ -63,19 +80,27 @@ def _as_they_are(z: Tensor) -> Tensor:
 
 
 class LinearProbe(Component):
-    """Pretrain on all training classes, then learn only a new linear layer on the frozen features of each new task.
+    """Pretrain on all training classes, then learn only a new linear layer on the frozen features
+    of each new task.
 
-    minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x), by gradient descent
-    """
+    minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x),
+    by gradient descent"""
 
-    # Departures from Chen et al. 2019: every step sees the whole support set, not minibatches of 4; their momentum is
-    # damped by 0.9, which but for the first step is ours with a tenth of the step size. From Tian et al. 2020
-    # (arXiv:2003.11539): descent stops at the asked steps, where theirs solves the logistic regression.
+    # Departures from Chen et al. 2019: every step sees the whole support set, not minibatches of 4;
+    # their momentum is damped by 0.9, which but for the first step is ours with a tenth of the step
+    # size. From Tian et al. 2020 (arXiv:2003.11539): descent stops at the asked steps, where theirs
+    # solves the logistic regression.
     name: Literal["linear_probe"] = option("linear_probe", "the method")
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
-    inner_momentum: float = option(0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1)
-    weight_decay: float = option(1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0)
-    normalise: bool = option(False, "give the features length 1 first (Tian et al. 2020)", acts="adapt")
+    inner_momentum: float = option(
+        0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
+    )
+    weight_decay: float = option(
+        1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0
+    )
+    normalise: bool = option(
+        False, "give the features length 1 first (Tian et al. 2020)", acts="adapt"
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:

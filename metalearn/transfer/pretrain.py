@@ -1,4 +1,6 @@
-"""Pretraining on examples of all training classes, which every method of this room but `scratch` begins with."""
+"""Pretraining on examples of all training classes, which every method of this room but `scratch`
+begins with.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ HEAD = "pretrain_head"
 class Head(NamedTuple):
     """A last layer: how it starts and what it says."""
 
-    fresh: Callable[[Key, int, Tensor], Params]  # (key, outputs, like [*, D]) -> leaves under head.weight, ...
+    fresh: Callable[
+        [Key, int, Tensor], Params
+    ]  # (key, outputs, like [*, D]) -> leaves under head.weight, ...
     say: Callable[[Params, Tensor], Tensor]  # (leaves, z [B, D]) -> [B, C]
 
 
@@ -47,14 +51,17 @@ LINEAR = Head(fresh_linear, linear)
 def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Meta:
     """The meta before pretraining.
 
-    Classes: `params`, the body alone, and `pretrain_head` over all classes of the split; the learner's own head, which
-    has one output a way, would be dead weight. Regression: `params`, the whole learner, as the outputs stay the same.
-    """
+    Classes: `params`, the body alone, and `pretrain_head` over all classes of the split; the
+    learner's own head, which has one output a way, would be dead weight. Regression: `params`, the
+    whole learner, as the outputs stay the same."""
     params = learner.init(key)
     if not spec.classification:
         return {"params": params}
     if spec.num_classes < 2:
-        text = f"says {spec.num_classes}: pretraining needs it to count the classes of the training split, at least 2"
+        text = (
+            f"says {spec.num_classes}: pretraining needs it to count the classes of the "
+            f"training split, at least 2"
+        )
         raise ConfigError(("task.num_classes", text))
     old, body = partition(params, is_head)
     like = old["head.weight"]
@@ -62,17 +69,24 @@ def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Met
     return {"params": body, HEAD: {name: value.to(like.device) for name, value in fresh.items()}}
 
 
-def example_gradient(learner: Learner, spec: EpisodeSpec, head: Head) -> Callable[[Meta, Batch], tuple[Grads, Metrics]]:
-    """Gradient and metrics of the mean loss of one batch: x [B, *X], y [B] over all classes of the split | [B, C].
+def example_gradient(
+    learner: Learner, spec: EpisodeSpec, head: Head
+) -> Callable[[Meta, Batch], tuple[Grads, Metrics]]:
+    """Gradient and metrics of the mean loss of one batch: x [B, *X], y [B] over all classes of the
+    split | [B, C].
 
-    The metrics are `query_loss` and `query_accuracy`, named as in meta-training: loss on the examples in hand.
-    Running statistics move by what `stats_gradient` says.
+    The metrics are `query_loss` and `query_accuracy`, named as in meta-training: loss on the
+    examples in hand. Running statistics move by what `stats_gradient` says.
     """
     loss_of = criterion(spec)
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, Metrics]:
         params, (x, y) = meta["params"], batch
-        said = head.say(meta[HEAD], learner.features(params, x)) if spec.classification else learner.apply(params, x)
+        said = (
+            head.say(meta[HEAD], learner.features(params, x))
+            if spec.classification
+            else learner.apply(params, x)
+        )
         return loss_of(said, y), metrics(spec, said, y)
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
@@ -90,10 +104,11 @@ def pretrained(
     head: Head = LINEAR,
     traits: Traits | None = None,
 ) -> Method:
-    """A Method that learns from batches of examples across tasks, and from a support set by `learn`.
+    """A Method that learns from batches of examples across tasks, and from a support set by
+    `learn`.
 
-    `learn` reads nothing of the number of training classes, so the method built for a test split takes the same meta.
-    """
+    `learn` reads nothing of the number of training classes, so the method built for a test split
+    takes the same meta."""
     update = outer_update(outer)
     grad = example_gradient(learner, spec, head)
 
@@ -110,7 +125,9 @@ def pretrained(
     )
 
 
-def traits_of(learner: Learner, *, uses_steps: bool = True, support_at_step_0: bool = False) -> Traits:
+def traits_of(
+    learner: Learner, *, uses_steps: bool = True, support_at_step_0: bool = False
+) -> Traits:
     """Traits of a method that consumes examples."""
     return Traits(
         consumes="examples",
@@ -122,12 +139,17 @@ def traits_of(learner: Learner, *, uses_steps: bool = True, support_at_step_0: b
 
 
 def descent(lr: float, decay: float) -> UpdateRule:
-    """The rule that learns a new task: plain gradient descent where `decay` is 0, else with heavy-ball momentum."""
+    """The rule that learns a new task: plain gradient descent where `decay` is 0, else with
+    heavy-ball momentum.
+    """
     return momentum(lr, decay) if decay else sgd(lr)
 
 
 def refuse_regression(name: str, spec: EpisodeSpec) -> None:
     """ConfigError where a method that compares classes is built for a regression task."""
     if not spec.classification:
-        text = f"{name} compares classes and this task is regression: use fine_tune, linear_probe or scratch"
+        text = (
+            f"{name} compares classes and this task is regression: use fine_tune, "
+            f"linear_probe or scratch"
+        )
         raise ConfigError(("method.name", text))

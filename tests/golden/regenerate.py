@@ -1,4 +1,6 @@
-"""Write the recorded losses again: `python tests/golden/regenerate.py [METHOD ...]`; the diff is reviewed like code."""
+"""Write the recorded losses again: `python tests/golden/regenerate.py [METHOD ...]`; the diff is
+reviewed like code.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from checks import GOLDEN, case, golden_rows
 
-from metalearn.run.tables import METHODS
+from metalearn.config.registry import METHODS
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

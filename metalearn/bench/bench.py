@@ -1,0 +1,257 @@
+"""Workload by workload: build the engines, check their gradients, measure memory and time; rows
+come out.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from metalearn.bench.contenders import Contender, contenders
+from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.l2o import LearnedProblem
+from metalearn.bench.limit import LIMIT, convolution, counted
+from metalearn.bench.measure import (
+    Turns,
+    first_step,
+    fresh_cache,
+    in_turns,
+    peak_bytes,
+    peak_on_cuda,
+    quartiles,
+)
+from metalearn.bench.native import STEPS
+from metalearn.bench.problem import Problem, gap
+from metalearn.bench.workloads import Workload
+from metalearn.machine import cores, set_threads
+from metalearn.types import Params
+
+# largest gradient_error of a float32 engine that is timed; rounding gives 1e-7 to 3e-3 (ReLUs flip)
+BOUND = 1e-2
+BOUND_TF32 = 5e-2  # the same where products keep ten bits
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and for how long."""
+
+    engines: tuple[str, ...]
+    device: str = "cpu"
+    threads: int | None = None  # None: each workload's own
+    executors: tuple[str, ...] = ()
+    tasks: int | None = None  # in the place of each workload's own number
+    turns: Turns = field(default_factory=Turns)
+    cold: bool = False  # every engine of ours compiles anew
+    tf32: bool = False  # on CUDA: matrix products and convolutions with ten bits of mantissa
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An engine that has passed the check."""
+
+    contender: Contender
+    engine: Engine
+    row: Row
+
+
+@dataclass
+class Outcome:
+    """What one workload gave: its rows, what was left out and why, facts about the workload."""
+
+    rows: list[Row]
+    left_out: list[Row]
+    facts: Row
+
+
+def measured(workload: Workload, settings: Settings, say: Say) -> Outcome:
+    """All engines on one workload; an engine whose gradient is off, or that fails, is a row with
+    `error`.
+    """
+    work = workload.with_tasks(settings.tasks) if settings.tasks else workload
+    threads = set_threads(settings.threads or work.threads or cores())
+    set_precision(settings)
+    problem = (LearnedProblem if work.family == "l2o" else Problem)(work, settings.device)
+    say(
+        f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} "
+        f"thread{'s' if threads > 1 else ''}"
+    )
+    outcome = Outcome(
+        [], [], {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads}
+    )
+    expected = None
+    if work.family != "sampling":
+        expected, outcome.facts["flops"] = counted(problem)
+    if not work.regression:
+        assert problem.ready  # drawn now, so that they are on nobody's bill of time or memory
+    ready: list[Ready] = []
+    for contender in contenders(problem, settings.engines, settings.executors):
+        ready += _prepared(problem, contender, expected, settings, outcome, say)
+    _time(problem, ready, settings.turns, outcome, say)
+    forget()
+    return outcome
+
+
+def set_precision(settings: Settings) -> None:
+    """On CUDA, full float32 in torch's products or TF32; JAX is told by its own engine."""
+    if settings.device.startswith("cuda"):
+        precision = "tf32" if settings.tf32 else "ieee"
+        setattr(torch.backends, "fp32_precision", precision)  # noqa: B010  # for mypy
+
+
+def _prepared(
+    problem: Problem,
+    contender: Contender,
+    expected: Params | None,
+    settings: Settings,
+    outcome: Outcome,
+    say: Say,
+) -> list[Ready]:
+    """The contender's engines, built, stepped once, checked; where several forms are one row, the
+    fastest.
+    """
+    found: list[Ready] = []
+    first: Row = _row(problem, contender)
+    try:
+        began = time.perf_counter()
+        with fresh_cache(settings.cold), peak_on_cuda(problem.device, contender.engine, first):
+            forms = contender.build(first)
+            built = (time.perf_counter() - began) / len(forms)
+            ready = [Ready(contender, engine, _row_of_form(first, engine)) for engine in forms]
+            for one in ready:
+                one.row["compile_seconds"] = built + first_step(one.engine)
+        for one in ready:
+            one.row["peak_bytes"] = first["peak_bytes"]
+            agrees = _agrees(problem, one, expected, settings, say)
+            outcome.rows.append(one.row)
+            if agrees:
+                found.append(one)
+    except LeftOut as why:
+        outcome.left_out.append(
+            {"workload": problem.workload.name, "engine": contender.engine, "why": str(why)}
+        )
+        say(f"  skipped: {contender.label}: {why}")
+    except (
+        Exception
+    ) as error:  # one engine that fails, in whatever way, must not cost the others their rows
+        _fail(problem, contender, None, error, outcome, say)
+    return found if contender.every_form or len(found) < 2 else [_fastest(found, outcome, say)]
+
+
+def _row(problem: Problem, contender: Contender) -> Row:
+    row: Row = {"workload": problem.workload.name, "engine": contender.engine}
+    if contender.executor:
+        row["executor"] = contender.executor
+    if contender.chunk:
+        row["chunk"] = contender.chunk
+    row["tasks"] = problem.workload.tasks
+    names = ("median_seconds", "iqr_seconds", "quartiles_seconds", "rounds")
+    return row | dict.fromkeys((*names, "compile_seconds", "peak_bytes", "gradient_error"))
+
+
+def _row_of_form(row: Row, engine: Engine) -> Row:
+    return {**row, "form": engine.form} if engine.form else dict(row)
+
+
+def _agrees(
+    problem: Problem, ready: Ready, expected: Params | None, settings: Settings, say: Say
+) -> bool:
+    """Whether the engine computes the reference's gradient; if not, its row says so and it is not
+    timed.
+    """
+    if expected is None or ready.engine.gradient is None:
+        return True
+    bound = BOUND_TF32 if settings.tf32 else BOUND
+    error = gap(ready.engine.gradient(problem.check), expected)
+    ready.row["gradient_error"] = error
+    if error <= bound:
+        return True
+    ready.row["error"] = (
+        f"its meta-gradient is off by {error:.1e}, relatively; the bound is {bound:.0e}"
+    )
+    say(f"  not timed: {ready.contender.label}: {ready.row['error']}")
+    return False
+
+
+def _fail(
+    problem: Problem,
+    contender: Contender,
+    ready: Ready | None,
+    error: Exception,
+    outcome: Outcome,
+    say: Say,
+) -> None:
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if ready is None:
+        outcome.rows.append(_row(problem, contender) | {"error": text})
+    else:
+        ready.row["error"] = text
+    say(f"  failed: {contender.label}: {text}")
+
+
+def _fastest(forms: list[Ready], outcome: Outcome, say: Say) -> Ready:
+    """The form that needs least for a step, of three each in turns; the rows of the others are
+    dropped.
+    """
+    times = in_turns({ready.engine.form: ready.engine for ready in forms}, Turns(3, 0))
+    order = sorted(forms, key=lambda ready: quartiles(times[ready.engine.form])[1])
+    for slower in order[1:]:
+        ratio = quartiles(times[slower.engine.form])[1] / quartiles(times[order[0].engine.form])[1]
+        faster = order[0].engine.form
+        say(
+            f"  {slower.contender.label}: {faster} is timed; {slower.engine.form} takes "
+            f"{ratio:.2f} times as long"
+        )
+        outcome.rows.remove(slower.row)
+    return order[0]
+
+
+def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome, say: Say) -> None:
+    """Peak memory of each engine, then all in turns, with a plain convolution among them where
+    there are any.
+    """
+    alive: list[Ready] = []
+    for one in ready:
+        try:
+            first_step(one.engine)  # the second: what fails fails here, not in the others' turns
+            if problem.device == "cpu":
+                one.row["peak_bytes"] = peak_bytes(one.engine)
+            alive.append(one)
+        except Exception as error:  # such as out of memory: a row that says so
+            _fail(problem, one.contender, one, error, outcome, say)
+    if not alive:
+        return
+    engines = {str(place): one.engine for place, one in enumerate(alive)}
+    plain = (
+        convolution(problem)
+        if problem.workload.model == "conv4" and outcome.facts.get("flops")
+        else None
+    )
+    if plain is not None:
+        engines[LIMIT] = plain.engine
+    times = in_turns(engines, turns)
+    for place, one in enumerate(alive):
+        low, middle, high = quartiles(times[str(place)])
+        one.row.update(median_seconds=middle, iqr_seconds=high - low, quartiles_seconds=[low, high])
+        one.row["rounds"] = len(times[str(place)])
+        if one.contender.executor:
+            one.row["run_seconds"] = one.row["compile_seconds"] + (STEPS - 1) * middle
+    if plain is not None:
+        outcome.facts["conv_flops_per_second"] = plain.flops / quartiles(times[LIMIT])[1]
+
+
+def forget() -> None:
+    """Let go of what a workload compiled, so that the next one finds the compilers and the memory
+    as it did.
+    """
+    torch.compiler.reset()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()

@@ -1,0 +1,100 @@
+"""Who takes part in a workload: this project once for each executor, and every peer that is
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.bench import (
+    by_higher,
+    by_jax,
+    by_learn2learn,
+    by_torchopt,
+    l2o,
+    l2o_jax,
+    native,
+    sampling,
+)
+from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.problem import Problem
+
+Row = dict[str, Any]
+PEERS = ("learn2learn", "higher", "torchopt", "jax", "torch")
+ENGINES = ("native", *PEERS)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine under one executor: what is built when its turn to be prepared comes."""
+
+    engine: str
+    build: Callable[
+        [Row], list[Engine]
+    ]  # one for each form; notes on its row what is known by then; raises LeftOut
+    executor: str | None = None  # of native
+    chunk: int | None = None
+    every_form: bool = False  # a row for each form; else the fastest one is timed
+
+    @property
+    def label(self) -> str:
+        if self.executor is None:
+            return self.engine
+        return f"{self.engine} ({self.executor}{f':{self.chunk}' if self.chunk else ''})"
+
+
+def contenders(
+    problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()
+) -> list[Contender]:
+    """The engines asked for; `executors` in the place of the ones that are worth a row on this
+    workload.
+    """
+    asked = set(engines)
+    if problem.workload.family == "sampling":
+        found = [
+            Contender("native", lambda row: [sampling.ours(problem)]),
+            Contender("learn2learn", lambda row: sampling.theirs(problem), every_form=True),
+        ]
+    elif isinstance(problem, l2o.LearnedProblem):
+        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        found += [
+            Contender(name, _left_out(name, "unrolls no learned optimizer")) for name in PEERS[:3]
+        ]
+        found += [
+            Contender("jax", lambda row: [l2o_jax.engine(problem)]),
+            Contender("torch", lambda row: [l2o.engine(problem)]),
+        ]
+    else:
+        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        found += [
+            Contender(
+                "torch", _left_out("torch", "plain autograd is timed on learned optimizers alone")
+            ),
+            Contender("learn2learn", lambda row: [by_learn2learn.engine(problem)]),
+            Contender("higher", lambda row: [by_higher.engine(problem)]),
+            Contender("torchopt", lambda row: by_torchopt.engines(problem)),
+            Contender("jax", lambda row: [by_jax.engine(problem)]),
+        ]
+    return [one for one in found if one.engine in asked]
+
+
+def _left_out(name: str, why: str) -> Callable[[Row], list[Engine]]:
+    def build(row: Row) -> list[Engine]:
+        del row
+        raise LeftOut(f"{name}: {why}")
+
+    return build
+
+
+def _native(problem: Problem, text: str) -> Contender:
+    if text == "auto":
+        return Contender("native", lambda row: [_auto(problem, row)], text)
+    way = native.way_of(text, problem.workload.tasks)
+    return Contender("native", lambda row: [native.engine(problem, way)], way.executor, way.chunk)
+
+
+def _auto(problem: Problem, row: Row) -> Engine:
+    engine, row["chose"], row["why"] = native.chosen(problem)
+    return engine

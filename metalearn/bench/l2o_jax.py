@@ -1,0 +1,112 @@
+"""The unrolled training of a learned optimizer in JAX: lax.scan over the steps, vmap over tasks,
+all under jit.
+
+The gradient is that of the mean over tasks, so that theta's is summed inside: what one would write
+in JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.bench import by_jax
+from metalearn.bench.engine import Engine
+from metalearn.bench.l2o import PREPROCESS, SCALE, Given, LearnedProblem
+from metalearn.types import Episode, Params
+
+
+def engine(problem: LearnedProblem) -> Engine:
+    """Meta-gradient and Adam in one jitted function of the state and of problems drawn
+    beforehand.
+    """
+    from metalearn.bench import jax_models as models
+
+    j = by_jax.load(problem.device)
+    params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
+
+    def arrays(given: Given) -> Any:
+        x, y = given.x.flatten(2).numpy(), given.y.numpy()
+        starts = {name: j.np.asarray(value.numpy()) for name, value in given.starts.items()}
+        return (
+            j.np.asarray(x),
+            j.np.asarray(y if given.y.is_floating_point() else y.astype("int32")),
+            starts,
+        )
+
+    ready = [arrays(given) for given in problem.given]
+    task_loss = unrolled(j, problem)
+
+    def mean(theta: Any, given: Any) -> Any:
+        return j.jax.vmap(task_loss, (None, 0, 0, 0))(theta, *given).mean()
+
+    def learn(state: Any, given: Any) -> Any:
+        return by_jax.adam(j, state, j.jax.grad(mean)(state[1], given))
+
+    compiled = j.jax.jit(learn)
+    state, number = by_jax.begin(j, params), 0
+
+    def step() -> None:
+        nonlocal state, number
+        number += 1
+        state = compiled(state, ready[number % len(ready)])
+
+    def gradient(episodes: Episode) -> Params:
+        first = compiled(by_jax.begin(j, params), arrays(problem.plain(episodes)))[2]
+        return {name: models.from_jax(name, value) / 0.1 for name, value in first.items()}
+
+    return Engine(
+        step, gradient, lambda: j.jax.block_until_ready(state) and None, "jit, scan + vmap"
+    )
+
+
+def unrolled(j: Any, problem: LearnedProblem) -> Any:
+    """A function (theta, x, y, start) of one task -> its mean loss after a step."""
+    loss, steps, hidden = _loss(j, problem), problem.workload.inner_steps, 20
+
+    def run(theta: Any, x: Any, y: Any, start: Any) -> Any:
+        def one(carry: Any, _: Any) -> Any:
+            params, memory = carry
+            grads = j.lax.stop_gradient(j.jax.grad(loss)(params, x, y))
+            moved, kept = {}, {}
+            for name in params:
+                update, kept[name] = _lstm(j, theta, grads[name].reshape(-1), memory[name])
+                moved[name] = params[name] + update.reshape(params[name].shape)
+            return (moved, kept), loss(moved, x, y)
+
+        zeros = {name: (j.np.zeros((value.size, hidden)),) * 4 for name, value in start.items()}
+        _, losses = j.lax.scan(one, (start, zeros), None, length=steps)
+        return losses.mean()
+
+    return run
+
+
+def _loss(j: Any, problem: LearnedProblem) -> Any:
+    def quadratic(params: Any, x: Any, y: Any) -> Any:
+        return j.np.square(x @ params["point"] - y[:, 0]).mean()
+
+    def network(params: Any, x: Any, y: Any) -> Any:
+        hidden = j.nn.sigmoid(x @ params["layers.0.weight"].T + params["layers.0.bias"])
+        said = hidden @ params["head.weight"].T + params["head.bias"]
+        return -j.np.take_along_axis(j.nn.log_softmax(said), y[:, None], 1).mean()
+
+    return quadratic if problem.source.spec.own else network
+
+
+def _lstm(j: Any, theta: Any, grad: Any, memory: Any) -> Any:
+    """One step of the rule on one tensor [n]: (update [n], memory)."""
+    size, edge = j.np.abs(grad), j.np.exp(-PREPROCESS)
+    large = size >= edge
+    log = j.np.where(large, j.np.log(j.np.where(large, size, 1.0)) / PREPROCESS, -1.0)
+    sign = j.np.where(large, j.np.sign(grad), j.np.exp(PREPROCESS) * grad)
+    x, kept = j.np.stack([log, sign], -1), []
+    for layer in range(2):
+        h, c = memory[2 * layer], memory[2 * layer + 1]
+        gates = (
+            j.np.concatenate([x, h], -1) @ theta[f"lstm.{layer}.weight"].T
+            + theta[f"lstm.{layer}.bias"]
+        )
+        let_in, keep, let_out, new = j.np.split(gates, 4, -1)
+        c = j.nn.sigmoid(keep) * c + j.nn.sigmoid(let_in) * j.np.tanh(new)
+        x = j.nn.sigmoid(let_out) * j.np.tanh(c)
+        kept += [x, c]
+    update = SCALE * (x @ theta["out.weight"].T + theta["out.bias"])
+    return update[:, 0], tuple(kept)

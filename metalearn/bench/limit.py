@@ -1,0 +1,63 @@
+"""The arithmetic of a meta-step, and how fast this machine multiplies: what no engine can beat by
+much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from metalearn.bench import l2o
+from metalearn.bench.engine import Engine
+from metalearn.bench.plain import reference
+from metalearn.bench.problem import Problem, synchronise
+from metalearn.types import Params
+
+LIMIT = "plain convolution"
+
+
+def counted(problem: Problem) -> tuple[Params, int]:
+    """The reference gradient in float64, and the floating-point operations of its matrix products
+    and convolutions.
+    """
+    with FlopCounterMode(display=False) as counter:
+        expected = _reference(problem)
+    return expected, int(counter.get_total_flops())
+
+
+def _reference(problem: Problem) -> Params:
+    if isinstance(problem, l2o.LearnedProblem):
+        return l2o.reference(problem, problem.check)
+    return reference(problem, problem.check)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A convolution that does nothing else, and its operations a step."""
+
+    engine: Engine
+    flops: int
+
+
+def convolution(problem: Problem) -> Plain:
+    """The second block's convolution over all tasks' support images with shared weights, channels
+    last, no gradient.
+    """
+    work = problem.workload
+    batch, filters, side = work.tasks * work.ways * work.shots, work.filters, work.x_shape[1] // 2
+    layout = torch.channels_last
+    x = torch.rand(batch, filters, side, side, device=problem.device).to(memory_format=layout)
+    weight = torch.rand(filters, filters, 3, 3, device=problem.device).to(memory_format=layout)
+
+    def step() -> None:
+        with torch.no_grad():
+            F.conv2d(x, weight, padding=1)
+
+    step()
+    return Plain(
+        Engine(step, None, lambda: synchronise(problem.device)),
+        2 * batch * side**2 * filters**2 * 9,
+    )

@@ -1,0 +1,225 @@
+"""The rows as a section of a Markdown file, one section a machine; the rest of the file is left as
+it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from metalearn.bench.contenders import PEERS
+from metalearn.bench.table import (
+    Row,
+    auto_over_best,
+    best,
+    detail_of,
+    duration,
+    groups,
+    name_of,
+    share_of_limit,
+    size,
+    speedup,
+    times,
+)
+from metalearn.storage.files import write_atomic
+
+HEAD = """# Benchmarks
+
+Written by `metalearn bench --markdown experiments/benchmarks/RESULTS.md`; the section of a
+machine is replaced by its next run, text outside of the marked sections stays.
+"""
+
+
+def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
+    """Put the run's section into the file: in the place of the one of the same machine, else at the
+    end.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    begin, end = _marks(data)
+    section = f"{begin}\n{render(data, [_relative(plot, path) for plot in plots])}{end}\n"
+    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
+    new = (
+        pattern.sub(lambda _: section, text)
+        if pattern.search(text)
+        else text.rstrip("\n") + "\n\n" + section
+    )
+    write_atomic(path, new.encode())
+
+
+def _relative(plot: Path, path: Path) -> str:
+    """The picture's place as seen from the text."""
+    return Path(os.path.relpath(plot.resolve(), path.resolve().parent)).as_posix()
+
+
+def _marks(data: dict[str, Any]) -> tuple[str, str]:
+    machine = _machine(data["environment"]).replace("--", "-")
+    return f"<!-- bench: {machine} -->", f"<!-- end of bench: {machine} -->"
+
+
+def _machine(env: Row) -> str:
+    cpu = f"{env.get('cpu') or env.get('platform', '')}, {env.get('cores')} cores"
+    if env.get("device", "cpu") == "cpu":
+        return cpu
+    return f"{env['device']}{', TF32' if env.get('tf32') else ''}; {cpu}"
+
+
+def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
+    """The section: machine and versions, ratios, every row, curves over tasks, memory, what was
+    left out.
+    """
+    parts = [f"## {_machine(data['environment'])}", _versions(data["environment"])]
+    parts += [f"![{Path(plot).stem}]({plot})" for plot in plots or []]
+    if data["rows"]:
+        parts += [
+            _ratios(data["rows"], data.get("workloads", {})),
+            "### Every row",
+            _every(data["rows"]),
+        ]
+    if data.get("scaling"):
+        parts += ["### Tasks per batch: milliseconds a task", _scaling(data["scaling"])]
+    if isinstance(
+        data.get("memory"), list
+    ):  # a file of an earlier version has one row without live tensors
+        parts.append(_memory(data["memory"]))
+    if data.get("skipped"):
+        parts += [
+            "### Left out",
+            "\n".join(f"- {_where(row)}: {row['why']}" for row in data["skipped"]),
+        ]
+    parts.append(NOTES)
+    return "\n\n".join(parts) + "\n"
+
+
+NOTES = """A step is: sample a batch of tasks, their mean meta-gradient, one Adam step; medians
+over rounds in which every engine has its turn, IQR = third minus first quartile. *First step* is
+building, compiling (from the compiler's cache where it is warm) and one step. *Gradient error*:
+relative distance to the gradient of a float64 loop of `torch.autograd.grad`, of the parameter
+where it is largest. Images are random bytes: ours samples them anew in every step, peers get
+episodes drawn beforehand; sine waves are sampled by everybody. *Share of limit*: the step's
+arithmetic at the rate of one plain convolution, timed in the same rounds, over the step's time.
+JAX uses its own threads, all cores, in every workload. Peak: resident memory during steps beyond
+what was held before (CUDA: torch's allocator, first step included). Sampling: seconds an episode.
+*Auto's total*: a run of 2,000 steps by what auto chose, its trials and compiling included, over
+the same by the best executor in the table."""
+
+
+def _versions(env: Row) -> str:
+    names = ("torch", "learn2learn", "higher", "torchopt", "jax")
+    versions = [f"{name} {env[name]}" for name in names if env.get(name)]
+    commit = f"commit {env['git'][:10]}" if env.get("git") else ""
+    facts = [env.get("started", "")[:10], commit, f"Python {env.get('python')}"]
+    return (
+        "; ".join([*(fact for fact in facts if fact), *versions]) + f". Command: `{_command(env)}`"
+    )
+
+
+def _command(env: Row) -> str:
+    return " ".join(
+        Path(word).name if word.startswith("/") else word for word in env.get("argv", [])
+    )
+
+
+def _ratios(rows: list[Row], facts: dict[str, Row]) -> str:
+    head = [
+        "workload",
+        "tasks",
+        "ours",
+        *PEERS,
+        "speed over best peer",
+        "share of limit",
+        "auto's total",
+    ]
+    lines = []
+    for (workload, tasks), group in groups(rows).items():
+        ours = best(group, ("native",))
+        share = share_of_limit(ours, facts.get(workload, {}))
+        mine = (
+            "–"
+            if ours is None
+            else f"**{duration(ours['median_seconds'])}** {detail_of(ours)}".strip()
+        )
+        theirs = [_peer(group, engine) for engine in PEERS]
+        ratio = "–" if speedup(group) is None else f"**{times(speedup(group))}**"
+        limit = "–" if share is None else f"{share:.0%}"
+        total = auto_over_best(group)
+        whole = "–" if total is None else f"{total:.2f}"
+        lines.append([f"`{workload}`", str(tasks), mine, *theirs, ratio, limit, whole])
+    return _grid(head, lines, left=1)
+
+
+def _peer(group: list[Row], engine: str) -> str:
+    row = best(group, (engine,))
+    return (
+        "–"
+        if row is None
+        else f"{duration(row['median_seconds'])} ({times(speedup(group, (engine,)))})"
+    )
+
+
+def _every(rows: list[Row]) -> str:
+    head = [
+        "workload",
+        "engine",
+        "tasks",
+        "median",
+        "IQR",
+        "rounds",
+        "first step",
+        "peak",
+        "gradient error",
+    ]
+    return _grid(head, [_cells(row) for row in rows], left=2)
+
+
+def _cells(row: Row) -> list[str]:
+    begin = [f"`{row['workload']}`", name_of(row), str(row["tasks"])]
+    error = "–" if row["gradient_error"] is None else f"{row['gradient_error']:.1e}"
+    if row.get("error"):
+        return [*begin, f"not timed: {row['error']}", "", "", "", "", error]
+    middle = [duration(row["median_seconds"]), duration(row["iqr_seconds"]), str(row["rounds"])]
+    return [*begin, *middle, duration(row["compile_seconds"]), size(row["peak_bytes"]), error]
+
+
+def _scaling(rows: list[Row]) -> str:
+    counts = sorted({row["tasks"] for row in rows})
+    lines: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        text = (
+            "–"
+            if not row.get("median_seconds")
+            else f"{row['median_seconds'] / row['tasks'] * 1e3:.3g}"
+        )
+        lines.setdefault((row["workload"], name_of(row)), {})[row["tasks"]] = text
+    head = ["workload", "engine", *map(str, counts)]
+    grid = [
+        [f"`{name}`", who, *(line.get(count, "–") for count in counts)]
+        for (name, who), line in lines.items()
+    ]
+    return _grid(head, grid, left=2)
+
+
+def _memory(rows: list[Row]) -> str:
+    parts = ["### Memory"]
+    for row in rows:
+        few, many = row["tasks"]
+        peaks = " and ".join(size(peak) for peak in row["peak_bytes"])
+        ratio = "not measured here" if row["ratio"] is None else f"{row['ratio']:.2f} times"
+        live = " and ".join(size(peak) for peak in row["live_bytes"])
+        parts.append(
+            f"`{row['workload']}`, executor chunk, {row['chunk']} tasks at once: {few} and "
+            f"{many} tasks take {peaks} "
+            f"of resident memory: **{ratio}**; of live tensors {live}: {row['live_ratio']:.2f} "
+            f"times."
+        )
+    return "\n\n".join(parts)
+
+
+def _where(row: Row) -> str:
+    return f"{row['engine']}, `{row['workload']}`" if row.get("workload") else str(row["engine"])
+
+
+def _grid(head: list[str], lines: list[list[str]], left: int) -> str:
+    marks = [":---" if place < left else "---:" for place in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, marks, *lines))

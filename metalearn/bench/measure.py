@@ -1,0 +1,176 @@
+"""Time in turns, memory, quartiles: what is measured of engines that have passed the check."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalearn.bench.engine import Engine
+from metalearn.executors import auto, trace
+
+# seconds that one turn lasts at least, so that the clock and the first call's caches do not count
+BLOCK = 0.05
+LEAST = 3  # rounds that are made whatever the budget says
+PROC = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How long to measure: `repeats` rounds; fewer when `seconds` are used up, but three if so many
+    were asked for.
+    """
+
+    repeats: int = 15
+    seconds: float = 60.0
+
+
+def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[float]]:
+    """Seconds a step of each engine, one number a round; within a round each has its turn, the
+    first one changing.
+
+    A turn is as many steps as last BLOCK seconds; a noisy moment of the machine meets all engines
+    alike."""
+    names = list(engines)
+    counts = {name: _steps_a_turn(engine) for name, engine in engines.items()}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    begin = time.perf_counter()
+    with _settled():
+        for number in range(turns.repeats):
+            if number >= LEAST and time.perf_counter() - begin > turns.seconds:
+                break
+            for place in range(len(names)):
+                name = names[(place + number) % len(names)]
+                found[name].append(_turn(engines[name], counts[name]))
+    return found
+
+
+def _turn(engine: Engine, steps: int) -> float:
+    gc.collect()  # no engine pays for another's garbage
+    begin = time.perf_counter()
+    for _ in range(steps):
+        engine.step()
+    engine.wait()
+    return (time.perf_counter() - begin) / steps / engine.per
+
+
+def _steps_a_turn(engine: Engine) -> int:
+    one = _turn(engine, 1) * engine.per
+    return max(1, min(1000, math.ceil(BLOCK / max(one, 1e-6))))
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """What was built stays out of the garbage collector's way."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def fresh_cache(cold: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where `cold`, compiled code is neither found on disk nor left there inside, nor marked as
+    held (run/ready.py).
+    """
+    return _empty_cache() if cold else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    from torch._inductor.utils import fresh_cache as fresh
+
+    home = trace.COMPILER_CACHE
+    with fresh():
+        trace.COMPILER_CACHE = auto.COMPILER_CACHE = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        try:
+            yield
+        finally:
+            trace.COMPILER_CACHE = auto.COMPILER_CACHE = home
+
+
+def first_step(engine: Engine) -> float:
+    """Seconds of the first step: what compiling and warming up cost, and one step."""
+    begin = time.perf_counter()
+    engine.step()
+    engine.wait()
+    return time.perf_counter() - begin
+
+
+def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    low, middle, high = np.quantile(np.asarray(seconds), (0.25, 0.5, 0.75))
+    return float(low), float(middle), float(high)
+
+
+def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
+    """Most memory during `steps` steps on the CPU beyond what was held before them; None where it
+    cannot be told.
+
+    The peak of the resident set, set back beforehand, after memory that was freed has been handed
+    back: compiled code, parameters and episodes drawn before do not count, activations and
+    gradients do. Linux tells it."""
+    gc.collect()
+    _hand_back()
+    before = _reset_peak()
+    if before is None:
+        return None
+    _steps(engine, steps)
+    after = _status("VmHWM")
+    return None if after is None else max(0, after - before)
+
+
+@contextlib.contextmanager
+def peak_on_cuda(device: str, engine: str, row: dict[str, Any]) -> Iterator[None]:
+    """`peak_bytes` of the row: most memory of torch's allocator inside, beyond what was held
+    before.
+
+    Around the first step, not a later one: a captured graph allocates then and never again. JAX
+    allocates elsewhere."""
+    if not device.startswith("cuda") or engine == "jax":
+        yield
+        return
+    gc.collect()
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    yield
+    row["peak_bytes"] = max(0, torch.cuda.max_memory_allocated(device) - held)
+
+
+def _steps(engine: Engine, steps: int) -> None:
+    for _ in range(steps):
+        engine.step()
+    engine.wait()
+
+
+def _hand_back() -> None:
+    """Ask the C library to give freed memory back to the system, where it has such a call."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_peak() -> int | None:
+    """Set the peak of the resident set back to what is resident now, and return that, in bytes."""
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", (PROC / "status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,144 @@
+"""The models once more in plain torch, named as ours, and the reference that all gradients are
+compared with.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metalearn.bench.problem import Problem
+from metalearn.bench.workloads import Workload
+from metalearn.types import Episode, Params
+
+
+class Perceptron(nn.Module):
+    """1-40-40-1 with ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList((nn.Linear(1, 40), nn.Linear(40, 40)))
+        self.head = nn.Linear(40, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+class FourBlocks(nn.Module):
+    """Conv4 of torch's own layers: convolution, batch norm by the batch in hand, ReLU, 2 x 2
+    max-pooling or strides.
+    """
+
+    def __init__(self, work: Workload) -> None:
+        super().__init__()
+        strided, filters = work.downsample == "stride", work.filters
+        widths = (work.x_shape[0], *[filters] * 4)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2 if strided else 1, padding=1)
+            for a, b in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(filters, track_running_stats=False) for _ in range(4)
+        )
+        side = work.x_shape[1]
+        for _ in range(4):
+            side = (side + 1) // 2 if strided else side // 2
+        self.pool = nn.Identity() if strided else nn.MaxPool2d(2)
+        self.flatten = work.flatten
+        self.head = nn.Linear(filters * side * side if work.flatten else filters, work.outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = self.pool(F.relu(norm(conv(x))))
+        return x.flatten(1) if self.flatten else x.mean((-2, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x))
+        return out
+
+
+def module(problem: Problem) -> nn.Module:
+    """The workload's model in plain torch with the problem's starting parameters."""
+    made: nn.Module = (
+        Perceptron() if problem.workload.model == "mlp" else FourBlocks(problem.workload)
+    )
+    made.load_state_dict(problem.start)
+    made.to(problem.device)
+    return made
+
+
+def criterion(work: Workload, said: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error or mean cross-entropy: [B, C], [B] or [B, C] -> []."""
+    loss: Tensor = F.mse_loss(said, y) if work.regression else F.cross_entropy(said, y)
+    return loss
+
+
+def each_task(episodes: Episode) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Support x, support y, query x, query y of one task after the other."""
+    return zip(episodes.support.x, episodes.support.y, episodes.query.x, episodes.query.y)
+
+
+def prototype_logits(
+    model: nn.Module, params: Params, sx: Tensor, sy: Tensor, qx: Tensor, ways: int
+) -> Tensor:
+    """-|f(q) - mean of f(s) of a class|^2: [M, N]; support and query are each a batch of their
+    own.
+    """
+    body = _Body(model)
+    named = {f"model.{name}": value for name, value in params.items()}
+    z, q = functional_call(body, named, (sx,)), functional_call(body, named, (qx,))
+    centres = torch.stack([z[sy == way].mean(0) for way in range(ways)])
+    logits: Tensor = -(q.unsqueeze(1) - centres).square().sum(-1)
+    return logits
+
+
+class _Body(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model.features(x)  # type: ignore[operator]
+        return out
+
+
+def reference(problem: Problem, episodes: Episode) -> Params:
+    """The meta-gradient in float64, one task after the other by torch.autograd.grad on plain
+    layers: mean over T.
+    """
+    work = problem.workload
+    model = module(problem).double()
+    start = {
+        name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()
+    }
+    total = {name: torch.zeros_like(value) for name, value in start.items()}
+    for task in each_task(episodes):
+        sx, sy, qx, qy = (part.double() if part.is_floating_point() else part for part in task)
+        params = dict(start)
+        for _ in range(work.inner_steps):
+            loss = criterion(work, functional_call(model, params, (sx,)), sy)
+            grads = torch.autograd.grad(
+                loss, list(params.values()), create_graph=not work.first_order
+            )
+            params = {
+                name: value - work.inner_lr * grad
+                for (name, value), grad in zip(params.items(), grads)
+            }
+        if work.family == "proto_net":
+            said = prototype_logits(model, params, sx, sy, qx, work.ways)
+        else:
+            said = functional_call(model, params, (qx,))
+        grads = torch.autograd.grad(
+            criterion(work, said, qy), list(start.values()), allow_unused=True
+        )
+        for name, grad in zip(start, grads):
+            total[name] += 0 if grad is None else grad
+    return {name: value / work.tasks for name, value in total.items()}

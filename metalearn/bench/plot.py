@@ -1,0 +1,159 @@
+"""The rows as pictures: seconds a step for each workload and engine, and seconds a task against
+tasks per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from metalearn.bench.contenders import ENGINES
+from metalearn.bench.table import Row, best, duration, groups, speedup, times
+from metalearn.report.figures.curves import MARKERS, PALETTE, svg
+
+COLOURS = dict(zip(ENGINES, PALETTE))
+SHAPES = dict(zip(ENGINES, MARKERS))
+SOFT, GRID = "#57606a", "#ECEEF0"
+_RC: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],
+}
+
+
+def workloads_figure(rows: Sequence[Row]) -> str:
+    """Times as multiples of our median, one line a workload, logarithmic, with bars from quartile
+    to quartile.
+
+    At the left our own median; at the right how many times as long the best peer takes. A workload
+    that was timed without us is measured by its fastest engine.
+    """
+    found = {place: group for place, group in groups(rows).items() if best(group, ENGINES)}
+    with matplotlib.rc_context(_RC):
+        high = 0.42 * len(found) + 1.15
+        figure = Figure((8.2, high))
+        axes = figure.add_axes((0.31, 0.55 / high, 0.58, 1 - 1.15 / high))
+        labels = []
+        for place, ((name, tasks), group) in enumerate(found.items()):
+            unit = best(group, ("native",)) or best(group, ENGINES)
+            assert unit is not None
+            labels.append(f"{name}, {tasks}:  {duration(unit['median_seconds'])}")
+            _points(
+                axes, place, [best(group, (engine,)) for engine in ENGINES], unit["median_seconds"]
+            )
+            ratio = times(speedup(group))
+            axes.text(
+                1.02, place, ratio, transform=axes.get_yaxis_transform(), va="center", weight="bold"
+            )
+        axes.axvline(1, color=SOFT, lw=0.8)
+        axes.set_yticks(range(len(found)), labels)
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.text(
+            1.02,
+            -0.7,
+            "best peer\nover ours",
+            transform=axes.get_yaxis_transform(),
+            color=SOFT,
+            size=8,
+        )
+        axes.set_xlabel(
+            "time of a meta-step (sampling: of an episode) over our median, logarithmic"
+        )
+        _logarithmic(axes, "x", lambda value: f"{value:g}x")
+        axes.grid(axis="both", color=GRID)
+        _legend(figure, rows)
+        return svg(figure, "bench")
+
+
+def _points(axes: Any, place: int, rows: Sequence[Row | None], unit: float) -> None:
+    """The best row of each engine, a little apart from each other."""
+    for number, row in enumerate(rows):
+        if row is None:
+            continue
+        y, engine = place + (number - 2) * 0.13, row["engine"]
+        low, high = row["quartiles_seconds"]
+        axes.plot(
+            [low / unit, high / unit],
+            [y, y],
+            color=COLOURS[engine],
+            lw=2.4,
+            alpha=0.55,
+            solid_capstyle="butt",
+        )
+        axes.plot(
+            row["median_seconds"] / unit,
+            y,
+            SHAPES[engine],
+            color=COLOURS[engine],
+            ms=5.5,
+            mec="white",
+            mew=0.6,
+        )
+
+
+def scaling_figure(rows: Sequence[Row]) -> str:
+    """Seconds a task against tasks per batch, both logarithmic, a panel a workload."""
+    names = list(dict.fromkeys(row["workload"] for row in rows))
+    with matplotlib.rc_context(_RC):
+        figure = Figure((8.2, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names):
+            for engine in ENGINES:
+                _curve(axes, [row for row in rows if row["workload"] == name], engine)
+            axes.set_title(name, loc="left", size=9, weight="bold")
+            _logarithmic(axes, "y")
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.grid(color=GRID)
+        figure.supxlabel("tasks per batch", size=9)
+        panels[0].set_ylabel("seconds a task")
+        _legend(figure, rows, "outside upper left")
+        return svg(figure, "bench-scaling")
+
+
+def _curve(axes: Any, rows: list[Row], engine: str) -> None:
+    counts = sorted({row["tasks"] for row in rows})
+    found = [best([row for row in rows if row["tasks"] == count], (engine,)) for count in counts]
+    timed = [row for row in found if row]
+    if not timed:
+        return
+    tasks = [row["tasks"] for row in timed]
+    axes.plot(
+        tasks,
+        [row["median_seconds"] / row["tasks"] for row in timed],
+        color=COLOURS[engine],
+        marker=SHAPES[engine],
+        ms=4.6,
+        mec="white",
+        mew=0.6,
+        lw=1.6,
+    )
+    low, high = ([row["quartiles_seconds"][end] / row["tasks"] for row in timed] for end in (0, 1))
+    axes.fill_between(tasks, low, high, color=COLOURS[engine], alpha=0.16, lw=0)
+
+
+def _logarithmic(axes: Any, which: str, written: Callable[[float], str] = duration) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=14))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+
+
+def _legend(figure: Figure, rows: Sequence[Row], place: Any = "upper left") -> None:
+    there = [engine for engine in ENGINES if best(rows, (engine,))]
+    names = {name: "ours" if name == "native" else name for name in there}
+    handles = [
+        Line2D([], [], color=COLOURS[name], marker=SHAPES[name], ls="", ms=5.5, label=label)
+        for name, label in names.items()
+    ]
+    figure.legend(handles=handles, loc=place, ncols=len(handles), frameon=False, handletextpad=0.2)

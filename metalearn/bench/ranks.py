@@ -1,0 +1,224 @@
+"""`metalearn bench --ranks N`: a meta-step made by one process and by N, in turns, and what the
+difference is made of.
+
+    one        all T tasks, sampling and update included, in one process
+    alone      a rank's share of the tasks and the update, without the others: what N ranks would
+    take if they were free
+    together   the step as N ranks make it; together - alone is the order, the sum of gradients, and
+    waiting
+
+`speed-up` is one / together by the clock; `of CPU time` the same of the seconds that rank 0
+computed, which other work on the machine hardly changes, and which waiting is no part of. Every
+process has one thread. Rank 0 makes all three by turns, the others wait meanwhile, so that a noisy
+moment of the machine meets all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.config.build import Parts, build, draw_of
+from metalearn.config.experiment import Experiment, load
+from metalearn.distributed.shared_work import led_advance
+from metalearn.distributed.team import Team
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.executors.executor import Advance, make_advance
+from metalearn.executors.sharded import make_split_advance, share_of
+from metalearn.machine import set_threads
+from metalearn.rng import fold_in
+from metalearn.run.warm_start import begin_state
+from metalearn.storage.environment import describe
+from metalearn.storage.files import write_json
+from metalearn.tree import leaves
+from metalearn.types import MetaState
+
+WARM = 3  # steps before the first that is timed: compiling, caches
+TURN = 0.25  # seconds that a turn lasts at least
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One row of the table: an experiment with overrides."""
+
+    experiment: str
+    overrides: tuple[str, ...]
+
+    def plan(self) -> Experiment:
+        words = (*self.overrides, "run.threads=1", "run.seeds=[0]", "run.device=cpu")
+        return load(self.experiment, words).experiments[0]
+
+
+def conv(tasks: int, filters: int = 64) -> Size:
+    """The paper's strided Conv4 on 5-way 1-shot Omniglot; eager, as compiling would take most of
+    the time.
+    """
+    words = (
+        f"run.tasks_per_step={tasks}",
+        f"model.filters={filters}",
+        "run.executor=chunk",
+        "run.chunk=4",
+    )
+    return Size("maml_omniglot_5w1s", words)
+
+
+def perceptron(width: int, tasks: int = 32) -> Size:
+    """A sinusoid with two hidden layers: parameters without much work."""
+    return Size(
+        "maml_sinusoid",
+        (f"model.sizes=[{width},{width}]", f"run.tasks_per_step={tasks}", "run.executor=vmap"),
+    )
+
+
+SIZES = {
+    "conv4": (conv(32),),
+    "tasks": tuple(conv(tasks) for tasks in (8, 16, 64)),
+    "parameters": tuple(perceptron(width) for width in (40, 256, 1024, 2048)),
+}
+
+
+def chosen(names: Sequence[str]) -> list[Size]:
+    """The rows that were asked for, default all; ConfigError for a name that is none."""
+    wrong = [
+        (name, f"no such rows; {did_you_mean(name, SIZES)}") for name in names if name not in SIZES
+    ]
+    if wrong:
+        raise ConfigError(*wrong)
+    return [size for name in (names or SIZES) for size in SIZES[name]]
+
+
+def bench(team: Team, names: Sequence[str], out: Path | None, rounds: int, seconds: float) -> None:
+    """At rank 0: measure, show, write; the file is written anew after every row."""
+    rows: list[Row] = []
+    for size in chosen(names):
+        rows.append(_row(team, size, rounds, seconds))
+        print(table(rows[-1:])[-1], flush=True)
+        if out is not None:
+            write_json(out, {"schema": 1, "environment": describe("cpu"), "rows": rows})
+    print("\n".join(["", *table(rows)]))
+
+
+def _row(team: Team, size: Size, rounds: int, seconds: float) -> Row:
+    experiment = size.plan()
+    set_threads(1)
+    parts = build(experiment, to_train=True)
+    state, _ = begin_state(experiment, parts, None)  # type: ignore[arg-type]  # it starts from nowhere else
+    ways = {"one": _one(experiment, parts), "alone": _alone(team, experiment, parts)}
+    ways["together"] = led_advance(team, experiment, parts)
+    found = _in_turns(
+        {name: _Stepper(advance, state) for name, advance in ways.items()}, rounds, seconds
+    )
+    clock, worked = (
+        {name: [turn[place] for turn in turns] for name, turns in found.items()} for place in (0, 1)
+    )
+    middle, busy = (
+        {name: float(np.median(times)) for name, times in kind.items()} for kind in (clock, worked)
+    )
+    quarters = {
+        name: [float(q) for q in np.quantile(times, (0.25, 0.75))] for name, times in clock.items()
+    }
+    return {
+        "experiment": size.experiment,
+        "overrides": list(size.overrides),
+        "ranks": team.size,
+        "tasks": experiment.run.tasks_per_step,
+        "parameters": sum(leaf.numel() for leaf in leaves(state.meta)),
+        "median_seconds": middle,
+        "quartiles": quarters,
+        "cpu_seconds": busy,
+        "rounds": len(found["one"]),
+        "speedup": float(np.median(np.divide(clock["one"], clock["together"]))),
+        "cpu_ratio": float(np.median(np.divide(worked["one"], worked["together"]))),
+    }
+
+
+def _one(experiment: Experiment, parts: Parts) -> Advance:
+    run, key = experiment.run, fold_in(0, "train")
+    draw = draw_of(experiment, parts)
+    return make_advance(
+        parts.method, draw, key, run.tasks_per_step, parts.device, run.executor, run.chunk
+    )
+
+
+def _alone(team: Team, experiment: Experiment, parts: Parts) -> Advance:
+    run, key = experiment.run, fold_in(0, "train")
+    first, count = share_of(run.tasks_per_step, team.rank, team.size)
+
+    def draw(key: Any) -> Any:
+        return parts.train.sample(key, count, first)
+
+    sizes = run.tasks_per_step, count
+    return make_split_advance(
+        parts.method,
+        draw,
+        key,
+        *sizes,
+        parts.device,
+        run.executor,
+        run.chunk,
+        lambda vector: vector,
+    )
+
+
+class _Stepper:
+    """A way of making steps, with its own state and count."""
+
+    def __init__(self, advance: Advance, state: MetaState) -> None:
+        self._advance, self._state, self._number = advance, state, 0
+        self.turn(WARM)
+        self.steps = max(1, round(TURN / self.turn(2)[0]))
+
+    def turn(self, steps: int) -> tuple[float, float]:
+        """Seconds a step: by the clock, and of this process on a CPU."""
+        begin, worked = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self._state, _ = self._advance(self._state, self._number)
+            self._number += 1
+        return (time.perf_counter() - begin) / steps, (time.process_time() - worked) / steps
+
+
+def _in_turns(
+    ways: dict[str, _Stepper], rounds: int, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    names, begin = list(ways), time.perf_counter()
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() - begin > seconds:
+            break
+        for place in range(len(names)):
+            name = names[(place + number) % len(names)]
+            found[name].append(ways[name].turn(ways[name].steps))
+    return found
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of Markdown."""
+    names = (
+        "tasks",
+        "parameters",
+        "ranks",
+        "one",
+        "alone",
+        "together",
+        "the rest",
+        "speed-up",
+        "of CPU time",
+    )
+    head = f"| experiment | {' | '.join(names)} |"
+    lines = [head, "|---|" + "---:|" * 9]
+    for row in rows:
+        one, alone, together = (
+            1000 * row["median_seconds"][name] for name in ("one", "alone", "together")
+        )
+        lines.append(
+            f"| {row['experiment']} | {row['tasks']} | {row['parameters']:,} | {row['ranks']} "
+            f"| {one:.3g} ms "
+            f"| {alone:.3g} ms | {together:.3g} ms | {together - alone:.2g} ms "
+            f"| {row['speedup']:.2f} | {row['cpu_ratio']:.2f} |"
+        )
+    return lines

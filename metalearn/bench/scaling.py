@@ -1,0 +1,68 @@
+"""Seconds against tasks per batch, and whether memory grows with the chunk or with the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from metalearn.bench import native
+from metalearn.bench.bench import Outcome, Row, Say, Settings, forget, measured
+from metalearn.bench.measure import first_step, peak_bytes, peak_on_cuda
+from metalearn.bench.problem import Problem
+from metalearn.bench.workloads import WORKLOADS
+from metalearn.executors.memory import Live
+from metalearn.executors.timings import Way
+
+TASKS = (1, 4, 16, 64, 256, 512)
+CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: so many tasks at once, of so many
+STEPS = 2  # of many tasks, whose memory is measured
+
+
+def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS) -> Outcome:
+    """The rows of one workload at each number of tasks, ours without auto's trials at each."""
+    found, work = Outcome([], [], {}), WORKLOADS[name]
+    for count in tasks:
+        problem = Problem(work.with_tasks(count), settings.device)
+        ways = settings.executors or tuple(
+            way for way in native.candidates(problem) if way != "auto"
+        )
+        outcome = measured(work, replace(settings, tasks=count, executors=ways), say)
+        found.rows += outcome.rows
+        found.left_out += [row for row in outcome.left_out if row not in found.left_out]
+    return found
+
+
+def memory(settings: Settings, say: Say, name: str, few: int = FEW, many: int = MANY) -> Row:
+    """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included: resident, and
+    of live tensors.
+
+    On a CPU the resident peak depends on the order in which the C library's blocks come and go: it
+    rises over the first dozen of chunks, whether these are one step's or many's. So it is taken
+    over equally many chunks."""
+    peaks, alive = [], []
+    for tasks in (few, many):
+        problem = Problem(WORKLOADS[name].with_tasks(tasks), settings.device)
+        row: Row = {"peak_bytes": None}
+        with peak_on_cuda(problem.device, "native", row):
+            engine = native.engine(problem, Way("chunk", CHUNK))
+            first_step(engine)
+        steps = STEPS * max(many // tasks, 1)
+        peaks.append(peak_bytes(engine, steps) if problem.device == "cpu" else row["peak_bytes"])
+        with Live() as live:
+            engine.step()
+        alive.append(live.peak)
+        forget()
+    ratio, tensors = (pair[1] / pair[0] if pair[0] and pair[1] else None for pair in (peaks, alive))
+    shown = "not measured here" if ratio is None else f"{ratio:.2f} times"
+    text = f"{shown} the peak of {few} tasks ({tensors:.2f} times of live tensors)"
+    say(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {text}")
+    return {
+        "workload": name,
+        "executor": "chunk",
+        "chunk": CHUNK,
+        "tasks": [few, many],
+        "peak_bytes": peaks,
+        "ratio": ratio,
+        "live_bytes": alive,
+        "live_ratio": tensors,
+    }

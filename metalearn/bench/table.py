@@ -1,0 +1,146 @@
+"""Rows for people: what the terminal shows, and the comparison of ours with the best peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from metalearn.bench.contenders import PEERS
+
+Row = dict[str, Any]
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 85 µs, 12.3 ms, 4.6 s."""
+    if seconds is None:
+        return "–"
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
+        if seconds < limit * 0.9995:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def size(count: float | None) -> str:
+    """Bytes for people: 0.3 MiB, 118 MiB, 1.4 GiB."""
+    if count is None:
+        return "–"
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.3g} KiB"
+
+
+def name_of(row: Row) -> str:
+    """native (compiled:4), torchopt (MetaSGD), ..."""
+    detail = detail_of(row)
+    return f"{row['engine']} ({detail})" if detail else str(row["engine"])
+
+
+def detail_of(row: Row) -> str:
+    """compiled:4, auto compiled:4, MetaSGD, or nothing."""
+    if row.get("chose"):
+        return f"auto {row['chose']}"
+    detail = row.get("executor") or row.get("form") or ""
+    return f"{detail}:{row['chunk']}" if row.get("chunk") else detail
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
+    """Rows of one workload and number of tasks together, in the order in which they came."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["workload"], row["tasks"]), []).append(row)
+    return found
+
+
+def best(rows: Iterable[Row], engines: Sequence[str]) -> Row | None:
+    """The fastest timed row of these engines."""
+    timed = [row for row in rows if row["engine"] in engines and row.get("median_seconds")]
+    return min(timed, key=lambda row: float(row["median_seconds"]), default=None)
+
+
+def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None:
+    """How many times as long the best of `engines` takes as our best executor; None
+    without both.
+    """
+    rows = list(rows)
+    ours, theirs = best(rows, ("native",)), best(rows, engines)
+    return (
+        None
+        if ours is None or theirs is None
+        else theirs["median_seconds"] / ours["median_seconds"]
+    )
+
+
+def auto_over_best(rows: Sequence[Row]) -> float | None:
+    """Auto's whole run (trials, compilation, steps) over that of the best way that was timed; None
+    without both.
+    """
+    runs = [
+        (row["executor"] == "auto", row["run_seconds"]) for row in rows if row.get("run_seconds")
+    ]
+    auto = [seconds for is_auto, seconds in runs if is_auto]
+    others = [seconds for is_auto, seconds in runs if not is_auto]
+    return float(auto[0] / min(others)) if auto and others else None
+
+
+def times(ratio: float | None) -> str:
+    """2.5 x, 31 x, or a dash."""
+    return "–" if ratio is None else f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def share_of_limit(row: Row | None, facts: Row) -> float | None:
+    """The arithmetic of the step at the rate of a plain convolution, over the time that the row
+    takes.
+    """
+    rate, flops = facts.get("conv_flops_per_second"), facts.get("flops")
+    if row is None or not rate or not flops or not row.get("median_seconds"):
+        return None
+    return float(flops / rate / row["median_seconds"])
+
+
+def show(rows: Sequence[Row], console: Console | None = None) -> None:
+    """One table of all rows on the terminal; ratios are to the best executor of ours."""
+    table = Table(
+        title="one meta-step: sample, meta-gradient, meta-update (sampling: one episode)",
+        title_justify="left",
+        box=SIMPLE,
+        padding=0,
+    )
+    table.add_column("workload, tasks / engine", overflow="fold")
+    for head, width in (
+        ("median", 7),
+        ("IQR", 7),
+        ("x ours", 6),
+        ("1st step", 8),
+        ("peak", 8),
+        ("error", 5),
+    ):
+        table.add_column(head, justify="right", no_wrap=True, min_width=width)
+    for (workload, tasks), group in groups(rows).items():
+        ours = best(group, ("native",))
+        table.add_row(f"[bold]{workload}[/bold], {tasks}")
+        for place, row in enumerate(group):
+            table.add_row(*_cells(row, ours), end_section=place == len(group) - 1)
+    (console or Console()).print(table)
+
+
+def _cells(row: Row, ours: Row | None) -> list[str]:
+    if row.get("error"):
+        return [f"  {name_of(row)}", "error", *[""] * 4, _error(row)]
+    ratio = None if ours is None else row["median_seconds"] / ours["median_seconds"]
+    return [
+        f"  {name_of(row)}",
+        duration(row["median_seconds"]),
+        duration(row["iqr_seconds"]),
+        times(ratio),
+        duration(row["compile_seconds"]),
+        size(row["peak_bytes"]),
+        _error(row),
+    ]
+
+
+def _error(row: Row) -> str:
+    return "–" if row["gradient_error"] is None else f"{row['gradient_error']:.0e}"

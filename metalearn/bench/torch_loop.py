@@ -1,0 +1,45 @@
+"""What the torch peers share: a module, Adam, and gradients that `backward` leaves on the
+parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from metalearn.bench.engine import Engine
+from metalearn.bench.problem import OUTER_LR, Problem, synchronise
+from metalearn.types import Episode, Params
+
+
+def engine_of(
+    problem: Problem, model: nn.Module, backward: Callable[[Episode], None], form: str = ""
+) -> Engine:
+    """`backward` adds the meta-gradient of a batch to the .grad of the model's parameters; Adam
+    does the rest.
+    """
+    adam = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
+    number = 0
+
+    def learn(episodes: Episode) -> None:
+        adam.zero_grad()
+        backward(episodes)
+        adam.step()
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        learn(problem.draw(number))
+
+    def gradient(episodes: Episode) -> Params:
+        model.load_state_dict(problem.start)
+        learn(episodes)
+        return {name: _gradient(value) for name, value in model.named_parameters()}
+
+    return Engine(step, gradient, lambda: synchronise(problem.device), form)
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()

@@ -1,0 +1,175 @@
+"""What is timed: each workload as numbers, without torch, so that a wrong name is refused at
+once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from metalearn.errors import ConfigError, did_you_mean
+
+Family = Literal["maml", "proto_net", "sampling", "l2o"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One meta-step: sample `tasks` tasks, their meta-gradient, one Adam step on the parameters."""
+
+    name: str
+    tasks: int  # T
+    family: Family = "maml"
+    model: Literal["mlp", "conv4"] = "conv4"
+    ways: int = 5  # N; 1 for regression
+    shots: int = 1  # K
+    queries: int = 1  # Q
+    x_shape: tuple[int, ...] = (1, 28, 28)
+    filters: int = 64
+    downsample: Literal["pool", "stride"] = "pool"
+    flatten: bool = False
+    inner_steps: int = 1  # S
+    inner_lr: float = 0.4
+    first_order: bool = False
+    threads: int | None = None  # None: every core
+
+    @property
+    def regression(self) -> bool:
+        return self.model == "mlp"
+
+    @property
+    def outputs(self) -> int:
+        return self.ways
+
+    def with_tasks(self, tasks: int) -> Workload:
+        return replace(self, tasks=tasks)
+
+    def sentence(self) -> str:
+        """What it is, in one line."""
+        if self.family == "sampling":
+            return (
+                f"{self.ways}-way {self.shots}-shot episodes with {self.queries} queries a "
+                f"class, {self._images()}"
+            )
+        if self.family == "l2o":
+            what = (
+                "10-d quadratics" if self.name == "l2o_quadratics" else "MLP 64-20-10 on 50 digits"
+            )
+            return (
+                f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through "
+                f"{self.inner_steps} inner steps"
+            )
+        model = (
+            "MLP 40-40"
+            if self.regression
+            else f"Conv4-{self.filters}, {self._halving()}, {self._images()}"
+        )
+        shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
+        if self.family == "proto_net":
+            return f"ProtoNet, {model}, {shape}"
+        order = "first order" if self.first_order else "second order"
+        steps = f"{self.inner_steps} inner step{'s' if self.inner_steps > 1 else ''}"
+        return f"MAML, {model}, {shape}, {steps}, {order}"
+
+    def _ways(self) -> str:
+        return (
+            f"{self.ways}-way {self.shots}-shot, {self.queries} "
+            f"quer{'ies' if self.queries > 1 else 'y'} a class"
+        )
+
+    def _halving(self) -> str:
+        return "strided" if self.downsample == "stride" else "pooled"
+
+    def _images(self) -> str:
+        return "x".join(map(str, self.x_shape))
+
+
+def _omniglot(
+    name: str, queries: int, tasks: int, downsample: Literal["pool", "stride"]
+) -> Workload:
+    return Workload(name, tasks, queries=queries, downsample=downsample)
+
+
+# One thread for the sinusoid: its matrices are too small to share, and a second thread only costs.
+_SINUSOID = Workload(
+    "sinusoid_1step",
+    25,
+    model="mlp",
+    ways=1,
+    shots=10,
+    queries=10,
+    x_shape=(1,),
+    inner_lr=0.01,
+    threads=1,
+)
+
+_TABLE = (
+    _SINUSOID,
+    replace(_SINUSOID, name="sinusoid_5steps", inner_steps=5),
+    _omniglot("conv4_pool_5w1s_q1", 1, 32, "pool"),
+    _omniglot("conv4_pool_5w1s_q5", 5, 16, "pool"),
+    _omniglot("conv4_pool_5w1s_q15", 15, 8, "pool"),
+    _omniglot("conv4_stride_5w1s_q1", 1, 32, "stride"),
+    _omniglot("conv4_stride_5w1s_q5", 5, 16, "stride"),
+    _omniglot("conv4_stride_5w1s_q15", 15, 8, "stride"),
+    # at 0.1 float32 is off by 2 %, anybody's
+    Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.02),
+    Workload(
+        "conv4_84_5w5s",
+        4,
+        shots=5,
+        queries=15,
+        x_shape=(3, 84, 84),
+        filters=32,
+        flatten=True,
+        inner_steps=5,
+        inner_lr=0.01,
+    ),
+    Workload("first_order_5w1s", 32, first_order=True),
+    Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
+    Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
+    replace(
+        _SINUSOID,
+        name="l2o_quadratics",
+        tasks=32,
+        family="l2o",
+        shots=10,
+        x_shape=(10,),
+        inner_steps=100,
+    ),
+    # Few tasks: what back-propagation keeps of 100 steps on 1,510 parameters is 0.3 GB a task where
+    # all is kept.
+    replace(
+        _SINUSOID,
+        name="l2o_mlp",
+        tasks=4,
+        family="l2o",
+        ways=10,
+        shots=5,
+        x_shape=(1, 8, 8),
+        inner_steps=100,
+    ),
+)
+
+WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _TABLE}
+SCALING = (
+    "sinusoid_1step",
+    "conv4_stride_5w1s_q1",
+)  # the workloads of the curve over tasks per batch
+IN_CHUNKS = (
+    "conv4_stride_5w1s_q1",
+    "conv4_pool_5w1s_q1",
+)  # those whose memory in chunks is measured
+
+
+def chosen(names: list[str]) -> list[Workload]:
+    """The workloads of these names, each once, all of them for none; ConfigError with every unknown
+    name.
+    """
+    unknown = [
+        (name, f"no such workload; {did_you_mean(name, WORKLOADS)}")
+        for name in names
+        if name not in WORKLOADS
+    ]
+    if unknown:
+        raise ConfigError(*unknown)
+    return [WORKLOADS[name] for name in dict.fromkeys(names or WORKLOADS)]

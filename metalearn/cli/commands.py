@@ -1,0 +1,313 @@
+"""What each command does, once its words are parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.compare.compare import check, line
+from metalearn.compare.compare import compare as compare_plan
+from metalearn.compare.controls import with_controls
+from metalearn.component import Component
+from metalearn.config.build import Parts, build
+from metalearn.config.experiment import Experiment, Plan, load, parse
+from metalearn.config.overrides import apply_overrides
+from metalearn.config.registry import TABLES
+from metalearn.distributed.shared_work import Asked, curve
+from metalearn.distributed.team import ALONE, Team
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.evaluate.ledger import CostLedger
+from metalearn.machine import cores, set_threads
+from metalearn.run.final_test import describe_result
+from metalearn.run.load import LoadedRun, load_run
+from metalearn.run.loop import Job, Say
+from metalearn.run.run import (
+    as_asked,
+    changed,
+    chosen_states,
+    request_hash,
+    run_folders,
+    run_one,
+    status,
+    stored_experiment,
+)
+from metalearn.storage import checkpoint
+from metalearn.storage.files import read_json, write_json
+from metalearn.storage.schema import Request, checked
+from metalearn.types import Meta, NullLedger
+
+
+def train(
+    name: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    dry_run: bool,
+    say: Say,
+    team: Team | None = None,
+) -> None:
+    """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume)
+    and anything else.
+    """
+    plan = _plan(name, overrides, say)
+    if plan.comparison:
+        raise ConfigError(
+            (plan.file, f"holds `methods`, a comparison: run metalearn compare {name}")
+        )
+    experiment = plan.experiments[0]
+    target = out or Path("runs") / plan.name
+    todo = [
+        (experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)
+    ]
+    parts = build(experiment, to_train=True)
+    _refuse_strangers(todo, target)
+    if dry_run:
+        print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
+        return
+    for one, folder in todo:
+        if status(folder, one) == "finished":
+            say(f"{folder}: a finished run of the same config, left alone")
+            continue
+        print(line(run_one(one, folder, say, parts, team=team or ALONE)))
+        print(f"run directory: {folder}")
+
+
+def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> None:
+    problems = []
+    if target.is_dir() and len(todo) > 1:
+        strangers = [
+            entry.name for entry in target.iterdir() if not entry.name.startswith((".", "seed-"))
+        ]
+        if strangers:
+            problems.append(
+                (
+                    str(target),
+                    f"holds something else ({', '.join(sorted(strangers)[:3])}): give another "
+                    f"--out",
+                )
+            )
+    for one, folder in todo:
+        state = status(folder, one)
+        if state == "unfinished":
+            problems.append(
+                (
+                    str(folder),
+                    f"holds an unfinished run: continue it with metalearn resume {folder}",
+                )
+            )
+        elif state == "other":
+            problems.append((str(folder), "holds something else: give another --out, or remove it"))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def compare(
+    name: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    dry_run: bool,
+    say: Say,
+    team: Team | None = None,
+) -> None:
+    """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
+    plan = _plan(name, overrides, say)
+    if not plan.comparison:
+        raise ConfigError((plan.file, f"holds one `method`: run metalearn train {name}"))
+    plan, notes = with_controls(plan)
+    for note in notes:
+        say(f"note: {note}")
+    target = out or Path("runs") / plan.name
+    if dry_run:
+        check(plan, target)
+        print(
+            yaml.safe_dump_all([one.resolved() for one in plan.experiments], sort_keys=False),
+            end="",
+        )
+        return
+    made = compare_plan(plan, target, say, team or ALONE)
+    print(f"comparison: {made['comparison']}\nreport: {made['report']}")
+
+
+def _plan(name: str, overrides: Sequence[str], say: Say) -> Plan:
+    plan = load(name, overrides)
+    for note in plan.notes:
+        say(f"note: {note}")
+    return plan
+
+
+def resume(folder: Path, allow_change: bool, say: Say, team: Team | None = None) -> None:
+    """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
+    experiment = stored_experiment(folder)
+    if (folder / "result.json").exists():
+        say(f"{folder}: this run is finished")
+        return
+    differing = _edited(folder, experiment)
+    if differing is not None and not allow_change:
+        told = "".join(f"\n  {text}" for text in differing)
+        text = f"was changed since the run began: change it back, or say --allow-change{told}"
+        raise ConfigError((str(folder / "config.yaml"), text))
+    print(line(run_one(experiment, folder, say, team=team or ALONE)))
+    print(f"run directory: {folder}")
+
+
+def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
+    """What somebody changed in config.yaml since the run began; None where nobody did. Tuning
+    writes there too.
+    """
+    if request_hash(folder) == as_asked(experiment, folder).hash():
+        return None
+    found = changed(folder, experiment)
+    if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
+        return found
+    own = [f"{place}.{key}" for key in experiment.tune for place in ("method", "method.contains")]
+    return [text for text in found if not text.startswith(("evaluate.headline_step", *own))] or None
+
+
+def evaluate(
+    folder: Path, overrides: Sequence[str], out: Path | None, say: Say, team: Team | None = None
+) -> None:
+    """`metalearn evaluate`: a finished run on the same or other episodes, to
+    evaluations/<n>.json.
+    """
+    loaded = load_run(folder)
+    if not (folder / "result.json").exists():
+        say(
+            f"note: {folder} is not finished: testing its newest checkpoint, step "
+            f"{int(loaded.state.step)}"
+        )
+    data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
+    for note in notes:
+        say(f"note: {note}")
+    experiment = parse(data).experiments[0]
+    settings = experiment.evaluate
+    if settings.headline == "tuned":
+        raise ConfigError(
+            (
+                "evaluate.headline_step",
+                "is tuned while a run is trained: give a number of steps here",
+            )
+        )
+    set_threads(loaded.config.run.threads or cores())
+    parts = build(experiment)
+    metas = _metas(loaded, experiment, parts, say)
+    asked = Asked("test", settings.episodes, settings.seed, experiment.run.seeds[0])
+    found = curve(team or ALONE, experiment, parts, metas, asked, NullLedger())
+    result = describe_result(experiment, experiment.run.seeds[0], parts, found)
+    result |= {
+        "config_hash": experiment.hash(),
+        "evaluates": str(folder),
+        "overrides": list(overrides),
+    }
+    place = out or folder / "evaluations"
+    number = 1 + max(
+        (int(path.stem) for path in place.glob("*.json") if path.stem.isdigit()), default=0
+    )
+    write_json(place / f"{number}.json", result)
+    print(line(result))
+    print(f"evaluation: {place / f'{number}.json'}")
+
+
+def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts, say: Say) -> list[Meta]:
+    """What evaluate.checkpoint asks for; the run's own choice of one is what the run was tested
+    with.
+    """
+    if (
+        loaded.method.step is None
+        or experiment.evaluate.checkpoint == loaded.config.evaluate.checkpoint != "ensemble"
+    ):
+        return [loaded.state.meta]
+    job = Job(
+        experiment, experiment.run.seeds[0], loaded.folder, parts, CostLedger(parts.device), say
+    )
+    found = checkpoint.newest(job.checkpoints, loaded.state, say)
+    states, _ = chosen_states(job, found[1] if found else loaded.state)
+    return [state.meta for state in states]
+
+
+def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
+    """task.ways=20 means the tested tasks here; what would change what was trained is refused."""
+    kind = type(trained.learns)
+    at_train = {name for name in kind.model_fields if kind.acts_of(name) == "train"} | {
+        "name",
+        "start",
+        "tune",
+    }
+    sentence = (
+        "would change what was trained: override evaluate.*, task.* or a method field "
+        "that acts on new tasks"
+    )
+    changed, problems = [], []
+    for text in overrides:
+        key = text.partition("=")[0].split(".")
+        own = (
+            key[1:]
+            if trained.contains is None
+            else key[2:]
+            if key[:2] == ["method", "contains"]
+            else []
+        )
+        on_method = key[0] == "method" and bool(own) and own[0] not in at_train
+        if not (
+            on_method
+            or key[0] in ("evaluate", "task")
+            or key in (["run", "device"], ["run", "threads"])
+        ):
+            problems.append((text, sentence))
+        changed.append(f"evaluate.{text}" if key[0] == "task" else text)
+    if problems:
+        raise ConfigError(*problems)
+    return changed
+
+
+def reproduce(names: Sequence[str], out: Path, say: Say) -> None:
+    """`metalearn reproduce`: run, compare with the paper, record."""
+    from metalearn.compare.reproduce import reproduce, table
+
+    print("\n".join(table(reproduce(names, out, say))))
+    print(f"record: {out / 'reproduced.md'}")
+
+
+def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
+    """`metalearn report`: one page; comparison.json is written anew for comparisons; sweeps have
+    pages of their own.
+    """
+    from metalearn.report.page import write_report
+    from metalearn.report.sweep_page import split_kinds, write_sweep_report
+    from metalearn.results.summary import write_comparison
+
+    demonstration = False
+    for folder in dirs:
+        if not folder.is_dir():
+            raise ConfigError(
+                (str(folder), "is no folder: give run, comparison or sweep directories")
+            )
+    if split_kinds(dirs):
+        print(f"report: {write_sweep_report(dirs, out)}")
+        return
+    for folder in dirs:
+        if (folder / "methods").is_dir():
+            request = folder / "comparison-request.json"
+            asked = checked(Request, read_json(request), request) if request.exists() else {}
+            write_comparison(folder, target=asked.get("target"))
+            demonstration |= bool(asked.get("demonstration"))
+    print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
+
+
+def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Tables of components: name, sentence, and every field with its sentence and default."""
+    if table is not None and table not in TABLES:
+        raise ConfigError((table, f"no such table; {did_you_mean(table, TABLES)}"))
+    names = [table] if table else list(TABLES)
+    return {name: [_row(key, kind) for key, kind in TABLES[name].items()] for name in names}
+
+
+def _row(name: str, kind: type[Component]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    defaults = {key: schema["properties"][key].get("default") for key in kind.model_fields}
+    fields = {
+        key: {"sentence": info.description, "default": defaults[key], "acts": kind.acts_of(key)}
+        for key, info in kind.model_fields.items()
+    }
+    return {"name": name, "sentence": kind.sentence(), "fields": fields}

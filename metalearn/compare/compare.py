@@ -1,0 +1,120 @@
+"""Several methods on the same frozen episodes: each method and seed an ordinary run directory, then
+one report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn.compare.scheduler import alone, share
+from metalearn.config.build import build
+from metalearn.config.experiment import Experiment, Plan
+from metalearn.distributed.team import ALONE, Team
+from metalearn.errors import ConfigError, Diverged
+from metalearn.report.page import write_report
+from metalearn.results.summary import write_comparison
+from metalearn.run.loop import Say
+from metalearn.run.run import run_one, status
+from metalearn.storage.files import write_json
+from metalearn.tracking.tracker import group_of, grouped, tell_page
+
+OTHER = "holds a run of another config: give another --out, or remove it"
+
+
+def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
+    """(experiment of one seed, run directory) of every method and seed, in the file's order."""
+    return [
+        (experiment.with_seed(seed), out / "methods" / experiment.label / f"seed-{seed}")
+        for experiment in plan.experiments
+        for seed in experiment.run.seeds
+    ]
+
+
+def check(plan: Plan, out: Path) -> None:
+    """Refuse, before anything is written: parts that cannot be built, and a folder that holds
+    something else.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for experiment in plan.experiments:
+        try:
+            build(experiment, to_train=True)
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(experiment.label)
+    problems: list[tuple[str, str]] = [
+        (
+            f"methods.{labels[0]}: {place}",
+            text + (f" (and {len(labels) - 1} more methods)" if labels[1:] else ""),
+        )
+        for (place, text), labels in found.items()
+    ]
+    if out.exists() and not out.is_dir():
+        problems.append((str(out), "is a file: give another --out"))
+    elif out.exists() and any(out.iterdir()) and not (out / "methods").is_dir():
+        problems.append((str(out), "holds something that is no comparison: give another --out"))
+    for experiment, folder in folders(plan, out):
+        if status(folder, experiment) == "other":
+            problems.append((str(folder), OTHER))
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+
+
+def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, Any]:
+    """Run what is not finished, then write comparison.json and report.html; returns the paths.
+
+    The same comparison in the same folder, called again while it is at work, shares the rows that
+    are left."""
+    check(plan, out)
+    # The marker of a comparison: its folder is recognised from here on.
+    (out / "methods").mkdir(parents=True, exist_ok=True)
+    target = plan.experiments[0].evaluate.target
+    wanted = target.model_dump() if target else None
+    request = {
+        "experiment": plan.name,
+        "target": wanted,
+        "labels": [e.label for e in plan.experiments],
+        "demonstration": plan.demonstration,
+    }
+    write_json(out / "comparison-request.json", request)
+    ran, diverged = False, list[str]()
+
+    def run(experiment: Experiment, folder: Path) -> None:
+        nonlocal ran
+        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
+        found = status(folder, experiment)
+        if found == "finished":
+            say(f"{name}: finished already, left alone")
+            return
+        if found == "other":  # another comparison has begun in this folder since it was looked at
+            raise ConfigError((str(folder), OTHER))
+        try:
+            say(
+                line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say, team=team))
+            )
+        except Diverged as error:  # the other rows are run and reported all the same
+            say(f"error: {name}: {error}")
+            diverged.append(name)
+        ran = True
+
+    share(folders(plan, out), run, say)
+    with alone(out):  # another process that shared the rows may be writing the same
+        comparison = write_comparison(out, target=wanted)
+        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+        if ran:
+            tell_page(plan.experiments[0], plan.name, out, report, say)
+    if diverged:
+        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
+    return {"comparison": comparison, "report": report}
+
+
+def line(result: dict[str, Any]) -> str:
+    """One result in a sentence."""
+    head = result["headline"]
+    value = "not finite" if head["value"] is None else f"{head['value']:.4f}"
+    interval = "" if head["ci95"] is None else f" +- {head['ci95']:.4f}"
+    return (
+        f"{result['label']} seed {result['seed']}: {head['metric']} {value}{interval} after "
+        f"{head['step']} steps, "
+        f"{result['episodes']['count']} tasks, normalisation {result['normalisation']}"
+    )

@@ -1,0 +1,104 @@
+"""The rows of a comparison, shared by all processes that work on the same folder: who is free takes
+the next one.
+
+Nothing but the run directories and their locks is between them, so one may join, be killed, and
+come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from metalearn.config.experiment import Experiment
+from metalearn.errors import Stopped
+from metalearn.run.loop import Say, signals
+from metalearn.run.tune import tunes
+from metalearn.run.warm_start import places_of
+from metalearn.storage.lock import Busy, held
+
+PAUSE = 1.0  # seconds between two looks at what others have in hand
+Row = tuple[Experiment, Path]  # one method and seed, and its run directory
+
+
+def share(
+    rows: Sequence[Row], run: Callable[[Experiment, Path], None], say: Say, pause: float = PAUSE
+) -> None:
+    """`run` every row in order, once what it needs is made; a row that another process has in hand
+    is seen again later.
+
+    Returns when all rows were run here or there. Rows that wait for each other in a circle are run
+    all the same: they are refused there, for want of what they begin from.
+    """
+    waiting = {folder: experiment for experiment, folder in rows}
+    told: set[Path] = set()
+    with signals(_stopped):  # while a row is run it has its own
+        while waiting:
+            ready = [
+                one
+                for one in waiting
+                if not any(other in waiting for other in needs(waiting[one], one, rows))
+            ]
+            for folder in ready or [next(iter(waiting))]:
+                if _made(waiting[folder], folder, run, None if folder in told else say):
+                    del waiting[folder]
+                    break  # what has become ready may stand before what was
+                told.add(folder)
+            else:
+                time.sleep(pause)
+
+
+def _made(
+    experiment: Experiment, folder: Path, run: Callable[[Experiment, Path], None], say: Say | None
+) -> bool:
+    """Whether a row is made now; False, and said, while another process is at work on it."""
+    try:
+        run(experiment, folder)
+    except Busy as busy:
+        if folder not in {Path(place) for place, _ in busy.problems}:
+            raise
+        if say:
+            say(
+                f"{experiment.label} seed {experiment.run.seeds[0]}: in the hands of another "
+                f"process"
+            )
+        return False
+    return True
+
+
+def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """The run directories that are to be made before this one begins: its start, and the seeds that
+    may tune for it.
+    """
+    found: list[Path] = []
+    if experiment.start:
+        places = {
+            place.resolve()
+            for place in places_of(experiment.start, folder, experiment.run.seeds[0])
+        }
+        found += [other for _, other in rows if other.resolve() in places]
+    if experiment.budget.once and tunes(experiment):
+        own = [other for _, other in rows if other.parent == folder.parent]
+        earlier = own[: own.index(folder)]
+        found += [] if any((other / "result.json").exists() for other in earlier) else earlier
+    return [other for other in found if other != folder]
+
+
+@contextmanager
+def alone(folder: Path, pause: float = PAUSE) -> Iterator[None]:
+    """Hold a folder, once nobody else does."""
+    while True:
+        try:
+            with held(folder):
+                yield
+            return
+        except Busy as busy:
+            if folder not in {Path(place) for place, _ in busy.problems}:
+                raise
+        with signals(_stopped):
+            time.sleep(pause)
+
+
+def _stopped() -> None:
+    raise Stopped("stopped by a signal between two rows; go on with the same command")

@@ -1,0 +1,1 @@
+"""Experiment files: sections, overrides, validation, registry, and what is built of them."""

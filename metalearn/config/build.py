@@ -1,0 +1,181 @@
+"""From an experiment to sources, learners and methods, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalearn.config.experiment import Experiment, once
+from metalearn.config.misfits import misfits
+from metalearn.errors import ConfigError
+from metalearn.interop import through
+from metalearn.machine import device_of
+from metalearn.nas import Architecture
+from metalearn.rng import fold_in
+from metalearn.types import Key, Learner, Method, TaskSource
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run needs, built once."""
+
+    device: str
+    train: TaskSource
+    train_tasks: (
+        TaskSource  # training classes in the shape of the test tasks, for train-task curves
+    )
+    valid: TaskSource
+    test: TaskSource
+    learner: Learner
+    method: Method  # built for the training tasks
+    test_method: Method  # built for the test tasks; takes the same meta
+
+
+def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
+    """Build all parts; ConfigError with every problem of tasks, model and method (and how to train)
+    together.
+    """
+    problems: list[tuple[str, str]] = []
+    run, dtype = experiment.run, DTYPES[experiment.run.dtype]
+    device = device_of(run.device)
+    if to_train:  # a finished run is opened wherever it is looked at
+        problems.extend(misfits(run, device))
+
+    def source(component: Any, split: str, place: str) -> Any:
+        try:
+            return component.build(split=split, seed=0, device=device, dtype=dtype)
+        except ConfigError as error:
+            problems.extend(error.under(place).problems)
+            return None
+
+    train = source(experiment.task, "train", "task")
+    shaped = {
+        split: source(experiment.test_task, split, "evaluate.task")
+        for split in dict.fromkeys(("train", "valid", experiment.evaluate.split))
+    }
+    if train is None or any(made is None for made in shaped.values()):
+        raise ConfigError(*once(problems))
+    test = shaped[experiment.evaluate.split]
+    learner, method = _method(experiment, train.spec, experiment.run.meta_steps, problems)
+    if method is not None and method.traits.fixed_ways and train.spec.outputs != test.spec.outputs:
+        problems.append(
+            (
+                "evaluate.task.ways",
+                f"is {test.spec.ways}, but {experiment.learns.name} learns its head for the "
+                f"{train.spec.ways} "
+                "ways of training: use the same ways, or a method without a fixed head such as "
+                "proto_net or fine_tune",
+            )
+        )
+        raise ConfigError(*problems)
+    target = experiment.evaluate.target
+    if target is not None and target.metric == "accuracy" and not test.spec.classification:
+        text = "is accuracy, which regression tasks do not have: say metric: loss"
+        problems.append(("evaluate.target.metric", text))
+    if test.spec.queries == 0:
+        problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
+    test_learner, test_method = (
+        (None, None) if method is None else _method(experiment, test.spec, None, problems)
+    )
+    if (
+        learner
+        and test_learner
+        and method
+        and method.step
+        and _shapes(learner) != _shapes(test_learner)
+    ):
+        own, other = train.spec.x_shape, test.spec.x_shape
+        problems.append(
+            (
+                "evaluate.task",
+                f"has inputs of shape {other}, which a model trained on {own} does not take",
+            )
+        )
+    if method is None or test_method is None or learner is None or problems:
+        raise ConfigError(*once(problems))
+    return Parts(
+        device, train, shaped["train"], shaped["valid"], test, learner, method, test_method
+    )
+
+
+def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters but for the number of outputs: what the shape of the inputs
+    decides.
+    """
+    first = {name: tuple(value.shape) for name, value in learner.init(fold_in(0, "shapes")).items()}
+    return {name: shape[1:] if name.startswith("head.") else shape for name, shape in first.items()}
+
+
+def _method(
+    experiment: Experiment, spec: Any, meta_steps: int | None, problems: list[tuple[str, str]]
+) -> tuple[Learner | None, Method | None]:
+    try:
+        learner = experiment.model.build(spec)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None, None
+    try:
+        if (
+            experiment.contains is not None and experiment.found is None
+        ):  # its search is still to come
+            if experiment.run.engine != "native":
+                text = (
+                    f"{experiment.run.engine} has no counterpart of "
+                    f"{experiment.method.name}: use run.engine=native"
+                )
+                raise ConfigError(("run.engine", text))
+            return learner, experiment.method.build(
+                learner, spec, meta_steps=meta_steps, contained=experiment.contains
+            )
+        if experiment.found is not None:
+            learner = found_learner(experiment, learner, spec)
+        method = experiment.learns.build(learner, spec, meta_steps=meta_steps)
+        return learner, through(experiment.run.engine, experiment.learns, learner, method)
+    except ConfigError as error:
+        problems.extend((_placed(place, experiment), text) for place, text in error.problems)
+        return learner, None
+
+
+def _placed(place: str, experiment: Experiment) -> str:
+    """Where a problem with building a method lies in the file."""
+    if place.startswith(("task", "model", "run", "evaluate")):
+        return place
+    inside = place.removeprefix("method.")
+    held = experiment.contains is not None and not inside.startswith(("contains", "found"))
+    return f"method.contains.{inside}" if held else f"method.{inside}"
+
+
+def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learner:
+    """The network that a shared search found, normalised as the model section says."""
+    policy: Any = learner.normalisation
+    model = Architecture(space=experiment.method.space, genotype=experiment.found, norm=policy)
+    try:
+        return model.build(spec)
+    except ConfigError as error:
+        raise ConfigError(*(("found", text) for _, text in error.problems)) from error
+
+
+def method_for(experiment: Experiment, spec: Any) -> Method:
+    """The experiment's method for tasks of `spec`."""
+    problems: list[tuple[str, str]] = []
+    _, method = _method(experiment, spec, None, problems)
+    if method is None:
+        raise ConfigError(*problems)
+    return method
+
+
+def draw_of(experiment: Experiment, parts: Parts) -> Callable[[Key], Any]:
+    """What one step consumes, as a function of its key."""
+    run, source = experiment.run, parts.train
+
+    def draw(key: Key) -> Any:
+        if parts.method.traits.consumes == "examples":
+            return source.examples(key, run.examples_per_step)
+        return source.sample(key, run.tasks_per_step)
+
+    return draw

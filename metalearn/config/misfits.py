@@ -1,0 +1,38 @@
+"""Options of a run that its device or its other options rule out."""
+
+from __future__ import annotations
+
+from metalearn.config.sections import Run
+from metalearn.executors.executor import COMPILED, why_not
+
+
+def misfits(run: Run, device: str) -> list[tuple[str, str]]:
+    """What `run` asks of a device that it cannot do: (place, sentence)."""
+    found = []
+    if (why := why_not(run.executor, device, run.chunk)) is not None:
+        found.append(("run.executor", why))
+    if run.checkpoint_inner and run.executor in (*COMPILED, "traced"):
+        text = f"what is computed twice is merged, so that it saves nothing under {run.executor}"
+        found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))
+    if run.precision == "tf32" and not device.startswith("cuda"):
+        found.append(
+            (
+                "run.precision",
+                f"tf32 is a format of CUDA devices, and the device is {device}: use float32",
+            )
+        )
+    if run.precision != "float32" and run.dtype != "float32":
+        found.append(
+            (
+                "run.precision",
+                f"{run.precision} goes with run.dtype float32, not {run.dtype}: leave one out",
+            )
+        )
+    if run.engine != "native" and (run.precision != "float32" or run.checkpoint_inner):
+        found.append(
+            (
+                "run.engine",
+                f"{run.engine} knows no run.precision and no run.checkpoint_inner: leave them out",
+            )
+        )
+    return found

@@ -1,0 +1,130 @@
+"""Dotted overrides of an experiment file: method.inner_lr=0.4, methods.maml.inner_lr=0.4."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.storage.yaml import parse_yaml
+
+DEFAULT_METHOD = "maml"
+
+
+def split(text: str) -> tuple[list[str], Any]:
+    """`a.b=value` -> (["a", "b"], value); the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError((text, "an override looks like method.inner_lr=0.4"))
+    try:
+        return key.split("."), parse_yaml(value)
+    except ValueError as error:
+        raise ConfigError((text, f"the value cannot be read as YAML: {error}")) from error
+
+
+def apply_overrides(
+    data: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A changed copy and what to say; a new `name` (a task's `source`) drops the section's other
+    keys of the file.
+    """
+    data, notes = copy.deepcopy(data), []
+    problems: list[tuple[str, str]] = []
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append((text, *split(text)))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    parsed.sort(key=_order)
+    for text, path, value in parsed:
+        try:
+            note = _set(data, path, value)
+        except ConfigError as error:
+            problems.extend((text, sentence) for _, sentence in error.problems)
+            continue
+        if note:
+            notes.append(note)
+    if problems:
+        raise ConfigError(*problems)
+    return data, notes
+
+
+def _order(entry: tuple[str, list[str], Any]) -> tuple[bool, int]:
+    """New tags first, the outer before the inner, so that they drop no override."""
+    _, path, _ = entry
+    return (not _is_tag(path), len(path) if _is_tag(path) else 0)
+
+
+def _is_tag(path: list[str]) -> bool:
+    """Whether a path ends at the key that says which component a section is."""
+    if len(path) < 2 or path[-2] == "tune":
+        return False
+    return path[-1] == ("source" if path[-2] == "task" else "name")
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
+    where = ".".join(path)
+    if path[0] == "methods" and len(path) > 1:
+        data = _item(data, path)
+        path = path[2:]
+    elif path[0] == "method" and "methods" in data:
+        instead = f"methods.LABEL.{'.'.join(path[1:])}=..., labels: {', '.join(_labels(data))}"
+        raise ConfigError(("", f"this file compares several methods: write {instead}"))
+    dropped = _retag(data, path, value) if path == ["name"] or _is_tag(path) else []
+    _put(data, path, value)
+    return f"{where}={value} drops the file's {', '.join(sorted(dropped))}" if dropped else ""
+
+
+def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
+    """Drop what belonged to another component of this section; a method's label stays in a
+    comparison.
+    """
+    section: Any = data
+    for part in path[:-1]:
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or section.get(path[-1]) == value:
+        return []
+    keep = ("name", "label") if len(path) == 1 else (path[-1],)
+    dropped = [key for key in section if key not in keep]
+    for key in dropped:
+        del section[key]
+    return [str(key) for key in dropped]
+
+
+def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    items = data.get("methods")
+    return (
+        {label_of(item): item for item in items if isinstance(item, dict)}
+        if isinstance(items, list)
+        else {}
+    )
+
+
+def label_of(item: dict[str, Any]) -> str:
+    """The label of an item of `methods`: its own, else its name."""
+    return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
+
+
+def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The item of `methods` that methods.LABEL.key means, its label written down."""
+    if not isinstance(data.get("methods"), list):
+        raise ConfigError(("", "this file has no `methods`: write method.key=value"))
+    labels = _labels(data)
+    if len(path) < 3 or path[1] not in labels:
+        raise ConfigError(("", f"no method has that label; {did_you_mean(path[1], labels)}"))
+    labels[path[1]]["label"] = path[1]
+    return labels[path[1]]
+
+
+def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = data.get(part)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(("", f"{part} is not a mapping, so {path[-1]} cannot be set in it"))
+        data[part] = inner
+        data = inner
+    data[path[-1]] = value

@@ -1,0 +1,27 @@
+"""Everything that exists, by name: one line a component."""
+
+from __future__ import annotations
+
+from metalearn.algorithms import ALGORITHMS
+from metalearn.component import Component
+from metalearn.inner.rules import RULES
+from metalearn.learned_optimizers import ESTIMATORS, HORIZONS, LEARNED_OPTIMIZERS, LEARNED_RULES
+from metalearn.models import MODELS
+from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
+from metalearn.tasks import TASKS
+from metalearn.tracking import SINKS
+from metalearn.transfer import TRANSFER
+
+METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
+TABLES: dict[str, dict[str, type[Component]]] = {
+    "tasks": dict(TASKS),
+    "models": {**MODELS, **NAS_MODELS},
+    "methods": METHODS,
+    "rules": dict(RULES),
+    "learned_rules": dict(LEARNED_RULES),
+    "estimators": dict(ESTIMATORS),
+    "horizons": dict(HORIZONS),
+    "spaces": dict(SPACES),
+    "searchers": dict(SEARCHERS),
+    "sinks": dict(SINKS),
+}

@@ -1,0 +1,228 @@
+"""The sections of an experiment file that are not components: run, evaluate, budget, published."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from metalearn.component import Component, option
+from metalearn.tracking.settings import Track
+
+Executor = Literal[
+    "auto",
+    "loop",
+    "vmap",
+    "traced",
+    "chunk",
+    "compiled",
+    "compiled_loop",
+    "compiled_steps",
+    "graph",
+    "compiled_graph",
+]
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+class Validate(Component):
+    """Model selection on validation tasks during training."""
+
+    every: int | None = option(
+        1000, "meta-steps between two looks at validation tasks; null: never", ge=1
+    )
+    episodes: int = option(
+        200, "validation tasks a look, and as many training tasks beside them", ge=2
+    )
+    keep: int = option(1, "best checkpoints to keep", ge=1, le=50)
+    patience: int | None = option(
+        None, "stop after so many looks without a new best; null: run to the end", ge=1
+    )
+
+
+# The contract calls this key `validate`, the name of an attribute that pydantic keeps for old code
+# only.
+warnings.filterwarnings(
+    "ignore", message='Field name "validate" in "Run" shadows', category=UserWarning
+)
+
+
+class Run(Component):
+    """How a job is done and kept."""
+
+    meta_steps: int = option(1000, "steps of meta-training or pretraining", ge=0, le=10**9)
+    tasks_per_step: int = option(16, "T, tasks in one meta-step", ge=1, le=10**6)
+    examples_per_step: int = option(
+        64, "batch size of methods that consume labelled examples", ge=1, le=10**6
+    )
+    seeds: tuple[int, ...] = option(
+        (0,), "one run each: initial parameters and training tasks", min_length=1
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "float64"] = option("float32", "of parameters and data")
+    threads: int | None = option(
+        None, "CPU threads of torch; null: torch's choice, which is then recorded", ge=1, le=1024
+    )
+    engine: Literal["native", "learn2learn", "higher"] = option(
+        "native",
+        "whose gradients train; learn2learn and higher are for cross-checks, one task at a time",
+    )
+    executor: Executor = option(
+        "auto", "how one meta-step is run; auto chooses and records what it chose"
+    )
+    chunk: int | None = option(
+        None,
+        "tasks at once under chunk and compiled; null: chosen, so that a step fits memory, and "
+        "recorded",
+        ge=1,
+    )
+    precision: Precision = option(
+        "float32",
+        "of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured and "
+        "recorded",
+    )
+    checkpoint_inner: bool = option(
+        False,
+        "keep no activations of inner steps, compute them again: the same gradient, less "
+        "memory, more time",
+    )
+    on_nan: Literal["raise", "skip", "rollback"] = option(
+        "raise",
+        "of a step whose numbers are not finite: end the run, leave it out, or go back and "
+        "draw other tasks",
+    )
+    keep_last: int = option(2, "newest checkpoints to keep, besides the best ones", ge=1, le=1000)
+    checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
+    log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
+    validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]
+    track: Track = option(
+        Track(), "where the run is watched from; metrics.jsonl has everything in any case"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_engines_loop(cls, data: Any) -> Any:
+        """What other packages' backward passes run under, chosen here: there is nothing for `auto`
+        to try.
+        """
+        foreign = isinstance(data, dict) and data.get("engine", "native") in (
+            "learn2learn",
+            "higher",
+        )
+        return (
+            {**data, "executor": "loop"}
+            if foreign and data.get("executor", "auto") == "auto"
+            else data
+        )
+
+    @model_validator(mode="after")
+    def _executor_fits_engine(self) -> Run:
+        if self.engine != "native" and self.executor != "loop":
+            raise ValueError(
+                f"executor {self.executor} cannot run the engine {self.engine}, which learns "
+                f"one task at a time: "
+                "use executor loop (auto takes it), or the engine native"
+            )
+        return self
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds {list(seeds)} repeat")
+        return seeds
+
+
+class Target(Component):
+    """What counts as solved."""
+
+    metric: Literal["accuracy", "loss"] = option("accuracy", "of the query set")
+    value: float = option(0.9, "reached or better")
+
+
+class Evaluate(Component):
+    """The test: the same frozen episodes for every method."""
+
+    task: dict[str, Any] = option({}, "overlays the task section key by key")
+    split: Literal["train", "valid", "test"] = option("test", "classes of the new tasks")
+    episodes: int = option(600, "E, new tasks", ge=1, le=1_000_000)
+    seed: int = option(1, "of the test episodes")
+    steps: tuple[int, ...] = option(
+        (0, 1, 3, 5, 10), "points of the learning curve, in steps on the support set", min_length=1
+    )
+    headline_step: int | Literal["tuned"] | None = option(
+        None, "the point that counts; tuned: the best one on validation tasks; null: the last"
+    )
+    checkpoint: Literal["last", "best", "ensemble"] = option(
+        "best", "which meta is tested; ensemble: the kept best ones, averaged"
+    )
+    target: Target | None = option(None, "what counts as solved")
+    chunk: int = option(50, "tasks learned at once", ge=1)
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> Evaluate:
+        steps = list(self.steps)
+        if steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > 100_000:
+            raise ValueError(
+                f"steps {steps} should be ascending, without repeats, from 0 to 100,000"
+            )
+        if isinstance(self.headline_step, int) and self.headline_step not in steps:
+            raise ValueError(f"headline_step {self.headline_step} should be one of steps {steps}")
+        return self
+
+    @property
+    def headline(self) -> int | str:
+        return self.steps[-1] if self.headline_step is None else self.headline_step
+
+
+class Budget(Component):
+    """What tuning may spend, the same for every method."""
+
+    trials: int = option(
+        0, "tuning trials of every method that has a `tune` block", ge=0, le=100_000
+    )
+    seed: int = option(0, "of the search", ge=0, lt=2**32)
+    once: bool = option(
+        False, "tune with the first seed alone: the others take its values, and its bill"
+    )
+
+
+class Published(Component):
+    """The number to reproduce."""
+
+    value: float | None = option(None, "at the headline step")
+    ci95: float | None = option(None, "its half width", ge=0)
+    curve: dict[int, float] = option({}, "published values at several steps")
+    source: str = option("", "paper and table")
+
+
+class TuneRange(Component):
+    """Values that tuning may try for one field, in the words of a W&B sweep."""
+
+    min: float | None = option(None, "smallest value")
+    max: float | None = option(None, "largest value")
+    values: tuple[Any, ...] | None = option(None, "a list to choose from", min_length=1)
+    distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(
+        None, "how values are spread"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TuneRange:
+        if self.values is not None:
+            if (
+                self.min is not None
+                or self.max is not None
+                or self.distribution not in (None, "categorical")
+            ):
+                raise ValueError(
+                    "give either values, or min and max with a distribution of numbers"
+                )
+            return self
+        if self.min is None or self.max is None or self.distribution == "categorical":
+            raise ValueError("give either min and max, or values")
+        if self.min is not None and self.max is not None:
+            if self.min >= self.max:
+                raise ValueError(f"min {self.min} should be below max {self.max}")
+            if self.distribution == "log_uniform" and self.min <= 0:
+                raise ValueError(f"log_uniform needs min above 0, not {self.min}")
+        return self

@@ -1,0 +1,75 @@
+"""What the speed of a step depends on, as one hash: the key of the stored timings."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from metalearn.config.experiment import Experiment
+from metalearn.machine import cpu_name
+from metalearn.types import EpisodeSpec
+
+INPUT = (
+    "maml",
+    "anil",
+    "boil",
+)  # methods whose inner rate is an input of the compiled step: inner/rules.any_rate
+
+
+def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
+    """A hash of all that speed depends on: method, model, shapes, machine, threads, versions, our
+    own code.
+    """
+    run = experiment.run
+    free = {"outer"}
+    if experiment.learns.name in INPUT and not device.startswith("cuda"):
+        free.add("inner_lr")
+    facts = {
+        "method": {
+            key: value
+            for key, value in experiment.learns.model_dump(mode="json").items()
+            if key not in free
+        },
+        "outer": str(getattr(getattr(experiment.learns, "outer", None), "name", "")),
+        "model": experiment.model.model_dump(mode="json"),
+        "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],
+        "task": [str(getattr(experiment.task, "source", "")), repr(spec)],
+        "size": [run.tasks_per_step, run.examples_per_step],
+        "precision": [run.dtype, run.precision, run.checkpoint_inner],
+        "machine": [
+            device,
+            torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),
+        ],
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, _code()],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the packages that a step runs through."""
+    home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    packages = (
+        "kernels",
+        "models",
+        "inner",
+        "algorithms",
+        "transfer",
+        "nas",
+        "learned_optimizers",
+        "executors",
+    )
+    files = [
+        path
+        for name in packages
+        for path in (home / name).rglob("*")
+        if path.suffix in (".py", ".cpp")
+    ]
+    for path in sorted([*files, *home.glob("*.py")]):
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,226 @@
+"""Starting one command in several processes, and what becomes of them; torch is not needed here.
+
+`--devices N` forks N copies of the command. Under torchrun they are there already, one in each
+process. Whoever watches them passes signals on, ends the run when one of them dies, and returns
+rank 0's exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metalearn.distributed.world import LOST, PASSED_ON, STORE, World, world
+from metalearn.errors import ConfigError
+
+MOST = 512  # processes that a run directory may ask for by itself
+GRACE = 120.0  # seconds that the processes have to end after one of them has
+GLANCE = 0.02  # seconds between two looks at them
+GO_ON = "metalearn resume goes on from its newest checkpoint"
+Say = Callable[[str], None]
+Work = Callable[[Any], None]  # what rank 0 (or the only process) does with its team
+
+
+def recorded(folder: Path) -> int | None:
+    """How many processes began a run: as many go on with it, so that it ends bit for bit as if
+    never interrupted.
+    """
+    try:
+        devices = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get(
+            "devices", 1
+        )
+    except (OSError, ValueError, AttributeError):
+        return None  # the command itself says what is wrong with the folder
+    finished = (folder / "result.json").exists()
+    if type(devices) is int and devices > MOST:  # somebody else's file must not start so many
+        text = f"says that {devices} processes began this run, more than {MOST}: give --devices N"
+        raise ConfigError((str(folder / "environment.json"), text))
+    return (
+        devices
+        if type(devices) is int and devices > 1 and world().size == 1 and not finished
+        else None
+    )
+
+
+def on_devices(devices: int | None, work: Work, say: Say) -> None:
+    """Do the work in as many processes as asked for (default 1, under torchrun those that are
+    there); SystemExit.
+    """
+    here = world()
+    if here.size > 1:
+        if devices not in (None, here.size):
+            text = (
+                f"{devices}, but the launcher has started {here.size} processes: leave "
+                f"--devices out"
+            )
+            raise ConfigError(("--devices", text))
+        _member(here, work, say)
+    elif devices in (None, 1):
+        work(None)
+    elif not hasattr(os, "fork"):
+        raise ConfigError(("--devices", "this system cannot fork: start the command with torchrun"))
+    else:
+        assert devices is not None
+        raise SystemExit(_launch(devices, work, say))
+
+
+def _member(here: World, work: Work, say: Say) -> None:
+    """One process of the group: rank 0 works, the others follow until it sends them home."""
+    from metalearn.distributed.team import join
+    from metalearn.distributed.worker import follow
+    from metalearn.errors import exit_codes
+
+    team = join(here)
+    if here.rank:
+        raise SystemExit(follow(team, lambda text: say(f"rank {here.rank}: {text}")))
+    code = 1
+    try:
+        with exit_codes():
+            work(team)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        raise
+    finally:
+        team.close(code)
+
+
+# the launcher
+
+
+@dataclass
+class _Group:
+    """The processes of one launch, by their process numbers."""
+
+    say: Say
+    ranks: dict[int, int] = field(default_factory=dict)  # process -> rank, of those that are alive
+    codes: dict[int, int] = field(
+        default_factory=dict
+    )  # rank -> exit code of those that have ended
+    signals: int = 0
+    lost: bool = False
+    killing: bool = False  # who dies from now on was killed here
+
+    def send(self, number: int, *, only: int | None = None) -> None:
+        for process, rank in self.ranks.items():
+            if only in (None, rank):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, number)
+
+    def passed_on(self, *_: Any) -> None:
+        """A signal to the launcher: the first one asks rank 0 to save and stop, the second ends
+        everything at once.
+        """
+        self.signals += 1
+        if self.signals > 1:
+            self.send(signal.SIGKILL)
+        else:
+            self.send(PASSED_ON, only=0)
+
+    def reap(self) -> None:
+        """Note who has ended; a death of any rank but 0 is told, and asks rank 0 to save and
+        stop.
+        """
+        while self.ranks:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if not process:
+                return
+            rank, code = self.ranks.pop(process), os.waitstatus_to_exitcode(status)
+            self.codes[rank] = code
+            # Rank 0 may have noticed, and ended, before the dead one is reaped: then only a signal
+            # tells who was first.
+            died = code < 0 or (code == LOST and 0 not in self.codes)
+            if rank and died and not self.signals and not self.killing:
+                self.lost = True
+                self.say(f"error: rank {rank} {_how(code)}: ending the run; {GO_ON}")
+                self.send(PASSED_ON, only=0)
+
+    def wait(self) -> int:
+        """Until all have ended; the exit code of the whole."""
+        deadline = None
+        while self.ranks:
+            self.reap()
+            if self.codes and deadline is None:
+                deadline = time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                self.killing = True
+                self.send(signal.SIGKILL)
+            time.sleep(GLANCE)
+        code = self.codes[0]
+        if self.signals:
+            return 0 if code == 0 else 75
+        if code < 0:
+            self.say(f"error: rank 0 {_how(code)}; {GO_ON}")
+        return 1 if code < 0 or (self.lost and code) else code
+
+
+def _how(code: int) -> str:
+    return (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )
+
+
+def _nothing_to_save(*_: Any) -> None:
+    raise SystemExit(75)
+
+
+def _launch(devices: int, work: Work, say: Say) -> int:
+    """Fork the processes, watch them, and return the exit code of the whole."""
+    folder = Path(tempfile.mkdtemp(prefix="metalearn-"))
+    group = _Group(say)
+    stops = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    previous = {number: signal.signal(number, group.passed_on) for number in stops}
+    try:
+        for rank in range(devices):
+            process = os.fork()
+            if process == 0:
+                for number, old in previous.items():
+                    signal.signal(number, old)
+                _child(World(rank, devices, rank, devices), folder, work, say)
+            group.ranks[process] = rank
+        return group.wait()
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _child(here: World, folder: Path, work: Work, say: Say) -> None:
+    """A process of the group, from the fork to its end; it outlives its launcher only to save."""
+    code = LOST if here.rank else 1
+    try:
+        os.setpgid(0, 0)  # what the terminal sends reaches the launcher, which passes it on
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(PASSED_ON), 0, 0, 0)  # PR_SET_PDEATHSIG of Linux
+        os.environ |= {
+            "RANK": str(here.rank),
+            "WORLD_SIZE": str(here.size),
+            "LOCAL_RANK": str(here.local_rank),
+        }
+        os.environ |= {"LOCAL_WORLD_SIZE": str(here.local_size), STORE: str(folder / "meeting")}
+        if Path("/sys/class/net/lo").exists():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
+        signal.signal(PASSED_ON, signal.SIG_IGN if here.rank else _nothing_to_save)
+        _member(here, work, say)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

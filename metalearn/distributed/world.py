@@ -1,0 +1,33 @@
+"""Which process of how many this is: what the launcher has written into the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NamedTuple
+
+STORE = "METALEARN_MEETING"  # names the file in which the processes of one machine find each other
+LOST = 70  # exit code of a rank that has failed, or finds rank 0 gone
+PASSED_ON = (
+    signal.SIGUSR2
+)  # to rank 0: stop, said as often as you like; a batch system may signal every process itself
+
+
+class World(NamedTuple):
+    """Which process of how many this is, in all and on this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def world() -> World:
+    """What the launcher (this one, or torchrun) has written into the environment."""
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return World(
+            rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        )
+    except (KeyError, ValueError):
+        return World(0, 1, 0, 1)

@@ -1,0 +1,1 @@
+"""Ways of running one pure step, and the choice of one."""

@@ -1,0 +1,101 @@
+"""Products in fewer bits, activations computed again: how a task's gradient is taken, around the
+method that says what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from metalearn.executors.executor import Advance, make_step
+from metalearn.inner.method import step_over_tasks
+from metalearn.inner.recompute import recomputed
+from metalearn.tree import leaves, norm, sub, take
+from metalearn.types import Episode, MetaState, Method, Metrics
+
+# relative difference above which checkpointed inner steps have lost a part of the gradient;
+# rounding: 1e-6
+FAR = 1e-3
+
+
+def with_precision(method: Method, precision: str, checkpoint_inner: bool, device: str) -> Method:
+    """`method` with its gradient taken in `precision`, its inner steps checkpointed if
+    `checkpoint_inner`.
+    """
+    if precision != "bf16" and not checkpoint_inner:
+        return method
+
+    def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with ExitStack() as blocks:
+                blocks.enter_context(recomputed(checkpoint_inner))
+                if precision == "bf16":
+                    # Without the cache: what it keeps from one task would be met under another's
+                    # transformation.
+                    kind = torch.device(device).type
+                    blocks.enter_context(torch.autocast(kind, torch.bfloat16, cache_enabled=False))
+                return function(*args)
+
+        return call
+
+    if method.task_grad is None or method.update is None:
+        return method if method.step is None else method._replace(step=inside(method.step))
+    task_grad = inside(method.task_grad)
+    return method._replace(task_grad=task_grad, step=step_over_tasks(task_grad, method.update))
+
+
+def with_tf32(advance: Advance, precision: str) -> Advance:
+    """`advance` with float32 products of CUDA rounded to TF32 while it runs, if that is the
+    precision.
+    """
+    if precision != "tf32":
+        return advance
+
+    def call(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
+        with _tf32():
+            return advance(state, number)
+
+    return call
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    setattr(torch.backends, "fp32_precision", "tf32")  # noqa: B010  # for mypy
+    try:
+        yield
+    finally:
+        setattr(torch.backends, "fp32_precision", before)  # noqa: B010
+
+
+def gradient_error(
+    method: Method, other: Method, state: MetaState, episodes: Episode, precision: str
+) -> float | None:
+    """|g' - g| / |g| of the meta-gradients of `other` in a precision and of `method`; None without
+    task gradients.
+    """
+    if method.task_grad is None:
+        return None
+    exact = gradient(method, state, episodes)
+    rough: list[Any] = []
+
+    def once(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
+        rough.append(gradient(other, state, episodes))
+        return state, {}
+
+    with_tf32(once, precision)(state, 0)
+    return float(norm(sub(rough[0], exact)) / norm(exact))
+
+
+def gradient(method: Method, state: MetaState, episodes: Episode) -> Any:
+    """The mean over tasks of the gradient that a step hands to its update, one task after
+    another.
+    """
+    caught = method._replace(update=lambda state, grads: state._replace(meta=grads))
+    if state.lanes is not None:
+        tasks = leaves(episodes)[0].shape[0]
+        state = state._replace(lanes=take(state.lanes, slice(0, tasks)))
+    return make_step(caught, "loop")(state, episodes)[0].meta

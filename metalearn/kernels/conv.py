@@ -1,0 +1,265 @@
+"""Convolution, channels last, fit for vmap over tasks with weights of their own, and for any number
+of derivatives.
+
+On a CPU three operators do the work (conv.cpp), each one's derivatives being the other two; x [G,
+B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B, Ho, Wo, F], padding k // 2:
+
+    conv(x, w)          y[o] = sum_a w[a]^T x[s o + a - k // 2]
+    conv_input(g, w)    its transpose in x
+    conv_weight(x, g)   its transpose in w: [G, k, k, C, F]
+
+vmap turns a batch of tasks into groups. Elsewhere (CUDA, meta tensors, no compiler) torch's
+convolution is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn.kernels import native
+
+_library = torch.library.Library("metalearn", "DEF")
+_library.define("conv(Tensor x, Tensor w, int stride) -> Tensor")
+_library.define("conv_input(Tensor g, Tensor w, int stride, int height, int width) -> Tensor")
+_library.define("conv_weight(Tensor x, Tensor g, int stride, int size) -> Tensor")
+_ops = torch.ops.metalearn
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """Cross-correlation, padding k // 2: x [B, H, W, C], weight [F, C, k, k] as torch's -> [B, Ho,
+    Wo, F].
+    """
+    fits = (
+        x.dtype == weight.dtype
+        and x.shape[-1] == weight.shape[1]
+        and weight.shape[2] == weight.shape[3]
+    )
+    if fits and native.usable(x):  # else torch says what does not fit
+        y = conv(x.unsqueeze(0), weight.permute(2, 3, 1, 0).unsqueeze(0), stride).squeeze(0)
+    else:
+        size = weight.shape[-1]
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, stride=stride, padding=size // 2).permute(
+            0, 2, 3, 1
+        )
+    return y if bias is None else y + bias
+
+
+def _run(
+    what: int,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: int,
+) -> Tensor:
+    """Call the kernel: 0 forward, 1 input gradient, 2 weight gradient; x and w are the shapes of
+    the convolution.
+    """
+    found = native.kernel()
+    assert found is not None
+    a, b = a.contiguous(), b.contiguous()
+    if out.numel() == 0 or a.numel() == 0 or b.numel() == 0:
+        return out.zero_()
+    groups, batch, height, width, channels = x
+    at = (groups, batch, height, width, channels, w[-1], w[1], stride, w[0])
+    found.convolution(
+        what,
+        a.element_size(),
+        a.data_ptr(),
+        b.data_ptr(),
+        out.data_ptr(),
+        *at,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _length(size: int, kernel: int, stride: int) -> int:
+    return (size + 2 * (kernel // 2) - kernel) // stride + 1
+
+
+def _conv_fake(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    groups, batch, height, width, _ = x.shape
+    size = w.shape[1]
+    return x.new_empty(
+        groups, batch, _length(height, size, stride), _length(width, size, stride), w.shape[-1]
+    )
+
+
+def _conv_input_fake(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
+    return g.new_empty(g.shape[0], g.shape[1], height, width, w.shape[3])
+
+
+def _conv_weight_fake(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
+    return x.new_empty(x.shape[0], size, size, x.shape[-1], g.shape[-1])
+
+
+def _conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    return _run(0, x, w, _conv_fake(x, w, stride), tuple(x.shape), tuple(w.shape), stride)
+
+
+def _conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
+    out = _conv_input_fake(g, w, stride, height, width)
+    return _run(1, g, w, out, tuple(out.shape), tuple(w.shape), stride)
+
+
+def _conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
+    out = _conv_weight_fake(x, g, stride, size)
+    return _run(2, x, g, out, tuple(x.shape), tuple(out.shape), stride)
+
+
+_library.impl("conv", _conv, "CPU")
+_library.impl("conv_input", _conv_input, "CPU")
+_library.impl("conv_weight", _conv_weight, "CPU")
+torch.library.register_fake("metalearn::conv", _conv_fake, lib=_library)
+torch.library.register_fake("metalearn::conv_input", _conv_input_fake, lib=_library)
+torch.library.register_fake("metalearn::conv_weight", _conv_weight_fake, lib=_library)
+
+
+class _Conv(torch.autograd.Function):
+    """y [G, B, Ho, Wo, F] of x [G, B, H, W, C], w [Gw, k, k, C, F]."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, stride: int) -> Tensor:
+        return cast(Tensor, _ops.conv(x.contiguous(), w.contiguous(), stride))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.stride = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        need_x, need_w, _ = ctx.needs_input_grad
+        dx = conv_input(grad, w, ctx.stride, x.shape[2], x.shape[3]) if need_x else None
+        return dx, _weights_of(x, grad, ctx.stride, w) if need_w else None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, stride: int
+    ) -> tuple[Tensor, int]:
+        return _weighted(conv, info.batch_size, in_dims, x, w, stride)
+
+
+class _ConvInput(torch.autograd.Function):
+    """dx [G, B, H, W, C] of g [G, B, Ho, Wo, F], w [Gw, k, k, C, F]."""
+
+    @staticmethod
+    def forward(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
+        return cast(Tensor, _ops.conv_input(g.contiguous(), w.contiguous(), stride, height, width))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.stride = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        g, w = ctx.saved_tensors
+        need_g, need_w, *_ = ctx.needs_input_grad
+        dg = conv(grad, w, ctx.stride) if need_g else None
+        return dg, _weights_of(grad, g, ctx.stride, w) if need_w else None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        g: Tensor,
+        w: Tensor,
+        stride: int,
+        height: int,
+        width: int,
+    ) -> tuple[Tensor, int]:
+        return _weighted(conv_input, info.batch_size, in_dims, g, w, stride, height, width)
+
+
+class _ConvWeight(torch.autograd.Function):
+    """dw [G, k, k, C, F] of x [G, B, H, W, C], g [G, B, Ho, Wo, F]."""
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
+        return cast(Tensor, _ops.conv_weight(x.contiguous(), g.contiguous(), stride, size))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.stride = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, g = ctx.saved_tensors
+        need_x, need_g, *_ = ctx.needs_input_grad
+        dx = conv_input(g, grad, ctx.stride, x.shape[2], x.shape[3]) if need_x else None
+        return dx, conv(x, grad, ctx.stride) if need_g else None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, g: Tensor, stride: int, size: int
+    ) -> tuple[Tensor, int]:
+        x = _front(x, in_dims[0], info.batch_size)
+        g = _front(g, in_dims[1], info.batch_size)
+        made = conv_weight(_flat(x), _flat(g), stride, size)
+        return made.reshape(info.batch_size, -1, *made.shape[1:]), 0
+
+
+def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    return cast(Tensor, _Conv.apply(x, w, stride))  # type: ignore[no-untyped-call]
+
+
+def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
+    return cast(Tensor, _ConvInput.apply(g, w, stride, height, width))  # type: ignore[no-untyped-call]
+
+
+def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
+    return cast(Tensor, _ConvWeight.apply(x, g, stride, size))  # type: ignore[no-untyped-call]
+
+
+def _weights_of(x: Tensor, g: Tensor, stride: int, w: Tensor) -> Tensor:
+    """The gradient of weights shaped as w: over all groups together where they share them."""
+    if w.shape[0] == 1 and x.shape[0] > 1:
+        x, g = x.reshape(1, -1, *x.shape[2:]), g.reshape(1, -1, *g.shape[2:])
+    return conv_weight(x, g, stride, w.shape[1])
+
+
+def _front(value: Tensor, dim: int | None, count: int) -> Tensor:
+    """The batch axis first; made by repetition where there is none."""
+    return value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
+
+
+def _flat(value: Tensor) -> Tensor:
+    """[V, G, ...] -> [V * G, ...]"""
+    return value.reshape(-1, *value.shape[2:])
+
+
+def _weighted(
+    op: Callable[..., Tensor],
+    count: int,
+    in_dims: tuple[Any, ...],
+    x: Tensor,
+    w: Tensor,
+    *rest: int,
+) -> tuple[Tensor, int]:
+    """vmap of conv and conv_input: tasks become groups, or, where all groups share their weights,
+    just more images.
+    """
+    x = _front(x, in_dims[0], count)  # [V, G, B, ...]
+    groups, batch = x.shape[1:3]
+    if in_dims[1] is None and w.shape[0] == 1:
+        y = op(_flat(x), w, *rest)
+    elif in_dims[1] is None:
+        y = op(x.transpose(0, 1).reshape(groups, count * batch, *x.shape[3:]), w, *rest)
+        return y.reshape(groups, count, batch, *y.shape[2:]), 1
+    else:
+        w = _front(w, in_dims[1], count)
+        images = (
+            _flat(x) if w.shape[1] == groups else x.reshape(count, groups * batch, *x.shape[3:])
+        )
+        y = op(images, _flat(w), *rest)
+    return y.reshape(count, groups, batch, *y.shape[2:]), 0

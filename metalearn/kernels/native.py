@@ -1,0 +1,71 @@
+"""The compiled half of kernels/: conv.cpp's one function and norm_relu_pool.cpp's.
+
+Without a compiler, or with METALEARN_NATIVE=0, everything runs through torch's own operators,
+slower and equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from metalearn.kernels.build import compiler as compiler
+from metalearn.kernels.build import load
+
+HERE = Path(__file__).parent
+
+
+class Kernel(NamedTuple):
+    """The compiled functions."""
+
+    convolution: Callable[..., None]
+    finish: Callable[..., None]
+
+
+_loaded: Kernel | None = None
+_why_not: str | None = "not asked for yet"
+
+
+def kernel() -> Kernel | None:
+    """Both, built and loaded at the first call, or None where it cannot be; `why_not` says why."""
+    global _loaded, _why_not
+    if _loaded is None and _why_not == "not asked for yet":
+        _loaded, _why_not = _load()
+    return _loaded
+
+
+def why_not() -> str | None:
+    """Why there is no kernel: a sentence, or None where there is one."""
+    kernel()
+    return _why_not
+
+
+def _load() -> tuple[Kernel | None, str | None]:
+    functions = []
+    for name, what in (
+        ("conv.cpp", "metalearn_convolution"),
+        ("norm_relu_pool.cpp", "metalearn_finish"),
+    ):
+        library, why = load(HERE / name, HERE / "lanes.h")
+        if library is None:
+            return None, why
+        functions.append(getattr(library, what))
+    convolution, finish = functions
+    number, whole, place = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+    convolution.argtypes = [whole, whole, place, place, place, *[number] * 9, whole]
+    finish.argtypes = [whole, whole, place, *[number] * 6, whole]
+    convolution.restype = finish.restype = None
+    return Kernel(convolution, finish), None
+
+
+def usable(x: torch.Tensor) -> bool:
+    """Whether the kernel takes this tensor: on a CPU, float32 or float64; `kernel` was called
+    before and found it.
+    """
+    return (
+        _loaded is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    )

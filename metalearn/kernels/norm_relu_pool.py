@@ -1,0 +1,250 @@
+"""What follows a convolution in one pass: normalisation by the batch in hand, ReLU, 2 x 2 maxima;
+channels last.
+
+    p = max over the window of max(0, gain (y - mean) / sqrt(var + EPS) + bias)
+
+with mean and var of a group's channel over images and places (Ioffe & Szegedy 2015, algorithm 1).
+Written in torch's operators a step's passes over the largest arrays cost more than its
+convolutions. Here, on a CPU, one operator does the three, one its gradient, one the gradient of
+that (norm_relu_pool.cpp has the formulas); further derivatives are those of the same gradient
+written in torch's operators. Which place a window passes on is a constant in every derivative; of
+equal ones it is the first, as in max_pool2d. vmap turns a batch of tasks into groups: y [G, B, H,
+W, F], gain, bias [G, F]."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn.kernels import native
+
+EPS = 1e-5
+_library = torch.library.Library("metalearn", "FRAGMENT")
+_library.define(
+    "finish(Tensor y, Tensor gain, Tensor bias, int window) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "finish_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale, int "
+    "window)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "finish_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain, Tensor bias, "
+    "Tensor mean,"
+    " Tensor scale, Tensor dgain, Tensor dbias, int window) -> (Tensor, Tensor, Tensor)"
+)
+_ops = torch.ops.metalearn
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+def finish(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor:
+    """Normalisation, ReLU, maxima over windows w = 1 or 2: [B, H, W, F], [F], [F] -> [B, H // w, W
+    // w, F].
+
+    For tensors that `native.usable` takes.
+    """
+    grouped = y.unsqueeze(0), gain.unsqueeze(0), bias.unsqueeze(0)
+    p, _, _ = cast(Three, _Finish.apply(*grouped, window))  # type: ignore[no-untyped-call]
+    return p.squeeze(0)
+
+
+def _run(what: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs: Three) -> Three:
+    """Call the kernel on arrays in its order: 0 forward, 1 gradient, 2 its gradient."""
+    found = native.kernel()
+    assert found is not None
+    if y.numel() == 0:
+        return cast(Three, tuple(out.zero_() for out in outputs))
+    arrays = [value.contiguous() for value in (*inputs, *outputs)]
+    places = (ctypes.c_void_p * len(arrays))(*(value.data_ptr() for value in arrays))
+    found.finish(what, y.element_size(), places, *y.shape, window, torch.get_num_threads())
+    return outputs
+
+
+def _fake(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+    groups, batch, height, width, filters = y.shape
+    p = y.new_empty(groups, batch, height // window, width // window, filters)
+    return p, y.new_empty(groups, filters), y.new_empty(groups, filters)
+
+
+def _grad_fake(
+    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+) -> Three:
+    return y.new_empty(y.shape), y.new_empty(gain.shape), y.new_empty(gain.shape)
+
+
+def _second_fake(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
+    return y.new_empty(g.shape), y.new_empty(y.shape), y.new_empty(s.shape)
+
+
+def _finish(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+    return _run(0, window, y, (y, gain, bias), _fake(y, gain, bias, window))
+
+
+def _finish_grad(
+    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+) -> Three:
+    given = (g, y, gain, bias, mean, scale)
+    return _run(1, window, y, given, _grad_fake(*given, window))
+
+
+def _finish_second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
+    *others, window = rest
+    return _run(2, window, y, (v, s, t, g, y, *others), _second_fake(v, s, t, g, y))
+
+
+_library.impl("finish", _finish, "CPU")
+_library.impl("finish_grad", _finish_grad, "CPU")
+_library.impl("finish_second", _finish_second, "CPU")
+torch.library.register_fake("metalearn::finish", _fake, lib=_library)
+torch.library.register_fake("metalearn::finish_grad", _grad_fake, lib=_library)
+torch.library.register_fake("metalearn::finish_second", _second_fake, lib=_library)
+
+
+class _Finish(torch.autograd.Function):
+    """(p, mean, scale) of y, gain, bias; scale is 1 / sqrt(var + EPS), and both are constants to
+    the outside.
+    """
+
+    @staticmethod
+    def forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+        return cast(
+            Three, _ops.finish(y.contiguous(), gain.contiguous(), bias.contiguous(), window)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
+        _, mean, scale = output
+        ctx.mark_non_differentiable(mean, scale)
+        ctx.save_for_backward(*inputs[:3], mean, scale)
+        ctx.window = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        return *_FinishGrad.apply(g, *ctx.saved_tensors, ctx.window), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *inputs: Any
+    ) -> tuple[Three, tuple[int, int, int]]:
+        return _grouped(_Finish, info.batch_size, in_dims, inputs)
+
+
+class _FinishGrad(torch.autograd.Function):
+    """(dy, dgain, dbias) of g, y, gain; bias tells which places are chosen, and moves none."""
+
+    @staticmethod
+    def forward(
+        g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+    ) -> Three:
+        return cast(
+            Three,
+            _ops.finish_grad(*(a.contiguous() for a in (g, y, gain, bias, mean, scale)), window),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
+        ctx.save_for_backward(*inputs[:6], output[1], output[2])
+        ctx.window = inputs[6]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor | None, ...]:
+        found = _FinishSecond.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
+        return *found, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *inputs: Any
+    ) -> tuple[Three, tuple[int, int, int]]:
+        return _grouped(_FinishGrad, info.batch_size, in_dims, inputs)
+
+
+class _FinishSecond(torch.autograd.Function):
+    """(dg, dy, dgain) of v for _FinishGrad's dy, s for its dgain and t for its dbias."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Three:
+        *arrays, window = inputs
+        return cast(Three, _ops.finish_second(*(a.contiguous() for a in arrays), window))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.window = inputs[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        v, s, t, g, y, gain, bias = ctx.saved_tensors
+        vjp: Any = torch.func.vjp
+
+        def second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, gain: Tensor) -> Three:
+            _, back = vjp(lambda g, y, gain: plain_grad(g, y, gain, bias, ctx.window), g, y, gain)
+            return cast(Three, back((v, s, t)))
+
+        _, back = vjp(second, v, s, t, g, y, gain)
+        return *back(grads), None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *inputs: Any
+    ) -> tuple[Three, tuple[int, int, int]]:
+        return _grouped(_FinishSecond, info.batch_size, in_dims, inputs)
+
+
+def plain_grad(g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+    """(dy, dgain, dbias) of `finish` in torch's operators, as a function of g, y and gain that can
+    be differentiated.
+
+    [G, B, h, w, F], [G, B, H, W, F], [G, F] -> [G, B, H, W, F], [G, F], [G, F]
+    """
+    axes = (1, 2, 3)
+    gain, bias = gain[:, None, None, None], bias[:, None, None, None]
+    off = y - y.mean(axes, keepdim=True)
+    scale = torch.rsqrt(off.square().mean(axes, keepdim=True) + EPS)
+    x = off * scale
+    u = _spread(g, (gain * x + bias).detach(), window)
+    dgain, dbias = (u * x).sum(axes, keepdim=True), u.sum(axes, keepdim=True)
+    count = y.shape[1] * y.shape[2] * y.shape[3]
+    dy = gain * scale * (u - dbias / count - x * dgain / count)
+    return dy, dgain[:, 0, 0, 0], dbias[:, 0, 0, 0]
+
+
+def _spread(g: Tensor, z: Tensor, window: int) -> Tensor:
+    """g [G, B, h, w, F] at the first largest place of each window of z [G, B, H, W, F], where that
+    is positive.
+    """
+    height, width = z.shape[2] // window, z.shape[3] // window
+    parts = (
+        z[:, :, : height * window, : width * window]
+        .unflatten(2, (height, window))
+        .unflatten(4, (width, window))
+    )
+    parts = parts.movedim(3, 4).flatten(4, 5)  # [G, B, h, w, window ** 2, F]
+    place = torch.arange(window**2, device=z.device)[:, None]
+    chosen = ((parts.argmax(4, keepdim=True) == place) & (parts.amax(4, keepdim=True) > 0)).to(
+        g.dtype
+    )
+    whole = (
+        (chosen * g.unsqueeze(4))
+        .unflatten(4, (window, window))
+        .movedim(4, 3)
+        .flatten(4, 5)
+        .flatten(2, 3)
+    )
+    return F.pad(whole, (0, 0, 0, z.shape[3] - width * window, 0, z.shape[2] - height * window))
+
+
+def _grouped(
+    function: Any, count: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> tuple[Three, tuple[int, int, int]]:
+    """vmap of all three: the batch of tasks becomes groups."""
+    *arrays, window = inputs
+    placed = (
+        a.expand(count, *a.shape) if dim is None else a.movedim(dim, 0)
+        for a, dim in zip(arrays, in_dims)
+    )
+    found = function.apply(*(a.reshape(-1, *a.shape[2:]) for a in placed), window)
+    return cast(Three, tuple(a.reshape(count, -1, *a.shape[1:]) for a in found)), (0, 0, 0)

@@ -1,0 +1,116 @@
+"""Losses of one update rule on many problems, at chosen steps: what every row of the table is made
+of.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.evaluate.flops import Flops, Uncounted, price
+from metalearn.inner.adapt import adapt
+from metalearn.learned_optimizers.inner_run import Objective, Problem
+from metalearn.rng import fold_in
+from metalearn.tree import take
+from metalearn.types import Batch, Key, Params, TaskSource, UpdateRule
+
+Rule = Callable[[Any], UpdateRule]  # of what vmap runs over besides tasks: a learning rate, say
+TIMED = 20  # steps of a timing
+
+
+class Losses(NamedTuple):
+    """At the points of a run: [..., T, P]; the training loss is that of the whole support set."""
+
+    train: Tensor
+    held_out: Tensor
+    path: Tensor  # [..., T, S] before every step, on its minibatch
+
+
+def problems(
+    source: TaskSource, key: Key, tasks: int, start: int, horizon: int, inner_seed: int
+) -> Problem:
+    """Tasks start .. start + T - 1 of `key` [T]; `inner_seed` numbers starts and orders of data on
+    the same tasks.
+    """
+    episodes = source.sample(key, tasks, start)
+    keys = fold_in(episodes.info["key"], "inner", inner_seed)
+    length = torch.full((tasks,), float(horizon), dtype=source.spec.dtype, device=keys.device)
+    return Problem(episodes.support, episodes.query, keys, length)
+
+
+def run_rule(
+    target: Objective, rule: UpdateRule, problem: Problem, points: Sequence[int]
+) -> Losses:
+    """One task."""
+    params = target.init(problem)
+    units = target.units(params, problem)
+
+    def loss(params: Params, data: Batch, step: int) -> Tensor:
+        return target.loss(params, data)
+
+    def data(step: int) -> Batch:
+        return target.data(problem, torch.full_like(problem.horizon, step))
+
+    path = adapt(loss, params, rule, data, points[-1], keep=points, fixed=units)
+    ends = [{**point, **units} for point in path.points]
+    train = torch.stack([target.loss(end, problem.support) for end in ends])
+    empty = problem.query.x.shape[0] == 0
+    held = (
+        torch.full_like(train, torch.nan)
+        if empty
+        else torch.stack([target.held_out(end, problem) for end in ends])
+    )
+    return Losses(train.detach(), held.detach(), path.losses.detach())
+
+
+def over_tasks(
+    target: Objective, rule: UpdateRule, given: Problem, points: Sequence[int]
+) -> Losses:
+    """[T, P]."""
+    return torch.func.vmap(lambda problem: run_rule(target, rule, problem, points))(given)
+
+
+def over_rates(
+    target: Objective, make: Rule, rates: Tensor, given: Problem, points: Sequence[int]
+) -> Losses:
+    """Every rate on every task: [L, T, P]."""
+
+    def at(rate: Tensor, problem: Problem) -> Losses:
+        return run_rule(target, make(rate), problem, points)
+
+    tasks = torch.func.vmap(at, in_dims=(None, 0))
+    return torch.func.vmap(tasks, in_dims=(0, None))(rates, given)
+
+
+class Overhead(NamedTuple):
+    """What one step costs on one task, the gradient of the objective included."""
+
+    seconds: float  # of a step of all tasks at once, by the number of tasks
+    flops: int | None  # products and elementwise work together; None where shapes alone do not tell
+
+
+def overhead(target: Objective, rule: UpdateRule, given: Problem) -> Overhead:
+    """Seconds of an eager step, the least of three runs of TIMED steps; FLOPs of the second of two
+    steps.
+    """
+    tasks, times = given.key.shape[0], []
+    over_tasks(target, rule, given, (1,))
+    for _ in range(3):
+        begin = time.perf_counter()
+        over_tasks(target, rule, given, (TIMED,))
+        times.append(time.perf_counter() - begin)
+    one = take(given, slice(0, 1))
+
+    def steps(count: int) -> Callable[[Problem], Tensor]:
+        return lambda problem: over_tasks(target, rule, problem, (count,)).train
+
+    try:
+        first, second = price(steps(1), one), price(steps(2), one)
+        extra = Flops(second.matrix - first.matrix, second.elementwise - first.elementwise)
+    except Uncounted:
+        return Overhead(min(times) / TIMED / tasks, None)
+    return Overhead(min(times) / TIMED / tasks, extra.matrix + extra.elementwise)

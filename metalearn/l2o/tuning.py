@@ -1,0 +1,153 @@
+"""Learning rates of hand-made rules: chosen on other functions, the same number of trials for
+each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.inner.baselines import BASELINES
+from metalearn.inner.rules import schedule
+from metalearn.l2o.measure import Losses, Rule, over_rates, over_tasks
+from metalearn.learned_optimizers.inner_run import Objective, Problem
+
+# 1e-6 to 100 in half decades, 17 rates; 15 would end at 10, which is NAdamW's best on quadratics at
+# step 500.
+GRID = tuple(10 ** (half / 2) for half in range(-12, 5))
+
+
+class Baseline(NamedTuple):
+    """One hand-made rule under one schedule, with the rate that was best at each point."""
+
+    name: str
+    schedule: str
+    rates: dict[int, float]  # point -> rate
+
+    @property
+    def label(self) -> str:
+        return self.name if self.schedule == "constant" else f"{self.name}, {self.schedule}"
+
+
+def grid(given: Problem) -> Tensor:
+    """The rates [L], where the problems are."""
+    return torch.tensor(GRID, dtype=given.horizon.dtype, device=given.horizon.device)
+
+
+def rule_of(name: str, shape: str, steps: int) -> Rule:
+    """Rate -> rule, for a run of `steps` steps."""
+    factor = schedule(shape, steps)
+    return lambda rate: BASELINES[name](rate, factor)
+
+
+def tuned(
+    target: Objective, given: Problem, name: str, shape: str, points: Sequence[int]
+) -> Baseline:
+    """The rate of least mean training loss over the tasks, for each point as the end of a run.
+
+    ConfigError where the best lies on an edge of the grid. A mean that is not finite loses.
+    """
+    rates = grid(given)
+    chosen: dict[int, float] = {}
+    for point, mean in _means(target, given, name, shape, points, rates).items():
+        best = int(mean.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin())
+        if best in (0, len(GRID) - 1):
+            text = (
+                f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}, an "
+                f"edge of the grid"
+            )
+            raise ConfigError(
+                ("baselines", f"{text}: nothing tells whether a rate beyond it is better")
+            )
+        chosen[point] = GRID[best]
+    return Baseline(name, shape, chosen)
+
+
+def _means(
+    target: Objective, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
+) -> dict[int, Tensor]:
+    """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every
+    point.
+    """
+    if shape == "constant":
+        found = over_rates(
+            target, rule_of(name, shape, points[-1]), rates, given, points
+        ).train.mean(1)
+        return {point: found[:, place] for place, point in enumerate(points)}
+    return {
+        point: over_rates(target, rule_of(name, shape, point), rates, given, (point,)).train.mean(
+            1
+        )[:, 0]
+        for point in points
+    }
+
+
+def measured(
+    target: Objective, given: Problem, baseline: Baseline, points: Sequence[int]
+) -> Losses:
+    """The baseline on other tasks, at each point a run that was tuned for it: [T, P]; step 0 is the
+    start's.
+    """
+    parts = []
+    for rate in dict.fromkeys(baseline.rates.values()):
+        mine = [point for point in points if baseline.rates.get(point) == rate]
+        for run in [mine] if baseline.schedule == "constant" else [[point] for point in mine]:
+            rule = rule_of(baseline.name, baseline.schedule, run[-1])(rate)
+            parts.append((run, over_tasks(target, rule, given, (0, *run))))
+    columns = {0: (parts[0][1], 0)}
+    for run, losses in parts:
+        columns |= {point: (losses, place + 1) for place, point in enumerate(run)}
+    train, held = (
+        torch.stack(
+            [getattr(columns[point][0], part)[:, columns[point][1]] for point in points], -1
+        )
+        for part in ("train", "held_out")
+    )
+    return Losses(train, held, parts[0][1].path)
+
+
+def best_of_each(losses: Losses) -> Losses:
+    """Every task at its own best rate, point by point: [L, T, P] -> [T, P]; nobody can tune so well
+    beforehand.
+    """
+    best = losses.train.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(0, keepdim=True)
+    return Losses(
+        losses.train.gather(0, best)[0], losses.held_out.gather(0, best)[0], losses.path[0]
+    )
+
+
+class Levels(NamedTuple):
+    """The least loss that some rate has reached by each point, falling."""
+
+    points: tuple[int, ...]
+    losses: list[float]
+
+    def steps_to(self, loss: float) -> int | None:
+        """Steps, between points by straight lines and rounded up, to a loss as low as `loss`; None:
+        not within them.
+        """
+        place = next((place for place, level in enumerate(self.losses) if level <= loss), None)
+        if not place:
+            return None if place is None else self.points[0]
+        (left, right), (high, low) = (
+            self.points[place - 1 : place + 1],
+            self.losses[place - 1 : place + 1],
+        )
+        part = (high - loss) / (high - low) if math.isfinite(high) else 1.0
+        return left + math.ceil((right - left) * part - 1e-6)
+
+
+def levels(losses: Losses, points: Sequence[int]) -> Levels:
+    """Of the means over tasks of [L, T, P]: the losses of the rows, of the whole support set on the
+    same tasks.
+
+    `learned_optimization`'s normaliser smooths losses of minibatches with 0.95: over a hundred
+    steps that lags so much that Adam would seem to need 130 steps for its own loss of step 100.
+    """
+    curves = losses.train.mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)  # [L, P]
+    return Levels(tuple(points), curves.amin(0).cummin(0).values.tolist())

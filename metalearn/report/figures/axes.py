@@ -1,0 +1,222 @@
+"""Parts that the figures of a report share: scales that show step 0, directions, names beside the
+lines' ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from metalearn.results.records import Array, Curve, Group
+
+INK, SOFT = "#1F2328", "#57606A"
+LINE, MARK, NAME = (
+    (4.5, 8.0, 12.0),
+    16.0,
+    21.0,
+)  # points right of the axes: a line's end, its marker, its name
+WIDEST = 0.86  # of the figure, the axes' right edge at most
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one label is drawn in every figure."""
+
+    color: str
+    marker: str
+    dash: str
+
+
+def array(values: Sequence[float | None]) -> Array:
+    return np.asarray([np.nan if value is None else value for value in values], np.float64)
+
+
+def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
+    """Steps on a symmetric logarithm, linear up to 1 so that 0 shows, ticks where points are and
+    there is room.
+    """
+    axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+    last = max([*steps, 1])
+    axes.set_xlim(0, last)
+    shown: list[int] = []
+    for step in steps:
+        place = step if step < 1 else 0.5 + np.log10(step)
+        before = -1.0 if not shown else shown[-1] if shown[-1] < 1 else 0.5 + np.log10(shown[-1])
+        if not shown or place - before > 0.07 * (0.5 + np.log10(last)):
+            shown.append(step)
+    axes.xaxis.set_major_locator(FixedLocator([float(step) for step in shown]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.margins(x=0)
+
+
+def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Curve]) -> None:
+    axes.set_title(
+        f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
+    )
+    values = np.concatenate([array(found.mean) for found in curves])
+    values = values[np.isfinite(values)]
+    if groups[0].higher_better:
+        chance = 100 / int((groups[0].first.result.get("task") or {}).get("ways") or 1)
+        if chance < 100:
+            axes.axhline(chance, color="#8A9199", lw=0.9, ls=(0, (1, 2)), zorder=1)
+            axes.annotate(
+                "chance",
+                (1, chance),
+                (-3, -3),
+                xycoords=("axes fraction", "data"),
+                color=SOFT,
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                size="small",
+            )
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0.0, min(low, chance - 6)), min(high, 100.5))
+    elif values.size and values.min() > 0 and values.max() / values.min() > 8:
+        axes.set_yscale("log")
+        axes.set_ylim(values.min() * 0.7, values.max() * 1.4)
+        axes.yaxis.set_major_locator(
+            FixedLocator(_round_ticks(values.min() * 0.7, values.max() * 1.4))
+        )
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    parts = (1, 2, 5) if len(decades) < 6 else (1,)
+    return [
+        part * 10.0**decade
+        for decade in decades
+        for part in parts
+        if low <= part * 10.0**decade <= high
+    ]
+
+
+def metric_name(groups: Sequence[Group]) -> str:
+    return "accuracy on queries, %" if groups[0].higher_better else "squared error on queries"
+
+
+def direction(groups: Sequence[Group]) -> str:
+    return "higher is better" if groups[0].higher_better else "lower is better"
+
+
+def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, Style]) -> None:
+    """Names in the right margin at the height of each line's end, pushed apart where they would
+    touch.
+
+    The axes give way to the longest name; their own name is there already.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = sorted(
+        ((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True
+    )
+    size = float(axes.xaxis.label.get_fontsize())
+    width, height = (72 * inches for inches in axes.get_figure(root=True).get_size_inches())  # type: ignore[union-attr]
+    shown = {label: _short(label, 26 if width > 360 else 17) for label, _ in ends}
+    box, longest = (
+        axes.get_position(),
+        max((text_width(text, size) for text in shown.values()), default=0.0),
+    )
+    axes.set_position(
+        (box.x0, box.y0, min(WIDEST, 1 - (NAME + longest + 1) / width) - box.x0, box.height)
+    )
+    _keep_inside(axes, size, width)
+    right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
+    moved = _apart([place for place, _ in places], 1.3 * size / (box.height * height))
+    for (wanted, label), place in zip(places, moved):
+        style = look[label]
+        shared: Any = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot(right[:3], [wanted, wanted, place], color=style.color, lw=0.8, **shared)
+        axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **shared)
+        axes.text(
+            right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared
+        )
+
+
+def _keep_inside(axes: Axes, size: float, width: float) -> None:
+    """A long word under narrow axes moves to the right until it begins inside the picture."""
+    label, box = axes.xaxis.label, axes.get_position()
+    middle = max(width * (box.x0 + box.width / 2), text_width(label.get_text(), size) / 2 + 2)
+    label.set_x((middle / width - box.x0) / box.width)
+
+
+def text_width(text: str, size: float) -> float:
+    """Points, in a wide face: what fits in it fits in a browser's."""
+    return float(
+        TextPath((0, 0), text, size=size, prop=FontProperties("DejaVu Sans")).get_extents().width
+    )
+
+
+_DENSITIES = (
+    ((1, 2, 5), 1),
+    ((1, 3), 1),
+    ((1,), 1),
+    ((1,), 2),
+    ((1,), 3),
+)  # (parts of a decade, decades apart)
+
+
+def round_ticks(axes: Axes, said: Callable[[float], str]) -> None:
+    """Round numbers on a logarithmic x axis, as many as have room for their words; the axes' width
+    is final.
+    """
+    low, high = axes.get_xlim()
+    size = float(axes.xaxis.label.get_fontsize())
+    across = 72 * axes.get_position().width * float(axes.get_figure(root=True).get_size_inches()[0])  # type: ignore[union-attr]
+    chosen = [low, high]
+    for parts, every in _DENSITIES:
+        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        ticks = [part * 10.0**decade for decade in decades if decade % every == 0 for part in parts]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        places = [across * np.log10(tick / low) / np.log10(high / low) for tick in ticks]
+        halves = [text_width(said(tick), size) / 2 for tick in ticks]
+        words = [(place - half, place + half) for place, half in zip(places, halves)]
+        if ticks and all(
+            other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(words)
+        ):
+            chosen = ticks
+            break
+    axes.xaxis.set_major_locator(FixedLocator(chosen))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
+
+
+def _apart(places: list[float], least: float) -> list[float]:
+    """Falling places moved as little as needed to lie `least` apart, kept inside 0..1 where there
+    is room.
+    """
+    moved = list(places)
+    for _ in range(200):
+        for upper in range(len(moved) - 1):
+            overlap = least - (moved[upper] - moved[upper + 1])
+            if overlap > 1e-6:
+                moved[upper] += overlap / 2
+                moved[upper + 1] -= overlap / 2
+        over = max(0.0, moved[0] - 1.0) if moved else 0.0
+        moved = [place - over for place in moved]
+    return moved
+
+
+def _short(label: str, most: int) -> str:
+    """A long name loses its middle: names of one family differ at their ends."""
+    half = (most - 1) // 2
+    return (
+        label if len(label) <= most else f"{label[: most - 1 - half]}…{label[len(label) - half :]}"
+    )
+
+
+def dark(color: str) -> str:
+    """A shade that reads as text on white."""
+    return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.72):02X}" for i in (1, 3, 5))

@@ -1,0 +1,329 @@
+"""Figures about cost: a metric against FLOPs, tasks solved within a budget, total cost and
+accuracy, break-even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.targets import cost_per_solved
+from metalearn.report.figures.axes import (
+    INK,
+    Style,
+    dark,
+    direction,
+    end_labels,
+    metric_name,
+    round_ticks,
+    value_axis,
+)
+from metalearn.report.figures.curves import (
+    Size,
+    duration,
+    empty_figure,
+    scale_of,
+    styled,
+    styles,
+)
+from metalearn.report.search_tables import Selection
+from metalearn.results import costs
+from metalearn.results.records import Array, Group, Json, curve
+
+MOST_TASKS = 1_000_000  # of the break-even picture
+Judged = tuple[Sequence[Group], Json | None]  # groups, and what counts as solved
+
+
+def operations(flops: float) -> str:
+    """FLOPs for people: 850, 12.3 k, 4.6 M, 1.2 G, 3 T, 2.5 P."""
+    for power, unit in enumerate(("", " k", " M", " G", " T")):
+        if abs(flops) < 1000 ** (power + 1) * 0.9995:
+            return f"{flops / 1000**power:.3g}{unit}"
+    return f"{flops / 1e15:.3g} P"
+
+
+def amount(value: float, axis: Axis) -> str:
+    """A cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
+    if axis == "seconds":
+        return duration(value)
+    shown = operations(value)
+    return f"{shown}FLOP" if " " in shown else f"{shown} FLOP"
+
+
+@styled
+def flops_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+    """The headline metric against FLOPs of learning one new task and answering; None when nothing
+    was counted.
+    """
+    return _against_cost(groups, size, "flops")
+
+
+@styled
+def seconds_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+    """The same against seconds."""
+    return _against_cost(groups, size, "seconds")
+
+
+def _against_cost(groups: Sequence[Group], size: Size, axis: Axis) -> Figure | None:
+    figure, axes = empty_figure(size)
+    look, ends, curves = styles(groups), [], []
+    for group in groups:
+        found = costs.line(group, axis)
+        if found is None or not len(found.cost) or not np.isfinite(found.mean).any():
+            continue
+        style, scale = look[group.label], scale_of(group)
+        curves.append(curve(group))
+        low, mean, high = (part * scale for part in (found.low, found.mean, found.high))
+        _shade(axes, found.cost, low, high, style)
+        if len(mean) == 1:
+            axes.plot(
+                found.cost,
+                mean,
+                style.marker,
+                color=style.color,
+                ms=7.5,
+                mec="white",
+                mew=0.7,
+                zorder=4,
+            )
+        else:
+            _stroke(axes, found.cost, mean, style)
+        ends.append((group.label, float(mean[np.isfinite(mean)][-1])))
+    if not curves:
+        return None
+    axes.set_xscale("log")
+    value_axis(axes, groups, curves)
+    each = "to learn one new task and answer, logarithmic"
+    axes.set_xlabel(f"FLOPs {each}" if axis == "flops" else f"time {each}")
+    end_labels(axes, ends, look)
+    round_ticks(axes, _words(axis))
+    return figure
+
+
+@styled
+def reached_figure(judged: Judged, size: Size) -> Figure | None:
+    """Share of tasks that reached the target within a budget of FLOPs; None without a target or
+    costs.
+    """
+    return _reached(judged, size, "flops")
+
+
+@styled
+def reached_seconds_figure(judged: Judged, size: Size) -> Figure | None:
+    """The same for a budget of seconds."""
+    return _reached(judged, size, "seconds")
+
+
+def _reached(judged: Judged, size: Size, axis: Axis) -> Figure | None:
+    groups, target = judged
+    found = {group.label: costs.share_curve(group, target, axis) for group in groups}
+    shown = {label: part for label, part in found.items() if part is not None}
+    if not shown or not any((part.cost > 0).any() for part in shown.values()):
+        return None
+    figure, axes = empty_figure(size)
+    look, ends = styles(groups), []
+    least = min(
+        float(part.cost[part.cost > 0].min()) for part in shown.values() if (part.cost > 0).any()
+    )
+    most = max(float(part.cost.max()) for part in shown.values())
+    for label, part in shown.items():
+        style = look[label]
+        x, y = np.maximum(part.cost, least / 2), 100 * part.share
+        axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
+        axes.plot(
+            x[-1:], y[-1:], style.marker, color=style.color, ms=5, mec="white", mew=0.7, zorder=4
+        )
+        ends.append((label, float(y[-1])))
+    axes.set_xscale("log")
+    axes.set_xlim(least / 2, most * 1.15)
+    axes.set_ylim(0, 102)
+    axes.set_title(
+        "tasks that reached the target, %, higher is better",
+        loc="left",
+        size="medium",
+        color=INK,
+        pad=8,
+    )
+    axes.set_xlabel(f"{'FLOPs' if axis == 'flops' else 'time'} spent on the task, logarithmic")
+    end_labels(axes, ends, look)
+    round_ticks(axes, _words(axis))
+    return figure
+
+
+@styled
+def pareto_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+    """The headline metric against everything spent, beforehand and on the test tasks; the front is
+    a line.
+    """
+    tasks = tested(groups)
+    points = [
+        (group, total, value)
+        for group in groups
+        if (total := costs.total(group, "flops", tasks)) and (value := group.value()) is not None
+    ]
+    if not points:
+        return None
+    figure, axes = empty_figure(size)
+    look, scale = styles(groups), scale_of(groups[0])
+    best = costs.on_front([group for group, _, _ in points], "flops", tasks)
+    front = sorted((total, value * scale) for (_, total, value), kept in zip(points, best) if kept)
+    axes.step(*zip(*front), where="post", color="#8A9199", lw=1.1, ls=(0, (4, 2)), zorder=1)
+    for (group, total, value), kept in zip(points, best):
+        style = look[group.label]
+        face = style.color if kept else "white"
+        axes.plot(
+            [total],
+            [value * scale],
+            style.marker,
+            color=style.color,
+            mfc=face,
+            ms=8,
+            mew=1.4,
+            zorder=4,
+        )
+    axes.margins(x=0.14, y=0.12)
+    axes.set_xscale("log")
+    axes.set_title(
+        f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
+    )
+    axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
+    end_labels(axes, [(group.label, value * scale) for group, _, value in points], look)
+    round_ticks(axes, operations)
+    return figure
+
+
+def tested(groups: Sequence[Group]) -> int:
+    """The number of test tasks, of the method with the most."""
+    counts = [
+        int((run.result.get("episodes") or {}).get("count") or 0)
+        for group in groups
+        for run in group.runs
+    ]
+    return max(counts, default=0)
+
+
+def without_price(groups: Sequence[Group], target: Json | None) -> list[str]:
+    """Labels that have no line in the break-even picture."""
+    return [group.label for group in groups if _price(group, target) is None]
+
+
+def _price(group: Group, target: Json | None) -> tuple[float, float, float] | None:
+    """(FLOPs beforehand, of a solved task, share solved); None where no task was solved or not all
+    was counted.
+    """
+    account = costs.account(group, target, "flops")
+    each = None if account.found is None else cost_per_solved(account.found)
+    if account.up_front is None or account.found is None or not each:
+        return None
+    return float(account.up_front.mean()), each, float(account.found.solved.mean())
+
+
+@styled
+def break_even_figure(judged: Judged, size: Size) -> Figure | None:
+    """Total FLOPs after n new tasks, each learned to the target; faint where fewer than half of the
+    tasks get there.
+    """
+    groups, target = judged
+    figure, axes = empty_figure(size)
+    look, ends = styles(groups), []
+    tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
+    for group in groups:
+        priced = _price(group, target)
+        if priced is None:
+            continue
+        before, each, often = priced
+        total, style = before + tasks * each, look[group.label]
+        faint = often < 0.5
+        axes.plot(
+            tasks,
+            total,
+            color=style.color,
+            ls=style.dash,
+            lw=0.9 if faint else 1.8,
+            alpha=0.45 if faint else 1,
+        )
+        ends.append(
+            (f"{group.label} {100 * often:.0f} %" if size[0] > 5 else group.label, float(total[-1]))
+        )
+        look[ends[-1][0]] = Style(style.color, style.marker, style.dash)
+    if not ends:
+        return None
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(1, MOST_TASKS)
+    axes.yaxis.set_major_locator(LogLocator(numticks=9))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
+    axes.set_title(
+        "FLOPs in all, logarithmic, lower is better", loc="left", size="medium", color=INK, pad=8
+    )
+    axes.set_xlabel("new tasks learned to the target, logarithmic")
+    end_labels(axes, ends, look)
+    round_ticks(axes, operations)
+    return figure
+
+
+@styled
+def selection_figure(
+    what: tuple[Sequence[Group], Sequence[Selection]], size: Size
+) -> Figure | None:
+    """What candidates were chosen by against how good they were, one panel a search method; None
+    without any.
+    """
+    groups, found = what
+    if not found:
+        return None
+    columns = min(len(found), 3 if size[0] > 5 else 1)
+    rows = -(-len(found) // columns)
+    figure = Figure((size[0], 2.5 * rows + 0.5), layout="constrained")
+    look, words = styles(groups), {"size": "medium", "color": INK}
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(found) :]:
+        axes.set_visible(False)
+    for (group, score, truth, picks, _), axes in zip(found, panels):
+        style = look[group.label]
+        axes.plot(score.ravel(), truth.ravel(), ".", color=style.color, ms=4, alpha=0.5, mew=0)
+        for one, real, pick in zip(score, truth, picks):
+            axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
+        axes.set_title(
+            group.label, loc="left", size="medium", color=dark(style.color), weight="bold"
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    figure.supxlabel("score that chose (minus a loss), higher is better", **words)
+    figure.supylabel("on queries (minus the loss), higher is better", **words)
+    return figure
+
+
+def _words(axis: Axis) -> Callable[[float], str]:
+    """How an axis says a cost; seconds stay seconds, as round ones are no round minutes."""
+    return (
+        operations
+        if axis == "flops"
+        else lambda value: f"{value:g} s" if value >= 1 else duration(value)
+    )
+
+
+def _shade(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=style.color, alpha=0.16, lw=0)
+    else:
+        axes.plot([x[0], x[0]], [low[0], high[0]], color=style.color, lw=1.2)
+
+
+def _stroke(axes: Axes, x: Array, y: Array, style: Style) -> None:
+    shared: Any = {
+        "mec": "white",
+        "mew": 0.7,
+        "solid_capstyle": "round",
+        "clip_on": False,
+        "zorder": 3,
+    }
+    axes.plot(
+        x, y, color=style.color, linestyle=style.dash, lw=1.8, marker=style.marker, ms=4.6, **shared
+    )

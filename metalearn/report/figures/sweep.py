@@ -1,0 +1,229 @@
+"""The figures of a sweep: trials in their order, what mattered, all parameters at once, learning
+curves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from metalearn.report.figures.axes import INK, SOFT
+from metalearn.report.figures.curves import PALETTE, Size, styled
+
+Json = dict[str, Any]
+STATES = {"complete": ("o", "complete"), "pruned": ("x", "ended early")}
+NAMES_SHOWN = 12  # values of a categorical axis that are written out
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep as its folder tells it."""
+
+    name: str
+    metric: str
+    goal: str
+    best: int | None
+    trials: list[Json]
+    curves: dict[int, list[tuple[int, float]]] = field(
+        default_factory=dict
+    )  # trial -> (meta-step, metric) of looks
+    importance: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def valued(self) -> list[Json]:
+        return [
+            trial
+            for trial in self.trials
+            if trial["value"] is not None and trial["state"] in STATES
+        ]
+
+    @property
+    def varied(self) -> list[str]:
+        """Parameters that take more than one value."""
+        names = list(dict.fromkeys(name for trial in self.trials for name in trial["parameters"]))
+        return [
+            name
+            for name in names
+            if len({word(trial["parameters"].get(name)) for trial in self.trials}) > 1
+        ]
+
+    def better(self, values: Sequence[float]) -> float:
+        return min(values) if self.goal == "minimize" else max(values)
+
+
+def word(value: Any) -> str:
+    """A parameter's value as one writes it."""
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+    )
+
+
+@styled
+def history_figure(swept: Swept, size: Size) -> Figure:
+    """Every trial's value in order, and the best so far."""
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots()
+    for state, (marker, name) in STATES.items():
+        shown = [trial for trial in swept.valued if trial["state"] == state]
+        if shown:
+            axes.plot(
+                [t["number"] for t in shown],
+                [t["value"] for t in shown],
+                marker,
+                color=PALETTE[0],
+                ms=4.5,
+                alpha=0.75,
+                label=name,
+            )
+    done = [trial for trial in swept.valued if trial["state"] == "complete"]
+    so_far = [
+        swept.better([trial["value"] for trial in done[: place + 1]]) for place in range(len(done))
+    ]
+    axes.step(
+        [trial["number"] for trial in done],
+        so_far,
+        where="post",
+        color=PALETTE[1],
+        lw=1.6,
+        label="best so far",
+    )
+    axes.set_xlabel("trial")
+    axes.set_ylabel(swept.metric)
+    _near(axes, swept, [trial["value"] for trial in swept.valued])
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+@styled
+def importance_figure(swept: Swept, size: Size) -> Figure | None:
+    """What share of the variance of the values each parameter explains; None where it cannot be
+    told.
+    """
+    if not swept.importance:
+        return None
+    names = sorted(swept.importance, key=lambda name: swept.importance[name])
+    figure = Figure((size[0], 0.7 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        names, [swept.importance[name] for name in names], color=PALETTE[0], height=0.6
+    )
+    axes.bar_label(bars, fmt="%.2f", padding=3, color=INK)
+    axes.set_xlim(0, 1.12)
+    axes.set_xlabel("share of the variance explained")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def parallel_figure(swept: Swept, size: Size) -> Figure | None:
+    """Every finished trial as a line through its parameters, coloured by its value; None without
+    two parameters.
+    """
+    names, trials = swept.varied, [trial for trial in swept.valued if trial["state"] == "complete"]
+    if not names or len(trials) < 2:
+        return None
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots()
+    values = [trial["value"] for trial in trials]
+    norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1)
+    shades = colormaps["viridis" if swept.goal == "maximize" else "viridis_r"]
+    columns = [_column(axes, place, name, trials) for place, name in enumerate(names)]
+    last = [float(norm(value)) for value in values]
+    order = sorted(range(len(trials)), key=lambda at: values[at], reverse=swept.goal == "minimize")
+    for at in order:  # the best on top
+        heights = [*(column[at] for column in columns), last[at]]
+        best = trials[at]["number"] == swept.best
+        axes.plot(
+            heights,
+            color=shades(norm(values[at])),
+            lw=2.6 if best else 1.1,
+            alpha=1.0 if best else 0.6,
+        )
+    for end, height in ((norm.vmin, 0.0), (norm.vmax, 1.0)):
+        axes.text(len(names) + 0.06, height, f"{end:.4g}", va="center", color=SOFT, size="small")
+    axes.set_xticks(
+        range(len(names) + 1), [*(name.removeprefix("method.") for name in names), swept.metric]
+    )
+    axes.tick_params(axis="x", rotation=0 if len(names) < 5 and size[0] > 5 else 35)
+    axes.set_yticks([])
+    axes.set_ylim(-0.06, 1.06)
+    axes.set_xlim(-0.1, len(names) + 0.45)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="#8A9199", lw=0.8)
+    return figure
+
+
+def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[float]:
+    """Heights of all trials on one axis, whose ends (or values) are written beside it; wide ranges
+    are logarithmic.
+    """
+    raw = [trial["parameters"].get(name) for trial in trials]
+    numbers = all(type(value) in (int, float) for value in raw)
+    words = sorted({word(value) for value in raw})
+    if numbers and len(set(raw)) > 4:
+        low, high = min(raw), max(raw)
+        log = low > 0 and high / low > 20
+        scale = (lambda value: math.log(value)) if log else float
+        heights = [(scale(value) - scale(low)) / (scale(high) - scale(low)) for value in raw]
+        marks = {0.0: word(low), 1.0: word(high)}
+    else:
+        words = sorted(words, key=lambda text: (float(text), text)) if numbers else words
+        level = {text: at / max(1, len(words) - 1) for at, text in enumerate(words)}
+        heights = [level[word(value)] for value in raw]
+        marks = (
+            {height: text for text, height in level.items()} if len(words) <= NAMES_SHOWN else {}
+        )
+    for height, text in marks.items():
+        axes.text(place + 0.04, height, text[:18], va="center", color=SOFT, size="small", zorder=4)
+    return heights
+
+
+@styled
+def curves_figure(swept: Swept, size: Size) -> Figure | None:
+    """The metric at every look at validation tasks; None where there were none, or one a trial."""
+    if not any(len(curve) > 1 for curve in swept.curves.values()):
+        return None
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots()
+    state = {trial["number"]: trial["state"] for trial in swept.trials}
+    for number, curve in swept.curves.items():
+        if number != swept.best:
+            dash = ":" if state.get(number) == "pruned" else "-"
+            axes.plot(*np.asarray(curve).T, color="#8A9199", lw=0.9, ls=dash, alpha=0.7)
+    if swept.best in swept.curves:
+        axes.plot(
+            *np.asarray(swept.curves[swept.best]).T,
+            color=PALETTE[1],
+            lw=2,
+            label=f"trial {swept.best}, the best",
+        )
+        axes.legend(frameon=False)
+    axes.set_xlabel("meta-training or pretraining steps")
+    axes.set_ylabel(swept.metric)
+    _near(axes, swept, [value for curve in swept.curves.values() for _, value in curve])
+    return figure
+
+
+def _near(axes: Axes, swept: Swept, values: Sequence[float]) -> None:
+    """Limits that show the good end and most values; what diverged lies outside."""
+    low, middle, high = (float(np.quantile(values, share)) for share in (0.25, 0.5, 0.75))
+    reach = 3 * (high - low) or 0.1 * abs(middle) or 1.0
+    inside = [value for value in values if low - reach <= value <= high + reach]
+    ends = [swept.better(values), *inside]
+    room = 0.06 * (max(ends) - min(ends)) or 1.0
+    axes.set_ylim(min(ends) - room, max(ends) + room)

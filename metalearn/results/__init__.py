@@ -1,0 +1,1 @@
+"""Finished runs as records: summaries, checks, costs, targets."""

@@ -1,0 +1,201 @@
+"""Checks of the account: equal tuning, controls, seeds of searches, no missing phase, seconds that
+add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from metalearn.config.registry import METHODS
+from metalearn.results import costs
+from metalearn.results.records import Group, Run
+
+SEARCH_SEEDS = 3
+SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
+
+
+class Check(NamedTuple):
+    """One named condition, whether it holds, and the numbers behind the verdict."""
+
+    name: str
+    passed: bool
+    why: str
+
+
+def cost_checks(groups: Sequence[Group]) -> list[Check]:
+    """The checklist of the account, in the order in which a reader should worry."""
+    runs = [run for group in groups for run in group.runs]
+    return [
+        _equal_trials(groups),
+        _search_seeds(groups),
+        _random_control(groups),
+        _phases(runs),
+        _sums(runs),
+        _policy(runs),
+    ]
+
+
+def trials(run: Run) -> int:
+    """Tuning trials of a run: `budget.trials` where it had fields to tune."""
+    tuned = (run.config.get("method") or {}).get("tune")
+    return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
+
+
+def tunable(run: Run) -> bool:
+    """Whether there is anything to tune: a row that starts from another's meta and has no option of
+    its own has not.
+    """
+    kind = METHODS.get(str(run.result.get("method")))
+    own = (
+        {name for name in kind.model_fields if kind.acts_of(name) != "train"} - {"name"}
+        if kind
+        else {""}
+    )
+    return bool(own) or not (run.config.get("method") or {}).get("start")
+
+
+def searched(run: Run) -> bool:
+    """Whether anything was spent on searching architectures."""
+    entry = run.phase("search")
+    return bool(entry.get("seconds") or (entry.get("once") or {}).get("seconds"))
+
+
+def searcher(run: Run) -> str:
+    """The name of the searcher of a row, "" where it has none."""
+    found: Any = (run.config.get("method") or {}).get("searcher")
+    return str(found.get("name") if isinstance(found, dict) else found or "")
+
+
+def candidates(run: Run) -> int:
+    """How many architectures a row may look at."""
+    return int((run.config.get("method") or {}).get("candidates") or 0)
+
+
+def _equal_trials(groups: Sequence[Group]) -> Check:
+    name = "equal tuning trials"
+    found: dict[int, list[str]] = {}
+    for group in groups:
+        for count in sorted({trials(run) for run in group.runs if tunable(run)}):
+            found.setdefault(count, []).append(group.label)
+    if len(found) > 1:
+        listed = "; ".join(
+            f"{count}: {', '.join(labels)}" for count, labels in sorted(found.items())
+        )
+        why = f"a method that was tuned more had more chances ({listed})"
+        return Check(name, False, why + _untuned_searches(groups))
+    return Check(name, True, f"every row: {next(iter(found), 0)}")
+
+
+def _untuned_searches(groups: Sequence[Group]) -> str:
+    """What to know of a search that was not tuned: its candidates are no trials, so it fails the
+    check by itself.
+    """
+    rows = {
+        group.label: group.first
+        for group in groups
+        if searched(group.first) and not trials(group.first)
+    }
+    if not rows:
+        return ""
+    listed = ", ".join(f"{label} {candidates(run) or 'by gradient'}" for label, run in rows.items())
+    return (
+        f"; searches without tuning cannot be equal here: their candidates ({listed}) are paid "
+        f"as search and are no "
+        "tuning trials; with tune: in their methods they could be"
+    )
+
+
+def _search_seeds(groups: Sequence[Group]) -> Check:
+    """Every seed of a run draws its search anew; a row may say otherwise, where one search served
+    all its seeds.
+    """
+    name = f"at least {SEARCH_SEEDS} search seeds"
+    found = {group.label: _seeds(group) for group in groups if any(map(searched, group.runs))}
+    few = [f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS]
+    if few:
+        return Check(name, False, f"another search could find something else: {', '.join(few)}")
+    if not found:
+        return Check(name, True, "does not apply: no row searched architectures")
+    return Check(name, True, f"fewest: {min(found.values())}")
+
+
+def _seeds(group: Group) -> int:
+    return len({run.result.get("search_seed", run.seed) for run in group.runs})
+
+
+def _random_control(groups: Sequence[Group]) -> Check:
+    """Random search with as many candidates stands beside every other searcher (Li & Talwalkar
+    2019).
+    """
+    name = "random search beside every searcher"
+    rows = {group.label: group.first for group in groups if any(map(searched, group.runs))}
+    controls = {_setting(run) for run in rows.values() if searcher(run) == "random"}
+    others = {label: run for label, run in rows.items() if searcher(run) != "random"}
+    without = [label for label, run in others.items() if _setting(run) not in controls]
+    if without:
+        return Check(
+            name, False, f"no random search with the same budget and space: {', '.join(without)}"
+        )
+    if not rows:
+        return Check(name, True, "does not apply: no row searched architectures")
+    return Check(
+        name, True, f"random search: {', '.join(label for label in rows if label not in others)}"
+    )
+
+
+def _setting(run: Run) -> tuple[Any, ...]:
+    method = run.config.get("method") or {}
+    inside = method.get("contains") or {}
+    return (
+        method.get("name"),
+        str(method.get("space")),
+        method.get("candidates"),
+        inside.get("name"),
+    )
+
+
+def _phases(runs: Sequence[Run]) -> Check:
+    name = "no missing phase"
+    missing = {f"{run.label} seed {run.seed}": costs.missing_phases(run) for run in runs}
+    listed = [f"{who}: {', '.join(what[:4])}{_more(what)}" for who, what in missing.items() if what]
+    why = dict.fromkeys(
+        str(reason) for run in runs for reason in (run.result.get("uncounted") or {}).values()
+    )
+    if listed:
+        told = f"; why: {'; '.join(why)}" if why else ""
+        return Check(
+            name, False, f"not measured, so costs are not compared ({'; '.join(listed)}){told}"
+        )
+    return Check(name, True, f"{len(runs)} rows, every phase with FLOPs and seconds")
+
+
+def _more(what: Sequence[str]) -> str:
+    return f" and {len(what) - 4} more" if len(what) > 4 else ""
+
+
+def _sums(runs: Sequence[Run]) -> Check:
+    name = "phases add up to the run's seconds"
+    gaps: dict[str, float] = {}
+    for run in runs:
+        wall, whole = run.result.get("seconds"), costs.whole_seconds(run)
+        if wall and whole is not None:
+            gaps[f"{run.label} seed {run.seed}"] = whole / float(wall) - 1
+    if not gaps:
+        return Check(name, False, "no row says how long it took by the wall clock")
+    worst = max(gaps, key=lambda who: abs(gaps[who]))
+    gaps = {who: gap if abs(gap) > 5e-4 else 0.0 for who, gap in gaps.items()}  # no minus nought
+    wrong = [f"{who} {gap:+.1%}" for who, gap in gaps.items() if abs(gap) > SUM_WITHIN]
+    if wrong:
+        return Check(name, False, f"more than {SUM_WITHIN:.0%} apart: {', '.join(wrong)}")
+    return Check(name, True, f"{len(gaps)} rows; furthest apart: {worst} {gaps[worst]:+.1%}")
+
+
+def _policy(runs: Sequence[Run]) -> Check:
+    name = "normalisation policy stated"
+    without = [
+        f"{run.label} seed {run.seed}" for run in runs if not run.result.get("normalisation")
+    ]
+    if without:
+        return Check(name, False, f"not stated: {', '.join(without)}")
+    return Check(name, True, "in every row")

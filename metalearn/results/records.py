@@ -1,0 +1,356 @@
+"""Finished run directories, read into plain frozen records: what comparisons, figures and pages are
+made from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalearn.errors import ConfigError
+from metalearn.evaluate import stats
+from metalearn.evaluate.accounts import LEARNING, per_task
+from metalearn.storage.files import read_json, read_npz, read_text
+from metalearn.storage.schema import Config, Environment, Line, Result, checked
+from metalearn.storage.yaml import read_yaml
+
+Array = NDArray[np.float64]
+Json = dict[str, Any]
+# Folders of a run that hold no runs of their own.
+_INSIDE = {"tune", "trials", "evaluations", "checkpoints", "wandb", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run directory."""
+
+    path: Path
+    label: str
+    seed: int
+    result: Json
+    config: Json
+    config_text: str
+    environment: Json
+    metrics: list[Json]
+
+    @property
+    def test(self) -> Json:
+        return dict(self.result["test"])
+
+    @property
+    def traits(self) -> Json:
+        return self.result.get("traits") or {}
+
+    @property
+    def steps(self) -> list[int]:
+        return [int(step) for step in self.test["steps"]]
+
+    @property
+    def metric(self) -> str:
+        return str(self.result["headline"]["metric"])
+
+    @property
+    def headline_step(self) -> int:
+        return int(self.result["headline"]["step"])
+
+    @property
+    def headline_point(self) -> int:
+        """The place of the headline step on the curve; of a single point, that one."""
+        return (
+            self.steps.index(self.headline_step)
+            if self.headline_step in self.steps
+            else len(self.steps) - 1
+        )
+
+    @cached_property
+    def scores(self) -> dict[str, Array]:
+        """`accuracy` and `loss`, each [E, P]; empty where the file is missing."""
+        file = self.path / "scores.npz"
+        if not file.exists():
+            return {}
+        return read_npz(file)
+
+    def scores_of(self, metric: str) -> Array | None:
+        """[E, P], or None where they were not written."""
+        found = self.scores.get(metric)
+        return (
+            found
+            if found is not None and found.ndim == 2 and found.shape[1] == len(self.steps)
+            else None
+        )
+
+    @property
+    def cost(self) -> Json:
+        """The ledger; phases that were not written are not there."""
+        return self.result.get("cost") or {}
+
+    def phase(self, name: str) -> Json:
+        """The cost of one phase; empty where it was not measured."""
+        return self.cost.get(name) or {}
+
+    def valid(self, split: str) -> list[Json]:
+        """Validation points on tasks of `split`, in order of the step."""
+        found = [
+            line
+            for line in self.metrics
+            if line.get("kind") == "valid" and line.get("split") == split
+        ]
+        return sorted(found, key=lambda line: int(line["step"]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """All seeds of one label."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def method(self) -> str:
+        return str(self.first.result.get("method", self.label))
+
+    @property
+    def metric(self) -> str:
+        return self.first.metric
+
+    @property
+    def uses_steps(self) -> bool:
+        return bool(self.first.traits.get("uses_steps", True))
+
+    @property
+    def higher_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def pooled(self, metric: str) -> Array | None:
+        """Scores [S, E, P] where every seed has them for the same tasks and steps, else None."""
+        found = [run.scores_of(metric) for run in self.runs]
+        if any(scores is None for scores in found) or any(
+            run.steps != self.first.steps for run in self.runs
+        ):
+            return None
+        if len({scores.shape for scores in found if scores is not None}) != 1:
+            return None
+        return np.stack([scores for scores in found if scores is not None])
+
+    def at_headline(self) -> Array | None:
+        """Scores at each seed's headline step: [S, E]."""
+        found = [run.scores_of(self.metric) for run in self.runs]
+        columns = [
+            scores[:, run.headline_point]
+            for run, scores in zip(self.runs, found)
+            if scores is not None
+        ]
+        whole = len(columns) == len(self.runs) and len({column.shape for column in columns}) == 1
+        return np.stack(columns) if whole else None
+
+    def value(self) -> float | None:
+        """The headline value, mean over seeds; None when a seed's is undefined."""
+        return mean([run.result["headline"].get("value") for run in self.runs])
+
+    def seconds(self, phase: str, kind: str = "seconds") -> float | None:
+        """A cost of one phase, mean over seeds; None where it was not measured."""
+        return mean([run.phase(phase).get(kind) for run in self.runs])
+
+    def diverged(self) -> float | None:
+        """Share of tasks that diverged at the headline step, mean over seeds."""
+        return mean([at(run.test.get("diverged"), run.headline_point) for run in self.runs])
+
+    def once(self, phase: str, name: str) -> float | None:
+        """What a phase spent for all tasks together, mean over seeds; 0 where it was one of new
+        tasks alone.
+        """
+        return mean([_once(run.phase(phase), name) for run in self.runs])
+
+    def each(self, phase: str, name: str) -> float | None:
+        """What a phase takes of one new task, mean over seeds; 0 where it was none of new tasks."""
+        return mean([_each(run.phase(phase), name) for run in self.runs])
+
+    def learning_seconds(self, kind: str) -> float | None:
+        """Search, retraining and all steps on one new task, mean over seeds; None where a part was
+        not measured.
+        """
+        parts = [[_each(run.phase(phase), kind) for phase in LEARNING] for run in self.runs]
+        known = [[float(part) for part in own if part is not None] for own in parts]
+        return mean([sum(own) if len(own) == len(LEARNING) else None for own in known])
+
+    def per_task_seconds(self) -> tuple[float | None, float | None]:
+        """(learning, predicting) one task inside a batch, or alone where no batch was timed."""
+        kinds = ("seconds_batched", "seconds_alone")
+        predict = [self.seconds("predict", kind) for kind in kinds]
+        return first_known(*map(self.learning_seconds, kinds)), first_known(*predict)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean curve over seeds with its interval over tasks, and each seed's own line."""
+
+    steps: list[int]
+    mean: list[float | None]
+    ci95: list[float | None]
+    seeds: list[list[float | None]] = field(default_factory=list)
+    converged_only: bool = False
+
+
+def curve(group: Group) -> Curve:
+    """The headline metric against steps.
+
+    A loss is averaged over the tasks that did not diverge where some did and the run wrote that
+    mean: a bare mean that one exploding task decides says nothing. The share that diverged stands
+    in the tables."""
+    shares = [share or 0.0 for run in group.runs for share in run.test.get("diverged") or []]
+    converged = (
+        group.metric == "loss"
+        and any(shares)
+        and all("loss_converged" in run.test for run in group.runs)
+    )
+    name = "loss_converged" if converged else group.metric
+    steps = group.first.steps
+    same = [run for run in group.runs if run.steps == steps]
+    lines = [[at(run.test.get(name), place) for place in range(len(steps))] for run in same]
+    averaged = [mean([line[place] for line in lines]) for place in range(len(steps))]
+    pooled = None if converged else group.pooled(group.metric)
+    if pooled is not None:
+        widths: list[float | None] = [stats.number(width) for width in stats.ci95(pooled.mean(0))]
+    else:
+        own = [run.test.get(f"{name}_ci95") for run in same]
+        widths = [mean([at(values, place) for values in own]) for place in range(len(steps))]
+    return Curve(steps, averaged, widths, lines if len(lines) > 1 else [], converged)
+
+
+def _once(entry: Json, name: str) -> float | None:
+    """None where the phase is not there, or this was not measured."""
+    if not per_task(entry):
+        return entry.get(name)
+    return (entry.get("once") or {name: 0.0}).get(name)
+
+
+def _each(entry: Json, name: str) -> float | None:
+    return None if not entry else entry.get(name) if per_task(entry) else 0.0
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None when a value is missing or not finite, or there are none."""
+    known = [float(value) for value in values if value is not None]
+    return stats.number(sum(known) / len(known)) if known and len(known) == len(values) else None
+
+
+def at(values: Sequence[float | None] | None, place: int) -> float | None:
+    """One entry of a list that may be missing or shorter; None where it is not finite."""
+    value = values[place] if values is not None and place < len(values) else None
+    return None if value is None else stats.number(float(value))
+
+
+def first_known(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def load(path: Path) -> Run:
+    """Read one finished run directory; raises ConfigError naming the file that is missing or
+    unreadable.
+    """
+    result = checked(Result, _read_object(path / "result.json"), path / "result.json")
+    config, environment = path / "config.yaml", path / "environment.json"
+    text = read_text(config) if config.exists() else ""
+    parsed = read_yaml(config) if config.exists() else {}
+    return Run(
+        path=path,
+        label=str(result["label"]),
+        seed=int(result["seed"]),
+        result=result,
+        config=checked(Config, parsed, config) if isinstance(parsed, dict) else {},
+        config_text=text,
+        environment=checked(Environment, _read_object(environment), environment)
+        if environment.exists()
+        else {},
+        metrics=_read_lines(path / "metrics.jsonl"),
+    )
+
+
+def _read_object(path: Path) -> Json:
+    if not path.exists():
+        raise ConfigError(
+            (str(path), "is not there: the run has not finished, or this is no run directory")
+        )
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ConfigError((str(path), "is not a JSON object"))
+    return found
+
+
+def _read_lines(path: Path) -> list[Json]:
+    """The whole lines of a JSON-lines file: the last may be cut off where a run was killed."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
+        try:
+            rows += [checked(Line, json.loads(line), f"{path}:{number}")] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise (
+                error
+                if isinstance(error, ConfigError)
+                else ConfigError((f"{path}:{number}", str(error)))
+            ) from error
+    return rows
+
+
+def run_directories(root: Path) -> tuple[list[Path], list[Path]]:
+    """(finished, unfinished) run directories at or under `root`, trials and
+    evaluations left out.
+    """
+    if (root / "result.json").exists():
+        return [root], []
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    for file in sorted(root.rglob("config.yaml")):
+        inside = file.parent.relative_to(root).parts
+        if _INSIDE & set(inside) or not inside:
+            continue
+        (finished if (file.parent / "result.json").exists() else unfinished).append(file.parent)
+    return finished, unfinished
+
+
+def is_comparison(root: Path) -> bool:
+    return (root / "methods").is_dir()
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Runs by label, best headline first; labels that two experiments share get the experiment's
+    name beside them.
+    """
+    taken: dict[str, list[Run]] = {}
+    for run in runs:
+        taken.setdefault(run.label, []).append(run)
+    groups: list[Group] = []
+    for label, members in taken.items():
+        names = {str(run.result.get("experiment", "")) for run in members}
+        for name in sorted(names):
+            own = [run for run in members if str(run.result.get("experiment", "")) == name]
+            groups += _seeds_apart(label if len(names) == 1 else f"{label} ({name})", own)
+    return sorted(groups, key=_rank)
+
+
+def _seeds_apart(label: str, runs: list[Run]) -> list[Group]:
+    """One group; a seed that comes twice makes a group of each folder instead."""
+    if len({run.seed for run in runs}) == len(runs):
+        return [Group(label, sorted(runs, key=lambda run: run.seed))]
+    return [Group(f"{label} ({run.path.parent.name}/{run.path.name})", [run]) for run in runs]
+
+
+def _rank(item: Group) -> tuple[float, str]:
+    value = item.value()
+    if value is None:
+        return math.inf, item.label
+    return (-value if item.higher_better else value), item.label

@@ -1,0 +1,51 @@
+"""What counts as solved: what the experiment says, else chosen on validation tasks; test tasks have
+no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.evaluate.targets import from_validation
+from metalearn.results.records import Group, Json, Run, mean
+
+SHARE = 0.9
+
+
+def target_of(groups: Sequence[Group]) -> Json | None:
+    """{"metric", "value", "why"}; None where no method looked at validation tasks and no experiment
+    names a target.
+    """
+    asked = _asked(groups[0].first)
+    if asked is not None:
+        return {**asked, "why": "named in the experiment"}
+    up = groups[0].higher_better
+    found = {group.label: mean([_best(run, up) for run in group.runs]) for group in groups}
+    known = {label: value for label, value in found.items() if value is not None}
+    if not known:
+        return None
+    label = (max if up else min)(known, key=lambda name: known[name])
+    value = from_validation(known[label], higher=up, share=SHARE)
+    how = f"{SHARE:.0%} of" if up else "a tenth above"
+    why = (
+        f"{how} {label}'s mean {groups[0].metric} on validation tasks, {known[label]:.4g}: "
+        f"the best of all methods"
+    )
+    return {"metric": groups[0].metric, "value": round(value, 6), "why": why}
+
+
+def _asked(run: Run) -> Json | None:
+    target = (run.config.get("evaluate") or {}).get("target")
+    return (
+        {"metric": target["metric"], "value": float(target["value"])}
+        if isinstance(target, dict)
+        else None
+    )
+
+
+def _best(run: Run, up: bool) -> float | None:
+    """The best look at validation tasks: the one whose checkpoint was tested."""
+    values = [
+        float(line[run.metric]) for line in run.valid("valid") if line.get(run.metric) is not None
+    ]
+    return (max if up else min)(values, default=None)

@@ -1,0 +1,193 @@
+"""The test of a trained run: scores.npz, sample episodes, and result.json last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.config.build import Parts, method_for
+from metalearn.config.experiment import Experiment
+from metalearn.distributed.shared_work import Asked
+from metalearn.distributed.shared_work import curve as measured
+from metalearn.evaluate.curves import Curve
+from metalearn.evaluate.ensemble import ensemble
+from metalearn.evaluate.ledger import known
+from metalearn.rng import fold_in
+from metalearn.run.candidate_truth import candidates_on_queries
+from metalearn.run.cost import cost_block
+from metalearn.run.loop import Job
+from metalearn.storage.environment import git_commit
+from metalearn.storage.files import read_json, write_atomic, write_json
+from metalearn.types import Meta, TaskSource
+
+PICTURED = 3  # test episodes kept for the report
+
+
+def test_and_write(
+    job: Job, metas: Sequence[Meta], request: str, step: int | None
+) -> dict[str, Any]:
+    """Test `metas` (several: their ensemble) on the frozen episodes, write the run's files,
+    result.json last.
+    """
+    experiment, parts = job.experiment, job.parts
+    method = method_for(experiment, parts.test.spec)
+    method = method if len(metas) == 1 else ensemble(method, metas)
+    spent = job.ledger.aside()
+    evaluate = experiment.evaluate
+    asked = Asked("test", evaluate.episodes, evaluate.seed, job.seed)
+    curve = measured(job.team, experiment, parts, metas, asked, spent)
+    write_scores(job.folder / "scores.npz", curve)
+    write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
+    if curve.notes:
+        _write_arrays(
+            job.folder / "notes.npz",
+            **{name: value.cpu().numpy() for name, value in curve.notes.items()},
+        )
+        tried = candidates_on_queries(experiment, method, parts.test, curve.notes)
+        if tried is not None:
+            _write_arrays(job.folder / "selection.npz", **tried)
+    cost = cost_block(job.ledger, spent, method, metas[0], parts, experiment)
+    seconds = job.wall  # up to where the ledger was read
+    result = describe_result(experiment, job.seed, parts, curve)
+    result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
+    result["uncounted"] = {
+        **job.ledger.uncounted,
+        **spent.uncounted,
+    }  # phase -> why its FLOPs are null
+    # FLOPs of the run that `method.start` names, by phase; they are in `cost` too.
+    result["started"] = {phase: known(entry.get("flops")) for phase, entry in job.started.items()}
+    result["tuned"] = tuned_values(job.folder)
+    result["seconds"] = seconds
+    result["devices"] = job.team.size  # that were at work in those seconds
+    write_json(job.folder / "result.json", result)
+    return dict(read_json(job.folder / "result.json"))
+
+
+def tuned_values(folder: Path) -> dict[str, Any] | None:
+    """What tuning chose: fields, headline step, which fields lie on the edge of their range; null
+    without tuning.
+    """
+    found: dict[str, Any] = {}
+    for name in ("training", "best"):
+        path = folder / "tune" / f"{name}.json"
+        if path.exists():
+            choice = read_json(path)
+            found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
+            found["on_edge"] = found.get("on_edge", []) + choice["edge"]
+    source = folder / "tune" / "from.json"
+    if found and source.exists():
+        found["from_seed"] = read_json(source)["seed"]
+    return found or None
+
+
+def describe_result(
+    experiment: Experiment, seed: int, parts: Parts, curve: Curve
+) -> dict[str, Any]:
+    """The part of result.json (schema 1) that one curve gives."""
+    spec, traits = parts.test.spec, parts.test_method.traits
+    evaluate = experiment.evaluate
+    return {
+        "schema": 1,
+        "experiment": experiment.name,
+        "label": experiment.label,
+        "method": experiment.method.name,
+        "seed": seed,
+        "task": {
+            "source": experiment.test_task.source,
+            "split": spec.split,
+            "ways": spec.ways,
+            "shots": spec.shots,
+            "queries": spec.queries,
+            "data_sha256": getattr(parts.test, "data_sha256", ""),
+        },
+        "episodes": {
+            "count": evaluate.episodes,
+            "seed": evaluate.seed,
+            "fingerprint": curve.fingerprint,
+        },
+        "facts": dict(
+            getattr(parts.train, "facts", {})
+        ),  # what was drawn once: a split's seed and held-out classes
+        "normalisation": traits.normalisation,
+        "transductive": traits.transductive,
+        "traits": {
+            "consumes": traits.consumes,
+            "uses_steps": traits.uses_steps,
+            "support_at_step_0": traits.support_at_step_0,
+            "transductive": traits.transductive,
+        },
+        "factors": experiment.learns.factors,  # what the report cannot infer of the method's parts
+        "checkpoint": evaluate.checkpoint,
+        "test": points(curve),
+        "headline": headline(experiment, curve),
+    }
+
+
+def points(curve: Curve) -> dict[str, Any]:
+    """Every point of the curve: bare means over all tasks, and means over the tasks that did not
+    diverge.
+    """
+    loss_ci = 1.96 * curve.loss.std(0) / curve.loss.shape[0] ** 0.5
+    mean, ci = curve.converged(curve.loss)
+    classes = curve.metric == "accuracy"
+    return {
+        "steps": list(curve.steps),
+        "accuracy": curve.mean.tolist() if classes else None,
+        "accuracy_ci95": curve.ci95.tolist() if classes else None,
+        "loss": curve.loss.mean(0).tolist(),
+        "loss_ci95": loss_ci.tolist(),
+        "loss_median": curve.loss.quantile(0.5, dim=0).tolist(),
+        "loss_converged": mean.tolist(),
+        "loss_converged_ci95": ci.tolist(),
+        "diverged": curve.diverged_share.tolist(),
+    }
+
+
+def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
+    """The point that counts, beside the published number."""
+    step = experiment.evaluate.headline
+    at = len(curve.steps) - 1 if not isinstance(step, int) else curve.steps.index(step)
+    published = experiment.published
+    value = None if published is None else published.curve.get(curve.steps[at], published.value)
+    return {
+        "metric": curve.metric,
+        "step": curve.steps[at],
+        "value": float(curve.mean[at]),
+        "ci95": float(curve.ci95[at]),
+        "published": value,
+        "published_ci95": published.ci95 if published else None,
+        "published_curve": {str(k): v for k, v in published.curve.items()} if published else {},
+        "source": published.source if published else "",
+    }
+
+
+def write_scores(path: Path, curve: Curve) -> None:
+    """`accuracy` (NaN for regression) and `loss`, [E, P] float32."""
+    loss = curve.loss.cpu().numpy().astype(np.float32)
+    accuracy = (
+        curve.scores.cpu().numpy().astype(np.float32)
+        if curve.metric == "accuracy"
+        else np.full_like(loss, np.nan)
+    )
+    _write_arrays(path, accuracy=accuracy, loss=loss)
+
+
+def write_episodes(path: Path, source: TaskSource, seed: int) -> None:
+    """The first test episodes, for the report's pictures."""
+    episode = source.sample(fold_in(seed, "episodes"), PICTURED)
+    arrays = {
+        f"{part}_{leaf}": getattr(getattr(episode, part), leaf).cpu().numpy()
+        for part in ("support", "query")
+        for leaf in ("x", "y")
+    }
+    _write_arrays(path, **arrays)
+
+
+def _write_arrays(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())

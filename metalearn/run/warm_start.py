@@ -1,0 +1,124 @@
+"""Where meta-training begins: at a seed's own start, or at another run's meta, whose cost comes
+along.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metalearn.config.build import Parts
+from metalearn.config.experiment import Experiment
+from metalearn.errors import ConfigError
+from metalearn.evaluate.accounts import ONCE, per_task
+from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
+from metalearn.inner.method import widened
+from metalearn.learned_optimizers.learn_to_optimize import THETA
+from metalearn.rng import fold_in
+from metalearn.storage import checkpoint
+from metalearn.storage.schema import read_result
+from metalearn.tree import from_named, named_leaves
+from metalearn.types import MetaState
+
+
+def places_of(start: str, folder: Path, seed: int) -> list[Path]:
+    """Where the run that `method.start` names may lie: the neighbour in the same comparison comes
+    first.
+    """
+    return [
+        folder.parent.parent / start / f"seed-{seed}",
+        Path(start),
+        Path(start) / f"seed-{seed}",
+        Path("runs") / start,
+        Path("runs") / start / f"seed-{seed}",
+    ]
+
+
+def folder_of(start: str, folder: Path, seed: int) -> Path:
+    """The finished run that `method.start` names: a run directory, a label of the same comparison,
+    or an experiment.
+    """
+    for place in places_of(start, folder, seed):
+        if (place / "result.json").is_file():
+            return place
+    raise ConfigError(
+        (
+            "method.start",
+            f"no finished run is found for {start!r}: give a run directory, the label of "
+            f"another method of this "
+            f"comparison, or an experiment that was trained to runs/{start}",
+        )
+    )
+
+
+def begin_state(
+    experiment: Experiment, parts: Parts, folder: Path
+) -> tuple[MetaState, dict[str, Entry]]:
+    """(state before the first step, cost that comes along by phase)."""
+    seed = experiment.run.seeds[0]
+    state = parts.method.init(fold_in(seed, "init"))
+    state = widened(
+        state, experiment.run.tasks_per_step
+    )  # one shape from the first step on: it compiles once
+    if not experiment.start:
+        return state, {}
+    place = folder_of(experiment.start, folder, seed)
+    result = read_result(place)
+    named = checkpoint.read(best_file(place))
+    flat = _taken(named_leaves(state.meta), named, place)
+    return state._replace(meta=from_named(state.meta, flat)), _paid(result)
+
+
+def _taken(own: dict[str, Tensor], named: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """A meta's leaves out of another run's checkpoint; ConfigError where they are not all there.
+
+    The parameters of a network are `params.<name>` in the meta of some methods and `<name>` in that
+    of others. A rule that is to be learned keeps its own start where the other run has learned
+    none."""
+    learned = any(name.startswith(f"meta.{THETA}.") for name in named)
+    kept = {
+        name: value for name, value in own.items() if name.startswith(f"{THETA}.") and not learned
+    }
+    taken: dict[str, Tensor] = {}
+    for name, value in own.items():
+        found = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
+        if name not in kept and found is not None and found.shape == value.shape:
+            taken[name] = found.to(value)
+    missing = [name for name in own if name not in taken and (name not in kept or not taken)]
+    if missing:
+        text = (
+            f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"
+        )
+        raise ConfigError(("method.start", text))
+    return {**kept, **taken}
+
+
+def best_file(place: Path) -> Path:
+    """The checkpoint whose meta a finished run was tested with."""
+    step = read_result(place).get("checkpoint_step")
+    folder = place / "checkpoints"
+    steps = checkpoint.steps_in(folder)
+    if step is None or step not in steps:
+        raise ConfigError(
+            (
+                str(place),
+                "has no checkpoint of what was tested: it learned nothing across tasks, or "
+                "they were removed",
+            )
+        )
+    return checkpoint.path_of(folder, int(step))
+
+
+def _paid(result: dict[str, Any]) -> dict[str, Entry]:
+    """What the other run spent before any new task; what it did not measure stays not measured."""
+    unknown = math.nan
+    kept = ("seconds", *FLOPS, *COUNTS, "energy_joules")
+    found = {phase: result["cost"].get(phase) or {} for phase in ONCE}
+    return {
+        phase: {key: unknown if entry[key] is None else entry[key] for key in kept if key in entry}
+        for phase, entry in found.items()
+        if entry and not per_task(entry)
+    }

@@ -1,0 +1,125 @@
+"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it; the newest valid one is taken,
+said aloud.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+from metalearn.storage.files import write_atomic
+from metalearn.tree import from_named, named_leaves
+from metalearn.types import MetaState
+
+NAME = re.compile(r"^step-(\d+)\.pt$")
+Say = Callable[[str], None]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.pt"
+
+
+def save(path: Path, tree: Any) -> None:
+    """Write every leaf under its dotted name; the checksum lands first, so a torn pair is never
+    taken for valid.
+    """
+    named = {
+        name: value.detach().to("cpu").contiguous().clone()
+        for name, value in named_leaves(tree).items()
+    }
+    buffer = io.BytesIO()
+    torch.save(named, buffer)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomic(checksum_of(path), f"{digest}  {path.name}\n".encode())
+    write_atomic(path, content)
+
+
+def checksum_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint; ConfigError that names the file when it is missing, truncated or
+    changed.
+    """
+    try:
+        content = path.read_bytes()
+        expected = checksum_of(path).read_text().split()[0]
+    except (OSError, IndexError, UnicodeDecodeError) as error:
+        raise ConfigError((str(path), f"cannot be read with its checksum file: {error}")) from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ConfigError(
+            (str(path), "does not match its SHA-256: the file was truncated or changed")
+        )
+    try:
+        named = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (
+        Exception
+    ) as error:  # on content that is no archive of tensors the unpickler fails in ways of all kinds
+        raise ConfigError((str(path), f"is no file of tensors ({type(error).__name__})")) from error
+    if not isinstance(named, dict) or not all(
+        isinstance(value, Tensor) for value in named.values()
+    ):
+        raise ConfigError((str(path), "is no checkpoint: it should hold tensors by name"))
+    return named
+
+
+def load(path: Path, like: MetaState) -> MetaState:
+    """The state of a checkpoint, in the structure, dtype and place of `like` (lanes may be wider
+    than in `like`).
+    """
+    named = read(path)
+    try:
+        state: MetaState = from_named(like, named)
+    except KeyError as error:
+        raise ConfigError(
+            (str(path), f"belongs to another method or model: {error.args[0]}")
+        ) from error
+    wrong = [
+        f"{name} is {list(named[name].shape)}, should be {list(value.shape)}"
+        for name, value in named_leaves(like).items()
+        if not name.startswith("lanes") and named[name].shape != value.shape
+    ]
+    if wrong:
+        raise ConfigError((str(path), f"belongs to another model: {'; '.join(wrong[:3])}"))
+    place = {name: value.device for name, value in named_leaves(like).items()}
+    moved = {name: value.to(place[name]) for name, value in named_leaves(state).items()}
+    return from_named(state, moved)  # type: ignore[no-any-return]
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints that lie in a folder, ascending."""
+    found = (NAME.match(path.name) for path in folder.glob("step-*.pt")) if folder.is_dir() else ()
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def newest(folder: Path, like: MetaState, say: Say) -> tuple[int, MetaState] | None:
+    """(step, state) of the newest valid checkpoint, walking back over damaged ones; None where
+    there is none at all.
+    """
+    steps = steps_in(folder)
+    for step in reversed(steps):
+        try:
+            return step, load(path_of(folder, step), like)
+        except ConfigError as error:
+            say(f"warning: {error}; falling back to the checkpoint before it")
+    if steps:
+        say(f"warning: no valid checkpoint in {folder}: beginning again at step 0")
+    return None
+
+
+def keep_only(folder: Path, steps: set[int]) -> None:
+    """Remove the checkpoints of all other steps."""
+    for step in steps_in(folder):
+        if step not in steps:
+            path_of(folder, step).unlink(missing_ok=True)
+            checksum_of(path_of(folder, step)).unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""What a reader may rely on in the files of a run directory that somebody else may have written or
+damaged.
+
+Keys may be missing where a reader does without them, and there may be more; what is there has its
+type. Numbers are finite and such that a picture of them can be drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metalearn.errors import ConfigError
+from metalearn.storage.files import read_json, read_lines
+
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Maybe = Number | None
+Row = Annotated[list[Maybe], Field(max_length=100_000)] | None
+Text = Annotated[str, Field(max_length=10_000)]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Task(_Open):
+    source: Text | None = None
+    split: Text | None = None
+    ways: Count | None = None
+    shots: Count | None = None
+    queries: Count | None = None
+
+
+class _Episodes(_Open):
+    count: Count | None = None
+    fingerprint: Text | None = None
+
+
+class _Traits(_Open):
+    consumes: Text = "nothing"
+    uses_steps: bool = True
+    support_at_step_0: bool = False
+    transductive: bool = False
+
+
+class _Test(_Open):
+    steps: list[Annotated[int, Field(ge=0, le=10**6)]] = Field(min_length=1, max_length=100_000)
+    accuracy: Row = None
+    accuracy_ci95: Row = None
+    loss: Row = None
+    loss_ci95: Row = None
+    loss_median: Row = None
+    loss_converged: Row = None
+    loss_converged_ci95: Row = None
+    diverged: Row = None
+
+
+class _Headline(_Open):
+    metric: Literal["accuracy", "loss"]
+    step: Count
+    value: Maybe = None
+    ci95: Maybe = None
+    published: Maybe = None
+    published_ci95: Maybe = None
+    published_curve: dict[Annotated[str, Field(pattern=r"^\d{1,6}$")], Maybe] | None = None
+
+
+class _Spent(_Open):
+    device: Text | None = None
+    once: dict[str, Number | Text | None] | None = None
+    __pydantic_extra__: dict[str, Number | Text | None]
+
+
+class _Tuned(_Open):
+    on_edge: list[str] = []
+
+
+class Result(_Open):
+    """result.json, schema 1, as reports, comparisons and tests of a run read it."""
+
+    label: Text
+    seed: int
+    test: _Test
+    headline: _Headline
+    experiment: Text | None = None
+    method: Text | None = None
+    checkpoint_step: Count | None = None
+    task: _Task | None = None
+    episodes: _Episodes | None = None
+    traits: _Traits | None = None
+    cost: dict[str, _Spent] | None = None
+    tuned: _Tuned | None = None
+    uncounted: dict[str, str] | None = None
+    factors: dict[str, Any] | None = None
+    seconds: Maybe = None
+    search_seed: int | None = None
+
+
+class _Target(_Open):
+    metric: Literal["accuracy", "loss"]
+    value: float
+
+
+class _Method(_Open):
+    name: Text | None = None
+    tune: dict[str, dict[str, Any]] | None = None
+    contains: dict[str, Any] | None = None
+    candidates: Count | None = None
+
+
+class _Evaluate(_Open):
+    target: _Target | None = None
+
+
+class _Budget(_Open):
+    trials: Count | None = None
+
+
+class Config(_Open):
+    """config.yaml, as reports read it."""
+
+    task: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    method: _Method | None = None
+    evaluate: _Evaluate | None = None
+    budget: _Budget | None = None
+
+
+class Line(_Open):
+    """A line of metrics.jsonl."""
+
+    kind: Text = ""
+    split: Text | None = None
+    step: Count
+    accuracy: Maybe = None
+    loss: Maybe = None
+    __pydantic_extra__: dict[str, Number | Text | None]
+
+
+class Timing(_Open):
+    """A line of timing.jsonl."""
+
+    step: Count
+    wall: Number = 0.0
+    spent: dict[str, dict[str, Number | Text | None]] = {}
+
+
+class Environment(_Open):
+    """environment.json."""
+
+    argv: list[str] | str | None = None
+    device: Text | None = None
+    config_hash: Text | None = None
+
+
+class _Trial(_Open):
+    number: Count = 0
+    parameters: dict[str, Any] = {}
+    score: float | None = None
+    cost: dict[str, Number | Text | None] = {}
+
+
+class Choice(_Open):
+    """tune/training.json and tune/best.json: what tuning chose."""
+
+    parameters: dict[str, Any]
+    trials: list[_Trial]
+    edge: list[str] = []
+    headline_step: Count | None = None
+    headline: _Trial = _Trial()
+
+
+class Request(_Open):
+    """comparison-request.json."""
+
+    target: _Target | None = None
+    demonstration: bool = False
+
+
+class _Metric(_Open):
+    name: Text
+    goal: Literal["minimize", "maximize"]
+
+
+class _Trialled(_Open):
+    number: Count
+    parameters: dict[str, Any]
+    value: Maybe
+    state: Literal["complete", "pruned", "failed"]
+
+
+class SweepFile(_Open):
+    """sweep.json, schema 1."""
+
+    metric: _Metric
+    best: Count | None
+    trials: list[_Trialled]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a finished run."""
+    return checked(Result, read_json(folder / "result.json"), folder / "result.json")
+
+
+def check_lines(kind: type[BaseModel], path: Path) -> None:
+    """Refuse a file of lines one of which is not of this form; a torn end is no fault."""
+    for number, row in enumerate(read_lines(path), start=1):
+        checked(kind, row, f"{path}, line {number}")
+
+
+def checked(kind: type[BaseModel], data: Any, file: object, most: int = 5) -> dict[str, Any]:
+    """The data, which has the form; ConfigError with the places that do not."""
+    try:
+        kind.model_validate(data)
+    except ValidationError as error:
+        found = error.errors()
+        places = [".".join(str(part) for part in problem["loc"]) for problem in found]
+        problems = [
+            (f"{file}: {place}" if place else str(file), one["msg"])
+            for place, one in zip(places, found)
+        ]
+        raise ConfigError(*dict.fromkeys(problems[:most])) from error
+    return dict(data)

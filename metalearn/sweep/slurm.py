@@ -1,0 +1,92 @@
+"""Workers of a sweep as jobs of a cluster, through submitit; the folder is shared, so jobs come and
+go as they like.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn.config.overrides import split
+from metalearn.errors import ConfigError
+from metalearn.run.loop import Say
+from metalearn.sweep.desk import claim_folder
+from metalearn.sweep.file import Sweep
+
+
+class Worker:
+    """What a job runs; one that the cluster takes away is queued again, and goes on."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    def __call__(self) -> int:
+        return subprocess.run(self.words, check=False).returncode
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str], say: Say) -> list[Any]:
+    """Submit `workers` jobs; `cluster=local` runs them on this machine. Returns submitit's jobs."""
+    options = dict(_option(word) for word in words)
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError(
+            ("--slurm", "needs the package submitit: pip install submitit")
+        ) from error
+    cluster = options.pop("cluster", None)
+
+    def executor_in(place: Path) -> Any:
+        made = submitit.AutoExecutor(folder=place, cluster=cluster)
+        made.update_parameters(
+            name=found.name, **{_submitit(key): value for key, value in options.items()}
+        )
+        return made
+
+    try:
+        with tempfile.TemporaryDirectory() as elsewhere:  # refused before anything is written
+            executor_in(Path(elsewhere))
+    except (
+        Exception
+    ) as error:  # a missing sbatch, an unknown cluster, a key that is none: of many types
+        text = f"{' '.join(str(error).split())}; on a machine without SLURM say cluster=local"
+        raise ConfigError(("--slurm", text)) from error
+    claim_folder(found, folder)
+    executor = executor_in(folder / "jobs")
+    command = [sys.executable, "-m", "metalearn", "sweep", str(Path(found.file).resolve())]
+    jobs = [
+        executor.submit(Worker([*command, "--out", str(folder.resolve())])) for _ in range(workers)
+    ]
+    print(
+        f"jobs: {' '.join(str(job.job_id) for job in jobs)}\nsweep: {folder}\nreport: "
+        f"metalearn report {folder}"
+    )
+    say(f"what they say is in {folder / 'jobs'}; give the command again to add workers")
+    return jobs
+
+
+def _option(word: str) -> tuple[str, Any]:
+    path, value = split(word)
+    return ".".join(path), value
+
+
+def _submitit(key: str) -> str:
+    """submitit's own names as they are; others are SLURM's."""
+    own = (
+        "timeout_min",
+        "mem_gb",
+        "nodes",
+        "cpus_per_task",
+        "gpus_per_node",
+        "tasks_per_node",
+        "stderr_to_stdout",
+    )
+    return key if key in own or key.startswith(("slurm_", "local_")) else f"slurm_{key}"

@@ -1,0 +1,1 @@
+"""Tabular benchmarks of small search spaces."""

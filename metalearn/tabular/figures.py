@@ -1,0 +1,371 @@
+"""How a race on a table looks: grids on the terminal and in Markdown, regret against evaluations as
+a picture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from metalearn.report.figures.axes import INK, SOFT, Style
+from metalearn.report.figures.curves import MARKERS, PALETTE, SCRATCH, Size, styled, svg
+from metalearn.storage.files import write_atomic
+
+Json = dict[str, Any]
+RECKONINGS = {
+    "truth": "searching the truth itself",
+    "scores": "searching each task by its own scores",
+}
+LOOK = {
+    "random": Style(SCRATCH, "o", "-"),
+    **{
+        name: Style(PALETTE[place], MARKERS[place], "-")
+        for name, place in (("evolution", 0), ("tpe", 1), ("halving", 2))
+    },
+    "params": Style(PALETTE[3], "", "-"),
+    "flops": Style(PALETTE[4], "", "--"),  # where both are one line, both are seen
+}
+
+
+class Grid(NamedTuple):
+    """A table for people."""
+
+    title: str
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    below: Sequence[str] = ()  # sentences under it
+
+
+def show(found: Json, console: Console | None = None) -> None:
+    """Every grid on the terminal."""
+    screen = console or Console()
+    screen.print(title(found), style="bold", highlight=False, soft_wrap=True)
+    for grid in grids(found):
+        table = Table(
+            title=grid.title,
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
+        for place, name in enumerate(grid.head):
+            table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+        for line in grid.lines:
+            table.add_row(*(cell.replace(" ± ", "\n±") for cell in line))
+        if grid.lines:
+            screen.print(table)
+        for sentence in grid.below:
+            screen.print(sentence, highlight=False, soft_wrap=True)
+    screen.print()
+
+
+def title(found: Json) -> str:
+    """What was raced on: the table and its tasks."""
+    header, spec = found["header"], found["header"]["spec"]
+    source = (header.get("task") or {}).get("source", "tasks")
+    shape = (
+        f"{spec['ways']}-way {spec['shots']}-shot"
+        if spec["kind"] == "classification"
+        else f"{spec['shots']}-shot"
+    )
+    return (
+        f"{header['space']}, {found['networks']} networks; {source} {shape}, {header['tasks']} "
+        f"tasks, "
+        f"{header['seeds']} trainings of each; regret in {metric(found)}, lower is better"
+    )
+
+
+def metric(found: Json) -> str:
+    """What regret is measured in."""
+    return "accuracy" if found["header"]["spec"]["kind"] == "classification" else "squared error"
+
+
+def grids(found: Json) -> list[Grid]:
+    """All that the terminal and Markdown show."""
+    curves = [_regrets(found, which) for which in RECKONINGS if found["curves"]]
+    last = [grid for grid in (_paired(found), _picks(found)) if grid.lines]
+    return [*curves, *last, _noise(found)]
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Four decimals below 1, fewer above; a dash for nothing."""
+    if value is None:
+        return "–"
+    digits = next((count for limit, count in ((1, 4), (10, 3), (100, 2)) if abs(value) < limit), 1)
+    return f"{value:{sign}.{digits}f}"
+
+
+def _with(value: float | None, half: float | None, sign: str = "") -> str:
+    return number(value, sign) if half is None else f"{number(value, sign)} ± {number(half)}"
+
+
+def _regrets(found: Json, which: str) -> Grid:
+    rows = [row for row in found["curves"] if row["reckoning"] == which]
+    lines, below = [], []
+    for row in rows:
+        lines.append([row["searcher"], *(_with(*pair) for pair in zip(row["regret"], row["ci95"]))])
+        if "exact" in row:
+            lines.append(["random, exact", *map(number, row["exact"])])
+            word = "lies within" if row["agrees"] else "DOES NOT lie within"
+            below.append(
+                f"Random search {word} 4 standard errors of its exact expectation at every n."
+            )
+    below.append(f"A network drawn at random: {number(found['chance'][which])}.")
+    head = ["searcher, n", *map(str, rows[0]["evaluations"])]
+    heading = (
+        f"Regret after n evaluations, {RECKONINGS[which]}: mean ± 95 % interval over "
+        f"{found['seeds']} seeds"
+    )
+    return Grid(heading, head, lines, below)
+
+
+def _paired(found: Json) -> Grid:
+    lines = [
+        [
+            row["searcher"],
+            row["reckoning"],
+            number(row["regret"]),
+            number(row["difference"], "+"),
+            " to ".join(number(end, "+") for end in row["ci95"]),
+            row["verdict"],
+            _with(row["over_exact"], row["over_exact_ci95"], "+"),
+        ]
+        for row in found["paired"]
+    ]
+    head = [
+        "searcher",
+        "reckoning",
+        "regret",
+        "over random's",
+        "95 % interval",
+        "verdict",
+        "over theory's",
+    ]
+    below = [
+        f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. "
+        f"Over theory's: against "
+        "random search's exact expectation, so without the luck of its seeds."
+    ]
+    return Grid(
+        f"Against random search at {found['budget']} evaluations, same seeds", head, lines, below
+    )
+
+
+def _picks(found: Json) -> Grid:
+    lines, below = [], []
+    for row in found["picks"]:
+        places = [
+            f"{row['rank']:.1f}",
+            f"{row['percentile']:.0f} %",
+            _with(row["regret"], row["ci95"]),
+        ]
+        gap = _with(row["over_chance"], row["over_chance_ci95"], "+")
+        among = [f"{row['shared']['rank']:.1f}", number(row["shared"]["regret"])]
+        lines.append([row["searcher"], *places, gap, *among])
+        below = [
+            f"Ranks are among {found['networks']} networks, 1 the best, "
+            f"{(found['networks'] + 1) / 2:.1f} by chance; "
+            "beats: the share of the others that are worth less; in all: by the mean truth of "
+            "all tasks. Regret by "
+            f"chance: {number(row['chance'])}, in all {number(row['shared']['chance'])}; of "
+            f"random search with "
+            f"{found['budget']} evaluations of each task's scores, exactly: "
+            f"{number(row['random_at_budget'])}."
+        ]
+    head = ["searcher", "rank", "beats", "regret", "over chance's", "rank in all", "regret in all"]
+    heading = (
+        "Picks of searchers that train, one a task: by that task's truth, mean ± 95 % "
+        "interval over tasks"
+    )
+    return Grid(heading, head, lines, below)
+
+
+def _noise(found: Json) -> Grid:
+    noise = found["noise"]
+    lines = [
+        ["score and truth", _with(noise["tau"], noise["tau_ci95"])],
+        ["score and the truth of one training", number(noise["one_seed"])],
+        ["truths of two trainings: the ceiling", number(noise["ceiling"])],
+        ["truths of two tasks", number(noise["between_tasks"])],
+    ]
+    below = [f"Regret of the best score of all networks: {number(noise['regret_of_best_score'])}."]
+    if found["diverged"]:
+        counted = (
+            " and count as the largest loss that counts" if metric(found) == "squared error" else ""
+        )
+        below.append(f"{found['diverged']:.2%} of the trainings diverged{counted}.")
+    return Grid(
+        "Noise of the table: Kendall's tau, mean over tasks", ["between", "tau"], lines, below
+    )
+
+
+# Markdown
+
+HEAD = """# Searchers on tables whose truth is known
+
+Written by `metalearn nas race --markdown`; the section of a table is replaced by its next race,
+text outside of the marked sections stays.
+"""
+
+
+def write_markdown(path: Path, found: Json, plot: Path | None) -> None:
+    """Put the race's section into the file: in the place of the one of the same table, else at the
+    end.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    name = Path(found["table"]).stem.replace("--", "-")
+    begin, end = f"<!-- race: {name} -->", f"<!-- end of race: {name} -->"
+    picture = (
+        ""
+        if plot is None
+        else f"![{name}]({Path(os.path.relpath(plot.resolve(), path.resolve().parent)).as_posix()})"
+    )
+    section = f"{begin}\n{markdown(found, picture)}{end}\n"
+    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
+    new = (
+        pattern.sub(lambda _: section, text)
+        if pattern.search(text)
+        else text.rstrip("\n") + "\n\n" + section
+    )
+    write_atomic(path, new.encode())
+
+
+def markdown(found: Json, picture: str = "") -> str:
+    """The section: what was raced on, the picture, every grid."""
+    parts = [f"## {Path(found['table']).stem}", f"{title(found)}.", picture]
+    for grid in grids(found):
+        marks = [":---" if place == 0 else "---:" for place in range(len(grid.head))]
+        lines = ["| " + " | ".join(line) + " |" for line in (grid.head, marks, *grid.lines)]
+        parts += [f"### {grid.title}", "\n".join(lines), *grid.below]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# the picture
+
+
+def drawing(found: Json) -> str:
+    """Regret against evaluations as a standalone SVG."""
+    return svg(figure(found, (8.2, 4.2)), "race")
+
+
+@styled
+def figure(found: Json, size: Size) -> Figure:
+    """A panel a reckoning: evaluations on a logarithm, 95 % bands over seeds, random search's
+    theory, chance.
+    """
+    drawn = Figure(size, layout="constrained")
+    panels = drawn.subplots(1, len(RECKONINGS), squeeze=False)[0]
+    for axes, (which, words) in zip(panels, RECKONINGS.items()):
+        rows = [row for row in found["curves"] if row["reckoning"] == which]
+        top = found["chance"][which]
+        _scales(axes, rows, top)
+        for row in rows:
+            _curve(axes, row)
+        axes.axhline(
+            top,
+            color="#8A9199",
+            lw=0.9,
+            ls=(0, (1, 2)),
+            zorder=1,
+            label="a network drawn at random",
+        )
+        axes.set_title(words, loc="left", size="medium", color=INK)
+    drawn.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
+    drawn.supylabel(f"regret in {metric(found)}, lower is better", size="medium", color=INK)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    return drawn
+
+
+def _curve(axes: Axes, row: Json) -> None:
+    """A line with its band; a searcher that asks once has a line across, which
+    others may lie on.
+    """
+    style, x = LOOK[row["searcher"]], np.asarray(row["evaluations"], np.float64)
+    look: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
+    if _asks_once(row):
+        axes.plot(x, row["regret"], **look, lw=1.4, zorder=2)
+        return
+    low, high = _band(row)
+    axes.fill_between(
+        x, np.maximum(low, axes.get_ylim()[0]), high, color=style.color, alpha=0.14, lw=0
+    )
+    axes.plot(
+        x,
+        row["regret"],
+        **look,
+        lw=1.6,
+        marker=style.marker,
+        ms=4.6,
+        mec="white",
+        mew=0.7,
+        zorder=3,
+    )
+    if "exact" in row:
+        axes.plot(
+            x, row["exact"], color=INK, lw=1.1, ls=(0, (4, 2)), zorder=4, label="random, exact"
+        )
+
+
+def _asks_once(row: Json) -> bool:
+    return LOOK[row["searcher"]].marker == ""
+
+
+def _band(row: Json) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the 95 % interval at each number of evaluations; both the mean where
+    there is none.
+    """
+    y = np.asarray(row["regret"], np.float64)
+    half = np.asarray([value or 0.0 for value in row["ci95"]], np.float64)
+    return y - half, y + half
+
+
+def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
+    """Evaluations on a logarithm; regret, too, where it spans more than a factor of 8, linear
+    around a regret of 0.
+    """
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator([float(count) for count in rows[0]["evaluations"]]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(colors=SOFT)
+    values = [
+        value
+        for row in rows
+        for value in (*row["regret"], *row.get("exact", ()), top)
+        if value is not None
+    ]
+    least, high = top / 100, 1.5 * max(values, default=1.0)
+    if top <= 0 or max(values) < 8 * min(values):
+        bands = [float(_band(row)[1].max()) for row in rows if not _asks_once(row)]
+        axes.set_ylim(0, 1.05 * max([*values, *bands, top]) or 1.0)
+        return
+    if min(values) < least:
+        axes.set_yscale("symlog", linthresh=least, linscale=0.5)
+        axes.set_ylim(0, high)
+    else:
+        least = min(values) / 1.5
+        axes.set_yscale("log")
+        axes.set_ylim(least, high)
+    ticks = [
+        part * 10.0**power
+        for power in range(-12, 13)
+        for part in ((1, 2, 5) if high < 1000 * least else (1,))
+    ]
+    axes.yaxis.set_major_locator(
+        FixedLocator([0.0, *(tick for tick in ticks if least <= tick <= high)])
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

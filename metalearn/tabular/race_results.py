@@ -1,0 +1,294 @@
+"""What a race on a table finds: regret against evaluations, theory, paired differences, the places
+of picks, noise.
+
+Letters of this file: S seeds, U landscapes (1 of the truth, else the tasks), P numbers of
+evaluations, G networks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalearn.evaluate import stats
+from metalearn.evaluate.selection import kendall
+from metalearn.nas.search import SLACK, Score, Searcher, Trial, choose, drive
+from metalearn.nas.space import Genotype, Space
+from metalearn.nas.tabular import Table, expected_pick
+from metalearn.rng import fold_in
+
+Array = NDArray[Any]
+Json = dict[str, Any]
+TOLERANCE = 0.01  # of the regret of a network drawn at random
+ERRORS = 4.0  # standard errors between a simulated and an exact mean
+RULE = (
+    "worse: the 95 % t interval over seeds of the paired difference of regret lies above 0, "
+    "and the difference above "
+    f"{100 * TOLERANCE:g} % of the regret of a network drawn at random; better: the interval "
+    f"lies below 0; not worse: "
+    "otherwise, and the interval's upper end says how much worse at most"
+)
+
+
+class Landscape(NamedTuple):
+    """What is searched: what a searcher is told after a share of the full training, and what a pick
+    is worth.
+    """
+
+    told: Callable[[float], Array]  # share -> [G], higher is better
+    worth: Array  # [G], higher is better
+
+    @property
+    def regret(self) -> Array:
+        """[G]."""
+        return np.asarray(self.worth.max() - self.worth)
+
+    @property
+    def rank(self) -> Array:
+        """[G]; 1 is the best, and equals share the better place."""
+        return np.asarray((self.worth > self.worth[:, None]).sum(1) + 1)
+
+
+# the
+# truth and what is told
+
+
+def landscapes(table: Table) -> dict[str, list[Landscape]]:
+    """truth: all tasks' mean query value, after a share of the training that of then; scores: each
+    task's own.
+    """
+    shown = replace(table, rows=table.rows._replace(score=table.good().mean(2)))
+    return {
+        "truth": [_landscape(shown, None)],
+        "scores": [_landscape(table, task) for task in range(table.header["tasks"])],
+    }
+
+
+def _landscape(table: Table, task: int | None) -> Landscape:
+    @functools.cache
+    def told(share: float) -> Array:
+        return np.asarray(table.scores(task, share)[0], np.float64)
+
+    return Landscape(told, np.asarray(table.values(task), np.float64))
+
+
+def rows_of(table: Table) -> dict[Genotype, int]:
+    """The row of every representative."""
+    return {tuple(map(int, genotype)): row for row, genotype in enumerate(table.genotypes)}
+
+
+# searches on the table
+
+
+def counts(budget: int) -> list[int]:
+    """1, 2, 4, ... and the budget."""
+    return sorted({*(2**power for power in range(budget.bit_length())), budget})
+
+
+def raced(
+    table: Table,
+    space: Space,
+    searcher: Searcher,
+    lands: Sequence[Landscape],
+    seeds: int,
+    evaluations: Sequence[int],
+) -> Array:
+    """Rows of the picks, [S, U, P]: of each seed, on each landscape, after each number of
+    evaluations.
+    """
+    rows, budget = rows_of(table), evaluations[-1]
+    picks = np.zeros((seeds, len(lands), len(evaluations)), np.int64)
+    for seed in range(seeds):
+        for number, land in enumerate(lands):
+            score = asked(rows, land)
+            trials = drive(searcher(fold_in(seed, "race", number), budget, None), score, budget)
+            picks[seed, number] = [
+                rows[genotype] for genotype in incumbents(space, trials, evaluations)
+            ]
+    return picks
+
+
+def asked(rows: dict[Genotype, int], land: Landscape) -> Callable[[Genotype, float], Score]:
+    """What a landscape answers to (genotype, share)."""
+    return lambda genotype, share: Score(float(land.told(share)[rows[genotype]]))
+
+
+def incumbents(space: Space, trials: Sequence[Trial], evaluations: Sequence[int]) -> list[Genotype]:
+    """The pick after each number of evaluations, counted in full trainings: the best of the most
+    trained so far.
+    """
+    spent = np.cumsum([trial.share for trial in trials])
+    paid = [int((spent <= count + SLACK).sum()) for count in evaluations]
+    return [choose(space, trials[:number], 0.0).genotype for number in paid]
+
+
+def regrets(picks: Array, lands: Sequence[Landscape]) -> Array:
+    """Rows [S, U, P] -> regret [S, P], the mean over landscapes."""
+    return np.asarray(
+        np.mean([land.regret[picks[:, number]] for number, land in enumerate(lands)], axis=0)
+    )
+
+
+def curve(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int]) -> Json:
+    """Regret and rank against evaluations: means over seeds and landscapes, t intervals over
+    seeds.
+    """
+    regret = regrets(picks, lands)
+    return {
+        "evaluations": list(evaluations),
+        "regret": regret.mean(0).tolist(),
+        "ci95": [stats.seeds_ci95(column.tolist()) for column in regret.T],
+        "rank": np.mean(
+            [land.rank[picks[:, number]] for number, land in enumerate(lands)], axis=(0, 1)
+        ).tolist(),
+        "at_budget": regret[:, -1].tolist(),
+    }
+
+
+def chance(lands: Sequence[Landscape]) -> float:
+    """The regret of a network drawn at random, the mean over landscapes."""
+    return float(np.mean([land.regret.mean() for land in lands]))
+
+
+def theory(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int]) -> Json:
+    """Random search exactly, and whether the simulated mean lies within 4 exact standard errors at
+    every n.
+    """
+    found = np.array(
+        [[expectation(land, count) for count in evaluations] for land in lands]
+    )  # [U, P, 2]
+    exact = found[..., 0].mean(0)
+    error = np.sqrt(found[..., 1].sum(0) / len(picks)) / len(lands)
+    off = np.abs(regrets(picks, lands).mean(0) - exact)
+    agrees = bool((off <= ERRORS * error + 1e-9 * chance(lands)).all())
+    return {"exact": exact.tolist(), "standard_error": error.tolist(), "agrees": agrees}
+
+
+def expectation(land: Landscape, draws: int) -> tuple[float, float]:
+    """Mean and variance of random search's regret."""
+    told = land.told(1.0)
+    first, second = (expected_pick(told, power, draws) for power in (land.regret, land.regret**2))
+    return first, max(0.0, second - first**2)
+
+
+def paired(mine: Sequence[float], random: Sequence[float], exact: float, of_chance: float) -> Json:
+    """A searcher's regret against random search's, seed by seed, the verdict by RULE, and against
+    theory's regret.
+    """
+    gap = np.asarray(mine) - np.asarray(random)
+    difference, half = float(gap.mean()), stats.seeds_ci95(gap.tolist())
+    low, high = (difference - (half or 0.0), difference + (half or 0.0))
+    tolerance = TOLERANCE * of_chance
+    verdict = (
+        "better" if high < 0 else "worse" if low > 0 and difference > tolerance else "not worse"
+    )
+    return {
+        "regret": float(np.mean(mine)),
+        "random": float(np.mean(random)),
+        "difference": difference,
+        "ci95": [low, high],
+        "tolerance": tolerance,
+        "verdict": verdict,
+        "over_exact": float(np.mean(mine)) - exact,
+        "over_exact_ci95": stats.seeds_ci95([float(regret) for regret in mine]),
+    }
+
+
+# picks of who
+# trains by itself
+
+
+def placed(genotypes: Sequence[Genotype], table: Table, budget: int) -> Json:
+    """Where the pick of every task stands among all networks: by that task's truth, and by all
+    tasks' mean truth.
+    """
+    rows, fields = rows_of(table), landscapes(table)
+    lands, (shared,) = fields["scores"], fields["truth"]
+    picks = [rows[genotype] for genotype in genotypes]
+    own = [_place(land, row) for land, row in zip(lands, picks)]
+    among = [_place(shared, row) for row in picks]
+    regret = np.array([place["regret"] for place in own])
+    below = regret - np.array([chance([land]) for land in lands])
+    return {
+        "networks": len(rows),
+        "different": len(set(picks)),
+        **_means(own),
+        "ci95": stats.seeds_ci95(regret.tolist()),
+        "chance": chance(lands),
+        "over_chance": float(below.mean()),
+        "over_chance_ci95": stats.seeds_ci95(below.tolist()),
+        "random_at_budget": float(np.mean([expectation(land, budget)[0] for land in lands])),
+        "shared": {**_means(among), "chance": chance([shared])},
+        "tasks": [
+            {"task": task, "genotype": list(genotype), **mine, "shared": all_tasks}
+            for task, (genotype, mine, all_tasks) in enumerate(zip(genotypes, own, among))
+        ],
+    }
+
+
+def _place(land: Landscape, row: int) -> Json:
+    """percentile: of the other networks, those that are worth less, in percent."""
+    beaten = int((land.worth < land.worth[row]).sum())
+    others = max(1, len(land.worth) - 1)
+    return {
+        "rank": int(land.rank[row]),
+        "percentile": 100 * beaten / others,
+        "regret": float(land.regret[row]),
+    }
+
+
+def _means(places: Sequence[Json]) -> Json:
+    return {
+        name: float(np.mean([place[name] for place in places]))
+        for name in ("rank", "percentile", "regret")
+    }
+
+
+# noise of the table
+
+
+def noise(table: Table) -> Json:
+    """Kendall's tau between score and truth, and its ceiling; None where a table has one seed or
+    one order only.
+
+    tau: with the mean truth of all seeds. one_seed: with the truth of one training, which is what
+    the ceiling is made of, the tau between the truths of two trainings. between_tasks: the truths
+    of two tasks."""
+    worth, score = table.good()[..., -1], table.rows.score[..., -1]  # [G, T, R], [G, T]
+    tasks, seeds = range(worth.shape[1]), range(worth.shape[2])
+    truth = worth.mean(2)
+    each: dict[str, list[list[float]]] = {
+        "tau": [[kendall(score[:, task], truth[:, task])] for task in tasks],
+        "one_seed": [
+            [kendall(score[:, task], worth[:, task, seed]) for seed in seeds] for task in tasks
+        ],
+        "ceiling": [
+            [
+                kendall(worth[:, task, one], worth[:, task, other])
+                for one, other in combinations(seeds, 2)
+            ]
+            for task in tasks
+        ],
+        "between_tasks": [
+            [kendall(truth[:, one], truth[:, other])] for one, other in combinations(tasks, 2)
+        ],
+    }
+    found: Json = {name: _mean(np.asarray(values, np.float64)) for name, values in each.items()}
+    alone = np.asarray(each["tau"], np.float64)[:, 0]
+    lands = landscapes(table)["scores"]
+    return found | {
+        "tau_ci95": stats.seeds_ci95(alone.tolist()),
+        "regret_of_best_score": float(
+            np.mean([expectation(land, len(score))[0] for land in lands])
+        ),
+    }
+
+
+def _mean(values: Array) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None

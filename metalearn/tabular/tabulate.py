@@ -1,0 +1,219 @@
+"""`metalearn nas tabulate`: every network of a small space trained on an experiment's first test
+tasks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table as Grid
+
+from metalearn.config import experiment as config
+from metalearn.config.build import DTYPES
+from metalearn.config.overrides import apply_overrides
+from metalearn.config.validate import validated
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.evaluate.curves import fingerprint, learn_keys
+from metalearn.machine import cores, device_of, set_threads
+from metalearn.nas import SPACES, PerTaskNAS
+from metalearn.nas.space import Space, words
+from metalearn.nas.tabular import (
+    Table,
+    empty,
+    load,
+    mean_architecture,
+    measure,
+    random_control,
+    with_row,
+)
+from metalearn.rng import fold_in
+from metalearn.storage.files import write_atomic
+from metalearn.storage.lock import held
+from metalearn.types import Episode, Key, TaskSource
+
+Say = Callable[[str], None]
+LARGEST = 2000  # networks that are trained without being asked twice
+EVERY = 5.0  # seconds between two writes of an unfinished table
+PLACES = ("task", "model", "run", "evaluate")
+
+
+def tabulate(
+    name: str,
+    task: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    tasks: int,
+    seeds: int,
+    points: Sequence[int],
+    say: Say,
+) -> None:
+    """Train every class of a space's networks and store truth and scores as one file; goes on where
+    it was stopped.
+    """
+    experiment, source, options, space = _parts(name, task, overrides)
+    path = out or Path("runs") / "tables" / f"{name}-{experiment.name}.npz"
+    key = fold_in(
+        experiment.evaluate.seed, "episodes"
+    )  # of learning_curve: the table knows the test tasks themselves
+    facts = {
+        "task": experiment.test_task.model_dump(mode="json"),
+        "split": source.spec.split,
+        "data_sha256": getattr(source, "data_sha256", ""),
+        "episodes_seed": experiment.evaluate.seed,
+        "fingerprint": fingerprint(source, experiment.evaluate.seed),
+        "torch": torch.__version__,
+        "dtype": experiment.run.dtype,
+    }
+    fresh = empty(space, options, points, tasks, seeds, facts)
+    if len(fresh.genotypes) > LARGEST:
+        text = (
+            f"has {len(fresh.genotypes)} different networks, more than {LARGEST}: a table "
+            f"is for small spaces"
+        )
+        raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
+    with held(path.with_suffix(".lock.d")):
+        table = _begun(path, fresh)
+        set_threads(experiment.run.threads or cores())
+        episodes = source.sample(key, tasks)
+        keys = learn_keys(episodes.info["key"])
+        table = _fill(table, space, options, points, seeds, episodes, keys, path, say)
+    _show(table, space)
+    print(f"table: {path}")
+
+
+def points_of(text: str) -> tuple[int, ...]:
+    """`1,2,5` -> (1, 2, 5); ConfigError for anything but ascending whole numbers above 0."""
+    parts = [part.strip() for part in text.split(",")]
+    points = tuple(int(part) for part in parts if part.isdecimal())
+    if len(points) != len(parts) or list(points) != sorted(set(points)) or points[0] < 1:
+        raise ConfigError(
+            ("--points", f"{text!r} should be ascending whole numbers above 0, such as 1,2,5,10,20")
+        )
+    return points
+
+
+def _parts(
+    name: str, task: str, overrides: Sequence[str]
+) -> tuple[config.Experiment, TaskSource, PerTaskNAS, Space]:
+    if name not in SPACES:
+        raise ConfigError((name, f"no space is called so; {did_you_mean(name, SPACES)}"))
+    of_file = [text for text in overrides if text.partition(".")[0] in PLACES]
+    plan = config.load(task, of_file)
+    experiment = plan.experiments[0]
+    given = [
+        one.method
+        for one in plan.experiments
+        if isinstance(one.method, PerTaskNAS) and one.method.space.name == name
+    ]
+    start = given[0].model_dump(mode="json") if given else {"space": _space_of(name, experiment)}
+    own = [f"method.{text}" for text in overrides if text not in of_file]
+    data, _ = apply_overrides({"method": start}, own)
+    problems: list[tuple[str, str]] = []
+    options = validated(PerTaskNAS, data["method"], "", problems)
+    if problems or not isinstance(options, PerTaskNAS):
+        raise ConfigError(*((place.removeprefix("."), text) for place, text in problems))
+    dtype = DTYPES[experiment.run.dtype]
+    device = device_of(experiment.run.device)
+    source: TaskSource = experiment.test_task.build(
+        split=experiment.evaluate.split, seed=0, device=device, dtype=dtype
+    )
+    policy = experiment.model.build(source.spec).normalisation
+    return experiment, source, options, options.space.build(source.spec, policy)
+
+
+def _space_of(name: str, experiment: config.Experiment) -> dict[str, Any]:
+    """The space with what the experiment's model says of the fields that they share, such as
+    filters.
+    """
+    fields = SPACES[name].model_fields
+    model = experiment.model.model_dump(mode="json")
+    return {**{key: value for key, value in model.items() if key in fields}, "name": name}
+
+
+def _begun(path: Path, fresh: Table) -> Table:
+    if not path.exists():
+        return fresh
+    found = load(path)
+    if found.header != fresh.header:
+        changed = sorted(key for key in fresh.header if found.header.get(key) != fresh.header[key])
+        text = f"holds a table of something else ({', '.join(changed)} differ): give another --out"
+        raise ConfigError((str(path), text))
+    return found
+
+
+def _fill(
+    table: Table,
+    space: Space,
+    options: PerTaskNAS,
+    points: Sequence[int],
+    seeds: int,
+    episodes: Episode,
+    keys: Key,
+    path: Path,
+    say: Say,
+) -> Table:
+    """Train what is not trained yet; what is there is written every few seconds, and whatever ends
+    this.
+    """
+    todo = [number for number, done in enumerate(table.done) if not done]
+    begin = written = time.monotonic()
+    try:
+        for count, number in enumerate(todo, 1):
+            genotype = tuple(int(choice) for choice in table.genotypes[number])
+            table = with_row(
+                table, number, measure(space, options, points, seeds, episodes, keys, genotype)
+            )
+            if time.monotonic() - written > EVERY or count == len(todo):
+                write_atomic(path, table.save())
+                written = time.monotonic()
+                left = (written - begin) / count * (len(todo) - count)
+                say(
+                    f"{int(table.done.sum())} of {len(table.done)} networks, about "
+                    f"{left / 60:.0f} min left"
+                )
+    except BaseException:
+        if table.done.any():
+            write_atomic(path, table.save())
+        raise
+    return table
+
+
+def _show(table: Table, space: Space) -> None:
+    """The best networks, and what random search finds."""
+    values = table.values(None)
+    metric, sign = ("accuracy", 1) if table.classification else ("loss", -1)
+    grid = Grid("network", metric, "parameters", "FLOPs")
+    for row in (-values).argsort(kind="stable")[:5]:
+        genotype = tuple(int(choice) for choice in table.genotypes[row])
+        grid.add_row(
+            words(space, genotype),
+            f"{sign * values[row]:.4f}",
+            f"{table.params[row]:,}",
+            f"{table.flops[row]:,}",
+        )
+    Console().print(grid)
+    if table.hopeless:
+        print(
+            "half of the networks diverge at the first point on some task: train with a "
+            "smaller inner_lr"
+        )
+    elif table.diverged:
+        counted = "" if table.classification else " and count as the largest loss that counts"
+        print(f"{table.diverged:.2%} of the trainings diverged{counted}")
+    print(f"a network drawn at random: regret {mean_architecture(table):.4f}")
+    for draws in (4, 16, 64):
+        if draws < len(values):
+            exact, seen = random_control(table, draws, truth=True), random_control(table, draws)
+            print(
+                f"random search, {draws} candidates: regret {exact:.4f}, by support sets alone "
+                f"{seen:.4f}"
+            )
+    default = space.canonical(space.default)
+    print(
+        f"the field's own network: regret {values.max() - values[table.index(space, default)]:.4f}"
+    )

@@ -1,0 +1,46 @@
+"""TensorBoard: event files in the run directory, by torch's own writer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn.component import option
+from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
+
+
+class TensorBoard(SinkOptions):
+    """Event files for TensorBoard, in the run directory."""
+
+    on: bool = option(False, "whether they are written (needs the package tensorboard)")
+
+    def build(self, watched: Watched) -> Sink | None:
+        return _Events(watched) if self.on else None
+
+
+class _Events:
+    def __init__(self, watched: Watched) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        again = watched.step + 1 if watched.step else None  # what lies beyond it is done again
+        self._writer: Any = SummaryWriter(str(watched.folder / "tensorboard"), purge_step=again)
+
+    def rows(self, rows: Sequence[Json]) -> None:
+        for row in rows:
+            for name, value in names(row).items():
+                self._writer.add_scalar(name, value, int(row["step"]))
+        self._writer.flush()
+
+    def result(self, result: Json) -> None:
+        for metric in ("accuracy", "loss"):
+            for step, value in zip(result["test"]["steps"], result["test"].get(metric) or []):
+                if value is not None:
+                    self._writer.add_scalar(f"test/{metric}", value, step)
+        self._writer.add_text("result", str(result["headline"]))
+
+    def page(self, folder: Path, page: Path) -> None:
+        pass  # TensorBoard shows no pages
+
+    def close(self) -> None:
+        self._writer.close()

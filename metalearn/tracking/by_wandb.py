@@ -1,0 +1,272 @@
+"""Weights & Biases: the only file that imports it. Online with a key, else offline; it never asks
+or waits long.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from metalearn.component import option
+from metalearn.errors import ConfigError
+from metalearn.storage.files import read_json, write_json
+from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
+
+WAIT = 4.0  # seconds for a server to answer at the start, and for the last data at the end
+MARK = "tracked.json"  # the run's number at W&B: a resumed run is the same one there
+_UNREACHABLE: list[str] = []  # why this process has stopped asking the server
+
+
+class WandB(SinkOptions):
+    """Weights & Biases: online with a key, else files in the run directory for `wandb sync`."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = option(
+        "auto", "auto: online with a key, else offline; the environment's WANDB_MODE goes before it"
+    )
+    project: str = option("metalearn", "the project", min_length=1, max_length=128)
+    entity: str | None = option(None, "user or team; null: the key's own")
+    group: str | None = option(None, "runs shown together; null: those of one comparison or sweep")
+    tags: tuple[str, ...] = option((), "labels")
+
+    def wanted(self) -> str:
+        """online, offline or disabled, as things are."""
+        said = os.environ.get("WANDB_MODE", "").strip().lower()
+        mode = {"dryrun": "offline", "run": "online"}.get(said, said) or self.mode
+        if mode in ("auto", "online"):
+            return "online" if has_key() and not _UNREACHABLE else "offline"
+        return "disabled" if mode == "disabled" else "offline"
+
+    def build(self, watched: Watched) -> Sink | None:
+        mode = self.wanted()
+        return None if mode == "disabled" else _Run(self, watched, mode)
+
+
+def has_key() -> bool:
+    """Whether a key is configured: asked of the environment and of netrc, never of the user."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            if file and netrc.netrc(str(file)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+class _Run:
+    """One run at W&B."""
+
+    def __init__(self, options: WandB, watched: Watched, mode: str) -> None:
+        self._watched, self._options = watched, options
+        config = {
+            **watched.config,
+            "code": {"git": watched.facts.get("git")},
+            "environment": watched.facts,
+        }
+        self._run = _opened(options, watched, mode, config)
+        self._run.define_metric("step")
+        self._run.define_metric("adapt_step")
+        for name in ("train/*", "valid/*", "train_tasks/*"):
+            self._run.define_metric(name, step_metric="step")
+        self._run.define_metric("test/*", step_metric="adapt_step")
+
+    def rows(self, rows: Sequence[Json]) -> None:
+        for row in rows:
+            self._run.log({"step": int(row["step"]), **names(row)})
+
+    def result(self, result: Json) -> None:
+        import wandb
+
+        test, head = result["test"], result["headline"]
+        columns = ["steps", *(key for key, value in test.items() if key != "steps" and value)]
+        points = list(zip(*(test[key] for key in columns)))
+        for step, *values in points:
+            named = {
+                f"test/{key}": value for key, value in zip(columns[1:], values) if value is not None
+            }
+            self._run.log({"adapt_step": step, **named})
+        counts = sorted({key for entry in result["cost"].values() for key in entry})
+        spent = [
+            [phase, *(_cell(entry.get(key)) for key in counts)]
+            for phase, entry in result["cost"].items()
+        ]
+        self._run.log(
+            {
+                "tables/test": wandb.Table(
+                    columns=columns, data=[list(map(_cell, point)) for point in points]
+                ),
+                "tables/cost": wandb.Table(columns=["phase", *counts], data=spent),
+                **{
+                    f"figures/{name}": wandb.Image(image)
+                    for name, image in self._watched.figures(self._watched.folder).items()
+                },
+            }
+        )
+        self._run.summary.update(
+            {**_flat(result), f"test/{head['metric']}": head["value"], **self._best(result)}
+        )
+
+    def _best(self, result: Json) -> dict[str, float]:
+        """The look at validation tasks whose state was tested: what a sweep of W&B's goes by."""
+        from metalearn.storage.files import read_lines
+
+        looks = [
+            row
+            for row in read_lines(self._watched.folder / "metrics.jsonl")
+            if row.get("split") == "valid"
+        ]
+        tested = [row for row in looks if row["step"] == result.get("checkpoint_step")]
+        return names(tested[-1] if tested else looks[-1]) if looks else {}
+
+    def page(self, folder: Path, page: Path) -> None:
+        import wandb
+
+        told: dict[str, Any] = {
+            "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+        }
+        for name in ("comparison.json", "sweep.json"):
+            if (folder / name).exists():
+                told |= _tables(read_json(folder / name))
+        for file in sorted((folder / "figures").glob("*.svg")):
+            told[f"figures/{file.stem}"] = wandb.Html(
+                file.read_text(encoding="utf-8"), inject=False
+            )
+        self._run.log(told)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
+    """The run, offline where the server does not answer in time."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # Its telemetry of its own errors waits up to 30 s, after the run, for a server that takes calls
+    # and never answers.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    if not os.environ.get("WANDB_MODE", "x").strip():
+        del os.environ["WANDB_MODE"]  # set to nothing, which W&B does not take
+    agent = (
+        "WANDB_SWEEP_ID" in os.environ
+    )  # started by W&B's own agent, which has given it a number
+    known = (
+        {}
+        if agent
+        else {"id": _number(watched.folder), "resume": "allow" if mode == "online" else None}
+    )
+    given: dict[str, Any] = {
+        "project": options.project,
+        "entity": options.entity,
+        "group": options.group,
+        "tags": list(options.tags),
+        "name": watched.title,
+        "job_type": watched.job,
+        "config": config,
+        "dir": str(watched.folder),
+        **known,
+    }
+    settings = wandb.Settings(
+        init_timeout=WAIT,
+        login_timeout=WAIT,
+        finish_timeout=WAIT,
+        silent=True,
+        console="off",
+        disable_git=True,
+        save_code=False,
+    )
+    if mode == "online":
+        try:
+            return wandb.init(mode="online", settings=settings, **given)
+        except (
+            Exception
+        ) as error:  # an unknown key, a server that is down, no network: of many types
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            _UNREACHABLE.append(why)
+            watched.say(
+                f"warning: wandb: {why}; going on offline: wandb sync "
+                f"{watched.folder / 'wandb'}/offline-run-*"
+            )
+            wandb.teardown()
+    return wandb.init(mode="offline", settings=settings, **{**given, "resume": None})
+
+
+def _number(folder: Path) -> str:
+    mark = folder / MARK
+    if not mark.exists():
+        write_json(mark, {"wandb": uuid.uuid4().hex[:12]})
+    return str(read_json(mark)["wandb"])
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, (int, float, str, bool)) else str(value)
+
+
+def _flat(data: Json, prefix: str = "") -> Json:
+    """Nested numbers and words by dotted names; lists stand in the tables."""
+    found: Json = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float, str, bool)):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _tables(data: Json) -> dict[str, Any]:
+    """Every list of objects as a table."""
+    import wandb
+
+    found = {}
+    for name, rows in data.items():
+        if (
+            isinstance(rows, list)
+            and rows
+            and all(isinstance(row, dict) for row in rows)
+            and name != "rows"
+        ):
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            found[f"tables/{name}"] = wandb.Table(
+                columns=columns, data=[[_cell(row.get(key)) for key in columns] for row in rows]
+            )
+    return found
+
+
+def new_sweep(data: Json, program: str) -> str:
+    """Register a sweep file with W&B; the command that starts its agents. ConfigError without an
+    account.
+    """
+    if not has_key():
+        raise ConfigError(
+            (
+                "--wandb",
+                "needs an account: `wandb login` first, or leave --wandb out and run it here",
+            )
+        )
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(("--wandb", "needs the package wandb: pip install wandb")) from error
+    # An agent's trial is `metalearn train` with dotted overrides, in a folder of its own.
+    run = 'exec metalearn train "$0" "$@" --out "runs/sweeps/$WANDB_SWEEP_ID/$WANDB_RUN_ID"'
+    command = ["${env}", "sh", "-c", run, "${program}", "${args_no_hyphens}"]
+    asked = {"project": "metalearn", "command": command, **data, "program": program}
+    try:
+        made = wandb.sweep(asked)
+    except (
+        Exception
+    ) as error:  # W&B's own errors, the network's and the server's have no common type
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            ("--wandb", f"W&B did not take the sweep: {why}; leave --wandb out to run it here")
+        ) from error
+    entity = f"{asked['entity']}/" if "entity" in asked else ""
+    return f"wandb agent {entity}{asked['project']}/{made}"

@@ -1,0 +1,76 @@
+"""What a sink is: it is told rows as metrics.jsonl gets them, and the result; it may fail, and
+nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from metalearn.component import Component
+
+Json = dict[str, Any]
+
+
+def no_figures(folder: Path) -> dict[str, Any]:
+    """A run without figures."""
+    return {}
+
+
+class Watched(NamedTuple):
+    """The run that a sink is opened for."""
+
+    folder: Path
+    title: str
+    config: Json  # as config.yaml has it
+    facts: Json  # environment.json: versions, machine, the code's commit
+    step: int  # the last one that is already there, of a run that goes on
+    say: Callable[[str], None]
+    job: str = "run"  # or report, of a comparison or a sweep
+    figures: Callable[[Path], dict[str, Any]] = no_figures  # of a finished run directory, as images
+
+
+class Sink(Protocol):
+    """An opened sink. Every call may raise; the tracker then says so once, and goes on without
+    it.
+    """
+
+    def rows(self, rows: Sequence[Json]) -> None:
+        """Lines of metrics.jsonl, each with `kind` and `step`."""
+
+    def result(self, result: Json) -> None:
+        """result.json; the run directory is complete."""
+
+    def page(self, folder: Path, page: Path) -> None:
+        """The report of a comparison or a sweep, whose runs this sink was told of one by one."""
+
+    def close(self) -> None:
+        """The last call."""
+
+
+class SinkOptions(Component):
+    """What a sink takes from the config."""
+
+    def build(self, watched: Watched) -> Sink | None:
+        """Open it; None: it is switched off."""
+        return None
+
+
+def names(row: Json) -> dict[str, float]:
+    """The numbers of a line by the names of all sinks: train/... of steps, valid/... and
+    train_tasks/... of looks.
+    """
+    valid = row.get("kind") == "valid"
+    prefix = (
+        ("valid" if row.get("split") == "valid" else "train_tasks")
+        if valid
+        else str(row.get("kind", "train"))
+    )
+    skipped = {"kind", "step", "split", "at"}
+    found = {
+        name: value
+        for name, value in row.items()
+        if name not in skipped and type(value) in (int, float)
+    }
+    return {f"{prefix}/{name}": float(value) for name, value in found.items()}
