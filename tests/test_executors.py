@@ -20,6 +20,7 @@ from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
+from metalearn.executors.sharded import make_advance
 from metalearn.inner.method import step_over_tasks, widened
 from metalearn.models import MLP
 from metalearn.rng import fold_in, uniform
@@ -99,9 +100,7 @@ def advanced(
 ) -> Any:
     """State and metrics after some steps of an Advance, from step 7 on."""
     key, device = fold_in(0, "train"), source.spec.device
-    advance = executor.make_advance(
-        method, lambda key: source.sample(key, tasks), key, tasks, device, *way
-    )
+    advance = make_advance(method, lambda key: source.sample(key, tasks), key, tasks, device, *way)
     state, found = widened(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
         state, metrics = advance(state, number)
@@ -230,7 +229,7 @@ def test_cuda_executors_are_equal_and_never_wait(name: str) -> None:
     expected = advanced(method, source, ("loop", None))
     close(advanced(method, source, (name, None)), expected)
     key = fold_in(0, "train").to("cuda")
-    advance = executor.make_advance(method, lambda key: source.sample(key, 5), key, 5, "cuda", name)
+    advance = make_advance(method, lambda key: source.sample(key, 5), key, 5, "cuda", name)
     state, _ = advance(method.init(fold_in(0, "init")), 0)
     kept = tree_map(torch.clone, state)
     torch.cuda.set_sync_debug_mode("error")

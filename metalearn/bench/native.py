@@ -10,7 +10,8 @@ from metalearn.bench.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
 from metalearn.executors.auto import Work, asked_for, choose
-from metalearn.executors.executor import Advance, make_advance
+from metalearn.executors.executor import Advance
+from metalearn.executors.sharded import make_advance
 from metalearn.executors.timings import Way
 from metalearn.tree import named_leaves
 from metalearn.types import Episode, Key, MetaState, Params

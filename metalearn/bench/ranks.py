@@ -27,8 +27,8 @@ from metalearn.config.experiment import Experiment, load
 from metalearn.distributed.shared_work import led_advance
 from metalearn.distributed.team import Team
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.executors.executor import Advance, make_advance
-from metalearn.executors.sharded import make_split_advance, share_of
+from metalearn.executors.executor import Advance
+from metalearn.executors.sharded import make_advance, make_split_advance, share_of
 from metalearn.machine import set_threads
 from metalearn.rng import fold_in
 from metalearn.run.warm_start import begin_state

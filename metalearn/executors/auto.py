@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from metalearn.executors.compile_cache import NotReady, only_ready
-from metalearn.executors.executor import CHUNK, COMPILED, Advance, Draw, make_advance, why_not
+from metalearn.executors.executor import CHUNK, COMPILED, Advance, Draw, why_not
+from metalearn.executors.sharded import make_advance
 from metalearn.executors.timings import Seen, Way, expected
 from metalearn.executors.trace import COMPILER_CACHE as COMPILER_CACHE
 from metalearn.executors.trace import traces_left

@@ -16,10 +16,10 @@ from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError
 from metalearn.executors import memory
 from metalearn.executors.auto import SHORT, Choice, Work, asked_for, choose
-from metalearn.executors.executor import Advance, make_advance
+from metalearn.executors.executor import Advance
 from metalearn.executors.nonfinite import guarded
 from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
-from metalearn.executors.sharded import share_of
+from metalearn.executors.sharded import make_advance, share_of
 from metalearn.executors.timings import Seen, Way, recall, remember
 from metalearn.rng import fold_in
 from metalearn.tree import take

@@ -1,0 +1,167 @@
+"""One meta-step as `sample` and `step`, made by one process or by several.
+
+Rank r of R processes has tasks of its own, and one flat vector passes between them:
+
+    rank r:   v_r = [sum over its tasks of gradients, of metrics]
+    all:      v = v_1 + ... + v_R,   theta <- update(theta, v / T)
+
+Tasks are numbered within a step, so that they are the same tasks whatever R is. Every process makes
+the update: what would have to be sent otherwise is larger than what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.executors.allocator import keep_freed_memory
+from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
+from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
+from metalearn.executors.trace import by_shapes, interpreted, light, traceable
+from metalearn.rng import fold_in
+from metalearn.tree import flatten, scale, unflatten
+from metalearn.types import Key, MetaState, Method, Metrics
+
+# (key, count, first): the tasks first .. first + count - 1 of a step, or its batch of examples
+Draw = Callable[[Key, int, int], Any]
+Total = Callable[[Tensor], Tensor]  # adds a vector up over all processes
+Local = Callable[[MetaState, Any], Any]  # what one process computes from its own tasks
+
+
+class Executable(NamedTuple):
+    """A training step under an executor: state, metrics = step(state, sample(number))."""
+
+    # What step number n learns from. Where the sampling is a part of the recorded step, n itself
+    # as a 0-d tensor.
+    sample: Callable[[int], Any]
+    step: Step
+
+
+def make_step_fn(
+    method: Method,
+    draw: Draw,
+    key: Key,
+    *,
+    tasks: int,
+    device: str,
+    executor: str,
+    chunk: int | None = None,
+    workers: int | None = None,
+    share: tuple[int, int] | None = None,
+    total: Total = identity,
+) -> Executable:
+    """The steps of a training under an executor; step n learns from `draw(fold_in(key, n), ...)`.
+
+    `share` is this process's (first, count) of the `tasks` of a step, and `total` sums a vector
+    over the processes; the state's lanes are those of the own tasks. With `total` left out one
+    process makes the whole step, and nothing is packed. Methods without `task_grad` make the
+    whole step in every process. `workers` threads compute the pieces of a step on a CPU.
+    """
+    key = key.to(device)
+    if not device.startswith("cuda"):
+        keep_freed_memory()
+    sharded = total is not identity and method.task_grad is not None
+    first, count = share if share is not None and sharded else (0, tasks)
+    chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
+    pieces = method.task_grad is not None and in_pieces(executor, chunk)
+
+    def sample(key: Key, number: Tensor) -> Any:
+        return draw(fold_in(key, number), count, first)
+
+    if sharded:
+        local, combine = _sharded(method, tasks, count, executor, chunk, workers, total)
+    elif pieces:
+        local, combine = make_step(method, executor, chunk, workers), _as_found
+    else:
+        assert method.step is not None
+        local, combine = method.step, _as_found
+    wrap: Wrap = identity if pieces else wrap_of(executor)
+    records = executor in ("traced", "compiled", *CAPTURED) and not pieces
+    if records and (executor in CAPTURED or light(sample, key, _number(device, 0))):
+        run = wrap(lambda state, key, number: local(state, sample(key, number)))
+        return Executable(
+            lambda number: _number(device, number),
+            lambda state, number: combine(state, run(state, key, number)),
+        )
+    if device.startswith("cuda") and traceable(sample, key, _number(device, 0)) is not None:
+        # Its constants stay on the device: copying them makes the host wait.
+        sample = by_shapes(sample, interpreted)
+    run = wrap(local)
+    return Executable(
+        lambda number: sample(key, _number(device, number)),
+        lambda state, data: combine(state, run(state, data)),
+    )
+
+
+def _number(device: str, number: int) -> Tensor:
+    """A step's number as a 0-d tensor: on CUDA written by a kernel, which the host does not wait
+    for.
+    """
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+def _as_found(state: MetaState, found: Any) -> Any:
+    del state
+    return found
+
+
+def _sharded(
+    method: Method,
+    tasks: int,
+    count: int,
+    executor: str,
+    chunk: int | None,
+    workers: int | None,
+    total: Total,
+) -> tuple[Local, Step]:
+    """(what a process computes from its `count` tasks, what the processes make of it together)."""
+    assert method.update is not None
+    update, packing, wrap = method.update, Packing(), wrap_of(executor)
+    sums = (
+        sums_in_pieces(method, piece_size(executor, chunk), wrap, workers)
+        if in_pieces(executor, chunk)
+        else sums_in_pieces(method, count, identity)
+    )
+
+    def local(state: MetaState, data: Any) -> tuple[Tensor, Any]:
+        found, lanes = sums(state, data)
+        return packing.pack(found), lanes
+
+    def apply(state: MetaState, vector: Tensor) -> tuple[MetaState, Metrics]:
+        grads, metrics = scale(packing.unpack(vector), 1 / tasks)
+        return update(state, grads), metrics
+
+    apply = wrap(apply)
+
+    def combine(state: MetaState, found: tuple[Tensor, Any]) -> tuple[MetaState, Metrics]:
+        vector, lanes = found
+        state, metrics = apply(state._replace(lanes=None), total(vector))
+        return state._replace(lanes=lanes), metrics
+
+    return local, combine
+
+
+def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
+    """(first, how many) of `count` numbered things that belong to a rank; the first ranks take what
+    is left over.
+    """
+    each, over = divmod(count, size)
+    return rank * each + min(rank, over), each + (rank < over)
+
+
+class Packing:
+    """A tree of tensors as one vector, and back; learns the tree's form when it packs."""
+
+    def pack(self, tree: Any) -> Tensor:
+        values, self._structure = flatten(tree)
+        self._forms = [(value.shape, value.dtype) for value in values]
+        kind = reduce(torch.promote_types, (value.dtype for value in values))
+        return torch.cat([value.reshape(-1).to(kind) for value in values])
+
+    def unpack(self, vector: Tensor) -> Any:
+        pieces = vector.split([shape.numel() for shape, _ in self._forms])
+        values = [piece.view(shape).to(kind) for piece, (shape, kind) in zip(pieces, self._forms)]
+        return unflatten(values, self._structure)
