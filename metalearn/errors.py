@@ -5,9 +5,10 @@ right.
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from metalearn.logger import log
 
 
 class ConfigError(ValueError):
@@ -40,30 +41,6 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"{hint}valid: {', '.join(names)}"
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Errors become sentences: 2 bad input, 3 diverged, 75 stopped by a signal after saving."""
-    try:
-        yield
-    except ConfigError as error:
-        for place, text in error.problems:
-            say(f"error: {place}: {text}" if place else f"error: {text}")
-        raise SystemExit(2) from None
-    except OSError as error:
-        say(f"error: {error.filename or ''}: {error.strerror or error}")
-        raise SystemExit(2) from None
-    except BaseException as error:
-        code = {"Diverged": 3, "Stopped": 75, "RankLost": 1}.get(type(error).__name__)
-        if code is None:
-            raise
-        say(f"error: {error}")
-        raise SystemExit(code) from None
-
-
 class Diverged(RuntimeError):
     """Meta-training met a loss that is not finite: exit code 3."""
 
@@ -74,3 +51,21 @@ class Stopped(BaseException):
 
 class RankLost(RuntimeError):
     """A process of the group has died or is out of reach: exit code 1."""
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Log errors as sentences and exit: 2 bad input, 3 diverged, 75 stopped after saving."""
+    try:
+        yield
+    except ConfigError as error:
+        for place, text in error.problems:
+            log.error(f"{place}: {text}" if place else text)
+        raise SystemExit(2) from None
+    except OSError as error:
+        log.error(f"{error.filename or ''}: {error.strerror or error}")
+        raise SystemExit(2) from None
+    except (Diverged, Stopped, RankLost) as error:
+        log.error(str(error))
+        code = {Diverged: 3, Stopped: 75, RankLost: 1}
+        raise SystemExit(next(code[kind] for kind in code if isinstance(error, kind))) from None

@@ -23,9 +23,10 @@ import yaml
 
 SERVER = """
 import json, os, sys, traceback
-from metalearn.cli import main, commands, doctor  # what a command needs, imported once
-from metalearn.run import load  # what a command needs, imported once
-from metalearn.report import page  # what a command needs, imported once
+from metalearn.cli import commands, doctor  # what a command needs, imported once
+from metalearn.cli.main import main
+from metalearn.report import page
+from metalearn.run import load
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -43,7 +44,7 @@ for line in sys.stdin:
         os.environ.update(order["env"])
         sys.argv = ["metalearn", *order["args"]]
         exec(order["before"], {})
-        cli.main()
+        main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

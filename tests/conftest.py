@@ -22,6 +22,9 @@ if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from messages import Collector  # noqa: E402
+
+from metalearn.logger import log  # noqa: E402
 
 torch.set_num_threads(1)
 # The same examples in every run, and no test depends on the clock.
@@ -51,6 +54,15 @@ def no_network() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_collectors() -> Iterator[None]:
+    """Take the message collectors of a test off the logger."""
+    yield
+    for handler in log.handlers[:]:
+        if isinstance(handler, Collector):
+            log.removeHandler(handler)
 
 
 @pytest.fixture

@@ -44,12 +44,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metalearn.cli import main
+from metalearn.cli import main as cli
 from metalearn.errors import exit_codes
+from metalearn.logger import show_messages
 from metalearn.sweep.file import read as read_sweep
 from metalearn.tasks import omniglot, store
 
-COMMAND = typer.main.get_command(main.app)  # what cli.main makes anew at every call
+show_messages()
+COMMAND = typer.main.get_command(cli.app)  # what cli.main makes anew at every call
 
 
 class Place(NamedTuple):

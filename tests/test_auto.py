@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from commandline import sinusoid
+from messages import collect_messages
 from small import tiny
 
 from metalearn.config.build import build
@@ -339,9 +340,9 @@ def test_auto_is_written_down_and_reused_by_resume(
         "validate": {"every": None},
     }
     experiment = parse(sinusoid(run=run)).experiments[0]
-    said: list[str] = []
+    said = collect_messages()
     whole = own_cache / "whole"
-    run_one(experiment, whole, said.append)
+    run_one(experiment, whole)
     config = yaml.safe_load((whole / "config.yaml").read_text())["run"]
     facts = json.loads((whole / "environment.json").read_text())
     chosen = facts["executor"]
@@ -362,7 +363,7 @@ def test_auto_is_written_down_and_reused_by_resume(
         raise AssertionError("a resumed run chose anew")
 
     monkeypatch.setattr(plan, "choose", never)
-    run_one(experiment, broken, said.append)
+    run_one(experiment, broken)
     assert all(torch.equal(value, last(whole)[name]) for name, value in last(broken).items())
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
@@ -378,8 +379,8 @@ def test_a_compiled_run_resumes_bit_for_bit(own_cache: Path) -> None:
     }
     experiment = parse(sinusoid(run=run, model={"sizes": [6]})).experiments[0]
     whole = own_cache / "whole"
-    run_one(experiment, whole, lambda _: None)
+    run_one(experiment, whole)
     broken = interrupted(whole, own_cache / "broken", after=5)
-    run_one(experiment, broken, lambda _: None)
+    run_one(experiment, broken)
     assert all(torch.equal(value, last(whole)[name]) for name, value in last(broken).items())
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

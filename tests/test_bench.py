@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commandline import commands_in, refused
+from messages import collect_messages
 from rich.console import Console
 
 from metalearn import interop
@@ -92,7 +93,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[str]]:
     """One tiny run of the command: what came back, its folder, what was said."""
-    folder, said = tmp_path_factory.mktemp("bench"), []
+    folder, said = tmp_path_factory.mktemp("bench"), collect_messages()
     words = Words(
         ("sinusoid_1step",),
         folder / "b.json",
@@ -103,7 +104,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path,
         tasks=3,
         executors=("loop", "vmap"),
     )
-    return bench(words, said.append), folder, said
+    return bench(words), folder, said
 
 
 def test_the_workloads_are_the_contracts() -> None:
@@ -242,8 +243,8 @@ def test_a_wrong_engine_is_an_error_row_and_not_timed(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     plant(monkeypatch, kind)
-    said: list[str] = []
-    outcome = measured(WORKLOADS["sinusoid_5steps"], QUICK, said.append)
+    said = collect_messages()
+    outcome = measured(WORKLOADS["sinusoid_5steps"], QUICK)
     rows = {row["engine"]: row for row in outcome.rows}
     assert rows["native"]["median_seconds"] > 0
     wrong = rows["learn2learn"]
@@ -265,10 +266,8 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
         "find_spec",
         lambda name, *rest: None if name in ("torchopt", "jax") else there(name, *rest),
     )
-    said: list[str] = []
-    outcome = measured(
-        WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES), said.append
-    )
+    said = collect_messages()
+    outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES))
     assert {row["engine"] for row in outcome.left_out} == {
         "higher",
         "torchopt",
@@ -448,8 +447,8 @@ def test_peak_memory_is_that_of_the_step() -> None:
 
 def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "CHUNK", 2)
-    said: list[str] = []
-    found = scaling.memory(QUICK, said.append, "sinusoid_1step", few=2, many=4)
+    said = collect_messages()
+    found = scaling.memory(QUICK, "sinusoid_1step", few=2, many=4)
     assert (
         found["tasks"] == [2, 4]
         and len(found["peak_bytes"]) == 2
@@ -458,17 +457,17 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     few, many = found["live_bytes"]
     assert few <= many < 1.5 * few and found["live_ratio"] == many / few
     monkeypatch.setattr(scaling, "CHUNK", 8)  # all at once: what grows with the tasks is seen
-    grown = scaling.memory(QUICK, said.append, "sinusoid_1step", few=2, many=8)
+    grown = scaling.memory(QUICK, "sinusoid_1step", few=2, many=8)
     assert grown["live_ratio"] > 2
     alone = dataclasses.replace(QUICK, engines=("native",))
-    outcome = scaling.curve("sinusoid_1step", alone, said.append, tasks=(1, 2))
+    outcome = scaling.curve("sinusoid_1step", alone, tasks=(1, 2))
     assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(
         one["median_seconds"] for one in outcome.rows
     )
 
 
 def test_sampling_is_timed_by_the_episode() -> None:
-    outcome = measured(WORKLOADS["sampling_5w1s"], QUICK, lambda text: None)
+    outcome = measured(WORKLOADS["sampling_5w1s"], QUICK)
     rows = {(one["engine"], one.get("form")): one for one in outcome.rows}
     assert ("native", None) in rows
     assert {form for engine, form in rows if engine == "learn2learn"} in (
@@ -503,7 +502,7 @@ def test_more_rows_join_a_file_of_the_same_machine(
         executors=("vmap",),
         merge=True,
     )
-    bench(more, lambda text: None)
+    bench(more)
     joined = json.loads(path.read_text())
     assert joined["rows"][:-1] == json.loads((folder / "b.json").read_text())["rows"]
     assert joined["rows"][-1]["workload"] == "sinusoid_5steps" and set(joined["workloads"]) == set(
@@ -513,7 +512,7 @@ def test_more_rows_join_a_file_of_the_same_machine(
     other["environment"]["cpu"] = "another"
     path.write_text(json.dumps(other))
     with pytest.raises(ConfigError, match="another cpu"):
-        bench(more, lambda text: None)
+        bench(more)
 
 
 def test_contenders_are_the_ones_asked_for() -> None:

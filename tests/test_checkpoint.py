@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import collect_messages
 
 from metalearn.errors import ConfigError
 from metalearn.storage import checkpoint, files
@@ -45,8 +46,8 @@ def folder(tmp_path: Path) -> Path:
 
 def newest(folder: Path) -> tuple[int | None, str]:
     """(step of what is taken, everything that is said)."""
-    said: list[str] = []
-    found = checkpoint.newest(folder, state_of(0), said.append)
+    said = collect_messages()
+    found = checkpoint.newest(folder, state_of(0))
     if found is None:
         return None, "\n".join(said)
     assert same(found[1], state_of(found[0]))

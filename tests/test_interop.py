@@ -171,7 +171,7 @@ def test_a_training_run_gives_the_same_numbers(engine: str, tmp_path: Path) -> N
             run={"engine": name, "executor": "auto", "dtype": "float64", "log_every": 1}
         )
         experiment = parse(data).experiments[0]
-        result = run_one(experiment, tmp_path / name, lambda text: None)
+        result = run_one(experiment, tmp_path / name)
         lines = [
             json.loads(line)
             for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()

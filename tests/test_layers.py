@@ -19,7 +19,18 @@ PACKAGE = "metalearn"
 
 # Layers from the bottom up: a package imports only from layers below its own. Packages of one
 # layer do not import each other.
-CORE = {"types", "tree", "rng", "losses", "component", "errors", "machine", "clock", "__init__"}
+CORE = {
+    "types",
+    "tree",
+    "rng",
+    "losses",
+    "component",
+    "errors",
+    "machine",
+    "clock",
+    "logger",
+    "__init__",
+}
 LAYERS = (
     {"kernels", "storage"},
     {"tracking"},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import sinusoid
+from messages import collect_messages
 from small import SOURCE, conv_task, gap, tiny
 
 from metalearn.algorithms import ANIL, BOIL, MAML, MetaSGD, Reptile
@@ -198,8 +199,8 @@ def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
 
 def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) -> None:
     experiment = parse(sinusoid(run={"precision": "bf16", "meta_steps": 4})).experiments[0]
-    said: list[str] = []
-    run_one(experiment, own_cache / "bf16", said.append)
+    said = collect_messages()
+    run_one(experiment, own_cache / "bf16")
     facts = json.loads((own_cache / "bf16" / "environment.json").read_text())["precision"]
     assert (
         facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commandline import Commands, commands_in, files_of, refused
+from messages import collect_messages
 from nas_tasks import image_spec
 
 from metalearn.errors import ConfigError
@@ -222,9 +223,9 @@ def test_a_race_says_that_theory_fails(
         return search
 
     monkeypatch.setattr(RandomSearch, "build", build)
-    said: list[str] = []
+    said = collect_messages()
     words = Words(stored(tmp_path, table), ("random",), budget=8, seeds=60)
-    rows = {row["reckoning"]: row for row in room.race(words, said.append)["curves"]}
+    rows = {row["reckoning"]: row for row in room.race(words)["curves"]}
     assert rows["truth"]["agrees"] is False and rows["truth"]["regret"] == [0.0] * 4
     assert "DOES NOT lie within" in capsys.readouterr().out
     assert any("not what theory says" in text for text in said)

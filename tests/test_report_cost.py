@@ -65,7 +65,7 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
         "budget": {"trials": 2},
     }
     begin = time.perf_counter()
-    result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
+    result = run_one(parse(data).experiments[0], tmp_path / "run")
     wall = time.perf_counter() - begin
     whole = accounts.whole_seconds(result["cost"])
     assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(
@@ -99,7 +99,7 @@ def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
         "run": {"validate": {"every": None}},
         "evaluate": {"steps": [0, 1], "episodes": 4},
     }
-    result = run_one(parse(data).experiments[0], tmp_path / "run", lambda text: None)
+    result = run_one(parse(data).experiments[0], tmp_path / "run")
     assert costs.missing_phases(records.load(tmp_path / "run")) == []
     assert (
         accounts.up_front(result["cost"], "flops")

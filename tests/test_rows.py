@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from commandline import Commands, Running, commands_in, sinusoid, write
+from messages import collect_messages
 
 from metalearn.compare.compare import compare, folders
 from metalearn.compare.scheduler import needs, share
@@ -87,7 +88,7 @@ def test_a_start_may_be_a_path_into_the_comparison(
 
 
 def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: Path) -> None:
-    name, done, looks, said = names(tmp_path), list[str](), list[str](), list[str]()
+    name, done, looks, said = names(tmp_path), list[str](), list[str](), collect_messages()
 
     def run(experiment: Experiment, folder: Path) -> None:
         if name[folder] == "maml-0" and len(looks) < 3:
@@ -95,7 +96,7 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
             raise Busy((str(folder), "in other hands"))
         done.append(name[folder])
 
-    share(rows(tmp_path), run, said.append, pause=0.0)
+    share(rows(tmp_path), run, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
     assert said == [
         "maml seed 0: in the hands of another process"
@@ -113,13 +114,13 @@ def test_a_row_of_another_config_that_appears_later_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = parse(FILE)
-    compare(plan, tmp_path / "out", lambda text: None)
+    compare(plan, tmp_path / "out")
     other = parse({**FILE, "run": {**FILE["run"], "meta_steps": 41}})
     monkeypatch.setattr(
         "metalearn.compare.compare.check", lambda plan, out: None
     )  # it looked when there was nothing
     with pytest.raises(ConfigError, match="another config"):
-        compare(other, tmp_path / "out", lambda text: None)
+        compare(other, tmp_path / "out")
 
 
 def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:

@@ -352,8 +352,8 @@ def test_a_trial_that_breaks_the_program_ends_no_other(
     monkeypatch.setattr(worker, "run_one", run)
     sweep = read(str(swept(tmp_path, "broken", metric={"name": "test/loss", "goal": "minimize"})))
     with pytest.raises(OSError, match="No space"):
-        worker.work(sweep, tmp_path / "out", lambda text: None)
-    worker.work(sweep, tmp_path / "out", lambda text: None)
+        worker.work(sweep, tmp_path / "out")
+    worker.work(sweep, tmp_path / "out")
     rows = Desk(sweep, tmp_path / "out").records()
     assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == [
         "failed",

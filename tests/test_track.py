@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from commandline import Commands, commands_in, refused, sinusoid, write
+from messages import collect_messages
 
 from metalearn.config.experiment import parse
 from metalearn.tracking import SINKS, by_wandb, tracker
@@ -239,14 +240,14 @@ def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -
 
     monkeypatch.setattr(tracker, "SINKS", dict.fromkeys(sinks))
     options = types.SimpleNamespace(**{name: built(sink) for name, sink in sinks.items()})
-    return Tracker(Watched(Path("x"), "run", {}, {}, 0, said.append), options)
+    return Tracker(Watched(Path("x"), "run", {}, {}, 0), options)
 
 
 @pytest.mark.parametrize("where", ["rows", "result", "close"])
 def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    said: list[str] = []
+    said = collect_messages()
     good, bad = Recorder(), Recorder(fails=where)
     told = tracker_of(
         monkeypatch, said, good=good, bad=bad, absent=ImportError("no package"), off=None
@@ -262,7 +263,7 @@ def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(
 def test_a_sink_that_hangs_holds_the_run_up_once_and_gets_everything_when_it_wakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
+    said = collect_messages()
     wake = threading.Event()
     monkeypatch.setattr(tracker, "LIMIT", 0.05)
     slow = Recorder(hangs=wake)
@@ -277,7 +278,7 @@ def test_a_sink_that_hangs_holds_the_run_up_once_and_gets_everything_when_it_wak
 
 
 def test_a_sink_that_never_answers_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    said = collect_messages()
     wake = threading.Event()
     monkeypatch.setattr(tracker, "LIMIT", 0.02)
     told = tracker_of(monkeypatch, said, deaf=Recorder(hangs=wake))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +28,7 @@ from metalearn.bench.measure import (
 from metalearn.bench.native import STEPS
 from metalearn.bench.problem import Problem, gap
 from metalearn.bench.workloads import Workload
+from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.types import Params
 
@@ -36,7 +36,6 @@ from metalearn.types import Params
 BOUND = 1e-2
 BOUND_TF32 = 5e-2  # the same where products keep ten bits
 Row = dict[str, Any]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Outcome:
     facts: Row
 
 
-def measured(workload: Workload, settings: Settings, say: Say) -> Outcome:
+def measured(workload: Workload, settings: Settings) -> Outcome:
     """All engines on one workload; an engine whose gradient is off, or that fails, is a row with
     `error`.
     """
@@ -79,7 +78,7 @@ def measured(workload: Workload, settings: Settings, say: Say) -> Outcome:
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
     problem = (LearnedProblem if work.family == "l2o" else Problem)(work, settings.device)
-    say(
+    log.info(
         f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} "
         f"thread{'s' if threads > 1 else ''}"
     )
@@ -93,8 +92,8 @@ def measured(workload: Workload, settings: Settings, say: Say) -> Outcome:
         assert problem.ready  # drawn now, so that they are on nobody's bill of time or memory
     ready: list[Ready] = []
     for contender in contenders(problem, settings.engines, settings.executors):
-        ready += _prepared(problem, contender, expected, settings, outcome, say)
-    _time(problem, ready, settings.turns, outcome, say)
+        ready += _prepared(problem, contender, expected, settings, outcome)
+    _time(problem, ready, settings.turns, outcome)
     forget()
     return outcome
 
@@ -112,7 +111,6 @@ def _prepared(
     expected: Params | None,
     settings: Settings,
     outcome: Outcome,
-    say: Say,
 ) -> list[Ready]:
     """The contender's engines, built, stepped once, checked; where several forms are one row, the
     fastest.
@@ -129,7 +127,7 @@ def _prepared(
                 one.row["compile_seconds"] = built + first_step(one.engine)
         for one in ready:
             one.row["peak_bytes"] = first["peak_bytes"]
-            agrees = _agrees(problem, one, expected, settings, say)
+            agrees = _agrees(problem, one, expected, settings)
             outcome.rows.append(one.row)
             if agrees:
                 found.append(one)
@@ -137,12 +135,12 @@ def _prepared(
         outcome.left_out.append(
             {"workload": problem.workload.name, "engine": contender.engine, "why": str(why)}
         )
-        say(f"  skipped: {contender.label}: {why}")
+        log.info(f"  skipped: {contender.label}: {why}")
     except (
         Exception
     ) as error:  # one engine that fails, in whatever way, must not cost the others their rows
-        _fail(problem, contender, None, error, outcome, say)
-    return found if contender.every_form or len(found) < 2 else [_fastest(found, outcome, say)]
+        _fail(problem, contender, None, error, outcome)
+    return found if contender.every_form or len(found) < 2 else [_fastest(found, outcome)]
 
 
 def _row(problem: Problem, contender: Contender) -> Row:
@@ -160,9 +158,7 @@ def _row_of_form(row: Row, engine: Engine) -> Row:
     return {**row, "form": engine.form} if engine.form else dict(row)
 
 
-def _agrees(
-    problem: Problem, ready: Ready, expected: Params | None, settings: Settings, say: Say
-) -> bool:
+def _agrees(problem: Problem, ready: Ready, expected: Params | None, settings: Settings) -> bool:
     """Whether the engine computes the reference's gradient; if not, its row says so and it is not
     timed.
     """
@@ -176,27 +172,22 @@ def _agrees(
     ready.row["error"] = (
         f"its meta-gradient is off by {error:.1e}, relatively; the bound is {bound:.0e}"
     )
-    say(f"  not timed: {ready.contender.label}: {ready.row['error']}")
+    log.info(f"  not timed: {ready.contender.label}: {ready.row['error']}")
     return False
 
 
 def _fail(
-    problem: Problem,
-    contender: Contender,
-    ready: Ready | None,
-    error: Exception,
-    outcome: Outcome,
-    say: Say,
+    problem: Problem, contender: Contender, ready: Ready | None, error: Exception, outcome: Outcome
 ) -> None:
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if ready is None:
         outcome.rows.append(_row(problem, contender) | {"error": text})
     else:
         ready.row["error"] = text
-    say(f"  failed: {contender.label}: {text}")
+    log.info(f"  failed: {contender.label}: {text}")
 
 
-def _fastest(forms: list[Ready], outcome: Outcome, say: Say) -> Ready:
+def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
     """The form that needs least for a step, of three each in turns; the rows of the others are
     dropped.
     """
@@ -205,7 +196,7 @@ def _fastest(forms: list[Ready], outcome: Outcome, say: Say) -> Ready:
     for slower in order[1:]:
         ratio = quartiles(times[slower.engine.form])[1] / quartiles(times[order[0].engine.form])[1]
         faster = order[0].engine.form
-        say(
+        log.info(
             f"  {slower.contender.label}: {faster} is timed; {slower.engine.form} takes "
             f"{ratio:.2f} times as long"
         )
@@ -213,7 +204,7 @@ def _fastest(forms: list[Ready], outcome: Outcome, say: Say) -> Ready:
     return order[0]
 
 
-def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome, say: Say) -> None:
+def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome) -> None:
     """Peak memory of each engine, then all in turns, with a plain convolution among them where
     there are any.
     """
@@ -225,7 +216,7 @@ def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome, 
                 one.row["peak_bytes"] = peak_bytes(one.engine)
             alive.append(one)
         except Exception as error:  # such as out of memory: a row that says so
-            _fail(problem, one.contender, one, error, outcome, say)
+            _fail(problem, one.contender, one, error, outcome)
     if not alive:
         return
     engines = {str(place): one.engine for place, one in enumerate(alive)}

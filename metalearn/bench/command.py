@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,9 +11,9 @@ from typing import Any, get_args
 from metalearn.bench.workloads import Workload, chosen
 from metalearn.config.sections import Executor
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.logger import log
 from metalearn.storage.files import read_json, write_atomic, write_json
 
-Say = Callable[[str], None]
 NAMES = (
     "native",
     "learn2learn",
@@ -52,7 +52,7 @@ class Words:
     tf32: bool = False
 
 
-def bench(words: Words, say: Say) -> dict[str, Any]:
+def bench(words: Words) -> dict[str, Any]:
     """Measure what was asked for; the JSON file is written anew after every workload, so an end by
     force loses one.
     """
@@ -75,15 +75,15 @@ def bench(words: Words, say: Say) -> dict[str, Any]:
     )
     data = _begin(settings.device, earlier, words)
     for workload in workloads:
-        outcome = measured(workload, settings, say)
+        outcome = measured(workload, settings)
         _add(data, "rows", outcome.rows, [workload.name])
         _say_skipped(data, outcome.left_out)
         data["workloads"][workload.name] = outcome.facts
         _store(words, data)
     if words.scaling:
-        _scale(words, data, settings, say)
+        _scale(words, data, settings)
     show([*data["rows"], *data.get("scaling", [])])
-    _draw(words, data, say)
+    _draw(words, data)
     return data
 
 
@@ -180,16 +180,16 @@ def _say_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
     ] + left_out
 
 
-def _scale(words: Words, data: dict[str, Any], settings: Any, say: Say) -> None:
+def _scale(words: Words, data: dict[str, Any], settings: Any) -> None:
     from metalearn.bench.scaling import curve, memory
     from metalearn.bench.workloads import IN_CHUNKS, SCALING
 
     for name in SCALING:
-        outcome = curve(name, settings, say)
+        outcome = curve(name, settings)
         _add(data, "scaling", outcome.rows, [name])
         _say_skipped(data, outcome.left_out)
         _store(words, data)
-    data["memory"] = [memory(settings, say, name) for name in IN_CHUNKS]
+    data["memory"] = [memory(settings, name) for name in IN_CHUNKS]
     _store(words, data)
 
 
@@ -198,7 +198,7 @@ def _store(words: Words, data: dict[str, Any]) -> None:
         write_json(words.out, data)
 
 
-def _draw(words: Words, data: dict[str, Any], say: Say) -> None:
+def _draw(words: Words, data: dict[str, Any]) -> None:
     """The pictures beside --out (or where --plot says), and the section of the Markdown file."""
     target = words.plot or (words.out.with_suffix(".svg") if words.out else None)
     plots: list[Path] = []
@@ -222,4 +222,4 @@ def _draw(words: Words, data: dict[str, Any], say: Say) -> None:
         write(words.markdown, data, plots)
     written = [path for path in (words.out, *plots, words.markdown) if path is not None]
     if written:
-        say(f"written: {', '.join(map(str, written))}")
+        log.info(f"written: {', '.join(map(str, written))}")

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from metalearn.bench import native
-from metalearn.bench.bench import Outcome, Row, Say, Settings, forget, measured
+from metalearn.bench.bench import Outcome, Row, Settings, forget, measured
 from metalearn.bench.measure import first_step, peak_bytes, peak_on_cuda
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors.memory import Live
 from metalearn.executors.timings import Way
+from metalearn.logger import log
 
 TASKS = (1, 4, 16, 64, 256, 512)
 CHUNK, FEW, MANY = 32, 32, 512  # the check of memory: so many tasks at once, of so many
 STEPS = 2  # of many tasks, whose memory is measured
 
 
-def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS) -> Outcome:
+def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcome:
     """The rows of one workload at each number of tasks, ours without auto's trials at each."""
     found, work = Outcome([], [], {}), WORKLOADS[name]
     for count in tasks:
@@ -26,13 +27,13 @@ def curve(name: str, settings: Settings, say: Say, tasks: Sequence[int] = TASKS)
         ways = settings.executors or tuple(
             way for way in native.candidates(problem) if way != "auto"
         )
-        outcome = measured(work, replace(settings, tasks=count, executors=ways), say)
+        outcome = measured(work, replace(settings, tasks=count, executors=ways))
         found.rows += outcome.rows
         found.left_out += [row for row in outcome.left_out if row not in found.left_out]
     return found
 
 
-def memory(settings: Settings, say: Say, name: str, few: int = FEW, many: int = MANY) -> Row:
+def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> Row:
     """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included: resident, and
     of live tensors.
 
@@ -55,7 +56,7 @@ def memory(settings: Settings, say: Say, name: str, few: int = FEW, many: int = 
     ratio, tensors = (pair[1] / pair[0] if pair[0] and pair[1] else None for pair in (peaks, alive))
     shown = "not measured here" if ratio is None else f"{ratio:.2f} times"
     text = f"{shown} the peak of {few} tasks ({tensors:.2f} times of live tensors)"
-    say(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {text}")
+    log.info(f"memory: {name}, {many} tasks in chunks of {CHUNK} take {text}")
     return {
         "workload": name,
         "executor": "chunk",

@@ -20,10 +20,11 @@ from metalearn.distributed.shared_work import Asked, curve
 from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.evaluate.ledger import CostLedger
+from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.run.final_test import describe_result
 from metalearn.run.load import LoadedRun, load_run
-from metalearn.run.loop import Job, Say
+from metalearn.run.loop import Job
 from metalearn.run.run import (
     as_asked,
     changed,
@@ -41,17 +42,12 @@ from metalearn.types import Meta, NullLedger
 
 
 def train(
-    name: str,
-    overrides: Sequence[str],
-    out: Path | None,
-    dry_run: bool,
-    say: Say,
-    team: Team | None = None,
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, team: Team | None = None
 ) -> None:
     """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume)
     and anything else.
     """
-    plan = _plan(name, overrides, say)
+    plan = _plan(name, overrides)
     if plan.comparison:
         raise ConfigError(
             (plan.file, f"holds `methods`, a comparison: run metalearn compare {name}")
@@ -68,9 +64,9 @@ def train(
         return
     for one, folder in todo:
         if status(folder, one) == "finished":
-            say(f"{folder}: a finished run of the same config, left alone")
+            log.info(f"{folder}: a finished run of the same config, left alone")
             continue
-        print(line(run_one(one, folder, say, parts, team=team or ALONE)))
+        print(line(run_one(one, folder, parts, team=team or ALONE)))
         print(f"run directory: {folder}")
 
 
@@ -104,20 +100,15 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
 
 
 def compare(
-    name: str,
-    overrides: Sequence[str],
-    out: Path | None,
-    dry_run: bool,
-    say: Say,
-    team: Team | None = None,
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, team: Team | None = None
 ) -> None:
     """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
-    plan = _plan(name, overrides, say)
+    plan = _plan(name, overrides)
     if not plan.comparison:
         raise ConfigError((plan.file, f"holds one `method`: run metalearn train {name}"))
     plan, notes = with_controls(plan)
     for note in notes:
-        say(f"note: {note}")
+        log.info(f"note: {note}")
     target = out or Path("runs") / plan.name
     if dry_run:
         check(plan, target)
@@ -126,29 +117,29 @@ def compare(
             end="",
         )
         return
-    made = compare_plan(plan, target, say, team or ALONE)
+    made = compare_plan(plan, target, team or ALONE)
     print(f"comparison: {made['comparison']}\nreport: {made['report']}")
 
 
-def _plan(name: str, overrides: Sequence[str], say: Say) -> Plan:
+def _plan(name: str, overrides: Sequence[str]) -> Plan:
     plan = load(name, overrides)
     for note in plan.notes:
-        say(f"note: {note}")
+        log.info(f"note: {note}")
     return plan
 
 
-def resume(folder: Path, allow_change: bool, say: Say, team: Team | None = None) -> None:
+def resume(folder: Path, allow_change: bool, team: Team | None = None) -> None:
     """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
     experiment = stored_experiment(folder)
     if (folder / "result.json").exists():
-        say(f"{folder}: this run is finished")
+        log.info(f"{folder}: this run is finished")
         return
     differing = _edited(folder, experiment)
     if differing is not None and not allow_change:
         told = "".join(f"\n  {text}" for text in differing)
         text = f"was changed since the run began: change it back, or say --allow-change{told}"
         raise ConfigError((str(folder / "config.yaml"), text))
-    print(line(run_one(experiment, folder, say, team=team or ALONE)))
+    print(line(run_one(experiment, folder, team=team or ALONE)))
     print(f"run directory: {folder}")
 
 
@@ -166,20 +157,20 @@ def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
 
 
 def evaluate(
-    folder: Path, overrides: Sequence[str], out: Path | None, say: Say, team: Team | None = None
+    folder: Path, overrides: Sequence[str], out: Path | None, team: Team | None = None
 ) -> None:
     """`metalearn evaluate`: a finished run on the same or other episodes, to
     evaluations/<n>.json.
     """
     loaded = load_run(folder)
     if not (folder / "result.json").exists():
-        say(
+        log.info(
             f"note: {folder} is not finished: testing its newest checkpoint, step "
             f"{int(loaded.state.step)}"
         )
     data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
     for note in notes:
-        say(f"note: {note}")
+        log.info(f"note: {note}")
     experiment = parse(data).experiments[0]
     settings = experiment.evaluate
     if settings.headline == "tuned":
@@ -191,7 +182,7 @@ def evaluate(
         )
     set_threads(loaded.config.run.threads or cores())
     parts = build(experiment)
-    metas = _metas(loaded, experiment, parts, say)
+    metas = _metas(loaded, experiment, parts)
     asked = Asked("test", settings.episodes, settings.seed, experiment.run.seeds[0])
     found = curve(team or ALONE, experiment, parts, metas, asked, NullLedger())
     result = describe_result(experiment, experiment.run.seeds[0], parts, found)
@@ -209,7 +200,7 @@ def evaluate(
     print(f"evaluation: {place / f'{number}.json'}")
 
 
-def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts, say: Say) -> list[Meta]:
+def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts) -> list[Meta]:
     """What evaluate.checkpoint asks for; the run's own choice of one is what the run was tested
     with.
     """
@@ -218,10 +209,8 @@ def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts, say: Say) ->
         or experiment.evaluate.checkpoint == loaded.config.evaluate.checkpoint != "ensemble"
     ):
         return [loaded.state.meta]
-    job = Job(
-        experiment, experiment.run.seeds[0], loaded.folder, parts, CostLedger(parts.device), say
-    )
-    found = checkpoint.newest(job.checkpoints, loaded.state, say)
+    job = Job(experiment, experiment.run.seeds[0], loaded.folder, parts, CostLedger(parts.device))
+    found = checkpoint.newest(job.checkpoints, loaded.state)
     states, _ = chosen_states(job, found[1] if found else loaded.state)
     return [state.meta for state in states]
 
@@ -261,15 +250,15 @@ def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
     return changed
 
 
-def reproduce(names: Sequence[str], out: Path, say: Say) -> None:
+def reproduce(names: Sequence[str], out: Path) -> None:
     """`metalearn reproduce`: run, compare with the paper, record."""
     from metalearn.compare.reproduce import reproduce, table
 
-    print("\n".join(table(reproduce(names, out, say))))
+    print("\n".join(table(reproduce(names, out))))
     print(f"record: {out / 'reproduced.md'}")
 
 
-def report(dirs: Sequence[Path], out: Path, say: Say) -> None:
+def report(dirs: Sequence[Path], out: Path) -> None:
     """`metalearn report`: one page; comparison.json is written anew for comparisons; sweeps have
     pages of their own.
     """

@@ -12,7 +12,8 @@ import typer
 from metalearn import clock
 from metalearn.cli.nas import app as nas_app
 from metalearn.distributed.launch import on_devices, recorded
-from metalearn.errors import ConfigError, exit_codes, say
+from metalearn.errors import ConfigError, exit_codes
+from metalearn.logger import show_messages
 
 assert clock.BEGIN  # imported first: the bill begins here
 
@@ -65,10 +66,10 @@ def train(
     def work(team: Any) -> None:
         from metalearn.cli import commands
 
-        commands.train(experiment, overrides or [], out, dry_run, say, team)
+        commands.train(experiment, overrides or [], out, dry_run, team)
 
     with exit_codes():
-        on_devices(1 if dry_run else devices, work, say)
+        on_devices(1 if dry_run else devices, work)
 
 
 @app.command()
@@ -86,10 +87,10 @@ def compare(
     def work(team: Any) -> None:
         from metalearn.cli import commands
 
-        commands.compare(experiment, overrides or [], out, dry_run, say, team)
+        commands.compare(experiment, overrides or [], out, dry_run, team)
 
     with exit_codes():
-        on_devices(1 if dry_run else devices, work, say)
+        on_devices(1 if dry_run else devices, work)
 
 
 @app.command()
@@ -104,10 +105,10 @@ def evaluate(
     def work(team: Any) -> None:
         from metalearn.cli import commands
 
-        commands.evaluate(run_dir, overrides or [], out, say, team)
+        commands.evaluate(run_dir, overrides or [], out, team)
 
     with exit_codes():
-        on_devices(devices, work, say)
+        on_devices(devices, work)
 
 
 @app.command()
@@ -123,10 +124,10 @@ def resume(
     def work(team: Any) -> None:
         from metalearn.cli import commands
 
-        commands.resume(run_dir, allow_change, say, team)
+        commands.resume(run_dir, allow_change, team)
 
     with exit_codes():
-        on_devices(devices or recorded(run_dir), work, say)
+        on_devices(devices or recorded(run_dir), work)
 
 
 @app.command()
@@ -163,7 +164,7 @@ def sweep(
             )
         from metalearn.sweep.command import sweep as run
 
-        run(file, workers, out, wandb, (words or []) if slurm else None, say)
+        run(file, workers, out, wandb, (words or []) if slurm else None)
 
 
 @app.command()
@@ -182,7 +183,7 @@ def reproduce(
     with exit_codes():
         from metalearn.cli import commands
 
-        commands.reproduce(names or [], out, say)
+        commands.reproduce(names or [], out)
 
 
 @app.command()
@@ -194,7 +195,7 @@ def report(
     with exit_codes():
         from metalearn.cli import commands
 
-        commands.report(dirs, out, say)
+        commands.report(dirs, out)
 
 
 @app.command()
@@ -264,9 +265,7 @@ def bench(
     """
     with exit_codes():
         if ranks is not None:
-            on_devices(
-                ranks, lambda team: _bench_ranks(team, names or [], out, repeats, seconds), say
-            )
+            on_devices(ranks, lambda team: _bench_ranks(team, names or [], out, repeats, seconds))
             return
         from metalearn.bench.command import Words
         from metalearn.bench.command import bench as run
@@ -288,7 +287,7 @@ def bench(
             cold,
             tf32,
         )
-        run(words, say)
+        run(words)
 
 
 def _bench_ranks(
@@ -327,7 +326,7 @@ def l2o(
         words = Words(
             experiment, tuple(overrides or ()), out, tuple(also or ()), inner_seeds, tuning_tasks
         )
-        print(f"table: {run(words, say) / 'optimizers.md'}")
+        print(f"table: {run(words) / 'optimizers.md'}")
 
 
 @app.command(name="list")
@@ -402,6 +401,7 @@ def data_verify(name: Annotated[str, typer.Argument(help="a data set")]) -> None
 
 def main() -> None:
     """The console script."""
+    show_messages()
     app()
 
 

@@ -47,12 +47,12 @@ def tabulate(
     """Train every network of a small space on the same tasks: the truth for searchers. Goes on
     where it stopped.
     """
-    from metalearn.errors import exit_codes, say
+    from metalearn.errors import exit_codes
 
     with exit_codes():
         from metalearn.tabular import tabulate as room
 
-        room.tabulate(space, task, overrides or [], out, tasks, seeds, room.points_of(points), say)
+        room.tabulate(space, task, overrides or [], out, tasks, seeds, room.points_of(points))
 
 
 @app.command()
@@ -97,7 +97,7 @@ def race(
     """Race searchers on a table against random search and its theory, and place the picks of those
     that train.
     """
-    from metalearn.errors import exit_codes, say
+    from metalearn.errors import exit_codes
 
     with exit_codes():
         from metalearn.tabular import race as room
@@ -105,6 +105,5 @@ def race(
         room.race(
             room.Words(
                 table, searcher or (), sets or (), budget, seeds, out, markdown, plot, device
-            ),
-            say,
+            )
         )

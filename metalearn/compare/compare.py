@@ -12,9 +12,9 @@ from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan
 from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError, Diverged
+from metalearn.logger import log
 from metalearn.report.page import write_report
 from metalearn.results.summary import write_comparison
-from metalearn.run.loop import Say
 from metalearn.run.run import run_one, status
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, tell_page
@@ -60,7 +60,7 @@ def check(plan: Plan, out: Path) -> None:
         raise ConfigError(*dict.fromkeys(problems))
 
 
-def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, Any]:
+def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
     """Run what is not finished, then write comparison.json and report.html; returns the paths.
 
     The same comparison in the same folder, called again while it is at work, shares the rows that
@@ -84,25 +84,25 @@ def compare(plan: Plan, out: Path, say: Say, team: Team = ALONE) -> dict[str, An
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
         found = status(folder, experiment)
         if found == "finished":
-            say(f"{name}: finished already, left alone")
+            log.info(f"{name}: finished already, left alone")
             return
         if found == "other":  # another comparison has begun in this folder since it was looked at
             raise ConfigError((str(folder), OTHER))
         try:
-            say(
-                line(run_one(grouped(experiment, group_of(plan.name, out)), folder, say, team=team))
+            log.info(
+                line(run_one(grouped(experiment, group_of(plan.name, out)), folder, team=team))
             )
         except Diverged as error:  # the other rows are run and reported all the same
-            say(f"error: {name}: {error}")
+            log.error(f"{name}: {error}")
             diverged.append(name)
         ran = True
 
-    share(folders(plan, out), run, say)
+    share(folders(plan, out), run)
     with alone(out):  # another process that shared the rows may be writing the same
         comparison = write_comparison(out, target=wanted)
         report = write_report([out], out / "report.html", demonstration=plan.demonstration)
         if ran:
-            tell_page(plan.experiments[0], plan.name, out, report, say)
+            tell_page(plan.experiments[0], plan.name, out, report)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
     return {"comparison": comparison, "report": report}

@@ -15,7 +15,7 @@ from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan, homes, load
 from metalearn.errors import ConfigError, Diverged
 from metalearn.evaluate.stats import seeds_ci95
-from metalearn.run.loop import Say
+from metalearn.logger import log
 from metalearn.run.run import run_folders, run_one, status
 from metalearn.storage.files import read_json, write_atomic, write_json
 
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
         return f"{word} by {100 * abs(apart) / max(abs(self.published), 1e-12):.1f} %"
 
 
-def reproduce(names: Sequence[str], out: Path, say: Say) -> list[Cell]:
+def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
     """Run what is not finished of `names` (default: all that have a published number) and write the
     record.
 
@@ -61,15 +61,15 @@ def reproduce(names: Sequence[str], out: Path, say: Say) -> list[Cell]:
     after each."""
     plans = chosen(names)
     if not names:
-        say(f"with published numbers: {', '.join(plan.name for plan in plans)}")
+        log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
     _check(plans, out)
     cells: list[Cell] = []
     diverged: list[str] = []
     for plan in plans:
         try:
-            _run(plan, out / plan.name, say)
+            _run(plan, out / plan.name)
         except Diverged as error:
-            say(f"error: {plan.name}: {error}")
+            log.error(f"{plan.name}: {error}")
             diverged.append(plan.name)
         cells += _cells(plan, out / plan.name)
         _record(out, cells)
@@ -149,15 +149,15 @@ def _runs(plan: Plan, target: Path) -> list[tuple[Experiment, Path]]:
     ]
 
 
-def _run(plan: Plan, target: Path, say: Say) -> None:
+def _run(plan: Plan, target: Path) -> None:
     if plan.comparison:
-        compare_plan(plan, target, say)
+        compare_plan(plan, target)
         return
     for one, folder in _runs(plan, target):
         if status(folder, one) == "finished":
-            say(f"{folder}: finished already, left alone")
+            log.info(f"{folder}: finished already, left alone")
         else:
-            say(line(run_one(one, folder, say)))
+            log.info(line(run_one(one, folder)))
 
 
 def _cells(plan: Plan, target: Path) -> list[Cell]:

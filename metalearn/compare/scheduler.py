@@ -13,7 +13,8 @@ from pathlib import Path
 
 from metalearn.config.experiment import Experiment
 from metalearn.errors import Stopped
-from metalearn.run.loop import Say, signals
+from metalearn.logger import log
+from metalearn.run.loop import signals
 from metalearn.run.tune import tunes
 from metalearn.run.warm_start import places_of
 from metalearn.storage.lock import Busy, held
@@ -23,7 +24,7 @@ Row = tuple[Experiment, Path]  # one method and seed, and its run directory
 
 
 def share(
-    rows: Sequence[Row], run: Callable[[Experiment, Path], None], say: Say, pause: float = PAUSE
+    rows: Sequence[Row], run: Callable[[Experiment, Path], None], pause: float = PAUSE
 ) -> None:
     """`run` every row in order, once what it needs is made; a row that another process has in hand
     is seen again later.
@@ -41,7 +42,7 @@ def share(
                 if not any(other in waiting for other in needs(waiting[one], one, rows))
             ]
             for folder in ready or [next(iter(waiting))]:
-                if _made(waiting[folder], folder, run, None if folder in told else say):
+                if _made(waiting[folder], folder, run, quiet=folder in told):
                     del waiting[folder]
                     break  # what has become ready may stand before what was
                 told.add(folder)
@@ -50,18 +51,17 @@ def share(
 
 
 def _made(
-    experiment: Experiment, folder: Path, run: Callable[[Experiment, Path], None], say: Say | None
+    experiment: Experiment, folder: Path, run: Callable[[Experiment, Path], None], *, quiet: bool
 ) -> bool:
-    """Whether a row is made now; False, and said, while another process is at work on it."""
+    """Run a row; False while another process runs it, which is logged unless `quiet`."""
     try:
         run(experiment, folder)
     except Busy as busy:
         if folder not in {Path(place) for place, _ in busy.problems}:
             raise
-        if say:
-            say(
-                f"{experiment.label} seed {experiment.run.seeds[0]}: in the hands of another "
-                f"process"
+        if not quiet:
+            log.info(
+                f"{experiment.label} seed {experiment.run.seeds[0]}: another process is running it"
             )
         return False
     return True

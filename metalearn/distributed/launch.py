@@ -23,12 +23,12 @@ from typing import Any
 
 from metalearn.distributed.world import LOST, PASSED_ON, STORE, World, world
 from metalearn.errors import ConfigError
+from metalearn.logger import log, prefixed
 
 MOST = 512  # processes that a run directory may ask for by itself
 GRACE = 120.0  # seconds that the processes have to end after one of them has
 GLANCE = 0.02  # seconds between two looks at them
 GO_ON = "metalearn resume goes on from its newest checkpoint"
-Say = Callable[[str], None]
 Work = Callable[[Any], None]  # what rank 0 (or the only process) does with its team
 
 
@@ -53,7 +53,7 @@ def recorded(folder: Path) -> int | None:
     )
 
 
-def on_devices(devices: int | None, work: Work, say: Say) -> None:
+def on_devices(devices: int | None, work: Work) -> None:
     """Do the work in as many processes as asked for (default 1, under torchrun those that are
     there); SystemExit.
     """
@@ -65,17 +65,17 @@ def on_devices(devices: int | None, work: Work, say: Say) -> None:
                 f"--devices out"
             )
             raise ConfigError(("--devices", text))
-        _member(here, work, say)
+        _member(here, work)
     elif devices in (None, 1):
         work(None)
     elif not hasattr(os, "fork"):
         raise ConfigError(("--devices", "this system cannot fork: start the command with torchrun"))
     else:
         assert devices is not None
-        raise SystemExit(_launch(devices, work, say))
+        raise SystemExit(_launch(devices, work))
 
 
-def _member(here: World, work: Work, say: Say) -> None:
+def _member(here: World, work: Work) -> None:
     """One process of the group: rank 0 works, the others follow until it sends them home."""
     from metalearn.distributed.team import join
     from metalearn.distributed.worker import follow
@@ -83,7 +83,8 @@ def _member(here: World, work: Work, say: Say) -> None:
 
     team = join(here)
     if here.rank:
-        raise SystemExit(follow(team, lambda text: say(f"rank {here.rank}: {text}")))
+        with prefixed(f"rank {here.rank}"):
+            raise SystemExit(follow(team))
     code = 1
     try:
         with exit_codes():
@@ -103,7 +104,6 @@ def _member(here: World, work: Work, say: Say) -> None:
 class _Group:
     """The processes of one launch, by their process numbers."""
 
-    say: Say
     ranks: dict[int, int] = field(default_factory=dict)  # process -> rank, of those that are alive
     codes: dict[int, int] = field(
         default_factory=dict
@@ -143,7 +143,7 @@ class _Group:
             died = code < 0 or (code == LOST and 0 not in self.codes)
             if rank and died and not self.signals and not self.killing:
                 self.lost = True
-                self.say(f"error: rank {rank} {_how(code)}: ending the run; {GO_ON}")
+                log.error(f"rank {rank} {_how(code)}: ending the run; {GO_ON}")
                 self.send(PASSED_ON, only=0)
 
     def wait(self) -> int:
@@ -161,7 +161,7 @@ class _Group:
         if self.signals:
             return 0 if code == 0 else 75
         if code < 0:
-            self.say(f"error: rank 0 {_how(code)}; {GO_ON}")
+            log.error(f"rank 0 {_how(code)}; {GO_ON}")
         return 1 if code < 0 or (self.lost and code) else code
 
 
@@ -177,10 +177,10 @@ def _nothing_to_save(*_: Any) -> None:
     raise SystemExit(75)
 
 
-def _launch(devices: int, work: Work, say: Say) -> int:
+def _launch(devices: int, work: Work) -> int:
     """Fork the processes, watch them, and return the exit code of the whole."""
     folder = Path(tempfile.mkdtemp(prefix="metalearn-"))
-    group = _Group(say)
+    group = _Group()
     stops = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     previous = {number: signal.signal(number, group.passed_on) for number in stops}
     try:
@@ -189,7 +189,7 @@ def _launch(devices: int, work: Work, say: Say) -> int:
             if process == 0:
                 for number, old in previous.items():
                     signal.signal(number, old)
-                _child(World(rank, devices, rank, devices), folder, work, say)
+                _child(World(rank, devices, rank, devices), folder, work)
             group.ranks[process] = rank
         return group.wait()
     finally:
@@ -198,7 +198,7 @@ def _launch(devices: int, work: Work, say: Say) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _child(here: World, folder: Path, work: Work, say: Say) -> None:
+def _child(here: World, folder: Path, work: Work) -> None:
     """A process of the group, from the fork to its end; it outlives its launcher only to save."""
     code = LOST if here.rank else 1
     try:
@@ -214,7 +214,7 @@ def _child(here: World, folder: Path, work: Work, say: Say) -> None:
         if Path("/sys/class/net/lo").exists():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
         signal.signal(PASSED_ON, signal.SIG_IGN if here.rank else _nothing_to_save)
-        _member(here, work, say)
+        _member(here, work)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else code

@@ -18,20 +18,19 @@ from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.executor import Advance
 from metalearn.executors.sharded import share_of
 from metalearn.inner.method import widened
+from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.rng import fold_in
 from metalearn.types import MetaState, NullLedger
 
-Say = Callable[[str], None]
 
-
-def follow(team: Team, say: Say) -> int:
+def follow(team: Team) -> int:
     """Do what rank 0 orders until it says END; returns the exit code."""
     with team.listening():
         try:
             return _followed(_Follower(team))
         except RankLost as error:
-            say(f"{error}: ending, too")
+            log.info(f"{error}: ending, too")
             return 75 if team.stop else LOST
 
 

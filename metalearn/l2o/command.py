@@ -22,9 +22,9 @@ from metalearn.l2o.table import markdown, picture
 from metalearn.learned_optimizers import LearnOptimizer
 from metalearn.learned_optimizers.inner_run import Objective, Problem, objective
 from metalearn.learned_optimizers.learned import carried
+from metalearn.logger import log
 from metalearn.rng import fold_in
 from metalearn.run.load import load_run
-from metalearn.run.loop import Say
 from metalearn.run.run import run_folders, run_one, status
 from metalearn.storage.files import write_atomic, write_json
 from metalearn.tree import trainable, tree_map
@@ -46,7 +46,7 @@ class Words:
     tuning_tasks: int
 
 
-def run(words: Words, say: Say) -> Path:
+def run(words: Words) -> Path:
     """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left
     alone.
     """
@@ -54,12 +54,12 @@ def run(words: Words, say: Say) -> Path:
     experiment, home = plan.experiments[0], others["as trained"][1]
     out = words.out or Path("runs") / plan.name
     baselines = _baselines(
-        experiment, home, words, say
+        experiment, home, words
     )  # before any training: an edge of the grid is an error
-    metas = _trained(experiment, out / "seeds", say)
+    metas = _trained(experiment, out / "seeds")
     found = []
     for name, (other, parts) in others.items():
-        say(f"{experiment.label}: measuring {name}")
+        log.info(f"{experiment.label}: measuring {name}")
         found.append({"name": name, **_measured(other, parts, metas, baselines, words)})
     result = {
         "schema": 1,
@@ -128,7 +128,7 @@ def _same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) 
         raise ConfigError(("method.rule", text))
 
 
-def _trained(experiment: Experiment, out: Path, say: Say) -> list[Meta]:
+def _trained(experiment: Experiment, out: Path) -> list[Meta]:
     """Theta of every seed, trained where it is not there yet."""
     many = len(experiment.run.seeds) > 1
     metas = []
@@ -141,7 +141,7 @@ def _trained(experiment: Experiment, out: Path, say: Say) -> list[Meta]:
                 (str(folder), "holds a run of another config: give another --out, or remove it")
             )
         if status(folder, one) != "finished":
-            run_one(one, folder, say)
+            run_one(one, folder)
         metas.append(load_run(folder).state.meta)
     return metas
 
@@ -155,16 +155,14 @@ def _points(experiment: Experiment) -> tuple[int, ...]:
     return tuple(point for point in experiment.evaluate.steps if point)
 
 
-def _baselines(
-    experiment: Experiment, parts: Parts, words: Words, say: Say
-) -> list[tuning.Baseline]:
+def _baselines(experiment: Experiment, parts: Parts, words: Words) -> list[tuning.Baseline]:
     """Every hand-made rule under every schedule, its rates chosen on training tasks."""
     target, points = _target(experiment, parts), _points(experiment)
     given = problems(parts.train_tasks, fold_in(0, "tuning"), words.tuning_tasks, 0, points[-1], 0)
     found = []
     for name in BASELINES:
         for shape in SCHEDULES:
-            say(f"{experiment.label}: tuning {name}, {shape}")
+            log.info(f"{experiment.label}: tuning {name}, {shape}")
             found.append(tuning.tuned(target, given, name, shape, points))
     return found
 

@@ -50,8 +50,7 @@ def load_run(folder: str | Path) -> LoadedRun:
 def _trained_state(folder: Path, like: MetaState) -> MetaState:
     if (folder / "result.json").exists():
         return checkpoint.load(best_file(folder), like)
-    warnings: list[str] = []
-    found = checkpoint.newest(folder / "checkpoints", like, warnings.append)
+    found = checkpoint.newest(folder / "checkpoints", like)
     if found is None:
-        raise ConfigError((str(folder), "; ".join(["holds no valid checkpoint yet", *warnings])))
+        raise ConfigError((str(folder), "holds no valid checkpoint yet"))
     return found[1]

@@ -25,6 +25,7 @@ from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
 from metalearn.executors.executor import Advance
 from metalearn.executors.nonfinite import Diary, NotFinite, all_finite, summary
+from metalearn.logger import log
 from metalearn.rng import fold_in
 from metalearn.run.plan import Decision
 from metalearn.run.progress import Progress
@@ -35,7 +36,6 @@ from metalearn.tracking.tracker import Tracker
 from metalearn.tree import leaves
 from metalearn.types import MetaState, Metrics
 
-Say = Callable[[str], None]
 _MET: list[int] = []  # signals that this process has had
 
 
@@ -48,7 +48,6 @@ class Job:
     folder: Path
     parts: Parts
     ledger: CostLedger
-    say: Say
     team: Team = ALONE  # the processes at work on it
     signalled: bool = False
     counted: int = 0  # meta-steps that the ledger knows of
@@ -109,7 +108,7 @@ def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
     diary = Diary(job.folder / "nan.jsonl", job.seed, draw_of(job.experiment, job.parts))
     diary.open(done)
     stop_early, first = _patience_is_over(job, done), done
-    progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done, job.say)
+    progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done)
     # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all
     # the same.
     with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
@@ -169,13 +168,13 @@ def _gone_back(
     for, or in vain.
     """
     if job.experiment.run.on_nan == "rollback":
-        saved = checkpoint.newest(job.checkpoints, start, job.say)
+        saved = checkpoint.newest(job.checkpoints, start)
         since, state = saved if saved else (0, start)
         if diary.go_back(since, found.step):
             _spend(job, done, start)  # the steps that come to nothing were made all the same
             job.counted = since
             cut_lines(job.metrics, since)
-            job.say(
+            log.info(
                 f"{job.experiment.label} seed {job.seed}: {found}; back to step {since}, and "
                 f"on with other tasks"
             )
@@ -222,7 +221,7 @@ def _on_signal(job: Job) -> None:
     if job.signalled:
         raise SystemExit(75)
     job.signalled = True
-    job.say("signal: finishing this step and saving; a second one ends at once")
+    log.info("signal: finishing this step and saving; a second one ends at once")
 
 
 def stopped_outside(job: Job) -> None:
@@ -404,7 +403,7 @@ def _same_lanes(job: Job, state: MetaState) -> None:
 def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     check_lines(Line, job.metrics)
     check_lines(Timing, job.folder / "timing.jsonl")
-    found = checkpoint.newest(job.checkpoints, start, job.say)
+    found = checkpoint.newest(job.checkpoints, start)
     done, state = found if found else (0, start)
     _same_lanes(job, state)
     cut_lines(job.metrics, done)
@@ -416,7 +415,7 @@ def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
     ]
     job.counted = done
     if found:
-        job.say(f"{job.experiment.label} seed {job.seed}: going on from step {done}")
+        log.info(f"{job.experiment.label} seed {job.seed}: going on from step {done}")
         if spent:
             this_process = job.ledger.seconds("setup")
             job.ledger.restore(spent[-1]["spent"])

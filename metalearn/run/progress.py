@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from metalearn.logger import log
 
 EVERY = 15.0  # seconds between plain lines
 
@@ -18,11 +19,8 @@ EVERY = 15.0  # seconds between plain lines
 class Progress:
     """A counter of `total` units of work."""
 
-    def __init__(
-        self, title: str, total: int, done: int = 0, say: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
         self._title, self._total, self._first, self._done = title, total, done, done
-        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._begin = self._spoke = time.monotonic()
         self._bar: Bar | None = None
         if sys.stderr.isatty():
@@ -62,7 +60,7 @@ class Progress:
         elif now - self._spoke >= EVERY:
             self._spoke = now
             left = (self._total - done) / rate if rate else float("inf")
-            self._say(
+            log.info(
                 f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} "
                 f"left{'; ' + note if note else ''}"
             )

@@ -20,10 +20,11 @@ from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError, Diverged, Stopped
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.auto import good_threads
+from metalearn.logger import log
 from metalearn.machine import set_threads
 from metalearn.report.run_figures import figures
 from metalearn.run.final_test import test_and_write
-from metalearn.run.loop import Job, Say, look, ranking, save, signals, stopped_outside, train
+from metalearn.run.loop import Job, look, ranking, save, signals, stopped_outside, train
 from metalearn.run.plan import Decision, clock_of, decide, learn_from
 from metalearn.run.shared_search import home_of, searched
 from metalearn.run.tune import (
@@ -101,7 +102,6 @@ def stored_experiment(folder: Path) -> Experiment:
 def run_one(
     experiment: Experiment,
     folder: Path,
-    say: Say,
     parts: Parts | None = None,
     judge: Callable[[Path], None] | None = None,
     team: Team = ALONE,
@@ -118,12 +118,12 @@ def run_one(
         if (folder / "result.json").exists():  # another process finished it in the meantime
             return read_result(folder)
         with signals(lambda: _stopped_in(folder)):
-            job, state = _opened(experiment, folder, say, parts, team)
+            job, state = _opened(experiment, folder, parts, team)
         job.judge = judge
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stopped_outside(job)), job.ledger.span("setup"):
             take_over(job)
-            with tracked(job.folder, job.experiment, say, figures) as job.track, _intact(folder):
+            with tracked(job.folder, job.experiment, figures) as job.track, _intact(folder):
                 return job.track.result(_from_training_to_result(job, state))
 
 
@@ -178,7 +178,6 @@ def _look_once(job: Job, last: MetaState, tested: MetaState) -> None:
 def _opened(
     experiment: Experiment,
     folder: Path,
-    say: Say,
     parts: Parts | None,
     team: Team,
     trial_of: Path | None = None,
@@ -205,7 +204,7 @@ def _opened(
         )  # refused before anything is written
     if not old and parts.method.prepare is not None:
         _write_begin(folder, experiment, parts, asked, {"devices": team.size})
-    experiment, parts, carried = searched(experiment, parts, folder, ledger, say)
+    experiment, parts, carried = searched(experiment, parts, folder, ledger)
     state, paid = begin_state(experiment, parts, trial_of or folder)
     paid = {} if trial_of else paid  # the run that a trial belongs to has paid for its start
     threads = set_threads(experiment.run.threads or max(1, good_threads(state) // team.local_size))
@@ -213,7 +212,7 @@ def _opened(
     if not open_:
         decision = decide(experiment, parts, state, team)
         for text in _told(experiment, parts, decision):
-            say(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
+            log.info(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
         run = experiment.run.model_copy(update={**decision.way._asdict(), "threads": threads})
         experiment = experiment.replace(run=run)
         _write_begin(folder, experiment, parts, asked, {"devices": team.size, **decision.facts})
@@ -227,7 +226,6 @@ def _opened(
         folder,
         parts,
         ledger,
-        say,
         team,
         begun=begin,
         imports=before,
@@ -370,14 +368,14 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
 def _paused_trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder = trial_folder(job.folder, number)
-    trial, state = _opened(experiment, folder, job.say, None, job.team, job.folder)
+    trial, state = _opened(experiment, folder, None, job.team, job.folder)
     try:
         with trial.ledger.span("setup"):
             last = _trained(trial, state)
             states, _ = chosen_states(trial, last)
             return score_of(trial, states[0].meta, {})
     except Diverged as error:
-        job.say(f"trial {number} scores worst: {error}")
+        log.info(f"trial {number} scores worst: {error}")
         return -math.inf, experiment.evaluate.steps[0], math.nan
     except Stopped:
         raise Stopped(
@@ -413,7 +411,7 @@ def chosen_states(job: Job, last: MetaState) -> tuple[list[MetaState], int | Non
         try:
             found.append((checkpoint.load(path, last), step))
         except ConfigError as error:
-            job.say(f"warning: {error}; taking the next best checkpoint")
+            log.warning(f"{error}; taking the next best checkpoint")
     if not found:
         return [last], end
     return [state for state, _ in found], found[0][1]

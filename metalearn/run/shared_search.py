@@ -10,10 +10,10 @@ from pathlib import Path
 from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment
 from metalearn.evaluate.ledger import CostLedger
+from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.nas.shared import CHOICE
 from metalearn.rng import fold_in
-from metalearn.run.loop import Say
 from metalearn.storage.files import read_json, write_json, write_yaml
 
 SPENT = "spent.json"
@@ -25,7 +25,7 @@ def home_of(folder: Path) -> Path:
 
 
 def searched(
-    experiment: Experiment, parts: Parts, folder: Path, ledger: CostLedger, say: Say
+    experiment: Experiment, parts: Parts, folder: Path, ledger: CostLedger
 ) -> tuple[Experiment, Parts, float]:
     """(experiment with what was found, parts built of it, seconds on the bill that this process did
     not spend).
@@ -43,14 +43,14 @@ def searched(
     )  # without its bill it is told again from the record, which has one
     set_threads(experiment.run.threads or cores())
     begin, seed = time.perf_counter(), experiment.run.seeds[0]
-    say(f"{experiment.label} seed {seed}: searching {experiment.method.candidates} candidates")
+    log.info(f"{experiment.label} seed {seed}: searching {experiment.method.candidates} candidates")
     with ledger.span("setup"):
         parts.method.prepare(parts.train, fold_in(seed, "search"), ledger, home)
     billed = ledger.seconds("search") + ledger.seconds("setup")  # counting is set-up
     carried = max(0.0, billed - (time.perf_counter() - begin))
     choice = read_json(home / CHOICE)
     write_json(home / SPENT, ledger.totals()["search"])
-    say(
+    log.info(
         f"{experiment.label} seed {seed}: found {choice['words']}, after {choice['trials']} "
         f"candidates"
     )

@@ -15,6 +15,7 @@ from metalearn.config.sections import TuneRange
 from metalearn.distributed.shared_work import Asked, curve
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import Entry, since
+from metalearn.logger import log
 from metalearn.run.loop import Job, headline_index
 from metalearn.storage.files import read_json, write_json
 from metalearn.storage.schema import Choice, checked
@@ -159,8 +160,8 @@ def search(job: Job, ranges: dict[str, TuneRange], objective: Any) -> dict[str, 
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(best["parameters"][name], span)]
     if edge:
-        job.say(
-            f"warning: {job.experiment.label}: the best {', '.join(edge)} lies on the edge of "
+        log.warning(
+            f"{job.experiment.label}: the best {', '.join(edge)} lies on the edge of "
             f"its range: widen it"
         )
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
+from metalearn.logger import log
 from metalearn.storage.files import write_atomic
 from metalearn.tree import from_named, named_leaves
 from metalearn.types import MetaState
 
 NAME = re.compile(r"^step-(\d+)\.pt$")
-Say = Callable[[str], None]
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -102,7 +101,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def newest(folder: Path, like: MetaState, say: Say) -> tuple[int, MetaState] | None:
+def newest(folder: Path, like: MetaState) -> tuple[int, MetaState] | None:
     """(step, state) of the newest valid checkpoint, walking back over damaged ones; None where
     there is none at all.
     """
@@ -111,9 +110,9 @@ def newest(folder: Path, like: MetaState, say: Say) -> tuple[int, MetaState] | N
         try:
             return step, load(path_of(folder, step), like)
         except ConfigError as error:
-            say(f"warning: {error}; falling back to the checkpoint before it")
+            log.warning(f"{error}; falling back to the checkpoint before it")
     if steps:
-        say(f"warning: no valid checkpoint in {folder}: beginning again at step 0")
+        log.warning(f"no valid checkpoint in {folder}: beginning again at step 0")
     return None
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from metalearn.errors import ConfigError, Stopped
+from metalearn.logger import log
 from metalearn.machine import cores
 from metalearn.report.sweep_page import write_sweep_report
-from metalearn.run.loop import Say, signals
+from metalearn.run.loop import signals
 from metalearn.sweep.desk import Desk, claim_folder
 from metalearn.sweep.file import Sweep, read
 from metalearn.sweep.worker import watched, work
@@ -27,29 +28,29 @@ THREADS = "METALEARN_SWEEP_THREADS"
 
 
 def sweep(
-    name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequence[str] | None, say: Say
+    name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequence[str] | None
 ) -> None:
     """Run a sweep here, on a cluster, or by W&B's own agents."""
     found = read(name)
     if wandb:
-        hand_over(found, say)
+        hand_over(found)
         return
     folder = out or Path("runs") / found.name
     if slurm is not None:
         from metalearn.sweep.slurm import submit
 
-        submit(found, folder, workers, slurm, say)
+        submit(found, folder, workers, slurm)
         return
     claim_folder(found, folder)
     if workers == 1:
         given = os.environ.get(THREADS, "")
-        work(found, folder, say, int(given) if given.isdigit() and given != "0" else None)
+        work(found, folder, int(given) if given.isdigit() and given != "0" else None)
     else:
-        _several(found, folder, workers, say)
+        _several(found, folder, workers)
     if THREADS not in os.environ:
         print(conclusion(found, folder))
         page = write_sweep_report([folder], folder / "report.html")
-        tell_page(watched(found, found.experiment, folder), found.name, folder, page, say)
+        tell_page(watched(found, found.experiment, folder), found.name, folder, page)
         print(f"report: {page}")
 
 
@@ -86,20 +87,20 @@ def conclusion(found: Sweep, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def hand_over(found: Sweep, say: Say) -> None:
+def hand_over(found: Sweep) -> None:
     """Give the same file to W&B's sweep; its agents run the trials."""
     from metalearn.tracking.by_wandb import new_sweep
 
     # W&B knows the metric by the name that it is logged by.
     metric = {**(found.data.get("metric") or {}), "name": found.metric.name}
     print(new_sweep({**found.data, "metric": metric}, found.program))
-    say(
+    log.info(
         "start as many agents as you like, on any machine that has this project and this "
         "experiment file"
     )
 
 
-def _several(found: Sweep, folder: Path, workers: int, say: Say) -> None:
+def _several(found: Sweep, folder: Path, workers: int) -> None:
     """Workers as processes of their own. What a killed one left is taken over by the others, or by
     one more.
     """
@@ -113,7 +114,7 @@ def _several(found: Sweep, folder: Path, workers: int, say: Say) -> None:
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         assert made.stderr is not None
-        threading.Thread(target=_relay, args=(made.stderr, say), daemon=True).start()
+        threading.Thread(target=_relay, args=(made.stderr,), daemon=True).start()
         return made
 
     running = [start() for _ in range(workers)]
@@ -130,7 +131,7 @@ def _several(found: Sweep, folder: Path, workers: int, say: Say) -> None:
             and any(code < 0 for code in codes)
             and not Desk(found, folder).finished()
         ):
-            say("a worker died before the sweep was done: one more begins")
+            log.info("a worker died before the sweep was done: one more begins")
             running.append(start())
             codes = _wait(running[-1:], stop)
     if stopping.is_set():
@@ -153,6 +154,6 @@ def _wait(running: Sequence[subprocess.Popen[str]], stop: object) -> list[int]:
         return [one.wait() for one in running]
 
 
-def _relay(stream: IO[str], say: Say) -> None:
+def _relay(stream: IO[str]) -> None:
     for line in stream:
-        say(line.rstrip("\n"))
+        log.info(line.rstrip("\n"))

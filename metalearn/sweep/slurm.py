@@ -13,7 +13,7 @@ from typing import Any
 
 from metalearn.config.overrides import split
 from metalearn.errors import ConfigError
-from metalearn.run.loop import Say
+from metalearn.logger import log
 from metalearn.sweep.desk import claim_folder
 from metalearn.sweep.file import Sweep
 
@@ -33,7 +33,7 @@ class Worker:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str], say: Say) -> list[Any]:
+def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str]) -> list[Any]:
     """Submit `workers` jobs; `cluster=local` runs them on this machine. Returns submitit's jobs."""
     options = dict(_option(word) for word in words)
     try:
@@ -69,7 +69,7 @@ def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str], say: 
         f"jobs: {' '.join(str(job.job_id) for job in jobs)}\nsweep: {folder}\nreport: "
         f"metalearn report {folder}"
     )
-    say(f"what they say is in {folder / 'jobs'}; give the command again to add workers")
+    log.info(f"what they say is in {folder / 'jobs'}; give the command again to add workers")
     return jobs
 
 

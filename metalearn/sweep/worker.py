@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metalearn.errors import ConfigError, Diverged, Stopped
-from metalearn.run.loop import Say, signals
+from metalearn.logger import log, prefixed
+from metalearn.run.loop import signals
 from metalearn.run.run import run_one
 from metalearn.storage.files import read_lines
 from metalearn.storage.lock import Busy
@@ -26,11 +26,11 @@ class Pruned(Exception):
     """A trial that is behind: it ends here, saved."""
 
 
-def work(sweep: Sweep, folder: Path, say: Say, threads: int | None = None) -> None:
+def work(sweep: Sweep, folder: Path, threads: int | None = None) -> None:
     """Run trials until all of the sweep's are done, by whomever; Stopped after a signal."""
     desk = Desk(sweep, folder)
     while (trial := desk.next()) is not False:
-        if isinstance(trial, Trial) and _run(desk, trial, say, threads):
+        if isinstance(trial, Trial) and _run(desk, trial, threads):
             continue
         with signals(lambda: _stopped(folder)):
             time.sleep(WAIT)
@@ -43,7 +43,7 @@ def _stopped(folder: Path) -> None:
     )
 
 
-def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> bool:
+def _run(desk: Desk, trial: Trial, threads: int | None) -> bool:
     """One trial, whatever becomes of it; a signal, or a fault in the program, gives it back
     unfinished.
 
@@ -56,26 +56,26 @@ def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> bool:
         if spread.latent() is not None
     }
     values = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
-    say(f"{told}: {values or 'nothing varies'}")
+    log.info(f"{told}: {values or 'nothing varies'}")
     try:
         with desk.claims.beating(trial.number):
-            value = _value(desk, trial, say, threads)
+            value = _value(desk, trial, threads)
     except Busy as error:
-        say(f"{told}: {error}")
+        log.info(f"{told}: {error}")
         desk.give_back(trial)
         return False
     except Pruned:
-        say(f"{told}: behind the others, ended early")
+        log.info(f"{told}: behind the others, ended early")
         desk.tell(trial, None, "pruned")
     except (Diverged, ConfigError) as error:
-        say(f"{told} failed: {error}")
+        log.info(f"{told} failed: {error}")
         desk.tell(trial, None, "failed", str(error))
     except (OSError, KeyboardInterrupt):  # a full disk, a lost file server: not the trial's fault
         desk.give_back(trial)
         raise
     except Exception as error:  # whatever a setting made the program do must not end the others
         text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        say(f"{told} failed: {text}")
+        log.info(f"{told} failed: {text}")
         desk.tell(trial, None, "failed", text)
     except BaseException:
         desk.give_back(trial)
@@ -83,11 +83,11 @@ def _run(desk: Desk, trial: Trial, say: Say, threads: int | None) -> bool:
     else:
         state = "complete" if math.isfinite(value) else "failed"
         desk.tell(trial, value if state == "complete" else None, state, "its value is not finite")
-        say(f"{told}: {desk.sweep.metric.name} {value:.6g}")
+        log.info(f"{told}: {desk.sweep.metric.name} {value:.6g}")
     return True
 
 
-def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
+def _value(desk: Desk, trial: Trial, threads: int | None) -> float:
     """Run, or continue, the trial's run directory; the sweep's metric."""
     experiment = desk.sweep.trial(trial.values)
     if threads is not None and experiment.run.threads is None:
@@ -101,12 +101,8 @@ def _value(desk: Desk, trial: Trial, say: Say, threads: int | None) -> float:
         if not desk.look(trial, len(looks), looks[-1]):
             raise Pruned
 
-    result = run_one(
-        experiment,
-        folder,
-        _quiet(say, trial.number),
-        judge=judge if metric.split == "valid" else None,
-    )
+    with prefixed(f"trial {trial.number}"):
+        result = run_one(experiment, folder, judge=judge if metric.split == "valid" else None)
     return value_of(folder, result, metric)
 
 
@@ -123,10 +119,6 @@ def watched(sweep: Sweep, experiment: Any, folder: Path) -> Any:
     track = experiment.run.track
     quiet = track.model_copy(update={"terminal": track.terminal.model_copy(update={"on": False})})
     return experiment.replace(run=experiment.run.model_copy(update={"track": quiet}))
-
-
-def _quiet(say: Say, number: int) -> Callable[[str], None]:
-    return lambda text: say(f"trial {number}: {text}")
 
 
 def looks_of(metrics: Path, metric: Metric) -> list[float]:

@@ -15,7 +15,7 @@ better where it lies below 0, and not worse otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -31,6 +31,7 @@ from metalearn.config.registry import TABLES
 from metalearn.config.validate import validated
 from metalearn.errors import ConfigError, DataError, did_you_mean
 from metalearn.evaluate.curves import fingerprint
+from metalearn.logger import log
 from metalearn.machine import device_of
 from metalearn.nas import SEARCHERS, PerTaskNAS
 from metalearn.nas.fit import Folds, divide
@@ -44,7 +45,6 @@ from metalearn.tree import take
 from metalearn.types import EpisodeSpec, Key, NullLedger, TaskSource
 
 Json = dict[str, Any]
-Say = Callable[[str], None]
 Problems = list[tuple[str, str]]
 # Name -> (searcher, the fields that the name stands for). The table alone answers the first.
 BY_TABLE: dict[str, tuple[str, Json]] = {
@@ -101,7 +101,7 @@ class Ready:
     tasks: Tasks | None
 
 
-def race(asked: Words, say: Say) -> Json:
+def race(asked: Words) -> Json:
     """Run every searcher, then print and write what was found; nothing is written before all of it
     is there.
     """
@@ -111,7 +111,7 @@ def race(asked: Words, say: Say) -> Json:
         row
         for name in ready.racers
         if name in BY_TABLE
-        for row in _curves(ready, name, fields, asked, say)
+        for row in _curves(ready, name, fields, asked)
     ]
     found = plain(
         {
@@ -126,23 +126,21 @@ def race(asked: Words, say: Say) -> Json:
             "curves": curves,
             "paired": _paired(curves, fields),
             "rule": results.RULE,
-            "picks": [
-                _picks(ready, name, asked, say) for name in ready.racers if name in BY_TRAINING
-            ],
+            "picks": [_picks(ready, name, asked) for name in ready.racers if name in BY_TRAINING],
             "noise": results.noise(ready.table),
         }
     )
-    _store(asked, dict(found), say)
+    _store(asked, dict(found))
     return dict(found)
 
 
 def _curves(
-    ready: Ready, name: str, fields: dict[str, list[results.Landscape]], asked: Words, say: Say
+    ready: Ready, name: str, fields: dict[str, list[results.Landscape]], asked: Words
 ) -> list[Json]:
     """The two rows of a searcher that the table answers."""
     evaluations, rows = results.counts(asked.budget), []
     for reckoning, lands in fields.items():
-        say(f"{name}, {reckoning}: {asked.seeds * len(lands)} searches")
+        log.info(f"{name}, {reckoning}: {asked.seeds * len(lands)} searches")
         picks = results.raced(
             ready.table, ready.space, ready.searchers[name], lands, asked.seeds, evaluations
         )
@@ -173,7 +171,7 @@ def _paired(curves: Sequence[Json], fields: dict[str, list[results.Landscape]]) 
     return found
 
 
-def _picks(ready: Ready, name: str, asked: Words, say: Say) -> Json:
+def _picks(ready: Ready, name: str, asked: Words) -> Json:
     """The places of the picks of a searcher that trains: it is given one task after the other, and
     no query.
     """
@@ -182,7 +180,7 @@ def _picks(ready: Ready, name: str, asked: Words, say: Say) -> Json:
     rows, lands = results.rows_of(ready.table), results.landscapes(ready.table)["scores"]
     genotypes: list[Genotype] = []
     for task, land in enumerate(lands):
-        say(f"{name}: task {task + 1} of {len(lands)}")
+        log.info(f"{name}: task {task + 1} of {len(lands)}")
         data = Data(take(folds, task), NullLedger())
         search = ready.searchers[name](fold_in(keys[task], "searcher"), asked.budget, data)
         trials = drive(search, results.asked(rows, land), asked.budget)
@@ -193,15 +191,14 @@ def _picks(ready: Ready, name: str, asked: Words, say: Say) -> Json:
     return {"searcher": name, "options": ready.racers[name].model_dump(mode="json"), **found}
 
 
-def _store(asked: Words, found: Json, say: Say) -> None:
+def _store(asked: Words, found: Json) -> None:
     from metalearn.tabular import figures as looks
 
     looks.show(found)
     for row in found["curves"]:
         if not row.get("agrees", True):
-            say(
-                f"warning: random search, {row['reckoning']}: its mean regret is not what "
-                f"theory says"
+            log.warning(
+                f"random search, {row['reckoning']}: its mean regret is not what theory says"
             )
     if asked.out is not None:
         write_json(asked.out, found)
@@ -212,7 +209,7 @@ def _store(asked: Words, found: Json, say: Say) -> None:
         looks.write_markdown(asked.markdown, found, drawn)
     written = [str(path) for path in (asked.out, drawn, asked.markdown) if path is not None]
     if written:
-        say(f"written: {', '.join(written)}")
+        log.info(f"written: {', '.join(written)}")
 
 
 # what was asked for

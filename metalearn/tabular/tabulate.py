@@ -5,7 +5,7 @@ tasks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from metalearn.config.overrides import apply_overrides
 from metalearn.config.validate import validated
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.evaluate.curves import fingerprint, learn_keys
+from metalearn.logger import log
 from metalearn.machine import cores, device_of, set_threads
 from metalearn.nas import SPACES, PerTaskNAS
 from metalearn.nas.space import Space, words
@@ -36,7 +37,6 @@ from metalearn.storage.files import write_atomic
 from metalearn.storage.lock import held
 from metalearn.types import Episode, Key, TaskSource
 
-Say = Callable[[str], None]
 LARGEST = 2000  # networks that are trained without being asked twice
 EVERY = 5.0  # seconds between two writes of an unfinished table
 PLACES = ("task", "model", "run", "evaluate")
@@ -50,7 +50,6 @@ def tabulate(
     tasks: int,
     seeds: int,
     points: Sequence[int],
-    say: Say,
 ) -> None:
     """Train every class of a space's networks and store truth and scores as one file; goes on where
     it was stopped.
@@ -81,7 +80,7 @@ def tabulate(
         set_threads(experiment.run.threads or cores())
         episodes = source.sample(key, tasks)
         keys = learn_keys(episodes.info["key"])
-        table = _fill(table, space, options, points, seeds, episodes, keys, path, say)
+        table = _fill(table, space, options, points, seeds, episodes, keys, path)
     _show(table, space)
     print(f"table: {path}")
 
@@ -155,7 +154,6 @@ def _fill(
     episodes: Episode,
     keys: Key,
     path: Path,
-    say: Say,
 ) -> Table:
     """Train what is not trained yet; what is there is written every few seconds, and whatever ends
     this.
@@ -172,7 +170,7 @@ def _fill(
                 write_atomic(path, table.save())
                 written = time.monotonic()
                 left = (written - begin) / count * (len(todo) - count)
-                say(
+                log.info(
                     f"{int(table.done.sum())} of {len(table.done)} networks, about "
                     f"{left / 60:.0f} min left"
                 )

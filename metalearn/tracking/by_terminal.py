@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metalearn.component import option
+from metalearn.logger import log
 from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
 
 
@@ -34,7 +35,7 @@ class _Lines:
             told = ", ".join(
                 f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()
             )
-            self._watched.say(f"{self._watched.title} step {looks[-1]['step']}: {told}")
+            log.info(f"{self._watched.title} step {looks[-1]['step']}: {told}")
 
     def result(self, result: Json) -> None:
         pass  # the command says it

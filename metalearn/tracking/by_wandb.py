@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from metalearn.component import option
 from metalearn.errors import ConfigError
+from metalearn.logger import log
 from metalearn.storage.files import read_json, write_json
 from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
 
@@ -191,8 +192,8 @@ def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
         ) as error:  # an unknown key, a server that is down, no network: of many types
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _UNREACHABLE.append(why)
-            watched.say(
-                f"warning: wandb: {why}; going on offline: wandb sync "
+            log.warning(
+                f"wandb: {why}; going on offline: wandb sync "
                 f"{watched.folder / 'wandb'}/offline-run-*"
             )
             wandb.teardown()

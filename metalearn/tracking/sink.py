@@ -26,7 +26,6 @@ class Watched(NamedTuple):
     config: Json  # as config.yaml has it
     facts: Json  # environment.json: versions, machine, the code's commit
     step: int  # the last one that is already there, of a run that goes on
-    say: Callable[[str], None]
     job: str = "run"  # or report, of a comparison or a sweep
     figures: Callable[[Path], dict[str, Any]] = no_figures  # of a finished run directory, as images
 

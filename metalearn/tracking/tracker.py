@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metalearn.logger import log
 from metalearn.storage.checkpoint import steps_in
 from metalearn.storage.files import read_json
 from metalearn.tracking import SINKS
@@ -31,10 +32,8 @@ class _Guarded:
     its own time.
     """
 
-    def __init__(
-        self, name: str, build: Callable[[], Sink | None], say: Callable[[str], None]
-    ) -> None:
-        self._name, self._build, self._say, self._patience = name, build, say, LIMIT
+    def __init__(self, name: str, build: Callable[[], Sink | None]) -> None:
+        self._name, self._build, self._patience = name, build, LIMIT
         self._orders: queue.Queue[tuple[Order | None, threading.Event]] = queue.Queue(WAITING)
         self._sink: Sink | None = None
         self._error: BaseException | None = None
@@ -105,9 +104,7 @@ class _Guarded:
         """One warning a sink."""
         if self._error is not None and self._name:
             why = " ".join(str(self._error).split()) or type(self._error).__name__
-            self._say(
-                f"warning: {self._name}: {why}; going on without it, metrics.jsonl has everything"
-            )
+            log.warning(f"{self._name}: {why}; going on without it, metrics.jsonl has everything")
             self._name = ""
 
 
@@ -120,8 +117,7 @@ class Tracker:
             {name: getattr(options, name) for name in SINKS} if first else {}
         )
         self._sinks = [
-            _Guarded(name, partial(made.build, watched), watched.say)
-            for name, made in wanted.items()
+            _Guarded(name, partial(made.build, watched)) for name, made in wanted.items()
         ]
 
     def rows(self, rows: Sequence[Json]) -> None:
@@ -144,10 +140,7 @@ class Tracker:
 
 @contextmanager
 def tracked(
-    folder: Path,
-    experiment: Any,
-    say: Callable[[str], None],
-    figures: Callable[[Path], dict[str, Any]],
+    folder: Path, experiment: Any, figures: Callable[[Path], dict[str, Any]]
 ) -> Iterator[Tracker]:
     """The sinks of a run directory, open for the block."""
     step = max(steps_in(folder / "checkpoints"), default=0)
@@ -155,7 +148,7 @@ def tracked(
     known = dict(read_json(facts)) if facts.exists() else {}
     title = f"{experiment.label} seed {experiment.run.seeds[0]}"
     title = f"trial {folder.name}" if folder.parent.name == "trials" else title
-    watched = Watched(folder, title, experiment.resolved(), known, step, say, figures=figures)
+    watched = Watched(folder, title, experiment.resolved(), known, step, figures=figures)
     tracker = Tracker(watched, experiment.run.track)
     try:
         yield tracker
@@ -177,13 +170,11 @@ def grouped(experiment: Any, group: str, **more: Any) -> Any:
     )
 
 
-def tell_page(
-    experiment: Any, name: str, folder: Path, page: Path, say: Callable[[str], None]
-) -> None:
+def tell_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
     """The report of a comparison or a sweep, as a run of its own in their group."""
     track = grouped(experiment, group_of(name, folder)).run.track
     tracker = Tracker(
-        Watched(folder, f"{name} report", {"experiment": name}, {}, 0, say, "report"), track
+        Watched(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
     )
     tracker.page(folder, page)
     tracker.close()

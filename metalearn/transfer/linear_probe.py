@@ -51,7 +51,7 @@ def learn_head(
     ready = unit if normalise else _as_they_are
 
     def loss(leaves: Params, batch: Batch, step: int) -> Tensor:
-        fit = loss_of(head.say(leaves, batch.x), batch.y)
+        fit = loss_of(head.apply(leaves, batch.x), batch.y)
         if not weight_decay:
             return fit
         return (
@@ -63,14 +63,14 @@ def learn_head(
 
     def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
         z = ready(learner.features(meta["params"], support.x))
-        leaves = head.fresh(key, spec.outputs, z) if start is None else start(meta, key, z)
+        leaves = head.init(key, spec.outputs, z) if start is None else start(meta, key, z)
         return adapt(loss, leaves, rule, Batch(z, support.y), points[-1], keep=points).points
 
     def see(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
         return ready(learner.features(meta["params"], query_x, context=support.x))
 
     def predict_one(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
-        return head.say(leaves, z)
+        return head.apply(leaves, z)
 
     return learner_of_tasks(adapt_one, predict_one, see=see)
 

@@ -39,10 +39,10 @@ HEAD = "pretrain_head"
 class Head(NamedTuple):
     """A last layer: how it starts and what it says."""
 
-    fresh: Callable[
+    init: Callable[
         [Key, int, Tensor], Params
     ]  # (key, outputs, like [*, D]) -> leaves under head.weight, ...
-    say: Callable[[Params, Tensor], Tensor]  # (leaves, z [B, D]) -> [B, C]
+    apply: Callable[[Params, Tensor], Tensor]  # (leaves, z [B, D]) -> [B, C]
 
 
 LINEAR = Head(fresh_linear, linear)
@@ -65,7 +65,7 @@ def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Met
         raise ConfigError(("task.num_classes", text))
     old, body = partition(params, is_head)
     like = old["head.weight"]
-    fresh = head.fresh(fold_in(key, HEAD), spec.num_classes, like)
+    fresh = head.init(fold_in(key, HEAD), spec.num_classes, like)
     return {"params": body, HEAD: {name: value.to(like.device) for name, value in fresh.items()}}
 
 
@@ -83,7 +83,7 @@ def example_gradient(
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, Metrics]:
         params, (x, y) = meta["params"], batch
         said = (
-            head.say(meta[HEAD], learner.features(params, x))
+            head.apply(meta[HEAD], learner.features(params, x))
             if spec.classification
             else learner.apply(params, x)
         )
