@@ -99,7 +99,7 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
     share(rows(tmp_path), run, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
     assert said == [
-        "maml seed 0: in the hands of another process"
+        "maml seed 0: another process is running it"
     ]  # once, though it was met three times
 
 
