@@ -1,4 +1,9 @@
-"""Losses and scores of one task, fit for vmap and double differentiation."""
+"""Losses and scores of one task, fit for vmap and double differentiation.
+
+Each takes (predictions, y, weight=None, lead=0) and gives the mean over examples and outputs: [].
+`weight` [B] is that of `Batch`: an example of weight 0 is padding and changes nothing. `lead` axes
+in front of B, the same in all three, are kept: [*L, B, ...] -> [*L]. Shapes that do not belong
+together are refused with a ConfigError, never broadcast."""
 
 from __future__ import annotations
 
@@ -6,10 +11,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from metalearn.errors import ConfigError, did_you_mean
 from metalearn.types import EpisodeSpec
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[..., Tensor]  # (predictions, y, weight=None, lead=0) -> []
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -18,34 +25,115 @@ def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def cross_entropy_each(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] of each example: [..., B, C], [..., B] -> [..., B], nats."""
+    """-log softmax(logits)[y] of each label: [..., C], [...] -> [...], nats."""
     return -torch.log_softmax(logits, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy: [..., B, C], [..., B] -> [...]."""
-    return cross_entropy_each(logits, y).mean(-1)
+def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+    """Mean cross-entropy: [B, *Y, C], integer classes [B, *Y] -> []."""
+    return _mean(cross_entropy_each(logits, _classes(logits, y)), weight, lead)
 
 
-def squared_error(predictions: Tensor, y: Tensor) -> Tensor:
-    """Squared error averaged over examples and outputs: [..., B, C], [..., B, C] -> [...]."""
-    return (predictions - y).square().mean((-2, -1))
+def squared_error(
+    predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+) -> Tensor:
+    """Mean squared error: [B, *Y], [B, *Y] -> []."""
+    _same_shape(predictions, y)
+    return _mean((predictions - y).square(), weight, lead)
 
 
-def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Share of examples whose largest output is the label: [..., B, C], [..., B] -> [...]."""
-    return (logits.argmax(-1) == y).to(logits.dtype).mean(-1)
+def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+    """Mean of d^2/2 where |d| < 1, else |d| - 1/2, d = prediction - y (Huber 1964, delta 1):
+    [B, *Y], [B, *Y] -> [].
+    """
+    _same_shape(predictions, y)
+    size = (predictions - y).abs()
+    # The clamped distance c gives both branches, c |d| - c^2 / 2, without a second branch to mask.
+    near = size.clamp(max=1)
+    return _mean(near * (size - near / 2), weight, lead)
 
 
-def criterion(spec: EpisodeSpec) -> Criterion:
-    """The loss of a kind of task."""
-    return cross_entropy if spec.classification else squared_error
+def binary_cross_entropy(
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+) -> Tensor:
+    """Mean of -y log s - (1 - y) log(1 - s), s = sigmoid(logits), for multi-label targets in 0..1:
+    [B, *Y], [B, *Y] -> [].
+    """
+    _same_shape(logits, y)
+    return _mean(F.softplus(logits) - y * logits, weight, lead)
 
 
-def metrics(spec: EpisodeSpec, predictions: Tensor, y: Tensor) -> dict[str, Tensor]:
+LOSSES: dict[str, Criterion] = {
+    "cross_entropy": cross_entropy,
+    "mse": squared_error,
+    "huber": huber,
+    "bce": binary_cross_entropy,
+}
+
+
+def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+    """Share of labels that are the largest output: [B, *Y, C], [B, *Y] -> []."""
+    return _mean((logits.argmax(-1) == _classes(logits, y)).to(logits.dtype), weight, lead)
+
+
+def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
+    """A loss by name; by default cross_entropy for classes and mse for regression."""
+    if name is None:
+        return cross_entropy if spec.classification else squared_error
+    if name not in LOSSES:
+        raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}"))
+    if (name == "cross_entropy") != spec.classification:
+        text = f"{name} does not fit {spec.kind}: cross_entropy is for classes, the others are not"
+        raise ConfigError(("loss", text))
+    return LOSSES[name]
+
+
+def metrics(
+    spec: EpisodeSpec,
+    predictions: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    loss: Criterion | None = None,
+) -> dict[str, Tensor]:
     """Detached `query_loss` and, for classes, `query_accuracy`."""
     predictions = predictions.detach()
-    found = {"query_loss": criterion(spec)(predictions, y)}
+    found = {"query_loss": (loss or criterion(spec))(predictions, y, weight)}
     if spec.classification:
-        found["query_accuracy"] = accuracy(predictions, y)
+        found["query_accuracy"] = accuracy(predictions, y, weight)
     return found
+
+
+def _mean(each: Tensor, weight: Tensor | None, lead: int) -> Tensor:
+    """[*L, B, *Y] -> [*L], examples weighted by `weight` [*L, B]."""
+    if weight is None:
+        return each.mean(tuple(range(lead, each.dim())))
+    if weight.shape != each.shape[: lead + 1]:
+        text = f"has shape {list(weight.shape)}, the examples have {list(each.shape[: lead + 1])}"
+        raise ConfigError(("weight", text))
+    inner = tuple(range(lead + 1, each.dim()))
+    examples = each.mean(inner) if inner else each
+    # where, not a product: padding may hold what gives no finite loss
+    there = torch.where(weight > 0, examples, torch.zeros_like(examples))
+    return (weight * there).sum(-1) / weight.sum(-1)
+
+
+def _same_shape(predictions: Tensor, y: Tensor) -> None:
+    if predictions.shape == y.shape:
+        return
+    text = f"have shape {list(y.shape)}, the predictions have {list(predictions.shape)}"
+    hint = ": give them a last axis, y[..., None]" if predictions.shape == (*y.shape, 1) else ""
+    raise ConfigError(("targets", text + (hint or "; the two must be equal")))
+
+
+def _classes(logits: Tensor, y: Tensor) -> Tensor:
+    """The labels as int64, once they fit the logits."""
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        text = f"are {str(y.dtype).removeprefix('torch.')}: classes are integers 0 .. C-1"
+        raise ConfigError(("labels", text))
+    if logits.shape[:-1] != y.shape:
+        text = (
+            f"have shape {list(y.shape)}, the outputs have {list(logits.shape)}: labels "
+            "[B, *Y] need outputs [B, *Y, C], the classes on the last axis"
+        )
+        raise ConfigError(("labels", text))
+    return y if y.dtype == torch.int64 else y.long()

@@ -215,12 +215,13 @@ def _scored(spec: EpisodeSpec, said: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
     truth = y.unsqueeze(1).expand(*said.shape[:2], *y.shape[1:])
     finite = said.isfinite().flatten(2).all(-1)
     right = (
-        accuracy(said, truth)
+        accuracy(said, truth, lead=2)
         if spec.classification
         else torch.full_like(said[:, :, 0, 0], float("nan"))
     )
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
-    return torch.where(finite, right, torch.zeros_like(right)), criterion(spec)(said, truth), finite
+    loss = criterion(spec)(said, truth, lead=2)
+    return torch.where(finite, right, torch.zeros_like(right)), loss, finite
 
 
 def _exploded(spec: EpisodeSpec, losses: Tensor) -> Tensor:

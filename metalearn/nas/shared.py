@@ -226,7 +226,7 @@ def score_of(
             key=keys,
             ledger=book,
         ).predictions[:, -1]
-        losses.append(criterion(spec)(said, episode.query.y))
+        losses.append(criterion(spec)(said, episode.query.y, lead=1))
     each_task = torch.cat(losses)
     book.run("search", lambda: None, candidates=1, labels=options.score_tasks * per_task, **FREE)
     if not bool(each_task.isfinite().all()):

@@ -301,11 +301,11 @@ def measure(
     said, _ = _all(run, starts.flatten(), lanes[0], lanes[1].x)  # [T * R, P, M, C]
     truth = lanes[1].y.unsqueeze(1).expand(*said.shape[:2], *lanes[1].y.shape[1:])
     right = (
-        accuracy(said, truth)
+        accuracy(said, truth, lead=2)
         if spec.classification
         else torch.full_like(said[:, :, 0, 0], math.nan)
     )
-    loss = criterion(spec)(said, truth)
+    loss = criterion(spec)(said, truth, lead=2)
     shape = (tasks, seeds, len(points))
     return Row(
         _numbers(right, shape),
@@ -333,7 +333,7 @@ def _scores(
     said, path = _all(run, starts, train, held.x)
     if holds:
         y = held.y.unsqueeze(1).expand(*said.shape[:2], *held.y.shape[1:])
-        losses = criterion(spec)(said, y)
+        losses = criterion(spec)(said, y, lead=2)
     else:
         losses = torch.stack([path[:, :point].mean(1) for point in points], 1)
     each = losses.reshape(tasks, lanes, len(points))

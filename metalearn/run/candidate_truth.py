@@ -52,9 +52,9 @@ def candidates_on_queries(
         said = train(chosen, support, query.x, (evaluate.steps[-1],), keys[whole], NullLedger())[
             :, 0
         ]
-        loss[whole, place] = criterion(spec)(said, query.y).cpu()
+        loss[whole, place] = criterion(spec)(said, query.y, lead=1).cpu()
         if spec.classification:
-            right[whole, place] = accuracy(said, query.y).cpu()
+            right[whole, place] = accuracy(said, query.y, lead=1).cpu()
     return _arrays(options, method, notes, tasks, loss, right)
 
 
