@@ -1,6 +1,7 @@
-"""Learning to learn, measured: how fast, and at what total cost, is a new task learned?
+"""Meta-learning, measured: how fast, and at what total cost, is a new task learned?
 
-Names resolve lazily, so that `import metalearn` and `metalearn --help` do not wait for torch.
+Names resolve at first use (PEP 562), so that `import metalearn` and `metalearn --help` do not wait
+for torch.
 """
 
 from __future__ import annotations
@@ -8,21 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-ROOMS = (
-    *(
-        "tasks",
-        "models",
-        "inner",
-        "algorithms",
-        "learned_optimizers",
-        "transfer",
-        "nas",
-        "evaluate",
-        "interop",
-        "run",
-    ),
-    *("rng", "types", "losses", "tree", "errors"),
+__version__ = "0.2.0"
+
+# fmt: off
+MODULES = (
+    "tasks", "models", "inner", "algorithms", "learned_optimizers", "transfer", "nas", "evaluate",
+    "interop", "run", "rng", "types", "losses", "tree", "errors",
 )
+# fmt: on
 NAMES = {
     "fold_in": "metalearn.rng",
     "load_run": "metalearn.run.load",
@@ -39,11 +33,11 @@ NAMES = {
     "ConfigError": "metalearn.errors",
     "option": "metalearn.component",
 }
-__all__ = [*ROOMS, *NAMES]
+__all__ = [*MODULES, *NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ROOMS:
+    if name in MODULES:
         return importlib.import_module(f"metalearn.{name}")
     if name in NAMES:
         return getattr(importlib.import_module(NAMES[name]), name)
@@ -51,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -418,13 +418,12 @@ def test_list_tells_every_component_and_field(metalearn: Commands) -> None:
         "spaces",
         "searchers",
     }
-    tables |= {"sinks"}
+    tables |= {"sinks", "experiments", "sweeps"}
     assert set(found) == tables and done.code == 0
     for rows in found.values():
         for row in rows:
-            assert row["sentence"] and all(field["sentence"] for field in row["fields"].values()), (
-                row["name"]
-            )
+            fields = row.get("fields", {}).values()
+            assert row["sentence"] and all(field["sentence"] for field in fields), row["name"]
     maml = next(row for row in found["methods"] if row["name"] == "maml")["fields"]
     assert maml["inner_lr"]["default"] == 0.01
     assert (maml["inner_lr"]["acts"], maml["inner_steps"]["acts"]) == ("both", "train")

@@ -12,6 +12,7 @@ from metalearn.compare.compare import check, line
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.controls import with_controls
 from metalearn.component import Component
+from metalearn.config import shipped
 from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
@@ -39,6 +40,8 @@ from metalearn.storage import checkpoint
 from metalearn.storage.files import read_json, write_json
 from metalearn.storage.schema import Request, checked
 from metalearn.types import Meta, NullLedger
+
+EXPERIMENTS = {"experiments": "", "sweeps": "sweeps"}  # tables of files, and their folders
 
 
 def train(
@@ -285,11 +288,23 @@ def report(dirs: Sequence[Path], out: Path) -> None:
 
 
 def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Tables of components: name, sentence, and every field with its sentence and default."""
-    if table is not None and table not in TABLES:
-        raise ConfigError((table, f"no such table; {did_you_mean(table, TABLES)}"))
-    names = [table] if table else list(TABLES)
-    return {name: [_row(key, kind) for key, kind in TABLES[name].items()] for name in names}
+    """Components by table: name, sentence, and every field with its sentence and default; the
+    files of EXPERIMENTS: name, sentence and path.
+    """
+    known = [*TABLES, *EXPERIMENTS]
+    if table is not None and table not in known:
+        raise ConfigError((table, f"no such table; {did_you_mean(table, known)}"))
+    found = {}
+    for name in [table] if table else known:
+        if name in TABLES:
+            found[name] = [_row(key, kind) for key, kind in TABLES[name].items()]
+        else:
+            files = shipped.files(EXPERIMENTS[name])
+            found[name] = [
+                {"name": key, "sentence": shipped.sentence(path), "path": str(path)}
+                for key, path in files.items()
+            ]
+    return found
 
 
 def _row(name: str, kind: type[Component]) -> dict[str, Any]:

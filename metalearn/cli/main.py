@@ -35,7 +35,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(nas_app, name="nas")
 
 Experiment = Annotated[
-    str, typer.Argument(help="an experiment file, or the name of one in experiments/")
+    str, typer.Argument(help="an experiment file, or a name from `metalearn list experiments`")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -133,7 +133,7 @@ def resume(
 @app.command()
 def sweep(
     file: Annotated[
-        str, typer.Argument(help="a W&B sweep file, or the name of one in experiments/sweeps/")
+        str, typer.Argument(help="a W&B sweep file, or a name from `metalearn list sweeps`")
     ],
     words: Annotated[
         list[str] | None,
@@ -333,9 +333,7 @@ def l2o(
 def list_(
     table: Annotated[
         str | None,
-        typer.Argument(
-            help="tasks, models, methods, rules, learned_rules, estimators, ...; default all"
-        ),
+        typer.Argument(help="experiments, sweeps, tasks, models, methods, rules, ...; default all"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
@@ -350,7 +348,7 @@ def list_(
         for name, rows in found.items():
             print(f"{name}:")
             for row in rows:
-                print(f"  {row['name']:<20} {row['sentence']}")
+                print(f"  {row['name']:<24} {row['sentence']}")
 
 
 @app.command()

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from metalearn.compare.compare import check, line
 from metalearn.compare.compare import compare as compare_plan
+from metalearn.config import shipped
 from metalearn.config.build import build
-from metalearn.config.experiment import Experiment, Plan, homes, load
+from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, Diverged
 from metalearn.evaluate.stats import seeds_ci95
 from metalearn.logger import log
@@ -84,8 +85,7 @@ def chosen(names: Sequence[str]) -> list[Plan]:
     """
     if names:
         return _named(names)
-    home = next((folder for folder in homes() if folder.is_dir()), None)
-    files = sorted(home.glob("*.yaml")) if home else []
+    files = shipped.files().values()
     found = [plan for plan in (load(str(file)) for file in files) if _published(plan)]
     if not found:
         raise ConfigError(("experiments", "no file there has a section `published`"))

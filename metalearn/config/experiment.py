@@ -14,6 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from metalearn.component import Component
+from metalearn.config import shipped
 from metalearn.config.overrides import DEFAULT_METHOD, apply_overrides, label_of
 from metalearn.config.registry import TABLES
 from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange
@@ -127,32 +128,9 @@ class Plan:
     demonstration: bool = False
 
 
-def homes() -> list[Path]:
-    """Where experiments are looked up by name: the working folder's, then the checkout's."""
-    return [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]
-
-
 def find_file(name: str) -> Path:
-    """The experiment file of a path or of a name in `experiments/`."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    for home in homes():
-        candidate = home / (name if name.endswith(".yaml") else f"{name}.yaml")
-        if candidate.is_file():
-            return candidate
-    if path.is_dir():
-        raise ConfigError(
-            (name, "is a folder: give an experiment file, or the name of one in experiments/")
-        )
-    known = sorted({p.stem for home in homes() for p in home.glob("*.yaml")})
-    raise ConfigError(
-        (
-            name,
-            f"no such experiment file or name; "
-            f"{did_you_mean(name, known) if known else 'experiments/ is empty'}",
-        )
-    )
+    """The experiment file of a path or of a name (`metalearn list experiments`)."""
+    return shipped.find(name, "experiment")
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Plan:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import model_validator
 
 from metalearn.component import Component, option
+from metalearn.config import shipped
 from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment, find_file, load
 from metalearn.config.validate import validated
@@ -168,20 +169,8 @@ def grid_point(parameters: dict[str, Spread], number: int) -> dict[str, Any]:
 
 
 def find_sweep(name: str) -> Path:
-    """The sweep file of a path or of a name in `experiments/sweeps/`."""
-    path = Path(name)
-    homes = [
-        Path("experiments/sweeps"),
-        Path(__file__).resolve().parents[2] / "experiments" / "sweeps",
-    ]
-    for candidate in (
-        path,
-        *(home / (name if name.endswith(".yaml") else f"{name}.yaml") for home in homes),
-    ):
-        if candidate.is_file():
-            return candidate
-    known = sorted({found.stem for home in homes for found in home.glob("*.yaml")})
-    raise ConfigError((name, f"no such sweep file or name; {did_you_mean(name, known)}"))
+    """The sweep file of a path or of a name (`metalearn list sweeps`)."""
+    return shipped.find(name, "sweep", "sweeps")
 
 
 def read(name: str) -> Sweep:
