@@ -1,8 +1,9 @@
-# Everything is installed in .venv beside this file. Needs Python 3.11 or newer, make and a C compiler.
+# Everything is installed in .venv beside this file. Needs Python 3.11 or newer, make and a C
+# compiler.
 #
 #   make demo PYTHON=python3.12        another Python
-#   make setup TORCH_ARGS="--index-url <PyTorch's index of CPU wheels>"    a smaller torch, without CUDA
 #   make test PYTEST_ARGS="-k maml"    some of the tests
+#   make setup TORCH_ARGS="--index-url <PyTorch's index of CPU wheels>"    a smaller torch, no CUDA
 
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
@@ -15,15 +16,19 @@ STAMP := $(VENV)/.stamp
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 RUNS  := runs/maml_sinusoid
 
-# The comparisons at 5 shots: what one shot cannot have, such as a held-out half of the support set, comes with them.
+# The comparisons at 5 shots, with what one shot does not allow, such as a held-out half of the
+# support set.
+GLYPHS    := runs/compare_glyphs
 OMNIGLOT  := runs/compare_omniglot
 FIVE      := task.shots=5 evaluate.task.shots=5
 FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
     methods.per_task_nas.search_steps=5
 
-OTHER_NETWORKS := --also 'model.sizes=[40]' --also 'model.sizes=[20,20]' --also 'model.activation=relu'
+OTHER_NETWORKS := --also 'model.sizes=[40]' --also 'model.sizes=[20,20]' \
+    --also 'model.activation=relu'
 
-# Data: METALEARN_DATA if it is set, else shared/data beside the checkout if it is there, else the program's own default.
+# Data: METALEARN_DATA if set, else shared/data beside the checkout if it exists, else the default
+# of metalearn.
 ifeq ($(METALEARN_DATA),)
 METALEARN_DATA := $(realpath ../shared/data)
 endif
@@ -31,32 +36,35 @@ ifneq ($(METALEARN_DATA),)
 export METALEARN_DATA
 endif
 
-# The stamp is written last and holds this folder's name. Where it is absent the last set-up was interrupted; where it
-# names another folder the checkout was moved or copied. Either way .venv is made afresh.
+# The stamp is written last and holds this folder's name. If it is absent, the last set-up was
+# interrupted; if it names another folder, the checkout was moved. Both times .venv is made anew.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 CLEAR := --clear
 $(STAMP): force
 endif
 
-OLD_PYTHON := metalearn needs Python 3.11 or newer, and $(PYTHON) is not (or is not there). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)
-NO_VENV    := $(PYTHON) could not make a virtual environment (on Debian and Ubuntu: install python3-venv).
-NO_L2L     := set-up: learn2learn could not be built, so the cross-checks against it will be skipped; all else works. \
-It needs a C compiler and the headers of Python. Why: $(VENV)/learn2learn.log. To try again: make -B setup
-
-NO_SWEEPS := set-up: the package sweeps was not found, so sweep files are not held against the schema of W&B; all else works.
+OLD_PYTHON := metalearn needs Python 3.11 or newer; $(PYTHON) is older or does not exist. \
+Give another: make PYTHON=python3.12 $(MAKECMDGOALS)
+NO_VENV    := $(PYTHON) could not make a virtual environment (Debian, Ubuntu: install python3-venv).
+NO_L2L     := set-up: learn2learn could not be built: tests against it will be skipped. \
+It needs a C compiler and the headers of Python. Log: $(VENV)/learn2learn.log. Retry: make -B setup
+NO_SWEEPS  := set-up: the package sweeps could not be installed: the test of sweep files against the \
+schema of W&B will be skipped.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sweep-sinusoid sweep-omniglot sweep-kills fuzz torture maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot omniglot-5-shots omniglot-both \
-    l2o-quadratics l2o-mlp clean force
+.PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz torture \
+    maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot \
+    omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv with torch, this project and learn2learn; does nothing where that is done.
+setup: $(STAMP) ## Make .venv with torch, this project and learn2learn; once.
 	@echo 'ready: $(BIN)/metalearn --help'
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo '$(OLD_PYTHON)' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || { echo '$(OLD_PYTHON)' >&2; exit 1; }
 	@rm -f $(STAMP)
 	@echo 'set-up 1/4: a virtual environment in $(VENV)'
 	@$(PYTHON) -m venv $(CLEAR) $(VENV) || { echo '$(NO_VENV)' >&2; exit 1; }
@@ -66,82 +74,89 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@$(PIP) install --quiet --no-deps sweeps==0.3.0 2>/dev/null || echo '$(NO_SWEEPS)' >&2
 	@echo 'set-up 4/4: learn2learn, built from source (optional)'
-	@$(PIP) install --use-pep517 --no-deps --config-settings=--build-option=build_ext learn2learn==0.2.0 \
-	    >$(VENV)/learn2learn.log 2>&1 || echo '$(NO_L2L)' >&2
+	@$(PIP) install --use-pep517 --no-deps --config-settings=--build-option=build_ext \
+	    learn2learn==0.2.0 >$(VENV)/learn2learn.log 2>&1 || echo '$(NO_L2L)' >&2
 	@printf '%s\n' '$(CURDIR)' >$(STAMP)
 	@echo 'set-up: done'
 
-demo: $(STAMP) ## Compare ten ways of learning new letters and write runs/demo/report.html (minutes, CPU, no data needed).
+demo: $(STAMP) ## Compare ten ways of learning new letters: runs/demo/report.html (4 minutes, no data).
 	$(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 
-test: $(STAMP) ## Run all tests and say what was skipped and why.
+test: $(STAMP) ## Run all tests; print which were skipped, and why.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-check: $(STAMP) ## Run ruff, and mypy (strict) on metalearn/.
+check: $(STAMP) ## Run ruff (rules and format) and mypy (strict, on metalearn/).
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-maml-sinusoid: $(STAMP) ## Reproduce MAML on sinusoids (Finn et al. 2017, figure 2) and its pretrained counterpart.
+wheel: $(STAMP) ## Build the wheel, install it in a fresh environment and use it outside the checkout.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_wheel.py
+
+maml-sinusoid: $(STAMP) ## Reproduce MAML on sinusoids (Finn et al. 2017) and its pretrained baseline.
 	$(BIN)/metalearn train experiments/maml_sinusoid.yaml --out $(RUNS)/maml
 	$(BIN)/metalearn train experiments/maml_sinusoid_pretrained.yaml --out $(RUNS)/pretrained
 	$(BIN)/metalearn report $(RUNS)/maml $(RUNS)/pretrained --out $(RUNS)/report.html
 	@echo 'The report: $(CURDIR)/$(RUNS)/report.html'
 
-omniglot-quick: $(STAMP) ## Compare MAML, ProtoNet and others on 5-way 1-shot Omniglot (about 20 minutes on two CPU cores).
+omniglot-quick: $(STAMP) ## Compare seven methods on 5-way 1-shot Omniglot (20 minutes, needs METALEARN_DATA).
 	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
 	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
 
-compare-sinusoid: $(STAMP) ## Meta-learning, learned optimizers, transfer and architecture search on sinusoids, one account (no data needed).
+compare-sinusoid: $(STAMP) ## Compare every family on sinusoids (no data needed).
 	$(BIN)/metalearn compare experiments/compare_sinusoid.yaml --out runs/compare_sinusoid
 	@echo 'The report: $(CURDIR)/runs/compare_sinusoid/report.html'
 
-compare-glyphs: $(STAMP) ## The same on letters of unseen scripts, 1 and 5 shots (no data needed).
-	$(BIN)/metalearn compare experiments/compare_glyphs.yaml --out runs/compare_glyphs/1_shot
-	$(BIN)/metalearn compare experiments/compare_glyphs.yaml $(FIVE) --out runs/compare_glyphs/5_shots
-	$(BIN)/metalearn report runs/compare_glyphs/1_shot runs/compare_glyphs/5_shots --out runs/compare_glyphs/report.html
-	@echo 'The report: $(CURDIR)/runs/compare_glyphs/report.html'
+compare-glyphs: $(STAMP) ## Compare every family on letters of unseen scripts, 1 and 5 shots (no data needed).
+	$(BIN)/metalearn compare experiments/compare_glyphs.yaml --out $(GLYPHS)/1_shot
+	$(BIN)/metalearn compare experiments/compare_glyphs.yaml $(FIVE) --out $(GLYPHS)/5_shots
+	$(BIN)/metalearn report $(GLYPHS)/1_shot $(GLYPHS)/5_shots --out $(GLYPHS)/report.html
+	@echo 'The report: $(CURDIR)/$(GLYPHS)/report.html'
 
-torture: $(STAMP) ## Kill and stop a training 90 times, resume it, and hold its end against an undisturbed one (minutes).
+torture: $(STAMP) ## Kill a training 90 times, resume it, compare its end with an uninterrupted run.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
-compare-omniglot: $(STAMP) ## The same on real Omniglot, and across glyphs and Omniglot (needs METALEARN_DATA; two processes, an hour and a quarter).
+compare-omniglot: $(STAMP) ## Compare every family on Omniglot, and across sources (75 minutes, needs METALEARN_DATA).
 	@$(MAKE) --no-print-directory -j 2 omniglot-both omniglot-5-shots
-	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do test -e $$run/evaluations/1.json || \
-	    $(BIN)/metalearn evaluate $$run task.source=glyphs task.ways=5 task.shots=1 task.queries=5 || exit 1; done
+	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do \
+	    test -e $$run/evaluations/1.json || $(BIN)/metalearn evaluate $$run task.source=glyphs \
+	    task.ways=5 task.shots=1 task.queries=5 || exit 1; done
 	$(BIN)/metalearn report $(OMNIGLOT)/1_shot $(OMNIGLOT)/5_shots --out $(OMNIGLOT)/report.html
 	@echo 'The report: $(CURDIR)/$(OMNIGLOT)/report.html'
 
-omniglot-1-shot: $(STAMP) ## Its half with 1 shot.
+omniglot-1-shot: $(STAMP) ## The 1-shot half of compare-omniglot.
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml --out $(OMNIGLOT)/1_shot
 
-omniglot-both: omniglot-1-shot ## Its half with 1 shot, then what is left of the other half, beside who is at work on it.
+omniglot-both: omniglot-1-shot ## The 1-shot half, then a second process on the 5-shot half.
 	@$(MAKE) --no-print-directory omniglot-5-shots
 
-omniglot-5-shots: $(STAMP) ## Its half with 5 shots.
-	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) --out $(OMNIGLOT)/5_shots
+omniglot-5-shots: $(STAMP) ## The 5-shot half of compare-omniglot.
+	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) \
+	    --out $(OMNIGLOT)/5_shots
 
-l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics and hold it against tuned SGD, Adam and others.
+l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics; compare with tuned SGD, Adam, ...
 	$(BIN)/metalearn l2o experiments/l2o_quadratics.yaml --out runs/l2o_quadratics
 	@cat runs/l2o_quadratics/optimizers.md
 
-l2o-mlp: $(STAMP) ## The same for training a small network on real digits; also wider, deeper, and with ReLU.
-	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 10 $(OTHER_NETWORKS) --out runs/l2o_mlp
+l2o-mlp: $(STAMP) ## The same for small networks on real digits; also wider, deeper, and with ReLU.
+	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 10 $(OTHER_NETWORKS) \
+	    --out runs/l2o_mlp
 	@cat runs/l2o_mlp/optimizers.md
 
-sweep-sinusoid: $(STAMP) ## Search rates and steps of MAML on sinusoids, two workers (about ten minutes; no data needed).
+sweep-sinusoid: $(STAMP) ## Search rates and steps of MAML on sinusoids (ten minutes, no data needed).
 	$(BIN)/metalearn sweep maml_sinusoid --workers 2 --out runs/sweep_sinusoid
 	@echo 'The report: $(CURDIR)/runs/sweep_sinusoid/report.html'
 
-sweep-omniglot: $(STAMP) ## The same of MAML on 5-way 1-shot Omniglot (needs METALEARN_DATA; takes hours).
+sweep-omniglot: $(STAMP) ## The same for 5-way 1-shot Omniglot (hours, needs METALEARN_DATA).
 	$(BIN)/metalearn sweep maml_omniglot --workers 2 --out runs/sweep_omniglot
 	@echo 'The report: $(CURDIR)/runs/sweep_omniglot/report.html'
 
-sweep-kills: $(STAMP) ## A sweep of 40 trials by 4 workers, 2 of them killed, against one undisturbed.
+sweep-kills: $(STAMP) ## Compare a sweep of 40 trials, 2 of 4 workers killed, with an undisturbed one.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/sweep_kills.py
 
-fuzz: $(STAMP) ## 10,000 hostile configs, overrides, sweep files, run directories, archives and image folders.
+fuzz: $(STAMP) ## Read 10,000 hostile configs, overrides, sweeps, run directories, archives, folders.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py 10000
 
-clean: ## Remove .venv and the caches of the tools; runs/ stays.
+clean: ## Remove .venv and the caches of the tools; keep runs/.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+DOCS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 # Long work is cut short: the same command with these words behind it.
 SHORTER = {"own_images": ["run.meta_steps=2", "evaluate.episodes=4", "run.validate.every=null"]}
 

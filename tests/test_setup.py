@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import metalearn
 from metalearn.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"setup", "demo", "test", "check", "help", "maml-sinusoid", "omniglot-quick", "clean"}
+TARGETS = {"setup", "demo", "test", "check", "wheel", "help", "maml-sinusoid", "clean"}
+TARGETS |= {"omniglot-quick"}
 TARGETS |= {"compare-sinusoid", "compare-glyphs", "compare-omniglot"}
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -134,10 +136,22 @@ def test_the_citation_is_readable_and_agrees_with_the_project() -> None:
     assert citation["authors"] and citation["title"] and citation["cff-version"]
 
 
-def test_continuous_integration_runs_make_test() -> None:
+def test_continuous_integration_checks_tests_and_installs_the_wheel() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100
-    assert "make test" in script.read_text("utf-8")
+    lines = script.read_text("utf-8").splitlines()
+    assert [line for line in lines if line.startswith("make ")] == [
+        "make check",
+        "make wheel",
+        "make test",
+    ]
+
+
+def test_the_version_stands_in_one_form_everywhere() -> None:
+    version = project()["project"]["version"]
+    assert metalearn.__version__ == version
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## \[([0-9.]+)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)[0] == version
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None]) -> None:
