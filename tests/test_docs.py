@@ -1,4 +1,4 @@
-"""Every command and every block of Python in the README and the docs is run; doctests too."""
+"""Every command and every block of Python in the Markdown files of the project is run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import metalearn as ml
+from metalearn.tree import take
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -91,7 +96,7 @@ def test_the_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             program = Path(sys.executable).with_name("metalearn")
             subprocess.run([program, *words[1:]], check=True, capture_output=True)
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "README.md", "exec", dont_inherit=True), names)
     if "curve" in names:
         mean = names["curve"].mean  # type: ignore[attr-defined]
         assert mean[-1] < mean[0]  # it learned something
@@ -101,15 +106,26 @@ def test_the_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_own_method(names["SignMAML"])
 
 
-def check_own_method(kind: object) -> None:
-    import metalearn as ml
-
+def check_own_method(kind: Any) -> None:
+    """One step by the sign of the gradient, on a new task and in the meta-gradient alike."""
     source = ml.tasks.Sinusoid(shots=5, queries=5).build()
     learner = ml.models.MLP(sizes=(8,)).build(source.spec)
-    method = kind(inner_steps=1, inner_lr=0.01).build(learner, source.spec)  # type: ignore[operator]
-    state = method.init(ml.fold_in(0, "init"))
-    after, _ = method.step(state, source.sample(ml.fold_in(0, "train"), 4))
-    assert any((after.meta[name] != state.meta[name]).any() for name in state.meta)
+    method = kind(inner_steps=1, inner_lr=0.01).build(learner, source.spec)
+    meta = method.init(ml.fold_in(0, "init")).meta
+    tasks = source.sample(ml.fold_in(0, "train"), 1)
+    (x, y), (query_x, query_y) = ((part.x[0], part.y[0]) for part in (tasks.support, tasks.query))
+
+    def loss(params: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (learner.apply(params, x) - y).square().mean()
+
+    grads = torch.func.grad(loss)(meta, x, y)
+    stepped = {name: meta[name] - 0.01 * grads[name].sign() for name in meta}
+    predictions = method.learn(meta, tasks.support, tasks.query.x, (1,)).predictions
+    torch.testing.assert_close(predictions[0, 0], learner.apply(stepped, query_x))
+    # A sign has no derivative, so the meta-gradient is the gradient at the end of the step.
+    episode = take(tasks, 0)
+    expected = torch.func.grad(loss)(stepped, query_x, query_y)
+    torch.testing.assert_close(method.task_grad(meta, episode)[0], expected)
 
 
 def test_pictures_and_links_exist() -> None:
@@ -118,3 +134,13 @@ def test_pictures_and_links_exist() -> None:
             assert target.startswith("http") or (path.parent / target).exists(), (
                 f"{path.name}: {target}"
             )
+
+
+def test_prose_fits_a_screen() -> None:
+    """At most 100 columns outside tables, code and the sections that a command writes."""
+    written = re.compile(r"<!-- (bench|race):.*?<!-- end of [^\n]*", re.DOTALL)
+    for path in [*DOCS, *sorted((ROOT / "experiments").rglob("*.md"))]:
+        text = re.sub(r"```.*?```", "", written.sub("", path.read_text("utf-8")), flags=re.DOTALL)
+        lines = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
+        assert [line for line in lines if len(line) > 100] == [], path.name
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
