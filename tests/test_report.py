@@ -21,7 +21,7 @@ from metalearn.errors import ConfigError
 from metalearn.report.figures import cost, curves
 from metalearn.report.page import write_report
 from metalearn.results import records
-from metalearn.results.summary import collect, write_comparison
+from metalearn.results.comparison import collect, compare, write_comparison
 
 
 class Page(HTMLParser):
@@ -97,6 +97,16 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "break_even",
         "break_even_common",
         "checks",
+        "curves",
+        "cost_curves",
+        "solved",
+        "break_even_lines",
+        "total_cost",
+        "equal_compute",
+        "factors",
+        "controls",
+        "selection",
+        "tuning",
     ]
     assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (
         1,
@@ -385,6 +395,7 @@ def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
         }
 
     run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
-    assert cost.seconds_figure(records.group([records.load(run)]), curves.WIDE) is None
+    groups = records.group([records.load(run)])
+    assert cost.seconds_figure((groups, compare(groups)), curves.WIDE) is None
     page = check_page(write_report([run], tmp_path / "report.html"))
     assert "It cost nothing measured beforehand." in page.text

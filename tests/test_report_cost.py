@@ -23,8 +23,10 @@ from metalearn.report import cost_tables, questions, search_tables
 from metalearn.report.figures import cost
 from metalearn.report.page import write_report
 from metalearn.results import costs, iso_compute, records
+from metalearn.results.comparison import collect
+from metalearn.results.curves import cost_curve
+from metalearn.results.factors import cell_of
 from metalearn.results.records import Group
-from metalearn.results.summary import collect
 from metalearn.results.target import target_of
 from metalearn.run.run import run_one
 
@@ -135,13 +137,13 @@ def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
 def test_cost_grows_with_steps_from_the_price_of_an_answer(tmp_path: Path) -> None:
     (stepping,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
     for axis, each, answer in (("flops", 3e6, 3e6), ("seconds", 0.012 / 20, 0.0006)):
-        found = costs.line(stepping, axis)  # type: ignore[arg-type]
+        found = cost_curve(stepping, axis)  # type: ignore[arg-type]
         assert found is not None and found.cost == pytest.approx(
             [answer + each * step for step in STEPS]
         )
         assert (found.low < found.mean).all() and (found.mean < found.high).all()
     (still,) = groups_of(write_run(tmp_path / "b", "proto_net", "proto_net"))
-    found = costs.line(still, "seconds")
+    found = cost_curve(still, "seconds")
     assert found is not None and found.cost == pytest.approx([0.0013])
 
 
@@ -176,9 +178,7 @@ def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
     flops, seconds = found["break_even"]
     assert (flops["axis"], seconds["axis"]) == ("flops", "seconds")
     assert (flops["a"], flops["b"], flops["verdict"]) == ("other", "maml", "pays")
-    groups = {group.label: group for group in groups_of(tmp_path)}
-    prices = {label: costs.solved(group, found["target"]) for label, group in groups.items()}
-    price = {label: one.per_solved["flops"] for label, one in prices.items() if one is not None}
+    price = {row["label"]: row["per_solved"]["flops"] for row in found["solved"]}
     assert price["maml"] and price["other"]
     extra = 1e12 + cost_block("examples", True, 1e6)["tune"]["flops"] - 2000 * 16 * 3e6
     assert flops["tasks"] == pytest.approx(extra / (price["maml"] - price["other"]), rel=1e-3)
@@ -439,7 +439,7 @@ def test_parts_are_compared_on_the_tasks_that_both_met(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"])
     write_run(tmp_path / "methods/few/seed-0", "few", "fine_tune", episodes=40)
     paired = collect(tmp_path)["paired"]
-    table = search_tables.factors(groups_of(tmp_path), paired)
+    table = search_tables.factors(groups_of(tmp_path), collect(tmp_path))
     entry = next(one for one in paired if {one["a"], one["b"]} == {"few", "scratch"})
     means = {group.label: group.value() for group in groups_of(tmp_path)}
     assert f">{100 * entry['difference']:+.2f}<" in table and table.count("<tr>") == 1 + 3
@@ -450,10 +450,7 @@ def test_an_architecture_is_fixed_searched_or_drawn(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch"])
     searching(tmp_path, "evolved", "evolution", seeds=1)
     searching(tmp_path, "mean", "random", count=1, seeds=1)
-    cells = {
-        group.label: search_tables.cell_of(group.first).architecture
-        for group in groups_of(tmp_path)
-    }
+    cells = {group.label: cell_of(group.first).architecture for group in groups_of(tmp_path)}
     assert cells["evolved"] == "searched" and cells["mean"] == "drawn at random"
     assert cells["scratch"] not in ("searched", "drawn at random")
 

@@ -10,7 +10,8 @@ from run_folders import METHODS, cost_block, write_rows, write_run
 from test_report_cost import groups_of
 
 from metalearn.report.figures import cost, curves
-from metalearn.results.target import target_of
+from metalearn.report.figures.axes import text_width
+from metalearn.results.comparison import compare
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +23,22 @@ def test_every_figure_is_drawn_in_both_sizes_or_not_at_all(
     comparison: Path, tmp_path: Path
 ) -> None:
     groups = groups_of(comparison)
-    target = target_of(groups)
-    bare = groups_of(
+    whole = groups, compare(groups)
+    unpriced = groups_of(
         write_run(tmp_path / "bare", "maml", "maml", change=lambda result: result.update(cost={}))
     )
+    bare = unpriced, compare(unpriced, target=whole[1]["target"])
     for size in (curves.WIDE, curves.NARROW):
-        for draw in (cost.flops_figure, cost.seconds_figure, cost.pareto_figure):
-            assert draw(groups, size) is not None and draw(bare, size) is None
-        for judge in (cost.reached_figure, cost.reached_seconds_figure, cost.break_even_figure):
-            assert judge((groups, target), size) is not None and judge((bare, target), size) is None
-            assert judge((groups, None), size) is None
+        for draw in (
+            cost.flops_figure,
+            cost.seconds_figure,
+            cost.pareto_figure,
+            cost.reached_figure,
+            cost.reached_seconds_figure,
+            cost.break_even_figure,
+        ):
+            assert draw(whole, size) is not None and draw(bare, size) is None
+            assert draw((groups, {"summary": []}), size) is None  # an earlier comparison.json
 
 
 def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> None:
@@ -43,24 +50,23 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
         grown = cost_block("episodes", True, flops=3e6 * 100.0**number)
         folder = tmp_path / f"methods/{name}/seed-0"
         write_run(folder, name, "maml", change=lambda one, cost=grown: one.update(cost=cost))
+    groups = groups_of(tmp_path)
     for size in (curves.WIDE, curves.NARROW):
-        drawn = cost.flops_figure(groups_of(tmp_path), size)
+        drawn = cost.flops_figure((groups, compare(groups)), size)
         assert drawn is not None
         (axes,), width = drawn.axes, 72 * size[0]
         font, box = float(axes.xaxis.label.get_fontsize()), axes.get_position()
         shown = [text for text in axes.texts if text.get_text() != "chance"]
         ends = [width * (box.x0 + box.width * text.get_position()[0]) for text in shown]
-        assert all(
-            x + axes.text_width(text.get_text(), font) <= width for x, text in zip(ends, shown)
-        )
+        assert all(x + text_width(text.get_text(), font) <= width for x, text in zip(ends, shown))
         assert len({text.get_text() for text in shown}) == 3 and box.width > 0.35
         label = axes.xaxis.label
         middle = width * (box.x0 + box.width * label.get_position()[0])
-        assert middle >= axes.text_width(label.get_text(), font) / 2
+        assert middle >= text_width(label.get_text(), font) / 2
         low, high = axes.get_xlim()
         span = width * box.width / np.log10(high / low)
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-        halves = [axes.text_width(cost.operations(tick), font) / 2 for tick in ticks]
+        halves = [text_width(cost.operations(tick), font) / 2 for tick in ticks]
         gaps = np.diff(np.log10(ticks)) * span
         assert len(ticks) > 1 and all(
             gap > one + two for gap, one, two in zip(gaps, halves, halves[1:])

@@ -262,12 +262,12 @@ def reproduce(names: Sequence[str], out: Path) -> None:
 
 
 def report(dirs: Sequence[Path], out: Path) -> None:
-    """`metalearn report`: one page; comparison.json is written anew for comparisons; sweeps have
-    pages of their own.
+    """`metalearn report`: one page; a comparison.json that is missing, or about other results, is
+    written first; sweeps have pages of their own.
     """
     from metalearn.report.page import write_report
     from metalearn.report.sweep_page import split_kinds, write_sweep_report
-    from metalearn.results.summary import write_comparison
+    from metalearn.results.comparison import update_comparison
 
     demonstration = False
     for folder in dirs:
@@ -282,7 +282,7 @@ def report(dirs: Sequence[Path], out: Path) -> None:
         if (folder / "methods").is_dir():
             request = folder / "comparison-request.json"
             asked = checked(Request, read_json(request), request) if request.exists() else {}
-            write_comparison(folder, target=asked.get("target"))
+            update_comparison(folder, target=asked.get("target"))
             demonstration |= bool(asked.get("demonstration"))
     print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
 

@@ -14,7 +14,7 @@ from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError, Diverged
 from metalearn.logger import log
 from metalearn.report.page import write_report
-from metalearn.results.summary import write_comparison
+from metalearn.results.comparison import write_comparison
 from metalearn.run.run import run_one, status
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, tell_page

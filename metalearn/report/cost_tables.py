@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from html import escape
 
 from metalearn.evaluate.accounts import EACH, ONCE, Axis, per_task
-from metalearn.report.figures.cost import amount, operations, tested
+from metalearn.report.figures.axes import by_label
+from metalearn.report.figures.cost import amount, operations
 from metalearn.report.html import details, left, row, table
 from metalearn.report.tables import NONE, method_name, score
-from metalearn.results import costs, iso_compute
+from metalearn.results.costs import AXES
 from metalearn.results.records import Group, Json, Run, mean
 
 VERDICTS = {
@@ -34,7 +35,7 @@ def cost(value: float | None, axis: Axis) -> str:
     return NONE if value is None else "0" if value == 0 else amount(value, axis)
 
 
-def solved(groups: Sequence[Group], target: Json) -> str:
+def solved(groups: Sequence[Group], compared: Json) -> str:
     """Share of tasks solved, and their price, one row a method."""
     price, half = "<small>a solved task</small>", "<small>half solved by</small>"
     heads = [
@@ -48,17 +49,18 @@ def solved(groups: Sequence[Group], target: Json) -> str:
         "cap",
     ]
     rows = []
+    known = by_label(compared, "solved")
     for group in groups:
-        found = costs.solved(group, target)
+        found = known.get(group.label)
         if found is None:
             rows.append(row(method_name(group, groups), [NONE] * (len(heads) - 1)))
             continue
         cells = [
-            f"{found.share:.1%}".replace("%", " %"),
-            *(cost(found.per_solved[axis], axis) for axis in costs.AXES),
-            *(cost(found.median[axis], axis) for axis in costs.AXES),
-            cost(found.restricted["flops"], "flops"),
-            f"{found.cap} steps" if group.uses_steps else "no steps",
+            f"{found['share']:.1%}".replace("%", " %"),
+            *(cost(found["per_solved"][axis], axis) for axis in AXES),
+            *(cost(found["median"][axis], axis) for axis in AXES),
+            cost(found["restricted"]["flops"], "flops"),
+            f"{found['cap']} steps" if group.uses_steps else "no steps",
         ]
         rows.append(row(method_name(group, groups), cells))
     note = (
@@ -147,17 +149,18 @@ def _interval(ends: Sequence[float | None] | None) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def budgets(groups: Sequence[Group]) -> str:
+def budgets(groups: Sequence[Group], compared: Json) -> str:
     """The best score on validation tasks that each method had reached within a total budget."""
-    tasks = tested(groups)
-    found = iso_compute.table(groups, tasks)
+    found = compared.get("equal_compute")
     if found is None:
         return ""
-    up = groups[0].higher_better
-    heads = ["method", *(f"{amount(budget, 'flops')}" for budget in found.budgets)]
-    tops = [_best(column, up) for column in zip(*found.values)]
+    up, tasks = groups[0].higher_better, found["tasks"]
+    heads = ["method", *(f"{amount(budget, 'flops')}" for budget in found["budgets"])]
+    known = by_label({"rows": found["rows"]}, "rows")
+    tops = [_best(column, up) for column in zip(*(row["values"] for row in found["rows"]))]
     rows = []
-    for group, values in zip(groups, found.values):
+    for group in groups:
+        values = known[group.label]["values"]
         shown = [score(value, up) for value in values]
         cells = [
             f"<strong>{text}</strong>" if value is not None and value == top else text
@@ -300,10 +303,12 @@ def _whole(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
-def totals(groups: Sequence[Group]) -> str:
+def totals(groups: Sequence[Group], compared: Json) -> str:
     """What all of it came to, and who is beaten by nobody."""
-    tasks = tested(groups)
-    fronts = {axis: costs.on_front(groups, axis, tasks) for axis in costs.AXES}
+    found = by_label(compared, "total_cost")
+    if not found:
+        return ""
+    tasks = next(iter(found.values()))["tasks"]
     up = groups[0].higher_better
     heads = [
         "method",
@@ -314,12 +319,12 @@ def totals(groups: Sequence[Group]) -> str:
         "on the front",
     ]
     rows = []
-    for place, group in enumerate(groups):
+    for group in groups:
         cells = [score(group.value(), up)]
-        for axis in costs.AXES:
+        for axis in AXES:
             cells += [
-                cost(costs.total(group, axis, tasks), axis),
-                "yes" if fronts[axis][place] else "no",
+                cost(found[group.label][axis], axis),
+                "yes" if found[group.label]["on_front"][axis] else "no",
             ]
         rows.append(row(method_name(group, groups), cells))
     note = (

@@ -19,10 +19,12 @@ from metalearn.evaluate.accounts import Axis
 from metalearn.report import questions, tables
 from metalearn.report.episodes import episodes
 from metalearn.report.figures import cost, curves
+from metalearn.report.figures.axes import by_label
 from metalearn.report.html import details, page, plot
-from metalearn.results import costs, records
+from metalearn.results import records
+from metalearn.results.comparison import compare, read_comparison
 from metalearn.results.records import Group, Json, Run
-from metalearn.results.summary import compare
+from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
 
 
@@ -32,7 +34,7 @@ class Section:
 
     title: str
     groups: list[Group]
-    unfinished: list[str]
+    found: Json  # comparison.json, or what it would hold
     comparison: bool
 
 
@@ -86,15 +88,17 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
             continue
         if records.is_comparison(root):
             names = [str(path.relative_to(root)) for path in unfinished]
-            sections.append(Section(_task_name(runs[0]), records.group(runs), names, True))
+            groups = records.group(runs)
+            found = read_comparison(root, groups) or compare(groups, names)
+            sections.append(Section(_task_name(runs[0]), groups, found, True))
             continue
         for run in runs:
             loose.setdefault(f"{_task_name(run)} {run.metric}", []).append(run)
     if problems:
         raise ConfigError(*problems)
-    sections += [
-        Section(_task_name(runs[0]), records.group(runs), [], False) for runs in loose.values()
-    ]
+    for runs in loose.values():
+        groups = records.group(runs)
+        sections.append(Section(_task_name(runs[0]), groups, compare(groups), False))
     return sections
 
 
@@ -129,26 +133,31 @@ def _header(heading: str, demonstration: bool, sections: Sequence[Section]) -> s
 
 
 def _section(section: Section, mark: str, folder: Path, sections: Sequence[Section]) -> str:
-    groups, several = section.groups, len(sections) > 1
-    found = compare(groups, section.unfinished)
+    groups, found, several = section.groups, section.found, len(sections) > 1
     draw = _Drawer(mark, folder if section.comparison else None)
     up = groups[0].higher_better
     parts = [f'<h2 id="{mark}">{escape(section.title)}</h2>'] if several else []
+    parts += [_absent(found)]
     parts += [
         f'<p class="meta">{_protocol(section)}</p>',
         f'<p class="answer">{tables.answer(groups, found)}</p>',
         questions.checklist(found, mark),
         questions.heading(1, mark),
-        draw(curves.steps_figure, groups, "steps", _steps_caption(groups)),
-        draw(cost.flops_figure, groups, "flops", _cost_caption(groups, "flops")),
-        draw(cost.seconds_figure, groups, "seconds", _cost_caption(groups, "seconds")),
+        draw(curves.steps_figure, (groups, found), "steps", _steps_caption(groups, found)),
+        draw(cost.flops_figure, (groups, found), "flops", _cost_caption(groups, found, "flops")),
+        draw(
+            cost.seconds_figure,
+            (groups, found),
+            "seconds",
+            _cost_caption(groups, found, "seconds"),
+        ),
         "<h3>Results</h3>",
         tables.headline(groups, found),
     ]
     if found["paired"]:
         parts += ["<h3>Paired differences</h3>", _paired_note(), tables.differences(found, up)]
-    parts += ["<h3>Every point of the curves</h3>", tables.points(groups)]
-    training = draw(curves.training_figure, groups, "training", _training_caption(groups))
+    parts += ["<h3>Every point of the curves</h3>", tables.points(groups, found)]
+    training = draw(curves.training_figure, (groups, found), "training", _training_caption(groups))
     parts += [
         "<h3>Training tasks against validation tasks</h3>",
         training or f"<p>{_no_curves(groups)}</p>",
@@ -194,6 +203,19 @@ class _Drawer:
         )
 
 
+def _absent(found: Json) -> str:
+    """What a comparison.json of an earlier version does not hold."""
+    absent = [name for name in Comparison.model_fields if name not in found]
+    if not absent:
+        return ""
+    text = (
+        "This comparison.json was written by an earlier version and does not hold "
+        f"{', '.join(absent)}: what is made of them is left out. Delete comparison.json, and "
+        "metalearn report computes it again from the run directories."
+    )
+    return f'<p class="unanswered">{text}</p>'
+
+
 def _protocol(section: Section) -> str:
     run = section.groups[0].first
     task, tested = run.result.get("task") or {}, run.result.get("episodes") or {}
@@ -211,7 +233,7 @@ def _protocol(section: Section) -> str:
     )
 
 
-def _steps_caption(groups: Sequence[Group]) -> str:
+def _steps_caption(groups: Sequence[Group], found: Json) -> str:
     what = "Accuracy" if groups[0].higher_better else "Squared error"
     text = (
         f"{what} on query examples of new tasks against the number of gradient steps on "
@@ -223,7 +245,8 @@ def _steps_caption(groups: Sequence[Group]) -> str:
     text += ". The axis is logarithmic above 1 step."
     if any(not group.uses_steps for group in groups):
         text += " Methods that take no steps are horizontal lines."
-    converged = [group.label for group in groups if records.curve(group).converged_only]
+    drawn = by_label(found, "curves")
+    converged = [label for label, line in drawn.items() if line["converged_only"]]
     if converged:
         text += (
             f" Tasks that diverged are left out of the line of {', '.join(converged)}; "
@@ -232,7 +255,7 @@ def _steps_caption(groups: Sequence[Group]) -> str:
     return text
 
 
-def _cost_caption(groups: Sequence[Group], axis: Axis) -> str:
+def _cost_caption(groups: Sequence[Group], found: Json, axis: Axis) -> str:
     what = "Accuracy" if groups[0].higher_better else "Squared error"
     spent = "the time" if axis == "seconds" else "the FLOPs"
     text = (
@@ -250,7 +273,8 @@ def _cost_caption(groups: Sequence[Group], axis: Axis) -> str:
         "point. What was spent "
     )
     text += "before any new task is not in it: see questions 5 and 10."
-    missing = [group.label for group in groups if costs.line(group, axis) is None]
+    drawn = by_label(found, "cost_curves", axis)
+    missing = [group.label for group in groups if group.label not in drawn]
     return text + (f" Not measured: {', '.join(missing)}." if missing else "")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from metalearn.report import cost_tables, search_tables, shift_tables, tables
 from metalearn.report.figures import cost
+from metalearn.report.figures.axes import by_label
 from metalearn.report.html import details
 from metalearn.results.records import Group, Json
+from metalearn.results.searches import searches
 
 QUESTIONS = (
     "How fast is a new task learned, with the same labels?",
@@ -46,14 +48,13 @@ def rest(
     groups: Sequence[Group], found: Json, draw: Draw, sections: Sections, mark: str = ""
 ) -> str:
     """Questions 2 to 10."""
-    judged = (groups, found["target"])
     parts = [
-        reached(judged, draw),
+        reached(groups, found, draw),
         search(groups, found, draw),
-        same_compute(groups),
-        repaid(judged, found, draw),
+        same_compute(groups, found),
+        repaid(groups, found, draw),
         parts_of(groups, found),
-        luck(groups, draw),
+        luck(groups, found, draw),
         other_settings(sections),
         shift(groups),
         account(groups, found, mark),
@@ -89,8 +90,8 @@ SECONDS = (
 )
 
 
-def reached(judged: tuple[Sequence[Group], Json | None], draw: Draw) -> str:
-    groups, target = judged
+def reached(groups: Sequence[Group], found: Json, draw: Draw) -> str:
+    target = found["target"]
     if target is None:
         return unanswered(NO_TARGET)
     caption = (
@@ -103,9 +104,11 @@ def reached(judged: tuple[Sequence[Group], Json | None], draw: Draw) -> str:
     return "\n".join(
         [
             target_line(target),
-            draw(cost.reached_figure, judged, "reached-flops", caption + " Budget in FLOPs."),
-            draw(cost.reached_seconds_figure, judged, "reached-seconds", SECONDS),
-            cost_tables.solved(groups, target),
+            draw(
+                cost.reached_figure, (groups, found), "reached-flops", caption + " Budget in FLOPs."
+            ),
+            draw(cost.reached_seconds_figure, (groups, found), "reached-seconds", SECONDS),
+            cost_tables.solved(groups, found),
         ]
     )
 
@@ -118,29 +121,25 @@ def search(groups: Sequence[Group], compared: Json, draw: Draw) -> str:
         f"step, against what came of it. {better} and to the left is better; filled marks are "
         f"beaten by nobody in both."
     )
-    picture = draw(cost.pareto_figure, groups, "pareto", caption)
+    picture = draw(cost.pareto_figure, (groups, compared), "pareto", caption)
     picture = picture or unanswered("FLOPs were not counted in every phase of any row.")
-    found = search_tables.searches(groups)
-    if found:
-        table = search_tables.controls(groups, compared["paired"])
+    if searches(groups):
+        table = search_tables.controls(groups, compared)
     else:
         table = unanswered(
             "no row searched architectures. What stands here is the trade of cost and score anyway."
         )
-    return "\n".join([table, picture, cost_tables.totals(groups)])
+    return "\n".join([table, picture, cost_tables.totals(groups, compared)])
 
 
-def same_compute(groups: Sequence[Group]) -> str:
-    table = cost_tables.budgets(groups)
+def same_compute(groups: Sequence[Group], found: Json) -> str:
+    table = cost_tables.budgets(groups, found)
     if not table:
         return unanswered(
             "it takes two methods whose FLOPs were counted, and looks at validation tasks on "
             "the way."
         )
-    families = {
-        "searched" if group in search_tables.searches(groups) else _family(group)
-        for group in groups
-    }
+    families = {"searched" if group in searches(groups) else _family(group) for group in groups}
     lacking = [name for name in ("transfer", "searched", "scratch") if name not in families]
     words = {
         "transfer": "plain transfer",
@@ -164,8 +163,8 @@ def _family(group: Group) -> str:
     return "scratch" if begun else {"examples": "transfer"}.get(str(consumes), "meta-learned")
 
 
-def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw) -> str:
-    if judged[1] is None:
+def repaid(groups: Sequence[Group], found: Json, draw: Draw) -> str:
+    if found["target"] is None:
         return unanswered(NO_TARGET)
     if not found["break_even"]:
         return unanswered("it takes at least two methods.")
@@ -177,7 +176,8 @@ def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw)
         "and a cheap method that does not get there does not win. Where lines cross, the "
         "dearer start is repaid."
     )
-    absent = cost.without_price(*judged)
+    priced = by_label(found, "break_even_lines")
+    absent = [group.label for group in groups if group.label not in priced]
     caption += (
         f" Not drawn, as no task reached it or a cost was not measured: {', '.join(absent)}."
         if absent
@@ -195,7 +195,7 @@ def repaid(judged: tuple[Sequence[Group], Json | None], found: Json, draw: Draw)
     )
     return "\n".join(
         [
-            draw(cost.break_even_figure, judged, "break-even", caption),
+            draw(cost.break_even_figure, (groups, found), "break-even", caption),
             "<h3>At the target</h3>",
             details(
                 "In FLOPs of products and convolutions",
@@ -230,7 +230,7 @@ COMMON = (
 
 
 def parts_of(groups: Sequence[Group], found: Json) -> str:
-    table = search_tables.factors(groups, found["paired"])
+    table = search_tables.factors(groups, found)
     if table:
         return table + (
             '<p class="note">Paired differences, as under question 1, between methods that '
@@ -244,10 +244,9 @@ def parts_of(groups: Sequence[Group], found: Json) -> str:
     )
 
 
-def luck(groups: Sequence[Group], draw: Draw) -> str:
-    known = search_tables.selections(groups)
+def luck(groups: Sequence[Group], found: Json, draw: Draw) -> str:
     parts = []
-    if known:
+    if found.get("selection"):
         caption = (
             "Every candidate of the first test tasks: the score that it was chosen by, against "
             "how good it was on "
@@ -255,14 +254,14 @@ def luck(groups: Sequence[Group], draw: Draw) -> str:
             "the top, the better."
         )
         parts = [
-            draw(cost.selection_figure, (groups, known), "selection", caption),
-            search_tables.noise_table(groups, known),
+            draw(cost.selection_figure, (groups, found), "selection", caption),
+            search_tables.noise_table(groups, found),
             '<p class="note">In minus the mean loss of a task’s queries, higher is better. At '
             "one shot a score is "
             "minus the mean training loss, no estimate of that on queries: no optimism is told "
             "there.</p>",
         ]
-    elif search_tables.searches(groups):
+    elif searches(groups):
         parts = [
             unanswered(
                 "the candidates that were not picked were never tried on queries, so regret "
@@ -272,7 +271,7 @@ def luck(groups: Sequence[Group], draw: Draw) -> str:
         ]
     else:
         parts = [unanswered("no row searched architectures.")]
-    tuning = search_tables.tuning_table(groups)
+    tuning = search_tables.tuning_table(groups, found)
     return "\n".join([*parts, *(["<h3>And tuning?</h3>", tuning] if tuning else [])])
 
 

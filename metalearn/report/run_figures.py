@@ -13,12 +13,13 @@ def figures(folder: Path) -> dict[str, Any]:
 
     from metalearn.report.figures import curves
     from metalearn.results import records
+    from metalearn.results.curves import curves as mean_curves
 
     groups = records.group([records.load(folder)])
     drawn = {"steps": curves.steps_figure, "training": curves.training_figure}
     found: dict[str, Any] = {}
     for name, draw in drawn.items():
-        figure = draw(groups, curves.WIDE)
+        figure = draw((groups, {"curves": mean_curves(groups)}), curves.WIDE)
         if figure is not None:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=110)

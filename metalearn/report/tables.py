@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from metalearn.report.figures import curves
+from metalearn.report.figures.axes import by_label
 from metalearn.report.figures.curves import duration
 from metalearn.report.html import details, left, row, table
-from metalearn.results.records import Group, Json, Run, at, curve, mean
-from metalearn.results.summary import AUC_AXIS
+from metalearn.results.records import Group, Json, Run, at, mean
 
 NONE = "–"  # not measured, or undefined; zero is a zero
 BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases that are paid for all tasks together
@@ -156,7 +156,7 @@ def headline(groups: Sequence[Group], found: Json) -> str:
     note = (
         f'<p class="note">{NONE} means not measured; a measured zero is a zero. AUC: area '
         f"under the mean curve over "
-        f"{AUC_AXIS}, divided by its width; IQM: mean of the middle half of the tasks.</p>"
+        f"log2(1 + steps), divided by its width; IQM: mean of the middle half of the tasks.</p>"
     )
     return table(heads, rows, left=(3, 4) if published else (3,)) + note
 
@@ -261,7 +261,7 @@ def share(value: float | None) -> str:
     return NONE if value is None else "0" if value == 0 else f"{value * 100:.2g} %"
 
 
-def points(groups: Sequence[Group]) -> str:
+def points(groups: Sequence[Group], found: Json) -> str:
     """Every point of every curve, mean and seed by seed."""
     up = groups[0].higher_better
     metric = groups[0].metric
@@ -274,23 +274,34 @@ def points(groups: Sequence[Group]) -> str:
             ("loss_converged", "squared error, tasks that did not diverge", False),
         ]
     )
-    opened = {metric} | {"loss_converged" for group in groups if curve(group).converged_only}
+    drawn = by_label(found, "curves")
+    opened = {metric} | {"loss_converged" for line in drawn.values() if line["converged_only"]}
     parts = [
-        _points_of(groups, name, title, percent, name in opened) for name, title, percent in kinds
+        _points_of(groups, drawn, name, title, percent, name in opened)
+        for name, title, percent in kinds
     ]
     if any(group.first.test.get("diverged") for group in groups):
-        parts.append(_points_of(groups, "diverged", "share of tasks that diverged, %", True, False))
+        parts.append(
+            _points_of(groups, drawn, "diverged", "share of tasks that diverged, %", True, False)
+        )
     return "\n".join(part for part in parts if part)
 
 
-def _points_of(groups: Sequence[Group], name: str, title: str, percent: bool, opened: bool) -> str:
+def _points_of(
+    groups: Sequence[Group],
+    drawn: dict[str, Json],
+    name: str,
+    title: str,
+    percent: bool,
+    opened: bool,
+) -> str:
     if not any(name in run.test for group in groups for run in group.runs):
         return ""
     steps = sorted({step for group in groups for run in group.runs for step in run.steps})
     rows = []
     for group in groups:
         if len(group.runs) > 1:
-            rows.append(_mean_row(group, name, steps, percent))
+            rows.append(_mean_row(group, drawn.get(group.label), name, steps, percent))
         rows += [_point_row(group.label, run, name, steps, percent) for run in group.runs]
         published = _published_curve(group) if name == group.metric else {}
         if published:
@@ -306,8 +317,10 @@ def _points_of(groups: Sequence[Group], name: str, title: str, percent: bool, op
     )
 
 
-def _mean_row(group: Group, name: str, steps: Sequence[int], percent: bool) -> str:
-    found = curve(group) if name == group.metric else None
+def _mean_row(
+    group: Group, drawn: Json | None, name: str, steps: Sequence[int], percent: bool
+) -> str:
+    found = drawn if name == group.metric else None
     cells = []
     for step in steps:
         values = [
@@ -315,8 +328,8 @@ def _mean_row(group: Group, name: str, steps: Sequence[int], percent: bool) -> s
             for run in group.runs
         ]
         width = None
-        if found is not None and step in found.steps and not found.converged_only:
-            width = found.ci95[found.steps.index(step)]
+        if found is not None and step in found["steps"] and not found["converged_only"]:
+            width = found["ci95"][found["steps"].index(step)]
         cells.append(f"<strong>{with_ci(mean(values), width, percent)}</strong>")
     return row(escape(group.label), [left("mean"), *cells])
 

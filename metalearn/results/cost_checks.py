@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from metalearn.config.registry import METHODS
 from metalearn.results import costs
 from metalearn.results.records import Group, Run
+from metalearn.results.searches import candidates, searched, searcher, trials
 
 SEARCH_SEEDS = 3
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
@@ -36,12 +37,6 @@ def cost_checks(groups: Sequence[Group]) -> list[Check]:
     ]
 
 
-def trials(run: Run) -> int:
-    """Tuning trials of a run: `budget.trials` where it had fields to tune."""
-    tuned = (run.config.get("method") or {}).get("tune")
-    return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
-
-
 def tunable(run: Run) -> bool:
     """Whether there is anything to tune: a row that starts from another's meta and has no option of
     its own has not.
@@ -53,23 +48,6 @@ def tunable(run: Run) -> bool:
         else {""}
     )
     return bool(own) or not (run.config.get("method") or {}).get("start")
-
-
-def searched(run: Run) -> bool:
-    """Whether anything was spent on searching architectures."""
-    entry = run.phase("search")
-    return bool(entry.get("seconds") or (entry.get("once") or {}).get("seconds"))
-
-
-def searcher(run: Run) -> str:
-    """The name of the searcher of a row, "" where it has none."""
-    found: Any = (run.config.get("method") or {}).get("searcher")
-    return str(found.get("name") if isinstance(found, dict) else found or "")
-
-
-def candidates(run: Run) -> int:
-    """How many architectures a row may look at."""
-    return int((run.config.get("method") or {}).get("candidates") or 0)
 
 
 def _equal_trials(groups: Sequence[Group]) -> Check:

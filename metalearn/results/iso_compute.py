@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metalearn.results import costs
-from metalearn.results.records import Group, Run, mean
+from metalearn.results.records import Group, Json, Run, mean
 
 BUDGETS = 4
 
@@ -35,6 +35,15 @@ def table(groups: Sequence[Group], tasks: int) -> Iso | None:
         budgets,
         [[_value(group, budget * (1 + 1e-9), tasks) for budget in budgets] for group in groups],
     )
+
+
+def equal_compute(groups: Sequence[Group], tasks: int) -> Json | None:
+    """The `equal_compute` of comparison.json; None where `table` is."""
+    found = table(groups, tasks)
+    if found is None:
+        return None
+    rows = [{"label": group.label, "values": values} for group, values in zip(groups, found.values)]
+    return {"tasks": tasks, "budgets": found.budgets, "rows": rows}
 
 
 def _value(group: Group, budget: float, tasks: int) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class Run:
     @property
     def metric(self) -> str:
         return str(self.result["headline"]["metric"])
+
+    @property
+    def episodes(self) -> int:
+        """How many test tasks it was scored on."""
+        return int((self.result.get("episodes") or {}).get("count") or 0)
 
     @property
     def headline_step(self) -> int:
@@ -190,43 +195,6 @@ class Group:
         kinds = ("seconds_batched", "seconds_alone")
         predict = [self.seconds("predict", kind) for kind in kinds]
         return first_known(*map(self.learning_seconds, kinds)), first_known(*predict)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A mean curve over seeds with its interval over tasks, and each seed's own line."""
-
-    steps: list[int]
-    mean: list[float | None]
-    ci95: list[float | None]
-    seeds: list[list[float | None]] = field(default_factory=list)
-    converged_only: bool = False
-
-
-def curve(group: Group) -> Curve:
-    """The headline metric against steps.
-
-    A loss is averaged over the tasks that did not diverge where some did and the run wrote that
-    mean: a bare mean that one exploding task decides says nothing. The share that diverged stands
-    in the tables."""
-    shares = [share or 0.0 for run in group.runs for share in run.test.get("diverged") or []]
-    converged = (
-        group.metric == "loss"
-        and any(shares)
-        and all("loss_converged" in run.test for run in group.runs)
-    )
-    name = "loss_converged" if converged else group.metric
-    steps = group.first.steps
-    same = [run for run in group.runs if run.steps == steps]
-    lines = [[at(run.test.get(name), place) for place in range(len(steps))] for run in same]
-    averaged = [mean([line[place] for line in lines]) for place in range(len(steps))]
-    pooled = None if converged else group.pooled(group.metric)
-    if pooled is not None:
-        widths: list[float | None] = [stats.number(width) for width in stats.ci95(pooled.mean(0))]
-    else:
-        own = [run.test.get(f"{name}_ci95") for run in same]
-        widths = [mean([at(values, place) for values in own]) for place in range(len(steps))]
-    return Curve(steps, averaged, widths, lines if len(lines) > 1 else [], converged)
 
 
 def _once(entry: Json, name: str) -> float | None:

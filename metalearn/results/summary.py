@@ -1,74 +1,18 @@
-"""Finished rows -> `comparison.json`: summary, paired differences and checks."""
+"""`summary` and `paired` of comparison.json: one label in one line, and two held together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
-from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
-from metalearn.results import costs
-from metalearn.results import records as data
-from metalearn.results.checks import checks
-from metalearn.results.records import Group, Json
-from metalearn.results.target import target_of
-from metalearn.storage.files import plain, write_json
+from metalearn.evaluate.breakeven import LEAST_TASKS
+from metalearn.results.curves import curve
+from metalearn.results.records import Array, Group, Json, mean
 
 AUC_AXIS = "log2(1 + steps)"
 BOOTSTRAP_SEED = 0
-LEAST_TASKS = 5  # that a resample of tasks means anything
-
-
-def collect(root: Path, *, target: Json | None = None) -> Json:
-    """The contents of `comparison.json` for a comparison directory.
-
-    Args:
-        root: holds `methods/<label>/seed-<n>/`, each a run directory; rows without a result are
-        named by a check. target: what counts as solved ({"metric", "value"}); None: what the
-        experiment or validation tasks say.
-
-    Raises:
-        ConfigError: no row is finished, or a file is unreadable.
-    """
-    finished, unfinished = data.run_directories(root)
-    if not finished:
-        raise ConfigError(
-            (str(root), "holds no finished run (methods/<label>/seed-<n>/result.json)")
-        )
-    groups = data.group(data.load(path) for path in finished)
-    return compare(groups, [str(path.relative_to(root)) for path in unfinished], target=target)
-
-
-def write_comparison(root: Path, *, target: Json | None = None) -> Path:
-    """Write `comparison.json` into a comparison directory, atomically and without NaN."""
-    write_json(root / "comparison.json", collect(root, target=target))
-    return root / "comparison.json"
-
-
-def compare(
-    groups: Sequence[Group], unfinished: Sequence[str] = (), *, target: Json | None = None
-) -> Json:
-    """Rows, summary, paired differences, break-even and checks of groups that learn the same new
-    tasks (schema 1).
-
-    `target`: what counts as solved; by default what the experiment names, else what validation
-    tasks say."""
-    wanted = target or target_of(groups)
-    found = {
-        "schema": 1,
-        "rows": [run.result for group in groups for run in group.runs],
-        "summary": [summary(group) for group in groups],
-        "paired": [paired(a, b) for a, b in combinations(groups, 2)],
-        "target": wanted,
-        "break_even": costs.break_even(groups, wanted),
-        "break_even_common": costs.break_even_common(groups, wanted),
-        "checks": [check._asdict() for check in checks(groups, unfinished)],
-    }
-    return dict(plain(found))
 
 
 def summary(group: Group) -> Json:
@@ -81,8 +25,8 @@ def summary(group: Group) -> Json:
     (of a loss, over the tasks that did not diverge where some did); a method without steps has its
     constant."""
     column = group.at_headline()
-    curve = data.curve(group)
-    heights = [math.nan if value is None else value for value in curve.mean]
+    shown = curve(group)
+    heights = [math.nan if value is None else value for value in shown.mean]
     return {
         "label": group.label,
         "metric": group.metric,
@@ -92,9 +36,9 @@ def summary(group: Group) -> Json:
         "ci95_tasks": _over_tasks(group, column),
         "ci95_seeds": _over_seeds(group),
         "diverged": group.diverged(),
-        "auc": stats.auc(np.log2(1 + np.asarray(curve.steps)), heights),
+        "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
-        "auc_linear": stats.auc(curve.steps, heights),
+        "auc_linear": stats.auc(shown.steps, heights),
         "iqm": None
         if column is None
         else stats.iqm(column, -math.inf if group.higher_better else math.inf),
@@ -105,9 +49,9 @@ def _over_seeds(group: Group) -> float | None:
     return stats.seeds_ci95([run.result["headline"].get("value") for run in group.runs])
 
 
-def _over_tasks(group: Group, column: data.Array | None) -> float | None:
+def _over_tasks(group: Group, column: Array | None) -> float | None:
     if len(group.runs) == 1 or column is None:  # what the run itself says
-        return data.mean([run.result["headline"].get("ci95") for run in group.runs])
+        return mean([run.result["headline"].get("ci95") for run in group.runs])
     return stats.describe(column.mean(0)).ci95
 
 

@@ -22,11 +22,13 @@ Row = Annotated[list[Maybe], Field(max_length=100_000)] | None
 Text = Annotated[str, Field(max_length=10_000)]
 
 
-class _Open(BaseModel):
+class Open(BaseModel):
+    """Keys may be missing where a default stands, and there may be more."""
+
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class _Task(_Open):
+class _Task(Open):
     source: Text | None = None
     split: Text | None = None
     ways: Count | None = None
@@ -34,19 +36,19 @@ class _Task(_Open):
     queries: Count | None = None
 
 
-class _Episodes(_Open):
+class _Episodes(Open):
     count: Count | None = None
     fingerprint: Text | None = None
 
 
-class _Traits(_Open):
+class _Traits(Open):
     consumes: Text = "nothing"
     uses_steps: bool = True
     support_at_step_0: bool = False
     transductive: bool = False
 
 
-class _Test(_Open):
+class _Test(Open):
     steps: list[Annotated[int, Field(ge=0, le=10**6)]] = Field(min_length=1, max_length=100_000)
     accuracy: Row = None
     accuracy_ci95: Row = None
@@ -58,7 +60,7 @@ class _Test(_Open):
     diverged: Row = None
 
 
-class _Headline(_Open):
+class _Headline(Open):
     metric: Literal["accuracy", "loss"]
     step: Count
     value: Maybe = None
@@ -68,17 +70,17 @@ class _Headline(_Open):
     published_curve: dict[Annotated[str, Field(pattern=r"^\d{1,6}$")], Maybe] | None = None
 
 
-class _Spent(_Open):
+class _Spent(Open):
     device: Text | None = None
     once: dict[str, Number | Text | None] | None = None
     __pydantic_extra__: dict[str, Number | Text | None]
 
 
-class _Tuned(_Open):
+class _Tuned(Open):
     on_edge: list[str] = []
 
 
-class Result(_Open):
+class Result(Open):
     """result.json, schema 1, as reports, comparisons and tests of a run read it."""
 
     label: Text
@@ -99,27 +101,27 @@ class Result(_Open):
     search_seed: int | None = None
 
 
-class _Target(_Open):
+class Target(Open):
     metric: Literal["accuracy", "loss"]
     value: float
 
 
-class _Method(_Open):
+class _Method(Open):
     name: Text | None = None
     tune: dict[str, dict[str, Any]] | None = None
     contains: dict[str, Any] | None = None
     candidates: Count | None = None
 
 
-class _Evaluate(_Open):
-    target: _Target | None = None
+class _Evaluate(Open):
+    target: Target | None = None
 
 
-class _Budget(_Open):
+class _Budget(Open):
     trials: Count | None = None
 
 
-class Config(_Open):
+class Config(Open):
     """config.yaml, as reports read it."""
 
     task: dict[str, Any] | None = None
@@ -129,7 +131,7 @@ class Config(_Open):
     budget: _Budget | None = None
 
 
-class Line(_Open):
+class Line(Open):
     """A line of metrics.jsonl."""
 
     kind: Text = ""
@@ -140,7 +142,7 @@ class Line(_Open):
     __pydantic_extra__: dict[str, Number | Text | None]
 
 
-class Timing(_Open):
+class Timing(Open):
     """A line of timing.jsonl."""
 
     step: Count
@@ -148,7 +150,7 @@ class Timing(_Open):
     spent: dict[str, dict[str, Number | Text | None]] = {}
 
 
-class Environment(_Open):
+class Environment(Open):
     """environment.json."""
 
     argv: list[str] | str | None = None
@@ -156,14 +158,14 @@ class Environment(_Open):
     config_hash: Text | None = None
 
 
-class _Trial(_Open):
+class _Trial(Open):
     number: Count = 0
     parameters: dict[str, Any] = {}
     score: float | None = None
     cost: dict[str, Number | Text | None] = {}
 
 
-class Choice(_Open):
+class Choice(Open):
     """tune/training.json and tune/best.json: what tuning chose."""
 
     parameters: dict[str, Any]
@@ -173,26 +175,26 @@ class Choice(_Open):
     headline: _Trial = _Trial()
 
 
-class Request(_Open):
+class Request(Open):
     """comparison-request.json."""
 
-    target: _Target | None = None
+    target: Target | None = None
     demonstration: bool = False
 
 
-class _Metric(_Open):
+class _Metric(Open):
     name: Text
     goal: Literal["minimize", "maximize"]
 
 
-class _Trialled(_Open):
+class _Trialled(Open):
     number: Count
     parameters: dict[str, Any]
     value: Maybe
     state: Literal["complete", "pruned", "failed"]
 
 
-class SweepFile(_Open):
+class SweepFile(Open):
     """sweep.json, schema 1."""
 
     metric: _Metric

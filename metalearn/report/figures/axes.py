@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from metalearn.results.records import Array, Curve, Group
+from metalearn.results.records import Array, Group, Json
 
 INK, SOFT = "#1F2328", "#57606A"
 LINE, MARK, NAME = (
@@ -33,6 +33,12 @@ class Style:
     color: str
     marker: str
     dash: str
+
+
+def by_label(found: Json, name: str, axis: str | None = None) -> dict[str, Json]:
+    """The entries of one list of comparison.json by label, of one axis where they have one."""
+    rows = found.get(name) or []
+    return {row["label"]: row for row in rows if axis is None or row["axis"] == axis}
 
 
 def array(values: Sequence[float | None]) -> Array:
@@ -58,11 +64,11 @@ def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.margins(x=0)
 
 
-def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Curve]) -> None:
+def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> None:
     axes.set_title(
         f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
     )
-    values = np.concatenate([array(found.mean) for found in curves])
+    values = np.concatenate([array(found["mean"]) for found in curves])
     values = values[np.isfinite(values)]
     if groups[0].higher_better:
         chance = 100 / int((groups[0].first.result.get("task") or {}).get("ways") or 1)

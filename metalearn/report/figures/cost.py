@@ -4,7 +4,7 @@ accuracy, break-even.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from metalearn.evaluate.accounts import Axis
-from metalearn.evaluate.targets import cost_per_solved
 from metalearn.report.figures.axes import (
     INK,
     Style,
+    array,
+    by_label,
     dark,
     direction,
     end_labels,
@@ -25,6 +26,7 @@ from metalearn.report.figures.axes import (
     value_axis,
 )
 from metalearn.report.figures.curves import (
+    Compared,
     Size,
     duration,
     empty_figure,
@@ -32,12 +34,10 @@ from metalearn.report.figures.curves import (
     styled,
     styles,
 )
-from metalearn.report.search_tables import Selection
-from metalearn.results import costs
-from metalearn.results.records import Array, Group, Json, curve
+from metalearn.results.records import Array
+from metalearn.results.searches import selections
 
 MOST_TASKS = 1_000_000  # of the break-even picture
-Judged = tuple[Sequence[Group], Json | None]  # groups, and what counts as solved
 
 
 def operations(flops: float) -> str:
@@ -57,33 +57,36 @@ def amount(value: float, axis: Axis) -> str:
 
 
 @styled
-def flops_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+def flops_figure(what: Compared, size: Size) -> Figure | None:
     """The headline metric against FLOPs of learning one new task and answering; None when nothing
     was counted.
     """
-    return _against_cost(groups, size, "flops")
+    return _against_cost(what, size, "flops")
 
 
 @styled
-def seconds_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+def seconds_figure(what: Compared, size: Size) -> Figure | None:
     """The same against seconds."""
-    return _against_cost(groups, size, "seconds")
+    return _against_cost(what, size, "seconds")
 
 
-def _against_cost(groups: Sequence[Group], size: Size, axis: Axis) -> Figure | None:
+def _against_cost(what: Compared, size: Size, axis: Axis) -> Figure | None:
+    groups, found = what
     figure, axes = empty_figure(size)
     look, ends, curves = styles(groups), [], []
+    whole, by_cost = by_label(found, "curves"), by_label(found, "cost_curves", axis)
     for group in groups:
-        found = costs.line(group, axis)
-        if found is None or not len(found.cost) or not np.isfinite(found.mean).any():
+        curve = by_cost.get(group.label)
+        if curve is None or not np.isfinite(array(curve["mean"])).any():
             continue
         style, scale = look[group.label], scale_of(group)
-        curves.append(curve(group))
-        low, mean, high = (part * scale for part in (found.low, found.mean, found.high))
-        _shade(axes, found.cost, low, high, style)
+        curves.append(whole[group.label])
+        low, mean, high = (array(curve[name]) * scale for name in ("low", "mean", "high"))
+        cost = array(curve["cost"])
+        _shade(axes, cost, low, high, style)
         if len(mean) == 1:
             axes.plot(
-                found.cost,
+                cost,
                 mean,
                 style.marker,
                 color=style.color,
@@ -93,7 +96,7 @@ def _against_cost(groups: Sequence[Group], size: Size, axis: Axis) -> Figure | N
                 zorder=4,
             )
         else:
-            _stroke(axes, found.cost, mean, style)
+            _stroke(axes, cost, mean, style)
         ends.append((group.label, float(mean[np.isfinite(mean)][-1])))
     if not curves:
         return None
@@ -107,34 +110,33 @@ def _against_cost(groups: Sequence[Group], size: Size, axis: Axis) -> Figure | N
 
 
 @styled
-def reached_figure(judged: Judged, size: Size) -> Figure | None:
+def reached_figure(what: Compared, size: Size) -> Figure | None:
     """Share of tasks that reached the target within a budget of FLOPs; None without a target or
     costs.
     """
-    return _reached(judged, size, "flops")
+    return _reached(what, size, "flops")
 
 
 @styled
-def reached_seconds_figure(judged: Judged, size: Size) -> Figure | None:
+def reached_seconds_figure(what: Compared, size: Size) -> Figure | None:
     """The same for a budget of seconds."""
-    return _reached(judged, size, "seconds")
+    return _reached(what, size, "seconds")
 
 
-def _reached(judged: Judged, size: Size, axis: Axis) -> Figure | None:
-    groups, target = judged
-    found = {group.label: costs.share_curve(group, target, axis) for group in groups}
-    shown = {label: part for label, part in found.items() if part is not None}
-    if not shown or not any((part.cost > 0).any() for part in shown.values()):
+def _reached(what: Compared, size: Size, axis: Axis) -> Figure | None:
+    groups, found = what
+    solved = by_label(found, "solved")
+    within = {label: row["within"].get(axis) for label, row in solved.items()}
+    shown = {label: part for label, part in within.items() if part is not None}
+    costs = [cost for part in shown.values() for cost in part["cost"]]
+    if not any(cost > 0 for cost in costs):
         return None
     figure, axes = empty_figure(size)
     look, ends = styles(groups), []
-    least = min(
-        float(part.cost[part.cost > 0].min()) for part in shown.values() if (part.cost > 0).any()
-    )
-    most = max(float(part.cost.max()) for part in shown.values())
+    least, most = min(cost for cost in costs if cost > 0), max(costs)
     for label, part in shown.items():
         style = look[label]
-        x, y = np.maximum(part.cost, least / 2), 100 * part.share
+        x, y = np.maximum(part["cost"], least / 2), 100 * array(part["share"])
         axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
         axes.plot(
             x[-1:], y[-1:], style.marker, color=style.color, ms=5, mec="white", mew=0.7, zorder=4
@@ -157,29 +159,30 @@ def _reached(judged: Judged, size: Size, axis: Axis) -> Figure | None:
 
 
 @styled
-def pareto_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+def pareto_figure(what: Compared, size: Size) -> Figure | None:
     """The headline metric against everything spent, beforehand and on the test tasks; the front is
     a line.
     """
-    tasks = tested(groups)
+    groups, found = what
+    scale, totals = scale_of(groups[0]), by_label(found, "total_cost")
+    values = {line["label"]: line["value"] for line in found["summary"]}
     points = [
-        (group, total, value)
-        for group in groups
-        if (total := costs.total(group, "flops", tasks)) and (value := group.value()) is not None
+        (label, row["flops"], values[label] * scale, row["on_front"]["flops"])
+        for label, row in totals.items()
+        if row["flops"] and values.get(label) is not None
     ]
     if not points:
         return None
     figure, axes = empty_figure(size)
-    look, scale = styles(groups), scale_of(groups[0])
-    best = costs.on_front([group for group, _, _ in points], "flops", tasks)
-    front = sorted((total, value * scale) for (_, total, value), kept in zip(points, best) if kept)
+    look, tasks = styles(groups), next(iter(totals.values()))["tasks"]
+    front = sorted((total, value) for _, total, value, best in points if best)
     axes.step(*zip(*front), where="post", color="#8A9199", lw=1.1, ls=(0, (4, 2)), zorder=1)
-    for (group, total, value), kept in zip(points, best):
-        style = look[group.label]
-        face = style.color if kept else "white"
+    for label, total, value, best in points:
+        style = look[label]
+        face = style.color if best else "white"
         axes.plot(
             [total],
-            [value * scale],
+            [value],
             style.marker,
             color=style.color,
             mfc=face,
@@ -193,53 +196,23 @@ def pareto_figure(groups: Sequence[Group], size: Size) -> Figure | None:
         f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
     )
     axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
-    end_labels(axes, [(group.label, value * scale) for group, _, value in points], look)
+    end_labels(axes, [(label, value) for label, _, value, _ in points], look)
     round_ticks(axes, operations)
     return figure
 
 
-def tested(groups: Sequence[Group]) -> int:
-    """The number of test tasks, of the method with the most."""
-    counts = [
-        int((run.result.get("episodes") or {}).get("count") or 0)
-        for group in groups
-        for run in group.runs
-    ]
-    return max(counts, default=0)
-
-
-def without_price(groups: Sequence[Group], target: Json | None) -> list[str]:
-    """Labels that have no line in the break-even picture."""
-    return [group.label for group in groups if _price(group, target) is None]
-
-
-def _price(group: Group, target: Json | None) -> tuple[float, float, float] | None:
-    """(FLOPs beforehand, of a solved task, share solved); None where no task was solved or not all
-    was counted.
-    """
-    account = costs.account(group, target, "flops")
-    each = None if account.found is None else cost_per_solved(account.found)
-    if account.up_front is None or account.found is None or not each:
-        return None
-    return float(account.up_front.mean()), each, float(account.found.solved.mean())
-
-
 @styled
-def break_even_figure(judged: Judged, size: Size) -> Figure | None:
+def break_even_figure(what: Compared, size: Size) -> Figure | None:
     """Total FLOPs after n new tasks, each learned to the target; faint where fewer than half of the
     tasks get there.
     """
-    groups, target = judged
+    groups, found = what
     figure, axes = empty_figure(size)
     look, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
-    for group in groups:
-        priced = _price(group, target)
-        if priced is None:
-            continue
-        before, each, often = priced
-        total, style = before + tasks * each, look[group.label]
-        faint = often < 0.5
+    for label, line in by_label(found, "break_even_lines").items():
+        total, style = line["up_front"] + tasks * line["per_solved"], look[label]
+        faint = line["share"] < 0.5
         axes.plot(
             tasks,
             total,
@@ -249,7 +222,7 @@ def break_even_figure(judged: Judged, size: Size) -> Figure | None:
             alpha=0.45 if faint else 1,
         )
         ends.append(
-            (f"{group.label} {100 * often:.0f} %" if size[0] > 5 else group.label, float(total[-1]))
+            (f"{label} {100 * line['share']:.0f} %" if size[0] > 5 else label, float(total[-1]))
         )
         look[ends[-1][0]] = Style(style.color, style.marker, style.dash)
     if not ends:
@@ -270,13 +243,12 @@ def break_even_figure(judged: Judged, size: Size) -> Figure | None:
 
 
 @styled
-def selection_figure(
-    what: tuple[Sequence[Group], Sequence[Selection]], size: Size
-) -> Figure | None:
+def selection_figure(what: Compared, size: Size) -> Figure | None:
     """What candidates were chosen by against how good they were, one panel a search method; None
     without any.
     """
-    groups, found = what
+    groups = what[0]
+    found = selections(groups)
     if not found:
         return None
     columns = min(len(found), 3 if size[0] > 5 else 1)

@@ -25,6 +25,7 @@ from metalearn.report.figures.axes import (
     SOFT,
     Style,
     array,
+    by_label,
     dark,
     direction,
     end_labels,
@@ -32,7 +33,7 @@ from metalearn.report.figures.axes import (
     steps_axis,
     value_axis,
 )
-from metalearn.results.records import Array, Curve, Group, Run, curve
+from metalearn.results.records import Array, Group, Json, Run
 
 # Okabe & Ito's colours, yellow left out (too pale for a line on white), then five of Paul Tol's
 # muted ones.
@@ -91,6 +92,7 @@ _FONT = (
 What = TypeVar("What")
 Drawn = TypeVar("Drawn")
 Size = tuple[float, float]
+Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 
 
 def styled(draw: Callable[[What, Size], Drawn]) -> Callable[[What, Size], Drawn]:
@@ -133,26 +135,29 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
 
 
 @styled
-def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
+def steps_figure(what: Compared, size: Size) -> Figure | None:
     """The headline metric against gradient steps on a new task, with 95 % bands over tasks."""
+    groups, found = what
+    curves = by_label(found, "curves")
+    if not curves:
+        return None
     figure, axes = empty_figure(size)
     look = styles(groups)
-    curves = {group.label: curve(group) for group in groups}
     ends: list[tuple[str, float]] = []
-    last = max([1, *(max(found.steps) for found in curves.values())])
+    last = max([1, *(max(curve["steps"]) for curve in curves.values())])
     for group in groups:
-        found, style = curves[group.label], look[group.label]
-        x, y, width = _plot_values(found, group)
+        curve, style = curves[group.label], look[group.label]
+        x, y, width = _plot_values(curve, group)
         if not np.isfinite(y).any():
             continue
         if not group.uses_steps:
             x, y, width = np.array([0.0, last]), np.repeat(y[:1], 2), np.repeat(width[:1], 2)
         _band(axes, x, y, width, style)
-        for line in found.seeds if group.uses_steps else []:
+        for line in curve["seeds"] if group.uses_steps else []:
             axes.plot(x, array(line) * scale_of(group), color=style.color, lw=0.6, alpha=0.5)
         _line(axes, x, y, style, marked=group.uses_steps)
         ends.append((group.label, float(y[np.isfinite(y)][-1])))
-    steps_axis(axes, sorted({step for found in curves.values() for step in found.steps}))
+    steps_axis(axes, sorted({step for curve in curves.values() for step in curve["steps"]}))
     value_axis(axes, groups, curves.values())
     axes.set_xlabel("gradient steps on the new task")
     end_labels(axes, ends, look)
@@ -160,12 +165,13 @@ def steps_figure(groups: Sequence[Group], size: Size) -> Figure:
 
 
 @styled
-def training_figure(groups: Sequence[Group], size: Size) -> Figure | None:
+def training_figure(what: Compared, size: Size) -> Figure | None:
     """Training tasks against validation tasks during meta-training, one small panel a method; None
     without any.
 
     A method that was looked at once, for want of training, has no curve and no panel.
     """
+    groups = what[0]
     shown = [group for group in groups if any(_looks(run) > 1 for run in group.runs)]
     if not shown:
         return None
@@ -320,9 +326,10 @@ def scale_of(group: Group) -> float:
     return 100.0 if group.higher_better else 1.0
 
 
-def _plot_values(found: Curve, group: Group) -> tuple[Array, Array, Array]:
+def _plot_values(curve: Json, group: Group) -> tuple[Array, Array, Array]:
     scale = scale_of(group)
-    return np.asarray(found.steps, np.float64), array(found.mean) * scale, array(found.ci95) * scale
+    mean, ci95 = array(curve["mean"]) * scale, array(curve["ci95"]) * scale
+    return np.asarray(curve["steps"], np.float64), mean, ci95
 
 
 def _band(axes: Axes, x: Array, y: Array, width: Array, style: Style) -> None:

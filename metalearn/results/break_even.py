@@ -1,0 +1,97 @@
+"""After how many new tasks a dearer start is repaid: the `break_even` rows of comparison.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens
+from metalearn.evaluate.targets import cost_per_solved
+from metalearn.results.costs import AXES, SEED, up_front
+from metalearn.results.records import Group, Json
+from metalearn.results.solved import reached
+
+
+def account(group: Group, target: Json | None, axis: Axis) -> Account:
+    spent = [up_front(run, axis) for run in group.runs]
+    known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
+    return Account(
+        group.label, tuple(run.seed for run in group.runs), known, reached(group, target, axis)
+    )
+
+
+def break_even(groups: Sequence[Group], target: Json | None) -> list[Json]:
+    """The `break_even` rows of comparison.json: every pair, in FLOPs and in seconds; empty without
+    a target.
+    """
+    if target is None or len(groups) < 2:
+        return []
+    rows = []
+    for axis in AXES:
+        rows += [
+            _row(axis, one)
+            for one in break_evens([account(group, target, axis) for group in groups], SEED)
+        ]
+    return rows
+
+
+def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json]:
+    """The same at the hardest `level` of the target's metric that both of a pair reach: null where
+    there is none.
+    """
+    if target is None or len(groups) < 2:
+        return []
+    rows, levels = [], levels_of(groups, target)
+    for axis in AXES:
+
+        def at(level: float, axis: Axis = axis) -> list[Account]:
+            return [account(group, {**target, "value": level}, axis) for group in groups]
+
+        rows += [
+            {**_row(axis, one), "level": level} for level, one in at_common_levels(levels, at, SEED)
+        ]
+    return rows
+
+
+def levels_of(groups: Sequence[Group], target: Json) -> list[float]:
+    """From the target down in steps of 5 points to 5 above chance; of a loss upwards, a quarter
+    more each time.
+    """
+    value = float(target["value"])
+    if target["metric"] != "accuracy":
+        return [value * 1.25**step for step in range(16)]
+    ways = (groups[0].first.result.get("task") or {}).get("ways")
+    least = min(value, (1 / int(ways) if ways else 0.0) + 0.05)
+    rounded = [number / 20 for number in range(20, 0, -1)]
+    return [value, *(level for level in rounded if least <= level < value)]
+
+
+def _row(axis: Axis, found: BreakEven) -> Json:
+    return {
+        "a": found.a,
+        "b": found.b,
+        "axis": axis,
+        "verdict": found.verdict,
+        "tasks": found.tasks,
+        "ci95": None if found.ci95 is None else list(found.ci95),
+        "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in found.leave_one_out],
+        "why": found.why,
+    }
+
+
+def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]:
+    """FLOPs up front and of one solved task, of every label that solved a task and whose FLOPs were
+    counted.
+    """
+    return [line for group in groups if (line := _line(group, target)) is not None]
+
+
+def _line(group: Group, target: Json | None) -> Json | None:
+    found = account(group, target, "flops")
+    each = None if found.found is None else cost_per_solved(found.found)
+    if found.up_front is None or found.found is None or not each:
+        return None
+    up, share = float(found.up_front.mean()), float(found.found.solved.mean())
+    return {"label": group.label, "up_front": up, "per_solved": each, "share": share}

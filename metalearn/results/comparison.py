@@ -1,0 +1,118 @@
+"""Finished rows -> `comparison.json`: all that a page says of several runs, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from metalearn.errors import ConfigError
+from metalearn.results import records as data
+from metalearn.results.break_even import break_even, break_even_common, break_even_lines
+from metalearn.results.checks import checks
+from metalearn.results.costs import total_cost
+from metalearn.results.curves import cost_curves, curves
+from metalearn.results.factors import factors
+from metalearn.results.iso_compute import equal_compute
+from metalearn.results.records import Group, Json
+from metalearn.results.schema import Comparison
+from metalearn.results.searches import controls, selection_rows, tuning_rows
+from metalearn.results.solved import solved_rows
+from metalearn.results.summary import paired, summary
+from metalearn.results.target import target_of
+from metalearn.storage.files import plain, read_json, write_json
+from metalearn.storage.schema import checked
+
+FILE = "comparison.json"
+
+
+def compare(
+    groups: Sequence[Group], unfinished: Sequence[str] = (), *, target: Json | None = None
+) -> Json:
+    """The contents of comparison.json (schema 1) for groups that learn the same new tasks.
+
+    `target`: what counts as solved; by default what the experiment names, else what validation
+    tasks say."""
+    wanted = target or target_of(groups)
+    pairs = [paired(a, b) for a, b in combinations(groups, 2)]
+    tasks = max((run.episodes for group in groups for run in group.runs), default=0)
+    found = {
+        "schema": 1,
+        "rows": [run.result for group in groups for run in group.runs],
+        "summary": [summary(group) for group in groups],
+        "paired": pairs,
+        "target": wanted,
+        "break_even": break_even(groups, wanted),
+        "break_even_common": break_even_common(groups, wanted),
+        "checks": [check._asdict() for check in checks(groups, unfinished)],
+        "curves": curves(groups),
+        "cost_curves": cost_curves(groups),
+        "solved": solved_rows(groups, wanted),
+        "break_even_lines": break_even_lines(groups, wanted),
+        "total_cost": total_cost(groups, tasks),
+        "equal_compute": equal_compute(groups, tasks),
+        "factors": factors(groups, pairs),
+        "controls": controls(groups, pairs),
+        "selection": selection_rows(groups),
+        "tuning": tuning_rows(groups),
+    }
+    return dict(plain(found))
+
+
+def collect(root: Path, *, target: Json | None = None) -> Json:
+    """The contents of `comparison.json` for a comparison directory.
+
+    Args:
+        root: holds `methods/<label>/seed-<n>/`, each a run directory; rows without a result are
+        named by a check. target: what counts as solved ({"metric", "value"}); None: what the
+        experiment or validation tasks say.
+
+    Raises:
+        ConfigError: no row is finished, or a file is unreadable.
+    """
+    finished, unfinished = data.run_directories(root)
+    if not finished:
+        raise ConfigError(
+            (str(root), "holds no finished run (methods/<label>/seed-<n>/result.json)")
+        )
+    groups = data.group(data.load(path) for path in finished)
+    return compare(groups, [str(path.relative_to(root)) for path in unfinished], target=target)
+
+
+def write_comparison(root: Path, *, target: Json | None = None) -> Path:
+    """Write `comparison.json` into a comparison directory, atomically and without NaN."""
+    write_json(root / FILE, collect(root, target=target))
+    return root / FILE
+
+
+def update_comparison(root: Path, *, target: Json | None = None) -> None:
+    """Write `comparison.json` where there is none, or where it is about other results than those of
+    the run directories.
+    """
+    finished, _ = data.run_directories(root)
+    if not finished or read_comparison(root, data.group(map(data.load, finished))) is None:
+        write_comparison(root, target=target)
+
+
+def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
+    """comparison.json of a directory; None where there is none, or where it is about other results
+    than these runs'.
+
+    Raises:
+        ConfigError: it is unreadable or damaged.
+    """
+    file = root / FILE
+    if not file.exists():
+        return None
+    try:
+        found = checked(Comparison, read_json(file), file)
+    except ConfigError as error:
+        advice = "delete it: `metalearn report` computes it again from the run directories"
+        raise ConfigError(*error.problems, (str(file), advice)) from error
+    results = [run.result for group in groups for run in group.runs]
+    same = sorted(map(_name, found["rows"])) == sorted(map(_name, results))
+    return found if same and all(row in results for row in found["rows"]) else None
+
+
+def _name(result: Json) -> tuple[str, int, str]:
+    return str(result.get("label")), int(result.get("seed") or 0), str(result.get("config_hash"))

@@ -1,0 +1,66 @@
+"""What each part of a method adds: start, optimizer of new tasks, architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from metalearn.results.records import Group, Json, Run
+from metalearn.results.searches import candidates
+
+META = (
+    "maml",
+    "anil",
+    "boil",
+    "reptile",
+    "meta_sgd",
+    "maml_plus_plus",
+    "imaml",
+    "cavia",
+    "meta_nas",
+)
+
+
+class Cell(NamedTuple):
+    """What a method is made of."""
+
+    start: str
+    optimizer: str
+    architecture: str
+
+
+def cell_of(run: Run) -> Cell:
+    """Start, optimizer of new tasks, and architecture of a row; a row may say them itself, under
+    `factors`.
+    """
+    said = run.result.get("factors") or {}
+    method, model = str(run.result.get("method")), run.config.get("model") or {}
+    consumes = run.traits.get("consumes", "nothing")
+    pretrained = "pretrained" if consumes == "examples" else "random"
+    start = "meta-learned" if method in META or consumes == "episodes" else pretrained
+    architecture = str(model.get("name", "fixed"))
+    if (run.config.get("method") or {}).get("space"):
+        architecture = "drawn at random" if candidates(run) == 1 else "searched"
+    return Cell(
+        str(said.get("start", start)),
+        str(said.get("optimizer", "by hand")),
+        str(said.get("architecture", architecture)),
+    )
+
+
+def factors(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
+    """The `factors` rows of comparison.json: pairs of methods with steps that differ in one part
+    alone, with their paired difference.
+    """
+    cells = {group.label: cell_of(group.first) for group in groups if group.uses_steps}
+    rows = []
+    for entry in paired:
+        if entry["difference"] is None or not {entry["a"], entry["b"]} <= set(cells):
+            continue
+        a, b = (cells[entry[side]]._asdict() for side in ("a", "b"))
+        differ = [name for name in a if a[name] != b[name]]
+        if len(differ) == 1:
+            same = [a[name] for name in a if name not in differ]
+            row = {"part": differ[0], "from": b[differ[0]], "to": a[differ[0]], "same": same}
+            rows.append(row | {key: entry[key] for key in ("a", "b", "difference", "ci95")})
+    return sorted(rows, key=lambda row: str(row["part"]))

@@ -1,0 +1,164 @@
+"""What a reader of comparison.json may rely on: the form of each of its lists."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from metalearn.storage.schema import Count, Maybe, Number, Open, Result, Target, Text
+
+Axis = Literal["flops", "seconds"]
+Ends = Annotated[list[Maybe], Field(min_length=2, max_length=2)] | None
+OfAxis = dict[Axis, Maybe]
+
+
+class _Labelled(Open):
+    label: Text
+
+
+class _Summary(_Labelled):
+    value: Maybe = None
+    ci95_tasks: Maybe = None
+    ci95_seeds: Maybe = None
+    diverged: Maybe = None
+    auc: Maybe = None
+    iqm: Maybe = None
+
+
+class _Pair(Open):
+    a: Text
+    b: Text
+
+
+class _Difference(_Pair):
+    difference: Maybe
+    ci95: Ends
+    p: Maybe
+    why: Text | None = None
+
+
+class _Without(Open):
+    seed: int
+    tasks: Maybe
+
+
+class _BreakEven(_Pair):
+    axis: Axis
+    verdict: Text
+    tasks: Maybe
+    ci95: Ends
+    leave_one_out: list[_Without] = Field(default_factory=list)
+    why: Text = ""
+    level: Maybe = None
+
+
+class _Check(Open):
+    name: Text
+    passed: bool
+    why: Text
+
+
+class _Curve(_Labelled):
+    steps: list[Count]
+    mean: list[Maybe]
+    ci95: list[Maybe]
+    seeds: list[list[Maybe]]
+    converged_only: bool
+
+
+class _CostCurve(_Labelled):
+    axis: Axis
+    cost: list[Number]
+    mean: list[Maybe]
+    low: list[Maybe]
+    high: list[Maybe]
+
+
+class _Within(Open):
+    cost: list[Number]
+    share: list[Number]
+
+
+class _Solved(_Labelled):
+    share: Number
+    per_solved: OfAxis
+    median: OfAxis
+    restricted: OfAxis
+    cap: Count
+    within: dict[Axis, _Within | None]
+
+
+class _Line(_Labelled):
+    up_front: Number
+    per_solved: Number
+    share: Number
+
+
+class _Total(_Labelled):
+    tasks: Count
+    flops: Maybe
+    seconds: Maybe
+    on_front: dict[Axis, bool]
+
+
+class _Values(_Labelled):
+    values: list[Maybe]
+
+
+class _EqualCompute(Open):
+    tasks: Count
+    budgets: list[Number]
+    rows: list[_Values]
+
+
+class _Factor(_Pair):
+    part: Text
+    to: Text
+    same: list[Text]
+    difference: Number
+    ci95: Ends
+
+
+class _Control(_Labelled):
+    relative: Number
+    ci95: Ends
+
+
+class _Noise(_Labelled):
+    tau: Maybe
+    spearman: Maybe
+    regret: Maybe
+    regret_of_chance: Maybe
+    optimism: Maybe
+    gain: Maybe
+    searches: Count
+    candidates: Count
+
+
+class _Tuning(_Labelled):
+    trials: Count
+    best: Maybe
+    tested: Maybe
+
+
+class Comparison(Open):
+    """comparison.json, schema 1; what None stands for was not written yet by earlier versions."""
+
+    rows: list[Result]
+    summary: list[_Summary]
+    paired: list[_Difference]
+    target: Target | None
+    break_even: list[_BreakEven]
+    checks: list[_Check]
+    break_even_common: list[_BreakEven] | None = None
+    curves: list[_Curve] | None = None
+    cost_curves: list[_CostCurve] | None = None
+    solved: list[_Solved] | None = None
+    break_even_lines: list[_Line] | None = None
+    total_cost: list[_Total] | None = None
+    equal_compute: _EqualCompute | None = None
+    factors: list[_Factor] | None = None
+    controls: list[_Control] | None = None
+    selection: list[_Noise] | None = None
+    tuning: list[_Tuning] | None = None

@@ -1,0 +1,186 @@
+"""What rows with architecture search or tuning chose from: their facts, controls, and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metalearn.errors import ConfigError
+from metalearn.evaluate.selection import noise
+from metalearn.results.records import Array, Group, Json, Run, mean
+from metalearn.storage.files import read_json, read_npz
+
+# score, truth [R, A]: what each candidate was chosen by, and how good it was on queries
+SELECTION = "selection.npz"
+
+
+def trials(run: Run) -> int:
+    """Tuning trials of a run: `budget.trials` where it had fields to tune."""
+    tuned = (run.config.get("method") or {}).get("tune")
+    return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
+
+
+def searched(run: Run) -> bool:
+    """Whether anything was spent on searching architectures."""
+    entry = run.phase("search")
+    return bool(entry.get("seconds") or (entry.get("once") or {}).get("seconds"))
+
+
+def searcher(run: Run) -> str:
+    """The name of the searcher of a row, "" where it has none."""
+    found: Any = (run.config.get("method") or {}).get("searcher")
+    return str(found.get("name") if isinstance(found, dict) else found or "")
+
+
+def candidates(run: Run) -> int:
+    """How many architectures a row may look at."""
+    return int((run.config.get("method") or {}).get("candidates") or 0)
+
+
+def searches(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if any(map(searched, group.runs))]
+
+
+def is_random(group: Group) -> bool:
+    return searcher(group.first) == "random"
+
+
+def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
+    """The `controls` rows of comparison.json: by what share a search differs from its own mean
+    random architecture, on the tasks that both met.
+
+    The interval is that of the paired difference, over the architecture's mean.
+    """
+    bases = {
+        _regime(group.first): group
+        for group in searches(groups)
+        if is_random(group) and candidates(group.first) == 1
+    }
+    found = ((group, bases.get(_regime(group.first))) for group in groups)
+    return [
+        row
+        for group, base in found
+        if base is not None and base is not group and (row := _over(group, base, paired))
+    ]
+
+
+def _regime(run: Run) -> tuple[str, ...]:
+    """What must agree before a row is held against a control: method, space, contained method,
+    training tasks.
+    """
+    method = run.config.get("method") or {}
+    inside = {
+        key: value for key, value in (method.get("contains") or {}).items() if key != "inner_lr"
+    }  # may be tuned
+    return (
+        str(method.get("name")),
+        str(method.get("space")),
+        str(inside),
+        str(run.config.get("task")),
+    )
+
+
+def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
+    own, other = group.at_headline(), base.at_headline()
+    if own is None or other is None:
+        return None
+    tasks = min(own.shape[1], other.shape[1])
+    low, high = float(other[:, :tasks].mean()), float(own[:, :tasks].mean())
+    if not low or not np.isfinite([low, high]).all():
+        return None
+    row: Json = {
+        "label": group.label,
+        "base": base.label,
+        "relative": (high - low) / low,
+        "ci95": None,
+    }
+    pair = next(
+        (entry for entry in paired if {entry["a"], entry["b"]} == {group.label, base.label}), None
+    )
+    if pair is not None and pair["ci95"] is not None:
+        sign = 1 if pair["a"] == group.label else -1
+        row["ci95"] = sorted(sign * end / low for end in pair["ci95"])
+    return row
+
+
+class Selection(NamedTuple):
+    """The candidates of a row's searches, those of all seeds under each other."""
+
+    group: Group
+    score: Array  # [R, A] what they were chosen by
+    truth: Array  # [R, A] how good they were on queries, higher is better
+    pick: Array  # [R] which was taken
+    one_unit: bool  # whether score and truth may be subtracted
+
+
+def selections(groups: Sequence[Group]) -> list[Selection]:
+    """Every row whose runs kept what each candidate was worth."""
+    found = []
+    for group in groups:
+        parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
+        if parts and len({part["score"].shape[1:] for part in parts}) == 1:
+            score, truth, pick = (
+                np.concatenate([part[name] for part in parts])
+                for name in ("score", "truth", "pick")
+            )
+            one_unit = all(bool(part["one_unit"].all()) for part in parts)
+            found.append(Selection(group, score, truth, pick[:, 0].astype(int), one_unit))
+    return found
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    """score, truth, pick and one_unit of selection.npz; a pick that is not told (or -1) is the best
+    score.
+    """
+    if not path.exists():
+        return {}
+    arrays = {name: np.atleast_2d(value) for name, value in read_npz(path).items()}
+    if not {"score", "truth"} <= set(arrays) or arrays["score"].shape != arrays["truth"].shape:
+        raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
+    best = np.where(np.isfinite(arrays["score"]), arrays["score"], -np.inf).argmax(1, keepdims=True)
+    told = arrays.get("pick", np.full(best.shape, -1.0))
+    return {
+        **arrays,
+        "pick": np.where(told >= 0, told, best),
+        "one_unit": arrays.get("one_unit", np.ones((1, 1))),
+    }
+
+
+def selection_rows(groups: Sequence[Group]) -> list[Json]:
+    """The `selection` rows of comparison.json: rank correlation, regret and optimism of every
+    search whose candidates are all known.
+    """
+    return [
+        {
+            "label": one.group.label,
+            **noise(
+                list(one.score), list(one.truth), one.pick.tolist(), one_unit=one.one_unit
+            )._asdict(),
+        }
+        for one in selections(groups)
+    ]
+
+
+def tuning_rows(groups: Sequence[Group]) -> list[Json]:
+    """The `tuning` rows of comparison.json: the best trial's score on validation tasks beside the
+    score on test tasks, where both are known.
+    """
+    rows = []
+    for group in groups:
+        best, tested = mean([_best_trial(run) for run in group.runs]), group.value()
+        if best is not None and tested is not None:
+            best = best if group.higher_better else -best
+            row = {"label": group.label, "trials": trials(group.first), "best": best}
+            rows.append({**row, "tested": tested})
+    return rows
+
+
+def _best_trial(run: Run) -> float | None:
+    record = run.path / "tune" / "trials.json"
+    if not record.exists():
+        return None
+    known = [trial.get("score") for trial in read_json(record)]
+    return max((float(value) for value in known if value is not None), default=None)
