@@ -5,6 +5,7 @@ formats.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import shutil
@@ -139,15 +140,17 @@ def test_a_lock_whose_name_was_taken_away_is_not_held(
     """Between opening and locking, its holder may end and remove the file: then it is another
     process's to make.
     """
-    real, opened = lock.fcntl.flock, []
+    real, opened = fcntl.flock, []
 
     def late(handle: Any, how: int) -> None:
         real(handle, how)
+        if not how & fcntl.LOCK_EX:
+            return
         opened.append(handle)
         if len(opened) == 1:
             (tmp_path / lock.NAME).unlink()
 
-    monkeypatch.setattr(lock.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with lock.held(tmp_path):
         assert len(opened) == 2 and (tmp_path / lock.NAME).exists()
         with pytest.raises(ConfigError, match="another process"), lock.held(tmp_path):

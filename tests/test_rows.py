@@ -5,6 +5,7 @@ what it needs.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import signal
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from metalearn.compare.compare import compare, folders
 from metalearn.compare.scheduler import needs, share
 from metalearn.config.experiment import Experiment, parse
 from metalearn.errors import ConfigError
-from metalearn.storage import lock
 from metalearn.storage.lock import Busy, held
 
 FILE: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_is_no_other_process(
     def none(handle: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(OSError, match="No locks"), held(tmp_path):
         pass
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from metalearn.errors import ConfigError
 
 NAME = ".lock"
+PATIENCE = 0.2  # seconds: long enough to try again where the holder has just removed the file
 
 
 class Busy(ConfigError):
@@ -20,44 +20,32 @@ class Busy(ConfigError):
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run directory for this process; Busy while another one does. Nothing stays behind but
-    the run.
+    """Hold a run directory for this process; Busy while another one does. Only the run remains.
 
-    OSError where the file system knows no locks.
+    OSError where the file system has no locks.
     """
     made = not folder.exists()
-    path = folder / NAME
-    with _locked(path):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if made and not any(folder.iterdir()):
-                with suppress(OSError):  # another process has begun there
-                    folder.rmdir()
-
-
-def _locked(path: Path) -> IO[str]:
-    """The lock file, locked; again where another process has taken its name away between making and
-    locking it.
-    """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            handle = path.open("a")
-            if _is_ours(handle, path):
-                return handle
-            handle.close()
-
-
-def _is_ours(handle: IO[str], path: Path) -> bool:
-    """Whether the open file could be locked, and still has its name."""
+    lock = _locked(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        if not isinstance(error, BlockingIOError):
-            raise
-        text = "another process is at work on this run: wait for it, or give another --out"
-        raise Busy((str(path.parent), text)) from None
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+        yield
+    finally:
+        (folder / NAME).unlink(missing_ok=True)
+        lock.release()
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # another process has begun there
+                folder.rmdir()
+
+
+def _locked(folder: Path) -> FileLock:
+    """The lock of a folder, acquired; the folder is made again where its last holder removed it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / NAME, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 10)
+            return lock
+        except FileNotFoundError:
+            continue
+        except Timeout:
+            text = "another process is at work on this run: wait for it, or give another --out"
+            raise Busy((str(folder), text)) from None
