@@ -182,15 +182,63 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
         ("experiment=..", "experiment", "name"),
         ("method.label=a/b", "method.label", "slashes"),
         ("method.label=..", "method.label", "slashes"),
-        ("method.start=3", "method.start", "run directory"),
+        ("evaluate.steps=10", "evaluate.steps", "should be a list, such as [10]"),
         ("task=3", "task", "mapping"),
-        ("evaluate.task=3", "evaluate.task", "dictionary"),
+        ("evaluate.task=3", "evaluate.task", "mapping"),
     ],
 )
 def test_one_error_and_its_hint(override: str, place: str, hint: str) -> None:
     problems = said(sinusoid(), override)
     assert any(where == place and hint in text for where, text in problems), problems
     assert len(problems) == 1, problems
+
+
+def test_one_seed_needs_no_list() -> None:
+    assert one(sinusoid(), "run.seeds=3").run.seeds == (3,)
+    assert places(sinusoid(method={"start": 3})) == ["method.start"]
+
+
+FOLDER = {"task": {"source": "image_folder", "path": "photos"}}
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("task.path=my photos #2", "task.path", "my photos #2"),
+        ("task.path=#2", "task.path", "#2"),
+        ("task.path=2024", "task.path", "2024"),
+        ("task.path=a: b", "task.path", "a: b"),
+        ("task.path=[draft", "task.path", "[draft"),
+        ("task.path='quoted #2'", "task.path", "quoted #2"),
+        ("task.split_file=null", "task.split_file", None),
+        ("task.split_file=1.0", "task.split_file", "1.0"),
+        ("evaluate.task.path=yes", "evaluate.task.path", "yes"),
+        ("method.label=1e3", "method.label", "1e3"),
+        ("method.start=runs/a #1", "method.start", "runs/a #1"),
+        ("run.track.wandb.project=12:30", "run.track.wandb.project", "12:30"),
+        ("published.source=Finn et al. 2017, table 1", "published.source", None),
+        ("experiment=on", "experiment", "on"),
+        ("method.inner_lr=0.1 # of the paper", "method.inner_lr", 0.1),
+        ("run.track.wandb.tags=[a, b]", "run.track.wandb.tags", ["a", "b"]),
+    ],
+)
+def test_the_value_of_a_text_field_is_taken_as_it_stands(
+    override: str, place: str, value: Any
+) -> None:
+    data: Any = apply_overrides(FOLDER, [override])[0]
+    for key in place.split("."):
+        data = data[key]
+    assert data == (override.partition("=")[2] if place == "published.source" else value)
+
+
+def test_a_text_field_of_one_method_of_a_comparison() -> None:
+    words = ["methods.reptile.start=runs/x #2", "methods.first.task.source=image_folder"]
+    data, _ = apply_overrides(COMPARISON, [*words, "methods.first.task.path=a #2"])
+    assert data["methods"][2]["start"] == "runs/x #2"
+    assert data["methods"][1]["task"] == {"source": "image_folder", "path": "a #2"}
+    shared = {"name": "shared_nas", "contains": {"name": "maml"}}
+    data, _ = apply_overrides({"method": shared}, ["method.contains.inner_lr=0.1 #x"])
+    assert data["method"]["contains"]["inner_lr"] == 0.1
 
 
 def test_yaml_numbers_and_missing_tags() -> None:

@@ -6,19 +6,28 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from metalearn.config.file import label_of
+from metalearn.config.text_fields import is_optional, is_text_field
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.storage.yaml import parse_yaml
-
-DEFAULT_METHOD = "maml"
 
 
 def split(text: str) -> tuple[list[str], Any]:
     """`a.b=value` -> (["a", "b"], value); the value is YAML."""
+    path, value = _parts(text)
+    return path, _yaml(text, value)
+
+
+def _parts(text: str) -> tuple[list[str], str]:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise ConfigError((text, "an override looks like method.inner_lr=0.4"))
+    return key.split("."), value
+
+
+def _yaml(text: str, value: str) -> Any:
     try:
-        return key.split("."), parse_yaml(value)
+        return parse_yaml(value)
     except ValueError as error:
         raise ConfigError((text, f"the value cannot be read as YAML: {error}")) from error
 
@@ -26,21 +35,22 @@ def split(text: str) -> tuple[list[str], Any]:
 def apply_overrides(
     data: dict[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A changed copy and what to say; a new `name` (a task's `source`) drops the section's other
-    keys of the file.
+    """A changed copy, and notes: a new `name` (a task's `source`) drops the section's other keys.
+
+    Values are YAML; that of a text field is taken as it stands, unless it is quoted.
     """
     data, notes = copy.deepcopy(data), []
     problems: list[tuple[str, str]] = []
     parsed = []
     for text in overrides:
         try:
-            parsed.append((text, *split(text)))
+            parsed.append((text, *_parts(text)))
         except ConfigError as error:
             problems.extend(error.problems)
     parsed.sort(key=_order)
     for text, path, value in parsed:
         try:
-            note = _set(data, path, value)
+            note = _set(data, path, _value(data, text, path, value))
         except ConfigError as error:
             problems.extend((text, sentence) for _, sentence in error.problems)
             continue
@@ -51,7 +61,14 @@ def apply_overrides(
     return data, notes
 
 
-def _order(entry: tuple[str, list[str], Any]) -> tuple[bool, int]:
+def _value(data: dict[str, Any], text: str, path: list[str], value: str) -> Any:
+    """The value of an override: the text itself for a text field, else YAML."""
+    if value.startswith(("'", '"')) or not is_text_field(data, path):
+        return _yaml(text, value)
+    return None if value in ("", "null", "~") and is_optional(data, path) else value
+
+
+def _order(entry: tuple[str, list[str], str]) -> tuple[bool, int]:
     """New tags first, the outer before the inner, so that they drop no override."""
     _, path, _ = entry
     return (not _is_tag(path), len(path) if _is_tag(path) else 0)
@@ -100,11 +117,6 @@ def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if isinstance(items, list)
         else {}
     )
-
-
-def label_of(item: dict[str, Any]) -> str:
-    """The label of an item of `methods`: its own, else its name."""
-    return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
 
 
 def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:

@@ -125,6 +125,12 @@ class Run(Component):
             )
         return self
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _one_seed(cls, seeds: Any) -> Any:
+        """`seeds: 3` is [3]."""
+        return (seeds,) if type(seeds) is int else seeds
+
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,10 +1,8 @@
-"""From the values of one section to a component, or to every problem in them, told so that it
-teaches.
-"""
+"""From the values of one section to a component, or to every problem in them as a sentence."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,21 +10,18 @@ from metalearn.component import Component
 from metalearn.config.registry import TABLES
 from metalearn.errors import did_you_mean
 
+C = TypeVar("C", bound=Component)
+Problems = list[tuple[str, str]]  # (place in the file, sentence)
 
-def validated(
-    kind: type[Component], values: dict[str, Any], place: str, problems: list[tuple[str, str]]
-) -> Component | None:
-    """The component, or None with its problems added; field and cross-field rules are told
-    together.
-    """
-    wrong = {
-        key: value for key, value in values.items() if _truth_for_number(kind, str(key), value)
-    }
-    problems.extend(
-        (f"{place}.{key}", f"should not be true or false (got {value!r})")
-        for key, value in wrong.items()
-    )
+
+def validated(kind: type[C], values: dict[Any, Any], place: str, problems: Problems) -> C | None:
+    """The component, or None with its problems added, those of cross-field rules included."""
+    wrong = [key for key, value in values.items() if _truth_for_number(kind, str(key), value)]
     if wrong:
+        problems.extend(
+            (_join(place, key), f"should not be true or false (got {values[key]!r})")
+            for key in wrong
+        )
         validated(kind, {k: v for k, v in values.items() if k not in wrong}, place, problems)
         return None
     try:
@@ -39,6 +34,22 @@ def validated(
         return None
 
 
+def partly_validated(kind: type[C], values: dict[Any, Any], place: str, problems: Problems) -> C:
+    """The component with defaults in the place of what is wrong, whose problems are added."""
+    found: Problems = []
+    made = validated(kind, values, place, found)
+    problems.extend(found)
+    if made is not None:
+        return made
+    bad = {where.removeprefix(place).removeprefix(".").partition(".")[0] for where, _ in found}
+    fine = {k: v for k, v in values.items() if isinstance(k, str) and k not in bad}
+    return kind.model_validate(fine)
+
+
+def _join(*parts: Any) -> str:
+    return ".".join(str(part) for part in parts if part != "")
+
+
 def _truth_for_number(kind: type[Component], key: str, value: Any) -> bool:
     """Whether a true or false stands where a field takes none: pydantic would read 1 or 0."""
     info = kind.model_fields.get(key)
@@ -47,11 +58,9 @@ def _truth_for_number(kind: type[Component], key: str, value: Any) -> bool:
     return not takes and any(isinstance(one, bool) for one in given)
 
 
-def _cross(
-    kind: type[Component], values: dict[str, Any], bad: set[str], place: str
-) -> list[tuple[str, str]]:
-    """The cross-field rules, which pydantic skips where a field is wrong; those about a wrong field
-    stay unsaid.
+def _cross(kind: type[Component], values: dict[str, Any], bad: set[str], place: str) -> Problems:
+    """The cross-field rules, which pydantic skips where a field is wrong, but for those about a
+    wrong field.
     """
     try:
         kind.model_validate(_with_tags(kind, values))
@@ -80,15 +89,18 @@ def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]
     # A union's tag stands in pydantic's path after its field; it is no key of the file.
     if len(loc) > 2 and loc[0] in fields and _kind_of(loc[1]):
         del loc[1]
-    where = ".".join([place, *loc])
+    where = _join(place, *loc)
     got = problem.get("input")
     if problem["type"] == "extra_forbidden":
         valid = fields if len(loc) == 1 else _nested_fields(kind, problem["loc"])
         return where, f"unknown key; {did_you_mean(loc[-1], valid)}"
+    if problem["type"] == "dict_type":
+        return where, f"should be a mapping, not {got!r}"
+    if problem["type"] in ("tuple_type", "list_type") and not isinstance(got, dict):
+        return where, f"should be a list, such as [{got}]"
     text = problem["msg"].removeprefix("Value error, ")
-    return where, text if isinstance(got, dict) or problem[
-        "type"
-    ] == "value_error" else f"{text} (got {got!r})"
+    teaches = isinstance(got, dict) or problem["type"] == "value_error"
+    return where, text if teaches else f"{text} (got {got!r})"
 
 
 def _nested_fields(kind: type[Component], loc: tuple[Any, ...]) -> list[str]:

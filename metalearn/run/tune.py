@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.component import Component
-from metalearn.config.experiment import Experiment, numbers_of
+from metalearn.config.experiment import Experiment
 from metalearn.config.sections import TuneRange
+from metalearn.config.tuning import numbers_of
 from metalearn.distributed.shared_work import Asked, curve
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import Entry, since

@@ -1,0 +1,144 @@
+"""The root model of an experiment file: its sections, and the entries of `method` and `methods`.
+
+A section whose content depends on a component (`task`, `model`, `method`) is a mapping here and is
+validated as that component once overlays are applied. A new section is one field of `File`, and a
+line of `SECTIONS` where its model is fixed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, StrictInt
+
+from metalearn.component import Component, option
+from metalearn.config.sections import Budget, Evaluate, Published, Run
+from metalearn.config.validate import Problems, partly_validated
+from metalearn.errors import did_you_mean
+
+DEFAULT_METHOD, DEFAULT_TASK = "maml", "glyphs"
+OVERLAYS = ("task", "model", "run", "evaluate")
+OWN_TEST = ("episodes", "chunk")  # fields of evaluate that may differ within a comparison
+SECTIONS: dict[str, type[Component]] = {
+    "run": Run,
+    "evaluate": Evaluate,
+    "budget": Budget,
+    "published": Published,
+}
+
+
+def label_of(item: dict[str, Any]) -> str:
+    """The label of an item of `methods`: its own, else its name."""
+    return str(item.get("name", DEFAULT_METHOD) if item.get("label") is None else item["label"])
+
+
+def _name(value: str, forbidden: str = "/\\\0") -> str:
+    if not value or any(c in value for c in forbidden) or value in (".", ".."):
+        dots = " and dots" if "." in forbidden else ""
+        raise ValueError(f"should be a name without slashes{dots}, not {value!r}")
+    return value
+
+
+def _label(value: Any) -> Any:
+    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return _name(str(value), "/\\\0.") if plain else value
+
+
+def _methods(value: Any) -> Any:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise ValueError("should be a list of mappings, one a method, each with a `name`")
+    return value
+
+
+def _start(value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"should be a run directory or an experiment, not {value!r}")
+    return value
+
+
+def _genotype(value: Any) -> Any:
+    whole = isinstance(value, list) and all(type(choice) is int for choice in value)
+    if value is not None and not whole:
+        raise ValueError(f"should be a list of whole numbers, a genotype, not {value!r}")
+    return value
+
+
+Section = Annotated[dict[Any, Any], BeforeValidator(lambda value: {} if value is None else value)]
+
+
+class File(Component):
+    """An experiment file."""
+
+    experiment: Annotated[str, BeforeValidator(lambda v: _name(v) if type(v) is str else v)] = (
+        option("experiment", "Name of the experiment.")
+    )
+    task: Section = option({}, "The tasks.")
+    model: Section = option({}, "The network.")
+    method: Section = option({}, "The method of metalearn train.")
+    methods: Annotated[list[dict[Any, Any]], BeforeValidator(_methods)] = option(
+        [], "The methods of metalearn compare."
+    )
+    run: Section = option({}, "How a run is executed and stored.")
+    evaluate: Section = option({}, "The test.")
+    budget: Section = option({}, "What tuning may spend.")
+    published: Section = option({}, "The published number.")
+    demonstration: bool = option(
+        False, "Whether the comparison shows features instead of measuring.", strict=True
+    )
+
+
+class Entry(Component):
+    """One method of a file; further keys are the fields of its component."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: Annotated[str | None, BeforeValidator(_label)] = option(None, "Name in results.")
+    tune: Section = option({}, "Ranges of the fields to tune.")
+    start: Annotated[str | None, BeforeValidator(_start)] = option(
+        None, "A run directory or an experiment whose meta-parameters training starts from."
+    )
+
+    def overlay(self, section: str) -> dict[str, Any]:
+        """What this method lays over a section of the file."""
+        return {}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the method's component."""
+        return dict(self.model_extra or {})
+
+
+class Row(Entry):
+    """One method of a comparison, with overlays of the file's sections."""
+
+    task: Section = option({}, "Laid over the task section.")
+    model: Section = option({}, "Laid over the model section.")
+    run: Section = option({}, "Laid over the run section.")
+    evaluate: Section = option({}, "Laid over the evaluate section: episodes and chunk.")
+
+    def overlay(self, section: str) -> dict[str, Any]:
+        if section not in OVERLAYS:
+            return {}
+        values = dict(getattr(self, section))
+        return {k: v for k, v in values.items() if section != "evaluate" or k in OWN_TEST}
+
+
+class Search(Component):
+    """The part of an entry whose method searches a network for another method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    contains: Section = option({}, "The method that learns with each architecture.")
+    found: Annotated[list[StrictInt] | None, BeforeValidator(_genotype)] = Field(
+        None, description="The genotype that the search has found."
+    )
+
+
+def parse_entry(item: dict[str, Any], comparison: bool, place: str, problems: Problems) -> Entry:
+    """The entry of one method; what is wrong is added to the problems and replaced by defaults."""
+    entry = partly_validated(Row if comparison else Entry, item, place, problems)
+    if isinstance(entry, Row):
+        for key in sorted(map(str, set(entry.evaluate) - set(OWN_TEST))):
+            text = "cannot differ within a comparison, whose test is one for all"
+            where = f"{place}.evaluate.{key}"
+            problems.append((where, f"{text}; {did_you_mean(key, OWN_TEST)}"))
+    return entry
