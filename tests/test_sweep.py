@@ -21,8 +21,8 @@ from sweep_kills import at_work, disturbed, sweep_of, swept
 
 from metalearn.report.sweep_page import importance, read_swept
 from metalearn.storage.lock import held
-from metalearn.sweep.desk import claim_folder
 from metalearn.sweep.file import read
+from metalearn.sweep.request import claim_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
     assert worker.wait_for(lambda: at_work(folder, worker))
     worker.kill(signal.SIGTERM)
     ended = worker.wait()
-    assert ended.code == 75 and "give the sweep's command again" not in ended.out
+    assert ended.code == 75 and "repeat the command" not in ended.out
     again = metalearn("sweep", file, "--out", "stopped")
     assert again.code == 0 and "going on from step" in again.err
     assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"] * 3
@@ -202,11 +202,14 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
             },
             "greater",
         ),
-        ({"parameters": {"method.inner_lr": {"min": 0.1, "max": 1.0}}}, "gone through by a grid"),
+        (
+            {"parameters": {"method.inner_lr": {"min": 0.1, "max": 1.0}}},
+            "list of values for a grid",
+        ),
         ({"method": "bayes"}, "run_cap"),
         ({"metric": {"name": "valid/accuracy", "goal": "maximize"}}, "no accuracy"),
         ({"metric": {"name": "valid/loss", "goal": "maximize"}}, "goal: minimize"),
-        ({"metric": None}, "metric"),
+        ({"metric": None, "method": "bayes", "run_cap": 2}, "metric"),
         ({"program": "nowhere.yaml"}, "nowhere.yaml"),
         ({"program": None}, "experiment file"),
         ({"parameters": None}, "parameters"),
@@ -227,6 +230,14 @@ def test_one_wrong_key(metalearn: Commands, keys: dict[str, Any], word: str) -> 
         "one.yaml",
     )
     assert not (metalearn.folder / "never").exists()
+
+
+def test_a_sweep_whose_trials_all_fail_ends_with_an_error(metalearn: Commands) -> None:
+    parameters = {"method.inner_lr": {"values": [1e30]}, "method.inner_steps": {"value": 2}}
+    file = swept(metalearn.folder, "hopeless", parameters=parameters)
+    done = metalearn("sweep", file)
+    assert done.code == 1 and "0 complete, 0 pruned, 1 failed" in done.out, done
+    assert metalearn("sweep", file).code == 1  # nothing left to run is no success, either
 
 
 def test_words_of_the_command(metalearn: Commands) -> None:

@@ -1,6 +1,4 @@
-"""The parts of a sweep: distributions, hyperband, claims, the desk; and the sweep files of the
-house.
-"""
+"""The parts of a sweep: distributions, hyperband, leases, the queue; the shipped sweep files."""
 
 from __future__ import annotations
 
@@ -22,15 +20,16 @@ from sweep_kills import swept
 
 from metalearn.config.validate import validated
 from metalearn.errors import ConfigError
-from metalearn.sweep import claims as claims_room
-from metalearn.sweep import worker
-from metalearn.sweep.claims import SILENCE, Claims
+from metalearn.sweep import leases, worker
 from metalearn.sweep.command import conclusion
-from metalearn.sweep.desk import Desk, claim_folder
-from metalearn.sweep.file import EarlyTerminate, override, read
-from metalearn.sweep.hyperband import goes_on
-from metalearn.sweep.spread import SPREADS, kind_of
-from metalearn.sweep.worker import watched
+from metalearn.sweep.distributions import DISTRIBUTIONS, default_distribution
+from metalearn.sweep.file import read
+from metalearn.sweep.hyperband import EarlyTerminate, should_continue
+from metalearn.sweep.leases import EXPIRY, Leases
+from metalearn.sweep.parameters import override
+from metalearn.sweep.request import claim_folder
+from metalearn.sweep.trial_queue import TrialQueue
+from metalearn.sweep.worker import with_group
 from metalearn.tracking.tracker import group_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,19 +47,19 @@ def test_hyperband_by_hand() -> None:
         4: [10, 6, 6],
     }  # W&B's own example
     seen = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
-    assert [goes_on(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
+    assert [should_continue(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
     back = {0: {1: 1.0, 2: 5.0}, 1: {1: 9.0, 2: 2.0}, 2: {1: 9.0, 2: 3.0}}
     loose = rule.model_copy(update={"strict": False})
-    assert not goes_on(rule, back, 0) and goes_on(
+    assert not should_continue(rule, back, 0) and should_continue(
         loose, back, 0
     )  # strict judges the value at the band
-    assert goes_on(rule, {0: {}}, 0)
+    assert should_continue(rule, {0: {}}, 0)
 
 
-def spread_of(values: dict[str, Any]) -> Any:
+def distribution_of(values: dict[str, Any]) -> Any:
     problems: list[tuple[str, str]] = []
-    kind = SPREADS[values.get("distribution") or kind_of(values) or ""]
-    made = validated(kind, {"distribution": kind_of(values), **values}, "p", problems)
+    kind = DISTRIBUTIONS[values.get("distribution") or default_distribution(values) or ""]
+    made = validated(kind, {"distribution": default_distribution(values), **values}, "p", problems)
     assert not problems, problems
     return made
 
@@ -80,26 +79,40 @@ def test_every_distribution_against_its_definition() -> None:
         ("q_normal", {"mu": 2, "sigma": 3, "q": 0.5}, 0.5),
         ("q_log_normal", {"mu": 3.0, "sigma": 0.2, "q": 2}, 18),
     ]:
-        assert spread_of({"distribution": name, **options}).of(half) == pytest.approx(
+        assert distribution_of({"distribution": name, **options}).value_of(half) == pytest.approx(
             expected, rel=1e-9
         ), name
-    assert spread_of({"distribution": "log_uniform", "min": -2, "max": 0}).of(-1.0) == math.exp(-1)
-    assert spread_of({"distribution": "inv_log_uniform", "min": -2, "max": 0}).of(-1.0) == math.e
-    assert spread_of({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 1}).of(1.0) == 3
-    assert spread_of({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}).grid() == [
+    assert distribution_of({"distribution": "log_uniform", "min": -2, "max": 0}).value_of(
+        -1.0
+    ) == math.exp(-1)
+    assert (
+        distribution_of({"distribution": "inv_log_uniform", "min": -2, "max": 0}).value_of(-1.0)
+        == math.e
+    )
+    assert (
+        distribution_of({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 1}).value_of(1.0)
+        == 3
+    )
+    assert distribution_of(
+        {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}
+    ).grid() == [
         0,
         0.25,
         0.5,
         0.75,
         1,
     ]
-    assert spread_of({"distribution": "log_uniform_values", "min": 0.1, "max": 1.0}).latent().log
     assert (
-        spread_of({"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 4}).of(17.9)
+        distribution_of({"distribution": "log_uniform_values", "min": 0.1, "max": 1.0}).unit().log
+    )
+    assert (
+        distribution_of(
+            {"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 4}
+        ).value_of(17.9)
         == 16
     )
-    weighted = spread_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
-    assert [weighted.of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
+    weighted = distribution_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
+    assert [weighted.value_of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
         "a",
         "a",
         "c",
@@ -107,14 +120,14 @@ def test_every_distribution_against_its_definition() -> None:
         "c",
     ]
     kinds = [{"min": 1, "max": 3}, {"min": 1.0, "max": 3}, {"values": [1]}, {"value": 1}, {"mu": 1}]
-    assert [kind_of(kind) for kind in kinds] == [
+    assert [default_distribution(kind) for kind in kinds] == [
         "int_uniform",
         "uniform",
         "categorical",
         "constant",
         None,
     ]
-    assert set(SPREADS) == {kind for one in SPREADS.values() for kind in _names(one)}
+    assert set(DISTRIBUTIONS) == {kind for one in DISTRIBUTIONS.values() for kind in _names(one)}
 
 
 def _names(kind: Any) -> tuple[str, ...]:
@@ -144,45 +157,45 @@ def test_a_value_comes_back_the_same_from_its_override(value: Any) -> None:
     assert path == ["a", "b"] and back == value and type(back) is type(value)
 
 
-def test_claims_of_the_dead_the_living_and_the_silent(tmp_path: Path) -> None:
-    mine, other = Claims(tmp_path), Claims(tmp_path)
+def test_leases_of_the_dead_the_living_and_the_silent(tmp_path: Path) -> None:
+    mine, other = Leases(tmp_path), Leases(tmp_path)
     assert (
-        mine.free(3)
+        mine.is_free(3)
         and mine.take(3) == 0
-        and mine.mine(3)
-        and not other.mine(3)
-        and not other.free(3)
+        and mine.is_mine(3)
+        and not other.is_mine(3)
+        and not other.is_free(3)
     )
     path = mine.path(3)
     held = json.loads(path.read_text())
     path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process: dead at once
-    assert other.free(3)
+    assert other.is_free(3)
     path.write_text(json.dumps({**held, "began": "1"}))  # the number was given to another process
-    assert other.free(3)
+    assert other.is_free(3)
     path.write_text(json.dumps({**held, "machine": "elsewhere"}))
-    assert not other.free(3)
-    past = time.time() - SILENCE - 1
+    assert not other.is_free(3)
+    past = time.time() - EXPIRY - 1
     os.utime(path, (past, past))
-    assert other.free(3) and other.take(3) == 1 and not mine.mine(3)
-    mine.drop(3, finished=False)  # lost: not mine to give back
-    assert other.mine(3)
-    other.drop(3, finished=False)
-    assert mine.free(3) and mine.take(3) == 1  # what was given back is no death
+    assert other.is_free(3) and other.take(3) == 1 and not mine.is_mine(3)
+    mine.give_back(3)  # lost: not mine to give back
+    assert other.is_mine(3)
+    other.give_back(3)
+    assert mine.is_free(3) and mine.take(3) == 1  # what was given back is no death
     path.write_text("{ torn")
-    assert mine.free(3)
+    assert mine.is_free(3)
 
 
 def test_a_trial_that_takes_three_processes_with_it_has_failed(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "deadly")))
     claim_folder(sweep, tmp_path / "out")
     for _ in range(3):
-        trial = Desk(sweep, tmp_path / "out").next()
+        trial = TrialQueue(sweep, tmp_path / "out").next()
         assert trial and trial.number == 0  # type: ignore[union-attr]
-        path = Claims(tmp_path / "out" / "claims").path(0)
+        path = Leases(tmp_path / "out" / "claims").path(0)
         path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
-    desk = Desk(sweep, tmp_path / "out")
-    trial = desk.next()
-    assert trial and trial.number == 1 and desk.failures() == {0: "3 processes died at it"}  # type: ignore[union-attr]
+    queue = TrialQueue(sweep, tmp_path / "out")
+    trial = queue.next()
+    assert trial and trial.number == 1 and queue.failures() == {0: "3 processes died at it"}  # type: ignore[union-attr]
 
 
 def test_a_grid_goes_over_multiples_of_q_between_its_ends() -> None:
@@ -191,20 +204,24 @@ def test_a_grid_goes_over_multiples_of_q_between_its_ends() -> None:
         ({"min": 1, "max": 10, "q": 4}, [4, 8]),
         ({"min": -1.0, "max": 1.0, "q": 0.5}, [-1.0, -0.5, 0.0, 0.5, 1.0]),
     ]:
-        spread = spread_of({"distribution": "q_uniform", **options})
-        assert [spread.of(value) for value in spread.grid()] == pytest.approx(points)
+        spread = distribution_of({"distribution": "q_uniform", **options})
+        assert [spread.value_of(value) for value in spread.grid()] == pytest.approx(points)
     for options, word in [
         ({"min": 0.1, "max": 0.9, "q": 1}, "no multiple"),
-        ({"min": 0, "max": 1e300, "q": 1}, "told"),
+        ({"min": 0, "max": 1e300, "q": 1}, "tell"),
     ]:
         problems: list[tuple[str, str]] = []
         assert (
-            validated(SPREADS["q_uniform"], {"distribution": "q_uniform", **options}, "p", problems)
+            validated(
+                DISTRIBUTIONS["q_uniform"], {"distribution": "q_uniform", **options}, "p", problems
+            )
             is None
         )
         assert word in problems[0][1]
     assert (
-        spread_of({"distribution": "q_log_uniform", "min": 0, "max": 700, "q": 1e-9}).of(700.0)
+        distribution_of(
+            {"distribution": "q_log_uniform", "min": 0, "max": 700, "q": 1e-9}
+        ).value_of(700.0)
         > 1e300
     )
 
@@ -221,11 +238,11 @@ def test_a_file_server_that_does_not_answer_once_ends_no_signs_of_life(
         real(path)
         alive.set()
 
-    monkeypatch.setattr(claims_room, "BEAT", 0.01)
-    monkeypatch.setattr(claims_room.os, "utime", utime)
-    mine = Claims(tmp_path)
+    monkeypatch.setattr(leases, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(leases.os, "utime", utime)
+    mine = Leases(tmp_path)
     mine.take(0)
-    with mine.beating(0):
+    with mine.heartbeat(0):
         assert alive.wait(60)
 
 
@@ -248,35 +265,35 @@ def test_dates_sets_and_bytes_are_refused_in_their_places(tmp_path: Path) -> Non
 def test_a_journal_that_a_crash_tore_is_read(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "torn")))
     claim_folder(sweep, tmp_path / "out")
-    desk = Desk(sweep, tmp_path / "out")
-    trial = desk.next()
+    queue = TrialQueue(sweep, tmp_path / "out")
+    trial = queue.next()
     assert trial
-    desk.tell(trial, 1.0, "complete")  # type: ignore[arg-type]
+    queue.finish(trial, 1.0, "complete")  # type: ignore[arg-type]
     with (tmp_path / "out" / "journal.log").open("a") as handle:
         handle.write('{"op_code":4,"worker_')
-    written = desk.next()  # cuts the torn line off before it writes its own
+    written = queue.next()  # cuts the torn line off before it writes its own
     assert written and written.number == 1  # type: ignore[union-attr]
-    desk.tell(written, 2.0, "complete")  # type: ignore[arg-type]
-    assert [row["value"] for row in Desk(sweep, tmp_path / "out").records()] == [1.0, 2.0]
+    queue.finish(written, 2.0, "complete")  # type: ignore[arg-type]
+    assert [row["value"] for row in TrialQueue(sweep, tmp_path / "out").records()] == [1.0, 2.0]
     with (tmp_path / "out" / "journal.log").open("a") as handle:
         handle.write('{"op_code":4,"worker_')
-    assert Desk(sweep, tmp_path / "out").records() == desk.records() != []
-    again = Desk(sweep, tmp_path / "out").next()
+    assert TrialQueue(sweep, tmp_path / "out").records() == queue.records() != []
+    again = TrialQueue(sweep, tmp_path / "out").next()
     assert again and again.number == 2  # type: ignore[union-attr]
 
 
 def test_a_late_result_of_a_lost_trial_is_not_told_twice(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "late")))
     claim_folder(sweep, tmp_path / "out")
-    slow, quick = Desk(sweep, tmp_path / "out"), Desk(sweep, tmp_path / "out")
+    slow, quick = TrialQueue(sweep, tmp_path / "out"), TrialQueue(sweep, tmp_path / "out")
     lost = slow.next()
     assert lost and lost.number == 0  # type: ignore[union-attr]
-    path = slow.claims.path(0)
+    path = slow.leases.path(0)
     path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
     taken = quick.next()
     assert taken and taken.number == 0 and taken.values == lost.values  # type: ignore[union-attr]
-    slow.tell(lost, 5.0, "complete")  # type: ignore[arg-type]
-    quick.tell(taken, 4.0, "complete")  # type: ignore[arg-type]
+    slow.finish(lost, 5.0, "complete")  # type: ignore[arg-type]
+    quick.finish(taken, 4.0, "complete")  # type: ignore[arg-type]
     assert [row["value"] for row in quick.records()] == [4.0]
 
 
@@ -284,7 +301,7 @@ FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_sweep_files_of_the_house(file: Path) -> None:
+def test_the_shipped_sweep_files(file: Path) -> None:
     if (
         "omniglot" in file.stem
         and not (Path(os.environ.get("METALEARN_DATA", "")) / "omniglot28.npz").is_file()
@@ -306,6 +323,21 @@ def test_wandb_own_schema_takes_what_is_run_here(file: Path) -> None:
         jsonschema.validate({**data, "method": "guessing"}, rules)
 
 
+def test_grid_and_random_search_need_no_metric(tmp_path: Path) -> None:
+    assert read(str(swept(tmp_path, "free", metric=None))).metric.name == "valid/loss"
+    unvalidated = sinusoid(run={"meta_steps": 4, "validate": {"every": None}})
+    grid = swept(tmp_path, "unvalidated", unvalidated, metric=None)
+    assert read(str(grid)).metric.name == "test/loss"
+    early = {"type": "hyperband", "min_iter": 1}
+    with pytest.raises(ConfigError, match="metric: is missing"):
+        read(str(swept(tmp_path, "early", metric=None, early_terminate=early)))
+
+
+def test_max_iter_decides_beside_min_iter_as_in_wandb() -> None:
+    both = EarlyTerminate(type="hyperband", min_iter=3, max_iter=27, s=2)
+    assert both.bands(27) == [3, 9]
+
+
 def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_cap.*is missing"):
         read(str(swept(tmp_path, "x", method="random")))
@@ -313,14 +345,14 @@ def test_problems_are_config_errors_without_a_command_line(tmp_path: Path) -> No
 
 def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Path) -> None:
     sweep = read(str(swept(tmp_path, "shown", project="waves", entity="team")))
-    track = watched(sweep, sweep.experiment, tmp_path / "out").run.track
+    track = with_group(sweep, sweep.experiment, tmp_path / "out").run.track
     assert (track.wandb.project, track.wandb.entity, track.wandb.group) == (
         "waves",
         "team",
         group_of("shown", tmp_path / "out"),
     )
     assert not track.terminal.on
-    assert watched(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()
+    assert with_group(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()
 
 
 @pytest.mark.parametrize("seeds,noted", [([0], False), ([3, 4], True)])
@@ -354,7 +386,7 @@ def test_a_trial_that_breaks_the_program_ends_no_other(
     with pytest.raises(OSError, match="No space"):
         worker.work(sweep, tmp_path / "out")
     worker.work(sweep, tmp_path / "out")
-    rows = Desk(sweep, tmp_path / "out").records()
+    rows = TrialQueue(sweep, tmp_path / "out").records()
     assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == [
         "failed",
         *["complete"] * 3,

@@ -164,7 +164,8 @@ def sweep(
             )
         from metalearn.sweep.command import sweep as run
 
-        run(file, workers, out, wandb, (words or []) if slurm else None)
+        if not run(file, workers, out, wandb, (words or []) if slurm else None):
+            raise SystemExit(1)
 
 
 @app.command()

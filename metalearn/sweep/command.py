@@ -1,5 +1,5 @@
-"""`metalearn sweep FILE`: this process is one worker, or the parent of several; any number may
-share one folder.
+"""`metalearn sweep FILE`: this process is one worker, or the parent of several; any number of
+commands may share one folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from metalearn.logger import log
 from metalearn.machine import cores
 from metalearn.report.sweep_page import write_sweep_report
 from metalearn.run.loop import signals
-from metalearn.sweep.desk import Desk, claim_folder
 from metalearn.sweep.file import Sweep, read
-from metalearn.sweep.worker import watched, work
+from metalearn.sweep.request import claim_folder
+from metalearn.sweep.trial_queue import TrialQueue, best_of
+from metalearn.sweep.worker import with_group, work
 from metalearn.tracking.tracker import tell_page
 
 # what a parent gives each of its workers, where the experiment names none
@@ -29,129 +30,118 @@ THREADS = "METALEARN_SWEEP_THREADS"
 
 def sweep(
     name: str, workers: int, out: Path | None, wandb: bool, slurm: Sequence[str] | None
-) -> None:
-    """Run a sweep here, on a cluster, or by W&B's own agents."""
+) -> bool:
+    """Run a sweep here, on a cluster, or by W&B's own agents; False where every trial failed."""
     found = read(name)
     if wandb:
         hand_over(found)
-        return
+        return True
     folder = out or Path("runs") / found.name
     if slurm is not None:
         from metalearn.sweep.slurm import submit
 
         submit(found, folder, workers, slurm)
-        return
+        return True
     claim_folder(found, folder)
     if workers == 1:
         given = os.environ.get(THREADS, "")
         work(found, folder, int(given) if given.isdigit() and given != "0" else None)
     else:
-        _several(found, folder, workers)
-    if THREADS not in os.environ:
-        print(conclusion(found, folder))
-        page = write_sweep_report([folder], folder / "report.html")
-        tell_page(watched(found, found.experiment, folder), found.name, folder, page)
-        print(f"report: {page}")
+        _Workers(found, folder, workers).run()
+    if THREADS in os.environ:
+        return True  # the parent concludes
+    print(conclusion(found, folder))
+    page = write_sweep_report([folder], folder / "report.html")
+    tell_page(with_group(found, found.experiment, folder), found.name, folder, page)
+    print(f"report: {page}")
+    return any(row["state"] != "failed" for row in TrialQueue(found, folder).records())
 
 
 def conclusion(found: Sweep, folder: Path) -> str:
-    """The best trial in a sentence, and where everything is."""
-    desk = Desk(found, folder)
-    rows = {row["number"]: row for row in desk.records()}
-    counts = {
-        state: sum(row["state"] == state for row in rows.values())
-        for state in ("complete", "pruned", "failed")
-    }
-    lines = [
-        f"{len(rows)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items())
-    ]
-    sign = 1.0 if found.metric.goal == "minimize" else -1.0
-    done = [row for row in rows.values() if row["state"] == "complete"]
-    if done:
-        best = min(done, key=lambda row: (sign * row["value"], row["number"]))
+    """The counts of trials, the best one, notes, and where everything is."""
+    queue, metric = TrialQueue(found, folder), found.metric
+    rows = queue.records()
+    states = [row["state"] for row in rows]
+    counts = (f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed"))
+    lines = [f"{len(rows)} trials: {', '.join(counts)}"]
+    if best := best_of(rows, metric.sign):
         values = " ".join(f"{key}={value}" for key, value in best["parameters"].items())
-        lines.append(
-            f"best: trial {best['number']}, {found.metric.name} {best['value']:.6g}, {values}"
-        )
-    if found.metric.split == "test":
+        lines.append(f"best: trial {best['number']}, {metric.name} {best['value']:.6g}, {values}")
+    if metric.split == "test":
         lines.append(
             "note: this sweep chose on test tasks: the best value is no estimate for new ones; "
-            "say valid/..."
+            "use a metric valid/..."
         )
     seeds = found.experiment.run.seeds
     if len(seeds) > 1 and "run.seeds" not in found.parameters:
         lines.append(
             f"note: every trial ran seed {seeds[0]} alone, the first of run.seeds {list(seeds)}"
         )
-    lines.append(f"sweep: {desk.write()}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"sweep: {queue.write()}"])
 
 
 def hand_over(found: Sweep) -> None:
-    """Give the same file to W&B's sweep; its agents run the trials."""
+    """Register the file as a sweep of W&B, whose agents run the trials."""
     from metalearn.tracking.by_wandb import new_sweep
 
     # W&B knows the metric by the name that it is logged by.
-    metric = {**(found.data.get("metric") or {}), "name": found.metric.name}
+    metric = {**(found.data.get("metric") or {"goal": "minimize"}), "name": found.metric.name}
     print(new_sweep({**found.data, "metric": metric}, found.program))
-    log.info(
-        "start as many agents as you like, on any machine that has this project and this "
-        "experiment file"
-    )
+    log.info("start any number of agents, on machines that have this project and experiment file")
 
 
-def _several(found: Sweep, folder: Path, workers: int) -> None:
-    """Workers as processes of their own. What a killed one left is taken over by the others, or by
-    one more.
-    """
-    share = max(1, cores() // workers)
-    environment = {**os.environ, THREADS: str(share)}
-    words = [sys.executable, "-m", "metalearn", "sweep", found.file, "--out", str(folder)]
-    stopping = threading.Event()
+class _Workers:
+    """Workers as processes; the trials of a killed one are taken over."""
 
-    def start() -> subprocess.Popen[str]:
-        made = subprocess.Popen(
-            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    def __init__(self, found: Sweep, folder: Path, workers: int) -> None:
+        self._sweep, self._folder, self._count = found, folder, workers
+        self._running: list[subprocess.Popen[str]] = []
+        self._stopping = False
+
+    def run(self) -> None:
+        """Start the workers and wait for all; Stopped after a signal, ConfigError of a worker."""
+        with signals(self._stop):
+            for _ in range(self._count):
+                self._start()
+            codes = self._wait(self._running)
+            while not self._stopping and min(codes) < 0 and not self._is_done():
+                log.info("a worker died before the sweep was done: starting another one")
+                codes = self._wait([self._start()])
+        if self._stopping:
+            text = f"stopped by a signal; to continue, repeat the command with --out {self._folder}"
+            raise Stopped(text)
+        if wrong := [code for code in codes if code > 0]:
+            text = f"{len(wrong)} workers ended with exit code {wrong[0]}: see above"
+            raise ConfigError((str(self._folder), text))
+
+    def _is_done(self) -> bool:
+        return TrialQueue(self._sweep, self._folder).is_done()
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "metalearn", "sweep", self._sweep.file]
+        worker = subprocess.Popen(
+            [*command, "--out", str(self._folder)],
+            env={**os.environ, THREADS: str(max(1, cores() // self._count))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert made.stderr is not None
-        threading.Thread(target=_relay, args=(made.stderr,), daemon=True).start()
-        return made
+        assert worker.stderr is not None
+        threading.Thread(target=_relay, args=(worker.stderr,), daemon=True).start()
+        self._running.append(worker)
+        return worker
 
-    running = [start() for _ in range(workers)]
+    def _stop(self) -> None:
+        self._stopping = True
+        for worker in self._running:
+            worker.send_signal(signal.SIGTERM)
 
-    def stop() -> None:
-        stopping.set()
-        for one in running:
-            one.send_signal(signal.SIGTERM)
-
-    with signals(stop):
-        codes = _wait(running, stop)
-        while (
-            not stopping.is_set()
-            and any(code < 0 for code in codes)
-            and not Desk(found, folder).finished()
-        ):
-            log.info("a worker died before the sweep was done: one more begins")
-            running.append(start())
-            codes = _wait(running[-1:], stop)
-    if stopping.is_set():
-        raise Stopped(
-            f"stopped by a signal; to go on, give the sweep's command again with --out {folder}"
-        )
-    wrong = [code for code in codes if code > 0]
-    if wrong:
-        raise ConfigError(
-            (str(folder), f"{len(wrong)} workers ended with exit code {wrong[0]}: see above")
-        )
-
-
-def _wait(running: Sequence[subprocess.Popen[str]], stop: object) -> list[int]:
-    try:
-        return [one.wait() for one in running]
-    except KeyboardInterrupt:
-        assert callable(stop)
-        stop()
-        return [one.wait() for one in running]
+    def _wait(self, workers: Sequence[subprocess.Popen[str]]) -> list[int]:
+        try:
+            return [worker.wait() for worker in workers]
+        except KeyboardInterrupt:
+            self._stop()
+            return [worker.wait() for worker in workers]
 
 
 def _relay(stream: IO[str]) -> None:

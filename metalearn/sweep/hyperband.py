@@ -1,28 +1,71 @@
-"""Which trials go on: hyperband (Li et al. 2018, arXiv:1603.06560) as W&B's sweeps apply it,
-without rounds.
+"""Early termination: hyperband (Li et al. 2018, arXiv:1603.06560) as W&B's sweeps apply it.
 
-At look b of a band a trial goes on if its value is among the best 1/eta of all the trials that have
-come so far: value <= sorted(values at b)[floor(n / eta)]. It is judged by its best value so far,
-or, `strict`, by the one at b."""
+At validation b of a band a trial continues if its value is among the best 1/eta of all trials so
+far: value <= sorted(values at b)[floor(n / eta)]. `strict` compares the value at b, otherwise the
+trial's best value so far is compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-from metalearn.sweep.file import EarlyTerminate
+from pydantic import model_validator
 
-Curve = Mapping[int, float]  # look, from 1 on -> value, smaller is better
+from metalearn.component import Component, option
+
+Curve = Mapping[int, float]  # number of the validation, from 1 on -> value, smaller is better
 
 
-def goes_on(rule: EarlyTerminate, curves: Mapping[int, Curve], number: int) -> bool:
-    """Whether trial `number` goes on beyond its last look."""
+class EarlyTerminate(Component):
+    """Ends trials early by hyperband (Li et al. 2018): the best 1/eta pass each band."""
+
+    type: Literal["hyperband"] = option(..., "The rule: hyperband.")
+    min_iter: int | None = option(
+        None, "Validations before the first band; the next band is eta times later.", ge=1
+    )
+    max_iter: int | None = option(
+        None,
+        "Validations of a whole trial; bands lie eta, eta^2, ... times before it. With s it "
+        "decides where min_iter is given too, as in W&B.",
+        ge=1,
+    )
+    s: int | None = option(None, "Number of bands, with max_iter.", ge=1, le=100)
+    eta: float = option(3.0, "The best 1/eta of the trials pass a band.", gt=1)
+    strict: bool = option(
+        True, "Compare the value at the band; false: the best value so far, which ends fewer."
+    )
+
+    @model_validator(mode="after")
+    def _has_bands(self) -> EarlyTerminate:
+        if self.min_iter is None and self.max_iter is None:
+            raise ValueError("give either min_iter, or max_iter and s")
+        if self.max_iter is not None and self.s is None:
+            raise ValueError("max_iter needs s, the number of bands")
+        if not self.bands(1):
+            raise ValueError("has no band: max_iter is below eta")
+        return self
+
+    def bands(self, count: int) -> list[int]:
+        """The validations at which trials are compared, up to one at or beyond `count`."""
+        if self.max_iter is not None:
+            ends = [int(self.max_iter / self.eta**index) for index in range(1, 1 + (self.s or 1))]
+            return sorted({end for end in ends if end >= 1})
+        found: list[int] = []
+        band = float(self.min_iter or 1)
+        while not found or found[-1] < count:
+            found.append(int(band))
+            band *= self.eta
+        return found
+
+
+def should_continue(rule: EarlyTerminate, curves: Mapping[int, Curve], number: int) -> bool:
+    """Whether trial `number` continues beyond its last validation."""
     mine = curves[number]
-    looks = max(mine, default=0)
-    passed = [band for band in rule.bands(looks) if band <= looks and band in mine]
+    count = max(mine, default=0)
+    passed = [band for band in rule.bands(count) if band <= count and band in mine]
     if not passed:
         return True
     band = passed[-1]
     values = sorted(curve[band] for curve in curves.values() if band in curve)
     threshold = values[int(len(values) / rule.eta)]
-    judged = mine[band] if rule.strict else min(mine.values())
-    return judged <= threshold
+    return (mine[band] if rule.strict else min(mine.values())) <= threshold

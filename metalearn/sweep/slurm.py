@@ -14,8 +14,8 @@ from typing import Any
 from metalearn.config.overrides import split
 from metalearn.errors import ConfigError
 from metalearn.logger import log
-from metalearn.sweep.desk import claim_folder
 from metalearn.sweep.file import Sweep
+from metalearn.sweep.request import claim_folder
 
 
 class Worker:

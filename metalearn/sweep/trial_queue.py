@@ -1,0 +1,233 @@
+"""Trials and results of a sweep: one Optuna study in a journal file, one lease a trial.
+
+Every decision (a new trial, one taken over, a result) is made under one lock, so that no number of
+workers, killed at any moment, loses a trial or runs one twice. Trials are identified by their
+number; a trial's values by what was drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.run.tune import import_optuna
+from metalearn.storage.files import write_json
+from metalearn.sweep.distributions import Unit
+from metalearn.sweep.file import Sweep
+from metalearn.sweep.hyperband import should_continue
+from metalearn.sweep.leases import Leases, exclusive
+from metalearn.sweep.parameters import grid_point
+
+DEATHS = 3  # workers that may die at a trial before it counts as failed
+
+
+class Trial(NamedTuple):
+    """One trial whose lease this worker has."""
+
+    number: int
+    values: dict[str, Any]
+    study: Any  # Optuna's trial
+
+
+class _JournalLock:
+    """The lock of Optuna's journal, of the same kind as the sweep's.
+
+    A line that a crash or a full disk cut short is removed before the next one is written, which
+    it would make unreadable."""
+
+    def __init__(self, path: Path, journal: Path) -> None:
+        self._path, self._journal = path, journal
+
+    def acquire(self) -> bool:
+        self._held = exclusive(self._path)
+        self._held.__enter__()
+        content = self._journal.read_bytes() if self._journal.exists() else b""
+        if content and not content.endswith(b"\n"):
+            with self._journal.open("rb+") as handle:
+                handle.truncate(content.rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self._held.__exit__(None, None, None)
+
+
+class TrialQueue:
+    """The trials of one sweep, as one worker sees them."""
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        self.sweep, self.folder = sweep, folder
+        self._optuna = import_optuna(sweep.file, "a sweep")
+        self.leases = Leases(folder / "claims")
+        digest = hashlib.sha256(json.dumps(sweep.data.get("parameters")).encode()).hexdigest()
+        self._seed = int(digest[:8], 16)
+        (folder / "claims").mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            self._study = self._open()
+
+    def lock(self) -> Any:
+        return exclusive(self.folder / ".sweep.lock")
+
+    def _open(self) -> Any:
+        """The study of the folder's journal."""
+        optuna, path = self._optuna, self.folder / "journal.log"
+        storages, lock = optuna.storages.journal, _JournalLock(self.folder / ".journal.lock", path)
+        lock.acquire()
+        lock.release()
+        backend = storages.JournalFileBackend(str(path), lock_obj=lock)
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="sweep",
+            direction=self.sweep.metric.goal,
+            load_if_exists=True,
+        )
+
+    def next(self) -> Trial | bool | None:
+        """A trial to run; None while others run the last ones; False where nothing is left."""
+        with self.lock():
+            for found in self._trials("RUNNING"):
+                if not self.leases.is_free(found.number):
+                    continue
+                trial = self._optuna.trial.Trial(self._study, found._trial_id)
+                if self.leases.take(found.number) < DEATHS:
+                    return self._with_values(trial)
+                self._tell(trial, None, "failed", f"{DEATHS} processes died at it")
+            if self._started() < self.sweep.cap and not self._target_reached():
+                return self._new()
+            return None if self._trials("RUNNING") else False
+
+    def _new(self) -> Trial:
+        number = self._started()
+        if self.sweep.method == "grid" and not self._trials("WAITING"):
+            self._study.enqueue_trial(grid_point(self.sweep.parameters, number))
+        self._study.sampler = self._sampler(number)
+        made = self._study.ask()
+        self.leases.take(made.number)
+        return self._with_values(made)
+
+    def _with_values(self, made: Any) -> Trial:
+        """Draw a trial's values: the same ones again where a killed worker had drawn them."""
+        self._study.sampler = self._sampler(made.number)
+        units = {name: found.unit() for name, found in self.sweep.parameters.items()}
+        drawn = {
+            name: _suggest(made, name, unit) for name, unit in units.items() if unit is not None
+        }
+        return Trial(made.number, self.sweep.values_of(drawn), made)
+
+    def _sampler(self, number: int) -> Any:
+        """Seeded by the trial's number: random search is the same for any number of workers."""
+        seed = (self._seed + number) % 2**32
+        if self.sweep.method != "bayes":
+            return self._optuna.samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant_liar, which keeps workers apart, is marked
+            return self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # experimental
+
+    def report(self, trial: Trial, count: int, value: float) -> bool:
+        """Record validation number `count` of a trial; whether the trial should continue."""
+        trials = self._study.get_trials(deepcopy=False)
+        known = {one.number: one.intermediate_values for one in trials}
+        if math.isfinite(value) and count not in known[trial.number]:
+            trial.study.report(value, count)
+            known[trial.number] = {**known[trial.number], count: value}
+        if self.sweep.early is None:
+            return True
+        sign = self.sweep.metric.sign
+        curves = {
+            number: {at: sign * value for at, value in curve.items()}
+            for number, curve in known.items()
+        }
+        return should_continue(self.sweep.early, curves, trial.number)
+
+    def finish(self, trial: Trial, value: float | None, state: str, why: str = "") -> None:
+        """Record a result, unless another worker has taken the trial over meanwhile."""
+        with self.lock():
+            if self.leases.is_mine(trial.number):
+                self._tell(trial.study, value, state, why)
+                self._write()
+
+    def _tell(self, made: Any, value: float | None, state: str, why: str) -> None:
+        states = self._optuna.trial.TrialState
+        if state == "failed":
+            made.set_user_attr("failed", why)
+        # The sampler sees a failed trial as one pruned before its first validation: the worst.
+        end = states.COMPLETE if state == "complete" else states.PRUNED
+        self._study.tell(made, value if state == "complete" else None, state=end)
+        self.leases.end(made.number)
+
+    def give_back(self, trial: Trial) -> None:
+        """Leave an unfinished trial to the next worker, who continues from its checkpoint."""
+        with self.lock():
+            self.leases.give_back(trial.number)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to run."""
+        with self.lock():
+            over = self._started() >= self.sweep.cap or self._target_reached()
+            return not self._trials("RUNNING") and over
+
+    def _trials(self, state: str) -> list[Any]:
+        wanted = self._optuna.trial.TrialState[state]
+        return [one for one in self._study.get_trials(deepcopy=False) if one.state == wanted]
+
+    def _started(self) -> int:
+        """Number of trials that have begun."""
+        return len(self._study.get_trials(deepcopy=False)) - len(self._trials("WAITING"))
+
+    def _target_reached(self) -> bool:
+        metric = self.sweep.metric
+        done = [metric.sign * one.value for one in self._trials("COMPLETE")]
+        return metric.target is not None and any(
+            value <= metric.sign * metric.target for value in done
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The trials that have ended, as in sweep.json."""
+        complete, pruned = (self._optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED"))
+        rows = []
+        for one in self._study.get_trials(deepcopy=False):
+            if one.state not in (complete, pruned):
+                continue
+            failed = "failed" in one.user_attrs
+            state = "complete" if one.state == complete else "failed" if failed else "pruned"
+            last = one.intermediate_values.get(max(one.intermediate_values, default=0))
+            value = one.value if state == "complete" else last if state == "pruned" else None
+            values = self.sweep.values_of(one.params)
+            rows.append(
+                {"number": one.number, "parameters": values, "value": value, "state": state}
+            )
+        return sorted(rows, key=lambda row: int(row["number"]))
+
+    def write(self) -> Path:
+        """Write sweep.json as of now."""
+        with self.lock():
+            return self._write()
+
+    def _write(self) -> Path:
+        rows, metric = self.records(), self.sweep.metric
+        best = best_of(rows, metric.sign)
+        path = self.folder / "sweep.json"
+        found = {"schema": 1, "metric": {"name": metric.name, "goal": metric.goal}}
+        write_json(path, {**found, "best": best and best["number"], "trials": rows})
+        return path
+
+    def failures(self) -> dict[int, str]:
+        """Why trials failed, by their number."""
+        found = self._study.get_trials(deepcopy=False)
+        return {one.number: one.user_attrs["failed"] for one in found if "failed" in one.user_attrs}
+
+
+def best_of(rows: list[dict[str, Any]], sign: float) -> dict[str, Any] | None:
+    """The best complete trial; None where there is none."""
+    done = [row for row in rows if row["state"] == "complete"]
+    return min(done, key=lambda row: (sign * row["value"], row["number"]), default=None)
+
+
+def _suggest(made: Any, name: str, unit: Unit) -> Any:
+    if unit.position:
+        return made.suggest_categorical(name, list(range(int(unit.high) + 1)))
+    if unit.whole:
+        return made.suggest_int(name, int(unit.low), int(unit.high))
+    return made.suggest_float(name, unit.low, unit.high, log=unit.log)
