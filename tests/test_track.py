@@ -20,7 +20,7 @@ from messages import collect_messages
 
 from metalearn.config.experiment import parse
 from metalearn.tracking import SINKS, by_wandb, tracker
-from metalearn.tracking.sink import Watched, names
+from metalearn.tracking.sink import TrackedRun, scalars
 from metalearn.tracking.tracker import Tracker, group_of, grouped
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
@@ -83,7 +83,7 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 6
     for line in lines:  # every number of metrics.jsonl is a point of a curve
-        point = {"step": line["step"], **names(line)}
+        point = {"step": line["step"], **scalars(line)}
         assert any(point.items() <= item.items() for item in history), point
     losses = {
         item["adapt_step"]: item["test/loss"]
@@ -159,9 +159,9 @@ def test_its_telemetry_is_off_before_it_begins(
         Settings=dict, init=lambda **given: seen.append(os.environ.get(name))
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    by_wandb._opened(by_wandb.WandB(), Watched(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    by_wandb._opened(by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {})
     monkeypatch.setenv(name, "true")  # whoever wants it has it
-    by_wandb._opened(by_wandb.WandB(), Watched(tmp_path, "run", {}, {}, 0, print), "offline", {})
+    by_wandb._opened(by_wandb.WandB(), TrackedRun(tmp_path, "run", {}, {}, 0, print), "offline", {})
     assert seen == ["false", "true"]
 
 
@@ -231,7 +231,7 @@ class Recorder:
 
 def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -> Tracker:
     def built(sink: Any) -> Any:
-        def build(watched: Watched) -> Any:
+        def build(watched: TrackedRun) -> Any:
             if isinstance(sink, Exception):
                 raise sink
             return sink
@@ -240,7 +240,7 @@ def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -
 
     monkeypatch.setattr(tracker, "SINKS", dict.fromkeys(sinks))
     options = types.SimpleNamespace(**{name: built(sink) for name, sink in sinks.items()})
-    return Tracker(Watched(Path("x"), "run", {}, {}, 0), options)
+    return Tracker(TrackedRun(Path("x"), "run", {}, {}, 0), options)
 
 
 @pytest.mark.parametrize("where", ["rows", "result", "close"])
@@ -313,7 +313,7 @@ def test_the_terminal_line_and_its_switch(metalearn: Commands) -> None:
 
 def test_tensorboard_files(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the package tensorboard")
-    sink = SINKS["tensorboard"](on=True).build(Watched(tmp_path, "run", {}, {}, 0, print))
+    sink = SINKS["tensorboard"](on=True).build(TrackedRun(tmp_path, "run", {}, {}, 0, print))
     assert sink is not None
     sink.rows([{"kind": "train", "step": 3, "loss": 0.5}])
     sink.result(

@@ -17,7 +17,7 @@ from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
 from metalearn.run.run import run_one, status
 from metalearn.storage.files import write_json
-from metalearn.tracking.tracker import group_of, grouped, tell_page
+from metalearn.tracking.tracker import group_of, grouped, log_page
 
 OTHER = "holds a run of another config: give another --out, or remove it"
 
@@ -102,7 +102,7 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
         comparison = write_comparison(out, target=wanted)
         report = write_report([out], out / "report.html", demonstration=plan.demonstration)
         if ran:
-            tell_page(plan.experiments[0], plan.name, out, report)
+            log_page(plan.experiments[0], plan.name, out, report)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
     return {"comparison": comparison, "report": report}

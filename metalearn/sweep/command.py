@@ -22,7 +22,7 @@ from metalearn.sweep.file import Sweep, read
 from metalearn.sweep.request import claim_folder
 from metalearn.sweep.trial_queue import TrialQueue, best_of
 from metalearn.sweep.worker import with_group, work
-from metalearn.tracking.tracker import tell_page
+from metalearn.tracking.tracker import log_page
 
 # what a parent gives each of its workers, where the experiment names none
 THREADS = "METALEARN_SWEEP_THREADS"
@@ -52,7 +52,7 @@ def sweep(
         return True  # the parent concludes
     print(conclusion(found, folder))
     page = write_sweep_report([folder], folder / "report.html")
-    tell_page(with_group(found, found.experiment, folder), found.name, folder, page)
+    log_page(with_group(found, found.experiment, folder), found.name, folder, page)
     print(f"report: {page}")
     return any(row["state"] != "failed" for row in TrialQueue(found, folder).records())
 

@@ -1,6 +1,4 @@
-"""Where a run is watched from. metrics.jsonl is the truth; a sink is a copy elsewhere: one file,
-one line here.
-"""
+"""Loggers of a run: each copies metrics.jsonl, which is complete, elsewhere. One file, one line."""
 
 from metalearn.tracking.by_tensorboard import TensorBoard
 from metalearn.tracking.by_terminal import Terminal

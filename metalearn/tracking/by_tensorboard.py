@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.component import option
-from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
+from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 
 class TensorBoard(SinkOptions):
     """Event files for TensorBoard, in the run directory."""
 
-    on: bool = option(False, "whether they are written (needs the package tensorboard)")
+    on: bool = option(False, "Whether they are written; needs the package tensorboard.")
 
-    def build(self, watched: Watched) -> Sink | None:
-        return _Events(watched) if self.on else None
+    def build(self, run: TrackedRun) -> Sink | None:
+        return _Events(run) if self.on else None
 
 
 class _Events:
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        again = watched.step + 1 if watched.step else None  # what lies beyond it is done again
-        self._writer: Any = SummaryWriter(str(watched.folder / "tensorboard"), purge_step=again)
+        again = run.step + 1 if run.step else None  # what lies beyond it is done again
+        self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=again)
 
     def rows(self, rows: Sequence[Json]) -> None:
         for row in rows:
-            for name, value in names(row).items():
+            for name, value in scalars(row).items():
                 self._writer.add_scalar(name, value, int(row["step"]))
         self._writer.flush()
 

@@ -1,4 +1,4 @@
-"""A line in the terminal for every look at validation tasks."""
+"""A line in the terminal for every validation."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pathlib import Path
 
 from metalearn.component import option
 from metalearn.logger import log
-from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
+from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 
 class Terminal(SinkOptions):
-    """A line for every look at validation tasks."""
+    """A line for every validation."""
 
-    on: bool = option(True, "whether there are such lines")
+    on: bool = option(True, "Whether there are such lines.")
 
-    def build(self, watched: Watched) -> Sink | None:
-        return _Lines(watched) if self.on else None
+    def build(self, run: TrackedRun) -> Sink | None:
+        return _Lines(run) if self.on else None
 
 
 class _Lines:
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
+    def __init__(self, run: TrackedRun) -> None:
+        self._tracked = run
 
     def rows(self, rows: Sequence[Json]) -> None:
-        looks = [row for row in rows if row.get("kind") == "valid"]
-        if looks:
+        validations = [row for row in rows if row.get("kind") == "valid"]
+        if validations:
             found = {
                 name: value
-                for row in looks
-                for name, value in names(row).items()
+                for row in validations
+                for name, value in scalars(row).items()
                 if not name.endswith("_ci95")
             }
-            told = ", ".join(
+            values = ", ".join(
                 f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()
             )
-            log.info(f"{self._watched.title} step {looks[-1]['step']}: {told}")
+            log.info(f"{self._tracked.title} step {validations[-1]['step']}: {values}")
 
     def result(self, result: Json) -> None:
-        pass  # the command says it
+        pass  # the command prints it
 
     def page(self, folder: Path, page: Path) -> None:
         pass

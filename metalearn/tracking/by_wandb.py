@@ -1,5 +1,5 @@
-"""Weights & Biases: the only file that imports it. Online with a key, else offline; it never asks
-or waits long.
+"""Weights & Biases: the only file that imports it. Online with a key, else offline, without prompts
+and with short timeouts.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.logger import log
 from metalearn.storage.files import read_json, write_json
-from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched, names
+from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
-WAIT = 4.0  # seconds for a server to answer at the start, and for the last data at the end
-MARK = "tracked.json"  # the run's number at W&B: a resumed run is the same one there
-_UNREACHABLE: list[str] = []  # why this process has stopped asking the server
+WAIT = 4.0  # seconds for a server's answer at the start, and for the last data at the end
+MARK = "tracked.json"  # the run's id at W&B: a resumed run keeps it
+_UNREACHABLE: list[str] = []  # why this process no longer tries the server
 
 
 class WandB(SinkOptions):
     """Weights & Biases: online with a key, else files in the run directory for `wandb sync`."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = option(
-        "auto", "auto: online with a key, else offline; the environment's WANDB_MODE goes before it"
+        "auto", "auto: online with a key, else offline. WANDB_MODE takes precedence."
     )
-    project: str = option("metalearn", "the project", min_length=1, max_length=128)
-    entity: str | None = option(None, "user or team; null: the key's own")
-    group: str | None = option(None, "runs shown together; null: those of one comparison or sweep")
-    tags: tuple[str, ...] = option((), "labels")
+    project: str = option("metalearn", "Project.", min_length=1, max_length=128)
+    entity: str | None = option(None, "User or team; null: that of the key.")
+    group: str | None = option(None, "Runs shown together; null: those of one comparison or sweep.")
+    tags: tuple[str, ...] = option((), "Labels.")
 
     def wanted(self) -> str:
-        """online, offline or disabled, as things are."""
-        said = os.environ.get("WANDB_MODE", "").strip().lower()
-        mode = {"dryrun": "offline", "run": "online"}.get(said, said) or self.mode
+        """online, offline or disabled, by environment, key and options."""
+        given = os.environ.get("WANDB_MODE", "").strip().lower()
+        mode = {"dryrun": "offline", "run": "online"}.get(given, given) or self.mode
         if mode in ("auto", "online"):
             return "online" if has_key() and not _UNREACHABLE else "offline"
         return "disabled" if mode == "disabled" else "offline"
 
-    def build(self, watched: Watched) -> Sink | None:
+    def build(self, tracked: TrackedRun) -> Sink | None:
         mode = self.wanted()
-        return None if mode == "disabled" else _Run(self, watched, mode)
+        return None if mode == "disabled" else _Run(self, tracked, mode)
 
 
 def has_key() -> bool:
-    """Whether a key is configured: asked of the environment and of netrc, never of the user."""
+    """Whether the environment or netrc holds a key; the user is never asked."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
@@ -65,14 +65,14 @@ def has_key() -> bool:
 class _Run:
     """One run at W&B."""
 
-    def __init__(self, options: WandB, watched: Watched, mode: str) -> None:
-        self._watched, self._options = watched, options
+    def __init__(self, options: WandB, tracked: TrackedRun, mode: str) -> None:
+        self._tracked, self._options = tracked, options
         config = {
-            **watched.config,
-            "code": {"git": watched.facts.get("git")},
-            "environment": watched.facts,
+            **tracked.config,
+            "code": {"git": tracked.facts.get("git")},
+            "environment": tracked.facts,
         }
-        self._run = _opened(options, watched, mode, config)
+        self._run = _opened(options, tracked, mode, config)
         self._run.define_metric("step")
         self._run.define_metric("adapt_step")
         for name in ("train/*", "valid/*", "train_tasks/*"):
@@ -81,7 +81,7 @@ class _Run:
 
     def rows(self, rows: Sequence[Json]) -> None:
         for row in rows:
-            self._run.log({"step": int(row["step"]), **names(row)})
+            self._run.log({"step": int(row["step"]), **scalars(row)})
 
     def result(self, result: Json) -> None:
         import wandb
@@ -107,7 +107,7 @@ class _Run:
                 "tables/cost": wandb.Table(columns=["phase", *counts], data=spent),
                 **{
                     f"figures/{name}": wandb.Image(image)
-                    for name, image in self._watched.figures(self._watched.folder).items()
+                    for name, image in self._tracked.figures(self._tracked.folder).items()
                 },
             }
         )
@@ -116,37 +116,37 @@ class _Run:
         )
 
     def _best(self, result: Json) -> dict[str, float]:
-        """The look at validation tasks whose state was tested: what a sweep of W&B's goes by."""
+        """The validation of the tested state, which W&B's sweeps compare."""
         from metalearn.storage.files import read_lines
 
-        looks = [
+        rows = [
             row
-            for row in read_lines(self._watched.folder / "metrics.jsonl")
+            for row in read_lines(self._tracked.folder / "metrics.jsonl")
             if row.get("split") == "valid"
         ]
-        tested = [row for row in looks if row["step"] == result.get("checkpoint_step")]
-        return names(tested[-1] if tested else looks[-1]) if looks else {}
+        tested = [row for row in rows if row["step"] == result.get("checkpoint_step")]
+        return scalars(tested[-1] if tested else rows[-1]) if rows else {}
 
     def page(self, folder: Path, page: Path) -> None:
         import wandb
 
-        told: dict[str, Any] = {
+        found: dict[str, Any] = {
             "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)
         }
         for name in ("comparison.json", "sweep.json"):
             if (folder / name).exists():
-                told |= _tables(read_json(folder / name))
+                found |= _tables(read_json(folder / name))
         for file in sorted((folder / "figures").glob("*.svg")):
-            told[f"figures/{file.stem}"] = wandb.Html(
+            found[f"figures/{file.stem}"] = wandb.Html(
                 file.read_text(encoding="utf-8"), inject=False
             )
-        self._run.log(told)
+        self._run.log(found)
 
     def close(self) -> None:
         self._run.finish()
 
 
-def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
+def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any:
     """The run, offline where the server does not answer in time."""
     os.environ.setdefault("WANDB_SILENT", "true")
     # Its telemetry of its own errors waits up to 30 s, after the run, for a server that takes calls
@@ -162,17 +162,17 @@ def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
     known = (
         {}
         if agent
-        else {"id": _number(watched.folder), "resume": "allow" if mode == "online" else None}
+        else {"id": _number(tracked.folder), "resume": "allow" if mode == "online" else None}
     )
     given: dict[str, Any] = {
         "project": options.project,
         "entity": options.entity,
         "group": options.group,
         "tags": list(options.tags),
-        "name": watched.title,
-        "job_type": watched.job,
+        "name": tracked.title,
+        "job_type": tracked.job,
         "config": config,
-        "dir": str(watched.folder),
+        "dir": str(tracked.folder),
         **known,
     }
     settings = wandb.Settings(
@@ -193,8 +193,8 @@ def _opened(options: WandB, watched: Watched, mode: str, config: Json) -> Any:
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _UNREACHABLE.append(why)
             log.warning(
-                f"wandb: {why}; going on offline: wandb sync "
-                f"{watched.folder / 'wandb'}/offline-run-*"
+                f"wandb: {why}; continuing offline; later: wandb sync "
+                f"{tracked.folder / 'wandb'}/offline-run-*"
             )
             wandb.teardown()
     return wandb.init(mode="offline", settings=settings, **{**given, "resume": None})

@@ -13,5 +13,5 @@ _fields: dict[str, Any] = {
     name: (kind, option(kind(), kind.sentence())) for name, kind in SINKS.items()
 }
 Track: Any = create_model(
-    "Track", __base__=Component, __doc__="Where a run is watched from.", **_fields
+    "Track", __base__=Component, __doc__="Where a run is logged besides metrics.jsonl.", **_fields
 )

@@ -1,6 +1,4 @@
-"""What a sink is: it is told rows as metrics.jsonl gets them, and the result; it may fail, and
-nothing else does.
-"""
+"""The interface of a sink: it gets the rows of metrics.jsonl and the result, and may fail."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ def no_figures(folder: Path) -> dict[str, Any]:
     return {}
 
 
-class Watched(NamedTuple):
+class TrackedRun(NamedTuple):
     """The run that a sink is opened for."""
 
     folder: Path
@@ -31,9 +29,7 @@ class Watched(NamedTuple):
 
 
 class Sink(Protocol):
-    """An opened sink. Every call may raise; the tracker then says so once, and goes on without
-    it.
-    """
+    """An opened sink. Every call may raise; the tracker then warns once and drops it."""
 
     def rows(self, rows: Sequence[Json]) -> None:
         """Lines of metrics.jsonl, each with `kind` and `step`."""
@@ -42,7 +38,7 @@ class Sink(Protocol):
         """result.json; the run directory is complete."""
 
     def page(self, folder: Path, page: Path) -> None:
-        """The report of a comparison or a sweep, whose runs this sink was told of one by one."""
+        """The report of a comparison or a sweep, whose runs were logged one by one."""
 
     def close(self) -> None:
         """The last call."""
@@ -51,13 +47,13 @@ class Sink(Protocol):
 class SinkOptions(Component):
     """What a sink takes from the config."""
 
-    def build(self, watched: Watched) -> Sink | None:
+    def build(self, watched: TrackedRun) -> Sink | None:
         """Open it; None: it is switched off."""
         return None
 
 
-def names(row: Json) -> dict[str, float]:
-    """The numbers of a line by the names of all sinks: train/... of steps, valid/... and
+def scalars(row: Json) -> dict[str, float]:
+    """The numbers of a row by the names that all sinks use: train/... of steps, valid/... and
     train_tasks/... of looks.
     """
     valid = row.get("kind") == "valid"

@@ -1,5 +1,5 @@
-"""The sinks of one run: none can stop it or hold it up for longer than LIMIT in all, each fails
-with one warning.
+"""The sinks of one run: each may delay it by at most LIMIT, and as much again at its end; one that
+fails is dropped with one warning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,119 +18,93 @@ from metalearn.logger import log
 from metalearn.storage.checkpoint import steps_in
 from metalearn.storage.files import read_json
 from metalearn.tracking import SINKS
-from metalearn.tracking.sink import Json, Sink, SinkOptions, Watched
+from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun
 
-LIMIT = 10.0  # seconds in all that a sink may hold up a run, and once more at its end
-WAITING = 10_000  # orders that a slow sink may have before it
+LIMIT = 10.0  # seconds in all that a sink may delay a run, and once more at its end
+QUEUE = 10_000  # calls that may wait for a slow sink
 
-Order = Callable[[], Any]
+Call = Callable[[], Any]
 
 
 class _Guarded:
-    """One sink in a thread of its own. Once it has held up the run for LIMIT it works behind it, in
-    its own time.
-    """
+    """One sink in a daemon thread. Once it has delayed the run by LIMIT, nobody waits for it."""
 
-    def __init__(self, name: str, build: Callable[[], Sink | None]) -> None:
-        self._name, self._build, self._patience = name, build, LIMIT
-        self._orders: queue.Queue[tuple[Order | None, threading.Event]] = queue.Queue(WAITING)
+    def __init__(self, name: str, options: SinkOptions, run: TrackedRun) -> None:
+        self._name, self._patience = name, LIMIT
         self._sink: Sink | None = None
         self._error: BaseException | None = None
         self._over = False
+        self._calls: queue.Queue[tuple[Call, threading.Event] | None] = queue.Queue(QUEUE)
         threading.Thread(target=self._work, daemon=True, name=f"sink {name}").start()
-        self._do(self._open)
+        self._do(lambda: self._open(options, run))
 
-    def _open(self) -> None:
-        self._sink = self._build()
+    def _open(self, options: SinkOptions, run: TrackedRun) -> None:
+        self._sink = options.build(run)
         self._over = self._sink is None  # switched off
 
     def _work(self) -> None:
-        order: Order | None = self._open
-        while order is not None:
-            order, done = self._orders.get()
+        while (item := self._calls.get()) is not None:
+            call, done = item
             try:
-                if order is not None and not self._over:
-                    order()
-            except (
-                BaseException
-            ) as error:  # whatever a sink raises, SystemExit too, is told and not followed
+                if not self._over:
+                    call()
+            except BaseException as error:  # SystemExit, too, ends the sink and not the run
                 self._error, self._over = error, True
             done.set()
 
-    def tell(self, act: Callable[[Sink], None]) -> None:
-        def order() -> None:
-            assert self._sink is not None
-            act(self._sink)
-
+    def call(self, act: Callable[[Any], None]) -> None:
         if not self._over:
-            self._do(order)
+            self._do(lambda: act(self._sink))
 
-    def _do(self, order: Order) -> None:
+    def _do(self, call: Call) -> bool:
+        """Wait for a call as long as patience lasts; whether it has been made."""
         done, begin = threading.Event(), time.monotonic()
         try:
-            self._orders.put_nowait((order, done))
+            self._calls.put_nowait((call, done))
+            done.wait(self._patience)
         except queue.Full:
-            self._error, self._over = TimeoutError(f"{WAITING} messages behind"), True
-            done.set()
-        done.wait(self._patience)
+            self._error, self._over = TimeoutError(f"{QUEUE} calls behind"), True
         self._patience = max(0.0, self._patience - (time.monotonic() - begin))
         self._warn()
+        return done.is_set()
 
     def close(self) -> None:
-        """The end: what a slow sink still has before it gets LIMIT seconds more."""
-        if self._over:
-            return self._end()
+        """Give what still waits for a slow sink LIMIT seconds more."""
         self._patience = LIMIT
-        finished = threading.Event()
-
-        def last() -> None:
-            assert self._sink is not None
-            self._sink.close()
-            finished.set()
-
-        self._do(last)
-        if not finished.is_set() and self._error is None:
-            self._error = TimeoutError(f"not finished within {LIMIT:.0f} s")
-        self._end()
-
-    def _end(self) -> None:
+        if not self._over and self._sink and not self._do(self._sink.close):
+            self._error = self._error or TimeoutError(f"not finished within {LIMIT:.0f} s")
+            self._warn()
         self._over = True
         with suppress(queue.Full):
-            self._orders.put_nowait((None, threading.Event()))
-        self._warn()
+            self._calls.put_nowait(None)
 
     def _warn(self) -> None:
         """One warning a sink."""
         if self._error is not None and self._name:
             why = " ".join(str(self._error).split()) or type(self._error).__name__
-            log.warning(f"{self._name}: {why}; going on without it, metrics.jsonl has everything")
+            log.warning(f"{self._name}: {why}; continuing without it, metrics.jsonl is complete")
             self._name = ""
 
 
 class Tracker:
-    """What a run tells its sinks."""
+    """The sinks of one run as one."""
 
-    def __init__(self, watched: Watched, options: Any) -> None:
-        first = os.environ.get("RANK", "0") == "0"  # of several processes one tells
-        wanted: dict[str, SinkOptions] = (
-            {name: getattr(options, name) for name in SINKS} if first else {}
-        )
-        self._sinks = [
-            _Guarded(name, partial(made.build, watched)) for name, made in wanted.items()
-        ]
+    def __init__(self, run: TrackedRun, options: Any) -> None:
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one logs
+        self._sinks = [_Guarded(name, getattr(options, name), run) for name in SINKS if first]
 
     def rows(self, rows: Sequence[Json]) -> None:
         for one in self._sinks:
-            one.tell(lambda sink: sink.rows(rows))
+            one.call(lambda sink: sink.rows(rows))
 
     def result(self, result: Json) -> Json:
         for one in self._sinks:
-            one.tell(lambda sink: sink.result(result))
+            one.call(lambda sink: sink.result(result))
         return result
 
     def page(self, folder: Path, page: Path) -> None:
         for one in self._sinks:
-            one.tell(lambda sink: sink.page(folder, page))
+            one.call(lambda sink: sink.page(folder, page))
 
     def close(self) -> None:
         for one in self._sinks:
@@ -148,7 +121,7 @@ def tracked(
     known = dict(read_json(facts)) if facts.exists() else {}
     title = f"{experiment.label} seed {experiment.run.seeds[0]}"
     title = f"trial {folder.name}" if folder.parent.name == "trials" else title
-    watched = Watched(folder, title, experiment.resolved(), known, step, figures=figures)
+    watched = TrackedRun(folder, title, experiment.resolved(), known, step, figures=figures)
     tracker = Tracker(watched, experiment.run.track)
     try:
         yield tracker
@@ -170,11 +143,11 @@ def grouped(experiment: Any, group: str, **more: Any) -> Any:
     )
 
 
-def tell_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
+def log_page(experiment: Any, name: str, folder: Path, page: Path) -> None:
     """The report of a comparison or a sweep, as a run of its own in their group."""
     track = grouped(experiment, group_of(name, folder)).run.track
     tracker = Tracker(
-        Watched(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
+        TrackedRun(folder, f"{name} report", {"experiment": name}, {}, 0, "report"), track
     )
     tracker.page(folder, page)
     tracker.close()
