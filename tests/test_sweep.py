@@ -219,7 +219,7 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
                 "early_terminate": {"type": "hyperband", "min_iter": 1},
                 "metric": {"name": "test/loss"},
             },
-            "looks",
+            "compares validations",
         ),
     ],
 )

@@ -24,7 +24,7 @@ NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
 
 def override(name: str, value: Any) -> str:
     """`name=value` as the command line takes it; the value comes back the same from YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
     return f"{name}={text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
 
