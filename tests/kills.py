@@ -70,7 +70,7 @@ calls, word, number, what = iter(range(10**9)), {word!r}, {number}, {what!r}
 def path_of(args):
     try:
         known = isinstance(args[0], int)
-        return os.readlink(f"/proc/self/fd/{args[0]}") if known else str(args[-1])
+        return os.readlink(f"/proc/self/fd/{{args[0]}}") if known else str(args[-1])
     except OSError:
         return ""
 def watched(name):
