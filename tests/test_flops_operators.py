@@ -14,10 +14,12 @@ from metalearn.rng import fold_in
 @pytest.mark.skipif(native.kernel() is None, reason=f"no native convolution: {native.why_not()}")
 def test_normalisation_relu_and_pooling_cost_what_a_normalisation_costs() -> None:
     y, ones = torch.randn(5, 6, 6, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    assert count(lambda y: norm_relu_pool.finish(y, ones, ones, 2), y) == Flops(0, 7 * y.numel())
+    assert count(lambda y: norm_relu_pool.norm_relu_pool(y, ones, ones, 2), y) == Flops(
+        0, 7 * y.numel()
+    )
 
     def first(y: torch.Tensor) -> torch.Tensor:
-        return torch.func.grad(lambda y: norm_relu_pool.finish(y, ones, ones, 2).sum())(y)
+        return torch.func.grad(lambda y: norm_relu_pool.norm_relu_pool(y, ones, ones, 2).sum())(y)
 
     once = count(first, y)
     assert once.matrix == 0 and 18 * y.numel() <= once.elementwise <= 20 * y.numel()

@@ -238,7 +238,7 @@ OF_INPUT = {
     **_each("var std var_mean std_mean", 4),
     "logsumexp": 3,
     **_each("native_batch_norm native_layer_norm native_group_norm _native_batch_norm_legit", 7),
-    "metalearn::finish": 7,  # a normalisation; ReLU and maxima are comparisons
+    "metalearn::norm_relu_pool": 7,  # a normalisation; ReLU and maxima are comparisons
     **_each("native_batch_norm_backward native_layer_norm_backward native_group_norm_backward", 11),
     **_each("avg_pool2d _adaptive_avg_pool2d mean_pool", 1),
 }
@@ -252,7 +252,10 @@ OF_OUTPUT = {
 }
 # FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops
 # have it, the next.
-OF_ARGUMENT = {"metalearn::finish_grad": (1, 11), "metalearn::finish_second": (4, 15)}
+OF_ARGUMENT = {
+    "metalearn::norm_relu_pool_grad": (1, 11),
+    "metalearn::norm_relu_pool_second": (4, 15),
+}
 # FLOPs for each element of what is added: the argument at this place.
 OF_SOURCE = {
     "scatter_add": 3,

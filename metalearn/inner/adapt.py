@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.inner.recompute import again
-from metalearn.inner.stepwise import handed_over, loop
+from metalearn.inner.recompute import checkpointed
+from metalearn.inner.stepwise import is_active, loop
 from metalearn.tree import add, detach, trainable
 from metalearn.types import Batch, Params, Path, State, UpdateRule
 
@@ -49,7 +49,7 @@ def adapt(
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
-    if alike and steps and handed_over():
+    if alike and steps and is_active():
         return _in_one(
             loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order
         )
@@ -62,7 +62,7 @@ def adapt(
             break
         data = batch if isinstance(batch, Batch) else batch(step)
         move = partial(_step, loss, rule, step, first_order)
-        moving, state, value = again(move, moving, state, {**frozen, **(fixed or {})}, data)
+        moving, state, value = checkpointed(move, moving, state, {**frozen, **(fixed or {})}, data)
         losses.append(value)
     like = next(iter(params.values()))
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))

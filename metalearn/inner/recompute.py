@@ -35,7 +35,7 @@ def recomputed(on: bool = True) -> Iterator[None]:
         _on.pop()
 
 
-def again(function: Callable[..., Any], *args: Any) -> Any:
+def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, checkpointed where `recomputed` asks for it.
 
     Everything that a gradient flows to must come in through `args` (trees of tensors): what
@@ -55,11 +55,11 @@ def again(function: Callable[..., Any], *args: Any) -> Any:
             for value in results
         )
 
-    results = _Again.apply(flat, *leaves)  # type: ignore[no-untyped-call]
+    results = _Checkpointed.apply(flat, *leaves)  # type: ignore[no-untyped-call]
     return unflatten(list(results), end[-1])
 
 
-class _Again(torch.autograd.Function):
+class _Checkpointed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

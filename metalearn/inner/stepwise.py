@@ -38,11 +38,11 @@ def stepwise(make: Make) -> Iterator[None]:
         _makers.pop()
 
 
-def handed_over() -> bool:
+def is_active() -> bool:
     return bool(_makers)
 
 
-class Form(NamedTuple):
+class LoopLayout(NamedTuple):
     """How the flat list of a loop's inputs is made up."""
 
     moving: int  # leaves of the parameters
@@ -72,26 +72,22 @@ def loop(
     them, one a step. A gradient flows through the parameters, the state and `fixed`.
     """
     args = (moving, state, fixed, data[0])
-    leaves, structure = flatten(args)
-    key = (_makers[-1], *name, structure)
-    if key not in _made:
-        while len(_made) >= MANY:
-            _made.pop(next(iter(_made)))
-        _made[key] = Step(move, args, _makers[-1])
-    step = _made[key]
+    step, (leaves, _) = _step_of(name, move, args), flatten(args)
     count, held = len(flatten(moving)[0]), len(flatten((moving, state))[0])
-    points = tuple(place for place in sorted(keep) if 0 < place < steps)
-    shared = [leaves[place] for place in step.shared]
     parts = [flatten(part)[0] for part in data]
-    form = Form(count, len(step.carried), len(shared), len(parts[0]), steps, len(data) == 1, points)
-    given = [
-        *(leaves[place] for place in step.carried),
-        *shared,
-        *(leaf for part in parts for leaf in part),
-    ]
-    memory = Memory(step, form, any(_tracked(leaf) for leaf in leaves[: len(leaves) - form.data]))
-    results = list(_Forward.apply(memory, *given))  # type: ignore[no-untyped-call]
-    last, losses, rest = results[: form.carry], results[form.carry], results[form.carry + 1 :]
+    layout = LoopLayout(
+        moving=count,
+        carry=len(step.carried),
+        shared=len(step.shared),
+        data=len(parts[0]),
+        steps=steps,
+        same=len(data) == 1,
+        points=tuple(place for place in sorted(keep) if 0 < place < steps),
+    )
+    read = [leaves[place] for place in (*step.carried, *step.shared)]
+    saved = SavedSteps(step, layout, any(map(_tracked, leaves[: len(leaves) - layout.data])))
+    results = list(_Forward.apply(saved, *read, *(leaf for part in parts for leaf in part)))  # type: ignore[no-untyped-call]
+    last, losses, rest = results[: layout.carry], results[layout.carry], results[layout.carry + 1 :]
     whole = list(leaves[:held])
     for place, value in zip(step.carried, last, strict=True):
         whole[place] = value
@@ -99,6 +95,16 @@ def loop(
     kept = [unflatten(rest[at : at + count], parameters) for at in range(0, len(rest), count)]
     final, state = unflatten(whole, flatten((moving, state))[1])
     return kept, final, state, losses
+
+
+def _step_of(name: tuple[Any, ...], move: Move, args: Any) -> Step:
+    """The compiled step of a name, made at its first use."""
+    key = (_makers[-1], *name, flatten(args)[1])
+    if key not in _made:
+        while len(_made) >= MANY:
+            _made.pop(next(iter(_made)))
+        _made[key] = Step(move, args, _makers[-1])
+    return _made[key]
 
 
 def _tracked(leaf: Tensor) -> bool:
@@ -173,7 +179,7 @@ class Step:
         return found
 
 
-def bound(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
+def specialize(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
     """A function for contiguous tensors like these; one that was compiled then looks nothing up at
     each step.
     """
@@ -182,107 +188,110 @@ def bound(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[...
     return found
 
 
-class Memory:
+class SavedSteps:
     """What forward leaves for backward: the step that ran, what came into every step, and how it
     was batched.
     """
 
-    def __init__(self, step: Step, form: Form, keeps: bool) -> None:
-        self.step, self.form, self.keeps = step, form, keeps
+    def __init__(self, step: Step, layout: LoopLayout, keeps: bool) -> None:
+        self.step, self.layout, self.keeps = step, layout, keeps
         self.inputs: list[list[Tensor]] = []
         self.batched: list[
             tuple[Step, tuple[int | None, ...], int]
         ] = []  # a vmap: narrower step, in_dims, tasks
 
     def data(self, flat: Sequence[Tensor], step: int) -> Sequence[Tensor]:
-        form = self.form
-        begin = form.carry + form.shared + (0 if form.same else step * form.data)
-        return flat[begin : begin + form.data]
+        layout = self.layout
+        begin = layout.carry + layout.shared + (0 if layout.same else step * layout.data)
+        return flat[begin : begin + layout.data]
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(memory: Memory, *flat: Tensor) -> Any:
-        form, step = memory.form, memory.step
+    def forward(saved: SavedSteps, *flat: Tensor) -> Any:
+        layout, step = saved.layout, saved.step
         flat = tuple(leaf.contiguous() for leaf in flat)
-        carry, shared = list(flat[: form.carry]), flat[form.carry : form.carry + form.shared]
+        carry, shared = (
+            list(flat[: layout.carry]),
+            flat[layout.carry : layout.carry + layout.shared],
+        )
         losses, points = [], []
-        forward = bound(step.forward, [*carry, *shared, *memory.data(flat, 0)])
-        for number in range(form.steps):
-            given = [*carry, *shared, *memory.data(flat, number)]
-            if memory.keeps:
-                memory.inputs.append(given)
+        forward = specialize(step.forward, [*carry, *shared, *saved.data(flat, 0)])
+        for number in range(layout.steps):
+            given = [*carry, *shared, *saved.data(flat, number)]
+            if saved.keeps:
+                saved.inputs.append(given)
             *carry, loss = forward(*given)
             carry = [leaf.contiguous() for leaf in carry]
             losses.append(loss)
-            if number + 1 in form.points:
-                points += carry[: form.moving]
+            if number + 1 in layout.points:
+                points += carry[: layout.moving]
         return (*carry, torch.stack(losses, losses[0].dim()), *(point.clone() for point in points))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         del output
-        ctx.memory, ctx.count = inputs[0], len(inputs) - 1
+        ctx.saved, ctx.count = inputs[0], len(inputs) - 1
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        memory: Memory = ctx.memory
-        found = _Backward.apply(memory, False, *grads)  # type: ignore[no-untyped-call]
+        saved: SavedSteps = ctx.saved
+        found = _Backward.apply(saved, False, *grads)  # type: ignore[no-untyped-call]
         return (None, *found, *[None] * (ctx.count - len(found)))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], memory: Memory, *flat: Tensor) -> Any:
-        form, dims = memory.form, list(in_dims[1:])
+    def vmap(info: Any, in_dims: tuple[int | None, ...], saved: SavedSteps, *flat: Tensor) -> Any:
+        layout, dims = saved.layout, list(in_dims[1:])
         given = [
             leaf if dim is None else leaf.movedim(dim, 0)
             for leaf, dim in zip(flat, dims, strict=True)
         ]
-        for place in range(form.carry):  # from the first step on they differ from task to task
+        for place in range(layout.carry):  # from the first step on they differ from task to task
             if dims[place] is None:
                 given[place] = given[place].expand(info.batch_size, *given[place].shape)
-        data = dims[form.carry + form.shared : form.carry + form.shared + form.data]
+        data = dims[layout.carry + layout.shared : layout.carry + layout.shared + layout.data]
         of_step = (
-            *[0] * form.carry,
-            *(None if dim is None else 0 for dim in dims[form.carry :][: form.shared]),
+            *[0] * layout.carry,
+            *(None if dim is None else 0 for dim in dims[layout.carry :][: layout.shared]),
         )
         of_step = (*of_step, *(None if dim is None else 0 for dim in data))
-        memory.batched.append((memory.step, of_step, info.batch_size))
-        memory.step = memory.step.over_tasks(of_step, False)
-        found = _Forward.apply(memory, *given)  # type: ignore[no-untyped-call]
+        saved.batched.append((saved.step, of_step, info.batch_size))
+        saved.step = saved.step.over_tasks(of_step, False)
+        found = _Forward.apply(saved, *given)  # type: ignore[no-untyped-call]
         return found, (0,) * len(found)
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(memory: Memory, each: bool, *grads: Tensor) -> Any:
-        form, step = memory.form, memory.step
-        shared = memory.inputs[0][form.carry : form.carry + form.shared]
+    def forward(saved: SavedSteps, each: bool, *grads: Tensor) -> Any:
+        layout, step = saved.layout, saved.step
+        shared = saved.inputs[0][layout.carry : layout.carry + layout.shared]
         if each:
-            narrow, of_step, tasks = memory.batched[-1]
+            narrow, of_step, tasks = saved.batched[-1]
             step = narrow.over_tasks(of_step, True)
-            wide = of_step[form.carry : form.carry + form.shared]
+            wide = of_step[layout.carry : layout.carry + layout.shared]
             sums = [
                 torch.zeros_like(leaf) if dim == 0 else leaf.new_zeros(tasks, *leaf.shape)
                 for leaf, dim in zip(shared, wide, strict=True)
             ]
         else:
             sums = [torch.zeros_like(leaf) for leaf in shared]
-        pull = [grad.contiguous() for grad in grads[: form.carry]]
-        of_loss = grads[form.carry].movedim(-1, 0).contiguous().unbind(0)
-        backward = bound(step.backward, [*memory.inputs[-1], *pull, of_loss[-1], *sums])
+        pull = [grad.contiguous() for grad in grads[: layout.carry]]
+        of_loss = grads[layout.carry].movedim(-1, 0).contiguous().unbind(0)
+        backward = specialize(step.backward, [*saved.inputs[-1], *pull, of_loss[-1], *sums])
         of_points = {
-            at: grads[form.carry + 1 :][n * form.moving :] for n, at in enumerate(form.points)
+            at: grads[layout.carry + 1 :][n * layout.moving :] for n, at in enumerate(layout.points)
         }
-        for number in reversed(range(form.steps)):
+        for number in reversed(range(layout.steps)):
             if number + 1 in of_points:
                 extra = of_points[number + 1]
                 pull = [
-                    value + extra[n] if n < form.moving else value for n, value in enumerate(pull)
+                    value + extra[n] if n < layout.moving else value for n, value in enumerate(pull)
                 ]
-            found = backward(*memory.inputs[number], *pull, of_loss[number], *sums)
+            found = backward(*saved.inputs[number], *pull, of_loss[number], *sums)
             pull, sums = (
                 [leaf.contiguous() for leaf in part]
-                for part in (found[: form.carry], found[form.carry :])
+                for part in (found[: layout.carry], found[layout.carry :])
             )
         return (*pull, *sums)
 
@@ -292,11 +301,11 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], memory: Memory, each: bool, *grads: Tensor
+        info: Any, in_dims: tuple[int | None, ...], saved: SavedSteps, each: bool, *grads: Tensor
     ) -> Any:
         given = [
             grad.expand(info.batch_size, *grad.shape) if dim is None else grad.movedim(dim, 0)
             for grad, dim in zip(grads, in_dims[2:], strict=True)
         ]
-        found = _Backward.apply(memory, True, *given)  # type: ignore[no-untyped-call]
+        found = _Backward.apply(saved, True, *given)  # type: ignore[no-untyped-call]
         return found, (0,) * len(found)

@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
     """The compiled functions."""
 
     convolution: Callable[..., None]
-    finish: Callable[..., None]
+    norm_relu_pool: Callable[..., None]
 
 
 _loaded: Kernel | None = None
@@ -48,18 +48,18 @@ def _load() -> tuple[Kernel | None, str | None]:
     functions = []
     for name, what in (
         ("conv.cpp", "metalearn_convolution"),
-        ("norm_relu_pool.cpp", "metalearn_finish"),
+        ("norm_relu_pool.cpp", "metalearn_norm_relu_pool"),
     ):
         library, why = load(HERE / name, HERE / "lanes.h")
         if library is None:
             return None, why
         functions.append(getattr(library, what))
-    convolution, finish = functions
+    convolution, norm_relu_pool = functions
     number, whole, place = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     convolution.argtypes = [whole, whole, place, place, place, *[number] * 9, whole]
-    finish.argtypes = [whole, whole, place, *[number] * 6, whole]
-    convolution.restype = finish.restype = None
-    return Kernel(convolution, finish), None
+    norm_relu_pool.argtypes = [whole, whole, place, *[number] * 6, whole]
+    convolution.restype = norm_relu_pool.restype = None
+    return Kernel(convolution, norm_relu_pool), None
 
 
 def usable(x: torch.Tensor) -> bool:

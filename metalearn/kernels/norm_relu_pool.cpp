@@ -241,7 +241,7 @@ template <typename T, int K> static void run(int what, T* const* a, const Size& 
 }
 
 // what: 0 forward, 1 gradient, 2 second; size: 4 float, 8 double; places: the arrays in the order of the function above.
-extern "C" void metalearn_finish(int what, int size, void* const* places, int64_t G, int64_t B, int64_t H, int64_t W, int64_t F, int64_t window, int threads) {
+extern "C" void metalearn_norm_relu_pool(int what, int size, void* const* places, int64_t G, int64_t B, int64_t H, int64_t W, int64_t F, int64_t window, int threads) {
   const Size z{G, B, H, W, F, window};
   if (size == 4) (window == 2 ? run<float, 4> : run<float, 1>)(what, (float* const*)places, z, threads);
   else (window == 2 ? run<double, 4> : run<double, 1>)(what, (double* const*)places, z, threads);

@@ -25,30 +25,30 @@ from metalearn.kernels import native
 EPS = 1e-5
 _library = torch.library.Library("metalearn", "FRAGMENT")
 _library.define(
-    "finish(Tensor y, Tensor gain, Tensor bias, int window) -> (Tensor, Tensor, Tensor)"
+    "norm_relu_pool(Tensor y, Tensor gain, Tensor bias, int window) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "finish_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale, int "
-    "window)"
+    "norm_relu_pool_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale,"
+    " int window)"
     " -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "finish_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain, Tensor bias, "
-    "Tensor mean,"
-    " Tensor scale, Tensor dgain, Tensor dbias, int window) -> (Tensor, Tensor, Tensor)"
+    "norm_relu_pool_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain,"
+    " Tensor bias, Tensor mean, Tensor scale, Tensor dgain, Tensor dbias, int window)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 _ops = torch.ops.metalearn
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def finish(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor:
+def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor:
     """Normalisation, ReLU, maxima over windows w = 1 or 2: [B, H, W, F], [F], [F] -> [B, H // w, W
     // w, F].
 
     For tensors that `native.usable` takes.
     """
     grouped = y.unsqueeze(0), gain.unsqueeze(0), bias.unsqueeze(0)
-    p, _, _ = cast(Three, _Finish.apply(*grouped, window))  # type: ignore[no-untyped-call]
+    p, _, _ = cast(Three, _NormReluPool.apply(*grouped, window))  # type: ignore[no-untyped-call]
     return p.squeeze(0)
 
 
@@ -60,7 +60,7 @@ def _run(what: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs:
         return cast(Three, tuple(out.zero_() for out in outputs))
     arrays = [value.contiguous() for value in (*inputs, *outputs)]
     places = (ctypes.c_void_p * len(arrays))(*(value.data_ptr() for value in arrays))
-    found.finish(what, y.element_size(), places, *y.shape, window, torch.get_num_threads())
+    found.norm_relu_pool(what, y.element_size(), places, *y.shape, window, torch.get_num_threads())
     return outputs
 
 
@@ -80,31 +80,31 @@ def _second_fake(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: A
     return y.new_empty(g.shape), y.new_empty(y.shape), y.new_empty(s.shape)
 
 
-def _finish(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+def _forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
     return _run(0, window, y, (y, gain, bias), _fake(y, gain, bias, window))
 
 
-def _finish_grad(
+def _grad(
     g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
 ) -> Three:
     given = (g, y, gain, bias, mean, scale)
     return _run(1, window, y, given, _grad_fake(*given, window))
 
 
-def _finish_second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
+def _second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
     *others, window = rest
     return _run(2, window, y, (v, s, t, g, y, *others), _second_fake(v, s, t, g, y))
 
 
-_library.impl("finish", _finish, "CPU")
-_library.impl("finish_grad", _finish_grad, "CPU")
-_library.impl("finish_second", _finish_second, "CPU")
-torch.library.register_fake("metalearn::finish", _fake, lib=_library)
-torch.library.register_fake("metalearn::finish_grad", _grad_fake, lib=_library)
-torch.library.register_fake("metalearn::finish_second", _second_fake, lib=_library)
+_library.impl("norm_relu_pool", _forward, "CPU")
+_library.impl("norm_relu_pool_grad", _grad, "CPU")
+_library.impl("norm_relu_pool_second", _second, "CPU")
+torch.library.register_fake("metalearn::norm_relu_pool", _fake, lib=_library)
+torch.library.register_fake("metalearn::norm_relu_pool_grad", _grad_fake, lib=_library)
+torch.library.register_fake("metalearn::norm_relu_pool_second", _second_fake, lib=_library)
 
 
-class _Finish(torch.autograd.Function):
+class _NormReluPool(torch.autograd.Function):
     """(p, mean, scale) of y, gain, bias; scale is 1 / sqrt(var + EPS), and both are constants to
     the outside.
     """
@@ -112,7 +112,7 @@ class _Finish(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
         return cast(
-            Three, _ops.finish(y.contiguous(), gain.contiguous(), bias.contiguous(), window)
+            Three, _ops.norm_relu_pool(y.contiguous(), gain.contiguous(), bias.contiguous(), window)
         )
 
     @staticmethod
@@ -124,16 +124,16 @@ class _Finish(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        return *_FinishGrad.apply(g, *ctx.saved_tensors, ctx.window), None  # type: ignore[no-untyped-call]
+        return *_Grad.apply(g, *ctx.saved_tensors, ctx.window), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], *inputs: Any
     ) -> tuple[Three, tuple[int, int, int]]:
-        return _grouped(_Finish, info.batch_size, in_dims, inputs)
+        return _grouped(_NormReluPool, info.batch_size, in_dims, inputs)
 
 
-class _FinishGrad(torch.autograd.Function):
+class _Grad(torch.autograd.Function):
     """(dy, dgain, dbias) of g, y, gain; bias tells which places are chosen, and moves none."""
 
     @staticmethod
@@ -142,7 +142,9 @@ class _FinishGrad(torch.autograd.Function):
     ) -> Three:
         return cast(
             Three,
-            _ops.finish_grad(*(a.contiguous() for a in (g, y, gain, bias, mean, scale)), window),
+            _ops.norm_relu_pool_grad(
+                *(a.contiguous() for a in (g, y, gain, bias, mean, scale)), window
+            ),
         )
 
     @staticmethod
@@ -152,23 +154,23 @@ class _FinishGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor | None, ...]:
-        found = _FinishSecond.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
+        found = _Second.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
         return *found, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], *inputs: Any
     ) -> tuple[Three, tuple[int, int, int]]:
-        return _grouped(_FinishGrad, info.batch_size, in_dims, inputs)
+        return _grouped(_Grad, info.batch_size, in_dims, inputs)
 
 
-class _FinishSecond(torch.autograd.Function):
-    """(dg, dy, dgain) of v for _FinishGrad's dy, s for its dgain and t for its dbias."""
+class _Second(torch.autograd.Function):
+    """(dg, dy, dgain) of v for _Grad's dy, s for its dgain and t for its dbias."""
 
     @staticmethod
     def forward(*inputs: Any) -> Three:
         *arrays, window = inputs
-        return cast(Three, _ops.finish_second(*(a.contiguous() for a in arrays), window))
+        return cast(Three, _ops.norm_relu_pool_second(*(a.contiguous() for a in arrays), window))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -191,12 +193,11 @@ class _FinishSecond(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], *inputs: Any
     ) -> tuple[Three, tuple[int, int, int]]:
-        return _grouped(_FinishSecond, info.batch_size, in_dims, inputs)
+        return _grouped(_Second, info.batch_size, in_dims, inputs)
 
 
 def plain_grad(g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
-    """(dy, dgain, dbias) of `finish` in torch's operators, as a function of g, y and gain that can
-    be differentiated.
+    """(dy, dgain, dbias) of `norm_relu_pool` in torch's operators, differentiable in g, y and gain.
 
     [G, B, h, w, F], [G, B, H, W, F], [G, F] -> [G, B, H, W, F], [G, F], [G, F]
     """

@@ -14,7 +14,7 @@ from metalearn.component import Component, option
 from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
-from metalearn.kernels.norm_relu_pool import finish
+from metalearn.kernels.norm_relu_pool import norm_relu_pool
 from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
@@ -84,7 +84,7 @@ class FourBlocks(nn.Module):
                 # gradient is zero, and not none, for who asks for all of them (learn2learn's
                 # MetaSGD does).
                 shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
-                z = finish(
+                z = norm_relu_pool(
                     conv2d(z, conv.weight, None, stride),
                     norm.weight,
                     shift,

@@ -1,4 +1,4 @@
-"""Normalisation, ReLU and pooling in one operator: finish.cpp against torch's operators,
+"""Normalisation, ReLU and pooling in one operator: norm_relu_pool.cpp against torch's operators,
 derivatives, vmap, threads.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from metalearn import fold_in
 from metalearn.kernels import native
-from metalearn.kernels.norm_relu_pool import finish
+from metalearn.kernels.norm_relu_pool import norm_relu_pool
 from metalearn.models.conv4 import Conv4, pool
 from metalearn.rng import normal
 from metalearn.types import EpisodeSpec
@@ -63,7 +63,7 @@ def test_any_shape_gives_torchs_values_and_three_derivatives(
     y = 2 + 3 * draw("y", images, height, width, filters)
     inputs = tuple(v.requires_grad_() for v in (y, draw("gain", filters), draw("bias", filters)))
     for mine, other in zip(
-        derivatives(finish, inputs, window), derivatives(plain, inputs, window), strict=True
+        derivatives(norm_relu_pool, inputs, window), derivatives(plain, inputs, window), strict=True
     ):
         torch.testing.assert_close(
             mine, other, rtol=1e-7, atol=1e-7 * float(other.detach().abs().max()) + 1e-10
@@ -78,7 +78,8 @@ def test_float32_is_as_near_to_float64_as_torchs(window: int) -> None:
     given = tuple(value.float().double() for value in exact)
     want = plain(*given, window)
     errors = [
-        float((form(*(v.float() for v in given), window) - want).norm()) for form in (finish, plain)
+        float((form(*(v.float() for v in given), window) - want).norm())
+        for form in (norm_relu_pool, plain)
     ]
     assert errors[0] <= 1.5 * errors[1]
 
@@ -89,15 +90,15 @@ def test_derivatives_are_the_numerical_ones(window: int) -> None:
     inputs = tuple(
         v.requires_grad_() for v in (draw("y", 2, 5, 4, 3), draw("gain", 3), draw("bias", 3))
     )
-    assert torch.autograd.gradcheck(lambda *v: finish(*v, window), inputs)
-    assert torch.autograd.gradgradcheck(lambda *v: finish(*v, window), inputs)
+    assert torch.autograd.gradcheck(lambda *v: norm_relu_pool(*v, window), inputs)
+    assert torch.autograd.gradgradcheck(lambda *v: norm_relu_pool(*v, window), inputs)
 
 
 def test_of_equal_places_the_first_is_chosen() -> None:
     native.kernel()
     y = torch.tensor([[5.0, 5.0], [5.0, -9.0]], dtype=F64).reshape(1, 2, 2, 1).requires_grad_()
     one, none = torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64)
-    (ours,) = torch.autograd.grad(finish(y, one, none, 2).sum(), y)
+    (ours,) = torch.autograd.grad(norm_relu_pool(y, one, none, 2).sum(), y)
     z = F.batch_norm(y.permute(0, 3, 1, 2), None, None, one, none, training=True)
     (theirs,) = torch.autograd.grad(F.max_pool2d(z, 2).sum(), y)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -118,7 +119,7 @@ def test_vmap_is_a_loop_through_two_derivatives(dims: tuple[int | None, ...]) ->
         return torch.func.grad(slope)(y, gain)
 
     placed = tuple(a[0] if d is None else a.movedim(0, d) for a, d in zip(arrays, dims))
-    ours = torch.func.vmap(lambda *v: curved(finish, *v), in_dims=dims)(*placed)
+    ours = torch.func.vmap(lambda *v: curved(norm_relu_pool, *v), in_dims=dims)(*placed)
     loop = [
         curved(plain, *(a[0] if d is None else a[i] for a, d in zip(arrays, dims)))
         for i in range(3)
@@ -134,7 +135,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            p = torch.func.vmap(lambda y: finish(y, gain, bias, 2))(y)
+            p = torch.func.vmap(lambda y: norm_relu_pool(y, gain, bias, 2))(y)
             first = torch.autograd.grad(p.square().sum(), (y, gain), create_graph=True)
             found.append(
                 (p, *first, *torch.autograd.grad(sum(v.square().sum() for v in first), (y, gain)))
@@ -164,12 +165,12 @@ def test_conv4_uses_it_and_gives_the_same_without(
 
     def counted(*inputs: Any) -> Tensor:
         calls.append(inputs)
-        return finish(*inputs)
+        return norm_relu_pool(*inputs)
 
     def slopes() -> dict[str, Tensor]:
         return torch.func.grad(lambda p: learner.apply(p, x).sin().sum())(params)
 
-    monkeypatch.setattr("metalearn.models.conv4.finish", counted)
+    monkeypatch.setattr("metalearn.models.conv4.norm_relu_pool", counted)
     ours = slopes()
     assert len(calls) == 4
     monkeypatch.setattr(native, "usable", lambda x: False)
