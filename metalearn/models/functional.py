@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metalearn import rng
 from metalearn.errors import ConfigError
 from metalearn.models.init import Scheme, start
 from metalearn.models.norm import Moments, Policy
+from metalearn.models.threads import functional_call
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 

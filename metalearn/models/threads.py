@@ -1,0 +1,40 @@
+"""`functional_call` for several threads at once: each runs its own copy of a module.
+
+torch's version puts the parameters into the module while it runs, so that two threads that share a
+module meet each other's parameters."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+
+class _Copies(threading.local):
+    def __init__(self) -> None:
+        self.of: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+_copies = _Copies()
+
+
+def functional_call(
+    module: nn.Module,
+    named: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    tie_weights: bool = True,
+) -> Any:
+    """`module` with the tensors of `named` in place of its own; `module` itself is never run."""
+    own = _copies.of.get(module)
+    if own is None:
+        # Tensors stay: a copy of one would be recorded by whatever transform or mode is active.
+        kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        own = _copies.of[module] = copy.deepcopy(module, kept)
+    return torch.func.functional_call(own, dict(named), args, kwargs, tie_weights=tie_weights)
