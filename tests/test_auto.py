@@ -19,8 +19,8 @@ from small import tiny
 from metalearn.config.build import build
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
-from metalearn.executors import auto, compile_cache, executor, timings
-from metalearn.executors.timings import Seen, Way
+from metalearn.executors import auto, executor, timings
+from metalearn.executors.timings import ExecutorChoice, Timing
 from metalearn.rng import fold_in
 from metalearn.run import plan
 from metalearn.run.run import run_one
@@ -34,23 +34,23 @@ needs_compiler = pytest.mark.skipif(
 class Clockwork(auto.Work):
     """Work that takes no time: a table says how long each way's first and later calls take."""
 
-    table: dict[Way, tuple[float, float]]
-    held: tuple[Way, ...]  # what the compiler's cache holds
+    table: dict[ExecutorChoice, tuple[float, float]]
 
-    def advance(self, way: Way) -> Any:
-        return way
+    def make(self, choice: ExecutorChoice) -> Any:
+        return choice
 
 
 def clockwork(
-    table: dict[Way, tuple[float, float]], steps: int, held: tuple[Way, ...] = (), **changes: Any
+    table: dict[ExecutorChoice, tuple[float, float]], steps: int, **changes: Any
 ) -> tuple[Clockwork, list[float]]:
     """(work of a small model on 16 tasks, the seconds that its trials take)."""
     method = tiny()
     settings = {"tasks": 16, "device": "cpu", "most": 16, **changes}
     key = fold_in(0)
-    work = Clockwork(method, lambda key: None, key, method.init(key), steps=steps, **settings)
+    work = Clockwork(
+        method, lambda key, count, first: None, key, method.init(key), steps=steps, **settings
+    )
     object.__setattr__(work, "table", table)
-    object.__setattr__(work, "held", held)
     return work, []
 
 
@@ -60,41 +60,33 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     compiled before.
     """
     monkeypatch.setattr(auto, "COMPILER_CACHE", tmp_path)
-    spent, left = [0.0], list[Any]()
+    spent = [0.0]
 
-    def timed(work: Any, way: Way, number: int) -> float:
-        if way not in work.table:
+    def timed(work: Any, choice: ExecutorChoice, number: int) -> float:
+        if choice not in work.table:
             raise RuntimeError("no such machine code\nsecond line")
-        trace = SHARE * work.table[TRACED][0] if work.small and TRACED in work.table else TRACE
-        if way.executor in executor.COMPILED and compile_cache.asking() and way not in work.held:
-            spent[0] += trace
-            left.append(work)
-            raise compile_cache.NotReady
-        seconds = work.table[way][0 if number == 0 else 1]
-        if way == TRACED and number == 0 and any(one is work for one in left):
-            seconds -= trace  # it takes over what was left
+        seconds = work.table[choice][0 if number == 0 else 1]
         spent[0] += seconds
         return seconds
 
     monkeypatch.setattr(auto, "_timed", timed)
     monkeypatch.setattr(auto.time, "perf_counter", lambda: spent[0])
     monkeypatch.setattr(executor, "compiler_found", lambda: True)
-    monkeypatch.setattr(auto, "compiler_there", lambda: False)
     return spent
 
 
-TRACE = 1.5  # seconds to trace a step of convolutions
-SHARE = 0.6  # of what making a traced step of a small model takes that is tracing
 VMAP, FOUR, LOOP, WHOLE, TRACED = (
-    Way("vmap"),
-    Way("chunk", 4),
-    Way("loop"),
-    Way("compiled"),
-    Way("traced"),
+    ExecutorChoice("vmap"),
+    ExecutorChoice("chunk", 4),
+    ExecutorChoice("loop"),
+    ExecutorChoice("compiled"),
+    ExecutorChoice("traced"),
 )
 
 
-def small(step: float, first: float, gain: float = 10.0) -> dict[Way, tuple[float, float]]:
+def small(
+    step: float, first: float, gain: float = 10.0
+) -> dict[ExecutorChoice, tuple[float, float]]:
     """Seconds of each way on a small model, as measured: chunks and loops pay the same overhead for
     every piece.
     """
@@ -121,7 +113,7 @@ def test_auto_costs_little_more_than_the_best(
     table = small(step, speed * (16.0 + 1000 * step))
     work, _ = clockwork(table, steps)
     choice = auto.choose(work, {})
-    mine = clock[0] + steps * table[choice.way][1]
+    mine = clock[0] + steps * table[choice.choice][1]
     best = min(first + (steps - 1) * each for first, each in table.values())
     bound = 1.1 if speed == 1.0 else 1.15 if steps == 2000 else 1.3
     assert mine <= bound * best, (choice.why, mine, best)
@@ -130,124 +122,98 @@ def test_auto_costs_little_more_than_the_best(
 def test_auto_compiles_for_long_runs_and_not_for_short_ones(clock: list[float]) -> None:
     table = small(0.0045, 18.0)
     chosen = {steps: auto.choose(clockwork(table, steps)[0], {}) for steps in (50, 2000, 70_000)}
-    assert [choice.way for choice in chosen.values()] == [VMAP, TRACED, WHOLE]
-    assert "too short" in chosen[50].why and not chosen[50].seen
-    assert "too few to repay" in chosen[2000].why and WHOLE not in chosen[2000].seen
-    assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].ready
-
-
-def test_auto_loads_what_the_compilers_cache_holds(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = {**small(0.008, 2.1), TRACED: (1.2, 0.003)}
-    held = auto.choose(clockwork(table, 2000, held=(WHOLE,))[0], {})
-    assert held.way == WHOLE and WHOLE in held.ready
-    before = clock[0]
-    absent = auto.choose(clockwork(table, 2000)[0], {})
-    assert absent.way == TRACED and WHOLE not in {**absent.seen, **absent.failed}
-    assert clock[0] - before < 2.0  # what eager ways and the traced one took
-    # Convolutions: finding out takes a trace.
-    monkeypatch.setattr(Clockwork, "small", False)
-    piece, long = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
-    for held_too, way in (((piece,), piece), ((), VMAP)):
-        work = clockwork({**long, piece: (3.0, 0.01)}, 3000, held=held_too, tasks=32, most=32)[0]
-        assert auto.choose(work, {}).way == way
-
-
-@pytest.mark.parametrize("steps", [160, 400, 600, 1200, 2000, 5000])
-@pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize("there", [True, False])
-def test_looking_for_what_the_cache_holds_costs_little(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch, steps: int, held: bool, there: bool
-) -> None:
-    """Against never looking, as where nothing is ever held; `there`: the compiler itself is loaded
-    already.
-    """
-    monkeypatch.setattr(auto, "compiler_there", lambda: there)
-    saved = 0.8 if there else 0.0  # seconds, of the 1.6 and 2.1 that loading takes
-    piece, conv = Way("compiled", 4), {VMAP: (0.02, 0.02), FOUR: (0.03, 0.03), LOOP: (0.04, 0.04)}
-    for size, table, way, tasks in (
-        (True, {**small(0.003, 1.6 - saved), TRACED: (0.5, 0.0008)}, WHOLE, 16),
-        (True, {**small(0.008, 2.1 - saved), TRACED: (1.2, 0.002)}, WHOLE, 16),
-        (False, {**conv, piece: (3.0, 0.014)}, piece, 32),
-    ):
-        monkeypatch.setattr(Clockwork, "small", size)
-        spent = []
-        for looks in (True, False):
-            with monkeypatch.context() as patch:
-                if not looks:
-                    patch.setattr(auto, "_may_load", lambda *_: False)
-                before = clock[0]
-                work = clockwork(
-                    table, steps, held=(way,) if held else (), tasks=tasks, most=tasks
-                )[0]
-                spent.append(steps * table[auto.choose(work, {}).way][1] + clock[0] - before)
-        assert spent[0] <= 1.1 * spent[1], (table, spent)
-
-
-def test_a_way_that_fails_when_loaded_is_not_tried_again(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried, table = list[Way](), small(0.008, 2.1)
-    timed = auto._timed
-
-    def broken(work: Any, way: Way, number: int) -> float:
-        tried.append(way)
-        if way == WHOLE:
-            raise RuntimeError("the file is damaged")
-        return timed(work, way, number)
-
-    monkeypatch.setattr(auto, "_timed", broken)
-    choice = auto.choose(clockwork(table, 70_000, held=(WHOLE,))[0], {})
-    assert choice.way == TRACED and tried.count(WHOLE) == 1 and "damaged" in choice.failed[WHOLE]
+    assert [choice.choice for choice in chosen.values()] == [VMAP, TRACED, WHOLE]
+    assert "too short" in chosen[50].why and not chosen[50].timings
+    assert "too few to repay" in chosen[2000].why and WHOLE not in chosen[2000].timings
+    assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].made
 
 
 def test_a_rival_that_fails_when_timed_again_is_left_out(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, timed = dict[Way, int](), auto._timed
+    calls, timed = dict[ExecutorChoice, int](), auto._timed
 
-    def short_of_memory(work: Any, way: Way, number: int) -> float:
-        calls[way] = calls.get(way, 0) + 1
-        if way == VMAP and calls[way] > 6:
-            raise MemoryError("with another way beside it")
-        return timed(work, way, number)
+    def short_of_memory(work: Any, choice: Any, number: int) -> float:
+        calls[choice] = calls.get(choice, 0) + 1
+        if choice == VMAP and calls[choice] > 6:
+            raise MemoryError("with another executor beside it")
+        return timed(work, choice, number)
 
     monkeypatch.setattr(auto, "_timed", short_of_memory)
-    table = {**small(0.0045, 18.0), TRACED: (0.1, 0.005)}
+    table = {**small(0.0045, 18.0), TRACED: (0.1, 0.004)}
     found = auto.choose(clockwork(table, 2000)[0], {})
-    assert found.way == TRACED and "MemoryError" in found.failed[VMAP]
+    assert found.choice == TRACED and "MemoryError" in found.failed[VMAP]
 
 
-def test_auto_times_close_rivals_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first timed step of a way meets cold caches: of two ways that are close the medians in
-    turns decide.
+PIECE = ExecutorChoice("compiled", 4)
+CONV = {
+    VMAP: (0.3, 0.241),
+    FOUR: (0.6, 0.2),
+    LOOP: (1.2, 1.15),
+    ExecutorChoice("chunk", 16): (0.4, 0.36),
+    PIECE: (15.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("busy", [(1, 8, 1, 8), (8, 1), (1, 1, 8)])
+def test_a_machine_that_is_busy_at_times_does_not_change_the_choice(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, busy: tuple[int, ...]
+) -> None:
+    """A step takes eight times as long whenever another program runs: the least of several turns
+    counts.
     """
-    piece, calls, timed = Way("compiled", 4), dict[Way, int](), auto._timed
-    table = {
-        VMAP: (0.3, 0.241),
-        FOUR: (0.6, 0.577),
-        LOOP: (1.2, 1.15),
-        Way("chunk", 16): (0.4, 0.36),
-    }
-    table[piece] = (3.0, 0.202)
+    calls, timed = [0], auto._timed
 
-    def cold(work: Any, way: Way, number: int) -> float:
-        calls[way] = calls.get(way, 0) + 1
-        return timed(work, way, number) * (1.3 if way == piece and calls[way] == 2 else 1.0)
+    def disturbed(work: Any, choice: Any, number: int) -> float:
+        calls[0] += 1
+        return timed(work, choice, number) * busy[calls[0] % len(busy)]
 
-    monkeypatch.setattr(auto, "_timed", cold)
+    monkeypatch.setattr(auto, "_timed", disturbed)
     monkeypatch.setattr(Clockwork, "small", False)
-    assert auto.choose(clockwork(table, 2000, tasks=32, most=32)[0], {}).way == piece
-    assert calls[LOOP] <= 2 < calls[piece]  # the far ones are not timed again
+    found = auto.choose(clockwork(CONV, 60_000, tasks=32, most=32)[0], {})
+    assert found.choice == PIECE and found.timings[PIECE].step == 0.1
+
+
+def test_time_that_other_programs_take_does_not_count_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [(0.0, 0.0), (1.2, 0.2), (1.2, 0.2), (0.1, 0.2)]
+    for begin, end, device, seconds in (
+        (0, 1, "cpu", 0.2),
+        (0, 2, "cuda:0", 1.2),
+        (0, 3, "cpu", 0.1),  # two processors at work
+    ):
+        monkeypatch.setattr(auto, "clocks", lambda end=end: now[end])
+        assert auto.seconds_since(now[begin], device) == seconds
+
+
+def test_auto_looks_again_where_steps_take_twice_what_was_promised(clock: list[float]) -> None:
+    table = small(0.0045, 18.0)
+    work = clockwork(table, 2000)[0]
+    first = auto.choose(work, {})
+    assert first.choice == TRACED and first.timings[TRACED].step == 0.00225
+    before = clock[0]
+    assert auto.choose_again(work, first, TRACED, 1.9 * 0.00225) is None  # type: ignore[arg-type]
+    assert clock[0] == before
+    # All are slower now: the choice stays, and so much is promised from here on.
+    for choice in (VMAP, TRACED):
+        table[choice] = (table[choice][0], 3 * table[choice][1])
+    assert auto.choose_again(work, first, TRACED, 0.0068) is None  # type: ignore[arg-type]
+    assert first.timings[TRACED].step == 0.0068
+    assert auto.choose_again(work, first, TRACED, 0.0068) is None  # type: ignore[arg-type]
+    # This one alone is slower.
+    table[VMAP], table[TRACED] = (0.02, 0.0045), (0.1, 0.02)
+    found = auto.choose_again(work, first, TRACED, 0.02)  # type: ignore[arg-type]
+    assert found is not None and found.choice == VMAP and VMAP in found.made
+    assert "2.9 times as long as promised" in found.why
 
 
 def test_auto_keeps_the_eager_way_where_compiling_disappoints_or_fails(clock: list[float]) -> None:
     slower = auto.choose(clockwork(small(0.0045, 18.0, gain=0.9), 70_000)[0], {})
-    assert slower.way == TRACED and slower.seen[WHOLE].step > slower.seen[VMAP].step
+    assert slower.choice == TRACED and slower.timings[WHOLE].step > slower.timings[VMAP].step
     table = {way: times for way, times in small(0.0045, 18.0).items() if way != WHOLE}
     failed = auto.choose(clockwork(table, 70_000)[0], {})
-    assert failed.way == TRACED and failed.failed[WHOLE] == "RuntimeError: no such machine code"
+    assert failed.choice == TRACED and failed.failed[WHOLE] == "RuntimeError: no such machine code"
     assert {
         "executor": "compiled",
         "chunk": None,
@@ -258,18 +224,24 @@ def test_auto_keeps_the_eager_way_where_compiling_disappoints_or_fails(clock: li
 def test_auto_never_chooses_what_cannot_run(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {WHOLE: Seen(3.0, 0.0001), Way("graph"): Seen(1.0, 0.0001), VMAP: Seen(0.01, 0.0045)}
-    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).way == WHOLE
+    known = {
+        WHOLE: Timing(3.0, 0.0001),
+        ExecutorChoice("graph"): Timing(1.0, 0.0001),
+        VMAP: Timing(0.01, 0.0045),
+    }
+    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).choice == WHOLE
     monkeypatch.setattr(executor, "compiler_found", lambda: False)
-    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).way == TRACED
+    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000)[0], known).choice == TRACED
     # Nor what memory does not hold: 16 tasks, of which 5 fit.
-    table = {**small(0.0045, 18.0), Way("chunk", 5): (0.1, 0.01)}
+    table = {**small(0.0045, 18.0), ExecutorChoice("chunk", 5): (0.1, 0.01)}
     tight = auto.choose(clockwork(table, 2000, most=5)[0], known)
-    assert tight.way == Way("chunk", 5) and VMAP not in tight.seen
+    assert tight.choice == ExecutorChoice("chunk", 5) and VMAP not in tight.timings
 
 
 def test_auto_leaves_the_compiler_out_where_it_would_undo_checkpoints(clock: list[float]) -> None:
-    assert auto.choose(clockwork(small(0.0045, 18.0), 70_000, compiling=False)[0], {}).way == VMAP
+    assert (
+        auto.choose(clockwork(small(0.0045, 18.0), 70_000, compiling=False)[0], {}).choice == VMAP
+    )
     with pytest.raises(ConfigError, match="is merged"):
         build(
             parse(sinusoid(run={"checkpoint_inner": True, "executor": "compiled"})).experiments[0],
@@ -282,25 +254,26 @@ def test_auto_tries_nothing_that_it_remembers(
 ) -> None:
     monkeypatch.setattr(timings, "COMPILER_CACHE", tmp_path)
     table = small(0.0045, 18.0)
-    first = auto.choose(clockwork(table, 70_000)[0], timings.recall("kind"))
-    timings.remember("kind", first.seen)
-    assert timings.recall("kind") == first.seen and timings.recall("other") == {}
+    first = auto.choose(clockwork(table, 70_000)[0], timings.load("kind"))
+    timings.save("kind", first.timings)
+    assert timings.load("kind") == first.timings and timings.load("other") == {}
     before = clock[0]
-    again = auto.choose(clockwork(table, 4000)[0], timings.recall("kind"))
+    again = auto.choose(clockwork(table, 4000)[0], timings.load("kind"))
     assert (
         clock[0] == before
     )  # a compiled way that lies on disk is chosen for a run that would not have compiled it
-    assert again.way == WHOLE and "remembered" in again.why and not again.seen
+    assert again.choice == WHOLE and "remembered" in again.why and not again.timings
     next((tmp_path / "speed").glob("*")).write_text("{")
-    assert timings.recall("kind") == {}
+    assert timings.load("kind") == {}
 
 
 def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
-    assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).way == FOUR
+    assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).choice == FOUR
     assert auto.asked_for("chunk", None, 16, 16) == FOUR and auto.asked_for(
         "chunk", 9, 16, 16
-    ) == Way("chunk", 9)
-    assert auto.asked_for("chunk", None, 16, 2) == Way("chunk", 2)
+    ) == ExecutorChoice("chunk", 9)
+    assert auto.asked_for("chunk", None, 16, 2) == ExecutorChoice("chunk", 2)
+    assert auto.asked_for("chunk", None, 16, 6, workers=3) == ExecutorChoice("chunk", 2)
     assert (
         auto.asked_for("compiled", None, 16, 16) == WHOLE
         and auto.asked_for("compiled", None, 16, 5).chunk == 5

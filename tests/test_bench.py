@@ -47,7 +47,7 @@ from metalearn.bench.table import best, groups, share_of_limit, show, speedup
 from metalearn.bench.workloads import IN_CHUNKS, SCALING, WORKLOADS, Workload, chosen
 from metalearn.errors import ConfigError
 from metalearn.executors import auto, trace
-from metalearn.executors.timings import Way
+from metalearn.executors.timings import ExecutorChoice
 
 ROW = {
     *("workload", "engine", "tasks", "median_seconds", "iqr_seconds"),
@@ -163,7 +163,8 @@ def conv_problem(**changes: Any) -> Problem:
 def engines(problem: Problem) -> dict[str, Engine]:
     """Every engine that is there and knows the workload, ours under two executors."""
     found = {
-        f"native {executor}": ours.engine(problem, Way(executor)) for executor in ("loop", "vmap")
+        f"native {executor}": ours.engine(problem, ExecutorChoice(executor))
+        for executor in ("loop", "vmap")
     }
     for name, build in PEERS.items():
         try:

@@ -14,7 +14,7 @@ from metalearn.bench.engine import Engine, LeftOut
 from metalearn.bench.problem import gap
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors import trace
-from metalearn.executors.timings import Way
+from metalearn.executors.timings import ExecutorChoice
 
 CLOSE = 1e-4  # of float32 to float64 after a few steps; seen: up to 1e-6
 
@@ -33,7 +33,7 @@ def test_every_engine_computes_the_same_gradient(
     problem = small(name)
     expected = l2o.reference(problem, problem.check)
     found: dict[str, Engine] = {
-        way: native.engine(problem, Way(way)) for way in ("vmap", "compiled_steps")
+        way: native.engine(problem, ExecutorChoice(way)) for way in ("vmap", "compiled_steps")
     }
     found["torch"] = l2o.engine(problem)
     try:

@@ -4,6 +4,8 @@ cannot run.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,11 @@ from checks import Case, case, close
 from commandline import sinusoid
 from small import SOURCE, gap, pictures, tiny
 
-from metalearn.algorithms import MAML
+from metalearn.algorithms import ANIL, BOIL, MAML, Reptile
 from metalearn.config.build import build
 from metalearn.config.experiment import parse
 from metalearn.config.registry import METHODS
+from metalearn.config.signature import signature
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
@@ -215,6 +218,86 @@ def test_a_run_refuses_what_its_device_cannot_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(executor, "compiler_found", lambda: False)
     with pytest.raises(ConfigError, match="C\\+\\+ compiler"):
         build(parse(sinusoid(run={"executor": "compiled"})).experiments[0], to_train=True)
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL, BOIL, Reptile])
+def test_a_step_of_another_inner_rate_is_the_same_code_or_another_signature(kind: Any) -> None:
+    """The rate is an input of the step: a sweep over it compiles once. Where it is not, what is
+    known is not shared.
+    """
+    data = SOURCE.sample(fold_in(1), 3)
+    found = []
+    for rate in (0.01, 0.1):
+        method = kind(inner_lr=rate).build(MLP(sizes=(6,)).build(SOURCE.spec), SOURCE.spec)
+        state = method.init(fold_in(0))
+        found.append((trace.trace(method.step, state, data), method.step(state, data)))  # type: ignore[misc, arg-type]
+    (one, first), (two, second) = found
+    names = []
+    for rate in (0.01, 0.1):
+        experiment = parse(sinusoid(method={"name": kind().name, "inner_lr": rate})).experiments[0]
+        names.append(signature(experiment, SOURCE.spec, "cpu"))
+    assert (one.graph.code == two.graph.code) == (names[0] == names[1]) == (kind is not Reptile)
+    assert any(not torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
+
+
+# threads
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile"])
+@pytest.mark.parametrize("way", [("loop", None), ("chunk", 2), ("compiled", 2)])
+def test_the_bits_do_not_depend_on_the_number_of_workers(
+    name: str, way: tuple[str, int | None], uncompiled: None
+) -> None:
+    given = case(name, METHODS[name], dtype=torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    for threads, workers in ((1, 1), (2, 1), (2, 2), (1, 3)):
+        torch.set_num_threads(threads)
+        try:
+            found.append(after_two(given, executor.make_step(given.method, *way, workers)))
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(leaves(found[0]), leaves(other), strict=True))
+
+
+def test_pieces_run_in_threads_of_one_processor_each() -> None:
+    given, seen = case("maml", METHODS["maml"]), set[tuple[str, int]]()
+    assert given.method.task_grad is not None
+
+    def task_grad(*args: Any) -> Any:
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return given.method.task_grad(*args)  # type: ignore[misc]
+
+    before = torch.get_num_threads()
+    watched = given.method._replace(task_grad=task_grad)
+    executor.make_step(watched, "loop", workers=3)(given.state(), given.data(0))
+    assert seen and {count for _, count in seen} == {1}
+    assert all(name.startswith("metalearn-piece") for name, _ in seen)
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_in_a_piece_is_the_error_of_the_step() -> None:
+    given = case("maml", METHODS["maml"])
+
+    def task_grad(*args: Any) -> Any:
+        raise ZeroDivisionError("in a piece")
+
+    broken = given.method._replace(task_grad=task_grad)
+    with pytest.raises(ZeroDivisionError, match="in a piece"):
+        executor.make_step(broken, "chunk", 2, workers=2)(given.state(), given.data(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    given = case("maml", METHODS["maml"])
+    step = executor.make_step(given.method, "loop", workers=2)
+    step(given.state(), given.data(0))
+    child = os.fork()
+    if child == 0:
+        step(given.state(), given.data(0))
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 # CUDA

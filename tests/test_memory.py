@@ -21,7 +21,7 @@ from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, memory, timings, trace
 from metalearn.executors.precision import FAR, gradient, gradient_error, with_precision
-from metalearn.executors.timings import Way
+from metalearn.executors.timings import ExecutorChoice
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import begin, meta_gradient, outer_update, step_over_tasks, widened
 from metalearn.inner.recompute import recomputed
@@ -97,11 +97,11 @@ def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.Mo
     found = memory.predict(parts.method, state, parts.train.sample(fold_in(0), 12))
     assert found is not None
     monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
-    assert plan.decide(experiment, parts, state).way == Way("chunk", 5)
+    assert plan.decide(experiment, parts, state).way == ExecutorChoice("chunk", 5)
     monkeypatch.setattr(memory, "room", lambda device: found.peak(5))
     asked = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
     decision = plan.decide(asked, parts, state)
-    assert decision.way == Way("vmap") and "run.chunk" in "".join(decision.warnings)
+    assert decision.way == ExecutorChoice("vmap") and "run.chunk" in "".join(decision.warnings)
 
 
 def test_room_is_what_the_machine_and_its_control_group_leave(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from nas_tasks import F64, image_spec
 
 from metalearn.component import Component
 from metalearn.errors import ConfigError
-from metalearn.executors.simplify import one_by_one
+from metalearn.executors.simplify import interpret
 from metalearn.executors.trace import by_shapes, trace
 from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import momentum
@@ -458,7 +458,7 @@ def test_a_recorded_convolution_refuses_what_does_not_fit(wrong: str) -> None:
     x, bias = torch.ones(2, 7, 7, 3), torch.ones(4)
     weight = torch.ones(4, 3, 3, 3, dtype=F64) if wrong == "dtype" else torch.ones(4, 2, 3, 3)
     with pytest.raises(RuntimeError):
-        by_shapes(conv2d, one_by_one)(x, weight, bias)
+        by_shapes(conv2d, interpret)(x, weight, bias)
 
 
 def test_a_compiled_cell_and_one_in_fewer_bits_take_torchs_convolution() -> None:
@@ -471,5 +471,5 @@ def test_a_compiled_cell_and_one_in_fewer_bits_take_torchs_convolution() -> None
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             return conv2d(x, weight, bias)
 
-    recorded = by_shapes(half, one_by_one)(x, weight, bias)
+    recorded = by_shapes(half, interpret)(x, weight, bias)
     assert recorded.dtype == half(x, weight, bias).dtype == torch.bfloat16

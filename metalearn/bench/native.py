@@ -4,17 +4,15 @@ one auto picks.
 
 from __future__ import annotations
 
-from typing import Any
-
 from metalearn.bench.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
 from metalearn.executors.auto import Work, asked_for, choose
-from metalearn.executors.executor import Advance
-from metalearn.executors.sharded import make_advance
-from metalearn.executors.timings import Way
+from metalearn.executors.pieces import workers_on
+from metalearn.executors.step import Executable, make_step_fn
+from metalearn.executors.timings import ExecutorChoice
 from metalearn.tree import named_leaves
-from metalearn.types import Episode, Key, MetaState, Params
+from metalearn.types import Episode, MetaState, Params
 
 BETA1 = 0.9  # of the outer Adam: its first moment after one step is (1 - BETA1) times the gradient
 STEPS = 2000  # length of the run that auto chooses for, and of which totals are given
@@ -31,32 +29,29 @@ def candidates(problem: Problem) -> tuple[str, ...]:
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
 
-def way_of(text: str, tasks: int) -> Way:
+def way_of(text: str, tasks: int) -> ExecutorChoice:
     """NAME or NAME:CHUNK as a way of running T tasks."""
     name, _, chunk = text.partition(":")
     return asked_for(name, int(chunk) if chunk else None, tasks, tasks)
 
 
-def text_of(way: Way) -> str:
+def text_of(way: ExecutorChoice) -> str:
     """The way back of `way_of`."""
     return way.executor if way.chunk is None else f"{way.executor}:{way.chunk}"
 
 
-def engine(problem: Problem, way: Way) -> Engine:
-    """Sampling by our TaskSource, meta-gradient and update by `make_advance`."""
-    tasks = problem.workload.tasks
-    return _engine(
-        problem,
-        make_advance(
-            problem.method,
-            _draw(problem),
-            problem.key,
-            tasks,
-            problem.device,
-            way.executor,
-            way.chunk,
-        ),
+def engine(problem: Problem, way: ExecutorChoice) -> Engine:
+    """Sampling by our TaskSource, meta-gradient and update by `make_step_fn`."""
+    made = make_step_fn(
+        problem.method,
+        problem.source.sample,
+        problem.key,
+        tasks=problem.workload.tasks,
+        device=problem.device,
+        executor=way.executor,
+        chunk=way.chunk,
     )
+    return _engine(problem, made)
 
 
 def chosen(problem: Problem) -> tuple[Engine, str, str]:
@@ -71,37 +66,27 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     )
     if found is not None:
         most = found.fits(tasks, room)
-    work = Work(
-        problem.method, _draw(problem), problem.key, state, tasks, problem.device, STEPS, most
-    )
-    choice = choose(work, {})
-    advance = choice.ready.get(choice.way) or work.advance(choice.way)
-    return _engine(problem, advance), text_of(choice.way), choice.why
+    sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
+    work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
+    trials = choose(work, {})
+    made = trials.made.get(trials.choice) or work.make(trials.choice)
+    return _engine(problem, made), text_of(trials.choice), trials.why
 
 
-def _draw(problem: Problem) -> Any:
-    source, tasks = problem.source, problem.workload.tasks
-
-    def draw(key: Key) -> Any:
-        return source.sample(key, tasks)
-
-    return draw
-
-
-def _engine(problem: Problem, advance: Advance) -> Engine:
+def _engine(problem: Problem, made: Executable) -> Engine:
     state = fresh(problem)
     number = 0
 
     def step() -> None:
         nonlocal state, number
         number += 1
-        state, _ = advance(state, number)
+        state, _ = made.step(state, made.sample(number))
 
     def gradient(episodes: Episode) -> Params:
         # Of the very function that is timed, which draws its own episodes: those of this number are
         # the ones compared.
         assert episodes is problem.check, "ours draws the episodes of the check itself"
-        after, _ = advance(fresh(problem), CHECK)
+        after, _ = made.step(fresh(problem), made.sample(CHECK))
         return {
             name: value / (1 - BETA1) for name, value in named_leaves(after.opt["first"]).items()
         }

@@ -11,7 +11,7 @@ from metalearn.bench.measure import first_step, peak_bytes, peak_on_cuda
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors.memory import Live
-from metalearn.executors.timings import Way
+from metalearn.executors.timings import ExecutorChoice
 from metalearn.logger import log
 
 TASKS = (1, 4, 16, 64, 256, 512)
@@ -45,7 +45,7 @@ def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> R
         problem = Problem(WORKLOADS[name].with_tasks(tasks), settings.device)
         row: Row = {"peak_bytes": None}
         with peak_on_cuda(problem.device, "native", row):
-            engine = native.engine(problem, Way("chunk", CHUNK))
+            engine = native.engine(problem, ExecutorChoice("chunk", CHUNK))
             first_step(engine)
         steps = STEPS * max(many // tasks, 1)
         peaks.append(peak_bytes(engine, steps) if problem.device == "cpu" else row["peak_bytes"])

@@ -31,7 +31,16 @@ from metalearn.config.validate import Problems, partly_validated, validated
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.storage.yaml import read_yaml
 
-NOT_IN_HASH = ("executor", "chunk", "checkpoint_inner", "device", "threads", "track", "keep_last")
+NOT_IN_HASH = (
+    "executor",
+    "chunk",
+    "checkpoint_inner",
+    "device",
+    "threads",
+    "workers",
+    "track",
+    "keep_last",
+)
 LATER = {
     "run": ("on_nan",)
 }  # fields younger than schema 1: at their default a run keeps the hash that it was given

@@ -76,6 +76,13 @@ class Run(Component):
         "recorded",
         ge=1,
     )
+    workers: int | None = option(
+        None,
+        "threads that compute the pieces of a step on a CPU, one core each; null: as many as "
+        "run.threads, and recorded. The numbers do not depend on it",
+        ge=1,
+        le=1024,
+    )
     precision: Precision = option(
         "float32",
         "of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured and "

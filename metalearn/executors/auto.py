@@ -1,52 +1,43 @@
-"""`auto`: which executor, from a few timed steps and what compiling is expected to cost and to
-save.
+"""`auto`: the executor that is expected to finish a run first.
 
-For the n steps of a run, a way of running costs   first call (compilation included) + n * seconds a
-step.
+    total(executor) = seconds of the first call (compilation included) + steps * seconds of a step
 
-Eager ways are timed, within a share of the time that the run will take. A compiled way cannot be
-known before it is compiled: it is tried when the expected saving pays for it, or when it is so
-cheap beside the run that it may fail. All trials run on the state before step 0 and throw their
-results away, so that a run is the same whoever chose. What was found is remembered (remembered.py):
-then nothing is tried at all."""
+Eager executors are timed in turns, within a share of the run, so that whatever else the machine
+does hits them alike. A compiled one cannot be timed before it is compiled: that is done where the
+expected saving pays for it, or costs little beside the run. Trials start from the state before step
+0 and their results are thrown away. Timings are stored (timings.py), and where they are known
+nothing is tried. The loop may ask again (`choose_again`) when steps take longer than promised."""
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from metalearn.executors.compile_cache import NotReady, only_ready
-from metalearn.executors.executor import CHUNK, COMPILED, Advance, Draw, why_not
-from metalearn.executors.sharded import make_advance
-from metalearn.executors.timings import Seen, Way, expected
+from metalearn.executors.executor import CHUNK, COMPILED, why_not
+from metalearn.executors.step import Draw, Executable, make_step_fn
+from metalearn.executors.timings import ExecutorChoice, Timing, with_warm_cache
 from metalearn.executors.trace import COMPILER_CACHE as COMPILER_CACHE
-from metalearn.executors.trace import traces_left
 from metalearn.machine import cores
 from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
 
 SHORT = 100  # steps below which a run is over before a trial could pay
-BUDGET = 0.03  # share of a run that the trials of eager ways may take
-INSURANCE = 0.03  # share of a run that a compilation without a promise may take
-DROP = 1.5  # a way whose first timed step is so much slower than the best is not timed again
+BUDGET = 0.03  # share of a run that the trials of eager executors may take
+INSURANCE = 0.03  # share of a run that a compilation without an expected saving may take
+DROP = 1.5  # an executor whose first two steps are so much slower than the best is timed no more
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
 REPEATS, LONG = 5, 0.2  # timed steps of a trial, and seconds after which one has shown enough
-CLOSE, AGAIN = (
-    1.5,
-    0.01,
-)  # ways whose totals are so close are timed again, within so large a share of the run
-LOADING = 3.0  # seconds to load the compiled step of convolutions
+BROKEN = 2.0  # times the promised seconds of a step from which on the choice is made again
 EAGER = ("vmap", "chunk", "loop")
-SIZES = (16, CHUNK)  # tasks at once that are tried between all of them and one
+SIZES = (16, CHUNK)  # tasks in a piece that are tried between all of them and one
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be run: a method's steps on a device."""
+    """The steps of a run on a device."""
 
     method: Method
     draw: Draw
@@ -56,11 +47,19 @@ class Work:
     device: str
     steps: int
     most: int  # tasks at once that memory holds
-    compiling: bool = True  # whether compiled ways may be tried
+    workers: int = 1
+    compiling: bool = True  # whether compiled executors may be tried
 
-    def advance(self, way: Way) -> Advance:
-        return make_advance(
-            self.method, self.draw, self.key, self.tasks, self.device, way.executor, way.chunk
+    def make(self, choice: ExecutorChoice) -> Executable:
+        return make_step_fn(
+            self.method,
+            self.draw,
+            self.key,
+            tasks=self.tasks,
+            device=self.device,
+            executor=choice.executor,
+            chunk=choice.chunk,
+            workers=self.workers,
         )
 
     @property
@@ -68,67 +67,58 @@ class Work:
         return is_small(self.state)
 
     @property
-    def pieces(self) -> bool:
+    def splits(self) -> bool:
+        """Whether a step can be computed in pieces."""
         return self.method.task_grad is not None
+
+    @property
+    def largest(self) -> int:
+        """Tasks in a piece that memory holds, with a piece in every worker."""
+        return max(1, self.most // self.workers)
 
 
 @dataclass
-class Choice:
-    """What was chosen, why, and what was seen on the way."""
+class Trials:
+    """An executor, the reason for it, and the timings behind it."""
 
-    way: Way
-    why: str
-    seen: dict[Way, Seen] = field(default_factory=dict)  # in this process: what `remembered` keeps
-    known: dict[Way, Seen] = field(default_factory=dict)  # from earlier ones
-    failed: dict[Way, str] = field(default_factory=dict)
-    ready: dict[Way, Advance] = field(default_factory=dict)  # made, and compiled, by a trial
+    choice: ExecutorChoice
+    why: str = ""
+    timings: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of this process
+    known: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of earlier ones
+    failed: dict[ExecutorChoice, str] = field(default_factory=dict)
+    made: dict[ExecutorChoice, Executable] = field(default_factory=dict)  # compiled by a trial
 
     def record(self) -> dict[str, Any]:
         """For environment.json."""
-
-        def row(way: Way, seen: Seen, source: str) -> dict[str, Any]:
-            return {
-                **way._asdict(),
-                "first_seconds": seen.first,
-                "step_seconds": seen.step,
-                "from": source,
+        trials = [
+            {
+                **choice._asdict(),
+                "first_seconds": timing.first,
+                "step_seconds": timing.step,
+                "from": "trial" if choice in self.timings else "memory",
             }
-
-        trials = [row(way, seen, "trial") for way, seen in self.seen.items()]
-        trials += [
-            row(way, seen, "memory") for way, seen in self.known.items() if way not in self.seen
+            for choice, timing in self.all().items()
         ]
-        trials += [{**way._asdict(), "error": why} for way, why in self.failed.items()]
-        return {**self.way._asdict(), "why": self.why, "trials": trials}
+        trials += [{**choice._asdict(), "error": why} for choice, why in self.failed.items()]
+        return {**self.choice._asdict(), "why": self.why, "trials": trials}
 
-    def eager(self) -> float:
-        """Seconds a step of the fastest way that needs no preparation."""
-        ways = {**self.known, **self.seen}
-        return min(
-            seen.step
-            for way, seen in ways.items()
-            if way.executor in EAGER and way not in self.failed
-        )
+    def all(self) -> dict[ExecutorChoice, Timing]:
+        found = {**self.known, **self.timings}
+        return {choice: found[choice] for choice in found if choice not in self.failed}
 
-    def step_of(self, way: Way) -> float:
-        return (self.seen.get(way) or self.known[way]).step
+    def eager_step(self) -> float:
+        """Seconds a step of the fastest executor that needs no compiler."""
+        found = {**self.known, **self.timings}
+        return min(timing.step for choice, timing in found.items() if choice.executor in EAGER)
 
-    def total(self, way: Way, steps: int) -> float:
-        """Seconds still to be spent on a whole run: the first call of a way that a trial has made
-        is paid.
-        """
-        return (
-            steps * self.step_of(way)
-            if way in self.ready
-            else expected(self.known[way]).total(steps)
-        )
+    def total(self, choice: ExecutorChoice, steps: int) -> float:
+        """Seconds still to be spent on a run: what a trial has compiled is paid for."""
+        timing = self.all()[choice]
+        first = 0.0 if choice in self.made else with_warm_cache(timing).first
+        return first + steps * timing.step
 
-    def fail(self, way: Way, error: Exception) -> None:
-        self.failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-    def best(self, steps: int) -> Way:
-        ways = [way for way in {**self.known, **self.seen} if way not in self.failed]
-        return min(ways, key=lambda way: self.total(way, steps))
+    def best(self, steps: int) -> ExecutorChoice:
+        return min(self.all(), key=lambda choice: self.total(choice, steps))
 
 
 def is_small(state: MetaState) -> bool:
@@ -136,269 +126,231 @@ def is_small(state: MetaState) -> bool:
     return sum(sizes) < SMALL and not any(leaf.dim() == 4 for leaf in leaves(state.meta))
 
 
-def good_threads(state: MetaState) -> int:
-    """CPU threads when none are asked for: one for small models, whose work is too little to share;
-    else every core.
-    """
+def default_threads(state: MetaState) -> int:
+    """CPU threads where the config leaves them open: one for small models, else every core."""
     return 1 if is_small(state) else cores()
 
 
-def asked_for(executor: str, chunk: int | None, tasks: int, most: int) -> Way:
-    """The way that a config names; where it leaves the chunk open, the one that fits memory."""
+def asked_for(
+    executor: str, chunk: int | None, tasks: int, most: int, workers: int = 1
+) -> ExecutorChoice:
+    """The choice that a config names; where it leaves the chunk open, the one that fits memory."""
+    largest = max(1, most // workers)
     if executor == "chunk":
-        return Way(executor, chunk or min(CHUNK, most))
+        return ExecutorChoice(executor, chunk or min(CHUNK, largest))
     if executor == "compiled":
-        return Way(executor, chunk if chunk or most >= tasks else most)
-    return Way(executor, chunk)
+        return ExecutorChoice(executor, chunk if chunk or most >= tasks else largest)
+    return ExecutorChoice(executor, chunk)
 
 
-def choose(work: Work, known: dict[Way, Seen], chunk: int | None = None) -> Choice:
-    """The way that is expected to finish `work` first; `chunk` where the config fixes it."""
+def choose(
+    work: Work,
+    known: dict[ExecutorChoice, Timing],
+    chunk: int | None = None,
+    made: dict[ExecutorChoice, Executable] | None = None,
+) -> Trials:
+    """The executor that is expected to finish `work` first; `chunk` where the config fixes it.
+
+    `made` are executables that are there already, and are timed with the others.
+    """
     eager = _eager(work, chunk)
     if work.steps < SHORT:
-        return Choice(eager[0], f"{work.steps} steps: too short a run to try anything")
-    compiled = _compiled(work, None, chunk)
+        return Trials(eager[0], f"{work.steps} steps: too short a run to try anything")
+    compiled = _compiled(work, chunk)
     possible = {*eager, *compiled}
-    choice = Choice(
-        eager[0], "", known={way: seen for way, seen in known.items() if way in possible}
-    )
-    if not any(way in choice.known for way in eager):
-        _try_eager(work, eager, choice)
-    with traces_left():
-        _try_compiled(work, chunk, choice)
-    _time_rivals_again(work, choice)
-    choice.way = choice.best(work.steps)
-    choice.why = _reason(work, choice)
-    return choice
+    trials = Trials(eager[0], known={c: known[c] for c in known if c in possible}, made=made or {})
+    if not any(choice in trials.known for choice in eager):
+        _try_eager(work, [*dict.fromkeys([*trials.made, *eager])], trials)
+    if not trials.all():
+        return trials  # the first step will raise the error
+    for choice in compiled:
+        if choice not in trials.all() and _worth_compiling(work, choice, trials):
+            rival = trials.best(work.steps)
+            _make(work, choice, trials)
+            _time_in_turns(work, [choice, rival], trials)
+    trials.choice = trials.best(work.steps)
+    trials.why = _reason(work, compiled, trials)
+    return trials
 
 
-def _try_compiled(work: Work, chunk: int | None, choice: Choice) -> None:
-    """What the compiler's cache holds first, as that takes a second; then what is expected to
-    pay.
+def choose_again(
+    work: Work, trials: Trials, running: Executable, step_seconds: float, chunk: int | None = None
+) -> Trials | None:
+    """A new choice for the rest of a run whose steps take twice what was promised; None to go on.
+
+    The loop may call it just after it has saved a checkpoint. `work` holds the saved state and the
+    number of steps that are left; `trials` is what `choose`, or this function, returned; `running`
+    makes the steps now; `step_seconds` is the mean of a step since the last call, measured with
+    `clocks` and `seconds_since`. If the choice is a new one, write its executor and chunk to
+    config.yaml and go on with `found.made[found.choice]`; if not, `trials` now promises what was
+    measured.
     """
-    ways = _compiled(work, choice.best(work.steps), chunk)
-    for way in ways if work.small and not work.device.startswith("cuda") else ():
-        _try_to_load(work, way, choice)
-    for way in sorted(ways, key=lambda way: _hoped(work, way, choice)):
-        if way in {**choice.known, **choice.seen, **choice.failed}:
-            continue
-        if _promises(work, way, choice):
-            _try(work, way, choice)
-        elif not work.small:
-            _try_to_load(work, way, choice)
+    promised = trials.all().get(trials.choice)
+    if promised is None or step_seconds < BROKEN * promised.step or work.steps < SHORT:
+        return None
+    found = choose(work, {}, chunk, {trials.choice: running})
+    if found.choice == trials.choice:
+        trials.timings[trials.choice] = promised._replace(step=step_seconds)
+        return None
+    times = step_seconds / promised.step
+    found.why = f"{trials.choice} took {times:.1f} times as long as promised; {found.why}"
+    return found
 
 
-def _try_to_load(work: Work, way: Way, choice: Choice) -> None:
-    if way not in choice.known and _may_load(work, way, choice):
-        with only_ready():
-            _try(work, way, choice)
+def clocks() -> tuple[float, float]:
+    """Seconds by the wall clock, and of this process's processors."""
+    return time.perf_counter(), time.process_time()
 
 
-def _eager(work: Work, chunk: int | None) -> list[Way]:
-    """The ways that need no compiler, the likeliest first."""
-    if not work.pieces:
-        return [Way("vmap")]
+def seconds_since(begin: tuple[float, float], device: str) -> float:
+    """Seconds of work since `begin`: on a CPU, what the processors needed if that is less than the
+    clock says, as the rest was spent by other programs.
+    """
+    clock, worked = (now - then for now, then in zip(clocks(), begin, strict=True))
+    return clock if device.startswith("cuda") else min(clock, worked)
+
+
+def _eager(work: Work, chunk: int | None) -> list[ExecutorChoice]:
+    """The choices that need no compiler, the likeliest first."""
+    vmap = ExecutorChoice("vmap")
+    if not work.splits:
+        return [vmap]
     if chunk is not None:
-        return [Way("vmap") if chunk >= work.tasks else Way("chunk", chunk)]
-    whole = [Way("vmap")] if work.most >= work.tasks else []
-    sizes = sorted(
-        {size for size in (work.most, *SIZES) if 1 < size <= work.most and size < work.tasks},
-        reverse=True,
-    )
-    parts = [Way("chunk", size) for size in sizes] + [Way("loop")]
-    if work.small or work.device.startswith("cuda"):
-        return whole + parts
-    likely = Way(
-        "chunk", CHUNK
-    )  # convolutions on a CPU: the activations of a few tasks stay in its caches
-    return (
-        [likely, *whole, *(way for way in parts if way != likely)]
-        if likely in parts
-        else whole + parts
-    )
+        return [vmap if chunk >= work.tasks else ExecutorChoice("chunk", chunk)]
+    sizes = {size for size in (work.largest, *SIZES) if 1 < size <= work.largest}
+    pieces = [ExecutorChoice("chunk", size) for size in sorted(sizes) if size < work.tasks]
+    pieces = [*reversed(pieces), ExecutorChoice("loop")]
+    if work.most >= work.tasks:
+        pieces = [vmap, *pieces]
+    if not work.small and not work.device.startswith("cuda"):
+        # Convolutions: the activations of a few tasks stay in a processor's caches.
+        pieces.sort(key=lambda choice: choice != ExecutorChoice("chunk", CHUNK))
+    return pieces
 
 
-def _compiled(work: Work, best: Way | None, chunk: int | None) -> list[Way]:
-    """The compiled ways that go with the best eager one; all there are where none is given."""
+def _compiled(work: Work, chunk: int | None) -> list[ExecutorChoice]:
+    """The choices that are worth a compilation on such work."""
+    fits = work.most >= work.tasks and chunk is None
     if work.method.traits.alike and chunk is None:
-        found = [Way("compiled_steps")] if work.most >= work.tasks else []
+        found = [ExecutorChoice("compiled_steps")] if fits else []
+    elif work.device.startswith("cuda") and fits:
+        found = [ExecutorChoice("graph"), ExecutorChoice("compiled_graph")]
     elif work.device.startswith("cuda"):
-        if work.most >= work.tasks and chunk is None:
-            found = [Way("graph"), Way("compiled_graph")]
-        else:
-            found = [Way("compiled", chunk or work.most)]
-    elif not work.pieces or work.small:
-        whole = work.most >= work.tasks and chunk is None
-        found = [
-            *([Way("traced")] if whole else []),
-            Way("compiled", None if whole else chunk or work.most),
-        ]
+        found = [ExecutorChoice("compiled", chunk or work.most)]
+    elif not work.splits or work.small:
+        found = [ExecutorChoice("traced"), ExecutorChoice("compiled")] if fits else []
+        found = found or [ExecutorChoice("compiled", chunk or work.largest)]
     else:
         # A few tasks at once: measured fastest, as their activations stay in the caches.
-        size = min(CHUNK, work.most)
-        found = [
-            Way(
-                "compiled",
-                chunk or even(work.tasks, size) or (size if work.most < work.tasks else None),
-            )
-        ]
-    found = [
-        way
-        for way in dict.fromkeys(found)
-        if work.compiling or way.executor not in (*COMPILED, "traced")
-    ]
-    return [way for way in found if why_not(way.executor, work.device, way.chunk) is None]
+        size = min(CHUNK, work.largest)
+        piece = chunk or divisor_near(work.tasks, size) or (None if fits else size)
+        found = [ExecutorChoice("compiled", piece)]
+    return [c for c in found if work.compiling and not why_not(c.executor, work.device, c.chunk)]
 
 
-def even(tasks: int, size: int) -> int | None:
-    """Tasks at once near `size`, at most twice as many, that divide `tasks`: one graph serves;
-    None: all at once.
+def divisor_near(tasks: int, size: int) -> int | None:
+    """The divisor of `tasks` nearest to `size`, at most twice as large: one graph then serves all
+    pieces; None: all tasks at once.
     """
     near = [number for number in range((size + 1) // 2, 2 * size + 1) if tasks % number == 0]
     best = min(near, key=lambda number: abs(number - size), default=size)
     return best if best < tasks else None
 
 
-def _promises(work: Work, way: Way, choice: Choice) -> bool:
-    """Whether preparing a way is expected to pay, or is too cheap beside the run to be missed."""
-    eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
-    cost, gain = _prior(work, way, eager)
+def _worth_compiling(work: Work, choice: ExecutorChoice, trials: Trials) -> bool:
+    """Whether compiling is expected to pay, or costs too little beside the run to be missed."""
+    eager, best = trials.eager_step(), trials.all()[trials.best(work.steps)].step
+    cost, gain = _compile_prior(work, choice, eager)
     return work.steps * (best - eager / gain) > cost or cost < INSURANCE * work.steps * best
 
 
-def _may_load(work: Work, way: Way, choice: Choice) -> bool:
-    """Whether a way that is not worth compiling may be worth loading, if the compiler's cache holds
-    it.
-
-    For small models loading took 1.6 and 2.1 s where an eager step took 3 and 8 ms, and steps were
-    9 to 11 times as fast, those of `traced` 4 times; finding out takes a trace, which `traced`
-    takes over where the cache does not hold it. Elsewhere loading took 3 s, and the trace is in
-    vain then: no more than trials may take."""
-    if way.executor not in COMPILED:
-        return False
-    eager, best = choice.eager(), choice.step_of(choice.best(work.steps))
-    if work.small:
-        loading = 0.75 if compiler_there() else 1.25
-        return (
-            work.steps * (eager / 4 - eager / 9)
-            > loading + 100 * eager - _prior(work, Way("traced"), eager)[0]
-        )
-    saved = work.steps * (best - eager / _prior(work, way, eager)[1])
-    return saved > 2 * LOADING and BUDGET * work.steps * best > LOADING / 2
-
-
-def compiler_there() -> bool:
-    """Whether this process has loaded the compiler itself, which takes longer than what it then
-    loads.
-    """
-    return "torch._inductor.compile_fx" in sys.modules
-
-
-def _hoped(work: Work, way: Way, choice: Choice) -> float:
-    """Seconds of the whole run as the prior has them: the likeliest way is tried first, and may
-    settle the matter.
-    """
-    cost, gain = _prior(work, way, choice.eager())
-    return cost + work.steps * choice.eager() / gain
-
-
-def _prior(work: Work, way: Way, step: float) -> tuple[float, float]:
-    """(seconds that making a way may take, how many times faster than an eager `step` it may be),
-    from measured runs.
+def _compile_prior(work: Work, choice: ExecutorChoice, step: float) -> tuple[float, float]:
+    """(seconds that compiling may take, how many times faster than an eager `step` it may be), from
+    measured runs.
 
     The time to trace and to compile grows with the number of operations; so does an eager step of a
     small model, which is all overhead, about 7 microseconds an operation. A machine that has never
     compiled builds its headers first."""
-    if way.executor == "traced":
+    if choice.executor == "traced":
         return 0.1 + 150 * step, 2.0
     headers = 0.0 if any((COMPILER_CACHE / "precompiled_headers").glob("*")) else 8.0
-    if way.executor == "graph":
+    if choice.executor == "graph":
         return 3.0 + 5 * step, 2.0
-    if work.small or not work.pieces:
+    if work.small or not work.splits:
         return headers + 8.0 + 1000 * step, 8.0
     return headers + 45.0, 2.0
 
 
-def _try_eager(work: Work, ways: list[Way], choice: Choice) -> None:
+def _try_eager(work: Work, choices: list[ExecutorChoice], trials: Trials) -> None:
     began = time.perf_counter()
-    for way in ways:
-        if choice.seen:
-            best = min(seen.step for seen in choice.seen.values())
-            if work.small or time.perf_counter() - began + 2 * best > BUDGET * work.steps * best:
-                continue  # small: the most tasks at once are fastest, as overhead is all there is
-        _try(work, way, choice)
+    for choice in choices:
+        if any(done.executor in EAGER for done in trials.timings):
+            best = min(timing.step for timing in trials.timings.values())
+            spent = time.perf_counter() - began + 2 * best
+            # small: all tasks at once are fastest, as overhead is all there is
+            if work.small or spent > BUDGET * work.steps * best:
+                continue
+        _make(work, choice, trials)
+    _time_in_turns(work, list(trials.timings), trials)
 
 
-def _try(work: Work, way: Way, choice: Choice) -> None:
-    """Time a way's first call and a few more; the state stays where it is, at the start."""
-    best = min((seen.step for seen in choice.seen.values()), default=float("inf"))
+def _make(work: Work, choice: ExecutorChoice, trials: Trials) -> None:
+    """The first call and a second one."""
     try:
-        advance = work.advance(way)
-        first = _timed(work, advance, 0)
-        steps: list[float] = []
-        while len(steps) < REPEATS and sum(steps) < LONG and min(steps, default=0.0) <= DROP * best:
-            steps.append(_timed(work, advance, len(steps) + 1))
-    except NotReady:
-        return
-    except (
-        Exception
-    ) as error:  # whatever a compiler or a device meets must not end a run that has another way
-        choice.fail(way, error)
-        return
-    choice.seen[way] = Seen(first, sorted(steps)[len(steps) // 2])
-    choice.ready[way] = advance
+        made = trials.made.get(choice) or work.make(choice)
+        first = _timed(work, made, 0)
+        trials.timings[choice] = Timing(first, _timed(work, made, 1))
+        trials.made[choice] = made
+    except Exception as error:  # of a compiler, a device, memory: another executor may do
+        _fail(trials, choice, error)
 
 
-def _time_rivals_again(work: Work, choice: Choice) -> None:
-    """Ways that are close are timed again in turns, so that what else the machine does hits them
-    alike.
-    """
-    totals = {way: choice.total(way, work.steps) for way in choice.ready}
-    rivals = [way for way, total in totals.items() if total <= CLOSE * min(totals.values())]
-    if len(rivals) < 2:
-        return
-    times: dict[Way, list[float]] = {way: [] for way in rivals}
-    allowed, began = (
-        AGAIN * work.steps * min(choice.step_of(way) for way in rivals),
-        time.perf_counter(),
-    )
-    for number in range(1, REPEATS + 1):
-        if time.perf_counter() - began > allowed:
-            break
-        for way in rivals:
+def _time_in_turns(work: Work, choices: list[ExecutorChoice], trials: Trials) -> None:
+    """More steps, the least of which counts; from the third one on of those near the best only."""
+    choices = [choice for choice in choices if choice in trials.timings]
+    spent = 0.0
+    for number in range(2, REPEATS + 1):
+        best = min((trials.timings[choice].step for choice in choices), default=0.0)
+        if spent > min(LONG * len(choices), BUDGET * work.steps * best):
+            return
+        far = [choice for choice in choices if trials.timings[choice].step > DROP * best]
+        choices = [choice for choice in choices if number == 2 or choice not in far]
+        for place in range(len(choices)):
+            choice = choices[(place + number) % len(choices)]
             try:
-                times[way].append(_timed(work, choice.ready[way], number))
-            except Exception as error:  # several ways are alive at once: memory may not hold them
-                choice.fail(way, error)
+                seconds = _timed(work, trials.made[choice], number)
+            except Exception as error:  # several are alive at once: memory may not hold them
+                _fail(trials, choice, error)
                 return
-    for way, seconds in times.items():
-        if len(seconds) > 2:
-            choice.seen[way] = Seen(choice.seen[way].first, sorted(seconds)[len(seconds) // 2])
+            spent, timing = spent + seconds, trials.timings[choice]
+            trials.timings[choice] = timing._replace(step=min(timing.step, seconds))
 
 
-def _timed(work: Work, advance: Advance, number: int) -> float:
-    begin = time.perf_counter()
-    advance(work.state, number)
+def _fail(trials: Trials, choice: ExecutorChoice, error: Exception) -> None:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    trials.failed[choice] = f"{type(error).__name__}: {first_line}"
+
+
+def _timed(work: Work, made: Executable, number: int) -> float:
+    begin = clocks()
+    made.step(work.state, made.sample(number))
     if work.device.startswith("cuda"):
         torch.cuda.synchronize(work.device)
-    return time.perf_counter() - begin
+    if number == 0:  # a compiler is another process, whose work is ours
+        return clocks()[0] - begin[0]
+    return seconds_since(begin, work.device)
 
 
-def _reason(work: Work, choice: Choice) -> str:
-    way = choice.way
-    shown = ", ".join(
-        f"{other} {1000 * seen.step:.3g} ms"
-        for other, seen in {**choice.known, **choice.seen}.items()
-        if other != way
-    )
-    source = "tried" if way in choice.seen else "remembered from earlier runs"
-    text = f"{source}: {1000 * choice.step_of(way):.3g} ms a step"
-    text += f" against {shown}" if shown else ""
-    if way.executor in COMPILED and way in choice.seen:
-        text += f"; compiling took {choice.seen[way].first:.0f} s of a run of {work.steps} steps"
-    met = {*choice.known, *choice.seen, *choice.failed}
-    if way.executor not in COMPILED and any(
-        other not in met for other in _compiled(work, way, None)
-    ):
+def _reason(work: Work, compiled: list[ExecutorChoice], trials: Trials) -> str:
+    choice, found = trials.choice, trials.all()
+    others = ", ".join(f"{c} {1000 * found[c].step:.3g} ms" for c in found if c != choice)
+    text = "tried" if choice in trials.timings else "remembered from earlier runs"
+    text += f": {1000 * found[choice].step:.3g} ms a step"
+    text += f" against {others}" if others else ""
+    if choice.executor in COMPILED and choice in trials.timings:
+        first = trials.timings[choice].first
+        text += f"; compiling took {first:.0f} s of a run of {work.steps} steps"
+    untried = [c for c in compiled if c not in found and c not in trials.failed]
+    if untried and choice.executor not in COMPILED:
         text += f"; {work.steps} steps are too few to repay compiling"
     return text

@@ -1,18 +1,18 @@
-"""The same pure step, run several ways; nothing outside run/ knows which.
+"""The same pure step, run in several ways: the executors by name.
 
 loop            one task at a time, gradients summed: the reference
 vmap            all tasks in one graph
-traced          the operations of vmap, written down once and run one after another, without the
-cost of transforms
+traced          the operations of vmap, listed once and interpreted without the cost of transforms
 chunk           vmap over pieces of `chunk` tasks
-compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included; of
-more than `chunk`
-                tasks the gradient of one piece, run over the pieces
+compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included;
+                with `chunk`, the gradient of one piece compiled
 compiled_loop   the gradient of one task compiled, one task at a time
-compiled_steps  vmap, each inner step of which is one compiled function, forward and backward: for
-long inner loops
+compiled_steps  vmap, each inner step one compiled function, forward and backward: for long loops
 graph           CUDA: the whole step, sampling included, captured once and replayed
 compiled_graph  CUDA: the same of the compiled step
+
+On a CPU the pieces of loop, chunk, compiled with `chunk` and compiled_loop are computed by
+`workers` threads (pieces.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from metalearn.executors.cuda_graphs import captured
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
-from metalearn.executors.simplify import one_by_one
+from metalearn.executors.simplify import interpret
 from metalearn.executors.trace import by_shapes, compiled
 from metalearn.inner.stepwise import stepwise
 from metalearn.tree import scale
@@ -84,7 +84,7 @@ def wrap_of(executor: str) -> Wrap:
     if executor in CAPTURED:
         return partial(captured, compiling=executor in COMPILED)
     if executor == "traced":
-        return lambda function: by_shapes(function, one_by_one)
+        return lambda function: by_shapes(function, interpret)
     if executor == "compiled_steps":
         return by_steps
     return compiled if executor in COMPILED else identity

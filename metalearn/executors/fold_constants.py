@@ -34,7 +34,7 @@ POWER = _aten.pow.Tensor_Scalar
 PAIRS = MUL | DIV | ADD | SUB
 
 
-def fold(graph: GraphModule) -> None:
+def fold_constants(graph: GraphModule) -> None:
     """Let the readers of what changes nothing read what it was made of; what nobody reads then
     stays in the list.
     """
@@ -91,7 +91,7 @@ def _pair(node: Node, fills: dict[Node, float]) -> None:
         _unspread(node)
     elif number == (1 if node.target in MUL | DIV else 0):
         _read_instead(node, one)
-    elif node.target is _aten.mul.Tensor and isinstance(other, Node) and alike(node, one):
+    elif node.target is _aten.mul.Tensor and isinstance(other, Node) and same_layout(node, one):
         node.args = (one, number)
 
 
@@ -101,17 +101,17 @@ def _unspread(node: Node) -> None:
     """
     for place, operand in enumerate(node.args[:2]):
         spread = isinstance(operand, Node) and operand.target is _aten.expand.default
-        if spread and alike(node, node.args[1 - place]):
+        if spread and same_layout(node, node.args[1 - place]):
             node.update_arg(place, operand.args[0])  # type: ignore[union-attr]
             return
 
 
 def _read_instead(node: Node, source: Any) -> None:
-    if alike(node, source):
+    if same_layout(node, source):
         node.replace_all_uses_with(source)
 
 
-def alike(node: Any, source: Any) -> bool:
+def same_layout(node: Any, source: Any) -> bool:
     """Whether two nodes hold tensors of one type, shape, layout and device, at the same place of
     their storage.
     """

@@ -2,8 +2,8 @@
 pays for each.
 
 Expansions and views to the shape that is there, a transposition taken back, a view of a view, the
-same operation on the same values twice, arithmetic that changes nothing (fold.py): results are
-those of the longer list."""
+same operation on the same values twice, arithmetic that changes nothing (fold_constants.py):
+results are those of the longer list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 
-from metalearn.executors.fold_constants import alike, fold
+from metalearn.executors.fold_constants import fold_constants, same_layout
 from metalearn.executors.trace import Flat, Trace, writes
 
 _aten = torch.ops.aten
@@ -25,7 +25,7 @@ SAME = {_aten.expand.default, *VIEWS}
 THROUGH = {_aten.detach.default, _aten.alias.default}
 
 
-def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
+def interpret(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as a short list of operations, run one after another: no compiler, and no overhead
     of transforms.
 
@@ -33,7 +33,7 @@ def one_by_one(traced: Trace, tensors: list[Tensor]) -> Flat:
     for an operation, Python 2 to 3.
     """
     constants = traced.constants
-    run = _interpreter(slim(traced.graph), [*tensors, *constants])
+    run = _interpreter(simplify_graph(traced.graph), [*tensors, *constants])
     return lambda *inputs: run(*inputs, *constants)
 
 
@@ -73,13 +73,13 @@ def _listed(graph: GraphModule, inputs: list[Tensor]) -> Flat:
         return cast(Flat, torch._C._create_function_from_graph("listed", made))
 
 
-def slim(graph: GraphModule) -> GraphModule:
+def simplify_graph(graph: GraphModule) -> GraphModule:
     """The graph with fewer operations (`graph` is used up); as it was where one of them writes into
     another's.
     """
     if any(writes(node) for node in graph.graph.nodes):
         return graph
-    fold(graph)
+    fold_constants(graph)
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             _shorten(node)
@@ -94,7 +94,7 @@ def _shorten(node: Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, Node):
         return
-    if node.target in THROUGH or (node.target in SAME and alike(node, source)):
+    if node.target in THROUGH or (node.target in SAME and same_layout(node, source)):
         node.replace_all_uses_with(source)
     elif node.target is _aten.transpose.int and _undone(node, source):
         node.replace_all_uses_with(source.args[0])  # type: ignore[arg-type]

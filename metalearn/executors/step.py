@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metalearn.executors.allocator import keep_freed_memory
 from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
-from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
+from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
 from metalearn.executors.trace import by_shapes, interpreted, light, traceable
 from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
@@ -29,6 +29,18 @@ from metalearn.types import Key, MetaState, Method, Metrics
 Draw = Callable[[Key, int, int], Any]
 Total = Callable[[Tensor], Tensor]  # adds a vector up over all processes
 Local = Callable[[MetaState, Any], Any]  # what one process computes from its own tasks
+
+
+Sample = Callable[[Key, Tensor], Any]
+
+
+class Own(NamedTuple):
+    """How a process computes its part of a step: the arguments of `make_step`."""
+
+    method: Method
+    executor: str
+    chunk: int | None
+    workers: int | None
 
 
 class Executable(NamedTuple):
@@ -60,40 +72,48 @@ def make_step_fn(
     process makes the whole step, and nothing is packed. Methods without `task_grad` make the
     whole step in every process. `workers` threads compute the pieces of a step on a CPU.
     """
-    key = key.to(device)
     if not device.startswith("cuda"):
         keep_freed_memory()
     sharded = total is not identity and method.task_grad is not None
     first, count = share if share is not None and sharded else (0, tasks)
     chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
     pieces = method.task_grad is not None and in_pieces(executor, chunk)
+    own = Own(method, executor, chunk, workers_on(device, workers))
+    local: Local | None = make_step(*own) if pieces else method.step
+    combine: Step | None = None
+    if sharded:
+        local, combine = _sharded(own, tasks, count, total)
+    assert local is not None
+    wrap: Wrap = identity if pieces else wrap_of(executor)
+    key = key.to(device)
 
     def sample(key: Key, number: Tensor) -> Any:
         return draw(fold_in(key, number), count, first)
 
-    if sharded:
-        local, combine = _sharded(method, tasks, count, executor, chunk, workers, total)
-    elif pieces:
-        local, combine = make_step(method, executor, chunk, workers), _as_found
-    else:
-        assert method.step is not None
-        local, combine = method.step, _as_found
-    wrap: Wrap = identity if pieces else wrap_of(executor)
-    records = executor in ("traced", "compiled", *CAPTURED) and not pieces
-    if records and (executor in CAPTURED or light(sample, key, _number(device, 0))):
-        run = wrap(lambda state, key, number: local(state, sample(key, number)))
-        return Executable(
-            lambda number: _number(device, number),
-            lambda state, number: combine(state, run(state, key, number)),
-        )
+    fused = executor in CAPTURED or (
+        executor in ("traced", "compiled") and not pieces and light(sample, key, _number(device, 0))
+    )
+    made = (_fused if fused else _apart)(wrap, local, sample, key, device)
+    return (
+        made
+        if combine is None
+        else made._replace(step=lambda state, data: combine(state, made.step(state, data)))
+    )
+
+
+def _fused(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> Executable:
+    """Sampling is a part of the recorded function."""
+    run = wrap(lambda state, key, number: local(state, sample(key, number)))
+    return Executable(
+        lambda number: _number(device, number), lambda state, number: run(state, key, number)
+    )
+
+
+def _apart(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> Executable:
     if device.startswith("cuda") and traceable(sample, key, _number(device, 0)) is not None:
         # Its constants stay on the device: copying them makes the host wait.
         sample = by_shapes(sample, interpreted)
-    run = wrap(local)
-    return Executable(
-        lambda number: sample(key, _number(device, number)),
-        lambda state, data: combine(state, run(state, data)),
-    )
+    return Executable(lambda number: sample(key, _number(device, number)), wrap(local))
 
 
 def _number(device: str, number: int) -> Tensor:
@@ -103,21 +123,9 @@ def _number(device: str, number: int) -> Tensor:
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
-def _as_found(state: MetaState, found: Any) -> Any:
-    del state
-    return found
-
-
-def _sharded(
-    method: Method,
-    tasks: int,
-    count: int,
-    executor: str,
-    chunk: int | None,
-    workers: int | None,
-    total: Total,
-) -> tuple[Local, Step]:
+def _sharded(own: Own, tasks: int, count: int, total: Total) -> tuple[Local, Step]:
     """(what a process computes from its `count` tasks, what the processes make of it together)."""
+    method, executor, chunk, workers = own
     assert method.update is not None
     update, packing, wrap = method.update, Packing(), wrap_of(executor)
     sums = (

@@ -1,5 +1,5 @@
-"""What trials and runs found about speed, kept beside the compiler's code: the next run of a kind
-chooses at once.
+"""Seconds of a step under each executor, stored beside the compiler's code: the next run of the
+same signature (config/signature.py) chooses at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metalearn.executors.trace import COMPILER_CACHE
 from metalearn.storage.files import write_json
@@ -18,8 +18,8 @@ from metalearn.storage.files import write_json
 WARM = 0.15
 
 
-class Way(NamedTuple):
-    """An executor and its number of tasks at once."""
+class ExecutorChoice(NamedTuple):
+    """An executor and the number of tasks in a piece."""
 
     executor: str
     chunk: int | None = None
@@ -28,45 +28,41 @@ class Way(NamedTuple):
         return self.executor if self.chunk is None else f"{self.executor} of {self.chunk}"
 
 
-class Seen(NamedTuple):
-    """Seconds of a way: its first call, compilation included, and each later one."""
+class Timing(NamedTuple):
+    """Seconds under an executor: the first call, compilation included, and each later one."""
 
     first: float
     step: float
 
-    def total(self, steps: int) -> float:
-        return self.first + max(0, steps - 1) * self.step
 
-
-def recall(name: str) -> dict[Way, Seen]:
-    """What is known under a signature; nothing where the file is missing or damaged."""
-    found: dict[Way, Seen] = {}
+def load(signature: str) -> dict[ExecutorChoice, Timing]:
+    """The stored timings of a signature; none where the file is missing or damaged."""
+    found: dict[ExecutorChoice, Timing] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for row in json.loads(_file(name).read_text(encoding="utf-8"))["ways"]:
-            found[Way(row["executor"], row["chunk"])] = Seen(
-                float(row["first"]), float(row["step"])
-            )
+        for row in json.loads(_file(signature).read_text(encoding="utf-8"))["ways"]:
+            timing = Timing(float(row["first"]), float(row["step"]))
+            found[ExecutorChoice(row["executor"], row["chunk"])] = timing
     return found
 
 
-def expected(seen: Seen) -> Seen:
-    """The next run's: what was compiled lies on disk by now."""
-    return Seen(min(seen.first, max(seen.step, 2.0 + WARM * seen.first)), seen.step)
+def with_warm_cache(timing: Timing) -> Timing:
+    """The timing that the next run is expected to see: compiled code lies on disk by now."""
+    return timing._replace(first=min(timing.first, max(timing.step, 2.0 + WARM * timing.first)))
 
 
-def remember(name: str, ways: dict[Way, Seen]) -> None:
-    """Add to what is known; a folder that cannot be written to is no reason to stop a run."""
+def save(signature: str, timings: dict[ExecutorChoice, Timing]) -> None:
+    """Add to the stored timings; a folder that cannot be written to is no reason to stop a run."""
     if os.environ.get("METALEARN_REMEMBER", "1") == "0":
         return
-    known = {**recall(name), **ways}
-    rows: list[dict[str, Any]] = [
-        {**way._asdict(), **seen._asdict()} for way, seen in known.items()
+    rows = [
+        {**choice._asdict(), **timing._asdict()}
+        for choice, timing in {**load(signature), **timings}.items()
     ]
     with contextlib.suppress(OSError):
-        path = _file(name)
+        path = _file(signature)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": 1, "ways": rows})
 
 
-def _file(name: str) -> Path:
-    return COMPILER_CACHE / "speed" / f"{name}.json"
+def _file(signature: str) -> Path:
+    return COMPILER_CACHE / "speed" / f"{signature}.json"

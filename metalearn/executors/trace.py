@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
-
-from metalearn.executors.compile_cache import NotReady, noted
 
 
 def _compiler_cache() -> Path:
@@ -62,28 +61,23 @@ class Trace(NamedTuple):
         )
 
 
-def compiled(
-    function: Callable[..., Any], twin: tuple[Any, Any] | None = None
-) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled anew for every combination of structure, shapes, types and devices of
     its arguments.
 
     Arguments and results are trees of tensors; anything else in an argument is a constant of the
     trace. Gradients are taken inside `function`, not through it.
     """
-    return by_shapes(function, compile_flat, twin)
+    return by_shapes(function, compile_flat)
 
 
 def by_shapes(
     function: Callable[..., Any],
     finish: Callable[[Trace, list[Tensor]], Flat],
-    twin: tuple[Any, Any] | None = None,
 ) -> Callable[..., Any]:
     """`function` traced for every combination of shapes, each trace made callable on flat inputs by
     `finish`.
 
-    A trace that turned out not to be ready (ready.py) is left for who traces the same function
-    next: `twin` names it where it is made anew each time, by two objects that decide what it does.
     `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops
     (inner/stepwise.py)."""
     made: dict[Any, tuple[Trace, Flat]] = {}
@@ -96,14 +90,11 @@ def by_shapes(
         key = (structure, *same, *(_kind(leaf) for leaf in leaves))
         found = made.get(key)
         if found is None:
-            with torch.no_grad(), uncollected():
-                traced = (_left.pop(twin, {}).get(key) if twin else None) or trace(function, *args)
-                try:
-                    found = made[key] = traced, finish(traced, tensors)
-                except NotReady:
-                    if twin:
-                        _left[twin] = {key: traced}
-                    raise
+            with _tracing, torch.no_grad(), uncollected():
+                if key in made:  # another thread has traced it in the meantime
+                    return *made[key], tensors
+                traced = trace(function, *args)
+                found = made[key] = traced, finish(traced, tensors)
         return *found, tensors
 
     def call(*args: Any) -> Any:
@@ -128,16 +119,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_left: dict[tuple[Any, Any], dict[Any, Trace]] = {}
-
-
-@contextmanager
-def traces_left() -> Iterator[None]:
-    """Around what may ask for the same trace twice: afterwards none is kept."""
-    try:
-        yield
-    finally:
-        _left.clear()
+_tracing = threading.RLock()  # tracing and compiling change what belongs to the process
 
 
 def _kind(leaf: Any) -> Any:
@@ -258,18 +240,16 @@ def interpreted(traced: Trace, tensors: list[Tensor]) -> Flat:
 def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as machine code: torch's compiler behind a call without guards."""
     constants, patches = traced.constants, _patches(traced.graph, tensors)
-    with noted(COMPILER_CACHE, traced.graph, [*tensors, *constants], patches):
-        from torch._inductor import (
-            standalone_compile,
-        )  # half a second that eager runs need not wait for
+    # half a second that eager runs need not wait for
+    from torch._inductor import standalone_compile
 
-        flat = standalone_compile(
-            traced.graph,
-            [*tensors, *constants],
-            # sizes are fixed; by default they are unknowns, at a high price
-            dynamic_shapes="from_example_inputs",
-            options={"config_patches": patches},
-        )
+    flat = standalone_compile(
+        traced.graph,
+        [*tensors, *constants],
+        # sizes are fixed; by default they are unknowns, at a high price
+        dynamic_shapes="from_example_inputs",
+        options={"config_patches": patches},
+    )
     return lambda *inputs: flat(*inputs, *constants)
 
 

@@ -4,7 +4,6 @@ that makes steps.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +14,13 @@ from metalearn.distributed.shared_work import led_advance, splits
 from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError
 from metalearn.executors import memory
-from metalearn.executors.auto import SHORT, Choice, Work, asked_for, choose
-from metalearn.executors.executor import Advance
+from metalearn.executors.auto import SHORT, Trials, Work, asked_for, choose, clocks, seconds_since
+from metalearn.executors.executor import Advance, in_pieces
 from metalearn.executors.nonfinite import guarded
+from metalearn.executors.pieces import workers_on
 from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
 from metalearn.executors.sharded import make_advance, share_of
-from metalearn.executors.timings import Seen, Way, recall, remember
+from metalearn.executors.timings import ExecutorChoice, Timing, load, save
 from metalearn.rng import fold_in
 from metalearn.tree import take
 from metalearn.types import MetaState, Metrics
@@ -32,7 +32,7 @@ FEW = 2  # tasks whose gradient is compared with that in full precision
 class Decision:
     """How a run's steps are made, and what was found out on the way."""
 
-    way: Way
+    way: ExecutorChoice
     facts: dict[str, Any] = field(default_factory=dict)  # for environment.json
     advance: Advance | None = None  # where a trial has made it
     why: str = "asked for"
@@ -71,28 +71,35 @@ def _decided(experiment: Experiment, parts: Parts, state: MetaState) -> Decision
             asked_for("vmap" if run.executor == "auto" else run.executor, run.chunk, 1, 1)
         )
     draw, key = draw_of(experiment, parts), fold_in(experiment.run.seeds[0], "train")
-    decision = Decision(Way(run.executor, run.chunk))
+    decision = Decision(ExecutorChoice(run.executor, run.chunk))
+    workers = workers_on(parts.device, run.workers)
     most = _fitting(experiment, parts, state, decision, draw(fold_in(key, 0)))
     if run.executor != "auto":
-        decision.way = asked_for(run.executor, run.chunk, run.tasks_per_step, most)
+        decision.way = asked_for(run.executor, run.chunk, run.tasks_per_step, most, workers)
     else:
-        sizes = run.tasks_per_step, parts.device, run.meta_steps, most
-        work = Work(method, draw, key, state, *sizes, compiling=not run.checkpoint_inner)
+        sizes = run.tasks_per_step, parts.device, run.meta_steps, most, workers
+        work = Work(
+            method,
+            lambda key, count, first: draw(key),
+            key,
+            state,
+            *sizes,
+            compiling=not run.checkpoint_inner,
+        )
         name = signature(experiment, parts.train.spec, parts.device)
-        choice = choose(work, recall(name), run.chunk)
-        remember(name, choice.seen)
+        choice = choose(work, load(name), run.chunk)
+        save(name, choice.timings)
         _take(decision, choice)
-    _say_peak(decision, run.tasks_per_step)
+    _say_peak(decision, run.tasks_per_step, workers)
     return decision
 
 
-def _take(decision: Decision, choice: Choice) -> None:
-    decision.way, decision.why, decision.advance = (
-        choice.way,
-        choice.why,
-        choice.ready.get(choice.way),
-    )
-    decision.first = choice.seen[choice.way].first if choice.way in choice.seen else None
+def _take(decision: Decision, choice: Trials) -> None:
+    decision.way, decision.why = choice.choice, choice.why
+    if choice.choice in choice.made:
+        made = choice.made[choice.choice]
+        decision.advance = lambda state, number: made.step(state, made.sample(number))
+        decision.first = choice.timings[choice.choice].first
     decision.facts["executor"] = choice.record()
 
 
@@ -130,12 +137,14 @@ def _fitting(
     return found.fits(run.tasks_per_step, room)
 
 
-def _say_peak(decision: Decision, tasks: int) -> None:
+def _say_peak(decision: Decision, tasks: int, workers: int) -> None:
     facts = decision.facts.get("memory")
     if facts is None:
         return
     known = {"vmap": tasks, "traced": tasks, "loop": 1, "compiled_loop": 1}
     at_once = known.get(decision.way.executor, decision.way.chunk or tasks)
+    if in_pieces(decision.way.executor, decision.way.chunk):
+        at_once *= workers
     peak = memory.Memory(facts["held"], facts["fixed"], facts["each"]).peak(min(tasks, at_once))
     facts["predicted_peak"] = peak
     if facts["room"] is not None and peak > facts["room"]:
@@ -153,9 +162,9 @@ class Clock:
         self._advance, self.first, self.steps, self.seconds = advance, first, 0, 0.0
 
     def __call__(self, state: MetaState, number: int) -> tuple[MetaState, Metrics]:
-        begin = time.perf_counter()
+        begin = clocks()
         result = self._advance(state, number)
-        seconds = time.perf_counter() - begin
+        seconds = seconds_since(begin, "cpu")
         if self.first is None:
             self.first = seconds
         else:
@@ -175,7 +184,14 @@ def clock_of(
         method = with_precision(parts.method, run.precision, run.checkpoint_inner, parts.device)
         key, draw = fold_in(run.seeds[0], "train"), draw_of(experiment, parts)
         advance = make_advance(
-            method, draw, key, run.tasks_per_step, parts.device, run.executor, run.chunk
+            method,
+            draw,
+            key,
+            run.tasks_per_step,
+            parts.device,
+            run.executor,
+            run.chunk,
+            run.workers,
         )
     advance = guarded(with_tf32(advance, run.precision), run.on_nan)
     return Clock(advance, decision.first if decision is not None else None)
@@ -193,7 +209,6 @@ def learn_from(clock: Clock, experiment: Experiment, parts: Parts) -> None:
         or run.engine != "native"
     ):
         return
-    seen = Seen(clock.first, clock.seconds / clock.steps)
-    remember(
-        signature(experiment, parts.train.spec, parts.device), {Way(run.executor, run.chunk): seen}
-    )
+    timing = Timing(clock.first, clock.seconds / clock.steps)
+    choice = ExecutorChoice(run.executor, run.chunk)
+    save(signature(experiment, parts.train.spec, parts.device), {choice: timing})

@@ -19,7 +19,7 @@ from metalearn.distributed.shared_work import check as check_team
 from metalearn.distributed.team import ALONE, Team
 from metalearn.errors import ConfigError, Diverged, Stopped
 from metalearn.evaluate.ledger import CostLedger
-from metalearn.executors.auto import good_threads
+from metalearn.executors.auto import default_threads
 from metalearn.logger import log
 from metalearn.machine import set_threads
 from metalearn.report.run_figures import figures
@@ -207,13 +207,21 @@ def _opened(
     experiment, parts, carried = searched(experiment, parts, folder, ledger)
     state, paid = begin_state(experiment, parts, trial_of or folder)
     paid = {} if trial_of else paid  # the run that a trial belongs to has paid for its start
-    threads = set_threads(experiment.run.threads or max(1, good_threads(state) // team.local_size))
+    threads = set_threads(
+        experiment.run.threads or max(1, default_threads(state) // team.local_size)
+    )
     decision = None
     if not open_:
         decision = decide(experiment, parts, state, team)
         for text in _told(experiment, parts, decision):
             log.info(f"{experiment.label} seed {experiment.run.seeds[0]}: {text}")
-        run = experiment.run.model_copy(update={**decision.way._asdict(), "threads": threads})
+        run = experiment.run.model_copy(
+            update={
+                **decision.way._asdict(),
+                "threads": threads,
+                "workers": experiment.run.workers or threads,
+            }
+        )
         experiment = experiment.replace(run=run)
         _write_begin(folder, experiment, parts, asked, {"devices": team.size, **decision.facts})
     elif not (folder / "environment.json").exists():

@@ -11,9 +11,8 @@ import pytest
 import torch
 from small import SOURCE, tiny
 
-from metalearn.executors.compile_cache import NotReady
-from metalearn.executors.simplify import one_by_one, slim
-from metalearn.executors.trace import by_shapes, interpreted, trace, traces_left
+from metalearn.executors.simplify import interpret, simplify_graph
+from metalearn.executors.trace import by_shapes, interpreted, trace
 from metalearn.rng import fold_in
 from metalearn.tree import leaves
 
@@ -30,10 +29,10 @@ def test_what_does_nothing_goes_and_what_does_something_stays() -> None:
     x = torch.randn(3, 4)
     found = trace(function, x)
     before = operations(found.graph)
-    after = operations(slim(found.graph))
+    after = operations(simplify_graph(found.graph))
     assert before.count("aten.sin.default") == 2 and after.count("aten.sin.default") == 1
     assert not {"aten.expand.default", "aten.transpose.int", "aten.detach.default"} & set(after)
-    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+    assert torch.equal(by_shapes(function, interpret)(x), function(x))
 
 
 def test_views_that_move_something_stay() -> None:
@@ -42,7 +41,7 @@ def test_views_that_move_something_stay() -> None:
         return turned.expand(2, 4, 3).sum(0) + x.expand(4, 3) + x[:1].expand(4, 3)
 
     x = torch.randn(4, 3)
-    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+    assert torch.equal(by_shapes(function, interpret)(x), function(x))
 
 
 def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
@@ -52,8 +51,8 @@ def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
         return y + x.view(-1).view(x.shape)
 
     found = trace(function, torch.zeros(2, 2))
-    assert slim(found.graph) is found.graph
-    assert torch.equal(by_shapes(function, one_by_one)(torch.zeros(2, 2)), torch.ones(2, 2))
+    assert simplify_graph(found.graph) is found.graph
+    assert torch.equal(by_shapes(function, interpret)(torch.zeros(2, 2)), torch.ones(2, 2))
 
 
 def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(
@@ -72,7 +71,7 @@ def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(
 
     for way, count in ((counted, 1), (refused, 1)):
         monkeypatch.setattr(torch._C, "_create_graph_by_tracing", way)
-        step = by_shapes(method.step, one_by_one)
+        step = by_shapes(method.step, interpret)
         for _ in range(2):
             assert all(
                 torch.equal(a, b) for a, b in zip(leaves(step(state, data)), expected, strict=True)
@@ -98,7 +97,7 @@ def test_a_list_goes_with_who_made_it() -> None:
 
     library.mallinfo2.restype, used = Heap, []
     for _ in range(6):
-        by_shapes(longer, one_by_one)(torch.ones(3))
+        by_shapes(longer, interpret)(torch.ones(3))
         gc.collect()
         used.append(library.mallinfo2().field7)
     assert used[-1] - used[1] < 4 * 2e6
@@ -106,7 +105,7 @@ def test_a_list_goes_with_who_made_it() -> None:
 
 def test_the_list_does_not_hold_what_it_was_made_with() -> None:
     x = torch.randn(4)
-    kept, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, one_by_one)
+    kept, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, interpret)
     step(x)
     del x
     assert kept() is None and torch.equal(step(torch.ones(4)), torch.ones(4).sin() * 2)
@@ -114,45 +113,13 @@ def test_the_list_does_not_hold_what_it_was_made_with() -> None:
 
 def test_a_graph_that_writes_into_what_it_is_given_writes_once() -> None:
     x = torch.zeros(3)
-    by_shapes(lambda x: x.add_(1) * 2, one_by_one)(x)
+    by_shapes(lambda x: x.add_(1) * 2, interpret)(x)
     assert torch.equal(x, torch.ones(3))
 
 
 def test_one_tensor_given_twice_is_another_case_than_two() -> None:
-    step, one, two = by_shapes(lambda x, y: x + 2 * y, one_by_one), torch.ones(2), torch.zeros(2)
+    step, one, two = by_shapes(lambda x, y: x + 2 * y, interpret), torch.ones(2), torch.zeros(2)
     assert torch.equal(step(one, one), 3 * one) and torch.equal(step(one, two), one)
-
-
-def test_a_trace_that_was_not_ready_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = []
-
-    def counted(function: Any, *args: Any) -> Any:
-        traced.append(function)
-        return trace(function, *args)
-
-    def absent(found: Any, tensors: Any) -> Any:
-        raise NotReady
-
-    monkeypatch.setattr("metalearn.executors.trace.trace", counted)
-    twin, x = (torch.sin, torch.cos), torch.randn(3)
-    with traces_left():
-        for kept in (twin, None):
-            with pytest.raises(NotReady):
-                by_shapes(lambda x: x.sin() * 2, absent, kept)(x)
-        assert torch.equal(by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x), x.sin() * 2)
-        assert len(traced) == 2
-        by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x)  # it was used up
-        assert len(traced) == 3
-        with pytest.raises(NotReady):
-            by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
-        assert by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x[:2]).shape == (
-            2,
-        )  # other shapes: another trace
-        assert len(traced) == 5
-        with pytest.raises(NotReady):
-            by_shapes(lambda x: x.sin() * 2, absent, twin)(x)
-    by_shapes(lambda x: x.sin() * 2, one_by_one, twin)(x)
-    assert len(traced) == 7
 
 
 def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
@@ -160,8 +127,8 @@ def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
     state, data = method.init(fold_in(0)), SOURCE.sample(fold_in(1), 5)
     found = trace(method.step, state, data)
     before = len(operations(found.graph))
-    assert len(operations(slim(found.graph))) < 0.8 * before
-    for finish in (interpreted, one_by_one):
+    assert len(operations(simplify_graph(found.graph))) < 0.8 * before
+    for finish in (interpreted, interpret):
         mine = by_shapes(method.step, finish)(state, data)
         assert all(
             torch.equal(a, b)
@@ -188,8 +155,11 @@ def test_arithmetic_that_changes_nothing_goes(name: str) -> None:
         return NOTHING[name](x.sin()).cos()
 
     x = torch.randn(3, 4)
-    assert operations(slim(trace(function, x).graph)) == ["aten.sin.default", "aten.cos.default"]
-    assert torch.equal(by_shapes(function, one_by_one)(x), function(x))
+    assert operations(simplify_graph(trace(function, x).graph)) == [
+        "aten.sin.default",
+        "aten.cos.default",
+    ]
+    assert torch.equal(by_shapes(function, interpret)(x), function(x))
 
 
 SOMETHING: dict[str, Any] = {
@@ -224,6 +194,6 @@ SOMETHING: dict[str, Any] = {
 @pytest.mark.parametrize("name", SOMETHING)
 def test_arithmetic_that_changes_something_is_the_same(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(3, 4, dtype=dtype)
-    expected, found = SOMETHING[name](x), by_shapes(SOMETHING[name], one_by_one)(x)
+    expected, found = SOMETHING[name](x), by_shapes(SOMETHING[name], interpret)(x)
     assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
     assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
