@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from metalearn.types import EpisodeSpec, Learner, Method, TaskSource, UpdateRule
+
 Acts = Literal["train", "adapt", "both"]
+Engine = Literal["all", "head", "body"] | None
 
 
 class Component(BaseModel):
-    """A frozen, validated set of options with a `build` method."""
-
-    contains_by_default: ClassVar[str | None] = None  # of a method that holds another one: its name
-    default_model: ClassVar[str] = (
-        "conv4"  # of a task: what learns it where the file names no model
-    )
-    can_be_contained: ClassVar[bool] = (
-        True  # whether a search may choose the model that it learns with
-    )
+    """A frozen, validated set of options; the subclasses below say what `build` makes of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
-
-    @property
-    def needs_start(self) -> str:
-        """Why a method cannot begin without another run's meta, the end of a sentence; empty where
-        it can.
-        """
-        return ""
-
-    @property
-    def factors(self) -> dict[str, str]:
-        """Parts of a method for the report to tell apart, such as {"start": "random"}; what is not
-        said is inferred.
-        """
-        return {}
 
     @classmethod
     def sentence(cls) -> str:
@@ -49,10 +32,76 @@ class Component(BaseModel):
 
     @classmethod
     def fields_at_adapt(cls) -> set[str]:
-        """Names of the fields that act only when a new task is learned: tuning them re-uses the
-        trained meta.
-        """
+        """Names of the fields that act only on new tasks: tuning them re-uses the trained meta."""
         return {name for name in cls.model_fields if cls.acts_of(name) == "adapt"}
+
+
+class TaskComponent(Component, ABC):
+    """Where tasks come from; `source` is its name in a file."""
+
+    default_model: ClassVar[str] = "conv4"  # what learns it where the file names no model
+    source: str
+
+    @abstractmethod
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TaskSource:
+        """The tasks of one split."""
+
+
+class ModelComponent(Component, ABC):
+    """What learns, as pure functions of its parameters."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """The learner for tasks of `spec`."""
+
+
+class RuleComponent(Component, ABC):
+    """A hand-made update rule."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, steps: int | None = None) -> UpdateRule:
+        """The rule; `steps` is the length of its schedule, None: the rate stays constant."""
+
+
+class MethodComponent(Component, ABC):
+    """One way of learning new tasks, with the facts about it that other code needs."""
+
+    family: ClassVar[str] = "initialization"  # its row of families in reports
+    place: ClassVar[int] = 100  # the smaller, the earlier it gets a colour in figures
+    rate_is_input: ClassVar[bool] = False  # a compiled step takes its inner rate as an input
+    engine_trains: ClassVar[Engine] = None  # what the inner loop moves, where run.engine can train
+    contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name
+    can_be_contained: ClassVar[bool] = True  # a search may choose the model that it learns with
+    name: str
+
+    @abstractmethod
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+
+    @property
+    def gradients_per_task(self) -> int:
+        """Gradient evaluations on one task in one meta-step: the inner steps and the outer one."""
+        return int(dict(self).get("inner_steps", 0)) + 1
+
+    @property
+    def needs_start(self) -> str:
+        """Why it cannot begin without another run's meta, the end of a sentence; else empty."""
+        return ""
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """Parts that reports tell apart, such as {"start": "random"}; the others are inferred."""
+        return {}
 
 
 def option(default: Any, sentence: str, *, acts: Acts = "both", **limits: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +13,35 @@ STATS = "stats."  # prefix of running statistics: gradients and update rules ski
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`function` on the leaves of one or several trees of the same structure."""
-    return _pytree.tree_map(function, tree, *rest)
+    """`function` on the leaves of one or several trees of the same structure; None stays."""
+    return _pytree.tree_map(
+        lambda leaf, *others: None if leaf is None else function(leaf, *others), tree, *rest
+    )
 
 
 def leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if leaf is not None]
 
 
-def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """(leaves, structure); `unflatten` puts them together again."""
-    return _pytree.tree_flatten(tree)
+class Structure(NamedTuple):
+    """What a tree is without its leaves; None belongs to it."""
+
+    spec: Any
+    present: tuple[bool, ...]  # of each place, whether it holds a leaf
 
 
-def unflatten(values: Sequence[Any], structure: Any) -> Any:
+def flatten(tree: Any) -> tuple[list[Any], Structure]:
+    """(leaves, structure); `unflatten` puts them together again. None is not a leaf."""
+    values, spec = _pytree.tree_flatten(tree)
+    present = tuple(value is not None for value in values)
+    return [value for value in values if value is not None], Structure(spec, present)
+
+
+def unflatten(values: Sequence[Any], structure: Structure) -> Any:
     """The tree of a structure with these leaves."""
-    return _pytree.tree_unflatten(list(values), structure)
+    rest = iter(values)
+    whole = [next(rest) if present else None for present in structure.present]
+    return _pytree.tree_unflatten(whole, structure.spec)
 
 
 def add(a: Any, b: Any) -> Any:
@@ -54,6 +67,30 @@ def detach(tree: Any) -> Any:
 def mean_over_tasks(tree: Any) -> Any:
     """[T, ...] -> [...] on every leaf."""
     return tree_map(lambda x: x.mean(0), tree)
+
+
+def vmap(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+    """`torch.func.vmap` that passes None through, such as the weight of a Batch without one.
+
+    `in_dims` is 0 or None for all arguments, or a tuple with one of them for each.
+    """
+
+    def mapped(*args: Any) -> Any:
+        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
+        axes = tuple(
+            None if dim is None else tree_map(lambda leaf, dim=dim: dim, arg)
+            for dim, arg in zip(dims, args, strict=True)
+        )
+        found: list[Structure] = []
+
+        def tensors(*args: Any) -> list[Tensor]:
+            values, structure = flatten(function(*args))
+            found.append(structure)
+            return values
+
+        return unflatten(torch.func.vmap(tensors, in_dims=axes)(*args), found[-1])
+
+    return mapped
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -10,7 +10,7 @@ Axis letters, the same in every comment of the project:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
 
     x: Tensor  # [B, *X]
     y: Tensor  # [B] int64 classes | [B, C] float targets
+    weight: Tensor | None = None  # [B]; 0 marks padding; None: every example counts once
 
 
 class Episode(NamedTuple):
@@ -151,26 +152,64 @@ class EpisodeSpec:
 
 
 class Ledger(Protocol):
-    """Where cost is written; `run` is the one way to spend."""
+    """Where cost is written, by phase; `run` is the one way to spend."""
 
     def run(
-        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
-    ) -> Result: ...
+        self,
+        phase: str,
+        function: Callable[..., Result],
+        *args: Any,
+        times: int = 1,
+        **counts: int | None,
+    ) -> Result:
+        """Call `function(*args)`, measure it and write it to `phase`."""
+        ...
+
+    def span(self, phase: str, **counts: float) -> AbstractContextManager[None]:
+        """Write the time of a block to `phase`, and to no span around it."""
+        ...
+
+    def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
+        """Write what was measured elsewhere; None: it was not measured."""
+        ...
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """What was spent so far, by phase."""
+        ...
+
+    def under(self, phase: str) -> Ledger:
+        """A ledger that writes everything to one phase of this one."""
+        ...
 
 
 class NullLedger:
-    """A ledger that calls and forgets."""
+    """A ledger that calls and keeps nothing."""
 
     def run(
-        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
+        self,
+        phase: str,
+        function: Callable[..., Result],
+        *args: Any,
+        times: int = 1,
+        **counts: int | None,
     ) -> Result:
         del phase, times, counts
         return function(*args)
 
     @contextmanager
-    def span(self, phase: str, **counts: int) -> Iterator[None]:
+    def span(self, phase: str, **counts: float) -> Iterator[None]:
         del phase, counts
         yield
+
+    def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
+        del phase, seconds, counts
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def under(self, phase: str) -> NullLedger:
+        del phase
+        return self
 
 
 class TaskSource(Protocol):
@@ -190,20 +229,21 @@ class TaskSource(Protocol):
 
 
 class Method(NamedTuple):
-    """One way of learning new tasks; all five families are Methods."""
+    """One way of learning new tasks; all families are Methods."""
 
     spec: EpisodeSpec
     traits: Traits
     init: Callable[[Key], MetaState]
-    learn: Callable[
-        ..., Learned
-    ]  # (meta, support, query_x, steps, key=..., ledger=NullLedger()); leaves with leading T
-    task_grad: Callable[..., tuple[Any, ...]] | None = (
-        None  # one task: (meta, episode[, lane]) -> (grads, metrics[, lane])
-    )
-    update: Callable[[MetaState, Grads], MetaState] | None = None
-    step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = (
-        None  # None: nothing is learned across tasks
-    )
-    lanes: Callable[[Key, int], Lanes] | None = None
-    prepare: Callable[..., Method] | None = None
+    # (meta, support, query_x, steps, key=..., ledger=NullLedger()); leaves with a leading T
+    learn: Callable[..., Learned]
+    # ONE task: (meta, support, step, key) -> what it has learned after `step` steps, for `predict`
+    adapt: Callable[..., Any] | None = None
+    # ONE task: (meta, adapted, support, query_x [M, *X]) -> [M, C]
+    predict: Callable[..., Tensor] | None = None
+    # ONE task: (meta, episode[, lane]) -> (grads, metrics[, lane])
+    task_grad: Callable[..., tuple[Any, ...]] | None = None
+    update: Callable[[MetaState, Grads], MetaState] | None = None  # the meta-update alone
+    # None: nothing is learned across tasks
+    step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = None
+    lanes: Callable[[Key, int], Lanes] | None = None  # state by task slot that outlives a step
+    prepare: Callable[..., Method] | None = None  # once, on the host, before training

@@ -25,7 +25,7 @@ from method_options import EXEMPT, OPTIONS, built
 from metalearn.component import Component
 from metalearn.evaluate.curves import learning_curve
 from metalearn.executors import executor
-from metalearn.inner.method import widened
+from metalearn.inner.method import broadcast_task_state
 from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in, normal
 from metalearn.storage import checkpoint
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
     def state(self, seed: int = 0) -> MetaState:
         """A start that is as wide as the batches of tasks."""
-        return widened(self.method.init(fold_in(seed, "init")), TASKS)
+        return broadcast_task_state(self.method.init(fold_in(seed, "init")), TASKS)
 
     def data(self, step: int, seed: int = 0) -> Any:
         """What one step of the method consumes."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.executors import executor, trace
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import widened
+from metalearn.inner.method import broadcast_task_state
 from metalearn.inner.rules import momentum
 from metalearn.inner.stepwise import stepwise
 from metalearn.learned_optimizers import (
@@ -34,7 +34,7 @@ from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tasks import Digits, Quadratics
-from metalearn.tree import leaves, named_leaves
+from metalearn.tree import leaves, named_leaves, tree_map
 from metalearn.types import Batch, Method
 
 F64 = torch.float64
@@ -51,7 +51,7 @@ def method(source: Any = SOURCE, model: Any = None, **options: Any) -> Method:
 
 def after(built: Method, step: Any, count: int = 3, tasks: int = 4, source: Any = SOURCE) -> Any:
     """State and metrics after so many outer steps."""
-    state, metrics = widened(built.init(fold_in(0, "init")), tasks), {}
+    state, metrics = broadcast_task_state(built.init(fold_in(0, "init")), tasks), {}
     for number in range(count):
         state, metrics = step(state, source.sample(fold_in(KEY, number), tasks))
     return state, metrics
@@ -89,8 +89,8 @@ def errors_off(estimator: Any) -> float:
             KEY, window, torch.arange(PAIRS)
         )  # the same function for all, other noise for each
         episodes = one._replace(
-            support=Batch(*(part.expand(PAIRS, *part.shape[1:]) for part in one.support)),
-            query=Batch(*(part.expand(PAIRS, *part.shape[1:]) for part in one.query)),
+            support=tree_map(lambda part: part.expand(PAIRS, *part.shape[1:]), one.support),
+            query=tree_map(lambda part: part.expand(PAIRS, *part.shape[1:]), one.query),
             info={"key": keys, "step": torch.full((PAIRS,), float(window), dtype=F64)},
         )
         grads, _, lanes = torch.func.vmap(built.task_grad, in_dims=(None, 0, 0))(
@@ -167,7 +167,7 @@ def test_lanes_come_back_from_a_checkpoint_bit_for_bit(estimator: Any, tmp_path:
 
 def test_lanes_end_at_different_times_and_take_the_fresh_task() -> None:
     built = method(unroll=2, horizon=Constant(steps=8), stagger=True)
-    state, ends = widened(built.init(KEY), 16), []
+    state, ends = broadcast_task_state(built.init(KEY), 16), []
     for number in range(5):
         episodes = SOURCE.sample(fold_in(KEY, number), 16)
         before = state.lanes
@@ -279,7 +279,7 @@ def test_a_diverging_run_is_a_bounded_loss_that_is_counted(estimator: Any) -> No
         horizon=Constant(steps=40),
         bound=7.0,
     )
-    state = widened(built.init(KEY), 4)
+    state = broadcast_task_state(built.init(KEY), 4)
     for number in range(4):
         episodes = source.sample(fold_in(KEY, number), 4)
         state, metrics = built.step(state, episodes)  # type: ignore[misc]

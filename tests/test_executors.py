@@ -24,7 +24,7 @@ from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
 from metalearn.executors.sharded import make_advance
-from metalearn.inner.method import step_over_tasks, widened
+from metalearn.inner.method import broadcast_task_state, step_over_tasks
 from metalearn.models import MLP
 from metalearn.rng import fold_in, uniform
 from metalearn.tasks import Sinusoid
@@ -104,7 +104,7 @@ def advanced(
     """State and metrics after some steps of an Advance, from step 7 on."""
     key, device = fold_in(0, "train"), source.spec.device
     advance = make_advance(method, lambda key: source.sample(key, tasks), key, tasks, device, *way)
-    state, found = widened(method.init(fold_in(0, "init")), tasks), []
+    state, found = broadcast_task_state(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
         state, metrics = advance(state, number)
         found.append(metrics)

@@ -25,7 +25,7 @@ from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.evaluate.flops import Flops, Uncounted, count, price
 from metalearn.evaluate.ledger import PHASES, CostLedger, MissingPhase
 from metalearn.executors.executor import make_step
-from metalearn.inner.method import widened
+from metalearn.inner.method import broadcast_task_state
 from metalearn.kernels import native
 from metalearn.models import MLP, Conv4
 from metalearn.transfer import FineTune
@@ -57,7 +57,7 @@ def episodes(tasks: int) -> Episode:
 
 def meta_step(method: Method, tasks: int, executor: str = "vmap") -> Flops:
     """FLOPs of one meta-step over T tasks."""
-    state = widened(method.init(rng.fold_in(0, "init")), tasks)
+    state = broadcast_task_state(method.init(rng.fold_in(0, "init")), tasks)
     return count(make_step(method, executor, chunk=3), state, episodes(tasks))
 
 

@@ -23,7 +23,13 @@ from metalearn.executors import executor, memory, timings, trace
 from metalearn.executors.precision import FAR, gradient, gradient_error, with_precision
 from metalearn.executors.timings import ExecutorChoice
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import begin, meta_gradient, outer_update, step_over_tasks, widened
+from metalearn.inner.method import (
+    broadcast_task_state,
+    init_state,
+    meta_gradient,
+    outer_update,
+    step_over_tasks,
+)
 from metalearn.inner.recompute import recomputed
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP
@@ -93,7 +99,7 @@ def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.Mo
         sinusoid(run={"executor": "auto", "meta_steps": 20, "tasks_per_step": 12})
     ).experiments[0]
     parts = build(experiment)
-    state = widened(parts.method.init(fold_in(0)), 12)
+    state = broadcast_task_state(parts.method.init(fold_in(0)), 12)
     found = memory.predict(parts.method, state, parts.train.sample(fold_in(0), 12))
     assert found is not None
     monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
@@ -132,7 +138,7 @@ STEPPING = [
 def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None:
     """To 1e-10 in float64; under vmap, in a loop, and traced."""
     method = component.build(MLP(sizes=(9, 8), activation="tanh").build(SOURCE.spec), SOURCE.spec)
-    state, episodes = widened(method.init(fold_in(0)), 3), SOURCE.sample(fold_in(1), 3)
+    state, episodes = broadcast_task_state(method.init(fold_in(0)), 3), SOURCE.sample(fold_in(1), 3)
     expected = gradient(method, state, episodes)
     run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
     other = with_precision(method, run.precision, run.checkpoint_inner, "cpu")
@@ -176,7 +182,7 @@ def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
 
     update = outer_update(sgd(0.1))
     method = tiny()._replace(task_grad=meta_gradient(task_loss, learner), update=update)
-    state: MetaState = begin(learner.init(fold_in(0)), sgd(0.1))
+    state: MetaState = init_state(learner.init(fold_in(0)), sgd(0.1))
     run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
     error = gradient_error(
         method,

@@ -190,7 +190,7 @@ def test_nearest_centroid_is_minus_the_squared_distance_to_each_class_mean() -> 
     source = Clusters("test", 9)
     method = NearestCentroid(normalise=False).build(scaling(source.spec), source.spec)
     episode = source.sample(fold_in(1), 1)
-    (x, y), query = (part[0] for part in episode.support), episode.query.x[0]
+    x, y, query = episode.support.x[0], episode.support.y[0], episode.query.x[0]
     expected = torch.stack([-((query - x[y == c].sum(0) / 2) ** 2).sum(1) for c in range(3)], 1)
     ours = said(method, method.init(fold_in(0)).meta, episode)
     assert ours.shape == (1, len(STEPS), 12, 3)
@@ -202,7 +202,11 @@ def test_nearest_centroid_with_features_of_length_one() -> None:
     source = Clusters("test", 9)
     method = NearestCentroid().build(scaling(source.spec), source.spec)
     episode = source.sample(fold_in(1), 1)
-    (x, y), query = (part[0] for part in episode.support), F.normalize(episode.query.x[0], dim=-1)
+    x, y, query = (
+        episode.support.x[0],
+        episode.support.y[0],
+        F.normalize(episode.query.x[0], dim=-1),
+    )
     x = x / x.norm(dim=-1, keepdim=True)
     expected = torch.stack([-((query - x[y == c].sum(0) / 2) ** 2).sum(1) for c in range(3)], 1)
     ours = said(method, method.init(fold_in(0)).meta, episode)

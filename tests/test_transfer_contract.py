@@ -99,7 +99,7 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
     source = Clusters("train", 9)
     method, batch = make(name, source.spec), source.examples(fold_in(2), 16)
     state, episode = method.init(fold_in(0)), source.sample(fold_in(1), 2)
-    given = [*leaves([state.meta, state.opt, state.step]), *batch, *episode.support, *episode.query]
+    given = leaves([state.meta, state.opt, state.step, batch, episode.support, episode.query])
     before = [leaf.clone() for leaf in given]
     said(method, state.meta, episode)
     if method.step is not None:

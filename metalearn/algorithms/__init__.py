@@ -8,9 +8,9 @@ from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.meta_sgd import MetaSGD
 from metalearn.algorithms.proto_net import ProtoNet
 from metalearn.algorithms.reptile import Reptile
-from metalearn.component import Component
+from metalearn.component import MethodComponent
 
-ALGORITHMS: dict[str, type[Component]] = {
+ALGORITHMS: dict[str, type[MethodComponent]] = {
     "maml": MAML,
     "anil": ANIL,
     "boil": BOIL,

@@ -2,91 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.algorithms.need import need_queries
-from metalearn.component import Component, option
+from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import (
-    begin,
-    learner_of_tasks,
-    meta_gradient,
-    outer_update,
-    step_over_tasks,
-)
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
-from metalearn.losses import criterion, metrics
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Params, Traits
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
 
-class MAML(Component):
+class MAML(MethodComponent):
     """Learn an initialization from which a few gradient steps solve a new task.
 
     phi_0 = theta;  phi_{s+1} = phi_s - inner_lr * grad L_support(phi_s);
     minimise over theta the mean over tasks of L_query(phi_S)
     """
 
-    name: Literal["maml"] = option("maml", "the method")
-    inner_steps: int = option(
-        1, "S, gradient steps on the support set during meta-training", acts="train", ge=1, le=1000
-    )
-    inner_lr: float = option(
-        0.01, "step size of the inner loop, in training and on new tasks", gt=0
-    )
-    first_order: bool = option(
-        False, "FOMAML: treat each inner gradient as a constant (section 5.2)", acts="train"
-    )
-    outer: Rule = option(Adam(lr=1e-3), "rule of the meta-update", acts="train")
+    place: ClassVar[int] = 0
+    rate_is_input: ClassVar[bool] = True
+    engine_trains: ClassVar[Engine] = "all"
+    name: Literal["maml"] = option("maml", "The method.")
+    inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
+    inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
+    first_order: bool = option(False, "FOMAML (section 5.2).", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def inner_rule(self, spec: EpisodeSpec) -> UpdateRule:
+        """The rule of the inner loop, in training and on new tasks; a variant overrides it."""
+        return sgd(any_rate(self.inner_lr, spec))
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        need_queries(self.name, spec)
-        rule, outer = sgd(any_rate(self.inner_lr, spec)), self.outer.build(meta_steps)
-        loss_of = criterion(spec)
+        require_queries(self.name, spec)
+        rule, loss, outer = self.inner_rule(spec), support_loss(learner, spec), self.outer
+        first_order, steps = self.first_order, self.inner_steps
 
-        def loss(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss_of(learner.apply(params, batch.x), batch.y)
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            path = adapt(loss, meta, rule, support, at[-1], keep=at, first_order=first_order)
+            return path.points
 
-        def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-            path = adapt(
-                loss,
-                meta,
-                rule,
-                episode.support,
-                self.inner_steps,
-                keep=(self.inner_steps,),
-                first_order=self.first_order,
-            )
-            said = learner.apply(path.points[-1], episode.query.x, context=episode.support.x)
-            return loss_of(said, episode.query.y), metrics(spec, said, episode.query.y)
-
-        def adapt_one(
-            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
-        ) -> list[Params]:
-            return adapt(loss, meta, rule, support, points[-1], keep=points).points
-
-        def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
-        task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
-        return Method(
-            spec=spec,
-            traits=traits(learner),
-            init=lambda key: begin(learner.init(key), outer),
-            learn=learner_of_tasks(adapt_one, predict_one),
-            task_grad=task_grad,
-            update=update,
-            step=step_over_tasks(task_grad, update),
-        )
-
-
-def traits(learner: Learner) -> Traits:
-    """Traits of a gradient-based initialization."""
-    return Traits(
-        consumes="episodes",
-        transductive=learner.normalisation == "query_batch",
-        normalisation=learner.normalisation,
-        fixed_ways=True,
-    )
+        return episodic(learner, spec, outer.build(meta_steps), fit, predict, inner_steps=steps)

@@ -94,7 +94,7 @@ def _vmapped(problem: Problem, torchopt: Any, model: nn.Module) -> Engine:
 
     def backward(episodes: Episode) -> None:
         params = {name: value.detach() for name, value in model.named_parameters()}
-        parts = (*episodes.support, *episodes.query)
+        parts = (*episodes.support[:2], *episodes.query[:2])
         grads = vmap(grad(task), (None, 0, 0, 0, 0))(params, *parts)
         for name, parameter in model.named_parameters():
             parameter.grad = grads[name].mean(0)

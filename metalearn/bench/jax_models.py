@@ -37,7 +37,7 @@ def arrays(j: Any, episodes: Episode) -> tuple[Any, Any, Any, Any]:
             array = np.ascontiguousarray(array.transpose(0, 1, 3, 4, 2))
         return j.np.asarray(array.astype(np.int32) if array.dtype == np.int64 else array)
 
-    sx, sy, qx, qy = (move(part) for part in (*episodes.support, *episodes.query))
+    sx, sy, qx, qy = (move(part) for part in (*episodes.support[:2], *episodes.query[:2]))
     return sx, sy, qx, qy
 
 

@@ -75,7 +75,7 @@ class LearnedProblem(Problem):
         starts = torch.func.vmap(lambda key: learner.init(fold_in(key, "start")))(
             episodes.info["key"]
         )
-        return Given(*episodes.support, starts)
+        return Given(episodes.support.x, episodes.support.y, starts)
 
 
 def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start: Params) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.component import Component
+from metalearn.component import Component, TaskComponent
 from metalearn.config import shipped
 from metalearn.config.file import (
     DEFAULT_METHOD,
@@ -24,7 +24,7 @@ from metalearn.config.file import (
     parse_entry,
 )
 from metalearn.config.overrides import apply_overrides
-from metalearn.config.registry import TABLES
+from metalearn.config.registry import METHODS, TABLES
 from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.config.tuning import tune_ranges
 from metalearn.config.validate import Problems, partly_validated, validated
@@ -192,7 +192,7 @@ def _experiment(
     entry = parse_entry(item, comparison, place, problems)
     task, test_task = _tasks(file, entry, problems)
     model_values = _laid_over(file.model, entry.overlay("model"), "name")
-    default_model = "conv4" if task is None else task.default_model
+    default_model = task.default_model if isinstance(task, TaskComponent) else "conv4"
     model = _component("models", model_values, default_model, "model", problems)
     method, contains, found = _method(entry, place, problems)
     sections: dict[str, Any] = {
@@ -241,7 +241,7 @@ def _method(
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
     """(method, the method that a shared search contains, the genotype that it has found)."""
     fields = entry.fields
-    kind = TABLES["methods"].get(str(fields.get("name", DEFAULT_METHOD)))
+    kind = METHODS.get(str(fields.get("name", DEFAULT_METHOD)))
     default = None if kind is None else kind.contains_by_default
     if default is None:
         return _component("methods", fields, DEFAULT_METHOD, place, problems), None, None

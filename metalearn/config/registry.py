@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metalearn.algorithms import ALGORITHMS
-from metalearn.component import Component
+from metalearn.component import Component, MethodComponent
 from metalearn.inner.rules import RULES
 from metalearn.learned_optimizers import ESTIMATORS, HORIZONS, LEARNED_OPTIMIZERS, LEARNED_RULES
 from metalearn.models import MODELS
@@ -12,11 +12,11 @@ from metalearn.tasks import TASKS
 from metalearn.tracking import SINKS
 from metalearn.transfer import TRANSFER
 
-METHODS: dict[str, type[Component]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
+METHODS: dict[str, type[MethodComponent]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
 TABLES: dict[str, dict[str, type[Component]]] = {
     "tasks": dict(TASKS),
     "models": {**MODELS, **NAS_MODELS},
-    "methods": METHODS,
+    "methods": dict(METHODS),
     "rules": dict(RULES),
     "learned_rules": dict(LEARNED_RULES),
     "estimators": dict(ESTIMATORS),

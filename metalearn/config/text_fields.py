@@ -20,7 +20,7 @@ from metalearn.config.file import (
     Row,
     label_of,
 )
-from metalearn.config.registry import TABLES
+from metalearn.config.registry import METHODS, TABLES
 
 Kinds = list[type[Component]]
 
@@ -86,7 +86,8 @@ def _owners(data: dict[str, Any], path: list[str]) -> tuple[Kinds, list[str]]:
 def _method(item: dict[str, Any], rest: list[str]) -> tuple[Kinds, list[str]]:
     """The entry of a method and its component, or the one that it contains."""
     kinds = _tagged("methods", [item], "name", DEFAULT_METHOD)
-    default = kinds[0].contains_by_default if kinds else None
+    kind = METHODS.get(str(item.get("name", DEFAULT_METHOD)))
+    default = None if kind is None else kind.contains_by_default
     if default is not None and rest[0] == "contains" and len(rest) > 1:
         return _tagged("methods", [_section(item, "contains")], "name", default), rest[1:]
     return [Row, *kinds], rest

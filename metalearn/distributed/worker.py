@@ -17,7 +17,7 @@ from metalearn.evaluate.curves import points_to_ask
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.executor import Advance
 from metalearn.executors.sharded import share_of
-from metalearn.inner.method import widened
+from metalearn.inner.method import broadcast_task_state
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.rng import fold_in
@@ -74,7 +74,9 @@ def _train(one: _Follower, number: int, content: bytes) -> None:
 def _state(one: _Follower, number: int, content: bytes) -> None:
     assert one.experiment is not None and one.parts is not None
     run = one.experiment.run
-    like = widened(one.parts.method.init(fold_in(run.seeds[0], "init")), run.tasks_per_step)
+    like = broadcast_task_state(
+        one.parts.method.init(fold_in(run.seeds[0], "init")), run.tasks_per_step
+    )
     whole = tree_of(opened(content)[1], like)
     one.state = one.team.own(whole, *share_of(run.tasks_per_step, one.team.rank, one.team.size))
 

@@ -15,6 +15,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
+from metalearn.tree import tree_map
 from metalearn.types import (
     Batch,
     Episode,
@@ -201,7 +202,7 @@ def handed(episodes: Episode) -> tuple[Batch, Tensor]:
 
     A source may cut support and query out of one tensor. A view of it would have the queries'
     labels beside it."""
-    return Batch(*(leaf.clone() for leaf in episodes.support)), episodes.query.x.clone()
+    return tree_map(torch.clone, episodes.support), episodes.query.x.clone()
 
 
 def learn_keys(episodes: Key, starts: int = 0) -> Key:
@@ -235,7 +236,7 @@ def fingerprint(source: TaskSource, seed: int) -> str:
     episode: Episode = source.sample(fold_in(seed, "episodes"), FINGERPRINTED)
     digest = hashlib.sha256()
     for part in (episode.support, episode.query):
-        for values in part:
+        for values in (part.x, part.y):
             array = values.detach().to("cpu", torch.float64).numpy()
             digest.update((np.round(array * 1e4).astype("<i8")).tobytes())
     return digest.hexdigest()

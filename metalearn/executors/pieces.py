@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metalearn.inner.method import stamped, widened
+from metalearn.inner.method import broadcast_task_state, grads_of_tasks, with_step
 from metalearn.tree import add, leaves, stack, take, tree_map
 from metalearn.types import Episode, MetaState, Method, Metrics
 
@@ -39,9 +39,9 @@ def sums_in_pieces(method: Method, chunk: int, wrap: Wrap, workers: int | None =
     of_piece = wrap(partial(_one_task if chunk == 1 else _some_tasks, method.task_grad))
 
     def sums(state: MetaState, episodes: Episode) -> tuple[Any, Any]:
-        episodes = stamped(episodes, state.step)
+        episodes = with_step(episodes, state.step)
         tasks = episodes.support.x.shape[0]
-        state = widened(state, tasks)
+        state = broadcast_task_state(state, tasks)
 
         def piece(begin: int) -> Any:
             place = slice(begin, begin + chunk)
@@ -87,10 +87,7 @@ def _some_tasks(
     task_grad: Callable[..., Any], meta: Any, piece: Episode, lanes: Any
 ) -> tuple[Any, Metrics, Any]:
     """Sums over a piece [c, ...] of gradients and metrics, and its lanes after."""
-    if lanes is None:
-        grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(meta, piece)
-    else:
-        grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(meta, piece, lanes)
+    grads, metrics, lanes = grads_of_tasks(task_grad, meta, piece, lanes)
     grads, metrics = tree_map(lambda x: x.sum(0), (grads, metrics))
     return grads, metrics, lanes
 

@@ -1,7 +1,7 @@
 """How one task is learned: the inner loop, update rules, heads, and the batching over tasks."""
 
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import learner_of_tasks, outer_update, step_over_tasks
+from metalearn.inner.method import episodic, outer_update, step_over_tasks, vmapped_learn
 from metalearn.inner.rules import RULES, SGD, Adam, Momentum
 
 __all__ = [
@@ -10,7 +10,8 @@ __all__ = [
     "Adam",
     "Momentum",
     "adapt",
-    "learner_of_tasks",
+    "episodic",
     "outer_update",
     "step_over_tasks",
+    "vmapped_learn",
 ]

@@ -43,6 +43,10 @@ def unit(z: Tensor) -> Tensor:
     return z * torch.rsqrt(z.square().sum(-1, keepdim=True) + 1e-12)
 
 
+def identity(z: Tensor) -> Tensor:
+    return z
+
+
 def cosine(head: Params, z: Tensor, temperature: float) -> Tensor:
     """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2): [B, D] -> [B, C]; the head's bias
     is not used.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from metalearn.losses import criterion, metrics
 from metalearn.rng import fold_in
 from metalearn.tree import (
     STATS,
@@ -17,10 +18,12 @@ from metalearn.tree import (
     named_leaves,
     take,
     tree_map,
+    vmap,
 )
 from metalearn.types import (
     Batch,
     Episode,
+    EpisodeSpec,
     Grads,
     Key,
     Learned,
@@ -28,45 +31,119 @@ from metalearn.types import (
     Ledger,
     Meta,
     MetaState,
+    Method,
     Metrics,
     NullLedger,
     Params,
+    Traits,
     UpdateRule,
 )
 
-Adapt = Callable[
-    [Meta, Batch, tuple[int, ...], Key], Any
-]  # -> what `predict` needs, a list of one item a point
-Predict = Callable[
-    [Meta, Any, Batch, Tensor], Tensor
-]  # (meta, item, support, query_x [M, *X]) -> [M, C]
-See = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, query_x [M, *X]) -> features [M, D]
+Points = tuple[int, ...]
+# (meta, support, points, key) -> what `predict` needs, a list of one item a point
+Adapt = Callable[[Meta, Batch, Points, Key], Any]
+Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, x [M, *X]) -> [M, C]
+Features = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
+TaskGrad = Callable[[Meta, Episode], tuple[Grads, Metrics]]
 
 
-def points_of(steps: int | Sequence[int]) -> tuple[int, ...]:
-    """The points of a learning curve: S means 0 .. S; a sequence is taken as it is, sorted and
-    without repeats.
+def episodic(
+    learner: Learner,
+    spec: EpisodeSpec,
+    outer: UpdateRule,
+    adapt: Adapt,
+    predict: Predict,
+    *,
+    inner_steps: int,
+    features: Features | None = None,
+    init: Callable[[Key], Meta] | None = None,
+    fixed_ways: bool | None = None,
+) -> Method:
+    """A method made of two functions of one task.
+
+    minimise over meta the mean over tasks of L(predict(meta, adapt(meta, support), query.x), y)
+
+    `adapt` returns one item for each of its points; with `inner_steps` 0 there are no steps, and
+    it returns a single one. Where the inner loop leaves the features alone, `features` computes
+    those of the queries once, and `predict` gets them in the place of query_x. `init(key)` gives
+    the meta (default: the learner's parameters). `fixed_ways` says that the head is part of the
+    meta (default: where there are steps).
     """
-    points = (
-        tuple(range(steps + 1)) if isinstance(steps, int) else tuple(int(step) for step in steps)
+    loss_of = criterion(spec)
+    learning = learn_by(adapt, predict, uses_steps=inner_steps > 0, features=features)
+    answer = learning["predict"]
+
+    def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
+        item = adapt(meta, episode.support, (inner_steps,), episode.info["key"])[-1]
+        logits = answer(meta, item, episode.support, episode.query.x)
+        return loss_of(logits, episode.query.y), metrics(spec, logits, episode.query.y)
+
+    task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
+    start = init or learner.init
+    return Method(
+        spec=spec,
+        traits=traits_of(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
+        init=lambda key: init_state(start(key), outer),
+        task_grad=task_grad,
+        update=update,
+        step=step_over_tasks(task_grad, update),
+        **learning,
     )
+
+
+def learn_by(
+    adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
+) -> dict[str, Any]:
+    """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`."""
+
+    def answer(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
+        x = query_x if features is None else features(meta, support, query_x)
+        return predict(meta, item, support, x)
+
+    return {
+        "learn": vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features),
+        "adapt": lambda meta, support, step, key: adapt(meta, support, (step,), key)[-1],
+        "predict": answer,
+    }
+
+
+def traits_of(
+    learner: Learner,
+    *,
+    consumes: Literal["episodes", "examples", "nothing"] = "episodes",
+    steps: bool = True,
+    fixed_ways: bool | None = None,
+) -> Traits:
+    """Traits of a method with or without inner steps; `fixed_ways` as in `episodic`."""
+    return Traits(
+        consumes=consumes,
+        uses_steps=steps,
+        support_at_step_0=not steps,
+        transductive=learner.normalisation == "query_batch",
+        normalisation=learner.normalisation,
+        fixed_ways=steps and consumes == "episodes" if fixed_ways is None else fixed_ways,
+    )
+
+
+def points_of(steps: int | Sequence[int]) -> Points:
+    """The points of a learning curve: S means 0 .. S; a sequence is taken as it is."""
+    points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(map(int, steps))
     if not points or list(points) != sorted(set(points)) or points[0] < 0:
         raise ValueError(
-            f"steps: {steps} should be non-negative, ascending and without repeats, such as "
-            f"(0, 1, 5, 10)"
+            f"steps must be non-negative, ascending and without repeats, such as (0, 1, 5, 10); "
+            f"got {steps}"
         )
     return points
 
 
-def learner_of_tasks(
-    adapt_one: Adapt, predict_one: Predict, *, uses_steps: bool = True, see: See | None = None
+def vmapped_learn(
+    adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
 ) -> Callable[..., Learned]:
     """`Method.learn` made of two functions of one task; leaves with a leading T.
 
-    `adapt_one` gives one item for each point (one in all where `uses_steps` is False: a constant
-    point at every step); both halves are spent apart on the ledger, as `adapt` and `predict`. Where
-    the body stands still, `see` gives the queries' features once for all points, and `predict_one`
-    gets them in the place of query_x."""
+    Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
+    `adapt` is a constant point at every step. `features` as in `episodic`.
+    """
 
     def learn(
         meta: Meta,
@@ -79,52 +156,45 @@ def learner_of_tasks(
         points = points_of(steps)
         tasks = support.x.shape[0]
         keys = task_keys(key, tasks).to(support.x.device)
-        book = NullLedger() if ledger is None else ledger
-        made = points[-1] if uses_steps else 0
+        ledger = NullLedger() if ledger is None else ledger
+        last = points[-1] if uses_steps else 0
 
-        def to(points: tuple[int, ...]) -> Callable[..., list[Any]]:
-            return lambda meta, support, key: list(adapt_one(meta, support, points, key))
+        def adapt_to(points: Points) -> Callable[..., list[Any]]:
+            return lambda meta, support, key: list(adapt(meta, support, points, key))
 
         def answer(meta: Meta, items: list[Any], support: Batch, query_x: Tensor) -> Tensor:
-            seen = query_x if see is None else see(meta, support, query_x)
-            return torch.stack([predict_one(meta, item, support, seen) for item in items])
+            x = query_x if features is None else features(meta, support, query_x)
+            return torch.stack([predict(meta, item, support, x) for item in items])
 
-        work = OverTasks(to, points if uses_steps else (0,), meta)
-        items = book.run("adapt", work, support, keys, gradient_steps=made * tasks, tasks=tasks)
-        said = book.run(
-            "predict", OverTasks(lambda _: answer, (0,), meta), items, support, query_x, tasks=tasks
-        )
-        if said.shape[1] != len(points):
-            said = said.expand(-1, len(points), -1, -1)
-        return Learned(said, {})
+        work = OverTasks(adapt_to, points if uses_steps else (0,), meta)
+        items = ledger.run("adapt", work, support, keys, gradient_steps=last * tasks, tasks=tasks)
+        answers = OverTasks(lambda _: answer, (0,), meta)
+        predictions = ledger.run("predict", answers, items, support, query_x, tasks=tasks)
+        if predictions.shape[1] != len(points):
+            predictions = predictions.expand(-1, len(points), -1, -1)
+        return Learned(predictions, {})
 
     return learn
 
 
 class OverTasks:
-    """A function of one task, run over tasks: `one(points)` takes what tasks share, then arguments
-    with a leading T.
+    """A function of one task, run over tasks: `one(points)` takes the meta, then leaves [T, ...].
 
     `parts` says what its cost is made of: T times one task's, which is that of no step and S times
-    what a step adds."""
+    what a step adds.
+    """
 
     def __init__(
-        self,
-        one: Callable[[tuple[int, ...]], Callable[..., Any]],
-        points: tuple[int, ...],
-        shared: Any,
-    ):
+        self, one: Callable[[Points], Callable[..., Any]], points: Points, shared: Any
+    ) -> None:
         self.one, self.points, self.shared = one, points, shared
 
     def __call__(self, *args: Any) -> Any:
-        return torch.func.vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))(
-            self.shared, *args
-        )
+        mapped = vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))
+        return mapped(self.shared, *args)
 
     def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
-        """[(how often, function, arguments)]: what tasks side by side share is counted for each, as
-        if alone.
-        """
+        """[(count, function, arguments)]: what tasks share is counted for each, as if alone."""
         tasks, steps = leaves(args)[0].shape[0], self.points[-1]
         alone = take(args, slice(0, 1))
         start, first = (OverTasks(self.one, (number,), self.shared) for number in (0, 1))
@@ -137,20 +207,16 @@ def task_keys(key: Key | None, tasks: int) -> Tensor:
     return key if key.dim() else fold_in(key, torch.arange(tasks, device=key.device))
 
 
-def begin(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
-    """The state before the first step; the outer rule sees a flat dict without running
-    statistics.
-    """
+def init_state(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
+    """The state before the first step; the outer rule does not see running statistics."""
     like = leaves(meta)[0]
-    return MetaState(
-        meta, rule.init(_moving(meta)), lanes, torch.zeros((), dtype=like.dtype, device=like.device)
-    )
+    moving = {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    return MetaState(meta, rule.init(moving), lanes, zero)
 
 
 def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule; running statistics move by what `stats_gradient`
-    says.
-    """
+    """`Method.update`: one step of the outer rule; running statistics as in `stats_gradient`."""
 
     def update(state: MetaState, grads: Grads) -> MetaState:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
@@ -170,14 +236,15 @@ def is_stats(name: str) -> bool:
     return name.startswith(STATS) or f".{STATS}" in name
 
 
-def _moving(meta: Meta) -> dict[str, Tensor]:
-    return {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
+def params_of(meta: Meta) -> Params:
+    """The learner's parameters in a meta: it is their flat dict, or holds it as `params`."""
+    inside = meta.get("params")
+    params: Params = inside if isinstance(inside, dict) else meta
+    return params
 
 
 def meta_gradient(
-    loss: Callable[..., tuple[Tensor, Metrics]],
-    learner: Learner,
-    params_of: Callable[[Meta], Params] = lambda meta: meta,
+    loss: Callable[..., tuple[Tensor, Metrics]], learner: Learner
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
     """`Method.task_grad` by differentiation of `loss(meta, episode) -> (scalar, metrics)`.
 
@@ -190,17 +257,13 @@ def meta_gradient(
         # twice the memory.
         value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
         (grads,) = pull(torch.ones_like(value), retain_graph=False)
-        return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics
+        return stats_gradient(learner, meta, grads, episode.support.x), metrics
 
     return task_grad
 
 
-def stats_gradient(
-    learner: Learner, params_of: Callable[[Meta], Params], meta: Meta, grads: Grads, x: Tensor
-) -> Grads:
-    """`grads` with old minus refreshed running statistics in their place; unchanged where there are
-    none.
-    """
+def stats_gradient(learner: Learner, meta: Meta, grads: Grads, x: Tensor) -> Grads:
+    """`grads` with old minus refreshed running statistics in their place, where there are any."""
     if learner.normalisation != "running":
         return grads
     old = params_of(meta)
@@ -209,40 +272,40 @@ def stats_gradient(
     return grads
 
 
+def grads_of_tasks(
+    task_grad: Callable[..., tuple[Any, ...]], meta: Meta, episodes: Episode, lanes: Any
+) -> tuple[Grads, Metrics, Any]:
+    """`task_grad` over tasks side by side: (grads, metrics, lanes), leaves [T, ...]."""
+    if lanes is None:
+        grads, metrics = vmap(task_grad, in_dims=(None, 0))(meta, episodes)
+        return grads, metrics, None
+    grads, metrics, lanes = vmap(task_grad, in_dims=(None, 0, 0))(meta, episodes, lanes)
+    return grads, metrics, lanes
+
+
 def step_over_tasks(
     task_grad: Callable[..., tuple[Any, ...]], update: Callable[[MetaState, Grads], MetaState]
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
-    """`Method.step`: the mean of `task_grad` over all tasks in one graph (vmap),
-    then the update.
-    """
+    """`Method.step`: the mean of `task_grad` over all tasks in one graph, then the update."""
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
-        episodes = stamped(episodes, state.step)
-        state = widened(state, episodes.support.x.shape[0])
-        if state.lanes is None:
-            grads, metrics = torch.func.vmap(task_grad, in_dims=(None, 0))(state.meta, episodes)
-        else:
-            grads, metrics, lanes = torch.func.vmap(task_grad, in_dims=(None, 0, 0))(
-                state.meta, episodes, state.lanes
-            )
-            state = state._replace(lanes=lanes)
+        episodes = with_step(episodes, state.step)
+        state = broadcast_task_state(state, episodes.support.x.shape[0])
+        grads, metrics, lanes = grads_of_tasks(task_grad, state.meta, episodes, state.lanes)
+        state = state._replace(lanes=lanes)
         return update(state, mean_over_tasks(grads)), mean_over_tasks(metrics)
 
     return step
 
 
-def stamped(episodes: Episode, step: Tensor) -> Episode:
-    """The episodes with the meta-step in info["step"] [T]: schedules inside `task_grad` read it
-    there.
-    """
+def with_step(episodes: Episode, step: Tensor) -> Episode:
+    """The episodes with the meta-step in info["step"] [T], where schedules read it."""
     tasks = episodes.support.x.shape[0]
     return episodes._replace(info={**episodes.info, "step": step.expand(tasks)})
 
 
-def widened(state: MetaState, tasks: int) -> MetaState:
-    """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied at the first
-    step.
-    """
+def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
+    """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied."""
     if state.lanes is None:
         return state
     have = leaves(state.lanes)[0].shape[0]
@@ -253,9 +316,8 @@ def widened(state: MetaState, tasks: int) -> MetaState:
             f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of "
             f"tasks constant"
         )
-    return state._replace(
-        lanes=tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes)
-    )
+    lanes = tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes)
+    return state._replace(lanes=lanes)
 
 
 def step_on_examples(

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import RuleComponent, option
 from metalearn.tree import leaves, tree_map, zeros_like
 from metalearn.types import EpisodeSpec, UpdateRule
 
@@ -130,7 +130,7 @@ def schedule(name: str, total: int | None) -> Rate | None:
     return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / total).clamp(max=1)))
 
 
-class _Rule(Component):
+class _Rule(RuleComponent):
     lr: float = option(0.001, "step size", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = option(
         "constant",

@@ -111,7 +111,7 @@ def _task_grad(
             if rates is None
             else {"params": found, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
         )
-        return stats_gradient(learner, params_of, meta, grads, episode.support.x), metrics(
+        return stats_gradient(learner, meta, grads, episode.support.x), metrics(
             spec, said, episode.query.y
         )
 

@@ -15,7 +15,7 @@ from metalearn.evaluate.flops import Flops, Uncounted, price
 from metalearn.inner.adapt import adapt
 from metalearn.learned_optimizers.inner_run import Objective, Problem
 from metalearn.rng import fold_in
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import Batch, Key, Params, TaskSource, UpdateRule
 
 Rule = Callable[[Any], UpdateRule]  # of what vmap runs over besides tasks: a learning rate, say
@@ -71,7 +71,8 @@ def over_tasks(
     target: Objective, rule: UpdateRule, given: Problem, points: Sequence[int]
 ) -> Losses:
     """[T, P]."""
-    return torch.func.vmap(lambda problem: run_rule(target, rule, problem, points))(given)
+    found: Losses = vmap(lambda problem: run_rule(target, rule, problem, points))(given)
+    return found
 
 
 def over_rates(
@@ -82,8 +83,9 @@ def over_rates(
     def at(rate: Tensor, problem: Problem) -> Losses:
         return run_rule(target, make(rate), problem, points)
 
-    tasks = torch.func.vmap(at, in_dims=(None, 0))
-    return torch.func.vmap(tasks, in_dims=(0, None))(rates, given)
+    tasks = vmap(at, in_dims=(None, 0))
+    found: Losses = vmap(tasks, in_dims=(0, None))(rates, given)
+    return found
 
 
 class Overhead(NamedTuple):

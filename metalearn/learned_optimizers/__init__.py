@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metalearn.component import Component
+from metalearn.component import MethodComponent
 from metalearn.learned_optimizers.adafactor_mlp import AdafactorMLP
 from metalearn.learned_optimizers.es import ES
 from metalearn.learned_optimizers.horizons import HORIZONS, Constant, LogUniform
@@ -22,7 +22,7 @@ from metalearn.learned_optimizers.tables import LEARNED_RULES, LearnedRuleChoice
 from metalearn.learned_optimizers.tbptt import TBPTT
 from metalearn.learned_optimizers.tuned_adam import TunedAdam
 
-LEARNED_OPTIMIZERS: dict[str, type[Component]] = {
+LEARNED_OPTIMIZERS: dict[str, type[MethodComponent]] = {
     "learned_optimizer": LearnToOptimize,
     "learn_optimizer": LearnOptimizer,
     "tuned_adam": TunedAdam,

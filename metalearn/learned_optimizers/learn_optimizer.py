@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import begin, learner_of_tasks, outer_update, step_over_tasks
+from metalearn.inner.method import init_state, outer_update, step_over_tasks, vmapped_learn
 from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.es import ES
 from metalearn.learned_optimizers.estimator import Estimator
@@ -60,7 +60,7 @@ class Lane(NamedTuple):
     step: Tensor  # [] inner steps made
 
 
-class LearnOptimizer(Component):
+class LearnOptimizer(MethodComponent):
     """Learn an update rule that trains a fresh network, or minimises a function, in few steps.
 
     phi_{s+1} = phi_s + rule_theta(grad L(phi_s));  minimise over theta the mean of L(phi_s) over
@@ -69,6 +69,7 @@ class LearnOptimizer(Component):
     ended. Metrics: `outer_loss` of the windows, `grad_norm` of a task before clipping,
     `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so."""
 
+    family: ClassVar[str] = "optimizer"
     name: Literal["learn_optimizer"] = option("learn_optimizer", "the method")
     rule: LearnedRuleChoice = option(LSTM(), "the update rule that is learned")
     estimator: EstimatorChoice = option(TBPTT(), "of the outer gradient", acts="train")
@@ -172,10 +173,10 @@ class LearnOptimizer(Component):
         return Method(
             spec=spec,
             traits=traits(self, learner),
-            init=lambda key: begin(
+            init=lambda key: init_state(
                 learned.init(key), outer, None if lanes is None else lanes(key, 1)
             ),
-            learn=learner_of_tasks(*learn_by(learned, learner, spec, self.batch)),
+            learn=vmapped_learn(*learn_by(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update),

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import begin, learner_of_tasks, outer_update, step_over_tasks
+from metalearn.inner.method import init_state, outer_update, step_over_tasks, vmapped_learn
 from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.inner_run import steady
 from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried, update_of
@@ -42,7 +42,7 @@ from metalearn.types import (
 THETA = "rule"  # in the meta: what the outer rule moves, beside "params", which stand still
 
 
-class LearnToOptimize(Component):
+class LearnToOptimize(MethodComponent):
     """Learn the update rule that new tasks are learned by, from a random, pretrained or
     meta-learned start.
 
@@ -52,6 +52,7 @@ class LearnToOptimize(Component):
     minimise the training loss: on a few examples that is to overfit faster.
     """
 
+    family: ClassVar[str] = "optimizer"
     name: Literal["learned_optimizer"] = option("learned_optimizer", "the method")
     rule: LearnedRuleChoice = option(
         LearnedAdam(lr=0.01), "the update rule that is learned", acts="train"
@@ -138,7 +139,7 @@ class LearnToOptimize(Component):
 
         def init(key: Key) -> MetaState:
             theta = learned.init(fold_in(key, THETA))
-            state = begin(theta, outer)
+            state = init_state(theta, outer)
             return state._replace(meta={**start.meta(key), THETA: theta})
 
         return Method(
@@ -152,7 +153,7 @@ class LearnToOptimize(Component):
                 alike=True,
             ),
             init=init,
-            learn=learner_of_tasks(adapt_one, predict_one),
+            learn=vmapped_learn(adapt_one, predict_one),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update),
@@ -166,7 +167,7 @@ class LearnToOptimize(Component):
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
             phi = start.of_task(meta, episode.info["key"])
-            support, (x, y) = episode.support, episode.query
+            support, x, y = episode.support, episode.query.x, episode.query.y
 
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
                 rule = carried(learned, theta, self.inner_steps)._replace(update=move)

@@ -4,14 +4,14 @@ starts.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import learner_of_tasks
+from metalearn.inner.method import vmapped_learn
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers.starts import SENTENCE, WORDS, Init, needs_start, start_of
 from metalearn.losses import criterion
@@ -28,13 +28,14 @@ from metalearn.types import (
 )
 
 
-class TunedAdam(Component):
+class TunedAdam(MethodComponent):
     """Learn each new task by Adam, from a random, pretrained or meta-learned start.
 
     phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune
     `inner_lr` on validation tasks. What the start cost is on the bill of the run that it names.
     """
 
+    family: ClassVar[str] = "optimizer"
     name: Literal["tuned_adam"] = option("tuned_adam", "the method")
     init: Init = option("random", SENTENCE, acts="train")
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
@@ -82,5 +83,5 @@ class TunedAdam(Component):
             fixed_ways=self.init == "meta",
         )
         return Method(
-            spec=spec, traits=traits, init=init, learn=learner_of_tasks(adapt_one, predict_one)
+            spec=spec, traits=traits, init=init, learn=vmapped_learn(adapt_one, predict_one)
         )

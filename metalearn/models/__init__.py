@@ -1,6 +1,6 @@
 """What learns: models as pure functions of their parameters."""
 
-from metalearn.component import Component
+from metalearn.component import ModelComponent
 from metalearn.models.conv4 import Conv4
 from metalearn.models.functional import from_module
 from metalearn.models.mlp import MLP
@@ -8,6 +8,11 @@ from metalearn.models.norm import Norm
 from metalearn.models.own import Own
 from metalearn.models.sized_mlp import SizedMLP
 
-MODELS: dict[str, type[Component]] = {"mlp": MLP, "conv4": Conv4, "own": Own, "sized_mlp": SizedMLP}
+MODELS: dict[str, type[ModelComponent]] = {
+    "mlp": MLP,
+    "conv4": Conv4,
+    "own": Own,
+    "sized_mlp": SizedMLP,
+}
 
 __all__ = ["MLP", "MODELS", "Conv4", "Norm", "Own", "SizedMLP", "from_module"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.component import Component, option
+from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
@@ -102,7 +102,7 @@ class FourBlocks(nn.Module):
         return out
 
 
-class Conv4(Component):
+class Conv4(ModelComponent):
     """Four convolutional blocks, by strides as MAML on Omniglot or by pooling as Matching
     Networks.
     """

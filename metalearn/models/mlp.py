@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from metalearn.component import Component, option
+from metalearn.component import ModelComponent, option
 from metalearn.models.functional import from_module
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
@@ -47,7 +47,7 @@ class Perceptron(nn.Module):
         return out
 
 
-class MLP(Component):
+class MLP(ModelComponent):
     """A multi-layer perceptron of any sizes."""
 
     name: Literal["mlp"] = option("mlp", "the model")

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 
-class Own(Component):
+class Own(ModelComponent):
     """What the task itself says is to be learned, such as the point of a quadratic; not a
     network.
     """

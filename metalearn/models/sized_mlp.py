@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import ModelComponent, option
 from metalearn.models.mlp import ACTIVATIONS
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
@@ -21,7 +21,7 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 Width = Annotated[int, Field(ge=1, le=65536)]
 
 
-class SizedMLP(Component):
+class SizedMLP(ModelComponent):
     """A perceptron with layers of random width, for learned optimizers that should meet networks of
     all sizes.
 

@@ -4,7 +4,7 @@ known.
 
 from __future__ import annotations
 
-from metalearn.component import Component
+from metalearn.component import Component, MethodComponent
 from metalearn.nas.architecture import Architecture
 from metalearn.nas.conv4_micro import Conv4Micro
 from metalearn.nas.conv4_size import Conv4Size
@@ -22,7 +22,7 @@ from metalearn.nas.shared import SharedNAS
 from metalearn.nas.tables import SEARCHERS, SPACES
 from metalearn.nas.tpe import TPE
 
-NAS: dict[str, type[Component]] = {
+NAS: dict[str, type[MethodComponent]] = {
     "per_task_nas": PerTaskNAS,
     "shared_nas": SharedNAS,
     "meta_nas": MetaNAS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from metalearn.component import Component, option
+from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
 from metalearn.models.norm import Policy
 from metalearn.nas.conv4_micro import Conv4Micro
@@ -12,7 +12,7 @@ from metalearn.nas.tables import SpaceChoice
 from metalearn.types import EpisodeSpec, Learner
 
 
-class Architecture(Component):
+class Architecture(ModelComponent):
     """One network of a search space, by its genotype."""
 
     name: Literal["architecture"] = option("architecture", "the model")

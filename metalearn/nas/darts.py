@@ -15,7 +15,7 @@ from metalearn.losses import criterion
 from metalearn.nas.search import Ask, Data, Search, Searcher, need_data
 from metalearn.nas.space import Space, hardened, softened
 from metalearn.rng import fold_in, normal
-from metalearn.tree import add, mean_over_tasks
+from metalearn.tree import add, mean_over_tasks, vmap
 from metalearn.types import Batch, Key, Params, State, UpdateRule
 
 Arch = Params  # free numbers [words] for each place, by the place's name
@@ -97,7 +97,7 @@ class DARTS(Component):
             data = need_data("darts", data)
             train, held, keys = data.folds
             arch = start_arch(space, fold_in(key, "arch"))
-            weights = torch.func.vmap(space.supernet.init)(keys)
+            weights = vmap(space.supernet.init)(keys)
             state = rule.init(arch)
             spent = gradients * len(keys)
             # Most of a supernet's work is none of the architecture's that comes out of it.
@@ -121,10 +121,10 @@ class DARTS(Component):
         """First the architecture, by the mean over lanes, then the weights of every lane at the new
         architecture.
         """
-        slope = torch.func.vmap(
+        slope = vmap(
             torch.func.grad(arch_loss(space, self.lr, self.first_order)), in_dims=(None, 0, 0, 0)
         )
-        follow = torch.func.vmap(weight_step(space, self.lr), in_dims=(None, 0, 0))
+        follow = vmap(weight_step(space, self.lr), in_dims=(None, 0, 0))
         rule = self._rule()
 
         def step(

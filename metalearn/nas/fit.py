@@ -18,7 +18,7 @@ from metalearn.inner.method import OverTasks
 from metalearn.losses import criterion
 from metalearn.nas.space import Genotype, Space, embed
 from metalearn.rng import fold_in
-from metalearn.tree import take, tree_map
+from metalearn.tree import take, tree_map, vmap
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Ledger, Params, UpdateRule
 
 Batching = Literal["bucket", "masks"]
@@ -173,7 +173,7 @@ def losses_of(space: Space, rule: UpdateRule, batching: Batching) -> Losses:
         return OverTasks(to, (steps,), None)
 
     def start(genotype: Genotype, keys: Key) -> Params:
-        return embed(space, genotype, torch.func.vmap(space.learner(genotype).init)(keys))
+        return embed(space, genotype, vmap(space.learner(genotype).init)(keys))
 
     def by_bucket(jobs: Sequence[Job], folds: Folds, book: Ledger) -> list[Tensor]:
         found: dict[int, Tensor] = {}

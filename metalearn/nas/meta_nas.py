@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
     OverTasks,
-    begin,
+    init_state,
     outer_update,
     points_of,
     step_over_tasks,
@@ -55,7 +55,7 @@ from metalearn.types import (
 ARCH = "arch."
 
 
-class MetaNAS(Component):
+class MetaNAS(MethodComponent):
     """Learn weights of a supernet and a mixture of its operations that a few steps fit to a new
     task.
 
@@ -68,6 +68,7 @@ class MetaNAS(Component):
 
     can_be_contained: ClassVar[bool] = False
 
+    family: ClassVar[str] = "search"
     name: Literal["meta_nas"] = option("meta_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "whose supernet is learned", acts="train")
     inner_steps: int = option(
@@ -114,7 +115,7 @@ class MetaNAS(Component):
                 "params": space.supernet.init(key),
                 "arch": start_arch(space, fold_in(key, "arch")),
             }
-            return begin(meta, outer)
+            return init_state(meta, outer)
 
         traits = Traits(
             consumes="episodes",

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from metalearn.component import Component, option
@@ -20,6 +19,7 @@ from metalearn.losses import criterion
 from metalearn.nas.search import Ask, Data, Search, Searcher, need_data
 from metalearn.nas.space import Genotype, Space, carve, put_back, walk
 from metalearn.rng import fold_in
+from metalearn.tree import vmap
 from metalearn.types import Batch, Key, Params
 
 
@@ -44,7 +44,7 @@ class OneShot(Component):
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             train, held, keys = need_data("one-shot", data).folds
             assert data is not None
-            shared = torch.func.vmap(space.supernet.init)(keys)
+            shared = vmap(space.supernet.init)(keys)
             lanes, size = train.x.shape[:2]
             counts = {
                 "gradient_steps": lanes,
@@ -93,7 +93,7 @@ def _steps(
         def one(params: Params, train: Batch) -> Params:
             return adapt(loss, params, sgd(lr), train, 1, keep=(1,)).points[-1]
 
-        return torch.func.vmap(one)
+        return vmap(one)
 
     @functools.cache
     def look(genotype: Genotype) -> Callable[..., Tensor]:
@@ -102,6 +102,6 @@ def _steps(
         def one(params: Params, train: Batch, held: Batch) -> Tensor:
             return loss_of(learner.apply(params, held.x, context=train.x), held.y)
 
-        return torch.func.vmap(one)
+        return vmap(one)
 
     return train_path, look

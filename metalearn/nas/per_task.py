@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import OverTasks, points_of, task_keys
 from metalearn.inner.rules import momentum, sgd
@@ -33,7 +33,7 @@ from metalearn.nas.search import Data, Judge, Score, Searcher, Trial, choose, lo
 from metalearn.nas.space import Genotype, Space
 from metalearn.nas.tables import SearcherChoice, SpaceChoice
 from metalearn.rng import fold_in
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import (
     Batch,
     EpisodeSpec,
@@ -51,7 +51,7 @@ from metalearn.types import (
 )
 
 
-class PerTaskNAS(Component):
+class PerTaskNAS(MethodComponent):
     """Search an architecture for every new task on its support set, then train the winner from
     scratch.
 
@@ -64,6 +64,7 @@ class PerTaskNAS(Component):
 
     can_be_contained: ClassVar[bool] = False
 
+    family: ClassVar[str] = "search"
     name: Literal["per_task_nas"] = option("per_task_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="adapt")
     searcher: SearcherChoice = option(RandomSearch(), "who searches", acts="adapt")
@@ -165,9 +166,7 @@ def searched(options: PerTaskNAS, space: Space, rule: UpdateRule) -> Callable[..
     """
     spec, searcher = space.spec, _searcher(options, space)
     measure = losses_of(space, rule, options.batching)
-    divided = torch.func.vmap(
-        lambda support, key: divide(spec, support, key, options.folds, options.repeats)
-    )
+    divided = vmap(lambda support, key: divide(spec, support, key, options.folds, options.repeats))
 
     def run(support: Batch, keys: Key, book: Ledger) -> Found:
         folds: Folds = divided(support, fold_in(keys, "folds"))

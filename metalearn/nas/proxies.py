@@ -15,7 +15,7 @@ from metalearn.component import Component, option
 from metalearn.losses import criterion
 from metalearn.nas.search import Ask, Data, Search, Searcher, need_data
 from metalearn.nas.space import Genotype, Space, walk
-from metalearn.tree import trainable
+from metalearn.tree import trainable, vmap
 from metalearn.types import Batch, Key, Learner, Params
 
 Measure = Literal["params", "flops", "grad_norm", "snip", "jacob_cov"]
@@ -111,4 +111,4 @@ class Proxy(Component):
 def _on_data(space: Space, genotype: Genotype, measure: str) -> Callable[..., Tensor]:
     learner = space.learner(genotype)
     one = functools.partial(ON_DATA[measure], learner, criterion(space.spec))
-    return torch.func.vmap(lambda key, train: one(learner.init(key), train))
+    return vmap(lambda key, train: one(learner.init(key), train))

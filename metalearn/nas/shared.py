@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
 
 import torch
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.losses import criterion
 from metalearn.nas.conv4_micro import Conv4Micro
@@ -35,7 +35,7 @@ class Contained(Protocol):
     ) -> Method: ...
 
 
-class SharedNAS(Component):
+class SharedNAS(MethodComponent):
     """Search one architecture on training tasks, then meta-train or pretrain it as the contained
     method does.
 
@@ -47,6 +47,7 @@ class SharedNAS(Component):
     contains_by_default: ClassVar[str | None] = "maml"
     can_be_contained: ClassVar[bool] = False
 
+    family: ClassVar[str] = "search"
     name: Literal["shared_nas"] = option("shared_nas", "the method")
     space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="train")
     searcher: SearcherChoice = option(RandomSearch(), "who searches", acts="train")
@@ -146,15 +147,15 @@ def _search(
     """Run the searcher; trials in the record of an interrupted search are told again, not trained
     again.
     """
-    book = Under(ledger, "search")
+    book = ledger.under("search")
     known = {(tuple(row["genotype"]), row["share"]): row for row in _rows(record)}
 
     def score(genotype: Genotype, share: float) -> Score:
         row = known.get((genotype, share))
         if row is None:
-            before = _totals(ledger)
+            before = ledger.totals().get("search", {})
             value = score_of(options, space.learner(genotype), contained, source, key, book, share)
-            cost = _since(before, _totals(ledger))
+            cost = _since(before, ledger.totals().get("search", {}))
             row = {"genotype": list(genotype), "share": share, "cost": cost}
             row |= {
                 "value": value.value if math.isfinite(value.value) else None,
@@ -162,7 +163,7 @@ def _search(
             }
             with record.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
-        elif row["cost"] and hasattr(ledger, "add"):
+        elif row["cost"]:
             ledger.add("search", **row["cost"])
         return Score(-math.inf if row["value"] is None else row["value"], row["error"])
 
@@ -280,16 +281,8 @@ def _put(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _totals(ledger: Ledger) -> dict[str, float | None]:
-    """What a ledger says of the search so far; nothing where it keeps no account."""
-    totals: Callable[[], dict[str, dict[str, float | None]]] | None = getattr(
-        ledger, "totals", None
-    )
-    return {} if totals is None else dict(totals().get("search", {}))
-
-
 def _since(
-    before: dict[str, float | None], after: dict[str, float | None]
+    before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> dict[str, float | None]:
     """What was added between two totals; null where it was not measured, and of a peak the later
     one.
@@ -298,19 +291,3 @@ def _since(
         name: total if total is None or name == "peak_bytes" else total - (before.get(name) or 0)
         for name, total in after.items()
     }
-
-
-class Under:
-    """A ledger that writes whatever it is given to one phase of another: learning done for a search
-    is search.
-    """
-
-    def __init__(self, ledger: Ledger, phase: str) -> None:
-        self._ledger, self._phase = ledger, phase
-
-    def run(
-        self, phase: str, function: Callable[..., Result], *args: Any, times: int = 1, **counts: int
-    ) -> Result:
-        if phase == "predict":
-            counts.pop("tasks", None)  # counted when the task was adapted to
-        return self._ledger.run(self._phase, function, *args, times=times, **counts)

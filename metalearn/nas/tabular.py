@@ -31,7 +31,7 @@ from metalearn.nas.per_task import PerTaskNAS, rule_of
 from metalearn.nas.search import Score, Searcher, choose, drive
 from metalearn.nas.space import Genotype, Space, classes
 from metalearn.rng import fold_in
-from metalearn.tree import take, tree_map
+from metalearn.tree import take, tree_map, vmap
 from metalearn.types import Batch, Episode, Key
 
 Array = NDArray[Any]
@@ -290,7 +290,7 @@ def measure(
     spec, tasks = space.spec, episodes.support.x.shape[0]
     learner = space.learner(genotype)
     trained = fit(learner, spec, rule_of(options), tuple(points))
-    run = torch.func.vmap(lambda key, train, x: trained(learner.init(key), train, x))
+    run = vmap(lambda key, train, x: trained(learner.init(key), train, x))
     retrain = fold_in(keys, "retrain")
     starts = torch.stack(
         [retrain if seed == 0 else fold_in(retrain, seed) for seed in range(seeds)], 1
@@ -324,9 +324,7 @@ def _scores(
 ) -> tuple[Array, Array]:
     """(score, error), each [T, P], as `per_task.searched` makes them at one point."""
     spec, tasks = space.spec, support.x.shape[0]
-    divided = torch.func.vmap(
-        lambda one, key: divide(spec, one, key, options.folds, options.repeats)
-    )
+    divided = vmap(lambda one, key: divide(spec, one, key, options.folds, options.repeats))
     folds = divided(support, fold_in(fold_in(keys, "search"), "folds"))
     lanes, holds = lanes_of(spec, options.folds, options.repeats)
     train, held, starts = tree_map(lambda leaf: leaf.flatten(0, 1), folds)

@@ -17,6 +17,7 @@ from metalearn.losses import accuracy, criterion
 from metalearn.nas.fit import lanes_of
 from metalearn.nas.per_task import PerTaskNAS, Winners, rule_of
 from metalearn.rng import fold_in
+from metalearn.tree import take
 from metalearn.types import Method, NullLedger, TaskSource
 
 TASKS = 10  # test tasks whose candidates are all trained
@@ -46,9 +47,7 @@ def candidates_on_queries(
     for place in range(len(tried[0])):
         whole = [task for task in range(tasks) if tried[task][place][0] >= 0]
         chosen = [tuple(tried[task][place]) for task in whole]
-        support, query = (
-            type(part)(*(leaf[whole] for leaf in part)) for part in (batch.support, batch.query)
-        )
+        support, query = (take(part, whole) for part in (batch.support, batch.query))
         said = train(chosen, support, query.x, (evaluate.steps[-1],), keys[whole], NullLedger())[
             :, 0
         ]

@@ -15,7 +15,7 @@ from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.evaluate.accounts import ONCE, per_task
 from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
-from metalearn.inner.method import widened
+from metalearn.inner.method import broadcast_task_state
 from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
@@ -60,7 +60,7 @@ def begin_state(
     """(state before the first step, cost that comes along by phase)."""
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
-    state = widened(
+    state = broadcast_task_state(
         state, experiment.run.tasks_per_step
     )  # one shape from the first step on: it compiles once
     if not experiment.start:

@@ -21,7 +21,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
 
 from metalearn.component import Component
@@ -41,7 +40,7 @@ from metalearn.nas.tabular import Table, load
 from metalearn.rng import fold_in
 from metalearn.storage.files import plain, write_atomic, write_json
 from metalearn.tabular import race_results as results
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import EpisodeSpec, Key, NullLedger, TaskSource
 
 Json = dict[str, Any]
@@ -403,9 +402,7 @@ def _tasks(header: Json, source: TaskSource, options: PerTaskNAS) -> Tasks:
     """
     episodes = source.sample(fold_in(header["episodes_seed"], "episodes"), header["tasks"])
     keys = fold_in(episodes.info["key"], "learn", "search")
-    divided = torch.func.vmap(
-        lambda one, key: divide(source.spec, one, key, options.folds, options.repeats)
-    )
+    divided = vmap(lambda one, key: divide(source.spec, one, key, options.folds, options.repeats))
     return Tasks(divided(episodes.support, fold_in(keys, "folds")), keys)
 
 

@@ -1,6 +1,6 @@
 """Where episodes come from."""
 
-from metalearn.component import Component
+from metalearn.component import TaskComponent
 from metalearn.tasks.digits import Digits
 from metalearn.tasks.glyphs import Glyphs
 from metalearn.tasks.image_folder import ImageFolder
@@ -10,7 +10,7 @@ from metalearn.tasks.omniglot import Omniglot
 from metalearn.tasks.quadratics import Quadratics
 from metalearn.tasks.sinusoid import Sinusoid
 
-TASKS: dict[str, type[Component]] = {
+TASKS: dict[str, type[TaskComponent]] = {
     "sinusoid": Sinusoid,
     "glyphs": Glyphs,
     "omniglot": Omniglot,

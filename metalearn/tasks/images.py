@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks import native
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
@@ -26,7 +26,7 @@ _BLOCK_BYTES = (
 )  # uint8 gathered at a time on CPU: block and its floats stay in the cache between the two passes
 
 
-class ImageTask(Component):
+class ImageTask(TaskComponent):
     """The fields that every image data set has."""
 
     ways: int = option(5, "N, classes in a task", ge=2)

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import TaskComponent, option
 from metalearn.tasks.quadratics import Point, own_spec
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Own, Params
 
@@ -109,7 +109,7 @@ class LandscapeSource:
         return Batch(batch.x[:, 0], batch.y[:, 0])
 
 
-class Landscapes(Component):
+class Landscapes(TaskComponent):
     """Test functions that descent finds hard: Rosenbrock's valley and three more, turned and scaled
     at random.
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks.images import split_problem
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
@@ -60,7 +60,7 @@ class LogisticSource:
         return Batch(batch.x[:, 0], batch.y[:, 0])
 
 
-class Logistic(Component):
+class Logistic(TaskComponent):
     """Logistic regression on random data; a network of the model section without hidden layers
     makes it convex.
     """

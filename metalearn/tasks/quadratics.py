@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks.images import split_problem
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Own, Params
@@ -82,7 +82,7 @@ class QuadraticSource:
         return turned
 
 
-class Quadratics(Component):
+class Quadratics(TaskComponent):
     """Quadratics |W theta - y|^2 in d dimensions, as in the 2016 paper on learned optimizers, or
     ill-conditioned.
 

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
@@ -71,7 +71,7 @@ class SinusoidSource:
         return x.unsqueeze(-1), y.unsqueeze(-1), drawn
 
 
-class Sinusoid(Component):
+class Sinusoid(TaskComponent):
     """Regression on sine waves of random amplitude and phase; frequency, noise and ranges as
     options.
     """

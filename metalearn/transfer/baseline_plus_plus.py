@@ -4,19 +4,20 @@ arXiv:1904.04232).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import WEIGHT, cosine, fresh_linear
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.linear_probe import learn_head
-from metalearn.transfer.pretrain import Head, descent, pretrained, refuse_regression
+from metalearn.transfer.pretrain import Head, descent, pretrained
 from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
-class BaselinePlusPlus(Component):
+class BaselinePlusPlus(MethodComponent):
     """Pretrain with a cosine last layer, then learn only a new cosine layer on the frozen features
     of each new task.
 
@@ -27,6 +28,8 @@ class BaselinePlusPlus(Component):
     # every class has the same temperature (theirs is 2 up to 200 classes and 10 above, in
     # pretraining and on new tasks apart); every step sees the whole support set, not minibatches of
     # 4; their damped momentum is ours with a tenth of the step size but for the first step.
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 9
     name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "the method")
     temperature: float = option(10.0, "factor on the cosine, in pretraining and on new tasks", gt=0)
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
@@ -42,11 +45,11 @@ class BaselinePlusPlus(Component):
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses
         regression.
         """
-        refuse_regression("baseline_plus_plus", spec)
+        require_classes(self.name, spec)
         head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
         rule = descent(self.inner_lr, self.inner_momentum)
-        learn = learn_head(learner, spec, rule, head, weight_decay=self.weight_decay)
-        return pretrained(learner, spec, self.outer.build(meta_steps), learn, head)
+        learning = learn_head(learner, spec, rule, head, weight_decay=self.weight_decay)
+        return pretrained(learner, spec, self.outer.build(meta_steps), learning, head)
 
 
 def _fresh_directions(key: Key, outputs: int, like: Tensor) -> Params:

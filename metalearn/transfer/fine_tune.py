@@ -4,17 +4,16 @@ and its kin.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import fresh_linear, is_head
-from metalearn.inner.method import learner_of_tasks
+from metalearn.inner.method import Points, learn_by
+from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import Adam, Rule
-from metalearn.losses import criterion
 from metalearn.transfer.linear_probe import learn_head
 from metalearn.transfer.pretrain import HEAD, descent, pretrained
 from metalearn.tree import partition
@@ -22,7 +21,6 @@ from metalearn.types import (
     Batch,
     EpisodeSpec,
     Key,
-    Learned,
     Learner,
     Meta,
     Method,
@@ -31,7 +29,7 @@ from metalearn.types import (
 )
 
 
-class FineTune(Component):
+class FineTune(MethodComponent):
     """Pretrain on examples of all training tasks, then move all layers, or the head, on each new
     task.
 
@@ -40,6 +38,8 @@ class FineTune(Component):
     m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). In regression the outputs stay the same
     and the pretrained head is kept at the start."""
 
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 3
     name: Literal["fine_tune"] = option("fine_tune", "the method")
     adapts: Literal["all", "head"] = option(
         "all", "what a new task moves: all layers or the head alone", acts="adapt"
@@ -60,27 +60,22 @@ class FineTune(Component):
             return partition(meta["params"], is_head)[0]
 
         if self.adapts == "head":
-            learn = learn_head(learner, spec, rule, start=head_at_start)
+            learning = learn_head(learner, spec, rule, start=head_at_start)
         else:
-            learn = _learn_all_layers(learner, spec, rule)
-        return pretrained(learner, spec, self.outer.build(meta_steps), learn)
+            learning = _learn_all_layers(learner, spec, rule)
+        return pretrained(learner, spec, self.outer.build(meta_steps), learning)
 
 
-def _learn_all_layers(
-    learner: Learner, spec: EpisodeSpec, rule: UpdateRule
-) -> Callable[..., Learned]:
-    loss_of = criterion(spec)
+def _learn_all_layers(learner: Learner, spec: EpisodeSpec, rule: UpdateRule) -> dict[str, Any]:
+    loss = support_loss(learner, spec)
 
-    def loss(params: Params, batch: Batch, step: int) -> Tensor:
-        return loss_of(learner.apply(params, batch.x), batch.y)
-
-    def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
+    def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
         start = meta["params"]
         if spec.classification:  # of the old head only the width D is read
             start = {**start, **fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])}
-        return adapt(loss, start, rule, support, points[-1], keep=points).points
+        return adapt(loss, start, rule, support, at[-1], keep=at).points
 
-    def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+    def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)
 
-    return learner_of_tasks(adapt_one, predict_one)
+    return learn_by(fit, predict)

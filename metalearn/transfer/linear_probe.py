@@ -5,15 +5,15 @@ arXiv:1904.04232, section 3.1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.heads import unit
-from metalearn.inner.method import learner_of_tasks
+from metalearn.inner.heads import identity, unit
+from metalearn.inner.method import Points, learn_by
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.transfer.pretrain import LINEAR, Head, descent, pretrained
@@ -21,7 +21,6 @@ from metalearn.types import (
     Batch,
     EpisodeSpec,
     Key,
-    Learned,
     Learner,
     Meta,
     Method,
@@ -41,45 +40,37 @@ def learn_head(
     start: Start | None = None,
     weight_decay: float = 0.0,
     normalise: bool = False,
-) -> Callable[..., Learned]:
-    """`Method.learn` that moves a new head and nothing else.
+) -> dict[str, Any]:
+    """Learning of a task that moves a new head and nothing else (`inner.method.learn_by`).
 
     Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the
     support set, which are computed once a task. `start` gives the head at step 0 (default: fresh,
     from the task's key)."""
     loss_of = criterion(spec)
-    ready = unit if normalise else _as_they_are
+    preprocess = unit if normalise else identity
 
     def loss(leaves: Params, batch: Batch, step: int) -> Tensor:
-        fit = loss_of(head.apply(leaves, batch.x), batch.y)
+        error = loss_of(head.apply(leaves, batch.x), batch.y)
         if not weight_decay:
-            return fit
-        return (
-            fit
-            + weight_decay
-            / 2
-            * torch.stack([leaf.square().sum() for leaf in leaves.values()]).sum()
-        )
+            return error
+        squares = torch.stack([leaf.square().sum() for leaf in leaves.values()])
+        return error + weight_decay / 2 * squares.sum()
 
-    def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> list[Params]:
-        z = ready(learner.features(meta["params"], support.x))
+    def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        z = preprocess(learner.features(meta["params"], support.x))
         leaves = head.init(key, spec.outputs, z) if start is None else start(meta, key, z)
-        return adapt(loss, leaves, rule, Batch(z, support.y), points[-1], keep=points).points
+        return adapt(loss, leaves, rule, support._replace(x=z), at[-1], keep=at).points
 
-    def see(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
-        return ready(learner.features(meta["params"], query_x, context=support.x))
+    def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
+        return preprocess(learner.features(meta["params"], query_x, context=support.x))
 
-    def predict_one(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
+    def predict(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
         return head.apply(leaves, z)
 
-    return learner_of_tasks(adapt_one, predict_one, see=see)
+    return learn_by(fit, predict, features=features)
 
 
-def _as_they_are(z: Tensor) -> Tensor:
-    return z
-
-
-class LinearProbe(Component):
+class LinearProbe(MethodComponent):
     """Pretrain on all training classes, then learn only a new linear layer on the frozen features
     of each new task.
 
@@ -90,6 +81,8 @@ class LinearProbe(Component):
     # their momentum is damped by 0.9, which but for the first step is ours with a tenth of the step
     # size. From Tian et al. 2020 (arXiv:2003.11539): descent stops at the asked steps, where theirs
     # solves the logistic regression.
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 4
     name: Literal["linear_probe"] = option("linear_probe", "the method")
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
     inner_momentum: float = option(
@@ -105,11 +98,11 @@ class LinearProbe(Component):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        learn = learn_head(
+        learning = learn_head(
             learner,
             spec,
             descent(self.inner_lr, self.inner_momentum),
             weight_decay=self.weight_decay,
             normalise=self.normalise,
         )
-        return pretrained(learner, spec, self.outer.build(meta_steps), learn)
+        return pretrained(learner, spec, self.outer.build(meta_steps), learning)

@@ -4,19 +4,20 @@ Maaten 2019).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.component import Component, option
-from metalearn.inner.heads import class_means, negative_squared_distance, unit
-from metalearn.inner.method import learner_of_tasks
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import class_means, identity, negative_squared_distance, unit
+from metalearn.inner.method import Points, learn_by
+from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
-from metalearn.transfer.pretrain import pretrained, refuse_regression, traits_of
+from metalearn.transfer.pretrain import pretrained
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
-class NearestCentroid(Component):
+class NearestCentroid(MethodComponent):
     """Pretrain on all training classes, then take the class whose mean support feature is nearest,
     without any step.
 
@@ -26,6 +27,8 @@ class NearestCentroid(Component):
 
     # Departure: features are not centred (the paper's CL2N), since their mean over all training
     # examples would be a second pass after pretraining; `normalise` is its L2N, without it UN.
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 8
     name: Literal["nearest_centroid"] = option("nearest_centroid", "the method")
     normalise: bool = option(
         True, "give features length 1 before means and distances", acts="adapt"
@@ -36,28 +39,17 @@ class NearestCentroid(Component):
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses
         regression.
         """
-        refuse_regression("nearest_centroid", spec)
+        require_classes(self.name, spec)
+        preprocess = unit if self.normalise else identity
 
-        def ready(z: Tensor) -> Tensor:
-            return unit(z) if self.normalise else z
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+            z = preprocess(learner.features(meta["params"], support.x))
+            return [class_means(z, support.y, spec.ways)]
 
-        def adapt_one(
-            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
-        ) -> list[Tensor]:
-            return [
-                class_means(
-                    ready(learner.features(meta["params"], support.x)), support.y, spec.ways
-                )
-            ]
-
-        def predict_one(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = ready(learner.features(meta["params"], query_x, context=support.x))
+        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = preprocess(learner.features(meta["params"], query_x, context=support.x))
             return negative_squared_distance(z, centres)
 
-        return pretrained(
-            learner,
-            spec,
-            self.outer.build(meta_steps),
-            learner_of_tasks(adapt_one, predict_one, uses_steps=False),
-            traits=traits_of(learner, uses_steps=False, support_at_step_0=True),
-        )
+        learning = learn_by(fit, predict, uses_steps=False)
+        outer = self.outer.build(meta_steps)
+        return pretrained(learner, spec, outer, learning, uses_steps=False)

@@ -1,18 +1,22 @@
-"""Pretraining on examples of all training classes, which every method of this room but `scratch`
-begins with.
-"""
+"""Pretraining on examples of all training classes: the first half of transfer methods."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import fresh_linear, is_head, linear
-from metalearn.inner.method import begin, outer_update, stats_gradient, step_on_examples
+from metalearn.inner.method import (
+    init_state,
+    outer_update,
+    stats_gradient,
+    step_on_examples,
+    traits_of,
+)
 from metalearn.inner.rules import momentum, sgd
 from metalearn.losses import criterion, metrics
 from metalearn.rng import fold_in
@@ -22,14 +26,11 @@ from metalearn.types import (
     EpisodeSpec,
     Grads,
     Key,
-    Learned,
     Learner,
     Meta,
-    MetaState,
     Method,
     Metrics,
     Params,
-    Traits,
     UpdateRule,
 )
 
@@ -37,11 +38,9 @@ HEAD = "pretrain_head"
 
 
 class Head(NamedTuple):
-    """A last layer: how it starts and what it says."""
+    """A last layer: its start and its outputs."""
 
-    init: Callable[
-        [Key, int, Tensor], Params
-    ]  # (key, outputs, like [*, D]) -> leaves under head.weight, ...
+    init: Callable[[Key, int, Tensor], Params]  # (key, outputs, like [*, D]) -> head.weight, ...
     apply: Callable[[Params, Tensor], Tensor]  # (leaves, z [B, D]) -> [B, C]
 
 
@@ -81,17 +80,17 @@ def example_gradient(
     loss_of = criterion(spec)
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, Metrics]:
-        params, (x, y) = meta["params"], batch
-        said = (
+        params, x, y = meta["params"], batch.x, batch.y
+        logits = (
             head.apply(meta[HEAD], learner.features(params, x))
             if spec.classification
             else learner.apply(params, x)
         )
-        return loss_of(said, y), metrics(spec, said, y)
+        return loss_of(logits, y), metrics(spec, logits, y)
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
         grads, found = torch.func.grad(loss, has_aux=True)(meta, batch)
-        return stats_gradient(learner, lambda tree: tree["params"], meta, grads, batch.x), found
+        return stats_gradient(learner, meta, grads, batch.x), found
 
     return gradient
 
@@ -100,41 +99,24 @@ def pretrained(
     learner: Learner,
     spec: EpisodeSpec,
     outer: UpdateRule,
-    learn: Callable[..., Learned],
+    learning: dict[str, Any],
     head: Head = LINEAR,
-    traits: Traits | None = None,
+    *,
+    uses_steps: bool = True,
 ) -> Method:
-    """A Method that learns from batches of examples across tasks, and from a support set by
-    `learn`.
+    """A Method that learns from batches of examples across tasks, and a task by `learning`.
 
-    `learn` reads nothing of the number of training classes, so the method built for a test split
-    takes the same meta."""
+    `learning` (from `inner.method.learn_by`) reads nothing of the number of training classes, so
+    the method built for a test split takes the same meta.
+    """
     update = outer_update(outer)
-    grad = example_gradient(learner, spec, head)
-
-    def init(key: Key) -> MetaState:
-        return begin(start_meta(learner, spec, head, key), outer)
-
     return Method(
         spec=spec,
-        traits=traits or traits_of(learner),
-        init=init,
-        learn=learn,
+        traits=traits_of(learner, consumes="examples", steps=uses_steps),
+        init=lambda key: init_state(start_meta(learner, spec, head, key), outer),
         update=update,
-        step=step_on_examples(grad, update),
-    )
-
-
-def traits_of(
-    learner: Learner, *, uses_steps: bool = True, support_at_step_0: bool = False
-) -> Traits:
-    """Traits of a method that consumes examples."""
-    return Traits(
-        consumes="examples",
-        uses_steps=uses_steps,
-        support_at_step_0=support_at_step_0,
-        transductive=learner.normalisation == "query_batch",
-        normalisation=learner.normalisation,
+        step=step_on_examples(example_gradient(learner, spec, head), update),
+        **learning,
     )
 
 
@@ -143,13 +125,3 @@ def descent(lr: float, decay: float) -> UpdateRule:
     heavy-ball momentum.
     """
     return momentum(lr, decay) if decay else sgd(lr)
-
-
-def refuse_regression(name: str, spec: EpisodeSpec) -> None:
-    """ConfigError where a method that compares classes is built for a regression task."""
-    if not spec.classification:
-        text = (
-            f"{name} compares classes and this task is regression: use fine_tune, "
-            f"linear_probe or scratch"
-        )
-        raise ConfigError(("method.name", text))

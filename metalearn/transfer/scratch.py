@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import learner_of_tasks
-from metalearn.losses import criterion
+from metalearn.inner.method import Points, learn_by, traits_of
+from metalearn.inner.objective import support_loss
 from metalearn.transfer.pretrain import descent
 from metalearn.types import (
     Batch,
@@ -21,11 +21,10 @@ from metalearn.types import (
     MetaState,
     Method,
     Params,
-    Traits,
 )
 
 
-class Scratch(Component):
+class Scratch(MethodComponent):
     """Learn each new task from a fresh random start, with nothing carried over from other tasks.
 
     phi_0 ~ the learner's own start, drawn from the task's key;  phi_{s+1} = phi_s - inner_lr * m_s,
@@ -35,6 +34,8 @@ class Scratch(Component):
     `running` the statistics stay at their start (mean 0, variance 1), so nothing is normalised
     there."""
 
+    family: ClassVar[str] = "scratch"
+    place: ClassVar[int] = 99
     name: Literal["scratch"] = option("scratch", "the method")
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
     inner_momentum: float = option(
@@ -44,28 +45,16 @@ class Scratch(Component):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` changes nothing here."""
         del meta_steps
-        rule, loss_of = descent(self.inner_lr, self.inner_momentum), criterion(spec)
+        rule, loss = descent(self.inner_lr, self.inner_momentum), support_loss(learner, spec)
 
-        def loss(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss_of(learner.apply(params, batch.x), batch.y)
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            return adapt(loss, learner.init(key), rule, support, at[-1], keep=at).points
 
-        def adapt_one(
-            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
-        ) -> list[Params]:
-            return adapt(loss, learner.init(key), rule, support, points[-1], keep=points).points
-
-        def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         def init(key: Key) -> MetaState:
             return MetaState({}, {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device))
 
-        policy = learner.normalisation
-        return Method(
-            spec=spec,
-            traits=Traits(
-                consumes="nothing", transductive=policy == "query_batch", normalisation=policy
-            ),
-            init=init,
-            learn=learner_of_tasks(adapt_one, predict_one),
-        )
+        traits = traits_of(learner, consumes="nothing")
+        return Method(spec=spec, traits=traits, init=init, **learn_by(fit, predict))

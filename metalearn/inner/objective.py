@@ -1,0 +1,19 @@
+"""The loss that an inner loop descends."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metalearn.inner.adapt import Loss
+from metalearn.losses import criterion
+from metalearn.types import Batch, EpisodeSpec, Learner, Params
+
+
+def support_loss(learner: Learner, spec: EpisodeSpec) -> Loss:
+    """Loss of the learner's outputs on a batch: (params, batch, step) -> []."""
+    loss_of = criterion(spec)
+
+    def loss(params: Params, batch: Batch, step: int) -> Tensor:
+        return loss_of(learner.apply(params, batch.x), batch.y)
+
+    return loss
