@@ -351,9 +351,7 @@ def test_a_skipped_step_changes_nothing_but_the_count() -> None:
     good, lanes = source.sample(fold_in(0, "train"), 1), method.init(fold_in(0, "init"))
     bad = good._replace(support=good.support._replace(y=good.support.y * float("inf")))
     for data, left_out in ((bad, 1.0), (good, 0.0)):
-        after, said = nonfinite.skipping(lambda state, number, data=data: method.step(state, data))(
-            lanes, 0
-        )
+        after, said = nonfinite.skip_nonfinite(method.step)(lanes, data)
         assert float(said["skipped"]) == left_out and float(after.step) == 1
         moved = [not torch.equal(a, b) for a, b in zip(after.meta.values(), lanes.meta.values())]
         assert any(moved) == (left_out == 0.0)

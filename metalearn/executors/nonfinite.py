@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metalearn.executors.executor import Advance, Draw
+from metalearn.executors.executor import Draw, Step
 from metalearn.rng import fold_in
 from metalearn.storage.files import append_lines, cut_lines, read_lines
 from metalearn.tree import leaves, tree_map
@@ -46,23 +46,23 @@ class Redrawn(NamedTuple):
     attempt: int
 
 
-def skipping(advance: Advance) -> Advance:
-    """`advance` that keeps the old state where the new one, or a metric, is not finite; no wait for
+def skip_nonfinite(step: Step) -> Step:
+    """`step` that keeps the old state where the new one, or a metric, is not finite; no wait for
     the device.
     """
 
-    def call(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
-        new, metrics = advance(state, number)
+    def call(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+        new, metrics = step(state, data)
         ok = all_finite((new.meta, new.opt, metrics))
 
         def chosen(after: Any, before: Any) -> Any:
             return None if after is None else torch.where(ok, after, before)
 
         kept = tree_map(chosen, new, state)
-        said = {
+        shown = {
             name: torch.where(ok, value, torch.zeros_like(value)) for name, value in metrics.items()
         }
-        return kept._replace(step=new.step), {**said, SKIPPED: (~ok).to(state.step.dtype)}
+        return kept._replace(step=new.step), {**shown, SKIPPED: (~ok).to(state.step.dtype)}
 
     return call
 
@@ -149,6 +149,6 @@ class Diary:
         return True
 
 
-def guarded(advance: Advance, policy: str) -> Advance:
-    """The steps of a run under its policy."""
-    return skipping(advance) if policy == "skip" else advance
+def guarded(step: Step, policy: str) -> Step:
+    """`step` under the policy of a run."""
+    return skip_nonfinite(step) if policy == "skip" else step

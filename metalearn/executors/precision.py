@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metalearn.executors.executor import Advance, make_step
+from metalearn.executors.executor import Step, make_step
 from metalearn.inner.method import step_over_tasks
 from metalearn.inner.recompute import recomputed
 from metalearn.tree import leaves, norm, sub, take
@@ -47,16 +47,16 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
     return method._replace(task_grad=task_grad, step=step_over_tasks(task_grad, method.update))
 
 
-def with_tf32(advance: Advance, precision: str) -> Advance:
-    """`advance` with float32 products of CUDA rounded to TF32 while it runs, if that is the
+def with_tf32(step: Step, precision: str) -> Step:
+    """`step` with float32 products of CUDA rounded to TF32 while it runs, if that is the
     precision.
     """
     if precision != "tf32":
-        return advance
+        return step
 
-    def call(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
+    def call(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
         with _tf32():
-            return advance(state, number)
+            return step(state, data)
 
     return call
 
@@ -82,11 +82,11 @@ def gradient_error(
     exact = gradient(method, state, episodes)
     rough: list[Any] = []
 
-    def once(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
-        rough.append(gradient(other, state, episodes))
+    def once(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+        rough.append(gradient(other, state, data))
         return state, {}
 
-    with_tf32(once, precision)(state, 0)
+    with_tf32(once, precision)(state, episodes)
     return float(norm(sub(rough[0], exact)) / norm(exact))
 
 
