@@ -34,7 +34,7 @@ Local = Callable[[MetaState, Any], Any]  # what one process computes from its ow
 Sample = Callable[[Key, Tensor], Any]
 
 
-class Own(NamedTuple):
+class Settings(NamedTuple):
     """How a process computes its part of a step: the arguments of `make_step`."""
 
     method: Method
@@ -78,11 +78,11 @@ def make_step_fn(
     first, count = share if share is not None and sharded else (0, tasks)
     chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
     pieces = method.task_grad is not None and in_pieces(executor, chunk)
-    own = Own(method, executor, chunk, workers_on(device, workers))
-    local: Local | None = make_step(*own) if pieces else method.step
+    settings = Settings(method, executor, chunk, workers_on(device, workers))
+    local: Local | None = make_step(*settings) if pieces else method.step
     combine: Step | None = None
     if sharded:
-        local, combine = _sharded(own, tasks, count, total)
+        local, combine = _sharded(settings, tasks, count, total)
     assert local is not None
     wrap: Wrap = identity if pieces else wrap_of(executor)
     key = key.to(device)
@@ -123,9 +123,9 @@ def _number(device: str, number: int) -> Tensor:
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
-def _sharded(own: Own, tasks: int, count: int, total: Total) -> tuple[Local, Step]:
+def _sharded(settings: Settings, tasks: int, count: int, total: Total) -> tuple[Local, Step]:
     """(what a process computes from its `count` tasks, what the processes make of it together)."""
-    method, executor, chunk, workers = own
+    method, executor, chunk, workers = settings
     assert method.update is not None
     update, packing, wrap = method.update, Packing(), wrap_of(executor)
     sums = (
