@@ -1,4 +1,4 @@
-"""When this process began: imported first by the command line, so that imports are on the bill."""
+"""When this process began; the command line imports it first, so that imports are measured."""
 
 import time
 
@@ -7,9 +7,7 @@ _billed: list[bool] = []
 
 
 def unbilled() -> float:
-    """Seconds since the process began, the first time; 0 after that: one process pays for its
-    imports once.
-    """
+    """Seconds since the process began at the first call, 0 later: imports are counted once."""
     if _billed:
         return 0.0
     _billed.append(True)

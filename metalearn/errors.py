@@ -1,6 +1,4 @@
-"""One error for everything a user can get wrong: all places at once, each with what would be
-right.
-"""
+"""Errors: bad input with all places at once, and the other ends of a run with their exit codes."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from metalearn.logger import log
 
 
 class ConfigError(ValueError):
-    """Bad input: a list of (place, sentence); the command line prints each on its line and ends
-    with exit code 2.
-    """
+    """Bad input, as a list of (place, sentence); the command line prints each and exits with 2."""
 
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = tuple(problems)

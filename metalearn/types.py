@@ -63,9 +63,7 @@ class Learner(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What learns on an objective that brings its own parameters, such as a test function; of one
-    task.
-    """
+    """What learns on an objective with parameters of its own, such as a test function."""
 
     init: Callable[[Key], Params]
     apply: Callable[
@@ -222,9 +220,7 @@ class TaskSource(Protocol):
         ...
 
     def examples(self, key: Key, size: int) -> Batch:
-        """x [B, *X] with labels over all classes of the split; for regression one point of each of
-        B fresh tasks.
-        """
+        """x [B, *X], labels over all classes; in regression one point of each of B fresh tasks."""
         ...
 
 

@@ -1,5 +1,6 @@
-"""Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999, algorithm 1), by the protocol of the
-authors' code.
+"""Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999, algorithm 1).
+
+The protocol is that of the authors' code.
 """
 
 from __future__ import annotations

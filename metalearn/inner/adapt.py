@@ -30,8 +30,9 @@ def adapt(
     first_order: bool = False,
     alike: bool = False,
 ) -> Path:
-    """Learn one task by `steps` steps of `rule`: phi_{s+1} = phi_s + rule(grad loss(phi_s, batch,
-    s)).
+    """Learn one task by `steps` steps of `rule`.
+
+        phi_{s+1} = phi_s + rule(grad loss(phi_s, batch, s))
 
     `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the
     points to hold (default all S+1; 0 is the start). `fixed` are parameters that `loss` gets

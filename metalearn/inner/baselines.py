@@ -1,5 +1,4 @@
-"""Hand-made optimizers that learned ones are held against: makers of a rule from a learning rate
-and a schedule.
+"""Hand-made optimizers that learned ones are compared with.
 
 A rate may be a tensor, so that a grid of rates runs side by side.
 """
@@ -29,9 +28,7 @@ def _rate(lr: Any, factor: Rate | None, count: Tensor) -> Any:
 
 
 def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
-    """Nesterov's momentum as torch.optim.SGD(nesterov=True): m = decay m + g; u = -lr (g + decay
-    m).
-    """
+    """Nesterov's momentum, as torch.optim.SGD: m = decay m + g; u = -lr (g + decay m)."""
 
     def init(params: Any) -> Any:
         return {"count": _clock(params), "velocity": zeros_like(params)}
@@ -48,9 +45,7 @@ def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
 def rmsprop(
     lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None = None
 ) -> UpdateRule:
-    """RMSprop as torch.optim.RMSprop: v = decay v + (1 - decay) g^2; u = -lr g /
-    (sqrt(v) + eps).
-    """
+    """RMSprop: v = decay v + (1 - decay) g^2; u = -lr g / (sqrt(v) + eps)."""
 
     def init(params: Any) -> Any:
         return {"count": _clock(params), "second": zeros_like(params)}

@@ -25,9 +25,7 @@ def linear(head: Params, z: Tensor) -> Tensor:
 
 
 def fresh_linear(key: Key, outputs: int, like: Tensor) -> Params:
-    """A new linear head for features [*, D] like `like`: uniform within 1/sqrt(D), as
-    torch.nn.Linear.
-    """
+    """A new linear head for features [*, D] like `like`, uniform within 1/sqrt(D)."""
     bound = 1 / math.sqrt(like.shape[-1])
     weight = rng.uniform(
         rng.fold_in(key, WEIGHT), (outputs, like.shape[-1]), -bound, bound, dtype=like.dtype
@@ -48,9 +46,7 @@ def identity(z: Tensor) -> Tensor:
 
 
 def cosine(head: Params, z: Tensor, temperature: float) -> Tensor:
-    """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2): [B, D] -> [B, C]; the head's bias
-    is not used.
-    """
+    """temperature * cos(z, w_c) (Chen et al. 2019, section 3.2), without bias: [B, D] -> [B, C]."""
     return temperature * unit(z) @ unit(head[WEIGHT]).T
 
 
@@ -61,7 +57,5 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
-    """-|z - c|^2 (Snell et al. 2017, equation 2 with the squared Euclidean distance): [B, D], [N,
-    D] -> [B, N].
-    """
+    """-|z - c|^2 (Snell et al. 2017, equation 2): [B, D], [N, D] -> [B, N]."""
     return -(z.unsqueeze(-2) - centres).square().sum(-1)

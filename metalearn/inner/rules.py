@@ -27,10 +27,9 @@ def _count(params: Any) -> Tensor:
 
 
 def any_rate(lr: float, spec: EpisodeSpec) -> float | Tensor:
-    """A rate [] that compiled code takes as an input, so that it serves every rate; on CUDA the
-    number itself.
+    """A rate [] that a compiled step takes as an input, so that one step serves every rate.
 
-    There a number on the host would keep the step out of a captured graph.
+    On CUDA it is the number itself: a tensor on the host would keep a step out of a captured graph.
     """
     return (
         lr
@@ -109,9 +108,7 @@ def adam(
 
 
 def per_parameter(rates: Any) -> UpdateRule:
-    """Descent with one rate for every single parameter (Meta-SGD, Li et al. 2017): u = -rates *
-    g.
-    """
+    """Descent with a rate for each parameter (Meta-SGD, Li et al. 2017): u = -rates * g."""
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         return tree_map(lambda rate, g: -rate * g, state["rates"], grads), state

@@ -1,6 +1,4 @@
-"""Baseline++: a cosine last layer in pretraining and on the new task (Chen et al. 2019,
-arXiv:1904.04232).
-"""
+"""Baseline++ (Chen et al. 2019, arXiv:1904.04232): a cosine last layer everywhere."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
 class BaselinePlusPlus(MethodComponent):
-    """Pretrain with a cosine last layer, then learn only a new cosine layer on the frozen features
-    of each new task.
+    """Pretrain with a cosine last layer, then learn a new one on the frozen features of a task.
 
     logit_c(x) = temperature * cos(features(x), w_c)   (Chen et al. 2019, section 3.2)
     """
@@ -42,9 +39,7 @@ class BaselinePlusPlus(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses
-        regression.
-        """
+        """The method for tasks of `spec`; refuses regression."""
         require_classes(self.name, spec)
         head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
         rule = descent(self.inner_lr, self.inner_momentum)

@@ -1,6 +1,4 @@
-"""Pretraining and fine-tuning: the pretrained baseline of Finn, Abbeel & Levine 2017, section 5.1,
-and its kin.
-"""
+"""Pretraining and fine-tuning: the baseline of Finn, Abbeel & Levine 2017, section 5.1."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ from metalearn.types import (
 
 
 class FineTune(MethodComponent):
-    """Pretrain on examples of all training tasks, then move all layers, or the head, on each new
-    task.
+    """Pretrain on examples of all training tasks, then move all layers, or the head, on a new task.
 
     theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a
     head drawn from the task's key (step 0 is a guess, 1/N);  phi_{s+1} = phi_s - inner_lr * m_s,

@@ -1,6 +1,4 @@
-"""A new last layer on frozen pretrained features (the Baseline of Chen et al. 2019,
-arXiv:1904.04232, section 3.1).
-"""
+"""A new last layer on frozen features (Chen et al. 2019, arXiv:1904.04232, section 3.1)."""
 
 from __future__ import annotations
 
@@ -71,8 +69,7 @@ def learn_head(
 
 
 class LinearProbe(MethodComponent):
-    """Pretrain on all training classes, then learn only a new linear layer on the frozen features
-    of each new task.
+    """Pretrain on all training classes, then learn a linear layer on the frozen features of a task.
 
     minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x),
     by gradient descent"""

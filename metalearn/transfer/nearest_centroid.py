@@ -1,6 +1,4 @@
-"""The nearest class mean of pretrained features (SimpleShot: Wang, Chao, Weinberger & van der
-Maaten 2019).
-"""
+"""The nearest class mean of pretrained features (SimpleShot, Wang et al. 2019)."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
 class NearestCentroid(MethodComponent):
-    """Pretrain on all training classes, then take the class whose mean support feature is nearest,
-    without any step.
+    """Pretrain on all training classes, then choose the class with the nearest mean feature.
 
     logit_c(x) = -|z - mean of z over the support of c|^2,  z = features(x), divided by |z| where
     `normalise` (Wang et al. 2019, arXiv:1911.04623, section 3)
@@ -36,9 +33,7 @@ class NearestCentroid(MethodComponent):
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule. Refuses
-        regression.
-        """
+        """The method for tasks of `spec`; refuses regression."""
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 

@@ -71,8 +71,7 @@ def start_meta(learner: Learner, spec: EpisodeSpec, head: Head, key: Key) -> Met
 def example_gradient(
     learner: Learner, spec: EpisodeSpec, head: Head
 ) -> Callable[[Meta, Batch], tuple[Grads, Metrics]]:
-    """Gradient and metrics of the mean loss of one batch: x [B, *X], y [B] over all classes of the
-    split | [B, C].
+    """Gradient and metrics of the mean loss of one batch over all classes of the split.
 
     The metrics are `query_loss` and `query_accuracy`, named as in meta-training: loss on the
     examples in hand. Running statistics move by what `stats_gradient` says.
@@ -121,7 +120,5 @@ def pretrained(
 
 
 def descent(lr: float, decay: float) -> UpdateRule:
-    """The rule that learns a new task: plain gradient descent where `decay` is 0, else with
-    heavy-ball momentum.
-    """
+    """Gradient descent, with heavy-ball momentum where `decay` is not 0."""
     return momentum(lr, decay) if decay else sgd(lr)
