@@ -21,10 +21,6 @@ Forward = Callable[[Params, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def higher() -> Any:
-    return _or_skip(interop.higher)
-
-
 def learn2learn() -> Any:
     return _or_skip(interop.learn2learn)
 
@@ -111,32 +107,24 @@ def by_autograd(
     return dict(zip(start, torch.autograd.grad(total, list(start.values())), strict=True))
 
 
-def by_learn2learn(
-    loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
+def by_engine(
+    engine: str,
+    loss: Loss,
+    meta: Params,
+    episodes: Episode,
+    steps: int,
+    lr: float,
+    first_order: bool = False,
 ) -> Params:
+    """The mean over tasks of the gradient that learn2learn or higher leaves on a torch module."""
+    _or_skip(interop.PACKAGES[engine])
     network = Network(meta)
-    maml = learn2learn().algorithms.MAML(network, lr=lr, first_order=first_order)
+    adapt = interop.INNER_LOOPS[engine](network, loss, lr=lr, steps=steps, first_order=first_order)
     tasks = episodes.support.x.shape[0]
     for t in range(tasks):
-        one, learner = task(episodes, t), maml.clone()
-        for _ in range(steps):
-            learner.adapt(loss(learner(one.support.x), one.support.y))
-        (loss(learner(one.query.x), one.query.y) / tasks).backward()
-    return network.grads()
-
-
-def by_higher(
-    loss: Loss, meta: Params, episodes: Episode, steps: int, lr: float, first_order: bool = False
-) -> Params:
-    network, package = Network(meta), higher()
-    tasks = episodes.support.x.shape[0]
-    for t in range(tasks):
-        one, inner = task(episodes, t), torch.optim.SGD(network.parameters(), lr=lr)
-        options = {"copy_initial_weights": False, "track_higher_grads": not first_order}
-        with package.innerloop_ctx(network, inner, **options) as (live, rule):
-            for _ in range(steps):
-                rule.step(loss(live(one.support.x), one.support.y))
-            (loss(live(one.query.x), one.query.y) / tasks).backward()
+        one = task(episodes, t)
+        adapted = adapt(one.support.x, one.support.y)
+        adapted.backward(loss(adapted.network(one.query.x), one.query.y) / tasks)
     return network.grads()
 
 

@@ -24,23 +24,16 @@ from rich.console import Console
 
 from metalearn import interop
 from metalearn.bench import bench as core
-from metalearn.bench import (
-    by_higher,
-    by_jax,
-    by_learn2learn,
-    by_torchopt,
-    contenders,
-    measure,
-    sampling,
-    scaling,
-)
+from metalearn.bench import contenders, measure, scaling
 from metalearn.bench import markdown as notes
-from metalearn.bench import native as ours
 from metalearn.bench.bench import BOUND, Settings, measured
-from metalearn.bench.command import NAMES, Words, bench
-from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.command import NAMES, BenchOptions
+from metalearn.bench.command import measure as bench
+from metalearn.bench.engines import by_jax, by_torchopt, sampling, torch_packages
+from metalearn.bench.engines import native as ours
+from metalearn.bench.engines.engine import Engine, LeftOut
+from metalearn.bench.engines.plain import reference
 from metalearn.bench.measure import Turns, in_turns
-from metalearn.bench.plain import reference
 from metalearn.bench.plot import scaling_figure, workloads_figure
 from metalearn.bench.problem import Problem, gap
 from metalearn.bench.table import best, groups, share_of_limit, show, speedup
@@ -60,8 +53,8 @@ ALL = [
     *("l2o_quadratics", "l2o_mlp"),
 ]
 PEERS = {
-    "learn2learn": lambda problem: [by_learn2learn.engine(problem)],
-    "higher": lambda problem: [by_higher.engine(problem)],
+    "learn2learn": lambda problem: [torch_packages.engine("learn2learn", problem)],
+    "higher": lambda problem: [torch_packages.engine("higher", problem)],
     "torchopt": by_torchopt.engines,
     "jax": lambda problem: [by_jax.engine(problem)],
 }
@@ -94,7 +87,7 @@ def one_thread() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[str]]:
     """One tiny run of the command: what came back, its folder, what was said."""
     folder, said = tmp_path_factory.mktemp("bench"), collect_messages()
-    words = Words(
+    words = BenchOptions(
         ("sinusoid_1step",),
         folder / "b.json",
         None,
@@ -222,12 +215,13 @@ def test_the_gap_sees_what_is_wrong() -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """learn2learn's engine, spoilt."""
-    build = by_learn2learn.engine
+    build = torch_packages.engine
 
-    def spoilt(problem: Problem) -> Engine:
+    def spoilt(name: str, problem: Problem) -> Engine:
         if kind == "first order":
-            return build(Problem(dataclasses.replace(problem.workload, first_order=True), "cpu"))
-        engine = build(problem)
+            work = dataclasses.replace(problem.workload, first_order=True)
+            return build(name, Problem(work, "cpu"))
+        engine = build(name, problem)
         assert engine.gradient is not None
         gradient = engine.gradient
         if kind == "crash":
@@ -236,7 +230,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
             engine, gradient=lambda x: {n: (1 + 2 * BOUND) * g for n, g in gradient(x).items()}
         )
 
-    monkeypatch.setattr(by_learn2learn, "engine", spoilt)
+    monkeypatch.setattr(torch_packages, "engine", spoilt)
 
 
 @pytest.mark.parametrize("kind", ["first order", "scaled", "crash"])
@@ -424,7 +418,7 @@ def test_turns_are_taken_in_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PEAK = """
 import torch
-from metalearn.bench.engine import Engine
+from metalearn.bench.engines.engine import Engine
 from metalearn.bench.measure import peak_bytes
 
 size = 64 * 2**20
@@ -493,7 +487,7 @@ def test_more_rows_join_a_file_of_the_same_machine(
     _data, folder, _ = run
     path = tmp_path / "b.json"
     path.write_text((folder / "b.json").read_text())
-    more = Words(
+    more = BenchOptions(
         ("sinusoid_5steps",),
         path,
         repeats=1,

@@ -8,9 +8,10 @@ import dataclasses
 
 import pytest
 
-from metalearn.bench import contenders, l2o, l2o_jax, native
+from metalearn.bench import contenders
 from metalearn.bench.command import NAMES
-from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.engines import l2o, l2o_jax, native
+from metalearn.bench.engines.engine import Engine, LeftOut
 from metalearn.bench.problem import gap
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors import trace

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from metalearn.bench.contenders import Contender, contenders
-from metalearn.bench.engine import Engine, LeftOut
-from metalearn.bench.l2o import LearnedProblem
+from metalearn.bench.engines.engine import Engine, LeftOut
+from metalearn.bench.engines.l2o import LearnedProblem
+from metalearn.bench.engines.native import STEPS
 from metalearn.bench.limit import LIMIT, convolution, counted
 from metalearn.bench.measure import (
     Turns,
@@ -25,7 +26,6 @@ from metalearn.bench.measure import (
     peak_on_cuda,
     quartiles,
 )
-from metalearn.bench.native import STEPS
 from metalearn.bench.problem import Problem, gap
 from metalearn.bench.workloads import Workload
 from metalearn.logger import log

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metalearn.bench import (
-    by_higher,
+from metalearn.bench.engines import (
     by_jax,
-    by_learn2learn,
     by_torchopt,
     l2o,
     l2o_jax,
     native,
     sampling,
+    torch_packages,
 )
-from metalearn.bench.engine import Engine, LeftOut
+from metalearn.bench.engines.engine import Engine, LeftOut
 from metalearn.bench.problem import Problem
 
 Row = dict[str, Any]
@@ -72,8 +71,8 @@ def contenders(
             Contender(
                 "torch", _left_out("torch", "plain autograd is timed on learned optimizers alone")
             ),
-            Contender("learn2learn", lambda row: [by_learn2learn.engine(problem)]),
-            Contender("higher", lambda row: [by_higher.engine(problem)]),
+            Contender("learn2learn", lambda row: [torch_packages.engine("learn2learn", problem)]),
+            Contender("higher", lambda row: [torch_packages.engine("higher", problem)]),
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),
             Contender("jax", lambda row: [by_jax.engine(problem)]),
         ]

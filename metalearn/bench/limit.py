@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalearn.bench import l2o
-from metalearn.bench.engine import Engine
-from metalearn.bench.plain import reference
+from metalearn.bench.engines import l2o
+from metalearn.bench.engines.engine import Engine
+from metalearn.bench.engines.plain import reference
 from metalearn.bench.problem import Problem, synchronise
 from metalearn.types import Params
 

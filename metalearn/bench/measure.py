@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.bench.engine import Engine
+from metalearn.bench.engines.engine import Engine
 from metalearn.executors import auto, trace
 
 # seconds that one turn lasts at least, so that the clock and the first call's caches do not count

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metalearn.bench import native
 from metalearn.bench.bench import Outcome, Row, Settings, forget, measured
+from metalearn.bench.engines import native
 from metalearn.bench.measure import first_step, peak_bytes, peak_on_cuda
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import WORKLOADS

@@ -13,12 +13,6 @@ from metalearn.config.experiment import Experiment
 from metalearn.machine import cpu_name
 from metalearn.types import EpisodeSpec
 
-INPUT = (
-    "maml",
-    "anil",
-    "boil",
-)  # methods whose inner rate is an input of the compiled step: inner/rules.any_rate
-
 
 def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """A hash of all that speed depends on: method, model, shapes, machine, threads, versions, our
@@ -26,7 +20,7 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """
     run = experiment.run
     free = {"outer"}
-    if experiment.learns.name in INPUT and not device.startswith("cuda"):
+    if experiment.learns.rate_is_input and not device.startswith("cuda"):
         free.add("inner_lr")
     facts = {
         "method": {

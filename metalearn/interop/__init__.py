@@ -1,17 +1,19 @@
-"""Other people's meta-learning in this house, and this house's in theirs: learn2learn and higher.
+"""Exchange with learn2learn and higher: their inner loops, task sets and weights.
 
-Importing this room imports neither package: each is imported by the first call that needs it, and a
-missing one is a ConfigError that says how to get it.
+Importing this package imports neither of them: each is imported by the first call that needs it,
+and a missing one is a ConfigError that says how to get it.
 """
 
-from metalearn.interop.engines import ENGINES, METHODS, through
+from metalearn.interop.engines import MOVES, through
+from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES
 from metalearn.interop.packages import higher, learn2learn
 from metalearn.interop.tasksets import SourceTaskset, TasksetSource
 from metalearn.interop.weights import from_learn2learn
 
 __all__ = [
-    "ENGINES",
-    "METHODS",
+    "INNER_LOOPS",
+    "MOVES",
+    "PACKAGES",
     "SourceTaskset",
     "TasksetSource",
     "from_learn2learn",

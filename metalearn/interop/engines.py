@@ -13,32 +13,21 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import stats_gradient
-from metalearn.interop import by_higher, by_learn2learn
+from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES, InnerLoop
 from metalearn.interop.network import Network
 from metalearn.losses import criterion, metrics
 from metalearn.tree import leaves, mean_over_tasks, partition, stack, take, trainable
 from metalearn.types import Episode, Grads, Learner, Meta, MetaState, Method, Metrics, Params
 
-InnerLoop = Callable[..., Callable[..., Tensor]]  # (network, rates, support) -> the adapted network
-ENGINES: dict[str, Callable[..., InnerLoop]] = {
-    "learn2learn": by_learn2learn.inner_loop,
-    "higher": by_higher.inner_loop,
+# What the inner loop moves, as components say it in `engine_trains` -> by the parameter's name.
+MOVES: dict[str, Callable[[str], bool]] = {
+    "all": lambda name: True,
+    "head": is_head,
+    "body": lambda name: not is_head(name),
 }
-# Method -> which parameters its inner loop moves, by name.
-METHODS: dict[str, Callable[[str], bool]] = {
-    "maml": lambda name: True,
-    "anil": is_head,
-    "boil": lambda name: not is_head(name),
-    "meta_sgd": lambda name: True,
+KNOWN = {  # options that both engines honour
+    *("name", "inner_steps", "inner_lr", "first_order", "rate_range", "outer"),
 }
-KNOWN = {
-    "name",
-    "inner_steps",
-    "inner_lr",
-    "first_order",
-    "rate_range",
-    "outer",
-}  # options that both engines honour
 
 
 def through(engine: str, component: Any, learner: Learner, native: Method) -> Method:
@@ -54,68 +43,70 @@ def through(engine: str, component: Any, learner: Learner, native: Method) -> Me
         return native
     _refuse(engine, component)
     try:
-        inner_loop = ENGINES[engine](component, criterion(native.spec))
+        PACKAGES[engine]()
     except ConfigError as error:
         raise ConfigError(*(("run.engine", text) for _, text in error.problems)) from error
-    task_grad = _task_grad(inner_loop, component.name, learner, native)
+    task_grad = _task_grad(INNER_LOOPS[engine], component, learner, native)
     return native._replace(task_grad=task_grad, step=_step(task_grad, native))
 
 
 def _refuse(engine: str, component: Any) -> None:
-    if component.name not in METHODS:
-        text = (
-            f"{engine} has no counterpart of {component.name}; it has one of "
-            f"{', '.join(METHODS)}: use one of them"
-        )
-        raise ConfigError(("run.engine", f"{text}, or run.engine=native"))
+    if component.engine_trains is None:
+        text = f"{engine} has no counterpart of {component.name}: use run.engine=native"
+        raise ConfigError(("run.engine", text))
     fields = type(component).model_fields
-    other = [
-        name
-        for name in fields
-        if name not in KNOWN and getattr(component, name) != fields[name].default
-    ]
+    unknown = [name for name in fields if name not in KNOWN]
+    other = [name for name in unknown if getattr(component, name) != fields[name].default]
     if other:
-        text = f"is nothing that {engine} knows: leave it out, or run.engine=native"
+        text = f"is not known to {engine}: leave it out, or use run.engine=native"
         raise ConfigError(*((name, text) for name in other))
 
 
 def _task_grad(
-    inner_loop: InnerLoop, name: str, learner: Learner, native: Method
+    inner_loop: InnerLoop, component: Any, learner: Learner, native: Method
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
-    """`Method.task_grad` of one task: the package's inner loop, then an ordinary backward pass of
-    the query loss.
+    """`Method.task_grad` of one task: the package's inner loop, then a backward pass of the query
+    loss.
     """
     spec, loss_of = native.spec, criterion(native.spec)
 
     def params_of(meta: Meta) -> Params:
-        params: Params = meta["params"] if name == "meta_sgd" else meta
+        params: Params = meta["params"] if _has_rates(meta) else meta
         return params
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-        (moving, rest), statistics = _parts(params_of(meta), METHODS[name])
+        params = params_of(meta)
+        (moving, rest), statistics = _parts(params, MOVES[component.engine_trains])
         still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
         network = Network(learner, moving, {**still, **statistics})
-        rates = (
-            [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
-            if name == "meta_sgd"
-            else None
+        rates = None
+        if _has_rates(meta):
+            rates = [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
+        adapt = inner_loop(
+            network,
+            loss_of,
+            lr=getattr(component, "inner_lr", 0.0),
+            steps=component.inner_steps,
+            first_order=getattr(component, "first_order", False),
+            rates=rates,
         )
-        live = inner_loop(network, rates, episode.support)
-        said = live(episode.query.x, context=episode.support.x)
-        loss_of(said, episode.query.y).backward()
-        found = _grads(
-            {**dict(zip(moving, network.parameters())), **still, **statistics}, params_of(meta)
+        adapted = adapt(episode.support.x, episode.support.y)
+        predictions = adapted.network(episode.query.x, context=episode.support.x)
+        adapted.backward(loss_of(predictions, episode.query.y))
+        grads: Any = _grads(
+            {**dict(zip(moving, network.parameters())), **still, **statistics}, params
         )
-        grads = (
-            found
-            if rates is None
-            else {"params": found, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
-        )
-        return stats_gradient(learner, meta, grads, episode.support.x), metrics(
-            spec, said, episode.query.y
-        )
+        if rates is not None:
+            grads = {"params": grads, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
+        grads = stats_gradient(learner, meta, grads, episode.support.x)
+        return grads, metrics(spec, predictions, episode.query.y)
 
     return task_grad
+
+
+def _has_rates(meta: Meta) -> bool:
+    """Whether learning rates are among the meta-parameters, as in Meta-SGD."""
+    return set(meta) == {"params", "rates"}
 
 
 def _parts(params: Params, moves: Callable[[str], bool]) -> tuple[tuple[Params, Params], Params]:
@@ -125,9 +116,7 @@ def _parts(params: Params, moves: Callable[[str], bool]) -> tuple[tuple[Params, 
 
 
 def _grads(leaf: dict[str, Tensor], like: Params) -> Params:
-    """What `backward` left on the leaves, in the order of `like`; zero where the loss does not
-    depend on one.
-    """
+    """The gradients on the leaves, in the order of `like`; zero where the loss ignores one."""
     grads = {name: leaf[name].grad for name in like}
     return {
         name: torch.zeros_like(like[name]) if grad is None else grad for name, grad in grads.items()
@@ -144,7 +133,7 @@ def _step(
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         tasks = leaves(episodes.support)[0].shape[0]
         found = [task_grad(state.meta, take(episodes, task)) for task in range(tasks)]
-        grads, said = mean_over_tasks(stack(found))
-        return update(state, grads), said
+        grads, means = mean_over_tasks(stack(found))
+        return update(state, grads), means
 
     return step

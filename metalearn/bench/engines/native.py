@@ -4,7 +4,7 @@ one auto picks.
 
 from __future__ import annotations
 
-from metalearn.bench.engine import Engine
+from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
 from metalearn.executors.auto import Work, asked_for, choose

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metalearn.bench.engine import Engine, package
+from metalearn.bench.engines.engine import Engine, package
 from metalearn.bench.problem import Problem, images, synchronise
 from metalearn.bench.workloads import Workload
 from metalearn.rng import fold_in

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from metalearn.bench.engine import Engine
+from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import OUTER_LR, Problem, synchronise
 from metalearn.types import Episode, Params
 

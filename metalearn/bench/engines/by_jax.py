@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from metalearn.bench import jax_models as models
-from metalearn.bench.engine import Engine, LeftOut, package
+from metalearn.bench.engines import jax_models as models
+from metalearn.bench.engines.engine import Engine, LeftOut, package
 from metalearn.bench.problem import OUTER_LR, Problem
 from metalearn.types import Episode, Params
 

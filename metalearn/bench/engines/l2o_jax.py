@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from metalearn.bench import by_jax
-from metalearn.bench.engine import Engine
-from metalearn.bench.l2o import PREPROCESS, SCALE, Given, LearnedProblem
+from metalearn.bench.engines import by_jax
+from metalearn.bench.engines.engine import Engine
+from metalearn.bench.engines.l2o import PREPROCESS, SCALE, Given, LearnedProblem
 from metalearn.types import Episode, Params
 
 
@@ -18,19 +18,16 @@ def engine(problem: LearnedProblem) -> Engine:
     """Meta-gradient and Adam in one jitted function of the state and of problems drawn
     beforehand.
     """
-    from metalearn.bench import jax_models as models
+    from metalearn.bench.engines import jax_models as models
 
     j = by_jax.load(problem.device)
     params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
 
     def arrays(given: Given) -> Any:
         x, y = given.x.flatten(2).numpy(), given.y.numpy()
+        y = y if given.y.is_floating_point() else y.astype("int32")
         starts = {name: j.np.asarray(value.numpy()) for name, value in given.starts.items()}
-        return (
-            j.np.asarray(x),
-            j.np.asarray(y if given.y.is_floating_point() else y.astype("int32")),
-            starts,
-        )
+        return j.np.asarray(x), j.np.asarray(y), starts
 
     ready = [arrays(given) for given in problem.given]
     task_loss = unrolled(j, problem)
@@ -53,9 +50,8 @@ def engine(problem: LearnedProblem) -> Engine:
         first = compiled(by_jax.begin(j, params), arrays(problem.plain(episodes)))[2]
         return {name: models.from_jax(name, value) / 0.1 for name, value in first.items()}
 
-    return Engine(
-        step, gradient, lambda: j.jax.block_until_ready(state) and None, "jit, scan + vmap"
-    )
+    form = "jit, scan + vmap"
+    return Engine(step, gradient, lambda: j.jax.block_until_ready(state) and None, form)
 
 
 def unrolled(j: Any, problem: LearnedProblem) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.bench.engine import Engine
+from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import OUTER_LR, READY, Problem, synchronise
 from metalearn.learned_optimizers import LSTM, Constant, LearnOptimizer
 from metalearn.losses import criterion

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metalearn.bench.engine import Engine, LeftOut, package
-from metalearn.bench.plain import criterion, each_task, module
+from metalearn.bench.engines.engine import Engine, LeftOut, package
+from metalearn.bench.engines.plain import criterion, each_task, module
+from metalearn.bench.engines.torch_loop import engine_of
 from metalearn.bench.problem import Problem
-from metalearn.bench.torch_loop import engine_of
 from metalearn.types import Episode
 
 

@@ -1,0 +1,52 @@
+"""learn2learn and higher: MAML one task after the other; ProtoNet by learn2learn's classifier."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from metalearn.bench.engines.engine import Engine, LeftOut, package
+from metalearn.bench.engines.plain import criterion, each_task, module
+from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.problem import Problem
+from metalearn.interop import INNER_LOOPS
+from metalearn.types import Episode
+
+
+def engine(name: str, problem: Problem) -> Engine:
+    """As in the packages' own examples: losses divided by T, one Adam over all tasks."""
+    work, found = problem.workload, package(name)
+    model = module(problem)
+    if work.family == "proto_net":
+        if name != "learn2learn":
+            raise LeftOut(f"{name} patches inner loops, and ProtoNet has none")
+        return engine_of(problem, model, partial(_prototypes, problem, model, found.nn))
+    adapt = INNER_LOOPS[name](
+        model,
+        partial(criterion, work),
+        lr=work.inner_lr,
+        steps=work.inner_steps,
+        first_order=work.first_order,
+    )
+
+    def backward(episodes: Episode) -> None:
+        for sx, sy, qx, qy in each_task(episodes):
+            adapted = adapt(sx, sy)
+            adapted.backward(criterion(work, adapted.network(qx), qy) / work.tasks)
+
+    return engine_of(problem, model, backward)
+
+
+def _prototypes(problem: Problem, model: nn.Module, layers: nn.Module, episodes: Episode) -> None:
+    """The gradient of ProtoNet by PrototypicalClassifier."""
+    work, classifier = problem.workload, layers.PrototypicalClassifier()  # type: ignore[operator]
+    for sx, sy, qx, qy in each_task(episodes):
+        classifier.fit_(_features(model, sx), sy)
+        (criterion(work, classifier(_features(model, qx)), qy) / work.tasks).backward()
+
+
+def _features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model.features(x)  # type: ignore[operator]
+    return found
