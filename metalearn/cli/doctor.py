@@ -1,8 +1,7 @@
 """`metalearn doctor`: versions, device, optional parts, data; what is missing and how to get it.
 
-Nothing here raises: every check is made apart from the others, and what a check meets is its
-finding. Other people's packages are looked up without running them; only torch is imported, for the
-device."""
+No check stops another one, and an error in a check is its finding. Packages are looked up without
+being imported, but for torch, which knows the devices."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,15 +19,14 @@ State = Literal["ok", "missing", "warning"]
 
 
 class Finding(NamedTuple):
-    """One line of the report: missing stops metalearn, a warning does not."""
+    """One line of the report; `missing` stops metalearn, a warning does not."""
 
     name: str
     state: State
     sentence: str
 
 
-# Distribution -> what it is for. Without a core part nothing runs; without one of the others a
-# sentence says so.
+# Distribution -> what needs it. Nothing runs without the core.
 CORE = {
     "torch": "everything",
     "numpy": "data and results",
@@ -37,31 +34,28 @@ CORE = {
     "PyYAML": "experiment files",
     "typer": "the command line",
     "rich": "the command line",
+    "filelock": "runs and sweeps",
     "pillow": "images",
 }
 OPTIONAL = {
     "matplotlib": "reports and the glyphs task",
+    "Jinja2": "reports",
     "optuna": "sweeps and tuning",
     "scikit-learn": "linear baselines",
     "wandb": "logging to Weights & Biases",
     "higher": "cross-checks of gradients",
-    "scipy": "learn2learn",
+    "scipy": "statistics and learn2learn",
     "requests": "learn2learn",
     "tqdm": "learn2learn",
     "submitit": "sweeps on SLURM",
     "tensorboard": "event files for TensorBoard",
 }
 OLDEST_TORCH = (2, 11)
-SAME_FOLDER = (
-    "metalearn",
-    "parallel-metalearn",
-)  # other people's distributions that install a folder `metalearn`
-# Data set -> its prepared file (a pattern), and what is said where the file is not there (None:
-# nothing).
-PREPARED: dict[str, tuple[str, State, str | None]] = {
+SAME_FOLDER = ("metalearn", "parallel-metalearn")  # other projects that install this folder name
+# Data set -> its prepared file (a pattern), and the state and sentence without it.
+PREPARED: dict[str, tuple[str, State, str]] = {
     "omniglot": ("omniglot28.npz", "warning", "not prepared: metalearn data prepare omniglot"),
     "glyphs": ("glyphs*", "ok", "not drawn yet; the first use draws it, in under a minute"),
-    "cifar100": ("cifar100_jpeg95.npz", "ok", None),
 }
 INSTALL = "run `make setup`, or: pip install"
 
@@ -74,24 +68,16 @@ def _version(distribution: str) -> str | None:
 
 
 def _python() -> Iterable[Finding]:
-    enough = sys.version_info >= (3, 11)
-    text = f"{platform.python_version()} on {platform.platform()}"
-    yield (
-        Finding("python", "ok", text)
-        if enough
-        else Finding("python", "missing", f"{text}; 3.11 or newer is needed")
-    )
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
 
 
 def _packages() -> Iterable[Finding]:
-    tables: tuple[tuple[dict[str, str], State], ...] = ((CORE, "missing"), (OPTIONAL, "warning"))
-    for table, state in tables:
-        for name, purpose in table.items():
-            version = _version(name)
-            if version is None:
-                yield Finding(name, state, f"not installed; needed for {purpose}: {INSTALL} {name}")
-            else:
-                yield Finding(name, "ok", version)
+    for name, purpose in {**CORE, **OPTIONAL}.items():
+        if version := _version(name):
+            yield Finding(name, "ok", version)
+        else:
+            text = f"not installed; needed for {purpose}: {INSTALL} {name}"
+            yield Finding(name, "missing" if name in CORE else "warning", text)
 
 
 def _torch() -> Iterable[Finding]:
@@ -102,73 +88,41 @@ def _torch() -> Iterable[Finding]:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        yield Finding(
-            "torch version",
-            "missing",
-            f"{torch.__version__}, older than {oldest}: {INSTALL} torch==2.13.0",
-        )
+        text = f"{torch.__version__}, older than {oldest}: {INSTALL} torch==2.13.0"
+        yield Finding("torch version", "missing", text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = torch.get_num_threads()
-    yield Finding(
-        "cpu", "ok", f"{cores} cores, torch uses {threads} threads (OMP_NUM_THREADS changes it)"
-    )
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            device = torch.cuda.get_device_properties(index)
-            yield Finding(
-                f"cuda:{index}", "ok", f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
-            )
-    else:
-        built = (
-            f"this torch is built for CUDA {torch.version.cuda}"
-            if torch.version.cuda
-            else "this torch has no CUDA"
-        )
-        yield Finding("cuda", "ok", f"no device, so everything runs on the CPU ({built})")
+    text = f"{cores} cores, torch uses {torch.get_num_threads()} threads"
+    yield Finding("cpu", "ok", f"{text} (OMP_NUM_THREADS changes it)")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.cuda.get_device_properties(index)
+        text = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
+        yield Finding(f"cuda:{index}", "ok", text)
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda or '(none)'}"
+        yield Finding("cuda", "ok", f"no device, so everything runs on the CPU; {built}")
 
 
 def _compiler() -> Iterable[Finding]:
-    use = (
-        "torch.compile (the executors `compiled` and `compiled_loop`) and the set-up of learn2learn"
-    )
+    use = "needed by the compiled executors and the set-up of learn2learn"
     named = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     found = next((path for name in named if name and (path := shutil.which(name))), None)
-    header = Path(sysconfig.get_path("include")) / "Python.h"
     if found is None:
         hint = "install g++ or clang, for example the package build-essential"
-        yield Finding(
-            "compiler", "warning", f"no C++ compiler on the PATH; needed by {use}: {hint}"
-        )
-    elif not header.is_file():
-        hint = (
-            f"install the headers of Python "
-            f"{sys.version_info.major}.{sys.version_info.minor} (python3-dev)"
-        )
-        yield Finding(
-            "compiler", "warning", f"{found}, but Python.h is not there; needed by {use}: {hint}"
-        )
+        yield Finding("compiler", "warning", f"no C++ compiler on the PATH; {use}: {hint}")
+    elif not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        hint = "install the headers of this Python (python3-dev)"
+        yield Finding("compiler", "warning", f"{found}, but Python.h is missing; {use}: {hint}")
     else:
         yield Finding("compiler", "ok", found)
 
 
 def _learn2learn() -> Iterable[Finding]:
     if importlib.util.find_spec("learn2learn") is None:
-        yield Finding(
-            "learn2learn",
-            "warning",
-            "not installed; needed for cross-checks of gradients and for speed comparisons, "
-            "nothing else: "
-            "make -B setup (builds it, with a C compiler)",
-        )
-        return
-    absent = [name for name in ("torchvision", "gym") if importlib.util.find_spec(name) is None]
-    note = (
-        f"; the torch-only part is used, since its full import needs {' and '.join(absent)}, "
-        f"which metalearn does not"
-        if absent
-        else ""
-    )
-    yield Finding("learn2learn", "ok", f"{_version('learn2learn') or 'version unknown'}{note}")
+        use = "needed only for cross-checks of gradients and speed comparisons"
+        text = f"not installed; {use}: make -B setup (builds it, with a C compiler)"
+        yield Finding("learn2learn", "warning", text)
+    else:
+        yield Finding("learn2learn", "ok", _version("learn2learn") or "version unknown")
 
 
 def _data() -> Iterable[Finding]:
@@ -176,68 +130,37 @@ def _data() -> Iterable[Finding]:
 
     root, cache = store.data_root(), store.cache_root()
     if not os.environ.get("METALEARN_DATA", "").strip():
-        yield Finding("METALEARN_DATA", "ok", f"not set, so data live in {root}")
+        yield Finding("METALEARN_DATA", "ok", f"not set, so data are in {root}")
     elif root.is_dir():
-        derived = (
-            "" if cache == root else f"; read-only, so what is derived from it lives in {cache}"
-        )
+        derived = "" if cache == root else f"; it is read-only: derived files are in {cache}"
         yield Finding("METALEARN_DATA", "ok", f"{root}{derived}")
     else:
-        yield Finding(
-            "METALEARN_DATA", "warning", f"{root} is not a folder; make it, or name another"
-        )
+        text = f"{root} is not a folder; make it, or name another"
+        yield Finding("METALEARN_DATA", "warning", text)
     for name, (pattern, state, absent) in PREPARED.items():
-        there = sorted({*root.glob(pattern), *cache.glob(pattern)})
-        if there:
-            yield Finding(f"data {name}", "ok", str(there[0]))
-        elif absent:
-            yield Finding(f"data {name}", state, absent)
+        files = sorted({*root.glob(pattern), *cache.glob(pattern)})
+        yield Finding(f"data {name}", *(("ok", str(files[0])) if files else (state, absent)))
 
 
-def _folder() -> Iterable[Finding]:
-    used = Path(__file__).resolve().parents[1]
-    here = Path.cwd() / "metalearn"
+def _package() -> Iterable[Finding]:
+    used, here = Path(__file__).resolve().parents[1], Path.cwd() / "metalearn"
     if (here / "types.py").is_file() and here.resolve() != used:
-        yield Finding(
-            "metalearn",
-            "warning",
-            f"{used} is in use, not {here}: pip install -e . makes it the one in use",
-        )
+        text = f"{used} is in use, not {here}: pip install -e . makes it the one in use"
+        yield Finding("metalearn", "warning", text)
     else:
-        yield Finding(
-            "metalearn",
-            "ok",
-            f"{_version('metalearn-lab') or 'not installed, run from its folder'}, {used}",
-        )
-    experiments = used.parent / "experiments"
-    if experiments.is_dir():
-        yield Finding("experiments", "ok", str(experiments))
-    else:
-        yield Finding(
-            "experiments",
-            "warning",
-            f"no folder {experiments}, so experiments are named by file only: use a checkout "
-            f"and pip install -e .",
-        )
-
-
-def _clash() -> Iterable[Finding]:
+        version = _version("metalearn-lab") or "not installed, run from its folder"
+        yield Finding("metalearn", "ok", f"{version}, {used}")
     for name in SAME_FOLDER:
-        version = _version(name)
-        if version is not None:
-            yield Finding(
-                f"package {name}",
-                "warning",
-                f"{name} {version} is another project, which installs the same folder "
-                f"`metalearn` over this one: "
-                f"pip uninstall -y {name}; then pip install --force-reinstall --no-deps -e .",
-            )
+        if other := _version(name):
+            text = f"{name} {other} is another project with the same folder `metalearn`"
+            cure = "pip install --force-reinstall --no-deps -e ."
+            text = f"{text}: pip uninstall -y {name}; then {cure}"
+            yield Finding(f"package {name}", "warning", text)
 
 
 CHECKS: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
     ("python", _python),
-    ("metalearn", _folder),
-    ("package clash", _clash),
+    ("metalearn", _package),
     ("packages", _packages),
     ("torch", _torch),
     ("compiler", _compiler),
@@ -247,37 +170,29 @@ CHECKS: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
 
 
 def report() -> list[Finding]:
-    """Every finding as (name, "ok" | "missing" | "warning", sentence); missing stops metalearn, a
-    warning does not.
-    """
+    """Every finding, in the order of the checks."""
     findings: list[Finding] = []
     for name, check in CHECKS:
         try:
             findings.extend(check())
-        except Exception as error:  # a broken installation is what the doctor is called for
+        except Exception as error:  # broken installations are what this command is for
             state: State = "missing" if name in CORE else "warning"
-            findings.append(
-                Finding(name, state, f"could not be checked: {type(error).__name__}: {error}")
-            )
+            text = f"could not be checked: {type(error).__name__}: {error}"
+            findings.append(Finding(name, state, text))
     return findings
 
 
-def healthy(findings: Iterable[tuple[str, str, str]]) -> bool:
-    """Whether the core works: nothing in the state "missing"."""
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing of the core is missing."""
     return all(state != "missing" for _, state, _ in findings)
 
 
-def lines(findings: Iterable[tuple[str, str, str]] | None = None) -> list[str]:
+def lines(findings: Iterable[Finding] | None = None) -> list[str]:
     """The findings as lines of text, the verdict last."""
     rows = list(report() if findings is None else findings)
     width = max(len(name) for name, _, _ in rows)
-    verdict = (
-        "metalearn can run"
-        if healthy(rows)
-        else "metalearn cannot run until what is missing is there"
-    )
     count = sum(state == "warning" for _, state, _ in rows)
-    verdict += f"; {count} warning{'s' if count != 1 else ''} above" if count else ""
-    return [f"{state:<8}{name:<{width}}  {sentence}" for name, state, sentence in rows] + [
-        f"{verdict}."
-    ]
+    verdict = "can run" if healthy(rows) else "cannot run until what is missing is installed"
+    warnings = f"; {count} warning{'s' if count != 1 else ''} above" if count else ""
+    shown = [f"{state:<8}{name:<{width}}  {sentence}" for name, state, sentence in rows]
+    return [*shown, f"metalearn {verdict}{warnings}."]
