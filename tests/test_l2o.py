@@ -22,7 +22,7 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.baselines import BASELINES, nadamw, nag, rmsprop
 from metalearn.inner.rules import schedule, sgd
 from metalearn.l2o import tuning
-from metalearn.l2o.command import Words, _other
+from metalearn.l2o.command import L2OOptions, _other
 from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
 from metalearn.l2o.rows import Measured, differences, row
 from metalearn.l2o.table import _table
@@ -371,7 +371,7 @@ def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
     """A comma inside a list belongs to its value."""
     text = (Path(__file__).parents[1] / "Makefile").read_text()
     line = next(line for line in text.splitlines() if line.startswith("OTHER_NETWORKS"))
-    words = Words("l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2)
+    words = L2OOptions("l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2)
     made = [_other(words, one).model for one in words.also]
     assert [(model.sizes, model.activation) for model in made] == [
         ((40,), "sigmoid"),

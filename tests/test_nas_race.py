@@ -38,7 +38,7 @@ from metalearn.nas.tabular import Row, Table, empty
 from metalearn.rng import fold_in
 from metalearn.tabular import figures, race_results
 from metalearn.tabular import race as room
-from metalearn.tabular.race import Words
+from metalearn.tabular.race_options import RaceOptions, check
 from metalearn.tabular.race_results import Landscape, curve, expectation, landscapes, raced, theory
 from metalearn.tasks import Sinusoid
 
@@ -105,10 +105,6 @@ def stored(folder: Path, table: Table) -> Path:
 @pytest.fixture(scope="module")
 def wave_table() -> Table:
     return waves()
-
-
-def quiet(text: str) -> None:
-    """Says nothing."""
 
 
 # ---- curves
@@ -224,7 +220,7 @@ def test_a_race_says_that_theory_fails(
 
     monkeypatch.setattr(RandomSearch, "build", build)
     said = collect_messages()
-    words = Words(stored(tmp_path, table), ("random",), budget=8, seeds=60)
+    words = RaceOptions(stored(tmp_path, table), ("random",), budget=8, seeds=60)
     rows = {row["reckoning"]: row for row in room.race(words)["curves"]}
     assert rows["truth"]["agrees"] is False and rows["truth"]["regret"] == [0.0] * 4
     assert "DOES NOT lie within" in capsys.readouterr().out
@@ -297,7 +293,7 @@ def test_a_pick_is_that_of_per_task_search(
     table's.
     """
     texts = [f"{name}.{field}={value}" for field, value in sets.items()]
-    found = room.race(Words(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2), quiet)
+    found = room.race(RaceOptions(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2))
     (row,) = found["picks"]
     assert found["curves"] == found["paired"] == []
     source = TASK.build(split="test", seed=0)
@@ -348,15 +344,15 @@ def test_other_tasks_than_the_tables_are_refused(tmp_path: Path, wave_table: Tab
     for facts, text in wrong:
         path = stored(tmp_path, dataclasses.replace(wave_table, header={**header, **facts}))
         with pytest.raises(ConfigError, match=text):
-            room.check(Words(path, ("darts",)))
+            check(RaceOptions(path, ("darts",)))
     path = stored(tmp_path, dataclasses.replace(wave_table, header={**header, "fingerprint": "0"}))
-    assert room.check(Words(path, ("evolution",))).tasks is None
+    assert check(RaceOptions(path, ("evolution",))).tasks is None
     table, _ = images()
     with pytest.raises(ConfigError, match="header lacks task, split"):
-        room.check(Words(stored(tmp_path, table), ("random", "jacob_cov")))
+        check(RaceOptions(stored(tmp_path, table), ("random", "jacob_cov")))
     few = dataclasses.replace(table, genotypes=table.genotypes[::-1] * 0)
     with pytest.raises(ConfigError, match="not the 70 of conv4-micro"):
-        room.check(Words(stored(tmp_path, few), ("random",)))
+        check(RaceOptions(stored(tmp_path, few), ("random",)))
 
 
 # ---- noise
@@ -528,17 +524,19 @@ def test_a_table_without_a_header_or_where_all_diverge_is_refused(
 ) -> None:
     lacking = {name: value for name, value in wave_table.header.items() if name != "training"}
     with pytest.raises(ConfigError, match="header lacks training"):
-        room.check(Words(stored(tmp_path, dataclasses.replace(wave_table, header=lacking))))
+        check(RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, header=lacking))))
     lost = wave_table.rows._replace(loss=np.full_like(wave_table.rows.loss, np.nan))
     with pytest.raises(ConfigError, match="smaller inner_lr"):
-        room.check(Words(stored(tmp_path, dataclasses.replace(wave_table, rows=lost)), ("random",)))
+        check(
+            RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, rows=lost)), ("random",))
+        )
 
 
 def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     """Regret 0 has a place on the axis, and every searcher of a curve has a look."""
     table, _ = images(noise=0.0)
-    words = Words(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
-    found = room.race(words, quiet)
+    words = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
+    found = room.race(words)
     assert found["curves"][0]["regret"][-1] == 0
     assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(room.BY_TABLE)
     assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))

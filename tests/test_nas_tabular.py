@@ -377,9 +377,9 @@ def test_tabulate_refuses_what_it_cannot_do(
         with pytest.raises(ConfigError, match=text):
             tabulated(tmp_path, *overrides)
     with pytest.raises(ConfigError, match="did you mean 'mlp-reg'"):
-        room.tabulate("mlp-rag", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,), print)
+        room.tabulate("mlp-rag", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
     with pytest.raises(ConfigError, match="mlp-reg"):
-        room.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,), print)
+        room.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
     for wrong in ("", "0,1", "2,1", "1,1", "1;2", "a"):
         with pytest.raises(ConfigError, match="ascending"):
             room.points_of(wrong)

@@ -1,4 +1,4 @@
-"""`metalearn bench`: its words checked at once, then everything measured, shown and written."""
+"""`metalearn bench`: check the options, measure, show and write."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NAMES = (
     "torchopt",
     "jax",
     "torch",
-)  # here too: that list needs torch imported
+)  # repeated here: contenders imports torch
 SAME = (
     "cpu",
     "cores",
     "device",
     "torch",
     "python",
-)  # what must agree before rows of two runs stand in one file
+)  # what must agree before rows of two runs share a file
 
 
 @dataclass(frozen=True)
-class Words:
-    """What was typed."""
+class BenchOptions:
+    """The options of `metalearn bench`."""
 
     names: Sequence[str] = ()
     out: Path | None = None
@@ -52,89 +52,80 @@ class Words:
     tf32: bool = False
 
 
-def bench(words: Words) -> dict[str, Any]:
-    """Measure what was asked for; the JSON file is written anew after every workload, so an end by
-    force loses one.
-    """
-    workloads = _check(words)
-    earlier = read_json(words.out) if words.merge and words.out and words.out.exists() else None
+def measure(options: BenchOptions) -> dict[str, Any]:
+    """Measure the workloads; the JSON file is written after each, so that a crash loses one."""
+    workloads = _check(options)
+    earlier = (
+        read_json(options.out) if options.merge and options.out and options.out.exists() else None
+    )
     from metalearn.bench.bench import Settings, measured
     from metalearn.bench.measure import Turns
     from metalearn.bench.table import show
     from metalearn.machine import device_of
 
     settings = Settings(
-        device=device_of(words.device),
-        threads=words.threads,
-        engines=tuple(words.engines or NAMES),
-        executors=tuple(words.executors),
-        tasks=words.tasks,
-        turns=Turns(words.repeats, words.seconds),
-        cold=words.cold,
-        tf32=words.tf32,
+        device=device_of(options.device),
+        threads=options.threads,
+        engines=tuple(options.engines or NAMES),
+        executors=tuple(options.executors),
+        tasks=options.tasks,
+        turns=Turns(options.repeats, options.seconds),
+        cold=options.cold,
+        tf32=options.tf32,
     )
-    data = _begin(settings.device, earlier, words)
+    data = _begin(settings.device, earlier, options)
     for workload in workloads:
         outcome = measured(workload, settings)
         _add(data, "rows", outcome.rows, [workload.name])
-        _say_skipped(data, outcome.left_out)
+        _add_skipped(data, outcome.left_out)
         data["workloads"][workload.name] = outcome.facts
-        _store(words, data)
-    if words.scaling:
-        _scale(words, data, settings)
+        _store(options, data)
+    if options.scaling:
+        _scale(options, data, settings)
     show([*data["rows"], *data.get("scaling", [])])
-    _draw(words, data)
+    _draw(options, data)
     return data
 
 
-def _check(words: Words) -> list[Workload]:
-    """The workloads; ConfigError with everything that is wrong, before torch is imported or a file
-    is written.
-    """
+def _check(options: BenchOptions) -> list[Workload]:
+    """The workloads; ConfigError with every problem, before torch is imported or a file written."""
     problems: list[tuple[str, str]] = []
     workloads: list[Workload] = []
     try:
-        workloads = chosen(list(words.names)) if words.names or not words.scaling else []
+        only_scaling = options.scaling and not options.names
+        workloads = [] if only_scaling else chosen(list(options.names))
     except ConfigError as error:
         problems += error.problems
-    executors = get_args(Executor)
-    problems += [
-        ("--engine", f"{name!r}: {did_you_mean(name, NAMES)}")
-        for name in words.engines
-        if name not in NAMES
-    ]
-    for text in words.executors:
-        name, _, chunk = text.partition(":")
-        if name not in executors:
-            problems.append(("--executor", f"{name!r}: {did_you_mean(name, executors)}"))
-        elif ":" in text and (
-            not chunk.isdecimal() or int(chunk) < 1 or name not in ("chunk", "compiled")
-        ):
-            problems.append(
-                (
-                    "--executor",
-                    f"{text!r} should be {name}, or chunk:N or compiled:N with N at least 1",
-                )
-            )
-    for option, path in (
-        ("--out", words.out),
-        ("--plot", words.plot),
-        ("--markdown", words.markdown),
-    ):
+    unknown = [name for name in options.engines if name not in NAMES]
+    problems += [("--engine", f"{name!r}: {did_you_mean(name, NAMES)}") for name in unknown]
+    problems += [("--executor", why) for text in options.executors if (why := _wrong(text))]
+    paths = {"--out": options.out, "--plot": options.plot, "--markdown": options.markdown}
+    for option, path in paths.items():
         if path is not None and path.is_dir():
             problems.append((option, f"{path} is a folder: name a file"))
-    if words.merge and words.out is None:
+    if options.merge and options.out is None:
         problems.append(("--merge", "needs --out, the file whose rows are kept"))
     if problems:
         raise ConfigError(*problems)
     return workloads
 
 
-def _begin(device: str, earlier: dict[str, Any] | None, words: Words) -> dict[str, Any]:
+def _wrong(executor: str) -> str:
+    """Why NAME or NAME:CHUNK is no executor; empty where it is one."""
+    name, colon, chunk = executor.partition(":")
+    if name not in get_args(Executor):
+        return f"{name!r}: {did_you_mean(name, get_args(Executor))}"
+    counts = chunk.isdecimal() and int(chunk) >= 1
+    if colon and not (counts and name in ("chunk", "compiled")):
+        return f"{executor!r} should be {name}, or chunk:N or compiled:N with N at least 1"
+    return ""
+
+
+def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -> dict[str, Any]:
     """An empty result, or the earlier one of the same machine to which rows are added."""
     from metalearn.storage.environment import describe
 
-    environment = describe(device) | _versions() | {"tf32": words.tf32}
+    environment = describe(device) | _versions() | {"tf32": options.tf32}
     del environment["threads"]  # each workload has its own
     data: dict[str, Any] = {
         "schema": 1,
@@ -148,7 +139,7 @@ def _begin(device: str, earlier: dict[str, Any] | None, words: Words) -> dict[st
     other = [name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]]
     if other:
         raise ConfigError(
-            (str(words.out), f"was measured with another {', '.join(other)}: give another --out")
+            (str(options.out), f"was measured with another {', '.join(other)}: give another --out")
         )
     return data | {
         name: value for name, value in earlier.items() if name not in ("environment", "schema")
@@ -173,34 +164,34 @@ def _add(
     data[place] = [row for row in data.get(place, []) if row["workload"] not in names] + rows
 
 
-def _say_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
+def _add_skipped(data: dict[str, Any], left_out: list[dict[str, Any]]) -> None:
     names = {(row["workload"], row["engine"]) for row in left_out}
     data["skipped"] = [
         row for row in data["skipped"] if (row["workload"], row["engine"]) not in names
     ] + left_out
 
 
-def _scale(words: Words, data: dict[str, Any], settings: Any) -> None:
+def _scale(options: BenchOptions, data: dict[str, Any], settings: Any) -> None:
     from metalearn.bench.scaling import curve, memory
     from metalearn.bench.workloads import IN_CHUNKS, SCALING
 
     for name in SCALING:
         outcome = curve(name, settings)
         _add(data, "scaling", outcome.rows, [name])
-        _say_skipped(data, outcome.left_out)
-        _store(words, data)
+        _add_skipped(data, outcome.left_out)
+        _store(options, data)
     data["memory"] = [memory(settings, name) for name in IN_CHUNKS]
-    _store(words, data)
+    _store(options, data)
 
 
-def _store(words: Words, data: dict[str, Any]) -> None:
-    if words.out is not None:
-        write_json(words.out, data)
+def _store(options: BenchOptions, data: dict[str, Any]) -> None:
+    if options.out is not None:
+        write_json(options.out, data)
 
 
-def _draw(words: Words, data: dict[str, Any]) -> None:
+def _draw(options: BenchOptions, data: dict[str, Any]) -> None:
     """The pictures beside --out (or where --plot says), and the section of the Markdown file."""
-    target = words.plot or (words.out.with_suffix(".svg") if words.out else None)
+    target = options.plot or (options.out.with_suffix(".svg") if options.out else None)
     plots: list[Path] = []
     if target is not None:
         from metalearn.bench.plot import scaling_figure, workloads_figure
@@ -216,10 +207,10 @@ def _draw(words: Words, data: dict[str, Any]) -> None:
             if any(row.get("median_seconds") for row in rows):
                 write_atomic(path, draw(rows).encode())
                 plots.append(path)
-    if words.markdown is not None:
+    if options.markdown is not None:
         from metalearn.bench.markdown import write
 
-        write(words.markdown, data, plots)
-    written = [path for path in (words.out, *plots, words.markdown) if path is not None]
+        write(options.markdown, data, plots)
+    written = [path for path in (options.out, *plots, options.markdown) if path is not None]
     if written:
         log.info(f"written: {', '.join(map(str, written))}")

@@ -47,31 +47,23 @@ def workloads_figure(rows: Sequence[Row]) -> str:
             unit = best(group, ("native",)) or best(group, ENGINES)
             assert unit is not None
             labels.append(f"{name}, {tasks}:  {duration(unit['median_seconds'])}")
-            _points(
-                axes, place, [best(group, (engine,)) for engine in ENGINES], unit["median_seconds"]
-            )
-            ratio = times(speedup(group))
-            axes.text(
-                1.02, place, ratio, transform=axes.get_yaxis_transform(), va="center", weight="bold"
-            )
+            each = [best(group, (engine,)) for engine in ENGINES]
+            _points(axes, place, each, unit["median_seconds"])
+            _beside(axes, place, times(speedup(group)), va="center", weight="bold")
         axes.axvline(1, color=SOFT, lw=0.8)
         axes.set_yticks(range(len(found)), labels)
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.text(
-            1.02,
-            -0.7,
-            "best peer\nover ours",
-            transform=axes.get_yaxis_transform(),
-            color=SOFT,
-            size=8,
-        )
-        axes.set_xlabel(
-            "time of a meta-step (sampling: of an episode) over our median, logarithmic"
-        )
+        _beside(axes, -0.7, "best peer\nover ours", color=SOFT, size=8)
+        what = "time of a meta-step (sampling: of an episode)"
+        axes.set_xlabel(f"{what} over our median, logarithmic")
         _logarithmic(axes, "x", lambda value: f"{value:g}x")
         axes.grid(axis="both", color=GRID)
         _legend(figure, rows)
         return svg(figure, "bench")
+
+
+def _beside(axes: Any, y: float, text: str, **style: Any) -> None:
+    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), **style)
 
 
 def _points(axes: Any, place: int, rows: Sequence[Row | None], unit: float) -> None:

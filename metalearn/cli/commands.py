@@ -177,12 +177,8 @@ def evaluate(
     experiment = parse(data).experiments[0]
     settings = experiment.evaluate
     if settings.headline == "tuned":
-        raise ConfigError(
-            (
-                "evaluate.headline_step",
-                "is tuned while a run is trained: give a number of steps here",
-            )
-        )
+        text = "is tuned while a run is trained: give a number of steps here"
+        raise ConfigError(("evaluate.headline_step", text))
     set_threads(loaded.config.run.threads or cores())
     parts = build(experiment)
     metas = _metas(loaded, experiment, parts)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from metalearn import clock
+from metalearn.cli.bench import bench
 from metalearn.cli.nas import app as nas_app
 from metalearn.distributed.launch import on_devices, recorded
 from metalearn.errors import ConfigError, exit_codes
@@ -28,28 +29,30 @@ app = typer.Typer(
 )
 data_app = typer.Typer(
     no_args_is_help=True,
-    help="Data sets: what there is, preparing, verifying.",
+    help="Data sets: list, prepare, verify.",
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(nas_app, name="nas")
 
 Experiment = Annotated[
-    str, typer.Argument(help="an experiment file, or a name from `metalearn list experiments`")
+    str, typer.Argument(help="An experiment file, or a name from `metalearn list experiments`.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="dotted overrides, such as method.inner_lr=0.4; values are YAML"),
+    typer.Argument(help="Dotted overrides, such as method.inner_lr=0.4; values are YAML."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="where to write; default runs/<experiment>")
+    Path | None, typer.Option("--out", help="Output directory; default: runs/<experiment>.")
 ]
 Devices = Annotated[
     int | None,
-    typer.Option("--devices", help="processes that share the tasks of a step; default 1", min=1),
+    typer.Option(
+        "--devices", help="Number of processes that share the tasks of a step; default: 1.", min=1
+    ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check and print the resolved config; write nothing")
+    bool, typer.Option("--dry-run", help="Check and print the resolved config; write nothing.")
 ]
 
 
@@ -95,7 +98,7 @@ def compare(
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="a finished run directory")],
+    run_dir: Annotated[Path, typer.Argument(help="A finished run directory.")],
     overrides: Overrides = None,
     out: Out = None,
     devices: Devices = None,
@@ -113,9 +116,9 @@ def evaluate(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="a run directory")],
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
     allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="continue although config.yaml was edited")
+        bool, typer.Option("--allow-change", help="Continue although config.yaml was edited.")
     ] = False,
     devices: Devices = None,
 ) -> None:
@@ -133,25 +136,27 @@ def resume(
 @app.command()
 def sweep(
     file: Annotated[
-        str, typer.Argument(help="a W&B sweep file, or a name from `metalearn list sweeps`")
+        str, typer.Argument(help="A W&B sweep file, or a name from `metalearn list sweeps`.")
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="with --slurm: of the jobs, such as partition=gpu", metavar="KEY=VALUE"
-        ),
+        typer.Argument(help="Job options for --slurm, such as partition=gpu.", metavar="KEY=VALUE"),
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", help="processes to run trials with", min=1, max=512)
+        int, typer.Option("--workers", help="Number of worker processes.", min=1, max=512)
     ] = 1,
     out: Annotated[
-        Path | None, typer.Option("--out", help="where to write; default runs/<sweep>")
+        Path | None, typer.Option("--out", help="Output directory; default: runs/<sweep>.")
     ] = None,
     wandb: Annotated[
-        bool, typer.Option("--wandb", help="hand the file to W&B's own sweep")
+        bool,
+        typer.Option("--wandb", help="Register the file as a sweep of W&B, run by its agents."),
     ] = False,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="submit the workers as jobs; key=value ... say how")
+        bool,
+        typer.Option(
+            "--slurm", help="Submit the workers as jobs, with KEY=VALUE as their options."
+        ),
     ] = False,
 ) -> None:
     """Run many settings of one experiment; give the command again, here or elsewhere, to go on or
@@ -172,10 +177,10 @@ def sweep(
 def reproduce(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="experiments with a published number; default: all that have one"),
+        typer.Argument(help="Experiments with a published number; default: all of them."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", help="where runs/<experiment> and the record lie")
+        Path, typer.Option("--out", help="Directory of the runs and of the record.")
     ] = Path("runs"),
 ) -> None:
     """Run experiments with a published number, hold them against it, and record both; finished runs
@@ -189,8 +194,10 @@ def reproduce(
 
 @app.command()
 def report(
-    dirs: Annotated[list[Path], typer.Argument(help="run and comparison directories, or sweeps")],
-    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("report.html"),
+    dirs: Annotated[
+        list[Path], typer.Argument(help="Directories of runs and comparisons, or of sweeps.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """One self-contained page about runs and comparisons, or about sweeps."""
     with exit_codes():
@@ -199,104 +206,7 @@ def report(
         commands.report(dirs, out)
 
 
-@app.command()
-def bench(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="workloads, such as sinusoid_1step; default all")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="the JSON file to write; a picture goes beside it")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="the SVG to write; default beside --out")
-    ] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(
-            "--markdown", help="a Markdown file, in which this machine's section is replaced"
-        ),
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", help="rounds in which each engine has its turn", min=1)
-    ] = 15,
-    seconds: Annotated[
-        float, typer.Option("--seconds", help="of a workload, then no new round begins", min=0)
-    ] = 60,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<n>")] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", help="CPU threads; default all cores, 1 for the sinusoid", min=1),
-    ] = None,
-    tasks: Annotated[
-        int | None, typer.Option("--tasks", help="tasks a batch, not the workload's own", min=1)
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--engine", help="native, learn2learn, higher, torchopt, jax, torch; repeatable"
-        ),
-    ] = None,
-    executor: Annotated[
-        list[str] | None,
-        typer.Option("--executor", help="of native, such as vmap or compiled:4; repeatable"),
-    ] = None,
-    scaling: Annotated[
-        bool,
-        typer.Option(
-            "--scaling",
-            help="1 to 512 tasks a batch, and memory in chunks; alone, without the table",
-        ),
-    ] = False,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="keep what --out holds of other workloads")
-    ] = False,
-    cold: Annotated[bool, typer.Option("--cold", help="compile anew, as a first run does")] = False,
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--ranks", help="a step made by so many processes and by one; no table", min=2
-        ),
-    ] = None,
-    tf32: Annotated[
-        bool, typer.Option("--tf32", help="on CUDA: products with ten bits of mantissa")
-    ] = False,
-) -> None:
-    """Speed of one meta-step against learn2learn, higher, TorchOpt and JAX, in turns, once all
-    gradients agree.
-    """
-    with exit_codes():
-        if ranks is not None:
-            on_devices(ranks, lambda team: _bench_ranks(team, names or [], out, repeats, seconds))
-            return
-        from metalearn.bench.command import Words
-        from metalearn.bench.command import bench as run
-
-        words = Words(
-            names or (),
-            out,
-            plot,
-            markdown,
-            repeats,
-            seconds,
-            device,
-            threads,
-            tasks,
-            engine or (),
-            executor or (),
-            scaling,
-            merge,
-            cold,
-            tf32,
-        )
-        run(words)
-
-
-def _bench_ranks(
-    team: Any, names: list[str], out: Path | None, rounds: int, seconds: float
-) -> None:
-    from metalearn.bench.ranks import bench as run
-
-    run(team, names, out, rounds, seconds)
+app.command()(bench)
 
 
 @app.command()
@@ -308,35 +218,43 @@ def l2o(
         list[str] | None,
         typer.Option(
             "--also",
-            help="another problem to test on, such as 'model.sizes=[40] task.shots=5'; repeatable",
+            help="Another problem to test on, such as 'model.sizes=[40] task.shots=5'; repeatable.",
         ),
     ] = None,
     inner_seeds: Annotated[
-        int, typer.Option("--inner-seeds", help="starts and data orders of each task", min=1)
+        int,
+        typer.Option("--inner-seeds", help="Number of starts and data orders of each task.", min=1),
     ] = 5,
     tuning_tasks: Annotated[
-        int, typer.Option("--tuning-tasks", help="training tasks that choose rates", min=2)
+        int,
+        typer.Option(
+            "--tuning-tasks",
+            help="Number of training tasks on which learning rates are tuned.",
+            min=2,
+        ),
     ] = 500,
 ) -> None:
     """Meta-train an update rule with every seed and hold it against tuned hand-made optimizers on
     fresh problems.
     """
     with exit_codes():
-        from metalearn.l2o.command import Words, run
+        from metalearn.l2o.command import L2OOptions, run
 
-        words = Words(
+        options = L2OOptions(
             experiment, tuple(overrides or ()), out, tuple(also or ()), inner_seeds, tuning_tasks
         )
-        print(f"table: {run(words) / 'optimizers.md'}")
+        print(f"table: {run(options) / 'optimizers.md'}")
 
 
 @app.command(name="list")
 def list_(
     table: Annotated[
         str | None,
-        typer.Argument(help="experiments, sweeps, tasks, models, methods, rules, ...; default all"),
+        typer.Argument(
+            help="One of experiments, sweeps, tasks, models, methods, rules, ...; default: all."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Everything that exists, with its sentence."""
     with exit_codes():
@@ -356,12 +274,12 @@ def list_(
 def doctor() -> None:
     """Versions, device, optional parts, what is missing and how to get it."""
     with exit_codes():
-        from metalearn.cli import doctor as room
+        from metalearn.cli import doctor as checks
 
-        findings = room.report()
-        for text in room.lines(findings):
+        findings = checks.report()
+        for text in checks.lines(findings):
             print(text)
-        if not room.healthy(findings):
+        if not checks.healthy(findings):
             raise SystemExit(1)
 
 
@@ -381,7 +299,7 @@ def data_list() -> None:
 
 
 @data_app.command("prepare")
-def data_prepare(name: Annotated[str, typer.Argument(help="a data set")]) -> None:
+def data_prepare(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     """Make a data set's prepared file; one that is there is left alone."""
     with exit_codes():
         from metalearn.cli import data
@@ -390,7 +308,7 @@ def data_prepare(name: Annotated[str, typer.Argument(help="a data set")]) -> Non
 
 
 @data_app.command("verify")
-def data_verify(name: Annotated[str, typer.Argument(help="a data set")]) -> None:
+def data_verify(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     """Check a data set's prepared file."""
     with exit_codes():
         from metalearn.cli import data

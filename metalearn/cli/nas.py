@@ -21,27 +21,36 @@ def nas() -> None:
 
 @app.command()
 def tabulate(
-    space: Annotated[str, typer.Argument(help="conv4-micro, mlp-reg or conv4-size")],
+    space: Annotated[
+        str, typer.Argument(help="A small space: conv4-micro, mlp-reg or conv4-size.")
+    ],
     task: Annotated[
-        str, typer.Option("--task", help="an experiment, whose first test tasks are learned")
+        str, typer.Option("--task", help="An experiment, whose first test tasks are learned.")
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="fields of per_task_nas, such as inner_lr=0.3 space.filters=8; or task.*, "
+            help="Fields of per_task_nas, such as inner_lr=0.3 space.filters=8; or task.*, "
             "run.*, ..."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="the table; default runs/tables/<space>-<experiment>.npz"),
+        typer.Option(
+            "--out", help="The table to write; default: runs/tables/<space>-<experiment>.npz."
+        ),
     ] = None,
-    tasks: Annotated[int, typer.Option("--tasks", help="test tasks", min=2, max=10_000)] = 20,
+    tasks: Annotated[
+        int, typer.Option("--tasks", help="Number of test tasks.", min=2, max=10_000)
+    ] = 20,
     seeds: Annotated[
-        int, typer.Option("--seeds", help="trainings of each network on each task", min=1, max=100)
+        int,
+        typer.Option(
+            "--seeds", help="Number of trainings of each network on each task.", min=1, max=100
+        ),
     ] = 3,
     points: Annotated[
-        str, typer.Option("--points", help="training steps that are looked at")
+        str, typer.Option("--points", help="Training steps at which networks are scored.")
     ] = "1,2,5,10,20",
 ) -> None:
     """Train every network of a small space on the same tasks: the truth for searchers. Goes on
@@ -55,55 +64,60 @@ def tabulate(
         room.tabulate(space, task, overrides or [], out, tasks, seeds, room.points_of(points))
 
 
+Table = Annotated[Path, typer.Argument(help="A table written by metalearn nas tabulate.")]
+Searchers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--searcher",
+        help="Searcher: random, evolution, tpe, halving, params or flops (the table answers them); "
+        "darts, darts-first-order, one-shot, grad_norm, snip or jacob_cov (they train on the "
+        "table's tasks). Repeatable; default: all.",
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A searcher's field: evolution.population=8; repeatable."),
+]
+Budget = Annotated[
+    int, typer.Option("--budget", help="Evaluations of one search, in full trainings.")
+]
+Seeds = Annotated[
+    int, typer.Option("--seeds", help="Searches from different starts, the same for each searcher.")
+]
+RaceOut = Annotated[Path | None, typer.Option("--out", help="The JSON file to write.")]
+Markdown = Annotated[
+    Path | None,
+    typer.Option("--markdown", help="A Markdown file whose section of this table is replaced."),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", help="The SVG file of regret against evaluations.")
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="Device of searchers that train: auto, cpu, cuda or cuda:<n>."),
+]
+
+
 @app.command()
 def race(
-    table: Annotated[Path, typer.Argument(help="a table of metalearn nas tabulate")],
-    searcher: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--searcher",
-            help="random, evolution, tpe, halving, params, flops (the table answers them); "
-            "darts, darts-first-order, "
-            "one-shot, grad_norm, snip, jacob_cov (they train on the table's tasks); "
-            "repeatable, default all",
-        ),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="a searcher's field, such as evolution.population=8; repeatable"
-        ),
-    ] = None,
-    budget: Annotated[
-        int, typer.Option("--budget", help="evaluations of a search, in full trainings")
-    ] = 64,
-    seeds: Annotated[
-        int, typer.Option("--seeds", help="searches from other starts, the same for every searcher")
-    ] = 20,
-    out: Annotated[Path | None, typer.Option("--out", help="the JSON file to write")] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(
-            "--markdown", help="a Markdown file, in which this table's section is replaced"
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="the SVG of regret against evaluations")
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", help="of searchers that train: auto, cpu, cuda or cuda:<n>")
-    ] = "cpu",
+    table: Table,
+    searcher: Searchers = None,
+    sets: Sets = None,
+    budget: Budget = 64,
+    seeds: Seeds = 20,
+    out: RaceOut = None,
+    markdown: Markdown = None,
+    plot: Plot = None,
+    device: Device = "cpu",
 ) -> None:
-    """Race searchers on a table against random search and its theory, and place the picks of those
-    that train.
+    """Compare searchers on a table with random search and its theory, and rank the networks that
+    the training ones choose.
     """
     from metalearn.errors import exit_codes
 
     with exit_codes():
-        from metalearn.tabular import race as room
+        from metalearn.tabular.race import race as run
+        from metalearn.tabular.race_options import RaceOptions
 
-        room.race(
-            room.Words(
-                table, searcher or (), sets or (), budget, seeds, out, markdown, plot, device
-            )
-        )
+        names = (searcher or (), sets or ())
+        run(RaceOptions(table, *names, budget, seeds, out, markdown, plot, device))

@@ -28,15 +28,13 @@ Precision = Literal["float32", "tf32", "bf16"]
 class Validate(Component):
     """Model selection on validation tasks during training."""
 
-    every: int | None = option(
-        1000, "meta-steps between two looks at validation tasks; null: never", ge=1
-    )
+    every: int | None = option(1000, "Meta-steps between two validations; null: never.", ge=1)
     episodes: int = option(
-        200, "validation tasks a look, and as many training tasks beside them", ge=2
+        200, "Validation tasks per validation, and as many training tasks.", ge=2
     )
-    keep: int = option(1, "best checkpoints to keep", ge=1, le=50)
+    keep: int = option(1, "Number of best checkpoints to keep.", ge=1, le=50)
     patience: int | None = option(
-        None, "stop after so many looks without a new best; null: run to the end", ge=1
+        None, "Stop after this many validations without a new best; null: run to the end.", ge=1
     )
 
 
@@ -48,62 +46,66 @@ warnings.filterwarnings(
 
 
 class Run(Component):
-    """How a job is done and kept."""
+    """How a run is executed and stored."""
 
-    meta_steps: int = option(1000, "steps of meta-training or pretraining", ge=0, le=10**9)
-    tasks_per_step: int = option(16, "T, tasks in one meta-step", ge=1, le=10**6)
+    meta_steps: int = option(1000, "Steps of meta-training or pretraining.", ge=0, le=10**9)
+    tasks_per_step: int = option(16, "T, tasks in one meta-step.", ge=1, le=10**6)
     examples_per_step: int = option(
-        64, "batch size of methods that consume labelled examples", ge=1, le=10**6
+        64, "Batch size of methods that consume labelled examples.", ge=1, le=10**6
     )
     seeds: tuple[int, ...] = option(
-        (0,), "one run each: initial parameters and training tasks", min_length=1
+        (0,), "Seeds of initial parameters and training tasks, one run each.", min_length=1
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["float32", "float64"] = option("float32", "of parameters and data")
+    device: str = option(
+        "auto", "Device: auto, cpu, cuda or cuda:<n>.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+    dtype: Literal["float32", "float64"] = option("float32", "Type of parameters and data.")
     threads: int | None = option(
-        None, "CPU threads of torch; null: torch's choice, which is then recorded", ge=1, le=1024
+        None, "CPU threads of torch; null: torch's choice, which is then recorded.", ge=1, le=1024
     )
     engine: Literal["native", "learn2learn", "higher"] = option(
         "native",
-        "whose gradients train; learn2learn and higher are for cross-checks, one task at a time",
+        "Package that computes gradients; learn2learn and higher (one task at a time) are checks.",
     )
     executor: Executor = option(
-        "auto", "how one meta-step is run; auto chooses and records what it chose"
+        "auto", "How a meta-step is executed; auto chooses, and its choice is recorded."
     )
     chunk: int | None = option(
         None,
-        "tasks at once under chunk and compiled; null: chosen, so that a step fits memory, and "
-        "recorded",
+        "Tasks at once under chunk and compiled; null: chosen so that a step fits memory, and "
+        "recorded.",
         ge=1,
     )
     workers: int | None = option(
         None,
-        "threads that compute the pieces of a step on a CPU, one core each; null: as many as "
-        "run.threads, and recorded. The numbers do not depend on it",
+        "Threads that compute the pieces of a step on a CPU, one core each; null: as many as "
+        "run.threads, and recorded. The numbers do not depend on it.",
         ge=1,
         le=1024,
     )
     precision: Precision = option(
         "float32",
-        "of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured and "
-        "recorded",
+        "Precision of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured "
+        "and recorded.",
     )
     checkpoint_inner: bool = option(
         False,
-        "keep no activations of inner steps, compute them again: the same gradient, less "
-        "memory, more time",
+        "Recompute activations of inner steps instead of storing them: the same gradient, less "
+        "memory, more time.",
     )
     on_nan: Literal["raise", "skip", "rollback"] = option(
         "raise",
-        "of a step whose numbers are not finite: end the run, leave it out, or go back and "
-        "draw other tasks",
+        "What to do with a step whose numbers are not finite: end the run, skip the step, or go "
+        "back and draw other tasks.",
     )
-    keep_last: int = option(2, "newest checkpoints to keep, besides the best ones", ge=1, le=1000)
-    checkpoint_every: int = option(500, "meta-steps between two checkpoints", ge=1)
-    log_every: int = option(50, "meta-steps between two lines of metrics.jsonl", ge=1)
-    validate: Validate = option(Validate(), "model selection")  # type: ignore[assignment]
+    keep_last: int = option(
+        2, "Number of newest checkpoints to keep, besides the best ones.", ge=1, le=1000
+    )
+    checkpoint_every: int = option(500, "Meta-steps between two checkpoints.", ge=1)
+    log_every: int = option(50, "Meta-steps between two lines of metrics.jsonl.", ge=1)
+    validate: Validate = option(Validate(), "Model selection on validation tasks.")  # type: ignore[assignment]
     track: Track = option(
-        Track(), "where the run is watched from; metrics.jsonl has everything in any case"
+        Track(), "Loggers of the run besides metrics.jsonl, which is always complete."
     )
 
     @model_validator(mode="before")
@@ -149,28 +151,31 @@ class Run(Component):
 class Target(Component):
     """What counts as solved."""
 
-    metric: Literal["accuracy", "loss"] = option("accuracy", "of the query set")
-    value: float = option(0.9, "reached or better")
+    metric: Literal["accuracy", "loss"] = option("accuracy", "Metric on the query set.")
+    value: float = option(0.9, "Value that counts as solved, or a better one.")
 
 
 class Evaluate(Component):
     """The test: the same frozen episodes for every method."""
 
-    task: dict[str, Any] = option({}, "overlays the task section key by key")
-    split: Literal["train", "valid", "test"] = option("test", "classes of the new tasks")
-    episodes: int = option(600, "E, new tasks", ge=1, le=1_000_000)
-    seed: int = option(1, "of the test episodes")
+    task: dict[str, Any] = option({}, "Test tasks, laid over the task section key by key.")
+    split: Literal["train", "valid", "test"] = option(
+        "test", "Split whose classes the new tasks have."
+    )
+    episodes: int = option(600, "E, number of new tasks.", ge=1, le=1_000_000)
+    seed: int = option(1, "Seed of the test episodes.")
     steps: tuple[int, ...] = option(
-        (0, 1, 3, 5, 10), "points of the learning curve, in steps on the support set", min_length=1
+        (0, 1, 3, 5, 10), "Points of the learning curve, in steps on the support set.", min_length=1
     )
     headline_step: int | Literal["tuned"] | None = option(
-        None, "the point that counts; tuned: the best one on validation tasks; null: the last"
+        None,
+        "Point of the headline result; tuned: the best one on validation tasks; null: the last.",
     )
     checkpoint: Literal["last", "best", "ensemble"] = option(
-        "best", "which meta is tested; ensemble: the kept best ones, averaged"
+        "best", "Meta-parameters to test; ensemble: the average over the best checkpoints."
     )
-    target: Target | None = option(None, "what counts as solved")
-    chunk: int = option(50, "tasks learned at once", ge=1)
+    target: Target | None = option(None, "What counts as solved.")
+    chunk: int = option(50, "Tasks learned at once.", ge=1)
 
     @model_validator(mode="after")
     def _steps_ascend(self) -> Evaluate:
@@ -192,31 +197,31 @@ class Budget(Component):
     """What tuning may spend, the same for every method."""
 
     trials: int = option(
-        0, "tuning trials of every method that has a `tune` block", ge=0, le=100_000
+        0, "Tuning trials of every method that has a `tune` block.", ge=0, le=100_000
     )
-    seed: int = option(0, "of the search", ge=0, lt=2**32)
+    seed: int = option(0, "Seed of the search.", ge=0, lt=2**32)
     once: bool = option(
-        False, "tune with the first seed alone: the others take its values, and its bill"
+        False, "Tune with the first seed alone; the others take its values and its cost."
     )
 
 
 class Published(Component):
     """The number to reproduce."""
 
-    value: float | None = option(None, "at the headline step")
-    ci95: float | None = option(None, "its half width", ge=0)
-    curve: dict[int, float] = option({}, "published values at several steps")
-    source: str = option("", "paper and table")
+    value: float | None = option(None, "Published value at the headline step.")
+    ci95: float | None = option(None, "Half width of its 95 % interval.", ge=0)
+    curve: dict[int, float] = option({}, "Published values at several steps.")
+    source: str = option("", "Paper and table.")
 
 
 class TuneRange(Component):
     """Values that tuning may try for one field, in the words of a W&B sweep."""
 
-    min: float | None = option(None, "smallest value")
-    max: float | None = option(None, "largest value")
-    values: tuple[Any, ...] | None = option(None, "a list to choose from", min_length=1)
+    min: float | None = option(None, "Smallest value.")
+    max: float | None = option(None, "Largest value.")
+    values: tuple[Any, ...] | None = option(None, "A list to choose from.", min_length=1)
     distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(
-        None, "how values are spread"
+        None, "Distribution of the values."
     )
 
     @model_validator(mode="after")

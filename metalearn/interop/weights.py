@@ -53,10 +53,15 @@ def from_learn2learn(
     params = {name: found[name].detach().to(value, copy=True) for name, value in like.items()}
     if learner.normalisation == "running":
         params |= _statistics(pairs, buffers, learner)
-    if not rates:
-        return params
+    return _with_rates(params, like, rates, theirs, pairs) if rates else params
+
+
+def _with_rates(
+    params: Params, like: Params, rates: list[Tensor], theirs: Layers, pairs: dict[str, str]
+) -> Meta:
+    """The meta of Meta-SGD; ConfigError where the rates do not have the parameters' shapes."""
     order = [f"{pairs[name]}.{leaf}" for name, leaves in theirs.items() for leaf in leaves]
-    if [tuple(rate.shape) for rate in rates] != [tuple(found[name].shape) for name in order]:
+    if [tuple(rate.shape) for rate in rates] != [tuple(like[name].shape) for name in order]:
         raise ConfigError(
             (
                 "lrs",
@@ -112,33 +117,21 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
         of_kind = ([name for name, its in pool.items() if its == kind] for pool in (left, free))
         for name, layer in zip_longest(*of_kind):
             if name is None:
-                problems.append(
-                    (
-                        layer,
-                        f"{_said(ours[layer])} has no counterpart among the model's "
-                        f"{_called(kind)}s",
-                    )
-                )
+                text = f"{_described(ours[layer])} has no counterpart among the model's "
+                problems.append((layer, f"{text}{_called(kind)}s"))
             elif layer is None:
-                problems.append(
-                    (name, f"{_said(theirs[name])} of the model has no place in the learner")
-                )
+                text = f"{_described(theirs[name])} of the model has no place in the learner"
+                problems.append((name, text))
             else:
                 pairs[name] = layer
     for name, layer in pairs.items():
         if _shapes(theirs[name]) != _shapes(ours[layer]):
-            problems.append(
-                (layer, f"is {_said(ours[layer])}, its counterpart {name} is {_said(theirs[name])}")
-            )
+            text = f"its counterpart {name} is {_described(theirs[name])}"
+            problems.append((layer, f"is {_described(ours[layer])}, {text}"))
     if problems:
-        hint = (
-            "build the learner in the model's shapes, or pair layers by names={their layer: "
-            "our layer}"
-        )
-        raise ConfigError(
-            *problems,
-            ("", f"{hint}; the model has {', '.join(theirs)}; the learner {', '.join(ours)}"),
-        )
+        hint = "build the learner in the model's shapes, or pair layers by names={theirs: ours}"
+        layers = f"the model has {', '.join(theirs)}; the learner {', '.join(ours)}"
+        raise ConfigError(*problems, ("", f"{hint}; {layers}"))
     return pairs
 
 
@@ -175,7 +168,7 @@ def _shapes(layer: Params) -> dict[str, tuple[int, ...]]:
     return {leaf: tuple(value.shape) for leaf, value in layer.items()}
 
 
-def _said(layer: Params) -> str:
+def _described(layer: Params) -> str:
     return ", ".join(f"{leaf} {list(value.shape)}" for leaf, value in layer.items())
 
 

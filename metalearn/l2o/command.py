@@ -31,12 +31,13 @@ from metalearn.tree import trainable, tree_map
 from metalearn.types import Meta
 
 SCHEDULES = ("constant", "cosine")
+FEW = 64  # problems on which the cost of a step is measured
 AHEAD = 10  # times the headline step that Adam gets to reach a learned rule's loss
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the command line says."""
+class L2OOptions:
+    """The options of `metalearn l2o`."""
 
     experiment: str
     overrides: tuple[str, ...]
@@ -46,30 +47,30 @@ class Words:
     tuning_tasks: int
 
 
-def run(words: Words) -> Path:
+def run(options: L2OOptions) -> Path:
     """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left
     alone.
     """
-    plan, others = _asked(words)
+    plan, others = _asked(options)
     experiment, home = plan.experiments[0], others["as trained"][1]
-    out = words.out or Path("runs") / plan.name
+    out = options.out or Path("runs") / plan.name
     baselines = _baselines(
-        experiment, home, words
+        experiment, home, options
     )  # before any training: an edge of the grid is an error
     metas = _trained(experiment, out / "seeds")
     found = []
     for name, (other, parts) in others.items():
         log.info(f"{experiment.label}: measuring {name}")
-        found.append({"name": name, **_measured(other, parts, metas, baselines, words)})
+        found.append({"name": name, **_measured(other, parts, metas, baselines, options)})
     result = {
         "schema": 1,
         "experiment": plan.name,
         "points": list(experiment.evaluate.steps),
         "headline": experiment.evaluate.headline,
         "tasks": experiment.evaluate.episodes,
-        "inner_seeds": words.inner_seeds,
+        "inner_seeds": options.inner_seeds,
         "seeds": list(experiment.run.seeds),
-        "tuning_tasks": words.tuning_tasks,
+        "tuning_tasks": options.tuning_tasks,
         "grid": list(tuning.GRID),
         "problems": found,
     }
@@ -79,9 +80,9 @@ def run(words: Words) -> Path:
     return out
 
 
-def _asked(words: Words) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
+def _asked(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
     """The plan, and every problem to test on with its parts; ConfigError with all that is wrong."""
-    plan = load(words.experiment, words.overrides)
+    plan = load(options.experiment, options.overrides)
     if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
         raise ConfigError((plan.file, "should hold one `method` called learn_optimizer"))
     experiment, wrong = plan.experiments[0], []
@@ -90,9 +91,9 @@ def _asked(words: Words) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
         text = "should begin with 0 and go on, and evaluate.headline_step be one of them after 0"
         wrong.append(("evaluate.steps", text))
     found = {}
-    for text in ("as trained", *words.also):
+    for text in ("as trained", *options.also):
         try:
-            other = experiment if text == "as trained" else _other(words, text)
+            other = experiment if text == "as trained" else _other(options, text)
             found[text] = (other, build(other))
             _same_rule(found["as trained"], found[text])
         except ConfigError as error:
@@ -104,14 +105,14 @@ def _asked(words: Words) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
     return plan, found
 
 
-def _other(words: Words, text: str) -> Experiment:
+def _other(options: L2OOptions, text: str) -> Experiment:
     """The experiment on another problem: the learned rule stays what it is."""
     changes = text.split()
     if not changes or any(
         not part.startswith(("task.", "model.", "evaluate.task.")) for part in changes
     ):
         raise ConfigError(("", "should be overrides of task and model, with spaces between them"))
-    return load(words.experiment, [*words.overrides, *changes]).experiments[0]
+    return load(options.experiment, [*options.overrides, *changes]).experiments[0]
 
 
 def _same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) -> None:
@@ -155,10 +156,12 @@ def _points(experiment: Experiment) -> tuple[int, ...]:
     return tuple(point for point in experiment.evaluate.steps if point)
 
 
-def _baselines(experiment: Experiment, parts: Parts, words: Words) -> list[tuning.Baseline]:
+def _baselines(experiment: Experiment, parts: Parts, options: L2OOptions) -> list[tuning.Baseline]:
     """Every hand-made rule under every schedule, its rates chosen on training tasks."""
     target, points = _target(experiment, parts), _points(experiment)
-    given = problems(parts.train_tasks, fold_in(0, "tuning"), words.tuning_tasks, 0, points[-1], 0)
+    given = problems(
+        parts.train_tasks, fold_in(0, "tuning"), options.tuning_tasks, 0, points[-1], 0
+    )
     found = []
     for name in BASELINES:
         for shape in SCHEDULES:
@@ -172,47 +175,65 @@ def _measured(
     parts: Parts,
     metas: Sequence[Meta],
     baselines: Sequence[tuning.Baseline],
-    words: Words,
+    options: L2OOptions,
 ) -> Row:
+    """The rows of one problem: the learned rule, the baselines, and Adam tuned for every task."""
     points, target = experiment.evaluate.steps, _target(experiment, parts)
-    place = points.index(experiment.evaluate.headline)
-    given, inner = _given(experiment, parts, words), words.inner_seeds
+    place, inner = points.index(experiment.evaluate.headline), options.inner_seeds
+    given = _given(experiment, parts, options)
+    learned = _learned(experiment, parts, metas, given, inner)
+    theirs = [_baseline(target, base, given, points, inner) for base in baselines]
+    starts = [tree_map(lambda leaf: leaf[: len(leaf) // inner], part) for part in given]
+    adam = next(one for one in theirs if one.label == "adam")
+    upper, levels = _adam(experiment, target, starts, adam)
+    rows = []
+    for one in (learned, *theirs, upper):
+        # the starts that Adam's levels were computed on
+        first = torch.stack([run.train[0, :, place] for run in one.runs])
+        steps = levels.steps_to(float(first.mean()))
+        rows.append(
+            {**row(one, points), "adam_steps": {"steps": steps, "within": levels.points[-1]}}
+        )
+    return {"rows": rows, "paired": differences(learned, theirs, place)}
+
+
+def _learned(
+    experiment: Experiment,
+    parts: Parts,
+    metas: Sequence[Meta],
+    given: Sequence[Problem],
+    inner: int,
+) -> Measured:
+    """The learned rule of every seed."""
+    points, target = experiment.evaluate.steps, _target(experiment, parts)
     like = trainable(parts.learner.init(fold_in(0, "like")))[0]
     learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
     here = [tree_map(lambda leaf: leaf.to(given[0].key.device), meta) for meta in metas]
     rules = [carried(learned, meta, points[-1]) for meta in here]
-    few = tree_map(lambda leaf: leaf[:64], given[0])
     runs = [
         _over(given, lambda part, r=rule: over_tasks(target, r, part, points), inner)
         for rule in rules
     ]
-    mine = Measured(
-        experiment.method.rule.name, "learned", runs, overhead(target, rules[0], few), {}
-    )
-    theirs = []
-    for base in baselines:
-        found = _over(given, lambda part, b=base: tuning.measured(target, part, b, points), inner)
-        cost = overhead(target, tuning.rule_of(base.name, base.schedule, points[-1])(1e-3), few)
-        rates = {str(point): rate for point, rate in base.rates.items()}
-        theirs.append(Measured(base.label, "baseline", [found], cost, {"rates": rates}))
-    starts = [tree_map(lambda leaf: leaf[: len(leaf) // inner], part) for part in given]
-    upper, levels = _adam(
-        experiment, target, starts, next(one for one in theirs if one.label == "adam")
-    )
-    rows = []
-    for one in (mine, *theirs, upper):
-        first = torch.stack(
-            [run.train[0, :, place] for run in one.runs]
-        )  # the starts that Adam's levels were seen on
-        rows.append(row(one, points))
-        rows[-1]["adam_steps"] = {
-            "steps": levels.steps_to(float(first.mean())),
-            "within": levels.points[-1],
-        }
-    return {"rows": rows, "paired": differences(mine, theirs, place)}
+    cost = overhead(target, rules[0], tree_map(lambda leaf: leaf[:FEW], given[0]))
+    return Measured(experiment.method.rule.name, "learned", runs, cost, {})
 
 
-def _given(experiment: Experiment, parts: Parts, words: Words) -> list[Problem]:
+def _baseline(
+    target: Objective,
+    base: tuning.Baseline,
+    given: Sequence[Problem],
+    points: tuple[int, ...],
+    inner: int,
+) -> Measured:
+    """A hand-made rule at its tuned rates."""
+    found = _over(given, lambda part: tuning.measured(target, part, base, points), inner)
+    rule = tuning.rule_of(base.name, base.schedule, points[-1])(1e-3)
+    cost = overhead(target, rule, tree_map(lambda leaf: leaf[:FEW], given[0]))
+    rates = {str(point): rate for point, rate in base.rates.items()}
+    return Measured(base.label, "baseline", [found], cost, {"rates": rates})
+
+
+def _given(experiment: Experiment, parts: Parts, options: L2OOptions) -> list[Problem]:
     """Test problems in chunks [I * T]: the same tasks once for every inner seed, one seed after
     another.
     """
@@ -222,7 +243,7 @@ def _given(experiment: Experiment, parts: Parts, words: Words) -> list[Problem]:
         tasks = min(evaluate.chunk, evaluate.episodes - start)
         found = [
             problems(parts.test, key, tasks, start, last, inner)
-            for inner in range(words.inner_seeds)
+            for inner in range(options.inner_seeds)
         ]
         chunks.append(tree_map(lambda *leaves: torch.cat(leaves), *found))
     return chunks

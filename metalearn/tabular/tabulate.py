@@ -51,14 +51,13 @@ def tabulate(
     seeds: int,
     points: Sequence[int],
 ) -> None:
-    """Train every class of a space's networks and store truth and scores as one file; goes on where
-    it was stopped.
+    """Train every network of a space and store truth and scores in one file; continues after a
+    stop.
     """
     experiment, source, options, space = _parts(name, task, overrides)
     path = out or Path("runs") / "tables" / f"{name}-{experiment.name}.npz"
-    key = fold_in(
-        experiment.evaluate.seed, "episodes"
-    )  # of learning_curve: the table knows the test tasks themselves
+    # of learning_curve: the table has the test tasks themselves
+    key = fold_in(experiment.evaluate.seed, "episodes")
     facts = {
         "task": experiment.test_task.model_dump(mode="json"),
         "split": source.spec.split,
@@ -69,11 +68,8 @@ def tabulate(
         "dtype": experiment.run.dtype,
     }
     fresh = empty(space, options, points, tasks, seeds, facts)
-    if len(fresh.genotypes) > LARGEST:
-        text = (
-            f"has {len(fresh.genotypes)} different networks, more than {LARGEST}: a table "
-            f"is for small spaces"
-        )
+    if (count := len(fresh.genotypes)) > LARGEST:
+        text = f"has {count} different networks, more than {LARGEST}: a table is for small spaces"
         raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
     with held(path.with_suffix(".lock.d")):
         table = _begun(path, fresh)

@@ -149,21 +149,13 @@ class _Run:
 def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any:
     """The run, offline where the server does not answer in time."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    # Its telemetry of its own errors waits up to 30 s, after the run, for a server that takes calls
-    # and never answers.
+    # The telemetry of its own errors waits up to 30 s, after the run, for a server that accepts
+    # calls and never answers.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if not os.environ.get("WANDB_MODE", "x").strip():
-        del os.environ["WANDB_MODE"]  # set to nothing, which W&B does not take
-    agent = (
-        "WANDB_SWEEP_ID" in os.environ
-    )  # started by W&B's own agent, which has given it a number
-    known = (
-        {}
-        if agent
-        else {"id": _number(tracked.folder), "resume": "allow" if mode == "online" else None}
-    )
+        del os.environ["WANDB_MODE"]  # empty, which W&B does not accept
     given: dict[str, Any] = {
         "project": options.project,
         "entity": options.entity,
@@ -173,28 +165,23 @@ def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any
         "job_type": tracked.job,
         "config": config,
         "dir": str(tracked.folder),
-        **known,
     }
+    if "WANDB_SWEEP_ID" not in os.environ:  # else W&B's own agent has chosen the id
+        given["id"] = _number(tracked.folder)
+        given["resume"] = "allow" if mode == "online" else None
+    waits: Any = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), WAIT)
     settings = wandb.Settings(
-        init_timeout=WAIT,
-        login_timeout=WAIT,
-        finish_timeout=WAIT,
-        silent=True,
-        console="off",
-        disable_git=True,
-        save_code=False,
+        **waits, silent=True, console="off", disable_git=True, save_code=False
     )
     if mode == "online":
         try:
             return wandb.init(mode="online", settings=settings, **given)
-        except (
-            Exception
-        ) as error:  # an unknown key, a server that is down, no network: of many types
+        except Exception as error:  # a bad key, a dead server, no network: of many types
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _UNREACHABLE.append(why)
+            files = tracked.folder / "wandb"
             log.warning(
-                f"wandb: {why}; continuing offline; later: wandb sync "
-                f"{tracked.folder / 'wandb'}/offline-run-*"
+                f"wandb: {why}; continuing offline; later: wandb sync {files}/offline-run-*"
             )
             wandb.teardown()
     return wandb.init(mode="offline", settings=settings, **{**given, "resume": None})

@@ -1,0 +1,199 @@
+"""The options of `metalearn nas race` and what they mean: searchers, table and files, checked
+together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from metalearn.component import Component
+from metalearn.config.overrides import split
+from metalearn.config.validate import validated
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.machine import device_of
+from metalearn.nas import SEARCHERS
+from metalearn.nas.search import Searcher
+from metalearn.nas.space import Space
+from metalearn.nas.tabular import Table
+from metalearn.tabular.table_tasks import Tasks, opened, rebuilt
+
+Json = dict[str, Any]
+Problems = list[tuple[str, str]]
+# Name -> (searcher, the fields that the name stands for). The table alone answers the first.
+BY_TABLE: dict[str, tuple[str, Json]] = {
+    "random": ("random", {}),
+    "evolution": ("evolution", {}),
+    "tpe": ("tpe", {}),
+    "halving": ("halving", {}),
+    "params": ("proxy", {"measure": "params"}),
+    "flops": ("proxy", {"measure": "flops"}),
+}
+BY_TRAINING: dict[str, tuple[str, Json]] = {
+    "darts": ("darts", {"first_order": False}),
+    "darts-first-order": ("darts", {"first_order": True}),
+    "one-shot": ("one-shot", {}),
+    "grad_norm": ("proxy", {"measure": "grad_norm"}),
+    "snip": ("proxy", {"measure": "snip"}),
+    "jacob_cov": ("proxy", {"measure": "jacob_cov"}),
+}
+RACERS = {**BY_TABLE, **BY_TRAINING}
+
+
+@dataclass(frozen=True)
+class RaceOptions:
+    """The options of `metalearn nas race`."""
+
+    table: Path
+    searchers: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    budget: int = 64
+    seeds: int = 20
+    out: Path | None = None
+    markdown: Path | None = None
+    plot: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything checked: who races, on what."""
+
+    table: Table
+    space: Space
+    racers: dict[str, Component]
+    searchers: dict[str, Searcher]
+    tasks: Tasks | None
+
+
+def check(options: RaceOptions) -> Ready:
+    """Table, searchers, files and numbers, before anything is run; ConfigError with all that is
+    wrong.
+    """
+    problems: Problems = []
+    racers = chosen(options, problems)
+    if options.seeds < 2:
+        problems.append(("--seeds", f"{options.seeds} should be at least 2: an interval needs two"))
+    if options.budget < 1:
+        problems.append(("--budget", f"{options.budget} should be at least 1"))
+    try:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device_of(options.device)):
+            raise ConfigError(("", f"{options.device!r} should be auto, cpu, cuda or cuda:<n>"))
+    except ConfigError as error:
+        problems += [("--device", text) for _, text in error.problems]
+    _outputs(options, problems)
+    searchers: dict[str, Searcher] = {}
+    try:
+        table = opened(options.table)
+        _usable(table, options, problems)
+        trains = any(name in BY_TRAINING for name in racers)
+        space, tasks = rebuilt(table, str(options.table), trains, options.device)
+    except ConfigError as error:
+        raise ConfigError(*problems, *error.problems) from None
+    for name, racer in racers.items():
+        try:
+            searchers[name] = racer.build(space)  # type: ignore[attr-defined]
+        except ConfigError as error:
+            problems += [(name, text) for _, text in error.problems]
+    if problems:
+        raise ConfigError(*problems)
+    return Ready(table, space, racers, searchers, tasks)
+
+
+def chosen(options: RaceOptions, problems: Problems) -> dict[str, Component]:
+    """The searchers with their fields; random search is among them where the table answers any."""
+    names = list(dict.fromkeys(options.searchers or RACERS))
+    unknown = [name for name in names if name not in RACERS]
+    problems += [
+        ("--searcher", f"no searcher is called {name!r}; {did_you_mean(name, RACERS)}")
+        for name in unknown
+    ]
+    if any(name in BY_TABLE for name in names):
+        names = list(dict.fromkeys(("random", *names)))
+    given = _fields(options.sets, names, problems)
+    made: dict[str, Component] = {}
+    for name in (name for name in names if name in RACERS):
+        kind, fixed = RACERS[name]
+        racer = validated(
+            SEARCHERS[kind], {"name": kind, **given.get(name, {}), **fixed}, name, problems
+        )
+        if racer is not None:
+            made[name] = racer
+    return made
+
+
+def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> dict[str, Json]:
+    """`evolution.population=8` -> {"evolution": {"population": 8}}."""
+    given: dict[str, Json] = {}
+    for text in sets:
+        try:
+            path, value = split(text)
+        except ConfigError:
+            path, value = [], None
+        if len(path) != 2:
+            problems.append(
+                (
+                    "--set",
+                    f"{text!r} should be SEARCHER.FIELD=VALUE, such as evolution.population=8",
+                )
+            )
+        elif path[0] not in RACERS:
+            problems.append(
+                (
+                    "--set",
+                    f"{text!r}: no searcher is called {path[0]!r}; {did_you_mean(path[0], RACERS)}",
+                )
+            )
+        elif path[0] not in names:
+            problems.append(
+                ("--set", f"{text!r}: {path[0]} does not race; add --searcher {path[0]}")
+            )
+        elif path[1] in ("name", *RACERS[path[0]][1]):
+            problems.append(("--set", f"{text!r}: {path[1]} is what the name {path[0]} stands for"))
+        else:
+            given.setdefault(path[0], {})[path[1]] = value
+    return given
+
+
+def _outputs(options: RaceOptions, problems: Problems) -> None:
+    """Files that can be written, none of them another or the table."""
+    paths = {"--out": options.out, "--markdown": options.markdown, "--plot": options.plot}
+    given = {option: path for option, path in paths.items() if path is not None}
+    for option, path in given.items():
+        if path.is_dir():
+            problems.append((option, f"{path} is a folder: name a file"))
+        wall = next(
+            (parent for parent in path.parents if parent.exists() and not parent.is_dir()), None
+        )
+        if wall is not None:
+            problems.append((option, f"{path} cannot be written: {wall} is no folder"))
+        if path.resolve() == options.table.resolve():
+            problems.append((option, f"{path} is the table itself: give another name"))
+    if options.plot is not None and options.plot.suffix != ".svg":
+        problems.append(("--plot", f"{options.plot} should end in .svg"))
+    for (one, path), (other, second) in combinations(given.items(), 2):
+        if path.resolve() == second.resolve():
+            problems.append((other, f"{second} is the file of {one}, too: give two names"))
+
+
+def _usable(table: Table, options: RaceOptions, problems: Problems) -> None:
+    """A table on which a race means something."""
+    place, done, networks = str(options.table), int(table.done.sum()), len(table.done)
+    if not table.complete:
+        text = (
+            f"holds {done} of {networks} networks: finish it with the metalearn nas "
+            f"tabulate that began it"
+        )
+        problems.append((place, text))
+    elif table.hopeless:
+        text = (
+            "half of the networks diverge at the first point on some task: train with a "
+            "smaller inner_lr"
+        )
+        problems.append((place, text))
+    if options.budget > networks:
+        problems.append(("--budget", f"{options.budget} is above the table's {networks} networks"))
