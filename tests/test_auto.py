@@ -17,7 +17,8 @@ from messages import collect_messages
 from small import tiny
 
 from metalearn.config.build import build
-from metalearn.config.experiment import parse
+from metalearn.config.experiment import load, parse
+from metalearn.config.shipped import files
 from metalearn.errors import ConfigError
 from metalearn.executors import auto, executor, timings
 from metalearn.executors.timings import ExecutorChoice, Timing
@@ -278,6 +279,15 @@ def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
         auto.asked_for("compiled", None, 16, 16) == WHOLE
         and auto.asked_for("compiled", None, 16, 5).chunk == 5
     )
+
+
+@pytest.mark.parametrize("name", sorted(files()))
+def test_a_published_number_is_left_to_no_clock(name: str) -> None:
+    for experiment in load(str(files()[name])).experiments:
+        run = experiment.run
+        if experiment.published is not None:
+            assert run.executor != "auto" and run.threads is not None and run.workers is not None
+            assert run.chunk is not None or run.executor in ("vmap", "traced", "compiled")
 
 
 @pytest.fixture
