@@ -170,8 +170,8 @@ def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
         result["cost"] = cost_block("examples", True, flops=1e6)
         result["cost"]["pretrain"]["flops"] = 1e12
 
-    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml")
     for seed in range(3):
+        write_run(tmp_path / f"methods/maml/seed-{seed}", "maml", "maml", seed)
         write_run(tmp_path / f"methods/other/seed-{seed}", "other", "maml", seed, change=cheap)
     found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})
     assert found["target"]["value"] == 0.3
@@ -183,7 +183,7 @@ def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
     extra = 1e12 + cost_block("examples", True, 1e6)["tune"]["flops"] - 2000 * 16 * 3e6
     assert flops["tasks"] == pytest.approx(extra / (price["maml"] - price["other"]), rel=1e-3)
     assert flops["ci95"][0] <= flops["tasks"] <= flops["ci95"][1] + 1
-    assert [one["seed"] for one in flops["leave_one_out"]] == [1, 2]  # without seed 0 maml has none
+    assert [one["seed"] for one in flops["leave_one_out"]] == [0, 1, 2]
 
 
 def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:

@@ -1,201 +1,328 @@
 """After how many new tasks an up-front cost is repaid: total cost is U + n c, c being the cost of
 one solved task.
 
-The interval is a bootstrap over training seeds and, inside, over tasks; one draw of tasks serves
-every seed and every method, because all of them met the same frozen tasks (the pigeonhole
-bootstrap, Owen 2007, Annals of Applied Statistics 1(2)). S seeds, E tasks, R resamples.
+A verdict holds for new training seeds and new tasks. Every condition in it is decided by a 95 %
+interval, never by a point: a condition that the interval leaves open makes the verdict `undecided`.
+Intervals of the number of tasks are Fieller's (fieller.py). S seeds, E tasks.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metalearn.evaluate.targets import Bools, Reached, cost_per_solved
+from metalearn.evaluate.fieller import PRECISION, Costs, Line, difference, root_interval
+from metalearn.evaluate.random_effects import LEAST_SEEDS, estimate
+from metalearn.evaluate.targets import Reached, cost_per_solved
 
 Array = NDArray[np.float64]
-Verdict = Literal["pays", "always", "never", "not_reached", "undecided"]
-LEAST_SOLVED, LARGEST_GAP = (
-    0.5,
-    0.1,
-)  # below, or further apart, the prices are those of different accuracies
-FACTOR = 10.0  # an interval wider than this decides nothing
-RESAMPLES = 2000
-LEAST_TASKS = 5  # that a resample of tasks means anything
+Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
+LEAST_SOLVED = 0.5  # share of tasks that both methods must solve
+LARGEST_GAP = 0.1  # between the shares: costs of different accuracies are not compared
+FACTOR = 10.0  # an interval of the number of tasks wider than this decides nothing
+SAME = 0.1  # costs that differ by less, relative to their mean, are the same
+LEAST_TASKS = 5
 
 
 class Account(NamedTuple):
-    """One method's costs; None for what was not measured."""
+    """Costs of one method; None for what was not measured."""
 
     label: str
     seeds: tuple[int, ...]  # [S]
     up_front: Array | None  # [S]
     found: Reached | None  # solved and cost [S, E]
+    origin: str = ""  # the trained network that it starts from; its own label if it has none
 
 
 class BreakEven(NamedTuple):
-    """Whether the dearer start `a` is repaid against `b`, and from which new task on."""
+    """Whether the dearer start `a` is repaid against `b`, and from which new task on.
+
+    Where the starts are not told apart, `a` is the method with the cheaper task.
+    """
 
     a: str
     b: str
     verdict: Verdict
-    tasks: int | None  # from this one on a is the cheaper; None: never, or not said
-    ci95: tuple[float, float] | None  # of that number; infinite where a resample never crosses
+    tasks: int | None  # from this one on a is the cheaper, by the point estimates
+    ci95: tuple[float, float] | None  # of that number; infinite where a may never be repaid
     leave_one_out: tuple[tuple[int, float], ...]  # (seed left out, crossing)
     why: str
+    seeds: tuple[int, int] = (0, 0)  # of a and of b
+
+
+class _Pair(NamedTuple):
+    """Two accounts on the same tasks, everything measured."""
+
+    a: Account
+    b: Account
+    paired: bool  # seed by seed
 
 
 def break_evens(
-    accounts: Sequence[Account],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    pairs: Sequence[tuple[int, int]] | None = None,
+    accounts: Sequence[Account], pairs: Sequence[tuple[int, int]] | None = None
 ) -> list[BreakEven]:
-    """Every pair of methods, in the accounts' order, or these pairs of places.
+    """Every pair of methods, in the accounts' order, or the pairs at these places.
 
-    Where one was tested on fewer tasks than the other, on the tasks that both met: the first ones.
+    Two methods are compared on the tasks that both met, which are the first ones. Seeds are paired
+    where both start from the same trained network, and independent otherwise.
+
+    Raises:
+        ValueError: a cost is not finite.
     """
-    known: dict[tuple[int, int], Drawn] = {}
-
-    def drawn(place: int, account: Account, tasks: int) -> Drawn:
-        if (place, tasks) not in known:
-            known[place, tasks] = _resampled(account, seed, place, resamples)
-        return known[place, tasks]
-
-    found = []
-    for a, b in combinations(range(len(accounts)), 2) if pairs is None else pairs:
-        pair = _on_common_tasks(accounts[a], accounts[b])
-        tasks = 0 if pair[0].found is None else pair[0].found.cost.shape[1]
-        found.append(
-            _pair(
-                *((account, drawn(place, account, tasks)) for place, account in zip((a, b), pair))
-            )
-        )
-    return found
+    chosen = combinations(range(len(accounts)), 2) if pairs is None else pairs
+    return [_break_even(accounts[a], accounts[b]) for a, b in chosen]
 
 
 def at_common_levels(
-    levels: Sequence[float],
-    accounts_at: Callable[[float], Sequence[Account]],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    levels: Sequence[float], accounts_at: Callable[[float], Sequence[Account]]
 ) -> list[tuple[float | None, BreakEven]]:
-    """Every pair at the first of `levels` (the hardest comes first) that both reach often enough,
-    and about as often.
+    """Every pair at the first of `levels`, the hardest first, that both reach often enough and
+    about as often.
 
-    A target that only the best method reaches compares nobody else. The level is chosen by shares
-    of tasks solved alone, never by cost; None, and the verdict `not_reached`, where no level will
-    do. Pairs in the order of accounts."""
-    first = accounts_at(levels[0])
-    still = list(combinations(range(len(first)), 2))
-    found: dict[tuple[int, int], tuple[float | None, BreakEven]] = {}
-    for level in levels:
-        accounts = accounts_at(level)
-        ready = [
-            pair
-            for pair in still
-            if not _apart(*_on_common_tasks(*(accounts[place] for place in pair)))
-        ]
-        still = [pair for pair in still if pair not in ready]
-        found.update(
-            zip(ready, ((level, one) for one in break_evens(accounts, seed, resamples, ready)))
-        )
-    found.update(
-        zip(
-            still,
-            ((None, one) for one in break_evens(accounts_at(levels[-1]), seed, resamples, still)),
-        )
-    )
-    return [found[pair] for pair in sorted(found)]
+    The level is chosen by shares of solved tasks alone, never by cost. Where no level will do it is
+    None, and the result is that of the last one. Pairs come in the order of accounts.
+    """
+    tables = [accounts_at(level) for level in levels]
+    found = []
+    for a, b in combinations(range(len(tables[0])), 2):
+        fits = (place for place, table in enumerate(tables) if _comparable(table[a], table[b]))
+        place = next(fits, None)
+        table = tables[-1 if place is None else place]
+        found.append((None if place is None else levels[place], _break_even(table[a], table[b])))
+    return found
 
 
 def crossing(up_a: float, each_a: float, up_b: float, each_b: float) -> float:
     """The number of tasks from which on a, with U_a + n c_a, is no dearer than b: at least 1,
     infinite if never.
 
-    n = (U_a - U_b) / (c_b - c_a). Where a begins cheaper and is overtaken it is not said to pay:
-    infinite too."""
-    more, saved = up_a - up_b, each_b - each_a
+    n = (U_a - U_b) / (c_b - c_a). Where a begins cheaper and is overtaken, it does not pay:
+    infinite too. Differences below 1e-9 of the costs are rounding, and count as 0.
+    """
+    more, saved = _without_rounding(up_a, up_b), _without_rounding(each_b, each_a)
     if more <= 0:
         return 1.0 if saved >= 0 else math.inf
     return max(1.0, more / saved) if saved > 0 else math.inf
 
 
-Drawn = (
-    tuple[Array, Array] | None
-)  # up-front cost and cost per solved task of every resample, [R] each
+def _without_rounding(a: float, b: float) -> float:
+    if math.isinf(a) and math.isinf(b):
+        return 0.0
+    return a - b if math.inf in (a, b) or abs(a - b) > PRECISION * (abs(a) + abs(b)) else 0.0
 
 
-def _pair(one: tuple[Account, Drawn], other: tuple[Account, Drawn]) -> BreakEven:
-    reason = _unmeasured(one[0], other[0])
-    if reason:
-        return BreakEven(one[0].label, other[0].label, "undecided", None, None, (), reason)
-    (a, drawn_a), (b, drawn_b) = sorted((one, other), key=lambda pair: _rank(pair[0]))
-    apart, tasks_met = _apart(a, b), _reached(a).cost.shape[1]
-    if apart:
-        return BreakEven(a.label, b.label, "not_reached", None, None, (), apart)
-    if tasks_met < LEAST_TASKS:
-        why = f"{tasks_met} common tasks are too few for an interval: it takes {LEAST_TASKS}"
-        return BreakEven(a.label, b.label, "undecided", None, None, (), why)
-    tasks = _crossing_of(a, b)
-    assert drawn_a is not None and drawn_b is not None
-    spread = np.asarray([crossing(*each) for each in zip(*drawn_a, *drawn_b)])
-    low, high = (
-        float(value) for value in np.percentile(spread, (2.5, 97.5), method="inverted_cdf")
-    )
-    verdict, why = _verdict(a.label, b.label, tasks, low, high)
+def _break_even(one: Account, other: Account) -> BreakEven:
+    pair = _aligned(one, other)
+    if isinstance(pair, str):
+        return BreakEven(one.label, other.label, "undecided", None, None, (), pair)
+    pair = _oriented(pair)
+    a, b, few = pair.a, pair.b, _too_few(pair)
+    gate: tuple[Verdict, str] = ("undecided", few) if few else _gate(pair)
+    verdict, why = gate
+    seeds = (_seeds(a), _seeds(b))
+    found = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds)
+    if verdict == "not_reached" or not all(_reached(account).solved.any() for account in (a, b)):
+        return found
+    tasks = _crossing(pair)
     whole = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
-    return BreakEven(a.label, b.label, verdict, whole, (low, high), _left_out(a, b), why)
+    found = found._replace(tasks=whole, leave_one_out=_left_out(pair))
+    if few:
+        return found
+    line = _line(pair)
+    low, high = (max(1.0, end) for end in root_interval(line))
+    if not why:
+        verdict, why = _verdict(pair, line, low, high)
+    if verdict == "same":
+        return found._replace(verdict=verdict, why=why, tasks=None)
+    return found._replace(verdict=verdict, why=why, ci95=(low, high))
 
 
-def _apart(a: Account, b: Account) -> str:
-    """Why the prices of two accounts are those of different accuracies; empty where
-    they are not.
-    """
-    if _unmeasured(a, b):
-        return ""
-    solved = [float(_reached(account).solved.mean()) for account in (a, b)]
-    if min(solved) >= LEAST_SOLVED and abs(solved[0] - solved[1]) <= LARGEST_GAP:
-        return ""
-    return (
-        f"{a.label} solved {solved[0]:.0%} of its tasks and {b.label} {solved[1]:.0%}: no "
-        f"common level"
+def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict, str]:
+    """What the intervals of both costs and of the number of tasks say."""
+    a, b = pair.a.label, pair.b.label
+    start, slope = line.sign(0.0), line.sign(math.inf)
+    if slope < 0:
+        value, half, rounding = (float(part[0]) for part in line.at([1.0]))
+        if value + half <= rounding:
+            return "always", f"{a} is no dearer than {b} from the first new task on"
+        if high <= FACTOR * low:
+            return "pays", f"{a} costs more beforehand than {b} and less a solved task"
+        ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
+        return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
+    value, half, rounding = (float(part[0]) for part in line.at([math.inf]))
+    if start > 0 and value - half >= -rounding:
+        return "never", f"{a} costs more beforehand than {b} and no less a solved task"
+    if _is_same(line):
+        return "same", f"{a} and {b} cost the same, within {SAME:.0%}, beforehand and a solved task"
+    return "undecided", (
+        f"which of the two is cheaper a solved task is open: the difference {a} - {b} is "
+        f"{value:.3g} (95 % interval {value - half:.3g} to {value + half:.3g})"
     )
 
 
-def _on_common_tasks(*accounts: Account) -> list[Account]:
-    if any(account.found is None for account in accounts):
-        return list(accounts)
-    tasks = min(_reached(account).cost.shape[1] for account in accounts)
-    return [
-        account._replace(found=_part(_reached(account), np.s_[:, :tasks])) for account in accounts
-    ]
+def _is_same(line: Line) -> bool:
+    """Whether the intervals of both differences lie within SAME of the mean cost."""
+    for place, size in zip((0.0, math.inf), line.size):
+        value, half, rounding = (float(part[0]) for part in line.at([place]))
+        if abs(value) + half > SAME * size / 2 + rounding:
+            return False
+    return True
 
 
-def _part(found: Reached, index: Any) -> Reached:
-    return Reached(found.solved[index], found.cost[index])
-
-
-def _unmeasured(*accounts: Account) -> str:
-    missing = [
-        account.label for account in accounts if account.up_front is None or account.found is None
-    ]
-    return f"not measured: the cost of {' and '.join(missing)}" if missing else ""
-
-
-def _rank(account: Account) -> tuple[float, float]:
-    """The dearer start first: it is the one that has something to repay; of equal starts the
-    cheaper task.
+def _gate(pair: _Pair) -> tuple[Verdict, str]:
+    """Whether the tasks that both solve are enough and alike, by intervals; ("undecided", "") if
+    so, else a verdict and its reason.
     """
+    doubts: list[str] = []
+    for account in pair[:2]:
+        share = estimate(_reached(account).solved.astype(np.float64))
+        assert share.value is not None and share.ci95 is not None
+        low, high = share.ci95
+        text = f"{account.label} solved {_percent(share.value, low, high)} of its tasks"
+        if high < LEAST_SOLVED - PRECISION:
+            return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
+        if low < LEAST_SOLVED - PRECISION:
+            doubts.append(f"{text}, perhaps fewer than {LEAST_SOLVED:.0%}")
+    value, half = _gap(pair)
+    text = (
+        f"{pair.a.label} solved {_percent(value, value - half, value + half)} more of its tasks "
+        f"than {pair.b.label}"
+    )
+    if abs(value) - half > LARGEST_GAP + PRECISION:
+        return "not_reached", f"{text}: no common level"
+    if abs(value) + half > LARGEST_GAP + PRECISION:
+        doubts.append(f"{text}, perhaps above {LARGEST_GAP:.0%}")
+    return "undecided", "; ".join(doubts)
+
+
+def _gap(pair: _Pair) -> tuple[float, float]:
+    """Difference of the shares solved, a - b, and its half width."""
+    nothing = [np.zeros(len(account.seeds)) for account in pair[:2]]
+    shares = [_reached(account).solved.astype(np.float64) for account in pair[:2]]
+    line = difference(*map(Costs, nothing, shares), paired=pair.paired)
+    value, half, _ = line.at([math.inf])
+    return float(value[0]), float(half[0])
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{value:.0%} ({max(-1.0, low):.0%} to {min(1.0, high):.0%})"
+
+
+def _comparable(one: Account, other: Account) -> bool:
+    pair = _aligned(one, other)
+    return isinstance(pair, str) or (not _too_few(pair) and _gate(pair) == ("undecided", ""))
+
+
+def _too_few(pair: _Pair) -> str:
+    """Why there are no verdicts from so few seeds or tasks; empty where there are enough."""
+    tasks = _reached(pair.a).cost.shape[1]
+    if tasks < LEAST_TASKS:
+        return f"{tasks} common tasks are too few for an interval, which needs {LEAST_TASKS}"
+    fewest = min(pair[:2], key=_seeds)
+    if _seeds(fewest) < LEAST_SEEDS:
+        count = _seeds(fewest)
+        seeds = f"{count} seed{'s' * (count != 1)}"
+        return f"{fewest.label} has {seeds}: a verdict needs at least {LEAST_SEEDS}"
+    return ""
+
+
+def _aligned(one: Account, other: Account) -> _Pair | str:
+    """Both on the tasks that both met, and on common seeds where they are paired; a sentence where
+    a cost was not measured.
+    """
+    both = (one, other)
+    missing = [each.label for each in both if each.up_front is None or each.found is None]
+    if missing:
+        return f"not measured: the cost of {' and '.join(missing)}"
+    for account in both:
+        _check_finite(account)
+    common = set(one.seeds) & set(other.seeds)
+    paired = len(common) > 0 and _origin(one) == _origin(other)
+    tasks = min(_reached(account).cost.shape[1] for account in both)
+    a, b = (
+        _part(account, [not paired or seed in common for seed in account.seeds], tasks)
+        for account in both
+    )
+    return _Pair(a, b, paired)
+
+
+def _oriented(pair: _Pair) -> _Pair:
+    """The dearer start first, by its interval; of starts that are not told apart the cheaper
+    task.
+    """
+    up = [float(_up_front(account).mean()) for account in pair[:2]]
+    each = [_each(account) for account in pair[:2]]
+    apart = _without_rounding(*up) != 0
+    if apart and min(map(_seeds, pair[:2])) >= 2 and all(map(math.isfinite, each)):
+        apart = _line(pair).sign(0.0) != 0 if _reached(pair.a).cost.shape[1] > 1 else apart
+    swap = up[0] < up[1] if apart else _without_rounding(*each) > 0
+    return _Pair(pair.b, pair.a, pair.paired) if swap else pair
+
+
+def _line(pair: _Pair) -> Line:
+    """The difference of total costs a - b, with the cost of one solved task as a mean of [S, E].
+
+    That cost is the ratio r of all cost to all solved tasks; each task enters by r + (cost - r
+    solved) / share, whose mean is r and whose variance is that of r to first order (Cochran 1977,
+    Sampling Techniques, section 2.11).
+    """
+    tables = []
+    for account in pair[:2]:
+        found, each = _reached(account), _each(account)
+        solved = found.solved.astype(np.float64)
+        per_task = each + (found.cost - each * solved) / solved.mean()
+        tables.append(Costs(_up_front(account), per_task))
+    return difference(*tables, paired=pair.paired)
+
+
+def _crossing(pair: _Pair) -> float:
+    costs = [(float(_up_front(account).mean()), _each(account)) for account in pair[:2]]
+    return crossing(*costs[0], *costs[1])
+
+
+def _left_out(pair: _Pair) -> tuple[tuple[int, float], ...]:
+    """The crossing without each seed, where both have another."""
+    found = []
+    for seed in sorted({*pair.a.seeds, *pair.b.seeds}):
+        a, b = (
+            _part(account, [own != seed for own in account.seeds], None) for account in pair[:2]
+        )
+        if a.seeds and b.seeds:
+            found.append((seed, _crossing(_Pair(a, b, pair.paired))))
+    return tuple(found)
+
+
+def _part(account: Account, chosen: Sequence[bool], tasks: int | None) -> Account:
+    """The account of some seeds and the first tasks."""
+    places = np.flatnonzero(chosen)
+    found = _reached(account)
+    return account._replace(
+        seeds=tuple(account.seeds[place] for place in places),
+        up_front=_up_front(account)[places],
+        found=Reached(found.solved[places, :tasks], found.cost[places, :tasks]),
+    )
+
+
+def _check_finite(account: Account) -> None:
+    for name, values in (
+        ("the up-front cost", _up_front(account)),
+        ("the cost of a task", _reached(account).cost),
+    ):
+        if values.size == 0 or not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} of {account.label} must be finite numbers, one for each seed; "
+                f"got {values.ravel()[:5].tolist()}: pass None for a cost that was not measured"
+            )
+
+
+def _up_front(account: Account) -> Array:
     assert account.up_front is not None
-    each = cost_per_solved(_reached(account))
-    return -float(account.up_front.mean()), math.inf if each is None else each
+    return account.up_front
 
 
 def _reached(account: Account) -> Reached:
@@ -203,69 +330,15 @@ def _reached(account: Account) -> Reached:
     return account.found
 
 
-def _crossing_of(a: Account, b: Account) -> float:
-    assert a.up_front is not None and b.up_front is not None
-    each = [cost_per_solved(_reached(account)) for account in (a, b)]
-    return crossing(
-        float(a.up_front.mean()),
-        math.inf if each[0] is None else each[0],
-        float(b.up_front.mean()),
-        math.inf if each[1] is None else each[1],
-    )
+def _each(account: Account) -> float:
+    """Cost of one solved task; infinite where none was solved."""
+    each = cost_per_solved(_reached(account))
+    return math.inf if each is None else each
 
 
-def _verdict(a: str, b: str, tasks: float, low: float, high: float) -> tuple[Verdict, str]:
-    if low != high and high > FACTOR * low:
-        top = "never" if math.isinf(high) else f"{math.ceil(high):,}"
-        ends = f"{math.ceil(low):,} to {top} tasks"
-        return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
-    if math.isinf(tasks):
-        return "never", f"{a} costs more beforehand than {b} and no less a solved task"
-    if tasks <= 1:
-        return "always", f"{a} is no dearer than {b} from the first new task on"
-    return "pays", f"{a} costs more beforehand than {b} and less a solved task"
+def _seeds(account: Account) -> int:
+    return len(account.seeds)
 
 
-def _left_out(a: Account, b: Account) -> tuple[tuple[int, float], ...]:
-    """The crossing without each seed, where a seed is left on both sides."""
-    found = []
-    for seed in sorted({*a.seeds, *b.seeds}):
-        pair = [_without(account, seed) for account in (a, b)]
-        if all(account.seeds for account in pair):
-            found.append((seed, _crossing_of(pair[0], pair[1])))
-    return tuple(found)
-
-
-def _without(account: Account, seed: int) -> Account:
-    kept = [place for place, own in enumerate(account.seeds) if own != seed]
-    assert account.up_front is not None
-    seeds = tuple(account.seeds[place] for place in kept)
-    return Account(account.label, seeds, account.up_front[kept], _part(_reached(account), kept))
-
-
-def _resampled(account: Account, seed: int, place: int, resamples: int) -> Drawn:
-    """Every method draws its own seeds, and the same tasks as every other method with as many."""
-    if account.up_front is None or account.found is None:
-        return None
-    seeds, tasks = account.found.cost.shape
-    of_tasks = _counts((seed, 0, tasks), resamples, tasks)
-    of_seeds = _counts((seed, 1, place), resamples, seeds)
-    spent, solved = (
-        _weighed(part, of_seeds, of_tasks) for part in (account.found.cost, account.found.solved)
-    )
-    each = np.divide(spent, solved, out=np.full_like(spent, np.inf), where=solved > 0)
-    return of_seeds @ account.up_front / seeds, each
-
-
-def _weighed(values: Array | Bools, of_seeds: Array, of_tasks: Array) -> Array:
-    """The sum over drawn seeds and tasks: [S, E], [R, S], [R, E] -> [R]."""
-    return np.asarray(((of_seeds @ values.astype(np.float64)) * of_tasks).sum(1))
-
-
-@functools.lru_cache(maxsize=32)
-def _counts(name: tuple[int, ...], resamples: int, size: int) -> Array:
-    """How often each of `size` things is drawn in each resample, a function of the name: [R,
-    size].
-    """
-    generator = np.random.default_rng(list(name))
-    return generator.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
+def _origin(account: Account) -> str:
+    return account.origin or account.label

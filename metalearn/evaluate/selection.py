@@ -1,8 +1,8 @@
-"""Did a search find anything, or did it only select noise? Candidates by what they were chosen by,
-and by the truth.
+"""Whether a search selected better candidates or noise: scores of candidates against their truth.
 
 Letters of this file: R searches (tasks or seeds), A candidates of each. Higher is better, for
-scores and truth."""
+scores and truth.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metalearn.evaluate.students_t import scipy_module
+
 Array = NDArray[np.float64]
 
 
 class Noise(NamedTuple):
-    """What selection was worth, means over the searches; None where it is not defined."""
+    """Quality of a selection, means over the searches; None where it is not defined."""
 
     tau: float | None  # Kendall's tau-b between score and truth: 1 the same order, 0 none
     spearman: float | None
     regret: float  # truth of the best candidate minus truth of the pick
-    regret_of_chance: float  # the same for a candidate picked blindly
+    regret_of_chance: float  # the same for a candidate picked at random
     optimism: float | None  # score minus truth of the pick; None where they are not in one unit
     gain: float  # truth of the pick minus the mean candidate's
     searches: int
@@ -38,10 +40,13 @@ def noise(
 ) -> Noise:
     """Score against truth of every candidate of each search: R pairs of [A].
 
-    `pick` [R] is the place of the one that was taken; by default the best score, the first of
+    `pick` [R] is the place of the selected candidate; by default the best score, the first of
     equals. A score that is not finite is the worst. `one_unit`: both are, say, accuracies, so that
-    their difference is optimism. Raises ValueError for shapes that differ and for a truth that is
-    not finite."""
+    their difference is optimism.
+
+    Raises:
+        ValueError: shapes differ, or a truth is not finite.
+    """
     picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
     found = [
         _one(np.asarray(s, np.float64), np.asarray(t, np.float64), taken)
@@ -82,31 +87,26 @@ def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
 
 
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
-    """Kendall's tau-b (Kendall 1945, Biometrika 33(3)): [A], [A] -> -1..1; NaN where one of them is
-    constant.
+    """Kendall's tau-b (Kendall 1945, Biometrika 33(3)), from scipy: [A], [A] -> -1..1.
+
+    NaN where one of them is constant.
     """
-    x, y = (_signs(np.asarray(values, np.float64)) for values in (a, b))
-    pairs = math.sqrt(float((x != 0).sum()) * float((y != 0).sum()))
-    return float((x * y).sum()) / pairs if pairs else math.nan
-
-
-def _signs(values: Array) -> Array:
-    return (values[:, None] > values[None]).astype(np.float64) - (values[:, None] < values[None])
+    return _correlation("kendalltau", a, b)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Pearson's correlation of the ranks, equals sharing theirs: [A], [A] -> -1..1; NaN where one
-    is constant.
+    """Spearman's correlation of ranks (1904, American Journal of Psychology 15(1)), from scipy.
+
+    [A], [A] -> -1..1; NaN where one of them is constant.
     """
-    x, y = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    size = math.sqrt(float((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / size if size else math.nan
+    return _correlation("spearmanr", a, b)
 
 
-def _ranks(values: Array) -> Array:
-    below = (values[:, None] > values[None]).sum(1)
-    return np.asarray(below + ((values[:, None] == values[None]).sum(1) - 1) / 2, np.float64)
+def _correlation(name: str, a: ArrayLike, b: ArrayLike) -> float:
+    x, y = (np.asarray(values, np.float64) for values in (a, b))
+    if (x == x[0]).all() or (y == y[0]).all():
+        return math.nan
+    return float(getattr(scipy_module("stats"), name)(x, y).statistic)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,26 +1,30 @@
-"""Tasks that reach a target: when, at what cost, and what is said of those that never do.
+"""Tasks that reach a target: which, when, and at what cost.
 
-Letters as everywhere: E tasks, P points of a curve; S training seeds. A task that does not reach
-the target within its curve is censored there: it is never dropped, and what was spent on it is paid
-by those that did."""
+Letters as everywhere: E tasks, P points of a curve, S training seeds. A task that does not reach
+the target is never dropped: its cost is shared by the tasks that do.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metalearn.evaluate.students_t import scipy_module
+
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+ROUNDING = 1e-6  # scores are stored in 32 bits: 19 of 25 right is 0.75999999
 
 
 class Reached(NamedTuple):
-    """When each task reached a target, or what was spent on it in vain."""
+    """Which tasks reached a target, and what each cost."""
 
     solved: Bools  # [...]
-    cost: Array  # [...], up to the target, or to the cap
+    cost: Array  # [...]
 
 
 class Share(NamedTuple):
@@ -30,34 +34,68 @@ class Share(NamedTuple):
     share: Array  # [n]
 
 
-def first_reached(scores: ArrayLike, target: float, *, higher: bool) -> NDArray[np.int64]:
+def reaches(scores: ArrayLike, target: float, *, higher: bool) -> Bools:
+    """Which scores are at least the target, or at most it for a loss; one that is not finite is
+    not.
+    """
+    values = np.asarray(scores, np.float64)
+    margin = ROUNDING * max(1.0, abs(target))
+    good = values >= target - margin if higher else values <= target + margin
+    return np.asarray(np.isfinite(values) & good)
+
+
+def at_step(scores: ArrayLike, cost: float, target: float, *, higher: bool) -> Reached:
+    """Tasks stopped at one step, chosen before they were seen: scores [...] there -> [...].
+
+    Every task costs the same, whether it is solved or not.
+    """
+    solved = reaches(scores, target, higher=higher)
+    return Reached(solved, np.full(solved.shape, float(cost)))
+
+
+def admissible_point(steps: Sequence[int], point: int, *, starts_at_chance: bool) -> int:
+    """The point of a curve at which tasks are judged: `point`, or the first with a step.
+
+    A method that has not seen the support set at step 0 solves tasks by luck there, at no cost.
+    """
+    taken = [place for place, step in enumerate(steps) if step > 0]
+    return max(point, taken[0]) if starts_at_chance and taken else point
+
+
+def first_reached(
+    scores: ArrayLike, target: float, *, higher: bool, first: int = 0
+) -> NDArray[np.int64]:
     """The first point from which on every later point reaches the target: [..., P] -> [...]; P
     where there is none.
 
-    A task that reaches the target and loses it again has not reached it. A score that is not finite
-    does not."""
-    values = np.asarray(scores, np.float64)
-    good = np.isfinite(values) & ((values >= target) if higher else (values <= target))
-    kept = np.logical_and.accumulate(good[..., ::-1], -1)  # from the last point backwards
-    return np.asarray(values.shape[-1] - kept.sum(-1), np.int64)
+    A task that reaches the target and loses it again has not reached it. Points before `first` do
+    not count.
+    """
+    good = reaches(scores, target, higher=higher)
+    kept = np.logical_and.accumulate(good[..., ::-1], -1).sum(-1)  # from the last point backwards
+    place = np.maximum(good.shape[-1] - kept, min(first, good.shape[-1] - 1))
+    return np.asarray(np.where(kept > 0, place, good.shape[-1]), np.int64)
 
 
-def reach(scores: ArrayLike, costs: ArrayLike, target: float, *, higher: bool) -> Reached:
+def reach(
+    scores: ArrayLike, costs: ArrayLike, target: float, *, higher: bool, first: int = 0
+) -> Reached:
     """Cost of each task up to its target: scores [..., P] and the cost of a task up to each point
     [P] -> [...].
 
-    An unsolved task costs what the whole curve does: that is the cap. The cost is that of somebody
-    who knows when to stop, the same knowledge for every method.
+    An unsolved task costs the whole curve: that is the cap. The cost is a lower bound, for a reader
+    who knows from the query labels when to stop; break-even counts use `at_step`.
     """
-    place, spent = first_reached(scores, target, higher=higher), np.asarray(costs, np.float64)
-    solved = place < spent.size
-    return Reached(solved, spent[np.minimum(place, spent.size - 1)])
+    spent = np.asarray(costs, np.float64)
+    place = first_reached(scores, target, higher=higher, first=first)
+    return Reached(place < spent.size, spent[np.minimum(place, spent.size - 1)])
 
 
 def cost_per_solved(found: Reached) -> float | None:
     """All cost, that of the failed tasks too, over the tasks solved; None where no task was.
 
-    The expected cost of one success (ERT, Hansen et al. 2009, INRIA report RR-6829, section 5).
+    This is the expected cost of one success (ERT, Hansen et al. 2009, INRIA report RR-6829,
+    section 5).
     """
     solved = int(found.solved.sum())
     return float(found.cost.sum() / solved) if solved else None
@@ -65,22 +103,22 @@ def cost_per_solved(found: Reached) -> float | None:
 
 def kaplan_meier(found: Reached) -> Share:
     """Share of tasks that reached the target by each cost (Kaplan & Meier 1958, JASA 53(282),
-    equation 2b).
+    equation 2b), from scipy.
 
     1 minus the product over the costs c at which some were solved of (1 - solved at c / not yet
-    solved or lost at c). Tasks that never reach it leave the count at their cap. No tasks: the
-    share is 0."""
+    solved or lost at c). Tasks that never reach it leave the count at their cap. Without tasks the
+    share is 0.
+    """
     solved, cost = found.solved.ravel(), found.cost.ravel()
-    places, shares, left = [0.0], [0.0], 1.0
-    for place in np.unique(cost[solved]):
-        at_risk = int((cost >= place).sum())
-        left *= 1 - int((solved & (cost == place)).sum()) / at_risk
-        places.append(float(place))
-        shares.append(1 - left)
-    if solved.size:
-        places.append(max(float(cost.max()), places[-1]))
-        shares.append(shares[-1])
-    return Share(np.asarray(places), np.asarray(shares))
+    if not solved.any():
+        end = [float(cost.max())] if cost.size else []
+        return Share(np.asarray([0.0, *end]), np.zeros(1 + len(end)))
+    stats = scipy_module("stats")
+    steps = stats.ecdf(stats.CensoredData(cost[solved], right=cost[~solved])).cdf
+    return Share(
+        np.concatenate([[0.0], np.asarray(steps.quantiles, np.float64)]),
+        np.concatenate([[0.0], np.asarray(steps.probabilities, np.float64)]),
+    )
 
 
 def share_at(curve: Share, budget: float) -> float:
@@ -108,11 +146,11 @@ def restricted_mean(curve: Share, cap: float) -> float:
 
 
 def from_validation(best: float, *, higher: bool, share: float = 0.9) -> float:
-    """The target that a family of tasks is held to: 90 % of the best method's mean score on
-    validation tasks.
+    """The target for a family of tasks: 90 % of the best method's mean score on validation tasks,
+    and of a loss the best over 0.9.
 
-    Of a loss, the best over 0.9. Chosen before any test task is seen; ValueError where the score is
-    not finite."""
+    It is chosen before any test task is seen. ValueError where the score is not finite.
+    """
     if not math.isfinite(best):
         raise ValueError(f"a target needs a finite validation score, not {best}")
     return best * share if higher else best / share

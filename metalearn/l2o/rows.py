@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.evaluate import stats
+from metalearn.evaluate.random_effects import paired
 from metalearn.l2o.measure import Losses, Overhead
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def row(found: Measured, points: Sequence[int]) -> Row:
     }
 
 
-def differences(learned: Measured, others: Sequence[Measured], at: int, seed: int = 0) -> list[Row]:
+def differences(learned: Measured, others: Sequence[Measured], at: int) -> list[Row]:
     """The learned rule's loss minus each other's at one point, paired over tasks and seeds
     (negative: it is lower).
     """
@@ -66,13 +67,13 @@ def differences(learned: Measured, others: Sequence[Measured], at: int, seed: in
     for other in others:
         theirs = _stacked(other, "train").mean(1)[..., at].numpy()
         both = np.broadcast_to(theirs, mine.shape) if len(theirs) == 1 else theirs
-        found = stats.paired(mine, both, seed)
+        found = paired(mine, both)
         rows.append(
             {
                 "a": learned.label,
                 "b": other.label,
-                "difference": found.difference,
-                "ci95": found.ci95,
+                "difference": found.value,
+                "ci95": None if found.ci95 is None else list(found.ci95),
                 "p": found.p,
             }
         )

@@ -135,10 +135,8 @@ def _paired(rows: Sequence[Row], headline: int) -> list[str]:
         if row["difference"] is None:
             lines.append(f"* {row['a']} - {row['b']}: not defined, as a run is not finite")
             continue
-        low, high = row["ci95"]
-        lines.append(
-            f"* {row['a']} - {row['b']}: {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-        )
+        ends = "" if row["ci95"] is None else " [{:+.4f}, {:+.4f}]".format(*row["ci95"])
+        lines.append(f"* {row['a']} - {row['b']}: {row['difference']:+.4f}{ends}")
     return lines
 
 

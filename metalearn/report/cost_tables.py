@@ -21,6 +21,7 @@ VERDICTS = {
     "never": "never",
     "not_reached": "not reached",
     "undecided": "undecided",
+    "same": "the same",
 }
 WORDS = {
     "tune": "tuning",

@@ -269,7 +269,7 @@ def _cost_caption(groups: Sequence[Group], found: Json, axis: Axis) -> str:
         else "; matrix products and convolutions"
     )
     text += (
-        ". Bands: 95 % bootstrap over seeds and tasks. A method that takes no steps is one "
+        ". Bands: 95 % intervals over seeds and tasks. A method that takes no steps is one "
         "point. What was spent "
     )
     text += "before any new task is not in it: see questions 5 and 10."
@@ -308,9 +308,9 @@ def _paired_note() -> str:
     return (
         '<p class="note">Mean difference over the same test tasks, each method at its headline '
         "step. Intervals: "
-        "bootstrap over seeds and tasks, 2,000 resamples, a task staying paired with itself; "
-        "with one seed over tasks "
-        "alone. p is two-sided, never below 0.001, and not corrected for the number of pairs.</p>"
+        "95 %, for new seeds and new tasks (two-way random effects, Satterthwaite’s degrees of "
+        "freedom); with one seed for new tasks of these trained networks only. p is two-sided, "
+        "needs 3 seeds, and is not corrected for the number of pairs.</p>"
     )
 
 

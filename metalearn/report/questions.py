@@ -186,12 +186,12 @@ def repaid(groups: Sequence[Group], found: Json, draw: Draw) -> str:
     note = (
         '<p class="note">pays: dearer beforehand, cheaper a task; always: no dearer from the '
         "first task on; never: "
-        "dearer beforehand and no cheaper a task; not reached: a share of solved tasks below "
-        "50 %, or shares more than "
-        "10 points apart; undecided: the interval (bootstrap over seeds and, inside, tasks) "
-        "spans a factor above 10, "
-        "or a cost was not measured. Set-up is in neither cost. Numbers are rounded up to "
-        "whole tasks.</p>"
+        "dearer beforehand and no cheaper a task; the same: both costs within 10 %; not "
+        "reached: a share of solved tasks below 50 %, or shares more than 10 points apart. "
+        "Each of these is decided by a 95 % interval over training seeds and tasks, and needs "
+        "3 seeds; what an interval leaves open is undecided, and so is a number of tasks whose "
+        "interval (Fieller’s) spans a factor above 10, or a cost that was not measured. Set-up "
+        "is in neither cost. Numbers are rounded up to whole tasks.</p>"
     )
     return "\n".join(
         [

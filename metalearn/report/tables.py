@@ -100,7 +100,7 @@ def _against_second(known: Sequence[Group], found: Json) -> str:
         return ""
     low, high = pair["ci95"]
     if low <= 0 <= high:
-        return f"Its lead over {escape(second)} is within the noise (p = {pair['p']:.2g}). "
+        return f"Its lead over {escape(second)} is within the noise. "
     return ""
 
 
@@ -366,8 +366,11 @@ def differences(found: Json, up: bool) -> str:
             low, high = entry["ci95"]
             better = entry["a"] if (entry["difference"] > 0) == up else entry["b"]
             reading = "not told apart" if low <= 0 <= high else f"{escape(better)} is better"
+            if entry["p"] is None:
+                reading = "these trained networks only: too few seeds for a test"
             interval = f"{signed(low, up)} to {signed(high, up)}"
-            cells += [signed(entry["difference"], up), interval, f"{entry['p']:.3f}", left(reading)]
+            shown = NONE if entry["p"] is None else f"{entry['p']:.3f}"
+            cells += [signed(entry["difference"], up), interval, shown, left(reading)]
         rows.append(row(escape(entry["a"]), cells))
     return table(heads, rows, left=(1, 5))
 

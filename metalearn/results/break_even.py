@@ -9,7 +9,7 @@ import numpy as np
 from metalearn.evaluate.accounts import Axis
 from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens
 from metalearn.evaluate.targets import cost_per_solved
-from metalearn.results.costs import AXES, SEED, up_front
+from metalearn.results.costs import AXES, up_front
 from metalearn.results.records import Group, Json
 from metalearn.results.solved import reached
 
@@ -17,9 +17,13 @@ from metalearn.results.solved import reached
 def account(group: Group, target: Json | None, axis: Axis) -> Account:
     spent = [up_front(run, axis) for run in group.runs]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
-    return Account(
-        group.label, tuple(run.seed for run in group.runs), known, reached(group, target, axis)
-    )
+    seeds = tuple(run.seed for run in group.runs)
+    return Account(group.label, seeds, known, reached(group, target, axis), origin(group))
+
+
+def origin(group: Group) -> str:
+    """The row whose trained network this one starts from; its own label where it has none."""
+    return str((group.first.config.get("method") or {}).get("start") or group.label)
 
 
 def break_even(groups: Sequence[Group], target: Json | None) -> list[Json]:
@@ -30,10 +34,8 @@ def break_even(groups: Sequence[Group], target: Json | None) -> list[Json]:
         return []
     rows = []
     for axis in AXES:
-        rows += [
-            _row(axis, one)
-            for one in break_evens([account(group, target, axis) for group in groups], SEED)
-        ]
+        table = [account(group, target, axis) for group in groups]
+        rows += [_row(axis, one) for one in break_evens(table)]
     return rows
 
 
@@ -49,9 +51,8 @@ def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json
         def at(level: float, axis: Axis = axis) -> list[Account]:
             return [account(group, {**target, "value": level}, axis) for group in groups]
 
-        rows += [
-            {**_row(axis, one), "level": level} for level, one in at_common_levels(levels, at, SEED)
-        ]
+        found = at_common_levels(levels, at)
+        rows += [{**_row(axis, one), "level": level} for level, one in found]
     return rows
 
 

@@ -10,7 +10,6 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
-SEED = 0  # of every bootstrap
 
 
 def learning(run: Run, axis: Axis) -> Array | None:

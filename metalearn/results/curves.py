@@ -12,7 +12,8 @@ import numpy as np
 
 from metalearn.evaluate import stats
 from metalearn.evaluate.accounts import Axis
-from metalearn.results.costs import AXES, SEED, answering, learning
+from metalearn.evaluate.random_effects import interval
+from metalearn.results.costs import AXES, answering, learning
 from metalearn.results.records import Array, Group, Json, at, mean
 
 
@@ -65,8 +66,8 @@ def curve(group: Group) -> Curve:
 
 
 def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
-    """Mean over seeds and tasks against mean cost, with a 95 % bootstrap band; a method without
-    steps is one point. None where scores or costs are missing.
+    """Mean over seeds and tasks, with its 95 % interval, against mean cost; a method without steps
+    is one point. None where scores or costs are missing.
     """
     pooled = group.pooled(group.metric)
     spent = [learning(run, axis) for run in group.runs]
@@ -75,9 +76,7 @@ def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
         return None
     cost = np.mean([part for part in spent if part is not None], 0) + asked
     shown = curve(group)  # of a loss over the tasks that did not diverge, where some did
-    low, high = (
-        (np.full(len(cost), np.nan),) * 2 if shown.converged_only else stats.band(pooled, SEED)
-    )
+    low, high = (np.full(len(cost), np.nan),) * 2 if shown.converged_only else interval(pooled)
     middle = np.asarray([np.nan if value is None else value for value in shown.mean])
     places = (
         [place for place in range(len(cost)) if cost[place] > 0]

@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 
-from metalearn.evaluate import stats
+from metalearn.evaluate import random_effects, stats
 from metalearn.evaluate.breakeven import LEAST_TASKS
 from metalearn.results.curves import curve
 from metalearn.results.records import Array, Group, Json, mean
 
 AUC_AXIS = "log2(1 + steps)"
-BOOTSTRAP_SEED = 0
 
 
 def summary(group: Group) -> Json:
@@ -84,10 +83,18 @@ def paired(a: Group, b: Group) -> Json:
         return entry | {
             "why": f"{tasks} common tasks are too few for an interval: it takes {LEAST_TASKS}"
         }
-    found = stats.paired(first[:, :tasks], second[:, :tasks], BOOTSTRAP_SEED)
+    found = random_effects.paired(first[:, :tasks], second[:, :tasks])
     if found.undefined:
         return entry | {"why": f"undefined: the score of {found.undefined} tasks is not finite"}
-    return entry | {"difference": found.difference, "ci95": found.ci95, "p": found.p}
+    ci95 = None if found.ci95 is None else list(found.ci95)
+    return entry | {
+        "difference": found.value,
+        "ci95": ci95,
+        "p": found.p,
+        "per_seed": list(found.per_seed),
+        "freedom": found.freedom,
+        "covers": found.covers,
+    }
 
 
 def _prints(group: Group) -> set[str]:

@@ -1,0 +1,170 @@
+"""Targets, cost blocks and selection against answers that are known beforehand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metalearn.evaluate import accounts, targets
+from metalearn.evaluate.ledger import PHASES, MissingPhase
+from metalearn.evaluate.pareto import front
+from metalearn.evaluate.selection import kendall, noise, spearman
+from metalearn.evaluate.targets import (
+    Reached,
+    Share,
+    cost_per_solved,
+    first_reached,
+    kaplan_meier,
+    reach,
+)
+
+# targets
+
+
+def test_a_target_is_reached_where_it_is_kept() -> None:
+    scores = np.array(
+        [[0.2, 0.9, 0.9], [0.9, 0.5, 0.95], [0.9, 0.9, 0.5], [0.91, 0.9, 0.9], [0.2, np.nan, 0.9]]
+    )
+    assert first_reached(scores, 0.9, higher=True).tolist() == [
+        1,
+        2,
+        3,
+        0,
+        2,
+    ]  # 3: not on this curve
+    assert first_reached([[3.0, 0.4, math.inf]], 0.5, higher=False).tolist() == [3]
+    assert first_reached([[3.0, 0.4, 0.5]], 0.5, higher=False).tolist() == [1]
+
+
+def test_the_failed_tasks_are_paid_by_those_that_did_it() -> None:
+    """Two of three tasks solved, at 10 and at 40; the third cost all 100: 150 for two."""
+    scores = [[0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]]
+    found = reach(scores, [0, 10, 40, 100], 0.9, higher=True)
+    assert found.solved.tolist() == [True, True, False] and found.cost.tolist() == [10, 40, 100]
+    assert cost_per_solved(found) == 75
+    assert cost_per_solved(Reached(np.zeros(3, bool), np.ones(3))) is None
+
+
+def test_kaplan_meier_is_the_published_example() -> None:
+    """Remission times of 21 patients under 6-MP (Freireich et al. 1963, as in every textbook): S(6)
+    = 0.857, ...
+    """
+    weeks = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
+    ended = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    curve = kaplan_meier(Reached(np.array(ended, bool), np.array(weeks, float)))
+    known = {6: 0.857, 7: 0.807, 10: 0.753, 13: 0.690, 16: 0.627, 22: 0.538, 23: 0.448}
+    for week, alive in known.items():
+        assert 1 - targets.share_at(curve, week) == pytest.approx(alive, abs=5e-4)
+    assert targets.share_at(curve, 5.9) == 0 and targets.median_cost(curve) == 23
+    assert curve.cost[-1] == 35 and curve.share[-1] == curve.share[-2]
+
+
+def test_with_one_cap_it_is_the_share_of_all_tasks() -> None:
+    found = Reached(np.array([[True, False], [True, True]]), np.array([[2.0, 9.0], [2.0, 5.0]]))
+    curve = kaplan_meier(found)
+    assert curve.cost.tolist() == [0, 2, 5, 9] and curve.share.tolist() == [0, 0.5, 0.75, 0.75]
+    assert targets.restricted_mean(curve, 9) == pytest.approx((2 + 9 + 2 + 5) / 4)
+    assert targets.median_cost(Share(np.array([0.0, 3]), np.array([0.0, 0.49]))) is None
+    nobody = kaplan_meier(Reached(np.zeros(2, bool), np.full(2, 7.0)))
+    assert nobody.share.tolist() == [0, 0] and targets.share_at(nobody, 100) == 0
+
+
+def test_the_target_is_nine_tenths_of_the_best_on_validation() -> None:
+    assert targets.from_validation(0.95, higher=True) == pytest.approx(0.855)
+    assert targets.from_validation(0.45, higher=False) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="finite"):
+        targets.from_validation(math.nan, higher=True)
+
+
+# accounts and fronts
+
+
+def block(**entries: dict[str, Any]) -> dict[str, Any]:
+    nothing = {"flops": 0, "seconds": 0.0, "tasks": 0}
+    return {phase: {**nothing, **entries.get(phase, {})} for phase in PHASES}
+
+
+def test_what_is_paid_once_and_what_each_task_takes() -> None:
+    each = {"seconds_batched": 2.0, "seconds_alone": 5.0, "tasks": 10}
+    cost = block(
+        setup={"seconds": 7.0, "flops": None},
+        tune={"flops": 100, "seconds": 1.0},
+        meta_train={"flops": 900, "seconds": 9},
+        search={
+            "flops": 30,
+            "seconds_batched": 1.0,
+            "tasks": 10,
+            "once": {"flops": 5, "seconds": 0.5},
+        },
+        adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0},
+        predict={**each, "flops": 4},
+    )
+    assert accounts.up_front(cost, "flops") == 1005 and accounts.up_front(cost, "seconds") == 10.5
+    steps = accounts.learning(cost, "flops", [0, 1, 4])
+    assert steps is not None and steps.tolist() == [40, 50, 80]  # the search, and 10 + 40 s / 4
+    seconds = accounts.learning(cost, "seconds", [0, 1, 4])
+    assert seconds is not None and seconds.tolist() == [1.0, 1.5, 3.0]
+    assert accounts.answering(cost, "flops") == 4
+    assert accounts.whole_seconds(cost) == 7 + 1 + 9 + 10 * 1 + 0.5 + 10 * 2 + 10 * 2
+
+
+def test_an_absent_phase_is_an_error_and_null_is_unknown() -> None:
+    cost = block(adapt={"seconds_batched": 1.0, "flops": None})
+    assert accounts.learning(cost, "flops", [1]) is None
+    cost["meta_train"]["flops"] = None
+    assert accounts.up_front(cost, "flops") is None and accounts.up_front(cost, "seconds") == 0
+    del cost["tune"]
+    with pytest.raises(MissingPhase, match="'tune'"):
+        accounts.up_front(cost, "seconds")
+
+
+def test_the_front() -> None:
+    costs, scores = [1.0, 2.0, 2.0, 3.0, None, 1.0], [0.5, 0.9, 0.8, 0.9, 0.99, 0.5]
+    assert front(costs, scores, higher=True) == [True, True, False, False, False, True]
+    assert front([1.0, 2.0], [0.3, 0.2], higher=False) == [True, True]
+
+
+# selection
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=25))
+def test_rank_correlations_are_scipys(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, float).T
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert math.isnan(kendall(a, b)) and math.isnan(spearman(a, b))
+    else:
+        assert kendall(a, b) == pytest.approx(scipy.stats.kendalltau(a, b).statistic, abs=1e-12)
+        assert spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-12)
+
+
+def test_a_perfect_score_has_no_regret_and_pure_noise_only_optimism() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.normal(0.6, 0.05, (300, 64))
+    perfect = noise(list(truth), list(truth))
+    assert (perfect.tau, perfect.regret, perfect.optimism) == (pytest.approx(1), 0, 0)
+    flat = np.full((300, 64), 0.6)
+    lucky = noise(list(flat + generator.normal(0, 0.1, flat.shape)), list(flat))
+    assert lucky.tau is None and lucky.regret == lucky.gain == 0
+    assert lucky.optimism == pytest.approx(
+        0.24, abs=0.02
+    )  # the largest of 64 normals: 2.4 deviations of 0.1
+    blind = noise(list(generator.normal(0, 1, truth.shape)), list(truth), one_unit=False)
+    assert blind.regret == pytest.approx(blind.regret_of_chance, rel=0.1) and blind.optimism is None
+    assert abs(blind.tau or 0) < 0.02 and (blind.searches, blind.candidates) == (300, 64)
+
+
+def test_a_pick_that_diverged_is_never_the_pick() -> None:
+    found = noise([[math.nan, 0.5, -math.inf]], [[0.9, 0.4, 0.2]])
+    assert found.regret == pytest.approx(0.5) and found.optimism == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="finite"):
+        noise([[1.0]], [[math.nan]])
+    with pytest.raises(ValueError, match="as long as"):
+        noise([[1.0, 2.0]], [[1.0]])
+    with pytest.raises(ValueError, match="at least one"):
+        noise([], [])
