@@ -1,0 +1,223 @@
+"""Synthetic comparisons whose true answer is known: scores, costs, and what older rules made of
+them.
+
+Accuracies are in points of 100: tasks differ by 5, a seed's score of a task by 9 around that, and
+seeds by `seed_sd`, of which 1 is the median of the measured comparisons (RESULTS.md). S seeds, E
+tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from metalearn.evaluate.breakeven import Account, break_evens
+from metalearn.evaluate.holm import holm
+from metalearn.evaluate.random_effects import estimate, paired
+from metalearn.evaluate.targets import Reached
+
+Array = NDArray[np.float64]
+SEED_SDS = (0.0, 0.7, 1.3, 3.0, 7.0)
+SEEDS = (3, 5, 10)
+TASKS = 200
+TASK_SD, RESIDUAL_SD = 5.0, 9.0
+PROBIT = 0.09  # a point of accuracy in the units of the latent normal behind a solved task
+TASK_PROBIT = 0.6
+
+
+def scores(
+    generator: np.random.Generator,
+    seeds: int,
+    seed_sd: float,
+    mean: float = 0.0,
+    tasks: int = TASKS,
+) -> Array:
+    """Accuracies, or a difference of two methods, around `mean`: [S, E]."""
+    return np.asarray(
+        mean
+        + generator.normal(0, seed_sd, seeds)[:, None]
+        + generator.normal(0, TASK_SD, TASKS)
+        + generator.normal(0, RESIDUAL_SD, (seeds, TASKS))
+    )
+
+
+def family(generator: np.random.Generator, methods: int, seeds: int) -> list[Array]:
+    """Equally good methods on the same tasks, each with its own seed deviation: [S, E] each."""
+    common = generator.normal(0, 15, TASKS)
+    spread = generator.gamma(2, 0.65, methods)  # median 1.1 points, now and then 4
+    return [common + scores(generator, seeds, sd) for sd in spread]
+
+
+def solved(
+    generator: np.random.Generator, share: float, seeds: int, seed_sd: float, tasks: Array
+) -> NDArray[np.bool_]:
+    """Which tasks are solved, an expected `share` of new tasks by new seeds: [S, E]."""
+    sd = PROBIT * seed_sd
+    level = float(ndtri(share)) * math.sqrt(1 + TASK_PROBIT**2 + sd**2)
+    shift = generator.normal(0, sd, seeds)[:, None]
+    noise = generator.normal(0, 1, (seeds, len(tasks)))
+    return np.asarray(level + shift + tasks + noise > 0)
+
+
+def accounts(
+    generator: np.random.Generator,
+    costs: tuple[tuple[float, float, float], ...],
+    seeds: int,
+    seed_sd: float,
+    tasks: int = TASKS,
+) -> list[Account]:
+    """Methods "a", "b", ... with these (up-front cost, cost of a task, share solved).
+
+    Up-front costs differ by 5 % between seeds.
+    """
+    common = generator.normal(0, TASK_PROBIT, tasks)
+    made = []
+    for label, (up, each, share) in zip("abcdef", costs):
+        found = solved(generator, share, seeds, seed_sd, common)
+        up_front = up * generator.normal(1, 0.05, seeds)
+        spent = np.full(found.shape, each)
+        made.append(Account(label, tuple(range(seeds)), up_front, Reached(found, spent)))
+    return made
+
+
+def crossing(costs: tuple[tuple[float, float, float], ...]) -> float:
+    """The true number of tasks: (U_a - U_b) / (c_b - c_a), c being cost over share."""
+    (up_a, a, share_a), (up_b, b, share_b) = costs
+    saved = b / share_b - a / share_a
+    return (up_a - up_b) / saved if saved > 0 else math.inf
+
+
+# what was used before, planted here to be refused
+
+
+def pigeonhole_bootstrap(values: Array, seed: int, resamples: int = 400) -> tuple[float, float]:
+    """95 % interval of the mean by percentiles: seeds and tasks drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    counts = [
+        generator.multinomial(size, np.full(size, 1 / size), resamples) for size in values.shape
+    ]
+    means = np.einsum("rs,se,re->r", counts[0], values, counts[1]) / values.size
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def bootstrapped_crossing(
+    a: Account, b: Account, seed: int, resamples: int = 400
+) -> tuple[float, float]:
+    """95 % interval of the number of tasks, by the same resampling; infinite: never."""
+    generator = np.random.default_rng(seed)
+    tasks = a.found.cost.shape[1]  # type: ignore[union-attr]
+    of_tasks = generator.multinomial(tasks, np.full(tasks, 1 / tasks), resamples)
+    sides = []
+    for account in (a, b):
+        count = len(account.seeds)
+        of_seeds = generator.multinomial(count, np.full(count, 1 / count), resamples)
+        spent, right = (
+            np.einsum("rs,se,re->r", of_seeds, part.astype(float), of_tasks)
+            for part in (account.found.cost, account.found.solved)  # type: ignore[union-attr]
+        )
+        sides.append((of_seeds @ account.up_front / count, spent / right))
+    more, saved = sides[0][0] - sides[1][0], sides[1][1] - sides[0][1]
+    found = np.where(saved > 0, more / np.where(saved > 0, saved, 1), np.inf)
+    low, high = np.percentile(found, (2.5, 97.5), method="inverted_cdf")
+    return float(low), float(high)
+
+
+# how often a rule is right
+
+
+class Means(NamedTuple):
+    """A rule for the mean of a table [S, E], over many simulated ones."""
+
+    coverage: float  # share of intervals that hold the truth
+    excludes: float  # share of intervals without 0: false where the truth is 0, else power
+
+
+class Crossings(NamedTuple):
+    """A rule for the number of tasks, over many simulated pairs of methods."""
+
+    coverage: float
+    verdicts: dict[str, float]  # share of each
+
+
+def two_way(values: Array, number: int) -> tuple[float, float]:
+    found = estimate(values).ci95
+    assert found is not None
+    return found
+
+
+def study_means(
+    seeds: int,
+    seed_sd: float,
+    repeats: int,
+    rule: Callable[[Array, int], tuple[float, float]] = two_way,
+    mean: float = 0.0,
+) -> Means:
+    """Coverage of `rule` for a mean over seeds and tasks."""
+    generator = np.random.default_rng([1, seeds, round(10 * seed_sd)])
+    ends = np.asarray(
+        [rule(scores(generator, seeds, seed_sd, mean), number) for number in range(repeats)]
+    )
+    inside = (ends[:, 0] <= mean) & (mean <= ends[:, 1])
+    return Means(float(inside.mean()), float(((ends[:, 0] > 0) | (ends[:, 1] < 0)).mean()))
+
+
+def study_crossings(
+    costs: tuple[tuple[float, float, float], ...],
+    seeds: int,
+    seed_sd: float,
+    repeats: int,
+    rule: Callable[[Account, Account, int], tuple[float, float]] | None = None,
+) -> Crossings:
+    """Coverage and verdicts of `break_evens`, or of an older rule, which pays where its interval
+    is narrower than a factor of 10."""
+    generator = np.random.default_rng([2, seeds, round(10 * seed_sd)])
+    truth, covered = crossing(costs), 0
+    verdicts: Counter[str] = Counter()
+    for number in range(repeats):
+        pair = accounts(generator, costs, seeds, seed_sd)
+        if rule is None:
+            found = break_evens(pair)[0]
+            ends, verdict = found.ci95 or (1.0, math.inf), str(found.verdict)
+        else:
+            ends = rule(pair[0], pair[1], number)
+            verdict = "pays" if ends[1] <= 10 * ends[0] else "undecided"
+        covered += ends[0] <= truth <= ends[1]
+        verdicts[verdict] += 1
+    return Crossings(covered / repeats, {name: n / repeats for name, n in verdicts.items()})
+
+
+CONTRASTS = (*((0, other) for other in range(1, 6)), (6, 7), (8, 9), (10, 11), (12, 13), (14, 15))
+
+
+def study_family(seeds: int, repeats: int, gain: float = 0.0) -> tuple[float, float]:
+    """24 equally good methods, of which number 0 is better by `gain` points: (how often a contrast
+    without a difference is called one, how often contrast 0 is), Holm at 5 %.
+    """
+    generator = np.random.default_rng([3, seeds])
+    false = true = 0
+    for _ in range(repeats):
+        methods = family(generator, 24, seeds)
+        methods[0] = methods[0] + gain
+        adjusted = holm([paired(methods[a], methods[b]).p for a, b in CONTRASTS])
+        found = [p is not None and p <= 0.05 for p in adjusted]
+        false += any(one for one, (a, _) in zip(found, CONTRASTS) if a or not gain)
+        true += found[0]
+    return false / repeats, true / repeats
+
+
+def family_by_bootstrap(seeds: int, repeats: int) -> float:
+    """Share of comparisons of 24 equal methods in which the older rule calls a contrast better."""
+    generator = np.random.default_rng([3, seeds])
+    false = 0
+    for number in range(repeats):
+        methods = family(generator, 24, seeds)
+        ends = [pigeonhole_bootstrap(methods[a] - methods[b], number) for a, b in CONTRASTS]
+        false += any(low > 0 or high < 0 for low, high in ends)
+    return false / repeats

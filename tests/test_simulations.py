@@ -1,0 +1,90 @@
+"""Every interval, test and verdict against simulations whose answer is known.
+
+These are the fast versions, with few repeats and fixed seeds: a rate is allowed two standard errors
+beyond its bound. `make simulate` runs the long ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from simulated import (
+    SEED_SDS,
+    SEEDS,
+    bootstrapped_crossing,
+    crossing,
+    family_by_bootstrap,
+    pigeonhole_bootstrap,
+    study_crossings,
+    study_family,
+    study_means,
+)
+
+REPEATS = 400
+PAYS = ((1000.0, 2.0, 0.9), (0.0, 12.0, 0.87))
+NEVER = ((1000.0, 12.0 * 0.9 / 0.87, 0.9), (0.0, 12.0, 0.87))  # equal cost of a solved task
+
+
+def slack(rate: float, repeats: int = REPEATS) -> float:
+    """Two standard errors of a measured rate."""
+    return 2 * math.sqrt(rate * (1 - rate) / repeats)
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("seed_sd", SEED_SDS)
+def test_an_interval_of_a_mean_covers_it(seeds: int, seed_sd: float) -> None:
+    found = study_means(seeds, seed_sd, REPEATS)
+    assert 0.92 - slack(0.92) <= found.coverage <= 0.98 + slack(0.98)
+
+
+def test_the_older_bootstrap_of_a_mean_is_refused() -> None:
+    for seeds, seed_sd in ((3, 3.0), (3, 7.0), (5, 7.0)):
+        found = study_means(seeds, seed_sd, REPEATS // 2, pigeonhole_bootstrap)
+        assert found.coverage < 0.92 - slack(0.92, REPEATS // 2)
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("seed_sd", SEED_SDS)
+def test_an_interval_of_a_break_even_count_covers_it(seeds: int, seed_sd: float) -> None:
+    repeats = REPEATS // 2
+    found = study_crossings(PAYS, seeds, seed_sd, repeats)
+    assert 0.92 - slack(0.92, repeats) <= found.coverage <= 0.98 + slack(0.98, repeats)
+    wrong = set(found.verdicts) - {"pays", "undecided", "not_reached"}
+    assert not wrong and found.verdicts.get("not_reached", 0) <= 0.025 + slack(0.025, repeats)
+
+
+def test_a_count_is_found_where_there_is_much_to_see() -> None:
+    assert crossing(PAYS) == pytest.approx(86.4, abs=0.1) and math.isinf(crossing(NEVER))
+    assert study_crossings(PAYS, 5, 1.3, 100).verdicts["pays"] > 0.75
+    assert study_crossings(PAYS, 10, 1.3, 100).verdicts["pays"] > 0.95
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("seed_sd", (0.0, 3.0, 7.0))
+def test_what_never_pays_is_seldom_said_to_pay(seeds: int, seed_sd: float) -> None:
+    repeats = REPEATS // 2
+    found = study_crossings(NEVER, seeds, seed_sd, repeats)
+    assert found.verdicts.get("pays", 0) <= 0.025 + slack(0.025, repeats)
+    assert found.verdicts.get("always", 0) == 0
+
+
+def test_the_older_bootstrap_of_a_count_is_refused() -> None:
+    repeats = REPEATS // 2
+    found = study_crossings(NEVER, 3, 7.0, repeats, bootstrapped_crossing)
+    assert found.verdicts["pays"] > 0.025 + slack(0.025, repeats)
+    found = study_crossings(PAYS, 3, 7.0, repeats, bootstrapped_crossing)
+    assert found.coverage < 0.92 - slack(0.92, repeats)
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_equal_methods_are_seldom_called_different(seeds: int) -> None:
+    """24 equally good methods, 10 contrasts named before the run, Holm."""
+    false, _ = study_family(seeds, REPEATS)
+    assert false <= 0.05 + slack(0.05)
+    if seeds > 3:
+        assert study_family(seeds, 100, gain=6.0)[1] > 0.5
+
+
+def test_the_older_bootstrap_calls_equal_methods_different() -> None:
+    assert family_by_bootstrap(3, 50) > 0.3
