@@ -15,7 +15,7 @@ from metalearn.interop import through
 from metalearn.machine import device_of
 from metalearn.nas import Architecture
 from metalearn.rng import fold_in
-from metalearn.types import Key, Learner, Method, TaskSource
+from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -160,13 +160,18 @@ def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learne
         raise ConfigError(*(("found", text) for _, text in error.problems)) from error
 
 
-def method_for(experiment: Experiment, spec: Any) -> Method:
-    """The experiment's method for tasks of `spec`."""
+def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learner, Method]:
+    """The experiment's learner and method for tasks of `spec`."""
     problems: list[tuple[str, str]] = []
-    _, method = _method(experiment, spec, None, problems)
-    if method is None:
+    learner, method = _method(experiment, spec, None, problems)
+    if learner is None or method is None:
         raise ConfigError(*problems)
-    return method
+    return learner, method
+
+
+def method_for(experiment: Experiment, spec: EpisodeSpec) -> Method:
+    """The experiment's method for tasks of `spec`."""
+    return learner_and_method(experiment, spec)[1]
 
 
 def draw_of(experiment: Experiment, parts: Parts) -> Callable[[Key], Any]:

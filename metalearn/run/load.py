@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from metalearn.config.build import build, method_for
+from metalearn.config.build import build, learner_and_method, method_for
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
+from metalearn.run.adapted import AdaptedTask, adapt_task
 from metalearn.run.run import stored_experiment
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
+from metalearn.storage.schema import read_result
 from metalearn.tree import leaves
-from metalearn.types import MetaState, Method, TaskSource
+from metalearn.types import EpisodeSpec, Learner, MetaState, Method, TaskSource
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,28 @@ class LoadedRun:
     source: TaskSource  # of the test tasks
     config: Experiment
     folder: Path
+
+    def adapt(self, x: Any, y: Any, steps: int | None = None, seed: int = 0) -> AdaptedTask:
+        """Learn one new task of labelled examples, numpy or torch.
+
+        x is [B, *X], images as floats in 0..1; y is [B] labels of any kind and number a class, or
+        [B, C] values. `steps` is by default the step of the run's headline result. Raises
+        ConfigError for examples that do not fit the run.
+        """
+        if steps is None:
+            steps = self._headline_step()
+        spec, config = self.method.spec, self.config
+
+        def build(spec: EpisodeSpec) -> tuple[Learner, Method]:
+            return learner_and_method(config, spec)
+
+        return adapt_task(build, self.state.meta, spec, x, y, steps, seed)
+
+    def _headline_step(self) -> int:
+        if (self.folder / "result.json").exists():
+            return int(read_result(self.folder)["headline"]["step"])
+        headline = self.config.evaluate.headline
+        return headline if isinstance(headline, int) else self.config.evaluate.steps[-1]
 
 
 def load_run(folder: str | Path) -> LoadedRun:
