@@ -152,8 +152,8 @@ def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> Non
     table, _ = images()
     truth = landscapes(table)["truth"][0]
     early = table.rows.accuracy[..., 0].mean((1, 2))
-    np.testing.assert_allclose(truth.told(0.2), early, rtol=1e-5)
-    np.testing.assert_allclose(truth.told(1.0), truth.worth, rtol=1e-6)
+    np.testing.assert_allclose(truth.scores(0.2), early, rtol=1e-5)
+    np.testing.assert_allclose(truth.scores(1.0), truth.worth, rtol=1e-6)
     assert race_results.counts(64) == [1, 2, 4, 8, 16, 32, 64] and race_results.counts(1) == [1]
 
 
@@ -191,7 +191,7 @@ def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
         picks = raced(table, space, RandomSearch().build(space), lands, 20, evaluations)
         found = theory(picks, lands, evaluations)
         assert found["agrees"] and found["exact"] == sorted(found["exact"], reverse=True)
-        doctored = [landscape(-land.told(1.0), land.worth) for land in lands]
+        doctored = [landscape(-land.scores(1.0), land.worth) for land in lands]
         assert not theory(picks, doctored, evaluations)["agrees"]
 
     def in_order(key: Any, budget: int, data: Any = None) -> Any:
@@ -265,7 +265,7 @@ def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
     wild = dataclasses.replace(wave_table, rows=wave_table.rows._replace(loss=loss))
     fields = landscapes(wild)
     assert all(np.isfinite(land.regret).all() for lands in fields.values() for land in lands)
-    assert np.isfinite(fields["truth"][0].told(1.0)).all() and math.isfinite(
+    assert np.isfinite(fields["truth"][0].scores(1.0)).all() and math.isfinite(
         race_results.noise(wild)["tau"]
     )
     assert fields["scores"][2].worth[4] == pytest.approx(
@@ -497,7 +497,7 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "darts.stepz: unknown key",
         "darts.steps: ",
         "what the name darts stands for",
-        "snip does not race",
+        "snip is not among the searchers",
         "p.png should end in .svg",
         "is no folder",
         "part.npz: holds 556 of 560",

@@ -89,7 +89,7 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
     if work.family != "sampling":
         expected, outcome.facts["flops"] = counted(problem)
     if not work.regression:
-        assert problem.ready  # drawn now, so that they are on nobody's bill of time or memory
+        assert problem.ready  # drawn now, outside of all measurements
     ready: list[Ready] = []
     for contender in contenders(problem, settings.engines, settings.executors):
         ready += _prepared(problem, contender, expected, settings, outcome)
@@ -99,7 +99,7 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
 
 
 def set_precision(settings: Settings) -> None:
-    """On CUDA, full float32 in torch's products or TF32; JAX is told by its own engine."""
+    """On CUDA, full float32 in torch's products or TF32; JAX is set by its own engine."""
     if settings.device.startswith("cuda"):
         precision = "tf32" if settings.tf32 else "ieee"
         setattr(torch.backends, "fp32_precision", precision)  # noqa: B010  # for mypy

@@ -1,6 +1,4 @@
-"""Who takes part in a workload: this project once for each executor, and every peer that is
-there.
-"""
+"""The contenders of a workload: this project once per executor, and every installed peer."""
 
 from __future__ import annotations
 
@@ -47,10 +45,8 @@ class Contender:
 def contenders(
     problem: Problem, engines: Iterable[str], executors: Sequence[str] = ()
 ) -> list[Contender]:
-    """The engines asked for; `executors` in the place of the ones that are worth a row on this
-    workload.
-    """
-    asked = set(engines)
+    """The contenders of `engines`; `executors` replace the ones chosen for this workload."""
+    wanted = set(engines)
     if problem.workload.family == "sampling":
         found = [
             Contender("native", lambda row: [sampling.ours(problem)]),
@@ -76,7 +72,7 @@ def contenders(
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),
             Contender("jax", lambda row: [by_jax.engine(problem)]),
         ]
-    return [one for one in found if one.engine in asked]
+    return [one for one in found if one.engine in wanted]
 
 
 def _left_out(name: str, why: str) -> Callable[[Row], list[Engine]]:

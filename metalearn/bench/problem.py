@@ -142,7 +142,7 @@ def images(work: Workload) -> Any:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 

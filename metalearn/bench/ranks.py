@@ -50,21 +50,21 @@ class Size:
     overrides: tuple[str, ...]
 
     def plan(self) -> Experiment:
-        words = (*self.overrides, "run.threads=1", "run.seeds=[0]", "run.device=cpu")
-        return load(self.experiment, words).experiments[0]
+        overrides = (*self.overrides, "run.threads=1", "run.seeds=[0]", "run.device=cpu")
+        return load(self.experiment, overrides).experiments[0]
 
 
 def conv(tasks: int, filters: int = 64) -> Size:
     """The paper's strided Conv4 on 5-way 1-shot Omniglot; eager, as compiling would take most of
     the time.
     """
-    words = (
+    overrides = (
         f"run.tasks_per_step={tasks}",
         f"model.filters={filters}",
         "run.executor=chunk",
         "run.chunk=4",
     )
-    return Size("maml_omniglot_5w1s", words)
+    return Size("maml_omniglot_5w1s", overrides)
 
 
 def perceptron(width: int, tasks: int = 32) -> Size:

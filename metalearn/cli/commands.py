@@ -1,4 +1,4 @@
-"""What each command does, once its words are parsed."""
+"""What each command does, once its arguments are parsed."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def resume(folder: Path, allow_change: bool, team: Team | None = None) -> None:
         return
     differing = _edited(folder, experiment)
     if differing is not None and not allow_change:
-        told = "".join(f"\n  {text}" for text in differing)
-        text = f"was changed since the run began: change it back, or say --allow-change{told}"
+        changes = "".join(f"\n  {text}" for text in differing)
+        text = f"was changed since the run began: change it back, or use --allow-change{changes}"
         raise ConfigError((str(folder / "config.yaml"), text))
     print(line(run_one(experiment, folder, team=team or ALONE)))
     print(f"run directory: {folder}")

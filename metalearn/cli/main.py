@@ -16,7 +16,7 @@ from metalearn.distributed.launch import on_devices, recorded
 from metalearn.errors import ConfigError, exit_codes
 from metalearn.logger import show_messages
 
-assert clock.BEGIN  # imported first: the bill begins here
+assert clock.BEGIN  # imported first: the cost of a command counts from here
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -138,7 +138,7 @@ def sweep(
     file: Annotated[
         str, typer.Argument(help="A W&B sweep file, or a name from `metalearn list sweeps`.")
     ],
-    words: Annotated[
+    job_options: Annotated[
         list[str] | None,
         typer.Argument(help="Job options for --slurm, such as partition=gpu.", metavar="KEY=VALUE"),
     ] = None,
@@ -163,13 +163,13 @@ def sweep(
     to add workers.
     """
     with exit_codes():
-        if words and not slurm:
+        if job_options and not slurm:
             raise ConfigError(
-                (words[0], "key=value belongs to --slurm; what a sweep changes stands in its file")
+                (job_options[0], "KEY=VALUE belongs to --slurm; a sweep takes no overrides")
             )
         from metalearn.sweep.command import sweep as run
 
-        if not run(file, workers, out, wandb, (words or []) if slurm else None):
+        if not run(file, workers, out, wandb, (job_options or []) if slurm else None):
             raise SystemExit(1)
 
 

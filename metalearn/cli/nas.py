@@ -59,9 +59,9 @@ def tabulate(
     from metalearn.errors import exit_codes
 
     with exit_codes():
-        from metalearn.tabular import tabulate as room
+        from metalearn.tabular import tabulate as table
 
-        room.tabulate(space, task, overrides or [], out, tasks, seeds, room.points_of(points))
+        table.tabulate(space, task, overrides or [], out, tasks, seeds, table.points_of(points))
 
 
 Table = Annotated[Path, typer.Argument(help="A table written by metalearn nas tabulate.")]

@@ -215,7 +215,7 @@ class Published(Component):
 
 
 class TuneRange(Component):
-    """Values that tuning may try for one field, in the words of a W&B sweep."""
+    """Values that tuning may try for one field, in the terms of a W&B sweep."""
 
     min: float | None = option(None, "Smallest value.")
     max: float | None = option(None, "Largest value.")

@@ -1,7 +1,7 @@
 """Which dotted keys of an experiment file are text fields: their overrides are taken as they stand.
 
-A key belongs to the component that its section's tag chooses, so this is asked with the file's data
-and after the overrides that change tags."""
+A key belongs to the component that its section's tag chooses, so this needs the file's data,
+after the overrides that change tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""learn2learn and higher as modules, imported when asked for; absence is a clear sentence."""
+"""learn2learn and higher as modules, imported on first use; their absence is a ConfigError."""
 
 from __future__ import annotations
 

@@ -83,12 +83,12 @@ def _without_twins(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks under two
     names.
     """
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+    known: set[tuple[int, tuple[int, ...]]] = set()
     once = {}
     for name, value in state.items():
         mark = (value.data_ptr(), tuple(value.shape))
-        if value.numel() and mark not in seen:
-            seen.add(mark)
+        if value.numel() and mark not in known:
+            known.add(mark)
             once[name] = value
     return once
 

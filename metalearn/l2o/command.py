@@ -274,7 +274,7 @@ def _adam(
         given, lambda part: tuning.best_of_each(over_rates(target, rule, rates, part, points)), 1
     )
     length = max(AHEAD * headline, points[-1])
-    seen = tuple(range(0, length + 1, max(1, headline // 10)))
-    train, held, path = _over(given, lambda part: over_rates(target, rule, rates, part, seen), 1)
-    levels = tuning.levels(Losses(train[:, 0], held[:, 0], path), seen)
+    steps = tuple(range(0, length + 1, max(1, headline // 10)))
+    train, held, path = _over(given, lambda part: over_rates(target, rule, rates, part, steps), 1)
+    levels = tuning.levels(Losses(train[:, 0], held[:, 0], path), steps)
     return Measured("adam, per task", "per_task", [upper], tuned.overhead, {}), levels

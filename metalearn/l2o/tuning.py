@@ -61,9 +61,7 @@ def tuned(
                 f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}, an "
                 f"edge of the grid"
             )
-            raise ConfigError(
-                ("baselines", f"{text}: nothing tells whether a rate beyond it is better")
-            )
+            raise ConfigError(("baselines", f"{text}: a rate beyond it may be better"))
         chosen[point] = GRID[best]
     return Baseline(name, shape, chosen)
 

@@ -1,5 +1,5 @@
-"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it; the newest valid one is taken,
-said aloud.
+"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it; the newest valid one is loaded,
+with a warning for damaged ones.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Workers of a sweep as jobs of a cluster, through submitit; the folder is shared, so jobs come and
-go as they like.
-"""
+"""Workers of a sweep as cluster jobs, through submitit; they share the folder and nothing else."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from metalearn.sweep.request import claim_folder
 
 
 class Worker:
-    """What a job runs; one that the cluster takes away is queued again, and goes on."""
+    """What a job runs; a preempted job is queued again and continues."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
 
     def __call__(self) -> int:
-        return subprocess.run(self.words, check=False).returncode
+        return subprocess.run(self.command, check=False).returncode
 
     def checkpoint(self) -> Any:
         import submitit
@@ -33,9 +31,9 @@ class Worker:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str]) -> list[Any]:
+def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str]) -> list[Any]:
     """Submit `workers` jobs; `cluster=local` runs them on this machine. Returns submitit's jobs."""
-    options = dict(_option(word) for word in words)
+    options = dict(_option(text) for text in job_options)
     try:
         import submitit
     except ImportError as error:
@@ -57,7 +55,7 @@ def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str]) -> li
     except (
         Exception
     ) as error:  # a missing sbatch, an unknown cluster, a key that is none: of many types
-        text = f"{' '.join(str(error).split())}; on a machine without SLURM say cluster=local"
+        text = f"{' '.join(str(error).split())}; on a machine without SLURM use cluster=local"
         raise ConfigError(("--slurm", text)) from error
     claim_folder(found, folder)
     executor = executor_in(folder / "jobs")
@@ -69,12 +67,12 @@ def submit(found: Sweep, folder: Path, workers: int, words: Sequence[str]) -> li
         f"jobs: {' '.join(str(job.job_id) for job in jobs)}\nsweep: {folder}\nreport: "
         f"metalearn report {folder}"
     )
-    log.info(f"what they say is in {folder / 'jobs'}; give the command again to add workers")
+    log.info(f"their logs are in {folder / 'jobs'}; give the command again to add workers")
     return jobs
 
 
-def _option(word: str) -> tuple[str, Any]:
-    path, value = split(word)
+def _option(text: str) -> tuple[str, Any]:
+    path, value = split(text)
     return ".".join(path), value
 
 

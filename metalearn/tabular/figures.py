@@ -1,4 +1,4 @@
-"""How a race on a table looks: grids on the terminal and in Markdown, regret against evaluations as
+"""A race on a table as output: grids on the terminal and in Markdown, regret against evaluations as
 a picture.
 """
 
@@ -35,7 +35,7 @@ LOOK = {
         for name, place in (("evolution", 0), ("tpe", 1), ("halving", 2))
     },
     "params": Style(PALETTE[3], "", "-"),
-    "flops": Style(PALETTE[4], "", "--"),  # where both are one line, both are seen
+    "flops": Style(PALETTE[4], "", "--"),  # where both coincide, both stay visible
 }
 
 
@@ -118,9 +118,9 @@ def _regrets(found: Json, which: str) -> Grid:
         lines.append([row["searcher"], *(_with(*pair) for pair in zip(row["regret"], row["ci95"]))])
         if "exact" in row:
             lines.append(["random, exact", *map(number, row["exact"])])
-            word = "lies within" if row["agrees"] else "DOES NOT lie within"
+            where = "lies within" if row["agrees"] else "DOES NOT lie within"
             below.append(
-                f"Random search {word} 4 standard errors of its exact expectation at every n."
+                f"Random search {where} 4 standard errors of its exact expectation at every n."
             )
     below.append(f"A network drawn at random: {number(found['chance'][which])}.")
     head = ["searcher, n", *map(str, rows[0]["evaluations"])]
@@ -156,7 +156,7 @@ def _paired(found: Json) -> Grid:
     below = [
         f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. "
         f"Over theory's: against "
-        "random search's exact expectation, so without the luck of its seeds."
+        "random search's exact expectation, so without the noise of its seeds."
     ]
     return Grid(
         f"Against random search at {found['budget']} evaluations, same seeds", head, lines, below
@@ -267,7 +267,7 @@ def figure(found: Json, size: Size) -> Figure:
     """
     drawn = Figure(size, layout="constrained")
     panels = drawn.subplots(1, len(RECKONINGS), squeeze=False)[0]
-    for axes, (which, words) in zip(panels, RECKONINGS.items()):
+    for axes, (which, title) in zip(panels, RECKONINGS.items()):
         rows = [row for row in found["curves"] if row["reckoning"] == which]
         top = found["chance"][which]
         _scales(axes, rows, top)
@@ -281,7 +281,7 @@ def figure(found: Json, size: Size) -> Figure:
             zorder=1,
             label="a network drawn at random",
         )
-        axes.set_title(words, loc="left", size="medium", color=INK)
+        axes.set_title(title, loc="left", size="medium", color=INK)
     drawn.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
     drawn.supylabel(f"regret in {metric(found)}, lower is better", size="medium", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -294,9 +294,9 @@ def _curve(axes: Axes, row: Json) -> None:
     others may lie on.
     """
     style, x = LOOK[row["searcher"]], np.asarray(row["evaluations"], np.float64)
-    look: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
+    style_of: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
     if _asks_once(row):
-        axes.plot(x, row["regret"], **look, lw=1.4, zorder=2)
+        axes.plot(x, row["regret"], **style_of, lw=1.4, zorder=2)
         return
     low, high = _band(row)
     axes.fill_between(
@@ -305,7 +305,7 @@ def _curve(axes: Axes, row: Json) -> None:
     axes.plot(
         x,
         row["regret"],
-        **look,
+        **style_of,
         lw=1.6,
         marker=style.marker,
         ms=4.6,

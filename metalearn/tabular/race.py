@@ -1,8 +1,8 @@
 """`metalearn nas race`: searchers on a table whose truth is known, against random search and
 against its theory.
 
-Two reckonings. `truth`: a searcher is told the mean query value over all tasks, so it searches the
-truth itself. `scores`: each task alone; a searcher is told the scores of its support set, and the
+Two reckonings. `truth`: a searcher gets the mean query value over all tasks, so it searches the
+truth itself. `scores`: each task alone; a searcher gets the scores of its support set, and the
 pick is worth what the task's queries say. After n evaluations the pick is the best of what n full
 trainings paid for. Searchers that train networks themselves are given each task's support set, as
 in per-task search, and their pick is placed among all networks.
@@ -91,11 +91,11 @@ def _paired(curves: Sequence[Json], fields: dict[str, list[results.Landscape]]) 
         if row["searcher"] != "random":
             which = row["reckoning"]
             other, of_chance = random[which], results.chance(fields[which])
-            said = results.paired(
+            difference = results.paired(
                 row["at_budget"], other["at_budget"], other["exact"][-1], of_chance
             )
             found.append(
-                {"searcher": row["searcher"], "against": "random", "reckoning": which, **said}
+                {"searcher": row["searcher"], "against": "random", "reckoning": which, **difference}
             )
     return found
 
@@ -106,13 +106,13 @@ def _picks(ready: Ready, name: str, options: RaceOptions) -> Json:
     """
     assert ready.tasks is not None
     folds, keys = ready.tasks
-    rows, lands = results.rows_of(ready.table), results.landscapes(ready.table)["scores"]
+    rows, lands = results.row_numbers(ready.table), results.landscapes(ready.table)["scores"]
     genotypes: list[Genotype] = []
     for task, land in enumerate(lands):
         log.info(f"{name}: task {task + 1} of {len(lands)}")
         data = Data(take(folds, task), NullLedger())
         search = ready.searchers[name](fold_in(keys[task], "searcher"), options.budget, data)
-        trials = drive(search, results.asked(rows, land), options.budget)
+        trials = drive(search, results.lookup(rows, land), options.budget)
         genotypes.append(choose(ready.space, trials, 0.0).genotype)
     found = results.placed(genotypes, ready.table, options.budget)
     for place, genotype in zip(found["tasks"], genotypes):
@@ -121,9 +121,9 @@ def _picks(ready: Ready, name: str, options: RaceOptions) -> Json:
 
 
 def _store(options: RaceOptions, found: Json) -> None:
-    from metalearn.tabular import figures as looks
+    from metalearn.tabular import figures
 
-    looks.show(found)
+    figures.show(found)
     for row in found["curves"]:
         if not row.get("agrees", True):
             log.warning(
@@ -133,9 +133,9 @@ def _store(options: RaceOptions, found: Json) -> None:
         write_json(options.out, found)
     drawn = options.plot if found["curves"] else None
     if drawn is not None:
-        write_atomic(drawn, looks.drawing(found).encode())
+        write_atomic(drawn, figures.drawing(found).encode())
     if options.markdown is not None:
-        looks.write_markdown(options.markdown, found, drawn)
+        figures.write_markdown(options.markdown, found, drawn)
     written = [str(path) for path in (options.out, drawn, options.markdown) if path is not None]
     if written:
         log.info(f"written: {', '.join(written)}")

@@ -109,7 +109,7 @@ def chosen(options: RaceOptions, problems: Problems) -> dict[str, Component]:
     names = list(dict.fromkeys(options.searchers or RACERS))
     unknown = [name for name in names if name not in RACERS]
     problems += [
-        ("--searcher", f"no searcher is called {name!r}; {did_you_mean(name, RACERS)}")
+        ("--searcher", f"unknown searcher {name!r}; {did_you_mean(name, RACERS)}")
         for name in unknown
     ]
     if any(name in BY_TABLE for name in names):
@@ -145,12 +145,15 @@ def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> di
             problems.append(
                 (
                     "--set",
-                    f"{text!r}: no searcher is called {path[0]!r}; {did_you_mean(path[0], RACERS)}",
+                    f"{text!r}: unknown searcher {path[0]!r}; {did_you_mean(path[0], RACERS)}",
                 )
             )
         elif path[0] not in names:
             problems.append(
-                ("--set", f"{text!r}: {path[0]} does not race; add --searcher {path[0]}")
+                (
+                    "--set",
+                    f"{text!r}: {path[0]} is not among the searchers; add --searcher {path[0]}",
+                )
             )
         elif path[1] in ("name", *RACERS[path[0]][1]):
             problems.append(("--set", f"{text!r}: {path[1]} is what the name {path[0]} stands for"))
@@ -160,7 +163,7 @@ def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> di
 
 
 def _outputs(options: RaceOptions, problems: Problems) -> None:
-    """Files that can be written, none of them another or the table."""
+    """Check that all files can be written and differ from each other and from the table."""
     paths = {"--out": options.out, "--markdown": options.markdown, "--plot": options.plot}
     given = {option: path for option, path in paths.items() if path is not None}
     for option, path in given.items():

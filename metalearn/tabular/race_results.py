@@ -36,11 +36,11 @@ RULE = (
 
 
 class Landscape(NamedTuple):
-    """What is searched: what a searcher is told after a share of the full training, and what a pick
+    """What is searched: what a searcher gets after a share of the full training, and what a pick
     is worth.
     """
 
-    told: Callable[[float], Array]  # share -> [G], higher is better
+    scores: Callable[[float], Array]  # share -> [G], higher is better
     worth: Array  # [G], higher is better
 
     @property
@@ -55,7 +55,7 @@ class Landscape(NamedTuple):
 
 
 # the
-# truth and what is told
+# truth and scores
 
 
 def landscapes(table: Table) -> dict[str, list[Landscape]]:
@@ -71,13 +71,13 @@ def landscapes(table: Table) -> dict[str, list[Landscape]]:
 
 def _landscape(table: Table, task: int | None) -> Landscape:
     @functools.cache
-    def told(share: float) -> Array:
+    def scores(share: float) -> Array:
         return np.asarray(table.scores(task, share)[0], np.float64)
 
-    return Landscape(told, np.asarray(table.values(task), np.float64))
+    return Landscape(scores, np.asarray(table.values(task), np.float64))
 
 
-def rows_of(table: Table) -> dict[Genotype, int]:
+def row_numbers(table: Table) -> dict[Genotype, int]:
     """The row of every representative."""
     return {tuple(map(int, genotype)): row for row, genotype in enumerate(table.genotypes)}
 
@@ -101,11 +101,11 @@ def raced(
     """Rows of the picks, [S, U, P]: of each seed, on each landscape, after each number of
     evaluations.
     """
-    rows, budget = rows_of(table), evaluations[-1]
+    rows, budget = row_numbers(table), evaluations[-1]
     picks = np.zeros((seeds, len(lands), len(evaluations)), np.int64)
     for seed in range(seeds):
         for number, land in enumerate(lands):
-            score = asked(rows, land)
+            score = lookup(rows, land)
             trials = drive(searcher(fold_in(seed, "race", number), budget, None), score, budget)
             picks[seed, number] = [
                 rows[genotype] for genotype in incumbents(space, trials, evaluations)
@@ -113,18 +113,18 @@ def raced(
     return picks
 
 
-def asked(rows: dict[Genotype, int], land: Landscape) -> Callable[[Genotype, float], Score]:
+def lookup(rows: dict[Genotype, int], land: Landscape) -> Callable[[Genotype, float], Score]:
     """What a landscape answers to (genotype, share)."""
-    return lambda genotype, share: Score(float(land.told(share)[rows[genotype]]))
+    return lambda genotype, share: Score(float(land.scores(share)[rows[genotype]]))
 
 
 def incumbents(space: Space, trials: Sequence[Trial], evaluations: Sequence[int]) -> list[Genotype]:
     """The pick after each number of evaluations, counted in full trainings: the best of the most
     trained so far.
     """
-    spent = np.cumsum([trial.share for trial in trials])
-    paid = [int((spent <= count + SLACK).sum()) for count in evaluations]
-    return [choose(space, trials[:number], 0.0).genotype for number in paid]
+    cost = np.cumsum([trial.share for trial in trials])
+    affordable = [int((cost <= count + SLACK).sum()) for count in evaluations]
+    return [choose(space, trials[:number], 0.0).genotype for number in affordable]
 
 
 def regrets(picks: Array, lands: Sequence[Landscape]) -> Array:
@@ -171,8 +171,8 @@ def theory(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int])
 
 def expectation(land: Landscape, draws: int) -> tuple[float, float]:
     """Mean and variance of random search's regret."""
-    told = land.told(1.0)
-    first, second = (expected_pick(told, power, draws) for power in (land.regret, land.regret**2))
+    scores = land.scores(1.0)
+    first, second = (expected_pick(scores, power, draws) for power in (land.regret, land.regret**2))
     return first, max(0.0, second - first**2)
 
 
@@ -207,7 +207,7 @@ def placed(genotypes: Sequence[Genotype], table: Table, budget: int) -> Json:
     """Where the pick of every task stands among all networks: by that task's truth, and by all
     tasks' mean truth.
     """
-    rows, fields = rows_of(table), landscapes(table)
+    rows, fields = row_numbers(table), landscapes(table)
     lands, (shared,) = fields["scores"], fields["truth"]
     picks = [rows[genotype] for genotype in genotypes]
     own = [_place(land, row) for land, row in zip(lands, picks)]

@@ -71,7 +71,7 @@ def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space,
         raise ConfigError((place, f"has a header that cannot be read: {error}")) from error
     source = source_of(header, place, device) if trains else None
     space: Space = options.space.build(spec if source is None else source.spec, policy)
-    rows = results.rows_of(table)
+    rows = results.row_numbers(table)
     if sorted(rows) != sorted(classes(space)):
         text = (
             f"holds {len(rows)} networks, which are not the {len(classes(space))} of {space.name}"

@@ -37,7 +37,7 @@ from metalearn.storage.files import write_atomic
 from metalearn.storage.lock import held
 from metalearn.types import Episode, Key, TaskSource
 
-LARGEST = 2000  # networks that are trained without being asked twice
+LARGEST = 2000  # networks of a table
 EVERY = 5.0  # seconds between two writes of an unfinished table
 PLACES = ("task", "model", "run", "evaluate")
 
@@ -96,7 +96,7 @@ def _parts(
     name: str, task: str, overrides: Sequence[str]
 ) -> tuple[config.Experiment, TaskSource, PerTaskNAS, Space]:
     if name not in SPACES:
-        raise ConfigError((name, f"no space is called so; {did_you_mean(name, SPACES)}"))
+        raise ConfigError((name, f"unknown space; {did_you_mean(name, SPACES)}"))
     of_file = [text for text in overrides if text.partition(".")[0] in PLACES]
     plan = config.load(task, of_file)
     experiment = plan.experiments[0]
@@ -202,10 +202,10 @@ def _show(table: Table, space: Space) -> None:
     print(f"a network drawn at random: regret {mean_architecture(table):.4f}")
     for draws in (4, 16, 64):
         if draws < len(values):
-            exact, seen = random_control(table, draws, truth=True), random_control(table, draws)
+            exact, drawn = random_control(table, draws, truth=True), random_control(table, draws)
             print(
                 f"random search, {draws} candidates: regret {exact:.4f}, by support sets alone "
-                f"{seen:.4f}"
+                f"{drawn:.4f}"
             )
     default = space.canonical(space.default)
     print(

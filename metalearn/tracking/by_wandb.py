@@ -48,7 +48,7 @@ class WandB(SinkOptions):
 
 
 def has_key() -> bool:
-    """Whether the environment or netrc holds a key; the user is never asked."""
+    """Whether the environment or netrc holds a key; there is no prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
@@ -95,7 +95,7 @@ class _Run:
             }
             self._run.log({"adapt_step": step, **named})
         counts = sorted({key for entry in result["cost"].values() for key in entry})
-        spent = [
+        costs = [
             [phase, *(_cell(entry.get(key)) for key in counts)]
             for phase, entry in result["cost"].items()
         ]
@@ -104,7 +104,7 @@ class _Run:
                 "tables/test": wandb.Table(
                     columns=columns, data=[list(map(_cell, point)) for point in points]
                 ),
-                "tables/cost": wandb.Table(columns=["phase", *counts], data=spent),
+                "tables/cost": wandb.Table(columns=["phase", *counts], data=costs),
                 **{
                     f"figures/{name}": wandb.Image(image)
                     for name, image in self._tracked.figures(self._tracked.folder).items()
@@ -199,7 +199,7 @@ def _cell(value: Any) -> Any:
 
 
 def _flat(data: Json, prefix: str = "") -> Json:
-    """Nested numbers and words by dotted names; lists stand in the tables."""
+    """Nested numbers and texts by dotted names; lists are in the tables."""
     found: Json = {}
     for key, value in data.items():
         if isinstance(value, dict):
@@ -246,9 +246,9 @@ def new_sweep(data: Json, program: str) -> str:
     # An agent's trial is `metalearn train` with dotted overrides, in a folder of its own.
     run = 'exec metalearn train "$0" "$@" --out "runs/sweeps/$WANDB_SWEEP_ID/$WANDB_RUN_ID"'
     command = ["${env}", "sh", "-c", run, "${program}", "${args_no_hyphens}"]
-    asked = {"project": "metalearn", "command": command, **data, "program": program}
+    config = {"project": "metalearn", "command": command, **data, "program": program}
     try:
-        made = wandb.sweep(asked)
+        made = wandb.sweep(config)
     except (
         Exception
     ) as error:  # W&B's own errors, the network's and the server's have no common type
@@ -256,5 +256,5 @@ def new_sweep(data: Json, program: str) -> str:
         raise ConfigError(
             ("--wandb", f"W&B did not take the sweep: {why}; leave --wandb out to run it here")
         ) from error
-    entity = f"{asked['entity']}/" if "entity" in asked else ""
-    return f"wandb agent {entity}{asked['project']}/{made}"
+    entity = f"{config['entity']}/" if "entity" in config else ""
+    return f"wandb agent {entity}{config['project']}/{made}"

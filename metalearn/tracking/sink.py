@@ -23,7 +23,7 @@ class TrackedRun(NamedTuple):
     title: str
     config: Json  # as config.yaml has it
     facts: Json  # environment.json: versions, machine, the code's commit
-    step: int  # the last one that is already there, of a run that goes on
+    step: int  # the last step already logged, of a resumed run
     job: str = "run"  # or report, of a comparison or a sweep
     figures: Callable[[Path], dict[str, Any]] = no_figures  # of a finished run directory, as images
 
@@ -54,7 +54,7 @@ class SinkOptions(Component):
 
 def scalars(row: Json) -> dict[str, float]:
     """The numbers of a row by the names that all sinks use: train/... of steps, valid/... and
-    train_tasks/... of looks.
+    train_tasks/... of validations.
     """
     valid = row.get("kind") == "valid"
     prefix = (

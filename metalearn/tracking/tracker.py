@@ -130,7 +130,7 @@ def tracked(
 
 
 def group_of(name: str, folder: Path) -> str:
-    """The group of all runs of one comparison or sweep: the same whenever it goes on."""
+    """The group of all runs of one comparison or sweep: the same whenever it is resumed."""
     return f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}"
 
 

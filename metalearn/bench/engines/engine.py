@@ -14,11 +14,11 @@ from metalearn.types import Episode, Params
 
 
 class LeftOut(Exception):
-    """Why an engine does not take part in a workload: a sentence that is said aloud."""
+    """Why an engine is skipped on a workload, as a sentence for the log."""
 
 
 def nothing() -> None:
-    """There is nothing to wait for: a step on the CPU has ended when it returns."""
+    """No waiting: a step on the CPU has ended when it returns."""
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,11 @@ def apply(j: Any, work: Workload, params: Any, x: Any) -> Any:
     return x @ params["head.weight"].T + params["head.bias"]
 
 
-def criterion(j: Any, work: Workload, said: Any, y: Any) -> Any:
+def criterion(j: Any, work: Workload, predictions: Any, y: Any) -> Any:
     """Mean squared error or mean cross-entropy: []."""
     if work.regression:
-        return j.np.square(said - y).mean()
-    return -j.np.take_along_axis(j.nn.log_softmax(said), y[:, None], 1).mean()
+        return j.np.square(predictions - y).mean()
+    return -j.np.take_along_axis(j.nn.log_softmax(predictions), y[:, None], 1).mean()
 
 
 def task_loss(j: Any, work: Workload) -> Any:
@@ -129,7 +129,7 @@ def task_loss(j: Any, work: Workload) -> Any:
         z, q = features(j, work, params, sx), features(j, work, params, qx)
         member = (sy[:, None] == j.np.arange(work.ways)).astype(z.dtype)
         centres = member.T @ z / member.sum(0)[:, None]
-        said = -j.np.square(q[:, None] - centres).sum(-1)
-        return criterion(j, work, said, qy)
+        predictions = -j.np.square(q[:, None] - centres).sum(-1)
+        return criterion(j, work, predictions, qy)
 
     return compared if work.family == "proto_net" else adapted

@@ -62,11 +62,11 @@ def unrolled(j: Any, problem: LearnedProblem) -> Any:
         def one(carry: Any, _: Any) -> Any:
             params, memory = carry
             grads = j.lax.stop_gradient(j.jax.grad(loss)(params, x, y))
-            moved, kept = {}, {}
+            params_after, memory_after = {}, {}
             for name in params:
-                update, kept[name] = _lstm(j, theta, grads[name].reshape(-1), memory[name])
-                moved[name] = params[name] + update.reshape(params[name].shape)
-            return (moved, kept), loss(moved, x, y)
+                update, memory_after[name] = _lstm(j, theta, grads[name].reshape(-1), memory[name])
+                params_after[name] = params[name] + update.reshape(params[name].shape)
+            return (params_after, memory_after), loss(params_after, x, y)
 
         zeros = {name: (j.np.zeros((value.size, hidden)),) * 4 for name, value in start.items()}
         _, losses = j.lax.scan(one, (start, zeros), None, length=steps)
@@ -81,8 +81,8 @@ def _loss(j: Any, problem: LearnedProblem) -> Any:
 
     def network(params: Any, x: Any, y: Any) -> Any:
         hidden = j.nn.sigmoid(x @ params["layers.0.weight"].T + params["layers.0.bias"])
-        said = hidden @ params["head.weight"].T + params["head.bias"]
-        return -j.np.take_along_axis(j.nn.log_softmax(said), y[:, None], 1).mean()
+        logits = hidden @ params["head.weight"].T + params["head.bias"]
+        return -j.np.take_along_axis(j.nn.log_softmax(logits), y[:, None], 1).mean()
 
     return quadratic if problem.source.spec.own else network
 
@@ -93,7 +93,7 @@ def _lstm(j: Any, theta: Any, grad: Any, memory: Any) -> Any:
     large = size >= edge
     log = j.np.where(large, j.np.log(j.np.where(large, size, 1.0)) / PREPROCESS, -1.0)
     sign = j.np.where(large, j.np.sign(grad), j.np.exp(PREPROCESS) * grad)
-    x, kept = j.np.stack([log, sign], -1), []
+    x, states = j.np.stack([log, sign], -1), []
     for layer in range(2):
         h, c = memory[2 * layer], memory[2 * layer + 1]
         gates = (
@@ -103,6 +103,6 @@ def _lstm(j: Any, theta: Any, grad: Any, memory: Any) -> Any:
         let_in, keep, let_out, new = j.np.split(gates, 4, -1)
         c = j.nn.sigmoid(keep) * c + j.nn.sigmoid(let_in) * j.np.tanh(new)
         x = j.nn.sigmoid(let_out) * j.np.tanh(c)
-        kept += [x, c]
+        states += [x, c]
     update = SCALE * (x @ theta["out.weight"].T + theta["out.bias"])
-    return update[:, 0], tuple(kept)
+    return update[:, 0], tuple(states)

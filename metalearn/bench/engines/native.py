@@ -59,13 +59,13 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     beforehand.
     """
     tasks, state = problem.workload.tasks, fresh(problem)
-    most, found, room = (
+    most, found, free = (
         tasks,
         memory.predict(problem.method, state, problem.check),
         memory.room(problem.device),
     )
     if found is not None:
-        most = found.fits(tasks, room)
+        most = found.fits(tasks, free)
     sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
     work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
     trials = choose(work, {})

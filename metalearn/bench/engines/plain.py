@@ -75,9 +75,11 @@ def module(problem: Problem) -> nn.Module:
     return made
 
 
-def criterion(work: Workload, said: Tensor, y: Tensor) -> Tensor:
+def criterion(work: Workload, predictions: Tensor, y: Tensor) -> Tensor:
     """Mean squared error or mean cross-entropy: [B, C], [B] or [B, C] -> []."""
-    loss: Tensor = F.mse_loss(said, y) if work.regression else F.cross_entropy(said, y)
+    loss: Tensor = (
+        F.mse_loss(predictions, y) if work.regression else F.cross_entropy(predictions, y)
+    )
     return loss
 
 
@@ -133,11 +135,11 @@ def reference(problem: Problem, episodes: Episode) -> Params:
                 for (name, value), grad in zip(params.items(), grads)
             }
         if work.family == "proto_net":
-            said = prototype_logits(model, params, sx, sy, qx, work.ways)
+            predictions = prototype_logits(model, params, sx, sy, qx, work.ways)
         else:
-            said = functional_call(model, params, (qx,))
+            predictions = functional_call(model, params, (qx,))
         grads = torch.autograd.grad(
-            criterion(work, said, qy), list(start.values()), allow_unused=True
+            criterion(work, predictions, qy), list(start.values()), allow_unused=True
         )
         for name, grad in zip(start, grads):
             total[name] += 0 if grad is None else grad
