@@ -369,14 +369,16 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
 
 def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
     """A comma inside a list belongs to its value."""
-    text = (Path(__file__).parents[1] / "Makefile").read_text()
+    text = (Path(__file__).parents[1] / "Makefile").read_text().replace("\\\n", "")
     line = next(line for line in text.splitlines() if line.startswith("OTHER_NETWORKS"))
-    words = L2OOptions("l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2)
-    made = [_other(words, one).model for one in words.also]
+    options = L2OOptions(
+        "l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2
+    )
+    made = [_other(options, one).model for one in options.also]
     assert [(model.sizes, model.activation) for model in made] == [
         ((40,), "sigmoid"),
         ((20, 20), "sigmoid"),
         ((20,), "relu"),
     ]
-    both = _other(words, "model.sizes=[20,20] task.shots=5")
+    both = _other(options, "model.sizes=[20,20] task.shots=5")
     assert both.model.sizes == (20, 20) and both.task.shots == 5

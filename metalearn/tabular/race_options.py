@@ -11,7 +11,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from metalearn.component import Component
 from metalearn.config.overrides import split
 from metalearn.config.validate import validated
 from metalearn.errors import ConfigError, did_you_mean
@@ -65,7 +64,7 @@ class Ready:
 
     table: Table
     space: Space
-    racers: dict[str, Component]
+    racers: dict[str, Any]
     searchers: dict[str, Searcher]
     tasks: Tasks | None
 
@@ -96,7 +95,7 @@ def check(options: RaceOptions) -> Ready:
         raise ConfigError(*problems, *error.problems) from None
     for name, racer in racers.items():
         try:
-            searchers[name] = racer.build(space)  # type: ignore[attr-defined]
+            searchers[name] = racer.build(space)
         except ConfigError as error:
             problems += [(name, text) for _, text in error.problems]
     if problems:
@@ -104,7 +103,7 @@ def check(options: RaceOptions) -> Ready:
     return Ready(table, space, racers, searchers, tasks)
 
 
-def chosen(options: RaceOptions, problems: Problems) -> dict[str, Component]:
+def chosen(options: RaceOptions, problems: Problems) -> dict[str, Any]:
     """The searchers with their fields; random search is among them where the table answers any."""
     names = list(dict.fromkeys(options.searchers or RACERS))
     unknown = [name for name in names if name not in RACERS]
@@ -115,7 +114,7 @@ def chosen(options: RaceOptions, problems: Problems) -> dict[str, Component]:
     if any(name in BY_TABLE for name in names):
         names = list(dict.fromkeys(("random", *names)))
     given = _fields(options.sets, names, problems)
-    made: dict[str, Component] = {}
+    made: dict[str, Any] = {}
     for name in (name for name in names if name in RACERS):
         kind, fixed = RACERS[name]
         racer = validated(
