@@ -136,6 +136,13 @@ def test_pictures_and_links_exist() -> None:
             )
 
 
+def test_files_that_are_named_exist() -> None:
+    for path in [*DOCS, *sorted((ROOT / "experiments").rglob("*.md"))]:
+        for name in re.findall(r"`([\w/]+\.(?:py|cpp|yaml|md))`", path.read_text("utf-8")):
+            found = [home / name for home in (ROOT, ROOT / "metalearn", path.parent)]
+            assert any(file.exists() for file in found) or "/" not in name, f"{path.name}: {name}"
+
+
 def test_prose_fits_a_screen() -> None:
     """At most 100 columns outside tables, code and the sections that a command writes."""
     written = re.compile(r"<!-- (bench|race):.*?<!-- end of [^\n]*", re.DOTALL)
