@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from metalearn.cli.predict import predict
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
@@ -72,9 +75,14 @@ def test_labels_are_of_any_kind_and_unequal_in_number(proto_net: LoadedRun) -> N
     np.testing.assert_allclose(alone.predict_proba(x), task.predict_proba(x), atol=1e-5)
 
 
-def test_regression_and_methods_on_the_host(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
     sections = {"task": {"source": "sinusoid", "shots": 5, "queries": 5}, "model": {"name": "mlp"}}
-    run = trained(tmp_path / "a", {"name": "maml"}, **sections)
+    return trained(tmp_path_factory.mktemp("sinusoid") / "run", {"name": "maml"}, **sections)
+
+
+def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
+    run = sinusoid
     x = np.linspace(-5, 5, 8)[:, None]
     task = run.adapt(x, np.sin(x[:, 0]), steps=3)
     assert task.predict(x).shape == (8, 1)
@@ -106,3 +114,55 @@ def test_a_metric_learner_has_no_weights_to_take_away(proto_net: LoadedRun) -> N
     one = take(proto_net.source.sample(fold_in(6), 1), 0)
     with pytest.raises(ConfigError, match="adapts no weights"):
         proto_net.adapt(one.support.x, one.support.y).module()
+
+
+def write_images(folder: Path, pixels: np.ndarray[Any, Any]) -> None:
+    folder.mkdir(parents=True)
+    for n, image in enumerate(pixels):
+        Image.fromarray((255 * image[0]).astype(np.uint8)).save(folder / f"{n}.png")
+
+
+def test_the_command_answers_for_folders_of_images(
+    proto_net: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = take(proto_net.source.sample(fold_in(6), 1), 0)
+    for label, name in enumerate(("ox", "yak", "gnu")):
+        write_images(tmp_path / "support" / name, one.support.x[one.support.y == label].numpy())
+        write_images(tmp_path / "query" / str(label), one.query.x[one.query.y == label].numpy())
+    file = tmp_path / "answers.csv"
+    folders = tmp_path / "support", tmp_path / "query"
+    predict(proto_net.folder, *folders, None, file, False)
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["query"] for row in rows][:2] == ["0/0.png", "0/1.png"] and len(rows) == 6
+    task = proto_net.adapt(one.support.x, np.array(["ox", "yak", "gnu"])[one.support.y.numpy()])
+    by_folder = one.query.y.argsort(stable=True)
+    assert [row["prediction"] for row in rows] == task.predict(
+        one.query.x[by_folder].numpy()
+    ).tolist()
+    assert set(rows[0]) == {"query", "prediction", "p(gnu)", "p(ox)", "p(yak)"}
+    with pytest.raises(ConfigError, match="there already"):
+        predict(proto_net.folder, *folders, None, file, False)
+    with pytest.raises(ConfigError, match="--support"):
+        predict(proto_net.folder, tmp_path / "nothing", folders[1], None, None, False)
+
+
+def test_the_command_answers_for_rows(
+    sinusoid: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "support.csv").write_text("\ufefft,y\n0,1\n1,2.5\n2,3\n", encoding="utf-8")
+    (tmp_path / "query.csv").write_text("t\n0.5\n1.5\n")
+    predict(sinusoid.folder, tmp_path / "support.csv", tmp_path / "query.csv", 2, None, False)
+    lines = capsys.readouterr().out.splitlines()
+    x = np.array([[0.0], [1.0], [2.0]])
+    expected = sinusoid.adapt(x, [1, 2.5, 3], steps=2).predict(np.array([[0.5], [1.5]]))
+    assert lines[0] == "query,prediction"
+    np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], expected[:, 0])
+    (tmp_path / "bad.csv").write_text("t,y\n0,1\n1\n")
+    with pytest.raises(ConfigError, match=r"line 3.*not 2 fields"):
+        predict(sinusoid.folder, tmp_path / "bad.csv", tmp_path / "query.csv", 2, None, False)
+    (tmp_path / "words.csv").write_text("t,y\na,1\n")
+    with pytest.raises(ConfigError, match="must be numbers"):
+        predict(sinusoid.folder, tmp_path / "words.csv", tmp_path / "query.csv", 2, None, False)
+    np.savez(tmp_path / "support.npz", x=x.astype(np.float32), y=np.array([1, 2.5, 3]))
+    predict(sinusoid.folder, tmp_path / "support.npz", tmp_path / "query.csv", 2, None, False)
+    assert capsys.readouterr().out.splitlines() == lines

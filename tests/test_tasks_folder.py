@@ -167,11 +167,11 @@ def test_decoding_is_cached_until_a_file_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = task_of(folder).build()
-    decode = image_folder._decode_all
-    monkeypatch.setattr(image_folder, "_decode_all", lambda *_: pytest.fail("decoded again"))
+    decode = image_folder.decode_images
+    monkeypatch.setattr(image_folder, "decode_images", lambda *_: pytest.fail("decoded again"))
     assert equal(task_of(folder).build().sample(KEY, 3), first.sample(KEY, 3))
     assert task_of(folder).build().data_sha256 == first.data_sha256
-    monkeypatch.setattr(image_folder, "_decode_all", decode)
+    monkeypatch.setattr(image_folder, "decode_images", decode)
     Image.new("L", (7, 7), 255).save(folder / "ant" / "0.png")
     os.utime(folder / "ant" / "0.png", ns=(1, 1))
     assert task_of(folder).build().data_sha256 != first.data_sha256
@@ -248,7 +248,7 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
 def test_tasks_too_large_for_a_folder_are_refused_before_decoding(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_folder, "_decode_all", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(image_folder, "decode_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ConfigError) as caught:
         task_of(folder, ways=3, queries=3).build("test")
     assert [place for place, _ in caught.value.problems] == ["ways", "shots"]

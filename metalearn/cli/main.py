@@ -115,6 +115,36 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    support: Annotated[
+        Path,
+        typer.Option(
+            "--support", help="Labelled examples: a folder of class folders, .csv or .npz."
+        ),
+    ],
+    query: Annotated[
+        Path, typer.Option("--query", help="Inputs to answer: a folder, .csv or .npz.")
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Steps on the task; default the headline step.", min=0),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV file; default standard output.")
+    ] = None,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Images show dark ink on light paper.")
+    ] = False,
+) -> None:
+    """Learn one new task from labelled files or rows, and answer unlabelled ones."""
+    with exit_codes():
+        from metalearn.cli import predict as command
+
+        command.predict(run_dir, support, query, steps, out, invert)
+
+
+@app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
     allow_change: Annotated[

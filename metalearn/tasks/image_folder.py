@@ -181,6 +181,14 @@ def _files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(item for item in items if item.name not in _IGNORED))
 
 
+def image_files(root: Path) -> list[Path]:
+    """All files at any depth under a folder, sorted; names with a leading dot are passed over."""
+    hidden = (file for file in root.rglob("*") if file.is_file() and file.name not in _IGNORED)
+    return sorted(
+        file for file in hidden if not any(p.startswith(".") for p in file.relative_to(root).parts)
+    )
+
+
 def _some(items: list[str]) -> str:
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
@@ -263,7 +271,9 @@ def decoded(
     if path.exists():
         kept = store.load_npz(path)
         return kept["images"], counts, str(kept["sha256"])
-    pool = _decode_all([file for files in listing.files for file in files], size, channels, invert)
+    pool = decode_images(
+        [file for files in listing.files for file in files], size, channels, invert
+    )
     digest = store.sha256_of_arrays(np.array(listing.names), np.array(counts), pool)
     try:
         store.write_npz(path, {"images": pool, "sha256": np.array(digest)})
@@ -288,7 +298,7 @@ def _state(file: Path) -> tuple[int, int]:
     return (state.st_size, state.st_mtime_ns)
 
 
-def _decode_all(files: list[Path], size: int, channels: int, invert: bool) -> store.Array:
+def decode_images(files: list[Path], size: int, channels: int, invert: bool) -> store.Array:
     pool = np.empty((len(files), channels, size, size), dtype=np.uint8)
     problems = []
     for place, file in enumerate(files):
