@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.component import Component, TaskComponent
+from metalearn.component import Component, MethodComponent, ModelComponent, TaskComponent
 from metalearn.config import shipped
 from metalearn.config.file import (
     DEFAULT_METHOD,
@@ -52,25 +52,25 @@ class Experiment:
 
     name: str
     label: str
-    task: Any
-    test_task: Any  # the task section with evaluate.task laid over it
-    model: Any
-    method: Any
+    task: TaskComponent
+    test_task: TaskComponent  # the task section with evaluate.task laid over it
+    model: ModelComponent
+    method: Any  # a MethodComponent, whose own fields are needed by those who know its kind
     tune: dict[str, TuneRange]
     start: str | None
     run: Run
     evaluate: Evaluate
     budget: Budget
     published: Published | None
-    contains: Any = None  # what a shared search learns each architecture with
+    contains: MethodComponent | None = None  # what a shared search learns each architecture with
     found: tuple[int, ...] | None = None  # the genotype that the search of this run has found
 
     @property
-    def learns(self) -> Any:
+    def learns(self) -> MethodComponent:
         """The component that learns: the method, or the one that a shared search contains."""
         return self.method if self.contains is None else self.contains
 
-    def with_learns(self, component: Any) -> Experiment:
+    def with_learns(self, component: MethodComponent) -> Experiment:
         return self.replace(**{"method" if self.contains is None else "contains": component})
 
     def resolved(self) -> dict[str, Any]:

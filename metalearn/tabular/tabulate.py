@@ -117,7 +117,7 @@ def _parts(
     source: TaskSource = experiment.test_task.build(
         split=experiment.evaluate.split, seed=0, device=device, dtype=dtype
     )
-    policy = experiment.model.build(source.spec).normalisation
+    policy: Any = experiment.model.build(source.spec).normalisation
     return experiment, source, options, options.space.build(source.spec, policy)
 
 
