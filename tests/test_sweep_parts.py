@@ -333,6 +333,11 @@ def test_grid_and_random_search_need_no_metric(tmp_path: Path) -> None:
         read(str(swept(tmp_path, "early", metric=None, early_terminate=early)))
 
 
+def test_seeds_may_be_swept_one_by_one(tmp_path: Path) -> None:
+    sweep = read(str(swept(tmp_path, "seeds", parameters={"run.seeds": {"values": [11, 23]}})))
+    assert [sweep.trial({"run.seeds": seed}).run.seeds for seed in (11, 23)] == [(11,), (23,)]
+
+
 def test_max_iter_decides_beside_min_iter_as_in_wandb() -> None:
     both = EarlyTerminate(type="hyperband", min_iter=3, max_iter=27, s=2)
     assert both.bands(27) == [3, 9]
