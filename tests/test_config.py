@@ -231,6 +231,12 @@ def test_the_value_of_a_text_field_is_taken_as_it_stands(
     assert data == (override.partition("=")[2] if place == "published.source" else value)
 
 
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    for value in ("a\0b", "\ud800", "\x07"):
+        with pytest.raises(ConfigError, match="cannot be stored"):
+            apply_overrides(FOLDER, [f"task.path={value}"])
+
+
 def test_a_text_field_of_one_method_of_a_comparison() -> None:
     words = ["methods.reptile.start=runs/x #2", "methods.first.task.source=image_folder"]
     data, _ = apply_overrides(COMPARISON, [*words, "methods.first.task.path=a #2"])

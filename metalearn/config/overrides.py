@@ -9,7 +9,7 @@ from typing import Any
 from metalearn.config.file import label_of
 from metalearn.config.text_fields import is_optional, is_text_field
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.storage.yaml import parse_yaml
+from metalearn.storage.yaml import is_printable, parse_yaml
 
 
 def split(text: str) -> tuple[list[str], Any]:
@@ -65,6 +65,8 @@ def _value(data: dict[str, Any], text: str, path: list[str], value: str) -> Any:
     """The value of an override: the text itself for a text field, else YAML."""
     if value.startswith(("'", '"')) or not is_text_field(data, path):
         return _yaml(text, value)
+    if not is_printable(value):
+        raise ConfigError((text, "the value holds a character that cannot be stored as text"))
     return None if value in ("", "null", "~") and is_optional(data, path) else value
 
 

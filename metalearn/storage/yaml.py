@@ -44,6 +44,11 @@ def _unfolded(node: Any, sizes: dict[int, float]) -> float:
     return sizes[id(node)]
 
 
+def is_printable(text: str) -> bool:
+    """Whether YAML takes every character of a text: no NUL, no surrogates."""
+    return yaml.reader.Reader.NON_PRINTABLE.search(text) is None
+
+
 def parse_yaml(text: str) -> Any:
     """The data of a YAML text; raises ValueError with a sentence on one line."""
     try:
