@@ -52,8 +52,8 @@ def families(repeats: int) -> list[str]:
     lines = [
         "## Equal methods called different",
         "",
-        f"24 equally good methods, 10 contrasts, Holm at 5 %; {repeats:,} repeats. Power: how often",
-        "a method that is better by 3 points is called better in one of the 10 contrasts.",
+        f"24 equally good methods, 10 contrasts, Holm at 5 %; {repeats:,} repeats. Power: how",
+        "often a method that is better by 3 points is called better in one of the 10 contrasts.",
         "",
         "| seeds | any false contrast | power | any false contrast before |",
         "|---|---|---|---|",

@@ -90,10 +90,13 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
     )
     assert list(found) == [
         "schema",
+        "rules",
         "rows",
         "summary",
         "paired",
+        "contrasts",
         "target",
+        "levels",
         "break_even",
         "break_even_common",
         "checks",
@@ -257,7 +260,7 @@ def test_the_page_holds_together(comparison: Path) -> None:
     for label in METHODS:
         assert label in page.text
     for words in (
-        "proto_net is best",
+        "proto_net has the best mean",
         "points above training from scratch",
         "after steps",
         "transductive",

@@ -74,6 +74,7 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
         "experiment": plan.name,
         "target": wanted,
         "labels": [e.label for e in plan.experiments],
+        "contrasts": plan.contrasts,
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)

@@ -41,9 +41,8 @@ NOT_IN_HASH = (
     "track",
     "keep_last",
 )
-LATER = {
-    "run": ("on_nan",)
-}  # fields younger than schema 1: at their default a run keeps the hash that it was given
+# Fields younger than schema 1: at their default a run keeps the hash that it was given.
+LATER = {"run": ("on_nan",), "evaluate": ("targets",)}
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,9 @@ class Experiment:
         data = self.resolved()
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
         for section, names in LATER.items():
-            fields = type(getattr(self, section)).model_fields
+            plain = _dump(type(getattr(self, section))())
             data[section] = {
-                k: v for k, v in data[section].items() if k not in names or v != fields[k].default
+                k: v for k, v in data[section].items() if k not in names or v != plain[k]
             }
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -124,6 +123,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     file: str = ""
     demonstration: bool = False
+    contrasts: tuple[tuple[str, str], ...] | None = None  # pairs of labels; None: by family
 
 
 def find_file(name: str) -> Path:
@@ -168,7 +168,8 @@ def parse(
     if problems:
         raise ConfigError(*once(problems))
     found = tuple(one for one in experiments if one is not None)
-    return Plan(made.experiment, comparison, found, notes, file, made.demonstration)
+    tested = None if made.contrasts is None else tuple((a, b) for a, b in made.contrasts)
+    return Plan(made.experiment, comparison, found, notes, file, made.demonstration, tested)
 
 
 def _rows(made: File, problems: Problems) -> list[Experiment | None]:
@@ -181,6 +182,11 @@ def _rows(made: File, problems: Problems) -> list[Experiment | None]:
     text = "two methods have this label: give each its own `label`"
     twice = sorted({label for label in labels if labels.count(label) > 1})
     problems.extend((f"methods.{label}", text) for label in twice)
+    unknown = sorted({name for pair in made.contrasts or [] for name in pair} - set(labels))
+    problems.extend(
+        ("contrasts", f"no method has the label {name!r}; {did_you_mean(name, labels)}")
+        for name in unknown
+    )
     return rows
 
 
@@ -204,6 +210,7 @@ def _experiment(
     problems.extend(
         (f"{place}.start", text) for text in _check_start(entry, learns, contains, found)
     )
+    problems.extend(_low_targets(sections["evaluate"], test_task))
     if len(problems) > before:
         problems.extend(_sizes(task))
         problems[before:] = once(problems[before:])
@@ -265,6 +272,16 @@ def _check_start(
         return [text]
     needs = "" if entry.start or learns is None else learns.needs_start
     return [needs] if needs else []
+
+
+def _low_targets(evaluate: Any, task: Any) -> Problems:
+    """Levels of accuracy that are solved by luck: below twice the accuracy of a random guess."""
+    ways = dict(task).get("ways") if isinstance(task, TaskComponent) else None
+    if not isinstance(evaluate, Evaluate) or type(ways) is not int:
+        return []
+    low = [level for level in evaluate.targets if level < 2 / ways - 1e-9 or level > 1]
+    text = f"{low} should lie between {2 / ways:.3g}, twice the accuracy of a guess, and 1"
+    return [("evaluate.targets", text)] if low else []
 
 
 def _recorded(task: Any) -> Any:

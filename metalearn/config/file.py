@@ -49,6 +49,16 @@ def _methods(value: Any) -> Any:
     return value
 
 
+def _contrasts(value: Any) -> Any:
+    if value is None:
+        return None
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
+            raise ValueError(f"should be a list of pairs of labels such as [a, b], not {pair!r}")
+    return [[str(label) for label in pair] for pair in pairs]
+
+
 def _start(value: Any) -> Any:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"should be a run directory or an experiment, not {value!r}")
@@ -81,6 +91,9 @@ class File(Component):
     evaluate: Section = option({}, "The test.")
     budget: Section = option({}, "What tuning may spend.")
     published: Section = option({}, "The published number.")
+    contrasts: Annotated[list[list[str]] | None, BeforeValidator(_contrasts)] = option(
+        None, "Pairs of labels to test against each other, chosen before the run; by family."
+    )
     demonstration: bool = option(
         False, "Whether the comparison shows features instead of measuring.", strict=True
     )

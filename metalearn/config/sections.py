@@ -175,7 +175,17 @@ class Evaluate(Component):
         "best", "Meta-parameters to test; ensemble: the average over the best checkpoints."
     )
     target: Target | None = option(None, "What counts as solved.")
+    targets: tuple[float, ...] = option(
+        (), "Levels of the headline metric at which break-even counts are given; empty: the target."
+    )
     chunk: int = option(50, "Tasks learned at once.", ge=1)
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_ascend(cls, targets: tuple[float, ...]) -> tuple[float, ...]:
+        if list(targets) != sorted(set(targets)) or any(level <= 0 for level in targets):
+            raise ValueError(f"targets {list(targets)} should be above 0 and ascending")
+        return targets
 
     @model_validator(mode="after")
     def _steps_ascend(self) -> Evaluate:

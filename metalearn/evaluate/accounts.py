@@ -41,14 +41,15 @@ def entry_of(cost: Cost, phase: str) -> Mapping[str, Any]:
     return found
 
 
-def up_front(cost: Cost, axis: Axis) -> float | None:
-    """What was spent before any new task: tuning, pretraining, meta-training, and search for all
-    tasks together.
+def up_front(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
+    """Cost before any new task: tuning, pretraining, meta-training, and search for all tasks
+    together.
 
     In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, compilation
-    and the measuring itself) is not in it. None where a phase was not measured.
+    and the measuring itself) is not in it, and `tune` only where `tuning` is. None where a phase
+    was not measured.
     """
-    entries = [entry_of(cost, phase) for phase in ONCE]
+    entries = [entry_of(cost, phase) for phase in ONCE if tuning or phase != "tune"]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
     return _sum([entry.get(axis) for entry in spent if entry])
 

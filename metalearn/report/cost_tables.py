@@ -65,12 +65,11 @@ def solved(groups: Sequence[Group], compared: Json) -> str:
         ]
         rows.append(row(method_name(group, groups), cells))
     note = (
-        '<p class="note">A task is solved at the first point from which on it stays at the '
-        "target. A solved task’s "
-        "price: all cost of learning, that of the failed tasks up to the cap too, over the "
-        "tasks solved. The cost "
-        "ends at the target, as if one knew when to stop: the same for every method. Half "
-        "solved: Kaplan-Meier, "
+        '<p class="note">A task is solved if it reaches the target at its method’s headline step, '
+        "which validation tasks chose (of a method that starts at chance, at step 1 or later). A "
+        "solved task’s cost: all cost of learning up to that step, that of the failed tasks too, "
+        "over the tasks solved. Half solved, and the mean to the cap: each task up to the first "
+        "point from which on it stays at the target, as if one knew when to stop; Kaplan-Meier, "
         f"{NONE} where fewer than half ever are.</p>"
     )
     return table(heads, rows) + note
@@ -86,36 +85,44 @@ def break_even(found: Json, axis: Axis, common: bool = False) -> str:
         if entry["axis"] == axis
     ]
     several = any(entry["leave_one_out"] for entry in pairs)
+    priced = all(entry.get("variants") for entry in pairs)
     heads = [
         "dearer start<small>against</small>",
-        *(["level<small>that both reach</small>"] if common else []),
+        f"level<small>{'that both reach' if common else 'to be reached'}</small>",
         "verdict",
         "pays from<small>new task</small>",
         "95 % interval<small>of that number</small>",
+        *(["without tuning", "with answering"] if priced else []),
         *(["without<small>one seed each</small>"] if several else []),
     ]
     rows = []
     order = list(VERDICTS)
     for entry in sorted(pairs, key=lambda entry: order.index(entry["verdict"])):
+        level = entry.get("level", found["target"]["value"])
         cells = [
-            *([_level(entry["level"], found["target"]["metric"])] if common else []),
+            _level(level, found["target"]["metric"]),
             f'<td class="wrap '
             f'short"><strong>{VERDICTS[entry["verdict"]]}</strong>{_why(entry)}</td>',
             _tasks(entry["tasks"]) if entry["verdict"] in ("pays", "always") else NONE,
             _interval(entry["ci95"]),
-            *(
-                [
-                    left(
-                        ", ".join(_tasks(one["tasks"], "never") for one in entry["leave_one_out"])
-                        or NONE
-                    )
-                ]
-                if several
-                else []
-            ),
+            *([_variant(entry, one) for one in entry["variants"]] if priced else []),
+            *([_without_one(entry)] if several else []),
         ]
         rows.append(row(f"{escape(entry['a'])}<small>against {escape(entry['b'])}</small>", cells))
-    return table(heads, rows, left=(2, 5) if common else (1, 4))
+    return table(heads, rows, left=(2, 7 if priced else 5))
+
+
+def _without_one(entry: Json) -> str:
+    counts = [_tasks(one["tasks"], "never") for one in entry["leave_one_out"]]
+    return left(", ".join(counts) or NONE)
+
+
+def _variant(entry: Json, one: Json) -> str:
+    """Verdict and number of tasks under another price."""
+    words = VERDICTS[one["verdict"]]
+    swapped = " (roles swapped)" if one["a"] != entry["a"] else ""
+    shown = f" {_tasks(one['tasks'])}" if one["verdict"] == "pays" else ""
+    return f"{words}{shown}{swapped}"
 
 
 def _why(entry: Json) -> str:

@@ -213,6 +213,11 @@ def _absent(found: Json) -> str:
         f"{', '.join(absent)}: what is made of them is left out. Delete comparison.json, and "
         "metalearn report computes it again from the run directories."
     )
+    if found.get("rules") is None:
+        text += (
+            " Its intervals are percentile bootstraps over seeds and tasks, which are too narrow "
+            "with few seeds, and its verdicts were decided without intervals of shares."
+        )
     return f'<p class="unanswered">{text}</p>'
 
 
@@ -310,7 +315,8 @@ def _paired_note() -> str:
         "step. Intervals: "
         "95 %, for new seeds and new tasks (two-way random effects, Satterthwaite’s degrees of "
         "freedom); with one seed for new tasks of these trained networks only. p is two-sided, "
-        "needs 3 seeds, and is not corrected for the number of pairs.</p>"
+        "needs 3 seeds, and is given for contrasts, which were chosen before the run, corrected "
+        "for their number by Holm’s method; all other pairs are estimates.</p>"
     )
 
 

@@ -49,7 +49,7 @@ def answer(groups: Sequence[Group], found: Json) -> str:
     best, up = known[0], known[0].higher_better
     line = next(entry for entry in found["summary"] if entry["label"] == best.label)
     text = f"<strong>{escape(best.label)}</strong> "
-    text += "is best: " if len(known) > 1 else "reaches "
+    text += "has the best mean: " if len(known) > 1 else "reaches "
     text += (
         f"{with_ci(line['value'], line['ci95_tasks'], up)} "
         f"{'% accuracy' if up else 'squared error'} "
@@ -131,7 +131,8 @@ def headline(groups: Sequence[Group], found: Json) -> str:
     heads = [
         "method",
         f"{name}<small>± 95 % over tasks</small>",
-        "over seeds<small>± 95 %, t</small>",
+        "95 % interval<small>new seeds and tasks</small>",
+        "each seed",
         *(["published"] if published else []),
         "normalisation",
         "after steps",
@@ -143,7 +144,8 @@ def headline(groups: Sequence[Group], found: Json) -> str:
     for place, (group, line) in enumerate(zip(groups, found["summary"])):
         cells = [
             with_ci(line["value"], line["ci95_tasks"], up),
-            _over_seeds(group, line),
+            _interval(group, line),
+            _per_seed(line, up),
             *([left(_published(group))] if published else []),
             left(_normalisation(group)),
             _steps(group),
@@ -158,7 +160,7 @@ def headline(groups: Sequence[Group], found: Json) -> str:
         f"under the mean curve over "
         f"log2(1 + steps), divided by its width; IQM: mean of the middle half of the tasks.</p>"
     )
-    return table(heads, rows, left=(3, 4) if published else (3,)) + note
+    return table(heads, rows, left=(4, 5) if published else (4,)) + note
 
 
 def costs(groups: Sequence[Group]) -> str:
@@ -211,10 +213,17 @@ def _tested_on(group: Group) -> int:
     return min(int((run.result.get("episodes") or {}).get("count") or 0) for run in group.runs)
 
 
-def _over_seeds(group: Group, line: Json) -> str:
-    if line["ci95_seeds"] is None:
-        return f"<small>{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}</small>"
-    return f"± {score(line['ci95_seeds'], group.higher_better, line['value'])}"
+def _interval(group: Group, line: Json) -> str:
+    """The interval over seeds and tasks; with one seed there is none."""
+    ends, count = line.get("interval"), len(group.runs)
+    if ends is None or count == 1:
+        return f"<small>{count} seed{'s' * (count > 1)}</small>"
+    return " to ".join(score(end, group.higher_better) for end in ends)
+
+
+def _per_seed(line: Json, up: bool) -> str:
+    values = line.get("per_seed") or []
+    return ", ".join(score(value, up) for value in values) or NONE
 
 
 def _steps(group: Group) -> str:
@@ -353,26 +362,35 @@ def _published_curve(group: Group) -> dict[int, float]:
 
 
 def differences(found: Json, up: bool) -> str:
-    """Paired differences between all pairs."""
+    """Paired differences: contrasts with their test, then all other pairs as estimates."""
     unit = "points" if up else "squared error"
     side = f"<small>a is better {'above' if up else 'below'} 0</small>"
-    heads = ["a", "b", f"a − b, {unit}{side}", "95 % interval", "p", "reading"]
+    heads = ["a", "b", f"a − b, {unit}{side}", "95 % interval", "p<small>Holm</small>", "reading"]
     rows = []
-    for entry in found["paired"]:
+    for entry in sorted(found["paired"], key=lambda entry: not entry.get("contrast")):
         cells = [left(escape(entry["b"]))]
         if entry["difference"] is None:
             cells += [NONE, NONE, NONE, left(escape(str(entry.get("why") or "undefined")))]
         else:
             low, high = entry["ci95"]
-            better = entry["a"] if (entry["difference"] > 0) == up else entry["b"]
-            reading = "not told apart" if low <= 0 <= high else f"{escape(better)} is better"
-            if entry["p"] is None:
-                reading = "these trained networks only: too few seeds for a test"
+            p = entry.get("p_holm")
             interval = f"{signed(low, up)} to {signed(high, up)}"
-            shown = NONE if entry["p"] is None else f"{entry['p']:.3f}"
-            cells += [signed(entry["difference"], up), interval, shown, left(reading)]
+            shown = NONE if p is None else f"{p:.3f}"
+            cells += [signed(entry["difference"], up), interval, shown, left(_reading(entry, up))]
         rows.append(row(escape(entry["a"]), cells))
     return table(heads, rows, left=(1, 5))
+
+
+def _reading(entry: Json, up: bool) -> str:
+    """What a paired difference says (HTML): a verdict for a contrast with enough seeds alone."""
+    if entry["p"] is None:
+        return "too few seeds for a test"
+    if not entry.get("contrast"):
+        return "estimate, not tested"
+    if entry["p_holm"] > 0.05:
+        return "not told apart"
+    better = entry["a"] if (entry["difference"] > 0) == up else entry["b"]
+    return f"{escape(better)} is better"
 
 
 def signed(value: float, up: bool) -> str:

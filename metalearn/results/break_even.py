@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +15,23 @@ from metalearn.results.records import Group, Json
 from metalearn.results.solved import reached
 
 
-def account(group: Group, target: Json | None, axis: Axis) -> Account:
-    spent = [up_front(run, axis) for run in group.runs]
+class Price(NamedTuple):
+    """What is in the costs of a break-even count."""
+
+    with_tuning: bool = True  # before the first task
+    with_answering: bool = False  # predicting the queries of each task once
+
+
+PRICES = (Price(), Price(with_tuning=False), Price(with_answering=True))
+
+
+def account(group: Group, target: Json | None, axis: Axis, price: Price = PRICES[0]) -> Account:
+    """The costs of one label at a target."""
+    spent = [up_front(run, axis, tuning=price.with_tuning) for run in group.runs]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
     seeds = tuple(run.seed for run in group.runs)
-    return Account(group.label, seeds, known, reached(group, target, axis), origin(group))
+    found = reached(group, target, axis, answers=price.with_answering)
+    return Account(group.label, seeds, known, found, origin(group))
 
 
 def origin(group: Group) -> str:
@@ -26,16 +39,34 @@ def origin(group: Group) -> str:
     return str((group.first.config.get("method") or {}).get("start") or group.label)
 
 
-def break_even(groups: Sequence[Group], target: Json | None) -> list[Json]:
-    """The `break_even` rows of comparison.json: every pair, in FLOPs and in seconds; empty without
-    a target.
+def break_even(groups: Sequence[Group], target: Json | None, levels: Sequence[float]) -> list[Json]:
+    """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds;
+    empty without a target.
     """
     if target is None or len(groups) < 2:
         return []
+    return [
+        row
+        for level in levels
+        for axis in AXES
+        for row in _at_level(groups, {**target, "value": level}, axis)
+    ]
+
+
+def _at_level(groups: Sequence[Group], target: Json, axis: Axis) -> list[Json]:
+    """Every pair at one level, with its variants: without tuning, and with answering."""
+    tables = [
+        break_evens([account(group, target, axis, price) for group in groups]) for price in PRICES
+    ]
     rows = []
-    for axis in AXES:
-        table = [account(group, target, axis) for group in groups]
-        rows += [_row(axis, one) for one in break_evens(table)]
+    for main, *others in zip(*tables):
+        variants = [
+            {**price._asdict(), "a": one.a, "b": one.b, "verdict": one.verdict}
+            | {"tasks": one.tasks, "ci95": None if one.ci95 is None else list(one.ci95)}
+            for price, one in zip(PRICES[1:], others)
+        ]
+        row = {**_row(axis, main), "level": target["value"], **PRICES[0]._asdict()}
+        rows.append({**row, "seeds": list(main.seeds), "variants": variants})
     return rows
 
 
@@ -45,7 +76,7 @@ def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json
     """
     if target is None or len(groups) < 2:
         return []
-    rows, levels = [], levels_of(groups, target)
+    rows, levels = [], common_levels(groups, target)
     for axis in AXES:
 
         def at(level: float, axis: Axis = axis) -> list[Account]:
@@ -56,7 +87,7 @@ def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json
     return rows
 
 
-def levels_of(groups: Sequence[Group], target: Json) -> list[float]:
+def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
     """From the target down in steps of 5 points to 5 above chance; of a loss upwards, a quarter
     more each time.
     """

@@ -10,6 +10,7 @@ from metalearn.errors import ConfigError
 from metalearn.results import records as data
 from metalearn.results.break_even import break_even, break_even_common, break_even_lines
 from metalearn.results.checks import checks
+from metalearn.results.contrasts import contrasts, mark_contrasts
 from metalearn.results.costs import total_cost
 from metalearn.results.curves import cost_curves, curves
 from metalearn.results.factors import factors
@@ -19,30 +20,43 @@ from metalearn.results.schema import Comparison
 from metalearn.results.searches import controls, selection_rows, tuning_rows
 from metalearn.results.solved import solved_rows
 from metalearn.results.summary import paired, summary
-from metalearn.results.target import target_of
+from metalearn.results.target import levels_of, target_of
 from metalearn.storage.files import plain, read_json, write_json
-from metalearn.storage.schema import checked
+from metalearn.storage.schema import Request, checked
 
 FILE = "comparison.json"
+RULES = 2  # of intervals and verdicts: two-way random effects, Fieller, contrasts with Holm
 
 
 def compare(
-    groups: Sequence[Group], unfinished: Sequence[str] = (), *, target: Json | None = None
+    groups: Sequence[Group],
+    unfinished: Sequence[str] = (),
+    *,
+    target: Json | None = None,
+    request: Json | None = None,
 ) -> Json:
     """The contents of comparison.json (schema 1) for groups that learn the same new tasks.
 
-    `target`: what counts as solved; by default what the experiment names, else what validation
-    tasks say."""
-    wanted = target or target_of(groups)
-    pairs = [paired(a, b) for a, b in combinations(groups, 2)]
+    Args:
+        target: what counts as solved; None: what the experiment names, else what validation tasks
+            say.
+        request: comparison-request.json: `contrasts` as the file names them, `labels` in its order.
+    """
+    wanted, asked = target or target_of(groups), request or {}
+    levels = levels_of(groups, wanted)
+    tested = contrasts(groups, asked.get("contrasts"), asked.get("labels") or ())
+    pairs = mark_contrasts([paired(a, b) for a, b in combinations(groups, 2)], tested)
     tasks = max((run.episodes for group in groups for run in group.runs), default=0)
     found = {
         "schema": 1,
+        "rules": RULES,
         "rows": [run.result for group in groups for run in group.runs],
         "summary": [summary(group) for group in groups],
         "paired": pairs,
+        "contrasts": [list(pair) for pair in tested],
         "target": wanted,
-        "break_even": break_even(groups, wanted),
+        "levels": levels,
+        "break_even": break_even(groups, wanted, levels),
         "break_even_common": break_even_common(groups, wanted),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
         "curves": curves(groups),
@@ -76,7 +90,14 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
             (str(root), "holds no finished run (methods/<label>/seed-<n>/result.json)")
         )
     groups = data.group(data.load(path) for path in finished)
-    return compare(groups, [str(path.relative_to(root)) for path in unfinished], target=target)
+    missing = [str(path.relative_to(root)) for path in unfinished]
+    return compare(groups, missing, target=target, request=read_request(root))
+
+
+def read_request(root: Path) -> Json:
+    """comparison-request.json of a directory; empty where there is none."""
+    file = root / "comparison-request.json"
+    return dict(checked(Request, read_json(file), file)) if file.exists() else {}
 
 
 def write_comparison(root: Path, *, target: Json | None = None) -> Path:

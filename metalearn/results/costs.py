@@ -20,10 +20,10 @@ def learning(run: Run, axis: Axis) -> Array | None:
         return None
 
 
-def up_front(run: Run, axis: Axis) -> float | None:
-    """Cost before any new task; None where it was not measured."""
+def up_front(run: Run, axis: Axis, *, tuning: bool = True) -> float | None:
+    """Cost before any new task, with or without tuning; None where it was not measured."""
     try:
-        return accounts.up_front(run.cost, axis)
+        return accounts.up_front(run.cost, axis, tuning=tuning)
     except MissingPhase:
         return None
 

@@ -24,6 +24,10 @@ class _Summary(_Labelled):
     diverged: Maybe = None
     auc: Maybe = None
     iqm: Maybe = None
+    interval: Ends = None
+    freedom: Maybe = None
+    covers: Text | None = None
+    per_seed: list[Maybe] | None = None
 
 
 class _Pair(Open):
@@ -36,11 +40,22 @@ class _Difference(_Pair):
     ci95: Ends
     p: Maybe
     why: Text | None = None
+    contrast: bool = False
+    p_holm: Maybe = None
+    per_seed: list[Maybe] | None = None
 
 
 class _Without(Open):
     seed: int
     tasks: Maybe
+
+
+class _Variant(_Pair):
+    verdict: Text
+    tasks: Maybe
+    ci95: Ends
+    with_tuning: bool
+    with_answering: bool
 
 
 class _BreakEven(_Pair):
@@ -51,6 +66,9 @@ class _BreakEven(_Pair):
     leave_one_out: list[_Without] = Field(default_factory=list)
     why: Text = ""
     level: Maybe = None
+    with_tuning: bool = True
+    with_answering: bool = False
+    variants: list[_Variant] = Field(default_factory=list)
 
 
 class _Check(Open):
@@ -149,6 +167,9 @@ class Comparison(Open):
     summary: list[_Summary]
     paired: list[_Difference]
     target: Target | None
+    rules: Count | None = None
+    contrasts: list[list[Text]] | None = None
+    levels: list[Number] | None = None
     break_even: list[_BreakEven]
     checks: list[_Check]
     break_even_common: list[_BreakEven] | None = None

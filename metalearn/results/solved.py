@@ -1,4 +1,8 @@
-"""Tasks that reach the target: how many, at what cost, and by which budget."""
+"""Tasks that reach the target: how many, at what cost, and by which budget.
+
+A task is judged, and priced, at the step that validation tasks chose for its method. Step 0 is
+never that step for a method that has not seen the support set there.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ import numpy as np
 from metalearn.evaluate import targets
 from metalearn.evaluate.accounts import Axis
 from metalearn.evaluate.targets import Reached, Share
-from metalearn.results.costs import AXES, learning
-from metalearn.results.records import Group, Json
+from metalearn.results.costs import AXES, answering, learning
+from metalearn.results.records import Group, Json, Run
 
 
 class Solved(NamedTuple):
@@ -25,19 +29,54 @@ class Solved(NamedTuple):
     within: dict[str, Share | None]  # axis -> share of tasks solved by each cost
 
 
-def reached(group: Group, target: Json | None, axis: Axis) -> Reached | None:
-    """Which tasks of which seed reached the target at what cost: [S, E]; None where scores or costs
-    are missing.
+def point_of(run: Run) -> int:
+    """The point of the curve at which a run's tasks are judged."""
+    return targets.admissible_point(
+        run.steps, run.headline_point, starts_at_chance=starts_at_chance(run)
+    )
+
+
+def starts_at_chance(run: Run) -> bool:
+    """Whether predictions at step 0 have not seen the support set."""
+    traits = run.traits
+    return bool(traits.get("uses_steps", True)) and not traits.get("support_at_step_0", False)
+
+
+def reached(
+    group: Group, target: Json | None, axis: Axis, *, answers: bool = False
+) -> Reached | None:
+    """Which tasks of which seed reached the target at the step that was chosen for them, and their
+    cost: [S, E]; None where scores or costs are missing.
+
+    `answers`: the cost of predicting a task's queries once is in it.
     """
     if target is None:
         return None
     pooled, found = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
+        spent, more = learning(run, axis), answering(run, axis) if answers else 0.0
+        if spent is None or more is None or pooled is None:
+            return None
+        point, up = point_of(run), target["metric"] == "accuracy"
+        scores = pooled[place][:, point]
+        found.append(
+            targets.at_step(scores, float(spent[point]) + more, target["value"], higher=up)
+        )
+    return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
+
+
+def when_reached(group: Group, target: Json, axis: Axis) -> Reached | None:
+    """The same, each task up to the first point from which on it stays at the target: the curve of
+    a reader who knows when to stop.
+    """
+    pooled, found = group.pooled(target["metric"]), []
+    for place, run in enumerate(group.runs):
         spent = learning(run, axis)
         if spent is None or pooled is None:
             return None
+        first = targets.admissible_point(run.steps, 0, starts_at_chance=starts_at_chance(run))
         up = target["metric"] == "accuracy"
-        found.append(targets.reach(pooled[place], spent, target["value"], higher=up))
+        found.append(targets.reach(pooled[place], spent, target["value"], higher=up, first=first))
     return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
 
 
@@ -46,18 +85,20 @@ def solved(group: Group, target: Json) -> Solved | None:
     pooled = group.pooled(target["metric"])
     if pooled is None:
         return None
-    first = targets.first_reached(pooled, target["value"], higher=target["metric"] == "accuracy")
+    up = target["metric"] == "accuracy"
+    points = [point_of(run) for run in group.runs]
+    judged = np.stack([scores[:, point] for scores, point in zip(pooled, points)])
     price: dict[str, float | None] = {}
     median: dict[str, float | None] = {}
     restricted: dict[str, float | None] = {}
     within: dict[str, Share | None] = {}
     for axis in AXES:
-        found = reached(group, target, axis)
-        within[axis] = shares = None if found is None else targets.kaplan_meier(found)
+        found, when = reached(group, target, axis), when_reached(group, target, axis)
+        within[axis] = shares = None if when is None else targets.kaplan_meier(when)
         price[axis] = None if found is None else targets.cost_per_solved(found)
         median[axis] = None if shares is None else targets.median_cost(shares)
-        restricted[axis] = None if found is None else float(found.cost.mean())
-    share = float((first < pooled.shape[-1]).mean())
+        restricted[axis] = None if when is None else float(when.cost.mean())
+    share = float(targets.reaches(judged, target["value"], higher=up).mean())
     return Solved(share, price, median, restricted, group.first.steps[-1], within)
 
 

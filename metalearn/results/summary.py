@@ -34,6 +34,7 @@ def summary(group: Group) -> Json:
         "value": group.value(),
         "ci95_tasks": _over_tasks(group, column),
         "ci95_seeds": _over_seeds(group),
+        **_over_both(column),
         "diverged": group.diverged(),
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
@@ -46,6 +47,21 @@ def summary(group: Group) -> Json:
 
 def _over_seeds(group: Group) -> float | None:
     return stats.seeds_ci95([run.result["headline"].get("value") for run in group.runs])
+
+
+def _over_both(column: Array | None) -> Json:
+    """`interval` [low, high] over seeds and tasks, its degrees of freedom, what it holds for, and
+    each seed's own value.
+    """
+    if column is None:
+        return {"interval": None, "freedom": None, "covers": None, "per_seed": None}
+    found = random_effects.estimate(column)
+    return {
+        "interval": None if found.ci95 is None else list(found.ci95),
+        "freedom": found.freedom,
+        "covers": found.covers,
+        "per_seed": list(found.per_seed),
+    }
 
 
 def _over_tasks(group: Group, column: Array | None) -> float | None:

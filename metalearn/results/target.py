@@ -4,6 +4,7 @@ no say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from metalearn.evaluate.targets import from_validation
@@ -32,6 +33,24 @@ def target_of(groups: Sequence[Group]) -> Json | None:
         f"the best of all methods"
     )
     return {"metric": groups[0].metric, "value": round(value, 6), "why": why}
+
+
+def levels_of(groups: Sequence[Group], target: Json | None) -> list[float]:
+    """The levels at which break-even counts are given: `evaluate.targets` of the experiment, else
+    the target alone.
+
+    A level of accuracy is raised to the next multiple of 1 / queries, which is what it means for a
+    task's score.
+    """
+    if target is None:
+        return []
+    run = groups[0].first
+    named = (run.config.get("evaluate") or {}).get("targets") or []
+    task = run.result.get("task") or {}
+    size = int(task.get("ways") or 0) * int(task.get("queries") or 0)
+    on_grid = target["metric"] == "accuracy" and size > 0
+    raised = [math.ceil(float(level) * size - 1e-6) / size if on_grid else level for level in named]
+    return sorted({float(level) for level in raised}) or [float(target["value"])]
 
 
 def _asked(run: Run) -> Json | None:

@@ -180,6 +180,8 @@ class Request(Open):
 
     target: Target | None = None
     demonstration: bool = False
+    labels: list[Text] = []
+    contrasts: list[Annotated[list[Text], Field(min_length=2, max_length=2)]] | None = None
 
 
 class _Metric(Open):
