@@ -73,7 +73,7 @@ def loop(
     """
     args = (moving, state, fixed, data[0])
     step, (leaves, _) = _step_of(name, move, args), flatten(args)
-    count, held = len(flatten(moving)[0]), len(flatten((moving, state))[0])
+    count = len(flatten(moving)[0])
     parts = [flatten(part)[0] for part in data]
     layout = LoopLayout(
         moving=count,
@@ -88,13 +88,11 @@ def loop(
     saved = SavedSteps(step, layout, any(map(_tracked, leaves[: len(leaves) - layout.data])))
     results = list(_Forward.apply(saved, *read, *(leaf for part in parts for leaf in part)))  # type: ignore[no-untyped-call]
     last, losses, rest = results[: layout.carry], results[layout.carry], results[layout.carry + 1 :]
-    whole = list(leaves[:held])
+    (whole, structure), parameters = flatten((moving, state)), flatten(moving)[1]
     for place, value in zip(step.carried, last, strict=True):
         whole[place] = value
-    parameters = flatten(moving)[1]
-    kept = [unflatten(rest[at : at + count], parameters) for at in range(0, len(rest), count)]
-    final, state = unflatten(whole, flatten((moving, state))[1])
-    return kept, final, state, losses
+    points = [unflatten(rest[at : at + count], parameters) for at in range(0, len(rest), count)]
+    return points, *unflatten(whole, structure), losses
 
 
 def _step_of(name: tuple[Any, ...], move: Move, args: Any) -> Step:

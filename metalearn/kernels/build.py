@@ -1,7 +1,6 @@
-"""C++ beside Python: a source file built once a machine with its own compiler, kept, and loaded
-through ctypes.
+"""C++ operators: each source file is compiled once a machine, cached, and loaded through ctypes.
 
-Without a compiler, or with METALEARN_NATIVE=0, nothing is built, and callers go another way.
+Without a compiler, or with METALEARN_NATIVE=0, nothing is built, and callers use torch's operators.
 """
 
 from __future__ import annotations
@@ -34,15 +33,13 @@ def compiler() -> str | None:
 
 
 def folder() -> Path:
-    """Where built libraries are kept between runs."""
+    """The cache of built libraries."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "metalearn" / "native"
 
 
 def load(source: Path, *headers: Path) -> tuple[ctypes.CDLL | None, str | None]:
-    """(the library made of `source`, which includes `headers`, None), or (None, why there is none:
-    a sentence).
-    """
+    """(the library of `source`, which includes `headers`, and None), or (None and the reason)."""
     if os.environ.get("METALEARN_NATIVE", "1") == "0":
         return None, "switched off by METALEARN_NATIVE=0"
     made_by = compiler()
@@ -51,21 +48,17 @@ def load(source: Path, *headers: Path) -> tuple[ctypes.CDLL | None, str | None]:
     try:
         return ctypes.CDLL(str(_built(source, headers, made_by))), None
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return (
-            None,
-            f"{made_by} could not build it: "
-            f"{said.strip().splitlines()[-1] if said.strip() else error}",
-        )
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        return None, f"{made_by} could not build it: {lines[-1] if lines else error}"
 
 
 def _built(source: Path, headers: tuple[Path, ...], made_by: str) -> Path:
     """The library for this source, compiler and processor; built beside its place and renamed, so
-    never half there.
+    that it is never incomplete.
     """
     texts = (path.read_text() for path in (source, *headers))
-    told = "\n".join((*texts, made_by, *FLAGS, platform.machine(), _processor()))
-    path = folder() / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    inputs = "\n".join((*texts, made_by, *FLAGS, platform.machine(), _processor()))
+    path = folder() / f"{source.stem}-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +79,7 @@ def _built(source: Path, headers: tuple[Path, ...], made_by: str) -> Path:
 
 
 def _processor() -> str:
-    """What -march=native depends on: the processor's features, where the system says them."""
+    """What -march=native depends on: the processor's features, where the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
