@@ -180,6 +180,16 @@ def test_tasksets_that_cannot_be_a_source() -> None:
     dataset = data.MetaDataset(Noisy())
     uneven = data.Taskset(dataset, lambda _: data.transforms.LoadData(dataset)(None)[:10])
     assert "equally many examples" in no(uneven)
+    rows = [(torch.ones(4) * row, CLASSES if row == 0 else row // EACH) for row in range(40)]
+    few = data.MetaDataset(torch.utils.data.Subset(rows, range(40)))  # type: ignore[arg-type]
+    fused, load = data.transforms.FusedNWaysKShots, data.transforms.LoadData(few)
+    small = no(data.Taskset(few, [fused(few, n=WAYS, k=3), load]))
+    assert f"draws 3 examples of a class, but some have fewer: {CLASSES} (1)" in small
+    ways, shots = data.transforms.NWays(few, WAYS), data.transforms.KShots(few, 3, replacement=True)
+    again = data.Taskset(few, [ways, shots, load])
+    assert interop.TasksetSource(again, shots=1).sample(fold_in(0), 20).support.x.isfinite().all()
+    many = no(data.Taskset(few, [fused(few, n=2 * CLASSES, k=1), load]))
+    assert "no task can be drawn" in many
 
 
 def test_a_source_in_the_form_of_a_taskset() -> None:

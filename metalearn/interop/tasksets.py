@@ -64,12 +64,12 @@ class TasksetSource:
         self._taskset = taskset
         self._classes = _classes_of(taskset)
         self._places = {label: place for place, label in enumerate(self._classes)}
+        _check_sizes(taskset, self._classes)
         x, rows, _ = self._draw(rng.fold_in(0, "probe"))
         ways, each = rows.shape
         if not 1 <= shots <= each:
-            raise ConfigError(
-                ("shots", f"is {shots}, but a task of this Taskset has {each} examples a class")
-            )
+            text = f"is {shots}, but a task of this Taskset has {each} examples a class"
+            raise ConfigError(("shots", text))
         self.spec = EpisodeSpec(
             kind="classification",
             ways=ways,
@@ -115,48 +115,35 @@ class TasksetSource:
         if taskset.num_tasks > 0:
             place = int(rng.integers(of_task, (1,), taskset.num_tasks))
             of_task = rng.fold_in(0, "taskset", place)
-        with seeded(of_task):
-            description = taskset.sample_task_description()
+        try:
+            with seeded(of_task):
+                description = taskset.sample_task_description()
+        except ValueError as error:  # of random.sample, in learn2learn's transforms
+            text = "no task can be drawn: too few classes, or examples of a class"
+            raise ConfigError(("taskset", f"{text} ({error})")) from error
         with seeded(rng.fold_in(key, "data")):
             x, y = taskset.get_task(description)
-        if (
-            not isinstance(y, Tensor)
-            or y.is_floating_point()
-            or y.dim() != 1
-            or len(y) != len(description)
-        ):
-            raise ConfigError(
-                (
-                    "taskset",
-                    "a task should be (x, y) with one whole number as the label of each example",
-                )
-            )
+        whole = isinstance(y, Tensor) and not y.is_floating_point()
+        if not whole or y.shape != (len(description),):
+            text = "a task should be (x, y) with one whole number as the label of each example"
+            raise ConfigError(("taskset", text))
         labels, counts = y.unique(return_counts=True)
         if len(labels) < 2 or len(set(counts.tolist())) != 1:
-            text = (
-                f"a task should have equally many examples of 2 or more classes, not "
-                f"{counts.tolist()}"
-            )
-            raise ConfigError(("taskset", text))
+            text = "a task should have equally many examples of 2 or more classes"
+            raise ConfigError(("taskset", f"{text}, not {counts.tolist()}"))
         rows = y.argsort(stable=True).reshape(len(labels), -1)
-        classes = [
-            self._places[taskset.dataset.indices_to_labels[one.index]] for one in description
-        ]
+        label_of = taskset.dataset.indices_to_labels
+        classes = [self._places[label_of[one.index]] for one in description]
         return x, rows, torch.tensor(classes)
 
     def _episode(self, key: Key) -> Episode:
         x, rows, classes = self._draw(key)
         spec, (ways, each) = self.spec, rows.shape
-        shape, first = (
-            (ways, each, *x.shape[1:]),
-            (spec.ways, spec.shots + spec.queries, *spec.x_shape),
-        )
+        shape = (ways, each, *x.shape[1:])
+        first = (spec.ways, spec.shots + spec.queries, *spec.x_shape)
         if shape != first:
-            text = (
-                f"its tasks should have one shape; [ways, examples a class, *X] was "
-                f"{[*first]}, here {[*shape]}"
-            )
-            raise ConfigError(("taskset", text))
+            text = f"[ways, examples a class, *X] was {[*first]}, here {[*shape]}"
+            raise ConfigError(("taskset", f"its tasks should have one shape; {text}"))
         rows = rows[rng.permutation(rng.fold_in(key, "labels"), ways)]
         order = rng.permutation(rng.fold_in(key, "examples", torch.arange(ways)), each)
         rows = rows.gather(1, order)
@@ -184,23 +171,35 @@ def _classes_of(taskset: Any) -> list[int]:
     """The labels that tasks are drawn from: the data set's, but for those that a transform filters
     out.
     """
-    for needed in ("dataset", "num_tasks", "task_transforms", "task_collate"):
-        if not hasattr(taskset, needed):
-            raise ConfigError(
-                ("taskset", f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}")
-            )
+    needed = ("dataset", "num_tasks", "task_transforms", "task_collate")
+    if not all(hasattr(taskset, name) for name in needed):
+        text = f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}"
+        raise ConfigError(("taskset", text))
     labels = list(taskset.dataset.labels)
-    transforms = [] if callable(taskset.task_transforms) else taskset.task_transforms
-    for transform in transforms:
-        kept = getattr(transform, "filter_labels", getattr(transform, "labels", None))
-        labels = labels if kept is None else [label for label in labels if label in set(kept)]
+    for transform in _transforms(taskset):
+        chosen = getattr(transform, "filter_labels", getattr(transform, "labels", None))
+        labels = labels if chosen is None else [label for label in labels if label in set(chosen)]
     if not all(isinstance(label, int) for label in labels):
-        why = (
-            "the order of a set of them, from which learn2learn draws, changes from process "
-            "to process"
-        )
+        why = "learn2learn draws from a set of them, whose order changes from process to process"
         raise ConfigError(("taskset", f"labels should be whole numbers, not {labels[0]!r}: {why}"))
     return labels
+
+
+def _transforms(taskset: Any) -> list[Any]:
+    return [] if callable(taskset.task_transforms) else list(taskset.task_transforms)
+
+
+def _check_sizes(taskset: Any, classes: list[int]) -> None:
+    """ConfigError where a class has fewer examples than a task draws, unless with replacement."""
+    transforms = _transforms(taskset)
+    each = max((getattr(one, "k", 0) for one in transforms), default=0)
+    if any(getattr(one, "replacement", False) for one in transforms):
+        return
+    counts = {label: len(taskset.dataset.labels_to_indices[label]) for label in classes}
+    small = ", ".join(f"{label} ({count})" for label, count in counts.items() if count < each)
+    if small:
+        text = f"a task draws {each} examples of a class, but some have fewer: {small}"
+        raise ConfigError(("taskset", f"{text}; draw fewer, or leave them out with FilterLabels"))
 
 
 class SourceTaskset:
@@ -212,9 +211,8 @@ class SourceTaskset:
 
     def __init__(self, source: TaskSource, key: Key, num_tasks: int = -1) -> None:
         if num_tasks != -1 and num_tasks < 1:
-            raise ConfigError(
-                ("num_tasks", f"is {num_tasks}; it should be -1 (endless) or positive")
-            )
+            text = f"is {num_tasks}; it should be -1 (endless) or positive"
+            raise ConfigError(("num_tasks", text))
         self.source, self.key, self.num_tasks = source, key, num_tasks
 
     def __len__(self) -> int:

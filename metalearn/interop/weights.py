@@ -129,7 +129,8 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
             text = f"its counterpart {name} is {_described(theirs[name])}"
             problems.append((layer, f"is {_described(ours[layer])}, {text}"))
     if problems:
-        hint = "build the learner in the model's shapes, or pair layers by names={theirs: ours}"
+        hint = "build the learner in the model's shapes"
+        hint = f"{hint}, or pair layers by names={{their layer: our layer}}"
         layers = f"the model has {', '.join(theirs)}; the learner {', '.join(ours)}"
         raise ConfigError(*problems, ("", f"{hint}; {layers}"))
     return pairs
