@@ -34,7 +34,7 @@ from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tasks import Digits, Quadratics
-from metalearn.tree import leaves, named_leaves, tree_map
+from metalearn.tree import leaves, named_leaves, tree_map, vmap
 from metalearn.types import Batch, Method
 
 F64 = torch.float64
@@ -93,9 +93,7 @@ def errors_off(estimator: Any) -> float:
             query=tree_map(lambda part: part.expand(PAIRS, *part.shape[1:]), one.query),
             info={"key": keys, "step": torch.full((PAIRS,), float(window), dtype=F64)},
         )
-        grads, _, lanes = torch.func.vmap(built.task_grad, in_dims=(None, 0, 0))(
-            meta, episodes, lanes
-        )
+        grads, _, lanes = vmap(built.task_grad, in_dims=(None, 0, 0))(meta, episodes, lanes)
         total = total + grads["log_lr"]
     step = 1e-5
     exact = (full_loss(step, x, y) - full_loss(-step, x, y)) / (2 * step)
@@ -310,9 +308,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted() -> None:
 def test_clipping_shortens_the_gradient_of_every_task() -> None:
     loose, tight = (method(unroll=4, horizon=Constant(steps=4), clip=clip) for clip in (None, 1e-3))
     episodes = SOURCE.sample(KEY, 5)
-    grads = [
-        torch.func.vmap(m.task_grad, (None, 0))(m.init(KEY).meta, episodes) for m in (loose, tight)
-    ]
+    grads = [vmap(m.task_grad, (None, 0))(m.init(KEY).meta, episodes) for m in (loose, tight)]
     free, cut = (found["log_lr"].abs() for found, _ in grads)
     assert (free > 1e-3).all() and torch.allclose(cut, torch.full_like(cut, 1e-3))
     close(grads[0][1], grads[1][1])  # the norm that is told is that before clipping
