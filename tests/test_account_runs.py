@@ -163,7 +163,7 @@ def test_a_search_that_has_not_ended_is_no_run_to_use(metalearn: Commands) -> No
     ("sections", "words"),
     [
         ({"method": SHARED, "task": {"queries": 0}}, ("task.queries", "scores candidates")),
-        ({"method": {**SHARED, "start": "runs/none"}}, ("method.start", "still to come")),
+        ({"method": {**SHARED, "start": "runs/none"}}, ("method.start", "has not found yet")),
         ({"method": {**SHARED, "contains": {"name": "proto_net"}}}, ("method.contains.name",)),
         ({"evaluate": {"target": {"value": 5.0}}}, ("evaluate.target.metric", "say metric: loss")),
         ({"method": {"name": "maml", "start": "runs/none"}}, ("method.start", "no finished run")),
