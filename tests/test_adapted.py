@@ -161,7 +161,7 @@ def test_the_command_answers_for_rows(
     with pytest.raises(ConfigError, match=r"line 3.*not 2 fields"):
         predict(sinusoid.folder, tmp_path / "bad.csv", tmp_path / "query.csv", 2, None, False)
     (tmp_path / "words.csv").write_text("t,y\na,1\n")
-    with pytest.raises(ConfigError, match="must be numbers"):
+    with pytest.raises(ConfigError, match="must hold numbers"):
         predict(sinusoid.folder, tmp_path / "words.csv", tmp_path / "query.csv", 2, None, False)
     np.savez(tmp_path / "support.npz", x=x.astype(np.float32), y=np.array([1, 2.5, 3]))
     predict(sinusoid.folder, tmp_path / "support.npz", tmp_path / "query.csv", 2, None, False)

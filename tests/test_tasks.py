@@ -15,6 +15,7 @@ from PIL import Image
 from metalearn.component import Component
 from metalearn.rng import fold_in
 from metalearn.tasks import TASKS, render
+from metalearn.tree import leaves as tree_leaves
 from metalearn.types import Episode, TaskSource
 
 KEY = fold_in(31, "tasks")
@@ -33,6 +34,10 @@ def options(
     if name == "omniglot":
         request.getfixturevalue("data_root")  # skips, with the reason, where the file is not there
         return {"ways": 3, **SHAPE}
+    if name == "arrays":
+        values = np.random.default_rng(0).random((180, 4))
+        np.savez(tmp_path / "rows.npz", x=values, y=np.repeat(np.arange(20), 9))
+        return {"path": str(tmp_path / "rows.npz"), "ways": 3, **SHAPE}
     if name == "image_folder":
         monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
         noise = np.random.default_rng(0)
@@ -83,8 +88,7 @@ each_source = pytest.mark.parametrize("name", [name for name in TASKS if name no
 
 
 def leaves(episode: Episode) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = torch.utils._pytree.tree_leaves(episode)
-    return found
+    return tree_leaves(episode)
 
 
 @each_source

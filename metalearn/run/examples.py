@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metalearn.errors import ConfigError, DataError
-from metalearn.storage.files import UNREADABLE
+from metalearn.errors import ConfigError
+from metalearn.storage.columns import numbers, read_columns
 from metalearn.tasks.image_folder import decode_images, image_files, list_folder
 from metalearn.types import EpisodeSpec
 
@@ -30,18 +29,13 @@ def read_examples(
     """The examples at `path`; `labelled` ones need targets. `place` is named in errors.
 
     A folder: one folder of images a class where labelled, else images at any depth; `invert` turns
-    dark ink on light paper into bright ink. A .csv file: a header, one column called y, label or
+    dark ink on light paper into bright ink. A .csv or .parquet file: one column called y, label or
     target, and one column for each input. An .npz file: x [B, *X] and y [B].
     """
     if path.is_dir():
         found = _images(path, spec, place, labelled, invert)
-    elif path.suffix == ".csv":
-        found = _rows(path, spec, place)
-    elif path.suffix == ".npz":
-        found = _arrays(path, place)
     else:
-        kind = "is not there" if not path.exists() else "is neither a folder, a .csv nor an .npz"
-        raise ConfigError((place, f"{path} {kind}"))
+        found = _rows(path, spec, place)
     if labelled and found.y is None:
         text = f"{path} has no labels: name a column (or array) {TARGETS[0]}"
         raise ConfigError((place, text))
@@ -67,43 +61,22 @@ def _images(path: Path, spec: EpisodeSpec, place: str, labelled: bool, invert: b
 
 
 def _rows(path: Path, spec: EpisodeSpec, place: str) -> Examples:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            rows = [row for row in csv.reader(handle) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
-    if len(rows) < 2:
-        raise ConfigError((place, f"{path} needs a header and at least one row"))
-    header, body = rows[0], rows[1:]
-    columns = [n for n, name in enumerate(header) if name.strip().lower() not in TARGETS]
-    targets = [n for n in range(len(header)) if n not in columns]
+    columns = read_columns(path, place)
+    targets = [name for name in columns if name.lower() in TARGETS]
     if len(targets) > 1:
-        raise ConfigError((place, f"{path} has more than one column of targets: {header}"))
-    lines = [f"line {n}" for n, row in enumerate(body, 2) if len(row) != len(header)]
-    if lines:
-        raise ConfigError((place, f"{path}: {', '.join(lines[:5])}: not {len(header)} fields"))
-    try:
-        values = [[float(row[n]) for n in columns] for row in body]
-        x = np.array(values, np.float64).reshape(len(body), *spec.x_shape)
-    except ValueError as error:
-        text = f"{path}: inputs must be numbers, {int(np.prod(spec.x_shape))} a row ({error})"
-        raise ConfigError((place, text)) from error
-    y = np.array([row[targets[0]].strip() for row in body]) if targets else None
+        raise ConfigError((place, f"{path} has more than one column of targets: {targets}"))
+    y = columns.pop(targets[0]) if targets else None
     if y is not None and not spec.classification:
-        try:
-            y = y.astype(np.float64)
-        except ValueError as error:
-            raise ConfigError((place, f"{path}: targets must be numbers ({error})")) from error
-    return Examples(x, y, [f"row {n}" for n in range(1, len(body) + 1)])
-
-
-def _arrays(path: Path, place: str) -> Examples:
+        y = numbers(y, targets[0], place)
+    x = columns.get("x")
+    if x is None or len(columns) > 1:
+        parts = [numbers(column, name, place) for name, column in columns.items()]
+        x = np.stack(parts, 1) if parts else np.zeros((0, 0))
+    else:
+        x = numbers(x, "x", place)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in ("x", "y")}
-    except UNREADABLE as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
-    if "x" not in arrays:
-        raise ConfigError((place, f"{path} needs an array x [B, *X]"))
-    x = arrays["x"]
-    return Examples(x, arrays.get("y"), [f"row {n}" for n in range(1, len(x) + 1)])
+        x = x.reshape(len(x), *spec.x_shape)
+    except ValueError as error:
+        text = f"{path} has {x[:1].size} inputs a row, the run learned {list(spec.x_shape)}"
+        raise ConfigError((place, text)) from error
+    return Examples(x, y, [f"row {n}" for n in range(1, len(x) + 1)])

@@ -1,6 +1,7 @@
 """Where episodes come from."""
 
 from metalearn.component import TaskComponent
+from metalearn.tasks.arrays import Arrays
 from metalearn.tasks.digits import Digits
 from metalearn.tasks.glyphs import Glyphs
 from metalearn.tasks.image_folder import ImageFolder
@@ -19,10 +20,12 @@ TASKS: dict[str, type[TaskComponent]] = {
     "quadratics": Quadratics,
     "landscapes": Landscapes,
     "logistic": Logistic,
+    "arrays": Arrays,
 }
 
 __all__ = [
     "TASKS",
+    "Arrays",
     "Digits",
     "Glyphs",
     "ImageFolder",

@@ -1,0 +1,78 @@
+"""Episodes from rows of numbers: classes of rows, or groups of rows with values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.types import Batch, Episode, EpisodeSpec, Key
+
+
+class RowSource:
+    """Episodes by index from rows held on the device.
+
+    rows [R, *X] class after class (or group after group), `counts` rows each; values [R, C] in
+    regression. Support and query rows are different; both sets are permuted in every episode.
+    Every draw of task t is a function of (key, start + t).
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        values: Tensor | None,
+        counts: Sequence[int],
+        spec: EpisodeSpec,
+        data_sha256: str = "",
+    ) -> None:
+        self.spec, self.data_sha256 = spec, data_sha256
+        self._x = rows.to(spec.device, spec.dtype)
+        self._y = None if values is None else values.to(spec.device, spec.dtype)
+        self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
+        self._starts = self._counts.cumsum(0) - self._counts
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """support.x [T, N*K, *X], query.x [T, N*Q, *X]; info: key [T], step [T], class_ids [T, N].
+
+        In regression N is 1, and class_ids [T, 1] names the group.
+        """
+        spec = self.spec
+        numbers = torch.arange(start, start + num_tasks, device=spec.device)
+        keys = rng.fold_in(key.to(spec.device), spec.split, numbers)
+        ids = rng.choice(rng.fold_in(keys, "classes"), len(self._counts), spec.ways)
+        rows = self._rows(rng.fold_in(keys, "rows"), ids)
+        support = self._part(rng.fold_in(keys, "support"), rows[..., : spec.shots])
+        query = self._part(rng.fold_in(keys, "query"), rows[..., spec.shots :])
+        step = torch.zeros(num_tasks, dtype=spec.dtype, device=spec.device)
+        return Episode(support, query, {"key": keys, "step": step, "class_ids": ids})
+
+    def examples(self, key: Key, size: int) -> Batch:
+        """x [B, *X] of random classes with their labels [B], or of random groups with values."""
+        key = key.to(self.spec.device)
+        labels = rng.integers(rng.fold_in(key, "class"), (size,), len(self._counts))
+        fraction = rng.integers(rng.fold_in(key, "row"), (size,), 1 << 31)
+        rows = self._starts[labels] + ((fraction * self._counts[labels]) >> 31)
+        return Batch(self._x[rows], labels if self._y is None else self._y[rows])
+
+    def _rows(self, keys: Tensor, ids: Tensor) -> Tensor:
+        """K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].
+
+        The rows of a class get random numbers, and those with the smallest ones are taken; rows
+        beyond a class's own count get the largest.
+        """
+        places = torch.arange(self.spec.ways, device=keys.device)
+        width = int(self._counts.max())
+        drawn = rng.uniform(rng.fold_in(keys.unsqueeze(-1), places), (width,), dtype=torch.float64)
+        outside = torch.arange(width, device=keys.device) >= self._counts[ids].unsqueeze(-1)
+        order = drawn.masked_fill(outside, 2.0).argsort(-1)
+        return order[..., : self.spec.shots + self.spec.queries] + self._starts[ids].unsqueeze(-1)
+
+    def _part(self, keys: Tensor, rows: Tensor) -> Batch:
+        """The rows [T, N, R] as one permuted set a task."""
+        tasks, ways, each = rows.shape
+        order = rng.permutation(keys, ways * each)
+        labels = order // each if each else order
+        chosen = rows.reshape(tasks, ways * each).gather(-1, order)
+        return Batch(self._x[chosen], labels if self._y is None else self._y[chosen])
