@@ -64,8 +64,9 @@ def _load() -> tuple[Kernel | None, str | None]:
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the kernel takes this tensor: on a CPU, float32 or float64; `kernel` was called
-    before and found it.
+    before and found it. What is exported consists of torch's operators alone.
     """
-    return (
-        _loaded is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    )
+    tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    if _loaded is None or tracing or torch.compiler.is_exporting():
+        return False
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
