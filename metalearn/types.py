@@ -60,6 +60,14 @@ class Learner(NamedTuple):
     normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
     outputs: int = 1  # C
     x_shape: tuple[int, ...] = ()  # X
+    # Parameters of a torch module that ask for no gradient, as the module names them: no step
+    # moves them.
+    fixed: tuple[str, ...] = ()
+    # How outputs come from features: by head.weight and head.bias alone; by them and more of the
+    # module; none: without such leaves.
+    readout: Literal["linear", "module", "none"] = "linear"
+    draws_noise: bool = False  # in training steps, under noise.noise_from
+    module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
 
 
 class Own(NamedTuple):

@@ -23,6 +23,7 @@ CORE = {
     "types",
     "tree",
     "rng",
+    "noise",
     "losses",
     "component",
     "errors",

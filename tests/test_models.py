@@ -4,6 +4,7 @@ sees whom.
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from metalearn.component import Component
 from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
-from metalearn.models import MLP, MODELS, Conv4, from_module
+from metalearn.models import MLP, MODELS, Conv4
 from metalearn.models.conv4 import FourBlocks, pool
 from metalearn.models.functional import MOMENTUM
 from metalearn.models.mlp import Perceptron
@@ -272,104 +273,6 @@ def test_pooling_is_torchs_and_drops_an_odd_border() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-#
-# modules from outside
-
-
-class Own(nn.Module):
-    """A module with a part to be judged and a head."""
-
-    def __init__(self, part: nn.Module | None = None, outputs: int = 3, bias: bool = True) -> None:
-        super().__init__()
-        self.part = part
-        self.head = nn.Linear(6, outputs, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(x if self.part is None else self.part(x))
-        return out
-
-
-class Headless(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(6, 3)
-
-
-@pytest.mark.parametrize(
-    ("part", "words"),
-    [
-        (
-            nn.BatchNorm1d(6),
-            "BatchNorm1d keeps hidden running statistics: use metalearn.models.Norm",
-        ),
-        (nn.InstanceNorm1d(6), "use GroupNorm"),
-        (nn.Dropout(), "Dropout draws hidden random numbers"),
-        (nn.Sequential(nn.Linear(6, 6), nn.Dropout2d()), "Dropout2d draws"),
-        (nn.LSTM(6, 6), "LSTM has fused kernels.*write the recurrence with Linear"),
-        (nn.GRU(6, 6), "GRU has fused kernels"),
-        (nn.MultiheadAttention(6, 2), "write softmax attention with Linear"),
-        (nn.TransformerEncoderLayer(6, 2), "use Linear and LayerNorm"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
-)
-def test_what_cannot_be_batched_is_refused_with_a_sentence(part: nn.Module, words: str) -> None:
-    with pytest.raises(ConfigError, match=words) as caught:
-        from_module(Own(part), VECTOR)
-    assert any(place.startswith("part") for place, _ in caught.value.problems)
-
-
-def test_a_head_that_does_not_fit_is_refused_with_a_sentence() -> None:
-    for module in (Headless(), Own(bias=False)):
-        with pytest.raises(ConfigError, match=r"self\.head = torch\.nn\.Linear"):
-            from_module(module, VECTOR)
-    with pytest.raises(ConfigError, match="has 5 outputs, the task needs 3"):
-        from_module(Own(outputs=5), VECTOR)
-    with pytest.raises(ConfigError) as caught:
-        from_module(Own(nn.Sequential(nn.Dropout(), nn.BatchNorm1d(6)), outputs=5), VECTOR)
-    assert [place for place, _ in caught.value.problems] == [
-        "part.0",
-        "part.1",
-        "head",
-    ]  # all at once
-
-
-def test_a_module_from_outside_is_used_as_it_is() -> None:
-    """Layers of torch, a module or a function that makes one; the module given stays untouched; a
-    custom start.
-    """
-
-    def make() -> Own:
-        return Own(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU()))
-
-    own = make()
-    before = {name: value.clone() for name, value in own.state_dict().items()}
-    learner, made = from_module(own, VECTOR), from_module(make, VECTOR)
-    params, x = learner.init(KEY), data(learner, 4)
-    assert set(params) == set(before) and all(
-        torch.equal(params[n], made.init(KEY)[n]) for n in params
-    )
-    torch.testing.assert_close(learner.apply(params, x), functional_call(own.double(), params, x))
-    assert all(torch.equal(own.float().state_dict()[n], before[n]) for n in before)
-    ones = from_module(
-        own, VECTOR, init=lambda key, name, shape, dtype: torch.ones(shape, dtype=dtype)
-    )
-    assert all((value == 1).all() for value in ones.init(KEY).values())
-
-
-class Odd(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-def test_a_parameter_without_a_known_start_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="no known start for a parameter of Odd: pass init="):
-        from_module(Own(Odd()), VECTOR).init(KEY)
-
-
 def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
     with pytest.raises(ConfigError, match="use mlp"):
         Conv4().build(VECTOR)
@@ -400,3 +303,18 @@ def test_conv4_starts_by_glorot_and_its_head_as_asked() -> None:
     assert (params["convs.2.bias"] == 0).all() and (params["norms.2.weight"] == 1).all()
     assert 0.7 < params["head.weight"].std() < 1.3
     assert Conv4(filters=32).build(IMAGE).init(KEY)["head.weight"].abs().max() <= (6 / 35) ** 0.5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("policy", ["none", "query_batch", "running"])
+def test_what_is_exported_consists_of_torchs_operators(name: str, policy: Any) -> None:
+    for options in VARIANTS.get(name, [{}]):
+        net = module_of(NETWORKS[name](**options, norm=policy)).eval()
+        x = data(learner_of(name, NETWORKS[name](**options, norm=policy)), 4)
+        traced, exported = torch.jit.trace(net, x), torch.export.export(net, (x,))
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        assert "metalearn" not in str(exported.graph)
+        for found in (torch.jit.load(file)(x), exported.module()(x)):
+            torch.testing.assert_close(found, net(x), rtol=1e-10, atol=1e-10)

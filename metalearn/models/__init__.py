@@ -2,7 +2,7 @@
 
 from metalearn.component import ModelComponent
 from metalearn.models.conv4 import Conv4
-from metalearn.models.functional import from_module
+from metalearn.models.external.from_module import from_module
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
 from metalearn.models.own import Own

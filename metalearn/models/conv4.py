@@ -15,7 +15,7 @@ from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.kernels.norm_relu_pool import norm_relu_pool
-from metalearn.models.functional import from_module
+from metalearn.models.functional import module_learner
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
@@ -144,7 +144,7 @@ class Conv4(ModelComponent):
                     f"{list(spec.x_shape)}: use stride",
                 )
             )
-        return from_module(
+        return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,
                 self.filters,

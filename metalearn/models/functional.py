@@ -1,8 +1,7 @@
-"""From an ordinary torch module to a Learner: pure functions of a flat dict of parameters."""
+"""Our own torch modules as Learners: pure functions of a flat dict of parameters."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,78 +10,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn import rng
-from metalearn.errors import ConfigError
 from metalearn.models.init import Scheme, start
-from metalearn.models.norm import Moments, Policy
+from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.models.threads import functional_call
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
-Start = Callable[[Key, str, tuple[int, ...], torch.dtype], Tensor]
 MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
-
-REFUSED: dict[type[nn.Module], str] = {
-    nn.modules.batchnorm._BatchNorm: "keeps hidden running statistics: use "
-    "metalearn.models.Norm, or GroupNorm",
-    nn.modules.instancenorm._InstanceNorm: "keeps hidden running statistics: use GroupNorm",
-    nn.modules.dropout._DropoutNd: "draws hidden random numbers, which differ between a loop "
-    "and a batch: leave it out",
-    nn.RNNBase: "has fused kernels that cannot be batched over tasks: write the recurrence "
-    "with Linear layers",
-    nn.MultiheadAttention: "has a fused kernel without a second derivative: write softmax "
-    "attention with Linear layers",
-    nn.TransformerEncoderLayer: "has fused kernels without a second derivative: use Linear and "
-    "LayerNorm layers",
-}
+# (params, x, rows): rows of x whose statistics normalise all; None: all of them
+Call = Callable[[Params, Tensor, int | None], Tensor]
+Run = Callable[[Params, Tensor, Tensor | None], Tensor]  # (params, x, context)
 
 
-def from_module(
-    make: Callable[[], nn.Module] | nn.Module,
+def module_learner(
+    make: Callable[[], nn.Module],
     spec: EpisodeSpec,
     *,
     policy: Policy = "none",
-    init: Scheme | Start = "uniform",
+    init: Scheme = "uniform",
     head_std: float | None = None,
 ) -> Learner:
-    """A Learner from a torch module, or a function that makes one, whose last layer is a Linear
-    called `head`.
+    """A Learner from a function that makes a module of this package.
 
-    Parameters are named as in the module. `init` is a scheme for torch's own layers or a function
-    (key, name, shape, dtype) -> tensor. Raises ConfigError for a module that cannot be batched over
-    tasks."""
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torch's own start is thrown away and must move no generator
-        made = make() if not isinstance(make, nn.Module) else copy.deepcopy(make)
-    module = made.to(device="meta", dtype=spec.dtype)
-    _refuse(module, spec)
-    body = copy.deepcopy(module)
+    Its `forward(x, rows=None, seen=None)` hands both on to its `Norm` layers, all of one `policy`;
+    its last layer is `self.head`, a Linear. Parameters are named as in the module and start by the
+    scheme `init`."""
+    with torch.device("meta"):
+        body = make().to(dtype=spec.dtype)
+    owners, norms = dict(body.named_modules()), running_norms(body)
+    shapes = {name: tuple(value.shape) for name, value in body.named_parameters()}
     body.head = nn.Identity()
-    owners = dict(module.named_modules())
-    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
-    norms = [
-        name
-        for name, layer in owners.items()
-        if hasattr(layer, "policy") and layer.policy == "running"
-    ]
-    run = _runner(body, policy, norms)
+    run = by_policy(policy, lambda params, x, rows: _call(body, params, x, rows))
 
     def init_params(key: Key) -> Params:
         params = {}
         for name, shape in shapes.items():
-            if callable(init):
-                params[name] = init(rng.fold_in(key, name), name, shape, spec.dtype)
-            elif name == "head.weight" and head_std is not None:
-                params[name] = head_std * rng.normal(rng.fold_in(key, name), shape, spec.dtype)
+            if name == "head.weight" and head_std is not None:
+                value = head_std * rng.normal(rng.fold_in(key, name), shape, spec.dtype)
             else:
-                params[name] = start(
-                    key, name, owners[name.rpartition(".")[0]], shape, init, spec.dtype
-                )
-            params[name] = params[name].to(spec.device)
+                owner = owners[name.rpartition(".")[0]]
+                value = start(key, name, owner, shape, init, spec.dtype)
+            params[name] = value.to(spec.device)
         for name in norms:
-            width = shapes[f"{name}.weight"]
-            params[f"{STATS}{name}.mean"] = torch.zeros(width, dtype=spec.dtype, device=spec.device)
-            params[f"{STATS}{name}.var"] = torch.ones(width, dtype=spec.dtype, device=spec.device)
+            zeros = torch.zeros(shapes[f"{name}.weight"], dtype=spec.dtype, device=spec.device)
+            params |= {f"{STATS}{name}.mean": zeros, f"{STATS}{name}.var": torch.ones_like(zeros)}
         return params
 
     def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -95,6 +66,12 @@ def from_module(
         return _refreshed(body, params, x, norms)
 
     return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+
+
+def running_norms(module: nn.Module) -> list[str]:
+    """Names of the `Norm` layers with running statistics."""
+    found = module.named_modules()
+    return [name for name, part in found if isinstance(part, Norm) and part.policy == "running"]
 
 
 def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
@@ -110,24 +87,24 @@ def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
     return out
 
 
-def _runner(
-    body: nn.Module, policy: Policy, norms: list[str]
-) -> Callable[[Params, Tensor, Tensor | None], Tensor]:
+def by_policy(policy: str, call: Call) -> Run:
+    """`call` on examples [B, *X] beside a support set [K, *X], as the normalisation policy asks."""
+
     def alone(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
-        return _call(body, params, x)
+        return call(params, x, None)
 
     def with_support(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
-            return _call(body, params, x)
+            return call(params, x, None)
         rows = context.shape[0]
-        return _call(body, params, torch.cat([context, x]), rows)[rows:]
+        return call(params, torch.cat([context, x]), rows)[rows:]
 
     def with_support_and_itself(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
-            return _call(body, params, x)
+            return call(params, x, None)
 
         def one(query: Tensor) -> Tensor:
-            return _call(body, params, torch.cat([context, query.unsqueeze(0)]))[-1]
+            return call(params, torch.cat([context, query.unsqueeze(0)]), None)[-1]
 
         return torch.func.vmap(one)(x)
 
@@ -147,24 +124,3 @@ def _refreshed(body: nn.Module, params: Params, x: Tensor, norms: list[str]) -> 
             old = params[f"{STATS}{name}.{leaf}"]
             new[f"{STATS}{name}.{leaf}"] = (1 - MOMENTUM) * old + MOMENTUM * value.detach()
     return new
-
-
-def _refuse(module: nn.Module, spec: EpisodeSpec) -> None:
-    problems = []
-    for name, layer in module.named_modules():
-        for kind, why in REFUSED.items():
-            if isinstance(layer, kind):
-                problems.append((name or type(module).__name__, f"{type(layer).__name__} {why}"))
-    head = getattr(module, "head", None)
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        problems.append(
-            (
-                type(module).__name__,
-                "needs a last layer `self.head = torch.nn.Linear(features, outputs)`: "
-                "head.weight and head.bias are what ANIL, fine-tuning and probes look for",
-            )
-        )
-    elif head.out_features != spec.outputs:
-        problems.append(("head", f"has {head.out_features} outputs, the task needs {spec.outputs}"))
-    if problems:
-        raise ConfigError(*problems)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from metalearn import rng
 from metalearn.errors import ConfigError
+from metalearn.models.norm import Norm
 from metalearn.types import Key
 
 Scheme = Literal["uniform", "truncated_normal", "xavier"]
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-AFFINE = (nn.LayerNorm, nn.GroupNorm)
+AFFINE = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, Norm)
 
 
 def truncated_normal(key: Key, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
@@ -66,7 +67,7 @@ def start(
     leaf = name.rsplit(".", 1)[-1]
     if isinstance(owner, WEIGHTED):
         return weighted(key, name, owner, shape, scheme, dtype)
-    if isinstance(owner, AFFINE) or type(owner).__name__ == "Norm":
+    if isinstance(owner, AFFINE):
         return (
             torch.ones(shape, dtype=dtype) if leaf == "weight" else torch.zeros(shape, dtype=dtype)
         )

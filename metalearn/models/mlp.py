@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metalearn.component import ModelComponent, option
-from metalearn.models.functional import from_module
+from metalearn.models.functional import module_learner
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
@@ -67,7 +67,7 @@ class MLP(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for tasks of `spec`."""
         inputs = math.prod(spec.x_shape)
-        return from_module(
+        return module_learner(
             lambda: Perceptron(inputs, self.sizes, spec.outputs, self.activation, self.norm),
             spec,
             policy=self.norm,

@@ -15,10 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
+from metalearn.models.forward_pass import Moments as Moments
+from metalearn.models.forward_pass import current
 
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
-Moments = list[tuple[Tensor, Tensor]]
 
 
 class Norm(nn.Module):
@@ -28,9 +30,12 @@ class Norm(nn.Module):
 
     mean: Tensor
     var: Tensor
+    stated_name = ""  # in the module that it is part of
 
     def __init__(self, channels: int, policy: Policy, channels_last: bool = False) -> None:
         super().__init__()
+        if policy == "none":
+            raise ConfigError(("policy", "none normalises nothing: leave the layer Norm out"))
         self.channels_last = channels_last
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -49,8 +54,12 @@ class Norm(nn.Module):
         """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows`
         examples, or of all.
 
-        `seen` collects the statistics.
+        `seen` collects the statistics. Both come from `forward_pass` where they are not given.
         """
+        options = current()
+        rows = options.rows if rows is None else rows
+        if seen is None and options.recorded is not None and self.policy == "running":
+            seen = options.recorded.setdefault(self.stated_name, [])
         places = x.dim() - 2
         shape = (1,) * (places + 1) + (-1,) if self.channels_last else (1, -1) + (1,) * places
         if self.policy == "running" and seen is None:

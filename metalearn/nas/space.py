@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn import rng
-from metalearn.models.functional import from_module
+from metalearn.models.functional import module_learner
 from metalearn.models.norm import Policy
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
@@ -83,7 +83,7 @@ def make_space(
     """
 
     def build(genotype: Genotype | None) -> Learner:
-        return from_module(lambda: module(genotype), spec, policy=policy, init=init)
+        return module_learner(lambda: module(genotype), spec, policy=policy, init=init)
 
     @functools.cache
     def learner(genotype: Genotype) -> Learner:

@@ -1,0 +1,123 @@
+"""torch's normalisation layers by a stated policy, without a change of their buffers.
+
+The policy is found in the layer: a batch norm in training mode, or without running statistics,
+normalises by the batch in hand (`query_batch`); one in evaluation mode by its running statistics
+as they stand (`frozen`). The policies of norm.py can be asked for instead."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from metalearn.errors import ConfigError
+from metalearn.models.forward_pass import current
+from metalearn.models.norm import Norm, Policy
+
+LayerPolicy = Policy | Literal["frozen"]
+# The policy that a module of several is reported with is the first of these that it has.
+ORDER = ("query_batch", "support", "support_plus_one", "running", "frozen", "none")
+OF_BATCH = ("query_batch", "support", "support_plus_one")
+READ = ("running", "frozen")
+
+
+class StatedBatchNorm(_BatchNorm):
+    """`forward` of torch's batch norm; `stated_policy` says whose statistics it reads."""
+
+    stated_policy: str
+    stated_name: str  # in the module that it is part of
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, ...] -> same."""
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        rows, recorded = current()
+        affine = self.weight, self.bias
+        records = recorded is not None and self.stated_policy == "running"
+        if self.stated_policy in READ and not records:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, *affine, False, 0.0, self.eps)
+        if recorded is not None and records:
+            recorded.setdefault(self.stated_name, []).append(_moments(x, correction=1))
+        if rows is None:
+            return F.batch_norm(x, None, None, *affine, True, 0.0, self.eps)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean, var = (value.view(shape) for value in _moments(x[:rows], correction=0))
+        z = (x - mean) * torch.rsqrt(var + self.eps)
+        return z if self.weight is None else z * self.weight.view(shape) + self.bias.view(shape)
+
+
+class StatedInstanceNorm(_InstanceNorm):
+    """`forward` of torch's instance norm by the example's own statistics, or `frozen` ones."""
+
+    stated_policy: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, ...] or [channels, ...] -> same."""
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        alone = x.dim() == self._get_no_batch_dim()  # type: ignore[no-untyped-call]
+        batched = x.unsqueeze(0) if alone else x
+        frozen = self.stated_policy == "frozen"
+        mean, var = (self.running_mean, self.running_var) if frozen else (None, None)
+        z = F.instance_norm(batched, mean, var, self.weight, self.bias, not frozen, 0.0, self.eps)
+        return z.squeeze(0) if alone else z
+
+
+def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel: [B, channels, ...] -> [channels] twice."""
+    var, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=correction)
+    return mean, var
+
+
+def layer_policies(module: nn.Module, asked: str | None) -> dict[str, str]:
+    """The policy of each normalisation layer that has one, by its name; ConfigError where what is
+    asked for cannot be had.
+    """
+    found: dict[str, str] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, Norm):
+            found[name] = layer.policy
+        elif isinstance(layer, _BatchNorm):
+            keeps = layer.running_mean is not None
+            found[name] = asked or ("frozen" if keeps and not layer.training else "query_batch")
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            found[name] = "none" if layer.training else "frozen"
+    problems = [
+        (name or type(module).__name__, text)
+        for name, policy in found.items()
+        for text in _problems(module.get_submodule(name), policy, asked)
+    ]
+    if not problems and asked and asked not in (*found.values(), "none"):
+        problems = [("policy", f"{asked} needs a batch normalisation layer, there is none")]
+    together = {policy for policy in found.values() if policy in OF_BATCH}
+    if not problems and len(together) > 1:
+        text = f"its layers have {', '.join(sorted(together))}: one of them should be all"
+        problems = [("policy", text)]
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _problems(layer: nn.Module, policy: str, asked: str | None) -> list[str]:
+    kind = type(layer).__name__
+    if isinstance(layer, nn.SyncBatchNorm):
+        return [f"{kind} needs a process group: use the BatchNorm of its dimension"]
+    if isinstance(layer, Norm):
+        return [f"has policy {policy}, not {asked}"] if asked not in (None, policy) else []
+    if isinstance(layer, _InstanceNorm):
+        return []
+    if policy not in ORDER or policy == "none":
+        return [f"{kind} has no policy {policy!r}: {', '.join(ORDER[:-1])}"]
+    if policy in READ and layer.running_mean is None:
+        return [f"{kind} has no running statistics, which {policy} reads: use query_batch"]
+    if policy == "running" and layer.momentum is None:
+        return [f"{kind} has momentum=None, which cannot be averaged over tasks: set momentum=0.1"]
+    return []
+
+
+def module_policy(policies: dict[str, str]) -> str:
+    """What the whole module is reported with."""
+    return next((policy for policy in ORDER if policy in policies.values()), "none")

@@ -1,0 +1,193 @@
+"""Whether a module from outside is the function that is made of it: on a few examples, at once, and
+not in the middle of training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metalearn import noise, rng
+from metalearn.errors import ConfigError
+from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
+from metalearn.models.external.module import Inputs, Output, called, copied, entry
+from metalearn.tree import STATS, partition
+from metalearn.types import EpisodeSpec, Learner, Params
+
+KEY = rng.fold_in(0, "check")
+EVAL = "hand the module over in evaluation mode, net.eval(), to leave that out"
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Inside, torch's own attention layers run as where gradients are recorded: their fast path
+    gives other outputs to padding.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _RandomOperators(TorchDispatchMode):
+    """Collects the operators that draw from torch's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Found(NamedTuple):
+    """What a forward pass was seen to do."""
+
+    draws: bool  # noise, in training mode
+    attends: bool  # by F.scaled_dot_product_attention
+
+
+def watch_forward(
+    quiet: nn.Module, noisy: nn.Module, x: Tensor, inputs: Inputs, output: Output
+) -> Found:
+    """What the module does besides computing; ConfigError where it draws what no key can give,
+    changes its buffers, or computes something else in training mode.
+
+    Both modules are substituted; `noisy` is in the modes that the module was handed over in."""
+    name = type(noisy).__name__
+    with Functions(ATTENTION) as functions:
+        still, drawn = _watched(copied(quiet), x, inputs, output)
+    if drawn:
+        text = f"forward calls {drawn}, also in evaluation mode: leave it out, or draw outside"
+        raise ConfigError((name, f"{text} of the network"))
+    tried = copied(noisy)
+    before = {key: value.clone() for key, value in tried.named_buffers()}
+    with noise.noise_from(KEY) as scope, Functions(DRAWS):
+        _, drawn = _watched(tried, x, inputs, output)
+    if drawn:
+        text = f"forward calls {drawn}, which draws from torch's generator and from no key"
+        raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
+    changed = [key for key, v in tried.named_buffers() if not _same(v, before[key])]
+    if changed:
+        text = f"is changed by forward in training mode, which a pure function cannot do: {EVAL}"
+        raise ConfigError(*((key, text) for key in changed))
+    if not scope.draws:
+        with Functions(ATTENTION):
+            other = _watched(copied(noisy), x, inputs, output)[0]
+        if not _same(other, still):
+            text = f"computes something else in training mode than in evaluation mode: {EVAL}"
+            raise ConfigError((name, text))
+    return Found(scope.draws > 0, bool(functions.met))
+
+
+def _watched(module: nn.Module, x: Tensor, inputs: Inputs, output: Output) -> tuple[Tensor, str]:
+    """The output, and the names of the operators that drew from torch's generator."""
+    watch = _RandomOperators()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), watch:
+        out = entry(called(module, x, inputs), output)
+    return out, ", ".join(sorted(watch.found))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, equal_nan=True)
+
+
+def perturbed(params: Params) -> Params:
+    """Other values of what steps move."""
+    return {
+        leaf: value
+        if leaf.startswith(STATS)
+        else value + 0.02 * rng.normal(rng.fold_in(KEY, leaf), value.shape, value.dtype).to(value)
+        for leaf, value in params.items()
+    }
+
+
+def check_equal(learner: Learner, params: Params, x: Tensor, forward: Callable[..., Any]) -> None:
+    """ConfigError where the module with other parameters computes something else than `apply`."""
+    params = perturbed(params)
+    with torch.no_grad(), unfused_attention():
+        ours, theirs = learner.apply(params, x), forward(learner.module(params), x)  # type: ignore[misc]
+    close = 1e-8 if x.dtype == torch.float64 or ours.dtype == torch.float64 else 1e-3
+    scale = theirs.abs().nan_to_num().max().clamp(min=1e-3)
+    if ours.shape != theirs.shape or not torch.allclose(
+        ours / scale, theirs / scale, rtol=0, atol=close, equal_nan=True
+    ):
+        text = (
+            "is not a function of its named parameters and buffers and of x alone: forward keeps "
+            "state, draws random numbers, or reads a copy of a parameter under another name"
+        )
+        raise ConfigError(("net", text))
+
+
+def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
+    """Whether the output of an example depends on the others in the batch."""
+    others = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]
+    try:
+        with torch.no_grad():
+            one, two = (
+                learner.apply(perturbed(params), torch.cat([x[:1], rest]))[0]
+                for rest in (x[1:], others)
+            )
+    except (IndexError, RuntimeError):  # a look-up table of one row
+        return False
+    return not torch.allclose(one, two, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
+    """ConfigError where gradients cannot be batched over tasks; a warning where there is no second
+    derivative, which first-order methods do without.
+    """
+    still, moving = partition(params, lambda leaf: leaf.startswith(STATS))
+    pair = torch.stack([x, x])
+
+    def loss(inner: Params, x: Tensor) -> Tensor:
+        return learner.apply({**inner, **still}, x).abs().square().mean()
+
+    def after_a_step(inner: Params, x: Tensor) -> Tensor:
+        grads = torch.func.grad(loss)(inner, x)
+        return loss({leaf: value - grads[leaf] for leaf, value in inner.items()}, x)
+
+    if not moving:
+        return
+    try:
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(moving, pair)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = f"cannot be batched over tasks by torch.func.vmap: {_first_line(error)}"
+        raise ConfigError(("net", text)) from error
+    try:
+        torch.func.vmap(torch.func.grad(after_a_step), in_dims=(None, 0))(moving, pair)
+    except Exception as error:
+        logging.getLogger("metalearn").warning(
+            "this module has no second derivative, so only first-order methods can train it: %s",
+            _first_line(error),
+        )
+
+
+def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
+    """ConfigError where the outputs [B, *Y] or [B, *Y, C] are not of the task."""
+    wrong = out.dim() < 2 or out.shape[0] == 0
+    wrong = wrong or ((spec.classification or out.dim() == 2) and out.shape[-1] != spec.outputs)
+    if wrong:
+        width = out.shape[-1] if out.dim() > 1 else f"shape {list(out.shape)} and so no"
+        text = (
+            f"has {width} outputs, the task needs {spec.outputs}: head='new' puts a new layer in "
+            "its place, head=None makes a learner without one, for metric methods"
+        )
+        raise ConfigError((place, text))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

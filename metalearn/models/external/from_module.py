@@ -1,0 +1,237 @@
+"""From any torch module to a Learner."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn.errors import ConfigError
+from metalearn.models.external import checks
+from metalearn.models.external.batch_norm import (
+    OF_BATCH,
+    LayerPolicy,
+    layer_policies,
+    module_policy,
+)
+from metalearn.models.external.head import Head, StopAtHead, find_head, replace_layer
+from metalearn.models.external.leaves import Leaves, leaves_of, named_tensors
+from metalearn.models.external.module import (
+    Inputs,
+    Output,
+    called,
+    cast,
+    copied,
+    entry,
+    example,
+    initialise_lazy_layers,
+    made,
+    refuse_unsupported,
+)
+from metalearn.models.external.pure_module import PureModule
+from metalearn.models.external.start import (
+    Constructor,
+    Draw,
+    Init,
+    of_names,
+    of_values,
+    with_new_head,
+)
+from metalearn.models.external.substitutes import substitute
+from metalearn.models.functional import Run, by_policy
+from metalearn.models.init import Scheme
+from metalearn.types import EpisodeSpec, Learner, Params
+
+AUTO, NEW = "auto", "new"
+
+
+def from_module(
+    net: nn.Module | Callable[[], nn.Module],
+    spec: EpisodeSpec,
+    *,
+    head: str | None = AUTO,
+    policy: LayerPolicy | None = None,
+    init: Scheme | Literal["module"] | Draw = "module",
+    keep: bool = False,
+    output: Output = None,
+    inputs: Inputs = None,
+) -> Learner:
+    """A Learner whose `apply(params, x)` is the forward of `net` with these parameters.
+
+    `net` is a module, which stays as it is, or a class or function that makes one. It runs in
+    evaluation mode, but in the modes that it was handed over in where a training step draws noise.
+
+    head: the last linear layer: found ("auto"), by its name in the module, or none (None, for
+        metric methods); "new" puts a linear layer of the task's outputs in its place, or behind a
+        module that has none. Its leaves are head.weight and head.bias.
+    policy: of torch's batch normalisation: query_batch, support, support_plus_one, running or
+        frozen; None: query_batch where the layer is in training mode or keeps no statistics,
+        frozen where it is in evaluation mode.
+    init: "module": the values of a module, for every seed; what a class or function draws for each
+        key. Else a scheme for torch's layers, or a function (key, name, shape, dtype) -> tensor.
+    keep: the values of `net` (of one call of it) are the start for every seed: pretrained weights.
+    output: the entry of what forward returns, where that is a dict, a tuple or an object.
+    inputs: a function from x [B, *X] to the arguments of forward: a tensor, tuple or dict.
+
+    Tied weights are one leaf; buffers and parameters that ask for no gradient are leaves behind
+    "stats.", which nothing moves. Raises ConfigError, with the layer and the reason, for what
+    cannot be computed as its author meant it."""
+    if keep and init != "module":
+        raise ConfigError(("keep", "keeps the module's values, so init should be left out"))
+    source = _Source(net, spec, head, output, inputs)
+    learner, module, x = _learner(source, policy)
+    leaves = leaves_of(module, source.head)
+    start: Init
+    if init != "module":
+        start = of_names(module, leaves, init, spec)
+    elif keep or source.is_instance:
+        start = of_values(leaves.values(module))
+    else:
+        start = Constructor(source.make, leaves, module)
+    if source.new_head is not None and init == "module":
+        start = with_new_head(start, module, source.new_head)
+    learner = learner._replace(init=start)
+    values = leaves.values(module)
+    checks.check_equal(learner, values, x, lambda net, x: entry(called(net, x, inputs), output))
+    if learner.normalisation not in OF_BATCH and checks.examples_interact(learner, values, x):
+        learner = learner._replace(normalisation="query_batch")
+    checks.check_batched(learner, values, x)
+    return learner
+
+
+class _Source:
+    """What the caller gave: makes the module, with a new head where that was asked for."""
+
+    def __init__(
+        self, net: Any, spec: EpisodeSpec, head: str | None, output: Output, inputs: Inputs
+    ) -> None:
+        self.net, self.spec, self.output, self.inputs = net, spec, output, inputs
+        self.is_instance = isinstance(net, nn.Module)
+        self.new_head: str | None = None
+        self.replaced: Head | None = None
+        self.width = 0
+        first = copied(net) if self.is_instance else made(net, 0)
+        refuse_unsupported(first)
+        first = cast(first, spec)
+        self.x = example(first, spec, inputs)
+        self.head: Head | None = None
+        self.must_fit = head is not None
+        if head is not None:
+            name = None if head in (AUTO, NEW) else head
+            self.head = self._find(first, name)
+        if head == NEW:
+            self._plan_new_head(first)
+
+    def make(self, seed: int) -> nn.Module:
+        """A module of its own for the learner, in the modes that it was handed over in."""
+        module = cast(copied(self.net) if self.is_instance else made(self.net, seed), self.spec)
+        initialise_lazy_layers(module, self.x, self.inputs, seed)
+        if self.new_head is None:
+            return module
+        new = nn.Linear(self.width, self.spec.outputs, device=self.spec.device)
+        if self.replaced is not None:
+            return replace_layer(module, self.replaced.name, new.to(self.spec.dtype))
+        parts = OrderedDict(module=module, flatten=nn.Flatten(), head=new.to(self.spec.dtype))
+        return nn.Sequential(parts).train(module.training)
+
+    def _find(self, module: nn.Module, name: str | None) -> Head | None:
+        tried = copied(module)
+        initialise_lazy_layers(tried, self.x, self.inputs, 0)
+        return find_head(tried.eval(), self.x, self.inputs, self.output, name)
+
+    def _plan_new_head(self, module: nn.Module) -> None:
+        tried = copied(module)
+        initialise_lazy_layers(tried, self.x, self.inputs, 0)
+        if self.head is not None and self.head.last:
+            self.replaced, self.new_head = self.head, self.head.name
+            self.width = int(tried.get_submodule(self.head.name).in_features)  # type: ignore[arg-type]
+            return
+        if self.output is not None:
+            raise ConfigError(("head", "'new' behind an entry of the outputs: wrap the module"))
+        with torch.no_grad():
+            out = entry(called(tried.eval(), self.x, self.inputs), self.output)
+        self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)
+
+
+def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module, Tensor]:
+    """The learner without its start, the prepared module and an example."""
+    spec, inputs, output, x = source.spec, source.inputs, source.output, source.x
+    original = source.make(0)
+    policies = layer_policies(original, policy)
+    noisy = substitute(copied(original), policies)
+    quiet = copied(noisy, share=True).eval()
+    seen = checks.watch_forward(quiet, noisy, x, inputs, output)
+    leaves = leaves_of(noisy, source.head)
+    pure = PureModule(quiet, noisy, leaves, inputs, output, seen.attends)
+    body = _body(pure, source.head)
+    found = module_policy(policies)
+    whole, inner = by_policy(found, pure), by_policy(found, body)
+    apply, features = _functions(whole, inner, source.head)
+    with torch.no_grad():
+        out = apply(leaves.values(noisy), x)
+    if source.must_fit:
+        checks.check_outputs(spec, out, source.head.name if source.head else "net")
+    learner = Learner(
+        init=of_values({}),
+        features=features,
+        apply=apply,
+        stats=pure.refreshed if found == "running" else lambda params, x: params,
+        normalisation=found,
+        outputs=out.shape[-1] if source.head is None and out.dim() == 2 else spec.outputs,
+        x_shape=spec.x_shape,
+        fixed=leaves.fixed,
+        readout="none" if source.head is None else "linear" if source.head.last else "module",
+        draws_noise=seen.draws,
+        module=lambda params: _loaded(original, policies, leaves, params),
+    )
+    return learner, noisy, x
+
+
+def _body(pure: PureModule, head: Head | None) -> PureModule:
+    """What comes before the head, which runs without the head's leaves."""
+    if head is None:
+        return pure
+    quiet, noisy = (copied(module, share=True) for module in (pure.quiet, pure.noisy))
+    for module in (quiet, noisy):
+        replace_layer(module, head.name, nn.Identity() if head.last else StopAtHead())
+    leaves = pure.leaves.body()
+    return PureModule(quiet, noisy, leaves, pure.inputs, pure.output, pure.attends)
+
+
+def _functions(whole: Run, inner: Run, head: Head | None) -> tuple[Any, Any]:
+    """(apply, features) of the learner."""
+
+    def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if head is None or not head.last:
+            return whole(params, x, context)
+        z = inner(params, x, context)
+        return F.linear(z, params["head.weight"], params.get("head.bias"))
+
+    def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        z = inner(params, x, context)
+        return z.flatten(1) if head is None else z
+
+    return apply, features
+
+
+def _loaded(
+    original: nn.Module, policies: dict[str, str], leaves: Leaves, params: Params
+) -> nn.Module:
+    """An ordinary copy of the module with these parameters; batch norms that normalise by the batch
+    are in training mode, all else is in evaluation mode.
+    """
+    net = copied(original)
+    modes = {name: part.training for name, part in net.named_modules()}
+    tensors = named_tensors(net)
+    with torch.no_grad():
+        for name, leaf in leaves.names.items():
+            tensors[name].copy_(params[leaf])
+    net.eval()
+    for name, policy in policies.items():
+        part = net.get_submodule(name)
+        part.training = policy in OF_BATCH or (policy == "none" and modes[name])
+    return net

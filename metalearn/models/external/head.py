@@ -1,0 +1,97 @@
+"""The last linear layer of a module: found by following a forward pass, or by its name."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import ConfigError
+from metalearn.models.external.module import Inputs, Output, called, entry
+
+
+class Head(NamedTuple):
+    """A linear layer whose weight and bias are leaves of their own."""
+
+    name: str  # in the module
+    last: bool  # whether its output is the module's
+
+
+def find_head(
+    module: nn.Module, x: Tensor, inputs: Inputs, output: Output, name: str | None = None
+) -> Head | None:
+    """The layer `name`, or the last Linear called whose output has the shape of the module's and
+    is part of it; None where there is none. ConfigError for a name of no Linear.
+    """
+    layers = {key: part for key, part in module.named_modules() if isinstance(part, nn.Linear)}
+    if name is not None and name not in layers:
+        kinds = ", ".join(layers) or "none"
+        raise ConfigError(("head", f"{name!r} is no Linear layer of the module; they are: {kinds}"))
+    calls: list[tuple[str, Tensor]] = []
+
+    def record(key: str) -> Any:
+        return lambda layer, args, out: calls.append((key, out))
+
+    hooks = [part.register_forward_hook(record(key)) for key, part in layers.items()]
+    with torch.enable_grad():
+        out = entry(called(module, x, inputs), output)
+    for hook in hooks:
+        hook.remove()
+    for key, value in reversed(calls):
+        if name is None and (value.shape != out.shape or not _depends(out, value)):
+            continue
+        if name in (None, key) and _is_own(module, key):
+            last = value is out and sum(key == other for other, _ in calls) == 1
+            return Head(key, last)
+        if name is None:
+            return None
+    if name is not None:
+        text = f"{name!r} has no trainable weight of its own that forward uses: head=None for none"
+        raise ConfigError(("head", text))
+    return None
+
+
+def _depends(out: Tensor, value: Tensor) -> bool:
+    if value is out:
+        return True
+    if not (value.requires_grad and out.requires_grad):
+        return False
+    total = out.abs().sum()
+    return torch.autograd.grad(total, value, retain_graph=True, allow_unused=True)[0] is not None
+
+
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether weight and bias are trainable parameters of this layer alone: not tied, not frozen,
+    not computed.
+    """
+    layer = module.get_submodule(name)
+    for leaf, value in (("weight", layer.weight), ("bias", layer.bias)):
+        if value is None:
+            continue
+        names = [n for n, v in module.named_parameters(remove_duplicate=False) if v is value]
+        if names != [f"{name}.{leaf}"] or not value.requires_grad:
+            return False
+    return True
+
+
+class StopAtHead(nn.Module):
+    """In the place of a head after which the module goes on: ends the pass with what came in."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        raise Reached(z)
+
+
+class Reached(Exception):
+    """Carries the input of the head out of a forward pass."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+def replace_layer(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """The module with another layer under `name`, in place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, new)
+    return module

@@ -1,0 +1,81 @@
+"""Which tensors of a module are leaves of a Learner's parameters, and under which names.
+
+Parameters keep their names, the head's are `head.weight` and `head.bias`. Behind "stats." lie the
+leaves that no step moves: frozen parameters, buffers, running statistics. Tied parameters are one
+leaf. Integers and the statistics that a policy does not read are constants of the module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from metalearn.models.external.batch_norm import OF_BATCH, StatedBatchNorm, StatedInstanceNorm
+from metalearn.models.external.head import Head
+from metalearn.tree import STATS
+from metalearn.types import Params
+
+HEAD = ("head.weight", "head.bias")
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The names of a module's tensors."""
+
+    names: dict[str, str]  # in the module -> in the parameters
+    fixed: tuple[str, ...]  # parameters of the module that do not ask for a gradient
+    tied: bool
+
+    def named(self, params: Params) -> Params:
+        """The parameters by the module's names; no gradient flows to what no step moves."""
+        return {
+            name: params[leaf].detach() if leaf.startswith(STATS) else params[leaf]
+            for name, leaf in self.names.items()
+        }
+
+    def values(self, module: nn.Module) -> Params:
+        """Copies of the module's tensors by the names of the leaves."""
+        tensors = named_tensors(module)
+        return {leaf: tensors[name].detach().clone() for name, leaf in self.names.items()}
+
+    def body(self) -> Leaves:
+        """Without the head."""
+        kept = {name: leaf for name, leaf in self.names.items() if leaf not in HEAD}
+        return Leaves(kept, self.fixed, self.tied)
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def leaves_of(module: nn.Module, head: Head | None) -> Leaves:
+    """The leaves of a module whose layers are substituted."""
+    names: dict[str, str] = {}
+    fixed: list[str] = []
+    own = {} if head is None else {f"{head.name}.{leaf[5:]}": leaf for leaf in HEAD}
+    for name, value in module.named_parameters():
+        if not value.requires_grad:
+            fixed.append(name)
+        if not value.is_floating_point():
+            continue
+        if not value.requires_grad:
+            names[name] = STATS + name
+        else:
+            # other layers under "head." would be taken for the head
+            names[name] = own.get(name, f"module.{name}" if name.startswith("head.") else name)
+    unread = _unread_statistics(module)
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and name not in unread:
+            names[name] = STATS + name
+    count = len(list(module.named_parameters(remove_duplicate=False)))
+    return Leaves(names, tuple(fixed), count > len(list(module.parameters())))
+
+
+def _unread_statistics(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.{leaf}"
+        for name, layer in module.named_modules()
+        if (isinstance(layer, StatedBatchNorm) and layer.stated_policy in OF_BATCH)
+        or (isinstance(layer, StatedInstanceNorm) and layer.stated_policy == "none")
+        for leaf in ("running_mean", "running_var")
+    }

@@ -1,0 +1,155 @@
+"""A torch module from outside: copied, cast, given an example and called, never changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from metalearn import rng
+from metalearn.errors import ConfigError
+from metalearn.types import EpisodeSpec
+
+EXAMPLES = 4  # of a probe: with two, a batch norm gives -1 and 1 whatever it is given
+Inputs = Callable[[Tensor], Any] | None  # x -> the arguments of forward; None: x itself
+Output = str | int | None  # the entry of what forward returns
+
+
+def copied(module: nn.Module, share: bool = False) -> nn.Module:
+    """A deep copy, with `share` of everything but parameters and buffers, which stay the same."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # torch.nn.utils.weight_norm's
+                memo[id(value)] = value.detach()
+    if share:
+        memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        text = f"cannot be copied ({_first_line(error)}): pass a function that makes it"
+        raise ConfigError((type(module).__name__, text)) from error
+
+
+def made(make: Any, seed: int) -> nn.Module:
+    """What a class or function makes with torch's generator at `seed`, which is then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = make()
+    if not isinstance(module, nn.Module):
+        text = f"gives a {type(module).__name__}, not a torch.nn.Module"
+        raise ConfigError((getattr(make, "__name__", "net"), text))
+    return module
+
+
+def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
+    """The module on the device of `spec`, its floating-point tensors in the dtype."""
+    to = {
+        torch.float64: module.double,
+        torch.float32: module.float,
+        torch.float16: module.half,
+        torch.bfloat16: module.bfloat16,
+    }
+    return to[spec.dtype]().to(torch.device(spec.device))
+
+
+def refuse_unsupported(module: nn.Module) -> None:
+    """ConfigError for what no function of its parameters can be made of."""
+    problems = []
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
+            text = "is compiled: pass the module that it was made from"
+            problems.append((name or type(part).__name__, text))
+            break
+    for name, value in module.named_parameters():
+        if value.is_meta:
+            problems.append((name, "is on the meta device and has no values: load them first"))
+        elif value.requires_grad and not value.is_floating_point():
+            text = (
+                "is complex: hold a real parameter [..., 2], and torch.view_as_complex in forward"
+            )
+            problems.append((name, text))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: int) -> None:
+    """One forward pass, which gives LazyLinear and its kin their parameters."""
+    if any(isinstance(value, UninitializedParameter) for value in module.parameters()):
+        modes = {part: part.training for part in module.modules()}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            called(module.eval(), x, inputs)
+        for part, training in modes.items():
+            part.training = training
+
+
+def called(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
+    """What forward returns for x [B, *X]."""
+    args, kwargs = arguments(x, inputs)
+    return module(*args, **kwargs)
+
+
+def arguments(x: Tensor, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional, by name) arguments of forward: `inputs` may give a tensor, a tuple or a dict."""
+    given = x if inputs is None else inputs(x)
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (tuple(given), {}) if isinstance(given, tuple | list) else ((given,), {})
+
+
+def entry(out: Any, output: Output) -> Tensor:
+    """The tensor of what forward returned: all of it, or the entry `output` of a dict, tuple or
+    object.
+    """
+    if output is None:
+        found = out
+    elif isinstance(out, Mapping) or isinstance(output, int):
+        found = out[output]
+    else:
+        found = getattr(out, output)
+    if not isinstance(found, Tensor):
+        kind, names = type(found).__name__, _entries(found)
+        text = f"forward returns a {kind}, not a tensor: name its entry, output= one of {names}"
+        raise ConfigError(("output", text))
+    return found
+
+
+def _entries(out: Any) -> str:
+    if isinstance(out, Mapping):
+        return ", ".join(repr(name) for name in out)
+    return ", ".join(str(n) for n in range(len(out))) if isinstance(out, tuple | list) else "none"
+
+
+def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
+    """An x [B, *X] that forward takes: normal numbers, or int64 where it looks something up, which
+    are ones and zeros, or zeros; ConfigError where it takes none of them.
+    """
+    shape = (EXAMPLES, *spec.x_shape)
+    numbers = rng.normal(rng.fold_in(0, "example"), shape, spec.dtype).to(spec.device)
+    problem: Exception | None = None
+    places = torch.arange(numbers.numel(), device=spec.device).reshape(shape)
+    for x in (numbers, (places % 3 != 1).long(), torch.zeros_like(places)):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                called(copied(module).eval(), x, inputs)
+            return x
+        except ConfigError:
+            raise
+        except Exception as error:
+            problem = problem or error
+    assert problem is not None
+    text = f"forward fails on x {list(shape)} of {spec.dtype}: {_first_line(problem)}"
+    raise ConfigError((type(module).__name__, text)) from problem
+
+
+def _first_line(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if str(error)
+        else repr(error)
+    )

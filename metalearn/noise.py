@@ -1,0 +1,55 @@
+"""Noise inside a network, such as dropout, as a function of a key: in training steps alone.
+
+A training step opens a scope with `noise_from(key)`; every draw inside takes the next key of that
+scope. Outside of a scope networks draw nothing: testing is without noise. Draws are numbered in
+the order of the calls, so a loop over tasks and a vmap over tasks draw the same bits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metalearn.rng import fold_in
+from metalearn.types import Key
+
+# A number, made at import: a step that hashes a name cannot be compiled.
+NOISE = int(fold_in(0, "noise"))
+
+
+class Scope:
+    """A key and how many draws were made from it."""
+
+    def __init__(self, key: Key | None) -> None:
+        self.key, self.draws = key, 0
+
+
+class _Scopes(threading.local):
+    def __init__(self) -> None:
+        self.open: list[Scope] = []
+
+
+_scopes = _Scopes()
+
+
+@contextmanager
+def noise_from(key: Key | None) -> Iterator[Scope]:
+    """Inside, networks draw their noise from `key`; None: they draw nothing."""
+    _scopes.open.append(Scope(key))
+    try:
+        yield _scopes.open[-1]
+    finally:
+        _scopes.open.pop()
+
+
+def is_active() -> bool:
+    """Whether a scope with a key is open."""
+    return bool(_scopes.open) and _scopes.open[-1].key is not None
+
+
+def next_key() -> Key:
+    """The key of the next draw of the open scope."""
+    scope = _scopes.open[-1]
+    assert scope.key is not None
+    scope.draws += 1
+    return fold_in(scope.key, NOISE, scope.draws)

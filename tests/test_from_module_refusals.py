@@ -1,0 +1,128 @@
+"""What `from_module` refuses, in a sentence, and what it reports of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import VECTOR
+
+from metalearn.errors import ConfigError
+from metalearn.models import Norm, from_module
+from metalearn.rng import fold_in
+
+KEY = fold_in(17, "refused")
+
+
+class Loud(nn.Module):
+    """Does one thing that a pure function cannot."""
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.scale, self.head, self.way = nn.Parameter(torch.ones(8)), nn.Linear(8, 3), way
+        self.register_buffer("calls", torch.zeros(()))
+        self.alias = [self.scale]
+        self.own = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (self.alias[0] if self.way == "alias" else self.scale)
+        if self.way == "noise":
+            x = x + torch.empty_like(x).normal_()
+        if self.way == "training noise" and self.training:
+            x = x + torch.empty_like(x).uniform_()
+        if self.way == "buffer" and self.training:
+            self.calls += 1
+        if self.way == "mode" and self.training:
+            x = 2 * x
+        if self.way == "state":
+            self.own += 1
+            x = x + self.own
+        if self.way == "data" and x.sum() > 0:
+            x = x + 1
+        if self.way == "statistics":
+            x = x - x.mean(0)
+        out = self.head(x)
+        return (out, x) if self.way == "tuple" else out
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("noise", "forward calls normal_, also in evaluation mode"),
+        ("training noise", r"forward calls uniform_.*dropout, or hand .* net\.eval\(\)"),
+        ("buffer", "calls: is changed by forward in training mode"),
+        ("mode", "computes something else in training mode than in evaluation mode"),
+        ("state", "is not a function of its named parameters and buffers and of x alone"),
+        ("alias", "reads a copy of a parameter under another name"),
+        ("data", r"cannot be batched over tasks by torch\.func\.vmap"),
+        ("tuple", "forward returns a tuple, not a tensor: name its entry, output= one of 0, 1"),
+    ],
+)
+def test_what_is_no_pure_function_is_refused_in_a_sentence(way: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_module(Loud(way), VECTOR)
+    if way in ("training noise", "buffer", "mode"):
+        assert from_module(Loud(way).eval(), VECTOR).outputs == 3
+
+
+def test_statistics_of_the_batch_in_forward_are_reported() -> None:
+    assert from_module(Loud("statistics"), VECTOR).normalisation == "query_batch"
+    assert from_module(Loud(), VECTOR).normalisation == "none"
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "words"),
+    [
+        (nn.Linear(7, 3), {}, r"forward fails on x \[4, 8\]"),
+        (nn.Linear(8, 3, dtype=torch.cfloat), {}, "weight: is complex: hold a real parameter"),
+        (nn.Linear(8, 3, device="meta"), {}, "weight: is on the meta device"),
+        (lambda: 3, {}, "gives a int, not a torch.nn.Module"),
+        (torch.jit.trace(nn.Linear(8, 3), torch.zeros(2, 8)), {}, "is compiled: pass the module"),
+        (nn.Linear(8, 3), {"policy": "running"}, "needs a batch normalisation layer"),
+        (
+            nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)),
+            {"policy": "frozen"},
+            "0: BatchNorm1d has no running statistics, which frozen reads",
+        ),
+        (
+            nn.Sequential(nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3)),
+            {"policy": "running"},
+            "momentum=None, which cannot be averaged over tasks",
+        ),
+        (nn.Sequential(nn.SyncBatchNorm(8), nn.Linear(8, 3)), {}, "SyncBatchNorm needs a process"),
+        (nn.Sequential(Norm(8, "support"), nn.Linear(8, 3)), {"policy": "running"}, "not running"),
+        (
+            nn.Sequential(nn.BatchNorm1d(8), Norm(8, "support"), nn.Linear(8, 3)),
+            {},
+            "its layers have query_batch, support: one of them should be all",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(net: Any, options: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_module(net, VECTOR, **options)
+
+
+def test_a_norm_that_normalises_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leave the layer Norm out"):
+        Norm(8, "none")
+
+
+def test_a_function_that_makes_another_network_each_time_is_refused() -> None:
+    widths = iter((4, 4, 5, 5, 5, 5, 5))
+
+    def make() -> nn.Module:
+        width = next(widths)
+        return nn.Sequential(nn.Linear(8, width), nn.Linear(width, 3))
+
+    learner = from_module(make, VECTOR)
+    with pytest.raises(ConfigError, match=r"has shape \[5, 8\] for one key and \[4, 8\]"):
+        learner.init(KEY)
+
+
+def test_a_parameter_without_a_known_start_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no known start for a parameter of Loud: pass init="):
+        from_module(Loud(), VECTOR, init="uniform").init(KEY)
