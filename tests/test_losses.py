@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.errors import ConfigError
+from metalearn.inner import heads
+from metalearn.inner.heads import negative_squared_distance
 from metalearn.losses import LOSSES, accuracy, criterion, metrics
 from metalearn.rng import fold_in, integers, normal
 from metalearn.types import EpisodeSpec
@@ -109,3 +111,10 @@ def test_labels_weights_and_names_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="bce does not fit classification"):
         criterion(CLASSES, "bce")
     assert criterion(CLASSES) is LOSSES["cross_entropy"] and criterion(NUMBERS) is LOSSES["mse"]
+
+
+def test_distances_of_many_ways_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, centres = (50 + normal(fold_in(KEY, n), (9, 6), F64) for n in ("z", "centres"))
+    expected = negative_squared_distance(z, centres)
+    monkeypatch.setattr(heads, "LARGE", 0)
+    torch.testing.assert_close(negative_squared_distance(z, centres), expected)

@@ -13,6 +13,7 @@ from metalearn.losses import one_hot
 from metalearn.types import Key, Params
 
 WEIGHT, BIAS = "head.weight", "head.bias"
+LARGE = 1 << 22  # numbers in a table of differences; beyond it squares are expanded
 
 
 def is_head(name: str) -> bool:
@@ -20,8 +21,8 @@ def is_head(name: str) -> bool:
 
 
 def linear(head: Params, z: Tensor) -> Tensor:
-    """z W' + b: [B, D] -> [B, C]."""
-    return F.linear(z, head[WEIGHT], head[BIAS])
+    """z W' + b, without b where the head has none: [B, D] -> [B, C]."""
+    return F.linear(z, head[WEIGHT], head.get(BIAS))
 
 
 def fresh_linear(key: Key, outputs: int, like: Tensor) -> Params:
@@ -58,4 +59,10 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
     """-|z - c|^2 (Snell et al. 2017, equation 2): [B, D], [N, D] -> [B, N]."""
-    return -(z.unsqueeze(-2) - centres).square().sum(-1)
+    if z.shape[0] * centres.numel() <= LARGE:
+        return -(z.unsqueeze(-2) - centres).square().sum(-1)
+    # Of many ways the differences [B, N, D] are too many to keep. Around a common centre the
+    # squares that cancel are small.
+    middle = centres.mean(0)
+    z, centres = z - middle, centres - middle
+    return 2 * z @ centres.T - z.square().sum(-1, keepdim=True) - centres.square().sum(-1)
