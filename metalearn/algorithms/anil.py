@@ -10,7 +10,7 @@ from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head, linear
 from metalearn.inner.method import Points, episodic
-from metalearn.inner.requirements import require_queries
+from metalearn.inner.requirements import require_head, require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.losses import criterion
 from metalearn.tree import partition
@@ -35,6 +35,7 @@ class ANIL(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
+        require_head(self.name, learner)
         rule, loss_of = sgd(any_rate(self.inner_lr, spec)), criterion(spec)
 
         def loss(head: Params, batch: Batch, step: int) -> Tensor:

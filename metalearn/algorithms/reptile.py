@@ -20,6 +20,7 @@ from metalearn.inner.method import (
     outer_update,
     stats_gradient,
     step_over_tasks,
+    training_noise,
     traits_of,
 )
 from metalearn.inner.objective import support_loss
@@ -104,7 +105,8 @@ class Reptile(MethodComponent):
         def task_grad(meta: Meta, episode: Episode, lane: Lanes) -> tuple[Grads, Metrics, Lanes]:
             steps, key = self.inner_steps, rng.fold_in(episode.info["key"], ORDER)
             batch = minibatches(key, episode.support, self.inner_batch, steps)
-            path = adapt(loss, meta, rule, batch, steps, state=lane, keep=(steps,))
+            with training_noise(learner, episode):
+                path = adapt(loss, meta, rule, batch, steps, state=lane, keep=(steps,))
             moved = sub(meta, path.points[-1])
             grads = stats_gradient(learner, meta, moved, episode.support.x)
             return grads, {"support_loss": path.losses.mean().detach()}, path.state

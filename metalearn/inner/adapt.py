@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn import noise
 from metalearn.inner.recompute import checkpointed
 from metalearn.inner.stepwise import is_active, loop
 from metalearn.tree import add, detach, trainable
-from metalearn.types import Batch, Params, Path, State, UpdateRule
+from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
 
 Loss = Callable[[Params, Batch, int], Tensor]  # -> []
 
@@ -50,7 +51,8 @@ def adapt(
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
-    if alike and steps and is_active():
+    noisy = noise.is_active()
+    if alike and steps and is_active() and not noisy:
         return _in_one(
             loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order
         )
@@ -63,7 +65,9 @@ def adapt(
             break
         data = batch if isinstance(batch, Batch) else batch(step)
         move = partial(_step, loss, rule, step, first_order)
-        moving, state, value = checkpointed(move, moving, state, {**frozen, **(fixed or {})}, data)
+        given: tuple[Any, ...] = (moving, state, {**frozen, **(fixed or {})}, data)
+        given = (*given, noise.next_key()) if noisy else given
+        moving, state, value = checkpointed(move, *given)
         losses.append(value)
     like = next(iter(params.values()))
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
@@ -104,10 +108,14 @@ def _step(
     state: State,
     frozen: Params,
     data: Batch,
+    key: Key | None = None,
 ) -> tuple[Params, State, Tensor]:
+    """One step; the noise of `loss` is drawn from `key`, so that a second run draws it again."""
+
     def at(inner: Params) -> Tensor:
         return loss({**inner, **frozen}, data, step)
 
-    grads, value = torch.func.grad_and_value(at)(moving)
+    with noise.noise_from(key):
+        grads, value = torch.func.grad_and_value(at)(moving)
     updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
     return add(moving, updates), state, value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from metalearn.losses import criterion, metrics
+from metalearn.noise import Scope, noise_from
 from metalearn.rng import fold_in
 from metalearn.tree import (
     STATS,
@@ -39,6 +41,8 @@ from metalearn.types import (
     UpdateRule,
 )
 
+# A number, made at import: a step that hashes a name cannot be compiled.
+NOISE = int(fold_in(0, "noise"))
 Points = tuple[int, ...]
 # (meta, support, points, key) -> what `predict` needs, a list of one item a point
 Adapt = Callable[[Meta, Batch, Points, Key], Any]
@@ -255,11 +259,17 @@ def meta_gradient(
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
-        value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
-        (grads,) = pull(torch.ones_like(value), retain_graph=False)
+        with training_noise(learner, episode):
+            value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
+            (grads,) = pull(torch.ones_like(value), retain_graph=False)
         return stats_gradient(learner, meta, grads, episode.support.x), metrics
 
     return task_grad
+
+
+def training_noise(learner: Learner, episode: Episode) -> AbstractContextManager[Scope]:
+    """The scope of a training step of one task, in which the learner draws its noise."""
+    return noise_from(episode.info["key"] if learner.draws_noise else None)
 
 
 def stats_gradient(learner: Learner, meta: Meta, grads: Grads, x: Tensor) -> Grads:
@@ -323,11 +333,17 @@ def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
 def step_on_examples(
     grad: Callable[[Meta, Batch], tuple[Grads, Metrics]],
     update: Callable[[MetaState, Grads], MetaState],
+    *,
+    draws_noise: bool = False,
 ) -> Callable[[MetaState, Batch], tuple[MetaState, Metrics]]:
-    """`Method.step` of a method that consumes examples: one batch [B, *X] a step."""
+    """`Method.step` of a method that consumes examples: one batch [B, *X] a step; `draws_noise` in
+    it, by the number of the step.
+    """
 
     def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
-        grads, metrics = grad(state.meta, batch)
+        key = fold_in(NOISE, state.step.to(torch.int64)) if draws_noise else None
+        with noise_from(key):
+            grads, metrics = grad(state.meta, batch)
         return update(state, grads), metrics
 
     return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metalearn.errors import ConfigError
-from metalearn.types import EpisodeSpec
+from metalearn.types import EpisodeSpec, Learner
 
 
 def require_queries(name: str, spec: EpisodeSpec) -> None:
@@ -18,3 +18,20 @@ def require_classes(name: str, spec: EpisodeSpec) -> None:
     if not spec.classification:
         text = f"{name} compares classes and needs a classification task, not {spec.kind}"
         raise ConfigError(("method.name", f"{text}; use fine_tune or maml, which learn both kinds"))
+
+
+def require_head(name: str, learner: Learner, linear: bool = True) -> None:
+    """Refuse a network without a head of its own, and with `linear` one that goes on behind it."""
+    if learner.readout == "none":
+        text = f"has no head, which {name} needs: from_module(net, spec, head='new') puts one there"
+        raise ConfigError(("model", text))
+    if linear and learner.readout == "module":
+        text = f"goes on behind its head, which {name} would leave out: end the module with it"
+        raise ConfigError(("model", text))
+
+
+def require_no_noise(name: str, learner: Learner) -> None:
+    """Refuse a network that draws noise in training steps where a method has no keys for it."""
+    if learner.draws_noise:
+        text = f"draws noise in training, such as dropout, and {name} has no keys for it"
+        raise ConfigError(("model", f"{text}: net.eval() leaves it out"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import stats_gradient
+from metalearn.inner.requirements import require_no_noise
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES, InnerLoop
 from metalearn.interop.network import Network
 from metalearn.losses import criterion, metrics
@@ -42,6 +43,7 @@ def through(engine: str, component: Any, learner: Learner, native: Method) -> Me
     if engine == "native":
         return native
     _refuse(engine, component)
+    require_no_noise(engine, learner)
     try:
         PACKAGES[engine]()
     except ConfigError as error:

@@ -14,6 +14,7 @@ from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import init_state, outer_update, step_over_tasks, vmapped_learn
+from metalearn.inner.requirements import require_no_noise
 from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.es import ES
 from metalearn.learned_optimizers.estimator import Estimator
@@ -142,6 +143,7 @@ class LearnOptimizer(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
+        require_no_noise(self.name, learner)
         if self.outer_on == "query" and spec.queries == 0:
             raise ConfigError(
                 (

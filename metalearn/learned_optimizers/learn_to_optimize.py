@@ -15,6 +15,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import init_state, outer_update, step_over_tasks, vmapped_learn
+from metalearn.inner.requirements import require_no_noise
 from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.inner_run import steady
 from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried, update_of
@@ -114,6 +115,7 @@ class LearnToOptimize(MethodComponent):
         """The method for tasks of `spec`, ConfigError without queries; `meta_steps` for the outer
         rule's schedule.
         """
+        require_no_noise(self.name, learner)
         if spec.queries < 1:
             text = (
                 f"learned_optimizer learns from the query loss and needs at least 1 query, "

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from metalearn.inner.heads import fresh_linear, is_head
+from metalearn.inner.requirements import require_head
 from metalearn.rng import fold_in
 from metalearn.tree import partition
 from metalearn.types import EpisodeSpec, Key, Learner, Meta, Params
@@ -40,6 +41,7 @@ def start_of(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
         return Start(lambda key: {}, lambda meta, key: learner.init(key))
     if init == "meta" or not spec.classification:
         return Start(lambda key: {"params": learner.init(key)}, lambda meta, key: meta["params"])
+    require_head("this start", learner, linear=False)
     width = learner.init(fold_in(0, "width"))["head.weight"]  # of the head only the width D is read
 
     def body(key: Key) -> dict[str, Params]:

@@ -12,6 +12,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import identity, unit
 from metalearn.inner.method import Points, learn_by
+from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.transfer.pretrain import LINEAR, Head, descent, pretrained
@@ -44,6 +45,7 @@ def learn_head(
     Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the
     support set, which are computed once a task. `start` gives the head at step 0 (default: fresh,
     from the task's key)."""
+    require_head("a method that learns a head alone", learner)
     loss_of = criterion(spec)
     preprocess = unit if normalise else identity
 

@@ -17,6 +17,7 @@ from metalearn.inner.method import (
     step_on_examples,
     traits_of,
 )
+from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import momentum, sgd
 from metalearn.losses import criterion, metrics
 from metalearn.rng import fold_in
@@ -108,13 +109,17 @@ def pretrained(
     `learning` (from `inner.method.learn_by`) reads nothing of the number of training classes, so
     the method built for a test split takes the same meta.
     """
+    if spec.classification:
+        require_head("pretraining", learner)
     update = outer_update(outer)
     return Method(
         spec=spec,
         traits=traits_of(learner, consumes="examples", steps=uses_steps),
         init=lambda key: init_state(start_meta(learner, spec, head, key), outer),
         update=update,
-        step=step_on_examples(example_gradient(learner, spec, head), update),
+        step=step_on_examples(
+            example_gradient(learner, spec, head), update, draws_noise=learner.draws_noise
+        ),
         **learning,
     )
 
