@@ -122,7 +122,7 @@ class Traits:
     host_side: bool = False
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
     # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
-    alike: bool = False
+    step_invariant: bool = False
     phases: tuple[str, ...] = (
         "adapt",
         "predict",

@@ -229,7 +229,9 @@ def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> No
 
     def mean(start: Tensor) -> Tensor:
         def one(x: Tensor) -> Tensor:
-            path = adapt(loss, {"p": start}, rule, Batch(x, x[0]), 4, keep=(0, 2, 4), alike=True)
+            path = adapt(
+                loss, {"p": start}, rule, Batch(x, x[0]), 4, keep=(0, 2, 4), step_invariant=True
+            )
             return (
                 path.points[1]["p"].square().sum() + path.points[2]["p"].sum() + path.losses.sum()
             )

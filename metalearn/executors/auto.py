@@ -231,7 +231,7 @@ def _eager(work: Work, chunk: int | None) -> list[ExecutorChoice]:
 def _compiled(work: Work, chunk: int | None) -> list[ExecutorChoice]:
     """The choices that are worth a compilation on such work."""
     fits = work.most >= work.tasks and chunk is None
-    if work.method.traits.alike and chunk is None:
+    if work.method.traits.step_invariant and chunk is None:
         found = [ExecutorChoice("compiled_steps")] if fits else []
     elif work.device.startswith("cuda") and fits:
         found = [ExecutorChoice("graph"), ExecutorChoice("compiled_graph")]

@@ -29,7 +29,7 @@ def adapt(
     keep: Collection[int] | None = None,
     fixed: Params | None = None,
     first_order: bool = False,
-    alike: bool = False,
+    step_invariant: bool = False,
 ) -> Path:
     """Learn one task by `steps` steps of `rule`.
 
@@ -42,9 +42,9 @@ def adapt(
     through the path. Running statistics (names "stats.") are passed along unmoved. Under
     `recompute.recomputed` activations are not kept from step to step: a gradient then flows through
     `params`, `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
-    `alike` says that `loss` does not read the step, and that neither it nor the rule's update
-    closes over anything of one task: under `stepwise.stepwise` one step then serves for all, and
-    gradients flow as under `recomputed`, but not through `batch`.
+    `step_invariant` promises that `loss` ignores the step, and that neither it nor the update of
+    the rule captures anything task-specific: under `stepwise.stepwise` one compiled step then
+    serves for all, and gradients flow as under `recomputed`, but not through `batch`.
     losses [S] are taken before each step.
     """
     if steps < 0:
@@ -52,7 +52,7 @@ def adapt(
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
     noisy = noise.is_active()
-    if alike and steps and is_active() and not noisy:
+    if step_invariant and steps and is_active() and not noisy:
         return _in_one(
             loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order
         )

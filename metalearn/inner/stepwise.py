@@ -30,7 +30,7 @@ MANY = 64  # steps that are remembered
 
 @contextmanager
 def stepwise(make: Make) -> Iterator[None]:
-    """Inside, `adapt` runs steps that are alike through `make(step)`; `make` may compile."""
+    """Inside, `adapt` runs step-invariant steps through `make(step)`; `make` may compile."""
     _makers.append(make)
     try:
         yield

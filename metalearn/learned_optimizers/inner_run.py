@@ -177,7 +177,7 @@ def inner_run(
             keep=keep,
             fixed=units,
             first_order=first_order,
-            alike=True,
+            step_invariant=True,
         )
         losses = outer_at({**path.points[-1], **units}, problem, inner.step + unroll).unsqueeze(0)
         if at != "last" and on == "query":

@@ -281,7 +281,7 @@ def traits(method: LearnOptimizer, learner: Learner) -> Traits:
         consumes="episodes",
         transductive=learner.normalisation == "query_batch",
         normalisation=learner.normalisation,
-        alike=True,
+        step_invariant=True,
         fixed_ways=method.rule.name == "learned_rates",  # one rate a parameter, the head's too
     )
 

@@ -152,7 +152,7 @@ class LearnToOptimize(MethodComponent):
                 normalisation=policy,
                 fixed_ways=self.init == "meta"
                 or self.rule.name == "learned_rates",  # a rate a parameter, of heads too
-                alike=True,
+                step_invariant=True,
             ),
             init=init,
             learn=vmapped_learn(adapt_one, predict_one),
@@ -181,7 +181,7 @@ class LearnToOptimize(MethodComponent):
                     last,
                     keep=self.losses_at,
                     first_order=self.first_order,
-                    alike=True,
+                    step_invariant=True,
                 )
                 said = [learner.apply(params, x, context=support.x) for params in path.points]
                 losses = torch.stack([loss_of(each, y) for each in said])
