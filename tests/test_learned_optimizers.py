@@ -29,7 +29,7 @@ from metalearn.learned_optimizers import (
     TunedAdam,
 )
 from metalearn.models import MLP
-from metalearn.report import questions
+from metalearn.results.factors import family_of
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tasks import Sinusoid
@@ -286,7 +286,7 @@ def test_a_row_without_training_belongs_to_where_it_starts(
     run = SimpleNamespace(
         traits={"consumes": consumes}, result={"factors": {"start": start} if start else {}}
     )
-    assert questions._family(SimpleNamespace(first=run)) == family  # type: ignore[arg-type]
+    assert family_of(run) == family  # type: ignore[arg-type]
 
 
 def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> None:

@@ -18,10 +18,17 @@ import pytest
 from run_folders import METHODS, write_regression, write_rows, write_run
 
 from metalearn.errors import ConfigError
-from metalearn.report.figures import cost, curves
+from metalearn.report.figures import cost
+from metalearn.report.figures.style import PALETTE, styles
+from metalearn.report.numbers import duration
 from metalearn.report.page import write_report
 from metalearn.results import records
-from metalearn.results.comparison import collect, compare, write_comparison
+from metalearn.results.comparison import (
+    collect,
+    compare,
+    update_comparison,
+    write_comparison,
+)
 
 
 class Page(HTMLParser):
@@ -36,8 +43,9 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.ids: list[str] = []
         self.tags: set[str] = set()
-        self.text = ""
+        self.words: list[str] = []
         self.feed(text)
+        self.text = " ".join("".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
@@ -58,7 +66,7 @@ class Page(HTMLParser):
             self.problems.append(tag)
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.words.append(data)
 
 
 def check_page(path: Path) -> Page:
@@ -366,26 +374,25 @@ def test_every_bad_directory_is_named_at_once(tmp_path: Path) -> None:
 
 def test_a_label_looks_the_same_in_every_report(comparison: Path) -> None:
     groups = records.group(records.load(path) for path in records.run_directories(comparison)[0])
-    everything = curves.styles(groups)
+    everything = styles(groups)
     assert len({(style.color, style.marker) for style in everything.values()}) == len(METHODS)
     for group in groups:
-        assert curves.styles([group])[group.label] == everything[group.label]
+        assert styles([group])[group.label] == everything[group.label]
 
 
 def test_more_methods_than_colours_stay_apart(comparison: Path) -> None:
     """Colour and marker together name a method, and so do colour and line."""
     first = records.group(records.load(path) for path in records.run_directories(comparison)[0])[0]
     many = [dataclasses.replace(first, label=f"other {number:02}") for number in range(33)]
-    found = curves.styles(many).values()
-    assert len({style.color for style in found}) == len(curves.PALETTE)
+    found = styles(many).values()
+    assert len({style.color for style in found}) == len(PALETTE)
     assert len({(style.color, style.marker) for style in found}) == len(many)
     assert len({(style.color, style.dash) for style in found}) == len(many)
 
 
 def test_durations() -> None:
     shown = [
-        curves.duration(seconds)
-        for seconds in (0.000085, 0.0123, 0.9999, 4.56, 119.0, 720.0, 11520.0)
+        duration(seconds) for seconds in (0.000085, 0.0123, 0.9999, 4.56, 119.0, 720.0, 11520.0)
     ]
     assert shown == ["85 µs", "12.3 ms", "1 s", "4.56 s", "119 s", "12 min", "3.2 h"]
 
@@ -399,6 +406,46 @@ def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
 
     run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
     groups = records.group([records.load(run)])
-    assert cost.seconds_figure((groups, compare(groups)), curves.WIDE) is None
+    assert cost.seconds_figure((groups, compare(groups))) is None
     page = check_page(write_report([run], tmp_path / "report.html"))
     assert "It cost nothing measured beforehand." in page.text
+
+
+def test_the_page_says_what_comparison_json_says(tmp_path: Path) -> None:
+    """It reads the numbers and computes none, until the file is about other results."""
+    write_rows(tmp_path, ["maml", "scratch"])
+    file, out = write_comparison(tmp_path), tmp_path / "report.html"
+    found = json.loads(file.read_text())
+    found["summary"][0]["iqm"] = 0.123
+    found["paired"][0]["difference"] = 0.4321
+    file.write_text(json.dumps(found))
+    text = check_page(write_report([tmp_path], out)).text
+    assert "12.3" in text and "+43.21" in text
+    update_comparison(tmp_path)
+    assert json.loads(file.read_text()) == found
+    write_run(tmp_path / "methods/reptile/seed-0", "reptile", "reptile")
+    assert "+43.21" not in check_page(write_report([tmp_path], out)).text
+    update_comparison(tmp_path)
+    assert json.loads(file.read_text()) == collect(tmp_path)
+
+
+def test_an_earlier_comparison_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"], seeds=2)
+    file = write_comparison(tmp_path)
+    found = json.loads(file.read_text())
+    later = list(found)[list(found).index("checks") + 1 :]
+    file.write_text(json.dumps({key: found[key] for key in found if key not in later}))
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert f"does not hold {', '.join(later)}: what is made of them is left out" in text
+    for name in ("solved", "break_even_lines", "equal_compute", "factors", "total_cost"):
+        assert f"Not in this comparison.json: {name}." in text
+
+
+def test_a_damaged_comparison_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    file = write_comparison(tmp_path)
+    found = json.loads(file.read_text())
+    for text in ("{", json.dumps({**found, "curves": [{"label": "maml", "steps": "many"}]})):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="delete it"):
+            write_report([tmp_path], tmp_path / "report.html")

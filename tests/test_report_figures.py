@@ -1,7 +1,8 @@
-"""How the figures of a report look: in both sizes, with names and words that fit."""
+"""How the figures of a report look: one size, with names and words that fit."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from run_folders import METHODS, cost_block, write_rows, write_run
 from test_report_cost import groups_of
 
-from metalearn.report.figures import cost, curves
+from metalearn.report.figures import FIGURES, cost
 from metalearn.report.figures.axes import text_width
+from metalearn.report.figures.style import SIZE, inline, svg
+from metalearn.report.numbers import operations
 from metalearn.results.comparison import compare
 
 
@@ -19,26 +22,31 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("comparison"), list(METHODS), seeds=3)
 
 
-def test_every_figure_is_drawn_in_both_sizes_or_not_at_all(
-    comparison: Path, tmp_path: Path
-) -> None:
+def test_every_figure_is_drawn_or_not_at_all(comparison: Path, tmp_path: Path) -> None:
     groups = groups_of(comparison)
     whole = groups, compare(groups)
     unpriced = groups_of(
         write_run(tmp_path / "bare", "maml", "maml", change=lambda result: result.update(cost={}))
     )
     bare = unpriced, compare(unpriced, target=whole[1]["target"])
-    for size in (curves.WIDE, curves.NARROW):
-        for draw in (
-            cost.flops_figure,
-            cost.seconds_figure,
-            cost.pareto_figure,
-            cost.reached_figure,
-            cost.reached_seconds_figure,
-            cost.break_even_figure,
-        ):
-            assert draw(whole, size) is not None and draw(bare, size) is None
-            assert draw((groups, {"summary": []}), size) is None  # an earlier comparison.json
+    for name, draw in FIGURES.items():
+        assert (draw(whole) is None) == (name == "selection"), name
+        assert (draw(bare) is None) == (name not in ("steps", "training")), name
+        earlier = draw((groups, {"summary": []}))  # an earlier comparison.json
+        assert (earlier is None) == (name != "training"), name
+
+
+def test_one_svg_serves_every_width(comparison: Path) -> None:
+    """It scales with the page, and its smallest type is at least 8 pixels on a phone of 390."""
+    groups = groups_of(comparison)
+    figure = FIGURES["steps"]((groups, compare(groups)))
+    assert figure is not None
+    text = inline(svg(figure, "steps"), "described")
+    head = text[: text.index(">")]
+    assert "viewBox" in head and " width=" not in head and 'aria-label="described"' in head
+    across = float(head.split('viewBox="')[1].split()[2])
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", text)]
+    assert sizes and min(sizes) * (390 - 28) / across >= 8
 
 
 def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> None:
@@ -51,23 +59,22 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
         folder = tmp_path / f"methods/{name}/seed-0"
         write_run(folder, name, "maml", change=lambda one, cost=grown: one.update(cost=cost))
     groups = groups_of(tmp_path)
-    for size in (curves.WIDE, curves.NARROW):
-        drawn = cost.flops_figure((groups, compare(groups)), size)
-        assert drawn is not None
-        (axes,), width = drawn.axes, 72 * size[0]
-        font, box = float(axes.xaxis.label.get_fontsize()), axes.get_position()
-        shown = [text for text in axes.texts if text.get_text() != "chance"]
-        ends = [width * (box.x0 + box.width * text.get_position()[0]) for text in shown]
-        assert all(x + text_width(text.get_text(), font) <= width for x, text in zip(ends, shown))
-        assert len({text.get_text() for text in shown}) == 3 and box.width > 0.35
-        label = axes.xaxis.label
-        middle = width * (box.x0 + box.width * label.get_position()[0])
-        assert middle >= text_width(label.get_text(), font) / 2
-        low, high = axes.get_xlim()
-        span = width * box.width / np.log10(high / low)
-        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
-        halves = [text_width(cost.operations(tick), font) / 2 for tick in ticks]
-        gaps = np.diff(np.log10(ticks)) * span
-        assert len(ticks) > 1 and all(
-            gap > one + two for gap, one, two in zip(gaps, halves, halves[1:])
-        )
+    drawn = cost.flops_figure((groups, compare(groups)))
+    assert drawn is not None
+    (axes,), width = drawn.axes, 72 * SIZE[0]
+    font, box = float(axes.xaxis.label.get_fontsize()), axes.get_position()
+    shown = [text for text in axes.texts if text.get_text() != "chance"]
+    ends = [width * (box.x0 + box.width * text.get_position()[0]) for text in shown]
+    assert all(x + text_width(text.get_text(), font) <= width for x, text in zip(ends, shown))
+    assert len({text.get_text() for text in shown}) == 3 and box.width > 0.35
+    label = axes.xaxis.label
+    middle = width * (box.x0 + box.width * label.get_position()[0])
+    assert middle >= text_width(label.get_text(), font) / 2
+    low, high = axes.get_xlim()
+    span = width * box.width / np.log10(high / low)
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    halves = [text_width(operations(tick), font) / 2 for tick in ticks]
+    gaps = np.diff(np.log10(ticks)) * span
+    assert len(ticks) > 1 and all(
+        gap > one + two for gap, one, two in zip(gaps, halves, halves[1:])
+    )

@@ -345,9 +345,7 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
     done = metalearn("report", folder, "--out", tmp_path / "page.html")
     assert done.code == 0, done.err
     page = (tmp_path / "page.html").read_text()
-    assert (
-        page.count("<svg") == 8 and f"Trial {best} is the best" in page
-    )  # four figures in two sizes
+    assert page.count("<svg") == 4 and f"Trial {best} is the best" in page
     assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "share of the variance" in page and "1 ended early" in page and "1 failed" in page
     assert importance(read_swept(folder)) == read_swept(folder).importance

@@ -15,7 +15,6 @@ from metalearn.bench.table import (
     auto_over_best,
     best,
     detail_of,
-    duration,
     groups,
     name_of,
     share_of_limit,
@@ -23,6 +22,7 @@ from metalearn.bench.table import (
     speedup,
     times,
 )
+from metalearn.report.numbers import duration
 from metalearn.storage.files import write_atomic
 
 HEAD = """# Benchmarks

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from metalearn.bench.contenders import ENGINES
-from metalearn.bench.table import Row, best, duration, groups, speedup, times
-from metalearn.report.figures.curves import MARKERS, PALETTE, svg
+from metalearn.bench.table import Row, best, groups, speedup, times
+from metalearn.report.figures.style import MARKERS, PALETTE, svg
+from metalearn.report.numbers import duration
 
 COLOURS = dict(zip(ENGINES, PALETTE))
 SHAPES = dict(zip(ENGINES, MARKERS))

@@ -10,18 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.bench.contenders import PEERS
+from metalearn.report.numbers import duration
 
 Row = dict[str, Any]
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people: 85 µs, 12.3 ms, 4.6 s."""
-    if seconds is None:
-        return "–"
-    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
-        if seconds < limit * 0.9995:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def size(count: float | None) -> str:

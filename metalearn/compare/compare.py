@@ -63,9 +63,41 @@ def check(plan: Plan, out: Path) -> None:
 def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
     """Run what is not finished, then write comparison.json and report.html; returns the paths.
 
-    The same comparison in the same folder, called again while it is at work, shares the rows that
-    are left."""
+    The same comparison in the same folder, called again while it runs, shares the rows that are
+    left."""
     check(plan, out)
+    target = _begin(plan, out)
+    ran, diverged = list[str](), list[str]()
+
+    def run(experiment: Experiment, folder: Path) -> None:
+        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
+        found = status(folder, experiment)
+        if found == "finished":
+            log.info(f"{name}: finished already, left alone")
+            return
+        if found == "other":  # another comparison has begun in this folder since the check
+            raise ConfigError((str(folder), OTHER))
+        ran.append(name)
+        grouped_row = grouped(experiment, group_of(plan.name, out))
+        try:
+            log.info(line(run_one(grouped_row, folder, team=team)))
+        except Diverged as error:  # the other rows are run and reported all the same
+            log.error(f"{name}: {error}")
+            diverged.append(name)
+
+    share(folders(plan, out), run)
+    with alone(out):  # another process that shared the rows may be writing the same
+        comparison = write_comparison(out, target=target)
+        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+        if ran:
+            log_page(plan.experiments[0], plan.name, out, report)
+    if diverged:
+        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
+    return {"comparison": comparison, "report": report}
+
+
+def _begin(plan: Plan, out: Path) -> dict[str, Any] | None:
+    """Make the folder and write what was asked for; returns the target."""
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
     target = plan.experiments[0].evaluate.target
@@ -73,40 +105,12 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
     request = {
         "experiment": plan.name,
         "target": wanted,
-        "labels": [e.label for e in plan.experiments],
+        "labels": [experiment.label for experiment in plan.experiments],
         "contrasts": plan.contrasts,
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)
-    ran, diverged = False, list[str]()
-
-    def run(experiment: Experiment, folder: Path) -> None:
-        nonlocal ran
-        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
-        found = status(folder, experiment)
-        if found == "finished":
-            log.info(f"{name}: finished already, left alone")
-            return
-        if found == "other":  # another comparison has begun in this folder since it was looked at
-            raise ConfigError((str(folder), OTHER))
-        try:
-            log.info(
-                line(run_one(grouped(experiment, group_of(plan.name, out)), folder, team=team))
-            )
-        except Diverged as error:  # the other rows are run and reported all the same
-            log.error(f"{name}: {error}")
-            diverged.append(name)
-        ran = True
-
-    share(folders(plan, out), run)
-    with alone(out):  # another process that shared the rows may be writing the same
-        comparison = write_comparison(out, target=wanted)
-        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
-        if ran:
-            log_page(plan.experiments[0], plan.name, out, report)
-    if diverged:
-        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
-    return {"comparison": comparison, "report": report}
+    return wanted
 
 
 def line(result: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""The rows of a comparison, shared by all processes that work on the same folder: who is free takes
-the next one.
+"""The rows of a comparison, shared by all processes that work on the same folder: a free process
+takes the next row.
 
-Nothing but the run directories and their locks is between them, so one may join, be killed, and
-come back."""
+They share nothing but the run directories and their locks, so one may join, be killed, and come
+back."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from metalearn.run.tune import tunes
 from metalearn.run.warm_start import places_of
 from metalearn.storage.lock import Busy, held
 
-PAUSE = 1.0  # seconds between two looks at what others have in hand
+PAUSE = 1.0  # seconds before a row that another process runs is tried again
 Row = tuple[Experiment, Path]  # one method and seed, and its run directory
 
 
 def share(
     rows: Sequence[Row], run: Callable[[Experiment, Path], None], pause: float = PAUSE
 ) -> None:
-    """`run` every row in order, once what it needs is made; a row that another process has in hand
-    is seen again later.
+    """`run` every row in order, once what it needs is finished; a row that another process runs is
+    tried again later.
 
-    Returns when all rows were run here or there. Rows that wait for each other in a circle are run
-    all the same: they are refused there, for want of what they begin from.
+    Returns when all rows were run, here or elsewhere. Rows that need each other in a circle are run
+    all the same: `run` refuses them, because what they start from is missing.
     """
     waiting = {folder: experiment for experiment, folder in rows}
-    told: set[Path] = set()
+    logged: set[Path] = set()
     with signals(_stopped):  # while a row is run it has its own
         while waiting:
-            ready = [
+            runnable = [
                 one
                 for one in waiting
                 if not any(other in waiting for other in needs(waiting[one], one, rows))
             ]
-            for folder in ready or [next(iter(waiting))]:
-                if _made(waiting[folder], folder, run, quiet=folder in told):
+            for folder in runnable or [next(iter(waiting))]:
+                if _run(waiting[folder], folder, run, quiet=folder in logged):
                     del waiting[folder]
-                    break  # what has become ready may stand before what was
-                told.add(folder)
+                    break  # a row that can run now may come before the others
+                logged.add(folder)
             else:
                 time.sleep(pause)
 
 
-def _made(
+def _run(
     experiment: Experiment, folder: Path, run: Callable[[Experiment, Path], None], *, quiet: bool
 ) -> bool:
     """Run a row; False while another process runs it, which is logged unless `quiet`."""

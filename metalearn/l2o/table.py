@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from metalearn.report.figures.curves import MARKERS, PALETTE, svg
+from metalearn.report.figures.style import MARKERS, PALETTE, svg
 
 Row = dict[str, Any]
 _RC: Any = {

@@ -9,34 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from metalearn.report.figures import curves
-from metalearn.report.html import plot
-from metalearn.results.records import Array, Group, Run
+from metalearn.report.figures.tasks import points_figure
+from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
 
 NAMES = ("support_x", "support_y", "query_x", "query_y")
 SUPPORT_SHOWN, QUERIES_SHOWN = 5, 5  # a class and kind; the rest would repeat
 
 
-def episodes(group: Group) -> str:
-    """HTML with the first test episodes; empty where a run did not keep them."""
+def sample_tasks(group: Group) -> Json | None:
+    """The first test episodes as pictures, or as a figure of `points`; None where a run did not
+    keep them.
+    """
     arrays = _load(group.first)
     if not arrays:
-        return ""
-    if arrays["support_x"].ndim == 5:
-        return _images(arrays)
-    kinds = (("wide", curves.WIDE), ("narrow", curves.NARROW))
-    wide, narrow = (
-        curves.inline(
-            curves.svg(curves.points_figure(arrays, size), f"tasks-{name}"), "Sample test tasks"
-        )
-        for name, size in kinds
-    )
-    return plot(
-        wide,
-        narrow,
-        "The first test tasks: points given to the learner, and points it is asked for.",
-    )
+        return None
+    return _images(arrays) if arrays["support_x"].ndim == 5 else {"points": points_figure(arrays)}
 
 
 def _load(run: Run) -> dict[str, Array]:
@@ -62,43 +50,34 @@ def _fit(arrays: dict[str, Array]) -> bool:
     )
 
 
-def _images(arrays: dict[str, Array]) -> str:
-    tasks = [
-        _task(place, [arrays[name][place] for name in NAMES])
-        for place in range(len(arrays["support_x"]))
-    ]
-    most = max(len(arrays["query_y"][0]) // max(len(np.unique(arrays["query_y"][0])), 1), 1)
-    note = f"Each column is one class. Support images are given with their class; {most} quer"
-    note += "y" if most == 1 else "ies"
-    note += (
-        f" per class must be told{f', {QUERIES_SHOWN} are shown' if most > QUERIES_SHOWN else ''}."
-    )
-    ink = " Ink, bright in the data, is drawn dark." if arrays["support_x"].shape[2] == 1 else ""
-    return f'<div class="tasks">\n{"".join(tasks)}\n</div>\n<p class="note">{note}{ink}</p>'
+def _images(arrays: dict[str, Array]) -> Json:
+    count = len(arrays["support_x"])
+    classes = max(len(np.unique(arrays["query_y"][0])), 1)
+    return {
+        "tasks": [_task([arrays[name][place] for name in NAMES]) for place in range(count)],
+        "queries": max(len(arrays["query_y"][0]) // classes, 1),
+        "shown": QUERIES_SHOWN,
+        "inverted": arrays["support_x"].shape[2] == 1,
+    }
 
 
-def _task(place: int, parts: list[Array]) -> str:
+def _task(parts: list[Array]) -> Json:
+    """Class numbers from 1, and for each of support and query the images of every class."""
     support_x, support_y, query_x, query_y = parts
     classes = sorted({int(label) for label in support_y})
-    head = "".join(f"<th>{label + 1}</th>" for label in classes)
-    rows = []
-    for name, x, y, most in (
+    kinds = (
         ("given", support_x, support_y, SUPPORT_SHOWN),
         ("asked", query_x, query_y, QUERIES_SHOWN),
-    ):
-        cells = "".join(
-            f"<td>{_column(x[y == label][:most], f'class {label + 1}, {name}')}</td>"
-            for label in classes
-        )
-        rows.append(f"<tr><td>{name}</td>{cells}</tr>")
-    return (
-        f'<div class="task"><table>\n<tr><th>task '
-        f"{place + 1}</th>{head}</tr>\n{''.join(rows)}\n</table></div>\n"
     )
+    rows = [
+        (name, [(label + 1, _column(x[y == label][:most])) for label in classes])
+        for name, x, y, most in kinds
+    ]
+    return {"labels": [label + 1 for label in classes], "rows": rows}
 
 
-def _column(images: Array, description: str) -> str:
-    """Images [B, channels, H, W] under each other as one PNG."""
+def _column(images: Array) -> str:
+    """Images [B, channels, H, W] under each other as one PNG in base64; empty without any."""
     if not len(images):
         return ""
     pixels: NDArray[np.uint8] = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)
@@ -107,5 +86,4 @@ def _column(images: Array, description: str) -> str:
     picture = Image.fromarray(255 - column[:, :, 0] if single else column[:, :, :3])
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{description}" src="data:image/png;base64,{data}">'
+    return base64.b64encode(file.getvalue()).decode()

@@ -11,15 +11,15 @@ def figures(folder: Path) -> dict[str, Any]:
     """The figures that a report of this run alone has, as pixels."""
     from PIL import Image
 
-    from metalearn.report.figures import curves
+    from metalearn.report.figures.curves import steps_figure, training_figure
     from metalearn.results import records
-    from metalearn.results.curves import curves as mean_curves
+    from metalearn.results.curves import curves
 
     groups = records.group([records.load(folder)])
-    drawn = {"steps": curves.steps_figure, "training": curves.training_figure}
+    compared = groups, {"curves": curves(groups)}
     found: dict[str, Any] = {}
-    for name, draw in drawn.items():
-        figure = draw((groups, {"curves": mean_curves(groups)}), curves.WIDE)
+    for name, draw in {"steps": steps_figure, "training": training_figure}.items():
+        figure = draw(compared)
         if figure is not None:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=110)

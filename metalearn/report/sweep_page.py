@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from metalearn.errors import ConfigError
-from metalearn.report.figures import curves
+from metalearn.report.figures.style import svg
 from metalearn.report.figures.sweep import (
     Swept,
     curves_figure,
     history_figure,
     importance_figure,
     parallel_figure,
-    word,
 )
-from metalearn.report.html import left, page, plot, row, table
+from metalearn.report.numbers import word
+from metalearn.report.render import render
 from metalearn.storage.files import read_json, read_lines, write_atomic
 from metalearn.storage.schema import SweepFile, checked
 
+Json = dict[str, Any]
+FIGURES: dict[str, Callable[[Swept], Figure | None]] = {
+    "history": history_figure,
+    "curves": curves_figure,
+    "importance": importance_figure,
+    "parallel": parallel_figure,
+}
 FEWEST = 6  # complete trials that importance is told of
 SEED = 0
 
@@ -37,13 +45,8 @@ def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
     """
     found = [read_swept(folder) for folder in folders]
     title = ", ".join(swept.name for swept in found)
-    parts = [f"<h1>Which settings learn best?</h1>\n<p class='meta'>{escape(title)}</p>"]
-    for place, (folder, swept) in enumerate(zip(folders, found)):
-        parts.append(_section(folder, swept, f"w{place}", several=len(found) > 1))
-    parts.append(
-        "<footer>Made by <code>metalearn report</code> from the folder of a sweep.</footer>"
-    )
-    write_atomic(out, page(title, "\n".join(parts)).encode())
+    sweeps = [_view(swept, f"w{place}") for place, swept in enumerate(found)]
+    write_atomic(out, render("sweep.html.j2", title=title, sweeps=sweeps).encode())
     return out
 
 
@@ -119,107 +122,35 @@ def _drawn(distribution: Any, value: Any) -> Any:
     return float(value) if hasattr(distribution, "low") else word(value)
 
 
-def _section(folder: Path, swept: Swept, mark: str, *, several: bool) -> str:
-    parts = [f"<h2>{escape(swept.name)}</h2>"] if several else []
-    parts += [_answer(folder, swept), _notes(swept)]
-    drawn = [
-        (
-            history_figure,
-            "history",
-            "Every trial's value in order, and the best so far; far-off values lie outside.",
+def _view(swept: Swept, mark: str) -> Json:
+    """What the template reads of one sweep."""
+    drawn = {name: draw(swept) for name, draw in FIGURES.items()} if swept.valued else {}
+    states = [trial["state"] for trial in swept.trials]
+    return {
+        "swept": swept,
+        "best": next((trial for trial in swept.trials if trial["number"] == swept.best), None),
+        "counts": {state: states.count(state) for state in ("complete", "pruned", "failed")},
+        "figures": {
+            name: svg(figure, f"{mark}-{name}")
+            for name, figure in drawn.items()
+            if figure is not None
+        },
+        "names": list(
+            dict.fromkeys(name for trial in swept.trials for name in trial["parameters"])
         ),
-        (
-            curves_figure,
-            "curves",
-            f"{swept.metric} at every look at validation tasks; dotted: ended early.",
-        ),
-        (
-            importance_figure,
-            "importance",
-            "What mattered: shares of the variance of the "
-            "values, by functional ANOVA. "
-            "Of few trials it is a hint, no finding.",
-        ),
-        (
-            parallel_figure,
-            "parallel",
-            f"Every finished trial as a line through its parameters; {_colours(swept)}",
-        ),
-    ]
-    for draw, name, caption in drawn:
-        parts.append(_plot(draw, swept, f"{mark}-{name}", caption))
-    parts += ["<h3>Every trial</h3>", _table(swept)]
-    return "\n".join(part for part in parts if part)
-
-
-def _colours(swept: Swept) -> str:
-    better = "small" if swept.goal == "minimize" else "large"
-    return f"{swept.metric}, on the last axis, is better when {better}. The thick line is the best."
-
-
-def _plot(draw: Callable[[Swept, Any], Any], swept: Swept, name: str, caption: str) -> str:
-    if not swept.valued:
-        return ""
-    drawn = [draw(swept, size) for size in (curves.WIDE, curves.NARROW)]
-    if drawn[0] is None:
-        return ""
-    wide, narrow = (curves.svg(figure, f"{name}-{place}") for place, figure in enumerate(drawn))
-    described = escape(caption, quote=True)
-    return plot(curves.inline(wide, described), curves.inline(narrow, described), escape(caption))
-
-
-def _answer(folder: Path, swept: Swept) -> str:
-    best = next((trial for trial in swept.trials if trial["number"] == swept.best), None)
-    if best is None:
-        return '<p class="answer">No trial is complete yet.</p>'
-    values = "<br>".join(
-        f"<code>{escape(key)}={escape(word(value))}</code>"
-        for key, value in best["parameters"].items()
-    )
-    run = escape(str(Path("trials") / str(best["number"])))
-    said = f"Trial {best['number']} is the best: {escape(swept.metric)} {word(best['value'])}."
-    return (
-        f'<p class="answer">{said}<br>{values}</p>\n<p>Its run directory: <code>{run}</code>.</p>'
-    )
-
-
-def _notes(swept: Swept) -> str:
-    counts = {
-        state: sum(trial["state"] == state for trial in swept.trials)
-        for state in ("complete", "pruned", "failed")
+        "ranked": _ranked(swept),
     }
-    text = (
-        f"{len(swept.trials)} trials: {counts['complete']} complete, {counts['pruned']} "
-        f"ended early, "
-    )
-    text += f"{counts['failed']} failed."
-    if swept.metric.startswith("test"):
-        text += " This sweep chose on test tasks: its best value is no estimate for new ones."
-    else:
-        text += (
-            " The best of many noisy values looks better than it is: the test in its run "
-            "directory is the estimate."
-        )
-    return f'<p class="note">{escape(text)}</p>'
 
 
-def _table(swept: Swept) -> str:
-    names = list(dict.fromkeys(name for trial in swept.trials for name in trial["parameters"]))
+def _ranked(swept: Swept) -> list[Json]:
+    """The best first; unfinished trials behind the complete ones, those without a value last."""
     sign = 1.0 if swept.goal == "minimize" else -1.0
-    worst = [trial for trial in swept.trials if trial["value"] is None]
-    ranked = sorted(
-        (t for t in swept.trials if t["value"] is not None), key=lambda t: sign * t["value"]
-    )
-    ranked.sort(key=lambda trial: trial["state"] != "complete")
-    rows = []
-    for trial in [*ranked, *worst]:
-        value = "–" if trial["value"] is None else word(float(trial["value"]))
-        cells = [value, left(escape(trial["state"]))]
-        cells += [escape(word(trial["parameters"].get(name))) for name in names]
-        rows.append(
-            row(str(trial["number"]), cells, "best" if trial["number"] == swept.best else "")
-        )
-    return table(["trial", escape(swept.metric), "state", *map(escape, names)], rows, left=(2,))
+
+    def place(trial: Json) -> tuple[bool, bool, float]:
+        value = trial["value"]
+        return value is None, trial["state"] != "complete", sign * (value or 0.0)
+
+    return sorted(swept.trials, key=place)
 
 
 def split_kinds(dirs: Sequence[Path]) -> bool:

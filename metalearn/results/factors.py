@@ -48,6 +48,17 @@ def cell_of(run: Run) -> Cell:
     )
 
 
+def family_of(run: Run) -> str:
+    """`meta-learned`, `transfer` or `scratch`: by what it was trained on, or by where it starts."""
+    start = (run.result.get("factors") or {}).get("start")
+    consumes = run.traits.get("consumes", "nothing")
+    if consumes == "nothing":
+        return {"pretrained": "transfer", None: "scratch", "random": "scratch"}.get(
+            start, "meta-learned"
+        )
+    return "transfer" if consumes == "examples" else "meta-learned"
+
+
 def factors(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
     """The `factors` rows of comparison.json: pairs of methods with steps that differ in one part
     alone, with their paired difference.

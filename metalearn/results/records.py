@@ -75,6 +75,11 @@ class Run:
             else len(self.steps) - 1
         )
 
+    @property
+    def diverged(self) -> float | None:
+        """Share of tasks that diverged at the headline step."""
+        return at(self.test.get("diverged"), self.headline_point)
+
     @cached_property
     def scores(self) -> dict[str, Array]:
         """`accuracy` and `loss`, each [E, P]; empty where the file is missing."""
@@ -131,6 +136,24 @@ class Group:
         return self.first.metric
 
     @property
+    def headline_steps(self) -> list[int]:
+        """The headline steps of its seeds, each once."""
+        return sorted({run.headline_step for run in self.runs})
+
+    @property
+    def tested_on(self) -> int:
+        """The fewest test tasks of its seeds."""
+        return min(run.episodes for run in self.runs)
+
+    @property
+    def normalisations(self) -> list[str]:
+        return sorted({str(run.result.get("normalisation")) for run in self.runs})
+
+    @property
+    def transductive(self) -> bool:
+        return any(run.result.get("transductive") for run in self.runs)
+
+    @property
     def uses_steps(self) -> bool:
         return bool(self.first.traits.get("uses_steps", True))
 
@@ -170,7 +193,7 @@ class Group:
 
     def diverged(self) -> float | None:
         """Share of tasks that diverged at the headline step, mean over seeds."""
-        return mean([at(run.test.get("diverged"), run.headline_point) for run in self.runs])
+        return mean([run.diverged for run in self.runs])
 
     def once(self, phase: str, name: str) -> float | None:
         """What a phase spent for all tasks together, mean over seeds; 0 where it was one of new

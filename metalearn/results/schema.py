@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from metalearn.evaluate.breakeven import Verdict
 from metalearn.storage.schema import Count, Maybe, Number, Open, Result, Target, Text
 
 Axis = Literal["flops", "seconds"]
@@ -51,7 +52,7 @@ class _Without(Open):
 
 
 class _Variant(_Pair):
-    verdict: Text
+    verdict: Verdict
     tasks: Maybe
     ci95: Ends
     with_tuning: bool
@@ -60,7 +61,7 @@ class _Variant(_Pair):
 
 class _BreakEven(_Pair):
     axis: Axis
-    verdict: Text
+    verdict: Verdict
     tasks: Maybe
     ci95: Ends
     leave_one_out: list[_Without] = Field(default_factory=list)

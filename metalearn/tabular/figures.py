@@ -19,8 +19,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.report.figures.axes import INK, SOFT, Style
-from metalearn.report.figures.curves import MARKERS, PALETTE, SCRATCH, Size, styled, svg
+from metalearn.report.figures.style import INK, MARKERS, PALETTE, SCRATCH, SOFT, Style, styled, svg
 from metalearn.storage.files import write_atomic
 
 Json = dict[str, Any]
@@ -261,7 +260,7 @@ def drawing(found: Json) -> str:
 
 
 @styled
-def figure(found: Json, size: Size) -> Figure:
+def figure(found: Json, size: tuple[float, float]) -> Figure:
     """A panel a reckoning: evaluations on a logarithm, 95 % bands over seeds, random search's
     theory, chance.
     """

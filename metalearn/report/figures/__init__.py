@@ -1,1 +1,24 @@
-"""Figures of a report."""
+"""Figures of a page by name, each a function of rows and their comparison.json; None where a figure
+has no numbers to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from metalearn.report.figures import cost, curves
+from metalearn.report.figures.axes import Compared
+
+FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
+    "steps": curves.steps_figure,
+    "training": curves.training_figure,
+    "flops": cost.flops_figure,
+    "seconds": cost.seconds_figure,
+    "reached-flops": cost.reached_figure,
+    "reached-seconds": cost.reached_seconds_figure,
+    "pareto": cost.pareto_figure,
+    "break-even": cost.break_even_figure,
+    "selection": cost.selection_figure,
+}

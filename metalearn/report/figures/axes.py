@@ -6,33 +6,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Style, dark
 from metalearn.results.records import Array, Group, Json
 
-INK, SOFT = "#1F2328", "#57606A"
+Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 LINE, MARK, NAME = (
     (4.5, 8.0, 12.0),
     16.0,
     21.0,
 )  # points right of the axes: a line's end, its marker, its name
 WIDEST = 0.86  # of the figure, the axes' right edge at most
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one label is drawn in every figure."""
-
-    color: str
-    marker: str
-    dash: str
 
 
 def by_label(found: Json, name: str, axis: str | None = None) -> dict[str, Json]:
@@ -73,7 +65,7 @@ def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> N
     if groups[0].higher_better:
         chance = 100 / int((groups[0].first.result.get("task") or {}).get("ways") or 1)
         if chance < 100:
-            axes.axhline(chance, color="#8A9199", lw=0.9, ls=(0, (1, 2)), zorder=1)
+            axes.axhline(chance, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
             axes.annotate(
                 "chance",
                 (1, chance),
@@ -83,7 +75,7 @@ def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> N
                 textcoords="offset points",
                 ha="right",
                 va="top",
-                size="small",
+                size=SMALL,
             )
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, min(low, chance - 6)), min(high, 100.5))
@@ -130,7 +122,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, St
     )
     size = float(axes.xaxis.label.get_fontsize())
     width, height = (72 * inches for inches in axes.get_figure(root=True).get_size_inches())  # type: ignore[union-attr]
-    shown = {label: _short(label, 26 if width > 360 else 17) for label, _ in ends}
+    shown = {label: shortened(label, 20) for label, _ in ends}
     box, longest = (
         axes.get_position(),
         max((text_width(text, size) for text in shown.values()), default=0.0),
@@ -215,7 +207,7 @@ def _apart(places: list[float], least: float) -> list[float]:
     return moved
 
 
-def _short(label: str, most: int) -> str:
+def shortened(label: str, most: int) -> str:
     """A long name loses its middle: names of one family differ at their ends."""
     half = (most - 1) // 2
     return (
@@ -223,6 +215,14 @@ def _short(label: str, most: int) -> str:
     )
 
 
-def dark(color: str) -> str:
-    """A shade that reads as text on white."""
-    return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.72):02X}" for i in (1, 3, 5))
+def empty_figure() -> tuple[Figure, Axes]:
+    """Axes that leave room for names beside the lines' ends."""
+    figure = Figure(SIZE)
+    axes = figure.add_axes((0.11, 0.15, 0.60, 0.76))
+    axes.grid(axis="x", visible=False)
+    return figure, axes
+
+
+def scale_of(group: Group) -> float:
+    """What a score is multiplied with to be shown: accuracies are percentages."""
+    return 100.0 if group.higher_better else 1.0

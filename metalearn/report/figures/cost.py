@@ -14,65 +14,43 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from metalearn.evaluate.accounts import Axis
 from metalearn.report.figures.axes import (
-    INK,
-    Style,
+    Compared,
     array,
     by_label,
-    dark,
     direction,
+    empty_figure,
     end_labels,
     metric_name,
     round_ticks,
+    scale_of,
+    shortened,
     value_axis,
 )
-from metalearn.report.figures.curves import (
-    Compared,
-    Size,
-    duration,
-    empty_figure,
-    scale_of,
-    styled,
-    styles,
-)
+from metalearn.report.figures.style import GREY, INK, SIZE, Style, dark, styled, styles
+from metalearn.report.numbers import duration, operations
 from metalearn.results.records import Array
 from metalearn.results.searches import selections
 
 MOST_TASKS = 1_000_000  # of the break-even picture
 
 
-def operations(flops: float) -> str:
-    """FLOPs for people: 850, 12.3 k, 4.6 M, 1.2 G, 3 T, 2.5 P."""
-    for power, unit in enumerate(("", " k", " M", " G", " T")):
-        if abs(flops) < 1000 ** (power + 1) * 0.9995:
-            return f"{flops / 1000**power:.3g}{unit}"
-    return f"{flops / 1e15:.3g} P"
-
-
-def amount(value: float, axis: Axis) -> str:
-    """A cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
-    if axis == "seconds":
-        return duration(value)
-    shown = operations(value)
-    return f"{shown}FLOP" if " " in shown else f"{shown} FLOP"
-
-
 @styled
-def flops_figure(what: Compared, size: Size) -> Figure | None:
+def flops_figure(what: Compared) -> Figure | None:
     """The headline metric against FLOPs of learning one new task and answering; None when nothing
     was counted.
     """
-    return _against_cost(what, size, "flops")
+    return _against_cost(what, "flops")
 
 
 @styled
-def seconds_figure(what: Compared, size: Size) -> Figure | None:
+def seconds_figure(what: Compared) -> Figure | None:
     """The same against seconds."""
-    return _against_cost(what, size, "seconds")
+    return _against_cost(what, "seconds")
 
 
-def _against_cost(what: Compared, size: Size, axis: Axis) -> Figure | None:
+def _against_cost(what: Compared, axis: Axis) -> Figure | None:
     groups, found = what
-    figure, axes = empty_figure(size)
+    figure, axes = empty_figure()
     look, ends, curves = styles(groups), [], []
     whole, by_cost = by_label(found, "curves"), by_label(found, "cost_curves", axis)
     for group in groups:
@@ -110,20 +88,20 @@ def _against_cost(what: Compared, size: Size, axis: Axis) -> Figure | None:
 
 
 @styled
-def reached_figure(what: Compared, size: Size) -> Figure | None:
+def reached_figure(what: Compared) -> Figure | None:
     """Share of tasks that reached the target within a budget of FLOPs; None without a target or
     costs.
     """
-    return _reached(what, size, "flops")
+    return _reached(what, "flops")
 
 
 @styled
-def reached_seconds_figure(what: Compared, size: Size) -> Figure | None:
+def reached_seconds_figure(what: Compared) -> Figure | None:
     """The same for a budget of seconds."""
-    return _reached(what, size, "seconds")
+    return _reached(what, "seconds")
 
 
-def _reached(what: Compared, size: Size, axis: Axis) -> Figure | None:
+def _reached(what: Compared, axis: Axis) -> Figure | None:
     groups, found = what
     solved = by_label(found, "solved")
     within = {label: row["within"].get(axis) for label, row in solved.items()}
@@ -131,7 +109,7 @@ def _reached(what: Compared, size: Size, axis: Axis) -> Figure | None:
     costs = [cost for part in shown.values() for cost in part["cost"]]
     if not any(cost > 0 for cost in costs):
         return None
-    figure, axes = empty_figure(size)
+    figure, axes = empty_figure()
     look, ends = styles(groups), []
     least, most = min(cost for cost in costs if cost > 0), max(costs)
     for label, part in shown.items():
@@ -159,7 +137,7 @@ def _reached(what: Compared, size: Size, axis: Axis) -> Figure | None:
 
 
 @styled
-def pareto_figure(what: Compared, size: Size) -> Figure | None:
+def pareto_figure(what: Compared) -> Figure | None:
     """The headline metric against everything spent, beforehand and on the test tasks; the front is
     a line.
     """
@@ -173,10 +151,10 @@ def pareto_figure(what: Compared, size: Size) -> Figure | None:
     ]
     if not points:
         return None
-    figure, axes = empty_figure(size)
+    figure, axes = empty_figure()
     look, tasks = styles(groups), next(iter(totals.values()))["tasks"]
     front = sorted((total, value) for _, total, value, best in points if best)
-    axes.step(*zip(*front), where="post", color="#8A9199", lw=1.1, ls=(0, (4, 2)), zorder=1)
+    axes.step(*zip(*front), where="post", color=GREY, lw=1.1, ls=(0, (4, 2)), zorder=1)
     for label, total, value, best in points:
         style = look[label]
         face = style.color if best else "white"
@@ -202,12 +180,12 @@ def pareto_figure(what: Compared, size: Size) -> Figure | None:
 
 
 @styled
-def break_even_figure(what: Compared, size: Size) -> Figure | None:
+def break_even_figure(what: Compared) -> Figure | None:
     """Total FLOPs after n new tasks, each learned to the target; faint where fewer than half of the
     tasks get there.
     """
     groups, found = what
-    figure, axes = empty_figure(size)
+    figure, axes = empty_figure()
     look, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
     for label, line in by_label(found, "break_even_lines").items():
@@ -221,9 +199,7 @@ def break_even_figure(what: Compared, size: Size) -> Figure | None:
             lw=0.9 if faint else 1.8,
             alpha=0.45 if faint else 1,
         )
-        ends.append(
-            (f"{label} {100 * line['share']:.0f} %" if size[0] > 5 else label, float(total[-1]))
-        )
+        ends.append((f"{label} {100 * line['share']:.0f} %", float(total[-1])))
         look[ends[-1][0]] = Style(style.color, style.marker, style.dash)
     if not ends:
         return None
@@ -243,7 +219,7 @@ def break_even_figure(what: Compared, size: Size) -> Figure | None:
 
 
 @styled
-def selection_figure(what: Compared, size: Size) -> Figure | None:
+def selection_figure(what: Compared) -> Figure | None:
     """What candidates were chosen by against how good they were, one panel a search method; None
     without any.
     """
@@ -251,9 +227,9 @@ def selection_figure(what: Compared, size: Size) -> Figure | None:
     found = selections(groups)
     if not found:
         return None
-    columns = min(len(found), 3 if size[0] > 5 else 1)
+    columns = min(len(found), 2)
     rows = -(-len(found) // columns)
-    figure = Figure((size[0], 2.5 * rows + 0.5), layout="constrained")
+    figure = Figure((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
     look, words = styles(groups), {"size": "medium", "color": INK}
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(found) :]:
@@ -264,11 +240,17 @@ def selection_figure(what: Compared, size: Size) -> Figure | None:
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
         axes.set_title(
-            group.label, loc="left", size="medium", color=dark(style.color), weight="bold"
+            shortened(group.label, 26),
+            loc="left",
+            size="medium",
+            color=dark(style.color),
+            weight="bold",
         )
         axes.xaxis.set_major_locator(MaxNLocator(4))
     figure.supxlabel("score that chose (minus a loss), higher is better", **words)
-    figure.supylabel("on queries (minus the loss), higher is better", **words)
+    figure.supylabel(
+        "minus the loss on queries" + (", higher is better" if rows > 1 else ""), **words
+    )
     return figure
 
 

@@ -1,19 +1,9 @@
-"""The figures of a report as SVG text: learning curves, adaptation time, training against
-validation tasks, points.
-
-Each is drawn in two sizes, for a page and for a phone, with the same colour, marker and line for a
-label everywhere. Deterministic: a fixed salt for identifiers, no dates; text stays text.
-"""
+"""Learning curves of new tasks, and of training tasks against validation tasks."""
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,127 +11,30 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metalearn.report.figures.axes import (
-    INK,
-    SOFT,
-    Style,
+    Compared,
     array,
     by_label,
-    dark,
     direction,
+    empty_figure,
     end_labels,
     metric_name,
+    scale_of,
+    shortened,
     steps_axis,
     value_axis,
 )
+from metalearn.report.figures.style import FONT, INK, SIZE, Style, dark, styled, styles
 from metalearn.results.records import Array, Group, Json, Run
-
-# Okabe & Ito's colours, yellow left out (too pale for a line on white), then five of Paul Tol's
-# muted ones.
-PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#AA4499",
-    "#E69F00",
-    "#56B4E9",
-    "#882255",
-    "#999933",
-    "#44AA99",
-    "#332288",
-)
-SCRATCH = "#5B5B5B"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-SHIFT = 3  # in the row of markers, from one use of a colour to the next
-PREFERRED = (
-    "maml",
-    "reptile",
-    "proto_net",
-    "fine_tune",
-    "linear_probe",
-    "anil",
-    "boil",
-    "meta_sgd",
-    "nearest_centroid",
-)
-WIDE, NARROW = (7.4, 4.0), (3.75, 3.5)  # inches at 96 a pixel row: 710 and 360 pixels
-
-_RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "metalearn",
-    "font.family": ["DejaVu Sans"],
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8A9199",
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ECEEF0",
-    "grid.linewidth": 0.8,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-}
-_FONT = (
-    "font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
-)
-
-
-What = TypeVar("What")
-Drawn = TypeVar("Drawn")
-Size = tuple[float, float]
-Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
-
-
-def styled(draw: Callable[[What, Size], Drawn]) -> Callable[[What, Size], Drawn]:
-    """Draw under this file's settings, with type that fits the size: they act when ticks and texts
-    are made.
-    """
-
-    @functools.wraps(draw)
-    def inner(what: What, size: Size) -> Drawn:
-        with matplotlib.rc_context(_RC | {"font.size": _points(size)}):
-            return draw(what, size)
-
-    return inner
-
-
-def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Label -> style: known methods keep their colour in every report, others take the next free
-    one by name.
-
-    Where the colours are used up, each comes again with another marker and another kind of line.
-    """
-    found: dict[str, Style] = {}
-    free = list(range(len(PALETTE)))
-    later = []
-    for group in sorted(groups, key=lambda item: (item.label != item.method, item.label)):
-        place = PREFERRED.index(group.method) if group.method in PREFERRED else -1
-        if group.method == "scratch" and SCRATCH not in {style.color for style in found.values()}:
-            found[group.label] = Style(SCRATCH, "o", "--")
-        elif place in free:
-            free.remove(place)
-            found[group.label] = Style(PALETTE[place], MARKERS[place], "-")
-        else:
-            later.append(group.label)
-    count, begin = len(PALETTE), len(PALETTE) - len(free)
-    for number, label in enumerate(later, begin):
-        place, again = free[number - begin] if number < count else number % count, number // count
-        marker = MARKERS[(place + SHIFT * again) % len(MARKERS)]
-        found[label] = Style(PALETTE[place], marker, ("-", ":", "-.", "--")[again % 4])
-    return found
 
 
 @styled
-def steps_figure(what: Compared, size: Size) -> Figure | None:
+def steps_figure(what: Compared) -> Figure | None:
     """The headline metric against gradient steps on a new task, with 95 % bands over tasks."""
     groups, found = what
     curves = by_label(found, "curves")
     if not curves:
         return None
-    figure, axes = empty_figure(size)
+    figure, axes = empty_figure()
     look = styles(groups)
     ends: list[tuple[str, float]] = []
     last = max([1, *(max(curve["steps"]) for curve in curves.values())])
@@ -165,21 +58,20 @@ def steps_figure(what: Compared, size: Size) -> Figure | None:
 
 
 @styled
-def training_figure(what: Compared, size: Size) -> Figure | None:
+def training_figure(what: Compared) -> Figure | None:
     """Training tasks against validation tasks during meta-training, one small panel a method; None
     without any.
 
-    A method that was looked at once, for want of training, has no curve and no panel.
+    A method with a single validation, for want of training, has no curve and no panel.
     """
     groups = what[0]
-    shown = [group for group in groups if any(_looks(run) > 1 for run in group.runs)]
+    shown = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
     if not shown:
         return None
-    columns = min(len(shown), 3 if size[0] > 5 else 1 if len(shown) == 1 else 2)
+    columns = min(len(shown), 2 if len(shown) < 5 else 3)
     rows = -(-len(shown) // columns)
-    height = (2.3 if size[0] > 5 else 1.9) * rows + 0.55
     look = styles(groups)
-    figure = Figure((size[0], height), layout="constrained")
+    figure = Figure((SIZE[0], 1.75 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for group, axes in zip(shown, grid.flat):
         _training_panel(axes, group, look[group.label])
@@ -189,18 +81,24 @@ def training_figure(what: Compared, size: Size) -> Figure | None:
     figure.legend(
         handles=entries, loc="outside upper left", ncols=2, frameon=False, handlelength=2.4
     )
-    figure.supxlabel("meta-training or pretraining steps", size=_points(size), color=INK)
-    label = f"{metric_name(shown)}" if size[0] < 5 else f"{metric_name(shown)}, {direction(shown)}"
-    figure.supylabel(label, size=_points(size), color=INK)
+    figure.supxlabel("meta-training or pretraining steps", size=FONT, color=INK)
+    label = metric_name(shown) + (f", {direction(shown)}" if rows > 1 else "")
+    figure.supylabel(label, size=FONT, color=INK)
     return figure
 
 
-def _looks(run: Run) -> int:
+def _validations(run: Run) -> int:
     return len({line["step"] for split in ("train", "valid") for line in run.valid(split)})
 
 
 def _training_panel(axes: Axes, group: Group, style: Style) -> None:
-    axes.set_title(group.label, loc="left", size="medium", color=dark(style.color), weight="bold")
+    axes.set_title(
+        shortened(group.label, 17),
+        loc="left",
+        size="medium",
+        color=dark(style.color),
+        weight="bold",
+    )
     for run in group.runs:
         for split, dash, marker in (("train", "-", ""), ("valid", (0, (3, 2)), style.marker)):
             points = [line for line in run.valid(split) if line.get(group.metric) is not None]
@@ -228,102 +126,6 @@ def _training_panel(axes: Axes, group: Group, style: Style) -> None:
 
 def _thousands(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
-
-
-@styled
-def points_figure(episodes: dict[str, Array], size: Size) -> Figure:
-    """Test tasks of points: what the learner is given, and what it must find. First coordinate of x
-    and of y.
-    """
-    count = len(episodes["support_x"])
-    narrow = size[0] < 5
-    figure = Figure((size[0], 1.75 * count + 0.5 if narrow else 2.5), layout="constrained")
-    grid = figure.subplots(
-        count if narrow else 1, 1 if narrow else count, squeeze=False, sharex=True, sharey=True
-    )
-    for place, axes in enumerate(grid.flat):
-        given = [
-            episodes[name][place].reshape(len(episodes[name][place]), -1)[:, 0] for name in _POINTS
-        ]
-        order = np.argsort(given[2])
-        axes.plot(
-            given[2][order],
-            given[3][order],
-            color="#8A9199",
-            lw=1,
-            marker=".",
-            ms=3,
-            label="query: to find",
-        )
-        axes.plot(given[0], given[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support: given")
-        axes.set_title(f"task {place + 1}", loc="left", size="medium", color=INK)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
-    figure.supxlabel("x", size=_points(size))
-    figure.supylabel("y", size=_points(size))
-    return figure
-
-
-_POINTS = ("support_x", "support_y", "query_x", "query_y")
-
-
-def svg(figure: Figure, name: str) -> str:
-    """A standalone SVG; identifiers begin with `name`, so that several can stand in one page."""
-    with matplotlib.rc_context(_RC):
-        file = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    text = file.getvalue()
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    return re.sub(r"(font: [^;\"]*?px) 'DejaVu Sans'|font-family: 'DejaVu Sans'", _family, text)
-
-
-def _family(found: re.Match[str]) -> str:
-    return f"{found[1]} sans-serif; {_FONT}" if found[1] else _FONT
-
-
-def inline(text: str, description: str) -> str:
-    """The `<svg>` element of a standalone file, ready for a page: no prologue, no namespaces,
-    scalable, described.
-    """
-    body = text[text.index("<svg") :].strip()
-    body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
-    head, rest = body.split(">", 1)
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{description}">{rest}'
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 85 µs, 12.3 ms, 4.6 s, 12 min, 3.2 h."""
-    for limit, factor, unit in (
-        (1e-3, 1e6, "µs"),
-        (1, 1e3, "ms"),
-        (120, 1, "s"),
-        (7200, 1 / 60, "min"),
-    ):
-        if seconds < limit * 0.9995:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
-
-
-def empty_figure(size: Size) -> tuple[Figure, Axes]:
-    """Axes that leave room for names beside the lines' ends."""
-    figure = Figure(size)
-    left, right = (0.085, 0.80) if size[0] > 5 else (0.135, 0.70)
-    axes = figure.add_axes((left, 0.14, right - left, 0.80))
-    axes.grid(axis="x", visible=False)
-    return figure, axes
-
-
-def _points(size: Size) -> float:
-    return 9.0 if size[0] > 5 else 8.0
-
-
-def scale_of(group: Group) -> float:
-    """What a score is multiplied with to be shown: accuracies are percentages."""
-    return 100.0 if group.higher_better else 1.0
 
 
 def _plot_values(curve: Json, group: Group) -> tuple[Array, Array, Array]:

@@ -4,7 +4,6 @@ curves.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metalearn.report.figures.axes import INK, SOFT
-from metalearn.report.figures.curves import PALETTE, Size, styled
+from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT, styled
+from metalearn.report.numbers import word
 
 Json = dict[str, Any]
 STATES = {"complete": ("o", "complete"), "pruned": ("x", "ended early")}
@@ -61,21 +60,10 @@ class Swept:
         return min(values) if self.goal == "minimize" else max(values)
 
 
-def word(value: Any) -> str:
-    """A parameter's value as one writes it."""
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-    )
-
-
 @styled
-def history_figure(swept: Swept, size: Size) -> Figure:
+def history_figure(swept: Swept) -> Figure:
     """Every trial's value in order, and the best so far."""
-    figure = Figure(size, layout="constrained")
+    figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     for state, (marker, name) in STATES.items():
         shown = [trial for trial in swept.valued if trial["state"] == state]
@@ -110,14 +98,14 @@ def history_figure(swept: Swept, size: Size) -> Figure:
 
 
 @styled
-def importance_figure(swept: Swept, size: Size) -> Figure | None:
+def importance_figure(swept: Swept) -> Figure | None:
     """What share of the variance of the values each parameter explains; None where it cannot be
     told.
     """
     if not swept.importance:
         return None
     names = sorted(swept.importance, key=lambda name: swept.importance[name])
-    figure = Figure((size[0], 0.7 + 0.34 * len(names)), layout="constrained")
+    figure = Figure((SIZE[0], 0.7 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(
         names, [swept.importance[name] for name in names], color=PALETTE[0], height=0.6
@@ -130,14 +118,14 @@ def importance_figure(swept: Swept, size: Size) -> Figure | None:
 
 
 @styled
-def parallel_figure(swept: Swept, size: Size) -> Figure | None:
+def parallel_figure(swept: Swept) -> Figure | None:
     """Every finished trial as a line through its parameters, coloured by its value; None without
     two parameters.
     """
     names, trials = swept.varied, [trial for trial in swept.valued if trial["state"] == "complete"]
     if not names or len(trials) < 2:
         return None
-    figure = Figure(size, layout="constrained")
+    figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     values = [trial["value"] for trial in trials]
     norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1)
@@ -155,16 +143,16 @@ def parallel_figure(swept: Swept, size: Size) -> Figure | None:
             alpha=1.0 if best else 0.6,
         )
     for end, height in ((norm.vmin, 0.0), (norm.vmax, 1.0)):
-        axes.text(len(names) + 0.06, height, f"{end:.4g}", va="center", color=SOFT, size="small")
+        axes.text(len(names) + 0.06, height, f"{end:.4g}", va="center", color=SOFT, size=SMALL)
     axes.set_xticks(
         range(len(names) + 1), [*(name.removeprefix("method.") for name in names), swept.metric]
     )
-    axes.tick_params(axis="x", rotation=0 if len(names) < 5 and size[0] > 5 else 35)
+    axes.tick_params(axis="x", rotation=0 if len(names) < 4 else 35)
     axes.set_yticks([])
     axes.set_ylim(-0.06, 1.06)
     axes.set_xlim(-0.1, len(names) + 0.45)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="#8A9199", lw=0.8)
+    axes.grid(axis="x", color=GREY, lw=0.8)
     return figure
 
 
@@ -189,22 +177,22 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
             {height: text for text, height in level.items()} if len(words) <= NAMES_SHOWN else {}
         )
     for height, text in marks.items():
-        axes.text(place + 0.04, height, text[:18], va="center", color=SOFT, size="small", zorder=4)
+        axes.text(place + 0.04, height, text[:18], va="center", color=SOFT, size=SMALL, zorder=4)
     return heights
 
 
 @styled
-def curves_figure(swept: Swept, size: Size) -> Figure | None:
+def curves_figure(swept: Swept) -> Figure | None:
     """The metric at every look at validation tasks; None where there were none, or one a trial."""
     if not any(len(curve) > 1 for curve in swept.curves.values()):
         return None
-    figure = Figure(size, layout="constrained")
+    figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     state = {trial["number"]: trial["state"] for trial in swept.trials}
     for number, curve in swept.curves.items():
         if number != swept.best:
             dash = ":" if state.get(number) == "pruned" else "-"
-            axes.plot(*np.asarray(curve).T, color="#8A9199", lw=0.9, ls=dash, alpha=0.7)
+            axes.plot(*np.asarray(curve).T, color=GREY, lw=0.9, ls=dash, alpha=0.7)
     if swept.best in swept.curves:
         axes.plot(
             *np.asarray(swept.curves[swept.best]).T,

@@ -1,16 +1,12 @@
-"""What a report says of other tasks: other shots and ways, and tasks from a source that was not
-trained on.
-"""
+"""Other tasks: other shots and ways, and tasks from a source that was not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 from metalearn.errors import ConfigError
-from metalearn.report.html import left, row, table
-from metalearn.report.tables import method_name, with_ci
+from metalearn.report.sections import Section
 from metalearn.results.records import Group, Json, Run
 from metalearn.storage.files import read_json
 from metalearn.storage.schema import Result, checked
@@ -78,45 +74,23 @@ def evaluations(run: Run) -> list[Json]:
     return found
 
 
-def across_table(groups: Sequence[Group], found: Sequence[Across]) -> str:
-    up = groups[0].higher_better
-    heads = ["method", "seed", "trained on", "tested on", "accuracy, %" if up else "squared error"]
-    rows = []
-    for one in found:
-        tested = escape(one.tested) + (
-            " <strong>another source</strong>" if one.tested != one.trained else ""
-        )
-        cells = [
-            left(str(one.seed)),
-            left(escape(one.trained)),
-            left(tested),
-            with_ci(one.value, one.ci95, up),
-        ]
-        rows.append(row(method_name(one.group, groups), cells))
-    return table(heads, rows, left=(1, 2, 3))
-
-
-def settings(sections: Sequence[tuple[str, Sequence[Group]]]) -> str:
-    """The winner and its margin in every setting of a page; empty with fewer than two that share a
-    source.
+def settings(sections: Sequence[Section]) -> list[Json]:
+    """The ranking and the margin of the best in every setting of a page; empty with fewer than two
+    that share a source.
     """
-    rows: list[tuple[str, str]] = []  # source, HTML
+    rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
-    for title, groups in sections:
-        known = [group for group in groups if group.value() is not None]
-        task = groups[0].first.result.get("task") or {}
-        if len(known) < 2:
+    for section in sections:
+        ranked, task = section.ranked, section.groups[0].first.result.get("task") or {}
+        if len(ranked) < 2:
             continue
         source = str(task.get("source"))
         shapes.setdefault(source, set()).add((task.get("ways"), task.get("shots")))
-        best, second = known[0], known[1]
-        up = best.higher_better
-        margin = abs((best.value() or 0.0) - (second.value() or 0.0)) * (100 if up else 1)
-        order = ", ".join(group.label for group in known)
-        names = [left(escape(group.label)) for group in (best, second)]
-        cells = [names[0], f"{margin:.3g}", names[1], f'<td class="wrap">{escape(order)}</td>']
-        rows.append((source, row(escape(title), cells)))
-    kept = [shown for source, shown in rows if len(shapes[source]) > 1]
-    unit = "margin<small>points, or squared error</small>"
-    heads = ["tasks", "best", unit, "second", "ranking<small>best first</small>"]
-    return table(heads, kept, left=(1, 3, 4)) if kept else ""
+        best, second = (line["value"] for _, line in ranked[:2])
+        row = {
+            "title": section.title,
+            "ranking": [group.label for group, _ in ranked],
+            "margin": abs(best - second) * (100 if section.up else 1),
+        }
+        rows.append((source, row))
+    return [row for source, row in rows if len(shapes[source]) > 1]

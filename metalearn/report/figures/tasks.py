@@ -1,0 +1,42 @@
+"""Test tasks of points as a figure."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from metalearn.report.figures.style import FONT, GREY, INK, PALETTE, SIZE, styled
+from metalearn.results.records import Array
+
+_POINTS = ("support_x", "support_y", "query_x", "query_y")
+
+
+@styled
+def points_figure(episodes: dict[str, Array]) -> Figure:
+    """Test tasks of points: what the learner is given, and what it must find. First coordinate of x
+    and of y.
+    """
+    count = len(episodes["support_x"])
+    figure = Figure((SIZE[0], 2.2), layout="constrained")
+    grid = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)
+    for place, axes in enumerate(grid.flat):
+        given = [
+            episodes[name][place].reshape(len(episodes[name][place]), -1)[:, 0] for name in _POINTS
+        ]
+        order = np.argsort(given[2])
+        axes.plot(
+            given[2][order],
+            given[3][order],
+            color=GREY,
+            lw=1,
+            marker=".",
+            ms=3,
+            label="query: to find",
+        )
+        axes.plot(given[0], given[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support: given")
+        axes.set_title(f"task {place + 1}", loc="left", size="medium", color=INK)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)
+    figure.supxlabel("x", size=FONT)
+    figure.supylabel("y", size=FONT)
+    return figure

@@ -1,0 +1,142 @@
+"""Numbers as a page writes them: a dash for what was not measured, zero for a measured zero."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from metalearn.evaluate.accounts import Axis
+
+NONE = "–"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 85 µs, 12.3 ms, 4.6 s, 12 min, 3.2 h."""
+    if seconds is None:
+        return NONE
+    for limit, factor, unit in (
+        (1e-3, 1e6, "µs"),
+        (1, 1e3, "ms"),
+        (120, 1, "s"),
+        (7200, 1 / 60, "min"),
+    ):
+        if seconds < limit * 0.9995:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
+def operations(flops: float) -> str:
+    """FLOPs for people: 850, 12.3 k, 4.6 M, 1.2 G, 3 T, 2.5 P."""
+    for power, unit in enumerate(("", " k", " M", " G", " T")):
+        if abs(flops) < 1000 ** (power + 1) * 0.9995:
+            return f"{flops / 1000**power:.3g}{unit}"
+    return f"{flops / 1e15:.3g} P"
+
+
+def amount(value: float, axis: Axis) -> str:
+    """A cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
+    if axis == "seconds":
+        return duration(value)
+    shown = operations(value)
+    return f"{shown}FLOP" if " " in shown else f"{shown} FLOP"
+
+
+def cost(value: float | None, axis: Axis) -> str:
+    return NONE if value is None else "0" if value == 0 else amount(value, axis)
+
+
+def plain_cost(value: float | None, axis: Axis) -> str:
+    """A cost in a table whose title names the unit: 12.3 M, 4.6 s."""
+    return operations(value) if axis == "flops" and value is not None else cost(value, axis)
+
+
+def score(value: float | None, percent: bool, like: float | None = None) -> str:
+    """A percentage with one decimal, or an error with as many digits as `like` (itself)
+    deserves.
+    """
+    if value is None:
+        return NONE
+    if percent:
+        return f"{value * 100:.1f}"
+    size = abs(value if like is None else like)
+    if size >= 1000 or 0 < size < 0.01:
+        return f"{value:.3g}"
+    return f"{value:.3f}" if size < 1 else f"{value:.2f}"
+
+
+def with_ci(value: float | None, ci95: float | None, percent: bool) -> str:
+    shown = score(value, percent)
+    return shown if value is None or ci95 is None else f"{shown} ± {score(ci95, percent, value)}"
+
+
+def above(value: float, other: float, percent: bool) -> str:
+    """How much better a value is than another, as a phrase: "3.1 points above"."""
+    if percent:
+        return f"{(value - other) * 100:.1f} points above"
+    return f"{other / value:.1f} times less than" if value > 0 else "less than"
+
+
+def plus(value: float | None, form: str = "%.3g") -> str:
+    """A number with a true minus sign."""
+    return NONE if value is None else (form % value).replace("-", "−")
+
+
+def signed(value: float | None, percent: bool) -> str:
+    if value is None:
+        return NONE
+    return plus(value * 100, "%+.2f") if percent else plus(value, "%+.3g")
+
+
+def share(value: float | None) -> str:
+    return NONE if value is None else "0" if value == 0 else f"{value * 100:.2g} %"
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}".replace("%", " %")
+
+
+def level(value: float | None, metric: str) -> str:
+    """A target's value in the unit of its metric."""
+    if value is None:
+        return NONE
+    return f"{value * 100:.3g} %" if metric == "accuracy" else f"{value:.3g}"
+
+
+def tasks(value: float | None, otherwise: str = NONE) -> str:
+    """A number of tasks, always rounded up: before it the cost is not yet repaid."""
+    if value is None or value == math.inf:
+        return otherwise
+    return f"{math.ceil(value):,}" if value < 1e6 else operations(value)
+
+
+def interval(ends: Sequence[float | None] | None) -> str:
+    """The ends of an interval of a number of tasks."""
+    if ends is None:
+        return NONE
+    low, high = (tasks(end, "never") for end in ends)
+    return low if low == high else f"{low} to {high}"
+
+
+def count(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def gibibytes(value: float | None) -> str:
+    return f"{value / 2**30:.2g} GiB" if value else NONE
+
+
+def kilojoules(value: float | None) -> str:
+    return NONE if value is None else f"{value / 1000:.3g} kJ"
+
+
+def word(value: Any) -> str:
+    """A parameter's value as one writes it."""
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+    )

@@ -1,0 +1,112 @@
+"""Templates -> HTML: the environment of all pages, with autoescape and the filters of numbers."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from metalearn.report import numbers
+from metalearn.report.figures.style import inline
+from metalearn.report.work import gradient_steps_before, work
+from metalearn.results.records import Group, Json, Run
+from metalearn.results.searches import candidates, searched, searcher, trials
+
+NUMBERS = (
+    *("duration", "amount", "cost", "plain_cost", "score", "above", "plus", "signed", "share"),
+    *("percent", "level", "tasks", "interval", "count", "gibibytes", "kilojoules", "word"),
+)
+VERDICTS = {
+    **{verdict: verdict for verdict in ("pays", "always", "never")},
+    "not_reached": "not reached",
+    "undecided": "undecided",
+    "same": "the same",
+}
+
+
+def render(template: str, **context: Any) -> Markup:
+    """A template of this package with its context; what a context lacks is an error."""
+    return Markup(environment().get_template(template).render(context))
+
+
+@functools.cache
+def environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("metalearn.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {name: getattr(numbers, name) for name in NUMBERS}
+    made.filters |= {"ci": numbers.with_ci, "candidates": candidates, "trials": trials}
+    made.filters |= {"searcher": _searcher, "tuned": _tuned, "work": work}
+    made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
+    made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
+    made.filters |= {"entries": _entries, "unnamed": _unnamed, "by_verdict": _by_verdict}
+    made.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
+    return made
+
+
+def _squeeze(text: str) -> Markup:
+    """Escaped text of several lines in one, without blanks before punctuation."""
+    return Markup(re.sub(r" (?=[.,;])", "", " ".join(escape(text).split())))
+
+
+def _inline(svg: str, caption: Markup) -> Markup:
+    """An SVG in the page, described by its caption's first sentence."""
+    return Markup(inline(svg, str(escape(caption.striptags().split(". ")[0]))))
+
+
+def _entries(found: Json, name: str) -> list[Json]:
+    """One list of comparison.json; empty where it is not there."""
+    return list(found.get(name) or [])
+
+
+def _by_label(rows: Iterable[Json]) -> dict[str, Json]:
+    return {row["label"]: row for row in rows}
+
+
+def _unnamed(groups: Sequence[Group], rows: Iterable[Json]) -> list[str]:
+    """Labels that have no row."""
+    named = {row["label"] for row in rows}
+    return [group.label for group in groups if group.label not in named]
+
+
+def _by_verdict(rows: Sequence[Json]) -> list[Json]:
+    order = list(VERDICTS)
+    return sorted(rows, key=lambda row: order.index(row["verdict"]))
+
+
+def _contrasts_first(pairs: Sequence[Json]) -> list[Json]:
+    return sorted(pairs, key=lambda pair: not pair.get("contrast"))
+
+
+def _once(phase: str, group: Group, name: str) -> float | None:
+    return group.once(phase, name)
+
+
+def _each(phase: str, group: Group, name: str) -> float | None:
+    return group.each(phase, name)
+
+
+def _searcher(group: Group) -> str:
+    run = group.first
+    return searcher(run) or ("by gradient" if searched(run) else "none: a fixed network")
+
+
+def _tuned(run: Run) -> str:
+    """The chosen fields; the headline step has its own column, and what lies on an edge its
+    check.
+    """
+    values = run.result.get("tuned") or {}
+    shown = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+        if key not in ("headline_step", "on_edge")
+    ]
+    return ", ".join(shown) or numbers.NONE

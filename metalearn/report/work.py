@@ -1,0 +1,73 @@
+"""What a label's runs took besides FLOPs and seconds: steps, examples, labels, memory, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.evaluate.accounts import EACH, ONCE, per_task
+from metalearn.results.records import Group, Json, Run, mean
+
+BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases of all tasks together
+
+
+def gradient_steps_before(group: Group) -> float | None:
+    """Gradient steps before any new task: tuning, search, pretraining and meta-training together;
+    None where none of them was counted.
+    """
+    return _sum([group.once(phase, "gradient_steps") for phase in BEFORE])
+
+
+def work(group: Group) -> Json:
+    """Peak memory, energy, and counts beforehand and of one new task, means over seeds; None for
+    what was not measured.
+    """
+    peaks = [entry.get("peak_bytes") for run in group.runs for entry in run.cost.values() if entry]
+    beforehand = _beforehand(group, "candidates")
+    return {
+        "peak_bytes": max((peak for peak in peaks if peak), default=None),
+        "energy": mean([energy(run) for run in group.runs]),
+        **{name: _beforehand(group, name) for name in ("gradient_steps", "examples", "labels")},
+        "labels_each": _largest(_of_new_tasks(group, "labels")),
+        "candidates": _largest([*_of_new_tasks(group, "candidates"), beforehand]),
+    }
+
+
+def energy(run: Run) -> float | None:
+    """Joules of all that was measured: of new tasks times the tasks, and what was spent for all of
+    them together.
+    """
+    shared = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
+    found = [
+        entry["energy_joules"] * (entry.get("tasks", 0) if per_task(entry) else 1)
+        for entry in [*run.cost.values(), *shared]
+        if entry and entry.get("energy_joules") is not None
+    ]
+    return sum(found) if found else None
+
+
+def _beforehand(group: Group, name: str) -> float | None:
+    spent = [[_entries(run, phase)[0].get(name, 0) for run in group.runs] for phase in ONCE]
+    return _sum([mean(values) for values in spent])
+
+
+def _of_new_tasks(group: Group, name: str) -> list[float | None]:
+    return [mean([_entries(run, phase)[1].get(name, 0) for run in group.runs]) for phase in EACH]
+
+
+def _entries(run: Run, phase: str) -> tuple[Json, Json]:
+    """(what was spent once, what one new task takes) of one phase; empty where nothing of that kind
+    was.
+    """
+    entry = run.phase(phase)
+    if not per_task(entry):
+        return entry, {}
+    return entry.get("once") or {}, entry
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
