@@ -77,7 +77,7 @@ class MethodComponent(Component, ABC):
     """One way of learning new tasks, with the facts about it that other code needs."""
 
     family: ClassVar[str] = "initialization"  # its row of families in reports
-    place: ClassVar[int] = 100  # the smaller, the earlier it gets a colour in figures
+    place: ClassVar[int] = 100  # of its colour in figures' palette; beyond it: the next free one
     rate_is_input: ClassVar[bool] = False  # a compiled step takes its inner rate as an input
     engine_trains: ClassVar[Engine] = None  # what the inner loop moves, where run.engine can train
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name
@@ -92,6 +92,11 @@ class MethodComponent(Component, ABC):
     def gradients_per_task(self) -> int:
         """Gradient evaluations on one task in one meta-step: the inner steps and the outer one."""
         return int(dict(self).get("inner_steps", 0)) + 1
+
+    @classmethod
+    def acts_on_new_tasks(cls) -> bool:
+        """Whether it has a field that acts when a new task is learned."""
+        return any(cls.acts_of(name) != "train" for name in cls.model_fields if name != "name")
 
     @property
     def needs_start(self) -> str:

@@ -62,6 +62,8 @@ class Page(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.words.append(" ")
         if not self.open or self.open.pop() != tag:
             self.problems.append(tag)
 

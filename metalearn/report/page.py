@@ -124,7 +124,7 @@ def _answer(section: Section) -> Json:
     rival = pairs.get(frozenset(group.label for group, _ in ranked[:2]))
     return {
         "ranked": ranked,
-        "scratch": next((row for row in ranked if row[0].method == "scratch"), None),
+        "scratch": next((row for row in ranked if row[0].first.family == "scratch"), None),
         "rival": rival if rival and rival["ci95"] else None,
         "spent": _spent(ranked[0][0]) if ranked else [],
     }

@@ -30,7 +30,7 @@ FIGURES: dict[str, Callable[[Swept], Figure | None]] = {
     "importance": importance_figure,
     "parallel": parallel_figure,
 }
-FEWEST = 6  # complete trials that importance is told of
+FEWEST = 6  # complete trials for which importance is estimated
 SEED = 0
 
 

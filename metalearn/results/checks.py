@@ -14,7 +14,7 @@ from metalearn.results.cost_checks import Check, cost_checks
 from metalearn.results.records import Array, Group, Run
 
 SEEDS, EPISODES = 3, 600
-DIVERGED = 0.02  # the share of tasks above which a method's numbers need a second look
+DIVERGED = 0.02  # the share of tasks above which a method's numbers are doubtful
 
 
 def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Check]:
@@ -101,7 +101,7 @@ def _same_normalisation(groups: Sequence[Group]) -> Check:
 
 
 def _chance(runs: Sequence[Run]) -> Check:
-    """Before any step a method that has not seen the support set can only guess: 1/N within 4
+    """Before any step a method that has not used the support set can only guess: 1/N within 4
     standard errors.
     """
     name = "step 0 is chance"

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from metalearn.config.registry import METHODS
 from metalearn.results import costs
 from metalearn.results.records import Group, Run
 from metalearn.results.searches import candidates, searched, searcher, trials
@@ -41,13 +40,7 @@ def tunable(run: Run) -> bool:
     """Whether there is anything to tune: a row that starts from another's meta and has no option of
     its own has not.
     """
-    kind = METHODS.get(str(run.result.get("method")))
-    own = (
-        {name for name in kind.model_fields if kind.acts_of(name) != "train"} - {"name"}
-        if kind
-        else {""}
-    )
-    return bool(own) or not (run.config.get("method") or {}).get("start")
+    return run.acts_on_new_tasks or not (run.config.get("method") or {}).get("start")
 
 
 def _equal_trials(groups: Sequence[Group]) -> Check:
@@ -141,9 +134,9 @@ def _phases(runs: Sequence[Run]) -> Check:
         str(reason) for run in runs for reason in (run.result.get("uncounted") or {}).values()
     )
     if listed:
-        told = f"; why: {'; '.join(why)}" if why else ""
+        reasons = f"; why: {'; '.join(why)}" if why else ""
         return Check(
-            name, False, f"not measured, so costs are not compared ({'; '.join(listed)}){told}"
+            name, False, f"not measured, so costs are not compared ({'; '.join(listed)}){reasons}"
         )
     return Check(name, True, f"{len(runs)} rows, every phase with FLOPs and seconds")
 

@@ -8,18 +8,6 @@ from typing import NamedTuple
 from metalearn.results.records import Group, Json, Run
 from metalearn.results.searches import candidates
 
-META = (
-    "maml",
-    "anil",
-    "boil",
-    "reptile",
-    "meta_sgd",
-    "maml_plus_plus",
-    "imaml",
-    "cavia",
-    "meta_nas",
-)
-
 
 class Cell(NamedTuple):
     """What a method is made of."""
@@ -30,21 +18,21 @@ class Cell(NamedTuple):
 
 
 def cell_of(run: Run) -> Cell:
-    """Start, optimizer of new tasks, and architecture of a row; a row may say them itself, under
-    `factors`.
+    """Start, optimizer of new tasks, and architecture of a row; what its result states under
+    `factors` comes first.
     """
-    said = run.result.get("factors") or {}
-    method, model = str(run.result.get("method")), run.config.get("model") or {}
+    stated = run.result.get("factors") or {}
+    model = run.config.get("model") or {}
     consumes = run.traits.get("consumes", "nothing")
     pretrained = "pretrained" if consumes == "examples" else "random"
-    start = "meta-learned" if method in META or consumes == "episodes" else pretrained
+    start = "meta-learned" if consumes == "episodes" else pretrained
     architecture = str(model.get("name", "fixed"))
     if (run.config.get("method") or {}).get("space"):
         architecture = "drawn at random" if candidates(run) == 1 else "searched"
     return Cell(
-        str(said.get("start", start)),
-        str(said.get("optimizer", "by hand")),
-        str(said.get("architecture", architecture)),
+        str(stated.get("start", start)),
+        str(stated.get("optimizer", "by hand")),
+        str(stated.get("architecture", architecture)),
     )
 
 

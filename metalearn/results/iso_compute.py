@@ -47,7 +47,7 @@ def equal_compute(groups: Sequence[Group], tasks: int) -> Json | None:
 
 
 def _value(group: Group, budget: float, tasks: int) -> float | None:
-    """Mean over seeds of the best look within the budget; None where a seed had none."""
+    """Mean over seeds of the best validation within the budget; None where a seed had none."""
     return mean([best_within(run, budget, tasks) for run in group.runs])
 
 
@@ -56,8 +56,8 @@ def best_within(run: Run, budget: float, tasks: int) -> float | None:
     of FLOPs.
     """
     before, each = costs.up_front(run, "flops"), costs.learning(run, "flops")
-    looks = [line for line in run.valid("valid") if line.get(run.metric) is not None]
-    if before is None or each is None or not looks:
+    points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
+    if before is None or each is None or not points:
         return None
     started = (
         run.result.get("started") or {}
@@ -66,11 +66,11 @@ def best_within(run: Run, budget: float, tasks: int) -> float | None:
         float(run.phase(phase).get("flops") or 0) - float(started.get(phase) or 0)
         for phase in ("pretrain", "meta_train")
     )
-    last = max(int(line["step"]) for line in looks)
+    last = max(int(line["step"]) for line in points)
     fixed = before - training + tasks * float(each[run.headline_point])
     inside = [
         float(line[run.metric])
-        for line in looks
+        for line in points
         if fixed + (training * int(line["step"]) / last if last else training) <= budget
     ]
     return (max if run.metric == "accuracy" else min)(inside, default=None)

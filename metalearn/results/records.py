@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metalearn.component import MethodComponent
+from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
 from metalearn.evaluate.accounts import LEARNING, per_task
@@ -48,6 +50,33 @@ class Run:
     @property
     def traits(self) -> Json:
         return self.result.get("traits") or {}
+
+    @property
+    def family(self) -> str:
+        """What kind of method it is."""
+        return str(self._fact("family", lambda kind: kind.family) or "")
+
+    @property
+    def place(self) -> int:
+        """The method's place in the palette of figures."""
+        place = self._fact("place", lambda kind: kind.place)
+        return MethodComponent.place if place is None else int(place)
+
+    @property
+    def acts_on_new_tasks(self) -> bool:
+        """Whether the method has a field that acts when a new task is learned."""
+        return bool(self._fact("acts_on_new_tasks", lambda kind: kind.acts_on_new_tasks(), True))
+
+    def _fact(
+        self, name: str, of: Callable[[type[MethodComponent]], Any], unknown: Any = None
+    ) -> Any:
+        """A fact about the method: what the result says; where it was written before that, what the
+        method of that name says today.
+        """
+        if self.result.get(name) is not None:
+            return self.result[name]
+        kind = METHODS.get(str(self.result.get("method")))
+        return unknown if kind is None else of(kind)
 
     @property
     def steps(self) -> list[int]:

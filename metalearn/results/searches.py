@@ -36,7 +36,7 @@ def searcher(run: Run) -> str:
 
 
 def candidates(run: Run) -> int:
-    """How many architectures a row may look at."""
+    """How many architectures a row may score."""
     return int((run.config.get("method") or {}).get("candidates") or 0)
 
 
@@ -117,7 +117,7 @@ class Selection(NamedTuple):
 
 
 def selections(groups: Sequence[Group]) -> list[Selection]:
-    """Every row whose runs kept what each candidate was worth."""
+    """Every row whose runs recorded the score of each candidate and how good it was."""
     found = []
     for group in groups:
         parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
@@ -132,7 +132,7 @@ def selections(groups: Sequence[Group]) -> list[Selection]:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    """score, truth, pick and one_unit of selection.npz; a pick that is not told (or -1) is the best
+    """score, truth, pick and one_unit of selection.npz; a pick that is missing (or -1) is the best
     score.
     """
     if not path.exists():
@@ -141,10 +141,10 @@ def _arrays(path: Path) -> dict[str, Array]:
     if not {"score", "truth"} <= set(arrays) or arrays["score"].shape != arrays["truth"].shape:
         raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
     best = np.where(np.isfinite(arrays["score"]), arrays["score"], -np.inf).argmax(1, keepdims=True)
-    told = arrays.get("pick", np.full(best.shape, -1.0))
+    pick = arrays.get("pick", np.full(best.shape, -1.0))
     return {
         **arrays,
-        "pick": np.where(told >= 0, told, best),
+        "pick": np.where(pick >= 0, pick, best),
         "one_unit": arrays.get("one_unit", np.ones((1, 1))),
     }
 

@@ -14,8 +14,8 @@ SHARE = 0.9
 
 
 def target_of(groups: Sequence[Group]) -> Json | None:
-    """{"metric", "value", "why"}; None where no method looked at validation tasks and no experiment
-    names a target.
+    """{"metric", "value", "why"}; None where no experiment names a target and no method was scored
+    on validation tasks.
     """
     asked = _asked(groups[0].first)
     if asked is not None:
@@ -63,7 +63,7 @@ def _asked(run: Run) -> Json | None:
 
 
 def _best(run: Run, up: bool) -> float | None:
-    """The best look at validation tasks: the one whose checkpoint was tested."""
+    """The best validation: the one whose checkpoint was tested."""
     values = [
         float(line[run.metric]) for line in run.valid("valid") if line.get(run.metric) is not None
     ]

@@ -95,6 +95,9 @@ def describe_result(
         "experiment": experiment.name,
         "label": experiment.label,
         "method": experiment.method.name,
+        "family": experiment.method.family,
+        "place": experiment.method.place,
+        "acts_on_new_tasks": experiment.method.acts_on_new_tasks(),
         "seed": seed,
         "task": {
             "source": experiment.test_task.source,

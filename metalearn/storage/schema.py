@@ -89,6 +89,9 @@ class Result(Open):
     headline: _Headline
     experiment: Text | None = None
     method: Text | None = None
+    family: Text | None = None
+    place: Count | None = None
+    acts_on_new_tasks: bool | None = None
     checkpoint_step: Count | None = None
     task: _Task | None = None
     episodes: _Episodes | None = None

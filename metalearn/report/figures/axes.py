@@ -110,7 +110,7 @@ def direction(groups: Sequence[Group]) -> str:
     return "higher is better" if groups[0].higher_better else "lower is better"
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, Style]) -> None:
+def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
     """Names in the right margin at the height of each line's end, pushed apart where they would
     touch.
 
@@ -134,7 +134,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], look: dict[str, St
     right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
     moved = _apart([place for place, _ in places], 1.3 * size / (box.height * height))
     for (wanted, label), place in zip(places, moved):
-        style = look[label]
+        style = style_of[label]
         shared: Any = {"transform": axes.transAxes, "clip_on": False}
         axes.plot(right[:3], [wanted, wanted, place], color=style.color, lw=0.8, **shared)
         axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **shared)
@@ -166,7 +166,7 @@ _DENSITIES = (
 )  # (parts of a decade, decades apart)
 
 
-def round_ticks(axes: Axes, said: Callable[[float], str]) -> None:
+def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
     """Round numbers on a logarithmic x axis, as many as have room for their words; the axes' width
     is final.
     """
@@ -179,7 +179,7 @@ def round_ticks(axes: Axes, said: Callable[[float], str]) -> None:
         ticks = [part * 10.0**decade for decade in decades if decade % every == 0 for part in parts]
         ticks = [tick for tick in ticks if low <= tick <= high]
         places = [across * np.log10(tick / low) / np.log10(high / low) for tick in ticks]
-        halves = [text_width(said(tick), size) / 2 for tick in ticks]
+        halves = [text_width(written(tick), size) / 2 for tick in ticks]
         words = [(place - half, place + half) for place, half in zip(places, halves)]
         if ticks and all(
             other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(words)
@@ -188,7 +188,7 @@ def round_ticks(axes: Axes, said: Callable[[float], str]) -> None:
             break
     axes.xaxis.set_major_locator(FixedLocator(chosen))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
 def _apart(places: list[float], least: float) -> list[float]:

@@ -51,13 +51,13 @@ def seconds_figure(what: Compared) -> Figure | None:
 def _against_cost(what: Compared, axis: Axis) -> Figure | None:
     groups, found = what
     figure, axes = empty_figure()
-    look, ends, curves = styles(groups), [], []
+    style_of, ends, curves = styles(groups), [], []
     whole, by_cost = by_label(found, "curves"), by_label(found, "cost_curves", axis)
     for group in groups:
         curve = by_cost.get(group.label)
         if curve is None or not np.isfinite(array(curve["mean"])).any():
             continue
-        style, scale = look[group.label], scale_of(group)
+        style, scale = style_of[group.label], scale_of(group)
         curves.append(whole[group.label])
         low, mean, high = (array(curve[name]) * scale for name in ("low", "mean", "high"))
         cost = array(curve["cost"])
@@ -82,7 +82,7 @@ def _against_cost(what: Compared, axis: Axis) -> Figure | None:
     value_axis(axes, groups, curves)
     each = "to learn one new task and answer, logarithmic"
     axes.set_xlabel(f"FLOPs {each}" if axis == "flops" else f"time {each}")
-    end_labels(axes, ends, look)
+    end_labels(axes, ends, style_of)
     round_ticks(axes, _words(axis))
     return figure
 
@@ -110,10 +110,10 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
     if not any(cost > 0 for cost in costs):
         return None
     figure, axes = empty_figure()
-    look, ends = styles(groups), []
+    style_of, ends = styles(groups), []
     least, most = min(cost for cost in costs if cost > 0), max(costs)
     for label, part in shown.items():
-        style = look[label]
+        style = style_of[label]
         x, y = np.maximum(part["cost"], least / 2), 100 * array(part["share"])
         axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
         axes.plot(
@@ -131,7 +131,7 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
         pad=8,
     )
     axes.set_xlabel(f"{'FLOPs' if axis == 'flops' else 'time'} spent on the task, logarithmic")
-    end_labels(axes, ends, look)
+    end_labels(axes, ends, style_of)
     round_ticks(axes, _words(axis))
     return figure
 
@@ -152,11 +152,11 @@ def pareto_figure(what: Compared) -> Figure | None:
     if not points:
         return None
     figure, axes = empty_figure()
-    look, tasks = styles(groups), next(iter(totals.values()))["tasks"]
+    style_of, tasks = styles(groups), next(iter(totals.values()))["tasks"]
     front = sorted((total, value) for _, total, value, best in points if best)
     axes.step(*zip(*front), where="post", color=GREY, lw=1.1, ls=(0, (4, 2)), zorder=1)
     for label, total, value, best in points:
-        style = look[label]
+        style = style_of[label]
         face = style.color if best else "white"
         axes.plot(
             [total],
@@ -174,7 +174,7 @@ def pareto_figure(what: Compared) -> Figure | None:
         f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
     )
     axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
-    end_labels(axes, [(label, value) for label, _, value, _ in points], look)
+    end_labels(axes, [(label, value) for label, _, value, _ in points], style_of)
     round_ticks(axes, operations)
     return figure
 
@@ -186,10 +186,10 @@ def break_even_figure(what: Compared) -> Figure | None:
     """
     groups, found = what
     figure, axes = empty_figure()
-    look, ends = styles(groups), []
+    style_of, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
     for label, line in by_label(found, "break_even_lines").items():
-        total, style = line["up_front"] + tasks * line["per_solved"], look[label]
+        total, style = line["up_front"] + tasks * line["per_solved"], style_of[label]
         faint = line["share"] < 0.5
         axes.plot(
             tasks,
@@ -200,7 +200,7 @@ def break_even_figure(what: Compared) -> Figure | None:
             alpha=0.45 if faint else 1,
         )
         ends.append((f"{label} {100 * line['share']:.0f} %", float(total[-1])))
-        look[ends[-1][0]] = Style(style.color, style.marker, style.dash)
+        style_of[ends[-1][0]] = Style(style.color, style.marker, style.dash)
     if not ends:
         return None
     axes.set_xscale("log")
@@ -213,7 +213,7 @@ def break_even_figure(what: Compared) -> Figure | None:
         "FLOPs in all, logarithmic, lower is better", loc="left", size="medium", color=INK, pad=8
     )
     axes.set_xlabel("new tasks learned to the target, logarithmic")
-    end_labels(axes, ends, look)
+    end_labels(axes, ends, style_of)
     round_ticks(axes, operations)
     return figure
 
@@ -230,12 +230,12 @@ def selection_figure(what: Compared) -> Figure | None:
     columns = min(len(found), 2)
     rows = -(-len(found) // columns)
     figure = Figure((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
-    look, words = styles(groups), {"size": "medium", "color": INK}
+    style_of, words = styles(groups), {"size": "medium", "color": INK}
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(found) :]:
         axes.set_visible(False)
     for (group, score, truth, picks, _), axes in zip(found, panels):
-        style = look[group.label]
+        style = style_of[group.label]
         axes.plot(score.ravel(), truth.ravel(), ".", color=style.color, ms=4, alpha=0.5, mew=0)
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)

@@ -35,11 +35,11 @@ def steps_figure(what: Compared) -> Figure | None:
     if not curves:
         return None
     figure, axes = empty_figure()
-    look = styles(groups)
+    style_of = styles(groups)
     ends: list[tuple[str, float]] = []
     last = max([1, *(max(curve["steps"]) for curve in curves.values())])
     for group in groups:
-        curve, style = curves[group.label], look[group.label]
+        curve, style = curves[group.label], style_of[group.label]
         x, y, width = _plot_values(curve, group)
         if not np.isfinite(y).any():
             continue
@@ -53,7 +53,7 @@ def steps_figure(what: Compared) -> Figure | None:
     steps_axis(axes, sorted({step for curve in curves.values() for step in curve["steps"]}))
     value_axis(axes, groups, curves.values())
     axes.set_xlabel("gradient steps on the new task")
-    end_labels(axes, ends, look)
+    end_labels(axes, ends, style_of)
     return figure
 
 
@@ -70,11 +70,11 @@ def training_figure(what: Compared) -> Figure | None:
         return None
     columns = min(len(shown), 2 if len(shown) < 5 else 3)
     rows = -(-len(shown) // columns)
-    look = styles(groups)
+    style_of = styles(groups)
     figure = Figure((SIZE[0], 1.75 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for group, axes in zip(shown, grid.flat):
-        _training_panel(axes, group, look[group.label])
+        _training_panel(axes, group, style_of[group.label])
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_visible(False)
     entries = [_legend_line("-", "training tasks"), _legend_line((0, (3, 2)), "validation tasks")]

@@ -38,17 +38,7 @@ PALETTE = (
 SCRATCH = "#5B5B5B"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 SHIFT = 3  # in the row of markers, from one use of a colour to the next
-PREFERRED = (
-    "maml",
-    "reptile",
-    "proto_net",
-    "fine_tune",
-    "linear_probe",
-    "anil",
-    "boil",
-    "meta_sgd",
-    "nearest_centroid",
-)
+
 _RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "metalearn",
@@ -103,8 +93,8 @@ def styled(draw: Callable[Options, Drawn]) -> Callable[Options, Drawn]:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Label -> style: known methods keep their colour in every report, others take the next free
-    one by name.
+    """Label -> style: a method with a place in the palette keeps its colour in every report, others
+    take the next free one by name.
 
     Where the colours are used up, each comes again with another marker and another kind of line.
     """
@@ -112,8 +102,10 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     free = list(range(len(PALETTE)))
     later = []
     for group in sorted(groups, key=lambda item: (item.label != item.method, item.label)):
-        place = PREFERRED.index(group.method) if group.method in PREFERRED else -1
-        if group.method == "scratch" and SCRATCH not in {style.color for style in found.values()}:
+        place = group.first.place
+        if group.first.family == "scratch" and SCRATCH not in {
+            style.color for style in found.values()
+        }:
             found[group.label] = Style(SCRATCH, "o", "--")
         elif place in free:
             free.remove(place)

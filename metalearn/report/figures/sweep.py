@@ -99,8 +99,8 @@ def history_figure(swept: Swept) -> Figure:
 
 @styled
 def importance_figure(swept: Swept) -> Figure | None:
-    """What share of the variance of the values each parameter explains; None where it cannot be
-    told.
+    """What share of the variance of the values each parameter explains; None where it is
+    unknown.
     """
     if not swept.importance:
         return None
@@ -183,7 +183,7 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
 
 @styled
 def curves_figure(swept: Swept) -> Figure | None:
-    """The metric at every look at validation tasks; None where there were none, or one a trial."""
+    """The metric at every validation; None where there were none, or one a trial."""
     if not any(len(curve) > 1 for curve in swept.curves.values()):
         return None
     figure = Figure(SIZE, layout="constrained")
