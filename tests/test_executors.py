@@ -25,7 +25,7 @@ from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
 from metalearn.executors.sharded import make_advance
 from metalearn.inner.method import broadcast_task_state, step_over_tasks
-from metalearn.models import MLP
+from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in, uniform
 from metalearn.tasks import Sinusoid
 from metalearn.tree import leaves, tree_map
@@ -275,6 +275,20 @@ def test_pieces_run_in_threads_of_one_processor_each() -> None:
     assert seen and {count for _, count in seen} == {1}
     assert all(name.startswith("metalearn-piece") for name, _ in seen)
     assert torch.get_num_threads() == before
+
+
+def test_threads_share_no_module() -> None:
+    """Modules from outside, with dropout: parameters and noise of a piece are its own."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)
+    )
+    source = Sinusoid(shots=5, queries=4).build()
+    learner = from_module(net, source.spec)
+    method = MAML(inner_steps=2).build(learner, source.spec)
+    state, data = method.init(fold_in(0)), source.sample(fold_in(1), 12)
+    found = [executor.make_step(method, "loop", workers=count)(state, data) for count in (1, 3, 3)]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(leaves(found[0]), leaves(other), strict=True))
 
 
 def test_an_error_in_a_piece_is_the_error_of_the_step() -> None:
