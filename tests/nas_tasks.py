@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.nas.space import Cost, Genotype, Place, Space
+from metalearn.nas.spaces.space import Cost, Genotype, Place, Space
 from metalearn.rng import choice, fold_in, normal
 from metalearn.types import Batch, Episode, EpisodeSpec, Learner
 

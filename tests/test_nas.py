@@ -23,24 +23,24 @@ from metalearn.kernels import native
 from metalearn.losses import cross_entropy, squared_error
 from metalearn.models import Conv4
 from metalearn.nas import SPACES, Architecture, Conv4Micro, Conv4Size, MLPReg, NB201Conv4
-from metalearn.nas.cells import NONE, OPS, edges_of, representatives
-from metalearn.nas.conv4_size import WIDTHS
-from metalearn.nas.ops import avg3, conv2d, layer_norm
-from metalearn.nas.space import (
+from metalearn.nas.spaces.cells import NONE, OPS, edges_of, representatives
+from metalearn.nas.spaces.conv4_size import WIDTHS
+from metalearn.nas.spaces.ops import avg3, conv2d, layer_norm
+from metalearn.nas.spaces.space import (
     MASK,
     Space,
-    at,
-    carve,
     classes,
     embed,
+    extract_subnet,
+    genotype_at,
     genotypes,
+    insert_subnet,
     mutate,
     one_hot,
-    put_back,
-    walk,
+    shuffled,
 )
 from metalearn.rng import fold_in, normal
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import Batch, EpisodeSpec, Params
 
 REGRESSION = EpisodeSpec("regression", 1, 10, 4, (1,), 1, 0, dtype=F64)
@@ -62,7 +62,7 @@ every_space = pytest.mark.parametrize(
 
 
 def some(space: Space, count: int, seed: int = 0) -> list[Any]:
-    return list(itertools.islice(walk(space, fold_in(seed, "some")), count))
+    return list(itertools.islice(shuffled(space, fold_in(seed, "some")), count))
 
 
 def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
@@ -339,13 +339,15 @@ def test_masks_give_what_the_discrete_network_gives(
     ]
     full = [embed(space, genotype, start) for genotype, start in zip(chosen, starts)]
     stacked = {name: torch.stack([one[name] for one in full]) for name in full[0]}
-    together = torch.func.vmap(lambda params: trained(space.supernet, params))(stacked)
+    together = vmap(lambda params: trained(space.supernet, params))(stacked)
     for number, (genotype, start) in enumerate(zip(chosen, starts)):
         params, said, losses = trained(space.learner(genotype), start)
         mine = take(together, number)
         torch.testing.assert_close(mine[1], said, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(mine[2], losses, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(carve(space, genotype, mine[0]), params, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            extract_subnet(space, genotype, mine[0]), params, rtol=1e-7, atol=1e-9
+        )
         alone = trained(space.supernet, full[number])
         torch.testing.assert_close(mine[1], alone[1], rtol=1e-9, atol=1e-11)
 
@@ -357,14 +359,14 @@ def test_parameters_go_into_the_supernet_and_come_back(
     space = component.build(spec, policy)
     for genotype in some(space, 3):
         keys = fold_in(8, torch.arange(2))
-        params = torch.func.vmap(space.learner(genotype).init)(keys)
+        params = vmap(space.learner(genotype).init)(keys)
         full = embed(space, genotype, params)
-        torch.testing.assert_close(carve(space, genotype, full), params, rtol=0, atol=0)
+        torch.testing.assert_close(extract_subnet(space, genotype, full), params, rtol=0, atol=0)
         names = {name for name in full if not name.startswith(MASK)}
         assert names == set(space.supernet.init(keys[0]))
-        twice = put_back(full, {name: 2 * value for name, value in params.items()})
+        twice = insert_subnet(full, {name: 2 * value for name, value in params.items()})
         torch.testing.assert_close(
-            carve(space, genotype, twice)["head.weight"], 2 * params["head.weight"]
+            extract_subnet(space, genotype, twice)["head.weight"], 2 * params["head.weight"]
         )
         masks = {name: value for name, value in full.items() if name.startswith(MASK)}
         assert {name: value[0].argmax() for name, value in masks.items()} == {
@@ -389,12 +391,12 @@ def test_what_is_no_representative_is_not_embedded() -> None:
 #
 
 
-def test_a_walk_meets_every_class_once_in_an_order_of_its_own() -> None:
+def test_shuffled_gives_every_class_once_in_an_order_of_its_key() -> None:
     space = Conv4Micro().build(IMAGES, "none")
-    first, second = (list(walk(space, fold_in(seed))) for seed in (0, 1))
-    assert first == list(walk(space, fold_in(0))) and first != second
+    first, second = (list(shuffled(space, fold_in(seed))) for seed in (0, 1))
+    assert first == list(shuffled(space, fold_in(0))) and first != second
     assert sorted(first) == sorted(second) == classes(space)
-    assert [at(space, index) for index in range(125)] == list(genotypes(space))
+    assert [genotype_at(space, index) for index in range(125)] == list(genotypes(space))
 
 
 def test_mutations_change_one_place_and_reach_all_neighbours() -> None:

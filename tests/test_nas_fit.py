@@ -18,11 +18,11 @@ from metalearn.evaluate.ledger import CostLedger
 from metalearn.inner.rules import sgd
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP
-from metalearn.nas import Conv4Micro, PerTaskNAS
+from metalearn.nas import Conv4Micro, PerTaskNAS, RandomSearch
 from metalearn.nas.fit import Folds, chunks, divide, halves, lanes_of, losses_of, mean_and_error
-from metalearn.nas.space import walk
+from metalearn.nas.spaces.space import shuffled
 from metalearn.rng import fold_in
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import Batch, NullLedger
 
 
@@ -36,10 +36,8 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
     space = Conv4Micro(filters=2).build(source.spec, policy)
     episode, rule = source.sample(fold_in(1), 3), sgd(0.2)
     keys = fold_in(2, torch.arange(3))
-    folds: Folds = torch.func.vmap(lambda s, k: divide(source.spec, s, k, 5, 2))(
-        episode.support, keys
-    )
-    one, two, three = itertools.islice(walk(space, fold_in(0, "some")), 3)
+    folds: Folds = vmap(lambda s, k: divide(source.spec, s, k, 5, 2))(episode.support, keys)
+    one, two, three = itertools.islice(shuffled(space, fold_in(0, "some")), 3)
     jobs = [(0, one, 2), (1, two, 2), (2, one, 2), (0, three, 1), (1, one, 2), (0, two, 1)]
     bucket = losses_of(space, rule, "bucket")(jobs, folds, NullLedger())
     masks = losses_of(space, rule, "masks")(jobs, folds, NullLedger())
@@ -71,9 +69,7 @@ def test_a_candidate_costs_what_a_pencil_says(
     """One shot of 3 classes: 2 starts, 3 steps each; the winner takes 4 more and answers 6 queries
     at 2 points.
     """
-    monkeypatch.setattr(
-        "metalearn.nas.per_task._searcher", lambda options, space: Always().build(space)
-    )
+    monkeypatch.setattr(RandomSearch, "build", lambda self, space: Always().build(space))
     source, net, ledger = Images(image_spec(1, side=28)), Net(4, 3), CostLedger()
     learner = MLP(sizes=(4,), norm="query_batch").build(source.spec)
     method = PerTaskNAS(space=Conv4Micro(filters=4), search_steps=3, repeats=2).build(

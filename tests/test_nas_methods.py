@@ -32,9 +32,10 @@ from metalearn.nas import (
     MLPReg,
     OneShot,
     PerTaskNAS,
+    RandomSearch,
     SharedNAS,
 )
-from metalearn.nas.search import Ask, Data
+from metalearn.nas.searchers.search import Ask, Data
 from metalearn.rng import fold_in
 from metalearn.tree import leaves, take
 from metalearn.types import Batch, Episode, Method
@@ -155,9 +156,7 @@ def test_the_ledger_of_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 tasks of 4 folds, 2 steps: steps, examples, candidates, labels, and FLOPs by hand to the
     last one.
     """
-    monkeypatch.setattr(
-        "metalearn.nas.per_task._searcher", lambda options, space: Always().build(space)
-    )
+    monkeypatch.setattr(RandomSearch, "build", lambda self, space: Always().build(space))
     source = Images(image_spec(4))
     found = {}
     for batching in ("bucket", "masks"):
@@ -228,7 +227,7 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
     an error.
     """
     spy = Peeping()
-    monkeypatch.setattr("metalearn.nas.per_task._searcher", lambda options, space: spy.build(space))
+    monkeypatch.setattr(RandomSearch, "build", lambda self, space: spy.build(space))
     episode = Images(image_spec()).sample(fold_in(1), 2)
     said(image_method(PerTaskNAS), episode)
     assert len(spy.seen) == 2

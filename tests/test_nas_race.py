@@ -32,8 +32,8 @@ from metalearn.nas import (
     RandomSearch,
     tabular,
 )
-from metalearn.nas.search import Ask, Score, Trial
-from metalearn.nas.space import Cost, Space, classes
+from metalearn.nas.searchers.search import Ask, Score, Trial
+from metalearn.nas.spaces.space import Cost, Space, classes
 from metalearn.nas.tabular import Row, Table, empty
 from metalearn.rng import fold_in
 from metalearn.tabular import figures, race_results

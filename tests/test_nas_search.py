@@ -26,14 +26,23 @@ from metalearn.nas import (
     Proxy,
     RandomSearch,
 )
-from metalearn.nas.darts import arch_loss, start_arch
 from metalearn.nas.fit import divide
-from metalearn.nas.one_shot import _steps
-from metalearn.nas.proxies import grad_norm, jacob_cov, snip
-from metalearn.nas.search import Ask, Data, Score, Trial, choose, drive, lockstep
-from metalearn.nas.space import Genotype, Space, carve, classes, embed, put_back, softened
+from metalearn.nas.searchers.darts import arch_loss, start_arch
+from metalearn.nas.searchers.one_shot import _steps
+from metalearn.nas.searchers.proxies import grad_norm, jacob_cov, snip
+from metalearn.nas.searchers.search import Ask, Data, Score, Trial, choose, run_search, run_searches
+from metalearn.nas.spaces.space import (
+    Genotype,
+    Space,
+    classes,
+    embed,
+    extract_subnet,
+    insert_subnet,
+    softmax_masks,
+)
 from metalearn.nas.tabular import expected_pick
 from metalearn.rng import fold_in, normal
+from metalearn.tree import vmap
 from metalearn.types import Batch, EpisodeSpec, NullLedger
 
 SIZES = (4, 4, 4, 4)
@@ -56,7 +65,9 @@ def regrets(searcher: Any, budget: int, seeds: int) -> np.ndarray:
     top = max(hill(genotype, SIZES) for genotype in classes(HILLY))
     found = []
     for seed in range(seeds):
-        trials = drive(searcher.build(HILLY)(fold_in(seed, "search"), budget, None), hilly, budget)
+        trials = run_search(
+            searcher.build(HILLY)(fold_in(seed, "search"), budget, None), hilly, budget
+        )
         assert len({trial.genotype for trial in trials}) == len(trials) == budget
         found.append(top - max(trial.score.value for trial in trials))
     return np.array(found)
@@ -85,7 +96,7 @@ def test_every_searcher_keeps_the_protocol(name: str) -> None:
         assert space.canonical(genotype) == genotype and 0 < share <= 1
         return Score(values[genotype])
 
-    runs = [drive(searcher(fold_in(seed, "s"), 6, data), score, 6) for seed in (0, 0, 1)]
+    runs = [run_search(searcher(fold_in(seed, "s"), 6, data), score, 6) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] and runs[0]
     assert max(trial.share for trial in runs[0]) == 1.0
     if name not in NEED_DATA | {"proxy"}:
@@ -111,7 +122,7 @@ def test_a_whole_space_is_searched_and_left() -> None:
     """A budget above the number of classes ends with all of them, each once."""
     small = numbers_space((2, 3))
     for searcher in (RandomSearch(), Evolution(), TPE()):
-        trials = drive(
+        trials = run_search(
             searcher.build(small)(fold_in(0), 50, None), lambda g, s: Score(float(sum(g))), 50
         )
         assert sorted(trial.genotype for trial in trials) == classes(small)
@@ -133,7 +144,7 @@ def test_searches_side_by_side_hear_only_of_themselves() -> None:
         asked.append(list(jobs))
         return [Score(100 * task + 10 * genotype[1] + share) for task, genotype, share in jobs]
 
-    trials = lockstep([search(0), search(1)], judge, budget=3)
+    trials = run_searches([search(0), search(1)], judge, budget=3)
     assert said == [(0, [1.0, 11.0]), (1, [101.0, 111.0]), (0, [10.5]), (1, [111.0])]
     assert asked == [
         [(0, (0, 0), 1.0), (0, (0, 1), 1.0), (1, (0, 0), 1.0), (1, (0, 1), 1.0)],
@@ -146,9 +157,9 @@ def test_a_searcher_that_asks_for_more_than_its_budget_is_stopped() -> None:
     def greedy() -> Any:
         yield Ask(tuple(classes(HILLY)[:5]))
 
-    drive(greedy(), hilly, 5)
+    run_search(greedy(), hilly, 5)
     with pytest.raises(RuntimeError, match="budget is 4"):
-        drive(greedy(), hilly, 4)
+        run_search(greedy(), hilly, 4)
 
 
 def test_the_cheapest_within_one_standard_error_wins() -> None:
@@ -230,7 +241,7 @@ def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> No
     """
     population, budget = 4, 24
     searcher = Evolution(population=population, sample=population).build(HILLY)
-    trials = drive(searcher(fold_in(3), budget, None), hilly, budget)
+    trials = run_search(searcher(fold_in(3), budget, None), hilly, budget)
     near = 0
     for born in range(population, budget):
         parent = max(trials[born - population : born], key=lambda trial: trial.score.value).genotype
@@ -292,7 +303,7 @@ def unrolled(
     space: Space, arch: Any, weights: Any, train: Batch, held: Batch, lr: float
 ) -> torch.Tensor:
     """L_held(w - lr * grad L_train(w, a), a) written out with autograd."""
-    masks = softened(arch)
+    masks = softmax_masks(arch)
     names = list(weights)
     leaves = {name: weights[name].detach().requires_grad_() for name in names}
     loss = cross_entropy(space.supernet.apply({**leaves, **masks}, train.x), train.y)
@@ -332,7 +343,7 @@ def test_first_order_darts_is_the_slope_at_the_weights_as_they_are() -> None:
     space, arch, weights, train, held = darts_case()
     mine = torch.func.grad(arch_loss(space, 0.3, first_order=True))(arch, weights, train, held)
     leaves = {name: value.clone().requires_grad_() for name, value in arch.items()}
-    loss = cross_entropy(space.supernet.apply({**weights, **softened(leaves)}, held.x), held.y)
+    loss = cross_entropy(space.supernet.apply({**weights, **softmax_masks(leaves)}, held.x), held.y)
     wanted = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
     torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-13)
 
@@ -344,10 +355,10 @@ def test_darts_goes_downhill_in_the_held_out_loss(first_order: bool) -> None:
     searcher = DARTS(steps=12, arch_lr=0.2, lr=0.1, first_order=first_order)
     step = searcher._step(space)
     train, held, keys = data.folds
-    arch, weights = start_arch(space, fold_in(1)), torch.func.vmap(space.supernet.init)(keys)
+    arch, weights = start_arch(space, fold_in(1)), vmap(space.supernet.init)(keys)
     state, measure = (
         searcher._rule().init(arch),
-        torch.func.vmap(arch_loss(space, 0.1, True), in_dims=(None, 0, 0, 0)),
+        vmap(arch_loss(space, 0.1, True), in_dims=(None, 0, 0, 0)),
     )
     before = measure(arch, weights, train, held).mean()
     start = {name: value.clone() for name, value in arch.items()}
@@ -366,12 +377,12 @@ def test_a_single_path_moves_only_its_own_weights() -> None:
     spec = image_spec(2)
     space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
     train = data.folds.train
-    shared = torch.func.vmap(space.supernet.init)(data.folds.keys)
+    shared = vmap(space.supernet.init)(data.folds.keys)
     path = (2, 3, 4)
     assert space.canonical(path) == path
-    part = carve(space, path, shared)
+    part = extract_subnet(space, path, shared)
     moved = _steps(space, 0.5)[0](path)(part, train)
-    after = put_back(shared, moved)
+    after = insert_subnet(shared, moved)
     changed = {name for name in shared if not torch.equal(after[name], shared[name])}
     assert changed and all(
         name.startswith(("stem", "head")) or ".0-1.conv1." in name or ".0-2.conv3." in name
@@ -382,10 +393,8 @@ def test_a_single_path_moves_only_its_own_weights() -> None:
     def loss(params: Any, batch: Batch, step: int) -> torch.Tensor:
         return cross_entropy(space.supernet.apply(params, batch.x), batch.y)
 
-    wanted = torch.func.vmap(lambda p, t: adapt(loss, p, sgd(0.5), t, 1, keep=(1,)).points[0])(
-        whole, train
-    )
-    torch.testing.assert_close(carve(space, path, wanted), moved, rtol=1e-9, atol=1e-11)
+    wanted = vmap(lambda p, t: adapt(loss, p, sgd(0.5), t, 1, keep=(1,)).points[0])(whole, train)
+    torch.testing.assert_close(extract_subnet(space, path, wanted), moved, rtol=1e-9, atol=1e-11)
 
 
 def test_one_shot_ranks_its_pool_by_the_shared_weights() -> None:

@@ -19,8 +19,8 @@ from nas_tasks import Images, image_spec
 from metalearn.errors import ConfigError, DataError
 from metalearn.losses import accuracy
 from metalearn.models import MLP
-from metalearn.nas import Conv4Micro, Evolution, Halving, MLPReg, PerTaskNAS, RandomSearch, tabular
-from metalearn.nas.space import Genotype, Space, classes
+from metalearn.nas import Conv4Micro, Evolution, Halving, MLPReg, PerTaskNAS, RandomSearch
+from metalearn.nas.spaces.space import Genotype, Space, classes
 from metalearn.nas.tabular import (
     Row,
     Table,
@@ -35,6 +35,7 @@ from metalearn.nas.tabular import (
     simulate,
     with_row,
 )
+from metalearn.nas.tabular import table as table_file
 from metalearn.rng import fold_in
 from metalearn.tabular import tabulate as room
 from metalearn.tasks import Sinusoid
@@ -103,8 +104,8 @@ def test_shares_of_a_training_are_looked_up_where_halving_stops() -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
     """Tables of the first 20 networks only: counting the cost of all 560 takes seconds."""
-    whole = tabular.classes
-    monkeypatch.setattr(tabular, "classes", lambda space: [*whole(space)[:19], space.default])
+    whole = table_file.classes
+    monkeypatch.setattr(table_file, "classes", lambda space: [*whole(space)[:19], space.default])
     return 20
 
 
@@ -130,9 +131,9 @@ def test_regression_counts_loss(few: int) -> None:
     assert (
         both.truth()[[8, 9]] == -math.inf
     ).all()  # not trained; and of two networks one diverged at once
-    assert both.hopeless and not one.hopeless and both.diverged == 0.5
+    assert both.unbounded and not one.unbounded and both.diverged == 0.5
     assert not table.done.any()  # a table is not written into
-    assert not table.hopeless and table.diverged == 0 and (table.truth() == -math.inf).all()
+    assert not table.unbounded and table.diverged == 0 and (table.truth() == -math.inf).all()
 
 
 # ---- the file
@@ -259,16 +260,18 @@ def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
     wild = dataclasses.replace(tame, rows=tame.rows._replace(loss=loss, score=score))
     cap = 10 * np.median(tame.rows.loss[..., 0].astype(np.float64), axis=(0, 2))
     np.testing.assert_allclose(wild.largest_loss[0, :, 0, 0], cap)
-    good = wild.good()
+    good = wild.quality()
     assert [good[3, 1, 0, -1], good[4, 2, 1, -1], good[5, 0, 0, 1]] == pytest.approx(
         [-cap[1], -cap[2], -cap[0]]
     )
     same = np.isfinite(loss) & (loss < 1e30)
-    assert np.array_equal(good[same], -loss[same]) and np.array_equal(tame.good(), -tame.rows.loss)
+    assert np.array_equal(good[same], -loss[same]) and np.array_equal(
+        tame.quality(), -tame.rows.loss
+    )
     assert (
         wild.diverged == pytest.approx(4 / loss[..., -1].size)
         and tame.diverged == 0
-        and not wild.hopeless
+        and not wild.unbounded
     )
     worst = tuple(map(int, wild.genotypes[5]))
     assert rank(wild, space, worst, task=0) == len(loss)
@@ -288,9 +291,9 @@ def test_of_classes_only_what_is_not_finite_diverged() -> None:
     right, loss = table.rows.accuracy.copy(), np.full_like(table.rows.loss, 1e30)
     right[2, 0, 0, -1], loss[2, 0, 0, -1], loss[2, 0, 1, -1] = math.nan, math.nan, math.inf
     wild = dataclasses.replace(table, rows=table.rows._replace(accuracy=right, loss=loss))
-    assert wild.diverged == pytest.approx(2 / loss[..., -1].size) and not wild.hopeless
+    assert wild.diverged == pytest.approx(2 / loss[..., -1].size) and not wild.unbounded
     assert wild.truth()[2, 0] == pytest.approx(right[2, 0, 1, -1] / 2)
-    assert np.array_equal(np.delete(wild.good(), 2, 0), np.delete(table.rows.accuracy, 2, 0))
+    assert np.array_equal(np.delete(wild.quality(), 2, 0), np.delete(table.rows.accuracy, 2, 0))
 
 
 def test_equal_scores_are_as_likely_to_be_picked() -> None:

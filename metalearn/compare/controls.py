@@ -13,7 +13,7 @@ from typing import Any
 from metalearn.config.experiment import Experiment, Plan
 from metalearn.config.sections import TuneRange
 from metalearn.nas import PerTaskNAS, SharedNAS
-from metalearn.nas.random_search import RandomSearch
+from metalearn.nas.searchers.random_search import RandomSearch
 from metalearn.transfer import Scratch
 
 RATES = TuneRange(min=0.003, max=3, distribution="log_uniform")  # of the tuned fixed network

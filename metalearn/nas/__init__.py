@@ -1,33 +1,32 @@
-"""Architecture search: spaces, searchers, per-task and shared search, a benchmark whose truth is
-known.
-"""
+"""Architecture search: spaces, searchers, three methods, and a benchmark whose truth is known."""
 
 from __future__ import annotations
 
-from metalearn.component import Component, MethodComponent
+from metalearn.component import MethodComponent, ModelComponent
 from metalearn.nas.architecture import Architecture
-from metalearn.nas.conv4_micro import Conv4Micro
-from metalearn.nas.conv4_size import Conv4Size
-from metalearn.nas.darts import DARTS
-from metalearn.nas.evolution import Evolution
-from metalearn.nas.halving import Halving
 from metalearn.nas.meta_nas import MetaNAS
-from metalearn.nas.mlp_reg import MLPReg
-from metalearn.nas.nb201_conv4 import NB201Conv4
-from metalearn.nas.one_shot import OneShot
 from metalearn.nas.per_task import PerTaskNAS
-from metalearn.nas.proxies import Proxy
-from metalearn.nas.random_search import RandomSearch
+from metalearn.nas.searchers import SEARCHERS
+from metalearn.nas.searchers.darts import DARTS
+from metalearn.nas.searchers.evolution import Evolution
+from metalearn.nas.searchers.halving import Halving
+from metalearn.nas.searchers.one_shot import OneShot
+from metalearn.nas.searchers.proxies import Proxy
+from metalearn.nas.searchers.random_search import RandomSearch
+from metalearn.nas.searchers.tpe import TPE
 from metalearn.nas.shared import SharedNAS
-from metalearn.nas.tables import SEARCHERS, SPACES
-from metalearn.nas.tpe import TPE
+from metalearn.nas.spaces import SPACES
+from metalearn.nas.spaces.conv4_micro import Conv4Micro
+from metalearn.nas.spaces.conv4_size import Conv4Size
+from metalearn.nas.spaces.mlp_reg import MLPReg
+from metalearn.nas.spaces.nb201_conv4 import NB201Conv4
 
 NAS: dict[str, type[MethodComponent]] = {
     "per_task_nas": PerTaskNAS,
     "shared_nas": SharedNAS,
     "meta_nas": MetaNAS,
 }
-NAS_MODELS: dict[str, type[Component]] = {"architecture": Architecture}
+NAS_MODELS: dict[str, type[ModelComponent]] = {"architecture": Architecture}
 
 __all__ = [
     "DARTS",

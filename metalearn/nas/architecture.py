@@ -1,4 +1,4 @@
-"""One architecture of a space as a model: what a search found can be trained by any method."""
+"""One architecture of a space as a model, so that any method can train it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Literal
 from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
 from metalearn.models.norm import Policy
-from metalearn.nas.conv4_micro import Conv4Micro
-from metalearn.nas.tables import SpaceChoice
+from metalearn.nas.spaces import SpaceChoice
+from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.types import EpisodeSpec, Learner
 
 
 class Architecture(ModelComponent):
-    """One network of a search space, by its genotype."""
+    """One network of a search space, given by its genotype."""
 
-    name: Literal["architecture"] = option("architecture", "the model")
-    space: SpaceChoice = option(Conv4Micro(), "the space")
+    name: Literal["architecture"] = option("architecture", "The model.")
+    space: SpaceChoice = option(Conv4Micro(), "Space of the genotype.")
     genotype: tuple[int, ...] | None = option(
-        None, "one number a place; null: the field's hand-made network"
+        None, "One number for each place; null: the hand-designed network of the literature."
     )
-    norm: Policy = option("query_batch", "whose statistics normalise")
+    norm: Policy = option("query_batch", "Whose statistics normalise.")
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for tasks of `spec`; ConfigError for a genotype that is not of the space."""

@@ -1,6 +1,4 @@
-"""MetaNAS (Elsken, Staffler, Metzen & Hutter 2020, arXiv:1911.11090): Reptile over weights and
-architecture.
-"""
+"""MetaNAS (Elsken et al. 2020, arXiv:1911.11090): Reptile over weights and architecture."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from metalearn.inner.method import (
 )
 from metalearn.inner.rules import SGD, Rule, adam
 from metalearn.losses import criterion
-from metalearn.nas.conv4_micro import Conv4Micro
-from metalearn.nas.darts import Arch, start_arch
 from metalearn.nas.fit import check_shots, halves
-from metalearn.nas.space import Space, softened
-from metalearn.nas.tables import SpaceChoice
+from metalearn.nas.searchers.darts import Arch, start_arch
+from metalearn.nas.spaces import SpaceChoice
+from metalearn.nas.spaces.conv4_micro import Conv4Micro
+from metalearn.nas.spaces.space import Space, softmax_masks
 from metalearn.rng import fold_in
 from metalearn.tree import STATS, detach, norm, partition, scale, sub
 from metalearn.types import (
@@ -45,77 +43,77 @@ from metalearn.types import (
     Metrics,
     NullLedger,
     Params,
+    Path,
     State,
     Traits,
     UpdateRule,
     Updates,
 )
 
-# prefix of the architecture's leaves where they travel with the weights through `adapt`
-ARCH = "arch."
+ARCH = "arch."  # prefix of the architecture's leaves where `adapt` gets them with the weights
+Gate = Callable[[int], Any]  # inner step -> 1 where the architecture moves, 0 where it is fixed
+# (initial w and a, support, steps, points, temperature, gate) -> path of one task
+LearnTask = Callable[[Params, Batch, int, Sequence[int], float | Tensor, Gate], Path]
 
 
 class MetaNAS(MethodComponent):
-    """Learn weights of a supernet and a mixture of its operations that a few steps fit to a new
-    task.
+    """Learn weights of a supernet and a mixture of its operations that adapt in a few steps.
 
-    (w, a) of a task: S steps of Adam (beta1 = 0), w downhill in the loss of one half of the support
-    set, a in that of the other; then Reptile: theta <- theta - eps * mean over tasks of (theta -
-    phi), over both. A new task moves both, a in its first `arch_steps` steps alone, and keeps its
-    mixture, nearly one operation a place by then: nothing is trained again. Departures: w and a
-    move together from the point before the step, where the authors move a first; the slots of Adam
-    begin anew with each task; nothing is pruned."""
-
-    can_be_contained: ClassVar[bool] = False
+    For weights w and architecture a of a task, S steps of Adam (beta1 = 0) lower the loss of w on
+    one half of the support set, and that of a on the other half; then Reptile: theta <- theta - eps
+    * mean over tasks of (theta - phi), over both. A new task moves both, a in its first
+    `arch_steps` steps alone, and keeps its mixture, by then nearly one operation at each place:
+    nothing is trained again. Departures: w and a move together from the point before the step,
+    where the authors move a first; the state of Adam begins anew with each task; nothing is
+    pruned."""
 
     family: ClassVar[str] = "search"
-    name: Literal["meta_nas"] = option("meta_nas", "the method")
-    space: SpaceChoice = option(Conv4Micro(), "whose supernet is learned", acts="train")
+    can_be_contained: ClassVar[bool] = False
+
+    name: Literal["meta_nas"] = option("meta_nas", "The method.")
+    space: SpaceChoice = option(Conv4Micro(), "Space whose supernet is learned.", acts="train")
     inner_steps: int = option(
-        5, "S, steps on a task during meta-training", acts="train", ge=1, le=1000
+        5, "S, steps on a task during meta-training.", acts="train", ge=1, le=1000
     )
-    inner_lr: float = option(0.005, "step size of the weights, in training and on new tasks", gt=0)
+    inner_lr: float = option(0.005, "Step size of the weights, in training and on new tasks.", gt=0)
     arch_lr: float = option(
-        0.005, "step size of the architecture, in training and on new tasks", gt=0
+        0.005, "Step size of the architecture, in training and on new tasks.", gt=0
     )
     arch_steps: int = option(
-        5, "first steps on a new task in which the architecture moves", acts="adapt", ge=0
+        5, "First steps on a new task, in which the architecture moves.", acts="adapt", ge=0
     )
     split: Literal["disjoint", "shared"] = option(
         "disjoint",
-        "data of the architecture: the other half of the support set, or (as published) that "
-        "of the weights",
+        "Data of the architecture: the other half of the support set, or (as published) the data "
+        "of the weights.",
     )
-    temperature: float = option(1.0, "of the mixture when meta-training begins", acts="train", gt=0)
+    temperature: float = option(
+        1.0, "Temperature of the mixture when meta-training begins.", acts="train", gt=0
+    )
     last_temperature: float = option(
-        0.05, "of the mixture at the end of meta-training, and on new tasks", gt=0
+        0.05, "Temperature at the end of meta-training, and on new tasks.", gt=0
     )
     warm_up: float = option(
-        0.5, "share of meta-training before the architecture moves", acts="train", ge=0, le=1
+        0.5, "Share of meta-training before the architecture moves.", acts="train", ge=0, le=1
     )
     arch_rate: float = option(
-        0.6, "share of the outer step that the architecture takes", acts="train", ge=0
+        0.6, "Share of the outer step that the architecture takes.", acts="train", ge=0
     )
-    outer: Rule = option(SGD(lr=1.0), "rule of the meta-update, on theta - phi", acts="train")
+    outer: Rule = option(SGD(lr=1.0), "Rule of the meta-update, on theta - phi.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`, normalised as `learner` is; `meta_steps` is what warm-up
-        is a share of.
-        """
+        """The method for tasks of `spec`, normalised as `learner`; warm-up is of `meta_steps`."""
         if self.split == "disjoint" and spec.shots < 2:
             text = "disjoint needs at least 2 shots a class, this task has 1: use split shared"
             raise ConfigError(("method.split", text))
         policy: Any = learner.normalisation
-        space = self.space.build(spec, policy)
-        outer = self.outer.build(meta_steps)
+        space, outer = self.space.build(spec, policy), self.outer.build(meta_steps)
         task_grad, update = self._task_grad(space, meta_steps), outer_update(outer)
+        fit = self._adapt_one(space)
 
         def init(key: Key) -> MetaState:
-            meta = {
-                "params": space.supernet.init(key),
-                "arch": start_arch(space, fold_in(key, "arch")),
-            }
-            return init_state(meta, outer)
+            arch = start_arch(space, fold_in(key, "arch"))
+            return init_state({"params": space.supernet.init(key), "arch": arch}, outer)
 
         traits = Traits(
             consumes="episodes",
@@ -128,46 +126,41 @@ class MetaNAS(MethodComponent):
             traits=traits,
             init=init,
             learn=self._learn(space),
+            adapt=lambda meta, support, step, key: fit((step,))(meta, support)[0][-1],
+            predict=self._predict_one(space),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update),
         )
 
-    def _learn_task(self, space: Space) -> Callable[..., Any]:
-        """(start of w and a, support, steps, points, temperature, gate of each step) -> Path of one
-        task.
-        """
-        shared, spec, loss_of = self.split == "shared", space.spec, criterion(space.spec)
+    def _learn_task(self, space: Space) -> LearnTask:
+        shared, loss_of = self.split == "shared", criterion(space.spec)
         rule = two_rules(adam(self.inner_lr, beta1=0.0), adam(self.arch_lr, beta1=0.0))
 
-        def said(
-            weights: Params, masks: Params, batch: Batch, context: Tensor | None = None
-        ) -> Tensor:
-            return loss_of(
-                space.supernet.apply({**weights, **masks}, batch.x, context=context), batch.y
-            )
+        def loss_on(params: Params, batch: Batch, context: Tensor | None = None) -> Tensor:
+            return loss_of(space.supernet.apply(params, batch.x, context=context), batch.y)
 
         def run(
             start: Params,
             support: Batch,
             steps: int,
             keep: Sequence[int],
-            heat: float | Tensor,
+            temperature: float | Tensor,
             gate: Gate,
-        ) -> Any:
-            train, held = (support, support) if shared else halves(spec, support)
+        ) -> Path:
+            train, held = (support, support) if shared else halves(space.spec, support)
 
             def loss(joint: Params, batch: Batch, step: int) -> Tensor:
-                arch, weights = apart(joint)
+                arch, weights = split_arch(joint)
                 gated = {
                     name: gate(step) * value + (1 - gate(step)) * value.detach()
                     for name, value in arch.items()
                 }
-                masks = softened(gated, heat)
-                if shared:  # one loss has both slopes
-                    return said(weights, masks, batch)
-                for_weights = said(weights, detach(masks), batch)
-                return for_weights + said(detach(weights), masks, held, context=batch.x)
+                masks = softmax_masks(gated, temperature)
+                if shared:  # one loss for both gradients
+                    return loss_on({**weights, **masks}, batch)
+                for_weights = loss_on({**weights, **detach(masks)}, batch)
+                return for_weights + loss_on({**detach(weights), **masks}, held, context=batch.x)
 
             return adapt(loss, start, rule, train, steps, keep=keep)
 
@@ -178,32 +171,25 @@ class MetaNAS(MethodComponent):
     ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
         run, steps, total = self._learn_task(space), self.inner_steps, meta_steps or 1
         first = self.warm_up * total if meta_steps else 0.0
+        share = 1.0 if self.split == "shared" else 0.5  # the loss of two halves is a sum of means
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-            done = episode.info["step"]
-            past = (done / total).clamp(max=1)
+            step = episode.info["step"]
+            past = (step / total).clamp(max=1)
             heat = self.temperature + (self.last_temperature - self.temperature) * past
-            open_ = (done >= first).to(heat.dtype)
-            path = run(together(meta), episode.support, steps, (steps,), heat, lambda step: open_)
-            arch, weights = apart(path.points[-1])
+            moves = (step >= first).to(heat.dtype)
+            path = run(join_arch(meta), episode.support, steps, (steps,), heat, lambda _: moves)
+            arch, weights = split_arch(path.points[-1])
             grads = {
                 "params": sub(meta["params"], weights),
                 "arch": scale(sub(meta["arch"], arch), self.arch_rate),
             }
-            grads["params"].update(refresh(space, meta, heat, episode.support.x))
-            share = (
-                1.0 if self.split == "shared" else 0.5
-            )  # the loss of two halves is the sum of two means
+            grads["params"].update(stats_difference(space, meta, heat, episode.support.x))
             return grads, {"support_loss": share * path.losses.mean().detach()}
 
         return task_grad
 
     def _learn(self, space: Space) -> Callable[..., Learned]:
-        run = self._learn_task(space)
-
-        def gate(step: int) -> float:
-            return 1.0 if step < self.arch_steps else 0.0
-
         def learn(
             meta: Meta,
             support: Batch,
@@ -214,69 +200,66 @@ class MetaNAS(MethodComponent):
         ) -> Learned:
             check_shots(space.spec, support)
             points, tasks = points_of(steps), task_keys(key, support.x.shape[0]).shape[0]
-            book = NullLedger() if ledger is None else ledger
-
-            def to(points: tuple[int, ...]) -> Callable[..., Any]:
-                def one(meta: Meta, support: Batch) -> tuple[list[Params], Tensor, Tensor]:
-                    path = run(
-                        together(meta), support, points[-1], points, self.last_temperature, gate
-                    )
-                    arch = apart(path.points[-1])[0]
-                    return path.points, norm(sub(arch, meta["arch"])), strongest(space, arch)
-
-                return one
+            ledger = NullLedger() if ledger is None else ledger
+            train = OverTasks(self._adapt_one(space), points, meta)
+            counts = {"gradient_steps": points[-1] * tasks, "tasks": tasks}
+            items, moved, genotype = ledger.run("adapt", train, support, **counts)
+            predict = self._predict_one(space)
 
             def answer(meta: Meta, items: list[Params], support: Batch, query_x: Tensor) -> Tensor:
-                return torch.stack([self._say(space, joint, support, query_x) for joint in items])
+                return torch.stack([predict(meta, joint, support, query_x) for joint in items])
 
-            spent = {"gradient_steps": points[-1] * tasks, "tasks": tasks}
-            items, moved, genotype = book.run(
-                "adapt", OverTasks(to, points, meta), support, **spent
-            )
-            predictions = book.run(
-                "predict",
-                OverTasks(lambda _: answer, (0,), meta),
-                items,
-                support,
-                query_x,
-                tasks=tasks,
-            )
-            return Learned(predictions, {"arch_moved": moved, "genotype": genotype})
+            answers = OverTasks(lambda _: answer, (0,), meta)
+            outputs = ledger.run("predict", answers, items, support, query_x, tasks=tasks)
+            return Learned(outputs, {"arch_moved": moved, "genotype": genotype})
 
         return learn
 
-    def _say(self, space: Space, joint: Params, support: Batch, query_x: Tensor) -> Tensor:
-        arch, weights = apart(joint)
-        masks = softened(arch, self.last_temperature)
-        return space.supernet.apply({**weights, **masks}, query_x, context=support.x)
+    def _adapt_one(self, space: Space) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
+        """points -> (meta, support) -> (points of w and a, how far a moved, strongest choices)."""
+        run, temperature = self._learn_task(space), self.last_temperature
+
+        def gate(step: int) -> float:
+            return 1.0 if step < self.arch_steps else 0.0
+
+        def adapt_to(points: tuple[int, ...]) -> Callable[..., Any]:
+            def one(meta: Meta, support: Batch) -> tuple[list[Params], Tensor, Tensor]:
+                path = run(join_arch(meta), support, points[-1], points, temperature, gate)
+                arch = split_arch(path.points[-1])[0]
+                strongest = torch.stack([arch[place.name].argmax() for place in space.places])
+                return path.points, norm(sub(arch, meta["arch"])), strongest
+
+            return one
+
+        return adapt_to
+
+    def _predict_one(self, space: Space) -> Callable[..., Tensor]:
+        """(meta, w and a, support, query_x [M, *X]) -> [M, C]."""
+
+        def predict(_: Meta, joint: Params, support: Batch, query_x: Tensor) -> Tensor:
+            arch, weights = split_arch(joint)
+            params = {**weights, **softmax_masks(arch, self.last_temperature)}
+            return space.supernet.apply(params, query_x, context=support.x)
+
+        return predict
 
 
-Gate = Callable[[int], Any]  # inner step -> 1 where the architecture moves, 0 where it stands
-
-
-def together(meta: Meta) -> Params:
+def join_arch(meta: Meta) -> Params:
     """Weights and architecture in one flat dict."""
     return {**meta["params"], **{ARCH + name: value for name, value in meta["arch"].items()}}
 
 
-def apart(joint: Params) -> tuple[Arch, Params]:
-    """(architecture, weights)."""
+def split_arch(joint: Params) -> tuple[Arch, Params]:
+    """(architecture, weights) of such a dict."""
     arch, weights = partition(joint, lambda name: name.startswith(ARCH))
     return {name.removeprefix(ARCH): value for name, value in arch.items()}, weights
 
 
-def strongest(space: Space, arch: Arch) -> Tensor:
-    """The strongest word of every place: [places] int64."""
-    return torch.stack([arch[place.name].argmax() for place in space.places])
-
-
-def refresh(space: Space, meta: Meta, heat: float | Tensor, x: Tensor) -> Params:
-    """Old minus refreshed running statistics, as `stats_gradient` has them; nothing where there are
-    none.
-    """
+def stats_difference(space: Space, meta: Meta, temperature: float | Tensor, x: Tensor) -> Params:
+    """Old minus refreshed running statistics, as in `stats_gradient`; {} where there are none."""
     if space.supernet.normalisation != "running":
         return {}
-    new = space.supernet.stats({**meta["params"], **softened(meta["arch"], heat)}, x)
+    new = space.supernet.stats({**meta["params"], **softmax_masks(meta["arch"], temperature)}, x)
     return {
         name: value - new[name] for name, value in meta["params"].items() if name.startswith(STATS)
     }

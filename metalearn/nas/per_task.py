@@ -1,6 +1,4 @@
-"""Architecture search for one task: on its support set alone, then training the winner on all of
-it.
-"""
+"""Architecture search for one task on its support set alone, then training of the winner."""
 
 from __future__ import annotations
 
@@ -15,9 +13,8 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import OverTasks, points_of, task_keys
+from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import momentum, sgd
-from metalearn.losses import criterion
-from metalearn.nas.conv4_micro import Conv4Micro
 from metalearn.nas.fit import (
     FREE,
     Batching,
@@ -28,10 +25,12 @@ from metalearn.nas.fit import (
     losses_of,
     mean_and_error,
 )
-from metalearn.nas.random_search import RandomSearch
-from metalearn.nas.search import Data, Judge, Score, Searcher, Trial, choose, lockstep
-from metalearn.nas.space import Genotype, Space
-from metalearn.nas.tables import SearcherChoice, SpaceChoice
+from metalearn.nas.searchers import SearcherChoice
+from metalearn.nas.searchers.random_search import RandomSearch
+from metalearn.nas.searchers.search import Data, Request, Score, Trial, choose, run_searches
+from metalearn.nas.spaces import SpaceChoice
+from metalearn.nas.spaces.conv4_micro import Conv4Micro
+from metalearn.nas.spaces.space import Genotype, Space
 from metalearn.rng import fold_in
 from metalearn.tree import take, vmap
 from metalearn.types import (
@@ -52,52 +51,57 @@ from metalearn.types import (
 
 
 class PerTaskNAS(MethodComponent):
-    """Search an architecture for every new task on its support set, then train the winner from
-    scratch.
+    """Search an architecture for each new task on its support set, then train it from scratch.
 
-    A candidate's score is the mean held-out loss over leave-shots-out folds of the support set; at
-    one shot, where nothing can be held out, the mean training loss along its path (Ru et al. 2021).
-    Of the candidates within `standard_errors` of the best the cheapest wins, and is trained on the
-    whole support set from a fresh start: those steps are the points of the learning curve. Nothing
-    is learned across tasks; the model section gives the normalisation policy alone.
+    A candidate's score is the mean held-out loss over leave-shots-out folds of the support set.
+    With one shot, where nothing can be held out, it is the mean training loss along the path (Ru et
+    al. 2021). The cheapest candidate within `standard_errors` of the best wins. It is trained from
+    new initial parameters on the whole support set: those steps are the points of the learning
+    curve. Nothing is learned across tasks. Of the model section only the normalisation policy is
+    used.
     """
 
+    family: ClassVar[str] = "search"
     can_be_contained: ClassVar[bool] = False
 
-    family: ClassVar[str] = "search"
-    name: Literal["per_task_nas"] = option("per_task_nas", "the method")
-    space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="adapt")
-    searcher: SearcherChoice = option(RandomSearch(), "who searches", acts="adapt")
+    name: Literal["per_task_nas"] = option("per_task_nas", "The method.")
+    space: SpaceChoice = option(Conv4Micro(), "Space that is searched.", acts="adapt")
+    searcher: SearcherChoice = option(RandomSearch(), "Search algorithm.", acts="adapt")
     candidates: int = option(
-        16, "budget of a task, in full trainings of a candidate", acts="adapt", ge=1, le=100_000
+        16, "Budget of a task, in full trainings of a candidate.", acts="adapt", ge=1, le=100_000
     )
     search_steps: int = option(
-        20, "steps of a candidate's full training on one fold", acts="adapt", ge=1, le=100_000
+        20, "Steps of a candidate's full training on one fold.", acts="adapt", ge=1, le=100_000
     )
-    inner_lr: float = option(0.1, "step size of candidates and winner", acts="adapt", gt=0)
+    inner_lr: float = option(0.1, "Step size of candidates and winner.", acts="adapt", gt=0)
     inner_momentum: float = option(
-        0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
+        0.0, "Momentum of candidates and winner; 0: plain descent.", acts="adapt", ge=0, lt=1
     )
-    folds: int = option(
-        5, "most folds of a support set with several shots", acts="adapt", ge=2, le=1000
-    )
+    folds: int = option(5, "Largest number of folds of a support set.", acts="adapt", ge=2, le=1000)
     repeats: int = option(
-        2, "starts that a candidate is trained from at one shot", acts="adapt", ge=1, le=1000
+        2,
+        "Trainings of a candidate with one shot, in place of folds.",
+        acts="adapt",
+        ge=1,
+        le=1000,
     )
     standard_errors: float = option(
-        1.0, "how far from the best a cheaper candidate wins; 0: the best wins", acts="adapt", ge=0
+        1.0,
+        "Distance from the best score, in standard errors, within which the cheapest candidate "
+        "wins; 0: the best wins.",
+        acts="adapt",
+        ge=0,
     )
     batching: Batching = option(
-        "bucket", "train together what is of one architecture, or all by masks", acts="adapt"
+        "bucket",
+        "Train together the candidates of one architecture, or all candidates by masks.",
+        acts="adapt",
     )
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`, normalised as `learner` is; `meta_steps` changes nothing
-        here.
-        """
+        """The method for tasks of `spec`, normalised as `learner`; `meta_steps` has no effect."""
         del meta_steps
         policy: Any = learner.normalisation
-        space = self.space.build(spec, policy)
 
         def init(key: Key) -> MetaState:
             return MetaState({}, {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device))
@@ -112,13 +116,17 @@ class PerTaskNAS(MethodComponent):
                 phases=("search", "retrain", "predict"),
             ),
             init=init,
-            learn=self._learn(space),
+            learn=self._learn(self.space.build(spec, policy)),
         )
 
+    def inner_rule(self) -> UpdateRule:
+        """The update rule that trains candidates and winners."""
+        if self.inner_momentum:
+            return momentum(self.inner_lr, self.inner_momentum)
+        return sgd(self.inner_lr)
+
     def _learn(self, space: Space) -> Callable[..., Learned]:
-        spec = space.spec
-        rule = rule_of(self)
-        search, train = searched(self, space, rule), Winners(space, rule)
+        search, train = make_search(self, space), Winners(space, self.inner_rule())
 
         def learn(
             meta: Meta,
@@ -128,83 +136,59 @@ class PerTaskNAS(MethodComponent):
             key: Key | None = None,
             ledger: Ledger | None = None,
         ) -> Learned:
-            check_shots(spec, support)
+            check_shots(space.spec, support)
             points, keys = points_of(steps), task_keys(key, support.x.shape[0]).to(support.x.device)
-            book = NullLedger() if ledger is None else ledger
+            ledger = NullLedger() if ledger is None else ledger
             counts = {"tasks": len(keys), "labels": len(keys) * support.x.shape[1], **FREE}
-            trials, wins = book.run(
-                "search", search, support, fold_in(keys, "search"), book, **counts
-            )
-            said = train(
-                [win.genotype for win in wins],
-                support,
-                query_x,
-                points,
-                fold_in(keys, "retrain"),
-                book,
-            )
-            return Learned(said, notes(space, trials, wins))
+            search_keys, train_keys = (fold_in(keys, name) for name in ("search", "retrain"))
+            trials, wins = ledger.run("search", search, support, search_keys, ledger, **counts)
+            genotypes = [win.genotype for win in wins]
+            predictions = train(genotypes, support, query_x, points, train_keys, ledger)
+            return Learned(predictions, notes(space, trials, wins))
 
         return learn
-
-
-def rule_of(options: PerTaskNAS) -> UpdateRule:
-    """What trains candidates and winners."""
-    return (
-        momentum(options.inner_lr, options.inner_momentum)
-        if options.inner_momentum
-        else sgd(options.inner_lr)
-    )
 
 
 Found = tuple[list[list[Trial]], list[Trial]]
 
 
-def searched(options: PerTaskNAS, space: Space, rule: UpdateRule) -> Callable[..., Found]:
-    """(support [T, ...], keys [T], ledger) -> (trials, winner) of each task; what is asked together
-    runs together.
-    """
-    spec, searcher = space.spec, _searcher(options, space)
-    measure = losses_of(space, rule, options.batching)
-    divided = vmap(lambda support, key: divide(spec, support, key, options.folds, options.repeats))
+def make_search(options: PerTaskNAS, space: Space) -> Callable[..., Found]:
+    """(support [T, ...], keys [T], ledger) -> (trials, winner) of each task.
 
-    def run(support: Batch, keys: Key, book: Ledger) -> Found:
-        folds: Folds = divided(support, fold_in(keys, "folds"))
+    Candidates of all tasks that are asked for at the same time are trained together."""
+    spec, searcher = space.spec, options.searcher.build(space)
+    measure = losses_of(space, options.inner_rule(), options.batching)
+    divide_tasks = vmap(
+        lambda support, key: divide(spec, support, key, options.folds, options.repeats)
+    )
 
-        def judge(jobs: Sequence[tuple[int, Genotype, float]]) -> list[Score]:
-            work = [
+    def run(support: Batch, keys: Key, ledger: Ledger) -> Found:
+        folds: Folds = divide_tasks(support, fold_in(keys, "folds"))
+
+        def evaluate(requests: Sequence[Request]) -> list[Score]:
+            jobs = [
                 (task, genotype, max(1, round(share * options.search_steps)))
-                for task, genotype, share in jobs
+                for task, genotype, share in requests
             ]
-            found = [mean_and_error(losses) for losses in measure(work, folds, book)]
+            found = [mean_and_error(losses) for losses in measure(jobs, folds, ledger)]
             return [Score(-mean, error) for mean, error in found]
 
-        checked: Judge = judge
         searches = [
-            searcher(
-                fold_in(keys[task], "searcher"), options.candidates, Data(take(folds, task), book)
-            )
-            for task in range(support.x.shape[0])
+            searcher(key, options.candidates, Data(take(folds, task), ledger))
+            for task, key in enumerate(fold_in(keys, "searcher"))
         ]
-        trials = lockstep(searches, checked, options.candidates)
+        trials = run_searches(searches, evaluate, options.candidates)
         return trials, [choose(space, one, options.standard_errors) for one in trials]
 
     return run
 
 
-def _searcher(options: PerTaskNAS, space: Space) -> Searcher:
-    made: Searcher = options.searcher.build(space)
-    return made
-
-
 class Winners:
-    """Training of the chosen networks on whole support sets; tasks with one architecture are
-    trained side by side.
-    """
+    """Training of the chosen networks on whole support sets, batched by architecture."""
 
     def __init__(self, space: Space, rule: UpdateRule) -> None:
         self._space, self._rule = space, rule
-        self._made = functools.cache(self._pair)
+        self._functions = functools.cache(self._make)
 
     def __call__(
         self,
@@ -213,65 +197,53 @@ class Winners:
         query_x: Tensor,
         points: tuple[int, ...],
         keys: Key,
-        book: Ledger,
+        ledger: Ledger,
     ) -> Tensor:
-        """Outputs [T, P, M, C] of task t's network, `chosen[t]`, on query_x [T, M, *X]."""
-        said: dict[int, Tensor] = {}
+        """Outputs [T, P, M, C] of task t's network `chosen[t]` on query_x [T, M, *X]."""
+        found: dict[int, Tensor] = {}
         for genotype in dict.fromkeys(chosen):
             tasks = [task for task, other in enumerate(chosen) if other == genotype]
+            train, predict = self._functions(genotype, points)
             for piece in chunks(len(tasks), support.x.device.type):
                 lanes = tasks[piece]
                 data, x, key = take(support, lanes), query_x[lanes], keys[lanes]
-                train, answer = self._made(genotype, points)
-                spent = len(lanes) * points[-1]
-                counts = {
-                    "gradient_steps": spent,
-                    "examples": spent * data.x.shape[1],
-                    "tasks": len(lanes),
-                }
-                items = book.run(
-                    "retrain", train, key, data, **counts
-                )  # the labels are those that the search paid for
-                said.update(
-                    zip(lanes, book.run("predict", answer, items, data, x, tasks=len(lanes)))
-                )
-        return torch.stack([said[task] for task in range(len(chosen))])
+                steps, count = len(lanes) * points[-1], {"tasks": len(lanes)}
+                # The labels were counted by the search.
+                counts = {"gradient_steps": steps, "examples": steps * data.x.shape[1], **count}
+                items = ledger.run("retrain", train, key, data, **counts)
+                found.update(zip(lanes, ledger.run("predict", predict, items, data, x, **count)))
+        return torch.stack([found[task] for task in range(len(chosen))])
 
-    def _pair(
+    def _make(
         self, genotype: Genotype, points: tuple[int, ...]
     ) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-        learner, loss_of = self._space.learner(genotype), criterion(self._space.spec)
+        learner, rule = self._space.learner(genotype), self._rule
+        loss = support_loss(learner, self._space.spec)
 
-        def loss(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss_of(learner.apply(params, batch.x), batch.y)
-
-        def to(points: tuple[int, ...]) -> Callable[..., list[Params]]:
+        def make(points: tuple[int, ...]) -> Callable[..., list[Params]]:
             def train(_: None, key: Key, support: Batch) -> list[Params]:
-                return adapt(
-                    loss, learner.init(key), self._rule, support, points[-1], keep=points
-                ).points
+                start = learner.init(key)
+                return adapt(loss, start, rule, support, points[-1], keep=points).points
 
             return train
 
-        def answer(_: None, items: list[Params], support: Batch, query_x: Tensor) -> Tensor:
-            return torch.stack(
-                [learner.apply(params, query_x, context=support.x) for params in items]
-            )
+        def predict(_: None, items: list[Params], support: Batch, query_x: Tensor) -> Tensor:
+            outputs = [learner.apply(params, query_x, context=support.x) for params in items]
+            return torch.stack(outputs)
 
-        return OverTasks(to, points, None), OverTasks(lambda _: answer, (0,), None)
+        return OverTasks(make, points, None), OverTasks(lambda _: predict, (0,), None)
 
 
 def notes(
     space: Space, trials: Sequence[Sequence[Trial]], wins: Sequence[Trial]
 ) -> dict[str, Tensor]:
-    """What the report asks of a search, [T, ...]: the winner, its score and cost, and every
-    candidate's score.
+    """Notes of a search for the report, [T, ...]: winner, score, cost, and every candidate.
 
-    Where tasks tried different numbers of candidates rows end with NaN, and genotypes with -1.
+    Where tasks tried different numbers of candidates, rows are padded with NaN, genotypes with -1.
     """
-    like = {"dtype": space.spec.dtype, "device": space.spec.device}
+    like: dict[str, Any] = {"dtype": space.spec.dtype, "device": space.spec.device}
     cost = [space.cost(win.genotype) for win in wins]
-    numbers = {
+    numbers: dict[str, list[Any]] = {
         "score": [win.score.value for win in wins],
         "score_error": [win.score.error for win in wins],
         "best_score": [
@@ -282,18 +254,12 @@ def notes(
         "architecture_flops": [float(one.flops) for one in cost],
         "architecture_params": [float(one.params) for one in cost],
     }
-    found = {name: torch.tensor(values, **like) for name, values in numbers.items()}  # type: ignore[arg-type]
-    width, nothing = max(map(len, trials)), (-1,) * len(space.places)
-    rest = [width - len(one) for one in trials]
-    scores = [
-        [trial.score.value for trial in one] + [math.nan] * more for one, more in zip(trials, rest)
-    ]
-    tried = [
-        [trial.genotype for trial in one] + [nothing] * more for one, more in zip(trials, rest)
-    ]
-    shares = [[trial.share for trial in one] + [math.nan] * more for one, more in zip(trials, rest)]
-    found["trial_share"] = torch.tensor(shares, **like)  # type: ignore[arg-type]
-    found["trial_score"] = torch.tensor(scores, **like)  # type: ignore[arg-type]
-    where = space.spec.device
-    found["trial_genotype"] = torch.tensor(tried, device=where)
-    return found | {"genotype": torch.tensor([win.genotype for win in wins], device=where)}
+    padding = Trial((-1,) * len(space.places), math.nan, Score(math.nan))
+    width = max(map(len, trials))
+    rows = [[*one, *[padding] * (width - len(one))] for one in trials]
+    numbers["trial_share"] = [[trial.share for trial in row] for row in rows]
+    numbers["trial_score"] = [[trial.score.value for trial in row] for row in rows]
+    found = {name: torch.tensor(values, **like) for name, values in numbers.items()}
+    tried, won = [[trial.genotype for trial in row] for row in rows], [win.genotype for win in wins]
+    found["trial_genotype"] = torch.tensor(tried, device=space.spec.device)
+    return found | {"genotype": torch.tensor(won, device=space.spec.device)}

@@ -1,68 +1,67 @@
-"""Architecture search once for a family of tasks: the winner is then learned as any model is."""
+"""Architecture search once for a family of tasks; another method then learns with the winner."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
+from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.losses import criterion
-from metalearn.nas.conv4_micro import Conv4Micro
 from metalearn.nas.fit import FREE, Folds
-from metalearn.nas.random_search import RandomSearch
-from metalearn.nas.search import Data, Score, choose, drive
-from metalearn.nas.space import Genotype, Space, words
-from metalearn.nas.tables import SearcherChoice, SpaceChoice, looks_at_data
+from metalearn.nas.searchers import SearcherChoice
+from metalearn.nas.searchers.random_search import RandomSearch
+from metalearn.nas.searchers.search import Data, Score, choose, run_search
+from metalearn.nas.spaces import SpaceChoice
+from metalearn.nas.spaces.conv4_micro import Conv4Micro
+from metalearn.nas.spaces.space import Genotype, Space, describe
 from metalearn.rng import fold_in
-from metalearn.types import EpisodeSpec, Key, Learner, Ledger, Method, TaskSource
+from metalearn.storage.files import append_lines, cut_lines, read_lines, write_json
+from metalearn.types import EpisodeSpec, Key, Learner, Ledger, MetaState, Method, TaskSource
 
-Result = TypeVar("Result")
-CHUNK = 50  # tasks learned at once where a candidate is scored
+CHUNK = 50  # tasks learned at once when a candidate is scored
 CHOICE, RECORD = "architecture.json", "search.jsonl"
 
 
-class Contained(Protocol):
-    """What is learned with each architecture: a component of another room, handed in."""
-
-    def build(
-        self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None
-    ) -> Method: ...
-
-
 class SharedNAS(MethodComponent):
-    """Search one architecture on training tasks, then meta-train or pretrain it as the contained
-    method does.
+    """Search one architecture on training tasks; the contained method then learns with it.
 
     A candidate's score is minus the mean query loss of `score_tasks` other training tasks, after
     `search_steps` meta-steps of the contained method and `adapt_steps` steps on each task.
-    `prepare` searches, and returns the contained method on the winner, which knows nothing of the
-    search but the architecture."""
+    `prepare` searches and returns the contained method on the winner; only the architecture is
+    passed on."""
 
+    family: ClassVar[str] = "search"
     contains_by_default: ClassVar[str | None] = "maml"
     can_be_contained: ClassVar[bool] = False
 
-    family: ClassVar[str] = "search"
-    name: Literal["shared_nas"] = option("shared_nas", "the method")
-    space: SpaceChoice = option(Conv4Micro(), "what is searched", acts="train")
-    searcher: SearcherChoice = option(RandomSearch(), "who searches", acts="train")
+    name: Literal["shared_nas"] = option("shared_nas", "The method.")
+    space: SpaceChoice = option(Conv4Micro(), "Space that is searched.", acts="train")
+    searcher: SearcherChoice = option(RandomSearch(), "Search algorithm.", acts="train")
     candidates: int = option(
-        16, "budget, in full trainings of a candidate", acts="train", ge=1, le=100_000
+        16, "Budget, in full trainings of a candidate.", acts="train", ge=1, le=100_000
     )
-    search_steps: int = option(200, "meta-steps of a candidate's full training", acts="train", ge=0)
-    search_tasks: int = option(16, "tasks in one of these meta-steps", acts="train", ge=1)
+    search_steps: int = option(
+        200, "Meta-steps of a candidate's full training.", acts="train", ge=0
+    )
+    search_tasks: int = option(16, "Tasks in one of these meta-steps.", acts="train", ge=1)
     search_examples: int = option(
-        64, "or examples, where the contained method consumes them", acts="train", ge=1
+        64, "Examples in one, where the contained method consumes examples.", acts="train", ge=1
     )
-    score_tasks: int = option(200, "training tasks that score a candidate", acts="train", ge=2)
-    adapt_steps: int = option(5, "steps on each of them", acts="train", ge=0)
+    score_tasks: int = option(200, "Training tasks that score a candidate.", acts="train", ge=2)
+    adapt_steps: int = option(5, "Steps on each of them.", acts="train", ge=0)
     standard_errors: float = option(
-        0.0, "how far from the best a cheaper candidate wins; 0: the best wins", acts="train", ge=0
+        0.0,
+        "Distance from the best score, in standard errors, within which the cheapest candidate "
+        "wins; 0: the best wins.",
+        acts="train",
+        ge=0,
     )
 
     def build(
@@ -70,22 +69,14 @@ class SharedNAS(MethodComponent):
         learner: Learner,
         spec: EpisodeSpec,
         meta_steps: int | None = None,
-        contained: Contained | None = None,
+        contained: MethodComponent | None = None,
     ) -> Method:
-        """A method that has not searched yet: call its `prepare`, and use what comes back.
-        `contained` is needed.
-        """
+        """A method whose `prepare` searches and returns the contained one; raises ConfigError."""
         if contained is None:
-            text = (
-                "is missing: shared_nas finds an architecture for another method, such as "
-                "{name: maml}"
-            )
+            text = "is missing: shared_nas searches for another method, such as {name: maml}"
             raise ConfigError(("method.contains", text))
         if spec.queries == 0:
-            text = (
-                "is 0, but a shared search scores candidates by queries of training tasks: "
-                "give at least 1 a class"
-            )
+            text = "must be >= 1 (got 0): a shared search scores candidates by query losses"
             raise ConfigError(("task.queries", text))
         policy: Any = learner.normalisation
         space = self.space.build(spec, policy)
@@ -94,157 +85,154 @@ class SharedNAS(MethodComponent):
             return contained.build(space.learner(genotype), spec, meta_steps=meta_steps)
 
         def prepare(source: TaskSource, key: Key, ledger: Ledger, folder: Path) -> Method:
-            """The contained method on the architecture found in `folder`, or searched now and
-            written there.
-            """
+            """The contained method on the architecture of `folder`, found now where it has none."""
             found = folder / CHOICE
             if not found.exists():
-                _refuse_other_splits(source)
+                _check_split(source)
                 folder.mkdir(parents=True, exist_ok=True)
-                record = folder / RECORD
-                choice = ledger.run(
-                    "search", _search, self, space, contained, source, key, ledger, record, **FREE
-                )
-                _write(found, choice)
-            return method_of(_chosen(space, found))
+                search = SharedSearch(self, space, contained, source, key, ledger)
+                write_json(found, ledger.run("search", search.run, folder / RECORD, **FREE))
+            return method_of(_read_choice(space, found))
 
-        traits = method_of(space.default).traits
-        has_step = method_of(space.default).step is not None
+        default = method_of(space.default)
         return Method(
             spec=spec,
-            traits=traits,
-            init=_not_yet,
-            learn=_not_yet,
-            step=_not_yet if has_step else None,
+            traits=default.traits,
+            init=_not_prepared,
+            learn=_not_prepared,
+            step=_not_prepared if default.step is not None else None,
             prepare=prepare,
         )
 
 
-def _not_yet(*args: Any, **kwargs: Any) -> NoReturn:
+def _not_prepared(*args: Any, **kwargs: Any) -> NoReturn:
     raise RuntimeError(
         "shared_nas has no architecture yet: call method.prepare(source, key, ledger, folder) first"
     )
 
 
-def _refuse_other_splits(source: TaskSource) -> None:
+def _check_split(source: TaskSource) -> None:
     if source.spec.split != "train":
-        text = (
-            f"{source.spec.split!r} tasks were handed to a search: it may look at training "
-            f"tasks alone"
-        )
+        text = f"a shared search uses training tasks alone (got {source.spec.split!r} tasks)"
         raise ConfigError(("method.prepare", text))
 
 
-def _search(
-    options: SharedNAS,
-    space: Space,
-    contained: Contained,
-    source: TaskSource,
-    key: Key,
-    ledger: Ledger,
-    record: Path,
-) -> dict[str, Any]:
-    """Run the searcher; trials in the record of an interrupted search are told again, not trained
-    again.
-    """
-    book = ledger.under("search")
-    known = {(tuple(row["genotype"]), row["share"]): row for row in _rows(record)}
+class SharedSearch:
+    """One search on training tasks; `ledger` receives all of its cost as phase `search`."""
 
-    def score(genotype: Genotype, share: float) -> Score:
-        row = known.get((genotype, share))
-        if row is None:
-            before = ledger.totals().get("search", {})
-            value = score_of(options, space.learner(genotype), contained, source, key, book, share)
-            cost = _since(before, ledger.totals().get("search", {}))
-            row = {"genotype": list(genotype), "share": share, "cost": cost}
-            row |= {
-                "value": value.value if math.isfinite(value.value) else None,
-                "error": value.error,
-            }
-            with record.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
-        elif row["cost"]:
-            ledger.add("search", **row["cost"])
-        return Score(-math.inf if row["value"] is None else row["value"], row["error"])
-
-    searcher = options.searcher.build(space)
-    data = _data(options, source, key, book)
-    if looks_at_data(options.searcher):
+    def __init__(
+        self,
+        options: SharedNAS,
+        space: Space,
+        contained: MethodComponent,
+        source: TaskSource,
+        key: Key,
+        ledger: Ledger,
+    ) -> None:
+        self.options, self.space, self.contained = options, space, contained
+        self.source, self.key, self.ledger = source, key, ledger
+        self.searching = ledger.under("search")
         spec = source.spec
-        seen = options.search_tasks * spec.ways * (spec.shots + spec.queries)
-        book.run("search", lambda: None, labels=seen, **FREE)
-    trials = drive(
-        searcher(fold_in(key, "searcher"), options.candidates, data), score, options.candidates
-    )
-    win = choose(space, trials, options.standard_errors)
-    return {
-        "space": space.name,
-        "genotype": list(win.genotype),
-        "words": words(space, win.genotype),
-        "cost": space.cost(win.genotype)._asdict(),
-        "score": win.score.value if math.isfinite(win.score.value) else None,
-        "trials": len(trials),
-    }
+        self.examples_per_task = spec.ways * (spec.shots + spec.queries)
 
+    def run(self, record: Path) -> dict[str, Any]:
+        """Search; returns the content of architecture.json.
 
-def score_of(
-    options: SharedNAS,
-    learner: Learner,
-    contained: Contained,
-    source: TaskSource,
-    key: Key,
-    book: Ledger,
-    share: float,
-) -> Score:
-    """Train one candidate on training tasks, then learn other training tasks and look at their
-    query loss.
-    """
-    spec, steps = source.spec, round(share * options.search_steps)
-    method = contained.build(learner, spec, meta_steps=max(1, steps))
-    gradients = int(
-        getattr(contained, "gradients_per_task", getattr(contained, "inner_steps", 0) + 1)
-    )
-    state, per_task = method.init(fold_in(key, "init")), spec.ways * (spec.shots + spec.queries)
-    if method.step is not None:
-        examples = method.traits.consumes == "examples"
-        units, each = (options.search_examples, 1) if examples else (options.search_tasks, per_task)
-        counts = {"gradient_steps": 1 if examples else units * gradients, "examples": units * each}
+        Trials in the record of an interrupted search are taken from there, with their cost."""
+        options, space = self.options, self.space
+        if record.exists():
+            cut_lines(record, 0)  # removes a line that was not written completely
+        known = {(tuple(row["genotype"]), row["share"]): row for row in read_lines(record)}
+
+        def score(genotype: Genotype, share: float) -> Score:
+            row = known.get((genotype, share))
+            if row is None:
+                row = self._trial(genotype, share)
+                append_lines(record, [row])
+            elif row["cost"]:
+                self.ledger.add("search", **row["cost"])
+            return Score(-math.inf if row["value"] is None else row["value"], row["error"])
+
+        search = options.searcher.build(space)(
+            fold_in(self.key, "searcher"), options.candidates, self._data()
+        )
+        trials = run_search(search, score, options.candidates)
+        win = choose(space, trials, options.standard_errors)
+        return {
+            "space": space.name,
+            "genotype": list(win.genotype),
+            "words": describe(space, win.genotype),
+            "cost": space.cost(win.genotype)._asdict(),
+            "score": win.score.value,
+            "trials": len(trials),
+        }
+
+    def _trial(self, genotype: Genotype, share: float) -> dict[str, Any]:
+        """Score one candidate; a row of the record."""
+        before = self.ledger.totals().get("search", {})
+        value, error = self.score(self.space.learner(genotype), share)
+        cost = _difference(before, self.ledger.totals().get("search", {}))
+        found = {"genotype": list(genotype), "share": share, "cost": cost}
+        return {**found, "value": value if math.isfinite(value) else None, "error": error}
+
+    def score(self, learner: Learner, share: float) -> Score:
+        """Train one candidate on training tasks; minus its mean query loss on other ones."""
+        steps = round(share * self.options.search_steps)
+        method = self.contained.build(learner, self.source.spec, meta_steps=max(1, steps))
+        losses = self._query_losses(method, self._meta_train(method, steps))
+        counts = {"labels": self.options.score_tasks * self.examples_per_task, **FREE}
+        self.searching.run("search", lambda: None, candidates=1, **counts)
+        if not bool(losses.isfinite().all()):
+            return Score(-math.inf)
+        return Score(-float(losses.mean()), float(losses.std()) / math.sqrt(len(losses)))
+
+    def _meta_train(self, method: Method, steps: int) -> MetaState:
+        state = method.init(fold_in(self.key, "init"))
+        if method.step is None:
+            return state
+        draw: Callable[..., Any] = self.source.sample
+        size = self.options.search_tasks
+        examples = size * self.examples_per_task
+        gradients = size * self.contained.gradients_per_task
+        if method.traits.consumes == "examples":
+            draw, size = self.source.examples, self.options.search_examples
+            examples, gradients = size, 1
+        counts = {"gradient_steps": gradients, "examples": examples, "labels": examples}
         for number in range(steps):
-            at = fold_in(key, "train", number)
-            data = source.examples(at, units) if examples else source.sample(at, units)
-            state, _ = book.run("search", method.step, state, data, **counts, labels=units * each)
-    losses = []
-    at = fold_in(key, "score")
-    for start in range(0, options.score_tasks, CHUNK):
-        tasks = min(CHUNK, options.score_tasks - start)
-        episode = source.sample(at, tasks, start)
-        keys = fold_in(episode.info["key"], "learn")
-        said = method.learn(
-            state.meta,
-            episode.support,
-            episode.query.x,
-            (options.adapt_steps,),
-            key=keys,
-            ledger=book,
-        ).predictions[:, -1]
-        losses.append(criterion(spec)(said, episode.query.y, lead=1))
-    each_task = torch.cat(losses)
-    book.run("search", lambda: None, candidates=1, labels=options.score_tasks * per_task, **FREE)
-    if not bool(each_task.isfinite().all()):
-        return Score(-math.inf)
-    return Score(-float(each_task.mean()), float(each_task.std()) / math.sqrt(len(each_task)))
+            data = draw(fold_in(self.key, "train", number), size)
+            state, _ = self.searching.run("search", method.step, state, data, **counts)
+        return state
+
+    def _query_losses(self, method: Method, state: MetaState) -> Tensor:
+        """Query losses of the tasks that score a candidate: [score_tasks]."""
+        losses, points = [], (self.options.adapt_steps,)
+        for start in range(0, self.options.score_tasks, CHUNK):
+            tasks = min(CHUNK, self.options.score_tasks - start)
+            episode = self.source.sample(fold_in(self.key, "score"), tasks, start)
+            learned = method.learn(
+                state.meta,
+                episode.support,
+                episode.query.x,
+                points,
+                key=fold_in(episode.info["key"], "learn"),
+                ledger=self.searching,
+            )
+            loss_of = criterion(self.source.spec)
+            losses.append(loss_of(learned.predictions[:, -1], episode.query.y, lead=1))
+        return torch.cat(losses)
+
+    def _data(self) -> Data:
+        """Data for searchers that train networks: training tasks as folds, queries held out."""
+        tasks = self.options.search_tasks
+        episode = self.source.sample(fold_in(self.key, "lanes"), tasks)
+        folds = Folds(episode.support, episode.query, fold_in(episode.info["key"], "lane"))
+        if self.options.searcher.uses_data:
+            labels = tasks * self.examples_per_task
+            self.searching.run("search", lambda: None, labels=labels, **FREE)
+        return Data(folds, self.searching)
 
 
-def _data(options: SharedNAS, source: TaskSource, key: Key, book: Ledger) -> Data:
-    """For searchers that train networks themselves: training tasks as lanes, their queries held
-    out.
-    """
-    episode = source.sample(fold_in(key, "lanes"), options.search_tasks)
-    folds = Folds(episode.support, episode.query, fold_in(episode.info["key"], "lane"))
-    return Data(folds, book)
-
-
-def _chosen(space: Space, path: Path) -> Genotype:
+def _read_choice(space: Space, path: Path) -> Genotype:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         genotype = tuple(int(choice) for choice in found["genotype"])
@@ -257,36 +245,10 @@ def _chosen(space: Space, path: Path) -> Genotype:
     return genotype
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a record; a line that a kill tore is left out, and cut off."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-        whole = "".join(json.dumps(row) + "\n" for row in rows)
-        if whole != path.read_text(encoding="utf-8"):
-            _put(path, whole)
-    return rows
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    _put(path, json.dumps(data, indent=1) + "\n")
-
-
-def _put(path: Path, text: str) -> None:
-    """The whole text or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _since(
+def _difference(
     before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> dict[str, float | None]:
-    """What was added between two totals; null where it was not measured, and of a peak the later
-    one.
-    """
+    """What was added between two totals; None where it was not measured; of a peak the later."""
     return {
         name: total if total is None or name == "peak_bytes" else total - (before.get(name) or 0)
         for name, total in after.items()

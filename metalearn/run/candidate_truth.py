@@ -15,7 +15,7 @@ from metalearn.config.experiment import Experiment
 from metalearn.evaluate.curves import learn_keys
 from metalearn.losses import accuracy, criterion
 from metalearn.nas.fit import lanes_of
-from metalearn.nas.per_task import PerTaskNAS, Winners, rule_of
+from metalearn.nas.per_task import PerTaskNAS, Winners
 from metalearn.rng import fold_in
 from metalearn.tree import take
 from metalearn.types import Method, NullLedger, TaskSource
@@ -41,7 +41,7 @@ def candidates_on_queries(
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks)
     keys = fold_in(learn_keys(batch.info["key"], experiment.run.seeds[0]), "retrain")
     policy: Any = method.traits.normalisation
-    train = Winners(options.space.build(spec, policy), rule_of(options))
+    train = Winners(options.space.build(spec, policy), options.inner_rule())
     tried = notes["trial_genotype"][:tasks].tolist()
     loss, right = np.full((2, tasks, len(tried[0])), np.nan)
     for place in range(len(tried[0])):

@@ -138,7 +138,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def cut_lines(path: Path, step: int) -> None:
     """Keep the lines up to a step: what a resumed run has not yet done again."""
     rows = [row for row in read_lines(path) if row.get("step", 0) <= step]
-    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+    lines = (json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+    write_atomic(path, "".join(lines).encode())
 
 
 # What zipfile and numpy raise on bytes that are no archive, or a damaged one.

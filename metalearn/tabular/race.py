@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from metalearn.logger import log
-from metalearn.nas.search import Data, choose, drive
-from metalearn.nas.space import Genotype, words
+from metalearn.nas.searchers.search import Data, choose, run_search
+from metalearn.nas.spaces.space import Genotype, describe
 from metalearn.rng import fold_in
 from metalearn.storage.files import plain, write_atomic, write_json
 from metalearn.tabular import race_results as results
@@ -112,11 +112,11 @@ def _picks(ready: Ready, name: str, options: RaceOptions) -> Json:
         log.info(f"{name}: task {task + 1} of {len(lands)}")
         data = Data(take(folds, task), NullLedger())
         search = ready.searchers[name](fold_in(keys[task], "searcher"), options.budget, data)
-        trials = drive(search, results.lookup(rows, land), options.budget)
+        trials = run_search(search, results.lookup(rows, land), options.budget)
         genotypes.append(choose(ready.space, trials, 0.0).genotype)
     found = results.placed(genotypes, ready.table, options.budget)
     for place, genotype in zip(found["tasks"], genotypes):
-        place["words"] = words(ready.space, genotype)
+        place["words"] = describe(ready.space, genotype)
     return {"searcher": name, "options": ready.racers[name].model_dump(mode="json"), **found}
 
 

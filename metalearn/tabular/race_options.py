@@ -16,8 +16,8 @@ from metalearn.config.validate import validated
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.machine import device_of
 from metalearn.nas import SEARCHERS
-from metalearn.nas.search import Searcher
-from metalearn.nas.space import Space
+from metalearn.nas.searchers.search import Searcher
+from metalearn.nas.spaces.space import Space
 from metalearn.nas.tabular import Table
 from metalearn.tabular.table_tasks import Tasks, opened, rebuilt
 
@@ -191,7 +191,7 @@ def _usable(table: Table, options: RaceOptions, problems: Problems) -> None:
             f"tabulate that began it"
         )
         problems.append((place, text))
-    elif table.hopeless:
+    elif table.unbounded:
         text = (
             "half of the networks diverge at the first point on some task: train with a "
             "smaller inner_lr"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from metalearn.evaluate import stats
 from metalearn.evaluate.selection import kendall
-from metalearn.nas.search import SLACK, Score, Searcher, Trial, choose, drive
-from metalearn.nas.space import Genotype, Space
+from metalearn.nas.searchers.search import SLACK, Score, Searcher, Trial, choose, run_search
+from metalearn.nas.spaces.space import Genotype, Space
 from metalearn.nas.tabular import Table, expected_pick
 from metalearn.rng import fold_in
 
@@ -62,7 +62,7 @@ def landscapes(table: Table) -> dict[str, list[Landscape]]:
     """truth: all tasks' mean query value, after a share of the training that of then; scores: each
     task's own.
     """
-    shown = replace(table, rows=table.rows._replace(score=table.good().mean(2)))
+    shown = replace(table, rows=table.rows._replace(score=table.quality().mean(2)))
     return {
         "truth": [_landscape(shown, None)],
         "scores": [_landscape(table, task) for task in range(table.header["tasks"])],
@@ -106,7 +106,9 @@ def raced(
     for seed in range(seeds):
         for number, land in enumerate(lands):
             score = lookup(rows, land)
-            trials = drive(searcher(fold_in(seed, "race", number), budget, None), score, budget)
+            trials = run_search(
+                searcher(fold_in(seed, "race", number), budget, None), score, budget
+            )
             picks[seed, number] = [
                 rows[genotype] for genotype in incumbents(space, trials, evaluations)
             ]
@@ -259,7 +261,7 @@ def noise(table: Table) -> Json:
     tau: with the mean truth of all seeds. one_seed: with the truth of one training, which is what
     the ceiling is made of, the tau between the truths of two trainings. between_tasks: the truths
     of two tasks."""
-    worth, score = table.good()[..., -1], table.rows.score[..., -1]  # [G, T, R], [G, T]
+    worth, score = table.quality()[..., -1], table.rows.score[..., -1]  # [G, T, R], [G, T]
     tasks, seeds = range(worth.shape[1]), range(worth.shape[2])
     truth = worth.mean(2)
     each: dict[str, list[list[float]]] = {

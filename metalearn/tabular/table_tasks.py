@@ -15,7 +15,7 @@ from metalearn.evaluate.curves import fingerprint
 from metalearn.machine import device_of
 from metalearn.nas import PerTaskNAS
 from metalearn.nas.fit import Folds, divide
-from metalearn.nas.space import Cost, Genotype, Space, classes
+from metalearn.nas.spaces.space import Cost, Genotype, Space, classes
 from metalearn.nas.tabular import Table, load
 from metalearn.rng import fold_in
 from metalearn.tabular import race_results as results

@@ -22,7 +22,7 @@ from metalearn.evaluate.curves import fingerprint, learn_keys
 from metalearn.logger import log
 from metalearn.machine import cores, device_of, set_threads
 from metalearn.nas import SPACES, PerTaskNAS
-from metalearn.nas.space import Space, words
+from metalearn.nas.spaces.space import Space, describe
 from metalearn.nas.tabular import (
     Table,
     empty,
@@ -185,13 +185,13 @@ def _show(table: Table, space: Space) -> None:
     for row in (-values).argsort(kind="stable")[:5]:
         genotype = tuple(int(choice) for choice in table.genotypes[row])
         grid.add_row(
-            words(space, genotype),
+            describe(space, genotype),
             f"{sign * values[row]:.4f}",
             f"{table.params[row]:,}",
             f"{table.flops[row]:,}",
         )
     Console().print(grid)
-    if table.hopeless:
+    if table.unbounded:
         print(
             "half of the networks diverge at the first point on some task: train with a "
             "smaller inner_lr"

@@ -1,8 +1,9 @@
-"""What an architecture is made of, channels last."""
+"""Operations that architectures are made of, channels last."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +12,27 @@ from torch.nn import functional as F
 from metalearn.kernels import conv, native
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.nas.spaces.space import Place
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """Cross-correlation, padding k // 2: x [B, H, W, C], weight [F, C, k, k] as torch's -> [B, Ho,
-    Wo, F].
+    """Cross-correlation with padding k // 2: x [B, H, W, C] -> [B, Ho, Wo, F].
 
-    A step that is recorded (run/traced.py) takes the kernel of models/conv.py: with the 16 filters
-    of a cell and tasks with weights of their own it made MAML's meta-step 1.7 times as fast. A
-    search trains each cell for a few steps, one call after another, and there torch's convolution
-    is the faster: its calls under vmap cost 0.2 ms less."""
-    if _recorded() and not torch.is_autocast_enabled(
-        x.device.type
-    ):  # which has a say in torch's alone
+    weight [F, C, k, k] as torch's, bias [F]. A traced step (executors/trace.py) takes the operator
+    of kernels/conv.py: with the 16 filters of a cell and different weights for each task it made
+    MAML's meta-step 1.7 times as fast. A search runs each cell for a few steps without tracing, and
+    there torch's convolution is faster: its calls under vmap cost 0.2 ms less. Autocast acts on
+    torch's operators alone, so it takes torch's too."""
+    if _is_traced() and not torch.is_autocast_enabled(x.device.type):
         return conv.conv2d(x, weight, bias, stride)
     size = weight.shape[-1]
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, size // 2).permute(0, 2, 3, 1)
 
 
-def _recorded() -> bool:
-    """Whether what runs is being written down, by make_fx; a module that nobody has imported
-    records nothing.
+def _is_traced() -> bool:
+    """Whether make_fx traces this call; False in torch.compile and torch.export.
 
-    Not by torch.compile and torch.export: what they make for others should need no operators of
-    this project."""
+    What the latter make for others should not need operators of this project."""
     if torch.compiler.is_compiling():
         return False
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
@@ -47,9 +45,7 @@ def half(x: Tensor) -> Tensor:
 
 
 def avg3(x: Tensor, stride: int = 1) -> Tensor:
-    """Mean of each 3 x 3 window, of the places inside the map alone: [B, H, W, C] -> [B, Ho, Wo,
-    C].
-    """
+    """Mean over each 3 x 3 window, without padding pixels: [B, H, W, C] -> [B, Ho, Wo, C]."""
     return _window_sum(x, stride) / _window_sum(x.new_ones((1, *x.shape[1:3], 1)), stride)
 
 
@@ -65,29 +61,35 @@ def _window_sum(x: Tensor, stride: int) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over all axes but the first (Ba et al. 2016, equation 4), then
-    weight and bias.
+    """(x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, equation 4): x [B, ..., C].
 
-    x [B, ..., C]; `mask` [C] says which channels exist: the moments are over those alone, the
-    others come out as zero."""
+    Moments are over all axes but the first. `mask` [C] marks the channels that exist: the moments
+    are over those alone, and the others are zero in the output."""
     axes = tuple(range(1, x.dim()))
     if mask is None:
         mean = x.mean(axes, keepdim=True)
         var = (x - mean).square().mean(axes, keepdim=True)
         return (x - mean) * torch.rsqrt(var + EPS) * weight + bias
-    here = mask.expand(x.shape[1:])
-    many = here.sum()
-    mean = (x * here).sum(axes, keepdim=True) / many
-    var = ((x - mean).square() * here).sum(axes, keepdim=True) / many
+    exists = mask.expand(x.shape[1:])
+    count = exists.sum()
+    mean = (x * exists).sum(axes, keepdim=True) / count
+    var = ((x - mean).square() * exists).sum(axes, keepdim=True) / count
     return ((x - mean) * torch.rsqrt(var + EPS) * weight + bias) * mask
 
 
+def width_mask(weights: Tensor, widths: Sequence[int], like: Tensor) -> Tensor:
+    """Mask of the units of the widest layer: weights [W] of the widths -> [max(widths)]."""
+    units = torch.arange(widths[-1], device=like.device)
+    exists = units < torch.tensor(widths, device=like.device).unsqueeze(-1)
+    return weights @ exists.to(like.dtype)
+
+
 class ConvNorm(nn.Module):
-    """A convolution, then the policy's normalisation."""
+    """A convolution, then normalisation by policy."""
 
     def __init__(self, inputs: int, filters: int, size: int, stride: int, norm: Policy) -> None:
         super().__init__()
-        native.kernel()  # built here, once, and not inside a compiled step
+        native.kernel()  # compiles the operators here, once, and not inside a compiled step
         self.stride = stride
         self.conv = nn.Conv2d(inputs, filters, size, stride=stride, padding=size // 2)
         self.norm = Norm(filters, norm, channels_last=True) if norm != "none" else None
@@ -100,16 +102,14 @@ class ConvNorm(nn.Module):
 
 
 class Masks(nn.Module):
-    """The masks of a supernet, one buffer [words] for each place; their values come with the
-    parameters.
-    """
+    """The masks of a supernet: one buffer [choices] for each place, set with the parameters."""
 
-    def __init__(self, sizes: dict[str, int]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         super().__init__()
-        for name, size in sizes.items():
-            self.register_buffer(name, torch.zeros(size))
+        for place in places:
+            self.register_buffer(place.name, torch.zeros(len(place.choices)))
 
     def of(self, name: str) -> Tensor:
-        """[words]."""
+        """[choices]."""
         mask: Tensor = getattr(self, name)
         return mask

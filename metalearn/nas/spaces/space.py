@@ -1,10 +1,11 @@
-"""A space of architectures: what a genotype is, and the two ways to build what it stands for."""
+"""A space of architectures: genotypes, and their networks built alone or inside a supernet."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -14,15 +15,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn import rng
+from metalearn.component import Component
 from metalearn.models.functional import module_learner
 from metalearn.models.norm import Policy
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
-Genotype = tuple[int, ...]  # one number a place: which of its words
+Genotype = tuple[int, ...]  # for each place the index of one of its choices
 Shapes = dict[str, tuple[int, ...]]
-# Masks ride where running statistics ride: under "stats.", so that no gradient step moves them. The
-# supernet's module has them as buffers of its part `mask`.
+# Masks lie beside the running statistics, under "stats.", so that no gradient step moves them. The
+# supernet's module has them as buffers of its submodule `mask`.
 MASK = STATS + "mask."
 
 
@@ -30,42 +32,46 @@ class Place(NamedTuple):
     """One decision of a genotype."""
 
     name: str
-    words: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 class Cost(NamedTuple):
-    """What one network costs."""
+    """The cost of one network."""
 
-    params: int  # numbers that gradients move
-    # forward pass of one example: products of matrices and convolutions, 2 a multiplication and
-    # addition
-    flops: int
+    params: int  # trainable parameters
+    flops: int  # forward pass of one example: 2 for each multiply-add of products and convolutions
 
 
 class Space(NamedTuple):
-    """A finite set of networks for tasks of one shape; a Space is built for a spec and a
-    normalisation policy.
-    """
+    """A finite set of networks, built for an EpisodeSpec and a normalisation policy."""
 
     name: str
     spec: EpisodeSpec
     places: tuple[Place, ...]
-    canonical: Callable[
-        [Genotype], Genotype
-    ]  # the representative of all genotypes that compute the same
-    learner: Callable[[Genotype], Learner]  # built discretely: only what the genotype names exists
-    # every choice at once; each choice is weighted by its number in params["stats.mask.<place>"]
+    # Maps a genotype to the representative of all genotypes that compute the same function.
+    canonical: Callable[[Genotype], Genotype]
+    learner: Callable[[Genotype], Learner]  # the network alone, without the other choices
+    # All choices at once, each weighted by its entry of params["stats.mask.<place>"].
     supernet: Learner
-    shapes: Callable[
-        [Genotype | None], Shapes
-    ]  # of a learner's parameters; None: the supernet's, without masks
+    # Shapes of a learner's parameters; None: the supernet's, without masks.
+    shapes: Callable[[Genotype | None], Shapes]
     cost: Callable[[Genotype], Cost]
-    default: Genotype  # the hand-made network of the field
+    default: Genotype  # the hand-designed network of the literature
 
     @property
     def size(self) -> int:
-        """Genotypes, counted before any two that compute the same are taken for one."""
-        return math.prod(len(place.words) for place in self.places)
+        """Number of genotypes, those that compute the same function counted separately."""
+        return math.prod(len(place.choices) for place in self.places)
+
+
+class SpaceComponent(Component):
+    """The options of a space."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, spec: EpisodeSpec, policy: Policy) -> Space:
+        """The space for tasks of `spec`, normalised by `policy`."""
 
 
 def make_space(
@@ -78,16 +84,14 @@ def make_space(
     policy: Policy,
     init: Literal["uniform", "xavier"],
 ) -> Space:
-    """A Space from one function that builds a module: for a genotype, or for None the supernet with
-    all choices.
-    """
+    """A Space from one function, `module(genotype)`; `module(None)` is the supernet."""
 
     def build(genotype: Genotype | None) -> Learner:
         return module_learner(lambda: module(genotype), spec, policy=policy, init=init)
 
     @functools.cache
     def learner(genotype: Genotype) -> Learner:
-        check(places, genotype)
+        check_genotype(places, genotype)
         return build(genotype)
 
     supernet = build(None)
@@ -113,124 +117,120 @@ def count(learner: Learner, shapes: Shapes) -> Cost:
         x = torch.empty((1, *learner.x_shape))
     with FlopCounterMode(display=False) as counter:
         learner.apply(params, x)
-    moving = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(STATS))
-    return Cost(moving, counter.get_total_flops())
+    sizes = [math.prod(shape) for name, shape in shapes.items() if not name.startswith(STATS)]
+    return Cost(sum(sizes), counter.get_total_flops())
 
 
-def check(places: tuple[Place, ...], genotype: Genotype) -> None:
-    """ValueError where a genotype is not of this space."""
+def check_genotype(places: tuple[Place, ...], genotype: Genotype) -> None:
+    """Raise ValueError for a genotype that is not of this space."""
     if len(genotype) != len(places) or not all(
-        0 <= choice < len(place.words) for choice, place in zip(genotype, places)
+        0 <= choice < len(place.choices) for choice, place in zip(genotype, places)
     ):
-        sizes = [len(place.words) for place in places]
-        raise ValueError(f"genotype {genotype} should have one number a place, each below {sizes}")
+        sizes = [len(place.choices) for place in places]
+        raise ValueError(
+            f"genotype {genotype} should have one number for each place, each below {sizes}"
+        )
 
 
 def genotypes(space: Space) -> Iterator[Genotype]:
-    """All of them, in order."""
-    return itertools.product(*(range(len(place.words)) for place in space.places))
+    """All genotypes, in order."""
+    return itertools.product(*(range(len(place.choices)) for place in space.places))
 
 
 def classes(space: Space) -> list[Genotype]:
-    """The representatives: one genotype of each set that computes the same, in order."""
+    """The representatives, in order: one genotype for each function that the space computes."""
     return [genotype for genotype in genotypes(space) if space.canonical(genotype) == genotype]
 
 
-def at(space: Space, index: int) -> Genotype:
+def genotype_at(space: Space, index: int) -> Genotype:
     """Genotype number `index` in the order of `genotypes`."""
     choices = []
     for place in reversed(space.places):
-        index, choice = divmod(index, len(place.words))
+        index, choice = divmod(index, len(place.choices))
         choices.append(choice)
     return tuple(reversed(choices))
 
 
-def words(space: Space, genotype: Genotype) -> str:
-    """A genotype in words, such as `0-1 conv3, 0-2 none, 1-2 skip`."""
+def describe(space: Space, genotype: Genotype) -> str:
+    """A genotype as text, such as `0-1 conv3, 0-2 none, 1-2 skip`."""
     return ", ".join(
-        f"{place.name} {place.words[choice]}" for place, choice in zip(space.places, genotype)
+        f"{place.name} {place.choices[choice]}" for place, choice in zip(space.places, genotype)
     )
 
 
-def walk(space: Space, key: Key) -> Iterator[Genotype]:
-    """All representatives in random order: each class is as likely as any other, and none comes
-    twice.
-    """
+def shuffled(space: Space, key: Key) -> Iterator[Genotype]:
+    """All representatives in uniformly random order, each once."""
     for index in rng.permutation(rng.fold_in(key, "walk"), space.size).tolist():
-        genotype = at(space, index)
+        genotype = genotype_at(space, index)
         if space.canonical(genotype) == genotype:
             yield genotype
 
 
 def mutate(space: Space, key: Key, genotype: Genotype) -> Genotype:
-    """The representative of `genotype` with another word at one place, all neighbours equally
-    likely.
-    """
+    """Change `genotype` at one random place; returns the representative of the new genotype.
+
+    All neighbours are equally likely."""
     neighbours = [
         (*genotype[:place], choice, *genotype[place + 1 :])
         for place, options in enumerate(space.places)
-        for choice in range(len(options.words))
+        for choice in range(len(options.choices))
         if choice != genotype[place]
     ]
     return space.canonical(neighbours[int(rng.integers(key, (), len(neighbours)))])
 
 
 def one_hot(space: Space, genotype: Genotype) -> Params:
-    """The genotype as data: a mask [words] for each place, one where the word is chosen, under the
-    supernet's names.
-    """
-    check(space.places, genotype)
+    """The genotype as masks of the supernet: one-hot [choices] for each place."""
+    check_genotype(space.places, genotype)
     like = {"dtype": space.spec.dtype, "device": space.spec.device}
     masks = {}
     for place, choice in zip(space.places, genotype):
-        mask = torch.zeros(len(place.words), **like)  # type: ignore[call-overload]
+        mask = torch.zeros(len(place.choices), **like)  # type: ignore[call-overload]
         mask[choice] = 1
         masks[MASK + place.name] = mask
     return masks
 
 
-def softened(arch: Params, temperature: float | Tensor = 1.0) -> Params:
-    """Masks from free numbers (Liu et al. 2019, equation 2): softmax(arch / temperature) for each
-    place.
-    """
+def softmax_masks(arch: Params, temperature: float | Tensor = 1.0) -> Params:
+    """Masks softmax(arch / temperature) for each place (Liu et al. 2019, equation 2)."""
     return {MASK + name: torch.softmax(value / temperature, -1) for name, value in arch.items()}
 
 
-def hardened(space: Space, arch: Params) -> Genotype:
-    """The genotype with the strongest word at each place, brought to its representative."""
+def argmax_genotype(space: Space, arch: Params) -> Genotype:
+    """The representative of the genotype with the largest weight at each place."""
     return space.canonical(tuple(int(arch[place.name].argmax()) for place in space.places))
 
 
 def embed(space: Space, genotype: Genotype, params: Params) -> Params:
-    """A network's parameters among the supernet's: padded with zeros, masks included; leaves may
-    have leading axes.
+    """The supernet's parameters, masks included, that compute what a network computes.
 
-    The start of a narrow layer keeps the scale of its own fan-in. ValueError for a genotype that is
-    no representative: its dead ends would not be dead in the supernet.
+    Leaves are padded with zeros and may have leading axes. The initial values of a narrow layer
+    keep the scale of its own fan-in. ValueError for a genotype that is not canonical: operations
+    that do not reach its output would reach the supernet's.
     """
     if space.canonical(genotype) != genotype:
         raise ValueError(
             f"genotype {genotype} should be its representative {space.canonical(genotype)}"
         )
-    own, like = space.shapes(genotype), params["head.weight"]
+    shapes, like = space.shapes(genotype), params["head.weight"]
     lead = tuple(like.shape[: like.dim() - 2])
     full: Params = {}
     for name, shape in space.shapes(None).items():
-        if name in own:
-            room = [
-                (0, wide - narrow) for wide, narrow in zip(reversed(shape), reversed(own[name]))
-            ]
-            full[name] = F.pad(params[name], [side for pair in room for side in pair])
+        if name in shapes:
+            sizes = zip(reversed(shape), reversed(shapes[name]))
+            full[name] = F.pad(
+                params[name], [pad for wide, narrow in sizes for pad in (0, wide - narrow)]
+            )
         else:
             full[name] = like.new_zeros((*lead, *shape))
     masks = one_hot(space, genotype)
     return full | {name: mask.to(like).expand((*lead, *mask.shape)) for name, mask in masks.items()}
 
 
-def carve(space: Space, genotype: Genotype, full: Params) -> Params:
-    """A network's parameters out of the supernet's: the first channels of each leaf that it has;
-    lanes [L, ...].
-    """
+def extract_subnet(space: Space, genotype: Genotype, full: Params) -> Params:
+    """A network's parameters out of the supernet's: the first channels of each of its leaves.
+
+    Leaves have a leading L."""
     part = {}
     for name, shape in space.shapes(genotype).items():
         part[name] = full[name]
@@ -239,8 +239,8 @@ def carve(space: Space, genotype: Genotype, full: Params) -> Params:
     return part
 
 
-def put_back(full: Params, part: Params) -> Params:
-    """The supernet's parameters with a carved network's in their places; lanes [L, ...]."""
+def insert_subnet(full: Params, part: Params) -> Params:
+    """The supernet's parameters with those of an extracted subnet; leaves have a leading L."""
     new = dict(full)
     for name, value in part.items():
         whole = full[name].clone()

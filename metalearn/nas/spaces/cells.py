@@ -1,29 +1,29 @@
-"""Networks made of one cell used several times: the module, and which genotypes of a cell compute
-the same.
-"""
+"""Networks that use one cell several times, and which genotypes compute the same function."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metalearn.component import option
 from metalearn.errors import ConfigError
-from metalearn.models.conv4 import pool
+from metalearn.models.conv4 import BLOCKS, pool
 from metalearn.models.norm import Moments, Policy
-from metalearn.nas.ops import ConvNorm, Masks, avg3, half
-from metalearn.nas.space import Genotype, Place, Space, make_space
+from metalearn.nas.spaces.ops import ConvNorm, Masks, avg3, half
+from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, make_space
 from metalearn.types import EpisodeSpec
 
 Downsample = Literal["stride", "pool"]
+DOWNSAMPLE = "Halve maps by strides or by 2 x 2 max-pooling; both conventions exist for Conv4."
 OPS = ("none", "skip", "conv1", "conv3", "avg3")  # of NAS-Bench-201 (Dong & Yang 2020, section 2.1)
 NONE, SKIP = OPS.index("none"), OPS.index("skip")
 CONVS = {"conv1": 1, "conv3": 3}
-CELLS = 3
+CELLS = BLOCKS - 1  # after the stem
 
 
 def edges_of(nodes: int) -> tuple[tuple[int, int], ...]:
@@ -31,21 +31,21 @@ def edges_of(nodes: int) -> tuple[tuple[int, int], ...]:
     return tuple((source, target) for target in range(1, nodes) for source in range(target))
 
 
-def alive(nodes: int, genotype: Genotype) -> tuple[bool, ...]:
-    """For each edge: does something enter it, and does it reach the output?"""
+def live_edges(nodes: int, genotype: Genotype) -> tuple[bool, ...]:
+    """For each edge, whether it lies on a path from the input to the output."""
     edges = edges_of(nodes)
-    fed, used = {0}, {nodes - 1}
+    reached, used = {0}, {nodes - 1}
     for (source, target), op in zip(edges, genotype):
-        if op != NONE and source in fed:
-            fed.add(target)
+        if op != NONE and source in reached:
+            reached.add(target)
     for (source, target), op in sorted(zip(edges, genotype), key=lambda item: -item[0][1]):
         if op != NONE and target in used:
             used.add(source)
-    return tuple(op != NONE and s in fed and t in used for (s, t), op in zip(edges, genotype))
+    return tuple(op != NONE and s in reached and t in used for (s, t), op in zip(edges, genotype))
 
 
 class Edge(nn.Module):
-    """One operation, or all of them weighted by a mask."""
+    """One operation, or the sum of all operations weighted by a mask."""
 
     def __init__(self, op: int | None, filters: int, stride: int, norm: Policy) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Edge(nn.Module):
     def forward(
         self, x: Tensor, active: Tensor, mask: Tensor | None, rows: int | None, seen: Moments | None
     ) -> Tensor:
-        """x [B, H, W, F] and `active`, its ReLU, which convolutions take -> [B, Ho, Wo, F]."""
+        """x [B, H, W, F] and its ReLU `active`, the input of convolutions -> [B, Ho, Wo, F]."""
         if self.op is not None:
             return self._one(OPS[self.op], x, active, rows, seen)
         assert mask is not None
@@ -82,18 +82,16 @@ class Edge(nn.Module):
 
 
 class Cell(nn.Module):
-    """Nodes in a row; each is the sum of its edges from the nodes before it (Dong & Yang 2020,
-    figure 1).
-    """
+    """Nodes, each the sum of its edges from earlier nodes (Dong & Yang 2020, figure 1)."""
 
     def __init__(
         self, nodes: int, genotype: Genotype | None, filters: int, strided: bool, norm: Policy
     ) -> None:
         super().__init__()
         self.nodes, self.strided = nodes, strided
-        live = (True,) * len(edges_of(nodes)) if genotype is None else alive(nodes, genotype)
+        live = (True,) * len(edges_of(nodes)) if genotype is None else live_edges(nodes, genotype)
         self.names = {
-            edge: "-".join(map(str, edge)) for edge, here in zip(edges_of(nodes), live) if here
+            edge: "-".join(map(str, edge)) for edge, used in zip(edges_of(nodes), live) if used
         }
         for place, edge in enumerate(edges_of(nodes)):
             if edge in self.names:
@@ -119,18 +117,17 @@ class Cell(nn.Module):
                 values[node] = (total, F.relu(total))
         if self.nodes - 1 in values:
             return values[self.nodes - 1][0]
-        return torch.zeros_like(
-            half(x) if self.strided else x
-        )  # no way through: the network says its head's bias
+        # No path from input to output: the network returns the bias of its head.
+        return torch.zeros_like(half(x) if self.strided else x)
 
 
 class CellNet(nn.Module):
     """Conv4 with its last three blocks replaced by one cell used three times.
 
-    stem: convolution, norm, ReLU, as Conv4's first block; then three cells; a ReLU, the mean over
-    places, the head. Downsampling is Conv4's: 2 x 2 maxima after stem and cells, or strides of the
-    stem and of the edges that leave a cell's first node. So the cell whose only way through is one
-    conv3 is Conv4."""
+    The stem is Conv4's first block (convolution, norm, ReLU); then come three cells, a ReLU, the
+    mean over pixels, and the head. Downsampling is Conv4's: 2 x 2 max-pooling after stem and cells,
+    or strides of the stem and of the edges that leave a cell's first node. So the cell whose only
+    path is one conv3 is Conv4."""
 
     def __init__(
         self,
@@ -147,11 +144,7 @@ class CellNet(nn.Module):
         self.cells = nn.ModuleList(
             Cell(nodes, genotype, filters, not self.pooled, norm) for _ in range(CELLS)
         )
-        self.mask = (
-            None
-            if genotype is not None
-            else Masks({place.name: len(OPS) for place in places_of(nodes)})
-        )
+        self.mask = Masks(places_of(nodes)) if genotype is None else None
         self.head = nn.Linear(filters, spec.outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
@@ -168,95 +161,104 @@ def places_of(nodes: int) -> tuple[Place, ...]:
     return tuple(Place("-".join(map(str, edge)), OPS) for edge in edges_of(nodes))
 
 
-def form(
+def expression_of(
     nodes: int, genotype: Genotype, strided: bool, labels: dict[int, str] | None = None
 ) -> tuple[str, dict[int, str]]:
-    """(what the cell computes, as an expression; the expression of each convolution, by edge).
+    """(the function of a cell as an expression; the expression of each convolution, by edge).
 
-    None adds nothing, skip is what it passes on, avg3 of a sum is the sum of its terms' avg3, sums
-    have no order. `labels` tells convolutions with weights of their own apart.
+    `none` adds nothing, `skip` is the identity, avg3 is linear, sums have no order. `labels`
+    distinguish convolutions, each of which has its own weights.
     """
     terms: dict[int, list[str]] = {0: ["x"]}
-    colours: dict[int, str] = {}
+    convs: dict[int, str] = {}
     for target in range(1, nodes):
         found: list[str] = []
         for place, (source, end) in enumerate(edges_of(nodes)):
             if end != target or genotype[place] == NONE or not terms[source]:
                 continue
             name, inside = OPS[genotype[place]], terms[source]
-            if (
-                strided and source == 0
-            ):  # a strided 1 x 1 is a 1 x 1 of every second place; a 3 x 3 looks between them
+            # A strided 1 x 1 reads every second pixel alone; a 3 x 3 also reads those between.
+            if strided and source == 0:
                 inside = ["half(x)"] if name in ("skip", "conv1") else ["around(x)"]
             if name in CONVS:
-                colours[place] = f"{name}({'+'.join(inside)})"
-                found.append(colours[place] + ("" if labels is None else labels[place]))
+                convs[place] = f"{name}({'+'.join(inside)})"
+                found.append(convs[place] + ("" if labels is None else labels[place]))
             else:
                 found += inside if name == "skip" else [f"avg3({term})" for term in inside]
         terms[target] = sorted(found)
-    return "+".join(terms[nodes - 1]), colours
+    return "+".join(terms[nodes - 1]), convs
 
 
-def exact_form(nodes: int, genotype: Genotype, strided: bool) -> str:
-    """The expression that two cells share exactly when, for the right weights, they compute the
-    same.
+def canonical_expression(nodes: int, genotype: Genotype, strided: bool) -> str:
+    """An expression that is equal for two cells if and only if they compute the same functions.
 
-    Departure from NAS-Bench-201 (6,466 unique cells): its expressions are trees, so that a
-    convolution used twice and two convolutions of one input are the same, although the first has
-    one set of weights and the second two; and its sums keep their brackets and their zeros. Here
-    each convolution of a kind has a number, and the smallest expression over all numberings stands
-    for all."""
-    _, colours = form(nodes, genotype, strided)
+    Departure from NAS-Bench-201 (6,466 unique cells): its expressions are trees, in which one
+    convolution used twice equals two convolutions of one input, although the first has one set of
+    weights and the second two; and its sums keep their brackets and their zeros. Here each
+    convolution of a kind has a number, and the smallest expression over all numberings is taken."""
+    _, convs = expression_of(nodes, genotype, strided)
     groups: dict[str, list[int]] = {}
-    for place, colour in colours.items():
-        groups.setdefault(colour, []).append(place)
+    for place, conv in convs.items():
+        groups.setdefault(conv, []).append(place)
     found = []
     for orders in itertools.product(*(itertools.permutations(group) for group in groups.values())):
         labels = {place: f"#{number}" for order in orders for number, place in enumerate(order)}
-        found.append(form(nodes, genotype, strided, labels)[0])
+        found.append(expression_of(nodes, genotype, strided, labels)[0])
     return min(found)
 
 
 @functools.cache
 def representatives(nodes: int, strided: bool) -> dict[Genotype, Genotype]:
-    """Genotype -> its representative: of all that compute the same, the one with most none, then
-    the first.
-    """
+    """Genotype -> its representative among all cells that compute the same function.
+
+    The representative has the most `none`; of several the first is taken."""
     best: dict[str, Genotype] = {}
     forms: dict[Genotype, str] = {}
     for genotype in itertools.product(range(len(OPS)), repeat=len(edges_of(nodes))):
-        forms[genotype] = expression = exact_form(nodes, genotype, strided)
+        forms[genotype] = expression = canonical_expression(nodes, genotype, strided)
         old = best.get(expression)
         if old is None or old.count(NONE) < genotype.count(NONE):
             best[expression] = genotype
     return {genotype: best[expression] for genotype, expression in forms.items()}
 
 
-def cell_space(
-    name: str, nodes: int, filters: int, downsample: Downsample, spec: EpisodeSpec, policy: Policy
-) -> Space:
-    """The space of all cells with `nodes` nodes; ConfigError for tasks without images."""
+def check_images(name: str, spec: EpisodeSpec, downsample: Downsample) -> None:
+    """ConfigError for tasks without images, or with images too small to be halved four times."""
     if len(spec.x_shape) != 3:
         text = (
             f"{name} needs images [channels, H, W], this task gives {list(spec.x_shape)}: "
             f"use mlp-reg"
         )
         raise ConfigError(("method.space", text))
-    if downsample == "pool" and min(spec.x_shape[1:]) < 2 ** (CELLS + 1):
+    if downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
         text = (
             f"pooling four times needs at least 16 x 16, this task gives "
             f"{list(spec.x_shape)}: use stride"
         )
         raise ConfigError(("method.space.downsample", text))
-    edges = edges_of(nodes)
-    default = tuple(OPS.index("conv3") if edge == (0, nodes - 1) else NONE for edge in edges)
-    return make_space(
-        name,
-        spec,
-        places_of(nodes),
-        lambda genotype: representatives(nodes, downsample == "stride")[genotype],
-        lambda genotype: CellNet(spec, nodes, filters, downsample, genotype, policy),
-        default,
-        policy,
-        "xavier",
-    )
+
+
+class CellSpaceComponent(SpaceComponent):
+    """The fields of a space of cells, and its construction."""
+
+    nodes: ClassVar[int]
+
+    filters: int = option(16, "Channels of every block.", ge=1, le=4096)
+    downsample: Downsample = option("stride", DOWNSAMPLE)
+
+    def build(self, spec: EpisodeSpec, policy: Policy = "query_batch") -> Space:
+        """The space for image tasks of `spec`, normalised by `policy`; raises ConfigError."""
+        check_images(self.name, spec, self.downsample)
+        nodes, strided = self.nodes, self.downsample == "stride"
+        edges = edges_of(nodes)
+        default = tuple(OPS.index("conv3") if edge == (0, nodes - 1) else NONE for edge in edges)
+        return make_space(
+            self.name,
+            spec,
+            places_of(nodes),
+            lambda genotype: representatives(nodes, strided)[genotype],
+            lambda genotype: CellNet(spec, nodes, self.filters, self.downsample, genotype, policy),
+            default,
+            policy,
+            "xavier",
+        )

@@ -1,38 +1,36 @@
-"""The tree-structured Parzen estimator (Bergstra et al. 2011, section 4), as Optuna has it."""
+"""The tree-structured Parzen estimator (Bergstra et al. 2011, section 4) of Optuna."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Literal
 
-from metalearn.component import Component, option
+from metalearn.component import option
 from metalearn.errors import ConfigError
-from metalearn.nas.search import Ask, Data, Search, Searcher
-from metalearn.nas.space import Genotype, Space, walk
+from metalearn.nas.searchers.search import Ask, Data, Search, Searcher, SearcherComponent
+from metalearn.nas.spaces.space import Genotype, Space, shuffled
 from metalearn.rng import fold_in
 from metalearn.types import Key
 
 REPEATS = 20
-WORST = -1e30  # what Optuna is told of a candidate that diverged
+WORST = -1e30  # value passed to Optuna for a candidate that diverged
 
 
-class TPE(Component):
-    """Optuna's TPE over the places of a genotype; what it proposes again is
-    answered from memory.
-    """
+class TPE(SearcherComponent):
+    """Optuna's TPE over the places of a genotype; repeated proposals are answered from memory."""
 
-    name: Literal["tpe"] = option("tpe", "the searcher")
+    name: Literal["tpe"] = option("tpe", "The searcher.")
     startup: int | None = option(
-        None, "random candidates before the model; null: a quarter of the budget", ge=1
+        None, "Random candidates before the model is used; null: a quarter of the budget.", ge=1
     )
-    multivariate: bool = option(True, "model the places together, not one by one")
+    multivariate: bool = option(True, "Model the joint distribution of the places, not each alone.")
 
     def build(self, space: Space) -> Searcher:
         """The searcher of a space; ConfigError where Optuna is not installed."""
         optuna = _optuna()
-        spread = {
-            place.name: optuna.distributions.CategoricalDistribution(list(range(len(place.words))))
-            for place in space.places
+        categorical = optuna.distributions.CategoricalDistribution
+        distributions = {
+            place.name: categorical(list(range(len(place.choices)))) for place in space.places
         }
 
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
@@ -42,18 +40,17 @@ class TPE(Component):
                 multivariate=self.multivariate,
             )
             study = optuna.create_study(direction="maximize", sampler=sampler)
-            fresh = walk(space, fold_in(key, "fresh"))
+            fresh = shuffled(space, fold_in(key, "fresh"))
             known: dict[Genotype, float] = {}
             repeats = 0
             while len(known) < budget:
-                if repeats >= REPEATS:  # it insists on what is known: a random candidate instead
+                if repeats >= REPEATS:  # only known candidates: enqueue a random one instead
                     other = next((genotype for genotype in fresh if genotype not in known), None)
                     if other is None:
                         return
-                    study.enqueue_trial(
-                        {place.name: word for place, word in zip(space.places, other)}
-                    )
-                trial = study.ask(spread)
+                    names = (place.name for place in space.places)
+                    study.enqueue_trial(dict(zip(names, other)))
+                trial = study.ask(distributions)
                 genotype = space.canonical(
                     tuple(int(trial.params[place.name]) for place in space.places)
                 )

@@ -1,4 +1,4 @@
-"""Perceptrons for regression, and for any task whose inputs are a few numbers."""
+"""Multilayer perceptrons for regression, and for any task whose inputs are a few numbers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.component import Component, option
+from metalearn.component import option
 from metalearn.models.norm import Moments, Norm, Policy
-from metalearn.nas.ops import Masks, layer_norm
-from metalearn.nas.space import Genotype, Place, Space, make_space
+from metalearn.nas.spaces.ops import Masks, layer_norm, width_mask
+from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, make_space
 from metalearn.types import EpisodeSpec
 
 DEPTHS = (1, 2, 3, 4)
 WIDTHS = (16, 32, 64, 128)
-# All are zero at zero, so a unit that a mask takes out says nothing.
+# All are zero at zero, so that a masked unit contributes nothing.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "tanh": torch.tanh,
@@ -35,13 +35,13 @@ PLACES = (
     Place("layer_norm", SWITCH),
     Place("fourier", SWITCH),
 )
-# Octaves, none of them the frequency 1 of the sinusoid tasks: a help, not the answer (after Tancik
-# et al. 2020).
+# Octaves (after Tancik et al. 2020). None is the frequency 1 of the sinusoid tasks, which would
+# solve them.
 FREQUENCIES = (0.3, 0.6, 1.2, 2.4)
 
 
 def fourier(x: Tensor) -> Tensor:
-    """x, then sin(f x) and cos(f x) for each frequency: [B, I] -> [B, 9 I]."""
+    """x, then sin(f x) and cos(f x) for each frequency f: [B, I] -> [B, 9 I]."""
     angles = [frequency * x for frequency in FREQUENCIES]
     return torch.cat(
         [x, *(part for angle in angles for part in (torch.sin(angle), torch.cos(angle)))], -1
@@ -49,7 +49,7 @@ def fourier(x: Tensor) -> Tensor:
 
 
 class Hidden(nn.Module):
-    """linear, normalisation by policy, layer norm where it is chosen."""
+    """A linear layer, normalisation by policy, then layer norm where it is chosen."""
 
     def __init__(self, inputs: int, width: int, norm: bool, policy: Policy) -> None:
         super().__init__()
@@ -60,14 +60,12 @@ class Hidden(nn.Module):
     def forward(
         self,
         z: Tensor,
-        switch: Tensor | None,
+        norm_weights: Tensor | None,
         mask: Tensor | None,
         rows: int | None,
         seen: Moments | None,
     ) -> Tensor:
-        """[B, I] -> [B, W], before the activation; `switch` [2] weighs layer norm off and on,
-        `mask` [W] the units.
-        """
+        """[B, I] -> [B, W] before the activation; weights of layer norm [2]: off, on; mask [W]."""
         z = self.linear(z)
         if self.policy_norm is not None:
             z = self.policy_norm(z, rows, seen)
@@ -76,38 +74,25 @@ class Hidden(nn.Module):
         if self.layer_norm is None:
             return z
         normed = layer_norm(z, self.layer_norm.weight, self.layer_norm.bias, mask)
-        return normed if switch is None else switch[0] * z + switch[1] * normed
+        return normed if norm_weights is None else norm_weights[0] * z + norm_weights[1] * normed
 
 
 class Regressor(nn.Module):
-    """The chosen perceptron; `genotype` None: the deepest and widest with everything on, and
-    masks.
-    """
+    """The chosen perceptron; `genotype` None: the supernet, the largest sizes with masks."""
 
     def __init__(self, spec: EpisodeSpec, genotype: Genotype | None, policy: Policy) -> None:
         super().__init__()
-        depth, width, activation, skip, norm, waves = genotype or (
-            len(DEPTHS) - 1,
-            len(WIDTHS) - 1,
-            0,
-            1,
-            1,
-            1,
-        )
-        self.activation, self.skip, self.waves = (
-            tuple(ACTIVATIONS)[activation],
-            bool(skip),
-            bool(waves),
-        )
+        largest = (len(DEPTHS) - 1, len(WIDTHS) - 1, 0, 1, 1, 1)
+        depth, width, activation, skip, norm, waves = genotype or largest
+        self.activation = tuple(ACTIVATIONS)[activation]
+        self.skip, self.waves = bool(skip), bool(waves)
         inputs = math.prod(spec.x_shape) * (1 + 2 * len(FREQUENCIES) * waves)
         units = WIDTHS[width]
         self.layers = nn.ModuleList(
             Hidden(inputs if place == 0 else units, units, bool(norm), policy)
             for place in range(DEPTHS[depth])
         )
-        self.mask = (
-            Masks({place.name: len(place.words) for place in PLACES}) if genotype is None else None
-        )
+        self.mask = Masks(PLACES) if genotype is None else None
         self.head = nn.Linear(units, spec.outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
@@ -131,7 +116,7 @@ class Regressor(nn.Module):
         z = waves * torch.cat(
             [flat.new_ones(flat.shape[1]), self.mask.of("fourier")[1].expand(rest)]
         )
-        width = units(self.mask.of("width"), flat)
+        width = width_mask(self.mask.of("width"), WIDTHS, flat)
         out = torch.zeros_like(width)
         for place, layer in enumerate(self.layers):
             before = layer(z, self.mask.of("layer_norm"), width, rows, seen)
@@ -147,30 +132,20 @@ class Regressor(nn.Module):
         return out
 
 
-def units(weights: Tensor, like: Tensor) -> Tensor:
-    """How far each of the widest network's units exists: weights [4] of the widths -> [128]."""
-    here = torch.arange(WIDTHS[-1], device=like.device) < torch.tensor(
-        WIDTHS, device=like.device
-    ).unsqueeze(-1)
-    return weights @ here.to(like.dtype)
+class MLPReg(SpaceComponent):
+    """640 perceptrons: depth, width, activation, skip connections, layer norm, Fourier inputs."""
 
-
-class MLPReg(Component):
-    """Perceptrons: depth, width, activation, skip connections, layer norm, Fourier inputs: 640."""
-
-    name: Literal["mlp-reg"] = option("mlp-reg", "the space")
+    name: Literal["mlp-reg"] = option("mlp-reg", "The space.")
 
     def build(self, spec: EpisodeSpec, policy: Policy = "none") -> Space:
-        """The space for tasks of `spec`, with the policy's normalisation after every linear
-        layer.
-        """
+        """The space for tasks of `spec`; `policy` normalises after every linear layer."""
         skip = [place.name for place in PLACES].index("skip")
 
         def canonical(genotype: Genotype) -> Genotype:
-            """One hidden layer has nothing to skip."""
+            """The same genotype; without skip connections where there is one hidden layer."""
             return (*genotype[:skip], 0, *genotype[skip + 1 :]) if genotype[0] == 0 else genotype
 
-        default = (1, 1, 0, 0, 0, 0)  # two layers of 32 with ReLU: the nearest to MAML's two of 40
+        default = (1, 1, 0, 0, 0, 0)  # two layers of 32 with ReLU: nearest to MAML's two of 40
         return make_space(
             self.name,
             spec,

@@ -1,4 +1,4 @@
-"""Scores that need no training: what searchers have to beat before they are worth their cost."""
+"""Scores that need no training: a baseline for searchers that train."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metalearn.component import Component, option
+from metalearn.component import option
 from metalearn.losses import criterion
-from metalearn.nas.search import Ask, Data, Search, Searcher, need_data
-from metalearn.nas.space import Genotype, Space, walk
+from metalearn.nas.searchers.search import (
+    Ask,
+    Data,
+    Search,
+    Searcher,
+    SearcherComponent,
+    require_data,
+)
+from metalearn.nas.spaces.space import Genotype, Space, shuffled
 from metalearn.tree import trainable, vmap
 from metalearn.types import Batch, Key, Learner, Params
 
@@ -35,9 +42,7 @@ def _gradient(
 def grad_norm(
     learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
 ) -> Tensor:
-    """Euclidean norm of the training loss's gradient at the start (Abdelfattah et al. 2021, section
-    3.2): [].
-    """
+    """Euclidean norm of the training loss's initial gradient (Abdelfattah et al. 2021, 3.2): []."""
     _, grads = _gradient(learner, loss_of, params, batch)
     return torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
 
@@ -53,15 +58,15 @@ def snip(
 def jacob_cov(
     learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
 ) -> Tensor:
-    """How unlike the inputs' slopes are (Mellor et al. 2020, arXiv:2006.04647v1, equation 2): [].
+    """Dissimilarity of the inputs' gradients (Mellor et al. 2020, arXiv:2006.04647v1, eq. 2): [].
 
     -sum of log(v + k) + 1 / (v + k) over the eigenvalues v of the correlations [B, B]; k = 1e-5.
-    With five images that is five numbers: a vote, no more.
+    The score is noisy for few images: five images give five eigenvalues.
     """
-    slopes = torch.func.grad(lambda x: learner.apply(params, x).sum())(batch.x).flatten(1)
-    slopes = slopes - slopes.mean(-1, keepdim=True)
-    slopes = slopes * torch.rsqrt(slopes.square().sum(-1, keepdim=True) + 1e-12)
-    values = torch.linalg.eigvalsh(slopes @ slopes.T) + 1e-5
+    grads = torch.func.grad(lambda x: learner.apply(params, x).sum())(batch.x).flatten(1)
+    grads = grads - grads.mean(-1, keepdim=True)
+    grads = grads * torch.rsqrt(grads.square().sum(-1, keepdim=True) + 1e-12)
+    values = torch.linalg.eigvalsh(grads @ grads.T) + 1e-5
     score: Tensor = -(values.log() + 1 / values).sum()
     return score
 
@@ -69,22 +74,25 @@ def jacob_cov(
 ON_DATA: dict[str, OnData] = {"grad_norm": grad_norm, "snip": snip, "jacob_cov": jacob_cov}
 
 
-class Proxy(Component):
-    """Rank a pool of random candidates by one number that costs no training, and train the first.
+class Proxy(SearcherComponent):
+    """Rank random candidates by a score that needs no training, and train the best.
 
-    `params` and `flops` are the proxies that every other one has to beat: more is better, whatever
-    the task."""
+    `params` and `flops` are the baselines of the other scores: more is better on every task."""
 
-    name: Literal["proxy"] = option("proxy", "the searcher")
-    measure: Measure = option("flops", "the number; higher is taken for better")
-    pool: int = option(64, "candidates ranked", ge=1, le=100_000)
-    keep: int = option(1, "of them trained, as far as the budget goes", ge=1)
+    name: Literal["proxy"] = option("proxy", "The searcher.")
+    measure: Measure = option("flops", "The score; higher is better.")
+    pool: int = option(64, "Candidates ranked.", ge=1, le=100_000)
+    keep: int = option(1, "Best candidates trained, within the budget.", ge=1)
+
+    @property
+    def uses_data(self) -> bool:
+        return self.measure in ON_DATA
 
     def build(self, space: Space) -> Searcher:
         """The searcher of a space."""
 
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
-            pool = list(itertools.islice(walk(space, key), self.pool))
+            pool = list(itertools.islice(shuffled(space, key), self.pool))
             values = {genotype: self.value(space, genotype, data) for genotype in pool}
             order = sorted(pool, key=lambda genotype: -values[genotype])
             yield Ask(tuple(order[: min(self.keep, budget)]))
@@ -92,19 +100,13 @@ class Proxy(Component):
         return search
 
     def value(self, space: Space, genotype: Genotype, data: Data | None) -> float:
-        """The proxy of one candidate: a property of the network, or the mean over folds on their
-        training examples.
-        """
+        """Score of one candidate: its cost, or a mean over the training examples of the folds."""
         if self.measure not in ON_DATA:
-            return float(getattr(space.cost(genotype), self.measure))
-        folds = need_data(self.measure, data).folds
-        assert data is not None
-        said = float(
-            data.book.run(
-                "search", _on_data(space, genotype, self.measure), folds.keys, folds.train
-            ).mean()
-        )
-        return said if math.isfinite(said) else -math.inf
+            return float(space.cost(genotype)._asdict()[self.measure])
+        folds, ledger = require_data(self.measure, data)
+        score = _on_data(space, genotype, self.measure)
+        value = float(ledger.run("search", score, folds.keys, folds.train).mean())
+        return value if math.isfinite(value) else -math.inf
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,0 +1,62 @@
+"""Synchronous successive halving (Karnin et al. 2013; Jamieson & Talwalkar 2016)."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from metalearn.component import option
+from metalearn.nas.searchers.search import SLACK, Ask, Data, Search, Searcher, SearcherComponent
+from metalearn.nas.spaces.space import Space, shuffled
+from metalearn.types import Key
+
+
+class Halving(SearcherComponent):
+    """Many random candidates trained briefly, the best of them longer, and so on for each rung.
+
+    Karnin et al. 2013, algorithm 3; arXiv:1502.07943. Every rung trains from scratch, and costs as
+    much. A rung is scored completely before the next begins: an asynchronous rule would promote the
+    first candidates of a batch without competition.
+    """
+
+    name: Literal["halving"] = option("halving", "The searcher.")
+    factor: int = option(
+        3, "eta, ratio of the numbers of candidates, and of steps, of two rungs.", ge=2, le=16
+    )
+    rungs: int = option(3, "Number of rungs; the last one trains fully.", ge=1, le=10)
+
+    def build(self, space: Space) -> Searcher:
+        """The searcher of a space."""
+
+        def search(key: Key, budget: int, data: Data | None = None) -> Search:
+            plan = self.plan(budget)
+            candidates = tuple(itertools.islice(shuffled(space, key), plan[0][0]))
+            for size, share in plan:
+                candidates = candidates[:size]
+                values = yield Ask(candidates, share)
+                order = sorted(range(len(candidates)), key=lambda place: -values[place])
+                candidates = tuple(candidates[place] for place in order)
+
+        return search
+
+    def plan(self, budget: int) -> list[tuple[int, float]]:
+        """(candidates, share of the full training) of each rung, as large as `budget` allows.
+
+        A budget too small for one candidate on every rung gets fewer rungs.
+        """
+
+        def of(first: int, rungs: int) -> list[tuple[int, float]]:
+            eta = self.factor
+            return [
+                (max(1, first // eta**rung), float(eta) ** (rung + 1 - rungs))
+                for rung in range(rungs)
+            ]
+
+        def affordable(first: int, rungs: int) -> bool:
+            return sum(size * share for size, share in of(first, rungs)) <= budget + SLACK
+
+        rungs = next(rungs for rungs in range(self.rungs, 0, -1) if affordable(1, rungs))
+        first = 1
+        while affordable(first + 1, rungs):
+            first += 1
+        return of(first, rungs)

@@ -1,0 +1,108 @@
+"""One-shot search with single paths (Guo et al. 2020, arXiv:1904.00420)."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from metalearn.component import option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.objective import support_loss
+from metalearn.inner.rules import sgd
+from metalearn.losses import criterion
+from metalearn.nas.searchers.search import (
+    Ask,
+    Data,
+    Search,
+    Searcher,
+    SearcherComponent,
+    require_data,
+)
+from metalearn.nas.spaces.space import Genotype, Space, extract_subnet, insert_subnet, shuffled
+from metalearn.rng import fold_in
+from metalearn.tree import vmap
+from metalearn.types import Batch, Key, Params
+
+
+class OneShot(SearcherComponent):
+    """Train shared weights, one random path each step; rank candidates by them; train the best.
+
+    With one shot the pool is ranked by the training loss. Departure: the authors search the pool by
+    evolution; here it is drawn at random, as spaces are small and scoring a candidate costs one
+    forward pass."""
+
+    name: Literal["one-shot"] = option("one-shot", "The searcher.")
+    steps: int = option(60, "Single-path steps of the shared weights.", ge=1, le=100_000)
+    lr: float = option(0.1, "Step size of the shared weights.", gt=0)
+    pool: int = option(64, "Candidates ranked by the shared weights.", ge=1, le=100_000)
+    keep: int = option(1, "Best candidates trained alone, within the budget.", ge=1)
+
+    @property
+    def uses_data(self) -> bool:
+        return True
+
+    def build(self, space: Space) -> Searcher:
+        """The searcher of a space."""
+        train_path, held_loss = _steps(space, self.lr)
+
+        def search(key: Key, budget: int, data: Data | None = None) -> Search:
+            (train, held, keys), ledger = require_data("one-shot", data)
+            shared = vmap(space.supernet.init)(keys)
+            lanes, size = train.x.shape[:2]
+            counts = {"gradient_steps": lanes, "examples": lanes * size}
+            for path in itertools.islice(_paths(space, fold_in(key, "paths")), self.steps):
+                part = extract_subnet(space, path, shared)
+                part = ledger.run("search", train_path(path), part, train, **counts)
+                shared = insert_subnet(shared, part)
+            losses = {}
+            for genotype in itertools.islice(shuffled(space, fold_in(key, "pool")), self.pool):
+                part = extract_subnet(space, genotype, shared)
+                loss = float(ledger.run("search", held_loss(genotype), part, train, held).mean())
+                losses[genotype] = loss if math.isfinite(loss) else math.inf
+            order = sorted(losses, key=losses.__getitem__)
+            yield Ask(tuple(order[: min(self.keep, budget)]))
+
+        return search
+
+
+def _paths(space: Space, key: Key) -> itertools.chain[Genotype]:
+    """Random representatives in endless rounds, each once in every round."""
+    return itertools.chain.from_iterable(
+        shuffled(space, fold_in(key, turn)) for turn in itertools.count()
+    )
+
+
+def _steps(
+    space: Space, lr: float
+) -> tuple[
+    Callable[[Genotype], Callable[..., Params]], Callable[[Genotype], Callable[..., Tensor]]
+]:
+    """(genotype -> one training step of its weights [L, ...], genotype -> their held-out loss [L]).
+
+    Functions are made once for each genotype."""
+    loss_of = criterion(space.spec)
+
+    @functools.cache
+    def train_path(genotype: Genotype) -> Callable[..., Params]:
+        loss = support_loss(space.learner(genotype), space.spec)
+
+        def one(params: Params, train: Batch) -> Params:
+            return adapt(loss, params, sgd(lr), train, 1, keep=(1,)).points[-1]
+
+        return vmap(one)
+
+    @functools.cache
+    def held_loss(genotype: Genotype) -> Callable[..., Tensor]:
+        learner = space.learner(genotype)
+
+        def one(params: Params, train: Batch, held: Batch) -> Tensor:
+            return loss_of(learner.apply(params, held.x, context=train.x), held.y)
+
+        return vmap(one)
+
+    return train_path, held_loss

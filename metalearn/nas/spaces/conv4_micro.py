@@ -1,0 +1,16 @@
+"""The smallest space of cells: few enough to train all of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from metalearn.component import option
+from metalearn.nas.spaces.cells import CellSpaceComponent
+
+
+class Conv4Micro(CellSpaceComponent):
+    """125 cells of 3 nodes and 3 edges in place of Conv4's last three blocks; one is Conv4."""
+
+    nodes: ClassVar[int] = 3
+
+    name: Literal["conv4-micro"] = option("conv4-micro", "The space.")

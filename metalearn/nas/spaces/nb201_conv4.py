@@ -1,0 +1,16 @@
+"""The cells of NAS-Bench-201 (Dong & Yang 2020, arXiv:2001.00326) in the body of Conv4."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from metalearn.component import option
+from metalearn.nas.spaces.cells import CellSpaceComponent
+
+
+class NB201Conv4(CellSpaceComponent):
+    """NAS-Bench-201's 15,625 cells of 4 nodes, in place of Conv4's last three blocks."""
+
+    nodes: ClassVar[int] = 4
+
+    name: Literal["nb201-conv4"] = option("nb201-conv4", "The space.")
