@@ -29,7 +29,7 @@ from metalearn.learned_optimizers import (
     LearnOptimizer,
     LogUniform,
 )
-from metalearn.learned_optimizers.horizons import first_length, in_windows
+from metalearn.learned_optimizers.horizons import round_up_to_windows, staggered_length
 from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
@@ -179,15 +179,18 @@ def test_lanes_end_at_different_times_and_take_the_fresh_task() -> None:
 
 def test_lengths_are_whole_windows_between_their_ends() -> None:
     keys = fold_in(KEY, torch.arange(2000))
-    drawn = in_windows(
-        torch.func.vmap(lambda key: LogUniform(low=10, high=1000).draw(key, F64))(keys), 10
+    drawn = round_up_to_windows(
+        vmap(lambda key: LogUniform(low=10, high=1000).draw(key, F64))(keys), 10
     )
     assert (
         drawn.min() == 20 and drawn.max() > 900 and drawn.max() <= 1000 and (drawn % 10 == 0).all()
     )
     assert 80 < drawn.median() < 125  # the geometric mean of the ends
-    assert in_windows(torch.tensor(100.0), 20) == 100 and in_windows(torch.tensor(101.0), 20) == 120
-    parts = torch.func.vmap(lambda key: first_length(torch.tensor(40.0), key, 10))(keys)
+    assert (
+        round_up_to_windows(torch.tensor(100.0), 20) == 100
+        and round_up_to_windows(torch.tensor(101.0), 20) == 120
+    )
+    parts = vmap(lambda key: staggered_length(torch.tensor(40.0), key, 10))(keys)
     assert set(parts.tolist()) == {10.0, 20.0, 30.0, 40.0}
 
 
@@ -236,7 +239,7 @@ def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> No
                 path.points[1]["p"].square().sum() + path.points[2]["p"].sum() + path.losses.sum()
             )
 
-        return torch.func.vmap(one)(x).mean()
+        return vmap(one)(x).mean()
 
     start = torch.tensor([0.3, -0.2, 0.5], dtype=F64)
     expected = torch.func.grad_and_value(mean)(start)

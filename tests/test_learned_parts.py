@@ -19,9 +19,9 @@ from metalearn.learned_optimizers import (
     LearnedRule,
     Theta,
 )
-from metalearn.learned_optimizers.adafactor_mlp import columns, moments, start, two_largest
-from metalearn.learned_optimizers.cells import blank, lstm, mlp, start_lstm, start_mlp
-from metalearn.learned_optimizers.features import by_rms, log_sign, time_features
+from metalearn.learned_optimizers.rules.adafactor_mlp import columns, largest_axes, moments, start
+from metalearn.learned_optimizers.rules.cells import init_lstm, init_mlp, lstm, mlp, zero_memory
+from metalearn.learned_optimizers.rules.features import divide_by_rms, log_sign, time_features
 from metalearn.rng import fold_in, normal
 from metalearn.tree import norm, sub
 
@@ -53,7 +53,7 @@ def test_rates_need_the_network_that_they_are_for() -> None:
 
 def test_the_lstm_is_torchs() -> None:
     """nn.LSTM orders its gates i, f, g, o and has two biases."""
-    theta = start_lstm(fold_in(0), 2, 5, 2, F64)
+    theta = init_lstm(fold_in(0), 2, 5, 2, F64)
     theta = {name: value + 0.1 * drawn(name, tuple(value.shape)) for name, value in theta.items()}
     theirs = nn.LSTM(2, 5, 2, dtype=F64)
     for layer in range(2):
@@ -69,7 +69,7 @@ def test_the_lstm_is_torchs() -> None:
         for part, value in {**values, "bias_hh": torch.zeros(20, dtype=F64)}.items():
             getattr(theirs, f"{part}_l{layer}").data = value
     x = drawn("sequence", (4, 7, 2))  # [steps, coordinates, inputs]
-    memory, said = blank(x, 7, 5, 2), []
+    memory, said = zero_memory(x, 7, 5, 2), []
     for step in range(4):
         h, memory = lstm(theta, x[step], memory)
         said.append(h)
@@ -77,7 +77,7 @@ def test_the_lstm_is_torchs() -> None:
 
 
 def test_an_lstm_starts_with_open_forget_gates() -> None:
-    bias = start_lstm(fold_in(0), 2, 3, 1, F64)["lstm.0.bias"]
+    bias = init_lstm(fold_in(0), 2, 3, 1, F64)["lstm.0.bias"]
     assert bias.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
 
 
@@ -123,14 +123,14 @@ def test_time_features() -> None:
 
 
 def test_features_have_unit_size() -> None:
-    table = by_rms([1e3 * drawn("a", (5, 4)), drawn("b", (5, 4))])
+    table = divide_by_rms([1e3 * drawn("a", (5, 4)), drawn("b", (5, 4))])
     assert table.shape == (20, 2)
     torch.testing.assert_close(table.square().mean(0), torch.ones(2, dtype=F64), rtol=1e-4, atol=0)
-    assert by_rms([drawn("c", ())]).shape == (1, 1)
+    assert divide_by_rms([drawn("c", ())]).shape == (1, 1)
 
 
 def test_a_perceptron_multiplies_what_is_shared_once() -> None:
-    theta = start_mlp(fold_in(0), (5, 4, 2), F64)
+    theta = init_mlp(fold_in(0), (5, 4, 2), F64)
     x, shared = drawn("x", (7, 3)), drawn("shared", (2,))
     wide = torch.cat([x, shared.expand(7, 2)], -1)
     plain = (wide @ theta["mlp.0.weight"].T).relu() @ theta["mlp.1.weight"].T
@@ -147,7 +147,9 @@ def test_the_number_of_features_is_the_papers(name: str, features: int) -> None:
 
 def test_moments_are_factored_over_the_two_largest_dimensions() -> None:
     """Where the squared gradient is a product of rows and columns, factoring loses nothing."""
-    assert two_largest(torch.Size((5, 3, 7, 2))) == (0, 2) and two_largest(torch.Size((4,))) is None
+    assert (
+        largest_axes(torch.Size((5, 3, 7, 2))) == (0, 2) and largest_axes(torch.Size((4,))) is None
+    )
     rows, cols = drawn("rows", (5, 1)).abs() + 0.1, drawn("cols", (1, 7)).abs() + 0.1
     grad = (rows * cols).unsqueeze(1) * drawn("sign", (5, 1, 7)).sign()
     theta = LEARNED_RULES["adafactor_mlp"]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]

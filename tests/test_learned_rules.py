@@ -24,10 +24,10 @@ from metalearn.learned_optimizers import (
     LearnedRule,
     LearnedSGD,
     Theta,
-    carried,
+    bind_theta,
 )
 from metalearn.rng import fold_in, normal
-from metalearn.tree import named_leaves, norm, sub, take, tree_map
+from metalearn.tree import named_leaves, norm, sub, take, tree_map, vmap
 from metalearn.types import Batch, Params, UpdateRule
 
 F64 = torch.float64
@@ -74,7 +74,7 @@ def end(
     made: LearnedRule, theta: Theta, data: Batch, first_order: bool = False, steps: int = STEPS
 ) -> Tensor:
     """The loss after some steps: what an outer loop would lower."""
-    rule = carried(made, theta, steps)
+    rule = bind_theta(made, theta, steps)
     return loss(
         adapt(loss, PARAMS, rule, data, steps, first_order=first_order).points[-1], data, steps
     )
@@ -147,7 +147,7 @@ def test_adam_has_a_finite_outer_gradient_where_a_parameter_meets_no_gradient() 
     made = LearnedAdam(lr=0.1).build(F64)
 
     def after(theta: Theta) -> Tensor:
-        rule = carried(made, theta, 2)
+        rule = bind_theta(made, theta, 2)
         path = adapt(
             lambda p, batch, step: p["a"].square().sum(),
             {"a": PARAMS["b"], "unused": PARAMS["w"]},
@@ -169,11 +169,11 @@ def test_adam_has_a_finite_outer_gradient_where_a_parameter_meets_no_gradient() 
 def test_tasks_side_by_side_are_learned_as_alone(name: str) -> None:
     """vmap over tasks with one theta, and with one for each, as evolution strategies have."""
     made, theta = learned(LEARNED_RULES[name]())
-    together = torch.func.vmap(lambda data: end(made, theta, data))(DATA)
+    together = vmap(lambda data: end(made, theta, data))(DATA)
     alone = torch.stack([end(made, theta, take(DATA, task)) for task in range(TASKS)])
     torch.testing.assert_close(together, alone, **CLOSE)
     own = tree_map(lambda x: torch.stack([x * (1 + 0.1 * task) for task in range(TASKS)]), theta)
-    together = torch.func.vmap(lambda theta, data: end(made, theta, data))(own, DATA)
+    together = vmap(lambda theta, data: end(made, theta, data))(own, DATA)
     alone = torch.stack([end(made, take(own, task), take(DATA, task)) for task in range(TASKS)])
     torch.testing.assert_close(together, alone, **CLOSE)
 
@@ -306,7 +306,7 @@ def test_every_rule_can_be_learned(name: str) -> None:
     theta = made.init(fold_in(0, "theta"))
     outer = adam(0.1)
     state = outer.init(theta)
-    ends = torch.func.vmap(lambda theta, data: end(made, theta, data, True, 2), in_dims=(None, 0))
+    ends = vmap(lambda theta, data: end(made, theta, data, True, 2), in_dims=(None, 0))
     begin = ends(theta, DATA).mean()
     for _ in range(20):
         grads = torch.func.grad(lambda theta: ends(theta, DATA).mean())(theta)

@@ -17,7 +17,7 @@ from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Digits, Landscapes, Logistic, Omniglot, Quadratics, Sinusoid
 from metalearn.tasks.landscapes import FUNCTIONS, standard_start
-from metalearn.tree import take
+from metalearn.tree import take, vmap
 from metalearn.types import Episode, Learner
 
 KEY = fold_in(7, "objectives")
@@ -74,7 +74,7 @@ def test_all_tasks_at_once_equal_one_after_another(
         )
         return loss, grads, target.held_out({**params, **units}, problem)
 
-    together = torch.func.vmap(values)(problems(source.sample(KEY, 4)))
+    together = vmap(values)(problems(source.sample(KEY, 4)))
     for task in range(4):
         alone = values(take(problems(source.sample(KEY, 1, start=task)), 0))
         for one, other in zip(
@@ -133,7 +133,7 @@ def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
     """
     source, learner = made("networks of all sizes")
     keys = fold_in(KEY, torch.arange(300))
-    masks = torch.func.vmap(learner.init)(keys)
+    masks = vmap(learner.init)(keys)
     seen = [masks[f"stats.mask.{place}"].sum(-1).unique().tolist() for place in range(2)]
     assert seen == [list(range(2, 10)), list(range(2, 7))]
     episodes = source.sample(KEY, 8)

@@ -21,7 +21,7 @@ from metalearn.l2o.rows import Measured, Row, differences, row
 from metalearn.l2o.table import markdown, picture
 from metalearn.learned_optimizers import LearnOptimizer
 from metalearn.learned_optimizers.inner_run import Objective, Problem, objective
-from metalearn.learned_optimizers.learned import carried
+from metalearn.learned_optimizers.rules.learned_rule import bind_theta
 from metalearn.logger import log
 from metalearn.rng import fold_in
 from metalearn.run.load import load_run
@@ -209,7 +209,7 @@ def _learned(
     like = trainable(parts.learner.init(fold_in(0, "like")))[0]
     learned = experiment.method.rule.build(parts.test.spec.dtype, like=like)
     here = [tree_map(lambda leaf: leaf.to(given[0].key.device), meta) for meta in metas]
-    rules = [carried(learned, meta, points[-1]) for meta in here]
+    rules = [bind_theta(learned, meta, points[-1]) for meta in here]
     runs = [
         _over(given, lambda part, r=rule: over_tasks(target, r, part, points), inner)
         for rule in rules

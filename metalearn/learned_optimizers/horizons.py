@@ -1,8 +1,9 @@
-"""How long inner runs are during meta-training."""
+"""Lengths of inner runs during meta-training."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -14,34 +15,53 @@ from metalearn.component import Component, option
 from metalearn.types import Key
 
 
-class Constant(Component):
+class HorizonComponent(Component):
+    """The options of a distribution of lengths."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """The largest length, in steps."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every inner run has the same length."""
+        return False
+
+    @abstractmethod
+    def draw(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """One length: []."""
+
+
+class Constant(HorizonComponent):
     """Every inner run has the same number of steps."""
 
-    name: Literal["constant"] = option("constant", "the schedule of lengths")
-    steps: int = option(100, "inner steps of a run", ge=1, le=1_000_000)
+    name: Literal["constant"] = option("constant", "The schedule of lengths.")
+    steps: int = option(100, "Inner steps of a run.", ge=1, le=1_000_000)
 
     @property
     def longest(self) -> int:
         return self.steps
 
     @property
-    def shortest(self) -> int:
-        return self.steps
+    def fixed(self) -> bool:
+        return True
 
     def draw(self, key: Key, dtype: torch.dtype) -> Tensor:
-        """[]"""
         return torch.full((), self.steps, dtype=dtype, device=key.device)
 
 
-class LogUniform(Component):
-    """Lengths drawn log-uniformly between two ends, anew for every inner run."""
+class LogUniform(HorizonComponent):
+    """Lengths drawn log-uniformly between two bounds for each inner run."""
 
-    name: Literal["log_uniform"] = option("log_uniform", "the schedule of lengths")
-    low: int = option(20, "fewest inner steps of a run", ge=1, le=1_000_000)
-    high: int = option(500, "most inner steps of a run", ge=1, le=1_000_000)
+    name: Literal["log_uniform"] = option("log_uniform", "The schedule of lengths.")
+    low: int = option(20, "Fewest inner steps of a run.", ge=1, le=1_000_000)
+    high: int = option(500, "Most inner steps of a run.", ge=1, le=1_000_000)
 
     @model_validator(mode="after")
-    def _ends_ascend(self) -> LogUniform:
+    def _check_bounds(self) -> LogUniform:
         if self.low > self.high:
             raise ValueError(f"low {self.low} should be at most high {self.high}")
         return self
@@ -50,30 +70,23 @@ class LogUniform(Component):
     def longest(self) -> int:
         return self.high
 
-    @property
-    def shortest(self) -> int:
-        return self.low
-
     def draw(self, key: Key, dtype: torch.dtype) -> Tensor:
-        """[]"""
         low, high = math.log(self.low), math.log(self.high)
         return rng.uniform(key, (), low, high, dtype=dtype).exp()
 
 
 Horizon = Annotated[Constant | LogUniform, Field(discriminator="name")]
-HORIZONS: dict[str, type[Component]] = {"constant": Constant, "log_uniform": LogUniform}
+HORIZONS: dict[str, type[HorizonComponent]] = {"constant": Constant, "log_uniform": LogUniform}
 
 
-def in_windows(steps: Tensor, unroll: int) -> Tensor:
-    """A length [] as the next whole number of windows: at least one."""
-    return unroll * (steps / unroll - 1e-4).ceil().clamp(
-        min=1
-    )  # the little taken off keeps 100 / 20 at 5
+def round_up_to_windows(steps: Tensor, unroll: int) -> Tensor:
+    """A length [] as the next whole number of windows, at least one."""
+    # The subtrahend keeps 100 / 20 at 5 windows under rounding errors.
+    return unroll * (steps / unroll - 1e-4).ceil().clamp(min=1)
 
 
-def first_length(horizon: Tensor, key: Key, unroll: int) -> Tensor:
-    """A part of the horizon [], uniform over its windows: lanes that begin together end apart."""
+def staggered_length(horizon: Tensor, key: Key, unroll: int) -> Tensor:
+    """A part of the horizon [], uniform over its windows, for runs that end at different times."""
     windows = horizon / unroll
-    return unroll * (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor().clamp(min=0).add(
-        1
-    )
+    drawn = (rng.uniform(key, (), dtype=horizon.dtype) * windows).floor()
+    return unroll * drawn.clamp(min=0).add(1)

@@ -1,9 +1,10 @@
-"""One inner problem as pure functions of theta: how it begins, and a window of its steps."""
+"""One inner problem as pure functions of theta: its start, and windows of its steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,95 +12,104 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.inner.adapt import adapt
-from metalearn.learned_optimizers.learned import LearnedRule, Theta, carried, update_of
+from metalearn.learned_optimizers.rules.learned_rule import (
+    LearnedRule,
+    Theta,
+    bind_theta,
+    update_of,
+)
 from metalearn.losses import criterion
 from metalearn.tree import leaves, trainable, tree_map
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Params, State
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Params, Path, State
+
+FLOOR = 1e-3  # of the initial loss, below which a lower loss hardly counts under `log`
+UNITS = "units."  # prefix of the factors among the fixed parameters
 
 
 class Problem(NamedTuple):
-    """What one inner run learns, and for how long: tensors alone, so that it can lie in a lane."""
+    """Data and length of one inner run: tensors alone, so that it can be part of a lane."""
 
     support: Batch  # x [B, *X]
     query: Batch  # x [M, *X]
-    key: Key  # []: of the start, the minibatches and the scales
+    key: Key  # [], of the initial parameters, the minibatches and the scales
     horizon: Tensor  # [] steps in all
 
 
 class Inner(NamedTuple):
-    """Where an inner run stands."""
+    """The state of an inner run."""
 
     params: Params  # divided by the problem's scales
     state: State  # of the rule
     step: Tensor  # [] steps made
-    first: Tensor  # [] the outer loss before the first step: what divergence is measured by
+    first: Tensor  # [] the outer loss before the first step, the unit of divergence
 
 
 class Run(NamedTuple):
-    """An inner run as functions of theta; what estimators of the outer gradient are made of."""
+    """An inner run as functions of theta, for estimators of the outer gradient."""
 
     begin: Callable[[Theta, Problem], Inner]
-    window: Callable[
-        [Theta, Inner, Problem], tuple[Inner, Tensor, Tensor]
-    ]  # -> (after, outer loss [], diverged [])
+    # -> (after, outer loss [], diverged [])
+    window: Callable[[Theta, Inner, Problem], tuple[Inner, Tensor, Tensor]]
 
 
 class Objective(NamedTuple):
-    """One task as a problem of optimization: pure functions of one task's data."""
+    """One task as an optimization problem: pure functions of one task's data."""
 
     init: Callable[[Problem], Params]
-    units: Callable[
-        [Params, Problem], Params
-    ]  # the factor of every tensor, as fixed parameters; often none
-    data: Callable[[Problem, Tensor], Batch]  # what the step of a number [] learns from
-    loss: Callable[
-        [Params, Batch], Tensor
-    ]  # (params and units, data): closes over nothing of one task
-    held_out: Callable[[Params, Problem], Tensor]  # (params and units, problem): on the query set
+    # The factor of every tensor, as fixed parameters; often none.
+    units: Callable[[Params, Problem], Params]
+    data: Callable[[Problem, Tensor], Batch]  # training data of a step []
+    # (params and units, data); captures nothing of one task
+    loss: Callable[[Params, Batch], Tensor]
+    held_out: Callable[[Params, Problem], Tensor]  # (params and units, problem), on the query set
 
 
-FLOOR = 1e-3  # of the start's loss, below which a lower loss hardly counts under `log`
-UNITS = "units."  # prefix of the factors among the fixed parameters
+class OuterLoss(NamedTuple):
+    """How the losses of a window make its outer loss.
+
+    `on`: the loss of a point is that of the next step's minibatch (`support`), as in Andrychowicz
+    et al. 2016, equation 3, or of the query set. `at`: the mean over the points after a step, the
+    same weighted by 2 * step / horizon (`late`), or the last point. `of`: with `log` the logarithm
+    of the loss in units of the initial one, so that tasks of all sizes count alike, and late steps
+    as much as early ones (FLOOR keeps solved tasks from counting more); `root` lies between. A loss
+    that is not finite, or above `bound` times the initial one, counts as that many."""
+
+    on: Literal["support", "query"] = "support"
+    at: Literal["all", "late", "last"] = "all"
+    of: Literal["loss", "root", "log"] = "loss"
+    bound: float = 100.0
+
+    @property
+    def needs_points(self) -> bool:
+        """Whether the parameters after every step are needed, not their training losses alone."""
+        return self.on == "query" and self.at != "last"
 
 
 def objective(
     learner: Learner, spec: EpisodeSpec, batch: int | None = None, rescale: float = 1.0
 ) -> Objective:
-    """The objective of learning a task with `learner`: its start and its loss, on the support set
-    or minibatches of it.
+    """The objective of learning a task with `learner`, on the support set or minibatches of it.
 
     `batch` examples are drawn with replacement for every step; None: all of them. With `rescale` r
-    > 1 the loss is that of s * params, s one number a tensor, log-uniform between 1/r and r: the
-    same function in other units (`learned_optimization`'s ReparamWeights), so that a rule cannot
-    lean on the size of parameters and gradients."""
+    > 1 the loss is that of s * params, with one log-uniform s in [1/r, r] for each tensor: the same
+    function in other units (`learned_optimization`'s ReparamWeights), so that a rule cannot rely on
+    the size of parameters and gradients."""
     loss_of = criterion(spec)
 
     def units(params: Params, problem: Problem) -> Params:
-        if rescale == 1.0:
-            return {}
-        reach, key = math.log(rescale), rng.fold_in(problem.key, "units")
-        return {
-            UNITS + name: rng.uniform(
-                rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype
-            ).exp()
-            for name, value in trainable(params)[0].items()
-        }
+        return _unit_factors(params, problem, rescale)
 
     def init(problem: Problem) -> Params:
         params = learner.init(rng.fold_in(problem.key, "start"))
         factors = units(params, problem)
         return {name: value / factors.get(UNITS + name, 1.0) for name, value in params.items()}
 
-    def natural(params: Params) -> Params:
-        own = {name: value for name, value in params.items() if not name.startswith(UNITS)}
-        return {name: value * params.get(UNITS + name, 1.0) for name, value in own.items()}
-
     def loss(params: Params, data: Batch) -> Tensor:
-        return loss_of(learner.apply(natural(params), data.x), data.y)
+        return loss_of(learner.apply(_rescaled(params), data.x), data.y)
 
     def held_out(params: Params, problem: Problem) -> Tensor:
-        said = learner.apply(natural(params), problem.query.x, context=problem.support.x)
-        return loss_of(said, problem.query.y)
+        query, context = problem.query, problem.support.x
+        return loss_of(learner.apply(_rescaled(params), query.x, context=context), query.y)
 
     def data(problem: Problem, step: Tensor) -> Batch:
         return minibatch(problem.support, rng.fold_in(problem.key, "batch"), step, batch)
@@ -107,10 +117,30 @@ def objective(
     return Objective(init, units, data, loss, held_out)
 
 
+def _unit_factors(params: Params, problem: Problem, rescale: float) -> Params:
+    """One log-uniform factor in [1 / rescale, rescale] for each trainable tensor, under UNITS."""
+    if rescale == 1.0:
+        return {}
+    reach, key = math.log(rescale), rng.fold_in(problem.key, "units")
+    return {
+        UNITS + name: rng.uniform(
+            rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype
+        ).exp()
+        for name, value in trainable(params)[0].items()
+    }
+
+
+def _rescaled(params: Params) -> Params:
+    """The learner's parameters: each times its factor."""
+    return {
+        name: value * params.get(UNITS + name, 1.0)
+        for name, value in params.items()
+        if not name.startswith(UNITS)
+    }
+
+
 def minibatch(data: Batch, key: Key, step: Tensor, size: int | None) -> Batch:
-    """`size` examples for one step, drawn with replacement: [B, *X] -> [size, *X]; all of them
-    where size is None.
-    """
+    """`size` examples of a step, drawn with replacement: [B, *X] -> [size, *X]; None: all."""
     if size is None:
         return data
     rows = rng.integers(rng.fold_in(key, step.to(torch.int64)), (size,), data.x.shape[0])
@@ -121,52 +151,21 @@ def inner_run(
     target: Objective,
     learned: LearnedRule,
     unroll: int,
-    *,
-    on: Literal["support", "query"] = "support",
-    at: Literal["all", "late", "last"] = "all",
-    of: Literal["loss", "root", "log"] = "loss",
-    bound: float = 100.0,
+    outer: OuterLoss,
     first_order: bool = True,
 ) -> Run:
-    """Windows of `unroll` steps under `learned`; their outer loss is the mean over points after a
-    step, or the last. With `late` a point weighs as much as its number among the run's steps, times
-    2.
+    """Windows of `unroll` steps under `learned`; `diverged` [] is the share of bounded losses.
 
-    The loss of a point is that of the next step's minibatch (`support`), as in Andrychowicz et al.
-    2016, equation 3, or of the query set; of `log` its logarithm is taken in units of the start's:
-    tasks of all sizes then count alike, and late steps as much as early ones (FLOOR keeps solved
-    tasks from counting more); `root` lies between. A loss that is not finite, or above `bound`
-    times that of the start, counts as that many, and `diverged` [] is the share of such points.
-    `first_order`: gradients of the objective are constants to theta."""
-
+    `first_order`: gradients of the objective are constants with respect to theta."""
     update = update_of(learned)
 
     def loss(params: Params, data: Batch, step: int) -> Tensor:
-        del step  # the data alone tell one step from another
+        del step  # steps differ in their data alone
         return target.loss(params, data)
 
-    def outer_at(params: Params, problem: Problem, step: Tensor) -> Tensor:
-        return (
-            target.held_out(params, problem)
-            if on == "query"
-            else target.loss(params, target.data(problem, step))
-        )
-
-    def begin(theta: Theta, problem: Problem) -> Inner:
-        params = target.init(problem)
-        zero = torch.zeros_like(problem.horizon)
-        state = learned.rule(theta, problem.horizon).init(trainable(params)[0])
-        return Inner(
-            params,
-            state,
-            zero,
-            outer_at({**params, **target.units(params, problem)}, problem, zero),
-        )
-
     def window(theta: Theta, inner: Inner, problem: Problem) -> tuple[Inner, Tensor, Tensor]:
-        rule = carried(learned, theta, problem.horizon)._replace(update=update)
+        rule = bind_theta(learned, theta, problem.horizon)._replace(update=update)
         units = target.units(inner.params, problem)
-        keep = range(unroll + 1) if on == "query" and at != "last" else (unroll,)
         path = adapt(
             loss,
             inner.params,
@@ -174,56 +173,80 @@ def inner_run(
             lambda step: target.data(problem, inner.step + step),
             unroll,
             state={"theta": theta, "state": inner.state},
-            keep=keep,
+            keep=range(unroll + 1) if outer.needs_points else (unroll,),
             fixed=units,
             first_order=first_order,
             step_invariant=True,
         )
-        losses = outer_at({**path.points[-1], **units}, problem, inner.step + unroll).unsqueeze(0)
-        if at != "last" and on == "query":
-            before = [target.held_out({**point, **units}, problem) for point in path.points[1:-1]]
-            losses = torch.cat([*(value.unsqueeze(0) for value in before), losses])
-        elif at != "last":
-            losses = torch.cat([path.losses[1:], losses])
-        losses, diverged = bounded(losses, bound * inner.first)
-        losses = weighed(losses, inner, problem, of, at)
-        after = Inner(path.points[-1], path.state["state"], inner.step + unroll, inner.first)
+        end = inner.step + unroll
+        losses = _losses_on(path, target, outer, units, problem, end)
+        losses, diverged = _bounded(losses, outer.bound * inner.first)
+        losses = _weighted(losses, inner, problem, outer)
+        after = Inner(path.points[-1], path.state["state"], end, inner.first)
         return after, losses.mean(), diverged
 
-    return Run(begin, window)
+    return Run(partial(_begin, target, learned, outer), window)
 
 
-def weighed(losses: Tensor, inner: Inner, problem: Problem, of: str, at: str) -> Tensor:
-    """The losses [K] of a window as `of` and `at` say (inner_run)."""
-    if of == "log":
+def _begin(
+    target: Objective, learned: LearnedRule, outer: OuterLoss, theta: Theta, problem: Problem
+) -> Inner:
+    """The state before the first step."""
+    params = target.init(problem)
+    zero = torch.zeros_like(problem.horizon)
+    state = learned.rule(theta, problem.horizon).init(trainable(params)[0])
+    whole = {**params, **target.units(params, problem)}
+    return Inner(params, state, zero, _loss_at(target, outer, whole, problem, zero))
+
+
+def _loss_at(
+    target: Objective, outer: OuterLoss, params: Params, problem: Problem, step: Tensor
+) -> Tensor:
+    """The outer loss [] of a point after `step` steps; params and units."""
+    if outer.on == "query":
+        return target.held_out(params, problem)
+    return target.loss(params, target.data(problem, step))
+
+
+def _losses_on(
+    path: Path, target: Objective, outer: OuterLoss, units: Params, problem: Problem, end: Tensor
+) -> Tensor:
+    """The outer losses [K] of a window's points after its steps, or of the last one alone."""
+    last = _loss_at(target, outer, {**path.points[-1], **units}, problem, end).unsqueeze(0)
+    if outer.needs_points:
+        inside = [target.held_out({**point, **units}, problem) for point in path.points[1:-1]]
+        return torch.cat([*(value.unsqueeze(0) for value in inside), last])
+    return last if outer.at == "last" else torch.cat([path.losses[1:], last])
+
+
+def _bounded(losses: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses, at most `most` and finite; the share [] of losses that were not)."""
+    good = losses <= most  # false for NaN too
+    return torch.where(good, losses, most.detach()), 1 - good.to(losses.dtype).mean().detach()
+
+
+def _weighted(losses: Tensor, inner: Inner, problem: Problem, outer: OuterLoss) -> Tensor:
+    """The losses [K] of a window, transformed by `of` and weighted by `at`."""
+    if outer.of == "log":
         losses = (losses / inner.first + FLOOR).log()
-    if of == "root":
+    if outer.of == "root":
         losses = (losses / inner.first + FLOOR**2).sqrt()
-    if at == "late":
+    if outer.at == "late":
         number = torch.arange(1.0, losses.shape[0] + 1, dtype=losses.dtype, device=losses.device)
         losses = losses * (2 / problem.horizon) * (inner.step + number)
     return losses
 
 
-def bounded(losses: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
-    """(losses, at most `most` and finite; the share [] that was neither): a diverging run stays a
-    number.
-    """
-    good = losses <= most  # false for NaN too
-    return torch.where(good, losses, most.detach()), 1 - good.to(losses.dtype).mean().detach()
-
-
-def steady(grads: Theta, clip: float | None) -> tuple[Theta, dict[str, Tensor]]:
-    """One task's outer gradient made safe: zero where it, or its length, is not finite, then at
-    most `clip` long.
+def clip_or_zero(grads: Theta, clip: float | None) -> tuple[Theta, dict[str, Tensor]]:
+    """One task's outer gradient: zero where it or its norm is not finite, else of norm <= `clip`.
 
     Metrics: `grad_norm` before clipping, 0 where it is not finite, and `grad_not_finite`, 1 there.
     """
     squares = torch.stack([grad.square().sum() for grad in leaves(grads)]).sum()
-    fine = squares.isfinite()
-    grads = tree_map(lambda grad: torch.where(fine, grad, torch.zeros_like(grad)), grads)
-    size = torch.where(fine, squares, torch.zeros_like(squares)).sqrt()
+    finite = squares.isfinite()
+    grads = tree_map(lambda grad: torch.where(finite, grad, torch.zeros_like(grad)), grads)
+    size = torch.where(finite, squares, torch.zeros_like(squares)).sqrt()
     if clip is not None:
         factor = clip / size.clamp(min=clip)
         grads = tree_map(lambda grad: factor * grad, grads)
-    return grads, {"grad_norm": size.detach(), "grad_not_finite": 1 - fine.to(size.dtype)}
+    return grads, {"grad_norm": size.detach(), "grad_not_finite": 1 - finite.to(size.dtype)}

@@ -1,6 +1,4 @@
-"""Where a new task's parameters begin: at random, at a pretrained body, or at a meta-learned
-network.
-"""
+"""Initial parameters of a new task: random, a pretrained body, or a meta-learned network."""
 
 from __future__ import annotations
 
@@ -14,46 +12,42 @@ from metalearn.tree import partition
 from metalearn.types import EpisodeSpec, Key, Learner, Meta, Params
 
 Init = Literal["random", "pretrained", "meta"]
-SENTENCE = (
-    "where a task begins: random, a network drawn for each task; pretrained, the body of "
-    "`start` with a head drawn for "
-    "each task (in regression the whole network); meta, the whole network of `start`"
+INIT = (
+    "Initial parameters of a task. random: a network drawn for each task; pretrained: the body of "
+    "`start` with a head drawn for each task (in regression the whole network); meta: the whole "
+    "network of `start`."
 )
-WORDS = {
-    "random": "random",
-    "pretrained": "pretrained",
-    "meta": "meta-learned",
-}  # as the report calls them
+# Names in the report.
+LABELS = {"random": "random", "pretrained": "pretrained", "meta": "meta-learned"}
 
 
 class Start(NamedTuple):
-    """The part of a meta that holds parameters, and what one task makes of it."""
+    """The parameters that a meta holds, and the initial ones of a task."""
 
-    meta: Callable[
-        [Key], dict[str, Params]
-    ]  # {"params": ...}, for `method.start` to fill; {} where nothing is held
+    meta: Callable[[Key], dict[str, Params]]  # {"params": ...}, set by `method.start`; or {}
     of_task: Callable[[Meta, Key], Params]  # (meta, the task's key) -> phi_0
 
 
 def start_of(init: Init, learner: Learner, spec: EpisodeSpec) -> Start:
-    """The start of every task of `spec`; the parameters that are held stand still."""
+    """The start of every task of `spec`; parameters in the meta stay fixed."""
     if init == "random":
         return Start(lambda key: {}, lambda meta, key: learner.init(key))
     if init == "meta" or not spec.classification:
         return Start(lambda key: {"params": learner.init(key)}, lambda meta, key: meta["params"])
     require_head("this start", learner, linear=False)
-    width = learner.init(fold_in(0, "width"))["head.weight"]  # of the head only the width D is read
+    head = learner.init(fold_in(0, "width"))["head.weight"]  # only its width D is used
 
     def body(key: Key) -> dict[str, Params]:
         return {"params": partition(learner.init(key), is_head)[1]}
 
-    return Start(
-        body, lambda meta, key: {**meta["params"], **fresh_linear(key, spec.outputs, width)}
-    )
+    def of_task(meta: Meta, key: Key) -> Params:
+        return {**meta["params"], **fresh_linear(key, spec.outputs, head)}
+
+    return Start(body, of_task)
 
 
 def needs_start(init: Init) -> str:
-    """Why a method with this start cannot begin by itself; empty where it can."""
+    """Why a method with this start needs another run; empty where it does not."""
     if init == "random":
         return ""
     other = (

@@ -1,4 +1,4 @@
-"""A learned update rule as a torch.optim.Optimizer, for the parameters of anybody's module."""
+"""A learned update rule as a torch.optim.Optimizer, for the parameters of any module."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from metalearn.component import Component
 from metalearn.errors import ConfigError
-from metalearn.learned_optimizers.learned import LearnedRule, Theta
-from metalearn.learned_optimizers.tables import LearnedRuleChoice
+from metalearn.learned_optimizers.rules import LearnedRuleChoice
+from metalearn.learned_optimizers.rules.learned_rule import LearnedRule, LearnedRuleComponent, Theta
 from metalearn.rng import fold_in
 from metalearn.tree import from_named, named_leaves
 from metalearn.types import Params, State, UpdateRule
 
-KEPT = "rule"  # under which the state of the first parameter holds that of the rule, by name
-DTYPES = (torch.float32, torch.float64)  # second moments die in fewer bits
+STATE = "rule"  # key of the rule's state, by name, in the state of the first parameter
+DTYPES = (torch.float32, torch.float64)  # second moments underflow in fewer bits
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -30,42 +29,36 @@ class LearnedOptimizer(torch.optim.Optimizer):
         loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();
         optimizer.step(loss=loss)
 
-    or `optimizer.step(closure)`. A rule sees all parameters together, so that groups cannot differ
-    in options; a parameter without a gradient stays where it is. State lies in `state_dict()`,
-    theta does not: see `save`."""
+    or `optimizer.step(closure)`. A rule updates all parameters together, so that groups cannot
+    differ in options; a parameter without a gradient is not changed. `state_dict()` holds the state
+    but not theta: see `save`."""
 
-    def __init__(self, params: Any, rule: Component, theta: Theta, num_steps: int) -> None:
+    def __init__(
+        self, params: Any, rule: LearnedRuleComponent, theta: Theta, num_steps: int
+    ) -> None:
         if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            raise ConfigError(
-                (
-                    "num_steps",
-                    f"should be a whole number from 1, not {num_steps!r}: the steps in all",
-                )
-            )
+            text = f"must be an integer >= 1 (got {num_steps!r}), the number of steps in all"
+            raise ConfigError(("num_steps", text))
         self.rule = rule
-        self._begun = False
+        self._initialized = False
         super().__init__(params, {"num_steps": num_steps})
-        self._begun = True
+        self._initialized = True
         self._check_parameters()
         moving = self._parameters()
         like = next(iter(moving.values()))
         self.theta = {name: value.detach().to(like) for name, value in theta.items()}
-        self._learned: LearnedRule = rule.build(like.dtype, like=moving)  # type: ignore[attr-defined]
+        self._learned: LearnedRule = rule.build(like.dtype, like=moving)
         self._check_theta(like)
-        self._pair()  # what cannot be built is refused here and not at the first step
+        self._update_rule()  # raises its errors here and not at the first step
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer in a file that `save` wrote, for `params`, which will be moved `num_steps`
-        times.
-        """
+        """The optimizer in a file of `save`, for `params` and `num_steps` steps in all."""
         rule, theta = read(Path(path))
         return cls(params, rule, theta, num_steps)
 
     def save(self, path: str | Path) -> None:
-        """Write the rule's options and theta, for `load`; nothing of the parameters that it
-        moves.
-        """
+        """Write the rule's options and theta, for `load`; the parameters are not written."""
         write(Path(path), self.rule, self.theta)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,15 +66,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             **super().__getstate__(),
             "rule": self.rule,
             "theta": self.theta,
-            "_begun": self._begun,
+            "_initialized": self._initialized,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies and pickles have everything; `load_state_dict` brings state and groups alone."""
+        """Restore a copy or pickle; `load_state_dict` passes state and groups alone."""
         super().__setstate__(state)
         if "rule" in state:
             moving = self._parameters()
-            self._learned = self.rule.build(next(iter(moving.values())).dtype, like=moving)  # type: ignore[attr-defined]
+            self._learned = self.rule.build(next(iter(moving.values())).dtype, like=moving)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with this rule; ConfigError for that of any other."""
@@ -92,15 +85,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only while the optimizer is made, and with parameters alone."""
-        own = sorted(set(param_group) - {"params", "param_names", "num_steps"})
-        if own:
+        """Raise ConfigError for groups with options, and after construction."""
+        options = sorted(set(param_group) - {"params", "param_names", "num_steps"})
+        if options:
             text = (
-                f"{', '.join(own)}: a learned rule moves all parameters alike; give groups "
-                f"without own options"
+                f"{', '.join(options)}: a learned rule updates all parameters alike; give groups "
+                f"without options"
             )
             raise ConfigError(("params", text))
-        if self._begun:
+        if self._initialized:
             raise ConfigError(
                 ("params", "a learned rule's state is of all parameters: give every group at once")
             )
@@ -108,52 +101,46 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
-        """Move every parameter that has a gradient; returns the loss, which some rules read:
-        `closure` or `loss`.
-        """
+        """Update every parameter that has a gradient; returns the loss.
+
+        Some rules read the loss: they need `closure` or `loss`."""
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if loss is None and getattr(self.rule, "reads_loss", False):
-            name = self.rule.name  # type: ignore[attr-defined]
+        if loss is None and self.rule.reads_loss:
+            name = self.rule.name
             text = f"{name} reads the loss: call step(closure) or step(loss=loss)"
             raise ConfigError(("step", text))
         params = self._parameters()
         grads = {name: _gradient(name, param) for name, param in params.items()}
         like = next(iter(params.values()))
-        value = (
-            torch.zeros_like(like.reshape(-1)[:1].squeeze())
-            if loss is None
-            else torch.as_tensor(loss).to(like)
-        )
-        rule = self._pair()
+        value = like.new_zeros(()) if loss is None else torch.as_tensor(loss).to(like)
+        rule = self._update_rule()
         state = self._state(rule, params)
         updates, state = rule.update(grads, state, params, value.detach())
-        self.state[like][KEPT] = named_leaves(state)
+        self.state[like][STATE] = named_leaves(state)
         for name, param in params.items():
             if param.grad is not None:
                 param.add_(updates[name])
         return loss
 
-    def _pair(self) -> UpdateRule:
+    def _update_rule(self) -> UpdateRule:
         return self._learned.rule(self.theta, self.param_groups[0]["num_steps"])
 
     def _state(self, rule: UpdateRule, params: Params) -> State:
-        """The rule's state, in its own form: a state_dict holds it flat."""
-        begun = rule.init({name: param.detach() for name, param in params.items()})
-        kept = self.state[next(iter(params.values()))].get(KEPT)
-        if kept is None:
-            return begun
+        """The rule's state as a tree; a state_dict holds it flat."""
+        initial = rule.init({name: param.detach() for name, param in params.items()})
+        stored = self.state[next(iter(params.values()))].get(STATE)
+        if stored is None:
+            return initial
         try:
-            return from_named(begun, kept)
+            return from_named(initial, stored)
         except KeyError as error:
             text = f"belongs to another rule or other parameters: {error.args[0]}"
             raise ConfigError(("state_dict", text)) from error
 
     def _parameters(self) -> Params:
-        """All parameters by name: their own where the optimizer was given them, else their
-        numbers.
-        """
+        """All parameters by the names that the optimizer was given, or else by their numbers."""
         named: Params = {}
         for group in self.param_groups:
             names = group.get("param_names") or [
@@ -170,8 +157,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "torch.", ""
             )
             text = (
-                f"are {found}: a learned rule moves float32 or float64 on one device "
-                f"(autocast leaves them float32)"
+                f"are {found}: a learned rule updates float32 or float64 on one device "
+                f"(autocast keeps parameters float32)"
             )
             raise ConfigError(("params", text))
         if len(self._parameters()) != len(every):
@@ -184,18 +171,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
         if wrong:
-            text = f"does not fit {self.rule.name} on these parameters: {', '.join(wrong[:4])}"  # type: ignore[attr-defined]
+            text = f"does not fit {self.rule.name} on these parameters: {', '.join(wrong[:4])}"
             raise ConfigError(("theta", text))
 
 
-def write(path: Path, rule: Component, theta: Theta) -> None:
-    """A file that holds tensors and one string of JSON: torch.load(weights_only=True) opens it."""
+def write(path: Path, rule: LearnedRuleComponent, theta: Theta) -> None:
+    """Write tensors and one JSON string, which torch.load(weights_only=True) can read."""
     named = {name: value.detach().cpu().contiguous().clone() for name, value in theta.items()}
     torch.save({"rule": json.dumps(rule.model_dump(mode="json")), "theta": named}, path)
 
 
-def read(path: Path) -> tuple[Component, Theta]:
-    """(rule, theta) of such a file; ConfigError with the reason where it is none."""
+def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
+    """(rule, theta) of such a file; ConfigError with the reason where it is not one."""
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")
         theta = dict(data["theta"])
@@ -219,10 +206,10 @@ def read(path: Path) -> tuple[Component, Theta]:
         raise ConfigError((str(path), text)) from error
 
 
-def rule_of(options: Any) -> Component:
-    """The learned rule of plain options; ConfigError where they are none."""
+def rule_of(options: Any) -> LearnedRuleComponent:
+    """The learned rule of plain options; ConfigError where they are not valid."""
     try:
-        found: Component = TypeAdapter(LearnedRuleChoice).validate_python(options)
+        found: LearnedRuleComponent = TypeAdapter(LearnedRuleChoice).validate_python(options)
     except ValidationError as error:
         raise ConfigError(
             *((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())

@@ -1,6 +1,4 @@
-"""Adam with a tuned step size: the hand-made rule that learned ones are held against, from the same
-starts.
-"""
+"""Adam with a tuned step size, the hand-made baseline of learned rules, from the same starts."""
 
 from __future__ import annotations
 
@@ -11,37 +9,28 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import vmapped_learn
+from metalearn.inner.method import Points, learn_by, traits_of
+from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import adam
-from metalearn.learned_optimizers.starts import SENTENCE, WORDS, Init, needs_start, start_of
-from metalearn.losses import criterion
-from metalearn.types import (
-    Batch,
-    EpisodeSpec,
-    Key,
-    Learner,
-    Meta,
-    MetaState,
-    Method,
-    Params,
-    Traits,
-)
+from metalearn.learned_optimizers.starts import INIT, LABELS, Init, needs_start, start_of
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params
 
 
 class TunedAdam(MethodComponent):
     """Learn each new task by Adam, from a random, pretrained or meta-learned start.
 
     phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune
-    `inner_lr` on validation tasks. What the start cost is on the bill of the run that it names.
+    `inner_lr` on validation tasks. The cost of the start is that of the run that `start` names.
     """
 
     family: ClassVar[str] = "optimizer"
-    name: Literal["tuned_adam"] = option("tuned_adam", "the method")
-    init: Init = option("random", SENTENCE, acts="train")
-    inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
-    beta1: float = option(0.9, "decay of the first moment", acts="adapt", ge=0, lt=1)
-    beta2: float = option(0.999, "decay of the second moment", acts="adapt", ge=0, lt=1)
-    eps: float = option(1e-8, "added to the root of the second moment", acts="adapt", gt=0)
+
+    name: Literal["tuned_adam"] = option("tuned_adam", "The method.")
+    init: Init = option("random", INIT, acts="train")
+    inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
+    beta1: float = option(0.9, "Decay of the first moment.", acts="adapt", ge=0, lt=1)
+    beta2: float = option(0.999, "Decay of the second moment.", acts="adapt", ge=0, lt=1)
+    eps: float = option(1e-8, "Added to the root of the second moment.", acts="adapt", gt=0)
 
     @property
     def needs_start(self) -> str:
@@ -49,39 +38,24 @@ class TunedAdam(MethodComponent):
 
     @property
     def factors(self) -> dict[str, str]:
-        return {"start": WORDS[self.init], "optimizer": "Adam"}
+        return {"start": LABELS[self.init], "optimizer": "Adam"}
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` changes nothing here."""
+        """The method for tasks of `spec`; `meta_steps` has no effect."""
         del meta_steps
-        rule, loss_of = adam(self.inner_lr, self.beta1, self.beta2, self.eps), criterion(spec)
-        start = start_of(self.init, learner, spec)
+        rule = adam(self.inner_lr, self.beta1, self.beta2, self.eps)
+        loss, start = support_loss(learner, spec), start_of(self.init, learner, spec)
 
-        def loss(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss_of(learner.apply(params, batch.x), batch.y)
+        def fit(meta: Meta, support: Batch, points: Points, key: Key) -> list[Params]:
+            phi = start.of_task(meta, key)
+            return adapt(loss, phi, rule, support, points[-1], keep=points).points
 
-        def adapt_one(
-            meta: Meta, support: Batch, points: tuple[int, ...], key: Key
-        ) -> list[Params]:
-            return adapt(
-                loss, start.of_task(meta, key), rule, support, points[-1], keep=points
-            ).points
-
-        def predict_one(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         def init(key: Key) -> MetaState:
-            return MetaState(
-                start.meta(key), {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device)
-            )
+            zero = torch.zeros((), dtype=spec.dtype, device=spec.device)
+            return MetaState(start.meta(key), {}, None, zero)
 
-        policy = learner.normalisation
-        traits = Traits(
-            consumes="nothing",
-            transductive=policy == "query_batch",
-            normalisation=policy,
-            fixed_ways=self.init == "meta",
-        )
-        return Method(
-            spec=spec, traits=traits, init=init, learn=vmapped_learn(adapt_one, predict_one)
-        )
+        traits = traits_of(learner, consumes="nothing", fixed_ways=self.init == "meta")
+        return Method(spec=spec, traits=traits, init=init, **learn_by(fit, predict))

@@ -7,12 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metalearn.component import Component
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import torch_optimizer
 from metalearn.learned_optimizers.learn_to_optimize import THETA
-from metalearn.learned_optimizers.learned import Theta
-from metalearn.learned_optimizers.tables import LEARNED_RULES
+from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent, Theta
 from metalearn.run.run import stored_experiment
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
@@ -32,7 +30,7 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
         return cls(params, rule, theta, num_steps)
 
 
-def found_in(path: Path) -> tuple[Component, Theta]:
+def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
     """(rule, theta) of a run directory, a checkpoint or a saved file; ConfigError where there is
     none.
     """
@@ -45,16 +43,16 @@ def found_in(path: Path) -> tuple[Component, Theta]:
     return torch_optimizer.read(path)
 
 
-def _rule(folder: Path) -> Component:
+def _rule(folder: Path) -> LearnedRuleComponent:
     method = stored_experiment(folder).learns
     rule = getattr(method, "rule", None)
-    if rule is None or getattr(rule, "name", None) not in LEARNED_RULES:
+    if not isinstance(rule, LearnedRuleComponent):
         text = (
             f"its method, {method.name}, learns no optimizer: give a run of one that does, "
             f"such as learned_optimizer"
         )
         raise ConfigError((str(folder), text))
-    return rule  # type: ignore[no-any-return]
+    return rule
 
 
 def _tested(folder: Path) -> Path:
