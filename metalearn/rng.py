@@ -2,12 +2,12 @@
 
 SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17):
 
-    z_i = key + (i + 1) * GAMMA;   z = (z ^ z >> 30) * A;   z = (z ^ z >> 27) * B;   output z ^ z >>
-    31     (mod 2^64)
+    z_i = key + (i + 1) * GAMMA;   z = (z ^ z >> 30) * A;   z = (z ^ z >> 27) * B  (mod 2^64)
+    output_i = z ^ z >> 31
 
-Number i of a key is found without the numbers before it, so the same bits come out on CPU and CUDA,
-under vmap, in a loop, in chunks and on any rank. A key is a 0-d int64 tensor; where a function
-takes keys [*B], it returns [*B, *shape], row by row what each key gives alone.
+Number i of a key needs no earlier number, so bits are the same on CPU and CUDA, under vmap, in a
+loop, in chunks and on any rank. A key is a 0-d int64 tensor; a function of keys [*B] returns [*B,
+*shape], whose rows are the results of each key alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _A = 0xBF58476D1CE4E5B9
 _B = 0x94D049BB133111EB
-_SALT = 0xD1B54A32D192ED03  # keeps the keys of fold_in apart from the numbers that they generate
+_SALT = 0xD1B54A32D192ED03  # separates the keys of fold_in from the numbers that they generate
 
 
 def _signed(value: int) -> int:
@@ -72,10 +72,10 @@ def _times(name: str | int | Tensor, factor: int) -> Tensor | int:
 
 
 def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
-    """A new key from a seed or key and names; fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a",
-    "b").
+    """A new key from a seed or key and names: keys and names [*B] give keys [*B].
 
-    Integers stay in Python until a tensor is met: then keys and names [*B] give keys [*B].
+    fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a", "b"). Integers stay in Python up to the
+    first tensor.
     """
     key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else int(seed_or_key) & MASK
     for name in names:
@@ -94,7 +94,7 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
-    """(i + 1) * GAMMA, wrapping: [count], by doubling and sums alone.
+    """(i + 1) * GAMMA mod 2^64: [count], by doubling and sums alone.
 
     Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU
     compiler corrupts memory on that product when `count` is no multiple of the vector width
@@ -107,9 +107,9 @@ def _counters(count: int, device: torch.device) -> Tensor:
 
 
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
-    """64 random bits a place: keys [*B] -> int64 [*B, *shape]; element i is SplitMix64's output i
-    from that key.
-    """
+    """64 random bits for each element: keys [*B] -> int64 [*B, *shape].
+
+    Element i is output i of SplitMix64 from that key."""
     counters = _counters(math.prod(shape), key.device)
     return _mix(key.unsqueeze(-1) + counters).reshape((*key.shape, *shape))
 
@@ -121,18 +121,18 @@ def uniform(
     high: float = 1.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform on [low, high): [*B, *shape]. float64 takes the top 53 bits, float32 the top 24 of
-    the same number.
-    """
+    """Uniform on [low, high): [*B, *shape].
+
+    float64 takes the top 53 bits, float32 the top 24 bits of the same number."""
     precision = 53 if dtype == torch.float64 else 24
     unit = _shift(bits(key, shape), 64 - precision).to(dtype) * 2.0**-precision
     return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal by Box and Muller (1958): [*B, *shape]; two uniforms a number, the first
-    taken from (0, 1].
-    """
+    """Standard normal: [*B, *shape], from two uniforms each, the first in (0, 1].
+
+    Box and Muller 1958."""
     radius, angle = uniform(key, (*shape, 2), dtype=torch.float64).unbind(-1)
     return ((-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)).to(dtype)
 
@@ -143,16 +143,16 @@ def integers(key: Key, shape: Sequence[int], high: int) -> Tensor:
 
 
 def permutation(key: Key, size: int) -> Tensor:
-    """A random order of 0 .. size-1: [*B, size]."""
+    """A random permutation of 0 .. size-1: [*B, size]."""
     return bits(key, (size,)).argsort(-1)
 
 
 def choice(key: Key, size: int, count: int) -> Tensor:
     """`count` different numbers of 0 .. size-1 in random order: [*B, count].
 
-    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds, each over
-    the whole batch of keys, instead of sorting `size` numbers; its set is uniform, and a
-    permutation makes its order so."""
+    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds over the
+    whole batch of keys instead of sorting `size` numbers. Its set is uniform; a permutation makes
+    the order uniform too. ValueError where `count` is larger than `size`."""
     if count > size:
         raise ValueError(f"cannot choose {count} different of {size}")
     if size <= 4 * count or size <= 32:
@@ -162,9 +162,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
     for place in range(count):
         top = size - count + place
         drawn = (draws[..., place] * (top + 1)) >> 31
-        seen = (chosen == drawn.unsqueeze(-1)).any(-1)
-        value = torch.where(seen, top, drawn)
-        chosen = torch.where(
-            torch.arange(count, device=key.device) == place, value.unsqueeze(-1), chosen
-        )
+        taken = (chosen == drawn.unsqueeze(-1)).any(-1)
+        value = torch.where(taken, top, drawn).unsqueeze(-1)
+        chosen = torch.where(torch.arange(count, device=key.device) == place, value, chosen)
     return chosen.gather(-1, permutation(fold_in(key, "order"), count))

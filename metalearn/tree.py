@@ -31,7 +31,7 @@ class Structure(NamedTuple):
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
-    """(leaves, structure); `unflatten` puts them together again. None is not a leaf."""
+    """(leaves, structure), the inverse of `unflatten`. None is not a leaf."""
     values, spec = _pytree.tree_flatten(tree)
     present = tuple(value is not None for value in values)
     return [value for value in values if value is not None], Structure(spec, present)
@@ -111,13 +111,13 @@ def norm(tree: Any) -> Tensor:
 def partition(
     params: dict[str, Tensor], keep: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a flat dict by name: (kept, the rest)."""
-    kept = {name: value for name, value in params.items() if keep(name)}
-    return kept, {name: value for name, value in params.items() if name not in kept}
+    """Split a flat dict by name: (those that `keep` is true for, the rest)."""
+    first = {name: value for name, value in params.items() if keep(name)}
+    return first, {name: value for name, value in params.items() if name not in first}
 
 
 def trainable(params: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(what gradients move, running statistics)."""
+    """(trainable parameters, running statistics)."""
     return partition(params, lambda name: not name.startswith(STATS))
 
 
@@ -131,9 +131,7 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def from_named(like: Any, named: dict[str, Tensor], prefix: str = "") -> Any:
-    """The tree of `like`'s structure with the leaves of `named`; raises KeyError with the missing
-    names.
-    """
+    """The tree of `like`'s structure with the leaves of `named`; KeyError for missing names."""
     flat, structure = _pytree.tree_flatten_with_path(like)
     names = [
         None if value is None else prefix + ".".join(_part(entry) for entry in path)

@@ -59,7 +59,7 @@ def test_episodes_in_machine_code_are_those_of_torch(
     ways: int,
     shots: int,
 ) -> None:
-    monkeypatch.setattr(native, "ALONE", 0)
+    monkeypatch.setattr(native, "SINGLE_THREAD", 0)
     pool, before = numbered(classes, examples) % 251, torch.get_num_threads()
     for rotate, counts in (
         (False, None),
@@ -85,7 +85,7 @@ def test_episodes_in_machine_code_are_those_of_torch(
 def test_few_tasks_and_no_queries_in_machine_code(
     monkeypatch: pytest.MonkeyPatch, tasks: int, queries: int
 ) -> None:
-    monkeypatch.setattr(native, "ALONE", 0)
+    monkeypatch.setattr(native, "SINGLE_THREAD", 0)
     source = image_source(numbered(9, 6), ImageTask(ways=3, shots=1, queries=queries))
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -263,16 +263,16 @@ def test_turns_are_one_for_each_class_of_each_task_and_uniform() -> None:
     assert 0.15 < float((turn_of[:, 0] == turn_of[:, 1]).double().mean()) < 0.35
 
 
-def test_four_turns_are_quarter_turns_and_need_squares() -> None:
+def test_four_rotations_are_quarter_turns_and_need_squares() -> None:
     image = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
-    assert images.four_turns(image).tolist() == [
+    assert images.four_rotations(image).tolist() == [
         [[1, 2], [3, 4]],
         [[2, 4], [1, 3]],
         [[4, 3], [2, 1]],
         [[3, 1], [4, 2]],
     ]
     with pytest.raises(ConfigError, match="square"):
-        images.four_turns(torch.zeros(1, 2, 3))
+        images.four_rotations(torch.zeros(1, 2, 3))
 
 
 def test_examples_are_labelled_over_all_classes() -> None:

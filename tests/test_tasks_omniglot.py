@@ -41,7 +41,7 @@ def synthetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows_of(source: ImageSource) -> list[int]:
     """The file's row behind every class of an unturned synthetic source."""
-    first = source._rows.reshape(source.spec.num_classes, 20, 28, 28)[:, 0]
+    first = source._pool.rows.reshape(source.spec.num_classes, 20, 28, 28)[:, 0]
     return [
         int(high) * 256 + int(low)
         for high, low in zip(first[:, 9, 9], first[:, 9, 10], strict=True)

@@ -1,4 +1,4 @@
-"""Where episodes come from."""
+"""Task sources: where episodes come from."""
 
 from metalearn.component import TaskComponent
 from metalearn.tasks.arrays import Arrays

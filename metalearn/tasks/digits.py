@@ -1,6 +1,4 @@
-"""The handwritten digits that scikit-learn brings along (Alpaydin & Kaynak 1998): real images
-without a download.
-"""
+"""The handwritten digits that scikit-learn ships (Alpaydin & Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -14,28 +12,22 @@ from metalearn.component import option
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import images, store
 
-SHARES = {
-    "train": (0.0, 0.6),
-    "valid": (0.6, 0.8),
-    "test": (0.8, 1.0),
-}  # of the images of every class
+# Shares of the images of every class.
+SHARES = {"train": (0.0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1.0)}
 SMALLEST = {"train": 104, "valid": 34, "test": 35}  # images of the rarest digit
 
 
 class Digits(images.ImageTask):
-    """Digits of 8x8 pixels: a problem of training on real data; the splits hold different images of
-    all ten classes.
+    """Digits of 8x8 pixels, real images without a download; splits share the ten classes.
 
-    1,797 images, 174 to 183 a class, shuffled once by a fixed key: 60 % for training, a fifth each
-    for validation and test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn. Raises
-    ConfigError, DataError."""
+    1,797 images, 174 to 183 in each class, shuffled once by a fixed key: 60 % for training, a fifth
+    each for validation and test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn.
+    Raises ConfigError, DataError."""
 
-    source: Literal["digits"] = option("digits", "the task source")
-    ways: int = option(10, "N, digits in a task", ge=2, le=10)
-    shots: int = option(20, "K, training images of each class in a task", ge=1)
-    queries: int = option(
-        10, "Q, held-out images of each class in a task; 0 gives an empty query set", ge=0
-    )
+    source: Literal["digits"] = option("digits", "The task source.")
+    ways: int = option(10, "N, digits in a task.", ge=2, le=10)
+    shots: int = option(20, "K, training images of each class in a task.", ge=1)
+    queries: int = option(10, "Q, held-out images of each class in a task; may be 0.", ge=0)
 
     def build(
         self,
@@ -44,7 +36,7 @@ class Digits(images.ImageTask):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> images.ImageSource:
-        """The source of one split; `seed` changes nothing here."""
+        """The source of one split; `seed` has no effect."""
         del seed
         problems = images.split_problem(split)
         if not problems:
@@ -60,7 +52,7 @@ class Digits(images.ImageTask):
 
 
 def _split(split: str) -> tuple[torch.Tensor, list[int], str]:
-    """(uint8 images [B, 1, 8, 8] class after class, images of each class, hash of all of them)."""
+    """(uint8 images [B, 1, 8, 8] ordered by class, images of each class, hash of the data set)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

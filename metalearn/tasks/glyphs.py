@@ -1,6 +1,4 @@
-"""The embedded default: letters of many scripts, drawn from the fonts that matplotlib ships;
-nothing to download.
-"""
+"""The default data set: letters of many scripts, drawn from the fonts that matplotlib ships."""
 
 from __future__ import annotations
 
@@ -17,23 +15,23 @@ from metalearn.component import option
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import images, render, store
 
-FORMAT = 1  # of the rendering and its file: raise it with every change of either
+FORMAT = 1  # of the rendering and its file: increment it with every change of either
 
 
 class Glyphs(images.ImageTask):
-    """Letters of 15 scripts with the variation of a hand, 28x28, rendered here; whole scripts are
-    held out.
+    """Letters of 15 scripts, 28x28, rendered with handwriting-like variation; scripts are split.
 
-    About 1,270 classes of 20 drawings each (metalearn/tasks/render.py says how they are made): 960
-    for training (Latin, Cyrillic, Canadian syllabics, Arabic, Coptic, Ogham, Lisu, Old Italic), 140
-    for validation (Georgian, Hebrew, N'Ko), 170 for test (Greek, Armenian, Tifinagh, Lao); the
-    exact numbers depend on the fonts of the installed matplotlib. Shapes that scripts share are one
-    class of one script, so that no split meets those of another. Images are [1, 28, 28] in 0..1,
-    ink bright. Build's seed picks the rendering, which is cached as one file; the letters are the
-    same under every seed. Rendered once, in about 10 s of one core. Raises ConfigError, DataError.
+    About 1,270 classes of 20 drawings each (metalearn/tasks/render.py describes how they are made):
+    960 for training (Latin, Cyrillic, Canadian syllabics, Arabic, Coptic, Ogham, Lisu, Old Italic),
+    140 for validation (Georgian, Hebrew, N'Ko), 170 for test (Greek, Armenian, Tifinagh, Lao); the
+    exact numbers depend on the fonts of the installed matplotlib. A shape that several scripts
+    share is one class of one script, so that it is in one split alone. Images are [1, 28, 28] in
+    0..1, ink bright. Build's seed selects the rendering, which is cached as one file; the letters
+    are the same for every seed. A rendering takes about 10 s of one core. Raises ConfigError,
+    DataError.
     """
 
-    source: Literal["glyphs"] = option("glyphs", "the task source")
+    source: Literal["glyphs"] = option("glyphs", "The task source.")
 
     def build(
         self,
@@ -44,7 +42,7 @@ class Glyphs(images.ImageTask):
     ) -> images.ImageSource:
         """The source of one split; its `facts` hold the seed and the scripts."""
         problems = images.split_problem(split)
-        if problems:  # the number of classes is unknown, that of drawings is not
+        if problems:  # of an unknown split the number of drawings is known, that of classes is not
             problems += images.episode_problems(1, self.shots, self.queries, 1, render.DRAWINGS)
             raise ConfigError(*problems)
         try:
@@ -74,7 +72,7 @@ class Glyphs(images.ImageTask):
 
 
 def file_name(seed: int = 0) -> str:
-    """The cached file of a rendering: named by what its bytes depend on."""
+    """The name of a rendering's cache file: a hash of all that its content depends on."""
     try:
         versions = [metadata.version(package) for package in ("matplotlib", "pillow", "numpy")]
     except metadata.PackageNotFoundError as error:
@@ -88,9 +86,9 @@ def file_name(seed: int = 0) -> str:
 
 
 def load(seed: int = 0) -> render.Rendered:
-    """The classes of a seed: from the cache, else rendered and cached; a damaged file is replaced,
-    with a warning.
-    """
+    """The classes of a seed, from the cache or rendered; a damaged file is replaced.
+
+    Warns where a file is damaged or cannot be written."""
     name = file_name(seed)
     for path in dict.fromkeys((store.data_root() / name, store.cache_root() / name)):
         if path.is_file():
@@ -104,9 +102,7 @@ def load(seed: int = 0) -> render.Rendered:
 
 
 def _read(path: Path) -> render.Rendered:
-    """A cached rendering, refused unless it has the form of one; the archive's own checksums guard
-    the content.
-    """
+    """A cached rendering; DataError unless shapes fit (zip checksums protect the content)."""
     arrays = store.load_npz(path)
     images_, letters, scripts = (
         arrays.get(name, np.empty(0)) for name in ("images", "letters", "scripts")
@@ -132,8 +128,6 @@ def _write(path: Path, rendered: render.Rendered) -> None:
     }
     try:
         store.write_npz(path, arrays)
-    except OSError as error:  # a full or read-only disk costs the next build 10 s, not this one
-        warnings.warn(
-            f"{path}: the rendered glyphs could not be kept ({error}); they are rendered again",
-            stacklevel=3,
-        )
+    except OSError as error:  # a full or read-only disk: the next build renders again, in 10 s
+        text = f"{path}: the rendered glyphs could not be stored ({error}); they will be rendered"
+        warnings.warn(f"{text} again", stacklevel=3)

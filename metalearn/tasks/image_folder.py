@@ -1,4 +1,4 @@
-"""One's own images: a folder with one folder of images a class."""
+"""User images: a folder with one folder of images for each class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from metalearn.component import option
 from metalearn.errors import ConfigError, DataError, did_you_mean
 from metalearn.tasks import images, store
 
-_FORM = 1  # of the decoded cache; a change of decoding gives it a new number
+_FORMAT = 1  # of the decoded cache: increment it with every change of decoding
 _SHOWN = 10  # problems of one kind that are listed before "and n more"
-_IGNORED = (
-    "Thumbs.db",
-    "desktop.ini",
-)  # what desktops leave in folders of images, besides names with a leading dot
+# Files that desktops create in folders of images, besides names with a leading dot.
+_IGNORED = ("Thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
@@ -35,13 +33,13 @@ class Listing(NamedTuple):
 
 
 class ImageFolder(images.ImageTask):
-    """Your own images: a folder with one folder of images a class.
+    """Your images: a folder with one folder of images for each class.
 
     Every file in a class folder must be an image that Pillow reads (names with a leading dot are
-    passed over). Images are turned as their EXIF says, laid on white where they are transparent,
-    brought to `channels`, and resized to size x size by Pillow's Lanczos filter without regard to
-    their proportions. Classes may have different numbers of images; all are drawn from. Decoded
-    images are cached under the data folder until a name, size or time changes.
+    ignored). Images are rotated by their EXIF tag, put on white where they are transparent,
+    converted to `channels`, and resized to size x size by Pillow's Lanczos filter without keeping
+    proportions. Classes may have different numbers of images; all images are used. Decoded images
+    are cached in the data folder until a name, size or time changes.
 
     Splits: `split_file`, JSON {"train": [class, ...], "valid": [...], "test": [...]}; else by
     `fractions` of the classes in an order drawn with `split_seed` (null: build's seed, so give
@@ -49,27 +47,27 @@ class ImageFolder(images.ImageTask):
     is held out with the same seed. Raises ConfigError, DataError.
     """
 
-    source: Literal["image_folder"] = option("image_folder", "the task source")
-    path: str = option(..., "the folder with one folder of images a class", min_length=1)
-    channels: Literal[1, 3] = option(3, "1 for grey, 3 for colour")
+    source: Literal["image_folder"] = option("image_folder", "The task source.")
+    path: str = option(..., "The folder with one folder of images for each class.", min_length=1)
+    channels: Literal[1, 3] = option(3, "1 for grey, 3 for colour.")
     size: int | None = option(
         None,
-        "height and width in pixels; null gives 28 for grey, as Omniglot, and 84 for colour, "
-        "as miniImageNet",
+        "Height and width in pixels; null: 28 for grey, as Omniglot, and 84 for colour, as "
+        "miniImageNet.",
         ge=4,
     )
-    invert: bool = option(False, "true where ink is dark on light paper: ink comes out bright")
+    invert: bool = option(False, "Invert images of dark ink on light paper, so that ink is bright.")
     split_file: str | None = option(
-        None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}'
+        None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}.'
     )
     fractions: tuple[float, float, float] = option(
         (0.64, 0.16, 0.20),
-        "shares of the classes for train, valid, test where there is no split_file; their sum is 1",
+        "Shares of the classes for train, valid, test without a split_file; their sum is 1.",
     )
     split_seed: int | None = option(
         None,
-        "seed of the split by fractions and of the held-out tenth; null takes the run's seed "
-        "and records it",
+        "Seed of the split by fractions and of the held-out tenth; null: the run's seed, which is "
+        "recorded.",
         ge=0,
     )
 
@@ -81,12 +79,12 @@ class ImageFolder(images.ImageTask):
         return value
 
     def resolve(self, seed: int) -> ImageFolder:
-        """The same task with the split's seed written down: what a resolved config holds."""
+        """The task with an explicit split seed, for a resolved config."""
         return self if self.split_seed is not None else self.model_copy(update={"split_seed": seed})
 
     @property
     def pixels(self) -> int:
-        """Height and width in use."""
+        """Height and width, with the default filled in."""
         return self.size or (28 if self.channels == 1 else 84)
 
     def build(
@@ -146,9 +144,7 @@ class ImageFolder(images.ImageTask):
 
 
 def list_folder(root: Path) -> Listing:
-    """The classes and image files under `root`, sorted; raises DataError with everything that is
-    wrong.
-    """
+    """The classes and image files under `root`, sorted; raises DataError with all problems."""
     if not root.is_dir():
         raise DataError(
             ("path", f"{root} is not a folder; it must hold one folder of images a class")
@@ -202,7 +198,7 @@ def _shuffled(names: Any, seed: int, purpose: str) -> list[str]:
 def _split_by_fraction(
     names: tuple[str, ...], fractions: tuple[float, float, float], seed: int
 ) -> dict[str, list[str]]:
-    """Shares of the shuffled classes; the borders are rounded to whole classes."""
+    """Shares of the shuffled classes; their bounds are rounded to whole classes."""
     order = _shuffled(names, seed, "image_folder split")
     first = round(fractions[0] * len(order))
     second = max(first, round((fractions[0] + fractions[1]) * len(order)))
@@ -211,9 +207,7 @@ def _split_by_fraction(
 
 
 def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """The split file, checked against the class folders; raises DataError with everything that is
-    wrong.
-    """
+    """The split file, checked against the class folders; raises DataError with all problems."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -227,7 +221,7 @@ def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
         if key not in images.SPLITS
     ]
     parts = {split: content.get(split, []) for split in images.SPLITS}
-    seen: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for split, classes in parts.items():
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             problems.append(
@@ -240,14 +234,10 @@ def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
                 ("split_file", f"{path}: classes of {split!r} without a folder: {_some(absent)}")
             )
         for name in classes:
-            if name in seen:
-                problems.append(
-                    (
-                        "split_file",
-                        f"{path}: class {name!r} is in {seen[name]!r} and again in {split!r}",
-                    )
-                )
-            seen[name] = split
+            if name in splits:
+                text = f"{path}: class {name!r} is in {splits[name]!r} and again in {split!r}"
+                problems.append(("split_file", text))
+            splits[name] = split
     if problems:
         raise DataError(*problems)
     return {split: sorted(classes) for split, classes in parts.items()}
@@ -256,11 +246,10 @@ def _read_split(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
 def decoded(
     listing: Listing, size: int, channels: int, invert: bool
 ) -> tuple[store.Array, list[int], str]:
-    """Every image, uint8 [images, channels, size, size], class after class; images a class; SHA-256
-    of both.
+    """All images uint8 [images, channels, size, size] by class, images of each class, SHA-256.
 
-    Read from the cache where names, sizes and times of all files are as they were; a cache that
-    cannot be written is a warning. Raises DataError naming every file that is not an image.
+    Read from the cache where names, sizes and times of all files are unchanged; warns where a cache
+    cannot be written. Raises DataError naming every file that is not an image.
     """
     counts = [len(files) for files in listing.files]
     path = (
@@ -269,28 +258,27 @@ def decoded(
         / f"{_listing_hash(listing, size, channels, invert)}.npz"
     )
     if path.exists():
-        kept = store.load_npz(path)
-        return kept["images"], counts, str(kept["sha256"])
-    pool = decode_images(
-        [file for files in listing.files for file in files], size, channels, invert
-    )
+        cached = store.load_npz(path)
+        return cached["images"], counts, str(cached["sha256"])
+    files = [file for group in listing.files for file in group]
+    pool = decode_images(files, size, channels, invert)
     digest = store.sha256_of_arrays(np.array(listing.names), np.array(counts), pool)
     try:
         store.write_npz(path, {"images": pool, "sha256": np.array(digest)})
     except OSError as error:
-        warnings.warn(f"decoded images are not kept: {error}", stacklevel=2)
+        warnings.warn(f"decoded images are not cached: {error}", stacklevel=2)
     return pool, counts, digest
 
 
 def _listing_hash(listing: Listing, size: int, channels: int, invert: bool) -> str:
-    content: list[Any] = [_FORM, size, channels, invert]
+    content: list[Any] = [_FORMAT, size, channels, invert]
     for name, files in zip(listing.names, listing.files, strict=True):
         content.append([name, [[file.name, *_state(file)] for file in files]])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """(bytes, time of change); a link that leads nowhere is left for the decoder to name."""
+    """(bytes, time of change); of a broken link (-1, -1), so that the decoder reports it."""
     try:
         state = file.stat()
     except OSError:
@@ -319,10 +307,10 @@ def _decode(file: Path, size: int, channels: int) -> store.Array:
     """One image as uint8 [channels, size, size]."""
     with Image.open(file) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would cut these off at 255
+        if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F"):
-            raise ValueError("32-bit pixels have no agreed white; save it with 8 bits")
+            raise ValueError("32-bit pixels have no standard white; save it with 8 bits")
         if image.has_transparency_data:
             image = Image.alpha_composite(
                 Image.new("RGBA", image.size, "white"), image.convert("RGBA")

@@ -1,11 +1,10 @@
-"""The one image engine: N-way K-shot Q-query episodes by index gather from uint8 images held on the
-device.
+"""N-way K-shot Q-query episodes of images, gathered from uint8 images on the device.
 
-A batch of tasks is drawn at once. Every choice is a function of the task's own key
-(metalearn/rng.py), so episode t of a key is the same in a batch, alone and in chunks. Support and
-query are disjoint by construction: one draw of K + Q different drawings a class is cut in two.
-Labels are the random order in which the classes were drawn, and support and query are each permuted
-inside every episode, so that neither label nor place tells anything."""
+A batch of tasks is drawn at once. Every choice is a function of the task's key (metalearn/rng.py),
+so episode t of a key is the same in a batch, alone and in chunks. Support and query are disjoint by
+construction: one draw of K + Q different images of each class is cut in two. Labels are the random
+order in which the classes were drawn, and support and query are each permuted inside every episode,
+so that neither label nor position carries information."""
 
 from __future__ import annotations
 
@@ -21,40 +20,33 @@ from metalearn.tasks import native
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 SPLITS = ("train", "valid", "test")
-_BLOCK_BYTES = (
-    1 << 18
-)  # uint8 gathered at a time on CPU: block and its floats stay in the cache between the two passes
+# uint8 gathered at a time on a CPU: a block and its floats stay in the cache between two passes.
+_BLOCK_BYTES = 1 << 18
 
 
 class ImageTask(TaskComponent):
-    """The fields that every image data set has."""
+    """The fields of every image data set."""
 
-    ways: int = option(5, "N, classes in a task", ge=2)
-    shots: int = option(1, "K, labelled images of each class in a task", ge=1)
-    queries: int = option(
-        15, "Q, test images of each class in a task; 0 gives an empty query set", ge=0
-    )
+    ways: int = option(5, "N, classes in a task.", ge=2)
+    shots: int = option(1, "K, labelled images of each class in a task.", ge=1)
+    queries: int = option(15, "Q, query images of each class in a task; may be 0.", ge=0)
 
 
-def four_turns(images: Tensor) -> Tensor:
-    """Copies turned counter-clockwise by 0, 90, 180, 270 degrees, in that order: [A, *, H, H] -> [4
-    A, *, H, H].
-    """
-    if images.shape[-1] != images.shape[-2]:
-        raise ConfigError(
-            (
-                "rotations",
-                f"quarter turns need square images, not {images.shape[-2]}x{images.shape[-1]}",
-            )
-        )
+def four_rotations(images: Tensor) -> Tensor:
+    """Images rotated counter-clockwise by 0, 90, 180, 270 degrees: [A, *, H, H] -> [4 A, *, H, H].
+
+    ConfigError for images that are not square."""
+    height, width = images.shape[-2:]
+    if height != width:
+        text = f"quarter turns need square images, not {height}x{width}"
+        raise ConfigError(("rotations", text))
     return torch.cat([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
 
 
 def split_problem(split: str) -> list[tuple[str, str]]:
-    """Why `split` is not the name of one."""
-    return (
-        [] if split in SPLITS else [("split", f"{split!r} is no split; valid: {', '.join(SPLITS)}")]
-    )
+    """The problem of an unknown split, as (place, sentence) pairs for a ConfigError; else empty."""
+    text = f"unknown split {split!r}; valid: {', '.join(SPLITS)}"
+    return [] if split in SPLITS else [("split", text)]
 
 
 def episode_problems(
@@ -66,25 +58,20 @@ def episode_problems(
     split: str = "train",
     smallest: str = "",
 ) -> list[tuple[str, str]]:
-    """Why episodes of this shape cannot be drawn from `classes` classes, the smallest of which has
-    `examples` images.
+    """Why episodes of this shape cannot be drawn from `classes` classes; empty where they can.
 
-    (place, sentence) pairs for a ConfigError, all at once; `smallest` names the class with the
-    fewest images."""
+    All (place, sentence) pairs for a ConfigError. `examples` is the number of images of the class
+    with the fewest, `smallest` its name."""
     problems = []
     if ways > classes:
         problems.append(
             ("ways", f"{ways} ways, but the {split} split has {classes} classes: at most {classes}")
         )
     if shots + queries > examples:
-        where = (
-            f"class {smallest!r} of the {split} split has"
-            if smallest
-            else f"a class of the {split} split has"
-        )
+        where = f"class {smallest!r} of the {split}" if smallest else f"a class of the {split}"
         text = (
             f"{shots} shots + {queries} queries = {shots + queries} different images a "
-            f"class, but {where} {examples}"
+            f"class, but {where} split has {examples}"
         )
         problems.append(("shots", f"{text}; shots + queries may be at most {examples}"))
     return problems
@@ -96,9 +83,9 @@ class ImageSource:
     pool: uint8 [classes, examples, channels, H, W], ink bright; or, with `counts` [classes] int64
     for classes of unequal size, [images, channels, H, W], class after class. `spec` is a
     classification spec with ways = outputs and the number of classes of the split.
-    `rotate_per_task` turns each class of each task by its own random multiple of 90 degrees
-    (Santoro et al. 2016, section 4.1; cbfinn/maml), from copies of the pool turned once.
-    `data_sha256` is the hash of the prepared data, kept for the record. Raises ConfigError."""
+    `rotate_per_task` rotates each class of each task by a random multiple of 90 degrees (Santoro et
+    al. 2016, section 4.1; cbfinn/maml), from copies of the pool rotated once. `data_sha256` is the
+    hash of the prepared data, for result.json. Raises ConfigError."""
 
     def __init__(
         self,
@@ -111,69 +98,58 @@ class ImageSource:
         self.spec = spec
         self.rotate_per_task = rotate_per_task
         self.data_sha256 = data_sha256
-        self.facts: dict[
-            str, str | int
-        ] = {}  # what the component records about how the pool came about
-        sizes = (
-            [int(pool.shape[1])] * int(pool.shape[0])
-            if counts is None
-            else [int(count) for count in counts]
-        )
-        images = pool.flatten(0, 1) if counts is None else pool
-        _check_pool(images, sizes, spec)
-        self._images = int(images.shape[0])
-        turned = four_turns(images) if rotate_per_task else images
-        self._rows = turned.reshape(turned.shape[0], -1).contiguous().to(spec.device)
-        self._counts = torch.tensor(sizes, dtype=torch.int64, device=spec.device)
-        self._starts = self._counts.cumsum(0) - self._counts
-        self._same = sizes[0] if len(set(sizes)) == 1 else None
+        self.facts: dict[str, str | int] = {}  # how the component made the pool, for result.json
+        if counts is None:
+            counts, pool = [int(pool.shape[1])] * int(pool.shape[0]), pool.flatten(0, 1)
+        sizes = [int(count) for count in counts]
+        _check_pool(pool, sizes, spec)
+        images = four_rotations(pool) if rotate_per_task else pool
+        rows = images.reshape(images.shape[0], -1).contiguous().to(spec.device)
+        numbers = torch.tensor(sizes, dtype=torch.int64, device=spec.device)
+        same = sizes[0] if len(set(sizes)) == 1 else None
+        turned = int(pool.shape[0]) if rotate_per_task else 0
+        self._pool = native.Pool(rows, numbers, numbers.cumsum(0) - numbers, same, turned)
         self._scale = torch.tensor(1.0 / 255.0, dtype=spec.dtype, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """Episodes start .. start + T - 1 of `key`: support x [T, N*K, *X], query x [T, N*Q, *X], y
-        [T, .] int64.
+        """Episodes start .. start + T - 1: support x [T, N*K, *X], query x [T, N*Q, *X], y int64.
 
-        info: key [T] int64 (each task's own), step [T] zeros, class_ids [T, N] int64: the split's
-        class behind label n."""
-        draw = native.kernel() if _plain(key, self._rows) else None
+        info: key [T] int64 of each task, step [T] zeros, class_ids [T, N] int64: the split's class
+        of label n."""
+        draw = native.kernel() if _is_plain(key, self._pool.rows) else None
         if draw is None:
             return self._sample(key, num_tasks, start)
-        turned = self._images if self.rotate_per_task else 0
-        pool = (self._rows, self._counts, self._starts, self._same, turned)
-        return native.episodes(draw, self.spec, *pool, key, num_tasks, start)
+        return native.episodes(draw, self.spec, self._pool, key, num_tasks, start)
 
     def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
-        """The same by torch: on CUDA, in a trace, without a compiler."""
+        """The same by torch's operators: on CUDA, in a trace, without a compiler."""
         spec = self.spec
-        key = key.to(self._rows.device)
+        key = key.to(self._pool.rows.device)
         keys = rng.fold_in(key, torch.arange(start, start + num_tasks, device=key.device))
-        purposes = torch.arange(
-            5, device=key.device
-        )  # five keys a task in one call: small calls are half the time
-        of_classes, of_examples, of_turns, of_support, of_query = rng.fold_in(
-            keys.unsqueeze(-1), purposes
-        ).unbind(-1)
+        # Five keys for each task in one call: small calls are half of the time.
+        purposes = rng.fold_in(keys.unsqueeze(-1), torch.arange(5, device=key.device))
+        of_classes, of_examples, of_turns, of_support, of_query = purposes.unbind(-1)
         class_ids = rng.choice(of_classes, spec.num_classes, spec.ways)
         rows = self._choose_rows(of_examples, class_ids)
         if self.rotate_per_task:
-            rows = rows + rng.integers(of_turns, (spec.ways, 1), 4) * self._images
+            rows = rows + rng.integers(of_turns, (spec.ways, 1), 4) * self._pool.turned
         support = self._part(of_support, rows[..., : spec.shots])
         query = self._part(of_query, rows[..., spec.shots :])
         step = torch.zeros(num_tasks, dtype=spec.dtype, device=key.device)
         return Episode(support, query, {"key": keys, "step": step, "class_ids": class_ids})
 
     def examples(self, key: Key, size: int) -> Batch:
-        """Images labelled over all classes of the split, each class as likely: x [B, *X], y [B]
-        int64, B = size.
+        """Images labelled over all classes of the split: x [B, *X], y [B] int64, B = size.
 
-        With `rotate_per_task` each image is turned by its own random multiple of 90 degrees; its
-        label stays."""
-        key = key.to(self._rows.device)
+        All classes are equally likely. With `rotate_per_task` each image is rotated by a random
+        multiple of 90 degrees; its label stays."""
+        pool = self._pool
+        key = key.to(pool.rows.device)
         labels = rng.integers(rng.fold_in(key, "class"), (size,), self.spec.num_classes)
         fraction = rng.integers(rng.fold_in(key, "example"), (size,), 1 << 31)
-        rows = self._starts[labels] + ((fraction * self._counts[labels]) >> 31)
+        rows = pool.starts[labels] + ((fraction * pool.counts[labels]) >> 31)
         if self.rotate_per_task:
-            rows = rows + rng.integers(rng.fold_in(key, "turn"), (size,), 4) * self._images
+            rows = rows + rng.integers(rng.fold_in(key, "turn"), (size,), 4) * pool.turned
         return Batch(self._gather(rows), labels)
 
     def _choose_rows(self, keys: Tensor, class_ids: Tensor) -> Tensor:
@@ -181,16 +157,14 @@ class ImageSource:
         each = self.spec.shots + self.spec.queries
         places = torch.arange(self.spec.ways, device=keys.device)
         draws = rng.fold_in(keys.unsqueeze(-1), places)
-        if self._same is not None:
-            chosen = rng.choice(draws, self._same, each)
+        if self._pool.same is not None:
+            chosen = rng.choice(draws, self._pool.same, each)
         else:
-            chosen = _choice_of(draws, self._counts[class_ids], each)
-        return chosen + self._starts[class_ids].unsqueeze(-1)
+            chosen = _choice_of(draws, self._pool.counts[class_ids], each)
+        return chosen + self._pool.starts[class_ids].unsqueeze(-1)
 
     def _part(self, keys: Tensor, rows: Tensor) -> Batch:
-        """The images at rows [T, N, R] as one permuted set a task, labelled by the
-        place along N.
-        """
+        """The images of rows [T, N, R] as one permuted set for each task, labelled along N."""
         tasks, ways, each = rows.shape
         order = rng.permutation(keys, ways * each)
         labels = order // each if each else order
@@ -198,26 +172,23 @@ class ImageSource:
         return Batch(x.reshape(tasks, ways * each, *self.spec.x_shape), labels)
 
     def _gather(self, rows: Tensor) -> Tensor:
-        """Rows [B] as floats in 0..1: [B, *X]; one pass to gather bytes, one multiplication that
-        also converts.
-        """
-        count, width = int(rows.shape[0]), int(self._rows.shape[1])
+        """Rows [B] as floats in 0..1: [B, *X]; one gather, one multiplication that converts."""
+        count, width = int(rows.shape[0]), int(self._pool.rows.shape[1])
         out = torch.empty((count, width), dtype=self.spec.dtype, device=rows.device)
         block = max(1, _BLOCK_BYTES // width) if rows.device.type == "cpu" else max(1, count)
         buffer = torch.empty((min(block, count), width), dtype=torch.uint8, device=rows.device)
         for first in range(0, count, block):
             last = min(first + block, count)
-            taken = torch.index_select(self._rows, 0, rows[first:last], out=buffer[: last - first])
+            block_rows, part = rows[first:last], buffer[: last - first]
+            taken = torch.index_select(self._pool.rows, 0, block_rows, out=part)
             torch.mul(taken, self._scale, out=out[first:last])
         return out.reshape(count, *self.spec.x_shape)
 
 
-def _plain(key: Key, rows: Tensor) -> bool:
-    """Whether key and pool are ordinary tensors of a CPU outside any trace: then their memory may
-    be read.
-    """
-    here = type(key) is type(rows) is Tensor and key.is_cpu and rows.is_cpu
-    return here and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+def _is_plain(key: Key, rows: Tensor) -> bool:
+    """Whether both are ordinary CPU tensors outside any trace: C++ may read their memory."""
+    plain = type(key) is type(rows) is Tensor and key.is_cpu and rows.is_cpu
+    return plain and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
 def image_source(
@@ -231,9 +202,7 @@ def image_source(
     data_sha256: str = "",
     counts: Sequence[int] | None = None,
 ) -> ImageSource:
-    """The source of a component's episodes over the pool of one split; arguments as in
-    ImageSource.
-    """
+    """The source of a component's episodes from the pool of one split, as in ImageSource."""
     classes = int(pool.shape[0]) if counts is None else len(counts)
     spec = EpisodeSpec(
         kind="classification",
@@ -251,7 +220,7 @@ def image_source(
 
 
 def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
-    """Refuse a pool that the spec does not fit; the first three are a programmer's mistakes."""
+    """Raise where pool and spec do not fit: ValueError for a bug, ConfigError for bad options."""
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != tuple(spec.x_shape):
         raise ValueError(
             f"pool of {images.dtype} {tuple(images.shape[1:])}, the spec says uint8 "
@@ -270,20 +239,18 @@ def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
 
 
 def _choice_of(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
-    """rng.choice where each key [*B] has its own number to choose from, sizes [*B] >= count: [*B,
-    count].
+    """rng.choice with one size for each key: keys [*B], sizes [*B] >= count -> [*B, count].
 
-    Floyd's sampling (Bentley & Floyd 1987) throughout: its rounds take a tensor for the size as
-    well as a number."""
+    Floyd's sampling (Bentley & Floyd 1987), whose rounds accept a tensor of sizes."""
     draws = rng.integers(keys, (count,), 1 << 31)
     chosen: list[Tensor] = []
     for place in range(count):
         top = sizes - count + place
         drawn = (draws[..., place] * (top + 1)) >> 31
-        seen = torch.zeros_like(drawn, dtype=torch.bool)
+        taken = torch.zeros_like(drawn, dtype=torch.bool)
         for earlier in chosen:
-            seen = seen | (drawn == earlier)
-        chosen.append(torch.where(seen, top, drawn))
+            taken = taken | (drawn == earlier)
+        chosen.append(torch.where(taken, top, drawn))
     if not chosen:
         return torch.empty((*keys.shape, 0), dtype=torch.int64, device=keys.device)
     return torch.stack(chosen, -1).gather(-1, rng.permutation(rng.fold_in(keys, "order"), count))

@@ -1,6 +1,6 @@
-"""Episodes of images drawn by episodes.cpp: bit for bit what tasks/images.py draws with torch,
-without its overhead.
-"""
+"""Episodes of images drawn by episodes.cpp, bit for bit those of tasks/images.py.
+
+The C++ kernel avoids the overhead of torch's operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,25 @@ from metalearn.kernels.build import load
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 SOURCE = Path(__file__).with_name("episodes.cpp")
-ALONE = 1 << 26  # bytes of floats below which a second thread is not worth waking
+SINGLE_THREAD = 1 << 26  # bytes of floats below which a second thread costs more than it saves
+
+
+class Pool(NamedTuple):
+    """The images of a split, and where the classes begin."""
+
+    rows: Tensor  # [images, bytes] uint8; with turns, four blocks of `turned` images
+    counts: Tensor  # [classes] int64
+    starts: Tensor  # [classes] int64
+    same: int | None  # images of every class, where all classes have the same number
+    turned: int  # rows of one quarter turn; 0 where classes are not rotated
 
 
 @functools.cache
 def kernel() -> Callable[..., None] | None:
-    """episodes.cpp's function, built and loaded at the first call; None without a compiler."""
+    """The function of episodes.cpp, compiled and loaded at the first call; None without compiler.
+
+    Arguments: element size; pool; key, start, tasks, ways, shots, queries, the key's name of the
+    order; pointers to support x and y, query x and y, keys, class ids; threads."""
     library, _ = load(SOURCE)
     if library is None:
         return None
@@ -39,59 +52,28 @@ def kernel() -> Callable[..., None] | None:
 def episodes(
     draw: Callable[..., None],
     spec: EpisodeSpec,
-    rows: Tensor,
-    counts: Tensor,
-    starts: Tensor,
-    same: int | None,
-    turned: int,
+    pool: Pool,
     key: Key,
     num_tasks: int,
     start: int,
 ) -> Episode:
-    """Episodes start .. start + T - 1 of `key` by `draw`; rows uint8 [images, bytes], counts and
-    starts [classes].
-
-    `turned` is how many rows one quarter turn has, 0 where classes are not turned. Shapes as
-    ImageSource.sample."""
-    ways, width = spec.ways, int(rows.shape[1])
+    """Episodes start .. start + T - 1 of `key` by `draw`; shapes as ImageSource.sample."""
+    ways, classes = spec.ways, spec.num_classes
     sizes = [ways * spec.shots, ways * spec.queries]
     x = [torch.empty((num_tasks, size, *spec.x_shape), dtype=spec.dtype) for size in sizes]
     y = [torch.empty((num_tasks, size), dtype=torch.int64) for size in sizes]
-    keys, class_ids = (
-        torch.empty(num_tasks, dtype=torch.int64),
-        torch.empty((num_tasks, ways), dtype=torch.int64),
-    )
+    keys = torch.empty(num_tasks, dtype=torch.int64)
+    class_ids = torch.empty((num_tasks, ways), dtype=torch.int64)
+    rows, counts, starts, same, turned = pool
+    images = (rows.data_ptr(), int(rows.shape[1]), classes, same or 0, turned)
+    shape = (start, num_tasks, ways, spec.shots, spec.queries)
+    outputs = (x[0], y[0], x[1], y[1], keys, class_ids)
     draw(
         x[0].element_size(),
-        *(
-            rows.data_ptr(),
-            width,
-            spec.num_classes,
-            same or 0,
-            turned,
-            counts.data_ptr(),
-            starts.data_ptr(),
-        ),
-        *(
-            int(key) & rng.MASK,
-            start,
-            num_tasks,
-            ways,
-            spec.shots,
-            spec.queries,
-            rng.number("order"),
-        ),
-        *(
-            x[0].data_ptr(),
-            y[0].data_ptr(),
-            x[1].data_ptr(),
-            y[1].data_ptr(),
-            keys.data_ptr(),
-            class_ids.data_ptr(),
-        ),
-        torch.get_num_threads() if x[0].nbytes + x[1].nbytes >= ALONE else 1,
+        *(*images, counts.data_ptr(), starts.data_ptr()),
+        *(int(key) & rng.MASK, *shape, rng.number("order")),
+        *(tensor.data_ptr() for tensor in outputs),
+        torch.get_num_threads() if x[0].nbytes + x[1].nbytes >= SINGLE_THREAD else 1,
     )
-    step = torch.zeros(num_tasks, dtype=spec.dtype)
-    return Episode(
-        Batch(x[0], y[0]), Batch(x[1], y[1]), {"key": keys, "step": step, "class_ids": class_ids}
-    )
+    info = {"key": keys, "step": torch.zeros(num_tasks, dtype=spec.dtype), "class_ids": class_ids}
+    return Episode(Batch(x[0], y[0]), Batch(x[1], y[1]), info)

@@ -1,6 +1,4 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 350, 2015): 1,623 characters of 50 alphabets,
-20 drawings each.
-"""
+"""Omniglot (Lake et al., Science 350, 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
 
 from __future__ import annotations
 
@@ -60,31 +58,27 @@ class Omniglot(images.ImageTask):
     cbfinn/maml does. Under `random` without a `split_seed` build's seed is used, so give every
     split of one run the same one; `resolve(seed)` writes it down.
 
-    Rotations, the conventions that published figures differ in: `per_task` a random multiple of 90
+    Rotations, conventions in which published figures differ: `per_task` a random multiple of 90
     degrees for each class of each task, in training and test (MAML, iMAML); `per_task_train` the
-    same in training only (MAML++); `classes_train` each turn a class of its own in training only
-    (Reptile); `classes` in every split (ProtoNet).
+    same in training only (MAML++); `classes_train` each rotation is a separate class, in training
+    only (Reptile); `classes` in every split (ProtoNet).
 
     Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
     """
 
-    source: Literal["omniglot"] = option("omniglot", "the task source")
+    source: Literal["omniglot"] = option("omniglot", "The task source.")
     split_scheme: Literal["vinyals", "lake", "random"] = option(
-        "vinyals", "which characters are for training, validation and test: vinyals, lake or random"
+        "vinyals", "Split of the characters into training, validation and test."
     )
     split_seed: int | None = option(
-        None,
-        "seed of the random split, which alone reads it; null takes the run's seed and records it",
-        ge=0,
+        None, "Seed of the random split; null: the run's seed, which is recorded.", ge=0
     )
     rotations: Rotations = option(
-        "none",
-        "quarter turns: none, per_task, per_task_train, classes_train or classes (see "
-        "published protocols)",
+        "none", "Convention of quarter turns, in which published protocols differ."
     )
 
     def resolve(self, seed: int) -> Omniglot:
-        """The same task with the split's seed written down: what a resolved config holds."""
+        """The task with an explicit split seed, for a resolved config."""
         if self.split_scheme != "random" or self.split_seed is not None:
             return self
         return self.model_copy(update={"split_seed": seed})
@@ -105,7 +99,7 @@ class Omniglot(images.ImageTask):
         rows = split_classes(data, self.split_scheme, self.resolve(seed).split_seed or 0)[split]
         pool = torch.from_numpy(data["images"][rows]).unsqueeze(2)
         source = images.image_source(
-            images.four_turns(pool) if turned_classes else pool,
+            images.four_rotations(pool) if turned_classes else pool,
             self,
             split=split,
             device=device,
@@ -121,7 +115,7 @@ class Omniglot(images.ImageTask):
         return source
 
     def _check(self, split: str, turned_classes: bool) -> None:
-        """Everything wrong at once; the sizes are known without the file."""
+        """Raise all problems at once; the sizes are known without the file."""
         problems = images.split_problem(split)
         if not problems:
             classes = _SIZES[self.split_scheme][images.SPLITS.index(split)] * (
@@ -151,7 +145,7 @@ def load() -> dict[str, Any]:
 
 
 def _checked(path: Path, arrays: Any) -> str:
-    """Refuse a file of another form; the SHA-256 of its images."""
+    """The SHA-256 of the images; DataError for a file with other arrays."""
     wanted = {
         "images": ((CLASSES, DRAWINGS, SIZE, SIZE), np.dtype(np.uint8)),
         "is_evaluation": ((CLASSES,), np.dtype(bool)),
@@ -171,9 +165,7 @@ def _checked(path: Path, arrays: Any) -> str:
 
 
 def split_classes(data: Any, scheme: str, seed: int) -> dict[str, Any]:
-    """Rows of the prepared file for each split, sorted: {"train": [classes], "valid": ..., "test":
-    ...}.
-    """
+    """Sorted rows of the prepared file for each split: {"train": [classes], "valid": ..., ...}."""
     if scheme == "vinyals":
         return {
             name: np.flatnonzero(data["vinyals_split"] == code)
@@ -205,9 +197,9 @@ class Drawings(NamedTuple):
 
 
 def prepare() -> list[str]:
-    """Make the prepared file from the publisher's archives, fetching those that are not there;
-    lines for the user.
-    """
+    """Make the prepared file from the publisher's archives; returns lines for the user.
+
+    Archives that are missing are downloaded."""
     target = prepared_path()
     if target.exists():
         return [f"{target} is already there; nothing was fetched", *verify()]
@@ -257,9 +249,7 @@ def verify() -> list[str]:
 
 
 def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
-    """The characters of the two zip archives: background first, then by alphabet and number; raises
-    DataError.
-    """
+    """The characters of the two zip archives, sorted: background first; raises DataError."""
     found = []
     for is_evaluation, path in enumerate((background, evaluation)):
         characters: dict[tuple[str, int, int], dict[int, store.Array]] = {}
@@ -279,9 +269,7 @@ def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
 
 
 def _ink(path: Path, name: str, content: bytes) -> store.Array:
-    """One drawing as bool [105, 105], True where there is ink: the files have black
-    ink on white.
-    """
+    """One drawing as bool [105, 105], True where there is ink, which is black in the files."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             grey = np.asarray(image.convert("L"))
@@ -293,11 +281,10 @@ def _ink(path: Path, name: str, content: bytes) -> store.Array:
 
 
 def shrink(ink: store.Array) -> store.Array:
-    """bool [A, 105, 105] -> uint8 [A, 28, 28], ink bright, by Pillow's Lanczos filter on an 8-bit
-    grey image.
+    """bool [A, 105, 105] -> uint8 [A, 28, 28], ink bright, by Pillow's Lanczos filter.
 
-    Older code shrinks the one-bit file itself, which Pillow does by nearest neighbour: other
-    pixels."""
+    The filter acts on 8-bit grey. Older code resizes the one-bit file, which Pillow does by nearest
+    neighbour, with other pixels."""
     grey = ink.astype(np.uint8) * 255
     small = [
         Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in grey
@@ -306,9 +293,7 @@ def shrink(ink: store.Array) -> store.Array:
 
 
 def convert(characters: list[Drawings]) -> tuple[dict[str, store.Array], str]:
-    """The arrays of the prepared file, and the SHA-256 of the drawings packed by rows; raises
-    DataError.
-    """
+    """The arrays of the prepared file, and the SHA-256 of the packed drawings; raises DataError."""
     short = [
         f"{c.alphabet} {c.character} ({len(c.ink)})" for c in characters if len(c.ink) != DRAWINGS
     ]
@@ -342,9 +327,7 @@ def convert(characters: list[Drawings]) -> tuple[dict[str, store.Array], str]:
 
 
 def vinyals_code(alphabet: str, character: int) -> int:
-    """0 train, 1 validation, 2 test: whole alphabets, but for Gurmukhi, whose last four characters
-    are test classes.
-    """
+    """0 train, 1 validation, 2 test, by alphabet; the last four of Gurmukhi are test classes."""
     if alphabet in _VINYALS_VALID:
         return 1
     return 2 if alphabet in _VINYALS_TEST or (alphabet == "Gurmukhi" and character > 41) else 0

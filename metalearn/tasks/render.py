@@ -1,11 +1,10 @@
-"""Rendering of `glyphs`: letters of many scripts, from the fonts that matplotlib ships, bent as a
-hand would bend them.
+"""Rendering of `glyphs`: letters from the fonts that matplotlib ships, with random distortions.
 
 A class is a letter; letters whose outlines coincide are one class, named by the first of them. Each
-of its 20 drawings takes one of the faces that draw the letter and bends it by a random affine map
-and a smooth random displacement (Simard, Steinkraus & Platt 2003, "Best practices for convolutional
-neural networks applied to visual document analysis", section 2; there the noise is smoothed by a
-Gaussian, here it is a cubic B-spline over a coarse grid)."""
+of its 20 drawings takes one of the font faces that have the letter and distorts it by a random
+affine map and a smooth random displacement (Simard, Steinkraus & Platt 2003, "Best practices for
+convolutional neural networks applied to visual document analysis", section 2; there the noise is
+smoothed by a Gaussian, here it is a cubic B-spline over a coarse grid)."""
 
 from __future__ import annotations
 
@@ -27,52 +26,34 @@ Pixels = NDArray[np.uint8]
 
 DRAWINGS = 20
 SIDE = 28  # pixels of a drawing
-CANVAS = 56  # pixels of the upright rendering that drawings are bent from
+CANVAS = 56  # pixels of the upright rendering that is distorted
 BOX = 36  # pixels of the canvas that the longer side of the ink fills
 GRID = 7  # control points of the displacement along each side
-TURN, SHEAR, STRETCH, SHIFT, ELASTIC = (
-    0.25,
-    0.25,
-    0.2,
-    2.0,
-    3.0,
-)  # largest: radians, ratio, log ratio, pixels, pixels
-ROOM = 11.5  # pixels from the centre that the ink may reach before the displacement
-_POINTS = 128  # size that the fonts are read at, so that every letter is made smaller, never larger
+# Largest distortions: radians, ratio, log ratio, pixels, pixels.
+TURN, SHEAR, STRETCH, SHIFT, ELASTIC = 0.25, 0.25, 0.2, 2.0, 3.0
+REACH = 11.5  # largest distance of the ink from the centre before the displacement, in pixels
+_POINTS = 128  # size that the fonts are rendered at: letters are only made smaller
 
 # Faces that hold letters. The cm faces carry Greek and ligatures at code points of other letters,
 # so they are used for the ASCII letters alone; cmsy10 and cmex10 hold symbols there.
 _FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
-    *(
-        "DejaVuSansMono",
-        "DejaVuSansMono-Bold",
-        "DejaVuSansMono-Oblique",
-        "DejaVuSansMono-BoldOblique",
-    ),
+    *("DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
-_COMPARED = (
-    "DejaVuSans",
-    "DejaVuSerif",
-    "STIXGeneral",
-)  # upright and regular; Mono squeezes letters into one width
+# Upright and regular faces; Mono squeezes letters into one width.
+_COMPARED = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
 _ASCII_FACES = ("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
 
 # Unicode names begin with the script. Names that begin otherwise (MATHEMATICAL, MODIFIER LETTER,
-# OHM SIGN, ...) are styles of letters that are here already.
-# Lisu's and Old Italic's are turned and plain Latin capitals to the eye, so they stay beside Latin.
+# OHM SIGN, ...) are styles of letters that are already included. Lisu and Old Italic look like
+# rotated and plain Latin capitals, so they are in the split of Latin.
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": (
-        "LATIN",
-        "CYRILLIC",
-        "CANADIAN SYLLABICS",
-        "ARABIC",
-        "COPTIC",
-        "OGHAM",
-        "LISU",
-        "OLD ITALIC",
+        *("LATIN", "CYRILLIC", "CANADIAN SYLLABICS", "ARABIC"),
+        *("COPTIC", "OGHAM", "LISU", "OLD ITALIC"),
     ),
     "valid": ("GEORGIAN", "HEBREW", "NKO"),
     "test": ("GREEK", "ARMENIAN", "TIFINAGH", "LAO"),
@@ -80,15 +61,11 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 # The distance of two letters is their largest difference in ink over any patch of 5x5 pixels of a
 # drawing, 0 to 1, in the face where it is smallest: a bar or an accent that only one of them has
-# counts however much else they share.
-COINCIDE = 0.05  # nearer than this: the same outline (Latin A, Greek Alpha, Cyrillic A), one class
-DISTINCT = (
-    0.22  # nearer than this to an earlier class: not told apart safely once bent at 28x28, dropped
-)
+# counts, whatever else they share.
+COINCIDE = 0.05  # below: the same outline (Latin A, Greek Alpha, Cyrillic A), one class
+DISTINCT = 0.22  # below, to an earlier class: too similar once distorted at 28x28, dropped
 APART = 0.25  # the same for an earlier class of another split
-SMALLEST = (
-    0.34  # em: smaller ink is a mark (dots, primes, finals), which would fill its drawing as a blob
-)
+SMALLEST = 0.34  # em: smaller ink is a mark (dots, primes, finals), whose drawing would be a blob
 
 
 class Rendered(NamedTuple):
@@ -100,7 +77,7 @@ class Rendered(NamedTuple):
 
 
 class Alphabet(NamedTuple):
-    """The chosen letters and what became of the others."""
+    """The chosen letters, and the numbers of the others."""
 
     letters: list[str]
     candidates: int  # letters of the scripts that at least two faces draw
@@ -109,7 +86,7 @@ class Alphabet(NamedTuple):
 
 
 def script_of(letter: str) -> str | None:
-    """The script of a letter by its Unicode name; None for a letter of none of ours."""
+    """The script of a letter by its Unicode name; None for a letter of other scripts."""
     name = unicodedata.name(letter, "")
     return next(
         (s for scripts in SPLITS.values() for s in scripts if name.startswith(s + " ")), None
@@ -117,7 +94,7 @@ def script_of(letter: str) -> str | None:
 
 
 def split_of(letter: str) -> str:
-    """The split that the letter's script belongs to; "" for a letter of none of ours."""
+    """The split that the letter's script belongs to; "" for a letter of other scripts."""
     script = script_of(letter)
     return next((split for split, scripts in SPLITS.items() if script in scripts), "")
 
@@ -142,21 +119,17 @@ def _charmap(path: Path) -> set[str]:
 
 
 def _is_letter(character: str) -> bool:
-    """Category L of one of our scripts; not Lm, which are small copies of other letters and tone
-    marks.
-    """
+    """Category L of one of our scripts; not Lm, small copies of other letters and tone marks."""
     category = unicodedata.category(character)
     return category[0] == "L" and category != "Lm" and script_of(character) is not None
 
 
 def faces_of_letters() -> dict[str, list[str]]:
-    """Every letter of our scripts that at least two faces draw, in order of code points -> those
-    faces.
-    """
+    """{letter: its faces} of our scripts, with at least two faces each, in order of code points."""
     folder, found = _fonts(), dict[str, list[str]]()
     for face in _FACES + _ASCII_FACES:
         if not (folder / f"{face}.ttf").is_file():
-            # another matplotlib may ship fewer: that two faces remain is checked for each letter
+            # Another matplotlib may ship fewer; at least two faces are required of each letter.
             continue
         for letter in _charmap(folder / f"{face}.ttf"):
             if face not in _ASCII_FACES or letter.isascii():
@@ -205,10 +178,10 @@ def upright(letter: str, face: str) -> Pixels:
 
 
 def _distances(pictures: Pixels) -> Array:
-    """Largest difference of patch means between pictures [L, 56, 56]: [L, L], by whole numbers, so
-    exact.
+    """Largest differences of patch means between pictures [L, 56, 56]: [L, L], exact.
 
-    Patches are 10x10 pixels of the canvas, which are 5x5 of a drawing, at every fourth pixel.
+    Patches are 10x10 pixels of the canvas, which are 5x5 of a drawing, at every fourth pixel; their
+    means are whole numbers.
     """
     sums = (
         np.pad(pictures.astype(np.int32), ((0, 0), (6, 6), (6, 6)))
@@ -228,9 +201,7 @@ def _distances(pictures: Pixels) -> Array:
 
 
 def nearest_faces(faces: dict[str, list[str]]) -> Array:
-    """Distances between letters, each in the compared face where it is smallest: [L, L]; 1 where
-    none draws both.
-    """
+    """Distances between letters in the face where each is smallest: [L, L]; 1 without a face."""
     letters = list(faces)
     smallest = np.ones((len(letters), len(letters)))
     for face in _COMPARED:
@@ -247,12 +218,12 @@ def nearest_faces(faces: dict[str, list[str]]) -> Array:
 def alphabet(faces: dict[str, list[str]]) -> Alphabet:
     """The letters that are classes, in order of code points.
 
-    Letters that coincide are merged, transitively, under the first of them, whose script the class
-    belongs to; then a class that is too near to an earlier one is dropped. Both hold across
-    scripts, so that the shapes of one split are not met again in another.
+    Letters that coincide are merged, transitively, with the first of them, whose script the class
+    belongs to; then a class that is too near to an earlier one is dropped. Both act across scripts,
+    so that no shape is in two splits.
     """
     letters, distances = list(faces), nearest_faces(faces)
-    first = list(range(len(letters)))  # the earliest letter that each is known to coincide with
+    first = list(range(len(letters)))  # the earliest letter that each coincides with
 
     def root(i: int) -> int:
         while first[i] != i:
@@ -274,9 +245,7 @@ def alphabet(faces: dict[str, list[str]]) -> Alphabet:
 
 
 def _spline(points: int) -> Array:
-    """Cubic B-spline weights from `points` control points, evenly spread, to the 28 pixels: [28,
-    points].
-    """
+    """Cubic B-spline weights from evenly spaced control points to the 28 pixels: [28, points]."""
     place = (np.arange(SIDE) + 0.5) / SIDE * (points - 3) + 1.0
     away = np.abs(place[:, None] - np.arange(points)[None, :])
     near, far = 2 / 3 - away**2 + away**3 / 2, (2.0 - away) ** 3 / 6
@@ -284,62 +253,48 @@ def _spline(points: int) -> Array:
 
 
 def _affine(draws: Array, extent: Array) -> tuple[Array, Array]:
-    """Random matrices [B, 2, 2] from the canvas (x, y) to the drawing, and shifts [B, 2], that keep
-    the ink inside.
+    """Random matrices [B, 2, 2] from canvas (x, y) to drawing, and shifts [B, 2].
 
-    draws [B, 6] in -1..1; extent [B, 2] is half the ink's width and height on the canvas.
+    They keep the ink inside. draws [B, 6] in -1..1; extent [B, 2] is half the ink's width and
+    height on the canvas.
     """
     angle, shear = draws[:, 0] * TURN, draws[:, 1] * SHEAR
     wide, high = np.exp(draws[:, 2] * STRETCH), np.exp(draws[:, 3] * STRETCH)
     cos, sin = np.cos(angle), np.sin(angle)
-    # turn @ shear along x @ stretch, then the canvas's half: a pixel of the drawing is two of the
-    # canvas
-    matrix = (
-        np.stack(
-            [cos * wide, (cos * shear - sin) * high, sin * wide, (sin * shear + cos) * high], -1
-        )
-        / 2
-    )
-    matrix = matrix.reshape(-1, 2, 2)
-    reach = (np.abs(matrix) * extent[:, None, :]).sum(
-        -1
-    )  # [B, 2] half width and height of the moved box
-    matrix *= np.minimum(1.0, ROOM / reach.max(-1))[:, None, None]
-    reach = np.minimum(reach, ROOM)
-    return matrix, draws[:, 4:6] * np.minimum(SHIFT, ROOM - reach)
+    # Rotation @ shear along x @ stretch, halved: a pixel of the drawing is two of the canvas.
+    rows = [cos * wide, (cos * shear - sin) * high, sin * wide, (sin * shear + cos) * high]
+    matrix = (np.stack(rows, -1) / 2).reshape(-1, 2, 2)
+    # Half width and height of the transformed box: [B, 2].
+    reach = (np.abs(matrix) * extent[:, None, :]).sum(-1)
+    matrix *= np.minimum(1.0, REACH / reach.max(-1))[:, None, None]
+    reach = np.minimum(reach, REACH)
+    return matrix, draws[:, 4:6] * np.minimum(SHIFT, REACH - reach)
 
 
 def _bend(canvas: Array, draws: Array, noise: Array) -> Pixels:
-    """Drawings [B, 28, 28] from canvases [B, 56, 56] by bilinear sampling at bent places.
+    """Drawings [B, 28, 28] from canvases [B, 56, 56] by bilinear sampling at distorted places.
 
     draws [B, 6] for the affine map, noise [B, 2, G, G] the control points of the displacement, all
     in -1..1."""
     count, ink = len(canvas), canvas > 0
-    half = [
-        (CANVAS - 2 * ink.any(axis).argmax(1)) / 2 for axis in (1, 2)
-    ]  # columns, then rows: the ink is centred
+    # The ink is centred: half of its columns, then of its rows.
+    half = [(CANVAS - 2 * ink.any(axis).argmax(1)) / 2 for axis in (1, 2)]
     matrix, shift = _affine(draws, np.stack(half, -1))
     weights = _spline(noise.shape[-1])
     bent = (weights @ noise @ weights.T) * ELASTIC  # [B, 2, 28, 28] in pixels of the drawing
-    rows, columns = np.meshgrid(
-        np.arange(SIDE) - (SIDE - 1) / 2, np.arange(SIDE) - (SIDE - 1) / 2, indexing="ij"
-    )
+    axis = np.arange(SIDE) - (SIDE - 1) / 2
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
     out = np.stack([columns, rows])[None] + bent - shift[:, :, None, None]
     inverse = np.linalg.inv(matrix)
-    place = (inverse @ out.reshape(count, 2, -1)) + (
-        CANVAS - 1
-    ) / 2  # [B, 2, 784], (x, y) on the canvas
+    # (x, y) on the canvas: [B, 2, 784].
+    place = (inverse @ out.reshape(count, 2, -1)) + (CANVAS - 1) / 2
     return _sample(canvas, place).reshape(count, SIDE, SIDE)
 
 
 def _sample(canvas: Array, place: Array) -> Pixels:
-    """Bilinear values of canvases [B, 56, 56] at (x, y) places [B, 2, P]; 0 outside: [B, P]
-    uint8.
-    """
+    """Bilinear values of canvases [B, 56, 56] at (x, y) [B, 2, P], 0 outside: [B, P] uint8."""
     side = CANVAS + 2
-    padded = np.pad(canvas, ((0, 0), (1, 1), (1, 1))).reshape(
-        -1
-    )  # a rim of zeros for what falls outside
+    padded = np.pad(canvas, ((0, 0), (1, 1), (1, 1))).reshape(-1)  # zeros around the canvas
     place = np.clip(place + 1.0, 0.0, side - 1.001)
     corner = place.astype(np.int64)
     x, y = (place - corner).transpose(1, 0, 2)
@@ -351,9 +306,7 @@ def _sample(canvas: Array, place: Array) -> Pixels:
 
 
 def _soften(canvas: Array) -> Array:
-    """Canvases [B, 56, 56] blurred by (1, 2, 1) / 4 both ways: what a pixel of half the resolution
-    sees.
-    """
+    """Canvases [B, 56, 56] blurred by (1, 2, 1) / 4 along both axes, before downsampling by 2."""
     padded = np.pad(canvas, ((0, 0), (1, 1), (1, 1)))
     along = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     return (along[:, :, :-2] + 2 * along[:, :, 1:-1] + along[:, :, 2:]) / 4
@@ -362,7 +315,7 @@ def _soften(canvas: Array) -> Array:
 def drawings(letter: str, faces: list[str], seed: int) -> Pixels:
     """The 20 drawings of a letter, a function of the letter and the seed: [20, 28, 28].
 
-    Every face is used as often as any other, within one.
+    All faces are used equally often, to within one.
     """
     key = rng.fold_in(seed, "glyphs", ord(letter))
     order = rng.permutation(rng.fold_in(key, "faces"), len(faces)).tolist()

@@ -1,9 +1,8 @@
-"""Where data lie, and how prepared files are read, written, checked and fetched; nothing is
-unpickled or unpacked.
+"""Locations of data sets; reading, writing, checking and downloading of prepared files.
 
-Prepared files are looked for in METALEARN_DATA (else ~/.cache/metalearn). What is derived from them
-(decoded folders, rendered letters) is cached beside them, or in ~/.cache/metalearn where
-METALEARN_DATA is read-only."""
+Nothing is unpickled, and no archive is unpacked to disk. Prepared files are expected in
+METALEARN_DATA (else ~/.cache/metalearn). Derived files (decoded folders, rendered letters) are
+cached beside them, or in ~/.cache/metalearn where METALEARN_DATA is read-only."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from metalearn.errors import DataError
 from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
-_MEMBER_BYTES = 1 << 20  # no drawing is a hundredth of this; a member that claims more is not one
+_MEMBER_BYTES = 1 << 20  # largest member of an archive: a hundred times the size of a drawing
 
 
 def data_root() -> Path:
@@ -46,9 +45,7 @@ def _home_cache() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files may be made there; a folder without any write bit is left alone even by an
-    administrator.
-    """
+    """Whether files may be created there; False without any write bit, also for root."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK) and bool(
@@ -57,29 +54,17 @@ def _writable(folder: Path) -> bool:
 
 
 def missing(file: str, name: str, place: str = "source") -> DataError:
-    """The error for a prepared file that is not there: what, where, and the command that makes
-    it.
-    """
-    root = data_root()
-    source = (
-        "METALEARN_DATA"
-        if os.environ.get("METALEARN_DATA", "").strip()
-        else "METALEARN_DATA is not set"
+    """The error for a missing prepared file: its place, and the command that makes it."""
+    unset = "" if os.environ.get("METALEARN_DATA", "").strip() else " is not set"
+    text = (
+        f"{file} is missing: expected in {data_root()} (METALEARN_DATA{unset}). Run "
+        f"`metalearn data prepare {name}`, or set METALEARN_DATA to the folder that holds {file}"
     )
-    return DataError(
-        (
-            place,
-            f"{file} is missing: expected in {root} ({source}). Run `metalearn data prepare "
-            f"{name}`, "
-            f"or set METALEARN_DATA to the folder that holds {file}",
-        )
-    )
+    return DataError((place, text))
 
 
 def load_npz(path: Path) -> Mapping[str, Array]:
-    """All arrays of a prepared file, kept in the process until the file changes; raises
-    DataError.
-    """
+    """All arrays of a prepared file, cached until the file changes; raises DataError."""
     try:
         state = path.stat()
         return _load(str(path), state.st_mtime_ns, state.st_size)
@@ -103,7 +88,7 @@ def _load(path: str, modified: int, size: int) -> Mapping[str, Array]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write a compressed archive that is there whole or not at all; raises OSError."""
+    """Write a compressed archive atomically; raises OSError."""
     handle, temporary = _temporary_beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -118,7 +103,7 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _temporary_beside(path: Path) -> tuple[int, Path]:
-    """An open file in the folder of `path`, to be renamed to it when whole."""
+    """An open file in the folder of `path`, to be renamed to it when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     return handle, Path(name)
@@ -135,9 +120,7 @@ def unwritable(path: Path, error: OSError) -> DataError:
 
 
 def sha256_of_arrays(*arrays: Array) -> str:
-    """SHA-256 over the bytes of arrays in C order: the same for the same pixels, however the file
-    was compressed.
-    """
+    """SHA-256 over the bytes of arrays in C order, whatever the compression of their file."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -151,9 +134,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def git_blob_id(path: Path) -> str:
-    """The name that git gives to a file's content: SHA-1 over "blob <bytes>", a zero byte and the
-    content.
-    """
+    """Git's blob id of a file: SHA-1 over "blob <bytes>", a zero byte and the content."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -164,8 +145,7 @@ def git_blob_id(path: Path) -> str:
 def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, bytes]]:
     """(name, content) of the files in a zip that end with `suffix`, sorted by name, read in memory.
 
-    Refuses names that are absolute or climb out of the archive, and members beyond 1 MiB. Raises
-    DataError."""
+    Raises DataError, also for names that lead out of the archive and for members above 1 MiB."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
@@ -196,9 +176,7 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
 
 
 def download(url: str, path: Path, blob_id: str) -> None:
-    """Fetch one file over https and keep it only when its git blob id is `blob_id`; raises
-    DataError.
-    """
+    """Download one file over https; DataError unless its git blob id is `blob_id`."""
     if not url.startswith("https://"):
         raise DataError((url, "only https is fetched"))
     try:

@@ -1,0 +1,61 @@
+"""Tasks that are drawn from a distribution, not from data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.component import TaskComponent
+from metalearn.errors import ConfigError
+from metalearn.tasks.images import split_problem
+from metalearn.types import Batch, Episode, EpisodeSpec, Key
+
+
+class GeneratedSource(ABC):
+    """Tasks of a distribution; every draw of task t is a function of (key, start + t)."""
+
+    data_sha256 = ""
+
+    def __init__(self, spec: EpisodeSpec) -> None:
+        self.spec = spec
+
+    def keys(self, key: Key, num_tasks: int, start: int = 0) -> Tensor:
+        """The keys of tasks start .. start + T - 1, different in every split: [T]."""
+        index = torch.arange(start, start + num_tasks, device=self.spec.device)
+        return rng.fold_in(key.to(self.spec.device), self.spec.split, index)
+
+    @abstractmethod
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """Episodes of tasks start .. start + T - 1; leaves [T, ...]."""
+
+    def examples(self, key: Key, size: int) -> Batch:
+        """The first example of each of `size` new tasks: x [B, *X], y [B, ...]."""
+        batch = self.sample(rng.fold_in(key, "examples"), size).support
+        return Batch(batch.x[:, 0], batch.y[:, 0])
+
+
+class GeneratedTask(TaskComponent):
+    """A distribution of tasks."""
+
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> GeneratedSource:
+        """A source; splits are different tasks of one distribution, and `seed` has no effect.
+
+        Raises ConfigError for an unknown split."""
+        del seed
+        if problems := split_problem(split):
+            raise ConfigError(*problems)
+        return self.source_of(split=split, device=device, dtype=dtype)
+
+    @abstractmethod
+    def source_of(self, **where: Any) -> GeneratedSource:
+        """The source; `where` holds the fields `split`, `device` and `dtype` of its spec."""
