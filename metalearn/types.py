@@ -70,13 +70,12 @@ class Learner(NamedTuple):
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
 
 
-class Own(NamedTuple):
-    """What learns on an objective with parameters of its own, such as a test function."""
+class Objective(NamedTuple):
+    """The parameters and outputs of an objective without a network, such as a test function."""
 
     init: Callable[[Key], Params]
-    apply: Callable[
-        [Params, Tensor], Tensor
-    ]  # (params, x [B, *X]) -> [B, C], scored against y as any prediction
+    # ONE task: (params, x [B, *X]) -> [B, C], compared with y as any prediction
+    apply: Callable[[Params, Tensor], Tensor]
 
 
 class UpdateRule(NamedTuple):
@@ -143,9 +142,8 @@ class EpisodeSpec:
     split: str = "train"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    # Of an objective without a network: the model `own` learns it. Functions, so no part of what a
-    # spec is told by.
-    own: Own | None = field(default=None, repr=False, compare=False)
+    # An objective without a network, which the model `own` learns; functions are not compared.
+    objective: Objective | None = field(default=None, repr=False, compare=False)
 
     @property
     def classification(self) -> bool:

@@ -26,7 +26,7 @@ from metalearn.l2o.command import L2OOptions, _other
 from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
 from metalearn.l2o.rows import Measured, differences, row
 from metalearn.l2o.table import _table
-from metalearn.learned_optimizers.inner_run import objective
+from metalearn.learned_optimizers.inner_run import optimizee
 from metalearn.models import MLP, Own
 from metalearn.rng import fold_in
 from metalearn.tasks import Digits, Quadratics
@@ -43,7 +43,7 @@ def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 def target_of(source: Any, model: Any, batch: int | None = None) -> Any:
-    return objective(model.build(source.spec), source.spec, batch)
+    return optimizee(model.build(source.spec), source.spec, batch)
 
 
 SOURCE = Quadratics(dims=3).build(dtype=F64)

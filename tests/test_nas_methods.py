@@ -237,7 +237,7 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
         images = [leaf for leaf in leaves(data.folds) if leaf.is_floating_point()]
         given = {row.tobytes() for image in images for row in image.flatten(0, 1).numpy()}
         assert given <= supports and not given & queries
-        assert set(data._fields) == {"folds", "book"}
+        assert set(data._fields) == {"folds", "ledger"}
         with pytest.raises(AttributeError):
             _ = data.query  # type: ignore[attr-defined]
         with pytest.raises(TypeError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.learned_optimizers.inner_run import Problem, objective
+from metalearn.learned_optimizers.inner_run import Problem, optimizee
 from metalearn.losses import criterion
 from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
@@ -62,8 +62,8 @@ def test_all_tasks_at_once_equal_one_after_another(
     name: str, batch: int | None, rescale: float
 ) -> None:
     source, learner = made(name)
-    batch = None if source.spec.own else batch  # a function has no examples to choose from
-    target = objective(learner, source.spec, batch, rescale)
+    batch = None if source.spec.objective else batch  # a function has no examples to choose from
+    target = optimizee(learner, source.spec, batch, rescale)
 
     def values(problem: Problem) -> tuple[Tensor, Any, Tensor]:
         params = target.init(problem)
@@ -209,7 +209,7 @@ def test_other_units_are_the_same_function() -> None:
     """
     source, learner = made("mlp on digits")
     problem = take(problems(source.sample(KEY, 1)), 0)
-    plain, scaled = (objective(learner, source.spec, None, rescale) for rescale in (1.0, 50.0))
+    plain, scaled = (optimizee(learner, source.spec, None, rescale) for rescale in (1.0, 50.0))
     zero = torch.tensor(0.0, dtype=F64)
     found = []
     for target in (plain, scaled):
@@ -231,7 +231,7 @@ def test_other_units_are_the_same_function() -> None:
 
 def test_minibatches_differ_from_step_to_step_and_come_again() -> None:
     source, learner = made("logistic")
-    target = objective(learner, source.spec, 4)
+    target = optimizee(learner, source.spec, 4)
     problem = take(problems(source.sample(KEY, 1)), 0)
     first, second, again = (
         target.data(problem, torch.tensor(step, dtype=F64)).x for step in (0.0, 1.0, 0.0)
@@ -242,7 +242,7 @@ def test_minibatches_differ_from_step_to_step_and_come_again() -> None:
 def test_real_images_are_objectives_too(data_root: Any) -> None:
     del data_root
     source = Omniglot(ways=3, shots=2, queries=1).build()
-    target = objective(MLP(sizes=(4,)).build(source.spec), source.spec, 2)
+    target = optimizee(MLP(sizes=(4,)).build(source.spec), source.spec, 2)
     problem = take(problems(source.sample(KEY, 1)), 0)
     assert target.held_out(target.init(problem), problem) == pytest.approx(1.0986, abs=0.3)
 

@@ -20,7 +20,7 @@ from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, prob
 from metalearn.l2o.rows import Measured, Row, differences, row
 from metalearn.l2o.table import markdown, picture
 from metalearn.learned_optimizers import LearnOptimizer
-from metalearn.learned_optimizers.inner_run import Objective, Problem, objective
+from metalearn.learned_optimizers.inner_run import Optimizee, Problem, optimizee
 from metalearn.learned_optimizers.rules.learned_rule import bind_theta
 from metalearn.logger import log
 from metalearn.rng import fold_in
@@ -147,9 +147,9 @@ def _trained(experiment: Experiment, out: Path) -> list[Meta]:
     return metas
 
 
-def _target(experiment: Experiment, parts: Parts) -> Objective:
+def _target(experiment: Experiment, parts: Parts) -> Optimizee:
     """The objective of the tested problem, in its own units."""
-    return objective(parts.learner, parts.test.spec, experiment.method.batch)
+    return optimizee(parts.learner, parts.test.spec, experiment.method.batch)
 
 
 def _points(experiment: Experiment) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ def _learned(
 
 
 def _baseline(
-    target: Objective,
+    target: Optimizee,
     base: tuning.Baseline,
     given: Sequence[Problem],
     points: tuple[int, ...],
@@ -262,7 +262,7 @@ def _over(chunks: Sequence[Problem], measure: Any, inner: int) -> Losses:
 
 
 def _adam(
-    experiment: Experiment, target: Objective, given: Sequence[Problem], tuned: Measured
+    experiment: Experiment, target: Optimizee, given: Sequence[Problem], tuned: Measured
 ) -> tuple[Measured, tuning.Levels]:
     """(Adam at the best rate of every single task, the least mean loss that some rate has reached
     by each step).

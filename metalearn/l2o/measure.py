@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.evaluate.flops import Flops, Uncounted, price
 from metalearn.inner.adapt import adapt
-from metalearn.learned_optimizers.inner_run import Objective, Problem
+from metalearn.learned_optimizers.inner_run import Optimizee, Problem
 from metalearn.rng import fold_in
 from metalearn.tree import take, vmap
 from metalearn.types import Batch, Key, Params, TaskSource, UpdateRule
@@ -43,7 +43,7 @@ def problems(
 
 
 def run_rule(
-    target: Objective, rule: UpdateRule, problem: Problem, points: Sequence[int]
+    target: Optimizee, rule: UpdateRule, problem: Problem, points: Sequence[int]
 ) -> Losses:
     """One task."""
     params = target.init(problem)
@@ -68,7 +68,7 @@ def run_rule(
 
 
 def over_tasks(
-    target: Objective, rule: UpdateRule, given: Problem, points: Sequence[int]
+    target: Optimizee, rule: UpdateRule, given: Problem, points: Sequence[int]
 ) -> Losses:
     """[T, P]."""
     found: Losses = vmap(lambda problem: run_rule(target, rule, problem, points))(given)
@@ -76,7 +76,7 @@ def over_tasks(
 
 
 def over_rates(
-    target: Objective, make: Rule, rates: Tensor, given: Problem, points: Sequence[int]
+    target: Optimizee, make: Rule, rates: Tensor, given: Problem, points: Sequence[int]
 ) -> Losses:
     """Every rate on every task: [L, T, P]."""
 
@@ -95,7 +95,7 @@ class Overhead(NamedTuple):
     flops: int | None  # products and elementwise work together; None where shapes alone do not tell
 
 
-def overhead(target: Objective, rule: UpdateRule, given: Problem) -> Overhead:
+def overhead(target: Optimizee, rule: UpdateRule, given: Problem) -> Overhead:
     """Seconds of an eager step, the least of three runs of TIMED steps; FLOPs of the second of two
     steps.
     """

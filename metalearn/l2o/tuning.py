@@ -15,7 +15,7 @@ from metalearn.errors import ConfigError
 from metalearn.inner.baselines import BASELINES
 from metalearn.inner.rules import schedule
 from metalearn.l2o.measure import Losses, Rule, over_rates, over_tasks
-from metalearn.learned_optimizers.inner_run import Objective, Problem
+from metalearn.learned_optimizers.inner_run import Optimizee, Problem
 
 # 1e-6 to 100 in half decades, 17 rates; 15 would end at 10, which is NAdamW's best on quadratics at
 # step 500.
@@ -46,7 +46,7 @@ def rule_of(name: str, shape: str, steps: int) -> Rule:
 
 
 def tuned(
-    target: Objective, given: Problem, name: str, shape: str, points: Sequence[int]
+    target: Optimizee, given: Problem, name: str, shape: str, points: Sequence[int]
 ) -> Baseline:
     """The rate of least mean training loss over the tasks, for each point as the end of a run.
 
@@ -67,7 +67,7 @@ def tuned(
 
 
 def _means(
-    target: Objective, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
+    target: Optimizee, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
 ) -> dict[int, Tensor]:
     """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every
     point.
@@ -86,7 +86,7 @@ def _means(
 
 
 def measured(
-    target: Objective, given: Problem, baseline: Baseline, points: Sequence[int]
+    target: Optimizee, given: Problem, baseline: Baseline, points: Sequence[int]
 ) -> Losses:
     """The baseline on other tasks, at each point a run that was tuned for it: [T, P]; step 0 is the
     start's.

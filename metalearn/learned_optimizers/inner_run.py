@@ -52,7 +52,7 @@ class Run(NamedTuple):
     window: Callable[[Theta, Inner, Problem], tuple[Inner, Tensor, Tensor]]
 
 
-class Objective(NamedTuple):
+class Optimizee(NamedTuple):
     """One task as an optimization problem: pure functions of one task's data."""
 
     init: Callable[[Problem], Params]
@@ -85,9 +85,9 @@ class OuterLoss(NamedTuple):
         return self.on == "query" and self.at != "last"
 
 
-def objective(
+def optimizee(
     learner: Learner, spec: EpisodeSpec, batch: int | None = None, rescale: float = 1.0
-) -> Objective:
+) -> Optimizee:
     """The objective of learning a task with `learner`, on the support set or minibatches of it.
 
     `batch` examples are drawn with replacement for every step; None: all of them. With `rescale` r
@@ -114,7 +114,7 @@ def objective(
     def data(problem: Problem, step: Tensor) -> Batch:
         return minibatch(problem.support, rng.fold_in(problem.key, "batch"), step, batch)
 
-    return Objective(init, units, data, loss, held_out)
+    return Optimizee(init, units, data, loss, held_out)
 
 
 def _unit_factors(params: Params, problem: Problem, rescale: float) -> Params:
@@ -148,7 +148,7 @@ def minibatch(data: Batch, key: Key, step: Tensor, size: int | None) -> Batch:
 
 
 def inner_run(
-    target: Objective,
+    target: Optimizee,
     learned: LearnedRule,
     unroll: int,
     outer: OuterLoss,
@@ -189,7 +189,7 @@ def inner_run(
 
 
 def _begin(
-    target: Objective, learned: LearnedRule, outer: OuterLoss, theta: Theta, problem: Problem
+    target: Optimizee, learned: LearnedRule, outer: OuterLoss, theta: Theta, problem: Problem
 ) -> Inner:
     """The state before the first step."""
     params = target.init(problem)
@@ -200,7 +200,7 @@ def _begin(
 
 
 def _loss_at(
-    target: Objective, outer: OuterLoss, params: Params, problem: Problem, step: Tensor
+    target: Optimizee, outer: OuterLoss, params: Params, problem: Problem, step: Tensor
 ) -> Tensor:
     """The outer loss [] of a point after `step` steps; params and units."""
     if outer.on == "query":
@@ -209,7 +209,7 @@ def _loss_at(
 
 
 def _losses_on(
-    path: Path, target: Objective, outer: OuterLoss, units: Params, problem: Problem, end: Tensor
+    path: Path, target: Optimizee, outer: OuterLoss, units: Params, problem: Problem, end: Tensor
 ) -> Tensor:
     """The outer losses [K] of a window's points after its steps, or of the last one alone."""
     last = _loss_at(target, outer, {**path.points[-1], **units}, problem, end).unsqueeze(0)

@@ -39,7 +39,7 @@ from metalearn.learned_optimizers.inner_run import (
     clip_or_zero,
     inner_run,
     minibatch,
-    objective,
+    optimizee,
 )
 from metalearn.learned_optimizers.rules import LearnedRuleChoice
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRule, Theta, bind_theta
@@ -156,7 +156,7 @@ class LearnOptimizer(MethodComponent):
         self._check(spec)
         like = trainable(learner.init(rng.fold_in(0, "like")))[0]
         learned, outer = self.rule.build(spec.dtype, like=like), self.outer.build(meta_steps)
-        target = objective(learner, spec, self.batch, self.rescale)
+        target = optimizee(learner, spec, self.batch, self.rescale)
         outer_loss = OuterLoss(self.outer_on, self.outer_at, self.outer_of, self.bound)
         run = inner_run(target, learned, self.unroll, outer_loss, self.first_order)
         task_grad, lanes = self._whole_runs(run), None
@@ -180,7 +180,7 @@ class LearnOptimizer(MethodComponent):
         if self.outer_on == "query" and spec.queries == 0:
             text = "is query, and these tasks have none: say support, or task.queries"
             raise ConfigError(("method.outer_on", text))
-        if self.batch is not None and spec.own is not None:
+        if self.batch is not None and spec.objective is not None:
             text = "a function has no examples to choose from: leave it null"
             raise ConfigError(("method.batch", text))
 

@@ -21,20 +21,21 @@ class Own(ModelComponent):
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
-        own = spec.own
-        if own is None:
+        objective = spec.objective
+        if objective is None:
             raise ConfigError(
                 ("model.name", "is own, but these tasks bring no parameters of their own: use mlp")
             )
 
         def init(key: Key) -> Params:
             return {
-                name: value.to(spec.device, spec.dtype) for name, value in own.init(key).items()
+                name: value.to(spec.device, spec.dtype)
+                for name, value in objective.init(key).items()
             }
 
         def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
             del context
-            return own.apply(params, x)
+            return objective.apply(params, x)
 
         def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
             del params, context

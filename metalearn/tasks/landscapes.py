@@ -16,7 +16,7 @@ from metalearn import rng
 from metalearn.component import option
 from metalearn.tasks.generated import GeneratedSource, GeneratedTask
 from metalearn.tasks.quadratics import Point, point_spec
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Own, Params
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Objective, Params
 
 
 def rosenbrock(z: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ class Landscapes(GeneratedTask):
         def apply(params: Params, x: Tensor) -> Tensor:
             return factor * residuals(start + x @ params["point"]).unsqueeze(-1)
 
-        own = Own(Point(self.dims, self.start, where["dtype"]).init, apply)
-        return LandscapeSource(self, point_spec(self.dims, own, **where))
+        objective = Objective(Point(self.dims, self.start, where["dtype"]).init, apply)
+        return LandscapeSource(self, point_spec(self.dims, objective, **where))

@@ -12,7 +12,7 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import option
 from metalearn.tasks.generated import GeneratedSource, GeneratedTask
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Own, Params
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Objective, Params
 
 
 class QuadraticSource(GeneratedSource):
@@ -97,10 +97,11 @@ class Quadratics(GeneratedTask):
 
     def source_of(self, **where: Any) -> QuadraticSource:
         point = Point(self.dims, self.start, where["dtype"])
-        return QuadraticSource(self, point_spec(self.dims, Own(point.init, point.apply), **where))
+        objective = Objective(point.init, point.apply)
+        return QuadraticSource(self, point_spec(self.dims, objective, **where))
 
 
-def point_spec(dims: int, own: Own, **where: Any) -> EpisodeSpec:
+def point_spec(dims: int, objective: Objective, **where: Any) -> EpisodeSpec:
     """The spec of an objective of d parameters with d residuals, all in the support set."""
     return EpisodeSpec(
         kind="regression",
@@ -110,7 +111,7 @@ def point_spec(dims: int, own: Own, **where: Any) -> EpisodeSpec:
         x_shape=(dims,),
         outputs=1,
         num_classes=0,
-        own=own,
+        objective=objective,
         **where,
     )
 

@@ -49,7 +49,7 @@ class LearnedProblem(Problem):
 
     @cached_property
     def learner(self) -> Learner:
-        if self.source.spec.own:
+        if self.source.spec.objective:
             return Own().build(self.source.spec)
         return MLP(sizes=(20,), activation="sigmoid").build(self.source.spec)
 

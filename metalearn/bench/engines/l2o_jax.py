@@ -84,7 +84,7 @@ def _loss(j: Any, problem: LearnedProblem) -> Any:
         logits = hidden @ params["head.weight"].T + params["head.bias"]
         return -j.np.take_along_axis(j.nn.log_softmax(logits), y[:, None], 1).mean()
 
-    return quadratic if problem.source.spec.own else network
+    return quadratic if problem.source.spec.objective else network
 
 
 def _lstm(j: Any, theta: Any, grad: Any, memory: Any) -> Any:
