@@ -1,6 +1,4 @@
-"""Small tasks for the tests of architecture search: tiny images of noisy prototypes, and a space of
-mere numbers.
-"""
+"""Small tasks for tests of architecture search: images of noisy prototypes, a space of numbers."""
 
 from __future__ import annotations
 
@@ -60,18 +58,14 @@ class Images:
 
 
 class SameImages(Images):
-    """Tasks that are all alike but for their noise: whatever learns across tasks
-    gains from them.
-    """
+    """Tasks that differ in their noise alone, so that learning across tasks helps."""
 
     def classes(self, keys: Tensor) -> Tensor:
         return torch.arange(self.spec.ways).expand(len(keys), -1)
 
 
 def numbers_space(sizes: tuple[int, ...], merge: bool = False) -> Space:
-    """A space without networks: every genotype its own class, or, with `merge`, the last place
-    without meaning.
-    """
+    """A space without networks; with `merge` the last place does not matter."""
     places = tuple(
         Place(f"p{number}", tuple(map(str, range(size)))) for number, size in enumerate(sizes)
     )
@@ -98,9 +92,7 @@ def numbers_space(sizes: tuple[int, ...], merge: bool = False) -> Space:
 
 
 def hill(genotype: Genotype, sizes: tuple[int, ...]) -> float:
-    """A landscape in which neighbours are alike: highest where every number is largest, with a
-    little unevenness.
-    """
+    """A landscape in which neighbours are similar, highest where every number is largest."""
     smooth = sum(choice / (size - 1) for choice, size in zip(genotype, sizes))
     return smooth + 0.05 * math.sin(
         37.0 * sum((place + 1) * choice for place, choice in enumerate(genotype))

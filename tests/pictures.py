@@ -13,10 +13,9 @@ SIDE = 4
 
 
 def numbered(classes: int, examples: int) -> torch.Tensor:
-    """A pool whose corner pixels say which class and which example an image is: [classes, examples,
-    1, 4, 4].
+    """A pool whose corner pixels encode class and example: [classes, examples, 1, 4, 4].
 
-    Pixel (0, 0) is 255 and the other corners are not, so that a turn can be read off as well.
+    Pixel (0, 0) is 255 and the other corners are not, so that a rotation can be read too.
     """
     pool = torch.zeros(classes, examples, 1, SIDE, SIDE, dtype=torch.uint8)
     pool[..., 0, 0] = 255

@@ -1,6 +1,4 @@
-"""Estimators of the outer gradient against finite differences, each other, loops, and runs that
-diverge.
-"""
+"""Estimators of the outer gradient: finite differences, each other, loops, diverging runs."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ def full_loss(log_lr: float, x: Tensor, y: Tensor) -> float:
 
 
 def errors_off(estimator: Any) -> float:
-    """|sum over the windows of the estimate - finite difference| in standard errors of 2^16
-    antithetic pairs.
-    """
+    """|sum over windows of the estimate - finite difference| in standard errors, 2^16 pairs."""
     built = method(estimator=estimator, unroll=WINDOW, horizon=Constant(steps=HORIZON))
     one = SOURCE.sample(KEY, 1)
     x, y = one.support.x[0], one.support.y[0, :, 0]
@@ -201,9 +197,7 @@ def test_lengths_are_whole_windows_between_their_ends() -> None:
 def test_one_step_for_all_equals_the_unrolled_loop(
     outer: dict[str, Any], first_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`compiled_steps`: traced, and run without the C++ compiler; a network, minibatches, and
-    memories of an LSTM.
-    """
+    """`compiled_steps`, traced without the C++ compiler: a network, minibatches, LSTM memories."""
     monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     source = Digits(ways=2, shots=3, queries=1).build(dtype=F64)
     built = method(
@@ -220,9 +214,7 @@ def test_one_step_for_all_equals_the_unrolled_loop(
 
 
 def test_the_gradient_of_a_mean_over_tasks_goes_through_one_step_for_all() -> None:
-    """vmap inside a gradient: then theta's gradient is a sum over tasks, and points in the middle
-    have a say.
-    """
+    """vmap inside a gradient: theta's gradient is a sum over tasks, and inner points contribute."""
     x = torch.stack([SOURCE.sample(KEY, 1, start).support.x[0] for start in range(4)])
 
     def loss(params: Any, batch: Batch, step: int) -> Tensor:
@@ -297,9 +289,7 @@ def test_a_diverging_run_is_a_bounded_loss_that_is_counted(estimator: Any) -> No
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_counted() -> None:
-    """float32 overflows inside a window whose loss is bounded: 0 times infinity in the backward
-    pass.
-    """
+    """float32 overflows in a window of bounded loss: 0 times infinity in the backward pass."""
     source = Quadratics(dims=3, start=0.1).build()
     built = method(
         source, rule=LearnedSGD(lr=1e25), unroll=10, horizon=Constant(steps=10), first_order=False

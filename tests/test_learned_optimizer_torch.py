@@ -79,9 +79,7 @@ def test_learned_adam_that_has_learned_nothing_trains_as_torchs() -> None:
 
 @pytest.mark.parametrize("name", LEARNED_RULES)
 def test_it_walks_the_path_of_the_pure_rule(name: str) -> None:
-    """The same points as the pair inside a loop of pure functions, the loss and the horizon
-    included.
-    """
+    """The same points as a loop of the pure pair, with loss and horizon."""
     rule, network = LEARNED_RULES[name](), module()
     theta = {
         leaf: value + 0.05 * normal(fold_in(2, leaf), value.shape, F64)

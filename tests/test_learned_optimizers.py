@@ -1,6 +1,4 @@
-"""Learned optimizers as a way of learning new tasks: gradients, starts, runs, comparisons, and
-loaded from runs.
-"""
+"""Learned optimizers as methods: gradients, starts, runs, comparisons, loading."""
 
 from __future__ import annotations
 
@@ -109,9 +107,7 @@ def test_a_long_gradient_is_shortened_and_a_lost_one_is_counted() -> None:
 
 
 def test_one_compiled_step_serves_all_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executor `compiled_steps`, without the C++ compiler: what the eager step gives, over two
-    outer steps.
-    """
+    """The executor `compiled_steps`, without the C++ compiler, equals eager in two outer steps."""
     monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
     method = LearnToOptimize(rule=LSTM(hidden=3), inner_steps=4, loss_at=(2, 4)).build(
         LEARNER, SOURCE.spec
@@ -127,9 +123,7 @@ def test_one_compiled_step_serves_all_inner_steps(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("method", [TunedAdam, LearnToOptimize])
 def test_starts_differ_in_what_they_hold(method: Any) -> None:
-    """Classes: nothing; the body, with a head drawn for each task; all. Regression: nothing, all,
-    all.
-    """
+    """Classes: nothing; the body, with a head for each task; all. Regression: nothing, all, all."""
     from clusters import Clusters
 
     classes = Clusters("train", 8)
@@ -226,9 +220,7 @@ def result(folder: Path, label: str) -> Any:
 
 
 def test_starts_come_from_other_rows_and_are_paid_for(cross: Path) -> None:
-    """Parameters are those of the row named, bit for bit; its training stands in the bill, before
-    the own one.
-    """
+    """Parameters equal those of the named row bit for bit; the cost of its training is added."""
     maml, pretrained = (
         ml.load_run(cross / "methods" / label / "seed-0") for label in ("maml", "fine_tune")
     )

@@ -1,6 +1,4 @@
-"""What learned update rules are made of, by hand: cells against torch.nn, features, factored
-moments, mixing.
-"""
+"""Parts of learned rules: cells against torch.nn, features, factored moments, mixing."""
 
 from __future__ import annotations
 
@@ -172,9 +170,7 @@ def test_decays_of_the_adafactor_rule_are_learned_as_logarithms() -> None:
 
 
 def test_a_hyper_network_mixes_its_bank() -> None:
-    """With one perceptron in the bank, mixing weights have no say; with two they have; the loss
-    has.
-    """
+    """Mixing weights have an effect with two perceptrons, none with one; the loss has one."""
     for bank in (1, 2):
         made = Hyper(bank=bank).build(F64)
         theta = made.init(fold_in(0))

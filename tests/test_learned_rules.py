@@ -1,6 +1,4 @@
-"""Learned update rules: hand-made ones at their start, finite differences, tasks side by side,
-horizons, tracing.
-"""
+"""Learned rules: hand-made ones at the start, finite differences, tasks, horizons, tracing."""
 
 from __future__ import annotations
 
@@ -180,9 +178,7 @@ def test_tasks_side_by_side_are_learned_as_alone(name: str) -> None:
 
 @every_rule
 def test_the_outer_gradient_is_that_of_finite_differences(name: str) -> None:
-    """Through the rule, the gradients that it was given (second derivatives), and its state; along
-    two directions.
-    """
+    """Through the rule, its gradients (second derivatives) and its state, along two directions."""
     made, theta = learned(LEARNED_RULES[name]())
     data = take(DATA, 1)
     grads = torch.func.grad(lambda theta: end(made, theta, data))(theta)
@@ -241,9 +237,7 @@ def test_recomputed_steps_give_the_same_gradient(name: str) -> None:
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
-    """Names, shapes and dtype stay, whatever the number of steps; everything is a float tensor;
-    updates fit.
-    """
+    """Names, shapes and dtype do not depend on the number of steps; leaves are float tensors."""
     made, theta = learned(LEARNED_RULES[name](), dtype)
     params = params_of(dtype)
     rule = made.rule(theta, 9)
@@ -264,9 +258,7 @@ def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
 
 @every_rule
 def test_the_horizon_lies_in_the_state(name: str) -> None:
-    """A state that goes on under a rule made with another horizon keeps its own; theta is that of
-    the day.
-    """
+    """A state under a rule with another horizon keeps its first one, and uses the current theta."""
     made, theta = learned(LEARNED_RULES[name]())
     first, other = made.rule(theta, 9), made.rule(theta, torch.tensor(90))
     grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
@@ -298,9 +290,7 @@ def test_gradients_may_come_in_any_order(name: str) -> None:
 
 @every_rule
 def test_every_rule_can_be_learned(name: str) -> None:
-    """Twenty steps of Adam on theta: two steps on each of three tasks then end lower than they
-    did.
-    """
+    """Twenty steps of Adam on theta lower the losses after two steps on each of three tasks."""
     component = LEARNED_RULES[name]()
     made = component.build(F64, like=PARAMS)
     theta = made.init(fold_in(0, "theta"))

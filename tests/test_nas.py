@@ -1,6 +1,4 @@
-"""Search spaces: how many networks there are, which of them are one, and that every way to build
-one is the same.
-"""
+"""Search spaces: their sizes, equivalent genotypes, and equality of all ways to build a network."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ def test_counts_of_genotypes_and_of_different_networks(
 
 
 def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
-    """6,466 unique cells (Dong & Yang 2020, section 2.1) come out of their rule over our edges and
-    operations.
-    """
+    """Their rule gives 6,466 unique cells (Dong & Yang 2020, section 2.1) on our edges."""
     found = set()
     for genotype in itertools.product(range(len(OPS)), repeat=6):
         nodes = {0: "0"}
@@ -128,9 +124,7 @@ def test_nas_bench_201_counts_its_own_cells_as_published() -> None:
 
 
 def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[float, ...]:
-    """What a cell of scalar stand-ins computes, for every way of giving the edges' convolutions
-    their weights.
-    """
+    """Outputs of a cell of scalars, for every assignment of weights to its convolutions."""
     edges = edges_of(nodes)
     orders = np.array(list(itertools.permutations(range(len(edges)))))
     slope = np.array([0.9, 1.3, 0.7, 1.1, 0.8, 1.7])[: len(edges)]
@@ -166,9 +160,7 @@ def cell_values(nodes: int, genotype: tuple[int, ...], strided: bool) -> tuple[f
 def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(
     nodes: int, strided: bool
 ) -> None:
-    """Against numbers: the values that a cell can take over all assignments of weights tell the
-    classes apart.
-    """
+    """The values of a cell over all assignments of weights distinguish the classes."""
     known = representatives(nodes, strided)
     every = list(known)
     if nodes == 4:  # a part of the 15,625, with all members of the classes that it meets
@@ -187,9 +179,7 @@ def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_members_of_a_class_are_the_same_network(downsample: Any) -> None:
-    """Each of the 125 cells gives its representative's outputs once the weights are moved to the
-    other edges.
-    """
+    """All 125 cells equal their representatives once the weights are moved to the other edges."""
     space = Conv4Micro(filters=2, downsample=downsample).build(IMAGES, "query_batch")
     x = inputs(IMAGES, 4)
     for genotype in genotypes(space):

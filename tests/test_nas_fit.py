@@ -1,6 +1,4 @@
-"""Training candidates: folds of a support set, and many candidates at once against one network at a
-time.
-"""
+"""Training of candidates: folds of a support set, and many at once against one at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ from metalearn.types import Batch, NullLedger
 @pytest.mark.parametrize("policy", ["query_batch", "support", "none"])
 @pytest.mark.parametrize("shots", [1, 2])
 def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: Any) -> None:
-    """Losses of (task, architecture, steps) jobs, some sharing an architecture, against one network
-    at a time.
-    """
+    """Losses of (task, architecture, steps) jobs against one network at a time."""
     source = Images(image_spec(shots))
     space = Conv4Micro(filters=2).build(source.spec, policy)
     episode, rule = source.sample(fold_in(1), 3), sgd(0.2)
@@ -66,9 +62,7 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
 def test_a_candidate_costs_what_a_pencil_says(
     tasks: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One shot of 3 classes: 2 starts, 3 steps each; the winner takes 4 more and answers 6 queries
-    at 2 points.
-    """
+    """One shot of 3 classes, 2 starts, 3 steps each; the winner: 4 more, 6 queries at 2 points."""
     monkeypatch.setattr(RandomSearch, "build", lambda self, space: Always().build(space))
     source, net, ledger = Images(image_spec(1, side=28)), Net(4, 3), CostLedger()
     learner = MLP(sizes=(4,), norm="query_batch").build(source.spec)

@@ -42,9 +42,7 @@ def moved(method: Method, support: Batch) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("split", ["disjoint", "shared"])
 def test_the_bilevel_split_is_one_and_the_published_one_is_none(split: str) -> None:
-    """Disjoint: labels of a half move what learns from that half and nothing else. Shared: all move
-    both.
-    """
+    """Disjoint: labels of a half change what learns from that half alone. Shared: both."""
     method = meta_nas(inner_steps=1, split=split, warm_up=0.0)
     support = take(Images(image_spec()).sample(fold_in(1), 1).support, 0)
     order = support.y.argsort(stable=True).reshape(3, 2)

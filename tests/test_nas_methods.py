@@ -1,6 +1,4 @@
-"""Search for a task and for a family: what they may see, what they do, what they write to the
-ledger.
-"""
+"""Search for a task and for a family: their data, their results, their cost."""
 
 from __future__ import annotations
 
@@ -153,9 +151,7 @@ class Always:
 
 
 def test_the_ledger_of_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 tasks of 4 folds, 2 steps: steps, examples, candidates, labels, and FLOPs by hand to the
-    last one.
-    """
+    """2 tasks of 4 folds, 2 steps: steps, examples, candidates, labels, and FLOPs by hand."""
     monkeypatch.setattr(RandomSearch, "build", lambda self, space: Always().build(space))
     source = Images(image_spec(4))
     found = {}
@@ -223,9 +219,7 @@ class Peeping:
 
 
 def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor that a searcher is handed shares memory or values with queries; asking for them is
-    an error.
-    """
+    """No tensor of a searcher shares memory or values with queries; asking for them is an error."""
     spy = Peeping()
     monkeypatch.setattr(RandomSearch, "build", lambda self, space: spy.build(space))
     episode = Images(image_spec()).sample(fold_in(1), 2)

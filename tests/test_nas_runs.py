@@ -1,6 +1,4 @@
-"""Searches as rows of a comparison: from the file to the report, through kills, with their controls
-and their bill.
-"""
+"""Searches as rows of a comparison, from file to report: kills, controls, cost."""
 
 from __future__ import annotations
 
@@ -157,9 +155,7 @@ def test_seeds_draw_other_candidates_and_other_starts(finished: Path) -> None:
 def test_a_search_that_was_killed_goes_on_and_pays_once(
     metalearn: Commands, finished: Path
 ) -> None:
-    """Killed after a candidate: the resumed run tells it again, finds the same, and its bill holds
-    every candidate.
-    """
+    """Killed after a candidate: the resumed run finds the same, and counts every candidate once."""
     file = write(metalearn.folder, "killed", {**FILE, "experiment": "killed", "methods": [SHARED]})
     running = metalearn.start("compare", file, "--out", "killed")
     folder = metalearn.folder / "killed" / "methods" / "shared_nas" / "seed-0"

@@ -79,9 +79,7 @@ def regrets(searcher: Any, budget: int, seeds: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_every_searcher_keeps_the_protocol(name: str) -> None:
-    """It asks first, is told values in order, spends no more than its budget, ends, and is a
-    function of its key.
-    """
+    """It asks first, gets values, respects its budget, ends, and is a function of its key."""
     spec = image_spec(2)
     space, data = Conv4Micro(filters=2).build(spec, "query_batch"), data_of(spec)
     options = {
@@ -129,9 +127,7 @@ def test_a_whole_space_is_searched_and_left() -> None:
 
 
 def test_searches_side_by_side_hear_only_of_themselves() -> None:
-    """Values by task and in the order asked; what is asked again is answered from memory and not
-    paid for.
-    """
+    """Values by task in the order asked; repeated requests are answered from memory at no cost."""
     said: list[Any] = []
 
     def search(task: int) -> Any:
@@ -186,9 +182,7 @@ def test_the_cheapest_within_one_standard_error_wins() -> None:
 
 
 def test_the_expected_pick_is_the_mean_over_all_draws() -> None:
-    """Against every subset: best by score, valued by truth; with the same numbers, the largest of n
-    of N.
-    """
+    """Against every subset: best by score, valued by truth; with equal numbers the largest of n."""
     draw = np.random.default_rng(0)
     scores, values = draw.normal(size=8), draw.normal(size=8)
     for draws in (1, 3, 7, 8):
@@ -203,9 +197,7 @@ def test_the_expected_pick_is_the_mean_over_all_draws() -> None:
 
 
 def test_the_regret_of_random_search_falls_as_theory_says() -> None:
-    """Mean over seeds against the expected largest of n of 256 without replacement, within 4
-    standard errors.
-    """
+    """Mean over seeds against the expected largest of n of 256, within 4 standard errors."""
     values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
     last = math.inf
     for budget in (1, 4, 16, 64):
@@ -226,9 +218,7 @@ def test_the_regret_of_random_search_falls_as_theory_says() -> None:
 
 @pytest.mark.parametrize(("searcher", "seeds"), [(Evolution(), 20), (TPE(), 6)])
 def test_where_neighbours_are_alike_learning_from_them_pays(searcher: Any, seeds: int) -> None:
-    """Mean regret below the expected regret of random search at the same budget, by more than 2
-    standard errors.
-    """
+    """Mean regret below that of random search at the same budget, by over 2 standard errors."""
     values = np.array([hill(genotype, SIZES) for genotype in classes(HILLY)])
     found = regrets(searcher, 48, seeds)
     random = values.max() - expected_pick(values, values, 48)
@@ -236,9 +226,7 @@ def test_where_neighbours_are_alike_learning_from_them_pays(searcher: Any, seeds
 
 
 def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> None:
-    """With a sample of the whole population every child is one mutation from the best of the
-    living.
-    """
+    """With a sample of the whole population each child is one mutation from its best member."""
     population, budget = 4, 24
     searcher = Evolution(population=population, sample=population).build(HILLY)
     trials = run_search(searcher(fold_in(3), budget, None), hilly, budget)
@@ -313,9 +301,7 @@ def unrolled(
 
 
 def test_the_second_order_slope_of_darts_is_exact() -> None:
-    """Against the written-out gradient to 1e-9, and against central differences of the unrolled
-    loss.
-    """
+    """Against the written-out gradient to 1e-9, and central differences of the unrolled loss."""
     space, arch, weights, train, held = darts_case()
     lr = 0.3
     mine = torch.func.grad(arch_loss(space, lr, first_order=False))(arch, weights, train, held)

@@ -1,6 +1,4 @@
-"""The benchmark whose truth is known: its rows are what search itself would see, and its numbers
-mean what they say.
-"""
+"""The tabular benchmark: rows equal to what a search computes, and exact statistics."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ def made_up(tasks: int = 3, seeds: int = 2) -> tuple[Table, Space]:
 
 @pytest.mark.parametrize("shots", [1, 2])
 def test_a_row_is_what_per_task_search_sees_and_gets(shots: int) -> None:
-    """Score and error of a candidate, and the accuracy of the winner on the same task, key by
-    key.
-    """
+    """Score and error of a candidate, and accuracy of the winner on the same task, key by key."""
     source = Images(image_spec(shots))
     options = PerTaskNAS(
         space=Conv4Micro(filters=2), candidates=3, search_steps=4, standard_errors=0.0
@@ -205,9 +201,7 @@ def test_regret_and_rank_of_a_pick() -> None:
 
 
 def test_controls_are_those_of_random_picks() -> None:
-    """One candidate is a random architecture; all of them with exact scores leave no regret; more
-    never hurt.
-    """
+    """One candidate is a random architecture; all with exact scores leave no regret."""
     table, _ = made_up()
     for task in (None, 1):
         assert random_control(table, 1, task) == pytest.approx(mean_architecture(table, task))
@@ -250,9 +244,7 @@ def losses() -> Table:
 
 
 def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
-    """Ten times the median network's at the first point; nothing else changes, and all that a table
-    says is finite.
-    """
+    """The cap is ten times the median at the first point; all numbers of a table are finite."""
     tame, space = losses(), made_up()[1]
     loss, score = tame.rows.loss.copy(), tame.rows.score.copy()
     loss[3, 1, 0, -1], loss[4, 2, 1, -1], loss[5, 0, :, 1:] = math.nan, 1e36, math.inf
@@ -297,9 +289,7 @@ def test_of_classes_only_what_is_not_finite_diverged() -> None:
 
 
 def test_equal_scores_are_as_likely_to_be_picked() -> None:
-    """The pick of every order of draws in turn, the first of equals; minus infinity is a score as
-    any other.
-    """
+    """The best of every order of draws, the first of equals; minus infinity is a valid score."""
     scores, values = np.array([0.3, -math.inf, 0.3, 0.1, -math.inf, -math.inf]), np.arange(6.0) ** 2
     for draws in (1, 2, 3, 4, 6):
         orders = list(itertools.permutations(range(6)))

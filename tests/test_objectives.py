@@ -1,6 +1,4 @@
-"""Objectives as tasks: values against formulas, batches against loops, sizes that differ, other
-units.
-"""
+"""Objectives as tasks: formulas, batches against loops, different sizes, other units."""
 
 from __future__ import annotations
 
@@ -128,9 +126,7 @@ def test_directions_that_a_smaller_task_lacks_have_no_gradient() -> None:
 
 
 def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
-    """Two layers against the same network cut to its widths; units that are not there have no
-    gradient.
-    """
+    """Two layers against the network cut to its widths; masked units have no gradient."""
     source, learner = made("networks of all sizes")
     keys = fold_in(KEY, torch.arange(300))
     masks = vmap(learner.init)(keys)
@@ -188,9 +184,7 @@ def test_landscapes_have_the_values_of_the_collection(function: str) -> None:
 
 
 def test_logistic_labels_follow_a_direction_but_for_the_noise() -> None:
-    """A linear classifier fitted by least squares finds the labels of a task without noise, fewer
-    of a noisy one.
-    """
+    """Least squares finds the labels of a task without noise, and fewer of a noisy one."""
     shares = []
     for noise in (0.0, 0.3):
         episodes = (
@@ -204,9 +198,7 @@ def test_logistic_labels_follow_a_direction_but_for_the_noise() -> None:
 
 
 def test_other_units_are_the_same_function() -> None:
-    """The loss of the start is that without rescaling, and a gradient is stretched by its tensor's
-    factor.
-    """
+    """The initial loss is that without rescaling; gradients are scaled by their tensor's factor."""
     source, learner = made("mlp on digits")
     problem = take(problems(source.sample(KEY, 1)), 0)
     plain, scaled = (optimizee(learner, source.spec, None, rescale) for rescale in (1.0, 50.0))

@@ -1,6 +1,4 @@
-"""The random numbers: published vectors, the same however they are drawn, and distributed as they
-say.
-"""
+"""The random numbers: published vectors, equality of all ways to draw them, distributions."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def key_of(value: int) -> Tensor:
 
 
 def by_hand(seed: int, count: int) -> list[int]:
-    """SplitMix64 in Python's whole numbers, one after another (Steele, Lea & Flood 2014, figure
-    17).
-    """
+    """SplitMix64 in Python integers, one after another (Steele, Lea & Flood 2014, figure 17)."""
     state, out = seed & MASK, []
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) & MASK
@@ -103,9 +99,7 @@ def test_keys_stand_still() -> None:
 
 
 def test_keys_and_their_numbers_do_not_meet() -> None:
-    """Keys of many names and seeds, and the first numbers of each: all different; a name is not a
-    place.
-    """
+    """Keys of many names and seeds, and the first numbers of each, are all different."""
     keys = [
         rng.fold_in(seed, name, n)
         for seed in range(8)
@@ -182,9 +176,7 @@ print("equal")
 
 
 def test_the_compiled_generator_equals_eager_at_odd_sizes() -> None:
-    """In a process of its own: a product of a constant and `arange` corrupts memory in torch 2.13's
-    CPU compiler.
-    """
+    """In another process: constant * `arange` corrupts memory in torch 2.13's CPU compiler."""
     from metalearn.executors.executor import compiler_found
 
     if not compiler_found():
@@ -215,9 +207,7 @@ def test_uniform_keeps_its_bounds(seed: int, low: float, width: float) -> None:
 
 
 def test_uniform_reaches_below_one_and_zero_and_never_one() -> None:
-    """The largest and the smallest bits: [0, 1) in both precisions, in float32 without rounding up
-    to 1.
-    """
+    """The largest and the smallest bits give [0, 1) in both precisions."""
     for dtype, bits in ((torch.float32, 24), (torch.float64, 53)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rng, "bits", lambda key, shape: torch.tensor([-1, 0]))
@@ -285,9 +275,7 @@ def test_a_choice_is_of_different_numbers_in_range(seed: int, size: int, data: A
     ("size", "count"), [(6, 3), (40, 2), (33, 3)], ids=["sorting", "many, 2", "many, 3"]
 )
 def test_a_choice_is_uniform_over_subsets_and_places(size: int, count: int) -> None:
-    """Sorting up to 32 numbers, Floyd's sampling beyond; 6 over 3 is 20 sets, 40 over 2 is 780, 33
-    over 3 is 5,456.
-    """
+    """Sorting to 32 numbers, Floyd beyond: 20 sets of 3 of 6, 780 of 2 of 40, 5,456 of 3 of 33."""
     tries = 30 * math.comb(size, count) if size > 6 else 20_000
     drawn = rng.choice(rng.fold_in(KEY, torch.arange(tries)), size, count)
     ordered = drawn.sort(-1).values

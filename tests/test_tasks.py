@@ -28,9 +28,7 @@ SPLITS = ("train", "valid", "test")
 def options(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> dict[str, Any]:
-    """What a source needs to be built quickly; sources that are not named here are built from their
-    defaults.
-    """
+    """Options of a source that builds quickly; sources without an entry use their defaults."""
     if name == "omniglot":
         request.getfixturevalue("data_root")  # skips, with the reason, where the file is not there
         return {"ways": 3, **SHAPE}
@@ -93,9 +91,7 @@ def leaves(episode: Episode) -> list[torch.Tensor]:
 
 @each_source
 def test_an_episode_depends_on_its_key_and_number_alone(name: str, options: dict[str, Any]) -> None:
-    """The same twice, alone, in chunks, from another object, whatever torch's generator holds;
-    other keys: others.
-    """
+    """The same twice, alone, in chunks, from another object, with any torch generator state."""
     source = build(name, options)
     whole = source.sample(KEY, COUNT)
     torch.manual_seed(5)
@@ -218,9 +214,7 @@ def test_splits_give_different_tasks(name: str, options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(("name", "component"), TASKS.items())
 def test_components_keep_their_form(name: str, component: type[Component]) -> None:
-    """Default-constructible but for what only the user knows, frozen, through JSON and back;
-    unknown fields refused.
-    """
+    """Constructible from defaults, frozen, equal after JSON; unknown fields are refused."""
     required = {field for field, info in component.model_fields.items() if info.is_required()}
     assert required <= {"path"}
     given = dict.fromkeys(required, "somewhere")

@@ -136,9 +136,7 @@ def test_letters_stand_upright() -> None:
 
 
 def test_nearest_pixels_are_neither_chance_nor_perfect(rendered: render.Rendered) -> None:
-    """5-way 1-shot on the test scripts by the nearest image: 0.5 and above; as hard as handwriting,
-    not as a font.
-    """
+    """5-way 1-shot accuracy of the nearest image on test scripts: as hard as handwriting."""
     rows = [i for i, script in enumerate(rendered.scripts) if script in render.SPLITS["test"]]
     pool = rendered.images[rows].reshape(len(rows), 20, -1) / 255.0
     chooser, right = np.random.default_rng(0), []

@@ -166,9 +166,7 @@ def test_info_and_spec() -> None:
 
 
 def test_labels_say_nothing_about_classes_or_places() -> None:
-    """Each label is as likely at each place and for each class, in support and query: chi-square
-    below 5 sigma.
-    """
+    """Each label is equally likely at each position and for each class: below 5 sigma."""
     source = source_of(classes=5, ways=5, shots=2, queries=2)
     episode = source.sample(KEY, 4000)
     for y in (episode.support.y, episode.query.y):

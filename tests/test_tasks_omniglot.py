@@ -1,6 +1,4 @@
-"""Omniglot: its splits, rotation conventions, conversion, and the store that its files go
-through.
-"""
+"""Omniglot: splits, rotation conventions, conversion, and the store of its files."""
 
 from __future__ import annotations
 
