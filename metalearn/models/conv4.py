@@ -107,19 +107,19 @@ class Conv4(ModelComponent):
     Networks.
     """
 
-    name: Literal["conv4"] = option("conv4", "the model")
-    filters: int = option(64, "channels of every block", ge=1, le=4096)
+    name: Literal["conv4"] = option("conv4", "The model.")
+    filters: int = option(64, "Channels of every block.", ge=1, le=4096)
     downsample: Literal["stride", "pool"] = option(
-        "stride", "halve by stride-2 convolutions or by 2 x 2 max-pooling"
+        "stride", "Halve by stride-2 convolutions or by 2 x 2 max-pooling."
     )
     flatten: bool = option(
-        False, "flatten the last map, instead of its mean over places as in MAML's Omniglot code"
+        False, "Flatten the last map instead of averaging it (MAML's Omniglot code averages)."
     )
-    norm: Policy = option("query_batch", "whose statistics normalise each block")
+    norm: Policy = option("query_batch", "Whose statistics normalise each block.")
     head_std: float | None = option(
         None,
-        "deviation of a normal head start (MAML's Omniglot code: 1); null: as the convolutions "
-        "(Glorot)",
+        "Deviation of a normal start of the head (MAML's Omniglot code: 1); null: Glorot, as the "
+        "convolutions.",
         acts="train",
         gt=0,
     )

@@ -37,10 +37,28 @@ def module_learner(
     scheme `init`."""
     with torch.device("meta"):
         body = make().to(dtype=spec.dtype)
-    owners, norms = dict(body.named_modules()), running_norms(body)
-    shapes = {name: tuple(value.shape) for name, value in body.named_parameters()}
+    norms, init_params = running_norms(body), _start(body, spec, init, head_std)
     body.head = nn.Identity()
     run = by_policy(policy, lambda params, x, rows: _call(body, params, x, rows))
+
+    def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return run(params, x, context)
+
+    def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return F.linear(run(params, x, context), params["head.weight"], params["head.bias"])
+
+    def stats(params: Params, x: Tensor) -> Params:
+        return _refreshed(body, params, x, norms)
+
+    return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+
+
+def _start(
+    module: nn.Module, spec: EpisodeSpec, init: Scheme, head_std: float | None
+) -> Callable[[Key], Params]:
+    """The start of a module's parameters and running statistics as a function of a key."""
+    owners, norms = dict(module.named_modules()), running_norms(module)
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
 
     def init_params(key: Key) -> Params:
         params = {}
@@ -56,16 +74,7 @@ def module_learner(
             params |= {f"{STATS}{name}.mean": zeros, f"{STATS}{name}.var": torch.ones_like(zeros)}
         return params
 
-    def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return run(params, x, context)
-
-    def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return F.linear(run(params, x, context), params["head.weight"], params["head.bias"])
-
-    def stats(params: Params, x: Tensor) -> Params:
-        return _refreshed(body, params, x, norms)
-
-    return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
+    return init_params
 
 
 def running_norms(module: nn.Module) -> list[str]:

@@ -50,17 +50,16 @@ class Perceptron(nn.Module):
 class MLP(ModelComponent):
     """A multi-layer perceptron of any sizes."""
 
-    name: Literal["mlp"] = option("mlp", "the model")
-    sizes: tuple[Width, ...] = option((40, 40), "widths of the hidden layers")
+    name: Literal["mlp"] = option("mlp", "The model.")
+    sizes: tuple[Width, ...] = option((40, 40), "Widths of the hidden layers.")
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
-        "relu", "after every hidden layer"
+        "relu", "Activation after every hidden layer."
     )
-    norm: Policy = option("none", "whose statistics normalise each hidden layer")
+    norm: Policy = option("none", "Whose statistics normalise each hidden layer.")
     init: Literal["uniform", "truncated_normal"] = option(
         "uniform",
-        "weights: uniform in 1/sqrt(fan in) as torch's layers, or truncated normal of "
-        "deviation 0.01 with zero biases "
-        "as MAML's sinusoid code",
+        "Start of the weights: uniform within 1/sqrt(fan in), as torch's layers, or truncated "
+        "normal of deviation 0.01 with zero biases, as in MAML's sinusoid code.",
         acts="train",
     )
 

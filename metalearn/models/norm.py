@@ -48,6 +48,7 @@ class Norm(nn.Module):
         """Whether `forward` with these arguments normalises by the whole batch and does nothing
         else.
         """
+        rows = current().rows if rows is None else rows
         return self.policy != "running" and rows is None and seen is None
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:

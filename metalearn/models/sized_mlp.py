@@ -30,11 +30,11 @@ class SizedMLP(ModelComponent):
     gradients nor rules move. Weights begin uniform within 1 / sqrt(fan in) of the units that are
     there."""
 
-    name: Literal["sized_mlp"] = option("sized_mlp", "the model")
-    sizes: tuple[Width, ...] = option((64,), "largest widths of the hidden layers", min_length=1)
-    least: int = option(8, "smallest width of a layer", ge=1)
+    name: Literal["sized_mlp"] = option("sized_mlp", "The model.")
+    sizes: tuple[Width, ...] = option((64,), "Largest widths of the hidden layers.", min_length=1)
+    least: int = option(8, "Smallest width of a layer.", ge=1)
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
-        "relu", "after every hidden layer"
+        "relu", "Activation after every hidden layer."
     )
 
     @model_validator(mode="after")
@@ -50,27 +50,21 @@ class SizedMLP(ModelComponent):
         widths, activation = (math.prod(spec.x_shape), *self.sizes), ACTIVATIONS[self.activation]()
         layers = len(self.sizes)
 
-        def layer(key: Key, fan_in: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-            bound = fan_in.rsqrt()
-            weight = rng.uniform(rng.fold_in(key, "weight"), (rows, columns), -1, 1, spec.dtype)
-            return bound * weight, bound * rng.uniform(
-                rng.fold_in(key, "bias"), (rows,), -1, 1, spec.dtype
-            )
-
         def init(key: Key) -> Params:
             params: Params = {}
             fan_in = torch.full((), float(widths[0]), dtype=spec.dtype, device=spec.device)
             for place in range(layers):
-                own = rng.fold_in(key, "layers", place)
-                weight, bias = layer(own, fan_in, widths[place + 1], widths[place])
+                layer = rng.fold_in(key, "layers", place)
+                shape = (widths[place + 1], widths[place])
+                weight, bias = _uniform_layer(layer, fan_in, shape)
                 params |= {f"layers.{place}.weight": weight, f"layers.{place}.bias": bias}
                 low, high = math.log(self.least), math.log(widths[place + 1] + 1)
-                fan_in = (
-                    rng.uniform(rng.fold_in(own, "width"), (), low, high, spec.dtype).exp().floor()
-                )
-                there = torch.arange(widths[place + 1], device=spec.device) < fan_in
-                params[f"{STATS}mask.{place}"] = there.to(spec.dtype)
-            weight, bias = layer(rng.fold_in(key, "head"), fan_in, spec.outputs, widths[-1])
+                width = rng.fold_in(layer, "width")
+                fan_in = rng.uniform(width, (), low, high, spec.dtype).exp().floor()
+                mask = torch.arange(widths[place + 1], device=spec.device) < fan_in
+                params[f"{STATS}mask.{place}"] = mask.to(spec.dtype)
+            shape = (spec.outputs, widths[-1])
+            weight, bias = _uniform_layer(rng.fold_in(key, "head"), fan_in, shape)
             return {**params, "head.weight": weight, "head.bias": bias}
 
         def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -89,3 +83,11 @@ class SizedMLP(ModelComponent):
         return Learner(
             init, features, apply, lambda params, x: params, "none", spec.outputs, spec.x_shape
         )
+
+
+def _uniform_layer(key: Key, fan_in: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Weight [rows, columns] and bias [rows], uniform within 1 / sqrt(fan_in)."""
+    bound = fan_in.rsqrt()
+    weight = rng.uniform(rng.fold_in(key, "weight"), shape, -1, 1, fan_in.dtype)
+    bias = rng.uniform(rng.fold_in(key, "bias"), shape[:1], -1, 1, fan_in.dtype)
+    return bound * weight, bound * bias

@@ -83,21 +83,32 @@ def from_module(
     if keep and init != "module":
         raise ConfigError(("keep", "keeps the module's values, so init should be left out"))
     source = _Source(net, spec, head, output, inputs)
-    learner, module, x = _learner(source, policy)
+    learner, module = _learner(source, policy)
+    learner = learner._replace(init=_start(source, module, init, keep))
+    return _checked(learner, source, leaves_of(module, source.head).values(module))
+
+
+def _start(source: _Source, module: nn.Module, init: Any, keep: bool) -> Init:
+    """Where the parameters start, as `from_module` says."""
     leaves = leaves_of(module, source.head)
-    start: Init
     if init != "module":
-        start = of_names(module, leaves, init, spec)
-    elif keep or source.is_instance:
+        return of_names(module, leaves, init, source.spec)
+    start: Init
+    if keep or source.is_instance:
         start = of_values(leaves.values(module))
     else:
         start = Constructor(source.make, leaves, module)
-    if source.new_head is not None and init == "module":
-        start = with_new_head(start, module, source.new_head)
-    learner = learner._replace(init=start)
-    values = leaves.values(module)
+    return start if source.new_head is None else with_new_head(start, module, source.new_head)
+
+
+def _checked(learner: Learner, source: _Source, values: Params) -> Learner:
+    """The learner once it was compared with the module, with what its examples show."""
+    x, inputs, output = source.x, source.inputs, source.output
     checks.check_equal(learner, values, x, lambda net, x: entry(called(net, x, inputs), output))
     if learner.normalisation not in OF_BATCH and checks.examples_interact(learner, values, x):
+        if learner.normalisation == "running":
+            text = "reads statistics of the batch beside running ones: hand it over in net.eval()"
+            raise ConfigError((type(source.net).__name__, text))
         learner = learner._replace(normalisation="query_batch")
     checks.check_batched(learner, values, x)
     return learner
@@ -157,8 +168,8 @@ class _Source:
         self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)
 
 
-def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module, Tensor]:
-    """The learner without its start, the prepared module and an example."""
+def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
+    """The learner without its start, and the prepared module."""
     spec, inputs, output, x = source.spec, source.inputs, source.output, source.x
     original = source.make(0)
     policies = layer_policies(original, policy)
@@ -188,7 +199,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module, T
         draws_noise=seen.draws,
         module=lambda params: _loaded(original, policies, leaves, params),
     )
-    return learner, noisy, x
+    return learner, noisy
 
 
 def _body(pure: PureModule, head: Head | None) -> PureModule:
