@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from metalearn import rng
-from metalearn.tasks.images import ImageSource, ImageTask, image_source
+from metalearn.tasks import Glyphs
+from metalearn.tasks.images import ImageSource, image_source
+from metalearn.tree import leaves, take
 from metalearn.types import Episode
 
 KEY = rng.fold_in(7, "images")
@@ -32,7 +34,7 @@ def source_of(
     queries: int = 3,
     **options: object,
 ) -> ImageSource:
-    task = ImageTask(ways=ways, shots=shots, queries=queries)
+    task = Glyphs(ways=ways, shots=shots, queries=queries)
     return image_source(numbered(classes, examples), task, **options)  # type: ignore[arg-type]
 
 
@@ -59,12 +61,12 @@ def identity(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def equal(a: Episode, b: Episode) -> bool:
-    mine, other = (torch.utils._pytree.tree_leaves(episode) for episode in (a, b))
+    mine, other = leaves(a), leaves(b)
     return all(torch.equal(x, y) for x, y in zip(mine, other, strict=True))
 
 
 def part(episode: Episode, first: int, last: int) -> Episode:
-    cut: Episode = torch.utils._pytree.tree_map(lambda leaf: leaf[first:last], episode)
+    cut: Episode = take(episode, slice(first, last))
     return cut
 
 

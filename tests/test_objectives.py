@@ -15,7 +15,7 @@ from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Digits, Landscapes, Logistic, Omniglot, Quadratics, Sinusoid
 from metalearn.tasks.landscapes import FUNCTIONS, standard_start
-from metalearn.tree import take, vmap
+from metalearn.tree import leaves, take, vmap
 from metalearn.types import Episode, Learner
 
 KEY = fold_in(7, "objectives")
@@ -75,9 +75,7 @@ def test_all_tasks_at_once_equal_one_after_another(
     together = vmap(values)(problems(source.sample(KEY, 4)))
     for task in range(4):
         alone = values(take(problems(source.sample(KEY, 1, start=task)), 0))
-        for one, other in zip(
-            torch.utils._pytree.tree_leaves(alone), torch.utils._pytree.tree_leaves(together)
-        ):
+        for one, other in zip(leaves(alone), leaves(together)):
             torch.testing.assert_close(one, other[task], rtol=1e-9, atol=1e-11)
 
 

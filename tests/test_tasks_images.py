@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn import rng
 from metalearn.errors import ConfigError
-from metalearn.tasks import images, native
-from metalearn.tasks.images import ImageTask, image_source
+from metalearn.tasks import Glyphs, images, native
+from metalearn.tasks.images import image_source
 
 
 @pytest.mark.parametrize("rotate", [False, True])
@@ -71,7 +71,7 @@ def test_episodes_in_machine_code_are_those_of_torch(
             if counts is None
             else torch.cat([pool[row, :count] for row, count in enumerate(counts)])
         )
-        task = ImageTask(ways=ways, shots=shots, queries=1)
+        task = Glyphs(ways=ways, shots=shots, queries=1)
         source = image_source(rows, task, rotate_per_task=rotate, counts=counts, dtype=dtype)
         torch.set_num_threads(threads)
         try:
@@ -86,7 +86,7 @@ def test_few_tasks_and_no_queries_in_machine_code(
     monkeypatch: pytest.MonkeyPatch, tasks: int, queries: int
 ) -> None:
     monkeypatch.setattr(native, "SINGLE_THREAD", 0)
-    source = image_source(numbered(9, 6), ImageTask(ways=3, shots=1, queries=queries))
+    source = image_source(numbered(9, 6), Glyphs(ways=3, shots=1, queries=queries))
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
@@ -119,7 +119,7 @@ def test_every_episode_keeps_its_promises(
     if ragged:
         counts = [9 - row % 3 if shots + queries <= 7 else 9 for row in range(12)]
         pool = torch.cat([pool[row, :count] for row, count in enumerate(counts)])
-    task = ImageTask(ways=ways, shots=shots, queries=queries)
+    task = Glyphs(ways=ways, shots=shots, queries=queries)
     source = image_source(pool, task, rotate_per_task=rotate, counts=counts)
     episode = source.sample(rng.fold_in(number), tasks, start=number % 1000)
     assert episode.support.x.shape == (tasks, ways * shots, 1, SIDE, SIDE)
@@ -199,7 +199,7 @@ def test_classes_of_a_task_draw_their_examples_independently() -> None:
 
 def test_large_pools_draw_every_class_as_often() -> None:
     pool = torch.zeros(200, 2, 1, 2, 2, dtype=torch.uint8)
-    source = image_source(pool, ImageTask(ways=5, shots=1, queries=1))
+    source = image_source(pool, Glyphs(ways=5, shots=1, queries=1))
     counts = torch.bincount(
         source.sample(KEY, 4000).info["class_ids"].flatten(), minlength=200
     ).double()
@@ -209,7 +209,7 @@ def test_large_pools_draw_every_class_as_often() -> None:
 def test_ragged_classes_draw_every_image_as_often() -> None:
     counts = [30, 3, 11]
     pool = torch.cat([numbered(3, 30)[row, :count] for row, count in enumerate(counts)])
-    source = image_source(pool, ImageTask(ways=3, shots=1, queries=1), counts=counts)
+    source = image_source(pool, Glyphs(ways=3, shots=1, queries=1), counts=counts)
     episode = source.sample(KEY, 6000)
     for row, count in enumerate(counts):
         for batch in (episode.support, episode.query):
@@ -222,7 +222,7 @@ def test_ragged_classes_draw_every_image_as_often() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_are_exact_fractions_of_255(dtype: torch.dtype) -> None:
     pool = torch.arange(256, dtype=torch.uint8).reshape(2, 2, 1, 8, 8)
-    episode = image_source(pool, ImageTask(ways=2, shots=1, queries=1), dtype=dtype).sample(KEY, 1)
+    episode = image_source(pool, Glyphs(ways=2, shots=1, queries=1), dtype=dtype).sample(KEY, 1)
     x = torch.cat([episode.support.x, episode.query.x]).flatten().sort().values
     wanted = torch.arange(256, dtype=torch.float64) / 255
     assert x.dtype == dtype and float(x[0]) == 0.0 and float(x[-1]) == 1.0
@@ -297,6 +297,6 @@ def test_what_cannot_be_drawn_is_refused_all_at_once() -> None:
     assert "4 classes" in str(caught.value) and "5 different images" in str(caught.value)
     for wrong in ({"ways": 1}, {"shots": 0}, {"queries": -1}):
         with pytest.raises(ValidationError):
-            ImageTask(**wrong)
+            Glyphs(**wrong)
     with pytest.raises(ValueError, match="uint8"):
-        image_source(torch.zeros(5, 20, 1, 2, 2), ImageTask())
+        image_source(torch.zeros(5, 20, 1, 2, 2), Glyphs())
