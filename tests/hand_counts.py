@@ -1,6 +1,4 @@
-"""FLOPs of a strided Conv4 and of what methods do with it, by pencil; no counter is asked; 2 a
-multiply-add.
-"""
+"""FLOPs of a strided Conv4 and of methods on it, derived by hand: 2 for a multiply-add."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from metalearn.evaluate import accounts
+from metalearn.evaluate.cost_block import total_seconds
 from metalearn.evaluate.ledger import PHASES
 from metalearn.storage.files import plain
 
@@ -89,7 +89,7 @@ def write_run(
         else None,
         "cost": cost_block(consumes, uses_steps),
     }
-    result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
+    result["seconds"] = total_seconds(result["cost"]) * 1.01
     change(result)
     tune = (
         {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}}
@@ -159,7 +159,7 @@ def write_regression(
         "tuned": None,
         "cost": cost_block("episodes", True),
     }
-    result["seconds"] = accounts.whole_seconds(result["cost"]) * 1.01
+    result["seconds"] = total_seconds(result["cost"]) * 1.01
     config = {"experiment": "sinusoid", "method": {"name": method}}
     _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
     x = generator.uniform(-5, 5, (3, 5, 1))

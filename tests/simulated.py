@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from metalearn.evaluate.breakeven import Account, break_evens
+from metalearn.evaluate.breakeven import MethodCosts, break_evens
 from metalearn.evaluate.holm import holm
 from metalearn.evaluate.random_effects import estimate, paired
 from metalearn.evaluate.targets import Reached
@@ -65,13 +65,13 @@ def solved(
     return np.asarray(level + shift + tasks + noise > 0)
 
 
-def accounts(
+def simulate_methods(
     generator: np.random.Generator,
     costs: tuple[tuple[float, float, float], ...],
     seeds: int,
     seed_sd: float,
     tasks: int = TASKS,
-) -> list[Account]:
+) -> list[MethodCosts]:
     """Methods "a", "b", ... with these (up-front cost, cost of a task, share solved).
 
     Up-front costs differ by 5 % between seeds.
@@ -82,7 +82,7 @@ def accounts(
         found = solved(generator, share, seeds, seed_sd, common)
         up_front = up * generator.normal(1, 0.05, seeds)
         spent = np.full(found.shape, each)
-        made.append(Account(label, tuple(range(seeds)), up_front, Reached(found, spent)))
+        made.append(MethodCosts(label, tuple(range(seeds)), up_front, Reached(found, spent)))
     return made
 
 
@@ -108,7 +108,7 @@ def pigeonhole_bootstrap(values: Array, seed: int, resamples: int = 400) -> tupl
 
 
 def bootstrapped_crossing(
-    a: Account, b: Account, seed: int, resamples: int = 400
+    a: MethodCosts, b: MethodCosts, seed: int, resamples: int = 400
 ) -> tuple[float, float]:
     """95 % interval of the number of tasks, by the same resampling; infinite: never."""
     generator = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def study_crossings(
     seeds: int,
     seed_sd: float,
     repeats: int,
-    rule: Callable[[Account, Account, int], tuple[float, float]] | None = None,
+    rule: Callable[[MethodCosts, MethodCosts, int], tuple[float, float]] | None = None,
 ) -> Crossings:
     """Coverage and verdicts of `break_evens`, or of an older rule, which pays where its interval
     is narrower than a factor of 10."""
@@ -181,7 +181,7 @@ def study_crossings(
     truth, covered = crossing(costs), 0
     verdicts: Counter[str] = Counter()
     for number in range(repeats):
-        pair = accounts(generator, costs, seeds, seed_sd)
+        pair = simulate_methods(generator, costs, seeds, seed_sd)
         if rule is None:
             found = break_evens(pair)[0]
             ends, verdict = found.ci95 or (1.0, math.inf), str(found.verdict)

@@ -10,14 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens, crossing
+from metalearn.evaluate.breakeven import (
+    BreakEven,
+    MethodCosts,
+    at_common_levels,
+    break_evens,
+    crossing,
+)
 from metalearn.evaluate.fieller import Costs, difference, root, root_interval
 from metalearn.evaluate.targets import Reached
 
 
-def account(
+def method(
     label: str, up: float, each: float, share: float = 1.0, seeds: int = 3, **how: Any
-) -> Account:
+) -> MethodCosts:
     """E tasks of which a share is solved, all costing the same; `spread`: seeds differ in cost by
     this factor; `origin`: the network that it starts from.
     """
@@ -27,17 +33,17 @@ def account(
     cost = np.full((seeds, tasks), each * share) * factors  # all cost over the solved: `each`
     found = Reached(solved, cost)
     up_front = np.full(seeds, float(up))
-    return Account(label, tuple(range(seeds)), up_front, found, how.get("origin", ""))
+    return MethodCosts(label, tuple(range(seeds)), up_front, found, how.get("origin", ""))
 
 
-def one(*pair: Account) -> BreakEven:
+def one(*pair: MethodCosts) -> BreakEven:
     (found,) = break_evens(pair)
     return found
 
 
 def test_pays_from_the_crossing_on() -> None:
     """1,000 beforehand and 2 a task against 0 and 12: equal at 100 tasks."""
-    found = one(account("scratch", 0, 12), account("maml", 1000, 2))
+    found = one(method("scratch", 0, 12), method("maml", 1000, 2))
     assert (found.a, found.b, found.verdict, found.tasks) == ("maml", "scratch", "pays", 100)
     assert found.ci95 == pytest.approx((100, 100)) and found.seeds == (3, 3)
     assert found.leave_one_out == ((0, 100), (1, 100), (2, 100))
@@ -65,22 +71,22 @@ def test_pays_from_the_crossing_on() -> None:
 def test_analytic_answers(
     a: tuple[float, float], b: tuple[float, float], verdict: str, tasks: int | None
 ) -> None:
-    found = one(account("a", *a), account("b", *b))
+    found = one(method("a", *a), method("b", *b))
     assert (found.a, found.b, found.verdict) == ("a", "b", verdict)
     assert found.tasks == (tasks if tasks is None else pytest.approx(tasks, rel=1e-9))
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_order_of_the_methods_does_not_matter(order: int) -> None:
-    pair = (account("maml", 1000, 2, 0.9), account("scratch", 0, 12, 0.92))[::order]
+    pair = (method("maml", 1000, 2, 0.9), method("scratch", 0, 12, 0.92))[::order]
     assert one(*pair) == one(*pair[::-1])
 
 
-def shared(*solved: Any, seeds: int = 3) -> list[Account]:
+def shared(*solved: Any, seeds: int = 3) -> list[MethodCosts]:
     """Methods that solve these of their tasks, the same under every seed."""
     costs = ((1000.0, 2.0), (0.0, 12.0))
     return [
-        Account(
+        MethodCosts(
             name,
             tuple(range(seeds)),
             np.full(seeds, up),
@@ -114,7 +120,7 @@ def test_a_gap_without_spread_may_be_exactly_ten_points() -> None:
     """Shares differ by .1 in every task and seed alike: there is no doubt about the gap."""
     from metalearn.evaluate.breakeven import _gate, _Pair
 
-    a, b = account("a", 10, 2), account("b", 0, 12)
+    a, b = method("a", 10, 2), method("b", 0, 12)
     graded = np.full((3, 200), 0.9)
     b = b._replace(found=Reached(graded, np.full((3, 200), 10.8)))  # type: ignore[arg-type]
     assert _gate(_Pair(a, b, False)) == ("undecided", "")
@@ -123,32 +129,30 @@ def test_a_gap_without_spread_may_be_exactly_ten_points() -> None:
 
 
 def test_a_cheap_method_that_solves_nothing_does_not_win() -> None:
-    cheap, good = account("cheap", 0, 1, 0.02), account("good", 1e6, 50)
+    cheap, good = method("cheap", 0, 1, 0.02), method("good", 1e6, 50)
     assert one(cheap, good).verdict == "not_reached" and "cheap solved 2%" in one(cheap, good).why
-    nothing = account("cheap", 0, 1, 0.0)
+    nothing = method("cheap", 0, 1, 0.0)
     assert one(nothing, good).verdict == "not_reached" and one(nothing, good).tasks is None
-    assert one(nothing, account("other", 5, 1, 0.0)).verdict == "not_reached"
+    assert one(nothing, method("other", 5, 1, 0.0)).verdict == "not_reached"
 
 
 def test_few_seeds_give_an_estimate_and_no_verdict() -> None:
     for seeds in (1, 2):
-        found = one(account("maml", 1000, 2, seeds=seeds), account("scratch", 0, 12, seeds=seeds))
+        found = one(method("maml", 1000, 2, seeds=seeds), method("scratch", 0, 12, seeds=seeds))
         assert (found.verdict, found.tasks, found.ci95) == ("undecided", 100, None)
         assert f"{seeds} seed" in found.why and "needs at least 3" in found.why
-    uneven = one(account("maml", 1000, 2, seeds=5), account("scratch", 0, 12, seeds=2))
+    uneven = one(method("maml", 1000, 2, seeds=5), method("scratch", 0, 12, seeds=2))
     assert uneven.verdict == "undecided" and "scratch has 2 seeds" in uneven.why
-    nothing = one(account("maml", 10, 2, 0.0, seeds=1), account("b", 0, 1, seeds=1))
+    nothing = one(method("maml", 10, 2, 0.0, seeds=1), method("b", 0, 1, seeds=1))
     assert nothing.verdict == "undecided" and nothing.tasks is None
 
 
 def test_three_seeds_against_five_use_all_of_them_where_seeds_are_independent() -> None:
-    found = one(
-        account("maml", 1000, 2, seeds=5, spread=1.1), account("scratch", 0, 12, spread=1.1)
-    )
+    found = one(method("maml", 1000, 2, seeds=5, spread=1.1), method("scratch", 0, 12, spread=1.1))
     assert found.seeds == (5, 3) and found.verdict == "pays"
     same_start = [
-        account("a", 1000, 2, seeds=5, origin="x"),
-        account("b", 0, 12, seeds=3, origin="x"),
+        method("a", 1000, 2, seeds=5, origin="x"),
+        method("b", 0, 12, seeds=3, origin="x"),
     ]
     assert one(*same_start).seeds == (3, 3)
 
@@ -156,29 +160,29 @@ def test_three_seeds_against_five_use_all_of_them_where_seeds_are_independent() 
 def test_seeds_that_share_a_start_are_paired() -> None:
     """Both are dear under the same seeds, so their difference is known better than each."""
     costs = [("a", 1000, 20, 1.3), ("b", 0, 30, 1.3)]
-    apart = one(*(account(n, u, e, spread=s) for n, u, e, s in costs))
-    paired = one(*(account(n, u, e, spread=s, origin="x") for n, u, e, s in costs))
+    apart = one(*(method(n, u, e, spread=s) for n, u, e, s in costs))
+    paired = one(*(method(n, u, e, spread=s, origin="x") for n, u, e, s in costs))
     assert apart.ci95 is not None and paired.ci95 is not None
     assert apart.verdict == "undecided" and math.isinf(apart.ci95[1])
     assert paired.verdict == "pays" and paired.ci95[1] < 300
-    start = account("x", 0, 30, spread=1.3)  # the start itself, and what begins from it
-    assert one(account("a", 1000, 20, spread=1.3, origin="x"), start).verdict == "pays"
+    start = method("x", 0, 30, spread=1.3)  # the start itself, and what begins from it
+    assert one(method("a", 1000, 20, spread=1.3, origin="x"), start).verdict == "pays"
 
 
 def test_a_wide_interval_is_undecided() -> None:
     """Prices a task of 10 to 12 against 11: the saving is of either sign, depending
     on the seeds.
     """
-    noisy = account("maml", 1000, 10, spread=1.5)
-    found = one(noisy, account("scratch", 0, 11))
+    noisy = method("maml", 1000, 10, spread=1.5)
+    found = one(noisy, method("scratch", 0, 11))
     assert found.verdict == "undecided" and found.ci95 is not None and math.isinf(found.ci95[1])
     assert "is open" in found.why and len({tasks for _, tasks in found.leave_one_out}) == 3
-    assert one(noisy, account("scratch", 0, 100)).verdict == "pays"
+    assert one(noisy, method("scratch", 0, 100)).verdict == "pays"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
-    good, fine = account("b", 0, 1), account("maml", 10, 1)
+    good, fine = method("b", 0, 1), method("maml", 10, 1)
     assert fine.up_front is not None and fine.found is not None
     up_front, cost = fine.up_front.copy(), fine.found.cost.copy()
     up_front[1], cost[2, 3] = bad, bad
@@ -189,7 +193,7 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
 
 
 def test_what_was_not_measured_is_undecided() -> None:
-    known = account("maml", 10, 1)
+    known = method("maml", 10, 1)
     for missing in (
         known._replace(label="x", up_front=None),
         known._replace(label="x", found=None),
@@ -201,16 +205,16 @@ def test_what_was_not_measured_is_undecided() -> None:
 
 def test_too_few_tasks_are_undecided() -> None:
     for tasks in (1, 4):
-        found = one(account("a", 9, 1, tasks=tasks), account("b", 0, 2, tasks=tasks))
+        found = one(method("a", 9, 1, tasks=tasks), method("b", 0, 2, tasks=tasks))
         assert found.verdict == "undecided" and f"{tasks} common tasks are too few" in found.why
-    empty = account("a", 9, 1, tasks=0)
+    empty = method("a", 9, 1, tasks=0)
     with pytest.raises(ValueError, match="must be finite numbers"):
-        one(empty, account("b", 0, 2))
+        one(empty, method("b", 0, 2))
 
 
 def test_every_pair_once_and_the_same_bits_twice() -> None:
     rows = [
-        account(name, up, each, spread=1.1)
+        method(name, up, each, spread=1.1)
         for name, up, each in (("a", 0, 9), ("b", 50, 4), ("c", 900, 1))
     ]
     found = break_evens(rows)
@@ -223,10 +227,10 @@ def test_every_pair_once_and_the_same_bits_twice() -> None:
 
 def test_fewer_tasks_are_compared_on_those_that_both_met() -> None:
     """The first 50 of 200 tasks cost 4, the others 400: the comparison sees the first alone."""
-    many = account("many", 0, 4)
+    many = method("many", 0, 4)
     assert many.found is not None
     many.found.cost[:, 50:] = 400.0
-    found = one(many, account("few", 100, 2, tasks=50))
+    found = one(many, method("few", 100, 2, tasks=50))
     assert (found.verdict, found.tasks) == ("pays", 50)
 
 
@@ -237,13 +241,13 @@ def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
     shares = {0.9: (1.0, 0.2, 0.0), 0.5: (1.0, 1.0, 0.1), 0.3: (1.0, 1.0, 0.4)}
     asked: list[float] = []
 
-    def at(level: float) -> list[Account]:
+    def at(level: float) -> list[MethodCosts]:
         asked.append(level)
         good, fair, poor = shares[level]
         return [
-            account("good", 1000, 2, good),
-            account("fair", 0, 12, fair),
-            account("poor", 0, 1, poor),
+            method("good", 1000, 2, good),
+            method("fair", 0, 12, fair),
+            method("poor", 0, 1, poor),
         ]
 
     found = at_common_levels((0.9, 0.5, 0.3), at)
@@ -283,8 +287,8 @@ def test_the_interval_of_a_ratio_follows_the_spread_over_tasks() -> None:
     """Tasks that cost 1 or 3, the same under every seed: n = U / (c_b - mean)."""
     cost = np.tile(np.tile([1.0, 3.0], 200), (3, 1))
     found = one(
-        Account("a", (0, 1, 2), np.full(3, 1000.0), Reached(np.ones_like(cost, bool), cost)),
-        account("b", 0, 12, tasks=400),
+        MethodCosts("a", (0, 1, 2), np.full(3, 1000.0), Reached(np.ones_like(cost, bool), cost)),
+        method("b", 0, 12, tasks=400),
     )
     error = 1.966 / math.sqrt(399)  # sd 1
     assert found.tasks == 100 and found.ci95 is not None

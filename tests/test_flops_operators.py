@@ -1,4 +1,4 @@
-"""Operators of the house are in the table of costs, and a Conv4 that uses them can be priced."""
+"""The project's own operators are in the table of FLOPs, and a Conv4 with them is counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_normalisation_relu_and_pooling_cost_what_a_normalisation_costs() -> Non
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_step_of_maml_on_conv4_has_a_price(steps: int) -> None:
+def test_a_step_of_maml_on_conv4_is_counted(steps: int) -> None:
     source, method = conv_task(steps)
     found = count(method.step, method.init(fold_in(0)), source.sample(fold_in(1), 2))
     assert found.matrix > 0 and found.elementwise > 0

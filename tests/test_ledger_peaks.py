@@ -1,6 +1,4 @@
-"""Peak memory on the bill, in a process of its own: in one that has freed much, what is kept is
-given out again.
-"""
+"""Peak memory in the ledger, in a separate process: one that has freed much memory reuses it."""
 
 from __future__ import annotations
 
@@ -13,15 +11,15 @@ import pytest
 PROGRAM = """
 import json, torch
 from metalearn.evaluate.ledger import CostLedger
-book = CostLedger()
-with book.span("setup"):
+ledger = CostLedger()
+with ledger.span("setup"):
     pass
-with book.span("adapt"):
+with ledger.span("adapt"):
     small = torch.zeros(8)
-    with book.span("predict"):
+    with ledger.span("predict"):
         torch.ones(256 * 2**20, dtype=torch.uint8).fill_(3)
     small += 1
-print(json.dumps({phase: entry["peak_bytes"] for phase, entry in book.cost().items()}))
+print(json.dumps({phase: entry["peak_bytes"] for phase, entry in ledger.cost().items()}))
 """
 
 

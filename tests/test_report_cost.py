@@ -18,7 +18,7 @@ from test_report import check_page
 
 from metalearn import clock
 from metalearn.config.experiment import parse
-from metalearn.evaluate import accounts
+from metalearn.evaluate.cost_block import total_seconds, up_front_cost
 from metalearn.report import numbers, questions, work
 from metalearn.report.page import write_report
 from metalearn.report.sections import read_sections
@@ -70,7 +70,7 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
     begin = time.perf_counter()
     result = run_one(parse(data).experiments[0], tmp_path / "run")
     wall = time.perf_counter() - begin
-    whole = accounts.whole_seconds(result["cost"])
+    whole = total_seconds(result["cost"])
     assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(
         wall, rel=0.05
     )
@@ -104,11 +104,7 @@ def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
     }
     result = run_one(parse(data).experiments[0], tmp_path / "run")
     assert costs.missing_phases(records.load(tmp_path / "run")) == []
-    assert (
-        accounts.up_front(result["cost"], "flops")
-        == 0
-        == accounts.up_front(result["cost"], "seconds")
-    )
+    assert up_front_cost(result["cost"], "flops") == 0 == up_front_cost(result["cost"], "seconds")
 
 
 #
@@ -306,7 +302,7 @@ def searching(
             "candidates": count,
         }
         result["method"] = "per_task_nas"
-        result["seconds"] = accounts.whole_seconds(result["cost"])
+        result["seconds"] = total_seconds(result["cost"])
 
     for seed in range(seeds):
         folder = write_run(

@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.evaluate import accounts, targets
+from metalearn.evaluate import cost_block, targets
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
 from metalearn.evaluate.selection import kendall, noise, spearman
@@ -82,7 +82,7 @@ def test_the_target_is_nine_tenths_of_the_best_on_validation() -> None:
         targets.from_validation(math.nan, higher=True)
 
 
-# accounts and fronts
+# cost blocks and fronts
 
 
 def block(**entries: dict[str, Any]) -> dict[str, Any]:
@@ -105,23 +105,29 @@ def test_what_is_paid_once_and_what_each_task_takes() -> None:
         adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0},
         predict={**each, "flops": 4},
     )
-    assert accounts.up_front(cost, "flops") == 1005 and accounts.up_front(cost, "seconds") == 10.5
-    steps = accounts.learning(cost, "flops", [0, 1, 4])
+    assert (
+        cost_block.up_front_cost(cost, "flops") == 1005
+        and cost_block.up_front_cost(cost, "seconds") == 10.5
+    )
+    steps = cost_block.learning_cost(cost, "flops", [0, 1, 4])
     assert steps is not None and steps.tolist() == [40, 50, 80]  # the search, and 10 + 40 s / 4
-    seconds = accounts.learning(cost, "seconds", [0, 1, 4])
+    seconds = cost_block.learning_cost(cost, "seconds", [0, 1, 4])
     assert seconds is not None and seconds.tolist() == [1.0, 1.5, 3.0]
-    assert accounts.answering(cost, "flops") == 4
-    assert accounts.whole_seconds(cost) == 7 + 1 + 9 + 10 * 1 + 0.5 + 10 * 2 + 10 * 2
+    assert cost_block.answering_cost(cost, "flops") == 4
+    assert cost_block.total_seconds(cost) == 7 + 1 + 9 + 10 * 1 + 0.5 + 10 * 2 + 10 * 2
 
 
 def test_an_absent_phase_is_an_error_and_null_is_unknown() -> None:
     cost = block(adapt={"seconds_batched": 1.0, "flops": None})
-    assert accounts.learning(cost, "flops", [1]) is None
+    assert cost_block.learning_cost(cost, "flops", [1]) is None
     cost["meta_train"]["flops"] = None
-    assert accounts.up_front(cost, "flops") is None and accounts.up_front(cost, "seconds") == 0
+    assert (
+        cost_block.up_front_cost(cost, "flops") is None
+        and cost_block.up_front_cost(cost, "seconds") == 0
+    )
     del cost["tune"]
     with pytest.raises(MissingPhase, match="'tune'"):
-        accounts.up_front(cost, "seconds")
+        cost_block.up_front_cost(cost, "seconds")
 
 
 def test_the_front() -> None:

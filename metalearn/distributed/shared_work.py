@@ -13,7 +13,14 @@ from metalearn.config.build import Parts, method_for
 from metalearn.config.experiment import Experiment
 from metalearn.distributed.team import Does, Team, letter, opened, tree_of
 from metalearn.errors import ConfigError
-from metalearn.evaluate.curves import Curve, Scored, curve_of, learning_curve, points_to_ask, scored
+from metalearn.evaluate.curves import (
+    Curve,
+    Scores,
+    curve_points,
+    learning_curve,
+    make_curve,
+    score_episodes,
+)
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.executor import Advance
@@ -128,7 +135,7 @@ def curve(
             ledger=ledger,
             starts=asked.starts,
         )
-    points = points_to_ask(method, source, evaluate.steps, asked.episodes)
+    points = curve_points(method, source, evaluate.steps, asked.episodes)
     books = isinstance(ledger, CostLedger)
     words = {
         "experiment": experiment.resolved(),
@@ -145,7 +152,7 @@ def curve(
             said, named = opened(content)
             parts_of_all.append(tree_of(named, mine))
             _charge(ledger, said["spent"])
-    return curve_of(_joined(parts_of_all), source, points, asked.seed)
+    return make_curve(_joined(parts_of_all), source, points, asked.seed)
 
 
 def tested(experiment: Experiment, source: TaskSource, metas: Sequence[Meta]) -> Method:
@@ -162,13 +169,13 @@ def own_scores(
     experiment: Experiment,
     asked: Asked,
     ledger: Ledger,
-) -> Scored | None:
+) -> Scores | None:
     """The scores of this process's episodes; None where there are fewer episodes than processes."""
     first, count = share_of(asked.episodes, team.rank, team.size)
     if not count:
         return None
     span, chunk = (first, first + count), experiment.evaluate.chunk
-    return scored(
+    return score_episodes(
         method,
         meta,
         source,
@@ -181,11 +188,11 @@ def own_scores(
     )
 
 
-def _joined(found: Sequence[Scored]) -> Scored:
+def _joined(found: Sequence[Scores]) -> Scores:
     notes = {name: torch.cat([part.notes[name] for part in found]) for name in found[0].notes}
     columns = zip(*((part.accuracy, part.loss, part.finite) for part in found), strict=True)
     accuracy, loss, finite = (torch.cat(column) for column in columns)
-    return Scored(accuracy, loss, finite, notes)
+    return Scores(accuracy, loss, finite, notes)
 
 
 def _charge(ledger: Ledger, spent: dict[str, dict[str, float]]) -> None:

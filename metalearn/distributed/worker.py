@@ -13,7 +13,7 @@ from metalearn.distributed.shared_work import Asked, own_advance, own_scores, te
 from metalearn.distributed.team import Does, Team, letter, opened, tree_of
 from metalearn.distributed.world import LOST
 from metalearn.errors import RankLost
-from metalearn.evaluate.curves import points_to_ask
+from metalearn.evaluate.curves import curve_points
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.executors.executor import Advance
 from metalearn.executors.sharded import share_of
@@ -99,7 +99,7 @@ def _curve(one: _Follower, number: int, content: bytes) -> None:
     like = tested(experiment, source, [None]).init(fold_in(0, "like")).meta
     metas = tree_of(named, [like] * words["metas"])
     method = tested(experiment, source, metas)
-    points = points_to_ask(method, source, experiment.evaluate.steps, asked.episodes)
+    points = curve_points(method, source, experiment.evaluate.steps, asked.episodes)
     book = CostLedger(parts.device) if words["books"] else NullLedger()
     found = own_scores(one.team, method, metas[0], source, points, experiment, asked, book)
     spent = book.totals() if isinstance(book, CostLedger) else {}

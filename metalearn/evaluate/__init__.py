@@ -1,5 +1,6 @@
-"""What is measured: learning curves, their statistics, and their cost; is handed methods, imports
-none.
+"""Measurements: learning curves, their statistics, and their cost.
+
+Methods are arguments here; none is imported.
 """
 
 from metalearn.evaluate.curves import Curve, learning_curve

@@ -29,8 +29,8 @@ SAME = 0.1  # costs that differ by less, relative to their mean, are the same
 LEAST_TASKS = 5
 
 
-class Account(NamedTuple):
-    """Costs of one method; None for what was not measured."""
+class MethodCosts(NamedTuple):
+    """Costs of one method; None for a cost that was not measured."""
 
     label: str
     seeds: tuple[int, ...]  # [S]
@@ -56,17 +56,17 @@ class BreakEven(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Two accounts on the same tasks, everything measured."""
+    """Two methods on the same tasks, everything measured."""
 
-    a: Account
-    b: Account
+    a: MethodCosts
+    b: MethodCosts
     paired: bool  # seed by seed
 
 
 def break_evens(
-    accounts: Sequence[Account], pairs: Sequence[tuple[int, int]] | None = None
+    methods: Sequence[MethodCosts], pairs: Sequence[tuple[int, int]] | None = None
 ) -> list[BreakEven]:
-    """Every pair of methods, in the accounts' order, or the pairs at these places.
+    """Every pair of methods, in their order, or the pairs at these places.
 
     Two methods are compared on the tasks that both met, which are the first ones. Seeds are paired
     where both start from the same trained network, and independent otherwise.
@@ -74,20 +74,20 @@ def break_evens(
     Raises:
         ValueError: a cost is not finite.
     """
-    chosen = combinations(range(len(accounts)), 2) if pairs is None else pairs
-    return [_break_even(accounts[a], accounts[b]) for a, b in chosen]
+    chosen = combinations(range(len(methods)), 2) if pairs is None else pairs
+    return [_break_even(methods[a], methods[b]) for a, b in chosen]
 
 
 def at_common_levels(
-    levels: Sequence[float], accounts_at: Callable[[float], Sequence[Account]]
+    levels: Sequence[float], methods_at: Callable[[float], Sequence[MethodCosts]]
 ) -> list[tuple[float | None, BreakEven]]:
     """Every pair at the first of `levels`, the hardest first, that both reach often enough and
     about as often.
 
     The level is chosen by shares of solved tasks alone, never by cost. Where no level will do it is
-    None, and the result is that of the last one. Pairs come in the order of accounts.
+    None, and the result is that of the last one. Pairs come in the order of the methods.
     """
-    tables = [accounts_at(level) for level in levels]
+    tables = [methods_at(level) for level in levels]
     found = []
     for a, b in combinations(range(len(tables[0])), 2):
         fits = (place for place, table in enumerate(tables) if _comparable(table[a], table[b]))
@@ -116,7 +116,7 @@ def _without_rounding(a: float, b: float) -> float:
     return a - b if math.inf in (a, b) or abs(a - b) > PRECISION * (abs(a) + abs(b)) else 0.0
 
 
-def _break_even(one: Account, other: Account) -> BreakEven:
+def _break_even(one: MethodCosts, other: MethodCosts) -> BreakEven:
     pair = _aligned(one, other)
     if isinstance(pair, str):
         return BreakEven(one.label, other.label, "undecided", None, None, (), pair)
@@ -126,7 +126,7 @@ def _break_even(one: Account, other: Account) -> BreakEven:
     verdict, why = gate
     seeds = (_seeds(a), _seeds(b))
     found = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds)
-    if verdict == "not_reached" or not all(_reached(account).solved.any() for account in (a, b)):
+    if verdict == "not_reached" or not all(_reached(method).solved.any() for method in (a, b)):
         return found
     tasks = _crossing(pair)
     whole = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
@@ -179,11 +179,11 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
     so, else a verdict and its reason.
     """
     doubts: list[str] = []
-    for account in pair[:2]:
-        share = estimate(_reached(account).solved.astype(np.float64))
+    for method in pair[:2]:
+        share = estimate(_reached(method).solved.astype(np.float64))
         assert share.value is not None and share.ci95 is not None
         low, high = share.ci95
-        text = f"{account.label} solved {_percent(share.value, low, high)} of its tasks"
+        text = f"{method.label} solved {_percent(share.value, low, high)} of its tasks"
         if high < LEAST_SOLVED - PRECISION:
             return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
         if low < LEAST_SOLVED - PRECISION:
@@ -202,8 +202,8 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
 
 def _gap(pair: _Pair) -> tuple[float, float]:
     """Difference of the shares solved, a - b, and its half width."""
-    nothing = [np.zeros(len(account.seeds)) for account in pair[:2]]
-    shares = [_reached(account).solved.astype(np.float64) for account in pair[:2]]
+    nothing = [np.zeros(len(method.seeds)) for method in pair[:2]]
+    shares = [_reached(method).solved.astype(np.float64) for method in pair[:2]]
     line = difference(*map(Costs, nothing, shares), paired=pair.paired)
     value, half, _ = line.at([math.inf])
     return float(value[0]), float(half[0])
@@ -213,7 +213,7 @@ def _percent(value: float, low: float, high: float) -> str:
     return f"{value:.0%} ({max(-1.0, low):.0%} to {min(1.0, high):.0%})"
 
 
-def _comparable(one: Account, other: Account) -> bool:
+def _comparable(one: MethodCosts, other: MethodCosts) -> bool:
     pair = _aligned(one, other)
     return isinstance(pair, str) or (not _too_few(pair) and _gate(pair) == ("undecided", ""))
 
@@ -231,7 +231,7 @@ def _too_few(pair: _Pair) -> str:
     return ""
 
 
-def _aligned(one: Account, other: Account) -> _Pair | str:
+def _aligned(one: MethodCosts, other: MethodCosts) -> _Pair | str:
     """Both on the tasks that both met, and on common seeds where they are paired; a sentence where
     a cost was not measured.
     """
@@ -239,14 +239,14 @@ def _aligned(one: Account, other: Account) -> _Pair | str:
     missing = [each.label for each in both if each.up_front is None or each.found is None]
     if missing:
         return f"not measured: the cost of {' and '.join(missing)}"
-    for account in both:
-        _check_finite(account)
+    for method in both:
+        _check_finite(method)
     common = set(one.seeds) & set(other.seeds)
     paired = len(common) > 0 and _origin(one) == _origin(other)
-    tasks = min(_reached(account).cost.shape[1] for account in both)
+    tasks = min(_reached(method).cost.shape[1] for method in both)
     a, b = (
-        _part(account, [not paired or seed in common for seed in account.seeds], tasks)
-        for account in both
+        _part(method, [not paired or seed in common for seed in method.seeds], tasks)
+        for method in both
     )
     return _Pair(a, b, paired)
 
@@ -255,8 +255,8 @@ def _oriented(pair: _Pair) -> _Pair:
     """The dearer start first, by its interval; of starts that are not told apart the cheaper
     task.
     """
-    up = [float(_up_front(account).mean()) for account in pair[:2]]
-    each = [_each(account) for account in pair[:2]]
+    up = [float(_up_front(method).mean()) for method in pair[:2]]
+    each = [_each(method) for method in pair[:2]]
     apart = _without_rounding(*up) != 0
     if apart and min(map(_seeds, pair[:2])) >= 2 and all(map(math.isfinite, each)):
         apart = _line(pair).sign(0.0) != 0 if _reached(pair.a).cost.shape[1] > 1 else apart
@@ -272,16 +272,16 @@ def _line(pair: _Pair) -> Line:
     Sampling Techniques, section 2.11).
     """
     tables = []
-    for account in pair[:2]:
-        found, each = _reached(account), _each(account)
+    for method in pair[:2]:
+        found, each = _reached(method), _each(method)
         solved = found.solved.astype(np.float64)
         per_task = each + (found.cost - each * solved) / solved.mean()
-        tables.append(Costs(_up_front(account), per_task))
+        tables.append(Costs(_up_front(method), per_task))
     return difference(*tables, paired=pair.paired)
 
 
 def _crossing(pair: _Pair) -> float:
-    costs = [(float(_up_front(account).mean()), _each(account)) for account in pair[:2]]
+    costs = [(float(_up_front(method).mean()), _each(method)) for method in pair[:2]]
     return crossing(*costs[0], *costs[1])
 
 
@@ -289,56 +289,54 @@ def _left_out(pair: _Pair) -> tuple[tuple[int, float], ...]:
     """The crossing without each seed, where both have another."""
     found = []
     for seed in sorted({*pair.a.seeds, *pair.b.seeds}):
-        a, b = (
-            _part(account, [own != seed for own in account.seeds], None) for account in pair[:2]
-        )
+        a, b = (_part(method, [own != seed for own in method.seeds], None) for method in pair[:2])
         if a.seeds and b.seeds:
             found.append((seed, _crossing(_Pair(a, b, pair.paired))))
     return tuple(found)
 
 
-def _part(account: Account, chosen: Sequence[bool], tasks: int | None) -> Account:
-    """The account of some seeds and the first tasks."""
+def _part(method: MethodCosts, chosen: Sequence[bool], tasks: int | None) -> MethodCosts:
+    """The method of some seeds and the first tasks."""
     places = np.flatnonzero(chosen)
-    found = _reached(account)
-    return account._replace(
-        seeds=tuple(account.seeds[place] for place in places),
-        up_front=_up_front(account)[places],
+    found = _reached(method)
+    return method._replace(
+        seeds=tuple(method.seeds[place] for place in places),
+        up_front=_up_front(method)[places],
         found=Reached(found.solved[places, :tasks], found.cost[places, :tasks]),
     )
 
 
-def _check_finite(account: Account) -> None:
+def _check_finite(method: MethodCosts) -> None:
     for name, values in (
-        ("the up-front cost", _up_front(account)),
-        ("the cost of a task", _reached(account).cost),
+        ("the up-front cost", _up_front(method)),
+        ("the cost of a task", _reached(method).cost),
     ):
         if values.size == 0 or not np.isfinite(values).all():
             raise ValueError(
-                f"{name} of {account.label} must be finite numbers, one for each seed; "
+                f"{name} of {method.label} must be finite numbers, one for each seed; "
                 f"got {values.ravel()[:5].tolist()}: pass None for a cost that was not measured"
             )
 
 
-def _up_front(account: Account) -> Array:
-    assert account.up_front is not None
-    return account.up_front
+def _up_front(method: MethodCosts) -> Array:
+    assert method.up_front is not None
+    return method.up_front
 
 
-def _reached(account: Account) -> Reached:
-    assert account.found is not None
-    return account.found
+def _reached(method: MethodCosts) -> Reached:
+    assert method.found is not None
+    return method.found
 
 
-def _each(account: Account) -> float:
+def _each(method: MethodCosts) -> float:
     """Cost of one solved task; infinite where none was solved."""
-    each = cost_per_solved(_reached(account))
+    each = cost_per_solved(_reached(method))
     return math.inf if each is None else each
 
 
-def _seeds(account: Account) -> int:
-    return len(account.seeds)
+def _seeds(method: MethodCosts) -> int:
+    return len(method.seeds)
 
 
-def _origin(account: Account) -> str:
-    return account.origin or account.label
+def _origin(method: MethodCosts) -> str:
+    return method.origin or method.label

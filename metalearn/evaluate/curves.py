@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.evaluate.ledger import CostLedger
+from metalearn.evaluate.ledger import require_phases
+from metalearn.evaluate.students_t import t_quantile
 from metalearn.losses import accuracy, criterion
 from metalearn.rng import fold_in
 from metalearn.tree import tree_map
@@ -45,9 +46,7 @@ class Curve:
     diverged: Tensor  # [E, P] bool
     fingerprint: str = ""
     traits: dict[str, object] = field(default_factory=dict)
-    notes: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # [E, ...]: what the method says of each task
+    notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: facts of each task
 
     @property
     def mean(self) -> Tensor:
@@ -57,9 +56,8 @@ class Curve:
 
     @property
     def ci95(self) -> Tensor:
-        """[P], half width of the 95 % interval over tasks: 1.96 sd / sqrt(E), as in MAML's code."""
-        half: Tensor = 1.96 * self.scores.std(0) / self.scores.shape[0] ** 0.5
-        return half
+        """[P], half width of the 95 % interval over tasks: t(0.975, E - 1) sd / sqrt(E)."""
+        return mean_ci95(self.scores)
 
     @property
     def median(self) -> Tensor:
@@ -75,16 +73,29 @@ class Curve:
         """(mean [P], ci95 [P]) of `values` [E, P] over the episodes that did not diverge at that
         point.
         """
-        kept = (~self.diverged).to(values.dtype)
-        count = kept.sum(0)
+        included = (~self.diverged).to(values.dtype)
+        count = included.sum(0)
         clean = torch.where(self.diverged, torch.zeros_like(values), values)
         mean = clean.sum(0) / count
-        spread = (kept * (clean - mean).square()).sum(0) / (count - 1).clamp(min=1)
-        return mean, 1.96 * (spread / count).sqrt()
+        freedom = (count - 1).clamp(min=1)
+        spread = (included * (clean - mean).square()).sum(0) / freedom
+        return mean, _t_quantile(freedom) * (spread / count).sqrt()
 
 
-class Scored(NamedTuple):
-    """What some episodes, in a row, were worth."""
+def mean_ci95(values: Tensor) -> Tensor:
+    """Half width of the 95 % interval of a mean over tasks: [E, ...] -> [...]; NaN for one task."""
+    freedom = torch.tensor(max(1.0, len(values) - 1.0), dtype=values.dtype)
+    half: Tensor = _t_quantile(freedom) * values.std(0) / len(values) ** 0.5
+    return half
+
+
+def _t_quantile(freedom: Tensor) -> Tensor:
+    found = t_quantile(0.975, freedom.detach().cpu().numpy())
+    return torch.as_tensor(found, dtype=freedom.dtype, device=freedom.device)
+
+
+class Scores(NamedTuple):
+    """Scores of consecutive episodes."""
 
     accuracy: Tensor  # [E, P]
     loss: Tensor  # [E, P]
@@ -93,9 +104,7 @@ class Scored(NamedTuple):
 
 
 def check_same_task(method: Method, spec: EpisodeSpec) -> None:
-    """Refuse a method that was built for another kind of task; ConfigError with
-    every difference.
-    """
+    """ConfigError, with every difference, for a method that was built for another kind of task."""
     built = method.spec
     names = ["kind", "ways", "x_shape", "outputs"]
     wrong = [name for name in names if getattr(built, name) != getattr(spec, name)]
@@ -127,19 +136,22 @@ def learning_curve(
     """Learn `episodes` new tasks and score the queries at every point; the method never sees query
     labels.
 
-    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts`
-    numbers what a method draws for itself on the same tasks: fresh networks and heads, a search's
-    candidates. Raises ConfigError for a method built for another kind, ways, input shape or
-    outputs, MissingPhase for one that does not write to the ledger."""
-    points = points_to_ask(method, source, steps, episodes)
-    book = NullLedger() if ledger is None else ledger
-    found = scored(
-        method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=book, starts=starts
+    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts` is
+    the number of the method's own draws on the same tasks, such as fresh networks and heads, or the
+    candidates of a search.
+
+    Raises:
+        ConfigError: the method was built for another kind, ways, input shape or outputs.
+        MissingPhase: it does not write to the ledger.
+    """
+    points = curve_points(method, source, steps, episodes)
+    found = score_episodes(
+        method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=ledger, starts=starts
     )
-    return curve_of(found, source, points, seed)
+    return make_curve(found, source, points, seed)
 
 
-def points_to_ask(
+def curve_points(
     method: Method, source: TaskSource, steps: Sequence[int] | int, episodes: int
 ) -> tuple[int, ...]:
     """The points of the curve; ConfigError for what cannot be measured."""
@@ -151,7 +163,7 @@ def points_to_ask(
     return tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)
 
 
-def scored(
+def score_episodes(
     method: Method,
     meta: Meta,
     source: TaskSource,
@@ -160,23 +172,24 @@ def scored(
     seed: int,
     *,
     chunk: int,
-    ledger: Ledger,
+    ledger: Ledger | None,
     starts: int = 0,
-) -> Scored:
-    """The scores of the episodes numbered from span[0] up to span[1], at least one."""
+) -> Scores:
+    """Scores of the episodes numbered span[0] up to span[1], of which there is at least one."""
     key = fold_in(seed, "episodes")
     rows = []
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
         batch = source.sample(key, min(chunk, span[1] - start), start)
         drawn = learn_keys(batch.info["key"], starts)
-        learned = method.learn(meta, *handed(batch), points, key=drawn, ledger=ledger)
-        if isinstance(ledger, CostLedger):
-            ledger.require(method.traits.phases)
+        spent = NullLedger() if ledger is None else ledger
+        learned = method.learn(meta, *learner_inputs(batch), points, key=drawn, ledger=spent)
+        if not isinstance(spent, NullLedger):  # which keeps nothing that could be missing
+            require_phases(spent, method.traits.phases)
         notes.append({name: value.detach() for name, value in learned.notes.items()})
         rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
     accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    return Scored(
+    return Scores(
         accuracies,
         losses,
         finite,
@@ -184,7 +197,7 @@ def scored(
     )
 
 
-def curve_of(found: Scored, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
+def make_curve(found: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
     """The curve of all episodes, in the order of their numbers."""
     return Curve(
         steps=points,
@@ -197,31 +210,32 @@ def curve_of(found: Scored, source: TaskSource, points: tuple[int, ...], seed: i
     )
 
 
-def handed(episodes: Episode) -> tuple[Batch, Tensor]:
-    """What a method is given of new tasks: support sets, query inputs; in memory of their own.
+def learner_inputs(episodes: Episode) -> tuple[Batch, Tensor]:
+    """What a method receives of new tasks: support sets and query inputs, as copies.
 
-    A source may cut support and query out of one tensor. A view of it would have the queries'
-    labels beside it."""
+    A source may cut support and query out of one tensor, and a view of it would give access to the
+    labels of the queries.
+    """
     return tree_map(torch.clone, episodes.support), episodes.query.x.clone()
 
 
 def learn_keys(episodes: Key, starts: int = 0) -> Key:
-    """Keys [T] that `learn` is given for episodes with the keys `info["key"]` [T]."""
+    """Keys [T] for `learn`, of episodes with the keys `info["key"]` [T]."""
     keys = fold_in(episodes, "learn")
     return fold_in(keys, starts) if starts else keys
 
 
-def _scored(spec: EpisodeSpec, said: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(spec: EpisodeSpec, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
-    truth = y.unsqueeze(1).expand(*said.shape[:2], *y.shape[1:])
-    finite = said.isfinite().flatten(2).all(-1)
+    truth = y.unsqueeze(1).expand(*logits.shape[:2], *y.shape[1:])
+    finite = logits.isfinite().flatten(2).all(-1)
     right = (
-        accuracy(said, truth, lead=2)
+        accuracy(logits, truth, lead=2)
         if spec.classification
-        else torch.full_like(said[:, :, 0, 0], float("nan"))
+        else torch.full_like(logits[:, :, 0, 0], float("nan"))
     )
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
-    loss = criterion(spec)(said, truth, lead=2)
+    loss = criterion(spec)(logits, truth, lead=2)
     return torch.where(finite, right, torch.zeros_like(right)), loss, finite
 
 

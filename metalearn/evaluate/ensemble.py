@@ -1,5 +1,5 @@
-"""Several metas of one method tested as one: their predictions averaged (as MAML++ reports,
-Antoniou et al. 2019).
+"""Ensembles: the averaged predictions of several meta-parameters of one method (Antoniou et al.
+2019, MAML++).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
 
     def learn(meta: Meta, *args: Any, **kwargs: Any) -> Learned:
         del meta
-        said = torch.stack([method.learn(one, *args, **kwargs).predictions for one in metas])
+        outputs = torch.stack([method.learn(one, *args, **kwargs).predictions for one in metas])
         if method.spec.classification:
-            return Learned(torch.log_softmax(said, -1).logsumexp(0) - math.log(len(metas)), {})
-        return Learned(said.mean(0), {})
+            return Learned(torch.log_softmax(outputs, -1).logsumexp(0) - math.log(len(metas)), {})
+        return Learned(outputs.mean(0), {})
 
     return method._replace(learn=learn)

@@ -1,5 +1,6 @@
-"""What decides how many FLOPs a call takes, as a key: code, what it closes over, and shapes; no
-values of tensors.
+"""A key of what determines the FLOPs of a call: code, what it closes over, and shapes.
+
+No values of tensors enter.
 
 Two functions with the same name differ where they close over something else (another model, another
 number of steps), and two closures made by the same code over equal things are the same. A float
@@ -17,13 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LONG = 256  # elements above which a container is told apart by itself alone
-KEPT = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "training",
-)  # of a torch module, besides its own attributes
+LONG = 256  # a container with more elements is a key by its identity alone
+# Private attributes of a torch module that count besides its public ones.
+MODULE_STATE = ("_parameters", "_buffers", "_modules", "training")
 
 
 def fingerprint(*things: Any) -> tuple[Any, ...]:
@@ -93,7 +90,7 @@ def _module(thing: Any, seen: dict[int, int]) -> Any:
     own = {
         name: value
         for name, value in vars(thing).items()
-        if not name.startswith("_") or name in KEPT
+        if not name.startswith("_") or name in MODULE_STATE
     }
     return ("module", _name(type(thing)), _mapping(own, seen))
 

@@ -1,17 +1,20 @@
-"""FLOPs of a function, counted from shapes alone: nothing is computed, and nothing is timed here.
+"""FLOPs of a function, counted from shapes alone: nothing is computed or timed here.
 
-The function runs once on fake tensors (meta tensors that say which device they stand for, so that
-the operators are those of the real run). Two numbers come out: multiply-adds of matrix products and
+The function runs once on fake tensors, which carry the device of the real ones, so that the
+operators are those of the real run. The count has two parts: multiply-adds of matrix products and
 convolutions by torch's own formulas, two FLOPs each; and elementwise work, one FLOP for an element
 of an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
-are free. An operator that neither table knows is an error, not a zero.
+are free. An operator that neither table lists counts one FLOP for an element of its result, which
+is logged; one of linear algebra or of Fourier transforms, whose cost is not proportional to that,
+is an error.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,13 +26,13 @@ from metalearn.evaluate.fingerprint import fingerprint
 from metalearn.tree import leaves, tree_map
 
 Shape = tuple[int, ...]
-Rule = Callable[
-    ..., int
-]  # the operator's arguments, shapes in the place of tensors, and out_shape= -> FLOPs
+# (the operator's arguments with shapes in the place of tensors, out_shape=) -> FLOPs
+Rule = Callable[..., int]
+log = logging.getLogger("metalearn")
 
 
 class Flops(NamedTuple):
-    """What one call costs."""
+    """FLOPs of one call."""
 
     matrix: int = 0  # matrix products and convolutions, 2 a multiply-add
     elementwise: int = 0  # normalisation, activations, losses, optimizer arithmetic
@@ -41,16 +44,27 @@ class Flops(NamedTuple):
         return Flops(self.matrix + other.matrix, self.elementwise + other.elementwise)
 
 
-class Uncounted(RuntimeError):
-    """A function whose FLOPs cannot be told from shapes; the message says why."""
+class UnknownFlops(RuntimeError):
+    """The FLOPs of a function do not follow from shapes; the message says why."""
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """A function whose FLOPs are the sum of those of smaller calls."""
+
+    def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
+        """[(how often, function, arguments)] of a call with `args`."""
+        ...
 
 
 def count(function: Callable[..., Any], *args: Any) -> Flops:
     """FLOPs of one call of `function(*args)`; it runs on fake tensors of the same shapes, so it
     must be pure.
 
-    Raises Uncounted where the function needs values (`.item()`, sizes that depend on data) or an
-    operator is unknown."""
+    Raises:
+        UnknownFlops: the function needs values (`.item()`, sizes that depend on data), or an
+            operator has no known cost.
+    """
     counter = _Counter()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -59,54 +73,49 @@ def count(function: Callable[..., Any], *args: Any) -> Flops:
             )
             with counter:
                 function(*given)
-    except Uncounted:
+    except UnknownFlops:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a function does that shapes cannot follow: said, and not counted as zero
-        said = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {said[0][:200] if said else ''}"
-        raise Uncounted(f"its FLOPs cannot be told from shapes ({reason})") from error
+    except Exception as error:  # functions fail on fake tensors in many ways; none is a zero
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+        raise UnknownFlops(f"its FLOPs do not follow from shapes ({reason})") from error
     return Flops(counter.matrix, counter.elementwise)
 
 
-def price(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call, each function counted once for its shapes; raises Uncounted as `count`
+def cached_count(function: Callable[..., Any], *args: Any) -> Flops:
+    """FLOPs of one call, each function counted once for its shapes; raises UnknownFlops as `count`
     does.
 
-    A function that has `parts`, [(how often, function, arguments)], is counted on these: what T
-    tasks cost in S steps is told by one task in no step and in one.
+    A `Countable` is counted by its parts: T tasks in S steps are counted from one task in no step
+    and one task in one step.
     """
-    parts = getattr(function, "parts", None)
+    parts = function.parts(*args) if isinstance(function, Countable) else [(1, function, args)]
     total = Flops()
-    for often, part, given in [(1, function, args)] if parts is None else parts(*args):
+    for often, part, given in parts:
         if often:
-            total = total.plus(_remembered(part, given).times(often))
+            total = total.plus(_count_once(part, given).times(often))
     return total
 
 
-_counted: dict[
-    Any, Flops | Uncounted
-] = {}  # of this process: a count is a pure function of its key
+# Of this process: a count is a pure function of its key.
+_counted: dict[Any, Flops | UnknownFlops] = {}
 
 
-def _remembered(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
+def _count_once(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
     key = fingerprint(function, args)
     if key not in _counted:
         try:
             _counted[key] = count(function, *args)
-        except Uncounted as error:
+        except UnknownFlops as error:
             _counted[key] = error
     found = _counted[key]
-    if isinstance(found, Uncounted):
+    if isinstance(found, UnknownFlops):
         raise found
     return found
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what every operator costs; under vmap and grad it sees the operators that are left in
-    the end.
-    """
+    """Adds up the FLOPs of every operator, as it is after vmap and grad."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -129,8 +138,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-# matrix
-# products and convolutions
+# matrix products and convolutions
 
 
 def convolution_backward(
@@ -174,8 +182,8 @@ def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
 
 
 def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
-    """A factorisation or solution with the n x n matrices of the first argument; `right`: where its
-    columns stand.
+    """The rule of a factorisation or a solution with the n x n matrices of the first argument;
+    `right` is the place of the argument with its right-hand sides.
     """
 
     def rule(*args: Any, out_shape: Any, **kwargs: Any) -> int:
@@ -187,8 +195,8 @@ def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
     return rule
 
 
-# Operators that torch's counter knows wrongly, or not at all, by their full names: a room that
-# brings operators of its own adds a line here and is not imported.
+# Operators for which torch's counter is wrong or has no rule, by their full names. A package with
+# operators of its own adds a line here and is not imported.
 RULES: dict[str, Rule] = {
     "aten::convolution_backward": convolution_backward,
     "metalearn::conv": _native_conv,
@@ -266,15 +274,22 @@ OF_SOURCE = {
 }
 
 
+NOT_ELEMENTWISE = (
+    *("linalg", "_linalg", "svd", "cholesky", "triangular", "lu_", "fft", "_fft", "_conv"),
+    *("mkldnn", "_cudnn", "cudnn", "miopen", "_thnn", "_scaled_dot"),  # recurrent, attention
+)
+_assumed: set[str] = set()  # operators whose cost was assumed, of this process
+
+
 def arithmetic(func: Any, args: Any, out: Any) -> int:
-    """Elementwise FLOPs of one operator: one a result's element, or a reduced input's; Uncounted
-    where unknown.
+    """Elementwise FLOPs of one operator: one for an element of its result or of a reduced input.
+
+    Raises:
+        UnknownFlops: an operator of linear algebra or of Fourier transforms without a rule.
     """
-    room, _, name = func._schema.name.rpartition("::")
+    space, _, name = func._schema.name.rpartition("::")
     name = name if name in FREE else name.rstrip("_")
-    name = (
-        name if room == "aten" else f"{room}::{name}"
-    )  # a room's own operators go by their full names
+    name = name if space == "aten" else f"{space}::{name}"
     results = [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
     if name in FREE or func.is_view or not any(leaf.is_floating_point() for leaf in results):
         return 0
@@ -285,9 +300,20 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
         return each * int(args[place].numel())
     if name in OF_SOURCE:
         return int(leaves(args[OF_SOURCE[name]])[0].numel())
-    if name in OF_OUTPUT or torch.Tag.pointwise in func.tags:
-        return OF_OUTPUT.get(name, 1) * int(results[0].numel())
-    raise Uncounted(
-        f"the operator {func._schema.name} is in no table of evaluate/flops.py: add a line "
-        f"with its cost"
-    )
+    if name not in OF_OUTPUT and torch.Tag.pointwise not in func.tags:
+        _assume(func._schema.name, name)
+    return OF_OUTPUT.get(name, 1) * int(results[0].numel())
+
+
+def _assume(full: str, name: str) -> None:
+    """Log, once, that an operator is counted as elementwise work."""
+    if name.startswith(NOT_ELEMENTWISE):
+        raise UnknownFlops(
+            f"the operator {full} is in no table of evaluate/flops.py: add a line with its cost"
+        )
+    if full not in _assumed:
+        _assumed.add(full)
+        log.warning(
+            f"FLOPs: the operator {full} is in no table of evaluate/flops.py and counts 1 for each "
+            "element of its result"
+        )

@@ -1,7 +1,7 @@
-"""The cost ledger: what each phase of learning a task, or of learning to learn, has spent.
+"""The cost ledger: seconds, FLOPs and counts of each phase of a run.
 
-Every second has one owner: of spans inside each other the innermost is billed. FLOPs are counted
-from shapes, once for each function and shapes, after the call and off its clock.
+Every second belongs to one phase: of nested spans, to that of the innermost. FLOPs are counted from
+shapes, once for each function and shapes, after the call and outside its time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from metalearn.evaluate.flops import Flops, Uncounted, price
-from metalearn.evaluate.meter import energy_joules, peak_bytes
+from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count
+from metalearn.evaluate.hardware import energy_joules, peak_bytes
+from metalearn.types import Ledger
 
 Result = TypeVar("Result")
-Entry = dict[str, float]  # NaN: not measured, and whatever it is added to; null in files
+Entry = dict[str, float]  # NaN: not measured, also in sums; null in files
 PHASES = ("setup", "tune", "pretrain", "meta_train", "search", "retrain", "adapt", "predict")
 UNKNOWN = math.nan
 FLOPS = ("flops", "flops_elementwise", "flops_architecture")
@@ -26,18 +27,18 @@ COUNTS = ("gradient_steps", "examples", "labels", "candidates", "tasks")
 
 
 class MissingPhase(ValueError):
-    """A phase that a method must spend in was never written to: an error, not a zero."""
+    """Nothing was written to a phase that a method must write to."""
 
 
 class CostLedger:
-    """Seconds, FLOPs, memory, energy and counts by phase; `run` is the one way to spend."""
+    """Seconds, FLOPs, memory, energy and counts by phase; functions are called through `run`."""
 
     def __init__(self, device: str = "cpu", *, counting: bool = True) -> None:
         self.device = device
-        self.counting = counting  # of FLOPs; without it they are null
+        self.counting = counting  # whether FLOPs are counted; null otherwise
         self.uncounted: dict[str, str] = {}  # phase -> why its FLOPs are null
         self._spent: dict[str, Entry] = {}
-        self._open: list[str | None] = []  # spans inside each other; None: somebody else's time
+        self._open: list[str | None] = []  # nested spans; None: time that is not recorded here
         self._since = 0.0
         self._energy: float | None = None
 
@@ -49,26 +50,29 @@ class CostLedger:
         times: int = 1,
         **counts: int | None,
     ) -> Result:
-        """Call, time and count.
+        """Call `function(*args)`, and write its time, FLOPs and counts to `phase`.
 
-        `times` says how many units of `counts` the call stands for. FLOPs come from the shapes of
-        `args`, which should hold every tensor that is worked on; work that shapes cannot tell says
-        its own: `flops=`, `flops_elementwise=`."""
-        said = {name: UNKNOWN if count is None else count * times for name, count in counts.items()}
-        with self.span(phase, **said):
+        `times` is the number of units of `counts` in the call. FLOPs follow from the shapes of
+        `args`, which should hold every tensor that is worked on; pass `flops=` and
+        `flops_elementwise=` where they do not.
+        """
+        given = {
+            name: UNKNOWN if count is None else count * times for name, count in counts.items()
+        }
+        with self.span(phase, **given):
             result = function(*args)
-        if "flops" not in said:
-            with self._counted():
+        if "flops" not in given:
+            with self._while_counting():
                 found = self.flops_of(
-                    phase, function, *args, architecture="flops_architecture" not in said
+                    phase, function, *args, architecture="flops_architecture" not in given
                 )
             self.add(phase, 0.0, **found)
         return result
 
     @contextmanager
     def span(self, phase: str, **counts: float) -> Iterator[None]:
-        """Bill the time of a block to a phase, and to none around it; waits for the device at both
-        ends.
+        """Write the time of a block to a phase, and to no span around it; waits for the device at
+        both ends.
         """
         _check(phase, counts)
         with self._owner(phase):
@@ -79,12 +83,12 @@ class CostLedger:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time is on another ledger."""
+        """Record no time of a block, which is on another ledger."""
         with self._owner(None):
             yield
 
     def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
-        """Write what was measured elsewhere; None for a number that was not."""
+        """Write what was measured elsewhere; None for a number that was not measured."""
         _check(phase, counts)
         entry = self._spent.setdefault(phase, {"seconds": 0.0})
         for name, count in {"seconds": seconds, **counts}.items():
@@ -101,25 +105,25 @@ class CostLedger:
         times: int = 1,
         architecture: bool = True,
     ) -> Entry:
-        """FLOPs of `times` calls, as `add` takes them; NaN and a reason in `uncounted` where they
-        cannot be told.
+        """FLOPs of `times` calls, as `add` takes them; NaN, and a reason in `uncounted`, where they
+        are not known.
 
-        `architecture`: whether all of it is the chosen architecture's own work, as everywhere but
-        in supernets."""
+        `architecture`: whether all work is that of the chosen architecture, as it is everywhere but
+        in supernets.
+        """
         names = FLOPS if architecture else FLOPS[:2]
-        found = self._price(phase, function, args) if self.counting else None
+        found = self._count(phase, function, args) if self.counting else None
         if found is None:
             return dict.fromkeys(names, UNKNOWN)
         return dict(zip(names, (*map(float, found.times(times)), float(found.matrix * times))))
 
     def under(self, phase: str) -> CostLedger:
-        """A ledger that writes whatever it is given to one phase of this one: learning done for
-        tuning is tuning.
-        """
+        """A ledger that writes everything to one phase of this one, such as learning for tuning."""
+
         return _Under(self, phase)
 
     def aside(self) -> CostLedger:
-        """An empty ledger on the same clock: what is billed to it is billed to nothing here."""
+        """An empty ledger; time that is written to it is not written to this one."""
         return _Aside(self)
 
     def seconds(self, phase: str) -> float:
@@ -127,7 +131,7 @@ class CostLedger:
         return self._spent.get(phase, {}).get("seconds", 0.0)
 
     def totals(self) -> dict[str, Entry]:
-        """A copy of what was spent so far, to be stored and given back to `restore`."""
+        """A copy of the costs so far, for `restore`."""
         self._tick()
         return {phase: dict(entry) for phase, entry in self._spent.items()}
 
@@ -138,29 +142,17 @@ class CostLedger:
             self.add(phase, **{"seconds": 0.0, **entry})
 
     def require(self, phases: Collection[str]) -> None:
-        """MissingPhase, naming them, unless something was spent in every one of these phases."""
-        missing = [phase for phase in phases if not self._has(phase)]
-        if missing:
-            raise MissingPhase(
-                f"nothing was written to {', '.join(missing)}: spend through "
-                f"ledger.run({missing[0]!r}, function, ...);"
-                " a phase that costs nothing is written as a measured zero, ledger.add(phase, "
-                "0.0, flops=0)"
-            )
+        """Raise MissingPhase unless something was written to every one of these phases."""
+        require_phases(self, phases)
 
     def cost(self) -> dict[str, dict[str, Any]]:
-        """The `cost` block of result.json: every phase, null for what is not measured, 0 for
-        measured zero.
-        """
+        """The `cost` block of result.json: every phase, with null for not measured."""
         self._tick()
         return {phase: self._row(self._spent.get(phase)) for phase in PHASES}
 
-    def _has(self, phase: str) -> bool:
-        return phase in self._spent
-
     def _row(self, entry: Entry | None) -> dict[str, Any]:
         spent = dict(entry or {})
-        idle = not any(spent.values())  # a phase that nothing was spent in costs zero of everything
+        idle = not any(spent.values())  # a phase without any cost has measured zeros
         row: dict[str, Any] = {name: _whole(spent.get(name, 0 if idle else None)) for name in FLOPS}
         row |= {"seconds": known(spent.get("seconds", 0.0)), "device": self.device}
         row |= {"peak_bytes": _whole(spent.get("peak_bytes", 0 if idle else None))}
@@ -171,12 +163,12 @@ class CostLedger:
             "tasks": _whole(spent.get("tasks", 0)),
         }
 
-    def _price(
+    def _count(
         self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> Flops | None:
         try:
-            return price(function, *args)
-        except Uncounted as error:
+            return cached_count(function, *args)
+        except UnknownFlops as error:
             self.uncounted.setdefault(phase, str(error))
             return None
 
@@ -191,17 +183,15 @@ class CostLedger:
             self._open.pop()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Counting FLOPs is measuring, wherever it happens: set-up of a run, and nobody's on a
-        ledger without one.
-        """
+    def _while_counting(self) -> Iterator[None]:
+        """Write the time of counting FLOPs to set-up, where a span of it is open."""
         with (
             self._owner("setup" if "setup" in self._open else None) if self._open else nullcontext()
         ):
             yield
 
     def _tick(self) -> None:
-        """Bill what happened since the last tick to the innermost open span."""
+        """Write the time since the last tick to the innermost open span."""
         if not self._open:
             self._start()
             return
@@ -220,20 +210,28 @@ class CostLedger:
         self._since = time.perf_counter()
 
 
+def require_phases(ledger: Ledger, phases: Collection[str]) -> None:
+    """Raise MissingPhase unless something was written to every one of these phases."""
+    written = ledger.totals()
+    missing = [phase for phase in phases if phase not in written]
+    if missing:
+        raise MissingPhase(
+            f"nothing was written to {', '.join(missing)}: call functions through "
+            f"ledger.run({missing[0]!r}, function, ...), and write a phase without cost as a "
+            "measured zero, ledger.add(phase, 0.0, flops=0)"
+        )
+
+
 class _Under(CostLedger):
-    """Another ledger's clock and book, with one phase in the place of all."""
+    """Another ledger, with one phase in the place of all."""
 
     def __init__(self, ledger: CostLedger, phase: str) -> None:
         super().__init__(ledger.device, counting=ledger.counting)
         self._ledger, self._phase = ledger, phase
         self.uncounted = ledger.uncounted
-        self._seen: set[str] = set()  # under their own names
-
-    def _has(self, phase: str) -> bool:
-        return phase in self._seen
 
     def add(self, phase: str, seconds: float | None, **counts: float | None) -> None:
-        self._seen.add(phase)
+        super().add(phase, seconds, **counts)  # `totals` are by the phases as they were named
         if phase == "predict":
             counts.pop("tasks", None)  # counted when the task was adapted to
         self._ledger.add(self._phase, seconds, **counts)
@@ -244,18 +242,18 @@ class _Under(CostLedger):
             yield
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        with self._ledger._counted():
+    def _while_counting(self) -> Iterator[None]:
+        with self._ledger._while_counting():
             yield
 
-    def _price(
+    def _count(
         self, phase: str, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> Flops | None:
-        return self._ledger._price(self._phase, function, args)
+        return self._ledger._count(self._phase, function, args)
 
 
 class _Aside(CostLedger):
-    """A book of its own, during whose spans the other ledger's clock stands still."""
+    """A separate ledger, during whose spans the other ledger records no time."""
 
     def __init__(self, ledger: CostLedger) -> None:
         super().__init__(ledger.device, counting=ledger.counting)
@@ -267,14 +265,14 @@ class _Aside(CostLedger):
             yield
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Billed to the other ledger, whose run it is a part of."""
-        with CostLedger._owner(self, None), self._ledger._counted():
+    def _while_counting(self) -> Iterator[None]:
+        """Counting is part of the other ledger's run."""
+        with CostLedger._owner(self, None), self._ledger._while_counting():
             yield
 
 
 def since(before: Entry, after: Entry) -> Entry:
-    """What was added between two totals of a phase; of a peak, the later one."""
+    """Difference of two totals of a phase; of peak memory, the later one."""
     return {
         name: total - (0 if name == "peak_bytes" else before.get(name, 0))
         for name, total in after.items()
@@ -291,7 +289,7 @@ def _check(phase: str, counts: Collection[str]) -> None:
 
 
 def known(value: float | None) -> float | None:
-    """A number as files have it: null where it was not measured."""
+    """A number as files hold it: None where it was not measured."""
     return None if value is None or math.isnan(value) else value
 
 

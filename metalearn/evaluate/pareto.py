@@ -1,4 +1,4 @@
-"""Which methods nobody beats in both cost and score."""
+"""The Pareto front: methods that no other beats in both cost and score."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 def front(
     costs: Sequence[float | None], scores: Sequence[float | None], *, higher: bool
 ) -> list[bool]:
-    """Whether no other point is at most as dear and at least as good, and better in one of the two.
+    """Whether no other point costs at most as much, scores at least as well, and is better in one.
 
-    A point without cost or score is on no front, and keeps nobody off it.
+    A point without cost or score is not on the front, and keeps no other point off it.
     """
     sign = 1.0 if higher else -1.0
     points = [_point(cost, score, sign) for cost, score in zip(costs, scores, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.evaluate.flops import Flops, Uncounted, price
+from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count
 from metalearn.inner.adapt import adapt
 from metalearn.learned_optimizers.inner_run import Optimizee, Problem
 from metalearn.rng import fold_in
@@ -111,8 +111,8 @@ def overhead(target: Optimizee, rule: UpdateRule, given: Problem) -> Overhead:
         return lambda problem: over_tasks(target, rule, problem, (count,)).train
 
     try:
-        first, second = price(steps(1), one), price(steps(2), one)
+        first, second = cached_count(steps(1), one), cached_count(steps(2), one)
         extra = Flops(second.matrix - first.matrix, second.elementwise - first.elementwise)
-    except Uncounted:
+    except UnknownFlops:
         return Overhead(min(times) / TIMED / tasks, None)
     return Overhead(min(times) / TIMED / tasks, extra.matrix + extra.elementwise)

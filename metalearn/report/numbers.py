@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.cost_block import Axis
 
 NONE = "–"
 

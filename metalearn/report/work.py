@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metalearn.evaluate.accounts import EACH, ONCE, per_task
+from metalearn.evaluate.cost_block import EACH, ONCE, per_task
 from metalearn.results.records import Group, Json, Run, mean
 
 BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases of all tasks together

@@ -7,31 +7,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metalearn.evaluate.accounts import Axis
-from metalearn.evaluate.breakeven import Account, BreakEven, at_common_levels, break_evens
+from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_levels, break_evens
+from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import cost_per_solved
 from metalearn.results.costs import AXES, up_front
 from metalearn.results.records import Group, Json
 from metalearn.results.solved import reached
 
 
-class Price(NamedTuple):
+class CostScope(NamedTuple):
     """What is in the costs of a break-even count."""
 
     with_tuning: bool = True  # before the first task
     with_answering: bool = False  # predicting the queries of each task once
 
 
-PRICES = (Price(), Price(with_tuning=False), Price(with_answering=True))
+SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
 
 
-def account(group: Group, target: Json | None, axis: Axis, price: Price = PRICES[0]) -> Account:
+def costs_of(
+    group: Group, target: Json | None, axis: Axis, scope: CostScope = SCOPES[0]
+) -> MethodCosts:
     """The costs of one label at a target."""
-    spent = [up_front(run, axis, tuning=price.with_tuning) for run in group.runs]
+    spent = [up_front(run, axis, tuning=scope.with_tuning) for run in group.runs]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
     seeds = tuple(run.seed for run in group.runs)
-    found = reached(group, target, axis, answers=price.with_answering)
-    return Account(group.label, seeds, known, found, origin(group))
+    found = reached(group, target, axis, answers=scope.with_answering)
+    return MethodCosts(group.label, seeds, known, found, origin(group))
 
 
 def origin(group: Group) -> str:
@@ -56,16 +58,16 @@ def break_even(groups: Sequence[Group], target: Json | None, levels: Sequence[fl
 def _at_level(groups: Sequence[Group], target: Json, axis: Axis) -> list[Json]:
     """Every pair at one level, with its variants: without tuning, and with answering."""
     tables = [
-        break_evens([account(group, target, axis, price) for group in groups]) for price in PRICES
+        break_evens([costs_of(group, target, axis, scope) for group in groups]) for scope in SCOPES
     ]
     rows = []
     for main, *others in zip(*tables):
         variants = [
-            {**price._asdict(), "a": one.a, "b": one.b, "verdict": one.verdict}
+            {**scope._asdict(), "a": one.a, "b": one.b, "verdict": one.verdict}
             | {"tasks": one.tasks, "ci95": None if one.ci95 is None else list(one.ci95)}
-            for price, one in zip(PRICES[1:], others)
+            for scope, one in zip(SCOPES[1:], others)
         ]
-        row = {**_row(axis, main), "level": target["value"], **PRICES[0]._asdict()}
+        row = {**_row(axis, main), "level": target["value"], **SCOPES[0]._asdict()}
         rows.append({**row, "seeds": list(main.seeds), "variants": variants})
     return rows
 
@@ -79,8 +81,8 @@ def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json
     rows, levels = [], common_levels(groups, target)
     for axis in AXES:
 
-        def at(level: float, axis: Axis = axis) -> list[Account]:
-            return [account(group, {**target, "value": level}, axis) for group in groups]
+        def at(level: float, axis: Axis = axis) -> list[MethodCosts]:
+            return [costs_of(group, {**target, "value": level}, axis) for group in groups]
 
         found = at_common_levels(levels, at)
         rows += [{**_row(axis, one), "level": level} for level, one in found]
@@ -121,7 +123,7 @@ def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]
 
 
 def _line(group: Group, target: Json | None) -> Json | None:
-    found = account(group, target, "flops")
+    found = costs_of(group, target, "flops")
     each = None if found.found is None else cost_per_solved(found.found)
     if found.up_front is None or found.found is None or not each:
         return None

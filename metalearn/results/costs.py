@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metalearn.evaluate import accounts, pareto
-from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate import cost_block, pareto
+from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.results.records import Array, Group, Json, Run, mean
 
@@ -15,7 +15,7 @@ AXES: tuple[Axis, ...] = ("flops", "seconds")
 def learning(run: Run, axis: Axis) -> Array | None:
     """Cost of learning one new task up to each point [P]; None where it was not measured."""
     try:
-        return accounts.learning(run.cost, axis, run.steps)
+        return cost_block.learning_cost(run.cost, axis, run.steps)
     except MissingPhase:
         return None
 
@@ -23,14 +23,14 @@ def learning(run: Run, axis: Axis) -> Array | None:
 def up_front(run: Run, axis: Axis, *, tuning: bool = True) -> float | None:
     """Cost before any new task, with or without tuning; None where it was not measured."""
     try:
-        return accounts.up_front(run.cost, axis, tuning=tuning)
+        return cost_block.up_front_cost(run.cost, axis, tuning=tuning)
     except MissingPhase:
         return None
 
 
 def answering(run: Run, axis: Axis) -> float | None:
     try:
-        return accounts.answering(run.cost, axis)
+        return cost_block.answering_cost(run.cost, axis)
     except MissingPhase:
         return None
 
@@ -94,6 +94,6 @@ def _unmeasured(phase: str, name: str, entry: Json) -> bool:
 
 def whole_seconds(run: Run) -> float | None:
     try:
-        return accounts.whole_seconds(run.cost)
+        return cost_block.total_seconds(run.cost)
     except MissingPhase:
         return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metalearn.evaluate import stats
-from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.random_effects import interval
 from metalearn.results.costs import AXES, answering, learning
 from metalearn.results.records import Array, Group, Json, at, mean

@@ -19,7 +19,7 @@ from metalearn.component import MethodComponent
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
-from metalearn.evaluate.accounts import LEARNING, per_task
+from metalearn.evaluate.cost_block import LEARNING, per_task
 from metalearn.storage.files import read_json, read_npz, read_text
 from metalearn.storage.schema import Config, Environment, Line, Result, checked
 from metalearn.storage.yaml import read_yaml

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metalearn.evaluate import targets
-from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import Reached, Share
 from metalearn.results.costs import AXES, answering, learning
 from metalearn.results.records import Group, Json, Run

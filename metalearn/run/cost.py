@@ -7,8 +7,8 @@ from typing import Any
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.accounts import EACH
-from metalearn.evaluate.curves import handed, learn_keys
+from metalearn.evaluate.cost_block import EACH
+from metalearn.evaluate.curves import learn_keys, learner_inputs
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
 from metalearn.types import Meta, Method, TaskSource
@@ -136,5 +136,5 @@ def _asked_once(
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])
     points = (evaluate.steps[-1] if steps is None else steps,)
-    method.learn(meta, *handed(batch), points, key=keys, ledger=ledger)
+    method.learn(meta, *learner_inputs(batch), points, key=keys, ledger=ledger)
     return ledger

@@ -13,7 +13,7 @@ from metalearn.config.build import Parts, method_for
 from metalearn.config.experiment import Experiment
 from metalearn.distributed.shared_work import Asked
 from metalearn.distributed.shared_work import curve as measured
-from metalearn.evaluate.curves import Curve
+from metalearn.evaluate.curves import Curve, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import known
 from metalearn.rng import fold_in
@@ -134,7 +134,7 @@ def points(curve: Curve) -> dict[str, Any]:
     """Every point of the curve: bare means over all tasks, and means over the tasks that did not
     diverge.
     """
-    loss_ci = 1.96 * curve.loss.std(0) / curve.loss.shape[0] ** 0.5
+    loss_ci = mean_ci95(curve.loss)
     mean, ci = curve.converged(curve.loss)
     classes = curve.metric == "accuracy"
     return {

@@ -22,6 +22,7 @@ from metalearn.distributed.shared_work import Asked, curve
 from metalearn.distributed.team import ALONE, STOPS, Team
 from metalearn.distributed.world import PASSED_ON
 from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
+from metalearn.evaluate.curves import mean_ci95
 from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
 from metalearn.executors.executor import Advance
 from metalearn.executors.nonfinite import Diary, NotFinite, all_finite, summary
@@ -325,7 +326,7 @@ def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
             "at": evaluate.steps[at],
             "loss": float(found.loss.mean(0)[at]),
         }
-        row["loss_ci95"] = float(1.96 * found.loss[:, at].std() / found.loss.shape[0] ** 0.5)
+        row["loss_ci95"] = float(mean_ci95(found.loss[:, at]))
         if found.metric == "accuracy":
             row |= {"accuracy": float(found.mean[at]), "accuracy_ci95": float(found.ci95[at])}
         rows.append(row)

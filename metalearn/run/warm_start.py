@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
-from metalearn.evaluate.accounts import ONCE, per_task
+from metalearn.evaluate.cost_block import ONCE, per_task
 from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import broadcast_task_state
 from metalearn.learned_optimizers.learn_to_optimize import THETA

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from metalearn.evaluate.accounts import Axis
+from metalearn.evaluate.cost_block import Axis
 from metalearn.report.figures.axes import (
     Compared,
     array,

@@ -1,6 +1,4 @@
-"""What can be read off a machine while something runs: peak memory, and energy where a card reports
-it.
-"""
+"""Readings of a machine: peak memory, and energy where a card reports it."""
 
 from __future__ import annotations
 
@@ -13,25 +11,21 @@ from pathlib import Path
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-PEAK_OF_RESIDENT = (
-    "5"  # what clear_refs takes to start the peak anew (Linux, proc_pid_clear_refs(5))
-)
+PEAK_OF_RESIDENT = "5"  # resets the peak resident size (Linux, proc_pid_clear_refs(5))
 
 
 def peak_bytes(device: str) -> int | None:
-    """The most memory held since the last call, and a fresh start; None where the machine does not
-    say.
+    """Peak memory since the last call, and reset it; None where the machine does not report it.
 
     CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own
-    libraries included."""
+    libraries included.
+    """
     if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return int(peak)
     found = None
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # no Linux, or a kernel that does not let a process ask
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or not permitted
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 found = 1024 * int(line.split()[1])
@@ -41,11 +35,12 @@ def peak_bytes(device: str) -> int | None:
 
 
 def energy_joules(device: str) -> float | None:
-    """Energy that the card has used since its driver was loaded; None on a CPU and where no card
-    reports it.
+    """Energy that the card has used since its driver was loaded; None on a CPU and where the card
+    does not report it.
 
-    The counter moves every few tens of milliseconds: differences over seconds mean something,
-    single calls do not."""
+    The counter moves every few tens of milliseconds: differences over seconds are meaningful, those
+    of single calls are not.
+    """
     if not device.startswith("cuda"):
         return None
     read = _counter(device)

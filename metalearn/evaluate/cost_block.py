@@ -1,5 +1,5 @@
-"""Reading the `cost` block of results: what was spent once, and what one new task takes up to a
-point of its curve.
+"""Readings of the `cost` block of results: the cost before any new task, and the cost of one new
+task up to a point of its curve.
 """
 
 from __future__ import annotations
@@ -15,15 +15,10 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 Array = NDArray[np.float64]
 Cost = Mapping[str, Mapping[str, Any] | None]
 Axis = Literal["flops", "seconds"]
-ONCE = (
-    "tune",
-    "pretrain",
-    "meta_train",
-    "search",
-    "retrain",
-)  # the last two where they are not of new tasks
-EACH = ("search", "retrain", "adapt", "predict")
-LEARNING = ("search", "retrain", "adapt")  # of a new task; answering its queries is apart
+# Before any new task; search and retrain where they are not those of new tasks.
+ONCE = ("tune", "pretrain", "meta_train", "search", "retrain")
+EACH = ("search", "retrain", "adapt", "predict")  # of a new task
+LEARNING = ("search", "retrain", "adapt")  # of a new task, without answering its queries
 
 
 def per_task(entry: Mapping[str, Any]) -> bool:
@@ -31,8 +26,8 @@ def per_task(entry: Mapping[str, Any]) -> bool:
     return "seconds_batched" in entry
 
 
-def entry_of(cost: Cost, phase: str) -> Mapping[str, Any]:
-    """One phase; MissingPhase where the block does not have it: an absent phase is no zero."""
+def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
+    """One phase of a cost block; MissingPhase where it is absent, which is not a zero."""
     found = cost.get(phase)
     if found is None:
         raise MissingPhase(
@@ -41,7 +36,7 @@ def entry_of(cost: Cost, phase: str) -> Mapping[str, Any]:
     return found
 
 
-def up_front(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
+def up_front_cost(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
     """Cost before any new task: tuning, pretraining, meta-training, and search for all tasks
     together.
 
@@ -49,23 +44,23 @@ def up_front(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
     and the measuring itself) is not in it, and `tune` only where `tuning` is. None where a phase
     was not measured.
     """
-    entries = [entry_of(cost, phase) for phase in ONCE if tuning or phase != "tune"]
+    entries = [phase_entry(cost, phase) for phase in ONCE if tuning or phase != "tune"]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
     return _sum([entry.get(axis) for entry in spent if entry])
 
 
-def learning(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
-    """What learning one new task takes up to each point of a curve: [P]; None where a phase was not
+def learning_cost(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
+    """Cost of learning one new task up to each point of a curve: [P]; None where a phase was not
     measured.
 
-    Search and whatever comes before the first step is paid at every point; the rest grows with the
-    steps. Seconds are those of a task inside a batch of tasks.
+    Search, and all else before the first step, counts at every point; the rest is proportional to
+    the steps. Seconds are those of a task inside a batch of tasks.
     """
     last = max(steps)
     share = np.asarray([step / last if last else 1.0 for step in steps])
     total = np.zeros(len(steps))
     for phase in LEARNING:
-        entry = entry_of(cost, phase)
+        entry = phase_entry(cost, phase)
         if not per_task(entry):
             continue
         whole = entry.get("seconds_batched" if axis == "seconds" else "flops")
@@ -76,15 +71,15 @@ def learning(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
     return total
 
 
-def answering(cost: Cost, axis: Axis) -> float | None:
-    """What predicting the queries of one new task once takes."""
-    value = entry_of(cost, "predict").get("seconds_batched" if axis == "seconds" else "flops")
+def answering_cost(cost: Cost, axis: Axis) -> float | None:
+    """Cost of predicting the queries of one new task once; None where it was not measured."""
+    value = phase_entry(cost, "predict").get("seconds_batched" if axis == "seconds" else "flops")
     return None if value is None else float(value)
 
 
-def whole_seconds(cost: Cost) -> float | None:
-    """All seconds of a run: of the phases of new tasks, those of one task times the tasks."""
-    entries = [entry_of(cost, phase) for phase in PHASES]
+def total_seconds(cost: Cost) -> float | None:
+    """All seconds of a run; phases of new tasks count once for each of their tasks."""
+    entries = [phase_entry(cost, phase) for phase in PHASES]
     return _sum(
         [
             (entry["seconds_batched"] or 0.0) * entry.get("tasks", 0)
