@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from metalearn.config.registry import METHODS
 from metalearn.evaluate.holm import holm
 from metalearn.results.factors import cell_of
 from metalearn.results.records import Group, Json
@@ -106,8 +105,7 @@ def _with_first(
 
 
 def _family(row: Group) -> str:
-    kind = METHODS.get(row.method)
-    return row.method if kind is None else kind.family
+    return row.first.family or row.method
 
 
 def _start(row: Group) -> object:
