@@ -37,8 +37,7 @@ from metalearn.run.run import (
     stored_experiment,
 )
 from metalearn.storage import checkpoint
-from metalearn.storage.files import read_json, write_json
-from metalearn.storage.schema import Request, checked
+from metalearn.storage.files import write_json
 from metalearn.types import Meta, NullLedger
 
 EXPERIMENTS = {"experiments": "", "sweeps": "sweeps"}  # tables of files, and their folders
@@ -263,7 +262,7 @@ def report(dirs: Sequence[Path], out: Path) -> None:
     """
     from metalearn.report.page import write_report
     from metalearn.report.sweep_page import split_kinds, write_sweep_report
-    from metalearn.results.comparison import update_comparison
+    from metalearn.results.comparison import read_request, update_comparison
 
     demonstration = False
     for folder in dirs:
@@ -276,10 +275,8 @@ def report(dirs: Sequence[Path], out: Path) -> None:
         return
     for folder in dirs:
         if (folder / "methods").is_dir():
-            request = folder / "comparison-request.json"
-            asked = checked(Request, read_json(request), request) if request.exists() else {}
-            update_comparison(folder, target=asked.get("target"))
-            demonstration |= bool(asked.get("demonstration"))
+            update_comparison(folder)
+            demonstration |= bool(read_request(folder).get("demonstration"))
     print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
 
 

@@ -66,7 +66,7 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
     The same comparison in the same folder, called again while it runs, shares the rows that are
     left."""
     check(plan, out)
-    target = _begin(plan, out)
+    _begin(plan, out)
     ran, diverged = list[str](), list[str]()
 
     def run(experiment: Experiment, folder: Path) -> None:
@@ -87,7 +87,7 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
 
     share(folders(plan, out), run)
     with alone(out):  # another process that shared the rows may be writing the same
-        comparison = write_comparison(out, target=target)
+        comparison = write_comparison(out)
         report = write_report([out], out / "report.html", demonstration=plan.demonstration)
         if ran:
             log_page(plan.experiments[0], plan.name, out, report)
@@ -96,21 +96,19 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
     return {"comparison": comparison, "report": report}
 
 
-def _begin(plan: Plan, out: Path) -> dict[str, Any] | None:
-    """Make the folder and write what was asked for; returns the target."""
+def _begin(plan: Plan, out: Path) -> None:
+    """Make the folder, and write what the comparison is to say."""
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
     target = plan.experiments[0].evaluate.target
-    wanted = target.model_dump() if target else None
     request = {
         "experiment": plan.name,
-        "target": wanted,
+        "target": target.model_dump() if target else None,
         "labels": [experiment.label for experiment in plan.experiments],
         "contrasts": plan.contrasts,
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)
-    return wanted
 
 
 def line(result: dict[str, Any]) -> str:

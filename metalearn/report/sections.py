@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metalearn.errors import ConfigError
 from metalearn.results import records
-from metalearn.results.comparison import compare, read_comparison
+from metalearn.results.comparison import collect, compare, read_comparison
 from metalearn.results.records import Group, Json, Run
 
 
@@ -53,10 +53,10 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
     loose: dict[str, list[Run]] = {}
     for root in dirs:
         try:
-            runs, unfinished = _runs(root)
+            runs = _runs(root)
             if records.is_comparison(root):
                 groups = records.group(runs)
-                found = read_comparison(root, groups) or compare(groups, unfinished)
+                found = read_comparison(root, groups) or collect(root)
                 sections.append(Section(_task_name(runs[0]), groups, found, True))
                 continue
         except ConfigError as error:
@@ -72,13 +72,12 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
     return sections
 
 
-def _runs(root: Path) -> tuple[list[Run], list[str]]:
-    """Finished runs at or under a directory, and the names of those that have not finished."""
-    finished, unfinished = records.run_directories(root)
+def _runs(root: Path) -> list[Run]:
+    """Finished runs at or under a directory."""
+    finished, _ = records.run_directories(root)
     if not finished:
         raise ConfigError((str(root), "holds no finished run: a run directory has a result.json"))
-    names = [str(path.relative_to(root)) for path in unfinished]
-    return [records.load(path) for path in finished], names
+    return [records.load(path) for path in finished]
 
 
 def _task_name(run: Run) -> str:

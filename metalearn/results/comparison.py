@@ -46,7 +46,6 @@ def compare(
     levels = levels_of(groups, wanted)
     tested = contrasts(groups, asked.get("contrasts"), asked.get("labels") or ())
     pairs = mark_contrasts([paired(a, b) for a, b in combinations(groups, 2)], tested)
-    tasks = max((run.episodes for group in groups for run in group.runs), default=0)
     found = {
         "schema": 1,
         "rules": RULES,
@@ -59,10 +58,19 @@ def compare(
         "break_even": break_even(groups, wanted, levels),
         "break_even_common": break_even_common(groups, wanted),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
+        **_shown(groups, wanted, pairs),
+    }
+    return dict(plain(found))
+
+
+def _shown(groups: Sequence[Group], target: Json | None, pairs: Sequence[Json]) -> Json:
+    """What figures and tables are made of."""
+    tasks = max((run.episodes for group in groups for run in group.runs), default=0)
+    return {
         "curves": curves(groups),
         "cost_curves": cost_curves(groups),
-        "solved": solved_rows(groups, wanted),
-        "break_even_lines": break_even_lines(groups, wanted),
+        "solved": solved_rows(groups, target),
+        "break_even_lines": break_even_lines(groups, target),
         "total_cost": total_cost(groups, tasks),
         "equal_compute": equal_compute(groups, tasks),
         "factors": factors(groups, pairs),
@@ -70,7 +78,6 @@ def compare(
         "selection": selection_rows(groups),
         "tuning": tuning_rows(groups),
     }
-    return dict(plain(found))
 
 
 def collect(root: Path, *, target: Json | None = None) -> Json:
@@ -78,8 +85,8 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
 
     Args:
         root: holds `methods/<label>/seed-<n>/`, each a run directory; rows without a result are
-        named by a check. target: what counts as solved ({"metric", "value"}); None: what the
-        experiment or validation tasks say.
+        named by a check. target: what counts as solved ({"metric", "value"}); None: what
+        comparison-request.json, the experiment or validation tasks say.
 
     Raises:
         ConfigError: no row is finished, or a file is unreadable.
@@ -91,7 +98,8 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
         )
     groups = data.group(data.load(path) for path in finished)
     missing = [str(path.relative_to(root)) for path in unfinished]
-    return compare(groups, missing, target=target, request=read_request(root))
+    request = read_request(root)
+    return compare(groups, missing, target=target or request.get("target"), request=request)
 
 
 def read_request(root: Path) -> Json:
@@ -100,19 +108,19 @@ def read_request(root: Path) -> Json:
     return dict(checked(Request, read_json(file), file)) if file.exists() else {}
 
 
-def write_comparison(root: Path, *, target: Json | None = None) -> Path:
+def write_comparison(root: Path) -> Path:
     """Write `comparison.json` into a comparison directory, atomically and without NaN."""
-    write_json(root / FILE, collect(root, target=target))
+    write_json(root / FILE, collect(root))
     return root / FILE
 
 
-def update_comparison(root: Path, *, target: Json | None = None) -> None:
+def update_comparison(root: Path) -> None:
     """Write `comparison.json` where there is none, or where it is about other results than those of
     the run directories.
     """
     finished, _ = data.run_directories(root)
     if not finished or read_comparison(root, data.group(map(data.load, finished))) is None:
-        write_comparison(root, target=target)
+        write_comparison(root)
 
 
 def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
