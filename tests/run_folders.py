@@ -13,6 +13,9 @@ import yaml
 
 from metalearn.evaluate.cost_block import total_seconds
 from metalearn.evaluate.ledger import PHASES
+from metalearn.results import records
+from metalearn.results.comparison import collect
+from metalearn.results.records import Group
 from metalearn.storage.files import plain
 
 STEPS = [0, 1, 2, 5, 10, 20]
@@ -313,3 +316,44 @@ def write_rows(root: Path, labels: list[str], seeds: int = 1, **how: Any) -> Pat
         for seed in range(seeds):
             write_run(root / "methods" / label / f"seed-{seed}", label, label, seed, **how)
     return root
+
+
+def groups_of(root: Path) -> list[Group]:
+    return records.group(records.load(path) for path in records.run_directories(root)[0])
+
+
+def the_check(root: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        check for check in collect(root)["checks"] if check["name"] == name
+    )
+    return found
+
+
+def searching(
+    tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any
+) -> None:
+    def change(result: dict[str, Any]) -> None:
+        result["cost"]["search"] |= {
+            "flops": 5e8,
+            "seconds": 0.5,
+            "seconds_batched": 0.5,
+            "candidates": count,
+        }
+        result["method"] = "per_task_nas"
+        result["seconds"] = total_seconds(result["cost"])
+
+    for seed in range(seeds):
+        folder = write_run(
+            tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change
+        )
+        words = (
+            f"name: per_task_nas, space: {{name: conv4-micro}}, searcher: {{name: "
+            f"{searcher}}}, candidates: {count}"
+        )
+        config = f"\nmethod: {{{words}}}\n"
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text[: text.index("method:")] + config)
+        if more:
+            np.savez(
+                folder / "selection.npz", **{name: values[seed] for name, values in more.items()}
+            )

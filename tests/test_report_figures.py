@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import METHODS, cost_block, write_rows, write_run
-from test_report_cost import groups_of
+from run_folders import METHODS, cost_block, groups_of, write_rows, write_run
 
 from metalearn.report.figures import FIGURES, cost
 from metalearn.report.figures.axes import text_width

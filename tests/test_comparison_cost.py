@@ -1,0 +1,276 @@
+"""Cost in comparison.json: ledgers, targets, break-even, and the checks of the account."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import check_page
+from run_folders import (
+    STEPS,
+    cost_block,
+    groups_of,
+    searching,
+    the_check,
+    write_rows,
+    write_run,
+)
+
+from metalearn import clock
+from metalearn.config.experiment import parse
+from metalearn.evaluate.cost_block import total_seconds, up_front_cost
+from metalearn.report import work
+from metalearn.report.page import write_report
+from metalearn.results import costs, iso_compute, records
+from metalearn.results.comparison import collect
+from metalearn.results.curves import cost_curve
+from metalearn.results.target import target_of
+from metalearn.run.run import run_one
+
+#
+# a real run's ledger
+
+
+def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
+    """Tuning by whole trainings, validation, checkpoints, a test: each second is in one phase."""
+    clock.unbilled()  # the imports of this process are somebody else's
+    data = {
+        "task": {"source": "sinusoid", "shots": 5},
+        "model": {"name": "mlp", "sizes": [16]},
+        "method": {
+            "name": "maml",
+            "inner_lr": 0.01,
+            "tune": {"inner_lr": {"values": [0.01, 0.02]}},
+        },
+        "run": {"meta_steps": 60, "tasks_per_step": 4, "validate": {"every": 20, "episodes": 20}},
+        "evaluate": {"steps": [0, 1, 5], "episodes": 40, "headline_step": "tuned"},
+        "budget": {"trials": 2},
+    }
+    begin = time.perf_counter()
+    result = run_one(parse(data).experiments[0], tmp_path / "run")
+    wall = time.perf_counter() - begin
+    whole = total_seconds(result["cost"])
+    assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(
+        wall, rel=0.05
+    )
+    cost = result["cost"]
+    assert result["uncounted"] == {} and costs.missing_phases(records.load(tmp_path / "run")) == []
+    step = (
+        cost["meta_train"]["flops"] / 60 / 4
+    )  # one task: an inner gradient, the query's, and a second derivative
+    forward = 2 * (1 * 16 + 16 * 1)
+    assert 3 * forward * 5 * 2 < step < 3 * forward * 10 * 3
+    # Two trials trained as long as the run itself, and looked at validation tasks besides.
+    assert cost["tune"]["flops"] > 2 * cost["meta_train"]["flops"]
+    assert cost["adapt"]["flops_at_start"] == 0 and cost["adapt"]["gradient_steps"] == 5
+    assert cost["adapt"]["seconds_alone"] > 0 < cost["adapt"]["seconds_batched"]
+    assert the_check_of(tmp_path / "run", "phases add up to the run's seconds")
+
+
+def the_check_of(run: Path, name: str) -> bool:
+    from metalearn.results.cost_checks import cost_checks
+
+    return next(check for check in cost_checks(groups_of(run)) if check.name == name).passed
+
+
+def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
+    data = {
+        "task": {"source": "sinusoid", "shots": 5},
+        "model": {"name": "mlp", "sizes": [8]},
+        "method": {"name": "scratch", "inner_lr": 0.01},
+        "run": {"validate": {"every": None}},
+        "evaluate": {"steps": [0, 1], "episodes": 4},
+    }
+    result = run_one(parse(data).experiments[0], tmp_path / "run")
+    assert costs.missing_phases(records.load(tmp_path / "run")) == []
+    assert up_front_cost(result["cost"], "flops") == 0 == up_front_cost(result["cost"], "seconds")
+
+
+#
+# targets and curves
+
+
+def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"])
+    before = target_of(groups_of(tmp_path))
+    assert before is not None and before["metric"] == "accuracy"
+    lines = (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]
+    looks = [json.loads(line) for line in lines]
+    best = max(look["accuracy"] for look in looks if look["split"] == "valid")
+    assert before["value"] == pytest.approx(0.9 * best, abs=1e-6) and "maml" in before["why"]
+    for file in tmp_path.rglob("scores.npz"):  # other test scores, other results: the same target
+        scores = dict(np.load(file))
+        np.savez(file, **{name: values * 0.5 for name, values in scores.items()})
+    assert target_of(groups_of(tmp_path)) == before
+    (tmp_path / "methods/maml/seed-0/metrics.jsonl").write_text("")
+    assert target_of(groups_of(tmp_path)) is None
+    config = tmp_path / "methods/maml/seed-0/config.yaml"
+    config.write_text(config.read_text() + "evaluate: {target: {metric: accuracy, value: 0.7}}\n")
+    named = target_of(groups_of(tmp_path))
+    assert named == {"metric": "accuracy", "value": 0.7, "why": "named in the experiment"}
+
+
+def test_cost_grows_with_steps_from_the_price_of_an_answer(tmp_path: Path) -> None:
+    (stepping,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
+    for axis, each, answer in (("flops", 3e6, 3e6), ("seconds", 0.012 / 20, 0.0006)):
+        found = cost_curve(stepping, axis)  # type: ignore[arg-type]
+        assert found is not None and found.cost == pytest.approx(
+            [answer + each * step for step in STEPS]
+        )
+        assert (found.low < found.mean).all() and (found.mean < found.high).all()
+    (still,) = groups_of(write_run(tmp_path / "b", "proto_net", "proto_net"))
+    found = cost_curve(still, "seconds")
+    assert found is not None and found.cost == pytest.approx([0.0013])
+
+
+def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
+    (group,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
+    run, each = group.first, 10 * 3e6  # the headline step
+    training = 2000 * 16 * 3e6
+    looks = {line["step"]: line["accuracy"] for line in run.valid("valid")}
+    half = iso_compute.best_within(run, training / 2 + 600 * each, 600)
+    assert half == max(value for step, value in looks.items() if step <= 1000)
+    assert iso_compute.best_within(run, 600 * each - 1, 600) is None
+    assert iso_compute.best_within(run, 1e18, 600) == max(looks.values())
+
+
+# break-even
+
+
+def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
+    """fine_tune, pretrained for 9.6e10 FLOPs, adapts at a tenth of maml's price; both solve nearly
+    all tasks.
+    """
+
+    def cheap(result: dict[str, Any]) -> None:
+        result["cost"] = cost_block("examples", True, flops=1e6)
+        result["cost"]["pretrain"]["flops"] = 1e12
+
+    for seed in range(3):
+        write_run(tmp_path / f"methods/maml/seed-{seed}", "maml", "maml", seed)
+        write_run(tmp_path / f"methods/other/seed-{seed}", "other", "maml", seed, change=cheap)
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})
+    assert found["target"]["value"] == 0.3
+    flops, seconds = found["break_even"]
+    assert (flops["axis"], seconds["axis"]) == ("flops", "seconds")
+    assert (flops["a"], flops["b"], flops["verdict"]) == ("other", "maml", "pays")
+    price = {row["label"]: row["per_solved"]["flops"] for row in found["solved"]}
+    assert price["maml"] and price["other"]
+    extra = 1e12 + cost_block("examples", True, 1e6)["tune"]["flops"] - 2000 * 16 * 3e6
+    assert flops["tasks"] == pytest.approx(extra / (price["maml"] - price["other"]), rel=1e-3)
+    assert flops["ci95"][0] <= flops["tasks"] <= flops["ci95"][1] + 1
+    assert [one["seed"] for one in flops["leave_one_out"]] == [0, 1, 2]
+
+
+def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:
+    def unmeasured(result: dict[str, Any]) -> None:
+        result["cost"]["meta_train"]["flops"] = None
+
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=unmeasured)
+    write_rows(tmp_path, ["scratch"])
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})["break_even"]
+    assert [entry["verdict"] for entry in found if entry["axis"] == "flops"] == ["undecided"]
+    assert "not measured: the cost of maml" in found[0]["why"]
+    check_page(write_report([tmp_path], tmp_path / "report.html"))
+
+
+# the checklist
+
+
+def _cost(phase: str, **entry: Any) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        result["cost"][phase] |= entry
+
+    return change
+
+
+def _without(phase: str) -> Callable[[dict[str, Any]], None]:
+    return lambda result: result["cost"].pop(phase)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("no missing phase", _without("tune"), "maml seed 0: tune"),
+        ("no missing phase", _cost("adapt", flops=None), "adapt.flops"),
+        ("phases add up to the run's seconds", _cost("setup", seconds=60.0), "maml seed 0 +"),
+        (
+            "phases add up to the run's seconds",
+            lambda result: result.update(seconds=900.0),
+            "maml seed 0 −",
+        ),
+        (
+            "normalisation policy stated",
+            lambda result: result.update(normalisation=None),
+            "maml seed 0",
+        ),
+        ("at least 3 search seeds", _cost("search", seconds=5.0, seconds_batched=5.0), "maml 1"),
+        (
+            "random search beside every searcher",
+            _cost("search", seconds=5.0, seconds_batched=5.0),
+            "maml",
+        ),
+    ],
+)
+def test_a_planted_flaw_fails_its_check(tmp_path: Path, name: str, change: Any, why: str) -> None:
+    write_rows(tmp_path, ["proto_net", "scratch"])
+    assert the_check(tmp_path, name)["passed"]
+    write_run(tmp_path / "methods/maml/seed-0", "maml", "maml", change=change)
+    found = collect(tmp_path)
+    check = next(one for one in found["checks"] if one["name"] == name)
+    assert not check["passed"] and why.replace("−", "-") in check["why"]
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert name in html.unescape(page[: page.index("<h2")])  # in plain sight, near the top
+
+
+def test_unequal_trials_fail(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch", "maml"])
+    config = tmp_path / "methods/scratch/seed-0/config.yaml"
+    config.write_text(config.read_text() + "budget: {trials: 20}\n")
+    found = the_check(tmp_path, "equal tuning trials")
+    assert not found["passed"] and "0: maml; 20: scratch" in found["why"]
+
+
+def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["scratch"], seeds=3)
+    searching(tmp_path, "searched", "random")
+    assert the_check(tmp_path, "equal tuning trials")["passed"]
+    for config in tmp_path.glob("methods/scratch/*/config.yaml"):
+        config.write_text(config.read_text() + "budget: {trials: 20}\n")
+    found = the_check(tmp_path, "equal tuning trials")
+    assert (
+        not found["passed"] and "their candidates (searched 16) are paid as search" in found["why"]
+    )
+
+
+def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> None:
+    """3 J once for all and 2 J for each of 600 tasks, and 10 J of training: 1.213 kJ."""
+
+    def measured(result: dict[str, Any]) -> None:
+        result["cost"]["meta_train"]["energy_joules"] = 10.0
+        result["cost"]["search"] |= {"energy_joules": 2.0, "seconds_batched": 1.0, "tasks": 600}
+        result["cost"]["search"]["once"] = {"energy_joules": 3.0, "seconds": 1.0, "flops": 1.0}
+
+    (group,) = groups_of(write_run(tmp_path / "a", "maml", "maml", change=measured))
+    assert work.energy(group.first) == 1213.0
+
+
+def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
+    searching(tmp_path, "searched", "random", seeds=1)
+    write_run(tmp_path / "methods/scratch/seed-0", "scratch", "scratch")
+    groups = {group.label: group for group in groups_of(tmp_path)}
+    steps, with_search = (groups[label].per_task_seconds()[0] for label in ("scratch", "searched"))
+    assert steps is not None and with_search == pytest.approx(steps + 0.5)
+    assert (
+        groups["searched"].once("search", "seconds")
+        == 0
+        == groups["scratch"].each("search", "seconds")
+    )
+    (bare,) = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=_without("retrain")))
+    assert bare.per_task_seconds()[0] is None  # an absent phase is no zero
