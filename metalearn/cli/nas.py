@@ -19,6 +19,11 @@ def nas() -> None:
     """Architecture search: tables of small spaces."""
 
 
+Points = Annotated[
+    str, typer.Option("--points", help="Training steps at which networks are scored.")
+]
+
+
 @app.command()
 def tabulate(
     space: Annotated[
@@ -49,9 +54,7 @@ def tabulate(
             "--seeds", help="Number of trainings of each network on each task.", min=1, max=100
         ),
     ] = 3,
-    points: Annotated[
-        str, typer.Option("--points", help="Training steps at which networks are scored.")
-    ] = "1,2,5,10,20",
+    points: Points = "1,2,5,10,20",
 ) -> None:
     """Train every network of a small space on the same tasks: the truth for searchers. Goes on
     where it stopped.
