@@ -39,9 +39,7 @@ def source_of(
 
 
 def upright(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images in 0..1 turned back, as integers [..., 4, 4], and how often they had been turned:
-    [...].
-    """
+    """Images in 0..1 rotated back, as integers [..., 4, 4], and their quarter turns [...]."""
     pixels = (x * 255).round().long().squeeze(-3)
     corners = torch.stack(
         [pixels[..., 0, 0], pixels[..., -1, 0], pixels[..., -1, -1], pixels[..., 0, -1]], -1
