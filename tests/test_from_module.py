@@ -14,6 +14,7 @@ from zoo_networks import ZOO
 
 from metalearn.algorithms import MAML
 from metalearn.errors import ConfigError
+from metalearn.evaluate import learning_curve
 from metalearn.models import from_module
 from metalearn.models.external.checks import unfused_attention
 from metalearn.models.external.module import arguments, entry
@@ -326,3 +327,30 @@ def test_a_start_by_scheme_or_by_function() -> None:
     assert not torch.equal(
         drawn.init(KEY)["head.weight"], drawn.init(fold_in(KEY, 1))["head.weight"]
     )
+
+
+@pytest.mark.parametrize("name", ["UNet", "lstm_tagger", "Siren"])
+def test_targets_of_any_shape_pass_through_training_and_tests(name: str) -> None:
+    """y [B, *Y]: a picture, a label a step, three numbers."""
+    exhibit = ZOO[name]
+    learner = learner_of(exhibit, exhibit.make())
+    method = MAML(inner_steps=1).build(learner, exhibit.spec)
+    state, source = method.init(KEY), Source(exhibit)
+    assert method.step is not None
+    assert method.step(state, source.sample(KEY, 2))[1]["query_loss"].isfinite()
+    curve = learning_curve(method, state.meta, source, (0, 1), episodes=3)
+    assert curve.loss.shape == (3, 2) and curve.loss.isfinite().all()
+    assert curve.scores.shape == (3, 2) and curve.scores.isfinite().all()
+
+
+class Source:
+    """Random tasks of an exhibit."""
+
+    def __init__(self, exhibit: Exhibit) -> None:
+        self.exhibit, self.spec = exhibit, exhibit.spec
+
+    def sample(self, key: Tensor, num_tasks: int, start: int = 0) -> Episode:
+        return episodes(self.exhibit, num_tasks, f"{start}")
+
+    def examples(self, key: Tensor, size: int) -> Batch:
+        raise NotImplementedError

@@ -27,6 +27,8 @@ class Loud(nn.Module):
         self.own = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.way == "in place":
+            x.mul_(2)
         x = x * (self.alias[0] if self.way == "alias" else self.scale)
         if self.way == "noise":
             x = x + torch.empty_like(x).normal_()
@@ -52,7 +54,8 @@ class Loud(nn.Module):
     [
         ("noise", "forward calls normal_, also in evaluation mode"),
         ("training noise", r"forward calls uniform_.*dropout, or hand .* net\.eval\(\)"),
-        ("buffer", "calls: is changed by forward in training mode"),
+        ("buffer", r"calls: is changed by forward.* in training mode: hand the module over"),
+        ("in place", "changes x in place"),
         ("mode", "computes something else in training mode than in evaluation mode"),
         ("state", "is not a function of its named parameters and buffers and of x alone"),
         ("alias", "reads a copy of a parameter under another name"),
@@ -80,6 +83,7 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
         (nn.Linear(8, 3, device="meta"), {}, "weight: is on the meta device"),
         (lambda: 3, {}, "gives a int, not a torch.nn.Module"),
         (torch.jit.trace(nn.Linear(8, 3), torch.zeros(2, 8)), {}, "is compiled: pass the module"),
+        (nn.DataParallel(nn.Linear(8, 3)), {}, "DataParallel: shares a batch between devices"),
         (nn.Linear(8, 3), {"policy": "running"}, "needs a batch normalisation layer"),
         (
             nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)),
@@ -126,3 +130,18 @@ def test_a_function_that_makes_another_network_each_time_is_refused() -> None:
 def test_a_parameter_without_a_known_start_is_refused() -> None:
     with pytest.raises(ConfigError, match="no known start for a parameter of Loud: pass init="):
         from_module(Loud(), VECTOR, init="uniform").init(KEY)
+
+
+def test_a_hook_of_the_head_is_kept() -> None:
+    net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3)).double()
+    net[1].register_forward_hook(lambda layer, args, out: 2 * out)
+    learner = from_module(net, VECTOR)
+    x = torch.ones(4, 8, dtype=torch.float64)
+    assert learner.readout == "module"
+    torch.testing.assert_close(learner.apply(learner.init(KEY), x), net(x).detach())
+
+
+def test_leaky_slopes_drawn_in_training_are_refused_and_fixed_ones_taken() -> None:
+    net = nn.Sequential(nn.Linear(8, 6), nn.RReLU(), nn.Linear(6, 3))
+    with pytest.raises(ConfigError, match="forward calls rrelu_with_noise, which draws"):
+        from_module(net, VECTOR)

@@ -229,13 +229,13 @@ def _scored(spec: EpisodeSpec, logits: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
     truth = y.unsqueeze(1).expand(*logits.shape[:2], *y.shape[1:])
     finite = logits.isfinite().flatten(2).all(-1)
+    loss = criterion(spec)(logits, truth, lead=2)
     right = (
         accuracy(logits, truth, lead=2)
         if spec.classification
-        else torch.full_like(logits[:, :, 0, 0], float("nan"))
+        else torch.full_like(loss, float("nan"))
     )
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
-    loss = criterion(spec)(logits, truth, lead=2)
     return torch.where(finite, right, torch.zeros_like(right)), loss, finite
 
 

@@ -175,7 +175,7 @@ def vmapped_learn(
         answers = OverTasks(lambda _: answer, (0,), meta)
         predictions = ledger.run("predict", answers, items, support, query_x, tasks=tasks)
         if predictions.shape[1] != len(points):
-            predictions = predictions.expand(-1, len(points), -1, -1)
+            predictions = predictions.expand(-1, len(points), *predictions.shape[2:])
         return Learned(predictions, {})
 
     return learn

@@ -79,7 +79,8 @@ def watch_forward(
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
     changed = [key for key, v in tried.named_buffers() if not _same(v, before[key])]
     if changed:
-        text = f"is changed by forward in training mode, which a pure function cannot do: {EVAL}"
+        text = "is changed by forward, which a pure function cannot do"
+        text += f" in training mode: {EVAL}" if noisy.training else ""
         raise ConfigError(*((key, text) for key in changed))
     if not scope.draws:
         with Functions(ATTENTION):
@@ -91,10 +92,17 @@ def watch_forward(
 
 
 def _watched(module: nn.Module, x: Tensor, inputs: Inputs, output: Output) -> tuple[Tensor, str]:
-    """The output, and the names of the operators that drew from torch's generator."""
-    watch = _RandomOperators()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), watch:
-        out = entry(called(module, x, inputs), output)
+    """The output, and the names of operators that drew from torch's generator and changed it."""
+    watch, given = _RandomOperators(), x.clone()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with watch:
+            out = entry(called(module, given, inputs), output)
+        if not _same(given, x):
+            text = "changes x in place, which others read too: compute another tensor"
+            raise ConfigError((type(module).__name__, text))
+        torch.manual_seed(1)
+        if not watch.found or _same(out, entry(called(module, given, inputs), output)):
+            return out, ""
     return out, ", ".join(sorted(watch.found))
 
 
@@ -177,6 +185,8 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
 
 def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
     """ConfigError where the outputs [B, *Y] or [B, *Y, C] are not of the task."""
+    if out.dim() == 1 and out.shape[0] and not spec.classification and spec.outputs == 1:
+        return
     wrong = out.dim() < 2 or out.shape[0] == 0
     wrong = wrong or ((spec.classification or out.dim() == 2) and out.shape[-1] != spec.outputs)
     if wrong:

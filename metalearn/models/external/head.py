@@ -33,6 +33,7 @@ def find_head(
     def record(key: str) -> Any:
         return lambda layer, args, out: calls.append((key, out))
 
+    hooked = {key for key, part in layers.items() if part._forward_hooks or part._forward_pre_hooks}
     hooks = [part.register_forward_hook(record(key)) for key, part in layers.items()]
     with torch.enable_grad():
         out = entry(called(module, x, inputs), output)
@@ -43,6 +44,7 @@ def find_head(
             continue
         if name in (None, key) and _is_own(module, key):
             last = value is out and sum(key == other for other, _ in calls) == 1
+            last = last and key not in hooked
             return Head(key, last)
         if name is None:
             return None

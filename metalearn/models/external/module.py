@@ -63,8 +63,12 @@ def refuse_unsupported(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
             text = "is compiled: pass the module that it was made from"
-            problems.append((name or type(part).__name__, text))
-            break
+        elif isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            text = "shares a batch between devices: pass the module inside"
+        else:
+            continue
+        problems.append((name or type(part).__name__, text))
+        break
     for name, value in module.named_parameters():
         if value.is_meta:
             problems.append((name, "is on the meta device and has no values: load them first"))
