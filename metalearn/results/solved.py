@@ -1,7 +1,7 @@
 """Tasks that reach the target: how many, at what cost, and by which budget.
 
-A task is judged, and priced, at the step that validation tasks chose for its method. Step 0 is
-never that step for a method that has not seen the support set there.
+A task is judged, and its cost taken, at the step that validation tasks chose for its method. That
+is never step 0 for a method that has not seen the support set there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from metalearn.results.records import Group, Json, Run
 
 
 class Solved(NamedTuple):
-    """How many tasks a method solved, and at what price; None for what was not measured."""
+    """How many tasks a method solved, and at what cost; None for a cost that was not measured."""
 
     share: float
     per_solved: dict[str, float | None]  # axis -> all cost over tasks solved
@@ -88,18 +88,18 @@ def solved(group: Group, target: Json) -> Solved | None:
     up = target["metric"] == "accuracy"
     points = [point_of(run) for run in group.runs]
     judged = np.stack([scores[:, point] for scores, point in zip(pooled, points)])
-    price: dict[str, float | None] = {}
+    per_solved: dict[str, float | None] = {}
     median: dict[str, float | None] = {}
     restricted: dict[str, float | None] = {}
     within: dict[str, Share | None] = {}
     for axis in AXES:
         found, when = reached(group, target, axis), when_reached(group, target, axis)
         within[axis] = shares = None if when is None else targets.kaplan_meier(when)
-        price[axis] = None if found is None else targets.cost_per_solved(found)
+        per_solved[axis] = None if found is None else targets.cost_per_solved(found)
         median[axis] = None if shares is None else targets.median_cost(shares)
         restricted[axis] = None if when is None else float(when.cost.mean())
     share = float(targets.reaches(judged, target["value"], higher=up).mean())
-    return Solved(share, price, median, restricted, group.first.steps[-1], within)
+    return Solved(share, per_solved, median, restricted, group.first.steps[-1], within)
 
 
 def solved_rows(groups: Sequence[Group], target: Json | None) -> list[Json]:

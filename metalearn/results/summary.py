@@ -76,14 +76,8 @@ def paired(a: Group, b: Group) -> Json:
 
     Where one was tested on fewer, over those that both met, which are the first ones.
     """
-    entry: Json = {
-        "a": a.label,
-        "b": b.label,
-        "metric": a.metric,
-        "difference": None,
-        "ci95": None,
-        "p": None,
-    }
+    entry: Json = {"a": a.label, "b": b.label, "metric": a.metric}
+    entry |= {"difference": None, "ci95": None, "p": None}
     shared = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})
     entry |= {"seeds": shared, "why": None}
     if a.metric != b.metric or not shared:
