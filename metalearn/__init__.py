@@ -19,8 +19,8 @@ MODULES = (
 # fmt: on
 NAMES = {
     "fold_in": "metalearn.rng",
-    "load_run": "metalearn.run.load",
-    "LearnedOptimizer": "metalearn.run.learned_optimizer",
+    "load_run": "metalearn.run.trained.load",
+    "LearnedOptimizer": "metalearn.run.trained.learned_optimizer",
     "Batch": "metalearn.types",
     "Episode": "metalearn.types",
     "EpisodeSpec": "metalearn.types",

@@ -18,6 +18,9 @@ class ConfigError(ValueError):
             "\n".join(f"{place}: {text}" if place else text for place, text in problems)
         )
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, str], ...]]:
+        return type(self), self.problems  # how it is sent to another process
+
     def under(self, prefix: str) -> ConfigError:
         """The same problems, each place with a prefix in front."""
         return ConfigError(

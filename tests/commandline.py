@@ -26,7 +26,7 @@ import json, os, sys, traceback
 from metalearn.cli import commands, doctor  # what a command needs, imported once
 from metalearn.cli.main import main
 from metalearn.report import page
-from metalearn.run import load
+from metalearn.run.trained import load
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:

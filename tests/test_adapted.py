@@ -15,8 +15,8 @@ from metalearn.cli.predict import predict
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.run.load import LoadedRun, load_run
 from metalearn.run.run import run_one
+from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.tree import take
 
 GLYPHS: dict[str, Any] = {

@@ -22,11 +22,12 @@ from checks import TASKS, Case, case, close
 from commandline import Commands, Ended, commands_in, refused, sinusoid, write
 
 from metalearn.config.registry import METHODS
-from metalearn.distributed import launch, team
+from metalearn.distributed import launch
+from metalearn.distributed.ranks import Ranks, join
 from metalearn.distributed.world import World
 from metalearn.errors import ConfigError
 from metalearn.executors import trace
-from metalearn.executors.sharded import Packing, make_split_advance, share_of
+from metalearn.executors.step import Packing, make_step_fn, share_of
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tree import tree_map
@@ -73,16 +74,18 @@ class Rank:
     """
 
     def __init__(self, given: Case, way: tuple[str, int | None], rank: int, size: int) -> None:
-        first, count = share_of(TASKS, rank, size)
-        self.state = team.ALONE.own(given.state(), first, count)
+        self.state = Ranks(World(rank, size, rank, size)).own_state(given.state(), TASKS)
         self.sum: torch.Tensor | None = None
-
-        def draw(key: torch.Tensor) -> Any:
-            return given.source.sample(key, count, first)
-
-        key = fold_in(0, "train")
-        self.advance = make_split_advance(
-            given.method, draw, key, TASKS, count, "cpu", *way, self.total
+        self.made = make_step_fn(
+            given.method,
+            given.source.sample,
+            fold_in(0, "train"),
+            tasks=TASKS,
+            device="cpu",
+            executor=way[0],
+            chunk=way[1],
+            share=share_of(TASKS, rank, size),
+            total=self.total,
         )
 
     def total(self, vector: torch.Tensor) -> torch.Tensor:
@@ -94,12 +97,12 @@ class Rank:
     def up_to_the_meeting(self, number: int) -> torch.Tensor:
         self.sum = None
         with pytest.raises(Meeting):
-            self.advance(self.state, number)
+            self.made.step(self.state, self.made.sample(number))
         return self.brought
 
     def through_it(self, number: int, total: torch.Tensor) -> Any:
         self.sum = total
-        self.state, metrics = self.advance(self.state, number)
+        self.state, metrics = self.made.step(self.state, self.made.sample(number))
         return metrics
 
 
@@ -391,7 +394,7 @@ def test_fewer_cards_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes on a machine with 1 CUDA devices"):
-        team.join(World(0, 2, 0, 2))
+        join(World(0, 2, 0, 2))
 
 
 def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from metalearn.config.signature import signature
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
-from metalearn.executors.sharded import make_advance
+from metalearn.executors.step import Executable, make_step_fn
 from metalearn.inner.method import broadcast_task_state, step_over_tasks
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in, uniform
@@ -98,15 +98,20 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
         assert 0 < gap([leaf.double() for leaf in found], truth) < 1e-5, way
 
 
+def steps_of(method: Any, source: Any, tasks: int, way: tuple[str, int | None]) -> Executable:
+    key, device = fold_in(0, "train"), source.spec.device
+    options = {"tasks": tasks, "device": device, "executor": way[0], "chunk": way[1]}
+    return make_step_fn(method, source.sample, key, **options)
+
+
 def advanced(
     method: Any, source: Any, way: tuple[str, int | None], steps: int = 3, tasks: int = 5
 ) -> Any:
-    """State and metrics after some steps of an Advance, from step 7 on."""
-    key, device = fold_in(0, "train"), source.spec.device
-    advance = make_advance(method, lambda key: source.sample(key, tasks), key, tasks, device, *way)
+    """State and metrics after some steps, from step 7 on."""
+    made = steps_of(method, source, tasks, way)
     state, found = broadcast_task_state(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
-        state, metrics = advance(state, number)
+        state, metrics = made.step(state, made.sample(number))
         found.append(metrics)
     return state, found
 
@@ -325,14 +330,13 @@ def test_cuda_executors_are_equal_and_never_wait(name: str) -> None:
     method = MAML(inner_lr=0.1).build(MLP(sizes=(6,)).build(source.spec), source.spec)
     expected = advanced(method, source, ("loop", None))
     close(advanced(method, source, (name, None)), expected)
-    key = fold_in(0, "train").to("cuda")
-    advance = make_advance(method, lambda key: source.sample(key, 5), key, 5, "cuda", name)
-    state, _ = advance(method.init(fold_in(0, "init")), 0)
+    made = steps_of(method, source, 5, (name, None))
+    state, _ = made.step(method.init(fold_in(0, "init")), made.sample(0))
     kept = tree_map(torch.clone, state)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in (1, 2, 3):
-            after, _ = advance(state, number)
+            after, _ = made.step(state, made.sample(number))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     close(state, kept)  # what was returned is not written to again

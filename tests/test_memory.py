@@ -103,11 +103,11 @@ def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.Mo
     found = memory.predict(parts.method, state, parts.train.sample(fold_in(0), 12))
     assert found is not None
     monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
-    assert plan.decide(experiment, parts, state).way == ExecutorChoice("chunk", 5)
+    assert plan.decide(experiment, parts, state).choice == ExecutorChoice("chunk", 5)
     monkeypatch.setattr(memory, "room", lambda device: found.peak(5))
     asked = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
-    decision = plan.decide(asked, parts, state)
-    assert decision.way == ExecutorChoice("vmap") and "run.chunk" in "".join(decision.warnings)
+    planned = plan.decide(asked, parts, state)
+    assert planned.choice == ExecutorChoice("vmap") and "run.chunk" in "".join(planned.messages)
 
 
 def test_room_is_what_the_machine_and_its_control_group_leave(tmp_path: Path) -> None:

@@ -278,8 +278,7 @@ def test_lanes_of_another_number_of_tasks_are_refused(metalearn: Commands) -> No
 # numbers
 # that are not finite
 
-# The tasks of step 7 of seed 0 have no finite targets; those that a rolled back run draws instead
-# do.
+# The tasks of step 7 of seed 0 have no finite targets.
 SPOILED = """
 from metalearn.rng import fold_in
 from metalearn.tasks.sinusoid import SinusoidSource as S
@@ -299,7 +298,7 @@ def spoiled(metalearn: Commands, policy: str, folder: Path, fault: str = "") -> 
     return metalearn(*going_on(folder, file), before=SPOILED + fault)
 
 
-def diary(folder: Path) -> list[dict[str, Any]]:
+def nan_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "nan.jsonl").read_text().splitlines()]
 
 
@@ -311,7 +310,7 @@ def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
         and "query_loss not finite by step 7" in ended.err
         and "nan.jsonl" in ended.err
     ), ended
-    (row,) = diary(folder)
+    (row,) = nan_lines(folder)
     assert row["policy"] == "raise" and [batch["step"] for batch in row["batches"]] == [6, 7]
     source = ml.tasks.Sinusoid(shots=5, queries=5).build()
     tasks = source.sample(fold_in(row["seed"], "train", row["batches"][1]["number"]), 4)
@@ -319,27 +318,32 @@ def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
     assert newest(folder) == 4 and not (folder / "result.json").exists()
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_skip_and_rollback_go_on_and_survive_a_kill(metalearn: Commands, policy: str) -> None:
-    whole, broken = metalearn.folder / policy, metalearn.folder / f"{policy}-killed"
-    ended = spoiled(metalearn, policy, whole)
+def test_skip_goes_on_and_survives_a_kill(metalearn: Commands) -> None:
+    whole, broken = metalearn.folder / "skip", metalearn.folder / "skip-killed"
+    ended = spoiled(metalearn, "skip", whole)
     assert ended.code == 0, ended
-    (row,) = diary(whole)
+    (row,) = nan_lines(whole)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    if policy == "skip":
-        assert row["step"] == 7 and row["batches"][1]["step"] == 7
-        assert [line["step"] for line in lines if line.get("skipped")] == [8]
-    else:
-        assert (row["step"], row["first_bad"], row["attempt"]) == (
-            4,
-            7,
-            1,
-        ) and "back to step 4" in ended.err
+    assert row["step"] == 7 and row["batches"][1]["step"] == 7
+    assert [line["step"] for line in lines if line.get("skipped")] == [8]
     assert all(line.get("query_loss", 0) is not None for line in lines)
-    assert spoiled(metalearn, policy, broken, planted("checkpoints", 8 * 4 + 2)).code == -9
-    assert spoiled(metalearn, policy, broken).code == 0
+    assert spoiled(metalearn, "skip", broken, planted("checkpoints", 8 * 4 + 2)).code == -9
+    assert spoiled(metalearn, "skip", broken).code == 0
     same_end(broken, whole)
-    assert diary(broken) == diary(whole)
+    assert nan_lines(broken) == nan_lines(whole)
+
+
+def test_rollback_is_refused_with_what_there_is(metalearn: Commands, tmp_path: Path) -> None:
+    ended = spoiled(metalearn, "rollback", tmp_path / "rollback")
+    refused(ended, "run.on_nan", "skip", "raise")
+    assert not (tmp_path / "rollback").exists()
+
+
+def test_a_run_that_was_rolled_back_is_not_resumed(metalearn: Commands, tmp_path: Path) -> None:
+    folder = copied("interrupted", tmp_path)
+    row = {"step": 1, "policy": "rollback", "first_bad": 2, "attempt": 1}
+    (folder / "nan.jsonl").write_text(json.dumps(row) + "\n")
+    refused(metalearn("resume", folder), "nan.jsonl", "rolled back", "run.on_nan=skip")
 
 
 def test_a_skipped_step_changes_nothing_but_the_count() -> None:
@@ -374,22 +378,6 @@ def test_means_leave_skipped_steps_out_and_bad_ones_are_named() -> None:
             nonfinite.summary(bad)
 
 
-def test_the_same_checkpoint_is_gone_back_to_three_times(tmp_path: Path) -> None:
-    source = ml.tasks.Sinusoid().build()
-    book = nonfinite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
-    numbers = {book.number(5)}
-    for _ in range(nonfinite.TRIES):
-        assert book.go_back(4, 7)
-        numbers.add(book.number(5))
-    assert not book.go_back(4, 7) and book.go_back(8, 9)
-    assert len(numbers) == 1 + nonfinite.TRIES and book.number(3) == 3 and book.number(7) == 7
-    again = nonfinite.Diary(tmp_path / "nan.jsonl", 0, lambda key: source.sample(key, 2))
-    again.open(8)
-    assert again.redrawn == book.redrawn
-    again.open(7)  # an older checkpoint had to do: what came after it has not happened
-    assert len(again.redrawn) == nonfinite.TRIES
-
-
 # old formats
 
 
@@ -398,15 +386,16 @@ def copied(name: str, folder: Path) -> Path:
     return folder / name
 
 
+@pytest.mark.parametrize("name", ["finished", "tuned_finished"])
 def test_a_finished_run_of_schema_1_is_known_and_opened(
-    metalearn: Commands, tmp_path: Path
+    metalearn: Commands, tmp_path: Path, name: str
 ) -> None:
-    folder = copied("finished", tmp_path)
+    folder = copied(name, tmp_path)
     before = files_of(folder)
     assert "finished" in metalearn("resume", folder).err
-    assert (
-        "finished" in metalearn("train", folder / "config.yaml", "--out", folder).err
-    )  # its hash is what it was
+    if name == "finished":  # its hash is what it was; the other was to be rolled back
+        asked = metalearn("train", folder / "config.yaml", "--out", folder)
+        assert "finished" in asked.err
     assert files_of(folder) == before
     assert metalearn("evaluate", folder).code == 0
     assert metalearn("report", folder, "--out", tmp_path / "page.html").code == 0
@@ -417,12 +406,16 @@ def test_a_finished_run_of_schema_1_is_known_and_opened(
     assert int(ml.load_run(folder).state.step) == stored["checkpoint_step"]
 
 
-def test_an_interrupted_run_of_schema_1_is_resumed(metalearn: Commands, tmp_path: Path) -> None:
-    folder = copied("interrupted", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "step", "end"),
+    [("interrupted", 3, ("finished", 6)), ("tuned_interrupted", 9, ("tuned_continued", 12))],
+)
+def test_an_interrupted_run_of_schema_1_is_resumed(
+    metalearn: Commands, tmp_path: Path, name: str, step: int, end: tuple[str, int]
+) -> None:
+    """`tuned_*` were written by commit 58cc996, with the policy `rollback`."""
+    folder = copied(name, tmp_path)
     done = metalearn("resume", folder)
-    assert done.code == 0 and "going on from step 3" in done.err, done
-    named, old = (
-        last(folder)[1],
-        checkpoint.read(checkpoint.path_of(OLD / "finished" / "checkpoints", 6)),
-    )
-    torch.testing.assert_close(named, old, rtol=1e-4, atol=1e-5)
+    assert done.code == 0 and f"going on from step {step}" in done.err, done
+    old = checkpoint.read(checkpoint.path_of(OLD / end[0] / "checkpoints", end[1]))
+    torch.testing.assert_close(last(folder)[1], old, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ difference is made of.
     one        all T tasks, sampling and update included, in one process
     alone      a rank's share of the tasks and the update, without the others: what N ranks would
     take if they were free
-    together   the step as N ranks make it; together - alone is the order, the sum of gradients, and
+    together   the step as N ranks make it; together - alone is the sum of gradients, and
     waiting
 
 `speed-up` is one / together by the clock; `of CPU time` the same of the seconds that rank 0
@@ -17,21 +17,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from metalearn.config.build import Parts, build, draw_of
+from metalearn.config.build import Parts, batch_sampler, build
 from metalearn.config.experiment import Experiment, load
-from metalearn.distributed.shared_work import led_advance
-from metalearn.distributed.team import Team
+from metalearn.distributed.ranks import Ranks
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.executors.executor import Advance
-from metalearn.executors.sharded import make_advance, make_split_advance, share_of
+from metalearn.executors.pieces import identity
+from metalearn.executors.step import Executable, Total, make_step_fn
 from metalearn.machine import set_threads
 from metalearn.rng import fold_in
-from metalearn.run.warm_start import begin_state
+from metalearn.run.warm_start import initial_state
 from metalearn.storage.environment import describe
 from metalearn.storage.files import write_json
 from metalearn.tree import leaves
@@ -92,27 +93,32 @@ def chosen(names: Sequence[str]) -> list[Size]:
     return [size for name in (names or SIZES) for size in SIZES[name]]
 
 
-def bench(team: Team, names: Sequence[str], out: Path | None, rounds: int, seconds: float) -> None:
-    """At rank 0: measure, show, write; the file is written anew after every row."""
+def bench(
+    ranks: Ranks, names: Sequence[str], out: Path | None, rounds: int, seconds: float
+) -> None:
+    """Measure, show, write; the file is written anew after every row."""
     rows: list[Row] = []
     for size in chosen(names):
-        rows.append(_row(team, size, rounds, seconds))
+        rows.append(_row(ranks, size, rounds, seconds))
         print(table(rows[-1:])[-1], flush=True)
         if out is not None:
-            write_json(out, {"schema": 1, "environment": describe("cpu"), "rows": rows})
+            content = {"schema": 1, "environment": describe("cpu"), "rows": rows}
+            ranks.first(partial(write_json, out, content))
     print("\n".join(["", *table(rows)]))
 
 
-def _row(team: Team, size: Size, rounds: int, seconds: float) -> Row:
+def _row(ranks: Ranks, size: Size, rounds: int, seconds: float) -> Row:
     experiment = size.plan()
     set_threads(1)
     parts = build(experiment, to_train=True)
-    state, _ = begin_state(experiment, parts, None)  # type: ignore[arg-type]  # it starts from nowhere else
-    ways = {"one": _one(experiment, parts), "alone": _alone(team, experiment, parts)}
-    ways["together"] = led_advance(team, experiment, parts)
-    found = _in_turns(
-        {name: _Stepper(advance, state) for name, advance in ways.items()}, rounds, seconds
-    )
+    state = initial_state(experiment, parts)
+    share = ranks.share(experiment.run.tasks_per_step)
+    steppers = {
+        "one": _Stepper(_steps(experiment, parts), state, ranks, alone=True),
+        "alone": _Stepper(_steps(experiment, parts, share, identity_sum), state, ranks, alone=True),
+        "together": _Stepper(_steps(experiment, parts, share, ranks.sum), state, ranks),
+    }
+    found = _in_turns(ranks, steppers, rounds, seconds)
     clock, worked = (
         {name: [turn[place] for turn in turns] for name, turns in found.items()} for place in (0, 1)
     )
@@ -125,7 +131,7 @@ def _row(team: Team, size: Size, rounds: int, seconds: float) -> Row:
     return {
         "experiment": size.experiment,
         "overrides": list(size.overrides),
-        "ranks": team.size,
+        "ranks": ranks.size,
         "tasks": experiment.run.tasks_per_step,
         "parameters": sum(leaf.numel() for leaf in leaves(state.meta)),
         "median_seconds": middle,
@@ -137,62 +143,64 @@ def _row(team: Team, size: Size, rounds: int, seconds: float) -> Row:
     }
 
 
-def _one(experiment: Experiment, parts: Parts) -> Advance:
-    run, key = experiment.run, fold_in(0, "train")
-    draw = draw_of(experiment, parts)
-    return make_advance(
-        parts.method, draw, key, run.tasks_per_step, parts.device, run.executor, run.chunk
-    )
+def identity_sum(vector: Tensor) -> Tensor:
+    """The sum over one process, which still packs its gradients into a vector."""
+    return vector
 
 
-def _alone(team: Team, experiment: Experiment, parts: Parts) -> Advance:
-    run, key = experiment.run, fold_in(0, "train")
-    first, count = share_of(run.tasks_per_step, team.rank, team.size)
-
-    def draw(key: Any) -> Any:
-        return parts.train.sample(key, count, first)
-
-    sizes = run.tasks_per_step, count
-    return make_split_advance(
+def _steps(
+    experiment: Experiment,
+    parts: Parts,
+    share: tuple[int, int] | None = None,
+    total: Total = identity,
+) -> Executable:
+    run, draw = experiment.run, batch_sampler(experiment, parts)
+    return make_step_fn(
         parts.method,
         draw,
-        key,
-        *sizes,
-        parts.device,
-        run.executor,
-        run.chunk,
-        lambda vector: vector,
+        fold_in(0, "train"),
+        tasks=run.tasks_per_step,
+        device=parts.device,
+        executor=run.executor,
+        chunk=run.chunk,
+        workers=1,
+        share=share,
+        total=total,
     )
 
 
 class _Stepper:
-    """A way of making steps, with its own state and count."""
+    """A way of making steps, with its own state and count; what is done `alone` rank 0 does."""
 
-    def __init__(self, advance: Advance, state: MetaState) -> None:
-        self._advance, self._state, self._number = advance, state, 0
+    def __init__(
+        self, made: Executable, state: MetaState, ranks: Ranks, *, alone: bool = False
+    ) -> None:
+        self._made, self._state, self._number = made, state, 0
+        self._idle = alone and not ranks.is_first
         self.turn(WARM)
-        self.steps = max(1, round(TURN / self.turn(2)[0]))
+        seconds, _ = self.turn(2)
+        self.steps = ranks.first(lambda: max(1, round(TURN / seconds)))
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Seconds a step: by the clock, and of this process on a CPU."""
         begin, worked = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            self._state, _ = self._advance(self._state, self._number)
+        for _ in range(0 if self._idle else steps):
+            self._state, _ = self._made.step(self._state, self._made.sample(self._number))
             self._number += 1
         return (time.perf_counter() - begin) / steps, (time.process_time() - worked) / steps
 
 
 def _in_turns(
-    ways: dict[str, _Stepper], rounds: int, seconds: float
+    ranks: Ranks, steppers: dict[str, _Stepper], rounds: int, seconds: float
 ) -> dict[str, list[tuple[float, float]]]:
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    names, begin = list(ways), time.perf_counter()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
+    names, begin = list(steppers), time.perf_counter()
     for number in range(rounds):
-        if number >= 3 and time.perf_counter() - begin > seconds:
+        if number >= 3 and ranks.first(lambda: time.perf_counter() - begin > seconds):
             break
         for place in range(len(names)):
             name = names[(place + number) % len(names)]
-            found[name].append(ways[name].turn(ways[name].steps))
+            found[name].append(steppers[name].turn(steppers[name].steps))
     return found
 
 

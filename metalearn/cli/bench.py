@@ -93,7 +93,7 @@ def bench(
     """
     with exit_codes():
         if ranks is not None:
-            on_devices(ranks, lambda team: _ranks(team, names or [], out, repeats, seconds))
+            on_devices(ranks, lambda group: _ranks(group, names or [], out, repeats, seconds))
             return
         from metalearn.bench.command import BenchOptions, measure
 
@@ -104,7 +104,7 @@ def bench(
         measure(BenchOptions(names or (), out, plot, markdown, **options))
 
 
-def _ranks(team: Any, names: list[str], out: Path | None, rounds: int, seconds: float) -> None:
+def _ranks(ranks: Any, names: list[str], out: Path | None, rounds: int, seconds: float) -> None:
     from metalearn.bench.ranks import bench as run
 
-    run(team, names, out, rounds, seconds)
+    run(ranks, names, out, rounds, seconds)

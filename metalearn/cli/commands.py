@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,27 @@ from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.controls import with_controls
 from metalearn.component import Component
 from metalearn.config import shipped
-from metalearn.config.build import Parts, build
+from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import TABLES
-from metalearn.distributed.shared_work import Asked, curve
-from metalearn.distributed.team import ALONE, Team
+from metalearn.distributed.curve import TaskSet, curve
+from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.evaluate.ledger import CostLedger
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
-from metalearn.run.final_test import describe_result
-from metalearn.run.load import LoadedRun, load_run
-from metalearn.run.loop import Job
-from metalearn.run.run import (
+from metalearn.run.checkpoints import select_checkpoint
+from metalearn.run.directory import (
     as_asked,
     changed,
-    chosen_states,
     request_hash,
     run_folders,
-    run_one,
     status,
     stored_experiment,
 )
+from metalearn.run.final_test import describe_result
+from metalearn.run.run import run_one
+from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage import checkpoint
 from metalearn.storage.files import write_json
 from metalearn.types import Meta, NullLedger
@@ -44,7 +43,7 @@ EXPERIMENTS = {"experiments": "", "sweeps": "sweeps"}  # tables of files, and th
 
 
 def train(
-    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, team: Team | None = None
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, ranks: Ranks | None = None
 ) -> None:
     """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume)
     and anything else.
@@ -59,16 +58,16 @@ def train(
     todo = [
         (experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)
     ]
-    parts = build(experiment, to_train=True)
-    _refuse_strangers(todo, target)
+    parts, ranks = build(experiment, to_train=True), ranks or ALONE
+    ranks.first(lambda: _refuse_strangers(todo, target))
     if dry_run:
         print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
         return
     for one, folder in todo:
-        if status(folder, one) == "finished":
+        if ranks.first(partial(status, folder, one)) == "finished":
             log.info(f"{folder}: a finished run of the same config, left alone")
             continue
-        print(line(run_one(one, folder, parts, team=team or ALONE)))
+        print(line(run_one(one, folder, parts, ranks=ranks)))
         print(f"run directory: {folder}")
 
 
@@ -102,7 +101,7 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
 
 
 def compare(
-    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, team: Team | None = None
+    name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, ranks: Ranks | None = None
 ) -> None:
     """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
     plan = _plan(name, overrides)
@@ -119,7 +118,7 @@ def compare(
             end="",
         )
         return
-    made = compare_plan(plan, target, team or ALONE)
+    made = compare_plan(plan, target, ranks or ALONE)
     print(f"comparison: {made['comparison']}\nreport: {made['report']}")
 
 
@@ -130,19 +129,28 @@ def _plan(name: str, overrides: Sequence[str]) -> Plan:
     return plan
 
 
-def resume(folder: Path, allow_change: bool, team: Team | None = None) -> None:
+def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None:
     """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
-    experiment = stored_experiment(folder)
-    if (folder / "result.json").exists():
+    ranks = ranks or ALONE
+    stored = ranks.first(lambda: _resumable(folder, allow_change))
+    if stored is None:
         log.info(f"{folder}: this run is finished")
         return
+    print(line(run_one(parse(stored).experiments[0], folder, ranks=ranks)))
+    print(f"run directory: {folder}")
+
+
+def _resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
+    """The config of an interrupted run, None of a finished one; refuses one that was edited."""
+    experiment = stored_experiment(folder)
+    if (folder / "result.json").exists():
+        return None
     differing = _edited(folder, experiment)
     if differing is not None and not allow_change:
         changes = "".join(f"\n  {text}" for text in differing)
         text = f"was changed since the run began: change it back, or use --allow-change{changes}"
         raise ConfigError((str(folder / "config.yaml"), text))
-    print(line(run_one(experiment, folder, team=team or ALONE)))
-    print(f"run directory: {folder}")
+    return experiment.resolved()
 
 
 def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
@@ -159,7 +167,7 @@ def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
 
 
 def evaluate(
-    folder: Path, overrides: Sequence[str], out: Path | None, team: Team | None = None
+    folder: Path, overrides: Sequence[str], out: Path | None, ranks: Ranks | None = None
 ) -> None:
     """`metalearn evaluate`: a finished run on the same or other episodes, to
     evaluations/<n>.json.
@@ -180,25 +188,30 @@ def evaluate(
         raise ConfigError(("evaluate.headline_step", text))
     set_threads(loaded.config.run.threads or cores())
     parts = build(experiment)
-    metas = _metas(loaded, experiment, parts)
-    asked = Asked("test", settings.episodes, settings.seed, experiment.run.seeds[0])
-    found = curve(team or ALONE, experiment, parts, metas, asked, NullLedger())
+    metas = _metas(loaded, experiment)
+    tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
+    ranks = ranks or ALONE
+    found = curve(ranks, experiment, parts, metas, tasks, NullLedger())
     result = describe_result(experiment, experiment.run.seeds[0], parts, found)
     result |= {
         "config_hash": experiment.hash(),
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    place = out or folder / "evaluations"
-    number = 1 + max(
-        (int(path.stem) for path in place.glob("*.json") if path.stem.isdigit()), default=0
-    )
-    write_json(place / f"{number}.json", result)
+    path = ranks.first(lambda: _write_numbered(out or folder / "evaluations", result))
     print(line(result))
-    print(f"evaluation: {place / f'{number}.json'}")
+    print(f"evaluation: {path}")
 
 
-def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts) -> list[Meta]:
+def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:
+    """Write <n>.json, n being one more than the highest number there."""
+    numbers = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()]
+    path = folder / f"{1 + max(numbers, default=0)}.json"
+    write_json(path, result)
+    return path
+
+
+def _metas(loaded: LoadedRun, experiment: Experiment) -> list[Meta]:
     """What evaluate.checkpoint asks for; the run's own choice of one is what the run was tested
     with.
     """
@@ -207,9 +220,9 @@ def _metas(loaded: LoadedRun, experiment: Experiment, parts: Parts) -> list[Meta
         or experiment.evaluate.checkpoint == loaded.config.evaluate.checkpoint != "ensemble"
     ):
         return [loaded.state.meta]
-    job = Job(experiment, experiment.run.seeds[0], loaded.folder, parts, CostLedger(parts.device))
-    found = checkpoint.newest(job.checkpoints, loaded.state)
-    states, _ = chosen_states(job, found[1] if found else loaded.state)
+    found = checkpoint.newest(loaded.folder / "checkpoints", loaded.state)
+    last = found[1] if found else loaded.state
+    states, _ = select_checkpoint(experiment, loaded.folder, last)
     return [state.meta for state in states]
 
 

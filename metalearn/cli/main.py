@@ -66,10 +66,10 @@ def train(
 ) -> None:
     """Meta-train and test one method."""
 
-    def work(team: Any) -> None:
+    def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
-        commands.train(experiment, overrides or [], out, dry_run, team)
+        commands.train(experiment, overrides or [], out, dry_run, ranks)
 
     with exit_codes():
         on_devices(1 if dry_run else devices, work)
@@ -87,10 +87,10 @@ def compare(
     finished.
     """
 
-    def work(team: Any) -> None:
+    def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
-        commands.compare(experiment, overrides or [], out, dry_run, team)
+        commands.compare(experiment, overrides or [], out, dry_run, ranks)
 
     with exit_codes():
         on_devices(1 if dry_run else devices, work)
@@ -105,10 +105,10 @@ def evaluate(
 ) -> None:
     """Test a finished run again, or on another task source; never overwrites result.json."""
 
-    def work(team: Any) -> None:
+    def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
-        commands.evaluate(run_dir, overrides or [], out, team)
+        commands.evaluate(run_dir, overrides or [], out, ranks)
 
     with exit_codes():
         on_devices(devices, work)
@@ -154,10 +154,10 @@ def resume(
 ) -> None:
     """Continue an interrupted run; on a finished one it says so."""
 
-    def work(team: Any) -> None:
+    def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
-        commands.resume(run_dir, allow_change, team)
+        commands.resume(run_dir, allow_change, ranks)
 
     with exit_codes():
         on_devices(devices or recorded(run_dir), work)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.run.examples import read_examples
-from metalearn.run.load import load_run
+from metalearn.run.trained.examples import read_examples
+from metalearn.run.trained.load import load_run
 from metalearn.storage.files import write_atomic
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from metalearn.compare.scheduler import alone, share
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan
-from metalearn.distributed.team import ALONE, Team
+from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, Diverged
 from metalearn.logger import log
 from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
-from metalearn.run.run import run_one, status
+from metalearn.run.directory import status
+from metalearn.run.run import run_one
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, log_page
 
@@ -60,18 +61,18 @@ def check(plan: Plan, out: Path) -> None:
         raise ConfigError(*dict.fromkeys(problems))
 
 
-def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
+def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Run what is not finished, then write comparison.json and report.html; returns the paths.
 
     The same comparison in the same folder, called again while it runs, shares the rows that are
     left."""
-    check(plan, out)
-    _begin(plan, out)
+    ranks.first(lambda: check(plan, out))
+    ranks.first(lambda: _begin(plan, out))
     ran, diverged = list[str](), list[str]()
 
     def run(experiment: Experiment, folder: Path) -> None:
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
-        found = status(folder, experiment)
+        found = ranks.first(lambda: status(folder, experiment))
         if found == "finished":
             log.info(f"{name}: finished already, left alone")
             return
@@ -80,20 +81,16 @@ def compare(plan: Plan, out: Path, team: Team = ALONE) -> dict[str, Any]:
         ran.append(name)
         grouped_row = grouped(experiment, group_of(plan.name, out))
         try:
-            log.info(line(run_one(grouped_row, folder, team=team)))
+            log.info(line(run_one(grouped_row, folder, ranks=ranks)))
         except Diverged as error:  # the other rows are run and reported all the same
             log.error(f"{name}: {error}")
             diverged.append(name)
 
-    share(folders(plan, out), run)
-    with alone(out):  # another process that shared the rows may be writing the same
-        comparison = write_comparison(out)
-        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
-        if ran:
-            log_page(plan.experiments[0], plan.name, out, report)
+    share(folders(plan, out), run, ranks=ranks)
+    paths = ranks.first(lambda: _summarize(plan, out, ran=bool(ran)))
     if diverged:
-        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {report}")
-    return {"comparison": comparison, "report": report}
+        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {paths['report']}")
+    return paths
 
 
 def _begin(plan: Plan, out: Path) -> None:
@@ -109,6 +106,16 @@ def _begin(plan: Plan, out: Path) -> None:
         "demonstration": plan.demonstration,
     }
     write_json(out / "comparison-request.json", request)
+
+
+def _summarize(plan: Plan, out: Path, *, ran: bool) -> dict[str, Path]:
+    """Write comparison.json and the page; their paths."""
+    with alone(out):  # another process that shared the rows may be writing the same
+        comparison = write_comparison(out)
+        report = write_report([out], out / "report.html", demonstration=plan.demonstration)
+        if ran:
+            log_page(plan.experiments[0], plan.name, out, report)
+    return {"comparison": comparison, "report": report}
 
 
 def line(result: dict[str, Any]) -> str:

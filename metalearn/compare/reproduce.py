@@ -17,7 +17,8 @@ from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, Diverged
 from metalearn.evaluate.stats import seeds_ci95
 from metalearn.logger import log
-from metalearn.run.run import run_folders, run_one, status
+from metalearn.run.directory import run_folders, status
+from metalearn.run.run import run_one
 from metalearn.storage.files import read_json, write_atomic, write_json
 
 HEAD = "| experiment | row | after steps | metric | published | measured | tasks, seeds | verdict |"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from metalearn.config.experiment import Experiment
+from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import Stopped
 from metalearn.logger import log
-from metalearn.run.loop import signals
+from metalearn.run.signals import signals
 from metalearn.run.tune import tunes
 from metalearn.run.warm_start import places_of
 from metalearn.storage.lock import Busy, held
@@ -24,7 +26,10 @@ Row = tuple[Experiment, Path]  # one method and seed, and its run directory
 
 
 def share(
-    rows: Sequence[Row], run: Callable[[Experiment, Path], None], pause: float = PAUSE
+    rows: Sequence[Row],
+    run: Callable[[Experiment, Path], None],
+    pause: float = PAUSE,
+    ranks: Ranks = ALONE,
 ) -> None:
     """`run` every row in order, once what it needs is finished; a row that another process runs is
     tried again later.
@@ -34,13 +39,9 @@ def share(
     """
     waiting = {folder: experiment for experiment, folder in rows}
     logged: set[Path] = set()
-    with signals(_stopped):  # while a row is run it has its own
+    with signals(_stopped, ranks):  # while a row is run it has its own
         while waiting:
-            runnable = [
-                one
-                for one in waiting
-                if not any(other in waiting for other in needs(waiting[one], one, rows))
-            ]
+            runnable = ranks.first(partial(_runnable, waiting, rows))
             for folder in runnable or [next(iter(waiting))]:
                 if _run(waiting[folder], folder, run, quiet=folder in logged):
                     del waiting[folder]
@@ -48,6 +49,15 @@ def share(
                 logged.add(folder)
             else:
                 time.sleep(pause)
+
+
+def _runnable(waiting: dict[Path, Experiment], rows: Sequence[Row]) -> list[Path]:
+    """The rows for which all that they need is finished."""
+    return [
+        one
+        for one in waiting
+        if not any(other in waiting for other in needs(waiting[one], one, rows))
+    ]
 
 
 def _run(

@@ -1,9 +1,9 @@
-"""From an experiment to sources, learners and methods, before anything is written."""
+"""From an experiment to task sources, learners and methods, before anything is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from metalearn.rng import fold_in
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,8 @@ class Parts:
 
     device: str
     train: TaskSource
-    train_tasks: (
-        TaskSource  # training classes in the shape of the test tasks, for train-task curves
-    )
+    # training classes in the shape of the test tasks, for train-task curves
+    train_tasks: TaskSource
     valid: TaskSource
     test: TaskSource
     learner: Learner
@@ -40,14 +40,13 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     """Build all parts; ConfigError with every problem of tasks, model and method (and how to train)
     together.
     """
-    problems: list[tuple[str, str]] = []
-    run, dtype = experiment.run, DTYPES[experiment.run.dtype]
-    device = device_of(run.device)
+    device, problems = device_of(experiment.run.device), Problems()
     if to_train:  # a finished run is opened wherever it is looked at
-        problems.extend(misfits(run, device))
+        problems.extend(misfits(experiment.run, device))
 
     def source(component: Any, split: str, place: str) -> Any:
         try:
+            dtype = DTYPES[experiment.run.dtype]
             return component.build(split=split, seed=0, device=device, dtype=dtype)
         except ConfigError as error:
             problems.extend(error.under(place).problems)
@@ -61,46 +60,52 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     if train is None or any(made is None for made in shaped.values()):
         raise ConfigError(*once(problems))
     test = shaped[experiment.evaluate.split]
-    learner, method = _method(experiment, train.spec, experiment.run.meta_steps, problems)
-    if method is not None and method.traits.fixed_ways and train.spec.outputs != test.spec.outputs:
-        problems.append(
-            (
-                "evaluate.task.ways",
-                f"is {test.spec.ways}, but {experiment.learns.name} learns its head for the "
-                f"{train.spec.ways} "
-                "ways of training: use the same ways, or a method without a fixed head such as "
-                "proto_net or fine_tune",
-            )
+    methods = _methods(experiment, train.spec, test.spec, problems)
+    return Parts(device, train, shaped["train"], shaped["valid"], test, *methods)
+
+
+def rebuild(parts: Parts, experiment: Experiment) -> Parts:
+    """The parts of an experiment on the same tasks: learner and methods are built, sources kept."""
+    specs = parts.train.spec, parts.test.spec
+    learner, method, test_method = _methods(experiment, *specs, Problems())
+    return replace(parts, learner=learner, method=method, test_method=test_method)
+
+
+def _methods(
+    experiment: Experiment, train: EpisodeSpec, test: EpisodeSpec, problems: Problems
+) -> tuple[Learner, Method, Method]:
+    """(learner and method for training tasks, method for test tasks); ConfigError with `problems`
+    and all that are found.
+    """
+    learner, method = _method(experiment, train, experiment.run.meta_steps, problems)
+    if method is not None and method.traits.fixed_ways and train.outputs != test.outputs:
+        text = (
+            f"is {test.ways}, but {experiment.learns.name} learns its head for the "
+            f"{train.ways} ways of training: use the same ways, or a method without a fixed "
+            "head such as proto_net or fine_tune"
         )
-        raise ConfigError(*problems)
-    target = experiment.evaluate.target
-    if target is not None and target.metric == "accuracy" and not test.spec.classification:
-        text = "is accuracy, which regression tasks do not have: say metric: loss"
-        problems.append(("evaluate.target.metric", text))
-    if test.spec.queries == 0:
-        problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
+        raise ConfigError(*problems, ("evaluate.task.ways", text))
+    problems.extend(_test_problems(experiment, test))
     test_learner, test_method = (
-        (None, None) if method is None else _method(experiment, test.spec, None, problems)
+        (None, None) if method is None else _method(experiment, test, None, problems)
     )
-    if (
-        learner
-        and test_learner
-        and method
-        and method.step
-        and _shapes(learner) != _shapes(test_learner)
-    ):
-        own, other = train.spec.x_shape, test.spec.x_shape
-        problems.append(
-            (
-                "evaluate.task",
-                f"has inputs of shape {other}, which a model trained on {own} does not take",
-            )
-        )
+    built = learner and test_learner and method and method.step
+    if built and learner and test_learner and _shapes(learner) != _shapes(test_learner):
+        text = f"has inputs of shape {test.x_shape}, which a model trained on {train.x_shape}"
+        problems.append(("evaluate.task", f"{text} does not take"))
     if method is None or test_method is None or learner is None or problems:
         raise ConfigError(*once(problems))
-    return Parts(
-        device, train, shaped["train"], shaped["valid"], test, learner, method, test_method
-    )
+    return learner, method, test_method
+
+
+def _test_problems(experiment: Experiment, test: EpisodeSpec) -> Problems:
+    problems, target = Problems(), experiment.evaluate.target
+    if target is not None and target.metric == "accuracy" and not test.classification:
+        text = "is accuracy, which regression tasks do not have: say metric: loss"
+        problems.append(("evaluate.target.metric", text))
+    if test.queries == 0:
+        problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
+    return problems
 
 
 def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
@@ -112,7 +117,7 @@ def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
 
 
 def _method(
-    experiment: Experiment, spec: Any, meta_steps: int | None, problems: list[tuple[str, str]]
+    experiment: Experiment, spec: EpisodeSpec, meta_steps: int | None, problems: Problems
 ) -> tuple[Learner | None, Method | None]:
     try:
         learner = experiment.model.build(spec)
@@ -120,18 +125,8 @@ def _method(
         problems.extend(error.problems)
         return None, None
     try:
-        if (
-            experiment.contains is not None and experiment.found is None
-        ):  # its search is still to come
-            if experiment.run.engine != "native":
-                text = (
-                    f"{experiment.run.engine} has no counterpart of "
-                    f"{experiment.method.name}: use run.engine=native"
-                )
-                raise ConfigError(("run.engine", text))
-            return learner, experiment.method.build(
-                learner, spec, meta_steps=meta_steps, contained=experiment.contains
-            )
+        if experiment.contains is not None and experiment.found is None:
+            return learner, _searching(experiment, learner, spec, meta_steps)
         if experiment.found is not None:
             learner = found_learner(experiment, learner, spec)
         method = experiment.learns.build(learner, spec, meta_steps=meta_steps)
@@ -141,16 +136,30 @@ def _method(
         return learner, None
 
 
+def _searching(
+    experiment: Experiment, learner: Learner, spec: EpisodeSpec, meta_steps: int | None
+) -> Method:
+    """A method whose shared search is still to come."""
+    if experiment.run.engine != "native":
+        text = (
+            f"{experiment.run.engine} has no counterpart of {experiment.method.name}: use "
+            "run.engine=native"
+        )
+        raise ConfigError(("run.engine", text))
+    options = {"meta_steps": meta_steps, "contained": experiment.contains}
+    return experiment.method.build(learner, spec, **options)  # type: ignore[no-any-return]
+
+
 def _placed(place: str, experiment: Experiment) -> str:
     """Where a problem with building a method lies in the file."""
     if place.startswith(("task", "model", "run", "evaluate")):
         return place
     inside = place.removeprefix("method.")
-    held = experiment.contains is not None and not inside.startswith(("contains", "found"))
-    return f"method.contains.{inside}" if held else f"method.{inside}"
+    contained = experiment.contains is not None and not inside.startswith(("contains", "found"))
+    return f"method.contains.{inside}" if contained else f"method.{inside}"
 
 
-def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learner:
+def found_learner(experiment: Experiment, learner: Learner, spec: EpisodeSpec) -> Learner:
     """The network that a shared search found, normalised as the model section says."""
     policy: Any = learner.normalisation
     model = Architecture(space=experiment.method.space, genotype=experiment.found, norm=policy)
@@ -162,25 +171,18 @@ def found_learner(experiment: Experiment, learner: Learner, spec: Any) -> Learne
 
 def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learner, Method]:
     """The experiment's learner and method for tasks of `spec`."""
-    problems: list[tuple[str, str]] = []
+    problems = Problems()
     learner, method = _method(experiment, spec, None, problems)
     if learner is None or method is None:
         raise ConfigError(*problems)
     return learner, method
 
 
-def method_for(experiment: Experiment, spec: EpisodeSpec) -> Method:
-    """The experiment's method for tasks of `spec`."""
-    return learner_and_method(experiment, spec)[1]
-
-
-def draw_of(experiment: Experiment, parts: Parts) -> Callable[[Key], Any]:
-    """What one step consumes, as a function of its key."""
-    run, source = experiment.run, parts.train
-
-    def draw(key: Key) -> Any:
-        if parts.method.traits.consumes == "examples":
-            return source.examples(key, run.examples_per_step)
-        return source.sample(key, run.tasks_per_step)
-
-    return draw
+def batch_sampler(experiment: Experiment, parts: Parts) -> Callable[[Key, int, int], Any]:
+    """What one step consumes: (key, count, first) -> the tasks first .. first + count - 1 of a
+    step, or a batch of examples.
+    """
+    if parts.method.traits.consumes == "examples":
+        size = experiment.run.examples_per_step
+        return lambda key, count, first: parts.train.examples(key, size)
+    return lambda key, count, first: parts.train.sample(key, count, first)

@@ -11,6 +11,9 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
     found = []
     if (why := why_not(run.executor, device, run.chunk)) is not None:
         found.append(("run.executor", why))
+    if run.on_nan == "rollback":
+        text = "rollback was removed: use skip, which leaves such a step out, or raise"
+        found.append(("run.on_nan", text))
     if run.checkpoint_inner and run.executor in (*COMPILED, "traced"):
         text = f"what is computed twice is merged, so that it saves nothing under {run.executor}"
         found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))

@@ -95,8 +95,8 @@ class Run(Component):
     )
     on_nan: Literal["raise", "skip", "rollback"] = option(
         "raise",
-        "What to do with a step whose numbers are not finite: end the run, skip the step, or go "
-        "back and draw other tasks.",
+        "What to do with a step whose numbers are not finite: end the run, or skip the step "
+        "(rollback: of older runs only).",
     )
     keep_last: int = option(
         2, "Number of newest checkpoints to keep, besides the best ones.", ge=1, le=1000

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.distributed.world import LOST, PASSED_ON, STORE, World, world
-from metalearn.errors import ConfigError
-from metalearn.logger import log, prefixed
+from metalearn.errors import ConfigError, RankLost, exit_codes
+from metalearn.logger import log
 
 MOST = 512  # processes that a run directory may ask for by itself
 GRACE = 120.0  # seconds that the processes have to end after one of them has
 GLANCE = 0.02  # seconds between two looks at them
 GO_ON = "metalearn resume goes on from its newest checkpoint"
-Work = Callable[[Any], None]  # what rank 0 (or the only process) does with its team
+Work = Callable[[Any], None]  # what a process does with its ranks (None: it is alone)
 
 
 def recorded(folder: Path) -> int | None:
@@ -76,25 +76,41 @@ def on_devices(devices: int | None, work: Work) -> None:
 
 
 def _member(here: World, work: Work) -> None:
-    """One process of the group: rank 0 works, the others follow until it sends them home."""
-    from metalearn.distributed.team import join
-    from metalearn.distributed.worker import follow
-    from metalearn.errors import exit_codes
-
-    team = join(here)
+    """One process of the group. All do the same work; rank 0 alone prints and logs."""
     if here.rank:
-        with prefixed(f"rank {here.rank}"):
-            raise SystemExit(follow(team))
-    code = 1
+        raise SystemExit(_quietly(here, work))
+    with exit_codes():
+        work(_joined(here))
+
+
+def _joined(here: World) -> Any:
+    from metalearn.distributed.ranks import join
+
+    return join(here)
+
+
+def _quietly(here: World, work: Work) -> int:
+    """Work without output; returns the exit code."""
+    log.disabled = True
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            with exit_codes():
+                ranks = _joined(here)
+                with ranks.listening():
+                    return _until_lost(ranks, work)
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 1
+
+
+def _until_lost(ranks: Any, work: Work) -> int:
+    """Work until it is done, or until another process is found gone."""
     try:
-        with exit_codes():
-            work(team)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-        raise
-    finally:
-        team.close(code)
+        work(ranks)
+        return 0
+    except RankLost as error:
+        log.disabled = False
+        log.info(f"{error}: ending, too")
+        return 75 if ranks.stop else LOST
 
 
 # the launcher

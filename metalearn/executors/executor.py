@@ -29,12 +29,9 @@ from metalearn.executors.simplify import interpret
 from metalearn.executors.trace import by_shapes, compiled
 from metalearn.inner.stepwise import stepwise
 from metalearn.tree import scale
-from metalearn.types import Episode, Key, MetaState, Method, Metrics
+from metalearn.types import Episode, MetaState, Method, Metrics
 
 Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
-Draw = Callable[[Key], Any]  # what one step consumes
-# the data of step number n drawn, and the step made
-Advance = Callable[[MetaState, int], tuple[MetaState, Metrics]]
 # tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's
 # caches
 CHUNK = 4

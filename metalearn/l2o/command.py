@@ -24,8 +24,9 @@ from metalearn.learned_optimizers.inner_run import Optimizee, Problem, optimizee
 from metalearn.learned_optimizers.rules.learned_rule import bind_theta
 from metalearn.logger import log
 from metalearn.rng import fold_in
-from metalearn.run.load import load_run
-from metalearn.run.run import run_folders, run_one, status
+from metalearn.run.directory import run_folders, status
+from metalearn.run.run import run_one
+from metalearn.run.trained.load import load_run
 from metalearn.storage.files import write_atomic, write_json
 from metalearn.tree import trainable, tree_map
 from metalearn.types import Meta

@@ -18,61 +18,46 @@ Row = dict[str, Any]
 
 
 def cost_block(
-    job: CostLedger,
+    ledger: CostLedger,
     spent: CostLedger,
     method: Method,
     meta: Meta,
     parts: Parts,
     experiment: Experiment,
 ) -> dict[str, Row]:
-    """Every phase: `job` has what was spent once, `spent` what learning the test tasks took.
+    """Every phase: `ledger` has what was spent once, `spent` what learning the test tasks took.
 
     Phases of new tasks are those of one task: `adapt` with all steps of the curve, `predict` its
-    queries once; seconds a task in a batch, and of one task learned by itself. The curve asks at
-    every point: what that takes more than asking once is measuring, and stands under `setup`.
-    """
-    evaluate, source = experiment.evaluate, parts.test
+    queries once. That the curve asks at every point is measuring, and stands under `setup`."""
+    evaluate, traits = experiment.evaluate, method.traits
     once, tasks = spent.cost(), min(evaluate.chunk, evaluate.episodes)
-    lone = [
-        _asked_once(method, meta, source, evaluate, n, 1)
-        for n in range(1 if method.traits.host_side else ALONE)
-    ]
-    asked = (
-        None if method.traits.host_side else _asked_once(method, meta, source, evaluate, 0, tasks)
-    )
-    stepped = method.traits.uses_steps and evaluate.steps[-1] > 0
-    begun = (
-        _asked_once(method, meta, source, evaluate, 0, tasks, steps=0)
-        if stepped and asked
-        else None
-    )
-    job.require(("setup", *_before(method, experiment)))
-    table = job.cost()
+
+    def learn(first: int, count: int, steps: int | None = None) -> CostLedger:
+        return _learned_once(method, meta, parts.test, evaluate, first, count, steps)
+
+    lone = [learn(number, 1) for number in range(1 if traits.host_side else ALONE)]
+    batched = None if traits.host_side else learn(0, tasks)
+    stepped = traits.uses_steps and evaluate.steps[-1] > 0
+    at_start = learn(0, tasks, 0) if stepped and batched else None
+    ledger.require(("setup", *_before(method, experiment)))
+    table = ledger.cost()
     for phase in EACH:
-        if phase not in method.traits.phases and table[phase]["seconds"]:
+        alone = sorted(one.seconds(phase) for one in lone)[len(lone) // 2]
+        before = table[phase] if table[phase]["seconds"] else None
+        if before is not None and phase not in traits.phases:
             continue  # spent for all tasks together
         row = _shared(once[phase], evaluate.episodes)
         if phase == "predict":
-            row = (
-                _shared(asked.cost()[phase], tasks) if asked else _shared(row, len(evaluate.steps))
+            row = _shared(
+                *((batched.cost()[phase], tasks) if batched else (row, len(evaluate.steps)))
             )
-            extra = once[phase]["seconds"] - row["seconds"] * evaluate.episodes
-            table["setup"]["seconds"] += extra
-        alone = sorted(ledger.seconds(phase) for ledger in lone)[len(lone) // 2]
-        times = {
-            "seconds_batched": row["seconds"],
-            "seconds_alone": alone,
-            "tasks": evaluate.episodes,
-        }
-        over = (
-            {"once": table[phase]}
-            if phase in method.traits.phases and table[phase]["seconds"]
-            else {}
-        )
-        table[phase] = row | times | over
-    _labels(table, source)
+            more = once[phase]["seconds"] - row["seconds"] * evaluate.episodes
+            table["setup"]["seconds"] += more
+        table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
+        table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
+    _add_labels(table, parts.test)
     if stepped:
-        _starts(table, begun, tasks)
+        _add_start(table, at_start, tasks)
     return table
 
 
@@ -86,8 +71,8 @@ def _before(method: Method, experiment: Experiment) -> tuple[str, ...]:
 def _shared(entry: Row, count: int) -> Row:
     """The entry of one of `count` tasks."""
     of_one = ("seconds", *FLOPS, *COUNTS, "energy_joules")
-    told = {name for name in of_one if entry.get(name) is not None}
-    return {name: _part(value, count) if name in told else value for name, value in entry.items()}
+    known = {name for name in of_one if entry.get(name) is not None}
+    return {name: _part(value, count) if name in known else value for name, value in entry.items()}
 
 
 def _part(value: float, count: int) -> float:
@@ -95,7 +80,7 @@ def _part(value: float, count: int) -> float:
     return value // count if isinstance(value, int) and value % count == 0 else value / count
 
 
-def _labels(table: dict[str, Row], source: TaskSource) -> None:
+def _add_labels(table: dict[str, Row], source: TaskSource) -> None:
     """A method that adapts to a support set uses its labels, once, and its examples at every
     step.
     """
@@ -105,7 +90,7 @@ def _labels(table: dict[str, Row], source: TaskSource) -> None:
         row |= {"labels": labelled, "examples": labelled * max(int(row["gradient_steps"]), 1)}
 
 
-def _starts(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None:
+def _add_start(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None:
     """What learning takes before the first step, so that cost at any step is known: it grows evenly
     from there.
 
@@ -122,7 +107,7 @@ def _starts(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None
             table[phase] |= {"flops_at_start": row["flops"], "seconds_at_start": seconds}
 
 
-def _asked_once(
+def _learned_once(
     method: Method,
     meta: Meta,
     source: TaskSource,

@@ -9,62 +9,65 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.config.build import Parts, method_for
+from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
-from metalearn.distributed.shared_work import Asked
-from metalearn.distributed.shared_work import curve as measured
+from metalearn.distributed.curve import TaskSet, curve
 from metalearn.evaluate.curves import Curve, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
-from metalearn.evaluate.ledger import known
+from metalearn.evaluate.ledger import CostLedger, known
 from metalearn.rng import fold_in
 from metalearn.run.candidate_truth import candidates_on_queries
 from metalearn.run.cost import cost_block
-from metalearn.run.loop import Job
+from metalearn.run.directory import request_hash
+from metalearn.run.job import Job, wall_seconds
 from metalearn.storage.environment import git_commit
-from metalearn.storage.files import read_json, write_atomic, write_json
+from metalearn.storage.files import plain, read_json, write_atomic, write_json
 from metalearn.types import Meta, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
 
 
-def test_and_write(
-    job: Job, metas: Sequence[Meta], request: str, step: int | None
-) -> dict[str, Any]:
-    """Test `metas` (several: their ensemble) on the frozen episodes, write the run's files,
-    result.json last.
+def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
+    """Test `metas` (several: their ensemble) on the frozen episodes; the data of result.json, which
+    is written last.
     """
-    experiment, parts = job.experiment, job.parts
-    method = method_for(experiment, parts.test.spec)
+    evaluate, spent = job.experiment.evaluate, job.ledger.aside()
+    tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
+    found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
+    return job.ranks.first(lambda: _written(job, metas, step, found, spent))
+
+
+def _written(
+    job: Job, metas: Sequence[Meta], step: int | None, found: Curve, spent: CostLedger
+) -> dict[str, Any]:
+    """`spent` has what learning the test tasks took."""
+    experiment, parts, method = job.experiment, job.parts, job.parts.test_method
     method = method if len(metas) == 1 else ensemble(method, metas)
-    spent = job.ledger.aside()
-    evaluate = experiment.evaluate
-    asked = Asked("test", evaluate.episodes, evaluate.seed, job.seed)
-    curve = measured(job.team, experiment, parts, metas, asked, spent)
-    write_scores(job.folder / "scores.npz", curve)
-    write_episodes(job.folder / "episodes.npz", parts.test, evaluate.seed)
-    if curve.notes:
-        _write_arrays(
-            job.folder / "notes.npz",
-            **{name: value.cpu().numpy() for name, value in curve.notes.items()},
-        )
-        tried = candidates_on_queries(experiment, method, parts.test, curve.notes)
+    write_scores(job.folder / "scores.npz", found)
+    write_episodes(job.folder / "episodes.npz", parts.test, experiment.evaluate.seed)
+    if found.notes:
+        notes = {name: value.cpu().numpy() for name, value in found.notes.items()}
+        _write_arrays(job.folder / "notes.npz", **notes)
+        tried = candidates_on_queries(experiment, method, parts.test, found.notes)
         if tried is not None:
             _write_arrays(job.folder / "selection.npz", **tried)
-    cost = cost_block(job.ledger, spent, method, metas[0], parts, experiment)
-    seconds = job.wall  # up to where the ledger was read
-    result = describe_result(experiment, job.seed, parts, curve)
-    result |= {"config_hash": request, "git": git_commit(), "checkpoint_step": step, "cost": cost}
-    result["uncounted"] = {
-        **job.ledger.uncounted,
-        **spent.uncounted,
-    }  # phase -> why its FLOPs are null
-    # FLOPs of the run that `method.start` names, by phase; they are in `cost` too.
-    result["started"] = {phase: known(entry.get("flops")) for phase, entry in job.started.items()}
-    result["tuned"] = tuned_values(job.folder)
-    result["seconds"] = seconds
-    result["devices"] = job.team.size  # that were at work in those seconds
+    result = describe_result(experiment, job.seed, parts, found)
+    result |= {
+        "config_hash": request_hash(job.folder),
+        "git": git_commit(),
+        "checkpoint_step": step,
+        "cost": cost_block(job.ledger, spent, method, metas[0], parts, experiment),
+        # phase -> why its FLOPs are null
+        "uncounted": {**job.ledger.uncounted, **spent.uncounted},
+        # FLOPs of the run that `method.start` names, by phase; they are in `cost` too
+        "started": {phase: known(entry.get("flops")) for phase, entry in job.started.items()},
+        "tuned": tuned_values(job.folder),
+        "seconds": wall_seconds(job.ledger, spent),
+        "devices": job.ranks.size,  # that were at work in those seconds
+        "workers": experiment.run.workers,
+    }
     write_json(job.folder / "result.json", result)
-    return dict(read_json(job.folder / "result.json"))
+    return dict(plain(result))
 
 
 def tuned_values(folder: Path) -> dict[str, Any] | None:
@@ -88,8 +91,8 @@ def describe_result(
     experiment: Experiment, seed: int, parts: Parts, curve: Curve
 ) -> dict[str, Any]:
     """The part of result.json (schema 1) that one curve gives."""
-    spec, traits = parts.test.spec, parts.test_method.traits
-    evaluate = experiment.evaluate
+    spec, traits, evaluate = parts.test.spec, parts.test_method.traits, experiment.evaluate
+    names = ("consumes", "uses_steps", "support_at_step_0", "transductive")
     return {
         "schema": 1,
         "experiment": experiment.name,
@@ -101,10 +104,7 @@ def describe_result(
         "seed": seed,
         "task": {
             "source": experiment.test_task.source,
-            "split": spec.split,
-            "ways": spec.ways,
-            "shots": spec.shots,
-            "queries": spec.queries,
+            **{name: getattr(spec, name) for name in ("split", "ways", "shots", "queries")},
             "data_sha256": getattr(parts.test, "data_sha256", ""),
         },
         "episodes": {
@@ -112,17 +112,11 @@ def describe_result(
             "seed": evaluate.seed,
             "fingerprint": curve.fingerprint,
         },
-        "facts": dict(
-            getattr(parts.train, "facts", {})
-        ),  # what was drawn once: a split's seed and held-out classes
+        # what was drawn once: a split's seed and held-out classes
+        "facts": dict(getattr(parts.train, "facts", {})),
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
-        "traits": {
-            "consumes": traits.consumes,
-            "uses_steps": traits.uses_steps,
-            "support_at_step_0": traits.support_at_step_0,
-            "transductive": traits.transductive,
-        },
+        "traits": {name: getattr(traits, name) for name in names},
         "factors": experiment.learns.factors,  # what the report cannot infer of the method's parts
         "checkpoint": evaluate.checkpoint,
         "test": points(curve),

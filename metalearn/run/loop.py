@@ -1,258 +1,117 @@
-"""The only training loop: sample, step, log, validate, checkpoint; every line of it can be
-resumed.
-"""
+"""The only training loop: sample, step, log, validate, save."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from metalearn.config.build import Parts, draw_of
-from metalearn.config.experiment import Experiment
-from metalearn.distributed.shared_work import Asked, curve
-from metalearn.distributed.team import ALONE, STOPS, Team
-from metalearn.distributed.world import PASSED_ON
-from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
+from metalearn.distributed.curve import TaskSet, curve
+from metalearn.errors import Diverged, RankLost
 from metalearn.evaluate.curves import mean_ci95
-from metalearn.evaluate.ledger import FLOPS, CostLedger, Entry
-from metalearn.executors.executor import Advance
-from metalearn.executors.nonfinite import Diary, NotFinite, all_finite, summary
-from metalearn.logger import log
+from metalearn.evaluate.ledger import FLOPS, Entry
+from metalearn.executors.nonfinite import NotFinite, all_finite, summary
 from metalearn.rng import fold_in
-from metalearn.run.plan import Decision
+from metalearn.run.checkpoints import (
+    Validation,
+    ranking,
+    resume,
+    save,
+    validation_of,
+    write_checkpoint,
+)
+from metalearn.run.job import Job
+from metalearn.run.nonfinite_log import log_path, log_step
+from metalearn.run.plan import TrainingSteps, planned_again
 from metalearn.run.progress import Progress
-from metalearn.storage import checkpoint
-from metalearn.storage.files import append_lines, cut_lines, read_lines
-from metalearn.storage.schema import Line, Timing, check_lines
-from metalearn.tracking.tracker import Tracker
-from metalearn.tree import leaves
+from metalearn.run.signals import finishing_step, stop
+from metalearn.tree import tree_map
 from metalearn.types import MetaState, Metrics
 
-_MET: list[int] = []  # signals that this process has had
+Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
 
 
-@dataclass
-class Job:
-    """One meta-training in its run directory."""
-
-    experiment: Experiment
-    seed: int
-    folder: Path
-    parts: Parts
-    ledger: CostLedger
-    team: Team = ALONE  # the processes at work on it
-    signalled: bool = False
-    counted: int = 0  # meta-steps that the ledger knows of
-    decision: Decision | None = None  # of a run that begins in this process
-    begun: float = field(default_factory=time.perf_counter)
-    imports: float = 0.0  # seconds of this process before `begun`
-    carried: float = 0.0  # seconds that are on the bill and were not spent by this process
-    of_a_step: Entry | None = None  # FLOPs of one meta-step
-    started: dict[str, Entry] = field(
-        default_factory=dict
-    )  # what the run that it started from had spent, by phase
-    track: Tracker | None = None  # of the sinks; None: nobody is told (a trial of tuning)
-    judge: Callable[[Path], None] | None = (
-        None  # of a sweep: raises after a look that ends the trial early
-    )
-
-    @property
-    def gradients(self) -> int:
-        """Gradient evaluations on one task in one meta-step."""
-        method = self.experiment.learns
-        return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
-
-    @property
-    def wall(self) -> float:
-        """Seconds that the run took by the wall clock, with those of the run that it started
-        from.
-        """
-        return self.carried + self.imports + time.perf_counter() - self.begun
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this process, or another one of the run, was told to stop."""
-        return self.signalled or self.team.stop
-
-    @property
-    def phase(self) -> str:
-        return "pretrain" if self.parts.method.traits.consumes == "examples" else "meta_train"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-
-def train(job: Job, start: MetaState, advance: Advance) -> MetaState:
-    """Train from the newest checkpoint, or from `start`, to the last step; returns the last
-    state.
-    """
-    done, state = _resume(job, start)
-    job.ledger.add(
-        job.phase, 0.0, **dict.fromkeys(FLOPS, 0)
-    )  # measured, even where no step is left to make
-    total = job.experiment.run.meta_steps
-    buffer: list[tuple[int, Metrics]] = []
-    diary = Diary(job.folder / "nan.jsonl", job.seed, draw_of(job.experiment, job.parts))
-    diary.open(done)
-    stop_early, first = _patience_is_over(job, done), done
-    progress = Progress(f"{job.experiment.label} seed {job.seed}", total, done)
-    # The first step of a process compiles, or fills caches: set-up. Its FLOPs are the phase's all
-    # the same.
-    with signals(lambda: _on_signal(job)), progress, job.ledger.span(job.phase):
-        while done < total and not stop_early:
-            with (
-                job.ledger.span("setup") if done == first else nullcontext(),
-                _kept_on_loss(job, done, state),
-            ):
-                state, metrics = advance(state, diary.number(done))
-            done += 1
+def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaState]:
+    """Train from the newest checkpoint, or from `start`, to the last step; the last state."""
+    run, (first, state, validations) = job.experiment.run, resume(job, start)
+    flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
+    progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
+    with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _diverging(job):
+        for step in range(first, run.meta_steps):
+            if _patience_is_over(job, validations):
+                break
+            # The first step of a process compiles, or fills caches: set-up.
+            timed = job.ledger.span("setup") if step == first else nullcontext()
+            with timed, _saved_on_loss(job, step, state, validations):
+                tasks = steps.sample(step)
+                state, metrics = steps.step(state, tasks)
+            done, stopping = step + 1, job.ranks.stopping()
             buffer.append((done, metrics))
-            try:
-                stop_early = _kept(job, done, state, buffer, progress, diary)
-            except NotFinite as found:
-                buffer.clear()
-                done, state = _gone_back(job, found, done, start, diary)
-            if job.stopping:
-                raise Stopped(
-                    f"stopped by a signal at step {done}; go on with: metalearn resume {job.folder}"
-                )
-    if total == 0:
-        save(job, 0, state)  # nothing to learn: the start is what the run is about
-    return state
-
-
-def _kept(
-    job: Job,
-    done: int,
-    state: MetaState,
-    buffer: list[tuple[int, Metrics]],
-    progress: Progress,
-    diary: Diary,
-) -> bool:
-    """Log, look at tasks and save, where they are due; says whether patience is over."""
-    run, over = job.experiment.run, False
-    if _due(done, run.meta_steps, run.log_every):
-        _log(job, buffer, progress, diary)
-    validating = _validating(job, done)
-    if validating or _due(done, run.meta_steps, run.checkpoint_every) or job.stopping:
-        _log(job, buffer, progress, diary)
-        if not all_finite(state.meta):
-            raise NotFinite(done, ["the parameters"])
-        _spend(job, done, state)
-        if validating:
-            look(job, done, state)
-            over = _patience_is_over(job, done)
-        save(job, done, state)
-        if validating and job.judge is not None:
-            job.judge(job.metrics)
-    return over
-
-
-def _gone_back(
-    job: Job, found: NotFinite, done: int, start: MetaState, diary: Diary
-) -> tuple[int, MetaState]:
-    """(step, state) to go on from after numbers that are not finite; Diverged if that is not asked
-    for, or in vain.
-    """
-    if job.experiment.run.on_nan == "rollback":
-        saved = checkpoint.newest(job.checkpoints, start)
-        since, state = saved if saved else (0, start)
-        if diary.go_back(since, found.step):
-            _spend(job, done, start)  # the steps that come to nothing were made all the same
-            job.counted = since
-            cut_lines(job.metrics, since)
-            log.info(
-                f"{job.experiment.label} seed {job.seed}: {found}; back to step {since}, and "
-                f"on with other tasks"
-            )
-            return since, state
-    else:
-        diary.write("raise", found.step)
-    raise Diverged(
-        f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before it "
-        f"are in "
-        f"{job.checkpoints}, the seeds of its tasks in {diary.path}"
-    ) from found
+            validating = _due(done, run.meta_steps, run.validate.every)
+            saving = stopping or validating or _due(done, run.meta_steps, run.checkpoint_every)
+            if saving or _due(done, run.meta_steps, run.log_every):
+                _log(job, buffer, progress)
+                buffer = []
+            if saving:
+                _check_finite(state, done)
+                _record_steps(job, done - counted, flops)
+                counted = done
+                if validating:
+                    validations = (*validations, look(job, done, state))
+                save(job, done, state, validations)
+                if validating and job.judge is not None:
+                    job.judge(job.metrics)
+                job, steps = planned_again(job, steps, state)
+            if stopping:
+                stop(job.folder, f" at step {done}")
+    if run.meta_steps == 0:
+        save(job, 0, state, ())  # nothing to learn: the start is what the run is about
+    return job, state
 
 
 @contextmanager
-def signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Call `handler` on SIGTERM and SIGUSR1 inside the block; only a process's main thread can.
-
-    PASSED_ON is the launcher's word for a signal that this process may have had as well: both
-    together are one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def heard(number: int, _: Any) -> None:
-        before = _times_told()
-        _MET.append(number)
-        if _times_told() > before:
-            handler()
-
-    previous = {number: signal.signal(number, heard) for number in (*STOPS, PASSED_ON)}
+def _diverging(job: Job) -> Iterator[None]:
+    """Diverged for numbers that are not finite, once their tasks are written down."""
     try:
         yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
-
-
-def _times_told() -> int:
-    passed_on = _MET.count(PASSED_ON)
-    return max(passed_on, len(_MET) - passed_on)
-
-
-def _on_signal(job: Job) -> None:
-    if job.signalled:
-        raise SystemExit(75)
-    job.signalled = True
-    log.info("signal: finishing this step and saving; a second one ends at once")
-
-
-def stopped_outside(job: Job) -> None:
-    """What a signal does where no step is under way: all that there is to save is saved."""
-    raise Stopped(f"stopped by a signal; go on with: metalearn resume {job.folder}")
+    except NotFinite as found:
+        error = found  # for the closure below
+        job.ranks.first(lambda: log_step(job, "raise", error.step))
+        raise Diverged(
+            f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before "
+            f"it are in {job.checkpoints}, the seeds of its tasks in {log_path(job)}"
+        ) from found
 
 
 @contextmanager
-def _kept_on_loss(job: Job, done: int, state: MetaState) -> Iterator[None]:
-    """Where another process dies in a step, what was learned before the step is saved, unless its
-    lanes died too.
+def _saved_on_loss(
+    job: Job, done: int, state: MetaState, validations: tuple[Validation, ...]
+) -> Iterator[None]:
+    """Where another process dies in a step, what was learned before the step is saved, unless a
+    part of its task state died too.
     """
     try:
         yield
     except RankLost as error:
-        if state.lanes is None:
-            save(job, done, state)
+        if state.lanes is None and job.ranks.is_first:
+            write_checkpoint(job, done, state, validations)
         raise RankLost(f"{error}; go on with: metalearn resume {job.folder}") from error
 
 
-def _due(done: int, total: int, every: int) -> bool:
-    return done % every == 0 or done == total
+def _due(done: int, total: int, every: int | None) -> bool:
+    return every is not None and (done % every == 0 or done == total)
 
 
-def _validating(job: Job, done: int) -> bool:
-    every = job.experiment.run.validate.every
-    return every is not None and _due(done, job.experiment.run.meta_steps, every)
+def _check_finite(state: MetaState, done: int) -> None:
+    if not all_finite(state.meta):
+        raise NotFinite(done, ["the parameters"])
 
 
-def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress, diary: Diary) -> None:
+def _log(job: Job, buffer: Buffer, progress: Progress) -> None:
     """Write the mean of the metrics since the last line; the only place that reads them from the
     device.
     """
@@ -260,77 +119,71 @@ def _log(job: Job, buffer: list[tuple[int, Metrics]], progress: Progress, diary:
         return
     means, skipped = summary(buffer)
     step = buffer[-1][0]
-    buffer.clear()
-    record(job, [{"kind": "train", "step": step, **means}])
+    job.record([{"kind": "train", "step": step, **means}])
     for left_out in skipped:
-        diary.write("skip", left_out)
+        job.ranks.first(partial(log_step, job, "skip", left_out))
     progress.at(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 
-def record(job: Job, rows: list[dict[str, Any]]) -> None:
-    """To metrics.jsonl, then to the sinks, whose time is set-up."""
-    append_lines(job.metrics, rows)
-    if job.track is not None:
-        with job.ledger.span("setup"):
-            job.track.rows(rows)
+def _step_flops(job: Job, state: MetaState, first: int) -> Entry:
+    """FLOPs of one step of all ranks together, counted from the shapes of one task's data."""
+    # The phase is measured, even where no step is left to make.
+    job.ledger.add(job.phase, 0.0, **dict.fromkeys(FLOPS, 0))
+    run, source, key = job.experiment.run, job.parts.train, fold_in(job.seed, "train", first)
+    assert job.parts.method.step is not None
+    if first >= run.meta_steps:
+        return {}
+    pretraining = job.phase == "pretrain"
+    one: Any = source.examples(key, 1) if pretraining else source.sample(key, 1)
+    count = run.examples_per_step if pretraining else run.tasks_per_step
+    data = tree_map(lambda x: None if x is None else x.expand(count, *x.shape[1:]), one)
+    return job.ledger.flops_of(job.phase, job.parts.method.step, state, data)
 
 
-def _spend(job: Job, done: int, state: MetaState) -> None:
-    """Write the work since the last call to the ledger, whose clock is running; FLOPs are those of
-    one step, times.
-    """
-    run, spec, fresh = job.experiment.run, job.parts.train.spec, done - job.counted
-    job.counted = done
-    if job.of_a_step is None:
-        with job.ledger.span("setup"):
-            assert job.parts.method.step is not None
-            data = draw_of(job.experiment, job.parts)(fold_in(job.seed, "train", done))
-            job.of_a_step = job.ledger.flops_of(
-                job.phase, job.parts.method.step, job.team.whole(state), data
-            )
-    flops = {name: value * fresh for name, value in job.of_a_step.items()}
+def _record_steps(job: Job, steps: int, flops: Entry) -> None:
+    """Write steps to the ledger, whose clock is running."""
+    run, spec = job.experiment.run, job.parts.train.spec
+    spent = {name: value * steps for name, value in flops.items()}
     if job.phase == "pretrain":
-        seen = fresh * run.examples_per_step
-        job.ledger.add(job.phase, 0.0, gradient_steps=fresh, examples=seen, labels=seen, **flops)
-        return
-    tasks = fresh * run.tasks_per_step
-    seen = tasks * spec.ways * (spec.shots + spec.queries)
-    counts: Entry = {
-        "gradient_steps": tasks * job.gradients,
-        "examples": seen,
-        "labels": seen,
-        "tasks": tasks,
-    }
-    job.ledger.add(job.phase, 0.0, **counts, **flops)
+        examples = steps * run.examples_per_step
+        counts: Entry = {"gradient_steps": steps, "examples": examples, "labels": examples}
+    else:
+        tasks = steps * run.tasks_per_step
+        examples = tasks * spec.ways * (spec.shots + spec.queries)
+        counts = {"gradient_steps": tasks * _gradients(job), "examples": examples}
+        counts |= {"labels": examples, "tasks": tasks}
+    job.ledger.add(job.phase, 0.0, **counts, **spent)
 
 
-def look(job: Job, done: int, state: MetaState) -> None:
-    """The same look at validation tasks and at training tasks; written to metrics.jsonl."""
+def _gradients(job: Job) -> int:
+    """Gradient evaluations on one task in one meta-step."""
+    method = job.experiment.learns
+    return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
+
+
+def look(job: Job, done: int, state: MetaState) -> Validation:
+    """The score on validation tasks, which is written to metrics.jsonl beside that on as many
+    training tasks.
+    """
     with job.ledger.span("tune"):
-        record(job, _look(job, done, state))
+        rows = [_look_at(job, done, state, split) for split in ("train", "valid")]
+        job.record(rows)
+    return validation_of(rows[1])
 
 
-def _look(job: Job, done: int, state: MetaState) -> list[dict[str, Any]]:
+def _look_at(job: Job, done: int, state: MetaState, split: str) -> dict[str, object]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
-    rows = []
-    for split, part in (("train", "train_tasks"), ("valid", "valid")):
-        asked = Asked(part, episodes, job.seed)
-        found = curve(
-            job.team, job.experiment, job.parts, [state.meta], asked, job.ledger.under("tune")
-        )
-        at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
-        row = {
-            "kind": "valid",
-            "step": done,
-            "split": split,
-            "at": evaluate.steps[at],
-            "loss": float(found.loss.mean(0)[at]),
-        }
-        row["loss_ci95"] = float(mean_ci95(found.loss[:, at]))
-        if found.metric == "accuracy":
-            row |= {"accuracy": float(found.mean[at]), "accuracy_ci95": float(found.ci95[at])}
-        rows.append(row)
-    return rows
+    tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
+    ledger = job.ledger.under("tune")
+    found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
+    at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
+    loss = found.loss[:, at]  # [E]
+    row: dict[str, object] = {"kind": "valid", "step": done, "split": split}
+    row |= {"at": evaluate.steps[at], "loss": float(found.loss.mean(0)[at])}
+    row["loss_ci95"] = float(mean_ci95(loss))
+    if found.metric == "accuracy":
+        row |= {"accuracy": float(found.mean[at]), "accuracy_ci95": float(found.ci95[at])}
+    return row
 
 
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
@@ -344,82 +197,9 @@ def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, me
     return int(mean.nan_to_num(nan=math.inf, posinf=math.inf).argmin())
 
 
-def ranking(job: Job) -> list[int]:
-    """Validated steps from the best to the worst (earlier first on a tie), as metrics.jsonl has
-    them.
-    """
-    rows = [
-        row
-        for row in read_lines(job.metrics)
-        if row.get("kind") == "valid" and row.get("split") == "valid"
-    ]
-    high = "accuracy" if job.parts.valid.spec.classification else None
-
-    def badness(row: dict[str, Any]) -> float:
-        value = row.get(high) if high else row.get("loss")
-        if value is None:
-            return math.inf
-        return -float(value) if high else float(value)
-
-    return [int(row["step"]) for row in sorted(rows, key=lambda row: (badness(row), row["step"]))]
-
-
-def _patience_is_over(job: Job, done: int) -> bool:
-    patience = job.experiment.run.validate.patience
-    order = ranking(job) if patience is not None else []
-    return (
-        patience is not None
-        and bool(order)
-        and len([step for step in order if order[0] < step <= done]) >= patience
-    )
-
-
-def save(job: Job, done: int, state: MetaState) -> None:
-    """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
-    with job.ledger.span("setup"):
-        state = job.team.whole(state)
-        spent = {"step": done, "wall": job.wall, "spent": job.ledger.totals()}
-        append_lines(job.folder / "timing.jsonl", [spent])
-        checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
-        best = ranking(job)[: job.experiment.run.validate.keep]
-        whole = [
-            step for step in checkpoint.steps_in(job.checkpoints) if step <= done
-        ]  # later ones were damaged
-        newest = whole[-job.experiment.run.keep_last :]
-        checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
-
-
-def _same_lanes(job: Job, state: MetaState) -> None:
-    """Refuse a state whose lanes, one a task, are others than this run's."""
-    lanes, tasks = leaves(state.lanes), job.experiment.run.tasks_per_step
-    held = int(lanes[0].shape[0]) if lanes else tasks
-    if held not in (1, tasks):  # one: before the first step
-        text = (
-            f"{tasks}, but the checkpoint holds what {held} lanes of tasks carry along: set "
-            f"it back to {held}"
-        )
-        raise ConfigError(("run.tasks_per_step", text))
-
-
-def _resume(job: Job, start: MetaState) -> tuple[int, MetaState]:
-    check_lines(Line, job.metrics)
-    check_lines(Timing, job.folder / "timing.jsonl")
-    found = checkpoint.newest(job.checkpoints, start)
-    done, state = found if found else (0, start)
-    _same_lanes(job, state)
-    cut_lines(job.metrics, done)
-    cut_lines(job.folder / "timing.jsonl", done)  # a torn line would hide what is appended after it
-    spent = [
-        row
-        for row in read_lines(job.folder / "timing.jsonl")
-        if row.get("step") == done and "spent" in row
-    ]
-    job.counted = done
-    if found:
-        log.info(f"{job.experiment.label} seed {job.seed}: going on from step {done}")
-        if spent:
-            this_process = job.ledger.seconds("setup")
-            job.ledger.restore(spent[-1]["spent"])
-            job.ledger.add("setup", this_process)
-            job.carried = spent[-1].get("wall", 0.0)
-    return done, state
+def _patience_is_over(job: Job, validations: tuple[Validation, ...]) -> bool:
+    """Whether so many looks in a row brought no new best."""
+    patience, order = job.experiment.run.validate.patience, ranking(validations)
+    if patience is None or not order:
+        return False
+    return sum(step > order[0] for step in order) >= patience

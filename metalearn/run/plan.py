@@ -1,214 +1,309 @@
-"""Before step 1: what memory holds, which executor runs, what a precision costs; and the function
-that makes steps.
+"""Before step 1: what memory holds, which executor runs, what a precision costs; and the steps
+themselves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from metalearn.config.build import Parts, draw_of
+from metalearn.config.build import Parts, batch_sampler
 from metalearn.config.experiment import Experiment
 from metalearn.config.signature import signature
-from metalearn.distributed.shared_work import led_advance, splits
-from metalearn.distributed.team import ALONE, Team
+from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError
 from metalearn.executors import memory
-from metalearn.executors.auto import SHORT, Trials, Work, asked_for, choose, clocks, seconds_since
-from metalearn.executors.executor import Advance, in_pieces
+from metalearn.executors.auto import (
+    SHORT,
+    Trials,
+    Work,
+    asked_for,
+    choose,
+    choose_again,
+    clocks,
+    default_threads,
+    seconds_since,
+)
+from metalearn.executors.executor import Step, in_pieces
 from metalearn.executors.nonfinite import guarded
-from metalearn.executors.pieces import workers_on
+from metalearn.executors.pieces import identity, workers_on
 from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
-from metalearn.executors.sharded import make_advance, share_of
+from metalearn.executors.step import Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice, Timing, load, save
+from metalearn.logger import log
+from metalearn.machine import set_threads
 from metalearn.rng import fold_in
+from metalearn.run.directory import write_start
+from metalearn.run.job import Job
+from metalearn.storage.environment import describe
+from metalearn.storage.files import write_yaml
 from metalearn.tree import take
-from metalearn.types import MetaState, Metrics
+from metalearn.types import MetaState, Method, Metrics
 
 FEW = 2  # tasks whose gradient is compared with that in full precision
 
 
-@dataclass
-class Decision:
-    """How a run's steps are made, and what was found out on the way."""
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How the steps of a run are executed, and what was measured to choose it."""
 
-    way: ExecutorChoice
+    choice: ExecutorChoice
     facts: dict[str, Any] = field(default_factory=dict)  # for environment.json
-    advance: Advance | None = None  # where a trial has made it
     why: str = "asked for"
-    warnings: list[str] = field(default_factory=list)
-    first: float | None = None  # seconds of the first call, where a trial has made it
+    messages: tuple[str, ...] = ()
+    # of auto in this process: trials, with what they compiled, of what work, and the asked chunk
+    trials: Trials | None = None
+    work: Work | None = None
+    chunk: int | None = None
 
 
-def decide(experiment: Experiment, parts: Parts, state: MetaState, team: Team = ALONE) -> Decision:
-    """The executor and chunk of a run, memory predicted, auto's trials made; ConfigError for what
-    cannot be done.
+def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
+    """ConfigError for what so many processes cannot do."""
+    run, problems = experiment.run, list[tuple[str, str]]()
+    if parts.method.task_grad is not None and run.tasks_per_step < ranks.size:
+        text = (
+            f"is {run.tasks_per_step}, fewer than the {ranks.size} processes of --devices: "
+            f"each needs a task"
+        )
+        problems.append(("run.tasks_per_step", text))
+    if ranks.size > 1 and run.device.startswith("cuda:"):
+        text = f"is {run.device}, and every process has a card of its own: say cuda, or auto"
+        problems.append(("run.device", text))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
+    """Choose executor, piece size and threads, unless config.yaml has them; written there and to
+    environment.json.
+    """
+    run, ranks = job.experiment.run, job.ranks
+    threads = run.threads or max(1, default_threads(state) // ranks.local_size)
+    threads = set_threads(threads)
+    if job.planned:
+        return job, ExecutionPlan(ExecutorChoice(run.executor, run.chunk))
+    found = ranks.first(lambda: decide(job.experiment, job.parts, state, ranks))
+    for text in found.messages:
+        log.info(f"{job.title}: {text}")
+    how = {**found.choice._asdict(), "threads": threads, "workers": run.workers or threads}
+    experiment = job.experiment.replace(run=run.model_copy(update=how))
+    facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **found.facts}
+    ranks.first(lambda: write_start(job.folder, experiment, facts))
+    return replace(job, experiment=experiment, planned=True), found
+
+
+def decide(
+    experiment: Experiment, parts: Parts, state: MetaState, ranks: Ranks = ALONE
+) -> ExecutionPlan:
+    """The executor and piece size of a run, memory predicted, auto's trials made; ConfigError for
+    what cannot be done.
 
     Of several processes rank 0 decides, by what its own tasks take.
     """
-    shared = splits(team, parts.method)
-    if shared:
-        own = share_of(experiment.run.tasks_per_step, team.rank, team.size)[1]
-        state = team.own(state, 0, own)
-        experiment = experiment.replace(
-            run=experiment.run.model_copy(update={"tasks_per_step": own})
-        )
-    decision = _decided(experiment, parts, state)
-    if shared:
-        decision.advance = decision.first = None  # what a trial has made steps by itself
-    return decision
-
-
-def _decided(experiment: Experiment, parts: Parts, state: MetaState) -> Decision:
-    run, method = (
-        experiment.run,
-        with_precision(
-            parts.method, experiment.run.precision, experiment.run.checkpoint_inner, parts.device
-        ),
-    )
+    run = experiment.run
     if parts.method.step is None or run.meta_steps == 0 or run.engine != "native":
-        return Decision(
-            asked_for("vmap" if run.executor == "auto" else run.executor, run.chunk, 1, 1)
-        )
-    draw, key = draw_of(experiment, parts), fold_in(experiment.run.seeds[0], "train")
-    decision = Decision(ExecutorChoice(run.executor, run.chunk))
+        executor = "vmap" if run.executor == "auto" else run.executor
+        return ExecutionPlan(asked_for(executor, run.chunk, 1, 1))
+    tasks = run.tasks_per_step
+    if parts.method.task_grad is not None:
+        state, tasks = ranks.own_state(state, tasks), ranks.share(tasks)[1]
+    method, facts = _method_of(experiment, parts), dict[str, Any]()
+    draw, key = batch_sampler(experiment, parts), fold_in(run.seeds[0], "train")
+    most = _fitting(experiment, parts, method, state, facts, draw(fold_in(key, 0), tasks, 0))
     workers = workers_on(parts.device, run.workers)
-    most = _fitting(experiment, parts, state, decision, draw(fold_in(key, 0)))
     if run.executor != "auto":
-        decision.way = asked_for(run.executor, run.chunk, run.tasks_per_step, most, workers)
+        plan = ExecutionPlan(asked_for(run.executor, run.chunk, tasks, most, workers), facts)
     else:
-        sizes = run.tasks_per_step, parts.device, run.meta_steps, most, workers
-        work = Work(
-            method,
-            lambda key, count, first: draw(key),
-            key,
-            state,
-            *sizes,
-            compiling=not run.checkpoint_inner,
-        )
-        name = signature(experiment, parts.train.spec, parts.device)
-        choice = choose(work, load(name), run.chunk)
-        save(name, choice.timings)
-        _take(decision, choice)
-    _say_peak(decision, run.tasks_per_step, workers)
-    return decision
+        sizes = tasks, parts.device, run.meta_steps, most, workers
+        work = Work(method, draw, key, state, *sizes, compiling=not run.checkpoint_inner)
+        trials = _auto(experiment, parts, work)
+        facts["executor"] = trials.record()
+        plan = ExecutionPlan(trials.choice, facts, trials.why)
+        if ranks.size == 1:  # what a trial has made takes steps by itself
+            plan = replace(plan, trials=trials, work=work, chunk=run.chunk)
+    return replace(plan, messages=tuple(_messages(experiment, plan, tasks, workers)))
 
 
-def _take(decision: Decision, choice: Trials) -> None:
-    decision.way, decision.why = choice.choice, choice.why
-    if choice.choice in choice.made:
-        made = choice.made[choice.choice]
-        decision.advance = lambda state, number: made.step(state, made.sample(number))
-        decision.first = choice.timings[choice.choice].first
-    decision.facts["executor"] = choice.record()
+def _auto(experiment: Experiment, parts: Parts, work: Work) -> Trials:
+    name = signature(experiment, parts.train.spec, parts.device)
+    trials = choose(work, load(name), experiment.run.chunk)
+    save(name, trials.timings)
+    return trials
+
+
+def _method_of(experiment: Experiment, parts: Parts) -> Method:
+    run = experiment.run
+    return with_precision(parts.method, run.precision, run.checkpoint_inner, parts.device)
 
 
 def _fitting(
-    experiment: Experiment, parts: Parts, state: MetaState, decision: Decision, data: Any
+    experiment: Experiment,
+    parts: Parts,
+    method: Method,
+    state: MetaState,
+    facts: dict[str, Any],
+    data: Any,
 ) -> int:
-    """The number of tasks at once that memory holds; writes down what was predicted and what a
-    precision costs.
+    """The number of tasks at once that memory holds; adds what was predicted, and what a precision
+    costs, to the facts.
     """
-    run, method = (
-        experiment.run,
-        with_precision(
-            parts.method, experiment.run.precision, experiment.run.checkpoint_inner, parts.device
-        ),
-    )
+    run = experiment.run
     if parts.method.task_grad is None:
         return run.tasks_per_step
     few = take(data, slice(0, FEW))
     if run.precision != "float32":
         error = gradient_error(parts.method, method, state, few, run.precision)
-        decision.facts["precision"] = {"precision": run.precision, "gradient_error": error}
+        facts["precision"] = {"precision": run.precision, "gradient_error": error}
     if run.checkpoint_inner:
         exact = with_precision(parts.method, "float32", run.checkpoint_inner, parts.device)
         error = gradient_error(parts.method, exact, state, few, "float32")
         if error is None or not error < FAR:
             text = (
                 f"changes the gradient of {experiment.learns.name} by {error:.0e}: a part "
-                f"of it flows past `adapt`"
+                f"of it flows past `adapt`; leave it out"
             )
-            raise ConfigError(("run.checkpoint_inner", f"{text}; leave it out"))
+            raise ConfigError(("run.checkpoint_inner", text))
     found, room = memory.predict(method, state, data), memory.room(parts.device)
     if found is None:
         return run.tasks_per_step
-    decision.facts["memory"] = {**found._asdict(), "room": room}
-    return found.fits(run.tasks_per_step, room)
+    facts["memory"] = {**found._asdict(), "room": room}
+    return found.fits(data.support.x.shape[0], room)
 
 
-def _say_peak(decision: Decision, tasks: int, workers: int) -> None:
-    facts = decision.facts.get("memory")
+def _messages(experiment: Experiment, plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
+    """What a run logs before its first step: auto's choice, what a precision costs, memory that
+    does not suffice.
+    """
+    found, run = _memory_warning(plan, tasks, workers), experiment.run
+    if run.executor == "auto":
+        found.append(f"executor {plan.choice} ({plan.why})")
+    error = plan.facts.get("precision", {}).get("gradient_error")
+    if error is not None:
+        text = f"the meta-gradient in {run.precision} differs by {error:.1e} from that in float32"
+        found.append(text)
+    return found
+
+
+def _memory_warning(plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
+    facts, choice = plan.facts.get("memory"), plan.choice
     if facts is None:
-        return
+        return []
     known = {"vmap": tasks, "traced": tasks, "loop": 1, "compiled_loop": 1}
-    at_once = known.get(decision.way.executor, decision.way.chunk or tasks)
-    if in_pieces(decision.way.executor, decision.way.chunk):
-        at_once *= workers
+    at_once = known.get(choice.executor, choice.chunk or tasks)
+    at_once *= workers if in_pieces(choice.executor, choice.chunk) else 1
     peak = memory.Memory(facts["held"], facts["fixed"], facts["each"]).peak(min(tasks, at_once))
     facts["predicted_peak"] = peak
-    if facts["room"] is not None and peak > facts["room"]:
-        decision.warnings.append(
-            f"warning: {decision.way} is predicted to take {peak / 1e9:.1f} GB, and "
-            f"{facts['room'] / 1e9:.1f} GB are "
-            "free: a smaller run.chunk, or run.checkpoint_inner=true, takes less"
-        )
+    if facts["room"] is None or peak <= facts["room"]:
+        return []
+    return [
+        f"warning: {choice} is predicted to take {peak / 1e9:.1f} GB, and "
+        f"{facts['room'] / 1e9:.1f} GB are free: a smaller run.chunk, or "
+        "run.checkpoint_inner=true, takes less"
+    ]
 
 
-class Clock:
-    """An Advance that notes how long its calls take, the first (which may compile) apart."""
+# the steps
 
-    def __init__(self, advance: Advance, first: float | None) -> None:
-        self._advance, self.first, self.steps, self.seconds = advance, first, 0, 0.0
 
-    def __call__(self, state: MetaState, number: int) -> tuple[MetaState, Metrics]:
-        begin = clocks()
-        result = self._advance(state, number)
-        seconds = seconds_since(begin, "cpu")
+class StepTimes:
+    """Seconds of steps: the first one, which may compile, apart; of the others the mean."""
+
+    def __init__(self, first: float | None = None) -> None:
+        self.first, self.steps, self.seconds, self._looked = first, 0, 0.0, (0, 0.0)
+
+    def add(self, seconds: float) -> None:
         if self.first is None:
             self.first = seconds
         else:
             self.steps, self.seconds = self.steps + 1, self.seconds + seconds
-        return result
+
+    def since_last_look(self) -> float | None:
+        """Mean seconds of the steps since the last call; None where there were none."""
+        (steps, seconds), self._looked = self._looked, (self.steps, self.seconds)
+        return (self.seconds - seconds) / (self.steps - steps) if self.steps > steps else None
 
 
-def clock_of(
-    experiment: Experiment, parts: Parts, decision: Decision | None, team: Team = ALONE
-) -> Clock:
-    """The steps of a run as config.yaml says, ready to be made."""
-    run = experiment.run
-    if splits(team, parts.method):
-        return Clock(led_advance(team, experiment, parts), None)
-    advance = decision.advance if decision is not None else None
-    if advance is None:
-        method = with_precision(parts.method, run.precision, run.checkpoint_inner, parts.device)
-        key, draw = fold_in(run.seeds[0], "train"), draw_of(experiment, parts)
-        advance = make_advance(
-            method,
-            draw,
-            key,
-            run.tasks_per_step,
-            parts.device,
-            run.executor,
-            run.chunk,
-            run.workers,
-        )
-    advance = guarded(with_tf32(advance, run.precision), run.on_nan)
-    return Clock(advance, decision.first if decision is not None else None)
+@dataclass(frozen=True)
+class TrainingSteps:
+    """`state, metrics = step(state, sample(number))`, with precision, guard and the sum over
+    ranks.
+    """
+
+    sample: Callable[[int], Any]
+    step: Step
+    executable: Executable  # without guard and clock
+    plan: ExecutionPlan
+    times: StepTimes
 
 
-def learn_from(clock: Clock, experiment: Experiment, parts: Parts) -> None:
-    """Remember how fast a training was; on CUDA calls return before their work is done, so that
+def training_steps(job: Job, plan: ExecutionPlan) -> TrainingSteps:
+    """The steps of a run as its config says, composed once."""
+    run, parts, ranks = job.experiment.run, job.parts, job.ranks
+    if plan.trials is not None and plan.choice in plan.trials.made:
+        return _composed(job, plan.trials.made[plan.choice], plan)
+    made = make_step_fn(
+        _method_of(job.experiment, parts),
+        batch_sampler(job.experiment, parts),
+        fold_in(job.seed, "train"),
+        tasks=run.tasks_per_step,
+        device=parts.device,
+        executor=run.executor,
+        chunk=run.chunk,
+        workers=run.workers,
+        share=ranks.share(run.tasks_per_step),
+        total=ranks.sum if ranks.size > 1 else identity,
+    )
+    return _composed(job, made, plan)
+
+
+def _composed(job: Job, made: Executable, plan: ExecutionPlan) -> TrainingSteps:
+    run = job.experiment.run
+    trials = plan.trials
+    known = trials.timings.get(plan.choice) if trials and plan.choice in trials.made else None
+    times = StepTimes(known.first if known else None)
+    guarded_step = guarded(with_tf32(made.step, run.precision), run.on_nan)
+    begun = clocks()
+
+    def sample(number: int) -> Any:
+        nonlocal begun
+        begun = clocks()
+        return made.sample(number)
+
+    def step(state: MetaState, tasks: Any) -> tuple[MetaState, Metrics]:
+        found = guarded_step(state, tasks)
+        times.add(seconds_since(begun, "cpu"))
+        return found
+
+    return TrainingSteps(sample, step, made, plan, times)
+
+
+def planned_again(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Job, TrainingSteps]:
+    """Job and steps under another executor, where steps take twice what `auto` promised; the same
+    two elsewhere. For a state that was just saved.
+    """
+    seconds, plan = steps.times.since_last_look(), steps.plan
+    if plan.trials is None or plan.work is None or seconds is None:
+        return job, steps
+    work = replace(plan.work, state=state, steps=job.experiment.run.meta_steps - int(state.step))
+    found = choose_again(work, plan.trials, steps.executable, seconds, plan.chunk)
+    if found is None:
+        return job, steps
+    log.info(f"{job.title}: from step {int(state.step)} on executor {found.choice} ({found.why})")
+    run = job.experiment.run.model_copy(update=found.choice._asdict())
+    job = replace(job, experiment=job.experiment.replace(run=run))
+    write_yaml(job.folder / "config.yaml", job.experiment.resolved())
+    plan = replace(plan, choice=found.choice, trials=found)
+    return job, _composed(job, found.made[found.choice], plan)
+
+
+def store_timing(job: Job, steps: TrainingSteps) -> None:
+    """Store how fast a training was; on CUDA calls return before their work is done, so that
     trials alone tell.
     """
-    run = experiment.run
-    if (
-        clock.steps < SHORT
-        or clock.first is None
-        or parts.device != "cpu"
-        or run.engine != "native"
-    ):
+    run, times = job.experiment.run, steps.times
+    if job.ranks.size > 1 or job.parts.device != "cpu" or run.engine != "native":
         return
-    timing = Timing(clock.first, clock.seconds / clock.steps)
-    choice = ExecutorChoice(run.executor, run.chunk)
-    save(signature(experiment, parts.train.spec, parts.device), {choice: timing})
+    if times.first is not None and times.steps >= SHORT:
+        name = signature(job.experiment, job.parts.train.spec, job.parts.device)
+        save(name, {steps.plan.choice: Timing(times.first, times.seconds / times.steps)})

@@ -19,11 +19,11 @@ EVERY = 15.0  # seconds between plain lines
 class Progress:
     """A counter of `total` units of work."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, *, show: bool = True) -> None:
         self._title, self._total, self._first, self._done = title, total, done, done
-        self._begin = self._spoke = time.monotonic()
+        self._begin = self._logged = time.monotonic()
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
+        if show and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -51,14 +51,14 @@ class Progress:
             self._bar.stop()
 
     def at(self, done: int, note: str = "") -> None:
-        """Say that `done` units are done."""
+        """Show that `done` units are done."""
         self._done = done
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._begin, 1e-9)
         if self._bar:
             self._bar.update(self._task, completed=done, note=f"{rate:.1f}/s {note}")
-        elif now - self._spoke >= EVERY:
-            self._spoke = now
+        elif now - self._logged >= EVERY:
+            self._logged = now
             left = (self._total - done) / rate if rate else float("inf")
             log.info(
                 f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} "

@@ -5,6 +5,7 @@ along.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import broadcast_task_state
 from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.rng import fold_in
+from metalearn.run.job import Job
 from metalearn.storage import checkpoint
 from metalearn.storage.schema import read_result
 from metalearn.tree import from_named, named_leaves
@@ -54,22 +56,30 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
     )
 
 
-def begin_state(
-    experiment: Experiment, parts: Parts, folder: Path
-) -> tuple[MetaState, dict[str, Entry]]:
-    """(state before the first step, cost that comes along by phase)."""
+def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = None) -> MetaState:
+    """The state before the first step, with task state for all tasks of a step; `folder` is that of
+    the run, beside which `method.start` is looked for.
+    """
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
-    state = broadcast_task_state(
-        state, experiment.run.tasks_per_step
-    )  # one shape from the first step on: it compiles once
-    if not experiment.start:
-        return state, {}
+    # one shape from the first step on: it compiles once
+    state = broadcast_task_state(state, experiment.run.tasks_per_step)
+    if not experiment.start or folder is None:
+        return state
     place = folder_of(experiment.start, folder, seed)
-    result = read_result(place)
-    named = checkpoint.read(best_file(place))
-    flat = _taken(named_leaves(state.meta), named, place)
-    return state._replace(meta=from_named(state.meta, flat)), _paid(result)
+    flat = _taken(named_leaves(state.meta), checkpoint.read(best_file(place)), place)
+    return state._replace(meta=from_named(state.meta, flat))
+
+
+def warm_start(job: Job) -> tuple[Job, MetaState]:
+    """The job and the state that it begins from; what another run spent on that comes along."""
+    state = initial_state(job.experiment, job.parts, job.folder)
+    if not job.experiment.start:
+        return job, state
+    spent = _spent(read_result(folder_of(job.experiment.start, job.folder, job.seed)))
+    for phase, entry in spent.items():
+        job.ledger.add(phase, **{"seconds": 0.0, **entry})
+    return replace(job, started=spent), state
 
 
 def _taken(own: dict[str, Tensor], named: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
@@ -112,7 +122,7 @@ def best_file(place: Path) -> Path:
     return checkpoint.path_of(folder, int(step))
 
 
-def _paid(result: dict[str, Any]) -> dict[str, Entry]:
+def _spent(result: dict[str, Any]) -> dict[str, Entry]:
     """What the other run spent before any new task; what it did not measure stays not measured."""
     unknown = math.nan
     kept = ("seconds", *FLOPS, *COUNTS, "energy_joules")

@@ -17,7 +17,7 @@ from metalearn.errors import ConfigError, Stopped
 from metalearn.logger import log
 from metalearn.machine import cores
 from metalearn.report.sweep_page import write_sweep_report
-from metalearn.run.loop import signals
+from metalearn.run.signals import signals
 from metalearn.sweep.file import Sweep, read
 from metalearn.sweep.request import claim_folder
 from metalearn.sweep.trial_queue import TrialQueue, best_of

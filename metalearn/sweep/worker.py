@@ -9,8 +9,8 @@ from typing import Any
 
 from metalearn.errors import ConfigError, Diverged, Stopped
 from metalearn.logger import log, prefixed
-from metalearn.run.loop import signals
 from metalearn.run.run import run_one
+from metalearn.run.signals import signals
 from metalearn.storage.lock import Busy
 from metalearn.sweep.file import Sweep
 from metalearn.sweep.metric import validations, value_of

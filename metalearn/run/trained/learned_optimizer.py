@@ -11,7 +11,7 @@ from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import torch_optimizer
 from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent, Theta
-from metalearn.run.run import stored_experiment
+from metalearn.run.directory import stored_experiment
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.config.build import build, learner_and_method, method_for
+from metalearn.config.build import build, learner_and_method
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.run.adapted import AdaptedTask, adapt_task
-from metalearn.run.run import stored_experiment
+from metalearn.run.directory import stored_experiment
+from metalearn.run.trained.adapted import AdaptedTask, adapt_task
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
 from metalearn.storage.schema import read_result
@@ -61,7 +61,6 @@ def load_run(folder: str | Path) -> LoadedRun:
     folder = Path(folder)
     experiment = stored_experiment(folder)
     parts = build(experiment)
-    method = method_for(experiment, parts.test.spec)
     if parts.method.prepare is not None:
         raise ConfigError(
             (str(folder), f"its search has not ended: go on with metalearn resume {folder}")
@@ -69,7 +68,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
         state = _trained_state(folder, state)
-    return LoadedRun(method, state, parts.test, experiment, folder)
+    return LoadedRun(parts.test_method, state, parts.test, experiment, folder)
 
 
 def _trained_state(folder: Path, like: MetaState) -> MetaState:

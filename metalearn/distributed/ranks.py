@@ -1,0 +1,194 @@
+"""The processes (ranks) of one run, which all execute the same program.
+
+What a run does follows from its config, and all draws are functions of names: ranks decide alike
+without asking each other. They communicate by three operations:
+
+    sum      adds up a vector over ranks: the one thing that passes in a training step
+    gather   collects what each rank computed, such as the scores of its episodes
+    first    calls a function on rank 0 alone, for files and for choices made by a clock
+
+Sums of meta-gradients travel between devices (NCCL on CUDA, gloo on CPU; the CUDA half has not run
+on several cards yet), all else between CPUs (gloo)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metalearn.distributed.world import STORE, World
+from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
+from metalearn.executors.step import share_of
+from metalearn.tree import take, tree_map
+from metalearn.types import MetaState
+
+Value = TypeVar("Value")
+ANSWER = timedelta(minutes=30)  # in which a rank must answer: it may have to compile first
+# that a rank may wait for rank 0, which may choose an executor, search or write in the meantime
+IDLE = timedelta(days=365)
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Ranks:
+    """The processes of a run, as one of them sees them."""
+
+    def __init__(self, world: World, control: Any = None) -> None:
+        self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
+        self._control = control
+        self.signalled = False  # this process got a signal that asks for the end
+        self.stop = False  # some process did, and all know
+        self._flags: Tensor | None = None  # [], how many did by the last sum
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share(self, count: int) -> tuple[int, int]:
+        """(first, how many) of `count` numbered things that belong to this rank."""
+        return share_of(count, self.rank, self.size)
+
+    def sum(self, vector: Tensor) -> Tensor:
+        """The sum of a vector [n] over all ranks, on its device; signals travel with it."""
+        sent = torch.cat([vector, vector.new_full((1,), float(self.signalled))])
+        with self._exchange():
+            dist.all_reduce(sent)
+        self._flags = sent[-1]
+        return sent[:-1]
+
+    def stopping(self) -> bool:
+        """Whether a rank got a signal before the last sum: the same answer on all ranks."""
+        if self.size == 1:
+            self.stop = self.signalled
+            return self.stop
+        if self._flags is None:  # every rank makes the whole step of this method
+            self.sum(torch.zeros(0))
+        assert self._flags is not None
+        self.stop, self._flags = self.stop or bool(self._flags > 0), None
+        return self.stop
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each rank gives, in the order of ranks, on all of them; tensors should be on CPU."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._exchange():
+            dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def first(self, function: Callable[[], Value]) -> Value:
+        """What `function` returns on rank 0, which alone calls it; its exception is raised on all.
+
+        It must not communicate itself, and tensors that it returns should be on CPU."""
+        if self.size == 1:
+            return function()
+        if not self.is_first:
+            value, error = self._broadcast((None, None))
+            if error is not None:
+                raise error
+            return value  # type: ignore[no-any-return]
+        try:
+            value = function()
+        except (Exception, Stopped) as error:
+            self._broadcast((None, _portable(error)))
+            raise
+        self._broadcast((value, None))
+        return value
+
+    def _broadcast(self, value: tuple[Any, BaseException | None]) -> tuple[Any, Any]:
+        values = [value]
+        with self._exchange():
+            dist.broadcast_object_list(values, 0, group=self._control)
+        return values[0]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # all that torch.distributed raises when a peer is gone
+            text = f"rank {self.rank}: another process of this run is gone"
+            raise RankLost(f"{text} ({_first_line(error)})") from error
+
+    def own_state(self, state: MetaState, tasks: int) -> MetaState:
+        """The state with the task state of this rank's tasks out of all `tasks`."""
+        if self.size == 1 or state.lanes is None:
+            return state
+        first, count = self.share(tasks)
+        return state._replace(lanes=take(state.lanes, slice(first, first + count)))
+
+    def whole_state(self, state: MetaState) -> MetaState:
+        """The state with the task state of all ranks' tasks, which is then on CPU."""
+        if self.size == 1 or state.lanes is None:
+            return state
+        parts = self.gather(on_cpu(state.lanes))
+        return state._replace(lanes=tree_map(lambda *leaves: torch.cat(leaves), *parts))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """A rank other than 0 passes a signal on with its next sum; the second one ends it."""
+
+        def on_signal(*_: Any) -> None:
+            if self.signalled:
+                os._exit(75)
+            self.signalled = True
+
+        handlers: dict[signal.Signals, Any] = dict.fromkeys(STOPS, on_signal)
+        handlers |= dict.fromkeys((signal.SIGINT, signal.SIGUSR2), signal.SIG_IGN)
+        previous = {number: signal.signal(number, new) for number, new in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, old in previous.items():
+                signal.signal(number, old)
+
+
+ALONE = Ranks(World(0, 1, 0, 1))
+
+
+def join(world: World) -> Ranks:
+    """Meet the other processes; ConfigError where this machine has fewer CUDA devices than
+    processes.
+    """
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cards:
+        if cards < world.local_size:
+            text = (
+                f"{world.local_size} processes on a machine with {cards} CUDA devices: give "
+                f"each one of its own, or set CUDA_VISIBLE_DEVICES= to use its CPU cores"
+            )
+            raise ConfigError(("--devices", text))
+        torch.cuda.set_device(world.local_rank)
+    store = os.environ.get(STORE)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cards else "gloo",
+        init_method=f"file://{store}" if store else "env://",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=ANSWER,
+    )
+    control = dist.new_group(backend="gloo", timeout=IDLE if world.rank else ANSWER)
+    return Ranks(world, control)
+
+
+def on_cpu(tree: Any) -> Any:
+    """The leaves of a tree on CPU, as other processes can read them."""
+    return tree_map(lambda leaf: None if leaf is None else leaf.detach().cpu(), tree)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An exception that the other ranks can raise, too."""
+    if isinstance(error, (ConfigError, OSError, Diverged, Stopped)):
+        return error
+    return RankLost(f"rank 0 failed with {type(error).__name__}")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0].rpartition("] ")[2].split(". This is")[0]

@@ -1,0 +1,154 @@
+"""The checkpoints of a run: saved, resumed from, and chosen for the test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from metalearn.config.experiment import Experiment
+from metalearn.distributed.ranks import ALONE, Ranks, on_cpu
+from metalearn.errors import ConfigError
+from metalearn.logger import log
+from metalearn.run.job import Job, wall_seconds
+from metalearn.run.nonfinite_log import cut_log
+from metalearn.storage import checkpoint
+from metalearn.storage.files import append_lines, cut_lines, read_lines
+from metalearn.storage.schema import Line, Timing, check_lines
+from metalearn.tree import from_named, leaves, named_leaves
+from metalearn.types import MetaState
+
+
+class Validation(NamedTuple):
+    """The score of a checkpoint on validation tasks."""
+
+    step: int
+    score: float  # higher is better; -inf for what is not finite
+
+
+def validation_of(row: dict[str, Any]) -> Validation:
+    """The score in a line of metrics.jsonl: accuracy, or minus the loss where there is none."""
+    value = row.get("accuracy") if "accuracy" in row else row.get("loss")
+    if value is None or not math.isfinite(value):
+        return Validation(int(row["step"]), -math.inf)
+    return Validation(int(row["step"]), float(value) if "accuracy" in row else -float(value))
+
+
+def validations_in(metrics: Path) -> list[Validation]:
+    """The scores in metrics.jsonl."""
+    rows = (row for row in read_lines(metrics) if row.get("kind") == "valid")
+    return [validation_of(row) for row in rows if row.get("split") == "valid"]
+
+
+def ranking(found: Iterable[Validation]) -> list[int]:
+    """Validated steps from the best to the worst, earlier ones first on a tie."""
+    return [one.step for one in sorted(found, key=lambda one: (-one.score, one.step))]
+
+
+class Resumed(NamedTuple):
+    """Where a training goes on."""
+
+    step: int
+    state: MetaState  # with the task state of this rank's tasks
+    validations: tuple[Validation, ...]
+
+
+def resume(job: Job, start: MetaState) -> Resumed:
+    """The newest valid checkpoint, or `start`; lines after it are cut from the files of the run."""
+    step, named, validations, spent = job.ranks.first(lambda: _read(job, start))
+    state = start if named is None else _placed(named, start)
+    tasks = job.experiment.run.tasks_per_step
+    _check_lanes(state, tasks)
+    if named is not None:
+        log.info(f"{job.title}: going on from step {step}")
+    if spent is not None:
+        this_process = job.ledger.seconds("setup")
+        job.ledger.restore(spent)
+        job.ledger.add("setup", this_process)
+    return Resumed(step, job.ranks.own_state(state, tasks), tuple(validations))
+
+
+def _read(
+    job: Job, start: MetaState
+) -> tuple[int, dict[str, Tensor] | None, list[Validation], dict[str, Any] | None]:
+    """(step, checkpoint, validations up to it, what the ledger held)."""
+    timing = job.folder / "timing.jsonl"
+    check_lines(Line, job.metrics)
+    check_lines(Timing, timing)
+    found = checkpoint.newest(job.checkpoints, start)
+    step, state = found or (0, start)
+    _check_lanes(state, job.experiment.run.tasks_per_step)
+    cut_lines(job.metrics, step)
+    cut_lines(timing, step)  # a torn line would hide what is appended after it
+    cut_log(job, step)
+    rows = [row for row in read_lines(timing) if row.get("step") == step and "spent" in row]
+    named = on_cpu(named_leaves(state)) if found else None
+    return step, named, validations_in(job.metrics), rows[-1]["spent"] if found and rows else None
+
+
+def _placed(named: dict[str, Tensor], like: MetaState) -> MetaState:
+    """The state of a checkpoint where `like` lies."""
+    place = {name: value.device for name, value in named_leaves(like).items()}
+    return from_named(like, {name: named[name].to(place[name]) for name in place})  # type: ignore[no-any-return]
+
+
+def _check_lanes(state: MetaState, tasks: int) -> None:
+    """Refuse a state whose task state is of another number of tasks than this run's."""
+    lanes = leaves(state.lanes)
+    held = int(lanes[0].shape[0]) if lanes else tasks
+    if held not in (1, tasks):  # one: before the first step
+        text = (
+            f"is {tasks}, but the checkpoint holds the state of {held} tasks: set it back to {held}"
+        )
+        raise ConfigError(("run.tasks_per_step", text))
+
+
+def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation]) -> None:
+    """A checkpoint with the task state of all ranks; remove those that are no longer needed."""
+    with job.ledger.span("setup"):
+        whole = job.ranks.whole_state(state)
+        job.ranks.first(lambda: write_checkpoint(job, done, whole, validations))
+
+
+def write_checkpoint(
+    job: Job, done: int, state: MetaState, validations: Sequence[Validation]
+) -> None:
+    """Timing first, then the checkpoint: a checkpoint always finds what it cost."""
+    spent = {"step": done, "wall": wall_seconds(job.ledger), "spent": job.ledger.totals()}
+    append_lines(job.folder / "timing.jsonl", [spent])
+    checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
+    best = ranking(validations)[: job.experiment.run.validate.keep]
+    # later ones were damaged
+    whole = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]
+    newest = whole[-job.experiment.run.keep_last :]
+    checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
+
+
+def select_checkpoint(
+    experiment: Experiment, folder: Path, last: MetaState, ranks: Ranks = ALONE
+) -> tuple[list[MetaState], int]:
+    """(states, step of the first) that `evaluate.checkpoint` asks for: the last state, the best
+    validated one, or the kept best ones. The best without a validation is the last.
+    """
+    how = experiment.evaluate.checkpoint
+    count = experiment.run.validate.keep if how == "ensemble" else 1
+    found = [] if how == "last" else ranks.first(lambda: _best(folder, last, count))
+    if not found:
+        return [last], int(last.step)
+    return [_placed(named, last) for _, named in found], found[0][0]
+
+
+def _best(folder: Path, like: MetaState, count: int) -> list[tuple[int, dict[str, Tensor]]]:
+    found: list[tuple[int, dict[str, Tensor]]] = []
+    for step in ranking(validations_in(folder / "metrics.jsonl")):
+        path = checkpoint.path_of(folder / "checkpoints", step)
+        if len(found) == count or not path.exists():
+            continue
+        try:
+            found.append((step, on_cpu(named_leaves(checkpoint.load(path, like)))))
+        except ConfigError as error:
+            log.warning(f"{error}; taking the next best checkpoint")
+    return found

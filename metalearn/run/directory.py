@@ -1,0 +1,118 @@
+"""A run directory from outside: whether a run lies there, which one, and what it was asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metalearn.config.experiment import NOT_IN_HASH, Experiment, load, parse
+from metalearn.errors import ConfigError
+from metalearn.storage.files import read_json, write_json, write_yaml
+from metalearn.storage.schema import Environment, checked, read_result
+
+# how a run is executed: resume takes it as it is
+EXECUTION = tuple(f"run.{name}" for name in NOT_IN_HASH)
+
+
+def run_folders(experiment: Experiment, out: Path) -> list[tuple[int, Path]]:
+    """(seed, run directory): DIR itself for one seed, DIR/seed-<n> for several."""
+    seeds = experiment.run.seeds
+    return (
+        [(seeds[0], out)] if len(seeds) == 1 else [(seed, out / f"seed-{seed}") for seed in seeds]
+    )
+
+
+def status(folder: Path, experiment: Experiment) -> str:
+    """What lies in a folder: fresh, finished or unfinished (of this config), or other."""
+    if not folder.exists():
+        return "fresh"
+    if not folder.is_dir():
+        return "other"
+    if not (folder / "config.yaml").exists():
+        visible = any(not entry.name.startswith(".") for entry in folder.iterdir())
+        return "other" if visible else "fresh"
+    if request_hash(folder) != experiment.hash():
+        return "other"
+    return "finished" if (folder / "result.json").exists() else "unfinished"
+
+
+def request_hash(folder: Path) -> str:
+    """The hash of the config that a run directory was asked for (config.yaml itself gains tuned
+    values later).
+    """
+    if (folder / "result.json").exists():
+        return str(read_result(folder).get("config_hash"))
+    if (folder / "environment.json").exists():
+        return str(_environment(folder).get("config_hash"))
+    return as_asked(stored_experiment(folder), folder).hash()
+
+
+def stored_experiment(folder: Path) -> Experiment:
+    """The experiment of a run directory; ConfigError when there is none."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError((str(folder), "is no run directory: it holds no config.yaml"))
+    plan = load(str(folder / "config.yaml"))
+    if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
+        raise ConfigError((str(folder / "config.yaml"), "should hold one method and one seed"))
+    return plan.experiments[0]
+
+
+def search_folder(folder: Path) -> Path:
+    """Where the shared search of a run keeps its record."""
+    return folder / "search"
+
+
+def as_asked(experiment: Experiment, folder: Path) -> Experiment:
+    """A stored experiment without what the run's own search has found."""
+    return experiment.replace(found=None) if search_folder(folder).exists() else experiment
+
+
+def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """What the run was asked for, as it was first written: its hash, and one that is the same for
+    all seeds.
+    """
+    old = _environment(folder)
+    first = as_asked(experiment, folder)
+    new = {
+        "config_hash": first.hash(),
+        "request": first.with_seed(0).hash(),
+        "config": first.resolved(),
+    }
+    return {name: old.get(name, value) for name, value in new.items()}
+
+
+def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
+    """config.yaml first, from which on the run can be resumed, then environment.json."""
+    write_yaml(folder / "config.yaml", experiment.resolved())
+    write_json(folder / "environment.json", facts)
+
+
+def changed(folder: Path, experiment: Experiment) -> list[str]:
+    """What differs between the config that a run began with and the one that lies there: `key:
+    before -> now`.
+    """
+    recorded = _environment(folder).get("config")
+    # as it is read today, so that fields that came later have their defaults on both sides
+    before = flat(parse(recorded).experiments[0].resolved()) if recorded else {}
+    now = flat(as_asked(experiment, folder).resolved())
+    keys = [key for key in {**before, **now} if not key.startswith(EXECUTION)] if before else []
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(now.get(key))}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings under dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        place = f"{prefix}{key}"
+        found |= flat(value, f"{place}.") if isinstance(value, dict) else {place: value}
+    return found
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return checked(Environment, read_json(path), path) if path.exists() else {}

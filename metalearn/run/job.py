@@ -1,0 +1,74 @@
+"""One run: an experiment with one seed in its directory. It is never changed; stages return another
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from metalearn.config.build import Parts, rebuild
+from metalearn.config.experiment import Experiment
+from metalearn.distributed.ranks import ALONE, Ranks
+from metalearn.evaluate.ledger import CostLedger, Entry
+from metalearn.storage.files import append_lines, write_yaml
+from metalearn.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the stages of a run work on; cost is written to its ledger."""
+
+    experiment: Experiment
+    folder: Path
+    parts: Parts  # built of the experiment
+    ledger: CostLedger
+    ranks: Ranks = ALONE
+    planned: bool = False  # whether config.yaml says how steps are executed
+    request: Mapping[str, Any] = field(default_factory=dict)  # what the run was asked for
+    # what the run that it starts from had spent, by phase
+    started: Mapping[str, Entry] = field(default_factory=dict)
+    tracker: Tracker | None = None  # None: a trial of tuning
+    # of a sweep: called with metrics.jsonl after every look, raises where the trial ends early
+    judge: Callable[[Path], None] | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.run.seeds[0]
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment.label} seed {self.seed}"
+
+    @property
+    def phase(self) -> str:
+        return "pretrain" if self.parts.method.traits.consumes == "examples" else "meta_train"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def with_experiment(self, experiment: Experiment) -> Job:
+        """The same run of another experiment on the same tasks, written to config.yaml."""
+        parts = rebuild(self.parts, experiment)
+        self.ranks.first(lambda: write_yaml(self.folder / "config.yaml", experiment.resolved()))
+        return replace(self, experiment=experiment, parts=parts)
+
+    def record(self, rows: list[dict[str, Any]]) -> None:
+        """Append to metrics.jsonl, then tell the loggers, whose time is set-up."""
+        self.ranks.first(lambda: append_lines(self.metrics, rows))
+        if self.tracker is not None:
+            with self.ledger.span("setup"):
+                self.tracker.rows(rows)
+
+
+def wall_seconds(*ledgers: CostLedger) -> float:
+    """Seconds that a run took by the clock: each is on one phase of one ledger."""
+    spent = [entry["seconds"] for ledger in ledgers for entry in ledger.totals().values()]
+    return sum(seconds for seconds in spent if seconds == seconds)

@@ -1,0 +1,70 @@
+"""What SIGTERM and SIGUSR1 do: the first one saves and stops, the second one ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from metalearn.distributed.ranks import ALONE, STOPS, Ranks
+from metalearn.distributed.world import PASSED_ON
+from metalearn.errors import Stopped
+from metalearn.logger import log
+
+_RECEIVED: list[int] = []  # signals that this process got
+
+
+@contextmanager
+def signals(handler: Callable[[], None], ranks: Ranks = ALONE) -> Iterator[None]:
+    """Call `handler` on SIGTERM and SIGUSR1 inside the block.
+
+    Only a process's main thread can, and only rank 0 does: the others pass signals on to it.
+    PASSED_ON is the launcher's signal for one that this process may have got as well: both together
+    are one."""
+    if threading.current_thread() is not threading.main_thread() or not ranks.is_first:
+        yield
+        return
+
+    def on_signal(number: int, _: Any) -> None:
+        before = _count()
+        _RECEIVED.append(number)
+        if _count() > before:
+            handler()
+
+    previous = {number: signal.signal(number, on_signal) for number in (*STOPS, PASSED_ON)}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _count() -> int:
+    passed_on = _RECEIVED.count(PASSED_ON)
+    return max(passed_on, len(_RECEIVED) - passed_on)
+
+
+@contextmanager
+def finishing_step(ranks: Ranks) -> Iterator[None]:
+    """A first signal inside the block sets `ranks.signalled`, a second one ends the process."""
+
+    def on_signal() -> None:
+        if ranks.signalled:
+            raise SystemExit(75)
+        ranks.signalled = True
+        log.info("signal: finishing this step and saving; a second one ends at once")
+
+    with signals(on_signal, ranks):
+        try:
+            yield
+        finally:
+            if ranks.is_first:
+                ranks.signalled = False
+
+
+def stop(folder: Path, where: str = "") -> None:
+    """Stopped, with the command that goes on."""
+    raise Stopped(f"stopped by a signal{where}; go on with: metalearn resume {folder}")

@@ -1,0 +1,1 @@
+"""A trained run in use: loaded, adapted to new examples, its optimizer applied elsewhere."""
