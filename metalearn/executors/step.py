@@ -80,9 +80,7 @@ def make_step_fn(
     pieces = method.task_grad is not None and in_pieces(executor, chunk)
     settings = Settings(method, executor, chunk, workers_on(device, workers))
     local: Local | None = make_step(*settings) if pieces else method.step
-    combine: Step | None = None
-    if sharded:
-        local, combine = _sharded(settings, tasks, count, total)
+    local, combine = _sharded(settings, tasks, count, total) if sharded else (local, None)
     assert local is not None
     wrap: Wrap = identity if pieces else wrap_of(executor)
     key = key.to(device)
@@ -90,15 +88,14 @@ def make_step_fn(
     def sample(key: Key, number: Tensor) -> Any:
         return draw(fold_in(key, number), count, first)
 
-    fused = executor in CAPTURED or (
-        executor in ("traced", "compiled") and not pieces and light(sample, key, _number(device, 0))
-    )
+    whole = executor in ("traced", "compiled") and not pieces
+    fused = executor in CAPTURED or (whole and light(sample, key, _number(device, 0)))
     made = (_fused if fused else _apart)(wrap, local, sample, key, device)
-    return (
-        made
-        if combine is None
-        else made._replace(step=lambda state, data: combine(state, made.step(state, data)))
-    )
+    return made if combine is None else _combined(made, combine)
+
+
+def _combined(made: Executable, combine: Step) -> Executable:
+    return made._replace(step=lambda state, data: combine(state, made.step(state, data)))
 
 
 def _fused(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> Executable:

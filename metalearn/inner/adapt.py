@@ -51,11 +51,24 @@ def adapt(
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
-    noisy = noise.is_active()
-    if step_invariant and steps and is_active() and not noisy:
-        return _in_one(
-            loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order
-        )
+    compiled = step_invariant and steps and is_active() and not noise.is_active()
+    walk = _in_one if compiled else _step_by_step
+    return walk(loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order)
+
+
+def _step_by_step(
+    loss: Loss,
+    moving: Params,
+    frozen: Params,
+    fixed: Params,
+    rule: UpdateRule,
+    batch: Batch | Callable[[int], Batch],
+    steps: int,
+    state: State,
+    keep: Collection[int] | None,
+    first_order: bool,
+) -> Path:
+    noisy, like = noise.is_active(), next(iter({**moving, **frozen}.values()))
     points: list[Params] = []
     losses: list[Tensor] = []
     for step in range(steps + 1):
@@ -65,11 +78,10 @@ def adapt(
             break
         data = batch if isinstance(batch, Batch) else batch(step)
         move = partial(_step, loss, rule, step, first_order)
-        given: tuple[Any, ...] = (moving, state, {**frozen, **(fixed or {})}, data)
+        given: tuple[Any, ...] = (moving, state, {**frozen, **fixed}, data)
         given = (*given, noise.next_key()) if noisy else given
         moving, state, value = checkpointed(move, *given)
         losses.append(value)
-    like = next(iter(params.values()))
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
 
 

@@ -75,19 +75,17 @@ def episodic(
     """
     loss_of = criterion(spec)
     learning = learn_by(adapt, predict, uses_steps=inner_steps > 0, features=features)
-    answer = learning["predict"]
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
         item = adapt(meta, episode.support, (inner_steps,), episode.info["key"])[-1]
-        logits = answer(meta, item, episode.support, episode.query.x)
+        logits = learning["predict"](meta, item, episode.support, episode.query.x)
         return loss_of(logits, episode.query.y), metrics(spec, logits, episode.query.y)
 
     task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
-    start = init or learner.init
     return Method(
         spec=spec,
         traits=traits_of(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
-        init=lambda key: init_state(start(key), outer),
+        init=lambda key: init_state((init or learner.init)(key), outer),
         task_grad=task_grad,
         update=update,
         step=step_over_tasks(task_grad, update),

@@ -31,7 +31,11 @@ def functional_call(
     *,
     tie_weights: bool = True,
 ) -> Any:
-    """`module` with the tensors of `named` in place of its own; `module` itself is never run."""
+    """`module` with the tensors of `named` in place of its own; each thread runs its own copy."""
+    if torch.compiler.is_compiling():  # the graph holds no module, and cannot copy one
+        return torch.func.functional_call(
+            module, dict(named), args, kwargs, tie_weights=tie_weights
+        )
     own = _copies.of.get(module)
     if own is None:
         # Tensors stay: a copy of one would be recorded by whatever transform or mode is active.

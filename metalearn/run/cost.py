@@ -48,11 +48,9 @@ def cost_block(
             continue  # spent for all tasks together
         row = _shared(once[phase], evaluate.episodes)
         if phase == "predict":
-            row = _shared(
-                *((batched.cost()[phase], tasks) if batched else (row, len(evaluate.steps)))
-            )
-            more = once[phase]["seconds"] - row["seconds"] * evaluate.episodes
-            table["setup"]["seconds"] += more
+            shared = (batched.cost()[phase], tasks) if batched else (row, len(evaluate.steps))
+            row = _shared(*shared)
+            table["setup"]["seconds"] += once[phase]["seconds"] - row["seconds"] * evaluate.episodes
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
         table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
     _add_labels(table, parts.test)
