@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commandline import Commands, commands_in, files_of, refused
 from messages import collect_messages
 from nas_tasks import image_spec
 
@@ -36,8 +33,8 @@ from metalearn.nas.searchers.search import Ask, Score, Trial
 from metalearn.nas.spaces.space import Cost, Space, classes
 from metalearn.nas.tabular import Row, Table, empty
 from metalearn.rng import fold_in
-from metalearn.tabular import figures, race_results
 from metalearn.tabular import race as room
+from metalearn.tabular import race_results
 from metalearn.tabular.race_options import RaceOptions, check
 from metalearn.tabular.race_results import Landscape, curve, expectation, landscapes, raced, theory
 from metalearn.tasks import Sinusoid
@@ -379,164 +376,3 @@ def test_noise_is_tau_between_score_and_truth_and_its_ceiling(wave_table: Table)
     )
     one = wave_table.rows._replace(loss=wave_table.rows.loss[:, :, :1])
     assert race_results.noise(dataclasses.replace(wave_table, rows=one))["ceiling"] is None
-
-
-# ---- the command
-#
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("race")) as made:
-        yield made
-
-
-def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> None:
-    """Everything in one run; a second one, with a remedy, replaces its section of the Markdown
-    file.
-    """
-    path = stored(shell.folder, wave_table)
-    names = ("random", "evolution", "tpe", "halving", "params", "darts")
-    chosen = [word for name in names for word in ("--searcher", name)]
-    files = ["--out", "r.json", "--markdown", "r.md", "--plot", "r.svg"]
-    short = ["--budget", 9, "--seeds", 2, "--set", "darts.steps=2"]
-    ended = shell("nas", "race", path, *chosen, *short, *files)
-    assert ended.code == 0, ended
-    found = json.loads((shell.folder / "r.json").read_text())
-    keys = {
-        "schema",
-        "table",
-        "header",
-        "curves",
-        "paired",
-        "picks",
-        "noise",
-        "chance",
-        "rule",
-        "diverged",
-    }
-    assert keys <= set(found) and found["schema"] == 1
-    assert [row["searcher"] for row in found["curves"]] == [
-        name for name in names[:-1] for _ in range(2)
-    ]
-    assert {row["searcher"] for row in found["paired"]} == set(names[1:-1])
-    assert found["header"] == wave_table.header and found["picks"][0]["options"]["steps"] == 2
-    assert {row["verdict"] for row in found["paired"]} <= {"better", "worse", "not worse"}
-    text, picture = ((shell.folder / name).read_text() for name in ("r.md", "r.svg"))
-    for word in (
-        "random, exact",
-        "evolution",
-        "Picks of searchers that train",
-        "Kendall's tau",
-        "![t](r.svg)",
-    ):
-        assert word in text, word
-    assert "lower is better" in picture and "evaluations" in picture and "Verdicts:" in ended.out
-    (shell.folder / "r.md").write_text(text + "\nMine.\n")
-    again = shell(
-        "nas",
-        "race",
-        path,
-        "--searcher",
-        "evolution",
-        "--set",
-        "evolution.population=3",
-        *short[:4],
-        *files,
-    )
-    assert again.code == 0, again
-    found = json.loads((shell.folder / "r.json").read_text())
-    assert [row["options"].get("population") for row in found["curves"]] == [
-        None,
-        None,
-        3,
-        3,
-    ] and not found["picks"]
-    new = (shell.folder / "r.md").read_text()
-    assert new.count("<!-- race: t -->") == 1 and new.endswith("\nMine.\n") and "tpe" not in new
-
-
-def test_bad_input_is_told_at_once_and_nothing_is_written(
-    shell: Commands, wave_table: Table
-) -> None:
-    path = stored(shell.folder, wave_table)
-    (shell.folder / "torn.npz").write_bytes(path.read_bytes()[:5000])
-    done = np.arange(len(wave_table.done)) > 3
-    part = shell.folder / "part.npz"
-    part.write_bytes(dataclasses.replace(wave_table, done=done).save())
-    before = files_of(shell.folder)
-    bad = [
-        "--searcher",
-        "evolutoin",
-        "--seeds",
-        1,
-        "--budget",
-        561,
-        "--set",
-        "tpe.startup",
-        "--set",
-        "darts.steps=0",
-    ]
-    bad += [
-        "--searcher",
-        "darts",
-        "--set",
-        "darts.first_order=true",
-        "--set",
-        "darts.stepz=2",
-        "--set",
-        "snip.pool=2",
-    ]
-    bad += ["--out", path, "--plot", "p.png", "--markdown", path / "in", "--device", "gpu"]
-    refused(
-        shell("nas", "race", part, *bad),
-        "did you mean 'evolution'",
-        "--seeds: 1 should",
-        "561 is above the table's 560",
-        "'tpe.startup' should be",
-        "darts.stepz: unknown key",
-        "darts.steps: ",
-        "what the name darts stands for",
-        "snip is not among the searchers",
-        "p.png should end in .svg",
-        "is no folder",
-        "part.npz: holds 556 of 560",
-        "'gpu' should be auto",
-    )
-    refused(
-        shell("nas", "race", path, "--out", path, "--budget", 0),
-        "is the table itself",
-        "0 should be at least 1",
-    )
-    refused(shell("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
-    refused(
-        shell("nas", "race", "absent.npz", "--seeds", 0),
-        "absent.npz: is no table",
-        "0 should be at least 2",
-    )
-    refused(shell("nas", "race", "torn.npz"), "torn.npz: is no table")
-    refused(shell("nas", "race", path, "--budget", "many"), "--budget", "integer")
-    assert files_of(shell.folder) == before
-
-
-def test_a_table_without_a_header_or_where_all_diverge_is_refused(
-    tmp_path: Path, wave_table: Table
-) -> None:
-    lacking = {name: value for name, value in wave_table.header.items() if name != "training"}
-    with pytest.raises(ConfigError, match="header lacks training"):
-        check(RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, header=lacking))))
-    lost = wave_table.rows._replace(loss=np.full_like(wave_table.rows.loss, np.nan))
-    with pytest.raises(ConfigError, match="smaller inner_lr"):
-        check(
-            RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, rows=lost)), ("random",))
-        )
-
-
-def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
-    """Regret 0 has a place on the axis, and every searcher of a curve has a look."""
-    table, _ = images(noise=0.0)
-    words = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
-    found = room.race(words)
-    assert found["curves"][0]["regret"][-1] == 0
-    assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(room.BY_TABLE)
-    assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))
