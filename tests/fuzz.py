@@ -1,9 +1,6 @@
-"""Inputs as attacks: config, overrides, sweep file, run directory, archives, data, image folder,
-names in reports.
+"""Hostile inputs: every one ends with exit code 0 or 2, and changes nothing outside the run.
 
-Every input ends with exit code 0 or 2, never with a traceback, and changes no file outside the run
-directory. test_fuzz.py runs some hundred of each; `make fuzz` ten thousand in all. In one process,
-by the command line's own code."""
+test_fuzz.py runs some hundred of each kind; `make fuzz` ten thousand in all, in one process."""
 
 from __future__ import annotations
 
@@ -358,13 +355,9 @@ def fuzz(name: str, place: Place, examples: int, **how: Any) -> None:
     """So many inputs of one kind; raises at the smallest one that does not end as it must."""
     strategy, check, _ = TARGETS[name]
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        database=None,
-        **how,
-    )
+    checks: Any = {"suppress_health_check": list(HealthCheck), "database": None, **how}
+
+    @settings(max_examples=examples, deadline=None, **checks)
     @given(strategy)
     def run(value: Any) -> None:
         check(place, value)

@@ -30,6 +30,28 @@ METHODS: dict[str, tuple[float, float, float, bool, str]] = {
 }
 
 
+PUBLISHED = [
+    {"published": value, "published_ci95": half, "source": "Finn et al. 2017, table 1"}
+    for value, half in ((None, None), (0.987, 0.004))
+]
+GLYPHS = {
+    "source": "glyphs",
+    "split": "test",
+    "ways": 5,
+    "shots": 1,
+    "queries": 15,
+    "data_sha256": "d" * 64,
+}
+SINUSOID = {
+    "source": "sinusoid",
+    "split": "test",
+    "ways": 1,
+    "shots": 5,
+    "queries": 100,
+    "data_sha256": None,
+}
+
+
 def write_run(
     path: Path,
     label: str,
@@ -48,28 +70,15 @@ def write_run(
     steps = np.asarray(STEPS, np.float64)
     level = start + (end - start) * (steps / (steps + speed) if uses_steps else np.ones(len(steps)))
     noise = generator.normal(0, 0.09, (episodes, len(steps) if uses_steps else 1))
-    known = np.clip(
-        level[None]
-        + generator.normal(0, 0.004) * ((steps > 0) | (not uses_steps))
-        + tasks[:, None] * (level > 0.25)
-        + noise,
-        0,
-        1,
-    )
+    shift = generator.normal(0, 0.004) * ((steps > 0) | (not uses_steps))
+    known = np.clip(level[None] + shift + tasks[:, None] * (level > 0.25) + noise, 0, 1)
     accuracy = np.round(known * 75) / 75
     loss = -np.log(np.clip(accuracy, 0.02, 1)) + 0.05
     test = _test(STEPS, accuracy, loss)
     headline = 10 if uses_steps else 20
     place = STEPS.index(headline)
     result = _result(label, method, seed, episodes, test) | {
-        "task": {
-            "source": "glyphs",
-            "split": "test",
-            "ways": 5,
-            "shots": 1,
-            "queries": 15,
-            "data_sha256": "d" * 64,
-        },
+        "task": GLYPHS,
         "normalisation": "query_batch",
         "transductive": True,
         "headline": {
@@ -77,9 +86,7 @@ def write_run(
             "step": headline,
             "value": test["accuracy"][place],
             "ci95": test["accuracy_ci95"][place],
-            "published": 0.987 if method == "maml" else None,
-            "published_ci95": 0.004 if method == "maml" else None,
-            "source": "Finn et al. 2017, table 1",
+            **PUBLISHED[method == "maml"],
         },
         "traits": {
             "uses_steps": uses_steps,
@@ -103,6 +110,11 @@ def write_run(
     config |= {"method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
     lines = _metrics(generator, end) if consumes != "nothing" else []
     _write(path, result, config, lines, {"accuracy": accuracy, "loss": loss})
+    _write_image_episodes(path)
+    return path
+
+
+def _write_image_episodes(path: Path) -> None:
     drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
     asked = np.random.default_rng(4).random((3, 15, 1, 28, 28)) ** 6
     labels = np.stack([np.random.default_rng(place).permutation(5) for place in range(3)])
@@ -110,7 +122,6 @@ def write_run(
         [np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)]
     )
     np.savez(path / "episodes.npz", support_x=drawn, support_y=labels, query_x=asked, query_y=many)
-    return path
 
 
 def write_regression(
@@ -133,14 +144,7 @@ def write_regression(
     test = _test(STEPS, None, loss)
     result = _result(label, method, seed, 600, test) | {
         "experiment": "sinusoid",
-        "task": {
-            "source": "sinusoid",
-            "split": "test",
-            "ways": 1,
-            "shots": 5,
-            "queries": 100,
-            "data_sha256": None,
-        },
+        "task": SINUSOID,
         "normalisation": "none",
         "transductive": False,
         "headline": {

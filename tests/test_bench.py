@@ -1,6 +1,4 @@
-"""`metalearn bench`: the file it writes, the gradients it compares, what it refuses to time and
-what it says aloud.
-"""
+"""`metalearn bench`: the file, the compared gradients, what is not timed, and what is logged."""
 
 from __future__ import annotations
 

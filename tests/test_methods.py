@@ -7,19 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from checks import (
-    EXEMPT,
-    GOLDEN,
-    METHOD_CHECKS,
-    TASKS,
-    Case,
-    Check,
-    case,
-    close,
-    golden_rows,
-    parametrize,
-    why_not,
-)
+from checks import GOLDEN, TASKS, Case, Check, case, close, parametrize, why_not
+from checks_learning import METHOD_CHECKS, golden_rows
+from method_options import EXEMPT
 
 from metalearn.algorithms import MAML
 from metalearn.component import Component

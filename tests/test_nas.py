@@ -61,8 +61,7 @@ def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
     return normal(fold_in(5, name), (count, *spec.x_shape), spec.dtype)
 
 
-# ---- how many there are
-#
+# how many there are
 
 
 @pytest.mark.parametrize(
@@ -208,8 +207,7 @@ def transports(space: Space, params: Params, genotype: Any) -> list[Params]:
     return found
 
 
-# ---- what they are
-#
+# what they are
 
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
@@ -297,8 +295,7 @@ def test_operations_against_torch() -> None:
     assert layer_norm(z * mask, weight, bias, mask)[..., 4:].abs().sum() == 0
 
 
-# ---- one supernet, or a network of its own
-#
+# one supernet, or a network of its own
 
 
 @every_space

@@ -54,8 +54,7 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
             torch.testing.assert_close(other[lane], wanted, rtol=1e-8, atol=1e-10)
 
 
-# ---- what it costs
-#
+# what it costs
 
 
 @pytest.mark.parametrize(("tasks", "together"), [(1, 1), (32, 32), (32, 1)])
@@ -83,8 +82,7 @@ def test_a_candidate_costs_what_a_pencil_says(
     assert spent["predict"] == pytest.approx(tasks * 2 * net.forward(6), rel=1e-3)
 
 
-# ---- folds
-#
+# folds
 
 
 @pytest.mark.parametrize(

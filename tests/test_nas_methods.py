@@ -63,8 +63,7 @@ def test_a_searched_network_learns_its_task() -> None:
     assert curve.mean[1] > curve.mean[0] + 0.15 and curve.mean[1] > 0.55
 
 
-# ---- per task
-#
+# per task
 
 
 @pytest.mark.parametrize("batching", ["bucket", "masks"])
@@ -200,8 +199,7 @@ def test_a_candidate_that_diverges_loses() -> None:
     assert learned.predictions.isfinite().all() and (learned.notes["score"] == -torch.inf).any()
 
 
-# ---- what a search cannot see
-#
+# what a search cannot see
 
 
 class Peeping:
@@ -268,8 +266,7 @@ def test_a_shared_search_is_refused_other_tasks_than_training_tasks(
     assert not list(tmp_path.iterdir())
 
 
-# ---- for a family of tasks
-#
+# for a family of tasks
 
 
 def shared(**options: Any) -> tuple[Method, MAML]:

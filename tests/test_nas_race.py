@@ -104,8 +104,7 @@ def wave_table() -> Table:
     return waves()
 
 
-# ---- curves
-#
+# curves
 
 
 @pytest.mark.parametrize("searcher", [RandomSearch(), Evolution(population=4)])
@@ -154,8 +153,7 @@ def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> Non
     assert race_results.counts(64) == [1, 2, 4, 8, 16, 32, 64] and race_results.counts(1) == [1]
 
 
-# ---- theory
-#
+# theory
 
 
 def landscape(told: Any, worth: Any) -> Landscape:
@@ -224,8 +222,7 @@ def test_a_race_says_that_theory_fails(
     assert any("not what theory says" in text for text in said)
 
 
-# ---- against random search
-#
+# against random search
 
 
 def test_verdicts_follow_the_rule() -> None:
@@ -251,8 +248,7 @@ def test_verdicts_follow_the_rule() -> None:
     assert "not worse" in race_results.RULE
 
 
-# ---- what diverged
-#
+# what diverged
 
 
 def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
@@ -270,8 +266,7 @@ def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
     )
 
 
-# ---- searchers that train
-#
+# searchers that train
 
 
 @pytest.mark.parametrize(
@@ -352,8 +347,7 @@ def test_other_tasks_than_the_tables_are_refused(tmp_path: Path, wave_table: Tab
         check(RaceOptions(stored(tmp_path, few), ("random",)))
 
 
-# ---- noise
-#
+# noise
 
 
 def test_noise_is_tau_between_score_and_truth_and_its_ceiling(wave_table: Table) -> None:

@@ -18,8 +18,7 @@ from metalearn.tabular import figures
 from metalearn.tabular import race as room
 from metalearn.tabular.race_options import RaceOptions, check
 
-# ---- the command
-#
+# the command
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +69,8 @@ def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> No
         assert word in text, word
     assert "lower is better" in picture and "evaluations" in picture and "Verdicts:" in ended.out
     (shell.folder / "r.md").write_text(text + "\nMine.\n")
-    again = shell(
-        "nas",
-        "race",
-        path,
-        "--searcher",
-        "evolution",
-        "--set",
-        "evolution.population=3",
-        *short[:4],
-        *files,
-    )
+    changed = ["--searcher", "evolution", "--set", "evolution.population=3"]
+    again = shell("nas", "race", path, *changed, *short[:4], *files)
     assert again.code == 0, again
     found = json.loads((shell.folder / "r.json").read_text())
     assert [row["options"].get("population") for row in found["curves"]] == [
@@ -102,28 +92,10 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
     part = shell.folder / "part.npz"
     part.write_bytes(dataclasses.replace(wave_table, done=done).save())
     before = files_of(shell.folder)
-    bad = [
-        "--searcher",
-        "evolutoin",
-        "--seeds",
-        1,
-        "--budget",
-        561,
-        "--set",
-        "tpe.startup",
-        "--set",
-        "darts.steps=0",
-    ]
-    bad += [
-        "--searcher",
-        "darts",
-        "--set",
-        "darts.first_order=true",
-        "--set",
-        "darts.stepz=2",
-        "--set",
-        "snip.pool=2",
-    ]
+    words = "--searcher evolutoin --seeds 1 --budget 561 --set tpe.startup --set darts.steps=0"
+    bad = words.split()
+    words = "--searcher darts --set darts.first_order=true --set darts.stepz=2 --set snip.pool=2"
+    bad += words.split()
     bad += ["--out", path, "--plot", "p.png", "--markdown", path / "in", "--device", "gpu"]
     refused(
         shell("nas", "race", part, *bad),

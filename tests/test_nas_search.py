@@ -56,8 +56,7 @@ def regrets(searcher: Any, budget: int, seeds: int) -> np.ndarray:
     return np.array(found)
 
 
-# ---- the protocol
-#
+# the protocol
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
@@ -160,8 +159,7 @@ def test_the_cheapest_within_one_standard_error_wins() -> None:
     assert choose(space, [trials[4]], 1.0).genotype == (0, 1)
 
 
-# ---- random search and theory
-#
+# random search and theory
 
 
 def test_the_expected_pick_is_the_mean_over_all_draws() -> None:
@@ -195,8 +193,7 @@ def test_the_regret_of_random_search_falls_as_theory_says() -> None:
         last = theory
 
 
-# ---- evolution, TPE, halving
-#
+# evolution, TPE, halving
 
 
 @pytest.mark.parametrize(("searcher", "seeds"), [(Evolution(), 20), (TPE(), 6)])

@@ -34,8 +34,7 @@ from metalearn.rng import fold_in, normal
 from metalearn.tree import vmap
 from metalearn.types import Batch, EpisodeSpec
 
-# ---- DARTS
-#
+# DARTS
 
 
 def darts_case() -> tuple[Space, Any, Any, Batch, Batch]:
@@ -115,8 +114,7 @@ def test_darts_goes_downhill_in_the_held_out_loss(first_order: bool) -> None:
     assert measure(arch, weights, train, held).mean() < measure(start, weights, train, held).mean()
 
 
-# ---- one-shot and proxies
-#
+# one-shot and proxies
 
 
 def test_a_single_path_moves_only_its_own_weights() -> None:

@@ -22,8 +22,7 @@ from metalearn.nas.spaces.space import (
 )
 from metalearn.rng import fold_in, normal
 
-# ---- walking about, and refusals
-#
+# walking about, and refusals
 
 
 def test_shuffled_gives_every_class_once_in_an_order_of_its_key() -> None:

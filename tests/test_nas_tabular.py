@@ -52,8 +52,7 @@ def made_up(tasks: int = 3, seeds: int = 2) -> tuple[Table, Space]:
     return dataclasses.replace(table, rows=rows, done=np.ones(shape[0], bool)), space
 
 
-# ---- rows
-#
+# rows
 
 
 @pytest.mark.parametrize("shots", [1, 2])
@@ -131,8 +130,7 @@ def test_regression_counts_loss(few: int) -> None:
     assert not table.unbounded and table.diverged == 0 and (table.truth() == -math.inf).all()
 
 
-# ---- the file
-#
+# the file
 
 
 def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
@@ -183,8 +181,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load(path)
 
 
-# ---- what it is for
-#
+# what it is for
 
 
 def test_regret_and_rank_of_a_pick() -> None:
@@ -297,8 +294,7 @@ def test_equal_scores_are_as_likely_to_be_picked() -> None:
     assert expected_pick(np.zeros(6), values, 3) == pytest.approx(values.mean())
 
 
-# ---- the command
-#
+# the command
 
 EXPERIMENT = """
 experiment: tiny

@@ -271,9 +271,6 @@ def test_lanes_of_another_number_of_tasks_are_refused(metalearn: Commands) -> No
     refused(metalearn("resume", folder, "--allow-change"), "run.tasks_per_step", "4")
 
 
-# numbers
-# that are not finite
-
 # The tasks of step 7 of seed 0 have no finite targets.
 SPOILED = """
 from metalearn.rng import fold_in

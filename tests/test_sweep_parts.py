@@ -93,15 +93,8 @@ def test_every_distribution_against_its_definition() -> None:
         distribution_of({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 1}).value_of(1.0)
         == 3
     )
-    assert distribution_of(
-        {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}
-    ).grid() == [
-        0,
-        0.25,
-        0.5,
-        0.75,
-        1,
-    ]
+    quarters = distribution_of({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25})
+    assert quarters.grid() == [0, 0.25, 0.5, 0.75, 1]
     assert (
         distribution_of({"distribution": "log_uniform_values", "min": 0.1, "max": 1.0}).unit().log
     )
@@ -111,6 +104,9 @@ def test_every_distribution_against_its_definition() -> None:
         ).value_of(17.9)
         == 16
     )
+
+
+def test_weighted_values_and_default_distributions() -> None:
     weighted = distribution_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
     assert [weighted.value_of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
         "a",

@@ -62,8 +62,7 @@ PATH = [
 ]
 
 
-# ---- against loops written by hand
-#
+# against loops written by hand
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
@@ -182,8 +181,7 @@ def test_one_pretraining_step_is_torchs_own_adam() -> None:
         torch.testing.assert_close(ours[name], leaf.detach(), rtol=1e-9, atol=1e-9)
 
 
-# ---- closed forms
-#
+# closed forms
 
 
 def test_nearest_centroid_is_minus_the_squared_distance_to_each_class_mean() -> None:
@@ -249,8 +247,7 @@ def test_features_are_computed_once(name: str) -> None:
     assert calls.count(True) == 1  # the queries', for all points together
 
 
-# ---- pretraining
-#
+# pretraining
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -330,8 +327,7 @@ def test_learning_reads_nothing_of_the_old_head_but_its_width() -> None:
         assert torch.equal(said(method, meta, episode), said(method, blank, episode))
 
 
-# ---- regression
-#
+# regression
 
 
 @pytest.mark.parametrize("adapts", ["all", "head"])

@@ -19,8 +19,7 @@ from metalearn.transfer import TRANSFER, BaselinePlusPlus, FineTune, LinearProbe
 from metalearn.tree import leaves
 from metalearn.types import Batch, Episode
 
-# ---- what every method keeps
-#
+# what every method keeps
 
 
 @pytest.mark.parametrize("name", TRANSFER)

@@ -48,12 +48,12 @@ def candidates_on_queries(
         whole = [task for task in range(tasks) if tried[task][place][0] >= 0]
         chosen = [tuple(tried[task][place]) for task in whole]
         support, query = (take(part, whole) for part in (batch.support, batch.query))
-        said = train(chosen, support, query.x, (evaluate.steps[-1],), keys[whole], NullLedger())[
+        logits = train(chosen, support, query.x, (evaluate.steps[-1],), keys[whole], NullLedger())[
             :, 0
         ]
-        loss[whole, place] = criterion(spec)(said, query.y, lead=1).cpu()
+        loss[whole, place] = criterion(spec)(logits, query.y, lead=1).cpu()
         if spec.classification:
-            right[whole, place] = accuracy(said, query.y, lead=1).cpu()
+            right[whole, place] = accuracy(logits, query.y, lead=1).cpu()
     return _arrays(options, method, notes, tasks, loss, right)
 
 

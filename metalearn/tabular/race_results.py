@@ -54,10 +54,6 @@ class Landscape(NamedTuple):
         return np.asarray((self.worth > self.worth[:, None]).sum(1) + 1)
 
 
-# the
-# truth and scores
-
-
 def landscapes(table: Table) -> dict[str, list[Landscape]]:
     """truth: all tasks' mean query value, after a share of the training that of then; scores: each
     task's own.

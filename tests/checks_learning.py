@@ -1,0 +1,163 @@
+"""Checks of what a method learns of new tasks, of resuming, and of golden losses."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import checks
+import torch
+from checks import (
+    F64,
+    POLICIES,
+    STEPS,
+    TASKS,
+    Case,
+    Check,
+    case,
+    close,
+    episodes,
+    needs,
+    said,
+    same,
+)
+from clusters import Clusters
+
+from metalearn.evaluate.curves import learning_curve
+from metalearn.rng import fold_in, normal
+from metalearn.storage import checkpoint
+from metalearn.tree import named_leaves, take
+from metalearn.types import Batch
+
+
+def check_predictions_have_their_shape(given: Case) -> None:
+    """[T, P, M, C], finite; the points asked for are those of the whole path; any number of
+    queries.
+    """
+    state, episode = given.state(), episodes(given)
+    spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
+    few, path = (
+        said(given, state.meta, episode, STEPS, keys),
+        said(given, state.meta, episode, STEPS[-1], keys),
+    )
+    assert (
+        few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
+        and few.dtype == F64
+    )
+    assert few.isfinite().all()
+    close(few, path[:, list(STEPS)])
+    moves = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
+    assert moves == given.method.traits.uses_steps
+    for count in (1, 0):
+        part = episode._replace(query=Batch(episode.query.x[:, :count], episode.query.y[:, :count]))
+        cut = said(given, state.meta, part, STEPS, keys)
+        assert cut.shape == (TASKS, len(STEPS), count, spec.outputs)
+        close(cut, few[:, :, :count])
+
+
+def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
+    """A task is learned alike in a batch and alone, and alike twice."""
+    state, episode = given.state(), episodes(given)
+    keys = fold_in(episode.info["key"], "learn")
+    together = said(given, state.meta, episode, key=keys)
+    assert torch.equal(together, said(given, state.meta, episode, key=keys))
+    for task in (0, TASKS - 1):
+        part = slice(task, task + 1)
+        close(said(given, state.meta, take(episode, part), key=keys[part]), together[part])
+
+
+def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
+    """Other queries change a prediction under `query_batch` and no other policy; labels have no way
+    in.
+    """
+    assert list(inspect.signature(given.method.learn).parameters)[:3] == [
+        "meta",
+        "support",
+        "query_x",
+    ]
+    for policy in POLICIES:
+        one = case(given.name, given.component, norm=policy)
+        meta, episode = one.state().meta, episodes(one)
+        other = episode.query.x.clone()
+        other[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), other[:, 3:].shape, F64)
+        before, after = (
+            said(one, meta, episode._replace(query=Batch(x, episode.query.y)))
+            for x in (episode.query.x, other)
+        )
+        change = float((before - after)[:, :, :3].abs().max())
+        assert one.method.traits.normalisation == policy and before.isfinite().all()
+        assert one.method.traits.transductive == (policy == "query_batch"), policy
+        assert change > 1e-4 if one.method.traits.transductive else change < 1e-9, (policy, change)
+
+
+@needs("step")
+def check_every_leaf_receives_gradient(given: Case) -> None:
+    """No part of the meta is dead weight, running statistics included: one step
+    moves every leaf.
+    """
+    for policy in ("none", "running"):
+        one = case(given.name, given.component, norm=policy)
+        state = one.state()
+        after, _ = one.step(state, one.data(0))
+        old, new = named_leaves(state.meta), named_leaves(after.meta)
+        assert [name for name in old if torch.equal(old[name], new[name])] == []
+
+
+def check_resuming_is_bitwise(given: Case) -> None:
+    """Two steps, save, load into another start, two steps: the same bits as four steps at once."""
+    state = given.method.init(fold_in(0, "init"))
+    if given.method.step is None:
+        steps: list[Any] = []
+    else:
+        steps = [given.data(number) for number in range(4)]
+    for data in steps[:2]:
+        state, _ = given.step(state, data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.path_of(Path(folder), 2)
+        checkpoint.save(path, state)
+        again = checkpoint.load(path, given.method.init(fold_in(1, "another")))
+    assert same(again, state)
+    for data in steps[2:]:
+        state, again = given.step(state, data)[0], given.step(again, data)[0]
+    assert same(again, state) and state.step == len(steps)
+
+
+# accuracy gained over the method's own start, on tasks of classes that were not trained on
+MARGIN = 0.06
+TRAINING = 60
+
+
+def check_it_learns(given: Case) -> None:
+    """Three seeds: new tasks are learned better than from the start; without training, better than
+    not at all.
+    """
+    tests = Clusters("test", 24)
+    points = (0, 5) if given.method.traits.uses_steps else (0,)
+    for seed in range(3):
+        state = given.state(seed)
+        start = learning_curve(given.method, state.meta, tests, points, 300, seed=seed)
+        if given.method.step is None:
+            assert start.mean[-1] > start.mean[0] + MARGIN, start.mean
+            continue
+        for number in range(TRAINING):
+            state, _ = given.step(state, given.data(number, seed))
+        end = learning_curve(given.method, state.meta, tests, points, 300, seed=seed)
+        assert end.mean[-1] > start.mean[-1] + MARGIN, (seed, start.mean, end.mean)
+
+
+def golden_rows(given: Case, steps: int = 20) -> list[dict[str, float]]:
+    """Every metric of the first steps, as tests/golden/ holds them."""
+    state, rows = given.state(), []
+    for number in range(steps):
+        state, metrics = given.step(state, given.data(number))
+        rows.append({"step": number + 1, **{name: float(value) for name, value in metrics.items()}})
+    return rows
+
+
+METHOD_CHECKS: list[Check] = [
+    value
+    for name, value in [*vars(checks).items(), *globals().items()]
+    if name.startswith("check_")
+]
