@@ -147,10 +147,11 @@ class _Control(_Labelled):
 class _Noise(_Labelled):
     tau: Maybe
     spearman: Maybe
-    regret: Maybe
-    regret_of_chance: Maybe
-    optimism: Maybe
-    gain: Maybe
+    # In units of a loss that may have diverged, so of any finite size; shown in a table alone.
+    regret: float | None
+    regret_of_chance: float | None
+    optimism: float | None
+    gain: float | None
     searches: Count
     candidates: Count
 
