@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import METHODS, the_check, write_regression, write_rows, write_run
+from pages import check_page
+from run_folders import METHODS, groups_of, the_check, write_regression, write_rows, write_run
 
 from metalearn.errors import ConfigError
 from metalearn.report.page import write_report
-from metalearn.results.comparison import collect, write_comparison
+from metalearn.results.comparison import collect, read_comparison, write_comparison
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +194,16 @@ def test_undefined_numbers_are_none_and_counted(tmp_path: Path) -> None:
     assert (
         line["iqm"] is not None and line["value"] is not None
     )  # the headline is step 1, before they explode
+
+
+def test_a_comparison_reads_whatever_it_writes(tmp_path: Path) -> None:
+    """Candidates that explode have scores far above what a run's own file may hold."""
+    write_rows(tmp_path, ["maml", "scratch"])
+    score = np.array([[1.0, -3e35, 0.5], [0.2, -1e37, 0.1]])
+    place = tmp_path / "methods/maml/seed-0/selection.npz"
+    np.savez(place, score=score, truth=score / 2)
+    found = json.loads(write_comparison(tmp_path).read_text())
+    assert found["selection"][0]["gain"] > 1e34
+    groups = groups_of(tmp_path)
+    assert read_comparison(tmp_path, groups) == found
+    check_page(write_report([tmp_path], tmp_path / "report.html"))

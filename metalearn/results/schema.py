@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from metalearn.evaluate.breakeven import Verdict
-from metalearn.storage.schema import Count, Maybe, Number, Open, Result, Target, Text
+from metalearn.storage.schema import Count, Open, Result, Target, Text
 
 Axis = Literal["flops", "seconds"]
+Number = float  # finite; what is derived from the numbers of runs may be larger than these
+Maybe = Number | None
 Ends = Annotated[list[Maybe], Field(min_length=2, max_length=2)] | None
 OfAxis = dict[Axis, Maybe]
 
