@@ -194,7 +194,7 @@ def test_counting_is_set_up_wherever_it_happens(monkeypatch: pytest.MonkeyPatch)
         book.run("adapt", inner)
 
     monkeypatch.setattr("metalearn.evaluate.ledger.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(CostLedger, "_price", slow)
+    monkeypatch.setattr(CostLedger, "_count", slow)
     book = CostLedger()
     with book.span("setup"):
         book.run("search", outer, book.under("search"), flops=0)
