@@ -21,8 +21,7 @@ class ANIL(MethodComponent):
     """MAML whose inner loop moves the head alone, on features that are computed once.
 
     (b, h) = theta;  h_{s+1} = h_s - inner_lr * grad_h L_support(b, h_s);  minimise over b and h_0
-    the mean of L_query(b, h_S). The gradient for b goes through the query's features and, by the
-    path of h, the support's.
+    the mean of L_query(b, h_S). The gradient for b goes through the features of both sets.
     """
 
     place: ClassVar[int] = 5

@@ -21,8 +21,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 class BOIL(ANIL):
     """MAML whose inner loop moves everything but the head, so that a new task changes features.
 
-    (b, h) = theta;  b_{s+1} = b_s - inner_lr * grad_b L_support(b_s, h);  minimise over b_0 and h
-    the mean of L_query(b_S, h): the head is meta-learned and the same for every task.
+    b_{s+1} = b_s - inner_lr * grad_b L_support(b_s, h);  minimise over b_0, h: mean L_query(b_S, h)
     """
 
     place: ClassVar[int] = 6

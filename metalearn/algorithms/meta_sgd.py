@@ -50,8 +50,7 @@ class MetaSGD(MethodComponent):
             return {"params": params, "rates": rates}
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
-            # More than one step is a departure from the paper: every step uses the same rates.
-            rule = per_parameter(meta["rates"])
+            rule = per_parameter(meta["rates"])  # departure where S > 1: the same rates each step
             return adapt(loss, meta["params"], rule, support, at[-1], keep=at).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
