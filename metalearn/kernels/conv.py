@@ -31,15 +31,11 @@ _ops = torch.ops.metalearn
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """Cross-correlation, padding k // 2: x [B, H, W, C], weight [F, C, k, k] as torch's -> [B, Ho,
-    Wo, F].
+    """Cross-correlation, padding k // 2, weight as torch's.
+
+    x [B, H, W, C], weight [F, C, k, k], bias [F] -> [B, Ho, Wo, F].
     """
-    fits = (
-        x.dtype == weight.dtype
-        and x.shape[-1] == weight.shape[1]
-        and weight.shape[2] == weight.shape[3]
-    )
-    if fits and native.usable(x):  # else torch says what does not fit
+    if native.usable(x) and _fits(x, weight):  # else torch says what does not fit
         y = conv(x.unsqueeze(0), weight.permute(2, 3, 1, 0).unsqueeze(0), stride).squeeze(0)
     else:
         size = weight.shape[-1]
@@ -47,6 +43,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
             0, 2, 3, 1
         )
     return y if bias is None else y + bias
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    same = x.dtype == weight.dtype and x.shape[-1] == weight.shape[1]
+    return same and weight.shape[2] == weight.shape[3]
 
 
 def _run(
