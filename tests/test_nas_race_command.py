@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_nas_race
 from commandline import Commands, commands_in, files_of, refused
 from test_nas_race import images, stored
 
@@ -17,6 +18,8 @@ from metalearn.nas.tabular import Table
 from metalearn.tabular import figures
 from metalearn.tabular import race as room
 from metalearn.tabular.race_options import RaceOptions, check
+
+wave_table = test_nas_race.wave_table
 
 # the command
 

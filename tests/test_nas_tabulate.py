@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_nas_tabular
 from test_nas_tabular import EXPERIMENT
 
 from metalearn.errors import ConfigError
@@ -16,6 +17,8 @@ from metalearn.nas.tabular import (
     load,
 )
 from metalearn.tabular import tabulate as room
+
+few = test_nas_tabular.few
 
 
 def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:
