@@ -236,5 +236,5 @@ def test_what_a_search_refuses(method: dict[str, Any], place: str, hint: str) ->
 def test_a_genotype_of_another_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     plan = parse({**FILE, "methods": [{**SHARED, "found": [0, 0, 99, 0, 0, 0]}]})
     with pytest.raises(ConfigError, match="found"):
-        compare(plan, tmp_path / "out", print)
+        compare(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()

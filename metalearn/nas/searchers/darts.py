@@ -95,11 +95,12 @@ class DARTS(SearcherComponent):
 
     def build(self, space: Space) -> Searcher:
         """The searcher of a space."""
-        step, rule = self._step(space), self._rule()
+        rule = self._rule()
         gradients = 2 if self.first_order else 3
 
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             data = require_data("darts", data)
+            step = self._step(space)
             train, held, keys = data.folds
             arch = start_arch(space, fold_in(key, "arch"))
             weights = vmap(space.supernet.init)(keys)
