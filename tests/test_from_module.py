@@ -178,9 +178,10 @@ def test_an_instance_keeps_its_values_and_a_function_draws_them_by_key(exhibit: 
     trained = {name: value for name, value in net.named_parameters() if value.requires_grad}
     moving = {name: value for name, value in one.items() if not name.startswith("stats.")}
     assert len(moving) == len(trained)
-    assert sum(v.sum() for v in moving.values()) == pytest.approx(
-        float(sum(v.sum() for v in trained.values())), rel=1e-12
+    found, wanted = (
+        sum(float(v.detach().sum()) for v in values.values()) for values in (moving, trained)
     )
+    assert found == pytest.approx(wanted, rel=1e-12)
     drawn = learner_of(exhibit, lambda: exhibit.make().train(exhibit.train))
     one, again, two = (drawn.init(key) for key in (KEY, KEY, fold_in(KEY, "other")))
     assert torch.equal(torch.get_rng_state(), state)

@@ -42,7 +42,8 @@ def partly_validated(kind: type[C], values: dict[Any, Any], place: str, problems
     if made is not None:
         return made
     bad = {where.removeprefix(place).removeprefix(".").partition(".")[0] for where, _ in found}
-    fine = {k: v for k, v in values.items() if isinstance(k, str) and k not in bad}
+    known = set(kind.model_fields) - bad  # a key may hold dots: what is unknown goes by itself
+    fine = {k: v for k, v in values.items() if k in known}
     return kind.model_validate(fine)
 
 
