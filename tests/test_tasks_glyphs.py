@@ -219,7 +219,7 @@ def test_a_disk_that_takes_nothing_does_not_stop_a_build(
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
     monkeypatch.setattr(store, "write_npz", full)
     _few(monkeypatch)
-    with pytest.warns(UserWarning, match="could not be kept"):
+    with pytest.warns(UserWarning, match="could not be stored"):
         assert Glyphs(queries=1).build().spec.num_classes == 8
 
 
