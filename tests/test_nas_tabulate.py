@@ -25,7 +25,7 @@ def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:
     experiment = tmp_path / "tiny.yaml"
     experiment.write_text(EXPERIMENT)
     out = tmp_path / "table.npz"
-    options = {"tasks": 2, "seeds": 1, "points": (1, 2), "say": lambda text: None, **changes}
+    options = {"tasks": 2, "seeds": 1, "points": (1, 2), **changes}
     room.tabulate("mlp-reg", str(experiment), overrides, out, **options)  # type: ignore[arg-type]
     return out
 

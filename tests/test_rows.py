@@ -154,7 +154,7 @@ def test_an_error_of_a_row_is_the_error_of_all(tmp_path: Path) -> None:
         raise Busy((str(tmp_path / "elsewhere"), "what this row reads is in other hands"))
 
     with pytest.raises(ConfigError, match="in other hands"):
-        share(rows(tmp_path), run, print, pause=0.0)
+        share(rows(tmp_path), run, pause=0.0)
 
 
 def scores(out: Path) -> dict[str, Any]:
