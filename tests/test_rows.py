@@ -131,7 +131,7 @@ def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:
     with held(out / "methods" / "maml" / "seed-0"):
         waiting = metalearn.start("compare", file, "--out", out)
         assert waiting.wait_for(
-            lambda: waiting.err.exists() and "in the hands of another" in waiting.err.read_text()
+            lambda: waiting.err.exists() and "another process is running it" in waiting.err.read_text()
         )
         waiting.kill(signal.SIGTERM)
         done = waiting.wait()
@@ -209,7 +209,7 @@ def test_one_of_two_is_killed_and_the_other_makes_all_rows(
     assert first.wait_for(lambda: (out / "methods" / "maml" / "seed-0" / "metrics.jsonl").exists())
     second = metalearn.start("compare", file, "--out", out)
     assert second.wait_for(
-        lambda: second.err.exists() and "in the hands of another" in second.err.read_text()
+        lambda: second.err.exists() and "another process is running it" in second.err.read_text()
     )
     first.kill()
     assert first.wait().code == -9
