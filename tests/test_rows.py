@@ -131,7 +131,9 @@ def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:
     with held(out / "methods" / "maml" / "seed-0"):
         waiting = metalearn.start("compare", file, "--out", out)
         assert waiting.wait_for(
-            lambda: waiting.err.exists() and "another process is running it" in waiting.err.read_text()
+            lambda: (
+                waiting.err.exists() and "another process is running it" in waiting.err.read_text()
+            )
         )
         waiting.kill(signal.SIGTERM)
         done = waiting.wait()
