@@ -145,9 +145,7 @@ class _Group:
             self.send(PASSED_ON, only=0)
 
     def reap(self) -> None:
-        """Note who has ended; a death of any rank but 0 is told, and asks rank 0 to save and
-        stop.
-        """
+        """Record who has ended; a death of another rank is logged and asks rank 0 to stop."""
         while self.ranks:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 STORE = "METALEARN_MEETING"  # names the file in which the processes of one machine find each other
 LOST = 70  # exit code of a rank that has failed, or finds rank 0 gone
-PASSED_ON = (
-    signal.SIGUSR2
-)  # to rank 0: stop, said as often as you like; a batch system may signal every process itself
+# Asks rank 0 to stop; repeated ones count once, as a batch system may signal every process itself.
+PASSED_ON = signal.SIGUSR2
 
 
 class World(NamedTuple):
