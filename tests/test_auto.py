@@ -268,6 +268,26 @@ def test_auto_tries_nothing_that_it_remembers(
     assert timings.load("kind") == {}
 
 
+@pytest.mark.parametrize(
+    ("tasks", "workers", "most", "expected"),
+    [(32, 1, 32, 4), (32, 2, 32, 16), (16, 2, 16, 8), (64, 2, 64, 16), (32, 2, 8, 4)],
+)
+def test_compiled_pieces_are_a_share_of_each_worker(
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: int,
+    workers: int,
+    most: int,
+    expected: int,
+) -> None:
+    """16 tasks at most, and what memory holds with one piece in every worker."""
+    piece = ExecutorChoice("compiled", expected)
+    table = {**CONV, ExecutorChoice("chunk", 2): (0.6, 0.3), piece: (15.0, 0.1)}
+    settings = {"tasks": tasks, "workers": workers, "most": most}
+    monkeypatch.setattr(Clockwork, "small", False)
+    assert auto.choose(clockwork(table, 60_000, **settings)[0], {}).choice == piece
+
+
 def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
     assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).choice == FOUR
     assert auto.asked_for("chunk", None, 16, 16) == FOUR and auto.asked_for(

@@ -241,11 +241,18 @@ def _compiled(work: Work, chunk: int | None) -> list[ExecutorChoice]:
         found = [ExecutorChoice("traced"), ExecutorChoice("compiled")] if fits else []
         found = found or [ExecutorChoice("compiled", chunk or work.largest)]
     else:
-        # A few tasks at once: measured fastest, as their activations stay in the caches.
-        size = min(CHUNK, work.largest)
+        size = min(_compiled_piece(work), work.largest)
         piece = chunk or divisor_near(work.tasks, size) or (None if fits else size)
         found = [ExecutorChoice("compiled", piece)]
     return [c for c in found if work.compiling and not why_not(c.executor, work.device, c.chunk)]
+
+
+def _compiled_piece(work: Work) -> int:
+    """Tasks in a compiled piece: a few for one thread, a worker's share (16 at most) for several.
+
+    The activations of few tasks stay in the caches. Several workers wait for each other between the
+    operators, as Python runs one thread at a time, so fewer and larger pieces are faster there."""
+    return CHUNK if work.workers == 1 else max(CHUNK, min(SIZES[0], work.tasks // work.workers))
 
 
 def divisor_near(tasks: int, size: int) -> int | None:
