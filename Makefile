@@ -53,7 +53,7 @@ NO_SWEEPS  := set-up: the package sweeps could not be installed: the test of swe
 schema of W&B will be skipped.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate torture \
+.PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot \
     omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp clean force
 
@@ -159,6 +159,9 @@ sweep-kills: $(STAMP) ## Compare a sweep of 40 trials, 2 of 4 workers killed, wi
 
 simulate: $(STAMP) ## Coverage, errors and power of every interval and verdict, into docs/simulations.md (minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python tests/simulate.py docs/simulations.md
+
+results: $(STAMP) ## Write experiments/RESULTS.md from experiments/results/*.json and its template.
+	$(BIN)/python -m metalearn.report.results_page experiments
 
 fuzz: $(STAMP) ## Read 10,000 hostile configs, overrides, sweeps, run directories, archives, folders.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py 10000

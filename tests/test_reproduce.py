@@ -11,6 +11,7 @@ from commandline import Commands, commands_in, files_of, refused, sinusoid, writ
 
 from metalearn.compare.reproduce import Cell, chosen, table
 from metalearn.errors import ConfigError
+from metalearn.results.published import read_results
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,12 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
         sum(result["headline"]["value"] for result in results) / 2
     )
     assert (metalearn.folder / "all" / "reproduced.md").read_text() in said.out
+    files = read_results(metalearn.folder / "all" / "results")
+    assert sorted(files) == ["one-0", f"one-{rows[1]['step']}", f"two-{rows[2]['step']}"]
+    found = files[f"one-{rows[1]['step']}"]
+    assert found["value"] == pytest.approx(rows[1]["value"]) and found["published"] == 2.0
+    assert [seed["seed"] for seed in found["per_seed"]] == [0, 1] and len(found["interval"]) == 2
+    assert found["config_hash"] == results[0]["config_hash"] and found["schedule"] == "full"
     before = files_of(metalearn.folder / "all" / "one")
     again = metalearn("reproduce", "one.yaml", "--out", "all")
     assert (

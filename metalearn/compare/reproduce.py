@@ -17,6 +17,9 @@ from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, Diverged
 from metalearn.evaluate.stats import seeds_ci95
 from metalearn.logger import log
+from metalearn.results.published import cell_result
+from metalearn.results.records import group, run_directories
+from metalearn.results.records import load as load_record
 from metalearn.run.directory import run_folders, status
 from metalearn.run.run import run_one
 from metalearn.storage.files import read_json, write_atomic, write_json
@@ -60,7 +63,7 @@ def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
     record.
 
     Runs lie under `out`/<experiment>; the record, reproduced.json and reproduced.md, is written
-    after each."""
+    after each, and so is `results/`, a file a number, in the form of experiments/results/."""
     plans = chosen(names)
     if not names:
         log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
@@ -75,6 +78,7 @@ def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
             diverged.append(plan.name)
         cells += _cells(plan, out / plan.name)
         _record(out, cells)
+        _write_results(plan, out)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the others are in {out / 'reproduced.md'}")
     return cells
@@ -213,6 +217,20 @@ def _cell(name: str, results: list[dict[str, Any]], step: int, published: float)
         len(values),
         head["source"],
     )
+
+
+def _write_results(plan: Plan, out: Path) -> None:
+    """The published steps of every row, as files that experiments/results/ takes as they are."""
+    finished, _ = run_directories(out / plan.name)
+    rows = {row.label: row for row in group(map(load_record, finished))}
+    for one in _published(plan):
+        if one.label not in rows:
+            continue
+        row = rows[one.label]
+        for step, value in _numbers(one, row.first.result).items():
+            data = cell_result(row, step, value, f"metalearn reproduce {plan.name}")
+            place = f"{plan.name}-{one.label}" if plan.comparison else plan.name
+            write_json(out / "results" / f"{place}-{step}.json", data)
 
 
 def _number(value: float | None) -> float:

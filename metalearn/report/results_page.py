@@ -1,0 +1,200 @@
+"""experiments/results/*.json and a hand-written template -> experiments/RESULTS.md: `make results`.
+
+python -m metalearn.report.results_page experiments
+python -m metalearn.report.results_page experiments --add runs/demo demo "make demo" WHY
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from metalearn.config.build import build
+from metalearn.config.experiment import load
+from metalearn.report.numbers import NONE, operations, score
+from metalearn.results.published import cells_of, comparison_result, read_results, verdict
+from metalearn.results.records import Json
+from metalearn.storage.files import write_atomic, write_json
+
+TEMPLATE, PAGE = "RESULTS.md.j2", "RESULTS.md"
+
+
+def write_page(folder: Path) -> Path:
+    """Write RESULTS.md of an `experiments` folder."""
+    write_atomic(folder / PAGE, page(folder).encode())
+    return folder / PAGE
+
+
+def page(folder: Path) -> str:
+    """The text of RESULTS.md."""
+    results = read_results(folder / "results")
+    made = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return made.get_template(TEMPLATE).render(
+        results=results,
+        published=_published(folder, results),
+        comparison=lambda name: _comparison(results[name]),
+        contrasts=lambda name: _contrasts(results[name]),
+        table=lambda name: _table(results[name]),
+        schedule=lambda name: _schedule(folder / f"{name}.yaml"),
+    )
+
+
+def _published(folder: Path, results: Mapping[str, Json]) -> str:
+    """Every cell, and every experiment with a published number that was not run."""
+    heads = ["experiment", "row", "steps", "published", "measured", "over tasks", "over seeds"]
+    heads += ["each seed", "tasks", "schedule", "verdict"]
+    rows = [_cell(one) for one in cells_of(results)]
+    measured = {(one["experiment"], one["label"]) for one in cells_of(results)}
+    for file in sorted(folder.glob("*.yaml")):
+        for one in load(str(file)).experiments:
+            known = any(name == one.name for name, _ in measured)
+            if one.published is None or known:
+                continue
+            numbers = dict[int | str, float | None](one.published.curve.items())
+            numbers = numbers or {one.evaluate.headline: one.published.value}
+            for step, value in numbers.items():
+                shown = f"{_number(value, one.published.ci95)} ({one.published.source})"
+                command = f"not run: `metalearn reproduce {one.name}`"
+                cells = [one.name, one.label, str(step), shown, *[NONE] * 6, command]
+                rows.append(cells)
+    return _markdown(heads, rows)
+
+
+def _cell(one: Json) -> list[str]:
+    seeds = ", ".join(score(seed["value"], False) for seed in one["per_seed"])
+    return [
+        one["experiment"],
+        one["label"],
+        NONE if one["step"] is None else str(one["step"]),
+        f"{_number(one['published'], one['published_ci95'])} ({one['source']})",
+        f"{one['value']:.4g}",
+        _half(one["ci95_tasks"]),
+        _half(one["ci95_seeds"]),
+        seeds,
+        f"{one['tasks']:,}",
+        f"{one['schedule']}: {one.get('schedule_why', '')}",
+        f"**{verdict(one)}**",
+    ]
+
+
+def _comparison(one: Json) -> str:
+    """A comparison: how it was run, and its rows, the best first."""
+    percent = one["metric"] == "accuracy"
+    unit = "accuracy, %" if percent else "squared error"
+    heads = ("row", unit, "over tasks", "over seeds", "each seed", "FLOPs before", "FLOPs a task")
+    rows = [_line(row, one, percent) for row in one["rows"]]
+    seeds = f"{len(one['seeds'])} seed{'s' if len(one['seeds']) > 1 else ''}"
+    where = f"commit {one['commit']}" if one.get("commit") else "commit not recorded"
+    about = (
+        f"`{one['command']}`: {one['task']}; {one['tasks']} test tasks, {seeds}; schedule "
+        f"{one['schedule']}: {one['schedule_why']}; {where}."
+    )
+    return f"{about}\n\n{_markdown(heads, rows)}"
+
+
+def _line(row: Json, one: Json, percent: bool) -> list[str]:
+    few = f" (first {row['tasks']} tasks)" if row.get("tasks", one["tasks"]) < one["tasks"] else ""
+    seeds = [score(value, percent) for value in row["per_seed"] or []]
+    scale = 100 if percent else 1
+    return [
+        row["label"] + few,
+        score(row["value"], percent),
+        _half(row["ci95_tasks"], scale),
+        _half(row["ci95_seeds"], scale),
+        ", ".join(seeds) or "not recorded",
+        _flops(row["flops_before"]),
+        _flops(row["flops_task"]),
+    ]
+
+
+def _contrasts(one: Json) -> str:
+    """The contrasts of a comparison; a sentence where there are none."""
+    if not one["contrasts"]:
+        return "No contrasts were named before this run, so it has no tests.\n"
+    scale, unit = (100, "points") if one["metric"] == "accuracy" else (1, "squared error")
+    heads = ("contrast", f"difference, {unit}", "95 % interval", "p, Holm", "reading")
+    rows = []
+    for pair in one["contrasts"]:
+        ends = " to ".join(f"{end * scale:+.3g}" for end in pair["ci95"] or ()) or NONE
+        apart = NONE if pair["difference"] is None else f"{pair['difference'] * scale:+.3g}"
+        p = pair.get("p_holm")
+        reading = "no test" if p is None else "told apart" if p <= 0.05 else "not told apart"
+        cells = [f"{pair['a']} − {pair['b']}", apart, ends, NONE if p is None else f"{p:.3f}"]
+        rows.append([*cells, reading])
+    return _markdown(heads, rows)
+
+
+def _table(one: Json) -> str:
+    rows = [[_text(cell) for cell in row] for row in one["rows"]]
+    note = f"\n{one['note']}\n" if one.get("note") else ""
+    return _markdown(one["columns"], rows) + note
+
+
+def _text(cell: str | Mapping[str, Any]) -> str:
+    """A number with its intervals: over tasks / over seeds."""
+    if isinstance(cell, str):
+        return cell
+    halves = [cell[name] for name in ("ci95_tasks", "ci95_seeds") if cell.get(name) is not None]
+    return f"{cell['value']:g}" + (
+        f" ± {' / '.join(f'{one:g}' for one in halves)}" if halves else ""
+    )
+
+
+def _schedule(file: Path) -> str:
+    """What each row of an experiment file is trained and tested on."""
+    heads = ("row", "method", "meta-steps", "a step", "test tasks", "trials")
+    rows = []
+    for one in load(str(file)).experiments:
+        method, run = build(one).method, one.run
+        trains = method.step is not None and run.meta_steps > 0
+        examples = method.traits.consumes == "examples"
+        size = f"{run.examples_per_step} examples" if examples else f"{run.tasks_per_step} tasks"
+        steps = f"{run.meta_steps}, from {one.start}" if one.start else str(run.meta_steps)
+        training = [steps, size] if trains else [f"from {one.start}" if one.start else "none", NONE]
+        trials = str(one.budget.trials if one.tune else 0)
+        rows.append([one.label, one.learns.name, *training, str(one.evaluate.episodes), trials])
+    return _markdown(heads, rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(heads), ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _number(value: float | None, half: float | None) -> str:
+    return NONE if value is None else f"{value:g}" + (f" ± {half:g}" if half else "")
+
+
+def _half(value: float | None, scale: float = 1.0) -> str:
+    return NONE if value is None else f"± {value * scale:.3g}"
+
+
+def _flops(value: float | None) -> str:
+    return NONE if value is None else operations(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    words = ("COMPARISON", "NAME", "COMMAND", "SCHEDULE")
+    parser.add_argument("--add", nargs=4, metavar=words, help="store a finished comparison first")
+    given = parser.parse_args()
+    if given.add:
+        root, name, command, why = given.add
+        data = comparison_result(Path(root), command, why)
+        write_json(given.folder / "results" / f"{name}.json", data)
+    print(write_page(given.folder))
+
+
+if __name__ == "__main__":
+    main()

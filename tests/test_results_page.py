@@ -1,0 +1,106 @@
+"""experiments/RESULTS.md: made of result files by one command, with verdicts by one rule."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import write_rows
+
+from metalearn.errors import ConfigError
+from metalearn.report.results_page import page, write_page
+from metalearn.results.comparison import write_comparison
+from metalearn.results.published import comparison_result, read_results, verdict
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+def cell(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "schema": 1,
+        "kind": "cell",
+        "command": "metalearn reproduce x",
+        "experiment": "x",
+        "label": "maml",
+        "metric": "accuracy",
+        "step": 1,
+        "value": 0.95,
+        "per_seed": [{"seed": 0, "value": 0.94}, {"seed": 1, "value": 0.96}],
+        "ci95_tasks": 0.01,
+        "ci95_seeds": 0.03,
+        "tasks": 600,
+        "published": 0.987,
+        "published_ci95": 0.004,
+        "source": "Finn et al. 2017, table 1",
+        "schedule": "full",
+    }
+    return {**found, **changes}
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    assert (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8") == page(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "below"),  # .98 against .983
+        ({"ci95_seeds": 0.034}, "reproduced"),  # over seeds, the wider one
+        ({"ci95_tasks": 0.034, "ci95_seeds": None}, "reproduced"),
+        ({"published_ci95": 0.008}, "reproduced"),
+        ({"value": 1.05}, "above"),
+        ({"interval": [0.9, 1.0]}, "reproduced"),
+        ({"schedule": "reduced"}, "reduced schedule"),
+        ({"value": None}, "not run"),
+    ],
+)
+def test_a_verdict_by_one_rule(changes: dict[str, Any], expected: str) -> None:
+    assert verdict(cell(**changes)) == expected
+
+
+def folder_with(tmp_path: Path, **files: dict[str, Any]) -> Path:
+    """An `experiments` folder with one published experiment, and a template of every part."""
+    (tmp_path / "results").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(data))
+    shutil.copy(EXPERIMENTS / "maml_sinusoid.yaml", tmp_path)
+    (tmp_path / "RESULTS.md.j2").write_text("{{ published }}{{ schedule('maml_sinusoid') }}")
+    return tmp_path
+
+
+def test_a_row_for_each_cell_and_for_what_was_not_run(tmp_path: Path) -> None:
+    text = write_page(folder_with(tmp_path, one=cell())).read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| x | maml"))
+    assert "0.987 ± 0.004 (Finn" in row and "| 0.95 | ± 0.01 | ± 0.03 | 0.940, 0.960 |" in row
+    assert row.endswith("**below** |")
+    assert text.count("not run: `metalearn reproduce maml_sinusoid`") == 3  # steps 1, 5, 10
+    assert "| maml | maml | 70000 | 25 tasks | 600 | 0 |" in text
+    known = folder_with(tmp_path / "known", one=cell(experiment="maml_sinusoid"))
+    assert "not run" not in page(known)
+
+
+def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="published"):
+        page(folder_with(tmp_path, one=cell(published="high")))
+
+
+def test_a_finished_comparison_becomes_a_result_file(tmp_path: Path) -> None:
+    root = write_rows(tmp_path / "run", ["maml", "fine_tune", "scratch"], seeds=3, episodes=60)
+    comparison = json.loads(write_comparison(root).read_text())
+    found = comparison_result(root, "make some", "2,000 steps")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "some.json").write_text(json.dumps(found))
+    assert read_results(tmp_path / "results")["some"] == json.loads(json.dumps(found))
+    rows = {row["label"]: row for row in found["rows"]}
+    line = next(line for line in comparison["summary"] if line["label"] == "maml")
+    assert rows["maml"]["interval"] == line["interval"] and len(rows["maml"]["per_seed"]) == 3
+    assert rows["maml"]["flops_before"] == 2000 * 16 * 3e6
+    assert rows["maml"]["flops_task"] == 10 * 3e6  # at the headline step
+    assert len(found["contrasts"]) == len(comparison["contrasts"]) > 0
+    (tmp_path / "RESULTS.md.j2").write_text("{{ comparison('some') }}{{ contrasts('some') }}")
+    text = page(tmp_path)
+    assert "`make some`: glyphs, 5-way 1-shot, 15 queries a class; 60 test tasks, 3 seeds" in text
+    assert "| maml − fine_tune | " in text
