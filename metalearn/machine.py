@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,3 +47,56 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor()
     return platform.processor()
+
+
+def load_average() -> list[float] | None:
+    """Processes that ran or waited, mean over 1, 5 and 15 minutes; None where the system does not
+    report it.
+    """
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def clock_mhz() -> float | None:
+    """The processor's clock now, mean over its cores; None where the system does not report it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    found = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
+    return round(sum(found) / len(found), 1) if found else None
+
+
+class Activity(NamedTuple):
+    """Seconds until now: of the clock, of this process, and of all that ran on its cores."""
+
+    clock: float
+    process: float
+    cores: float | None  # None where the system does not report it
+
+    @classmethod
+    def now(cls) -> Activity:
+        return cls(time.perf_counter(), time.process_time(), _busy_seconds())
+
+    def others_since(self, before: Activity) -> float | None:
+        """The share of the cores' time that other processes took since `before`."""
+        if self.cores is None or before.cores is None or self.clock <= before.clock:
+            return None
+        others = self.cores - before.cores - (self.process - before.process)
+        return max(0.0, others) / ((self.clock - before.clock) * cores())
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that the cores of this process were at work since the system started (Linux,
+    proc_stat(5)).
+    """
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    ours, ticks = os.sched_getaffinity(0), 0
+    for line in lines:
+        name, *counts = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in ours:
+            user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, counts[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None

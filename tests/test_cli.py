@@ -23,7 +23,8 @@ SCHEMA = (
     "schema experiment label method seed config_hash git task episodes normalisation "
     "transductive checkpoint test"
 )
-PHASES = ["setup", "tune", "pretrain", "meta_train", "search", "retrain", "adapt", "predict"]
+PHASES = ["setup", "compile", "tune", "pretrain", "meta_train"]
+PHASES += ["search", "retrain", "adapt", "predict"]
 COST = (
     "flops flops_elementwise flops_architecture seconds device peak_bytes gradient_steps "
     "examples labels candidates"

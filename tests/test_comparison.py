@@ -39,6 +39,7 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "levels",
         "break_even",
         "break_even_common",
+        "sensitivity",
         "checks",
         "curves",
         "cost_curves",

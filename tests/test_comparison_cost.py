@@ -25,12 +25,13 @@ from run_folders import (
 from metalearn import clock
 from metalearn.config.experiment import parse
 from metalearn.evaluate.cost_block import total_seconds, up_front_cost
+from metalearn.evaluate.pareto import place_by_interval
 from metalearn.report import work
 from metalearn.report.page import write_report
 from metalearn.results import costs, iso_compute, records
+from metalearn.results.break_even.target import target_of
 from metalearn.results.comparison import collect
 from metalearn.results.curves import cost_curve
-from metalearn.results.target import target_of
 from metalearn.run.run import run_one
 
 #
@@ -134,10 +135,10 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
     run, each = group.first, 10 * 3e6  # the headline step
     training = 2000 * 16 * 3e6
     looks = {line["step"]: line["accuracy"] for line in run.valid("valid")}
-    half = iso_compute.best_within(run, training / 2 + 600 * each, 600)
-    assert half == max(value for step, value in looks.items() if step <= 1000)
-    assert iso_compute.best_within(run, 600 * each - 1, 600) is None
-    assert iso_compute.best_within(run, 1e18, 600) == max(looks.values())
+    half = iso_compute.last_within(run, training / 2 + 600 * each, 600)
+    assert half == (looks[1000], 0.012)
+    assert iso_compute.last_within(run, 600 * each - 1, 600) == (None, None)
+    assert iso_compute.last_within(run, 1e18, 600).value == looks[2000]
 
 
 # break-even
@@ -155,6 +156,7 @@ def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"methods/maml/seed-{seed}", "maml", "maml", seed)
         write_run(tmp_path / f"methods/other/seed-{seed}", "other", "maml", seed, change=cheap)
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["other", "maml"]]}')
     found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})
     assert found["target"]["value"] == 0.3
     flops, seconds = found["break_even"]
@@ -166,6 +168,87 @@ def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
     assert flops["tasks"] == pytest.approx(extra / (price["maml"] - price["other"]), rel=1e-3)
     assert flops["ci95"][0] <= flops["tasks"] <= flops["ci95"][1] + 1
     assert [one["seed"] for one in flops["leave_one_out"]] == [0, 1, 2]
+    assert flops["contrast"] and seconds["contrast"]
+
+
+def test_pairs_outside_the_contrasts_are_estimates(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "reptile", "fine_tune"], seeds=3)
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["maml", "fine_tune"]]}')
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.3})
+    for row in [*found["break_even"], *found["break_even_common"]]:
+        assert row["contrast"] == ({row["a"], row["b"]} == {"maml", "fine_tune"})
+        if not row["contrast"]:
+            assert row["verdict"] == "undecided" and "not among the contrasts" in row["why"]
+            assert all(one["verdict"] == "undecided" for one in row.get("variants", []))
+    outside = [row for row in found["break_even"] if not row["contrast"]]
+    assert len(outside) == 4
+    assert {bool(row["ci95"]) for row in outside} == {True, False}  # equal costs have no crossing
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "other pairs, estimates without a verdict" in page
+
+
+def test_seconds_decide_nothing_unless_rows_were_timed_alone(tmp_path: Path) -> None:
+    """The same rows: timed in turns, timed beside other work, and not timed again."""
+
+    def rows(timing: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder = tmp_path / str(timing)
+
+        def change(result: dict[str, Any]) -> None:
+            result["timing"] = timing
+            if result["label"] == "other":
+                result["cost"] = cost_block("examples", True, flops=1e6)
+                result["cost"]["adapt"] |= {"seconds": 0.006, "seconds_batched": 0.006}
+
+        for seed in range(3):
+            for label in ("maml", "other"):
+                place = folder / f"methods/{label}/seed-{seed}"
+                write_run(place, label, "maml", seed, change=change)
+        (folder / "comparison-request.json").write_text('{"contrasts": [["other", "maml"]]}')
+        found = collect(folder, target={"metric": "accuracy", "value": 0.3})
+        check = next(one for one in found["checks"] if "timed alone" in one["name"])
+        return found["break_even"][1], check
+
+    idle, passed = rows({"rounds": 5, "others": 0.02})
+    assert idle["verdict"] in ("pays", "always") and passed["passed"] and "2.0%" in passed["why"]
+    busy, failed = rows({"rounds": 5, "others": 0.4})
+    assert busy["verdict"] == "undecided" and "other processes took 40%" in busy["why"]
+    assert not failed["passed"] and busy["tasks"] == idle["tasks"]
+    for timing in (None, {"rounds": 5, "others": None}):
+        row, failed = rows(timing)
+        assert row["verdict"] == "undecided" and not failed["passed"]
+
+
+def test_the_count_under_other_choices_is_one_table(tmp_path: Path) -> None:
+    """Without tuning (300 gradient steps of each) fine_tune begins 9e8 FLOPs cheaper; a curve to
+    step 5 makes what is never solved cheaper.
+    """
+    write_rows(tmp_path, ["maml", "fine_tune"], seeds=3)
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["maml", "fine_tune"]]}')
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})
+    (row,) = found["sensitivity"]
+    assert row["level"] == 0.5 and {row["a"], row["b"]} == {"maml", "fine_tune"}
+    names = [one["choice"] for one in row["choices"]]
+    assert names == [
+        "base",
+        "level",
+        "level",
+        "stop",
+        "stop",
+        "curve",
+        "tuning",
+        "answering",
+        "axis",
+    ]
+    base = row["choices"][0]
+    main = next(one for one in found["break_even"] if one["axis"] == "flops")
+    assert (base["a"], base["tasks"], base["ci95"]) == (main["a"], main["tasks"], main["ci95"])
+    without = next(one for one in row["choices"] if one["choice"] == "tuning")
+    assert (without["a"], without["tasks"]) == (
+        main["variants"][0]["a"],
+        main["variants"][0]["tasks"],
+    )
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "How much the count depends on how one counts" in page
 
 
 def test_a_row_without_flops_is_undecided_and_said(tmp_path: Path) -> None:
@@ -274,3 +357,41 @@ def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
     )
     (bare,) = groups_of(write_run(tmp_path / "bare", "maml", "maml", change=_without("retrain")))
     assert bare.per_task_seconds()[0] is None  # an absent phase is no zero
+
+
+# intervals of the front, and of equal compute
+
+
+@pytest.mark.parametrize(
+    ("cost", "others", "expected"),
+    [
+        ((10, 10), [((5, 5), (0.01, 0.05))], "off"),  # cheaper and surely better
+        ((10, 10), [((5, 5), (-0.01, 0.05))], "open"),
+        ((10, 10), [((5, 5), (-0.05, -0.01))], "on"),  # cheaper, surely worse
+        ((10, 10), [((11, 12), (0.2, 0.3))], "on"),  # better, surely dearer
+        ((10, 12), [((11, 13), (0.2, 0.3))], "open"),  # better, perhaps cheaper
+        ((10, 10), [((10, 10), (0.01, 0.02))], "off"),  # as dear
+        ((10, 10), [(None, (0.01, 0.02)), ((5, 5), None)], "on"),  # keeps nobody off
+        (None, [((5, 5), (0.01, 0.02))], None),
+    ],
+)
+def test_the_front_by_intervals(cost: Any, others: Any, expected: str | None) -> None:
+    assert place_by_interval(cost, others) == expected
+
+
+def test_total_cost_and_equal_compute_have_intervals(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["proto_net", "maml", "scratch"], seeds=3)
+    found = collect(tmp_path)
+    totals = {row["label"]: row for row in found["total_cost"]}
+    assert totals["proto_net"]["front"]["flops"] == "on"  # no dearer than maml, and better
+    assert totals["maml"]["front"]["flops"] == "off"
+    assert totals["scratch"]["front"]["flops"] == "on"  # the cheapest by far
+    low, high = totals["maml"]["ci95"]["flops"]
+    assert low == high == totals["maml"]["flops"]  # every seed costs the same
+    rows = {row["label"]: row for row in found["equal_compute"]["rows"]}
+    values, halves = rows["maml"]["values"], rows["maml"]["ci95"]
+    last = [run.valid("valid")[-1]["accuracy"] for run in groups_of(tmp_path)[1].runs]
+    assert values[-1] == pytest.approx(np.mean(last))
+    assert halves[-1] == pytest.approx(4.302652729 * np.std(last, ddof=1) / 3**0.5)
+    page = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "±" in page[page.index("Which way is best at the same total compute?") :]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.compare.scheduler import alone, share
+from metalearn.compare.timing import time_rows
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan
 from metalearn.distributed.ranks import ALONE, Ranks
@@ -62,7 +63,8 @@ def check(plan: Plan, out: Path) -> None:
 
 
 def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Run what is not finished, then write comparison.json and report.html; returns the paths.
+    """Run what is not finished, time all rows in turns, then write comparison.json and
+    report.html; returns the paths.
 
     The same comparison in the same folder, called again while it runs, shares the rows that are
     left."""
@@ -109,8 +111,9 @@ def _begin(plan: Plan, out: Path) -> None:
 
 
 def _summarize(plan: Plan, out: Path, *, ran: bool) -> dict[str, Path]:
-    """Write comparison.json and the page; their paths."""
-    with alone(out):  # another process that shared the rows may be writing the same
+    """Time all rows in turns, write comparison.json and the page; their paths."""
+    with alone(out):  # another process that shared the rows may be at the same
+        time_rows(out, [folder for _, folder in folders(plan, out)])
         comparison = write_comparison(out)
         report = write_report([out], out / "report.html", demonstration=plan.demonstration)
         if ran:

@@ -15,6 +15,7 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 Array = NDArray[np.float64]
 Cost = Mapping[str, Mapping[str, Any] | None]
 Axis = Literal["flops", "seconds"]
+NOT_IN_OLD = ("compile",)  # phases that results of schema 1 may lack
 # Before any new task; search and retrain where they are not those of new tasks.
 ONCE = ("tune", "pretrain", "meta_train", "search", "retrain")
 EACH = ("search", "retrain", "adapt", "predict")  # of a new task
@@ -40,9 +41,9 @@ def up_front_cost(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | Non
     """Cost before any new task: tuning, pretraining, meta-training, and search for all tasks
     together.
 
-    In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, compilation
-    and the measuring itself) is not in it, and `tune` only where `tuning` is. None where a phase
-    was not measured.
+    In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, and the
+    measuring itself) and `compile` are not in it, and `tune` only where `tuning` is. None where a
+    phase was not measured.
     """
     entries = [phase_entry(cost, phase) for phase in ONCE if tuning or phase != "tune"]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
@@ -78,11 +79,14 @@ def answering_cost(cost: Cost, axis: Axis) -> float | None:
 
 
 def total_seconds(cost: Cost) -> float | None:
-    """All seconds of a run; phases of new tasks count once for each of their tasks."""
-    entries = [phase_entry(cost, phase) for phase in PHASES]
+    """All seconds of a run; phases of new tasks count once for each of their tasks, with the
+    seconds that they took in the run.
+    """
+    phases = [phase for phase in PHASES if phase in cost or phase not in NOT_IN_OLD]
+    entries = [phase_entry(cost, phase) for phase in phases]
     return _sum(
         [
-            (entry["seconds_batched"] or 0.0) * entry.get("tasks", 0)
+            ((entry.get("first_pass") or entry)["seconds_batched"] or 0.0) * entry.get("tasks", 0)
             if per_task(entry)
             else entry.get("seconds")
             for entry in [*entries, *(entry["once"] for entry in entries if "once" in entry)]

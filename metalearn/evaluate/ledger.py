@@ -20,7 +20,10 @@ from metalearn.types import Ledger
 
 Result = TypeVar("Result")
 Entry = dict[str, float]  # NaN: not measured, also in sums; null in files
-PHASES = ("setup", "tune", "pretrain", "meta_train", "search", "retrain", "adapt", "predict")
+PHASES = (
+    *("setup", "compile", "tune", "pretrain", "meta_train"),
+    *("search", "retrain", "adapt", "predict"),
+)
 UNKNOWN = math.nan
 FLOPS = ("flops", "flops_elementwise", "flops_architecture")
 COUNTS = ("gradient_steps", "examples", "labels", "candidates", "tasks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 
 def front(
@@ -27,3 +28,26 @@ def _point(cost: float | None, score: float | None, sign: float) -> tuple[float,
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[0] <= other[0] and one[1] >= other[1] and one != other
+
+
+Place = Literal["on", "off", "open"]
+Ends = tuple[float, float]
+
+
+def place_by_interval(
+    cost: Ends | None, others: Sequence[tuple[Ends | None, Ends | None]]
+) -> Place | None:
+    """Whether a method is on the front, decided by intervals: of its cost, and of each other method
+    (its cost, the difference of its score to this one's, above 0 where the other is better).
+
+    `off` where another is surely no dearer and surely better; `on` where every other is surely
+    dearer, or surely worse; else `open`. None for a method without cost. A method without cost or
+    difference keeps no other off the front, as in `front`.
+    """
+    if cost is None:
+        return None
+    known = [(spent, apart) for spent, apart in others if spent is not None and apart is not None]
+    if any(spent[1] <= cost[0] and apart[0] > 0 for spent, apart in known):
+        return "off"
+    sure = all(spent[0] > cost[1] or apart[1] < 0 for spent, apart in known)
+    return "on" if sure else "open"

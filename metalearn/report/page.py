@@ -22,6 +22,7 @@ from metalearn.results.records import Group, Json, Run
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
 
+MOMENTARY = ("argv", "started", "load_average", "clock_mhz")
 BEFORE = {
     "tune": "tuning",
     "search": "search",
@@ -136,8 +137,8 @@ def _spent(group: Group) -> list[str]:
 
 
 def _origin(runs: Sequence[Run]) -> Json:
-    """Commands and environments, each once; the command and the time of the start are no part of
-    an environment.
+    """Commands and environments, each once; the command, the time of the start, and what the
+    machine did then are no part of an environment.
     """
     commands: dict[str, None] = {}
     environments: dict[str, list[str]] = {}
@@ -149,7 +150,7 @@ def _origin(runs: Sequence[Run]) -> Json:
         text = "\n".join(
             f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
             for key, value in run.environment.items()
-            if key not in ("argv", "started")
+            if key not in MOMENTARY
         )
         environments.setdefault(text, []).append(f"{run.label} seed {run.seed}")
     known = list(environments.items()) if any(environments) else []

@@ -89,7 +89,8 @@ def _shift(section: Section, sections: Sequence[Section]) -> Json:
 
 def _cost(section: Section, sections: Sequence[Section]) -> Json:
     devices = {str(group.first.environment.get("device") or "") for group in section.groups}
-    return {"before": BEFORE, "devices": sorted(devices - {""})}
+    timings = [run.result["timing"] for run in section.runs if run.result.get("timing")]
+    return {"before": BEFORE, "devices": sorted(devices - {""}), "timings": timings}
 
 
 QUESTIONS = (

@@ -48,6 +48,7 @@ def environment() -> Environment:
     made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
     made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
     made.filters |= {"entries": _entries, "unnamed": _unnamed, "by_verdict": _by_verdict}
+    made.filters |= {"of_contrasts": _of_contrasts}
     made.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
     return made
 
@@ -80,6 +81,11 @@ def _unnamed(groups: Sequence[Group], rows: Iterable[Json]) -> list[str]:
 def _by_verdict(rows: Sequence[Json]) -> list[Json]:
     order = list(VERDICTS)
     return sorted(rows, key=lambda row: order.index(row["verdict"]))
+
+
+def _of_contrasts(rows: Iterable[Json], tested: bool) -> list[Json]:
+    """Break-even rows with verdicts, or those without; before there were contrasts all had one."""
+    return [row for row in rows if row.get("contrast", True) == tested]
 
 
 def _contrasts_first(pairs: Sequence[Json]) -> list[Json]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from metalearn.errors import ConfigError
 from metalearn.results import records as data
-from metalearn.results.break_even import break_even, break_even_common, break_even_lines
+from metalearn.results.break_even.counts import break_even, break_even_common, break_even_lines
+from metalearn.results.break_even.sensitivity import sensitivity
+from metalearn.results.break_even.solved import solved_rows
+from metalearn.results.break_even.target import levels_of, target_of
 from metalearn.results.checks import checks
 from metalearn.results.contrasts import contrasts, mark_contrasts
 from metalearn.results.costs import total_cost
@@ -18,14 +21,14 @@ from metalearn.results.iso_compute import equal_compute
 from metalearn.results.records import Group, Json
 from metalearn.results.schema import Comparison
 from metalearn.results.searches import controls, selection_rows, tuning_rows
-from metalearn.results.solved import solved_rows
 from metalearn.results.summary import paired, summary
-from metalearn.results.target import levels_of, target_of
 from metalearn.storage.files import plain, read_json, write_json
 from metalearn.storage.schema import Request, checked
 
 FILE = "comparison.json"
-RULES = 2  # of intervals and verdicts: two-way random effects, Fieller, contrasts with Holm
+# Of intervals and verdicts. 2: two-way random effects, Fieller, contrasts with Holm. 3: verdicts of
+# break-even for contrasts alone, in seconds only from rows that were timed in turns.
+RULES = 3
 
 
 def compare(
@@ -55,8 +58,9 @@ def compare(
         "contrasts": [list(pair) for pair in tested],
         "target": wanted,
         "levels": levels,
-        "break_even": break_even(groups, wanted, levels),
-        "break_even_common": break_even_common(groups, wanted),
+        "break_even": break_even(groups, wanted, levels, tested),
+        "break_even_common": break_even_common(groups, wanted, tested),
+        "sensitivity": sensitivity(groups, wanted, levels, tested),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
         **_shown(groups, wanted, pairs),
     }
@@ -71,7 +75,7 @@ def _shown(groups: Sequence[Group], target: Json | None, pairs: Sequence[Json]) 
         "cost_curves": cost_curves(groups),
         "solved": solved_rows(groups, target),
         "break_even_lines": break_even_lines(groups, target),
-        "total_cost": total_cost(groups, tasks),
+        "total_cost": total_cost(groups, tasks, pairs),
         "equal_compute": equal_compute(groups, tasks),
         "factors": factors(groups, pairs),
         "controls": controls(groups, pairs),

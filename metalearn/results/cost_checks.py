@@ -32,6 +32,7 @@ def cost_checks(groups: Sequence[Group]) -> list[Check]:
         _random_control(groups),
         _phases(runs),
         _sums(runs),
+        _idle(groups),
         _policy(runs),
     ]
 
@@ -160,6 +161,31 @@ def _sums(runs: Sequence[Run]) -> Check:
     if wrong:
         return Check(name, False, f"more than {SUM_WITHIN:.0%} apart: {', '.join(wrong)}")
     return Check(name, True, f"{len(gaps)} rows; furthest apart: {worst} {gaps[worst]:+.1%}")
+
+
+def _idle(groups: Sequence[Group]) -> Check:
+    """Seconds of new tasks are compared only where all rows were timed in turns on an idle
+    machine.
+    """
+    name = "new tasks were timed alone on the machine"
+    if len(groups) < 2:
+        return Check(name, True, "does not apply: there is one row")
+    runs = [run for group in groups for run in group.runs]
+    problems: dict[str, list[str]] = {}
+    for run in runs:
+        if problem := costs.timing_problem(run):
+            problems.setdefault(problem, []).append(f"{run.label} seed {run.seed}")
+    if problems:
+        listed = "; ".join(
+            f"{text} ({'every row' if len(who) == len(runs) else ', '.join(who)})"
+            for text, who in problems.items()
+        )
+        return Check(name, False, f"no verdict in seconds: {listed}")
+    timings = [run.result["timing"] for run in runs]
+    others = max(timing["others"] for timing in timings)
+    rounds = min(timing["rounds"] for timing in timings)
+    why = f"{rounds} rounds in turns; other processes took {others:.1%} of the cores at most"
+    return Check(name, True, why)
 
 
 def _policy(runs: Sequence[Run]) -> Check:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metalearn.evaluate import cost_block, pareto
+from metalearn.evaluate import cost_block, pareto, stats
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
+BUSY = 0.1  # share of the cores' time taken by others, above which seconds decide nothing
 
 
 def learning(run: Run, axis: Axis) -> Array | None:
@@ -53,21 +54,75 @@ def on_front(groups: Sequence[Group], axis: Axis, tasks: int) -> list[bool]:
     return pareto.front(costs, [group.value() for group in groups], higher=groups[0].higher_better)
 
 
-def total_cost(groups: Sequence[Group], tasks: int) -> list[Json]:
+def total_interval(group: Group, axis: Axis, tasks: int) -> pareto.Ends | None:
+    """The 95 % t interval of `total` over seeds; of one seed, its own total twice."""
+    value = total(group, axis, tasks)
+    if value is None:
+        return None
+    each = [total(Group(group.label, [run]), axis, tasks) for run in group.runs]
+    half = stats.seeds_ci95(each) or 0.0
+    return value - half, value + half
+
+
+def total_cost(groups: Sequence[Group], tasks: int, paired: Sequence[Json] = ()) -> list[Json]:
     """The `total_cost` rows of comparison.json: everything beforehand and so many new tasks.
 
-    `on_front`: no other label is at most as dear and at least as good.
+    `on_front`: no other label is at most as dear and at least as good, by the means. `front`: the
+    same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each cost.
     """
     fronts = {axis: on_front(groups, axis, tasks) for axis in AXES}
+    ends = {axis: [total_interval(group, axis, tasks) for group in groups] for axis in AXES}
     return [
         {
             "label": group.label,
             "tasks": tasks,
             **{axis: total(group, axis, tasks) for axis in AXES},
+            "ci95": {axis: _list(ends[axis][place]) for axis in AXES},
             "on_front": {axis: fronts[axis][place] for axis in AXES},
+            "front": {axis: _front(groups, place, ends[axis], paired) for axis in AXES},
         }
         for place, group in enumerate(groups)
     ]
+
+
+def _list(ends: pareto.Ends | None) -> list[float] | None:
+    return None if ends is None else list(ends)
+
+
+def _front(
+    groups: Sequence[Group],
+    place: int,
+    ends: Sequence[pareto.Ends | None],
+    paired: Sequence[Json],
+) -> pareto.Place | None:
+    others = [
+        (ends[other], _better_by(groups[other], groups[place], paired))
+        for other in range(len(groups))
+        if other != place
+    ]
+    return pareto.place_by_interval(ends[place], others)
+
+
+def _better_by(other: Group, group: Group, paired: Sequence[Json]) -> pareto.Ends | None:
+    """The interval by which `other` is better than `group`; None where it is not known."""
+    names = {other.label, group.label}
+    entry = next((one for one in paired if {one["a"], one["b"]} == names), None)
+    if entry is None or entry["ci95"] is None:
+        return None
+    low, high = entry["ci95"]
+    return (low, high) if (entry["a"] == other.label) == group.higher_better else (-high, -low)
+
+
+def timing_problem(run: Run) -> str:
+    """Why the seconds of a run's new tasks are no ground for a verdict; empty where they are."""
+    timing = run.result.get("timing")
+    if timing is None:
+        return "not timed again after training"
+    if timing.get("others") is None:
+        return "the system did not report what else ran"
+    if timing["others"] > BUSY:
+        return f"other processes took {timing['others']:.0%} of the cores"
+    return ""
 
 
 def missing_phases(run: Run) -> list[str]:
@@ -75,6 +130,8 @@ def missing_phases(run: Run) -> list[str]:
     found = []
     for phase in PHASES:
         entry = run.cost.get(phase)
+        if entry is None and phase in cost_block.NOT_IN_OLD:
+            continue
         if entry is None:
             found.append(phase)
         else:
@@ -88,7 +145,7 @@ def missing_phases(run: Run) -> list[str]:
 
 def _unmeasured(phase: str, name: str, entry: Json) -> bool:
     return entry.get(name) is None and not (
-        phase == "setup" and name == "flops"
+        phase in ("setup", "compile") and name == "flops"
     )  # imports have no FLOPs to count
 
 

@@ -1,4 +1,8 @@
-"""Scores at the same total compute: what each method's validation curve had reached by a budget."""
+"""Scores at the same total compute: what each method's validation curve had reached by a budget.
+
+The last validation within a budget counts, not the best: the maximum of noisy scores is too high,
+the more so the more often a method was scored.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,27 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metalearn.evaluate.stats import seeds_ci95
 from metalearn.results import costs
 from metalearn.results.records import Group, Json, Run, mean
 
 BUDGETS = 4
 
 
+class Score(NamedTuple):
+    """A validation score; half of its 95 % interval: over seeds, of one seed over tasks."""
+
+    value: float | None
+    ci95: float | None
+
+
 class Iso(NamedTuple):
-    """Budgets in FLOPs, and each method's best validation score within each; None where it had none
+    """Budgets in FLOPs, and each method's validation score within each; None where it had none
     yet.
     """
 
     budgets: list[float]
-    values: list[list[float | None]]
+    scores: list[list[Score]]
 
 
 def table(groups: Sequence[Group], tasks: int) -> Iso | None:
@@ -33,7 +45,7 @@ def table(groups: Sequence[Group], tasks: int) -> Iso | None:
     # The ends are two methods' own totals: rounding should not leave them out.
     return Iso(
         budgets,
-        [[_value(group, budget * (1 + 1e-9), tasks) for budget in budgets] for group in groups],
+        [[_score(group, budget * (1 + 1e-9), tasks) for budget in budgets] for group in groups],
     )
 
 
@@ -42,23 +54,30 @@ def equal_compute(groups: Sequence[Group], tasks: int) -> Json | None:
     found = table(groups, tasks)
     if found is None:
         return None
-    rows = [{"label": group.label, "values": values} for group, values in zip(groups, found.values)]
+    rows = [
+        {"label": group.label}
+        | {"values": [one.value for one in scores], "ci95": [one.ci95 for one in scores]}
+        for group, scores in zip(groups, found.scores)
+    ]
     return {"tasks": tasks, "budgets": found.budgets, "rows": rows}
 
 
-def _value(group: Group, budget: float, tasks: int) -> float | None:
-    """Mean over seeds of the best validation within the budget; None where a seed had none."""
-    return mean([best_within(run, budget, tasks) for run in group.runs])
+def _score(group: Group, budget: float, tasks: int) -> Score:
+    """Mean over seeds of the last validation within the budget; None where a seed had none."""
+    found = [last_within(run, budget, tasks) for run in group.runs]
+    value = mean([one.value for one in found])
+    half = found[0].ci95 if len(found) == 1 else seeds_ci95([one.value for one in found])
+    return Score(value, None if value is None else half)
 
 
-def best_within(run: Run, budget: float, tasks: int) -> float | None:
-    """The best validation score of a run whose tuning, training so far and new tasks fit a budget
-    of FLOPs.
+def last_within(run: Run, budget: float, tasks: int) -> Score:
+    """The last validation of a run for which tuning, training so far and new tasks fit a budget of
+    FLOPs.
     """
     before, each = costs.up_front(run, "flops"), costs.learning(run, "flops")
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not points:
-        return None
+        return Score(None, None)
     started = (
         run.result.get("started") or {}
     )  # spent before this row's own first step, whatever its phase
@@ -69,8 +88,10 @@ def best_within(run: Run, budget: float, tasks: int) -> float | None:
     last = max(int(line["step"]) for line in points)
     fixed = before - training + tasks * float(each[run.headline_point])
     inside = [
-        float(line[run.metric])
+        line
         for line in points
         if fixed + (training * int(line["step"]) / last if last else training) <= budget
     ]
-    return (max if run.metric == "accuracy" else min)(inside, default=None)
+    if not inside:
+        return Score(None, None)
+    return Score(float(inside[-1][run.metric]), inside[-1].get(f"{run.metric}_ci95"))

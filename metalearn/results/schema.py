@@ -30,6 +30,8 @@ class _Summary(_Labelled):
     interval: Ends = None
     freedom: Maybe = None
     covers: Text | None = None
+    reliability: Maybe = None
+    agreement: Maybe = None
     per_seed: list[Maybe] | None = None
 
 
@@ -68,10 +70,24 @@ class _BreakEven(_Pair):
     ci95: Ends
     leave_one_out: list[_Without] = Field(default_factory=list)
     why: Text = ""
+    contrast: bool = True  # before version 0.2.0 every pair had a verdict
     level: Maybe = None
     with_tuning: bool = True
     with_answering: bool = False
     variants: list[_Variant] = Field(default_factory=list)
+
+
+class _Choice(_Pair):
+    choice: Literal["base", "level", "stop", "curve", "tuning", "answering", "axis"]
+    value: Text
+    reached: bool
+    tasks: Maybe
+    ci95: Ends
+
+
+class _Sensitivity(_Pair):
+    level: Number
+    choices: list[_Choice]
 
 
 class _Check(Open):
@@ -121,10 +137,13 @@ class _Total(_Labelled):
     flops: Maybe
     seconds: Maybe
     on_front: dict[Axis, bool]
+    ci95: dict[Axis, Ends] | None = None
+    front: dict[Axis, Literal["on", "off", "open"] | None] | None = None
 
 
 class _Values(_Labelled):
     values: list[Maybe]
+    ci95: list[Maybe] | None = None
 
 
 class _EqualCompute(Open):
@@ -177,6 +196,7 @@ class Comparison(Open):
     break_even: list[_BreakEven]
     checks: list[_Check]
     break_even_common: list[_BreakEven] | None = None
+    sensitivity: list[_Sensitivity] | None = None
     curves: list[_Curve] | None = None
     cost_curves: list[_CostCurve] | None = None
     solved: list[_Solved] | None = None

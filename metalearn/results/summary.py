@@ -10,6 +10,7 @@ from metalearn.evaluate import random_effects, stats
 from metalearn.evaluate.breakeven import LEAST_TASKS
 from metalearn.results.curves import curve
 from metalearn.results.records import Array, Group, Json, mean
+from metalearn.results.reliability import agreement, binomial_reliability
 
 AUC_AXIS = "log2(1 + steps)"
 
@@ -22,7 +23,7 @@ def summary(group: Group) -> Json:
     interval over the seeds' values, None for one seed. `auc` is taken over log2(1 + steps),
     `auc_linear` over steps, both divided by the width and of the mean curve that the figures show
     (of a loss, over the tasks that did not diverge where some did); a method without steps has its
-    constant."""
+    constant. `reliability` and `agreement` as in results/reliability.py."""
     column = group.at_headline()
     shown = curve(group)
     heights = [math.nan if value is None else value for value in shown.mean]
@@ -35,6 +36,8 @@ def summary(group: Group) -> Json:
         "ci95_tasks": _over_tasks(group, column),
         "ci95_seeds": _over_seeds(group),
         **_over_both(column),
+        "reliability": None if column is None else _reliability(group, column),
+        "agreement": None if column is None else agreement(column),
         "diverged": group.diverged(),
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
@@ -62,6 +65,13 @@ def _over_both(column: Array | None) -> Json:
         "covers": found.covers,
         "per_seed": list(found.per_seed),
     }
+
+
+def _reliability(group: Group, column: Array) -> float | None:
+    """Of the headline accuracy of one task; None for a loss."""
+    task = group.first.result.get("task") or {}
+    queries = int(task.get("ways") or 0) * int(task.get("queries") or 0)
+    return binomial_reliability(column, queries) if group.metric == "accuracy" else None
 
 
 def _over_tasks(group: Group, column: Array | None) -> float | None:

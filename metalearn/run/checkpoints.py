@@ -65,9 +65,10 @@ def resume(job: Job, start: MetaState) -> Resumed:
     if named is not None:
         log.info(f"{job.title}: going on from step {step}")
     if spent is not None:
-        this_process = job.ledger.seconds("setup")
+        this_process = {phase: job.ledger.seconds(phase) for phase in ("setup", "compile")}
         job.ledger.restore(spent)
-        job.ledger.add("setup", this_process)
+        for phase, seconds in this_process.items():
+            job.ledger.add(phase, seconds)
     return Resumed(step, job.ranks.own_state(state, tasks), tuple(validations))
 
 

@@ -33,7 +33,7 @@ def cost_block(
     once, tasks = spent.cost(), min(evaluate.chunk, evaluate.episodes)
 
     def learn(first: int, count: int, steps: int | None = None) -> CostLedger:
-        return _learned_once(method, meta, parts.test, evaluate, first, count, steps)
+        return learning_ledger(method, meta, parts.test, evaluate, first, count, steps)
 
     lone = [learn(number, 1) for number in range(1 if traits.host_side else ALONE)]
     batched = None if traits.host_side else learn(0, tasks)
@@ -105,7 +105,7 @@ def _add_start(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> N
             table[phase] |= {"flops_at_start": row["flops"], "seconds_at_start": seconds}
 
 
-def _learned_once(
+def learning_ledger(
     method: Method,
     meta: Meta,
     source: TaskSource,
@@ -113,9 +113,13 @@ def _learned_once(
     start: int,
     tasks: int,
     steps: int | None = None,
+    *,
+    counting: bool = True,
 ) -> CostLedger:
-    """Some test tasks learned with so many steps, default all, and asked once."""
-    ledger = CostLedger(source.spec.device)
+    """What learning some test tasks with so many steps, default all, and answering them once
+    took.
+    """
+    ledger = CostLedger(source.spec.device, counting=counting)
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])
     points = (evaluate.steps[-1] if steps is None else steps,)

@@ -44,8 +44,8 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
         for step in range(first, run.meta_steps):
             if _patience_is_over(job, validations):
                 break
-            # The first step of a process compiles, or fills caches: set-up.
-            timed = job.ledger.span("setup") if step == first else nullcontext()
+            # The first step of a process compiles, or fills caches.
+            timed = job.ledger.span("compile") if step == first else nullcontext()
             with timed, _saved_on_loss(job, step, state, validations):
                 tasks = steps.sample(step)
                 state, metrics = steps.step(state, tasks)
@@ -163,18 +163,21 @@ def _gradients(job: Job) -> int:
 
 def look(job: Job, done: int, state: MetaState) -> Validation:
     """The score on validation tasks, which is written to metrics.jsonl beside that on as many
-    training tasks.
+    training tasks. The latter chooses nothing, so it is set-up and no tuning.
     """
-    with job.ledger.span("tune"):
-        rows = [_look_at(job, done, state, split) for split in ("train", "valid")]
+    rows = []
+    for split, phase in (("train", "setup"), ("valid", "tune")):
+        with job.ledger.span(phase):
+            rows.append(_look_at(job, done, state, split, phase))
+    with job.ledger.span("setup"):
         job.record(rows)
     return validation_of(rows[1])
 
 
-def _look_at(job: Job, done: int, state: MetaState, split: str) -> dict[str, object]:
+def _look_at(job: Job, done: int, state: MetaState, split: str, phase: str) -> dict[str, object]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
     tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
-    ledger = job.ledger.under("tune")
+    ledger = job.ledger.under(phase)
     found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     loss = found.loss[:, at]  # [E]

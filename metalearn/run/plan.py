@@ -83,7 +83,8 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     threads = set_threads(threads)
     if job.planned:
         return job, ExecutionPlan(ExecutorChoice(run.executor, run.chunk))
-    found = ranks.first(lambda: decide(job.experiment, job.parts, state, ranks))
+    with job.ledger.span("compile"):
+        found = ranks.first(lambda: decide(job.experiment, job.parts, state, ranks))
     for text in found.messages:
         log.info(f"{job.title}: {text}")
     how = {**found.choice._asdict(), "threads": threads, "workers": run.workers or threads}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import torch
 
-from metalearn.machine import cpu_name
+from metalearn.machine import clock_mhz, cpu_name, load_average
 
 
 @lru_cache(maxsize=1)
@@ -57,6 +57,8 @@ def describe(device: str) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load_average": load_average(),
+        "clock_mhz": clock_mhz(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "git": git_commit(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -73,7 +73,16 @@ class _Headline(Open):
 class _Spent(Open):
     device: Text | None = None
     once: dict[str, Number | Text | None] | None = None
+    first_pass: dict[str, Maybe] | None = None
+    rounds: dict[str, list[Number]] | None = None
     __pydantic_extra__: dict[str, Number | Text | None]
+
+
+class _Timing(Open):
+    """How the seconds of new tasks were measured again after training."""
+
+    rounds: Count
+    others: Maybe = None
 
 
 class _Tuned(Open):
@@ -98,6 +107,7 @@ class Result(Open):
     traits: _Traits | None = None
     cost: dict[str, _Spent] | None = None
     tuned: _Tuned | None = None
+    timing: _Timing | None = None
     uncounted: dict[str, str] | None = None
     factors: dict[str, Any] | None = None
     seconds: Maybe = None
@@ -176,6 +186,21 @@ class Choice(Open):
     edge: list[str] = []
     headline_step: Count | None = None
     headline: _Trial = _Trial()
+
+
+class _Round(Open):
+    others: Maybe
+    load_average: list[list[Number] | None]
+    clock_mhz: Maybe
+    seconds: dict[str, dict[str, dict[str, Number]]]
+
+
+class RowsTiming(Open):
+    """timing.json of a comparison: seconds of new tasks by row, kind and phase in each round."""
+
+    rows: dict[str, str]
+    first_call: dict[str, Number]
+    rounds: list[_Round]
 
 
 class Request(Open):

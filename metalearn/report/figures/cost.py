@@ -138,12 +138,13 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
 
 @styled
 def pareto_figure(what: Compared) -> Figure | None:
-    """The headline metric against everything spent, beforehand and on the test tasks; the front is
-    a line.
+    """The headline metric against everything spent, beforehand and on the test tasks, with 95 %
+    intervals of both; the front of the means is a line.
     """
     groups, found = what
     scale, totals = scale_of(groups[0]), by_label(found, "total_cost")
     values = {line["label"]: line["value"] for line in found["summary"]}
+    ends = {line["label"]: line.get("interval") for line in found["summary"]}
     points = [
         (label, row["flops"], values[label] * scale, row["on_front"]["flops"])
         for label, row in totals.items()
@@ -157,17 +158,13 @@ def pareto_figure(what: Compared) -> Figure | None:
     axes.step(*zip(*front), where="post", color=GREY, lw=1.1, ls=(0, (4, 2)), zorder=1)
     for label, total, value, best in points:
         style = style_of[label]
-        face = style.color if best else "white"
-        axes.plot(
-            [total],
-            [value],
-            style.marker,
-            color=style.color,
-            mfc=face,
-            ms=8,
-            mew=1.4,
-            zorder=4,
-        )
+        spent = (totals[label].get("ci95") or {}).get("flops")
+        if ends[label]:
+            _bar(axes, [total] * 2, array(ends[label]) * scale, style)
+        if spent and spent[0] > 0:
+            _bar(axes, spent, [value] * 2, style)
+        mark: Any = {"mfc": style.color if best else "white", "ms": 8, "mew": 1.4, "zorder": 4}
+        axes.plot([total], [value], style.marker, color=style.color, **mark)
     axes.margins(x=0.14, y=0.12)
     axes.set_xscale("log")
     axes.set_title(
@@ -268,6 +265,10 @@ def _shade(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:
         axes.fill_between(x, low, high, color=style.color, alpha=0.16, lw=0)
     else:
         axes.plot([x[0], x[0]], [low[0], high[0]], color=style.color, lw=1.2)
+
+
+def _bar(axes: Axes, x: Any, y: Any, style: Style) -> None:
+    axes.plot(x, y, color=style.color, lw=1.0, zorder=2)
 
 
 def _stroke(axes: Axes, x: Array, y: Array, style: Style) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_levels, break_evens
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import cost_per_solved
-from metalearn.results.costs import AXES, up_front
+from metalearn.results.break_even.solved import Stop, reached
+from metalearn.results.contrasts import Pair
+from metalearn.results.costs import AXES, timing_problem, up_front
 from metalearn.results.records import Group, Json
-from metalearn.results.solved import reached
+
+NO_CONTRAST = "an estimate: the pair is not among the contrasts, which alone have verdicts"
 
 
 class CostScope(NamedTuple):
@@ -22,17 +25,52 @@ class CostScope(NamedTuple):
     with_answering: bool = False  # predicting the queries of each task once
 
 
+class Rule(NamedTuple):
+    """Which rows have verdicts: those of contrasts, in seconds only if both were timed alone."""
+
+    tested: frozenset[frozenset[str]]
+    untimed: dict[str, str]  # label -> why its seconds decide nothing
+
+    def on(self, axis: Axis, found: BreakEven) -> Json:
+        """`contrast`, `verdict` and `why` of a row."""
+        contrast = {found.a, found.b} in self.tested
+        untimed = [name for name in (found.a, found.b) if name in self.untimed]
+        verdict, why = str(found.verdict), found.why
+        if not contrast:
+            open_ends = verdict in ("not_reached", "undecided") and why
+            verdict, why = "undecided", NO_CONTRAST + (f"; {why}" if open_ends else "")
+        elif axis == "seconds" and untimed and verdict != "not_reached":
+            reasons = "; ".join(f"{name}: {self.untimed[name]}" for name in untimed)
+            verdict, why = "undecided", f"no verdict in seconds ({reasons})"
+        return {"contrast": contrast, "verdict": verdict, "why": why}
+
+
+def rule_of(groups: Sequence[Group], tested: Sequence[Pair]) -> Rule:
+    problems = {
+        group.label: next((text for run in group.runs if (text := timing_problem(run))), "")
+        for group in groups
+    }
+    untimed = {label: text for label, text in problems.items() if text}
+    return Rule(frozenset(map(frozenset, tested)), untimed)
+
+
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
 
 
 def costs_of(
-    group: Group, target: Json | None, axis: Axis, scope: CostScope = SCOPES[0]
+    group: Group,
+    target: Json | None,
+    axis: Axis,
+    scope: CostScope = SCOPES[0],
+    *,
+    stop: Stop = "chosen",
+    last: int | None = None,
 ) -> MethodCosts:
-    """The costs of one label at a target."""
+    """The costs of one label at a target; `stop` and `last` as in `reached`."""
     spent = [up_front(run, axis, tuning=scope.with_tuning) for run in group.runs]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
     seeds = tuple(run.seed for run in group.runs)
-    found = reached(group, target, axis, answers=scope.with_answering)
+    found = reached(group, target, axis, answers=scope.with_answering, stop=stop, last=last)
     return MethodCosts(group.label, seeds, known, found, origin(group))
 
 
@@ -41,21 +79,24 @@ def origin(group: Group) -> str:
     return str((group.first.config.get("method") or {}).get("start") or group.label)
 
 
-def break_even(groups: Sequence[Group], target: Json | None, levels: Sequence[float]) -> list[Json]:
+def break_even(
+    groups: Sequence[Group], target: Json | None, levels: Sequence[float], tested: Sequence[Pair]
+) -> list[Json]:
     """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds;
-    empty without a target.
+    empty without a target. Pairs that are not `tested` are estimates.
     """
     if target is None or len(groups) < 2:
         return []
+    rule = rule_of(groups, tested)
     return [
         row
         for level in levels
         for axis in AXES
-        for row in _at_level(groups, {**target, "value": level}, axis)
+        for row in _at_level(groups, {**target, "value": level}, axis, rule)
     ]
 
 
-def _at_level(groups: Sequence[Group], target: Json, axis: Axis) -> list[Json]:
+def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> list[Json]:
     """Every pair at one level, with its variants: without tuning, and with answering."""
     tables = [
         break_evens([costs_of(group, target, axis, scope) for group in groups]) for scope in SCOPES
@@ -63,29 +104,31 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis) -> list[Json]:
     rows = []
     for main, *others in zip(*tables):
         variants = [
-            {**scope._asdict(), "a": one.a, "b": one.b, "verdict": one.verdict}
+            {**scope._asdict(), "a": one.a, "b": one.b, "verdict": rule.on(axis, one)["verdict"]}
             | {"tasks": one.tasks, "ci95": None if one.ci95 is None else list(one.ci95)}
             for scope, one in zip(SCOPES[1:], others)
         ]
-        row = {**_row(axis, main), "level": target["value"], **SCOPES[0]._asdict()}
+        row = {**_row(axis, main, rule), "level": target["value"], **SCOPES[0]._asdict()}
         rows.append({**row, "seeds": list(main.seeds), "variants": variants})
     return rows
 
 
-def break_even_common(groups: Sequence[Group], target: Json | None) -> list[Json]:
+def break_even_common(
+    groups: Sequence[Group], target: Json | None, tested: Sequence[Pair]
+) -> list[Json]:
     """The same at the hardest `level` of the target's metric that both of a pair reach: null where
     there is none.
     """
     if target is None or len(groups) < 2:
         return []
-    rows, levels = [], common_levels(groups, target)
+    rows, levels, rule = list[Json](), common_levels(groups, target), rule_of(groups, tested)
     for axis in AXES:
 
         def at(level: float, axis: Axis = axis) -> list[MethodCosts]:
             return [costs_of(group, {**target, "value": level}, axis) for group in groups]
 
         found = at_common_levels(levels, at)
-        rows += [{**_row(axis, one), "level": level} for level, one in found]
+        rows += [{**_row(axis, one, rule), "level": level} for level, one in found]
     return rows
 
 
@@ -102,16 +145,15 @@ def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
     return [value, *(level for level in rounded if least <= level < value)]
 
 
-def _row(axis: Axis, found: BreakEven) -> Json:
+def _row(axis: Axis, found: BreakEven, rule: Rule) -> Json:
     return {
         "a": found.a,
         "b": found.b,
         "axis": axis,
-        "verdict": found.verdict,
+        **rule.on(axis, found),
         "tasks": found.tasks,
         "ci95": None if found.ci95 is None else list(found.ci95),
         "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in found.leave_one_out],
-        "why": found.why,
     }
 
 

@@ -7,7 +7,7 @@ is never step 0 for a method that has not seen the support set there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import Reached, Share
 from metalearn.results.costs import AXES, answering, learning
 from metalearn.results.records import Group, Json, Run
+
+# At the step that validation tasks chose; at the last step; or, as if one knew when to stop, at the
+# first from which on the task stays solved.
+Stop = Literal["chosen", "last", "solved"]
 
 
 class Solved(NamedTuple):
@@ -43,21 +47,31 @@ def starts_at_chance(run: Run) -> bool:
 
 
 def reached(
-    group: Group, target: Json | None, axis: Axis, *, answers: bool = False
+    group: Group,
+    target: Json | None,
+    axis: Axis,
+    *,
+    answers: bool = False,
+    stop: Stop = "chosen",
+    last: int | None = None,
 ) -> Reached | None:
-    """Which tasks of which seed reached the target at the step that was chosen for them, and their
-    cost: [S, E]; None where scores or costs are missing.
+    """Which tasks of which seed reached the target where they were stopped, and their cost: [S, E];
+    None where scores or costs are missing.
 
-    `answers`: the cost of predicting a task's queries once is in it.
+    `answers`: the cost of predicting a task's queries once is in it. `last`: the point at which
+    curves end, under `stop` "solved".
     """
     if target is None:
         return None
+    if stop == "solved":
+        return when_reached(group, target, axis, last=last)
     pooled, found = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
         spent, more = learning(run, axis), answering(run, axis) if answers else 0.0
         if spent is None or more is None or pooled is None:
             return None
-        point, up = point_of(run), target["metric"] == "accuracy"
+        point = point_of(run) if stop == "chosen" else len(run.steps) - 1
+        up = target["metric"] == "accuracy"
         scores = pooled[place][:, point]
         found.append(
             targets.at_step(scores, float(spent[point]) + more, target["value"], higher=up)
@@ -65,10 +79,13 @@ def reached(
     return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
 
 
-def when_reached(group: Group, target: Json, axis: Axis) -> Reached | None:
+def when_reached(
+    group: Group, target: Json, axis: Axis, *, last: int | None = None
+) -> Reached | None:
     """The same, each task up to the first point from which on it stays at the target: the curve of
-    a reader who knows when to stop.
+    a reader who knows when to stop. Curves end at the point `last`, by default their last.
     """
+    end = None if last is None else last + 1
     pooled, found = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
         spent = learning(run, axis)
@@ -76,7 +93,8 @@ def when_reached(group: Group, target: Json, axis: Axis) -> Reached | None:
             return None
         first = targets.admissible_point(run.steps, 0, starts_at_chance=starts_at_chance(run))
         up = target["metric"] == "accuracy"
-        found.append(targets.reach(pooled[place], spent, target["value"], higher=up, first=first))
+        scores, costs = pooled[place][:, :end], spent[:end]
+        found.append(targets.reach(scores, costs, target["value"], higher=up, first=first))
     return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
 
 

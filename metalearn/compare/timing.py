@@ -1,0 +1,107 @@
+"""Seconds of new tasks, measured for all rows of a comparison in turns, once every row is trained.
+
+Each row is timed ROUNDS times. A round goes through all rows, so that a slow moment of the machine
+meets all of them alike. timing.json holds the rounds so far: an interrupted timing goes on with the
+next round, a finished one is not repeated. Where the rows are others than those of timing.json, it
+begins again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import ConfigError, Stopped
+from metalearn.logger import log
+from metalearn.machine import Activity, clock_mhz, load_average
+from metalearn.run.signals import signals
+from metalearn.run.timing import TimedRun, open_run, with_timing
+from metalearn.storage.files import read_json, write_json
+from metalearn.storage.schema import RowsTiming, checked, read_result
+
+ROUNDS = 5
+FILE = "timing.json"
+Json = dict[str, Any]
+
+
+def time_rows(out: Path, folders: Sequence[Path]) -> bool:
+    """Time the finished rows of a comparison, and write the medians to their result.json.
+
+    `folders` are run directories under `out`. False where all of them were timed before.
+    """
+    finished = [folder for folder in folders if (folder / "result.json").exists()]
+    rows = {str(folder.relative_to(out)): folder for folder in finished}
+    known = _stored(out, rows)
+    if len(known["rounds"]) < ROUNDS:
+        with signals(_stopped):
+            known = _measured(out, rows, known)
+    timed = {name: folder for name, folder in rows.items() if name in known["first_call"]}
+    new = {name: folder for name, folder in timed.items() if not _has(folder, _facts(name, known))}
+    for name, folder in new.items():
+        seconds = [one["seconds"][name] for one in known["rounds"]]
+        result = with_timing(read_result(folder), seconds, _facts(name, known))
+        write_json(folder / "result.json", result)
+    return bool(new)
+
+
+def _has(folder: Path, facts: Json) -> bool:
+    return bool(read_result(folder).get("timing") == facts)
+
+
+def _measured(out: Path, rows: Mapping[str, Path], known: Json) -> Json:
+    """The rounds that are left, each written to timing.json as it ends."""
+    log.info(f"timing {len(rows)} rows in turns, {ROUNDS} rounds: leave the machine alone")
+    opened = {name: run for name, folder in rows.items() if (run := _open(folder)) is not None}
+    first = {name: run.first_call() for name, run in opened.items()}
+    known = {**known, "first_call": {**first, **known["first_call"]}}
+    for number in range(len(known["rounds"]), ROUNDS):
+        before, load = Activity.now(), load_average()
+        seconds = {name: run.round(number) for name, run in opened.items()}
+        others = Activity.now().others_since(before)
+        facts = {"others": others, "load_average": [load, load_average()]}
+        one = {**facts, "clock_mhz": clock_mhz(), "seconds": seconds}
+        known = {**known, "rounds": [*known["rounds"], one]}
+        write_json(out / FILE, known)
+    return known
+
+
+def _open(folder: Path) -> TimedRun | None:
+    try:
+        return open_run(folder)
+    except ConfigError as error:
+        log.warning(f"{folder} is not timed: {error}")
+        return None
+
+
+def _stored(out: Path, rows: Mapping[str, Path]) -> Json:
+    """timing.json where it is about these rows, else one without rounds."""
+    hashes = {name: str(read_result(folder).get("config_hash")) for name, folder in rows.items()}
+    fresh: Json = {"schema": 1, "rows": hashes, "first_call": {}, "rounds": []}
+    file = out / FILE
+    if not file.exists():
+        return fresh
+    try:
+        found = checked(RowsTiming, read_json(file), file)
+    except ConfigError as error:
+        log.warning(f"{error}: timing the rows again")
+        return fresh
+    return found if found["rows"] == hashes else fresh
+
+
+def _facts(name: str, known: Json) -> Json:
+    """`timing` of a result.json; `others` is None where a round's was not reported."""
+    rounds = known["rounds"]
+    others = [one["others"] for one in rounds]
+    return {
+        "rounds": len(rounds),
+        "rows": len(known["first_call"]),
+        "others": None if None in others else max(others),
+        "load_average": [rounds[0]["load_average"][0], rounds[-1]["load_average"][1]],
+        "clock_mhz": [one["clock_mhz"] for one in rounds],
+        "first_call_seconds": known["first_call"][name],
+    }
+
+
+def _stopped() -> None:
+    raise Stopped("stopped by a signal during the timing; go on with the same command")

@@ -1,0 +1,105 @@
+"""Seconds of one new task for a finished run, measured after all rows of a comparison are trained.
+
+The rows of a comparison are trained at different moments, beside different other work. Here each is
+timed again with the same instrument: new tasks learned one at a time, and in a batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metalearn.config.sections import Evaluate
+from metalearn.evaluate.cost_block import EACH, per_task
+from metalearn.evaluate.ensemble import ensemble
+from metalearn.machine import cores, set_threads
+from metalearn.run.checkpoints import select_checkpoint
+from metalearn.run.cost import learning_ledger
+from metalearn.run.trained.load import load_run
+from metalearn.types import Meta, Method, TaskSource
+
+Json = dict[str, Any]
+Seconds = dict[str, float]  # of one task, by phase
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """A finished run, ready to learn its test tasks again."""
+
+    method: Method
+    meta: Meta
+    source: TaskSource
+    evaluate: Evaluate
+    threads: int
+
+    def round(self, number: int) -> dict[str, Seconds]:
+        """Seconds of one task by phase: `alone`; `batched`, a task of a batch; `at_start`, the same
+        without a step. Task `number` is learned alone, as a search may take longer for one task
+        than for another; a search on the host has no batch.
+        """
+        set_threads(self.threads)
+        found = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
+        if self.method.traits.host_side:
+            return found
+        size = min(self.evaluate.chunk, self.evaluate.episodes)
+        found["batched"] = self._seconds(0, size)
+        if self.method.traits.uses_steps and self.evaluate.steps[-1] > 0:
+            found["at_start"] = self._seconds(0, size, 0)
+        return found
+
+    def first_call(self) -> float:
+        """Seconds of a round before the others: compilation, loading of kernels, caches."""
+        begin = time.perf_counter()
+        self.round(0)
+        return time.perf_counter() - begin
+
+    def _seconds(self, first: int, tasks: int, steps: int | None = None) -> Seconds:
+        ledger = learning_ledger(
+            *(self.method, self.meta, self.source, self.evaluate, first, tasks, steps),
+            counting=False,
+        )
+        return {phase: ledger.seconds(phase) / tasks for phase in EACH}
+
+
+def open_run(folder: Path) -> TimedRun:
+    """The run in a directory as it was tested; ConfigError where it cannot be loaded."""
+    run = load_run(folder)
+    method, config = run.method, run.config
+    if config.evaluate.checkpoint == "ensemble":
+        states, _ = select_checkpoint(config, folder, run.state)
+        method = ensemble(method, [state.meta for state in states])
+    threads = config.run.threads or cores()
+    return TimedRun(method, run.state.meta, run.source, config.evaluate, threads)
+
+
+def with_timing(result: Json, rounds: Sequence[Mapping[str, Seconds]], facts: Json) -> Json:
+    """A result.json with the medians of these rounds as the seconds of new tasks.
+
+    In each phase of new tasks, `first_pass` keeps the seconds that the run itself measured, and
+    `rounds` has those of every round. `timing` is `facts`.
+    """
+    cost = {
+        phase: _timed(entry, phase, rounds) if phase in EACH and per_task(entry) else entry
+        for phase, entry in result["cost"].items()
+    }
+    return {**result, "cost": cost, "timing": facts}
+
+
+def _timed(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> Json:
+    kinds = {
+        "seconds_alone": "alone",
+        "seconds_batched": "batched" if "batched" in rounds[0] else "alone",
+    }
+    if "seconds_at_start" in entry and "at_start" in rounds[0]:
+        kinds["seconds_at_start"] = "at_start"
+    found = {name: [one[kind][phase] for one in rounds] for name, kind in kinds.items()}
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    if "seconds_at_start" in medians:
+        medians["seconds_at_start"] = min(medians["seconds_at_start"], medians["seconds_batched"])
+    first = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}
+    row = {**entry, **medians, "seconds": medians["seconds_batched"]}
+    return {**row, "first_pass": first, "rounds": found}

@@ -1,0 +1,109 @@
+"""Comparisons with known up-front cost, cost of a task and success: comparison.json holds the
+analytic count and verdict at every edge.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from run_folders import write_run
+
+from metalearn.errors import ConfigError
+from metalearn.results.comparison import collect
+
+TASKS = 200
+
+
+class Row(NamedTuple):
+    """A row of a comparison whose tasks all cost the same."""
+
+    up_front: float
+    each: float  # FLOPs of a solved task: all cost over the solved
+    share: float = 1.0
+    seeds: int = 3
+
+
+def write(root: Path, label: str, row: Row) -> None:
+    """Run directories in which `share` of the tasks is solved, under every seed the same."""
+
+    def change(result: dict[str, Any]) -> None:
+        cost = result["cost"]
+        for phase in ("tune", "meta_train"):
+            cost[phase] |= {"flops": 0, "seconds": 0.0}
+        cost["pretrain"] |= {"flops": row.up_front, "seconds": 1.0}
+        # the headline is step 10 of 20
+        cost["adapt"] |= {"flops": 2 * row.each * (row.share or 1.0), "flops_at_start": 0}
+
+    for seed in range(row.seeds):
+        place = root / "methods" / label / f"seed-{seed}"
+        write_run(place, label, "fine_tune", seed, episodes=TASKS, change=change)
+        scores = dict(np.load(place / "scores.npz"))
+        scores["accuracy"][:] = (np.arange(TASKS) < round(row.share * TASKS))[:, None]
+        np.savez(place / "scores.npz", **scores)
+
+
+def compared(tmp_path: Path, a: Row, b: Row) -> dict[str, Any]:
+    """The break-even row in FLOPs of the contrast of `a` and `b`."""
+    write(tmp_path, "a", a)
+    write(tmp_path, "b", b)
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})["break_even"]
+    return dict(next(row for row in found if row["axis"] == "flops"))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict", "tasks", "why"),
+    [
+        (Row(1000, 2), Row(0, 12), "pays", 100, ""),
+        (Row(1000, 2), Row(500, 7), "pays", 100, ""),
+        (Row(1000, 2, 0.9), Row(0, 12, 0.9), "pays", 100, ""),
+        (Row(1000, 5), Row(1000, 5), "same", None, "cost the same"),  # equal costs
+        (Row(1000, 5), Row(0, 5), "never", None, "no less a solved task"),
+        (Row(0, 1), Row(0, 5), "always", 1, ""),  # zero up-front
+        (Row(0, 5), Row(0, 5), "same", None, ""),
+        (Row(3, 1), Row(0, 5), "always", 1, ""),  # repaid by the first task
+        (Row(1000, 2, 0.5), Row(0, 12, 0.5), "undecided", 100, "perhaps fewer than 50%"),
+        (Row(1000, 2, 0.9), Row(0, 12, 0.8), "undecided", 100, "perhaps above 10%"),
+        (Row(1000, 2, 0.95), Row(0, 12, 0.7), "not_reached", None, "no common level"),
+        (Row(1000, 2, 0.3), Row(0, 12, 0.3), "not_reached", None, "fewer than 50%"),
+        (Row(1000, 2, 0.0), Row(0, 12), "not_reached", None, "solved 0%"),  # no task solved
+        (Row(1000, 2, 0.0), Row(0, 12, 0.0), "not_reached", None, "solved 0%"),
+        (Row(1000, 2, seeds=1), Row(0, 12, seeds=1), "undecided", 100, "1 seed: a verdict needs"),
+        (Row(1000, 2, seeds=5), Row(0, 12), "pays", 100, ""),  # 3 seeds against 5
+        (Row(1000, 2, seeds=5), Row(0, 12, seeds=1), "undecided", 100, "b has 1 seed"),
+    ],
+)
+def test_the_analytic_verdict(
+    tmp_path: Path, a: Row, b: Row, verdict: str, tasks: int | None, why: str
+) -> None:
+    found = compared(tmp_path, a, b)
+    assert (found["verdict"], found["tasks"]) == (verdict, tasks), found["why"]
+    assert why in found["why"] and found["contrast"]
+    if tasks is not None:
+        assert (found["a"], found["b"]) == ("a", "b")
+    if a.seeds != b.seeds:
+        assert found["seeds"] == [a.seeds, b.seeds]
+
+
+@pytest.mark.parametrize("place", ["pretrain", "adapt"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_cost_that_is_no_number(tmp_path: Path, place: str, value: float | None) -> None:
+    """Not finite: the file is refused; null: not measured, so undecided."""
+    write(tmp_path, "a", Row(1000, 2))
+    file = tmp_path / "methods/a/seed-1/result.json"
+    result = json.loads(file.read_text())
+    result["cost"][place]["flops"] = value
+    file.write_text(json.dumps(result))
+    if value is not None:
+        with pytest.raises(ConfigError, match=f"cost.{place}.flops"):
+            collect(tmp_path)
+        return
+    write(tmp_path, "b", Row(0, 12))
+    (tmp_path / "comparison-request.json").write_text('{"contrasts": [["a", "b"]]}')
+    found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})["break_even"]
+    assert found[0]["verdict"] == "undecided" and "not measured: the cost of a" in found[0]["why"]

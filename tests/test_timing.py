@@ -1,0 +1,146 @@
+"""Seconds of new tasks, timed again for all rows in turns: medians, resuming, a busy machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import sinusoid
+
+from metalearn.compare import timing
+from metalearn.compare.compare import compare
+from metalearn.config.experiment import Plan, parse
+from metalearn.errors import Stopped
+from metalearn.evaluate.cost_block import EACH, total_seconds
+from metalearn.machine import Activity
+from metalearn.run.timing import TimedRun, with_timing
+
+LABELS = ("maml", "scratch", "nas")
+NAS = {"name": "per_task_nas", "label": "nas", "space": {"name": "mlp-reg"}}
+FILE: dict[str, Any] = {
+    **sinusoid(method=None, experiment="timed", run={"meta_steps": 4}),
+    "methods": [
+        {"name": "maml"},
+        {"name": "scratch"},
+        {**NAS, "candidates": 2, "search_steps": 2, "evaluate": {"episodes": 3}},
+    ],
+}
+
+
+def plan() -> Plan:
+    return parse(FILE)
+
+
+def result(out: Path, label: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        (out / "methods" / label / "seed-0" / "result.json").read_text()
+    )
+    return found
+
+
+def rounds(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((out / "timing.json").read_text())["rounds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("timing") / "out"
+    compare(plan(), out)
+    return out
+
+
+def test_medians_of_five_rounds_are_the_seconds_of_new_tasks(compared: Path) -> None:
+    found = rounds(compared)
+    assert len(found) == timing.ROUNDS == 5
+    for label in LABELS:
+        row, name = result(compared, label), f"methods/{label}/seed-0"
+        for phase in EACH:
+            entry = row["cost"][phase]
+            for field, kind in (("seconds_alone", "alone"), ("seconds_batched", "batched")):
+                kind = kind if kind in found[0]["seconds"][name] else "alone"
+                values = [one["seconds"][name][kind][phase] for one in found]
+                assert entry["rounds"][field] == values
+                assert entry[field] == statistics.median(values)
+            assert entry["seconds"] == entry["seconds_batched"]
+            assert set(entry["first_pass"]) >= {"seconds", "seconds_alone", "seconds_batched"}
+        facts = row["timing"]
+        assert (facts["rounds"], facts["rows"]) == (5, 3) and facts["first_call_seconds"] > 0
+        # the run's own seconds add up as before
+        assert total_seconds(row["cost"]) == pytest.approx(row["seconds"], rel=0.05)
+    adapt = result(compared, "maml")["cost"]["adapt"]
+    assert 0 < adapt["seconds_at_start"] <= adapt["seconds_batched"]
+    assert "at_start" not in found[0]["seconds"]["methods/nas/seed-0"]
+
+
+def test_compilation_and_looks_at_training_tasks_are_no_cost_of_learning(compared: Path) -> None:
+    cost = result(compared, "maml")["cost"]
+    assert cost["compile"]["seconds"] > 0 and cost["compile"]["flops"] is None
+    assert cost["tune"]["tasks"] == 8  # one look at validation tasks; that at training tasks:
+    assert cost["setup"]["tasks"] == 8
+
+
+def test_a_finished_timing_is_not_repeated(compared: Path) -> None:
+    before = {
+        file: file.read_bytes()
+        for file in [compared / "timing.json", *compared.rglob("result.json")]
+    }
+    compare(plan(), compared)
+    assert all(file.read_bytes() == text for file, text in before.items())
+
+
+def test_an_interrupted_timing_goes_on_with_the_next_round(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = compared / "timing.json"
+    known = json.loads(file.read_text())
+    first_two = known["rounds"][:2]
+    file.write_text(json.dumps({**known, "rounds": first_two}))
+    made, measure = list[int](), TimedRun.round
+
+    def stopping(self: TimedRun, number: int) -> Any:
+        made.append(number)
+        if number == 3:
+            raise Stopped("stopped")
+        return measure(self, number)
+
+    monkeypatch.setattr(TimedRun, "round", stopping)
+    with pytest.raises(Stopped):
+        compare(plan(), compared)
+    assert made == [0, 0, 0, 2, 2, 2, 3]  # first calls, round 2, and the interrupted one
+    assert rounds(compared)[:2] == first_two and len(rounds(compared)) == 3
+    monkeypatch.setattr(TimedRun, "round", measure)
+    compare(plan(), compared)
+    assert rounds(compared)[:2] == first_two and len(rounds(compared)) == 5
+    entry = result(compared, "maml")["cost"]["adapt"]
+    assert entry["seconds_alone"] == statistics.median(entry["rounds"]["seconds_alone"])
+
+
+def test_another_row_makes_all_rows_timed_again(compared: Path) -> None:
+    before = rounds(compared)
+    more = parse({**FILE, "methods": [*FILE["methods"], {"name": "reptile"}]})
+    compare(more, compared)
+    assert len(rounds(compared)) == 5 and rounds(compared)[0] != before[0]
+    assert result(compared, "maml")["timing"]["rows"] == 4
+
+
+def test_the_seconds_of_the_run_itself_are_never_lost() -> None:
+    entry = {"seconds": 2.0, "seconds_batched": 2.0, "seconds_alone": 5.0, "flops": 7}
+    once = with_timing({"cost": {"adapt": entry}}, [{"alone": {"adapt": 3.0}}], {"rounds": 1})
+    again = with_timing(once, [{"alone": {"adapt": 4.0}}], {"rounds": 1})
+    assert again["cost"]["adapt"]["first_pass"] == {k: v for k, v in entry.items() if k != "flops"}
+    assert again["cost"]["adapt"]["seconds_batched"] == 4.0
+    shared = {"cost": {"search": {"seconds": 9.0, "flops": 1}}}  # spent once for all tasks
+    assert with_timing(shared, [], {})["cost"] == shared["cost"]
+
+
+def test_what_others_took_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 s on 2 cores: 12 s of work on them, 9 of which are this process's."""
+    monkeypatch.setattr("metalearn.machine.cores", lambda: 2)
+    before = Activity(100.0, 5.0, 1000.0)
+    assert Activity(110.0, 14.0, 1012.0).others_since(before) == pytest.approx(0.15)
+    assert Activity(110.0, 14.0, 1008.0).others_since(before) == 0  # ticks are coarse
+    assert Activity(110.0, 14.0, None).others_since(before) is None
