@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from metalearn.types import EpisodeSpec, Learner, Method, TaskSource, UpdateRule
+from metalearn.types import Episode, EpisodeSpec, Key, Learner, Method, TaskSource, UpdateRule
 
+CHOICE = "architecture.json"  # what Method.prepare leaves in its folder: genotype, words, trials
+FirstTasks = Callable[[int], tuple[Episode, Key]]  # count -> the first test tasks, keys of learning
 Acts = Literal["train", "adapt", "both"]
 Engine = Literal["all", "head", "body"] | None
 
@@ -39,7 +42,7 @@ class Component(BaseModel):
 class TaskComponent(Component, ABC):
     """Where tasks come from; `source` is its name in a file."""
 
-    default_model: ClassVar[str] = "conv4"  # what learns it where the file names no model
+    default_model: ClassVar[str] = ""  # where the file names no model; "": the common default
     source: str
 
     @abstractmethod
@@ -51,6 +54,10 @@ class TaskComponent(Component, ABC):
         dtype: torch.dtype = torch.float32,
     ) -> TaskSource:
         """The tasks of one split."""
+
+    def resolve(self, seed: int) -> TaskComponent:
+        """The task with all that `seed` draws written into it, for a resolved config."""
+        return self
 
 
 class ModelComponent(Component, ABC):
@@ -82,6 +89,9 @@ class MethodComponent(Component, ABC):
     engine_trains: ClassVar[Engine] = None  # what the inner loop moves, where run.engine can train
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name
     can_be_contained: ClassVar[bool] = True  # a search may choose the model that it learns with
+    controls_searches: ClassVar[bool] = False  # with its step size tuned, it stands beside a search
+    # branch of the meta with a learned rule, which begins anew where `start` learned none
+    rule_branch: ClassVar[str | None] = None
     name: str
 
     @abstractmethod
@@ -107,6 +117,33 @@ class MethodComponent(Component, ABC):
     def factors(self) -> dict[str, str]:
         """Parts that reports tell apart, such as {"start": "random"}; the others are inferred."""
         return {}
+
+    @property
+    def controls(self) -> dict[str, tuple[str, MethodComponent]]:
+        """What stands beside it in a comparison: {suffix of the label: (sentence, method)}."""
+        return {}
+
+    @property
+    def learned_rule(self) -> Component | None:
+        """The update rule that it learns, if it learns one."""
+        return None
+
+    def found_learner(
+        self, genotype: tuple[int, ...], learner: Learner, spec: EpisodeSpec
+    ) -> Learner:
+        """The learner of the architecture that its search has found, normalised as `learner`."""
+        del genotype, spec
+        return learner
+
+    def selection(
+        self, method: Method, notes: dict[str, torch.Tensor], tasks: FirstTasks, steps: int
+    ) -> dict[str, Any] | None:
+        """Arrays of selection.npz, from the notes of a test after `steps` steps.
+
+        `score` [R, A] is what the candidates of R tasks were chosen by, `truth` [R, A] how good
+        they are on queries; None where there was nothing to choose from."""
+        del method, notes, tasks, steps
+        return None
 
 
 def option(default: Any, sentence: str, *, acts: Acts = "both", **limits: Any) -> Any:

@@ -63,9 +63,13 @@ MEASURING = CORE | {"kernels", "tasks", "models", "inner", "evaluate"} | set(ONL
 FILE_LINES, FUNCTION_LINES, TEST_LINES, PACKAGE_FILES = 400, 40, 60, 16
 # Identifiers of a private dialect; the standard terms stand in CONTRIBUTING.md.
 BANNED = {"said", "told", "noted", "dressed", "handed", "desk", "diary", "bill", "book"}
-# Packages whose components may be named, and the registry and defaults that list them.
-NAMES_METHODS = ("algorithms", "transfer", "nas", "learned_optimizers", "bench")
-DEFAULTS = "metalearn/config/file.py"
+# Packages of components, and programs that measure certain components, may name them; so may the
+# registry and the defaults of a file.
+COMPONENTS = {"tasks", "models", "inner", "algorithms", "transfer", "nas", "learned_optimizers"}
+NAMES_COMPONENTS = COMPONENTS | {"bench", "l2o", "tabular"}
+DEFAULTS = {"metalearn/config/file.py", "metalearn/config/registry.py"}
+# Words of others that are names of components too: W&B's schema of sweeps, the families of reports.
+OTHER_WORDS = {"sweep": {"random", "own"}, "report": {"scratch"}, "results": {"scratch"}}
 
 
 def package_of(path: str) -> str:
@@ -167,13 +171,28 @@ def banned_identifier(path: str, text: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {read(node)}"  # type: ignore[attr-defined]
 
 
-def named_method(path: str, text: str, methods: frozenset[str]) -> Iterator[str]:
-    """Strings that are the name of a method, outside the packages of components."""
-    if package_of(path) in NAMES_METHODS or path == DEFAULTS:
+def named_component(
+    path: str, text: str, names: set[str], common: set[str], classes: set[str]
+) -> Iterator[str]:
+    """Components known outside their packages: their class imported, or their name in a string.
+
+    `names` may stand in no string but a sentence; `common` words may be compared with nothing."""
+    if package_of(path) in NAMES_COMPONENTS or path in DEFAULTS:
         return
+    common = common - OTHER_WORDS.get(package_of(path), set())
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and node.value in methods:
-            yield f"{path}:{node.lineno}: {node.value!r} is a fact of its component"
+        found: set[str] = set()
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = {node.value} & names
+        elif isinstance(node, ast.Compare):
+            inner = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+            found = {part.value for part in inner if isinstance(part, ast.Constant)} & common
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+            home = (node.module or "").split(".")[1:2]
+            if set(home) & COMPONENTS:
+                found = {alias.name for alias in node.names} & classes
+        for name in sorted(found):
+            yield f"{path}:{node.lineno}: {name!r} is a fact of its component"  # type: ignore[attr-defined]
 
 
 def silent_except(path: str, text: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from layer_rules import (
     import_graph,
     imported,
     machine_path,
-    named_method,
+    named_component,
     optional_at_import,
     package_of,
     silent_except,
@@ -34,7 +35,7 @@ from layer_rules import (
     upward_import,
 )
 
-from metalearn.config.registry import METHODS
+from metalearn.config.registry import TABLES
 
 PLANTED: list[tuple[Rule, str, str]] = [
     (upward_import, "metalearn/tasks/a.py", "from metalearn.models import Conv4"),
@@ -190,13 +191,38 @@ def test_a_package_has_few_files() -> None:
     assert {name: count for name, count in counts.items() if count > PACKAGE_FILES + 1} == {}
 
 
-def test_no_file_outside_a_component_knows_a_method_by_name() -> None:
-    families = {kind.family for kind in METHODS.values()}  # "scratch" is both
-    methods = frozenset(set(METHODS) - families)
-    planted = "if row.method == 'maml':\n    pass"
-    assert list(named_method("metalearn/report/a.py", planted, methods))
-    assert not list(named_method("metalearn/algorithms/a.py", planted, methods))
-    assert offences(lambda path, text: named_method(path, text, methods), SOURCES) == []
+# Names that are common words too, and may stand in strings.
+COMMON = {"scratch", "random", "own", "architecture"}
+KINDS = [kinds for table, kinds in TABLES.items() if table not in ("sinks", "horizons")]
+NAMES = {name for kinds in KINDS for name in kinds}
+CLASSES = {kind.__name__ for kinds in KINDS for kind in kinds.values()}
+
+
+def outside(path: str, text: str) -> Iterator[str]:
+    """`named_component` with all that is registered."""
+    return named_component(path, text, NAMES - COMMON, COMMON, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "if row.method == 'maml':\n    pass",
+        "if searcher(run) == 'random':\n    pass",
+        "STATES = {'omniglot': 1}",
+        "from metalearn.nas.per_task import PerTaskNAS",
+        "from metalearn.learned_optimizers import LSTM",
+        "def f():\n    from metalearn.tasks.glyphs import Glyphs",
+        "from metalearn.nas import Architecture",
+        "model = MODELS['conv4']",
+    ],
+)
+def test_a_component_named_outside_its_file_is_found(planted: str) -> None:
+    assert list(outside("metalearn/report/a.py", planted))
+    assert not list(outside("metalearn/nas/a.py", planted))
+
+
+def test_no_file_outside_a_component_knows_it_by_name() -> None:
+    assert offences(outside, SOURCES) == []
 
 
 def test_tests_are_short_too_and_hide_nothing() -> None:

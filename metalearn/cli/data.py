@@ -4,29 +4,20 @@ ConfigError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.tasks import images, omniglot, store
-
-
-class DataSet(NamedTuple):
-    """A data set that has to be prepared before its first use, or on it."""
-
-    sentence: str
-    state: Callable[[], str]
-    prepare: Callable[[], list[str]]
-    verify: Callable[[], list[str]]
+from metalearn.tasks import DATA_SETS
+from metalearn.tasks.store import DataSet, data_root
 
 
 def lines() -> list[str]:
     """Every data set with its sentence and whether it is here."""
     width = max(len(name) for name in DATA_SETS)
-    head = [f"data folder: {store.data_root()} (set METALEARN_DATA to use another)"]
-    rows = [
-        f"{name:<{width}}  {entry.sentence}; {entry.state()}" for name, entry in DATA_SETS.items()
-    ]
+    head = [f"data folder: {data_root()} (set METALEARN_DATA to use another)"]
+    rows = []
+    for name, entry in DATA_SETS.items():
+        files = entry.prepared()
+        state = f"prepared: {files[0]}" if files else entry.absent
+        rows.append(f"{name:<{width}}  {entry.sentence}; {state}")
     return [
         *head,
         *rows,
@@ -49,41 +40,3 @@ def _entry(name: str) -> DataSet:
     if name not in DATA_SETS:
         raise ConfigError(("NAME", f"no data set {name!r}; {did_you_mean(name, DATA_SETS)}"))
     return DATA_SETS[name]
-
-
-def _omniglot_state() -> str:
-    path = omniglot.prepared_path()
-    return (
-        f"prepared: {path}"
-        if path.exists()
-        else "not prepared; run `metalearn data prepare omniglot`"
-    )
-
-
-def _glyphs() -> list[str]:
-    """Render, or read from the cache, and say what is there."""
-    from metalearn.tasks.glyphs import Glyphs
-
-    found = []
-    for split in images.SPLITS:
-        source = Glyphs(ways=2, shots=1, queries=1).build(split=split)
-        found.append(
-            f"glyphs {split}: {source.spec.num_classes} letters, data sha256 {source.data_sha256}"
-        )
-    return found
-
-
-DATA_SETS = {
-    "omniglot": DataSet(
-        "1,623 handwritten characters of 50 alphabets, 20 drawings each, 28x28 (Lake et al. 2015)",
-        _omniglot_state,
-        omniglot.prepare,
-        omniglot.verify,
-    ),
-    "glyphs": DataSet(
-        "letters of many scripts rendered from the fonts that matplotlib ships",
-        lambda: "needs no download; rendered on first use and cached",
-        _glyphs,
-        _glyphs,
-    ),
-}

@@ -52,11 +52,6 @@ OPTIONAL = {
 }
 OLDEST_TORCH = (2, 11)
 SAME_FOLDER = ("metalearn", "parallel-metalearn")  # other projects that install this folder name
-# Data set -> its prepared file (a pattern), and the state and sentence without it.
-PREPARED: dict[str, tuple[str, State, str]] = {
-    "omniglot": ("omniglot28.npz", "warning", "not prepared: metalearn data prepare omniglot"),
-    "glyphs": ("glyphs*", "ok", "not drawn yet; the first use draws it, in under a minute"),
-}
 INSTALL = "run `make setup`, or: pip install"
 
 
@@ -126,7 +121,7 @@ def _learn2learn() -> Iterable[Finding]:
 
 
 def _data() -> Iterable[Finding]:
-    from metalearn.tasks import store
+    from metalearn.tasks import DATA_SETS, store
 
     root, cache = store.data_root(), store.cache_root()
     if not os.environ.get("METALEARN_DATA", "").strip():
@@ -137,9 +132,10 @@ def _data() -> Iterable[Finding]:
     else:
         text = f"{root} is not a folder; make it, or name another"
         yield Finding("METALEARN_DATA", "warning", text)
-    for name, (pattern, state, absent) in PREPARED.items():
-        files = sorted({*root.glob(pattern), *cache.glob(pattern)})
-        yield Finding(f"data {name}", *(("ok", str(files[0])) if files else (state, absent)))
+    for name, entry in DATA_SETS.items():
+        files = entry.prepared()
+        state: State = "ok" if files or entry.on_use else "warning"
+        yield Finding(f"data {name}", state, str(files[0]) if files else entry.absent)
 
 
 def _package() -> Iterable[Finding]:

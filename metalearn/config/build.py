@@ -13,7 +13,6 @@ from metalearn.config.misfits import misfits
 from metalearn.errors import ConfigError
 from metalearn.interop import through
 from metalearn.machine import device_of
-from metalearn.nas import Architecture
 from metalearn.rng import fold_in
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
@@ -161,10 +160,9 @@ def _placed(place: str, experiment: Experiment) -> str:
 
 def found_learner(experiment: Experiment, learner: Learner, spec: EpisodeSpec) -> Learner:
     """The network that a shared search found, normalised as the model section says."""
-    policy: Any = learner.normalisation
-    model = Architecture(space=experiment.method.space, genotype=experiment.found, norm=policy)
     try:
-        return model.build(spec)
+        found: Learner = experiment.method.found_learner(experiment.found, learner, spec)
+        return found
     except ConfigError as error:
         raise ConfigError(*(("found", text) for _, text in error.problems)) from error
 

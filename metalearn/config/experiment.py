@@ -15,6 +15,7 @@ from metalearn.component import Component, MethodComponent, ModelComponent, Task
 from metalearn.config import shipped
 from metalearn.config.file import (
     DEFAULT_METHOD,
+    DEFAULT_MODEL,
     DEFAULT_TASK,
     SECTIONS,
     Entry,
@@ -198,7 +199,7 @@ def _experiment(
     entry = parse_entry(item, comparison, place, problems)
     task, test_task = _tasks(file, entry, problems)
     model_values = _laid_over(file.model, entry.overlay("model"), "name")
-    default_model = task.default_model if isinstance(task, TaskComponent) else "conv4"
+    default_model = (task and task.default_model) or DEFAULT_MODEL
     model = _component("models", model_values, default_model, "model", problems)
     method, contains, found = _method(entry, place, problems)
     sections: dict[str, Any] = {
@@ -220,8 +221,8 @@ def _experiment(
     return Experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,
-        task=_recorded(task),
-        test_task=_recorded(test_task),
+        task=task.resolve(0),
+        test_task=test_task.resolve(0),
         model=model,
         method=method,
         tune=tune,
@@ -282,11 +283,6 @@ def _low_targets(evaluate: Any, task: Any) -> Problems:
     low = [level for level in evaluate.targets if level < 2 / ways - 1e-9 or level > 1]
     text = f"{low} should lie between {2 / ways:.3g}, twice the accuracy of a guess, and 1"
     return [("evaluate.targets", text)] if low else []
-
-
-def _recorded(task: Any) -> Any:
-    """The task with the seed of a random class split written into it, where it has one."""
-    return task.resolve(0) if hasattr(task, "resolve") else task
 
 
 def _laid_over(base: dict[str, Any], over: dict[str, Any], tag: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from metalearn.config.sections import Budget, Evaluate, Published, Run
 from metalearn.config.validate import Problems, partly_validated
 from metalearn.errors import did_you_mean
 
-DEFAULT_METHOD, DEFAULT_TASK = "maml", "glyphs"
+DEFAULT_METHOD, DEFAULT_TASK, DEFAULT_MODEL = "maml", "glyphs", "conv4"
 OVERLAYS = ("task", "model", "run", "evaluate")
 OWN_TEST = ("episodes", "chunk")  # fields of evaluate that may differ within a comparison
 SECTIONS: dict[str, type[Component]] = {

@@ -31,7 +31,7 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
         "outer": str(getattr(getattr(experiment.learns, "outer", None), "name", "")),
         "model": experiment.model.model_dump(mode="json"),
         "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],
-        "task": [str(getattr(experiment.task, "source", "")), repr(spec)],
+        "task": [experiment.task.source, repr(spec)],
         "size": [run.tasks_per_step, run.examples_per_step],
         "precision": [run.dtype, run.precision, run.checkpoint_inner],
         "machine": [

@@ -11,7 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import MethodComponent, option
+from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
@@ -145,6 +145,10 @@ class LearnOptimizer(MethodComponent):
     @property
     def gradients_per_task(self) -> int:
         return self.unroll * self.estimator.build().unrolls
+
+    @property
+    def learned_rule(self) -> Component:
+        return self.rule
 
     @property
     def factors(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from metalearn.component import MethodComponent, option
+from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
@@ -64,6 +64,7 @@ class LearnToOptimize(MethodComponent):
     """
 
     family: ClassVar[str] = "optimizer"
+    rule_branch: ClassVar[str | None] = THETA
 
     name: Literal["learned_optimizer"] = option("learned_optimizer", "The method.")
     rule: LearnedRuleChoice = option(
@@ -114,6 +115,10 @@ class LearnToOptimize(MethodComponent):
     @property
     def needs_start(self) -> str:
         return needs_start(self.init)
+
+    @property
+    def learned_rule(self) -> Component:
+        return self.rule
 
     @property
     def factors(self) -> dict[str, str]:

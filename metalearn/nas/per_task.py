@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
-from metalearn.component import MethodComponent, option
+from metalearn.component import FirstTasks, MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import OverTasks, points_of, task_keys
 from metalearn.inner.objective import support_loss
@@ -22,12 +22,14 @@ from metalearn.nas.fit import (
     check_shots,
     chunks,
     divide,
+    lanes_of,
     losses_of,
     mean_and_error,
 )
 from metalearn.nas.searchers import SearcherChoice
-from metalearn.nas.searchers.random_search import RandomSearch
+from metalearn.nas.searchers.random_search import RandomSearch, controls_of
 from metalearn.nas.searchers.search import Data, Request, Score, Trial, choose, run_searches
+from metalearn.nas.selection import candidates_on_queries
 from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.nas.spaces.space import Genotype, Space
@@ -118,6 +120,18 @@ class PerTaskNAS(MethodComponent):
             init=init,
             learn=self._learn(self.space.build(spec, policy)),
         )
+
+    @property
+    def controls(self) -> dict[str, tuple[str, MethodComponent]]:
+        return controls_of(self, self.candidates)
+
+    def selection(
+        self, method: Method, notes: dict[str, Tensor], tasks: FirstTasks, steps: int
+    ) -> dict[str, Any] | None:
+        spec, policy = method.spec, cast(Any, method.traits.normalisation)
+        train = Winners(self.space.build(spec, policy), self.inner_rule())
+        one_unit = lanes_of(spec, self.folds, self.repeats)[1]
+        return candidates_on_queries(train, spec, notes, tasks, steps, one_unit=one_unit)
 
     def inner_rule(self) -> UpdateRule:
         """The update rule that trains candidates and winners."""

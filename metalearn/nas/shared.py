@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from metalearn.component import MethodComponent, option
+from metalearn.component import CHOICE, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.losses import criterion
+from metalearn.nas.architecture import Architecture
 from metalearn.nas.fit import FREE, Folds
 from metalearn.nas.searchers import SearcherChoice
-from metalearn.nas.searchers.random_search import RandomSearch
+from metalearn.nas.searchers.random_search import RandomSearch, controls_of
 from metalearn.nas.searchers.search import Data, Score, choose, run_search
 from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
@@ -26,7 +27,7 @@ from metalearn.storage.files import append_lines, cut_lines, read_lines, write_j
 from metalearn.types import EpisodeSpec, Key, Learner, Ledger, MetaState, Method, TaskSource
 
 CHUNK = 50  # tasks learned at once when a candidate is scored
-CHOICE, RECORD = "architecture.json", "search.jsonl"
+RECORD = "search.jsonl"
 
 
 class SharedNAS(MethodComponent):
@@ -103,6 +104,17 @@ class SharedNAS(MethodComponent):
             step=_not_prepared if default.step is not None else None,
             prepare=prepare,
         )
+
+    @property
+    def controls(self) -> dict[str, tuple[str, MethodComponent]]:
+        return controls_of(self, self.candidates)
+
+    def found_learner(
+        self, genotype: tuple[int, ...], learner: Learner, spec: EpisodeSpec
+    ) -> Learner:
+        """The winner; ConfigError where `genotype` is not of the space."""
+        policy: Any = learner.normalisation
+        return Architecture(space=self.space, genotype=genotype, norm=policy).build(spec)
 
 
 def _not_prepared(*args: Any, **kwargs: Any) -> NoReturn:

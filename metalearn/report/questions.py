@@ -13,7 +13,7 @@ from metalearn.report.shift import across, settings
 from metalearn.report.work import BEFORE
 from metalearn.results.factors import family_of
 from metalearn.results.records import Json
-from metalearn.results.searches import candidates, is_random, searched, searches, trials
+from metalearn.results.searches import candidates, is_control, searched, searches, trials
 
 FAMILIES = {
     "transfer": "plain transfer",
@@ -52,7 +52,7 @@ def _speed(section: Section, sections: Sequence[Section]) -> Json:
 def _search(section: Section, sections: Sequence[Section]) -> Json:
     """Searches, and the controls that a page on them needs and these rows do not hold."""
     found = searches(section.groups)
-    random = [candidates(group.first) for group in found if is_random(group)]
+    random = [candidates(group.first) for group in found if is_control(group.first)]
     fixed = [group for group in section.groups if not any(map(searched, group.runs))]
     lacking = {
         "the mean random architecture (random search with candidates: 1)": 1 not in random,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from metalearn.evaluate.holm import holm
 from metalearn.results.factors import cell_of
 from metalearn.results.records import Group, Json
-from metalearn.results.searches import searcher
+from metalearn.results.searches import is_control
 
 Pair = tuple[str, str]
 META = ("initialization", "metric")
@@ -55,7 +55,7 @@ def mark_contrasts(pairs: Sequence[Json], tested: Sequence[Pair]) -> list[Json]:
 def _searched(rows: Sequence[Group]) -> list[Pair]:
     """Each searched architecture against the first fixed one with the same start and optimizer."""
     searched = [row for row in rows if cell_of(row.first).architecture == "searched"]
-    chosen = [row for row in searched if searcher(row.first) != "random"] or searched
+    chosen = [row for row in searched if not is_control(row.first)] or searched
     return _with_first(chosen, rows, _is_fixed_twin)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metalearn.results import costs
 from metalearn.results.records import Group, Run
-from metalearn.results.searches import candidates, searched, searcher, trials
+from metalearn.results.searches import candidates, is_control, searched, trials
 
 SEARCH_SEEDS = 3
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
@@ -102,8 +102,8 @@ def _random_control(groups: Sequence[Group]) -> Check:
     """
     name = "random search beside every searcher"
     rows = {group.label: group.first for group in groups if any(map(searched, group.runs))}
-    controls = {_setting(run) for run in rows.values() if searcher(run) == "random"}
-    others = {label: run for label, run in rows.items() if searcher(run) != "random"}
+    controls = {_setting(run) for run in rows.values() if is_control(run)}
+    others = {label: run for label, run in rows.items() if not is_control(run)}
     without = [label for label, run in others.items() if _setting(run) not in controls]
     if without:
         return Check(

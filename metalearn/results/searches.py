@@ -10,6 +10,7 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.evaluate.selection import noise
+from metalearn.nas import SEARCHERS
 from metalearn.results.records import Array, Group, Json, Run, mean
 from metalearn.storage.files import read_json, read_npz
 
@@ -44,8 +45,10 @@ def searches(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if any(map(searched, group.runs))]
 
 
-def is_random(group: Group) -> bool:
-    return searcher(group.first) == "random"
+def is_control(run: Run) -> bool:
+    """Whether its searcher is the one that others have to beat."""
+    kind = SEARCHERS.get(searcher(run))
+    return kind is not None and kind.is_control
 
 
 def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
@@ -57,7 +60,7 @@ def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
     bases = {
         _regime(group.first): group
         for group in searches(groups)
-        if is_random(group) and candidates(group.first) == 1
+        if is_control(group.first) and candidates(group.first) == 1
     }
     found = ((group, bases.get(_regime(group.first))) for group in groups)
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,16 @@ import numpy as np
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.distributed.curve import TaskSet, curve
-from metalearn.evaluate.curves import Curve, mean_ci95
+from metalearn.evaluate.curves import Curve, learn_keys, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import CostLedger, known
 from metalearn.rng import fold_in
-from metalearn.run.candidate_truth import candidates_on_queries
 from metalearn.run.cost import cost_block
 from metalearn.run.directory import request_hash
 from metalearn.run.job import Job, wall_seconds
 from metalearn.storage.environment import git_commit
 from metalearn.storage.files import plain, read_json, write_atomic, write_json
-from metalearn.types import Meta, TaskSource
+from metalearn.types import Episode, Key, Meta, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
 
@@ -48,9 +48,10 @@ def _written(
     if found.notes:
         notes = {name: value.cpu().numpy() for name, value in found.notes.items()}
         _write_arrays(job.folder / "notes.npz", **notes)
-        tried = candidates_on_queries(experiment, method, parts.test, found.notes)
-        if tried is not None:
-            _write_arrays(job.folder / "selection.npz", **tried)
+        first, last = partial(_first_tasks, job), experiment.evaluate.steps[-1]
+        candidates = experiment.method.selection(method, found.notes, first, last)
+        if candidates is not None:
+            _write_arrays(job.folder / "selection.npz", **candidates)
     result = describe_result(experiment, job.seed, parts, found)
     result |= {
         "config_hash": request_hash(job.folder),
@@ -68,6 +69,14 @@ def _written(
     }
     write_json(job.folder / "result.json", result)
     return dict(plain(result))
+
+
+def _first_tasks(job: Job, count: int) -> tuple[Episode, Key]:
+    """At most `count` test tasks, and the keys that they were learned with."""
+    evaluate = job.experiment.evaluate
+    key = fold_in(evaluate.seed, "episodes")
+    episode = job.parts.test.sample(key, min(count, evaluate.episodes))
+    return episode, learn_keys(episode.info["key"], job.seed)
 
 
 def tuned_values(folder: Path) -> dict[str, Any] | None:

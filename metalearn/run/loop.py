@@ -150,15 +150,10 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
     else:
         tasks = steps * run.tasks_per_step
         examples = tasks * spec.ways * (spec.shots + spec.queries)
-        counts = {"gradient_steps": tasks * _gradients(job), "examples": examples}
+        gradients = tasks * job.experiment.learns.gradients_per_task
+        counts = {"gradient_steps": gradients, "examples": examples}
         counts |= {"labels": examples, "tasks": tasks}
     job.ledger.add(job.phase, 0.0, **counts, **spent)
-
-
-def _gradients(job: Job) -> int:
-    """Gradient evaluations on one task in one meta-step."""
-    method = job.experiment.learns
-    return int(getattr(method, "gradients_per_task", getattr(method, "inner_steps", 0) + 1))
 
 
 def look(job: Job, done: int, state: MetaState) -> Validation:

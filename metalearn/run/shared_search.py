@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from metalearn.component import CHOICE
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
-from metalearn.nas.shared import CHOICE
 from metalearn.rng import fold_in
 from metalearn.run.directory import search_folder
 from metalearn.run.job import Job
@@ -38,7 +38,7 @@ def _searched(job: Job, folder: Path) -> dict[str, Any]:
     # Without its cost it is found again from the record, which has one.
     (folder / CHOICE).unlink(missing_ok=True)
     set_threads(job.experiment.run.threads or cores())
-    log.info(f"{job.title}: searching {job.experiment.method.candidates} candidates")
+    log.info(f"{job.title}: searching an architecture")
     key = fold_in(job.seed, "search")
     job.parts.method.prepare(job.parts.train, key, job.ledger, folder)
     found: dict[str, Any] = read_json(folder / CHOICE)

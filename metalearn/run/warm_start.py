@@ -17,7 +17,6 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.cost_block import ONCE, per_task
 from metalearn.evaluate.ledger import COUNTS, FLOPS, Entry
 from metalearn.inner.method import broadcast_task_state
-from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.rng import fold_in
 from metalearn.run.job import Job
 from metalearn.storage import checkpoint
@@ -67,7 +66,8 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
     if not experiment.start or folder is None:
         return state
     place = folder_of(experiment.start, folder, seed)
-    flat = _taken(named_leaves(state.meta), checkpoint.read(best_file(place)), place)
+    branch = experiment.learns.rule_branch
+    flat = _taken(named_leaves(state.meta), checkpoint.read(best_file(place)), place, branch)
     return state._replace(meta=from_named(state.meta, flat))
 
 
@@ -82,15 +82,17 @@ def warm_start(job: Job) -> tuple[Job, MetaState]:
     return replace(job, started=spent), state
 
 
-def _taken(own: dict[str, Tensor], named: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+def _taken(
+    own: dict[str, Tensor], named: dict[str, Tensor], place: Path, branch: str | None
+) -> dict[str, Tensor]:
     """A meta's leaves out of another run's checkpoint; ConfigError where they are not all there.
 
     The parameters of a network are `params.<name>` in the meta of some methods and `<name>` in that
-    of others. A rule that is to be learned keeps its own start where the other run has learned
-    none."""
-    learned = any(name.startswith(f"meta.{THETA}.") for name in named)
+    of others. A rule that is to be learned, `branch` of the meta, keeps its own start where the
+    other run has learned none."""
+    learned = any(name.startswith(f"meta.{branch}.") for name in named)
     kept = {
-        name: value for name, value in own.items() if name.startswith(f"{THETA}.") and not learned
+        name: value for name, value in own.items() if name.startswith(f"{branch}.") and not learned
     }
     taken: dict[str, Tensor] = {}
     for name, value in own.items():

@@ -1,6 +1,7 @@
 """Task sources: where episodes come from."""
 
 from metalearn.component import TaskComponent
+from metalearn.tasks import glyphs, omniglot, store
 from metalearn.tasks.arrays import Arrays
 from metalearn.tasks.digits import Digits
 from metalearn.tasks.glyphs import Glyphs
@@ -23,7 +24,10 @@ TASKS: dict[str, type[TaskComponent]] = {
     "arrays": Arrays,
 }
 
+DATA_SETS: dict[str, store.DataSet] = {"omniglot": omniglot.DATA_SET, "glyphs": glyphs.DATA_SET}
+
 __all__ = [
+    "DATA_SETS",
     "TASKS",
     "Arrays",
     "Digits",

@@ -131,3 +131,23 @@ def _write(path: Path, rendered: render.Rendered) -> None:
     except OSError as error:  # a full or read-only disk: the next build renders again, in 10 s
         text = f"{path}: the rendered glyphs could not be stored ({error}); they will be rendered"
         warnings.warn(f"{text} again", stacklevel=3)
+
+
+def _prepare() -> list[str]:
+    """Render, or read from the cache, and describe what is there."""
+    lines = []
+    for split in images.SPLITS:
+        source = Glyphs(ways=2, shots=1, queries=1).build(split=split)
+        count = source.spec.num_classes
+        lines.append(f"glyphs {split}: {count} letters, data sha256 {source.data_sha256}")
+    return lines
+
+
+DATA_SET = store.DataSet(
+    "letters of many scripts rendered from the fonts that matplotlib ships",
+    files="glyphs*",
+    absent="not rendered yet; needs no download, the first use renders it in under a minute",
+    on_use=True,
+    prepare=_prepare,
+    verify=_prepare,
+)

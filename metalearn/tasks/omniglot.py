@@ -331,3 +331,13 @@ def vinyals_code(alphabet: str, character: int) -> int:
     if alphabet in _VINYALS_VALID:
         return 1
     return 2 if alphabet in _VINYALS_TEST or (alphabet == "Gurmukhi" and character > 41) else 0
+
+
+DATA_SET = store.DataSet(
+    "1,623 handwritten characters of 50 alphabets, 20 drawings each, 28x28 (Lake et al. 2015)",
+    files=FILE,
+    absent="not prepared; run `metalearn data prepare omniglot`",
+    on_use=False,
+    prepare=prepare,
+    verify=verify,
+)

@@ -13,10 +13,10 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,21 @@ from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
 _MEMBER_BYTES = 1 << 20  # largest member of an archive: a hundred times the size of a drawing
+
+
+class DataSet(NamedTuple):
+    """A data set that is prepared before its first use, or on it."""
+
+    sentence: str
+    files: str  # pattern of its prepared files
+    absent: str  # what to tell without them
+    on_use: bool  # whether the first use prepares it
+    prepare: Callable[[], list[str]]  # lines for the user; raises ConfigError
+    verify: Callable[[], list[str]]
+
+    def prepared(self) -> list[Path]:
+        """Its files that are there."""
+        return sorted({*data_root().glob(self.files), *cache_root().glob(self.files)})
 
 
 def data_root() -> Path:

@@ -36,6 +36,7 @@ class Scratch(MethodComponent):
 
     family: ClassVar[str] = "scratch"
     place: ClassVar[int] = 99
+    controls_searches: ClassVar[bool] = True
     name: Literal["scratch"] = option("scratch", "the method")
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
     inner_momentum: float = option(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
-from metalearn.component import option
+from metalearn.component import MethodComponent, option
 from metalearn.nas.searchers.search import Ask, Data, Search, Searcher, SearcherComponent
 from metalearn.nas.spaces.space import Space, shuffled
 from metalearn.types import Key
@@ -14,6 +14,7 @@ from metalearn.types import Key
 class RandomSearch(SearcherComponent):
     """Different random candidates, as many as the budget allows; all are equally likely."""
 
+    is_control: ClassVar[bool] = True
     name: Literal["random"] = option("random", "The searcher.")
 
     def build(self, space: Space) -> Searcher:
@@ -23,3 +24,18 @@ class RandomSearch(SearcherComponent):
             yield Ask(tuple(itertools.islice(shuffled(space, key), budget)))
 
         return search
+
+
+def controls_of(method: MethodComponent, candidates: int) -> dict[str, tuple[str, MethodComponent]]:
+    """`MethodComponent.controls` of a search with a budget of `candidates`.
+
+    Li & Talwalkar 2019 and Yang et al. 2020 (arXiv:1912.12522): a search is worth what it finds
+    beyond random search with the same budget, and beyond a network drawn at random."""
+    rows = {
+        "random": ("random search with as many candidates", candidates),
+        "mean": ("the mean random architecture", 1),
+    }
+    return {
+        suffix: (text, method.model_copy(update={"searcher": RandomSearch(), "candidates": count}))
+        for suffix, (text, count) in rows.items()
+    }

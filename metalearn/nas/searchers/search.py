@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from metalearn.component import Component
 from metalearn.nas.fit import Folds
@@ -52,6 +52,7 @@ Evaluator = Callable[[Sequence[Request]], Sequence[Score]]
 class SearcherComponent(Component):
     """The options of a searcher."""
 
+    is_control: ClassVar[bool] = False  # what every other searcher has to beat
     name: str
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import torch_optimizer
-from metalearn.learned_optimizers.learn_to_optimize import THETA
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent, Theta
 from metalearn.run.directory import stored_experiment
 from metalearn.run.warm_start import best_file
@@ -35,24 +34,23 @@ def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
     none.
     """
     if path.is_dir():
-        rule = _rule(path)
-        return rule, _theta(_tested(path), path)
+        return _from_run(path, _tested(path), path)
     home = path.parent.parent
     if path.parent.name == "checkpoints" and (home / "config.yaml").is_file():
-        return _rule(home), _theta(path, path)
+        return _from_run(home, path, path)
     return torch_optimizer.read(path)
 
 
-def _rule(folder: Path) -> LearnedRuleComponent:
+def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleComponent, Theta]:
     method = stored_experiment(folder).learns
-    rule = getattr(method, "rule", None)
+    rule = method.learned_rule
     if not isinstance(rule, LearnedRuleComponent):
         text = (
             f"its method, {method.name}, learns no optimizer: give a run of one that does, "
             f"such as learned_optimizer"
         )
         raise ConfigError((str(folder), text))
-    return rule
+    return rule, _theta(file, place, method.rule_branch)
 
 
 def _tested(folder: Path) -> Path:
@@ -67,7 +65,7 @@ def _tested(folder: Path) -> Path:
     return checkpoint.path_of(folder / "checkpoints", steps[-1])
 
 
-def _theta(file: Path, place: Path) -> Theta:
+def _theta(file: Path, place: Path, branch: str | None) -> Theta:
     """The rule's part of a checkpoint's meta, which may be nothing else."""
     named = checkpoint.read(file)
     meta = {
@@ -76,9 +74,9 @@ def _theta(file: Path, place: Path) -> Theta:
         if name.startswith("meta.")
     }
     part = {
-        name.removeprefix(f"{THETA}."): value
+        name.removeprefix(f"{branch}."): value
         for name, value in meta.items()
-        if name.startswith(f"{THETA}.")
+        if name.startswith(f"{branch}.")
     }
     if not meta:
         raise ConfigError((str(place), "has learned nothing across tasks"))
