@@ -21,6 +21,7 @@ if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
 
 import torch  # noqa: E402
+from commandline import Commands, commands_in  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from messages import Collector  # noqa: E402
 
@@ -63,6 +64,13 @@ def no_collectors() -> Iterator[None]:
     for handler in log.handlers[:]:
         if isinstance(handler, Collector):
             log.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """The command line, in a folder of the module's own."""
+    with commands_in(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture

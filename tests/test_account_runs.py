@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commandline import Commands, commands_in, refused, sinusoid, write
+from commandline import Commands, refused, sinusoid, write
 
 from metalearn.evaluate.flops import Flops
 from metalearn.evaluate.ledger import CostLedger
@@ -28,12 +27,6 @@ SHARED = {
     "score_tasks": 8,
     "adapt_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("account")) as commands:
-        yield commands
 
 
 def tiny(method: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import Commands, commands_in, console, files_of, refused, sinusoid, write
+from commandline import Commands, console, files_of, refused, sinusoid, write
 from PIL import Image
 
 from metalearn.storage import checkpoint
@@ -18,12 +17,6 @@ GLYPHS: dict[str, Any] = {
     "task": {"source": "glyphs", "ways": 2, "shots": 1, "queries": 2},
     "model": {"name": "conv4", "filters": 4},
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("bad")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

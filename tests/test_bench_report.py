@@ -8,15 +8,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import test_bench
 from rich.console import Console
+from test_bench import one_thread as one_thread  # fixtures
+from test_bench import run as run
 
 from metalearn.bench import markdown as notes
 from metalearn.bench.plot import scaling_figure, workloads_figure
 from metalearn.bench.table import groups, share_of_limit, show, speedup
-
-one_thread = test_bench.one_thread
-run = test_bench.run
 
 
 def row(

@@ -5,7 +5,6 @@ exit code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commandline import Commands, commands_in, console, files_of, refused, sinusoid, write
+from commandline import Commands, console, files_of, refused, sinusoid, write
 
 import metalearn as ml
 from metalearn.errors import ConfigError
@@ -55,12 +54,6 @@ def strict(text: str) -> Any:
 def last_state(folder: Path) -> dict[str, torch.Tensor]:
     step = checkpoint.steps_in(folder / "checkpoints")[-1]
     return checkpoint.read(checkpoint.path_of(folder / "checkpoints", step))
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("cli")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

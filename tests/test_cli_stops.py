@@ -10,18 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import test_cli
 import torch
 from commandline import Commands, console, files_of, refused, sinusoid, write
 from test_cli import last_state, strict
+from test_cli import pair as pair  # fixtures
+from test_cli import run as run
 
 import metalearn as ml
 from metalearn.storage import checkpoint
 from metalearn.tree import named_leaves
-
-metalearn = test_cli.metalearn
-pair = test_cli.pair
-run = test_cli.run
 
 
 def test_stopped_by_a_signal_saved_and_continued_to_the_same_parameters(

@@ -5,7 +5,6 @@ writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checks import TASKS, Case, case, close
-from commandline import Commands, commands_in, refused, sinusoid, write
+from commandline import Commands, refused, sinusoid, write
 
 from metalearn.config.registry import METHODS
 from metalearn.distributed.ranks import Ranks
@@ -139,12 +138,6 @@ def test_split_steps_equal_whole_ones_under_every_executor(
 
 #
 # processes of one run
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("ranks")) as commands:
-        yield commands
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:

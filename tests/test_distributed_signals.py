@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_distributed
 import torch
 import yaml
 from commandline import Commands, Ended, refused, sinusoid, write
@@ -24,8 +23,6 @@ from metalearn.distributed.ranks import join
 from metalearn.distributed.world import World
 from metalearn.errors import ConfigError
 from metalearn.storage import checkpoint
-
-metalearn = test_distributed.metalearn
 
 #
 # signals, deaths, and resume

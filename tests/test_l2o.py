@@ -7,13 +7,12 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import Commands, commands_in
+from commandline import Commands
 from torch import Tensor
 
 import metalearn as ml
@@ -34,12 +33,6 @@ from metalearn.types import Batch
 
 F64 = torch.float64
 KEY = fold_in(1, "l2o")
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("l2o")) as commands:
-        yield commands
 
 
 def target_of(source: Any, model: Any, batch: int | None = None) -> Any:

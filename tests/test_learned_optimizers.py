@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commandline import Commands, commands_in, refused
+from commandline import Commands, refused
 from torch import Tensor, nn
 
 import metalearn as ml
@@ -160,12 +159,6 @@ def test_losses_lie_on_the_path(at: tuple[int, ...]) -> None:
 
 # in
 # runs and comparisons
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("learned")) as commands:
-        yield commands
 
 
 def write(folder: Path, name: str, **sections: Any) -> Path:

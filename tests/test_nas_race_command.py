@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import test_nas_race
-from commandline import Commands, commands_in, files_of, refused
+from commandline import Commands, files_of, refused
 from test_nas_race import images, stored
+from test_nas_race import wave_table as wave_table  # a fixture
 
 from metalearn.errors import ConfigError
 from metalearn.nas.tabular import Table
@@ -19,29 +18,21 @@ from metalearn.tabular import figures
 from metalearn.tabular import race as room
 from metalearn.tabular.race_options import RaceOptions, check
 
-wave_table = test_nas_race.wave_table
-
 # the command
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("race")) as made:
-        yield made
-
-
-def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> None:
+def test_the_command_prints_and_writes(metalearn: Commands, wave_table: Table) -> None:
     """Everything in one run; a second one, with a remedy, replaces its section of the Markdown
     file.
     """
-    path = stored(shell.folder, wave_table)
+    path = stored(metalearn.folder, wave_table)
     names = ("random", "evolution", "tpe", "halving", "params", "darts")
     chosen = [word for name in names for word in ("--searcher", name)]
     files = ["--out", "r.json", "--markdown", "r.md", "--plot", "r.svg"]
     short = ["--budget", 9, "--seeds", 2, "--set", "darts.steps=2"]
-    ended = shell("nas", "race", path, *chosen, *short, *files)
+    ended = metalearn("nas", "race", path, *chosen, *short, *files)
     assert ended.code == 0, ended
-    found = json.loads((shell.folder / "r.json").read_text())
+    found = json.loads((metalearn.folder / "r.json").read_text())
     keys = {
         "schema",
         "table",
@@ -61,7 +52,7 @@ def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> No
     assert {row["searcher"] for row in found["paired"]} == set(names[1:-1])
     assert found["header"] == wave_table.header and found["picks"][0]["options"]["steps"] == 2
     assert {row["verdict"] for row in found["paired"]} <= {"better", "worse", "not worse"}
-    text, picture = ((shell.folder / name).read_text() for name in ("r.md", "r.svg"))
+    text, picture = ((metalearn.folder / name).read_text() for name in ("r.md", "r.svg"))
     for word in (
         "random, exact",
         "evolution",
@@ -71,37 +62,37 @@ def test_the_command_prints_and_writes(shell: Commands, wave_table: Table) -> No
     ):
         assert word in text, word
     assert "lower is better" in picture and "evaluations" in picture and "Verdicts:" in ended.out
-    (shell.folder / "r.md").write_text(text + "\nMine.\n")
+    (metalearn.folder / "r.md").write_text(text + "\nMine.\n")
     changed = ["--searcher", "evolution", "--set", "evolution.population=3"]
-    again = shell("nas", "race", path, *changed, *short[:4], *files)
+    again = metalearn("nas", "race", path, *changed, *short[:4], *files)
     assert again.code == 0, again
-    found = json.loads((shell.folder / "r.json").read_text())
+    found = json.loads((metalearn.folder / "r.json").read_text())
     assert [row["options"].get("population") for row in found["curves"]] == [
         None,
         None,
         3,
         3,
     ] and not found["picks"]
-    new = (shell.folder / "r.md").read_text()
+    new = (metalearn.folder / "r.md").read_text()
     assert new.count("<!-- race: t -->") == 1 and new.endswith("\nMine.\n") and "tpe" not in new
 
 
 def test_bad_input_is_told_at_once_and_nothing_is_written(
-    shell: Commands, wave_table: Table
+    metalearn: Commands, wave_table: Table
 ) -> None:
-    path = stored(shell.folder, wave_table)
-    (shell.folder / "torn.npz").write_bytes(path.read_bytes()[:5000])
+    path = stored(metalearn.folder, wave_table)
+    (metalearn.folder / "torn.npz").write_bytes(path.read_bytes()[:5000])
     done = np.arange(len(wave_table.done)) > 3
-    part = shell.folder / "part.npz"
+    part = metalearn.folder / "part.npz"
     part.write_bytes(dataclasses.replace(wave_table, done=done).save())
-    before = files_of(shell.folder)
+    before = files_of(metalearn.folder)
     words = "--searcher evolutoin --seeds 1 --budget 561 --set tpe.startup --set darts.steps=0"
     bad = words.split()
     words = "--searcher darts --set darts.first_order=true --set darts.stepz=2 --set snip.pool=2"
     bad += words.split()
     bad += ["--out", path, "--plot", "p.png", "--markdown", path / "in", "--device", "gpu"]
     refused(
-        shell("nas", "race", part, *bad),
+        metalearn("nas", "race", part, *bad),
         "did you mean 'evolution'",
         "--seeds: 1 should",
         "561 is above the table's 560",
@@ -116,19 +107,19 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "'gpu' should be auto",
     )
     refused(
-        shell("nas", "race", path, "--out", path, "--budget", 0),
+        metalearn("nas", "race", path, "--out", path, "--budget", 0),
         "is the table itself",
         "0 should be at least 1",
     )
-    refused(shell("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
+    refused(metalearn("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
     refused(
-        shell("nas", "race", "absent.npz", "--seeds", 0),
+        metalearn("nas", "race", "absent.npz", "--seeds", 0),
         "absent.npz: is no table",
         "0 should be at least 2",
     )
-    refused(shell("nas", "race", "torn.npz"), "torn.npz: is no table")
-    refused(shell("nas", "race", path, "--budget", "many"), "--budget", "integer")
-    assert files_of(shell.folder) == before
+    refused(metalearn("nas", "race", "torn.npz"), "torn.npz: is no table")
+    refused(metalearn("nas", "race", path, "--budget", "many"), "--budget", "integer")
+    assert files_of(metalearn.folder) == before
 
 
 def test_a_table_without_a_header_or_where_all_diverge_is_refused(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from commandline import Commands, commands_in, sinusoid, write
+from commandline import Commands, sinusoid, write
 
 import metalearn as ml
 from metalearn.compare.compare import compare
@@ -45,12 +44,6 @@ FILE: dict[str, Any] = {
     "methods": [{"name": "maml"}, PER_TASK, SHARED],
     "budget": {"trials": 2, "once": True},
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("nas")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

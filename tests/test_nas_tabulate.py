@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_nas_tabular
 from test_nas_tabular import EXPERIMENT
+from test_nas_tabular import few as few  # a fixture
 
 from metalearn.errors import ConfigError
 from metalearn.nas.spaces.space import Genotype, Space
@@ -17,8 +17,6 @@ from metalearn.nas.tabular import (
     load,
 )
 from metalearn.tabular import tabulate as room
-
-few = test_nas_tabular.few
 
 
 def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:

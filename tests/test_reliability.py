@@ -10,13 +10,12 @@ import json
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commandline import Commands, commands_in, files_of, refused, sinusoid, write
+from commandline import Commands, files_of, refused, sinusoid, write
 from kills import newest, planted, same_end
 
 from metalearn.errors import ConfigError
@@ -29,12 +28,6 @@ STEPS = {
     "log_every": 2,
     "validate": {"every": 12, "episodes": 8},
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("reliability")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

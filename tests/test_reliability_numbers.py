@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_reliability
 import torch
 from commandline import Commands, Ended, files_of, refused, sinusoid, write
 from kills import going_on, last, newest, planted, same_end
@@ -18,8 +17,6 @@ import metalearn as ml
 from metalearn.executors import nonfinite
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
-
-metalearn = test_reliability.metalearn
 
 
 def spoiled(metalearn: Commands, policy: str, folder: Path, fault: str = "") -> Ended:

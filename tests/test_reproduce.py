@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 
 import pytest
-from commandline import Commands, commands_in, files_of, refused, sinusoid, write
+from commandline import Commands, files_of, refused, sinusoid, write
 
 from metalearn.compare.reproduce import Cell, chosen, table
 from metalearn.errors import ConfigError
 from metalearn.results.published import read_results
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("reproduce")) as commands:
-        yield commands
 
 
 def cell(

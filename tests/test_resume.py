@@ -8,12 +8,12 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import Commands, commands_in, files_of, refused, sinusoid, write
+from commandline import Commands, files_of, refused, sinusoid, write
 from kills import going_on, killed, last, newest, same_end
 
 from metalearn.storage import checkpoint
@@ -25,12 +25,6 @@ LONG = {
     "log_every": 4,
     "validate": {"every": 21, "episodes": 8, "keep": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("resume")) as commands:
-        yield commands
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,11 @@ import errno
 import fcntl
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import Commands, Running, commands_in, sinusoid, write
+from commandline import Commands, Running, sinusoid, write
 from messages import collect_messages
 
 from metalearn.compare.compare import compare, folders
@@ -31,12 +30,6 @@ FILE: dict[str, Any] = {
     ],
     "budget": {"trials": 2, "once": True},
 }
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("rows")) as commands:
-        yield commands
 
 
 def rows(out: Path) -> list[tuple[Experiment, Path]]:

@@ -5,14 +5,13 @@ the executor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from commandline import Commands, commands_in, files_of, refused, sinusoid, write
+from commandline import Commands, files_of, refused, sinusoid, write
 
 import metalearn as ml
 from metalearn.config.experiment import parse
@@ -21,12 +20,6 @@ from metalearn.storage import checkpoint
 from metalearn.tree import named_leaves
 
 LOG = {"min": 0.001, "max": 0.2, "distribution": "log_uniform"}
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("run")) as commands:
-        yield commands
 
 
 def trained(metalearn: Commands, name: str, **sections: Any) -> Path:

@@ -10,13 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commandline import Commands, commands_in, files_of, refused, sinusoid
+from commandline import Commands, files_of, refused, sinusoid
 from sweep_kills import at_work, disturbed, sweep_of, swept
 
 from metalearn.report.sweep_page import importance, read_swept
@@ -25,12 +24,6 @@ from metalearn.sweep.file import read
 from metalearn.sweep.request import claim_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("sweep")) as commands:
-        yield commands
 
 
 def told(folder: Path) -> dict[str, Any]:

@@ -9,13 +9,12 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commandline import Commands, commands_in, refused, sinusoid, write
+from commandline import Commands, refused, sinusoid, write
 from messages import collect_messages
 
 from metalearn.config.experiment import parse
@@ -25,12 +24,6 @@ from metalearn.tracking.tracker import Tracker, group_of, grouped
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 SHORT = {"meta_steps": 6, "validate": {"every": 3, "episodes": 4}}
-
-
-@pytest.fixture(scope="module")
-def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with commands_in(tmp_path_factory.mktemp("track")) as commands:
-        yield commands
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
