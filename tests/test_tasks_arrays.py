@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import metalearn as ml
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
+from metalearn.storage.columns import read_columns
 from metalearn.tasks import Arrays
 
 KEY = fold_in(7, "arrays")
@@ -47,6 +49,15 @@ def test_classes_in_memory(kind: str) -> None:
             )
         }
         assert len(labels_of) == 3 and {b for _, b in labels_of} == {0, 1, 2}
+
+
+def test_parquet_without_pyarrow_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"rows.parquet needs pyarrow \(pip install pyarrow\)"):
+        read_columns(tmp_path / "rows.parquet", "task.file")
 
 
 def test_groups_of_rows_are_tasks_of_regression() -> None:

@@ -49,6 +49,7 @@ OPTIONAL = {
     "tqdm": "learn2learn",
     "submitit": "sweeps on SLURM",
     "tensorboard": "event files for TensorBoard",
+    "pyarrow": "tables in .parquet files",
 }
 OLDEST_TORCH = (2, 11)
 SAME_FOLDER = ("metalearn", "parallel-metalearn")  # other projects that install this folder name

@@ -73,7 +73,7 @@ def _parquet(path: Path, place: str) -> dict[str, Array]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        text = f"{path}: .parquet files need the package pyarrow: pip install pyarrow"
+        text = f"{path} needs pyarrow (pip install pyarrow), or store its rows as .csv"
         raise ConfigError((place, text)) from error
     try:
         table = parquet.read_table(path)
