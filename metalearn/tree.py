@@ -121,21 +121,20 @@ def trainable(params: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
     return partition(params, lambda name: not name.startswith(STATS))
 
 
-def named_leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+def named_leaves(tree: Any) -> dict[str, Tensor]:
     """Every leaf under a dotted name: the checkpoint format."""
     named: dict[str, Tensor] = {}
     for path, value in _pytree.tree_flatten_with_path(tree)[0]:
         if value is not None:
-            named[prefix + ".".join(_part(entry) for entry in path)] = value
+            named[".".join(_part(entry) for entry in path)] = value
     return named
 
 
-def from_named(like: Any, named: dict[str, Tensor], prefix: str = "") -> Any:
+def from_named(like: Any, named: dict[str, Tensor]) -> Any:
     """The tree of `like`'s structure with the leaves of `named`; KeyError for missing names."""
     flat, structure = _pytree.tree_flatten_with_path(like)
     names = [
-        None if value is None else prefix + ".".join(_part(entry) for entry in path)
-        for path, value in flat
+        None if value is None else ".".join(_part(entry) for entry in path) for path, value in flat
     ]
     missing = [name for name in names if name is not None and name not in named]
     if missing:

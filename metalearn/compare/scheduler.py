@@ -96,7 +96,7 @@ def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Pat
 
 
 @contextmanager
-def alone(folder: Path, pause: float = PAUSE) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold a folder, once nobody else does."""
     while True:
         try:
@@ -107,7 +107,7 @@ def alone(folder: Path, pause: float = PAUSE) -> Iterator[None]:
             if folder not in {Path(place) for place, _ in busy.problems}:
                 raise
         with signals(_stopped):
-            time.sleep(pause)
+            time.sleep(PAUSE)
 
 
 def _stopped() -> None:

@@ -121,28 +121,10 @@ def kaplan_meier(found: Reached) -> Share:
     )
 
 
-def share_at(curve: Share, budget: float) -> float:
-    """The share of tasks that reached the target within a budget."""
-    return (
-        float(curve.share[np.searchsorted(curve.cost, budget, side="right") - 1])
-        if budget >= 0
-        else 0.0
-    )
-
-
 def median_cost(curve: Share) -> float | None:
     """The cost by which half of the tasks reached the target; None where fewer ever do."""
     enough = np.flatnonzero(curve.share >= 0.5)
     return float(curve.cost[enough[0]]) if enough.size else None
-
-
-def restricted_mean(curve: Share, cap: float) -> float:
-    """The mean of the smaller of a task's cost to the target and the cap: the area above the curve
-    up to the cap.
-    """
-    inside = curve.cost < cap
-    edges = np.append(curve.cost[inside], cap)
-    return float(((1 - curve.share[inside]) * np.diff(edges)).sum())
 
 
 def from_validation(best: float, *, higher: bool, share: float = 0.9) -> float:

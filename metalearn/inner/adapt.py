@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from metalearn.tree import add, detach, trainable
 from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
 
 Loss = Callable[[Params, Batch, int], Tensor]  # -> []
+Data = Batch | Callable[[int], Batch]  # a function of the step gives a minibatch
 
 
 def adapt(
     loss: Loss,
     params: Params,
     rule: UpdateRule,
-    batch: Batch | Callable[[int], Batch],
+    batch: Data,
     steps: int,
     *,
     state: Any = None,
@@ -44,78 +45,73 @@ def adapt(
     `params`, `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
     `step_invariant` promises that `loss` ignores the step, and that neither it nor the update of
     the rule captures anything task-specific: under `stepwise.stepwise` one compiled step then
-    serves for all, and gradients flow as under `recomputed`, but not through `batch`.
-    losses [S] are taken before each step.
-    """
+    serves for all, and gradients flow as under `recomputed`, but not through `batch`. losses [S]
+    are taken before each step."""
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
-    compiled = step_invariant and steps and is_active() and not noise.is_active()
-    walk = _in_one if compiled else _step_by_step
-    return walk(loss, moving, frozen, fixed or {}, rule, batch, steps, state, keep, first_order)
+    start = _Start(moving, state, frozen, fixed or {})
+    move = partial(_step, loss, rule, first_order)
+    keep = range(steps + 1) if keep is None else keep
+    if step_invariant and steps and is_active() and not noise.is_active():
+        name = (loss, rule.update, first_order)
+        return _in_one(name, partial(move, 0), start, batch, steps, keep)
+    return _step_by_step(move, start, batch, steps, keep)
+
+
+class _Start(NamedTuple):
+    moving: Params
+    state: State
+    frozen: Params
+    fixed: Params
 
 
 def _step_by_step(
-    loss: Loss,
-    moving: Params,
-    frozen: Params,
-    fixed: Params,
-    rule: UpdateRule,
-    batch: Batch | Callable[[int], Batch],
-    steps: int,
-    state: State,
-    keep: Collection[int] | None,
-    first_order: bool,
+    move: Callable[..., Any], start: _Start, batch: Data, steps: int, keep: Collection[int]
 ) -> Path:
+    moving, state, frozen, fixed = start
     noisy, like = noise.is_active(), next(iter({**moving, **frozen}.values()))
     points: list[Params] = []
     losses: list[Tensor] = []
     for step in range(steps + 1):
-        if keep is None or step in keep:
+        if step in keep:
             points.append({**moving, **frozen})
         if step == steps:
             break
         data = batch if isinstance(batch, Batch) else batch(step)
-        move = partial(_step, loss, rule, step, first_order)
         given: tuple[Any, ...] = (moving, state, {**frozen, **fixed}, data)
         given = (*given, noise.next_key()) if noisy else given
-        moving, state, value = checkpointed(move, *given)
+        moving, state, value = checkpointed(partial(move, step), *given)
         losses.append(value)
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
 
 
 def _in_one(
-    loss: Loss,
-    moving: Params,
-    frozen: Params,
-    fixed: Params,
-    rule: UpdateRule,
-    batch: Batch | Callable[[int], Batch],
+    name: Any,
+    move: Callable[..., Any],
+    start: _Start,
+    batch: Data,
     steps: int,
-    state: State,
-    keep: Collection[int] | None,
-    first_order: bool,
+    keep: Collection[int],
 ) -> Path:
     """The same path through `stepwise.loop`."""
+    moving, state, frozen, fixed = start
     data = [batch] if isinstance(batch, Batch) else [batch(step) for step in range(steps)]
     data = data[:1] if all(part.x is data[0].x for part in data) else data
-    wanted = range(steps + 1) if keep is None else keep
-    move = partial(_step, loss, rule, 0, first_order)
-    name = (loss, rule.update, first_order)
     inside, last, state, losses = loop(
-        name, move, moving, state, {**frozen, **fixed}, data, steps, wanted
+        name, move, moving, state, {**frozen, **fixed}, data, steps, keep
     )
-    ends = [moving] if 0 in wanted else []
-    points = [*ends, *inside, *([last] if steps in wanted else [])]
+    ends = [moving] if 0 in keep else []
+    points = [*ends, *inside, *([last] if steps in keep else [])]
     return Path([{**point, **frozen} for point in points], state, losses)
 
 
 def _step(
     loss: Loss,
     rule: UpdateRule,
-    step: int,
     first_order: bool,
+    step: int,
     moving: Params,
     state: State,
     frozen: Params,

@@ -48,7 +48,6 @@ Points = tuple[int, ...]
 Adapt = Callable[[Meta, Batch, Points, Key], Any]
 Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, x [M, *X]) -> [M, C]
 Features = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
-TaskGrad = Callable[[Meta, Episode], tuple[Grads, Metrics]]
 
 
 def episodic(

@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 Maybe = Number | None
 Row = Annotated[list[Maybe], Field(max_length=100_000)] | None
 Text = Annotated[str, Field(max_length=10_000)]
+SHOWN = 5  # problems in one message
 
 
 class Open(BaseModel):
@@ -243,7 +244,7 @@ def check_lines(kind: type[BaseModel], path: Path) -> None:
         checked(kind, row, f"{path}, line {number}")
 
 
-def checked(kind: type[BaseModel], data: Any, file: object, most: int = 5) -> dict[str, Any]:
+def checked(kind: type[BaseModel], data: Any, file: object) -> dict[str, Any]:
     """The data, which has the form; ConfigError with the places that do not."""
     try:
         kind.model_validate(data)
@@ -254,5 +255,5 @@ def checked(kind: type[BaseModel], data: Any, file: object, most: int = 5) -> di
             (f"{file}: {place}" if place else str(file), one["msg"])
             for place, one in zip(places, found)
         ]
-        raise ConfigError(*dict.fromkeys(problems[:most])) from error
+        raise ConfigError(*dict.fromkeys(problems[:SHOWN])) from error
     return dict(data)

@@ -68,14 +68,14 @@ def _writable(folder: Path) -> bool:
     )
 
 
-def missing(file: str, name: str, place: str = "source") -> DataError:
+def missing(file: str, name: str) -> DataError:
     """The error for a missing prepared file: its place, and the command that makes it."""
     unset = "" if os.environ.get("METALEARN_DATA", "").strip() else " is not set"
     text = (
         f"{file} is missing: expected in {data_root()} (METALEARN_DATA{unset}). Run "
         f"`metalearn data prepare {name}`, or set METALEARN_DATA to the folder that holds {file}"
     )
-    return DataError((place, text))
+    return DataError(("source", text))
 
 
 def load_npz(path: Path) -> Mapping[str, Array]:

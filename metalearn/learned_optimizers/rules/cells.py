@@ -23,24 +23,24 @@ def init_weight(key: Key, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
-def init_mlp(key: Key, sizes: Sequence[int], dtype: torch.dtype, prefix: str = "mlp") -> Theta:
-    """Layers sizes[0] -> ... -> sizes[-1]: `prefix.i.weight` [out, in], `prefix.i.bias` [out]."""
+def init_mlp(key: Key, sizes: Sequence[int], dtype: torch.dtype) -> Theta:
+    """Layers sizes[0] -> ... -> sizes[-1]: `mlp.i.weight` [out, in], `mlp.i.bias` [out]."""
     theta: Theta = {}
     for layer, (fan_in, out) in enumerate(itertools.pairwise(sizes)):
-        name = f"{prefix}.{layer}"
+        name = f"mlp.{layer}"
         theta[f"{name}.weight"] = init_weight(fold_in(key, name), (out, fan_in), dtype)
         theta[f"{name}.bias"] = torch.zeros(out, dtype=dtype, device=key.device)
     return theta
 
 
-def mlp(theta: Theta, x: Tensor, shared: Tensor, layers: int, prefix: str = "mlp") -> Tensor:
+def mlp(theta: Theta, x: Tensor, shared: Tensor, layers: int) -> Tensor:
     """ReLU layers on features of each coordinate, x [n, F], and shared ones [G]: [n, out].
 
     The first weight is [out, F + G]; the shared part is multiplied once, not n times.
     """
     features = x.shape[-1]
     for layer in range(layers):
-        matrix, bias = theta[f"{prefix}.{layer}.weight"], theta[f"{prefix}.{layer}.bias"]
+        matrix, bias = theta[f"mlp.{layer}.weight"], theta[f"mlp.{layer}.bias"]
         if layer == 0:
             x = x @ matrix[:, :features].T + (matrix[:, features:] @ shared + bias)
         else:
