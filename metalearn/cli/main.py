@@ -56,6 +56,18 @@ DryRun = Annotated[
 ]
 
 
+def _on_devices(devices: int | None, act: Callable[[Any, Any], None]) -> None:
+    """`act(commands, ranks)` in each of so many processes."""
+
+    def work(ranks: Any) -> None:
+        from metalearn.cli import commands
+
+        act(commands, ranks)
+
+    with exit_codes():
+        on_devices(devices, work)
+
+
 @app.command()
 def train(
     experiment: Experiment,
@@ -65,14 +77,8 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Meta-train and test one method."""
-
-    def work(ranks: Any) -> None:
-        from metalearn.cli import commands
-
-        commands.train(experiment, overrides or [], out, dry_run, ranks)
-
-    with exit_codes():
-        on_devices(1 if dry_run else devices, work)
+    args = experiment, overrides or [], out, dry_run
+    _on_devices(1 if dry_run else devices, lambda commands, ranks: commands.train(*args, ranks))
 
 
 @app.command()
@@ -86,14 +92,8 @@ def compare(
     """Run several methods on the same episodes and write one report; two calls share what is not
     finished.
     """
-
-    def work(ranks: Any) -> None:
-        from metalearn.cli import commands
-
-        commands.compare(experiment, overrides or [], out, dry_run, ranks)
-
-    with exit_codes():
-        on_devices(1 if dry_run else devices, work)
+    args = experiment, overrides or [], out, dry_run
+    _on_devices(1 if dry_run else devices, lambda commands, ranks: commands.compare(*args, ranks))
 
 
 @app.command()
@@ -104,14 +104,8 @@ def evaluate(
     devices: Devices = None,
 ) -> None:
     """Test a finished run again, or on another task source; never overwrites result.json."""
-
-    def work(ranks: Any) -> None:
-        from metalearn.cli import commands
-
-        commands.evaluate(run_dir, overrides or [], out, ranks)
-
-    with exit_codes():
-        on_devices(devices, work)
+    args = run_dir, overrides or [], out
+    _on_devices(devices, lambda commands, ranks: commands.evaluate(*args, ranks))
 
 
 @app.command()
@@ -153,14 +147,9 @@ def resume(
     devices: Devices = None,
 ) -> None:
     """Continue an interrupted run; on a finished one it says so."""
-
-    def work(ranks: Any) -> None:
-        from metalearn.cli import commands
-
-        commands.resume(run_dir, allow_change, ranks)
-
     with exit_codes():
-        on_devices(devices or recorded(run_dir), work)
+        count = devices or recorded(run_dir)
+    _on_devices(count, lambda commands, ranks: commands.resume(run_dir, allow_change, ranks))
 
 
 @app.command()
@@ -313,37 +302,30 @@ def doctor() -> None:
             raise SystemExit(1)
 
 
-def _data(act: Callable[[], Any]) -> None:
+def _data(act: Callable[[Any], list[str]]) -> None:
     with exit_codes():
-        for text in act():
+        from metalearn.cli import data
+
+        for text in act(data):
             print(text)
 
 
 @data_app.command("list")
 def data_list() -> None:
     """The data sets, and which of them are prepared."""
-    with exit_codes():
-        from metalearn.cli import data
-
-        _data(data.lines)
+    _data(lambda data: data.lines())
 
 
 @data_app.command("prepare")
 def data_prepare(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     """Make a data set's prepared file; one that is there is left alone."""
-    with exit_codes():
-        from metalearn.cli import data
-
-        _data(lambda: data.prepare(name))
+    _data(lambda data: data.prepare(name))
 
 
 @data_app.command("verify")
 def data_verify(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     """Check a data set's prepared file."""
-    with exit_codes():
-        from metalearn.cli import data
-
-        _data(lambda: data.verify(name))
+    _data(lambda data: data.verify(name))
 
 
 def main() -> None:
