@@ -17,7 +17,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from metalearn.errors import ConfigError, DataError
-from metalearn.tasks import image_folder, images, store
+from metalearn.tasks import images, store
+from metalearn.tasks.folders import decode
 from metalearn.tasks.image_folder import ImageFolder
 
 COUNTS = {
@@ -167,11 +168,11 @@ def test_decoding_is_cached_until_a_file_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = task_of(folder).build()
-    decode = image_folder.decode_images
-    monkeypatch.setattr(image_folder, "decode_images", lambda *_: pytest.fail("decoded again"))
+    decode_images = decode.decode_images
+    monkeypatch.setattr(decode, "decode_images", lambda *_: pytest.fail("decoded again"))
     assert equal(task_of(folder).build().sample(KEY, 3), first.sample(KEY, 3))
     assert task_of(folder).build().data_sha256 == first.data_sha256
-    monkeypatch.setattr(image_folder, "decode_images", decode)
+    monkeypatch.setattr(decode, "decode_images", decode_images)
     Image.new("L", (7, 7), 255).save(folder / "ant" / "0.png")
     os.utime(folder / "ant" / "0.png", ns=(1, 1))
     assert task_of(folder).build().data_sha256 != first.data_sha256
@@ -198,7 +199,7 @@ def test_colours_papers_and_depths(folder: Path) -> None:
     )  # transparent: white paper, not black
     Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(place / "2.png")
     pool = {
-        file.name: image_folder._decode(file, 4, 3)[:, 0, 0].tolist()
+        file.name: decode._decode(file, 4, 3)[:, 0, 0].tolist()
         for file in sorted(place.glob("*.png"))
     }
     assert pool == {"0.png": [10, 20, 30], "1.png": [255] * 3, "2.png": [155] * 3}
@@ -207,7 +208,7 @@ def test_colours_papers_and_depths(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     tall.save(place / "3.png", exif=exif)
-    assert image_folder._decode(place / "3.png", 8, 1)[0, -1, -1] > 100
+    assert decode._decode(place / "3.png", 8, 1)[0, -1, -1] > 100
     bright = task_of(folder, invert=True).build("test")
     plain = task_of(folder).build("test")
     assert torch.allclose(
@@ -240,15 +241,15 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     assert "holds 1 class folders" in str(caught.value) and "without images: only" in str(
         caught.value
     )
-    (root / "second" / "inner").mkdir(parents=True)
-    with pytest.raises(DataError, match="no folders"):
+    (root / "second" / "inner" / "third").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no folders below: .*third"):
         task_of(root).build()
 
 
 def test_tasks_too_large_for_a_folder_are_refused_before_decoding(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_folder, "decode_images", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "decode_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ConfigError) as caught:
         task_of(folder, ways=3, queries=3).build("test")
     assert [place for place, _ in caught.value.problems] == ["ways", "shots"]

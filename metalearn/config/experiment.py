@@ -44,6 +44,7 @@ NOT_IN_HASH = (
 )
 # Fields younger than schema 1: at their default a run keeps the hash that it was given.
 LATER = {"run": ("on_nan",), "evaluate": ("targets",)}
+LATER_OF_TASKS = ("labels", "same_classes", "min_images", "valid_path", "test_path")
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,10 @@ class Experiment:
         data = self.resolved()
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
         for section, names in LATER.items():
-            plain = _dump(type(getattr(self, section))())
-            data[section] = {
-                k: v for k, v in data[section].items() if k not in names or v != plain[k]
-            }
+            data[section] = _without_defaults(data[section], getattr(self, section), names)
+        data["task"] = _without_defaults(data["task"], self.task, LATER_OF_TASKS)
+        tested = _without_defaults(data["evaluate"]["task"], self.test_task, LATER_OF_TASKS)
+        data["evaluate"] = {**data["evaluate"], "task": tested}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def with_seed(self, seed: int) -> Experiment:
@@ -309,6 +310,16 @@ def _component(
 def _dump(component: Component) -> dict[str, Any]:
     data: dict[str, Any] = component.model_dump(mode="json")
     return data
+
+
+def _without_defaults(
+    data: dict[str, Any], component: Component, names: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a section without those of `names` that have their default."""
+    fields = type(component).model_fields
+    plain = {name: fields[name].get_default() for name in names if name in fields}
+    as_json = {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
+    return {key: v for key, v in data.items() if key not in as_json or v != as_json[key]}
 
 
 def _clean(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Images of a folder as bytes of one size, cached by the content of the files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from metalearn.errors import DataError
+from metalearn.tasks import store
+from metalearn.tasks.folders.listing import Listing
+
+_FORMAT = 2  # of the decoded cache: increment it with every change of decoding
+_SHOWN = 10  # unreadable files that are listed before "and n more"
+
+
+def decoded(
+    listing: Listing, size: int, channels: int, invert: bool
+) -> tuple[store.Array, list[int], str]:
+    """All images uint8 [images, channels, size, size] by class, images of each class, SHA-256.
+
+    Read from the cache where names and contents of all files are the same; warns where a cache
+    cannot be written. Raises DataError naming every file that is not an image.
+    """
+    counts = [len(files) for files in listing.files]
+    key = _content_hash(listing, size, channels, invert)
+    path = store.cache_root() / "image_folder" / f"{key}.npz"
+    if path.exists():
+        cached = store.load_npz(path)
+        return cached["images"], counts, str(cached["sha256"])
+    files = [file for group in listing.files for file in group]
+    pool = decode_images(files, size, channels, invert)
+    digest = store.sha256_of_arrays(np.array(listing.names), np.array(counts), pool)
+    try:
+        store.write_npz(path, {"images": pool, "sha256": np.array(digest)})
+    except OSError as error:
+        warnings.warn(f"decoded images are not cached: {error}", stacklevel=2)
+    return pool, counts, digest
+
+
+def _content_hash(listing: Listing, size: int, channels: int, invert: bool) -> str:
+    content: list[Any] = [_FORMAT, size, channels, invert]
+    for name, files in zip(listing.names, listing.files, strict=True):
+        content.append([name, [[file.name, _file_hash(file)] for file in files]])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file; empty for one that cannot be read, so that the decoder reports it."""
+    try:
+        state = file.stat()
+        identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return _hash_of(str(file), identity)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=1 << 20)
+def _hash_of(path: str, identity: tuple[int, ...]) -> str:
+    """The hash, once a process: every write to a file gives it another time of change (ctime)."""
+    del identity
+    return store.sha256_of_file(Path(path))
+
+
+def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool) -> store.Array:
+    """uint8 [files, channels, size, size]; DataError naming every file that is not an image."""
+    pool = np.empty((len(files), channels, size, size), dtype=np.uint8)
+    problems = []
+    for place, file in enumerate(files):
+        try:
+            pool[place] = _decode(file, size, channels)
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            problems.append(
+                (str(file), f"not an image that Pillow can read ({type(error).__name__}: {error})")
+            )
+    if problems:
+        more = len(problems) - _SHOWN
+        rest = [("path", f"and {more} more files that are not images")] if more > 0 else []
+        raise DataError(*problems[:_SHOWN], *rest)
+    return np.asarray(255 - pool if invert else pool)
+
+
+def _decode(file: Path, size: int, channels: int) -> store.Array:
+    """One image as uint8 [channels, size, size]."""
+    with Image.open(file) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError("32-bit pixels have no standard white; save it with 8 bits")
+        if image.has_transparency_data:
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            )
+        image = image.convert("L" if channels == 1 else "RGB").resize(
+            (size, size), Image.Resampling.LANCZOS
+        )
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, channels).transpose(2, 0, 1)

@@ -1,0 +1,198 @@
+"""Classes and image files of a folder, in the layouts in which such data are published.
+
+    root/CLASS/image                 one folder of images a class
+    root/GROUP/CLASS/image           two levels; the class is called GROUP/CLASS
+    root/train|val|test/...          the same inside of split folders
+    root/image, and a CSV file       names of files and labels, and a split where it has one
+
+Names are compared in Unicode form NFC: file systems and editors write "é" as one character or as
+two."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from metalearn.errors import ConfigError, DataError
+from metalearn.storage.columns import read_columns
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
+FILE_COLUMNS = ("file", "filename", "file_name", "image", "path", "name")
+LABEL_COLUMNS = ("label", "class", "class_name", "target", "y")
+_SHOWN = 10  # problems of one kind that are listed before "and n more"
+# Files that desktops create in folders of images, besides names with a leading dot.
+_IGNORED = ("Thumbs.db", "desktop.ini")
+
+
+class Listing(NamedTuple):
+    """The classes and files of a folder, sorted by name."""
+
+    names: tuple[str, ...]
+    files: tuple[tuple[Path, ...], ...]
+    # of every file its split, where the folder or the CSV file says so
+    splits: tuple[tuple[str, ...], ...] | None = None
+
+
+Entry = tuple[str, Path, str]  # class, file, split ("" where nothing says so)
+
+
+def nfc(name: str) -> str:
+    """The name in Unicode form NFC."""
+    return unicodedata.normalize("NFC", name)
+
+
+def some(items: Iterable[str]) -> str:
+    """The first of them, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def list_folder(root: Path, labels: Path | None = None) -> Listing:
+    """The classes and image files under `root`; `labels` is a CSV file of names and labels.
+
+    Raises DataError with all problems."""
+    if not root.is_dir():
+        text = f"{root} is not a folder; it must hold one folder of images a class"
+        raise DataError(("path", text))
+    try:
+        return _listing(_from_table(root, labels) if labels else _from_folders(root), root)
+    except OSError as error:
+        raise DataError(("path", f"{root} cannot be read: {error}")) from error
+
+
+def image_files(root: Path) -> list[Path]:
+    """All files at any depth under a folder, sorted; names with a leading dot are passed over."""
+    hidden = (file for file in root.rglob("*") if file.is_file() and file.name not in _IGNORED)
+    return sorted(
+        file for file in hidden if not any(p.startswith(".") for p in file.relative_to(root).parts)
+    )
+
+
+def _listing(entries: list[Entry], root: Path) -> Listing:
+    groups: dict[str, list[tuple[Path, str]]] = {}
+    for name, file, split in entries:
+        groups.setdefault(name, []).append((file, split))
+    names = sorted(groups)
+    if len(names) < 2:
+        text = f"{root} holds {len(names)} class folders; a task needs at least 2"
+        raise DataError(("path", text))
+    rows = [sorted(groups[name]) for name in names]
+    files = tuple(tuple(file for file, _ in row) for row in rows)
+    splits = tuple(tuple(split for _, split in row) for row in rows)
+    return Listing(tuple(names), files, splits if any(map(any, splits)) else None)
+
+
+def _from_folders(root: Path) -> list[Entry]:
+    folders = _folders(root)
+    known = [SPLIT_NAMES.get(folder.name.lower()) for folder in folders]
+    named = [folder.name for folder, split in zip(folders, known) if split and _folders(folder)]
+    by_split = len(named) > 1
+    if by_split and (len(named) < len(folders) or len(set(known)) < len(known)):
+        others = some(folder.name for folder in folders)
+        text = f"{root} holds split folders ({some(named)}): one a split, and none besides"
+        raise DataError(("path", f"{text}; it holds {others}"))
+    problems: list[tuple[str, str]] = []
+    entries: list[Entry] = []
+    for folder, split in zip(folders, known, strict=True) if by_split else [(root, "")]:
+        found, wrong = _classes(folder)
+        problems.extend(wrong)
+        entries.extend((name, file, split or "") for name, file in found)
+    if len(folders) < 2:
+        text = f"{root} holds {len(folders)} class folders; a task needs at least 2"
+        inside = f": give {folders[0]} as path" if folders and _folders(folders[0]) else ""
+        problems.insert(0, ("path", text + inside))
+    if problems:
+        raise DataError(*problems)
+    return entries
+
+
+def _classes(root: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
+    """(class, file) of one or two levels of folders, and what is wrong with them."""
+    found: list[tuple[str, Path]] = []
+    seen: dict[str, Path] = {}
+    empty, deep, mixed, twice = (list[str]() for _ in range(4))
+    for folder in _folders(root):
+        inner = _folders(folder)
+        if inner and _files(folder):
+            mixed.append(str(folder))
+            continue
+        for leaf in inner or [folder]:
+            name = nfc(leaf.relative_to(root).as_posix())
+            if name in seen:
+                twice.append(name)
+            seen[name], files = leaf, _files(leaf)
+            deep.extend(str(item) for item in _folders(leaf))
+            if not files and not _folders(leaf):
+                empty.append(name)
+            found.extend((name, file) for file in files)
+    texts = [
+        (f"{root}: class folders without images: ", empty),
+        ("folders hold images or folders of classes, not both: ", mixed),
+        ("folders of classes may be two levels deep (GROUP/CLASS/image); no folders below: ", deep),
+        (f"{root}: two folders whose names differ in their Unicode form alone: ", twice),
+    ]
+    return found, [("path", text + some(names)) for text, names in texts if names]
+
+
+def _from_table(root: Path, labels: Path) -> list[Entry]:
+    columns = read_columns(labels, "labels")
+    by_name = {name.lower(): name for name in columns}
+    place, label = (
+        next((by_name[name] for name in names if name in by_name), None)
+        for names in (FILE_COLUMNS, LABEL_COLUMNS)
+    )
+    if place is None or label is None:
+        missing = "file" if place is None else "label"
+        text = f"{labels} has no column called {missing}; it has {', '.join(columns)}"
+        raise ConfigError(("labels", text))
+    splits = _split_column(columns[by_name["split"]], labels) if "split" in by_name else None
+    there = {nfc(file.relative_to(root).as_posix()): file for file in image_files(root)}
+    names = [nfc(str(name)).removeprefix("./") for name in columns[place]]
+    lost = [name for name in names if name not in there]
+    twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
+    blank = [name for name, value in zip(names, columns[label], strict=True) if not str(value)]
+    texts = [
+        (f"{labels} names files that are not in {root}: ", lost),
+        (f"{labels} names files twice: ", twice),
+        (f"{labels} has no label for ", blank),
+    ]
+    if problems := [("labels", text + some(items)) for text, items in texts if items]:
+        raise DataError(*problems)
+    classes = [nfc(str(value)) for value in columns[label]]
+    files = [there[name] for name in names]
+    return list(zip(classes, files, splits or [""] * len(names), strict=True))
+
+
+def _split_column(column: Iterable[object], labels: Path) -> list[str]:
+    names = [str(value).strip().lower() for value in column]
+    if unknown := sorted(set(names) - set(SPLIT_NAMES)):
+        text = f"{labels}: column split holds {some(map(repr, unknown))}"
+        raise ConfigError(("labels", f"{text}; valid: train, valid, test"))
+    return [SPLIT_NAMES[name] for name in names]
+
+
+def _repeats(names: list[str]) -> bool:
+    return len(set(names)) < len(names)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(
+        item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is no folder there, broken links included, so that the decoder reports them."""
+    items = (item for item in folder.iterdir() if not item.name.startswith("."))
+    return sorted(item for item in items if item.name not in _IGNORED and not item.is_dir())

@@ -1,0 +1,148 @@
+"""Which classes of a folder are in train, valid and test, and which of their images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn import rng
+from metalearn.errors import DataError, did_you_mean
+from metalearn.tasks.folders.listing import Listing, nfc, some
+from metalearn.tasks.images import SPLITS
+
+Fractions = tuple[float, float, float]
+
+
+class Selection(NamedTuple):
+    """The part of a folder that one split uses."""
+
+    names: tuple[str, ...]
+    files: tuple[tuple[Path, ...], ...]
+
+
+def select(
+    listing: Listing, parts: dict[str, list[str]], split: str, same: Sequence[Sequence[str]] | None
+) -> Selection:
+    """The classes of a split with their files: all of them, or with `same` those whose entry there
+    (as in `Listing.splits`) is the split.
+    """
+    index = {name: place for place, name in enumerate(listing.names)}
+    files = []
+    for name in parts[split]:
+        own = listing.files[index[name]]
+        if same is not None:
+            of = same[index[name]]
+            own = tuple(file for file, part in zip(own, of, strict=True) if part == split)
+        files.append(own)
+    return Selection(tuple(parts[split]), tuple(files))
+
+
+def split_classes(
+    listing: Listing, split_file: Path | None, fractions: Fractions, seed: int
+) -> dict[str, list[str]]:
+    """The classes of every split, each sorted: by file, by the folder itself, or by fractions."""
+    if split_file is not None:
+        parts = read_split(split_file, listing.names)
+    elif listing.splits is not None:
+        parts = _by_folder(listing)
+    else:
+        parts = split_by_fraction(listing.names, fractions, seed)
+    if not parts["valid"] and len(parts["train"]) > 1:
+        order = shuffled(parts["train"], seed, "image_folder held out")
+        held = math.ceil(len(order) / 10)
+        parts = {**parts, "valid": sorted(order[:held]), "train": sorted(order[held:])}
+    return parts
+
+
+def split_images(listing: Listing, fractions: Fractions, seed: int) -> list[list[str]]:
+    """A split for every file of every class, where all classes are in all splits.
+
+    As the folder says, else by fractions of each class in an order drawn with `seed`."""
+    if listing.splits is not None:
+        return [list(splits) for splits in listing.splits]
+    found = []
+    for name, files in zip(listing.names, listing.files, strict=True):
+        names = [str(number) for number in range(len(files))]
+        parts = split_by_fraction(names, fractions, seed, f"image_folder images {name}")
+        of = {number: split for split, part in parts.items() for number in part}
+        found.append([of[number] for number in names])
+    return found
+
+
+def _by_folder(listing: Listing) -> dict[str, list[str]]:
+    assert listing.splits is not None
+    of = {name: set(splits) for name, splits in zip(listing.names, listing.splits, strict=True)}
+    if mixed := [name for name, splits in of.items() if len(splits) > 1]:
+        text = f"classes are in more than one split: {some(mixed)}: new tasks need new classes"
+        hint = "set same_classes: true for new images of the same classes"
+        raise DataError(("path", f"{text}, or {hint}"))
+    return {split: sorted(name for name in of if split in of[name]) for split in SPLITS}
+
+
+def shuffled(names: Any, seed: int, purpose: str) -> list[str]:
+    order = rng.permutation(rng.fold_in(seed, purpose), len(names)).tolist()
+    return [names[place] for place in order]
+
+
+def split_by_fraction(
+    names: Sequence[str], fractions: Fractions, seed: int, purpose: str = "image_folder split"
+) -> dict[str, list[str]]:
+    """Shares of the shuffled classes; their bounds are rounded to whole classes."""
+    order = shuffled(names, seed, purpose)
+    first = round(fractions[0] * len(order))
+    second = max(first, round((fractions[0] + fractions[1]) * len(order)))
+    parts = (order[:first], order[first:second], order[second:])
+    return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """The split file, checked against the classes; raises DataError with all problems.
+
+    Any encoding of JSON, with or without a byte order mark, and any Unicode form of names. The
+    name of a group of two levels stands for all of its classes."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(("split_file", f"{path} cannot be read as JSON: {error}")) from error
+    form = 'must be {"train": [class, ...], "valid": [...], "test": [...]}'
+    if not isinstance(content, dict):
+        raise DataError(("split_file", f"{path} {form}"))
+    problems = [
+        ("split_file", f"{path}: {key!r} is no split; {did_you_mean(str(key), SPLITS)}")
+        for key in content
+        if key not in SPLITS
+    ]
+    parts: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
+    for split in SPLITS:
+        classes = content.get(split, [])
+        parts[split] = []
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            text = f"{path}: {split!r} is not a list of class names; the file {form}"
+            problems.append(("split_file", text))
+            continue
+        parts[split], absent = _known([nfc(name) for name in classes], names)
+        if absent:
+            text = f"{path}: classes of {split!r} without a folder: {some(absent)}"
+            problems.append(("split_file", text))
+        for name in parts[split]:
+            if name in splits:
+                text = f"{path}: class {name!r} is in {splits[name]!r} and again in {split!r}"
+                problems.append(("split_file", text))
+            splits[name] = split
+    if problems:
+        raise DataError(*problems)
+    return {split: sorted(classes) for split, classes in parts.items()}
+
+
+def _known(classes: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the classes meant, the names that mean none)."""
+    meant, absent = [], []
+    for given in classes:
+        inside = [name for name in names if name.startswith(f"{given}/")]
+        meant.extend([given] if given in names else inside)
+        absent.extend([] if given in names or inside else [given])
+    return meant, sorted(absent)
