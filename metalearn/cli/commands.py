@@ -14,7 +14,7 @@ from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.controls import with_controls
 from metalearn.component import Component
 from metalearn.config import shipped
-from metalearn.config.build import build
+from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import TABLES
@@ -27,6 +27,7 @@ from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
     as_asked,
     changed,
+    recorded_tasks,
     request_hash,
     run_folders,
     status,
@@ -187,7 +188,7 @@ def evaluate(
         text = "is tuned while a run is trained: give a number of steps here"
         raise ConfigError(("evaluate.headline_step", text))
     set_threads(loaded.config.run.threads or cores())
-    parts = build(experiment)
+    parts = build_to_test(experiment, recorded_tasks(folder))
     metas = _metas(loaded, experiment)
     tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
     ranks = ranks or ALONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from metalearn.config.experiment import Experiment, once
 from metalearn.config.misfits import misfits
+from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
 from metalearn.interop import through
 from metalearn.machine import device_of
@@ -17,6 +18,7 @@ from metalearn.rng import fold_in
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SPLITS = ("train", "valid", "test")
 Problems = list[tuple[str, str]]
 
 
@@ -61,6 +63,46 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     test = shaped[experiment.evaluate.split]
     methods = _methods(experiment, train.spec, test.spec, problems)
     return Parts(device, train, shaped["train"], shaped["valid"], test, *methods)
+
+
+def build_to_test(
+    experiment: Experiment, recorded: Mapping[str, Any], *, same_test: bool = False
+) -> Parts:
+    """The parts of a stored run, of which only the test tasks are built.
+
+    `recorded` is what `records_of` gave when the run began. With `same_test` the test tasks are
+    those of the run, and are not built before they are used either. What was not recorded is built
+    as for training."""
+    if "train" not in recorded:
+        return build(experiment)
+    device = device_of(experiment.run.device)
+    dtype, split = DTYPES[experiment.run.dtype], experiment.evaluate.split
+
+    def source(component: Any, split: str, place: str, record: Any = None) -> LazySource:
+        def made() -> TaskSource:
+            try:
+                built = component.build(split=split, seed=0, device=device, dtype=dtype)
+            except ConfigError as error:
+                raise error.under(place) from error
+            return built  # type: ignore[no-any-return]
+
+        return LazySource(made, record, device, dtype)
+
+    shaped = {name: source(experiment.test_task, name, "evaluate.task") for name in SPLITS}
+    known = recorded.get("test") if same_test else None
+    test: TaskSource = source(experiment.test_task, split, "evaluate.task", known)
+    if known is None:
+        assert isinstance(test, LazySource)
+        test = test.built()
+    train = source(experiment.task, "train", "task", recorded["train"])
+    methods = _methods(experiment, train.spec, test.spec, Problems())
+    return Parts(device, train, shaped["train"], shaped["valid"], test, *methods)
+
+
+def records_of(parts: Parts) -> dict[str, Any]:
+    """The form of the training and test tasks, for `build_to_test`; empty for objectives."""
+    found = {"train": record_of(parts.train), "test": record_of(parts.test)}
+    return {} if None in found.values() else found
 
 
 def rebuild(parts: Parts, experiment: Experiment) -> Parts:

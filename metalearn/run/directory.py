@@ -88,6 +88,11 @@ def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> 
     write_json(folder / "environment.json", facts)
 
 
+def recorded_tasks(folder: Path) -> dict[str, Any]:
+    """The form of a run's tasks, as `config.build.records_of` gave it; empty in older runs."""
+    return dict(_environment(folder).get("tasks") or {})
+
+
 def changed(folder: Path, experiment: Experiment) -> list[str]:
     """What differs between the config that a run began with and the one that lies there: `key:
     before -> now`.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from metalearn.config.build import Parts, batch_sampler
+from metalearn.config.build import Parts, batch_sampler, records_of
 from metalearn.config.experiment import Experiment
 from metalearn.config.signature import signature
 from metalearn.distributed.ranks import ALONE, Ranks
@@ -90,6 +90,7 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     how = {**found.choice._asdict(), "threads": threads, "workers": run.workers or threads}
     experiment = job.experiment.replace(run=run.model_copy(update=how))
     facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **found.facts}
+    facts["tasks"] = records_of(job.parts)
     ranks.first(lambda: write_start(job.folder, experiment, facts))
     return replace(job, experiment=experiment, planned=True), found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.clock import unbilled
-from metalearn.config.build import Parts, build, rebuild
+from metalearn.config.build import Parts, build, rebuild, records_of
 from metalearn.config.experiment import Experiment, parse
 from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import Diverged, Stopped
@@ -127,6 +127,7 @@ def begin(
     recorded = ranks.first((folder / "environment.json").exists)
     if (searching and stored is None) or (planned and not recorded):
         facts = {**describe(parts.device), **asked, "devices": ranks.size}
+        facts["tasks"] = records_of(parts)
         ranks.first(lambda: write_start(folder, experiment, facts))
     return Job(experiment, folder, parts, ledger, ranks, planned, asked)
 

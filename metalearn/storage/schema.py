@@ -35,6 +35,8 @@ class _Task(Open):
     ways: Count | None = None
     shots: Count | None = None
     queries: Count | None = None
+    chance: Maybe = None
+    ranges: dict[str, Any] | None = None
 
 
 class _Episodes(Open):
@@ -111,6 +113,7 @@ class Result(Open):
     timing: _Timing | None = None
     uncounted: dict[str, str] | None = None
     factors: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
     seconds: Maybe = None
     search_seed: int | None = None
 
@@ -164,12 +167,26 @@ class Timing(Open):
     spent: dict[str, dict[str, Number | Text | None]] = {}
 
 
+class _Tasks(Open):
+    kind: Literal["classification", "regression"]
+    ways: Count
+    shots: Count
+    queries: Count
+    x_shape: Annotated[list[Count], Field(max_length=16)]
+    outputs: Count
+    num_classes: Count
+    split: Text
+    data_sha256: Text = ""
+    facts: dict[str, Any] = {}
+
+
 class Environment(Open):
     """environment.json."""
 
     argv: list[str] | str | None = None
     device: Text | None = None
     config_hash: Text | None = None
+    tasks: dict[Literal["train", "test"], _Tasks] = {}
 
 
 class _Trial(Open):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.config.build import build, learner_and_method
+from metalearn.config.build import build_to_test, learner_and_method
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.run.directory import stored_experiment
+from metalearn.run.directory import recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
@@ -56,11 +56,12 @@ def load_run(folder: str | Path) -> LoadedRun:
     """The run in `folder`: the state that was tested, or the newest valid checkpoint of an
     interrupted run.
 
-    Raises ConfigError when the folder is no run directory or holds no checkpoint that matches its
-    SHA-256."""
+    Data are needed only for what asks `source` for episodes. Raises ConfigError when the folder is
+    no run directory or holds no checkpoint that matches its SHA-256.
+    """
     folder = Path(folder)
     experiment = stored_experiment(folder)
-    parts = build(experiment)
+    parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
     if parts.method.prepare is not None:
         raise ConfigError(
             (str(folder), f"its search has not ended: go on with metalearn resume {folder}")
