@@ -139,3 +139,122 @@ def test_a_run_on_a_file_of_rows(tmp_path: Path) -> None:
     result = run_one(parse(data).experiments[0], tmp_path / "run")
     assert result["task"]["source"] == "arrays" and result["headline"]["value"] is not None
     assert ml.load_run(tmp_path / "run").source.spec.x_shape == (2,)
+
+
+class Rows:
+    """A torch Dataset, without torch's class."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.items[number]
+
+
+class Table:
+    """A Hugging Face Dataset, as far as it is used."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.columns, self.column_names = columns, list(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, name: str) -> Any:
+        return list(self.columns[name])
+
+
+def same_episodes(a: Arrays, b: Arrays) -> None:
+    one, two = a.build().sample(KEY, 3), b.build().sample(KEY, 3)
+    assert torch.equal(one.support.x, two.support.x) and torch.equal(one.query.y, two.query.y)
+
+
+def test_data_sets_of_other_packages_are_the_same_rows() -> None:
+    x, labels = table()
+    plain = Arrays(x, labels, ways=3)
+    pairs = [(torch.as_tensor(row), label) for row, label in zip(x, labels, strict=True)]
+    for data in (
+        Rows(pairs),
+        Rows([{"x": row, "y": label} for row, label in pairs]),
+        Table(x=x, y=labels),
+        {"x": x, "y": labels},
+        pairs,
+    ):
+        same_episodes(Arrays(data, ways=3), plain)
+    same_episodes(Arrays(x.tolist(), labels, ways=3), plain)
+    numbers = torch.as_tensor([int(label[1:]) for label in labels])
+    tensors = torch.utils.data.TensorDataset(torch.as_tensor(x), numbers)
+    same_episodes(Arrays(tensors, ways=3), Arrays(x, numbers, ways=3))
+
+
+def test_a_mapping_of_data_sets_is_the_split() -> None:
+    x, labels = table(9)
+    part = np.array([int(label[1:]) // 3 for label in labels])
+    named = {
+        split: Table(x=x[part == n], y=[lab for lab, p in zip(labels, part, strict=True) if p == n])
+        for n, split in enumerate(("train", "validation", "test"))
+    }
+    task = Arrays(named, ways=2)
+    assert set(task.build("test").examples(KEY, 200).x[:, 0].tolist()) == {6.0, 7.0, 8.0}
+    with pytest.raises(ConfigError, match="different columns"):
+        Arrays({**named, "test": Table(x=x)}, ways=2)
+
+
+def test_files_may_be_the_split(tmp_path: Path) -> None:
+    x, labels = table(9)
+    names = np.array(labels)
+    part = np.array([int(label[1:]) // 3 for label in labels])
+    paths = [tmp_path / f"{split}.npz" for split in ("train", "valid", "test")]
+    for n, path in enumerate(paths):
+        np.savez(path, x=x[part == n], y=names[part == n])
+    task = Arrays(paths[0], valid_path=str(paths[1]), test_path=str(paths[2]), ways=2)
+    assert set(task.build("valid").examples(KEY, 200).x[:, 0].tolist()) == {3.0, 4.0, 5.0}
+    two = Arrays(paths[0], test_path=str(paths[2]), ways=2)
+    assert [two.build(s).spec.num_classes for s in ("train", "test")] == [2, 3]
+    with pytest.raises(ConfigError, match="splits 'c00'"):
+        Arrays(paths[0], test_path=str(paths[0]), ways=2).build()
+
+
+def test_an_array_of_classes_needs_no_labels(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(10, 8, 2, 3))
+    np.save(tmp_path / "stack.npy", x)
+    source = Arrays(tmp_path / "stack.npy", target=None, ways=3).build()
+    assert source.spec.x_shape == (2, 3) and source.spec.num_classes == 6
+    same_episodes(
+        Arrays(x, target=None, ways=3), Arrays(tmp_path / "stack.npy", target=None, ways=3)
+    )
+    with pytest.raises(ConfigError, match="no column 'y'"):
+        Arrays(tmp_path / "stack.npy", ways=3).build()
+    with pytest.raises(ConfigError, match=r"classes, rows of each"):
+        Arrays(x[0, 0], target=None, ways=3).build()
+
+
+def test_rows_in_memory_can_be_saved_for_the_command_line(tmp_path: Path) -> None:
+    x, labels = table()
+    task = Arrays(Rows(list(zip(x, labels, strict=True))), ways=3)
+    same_episodes(Arrays(task.save(tmp_path / "rows.npz"), ways=3), task)
+
+
+def test_labels_of_any_kind_are_names() -> None:
+    x, labels = table()
+    numbers = np.array([int(label[1:]) for label in labels])
+    names = [np.unique(part, return_inverse=True)[1] for part in (numbers, numbers.astype(float))]
+    assert (names[0] == names[1]).all()
+    same_episodes(Arrays(x, numbers.astype(float) + 7), Arrays(x, numbers.astype(np.uint8) + 7))
+    with pytest.raises(ConfigError, match="empty in row 1"):
+        Arrays(x, ["", *labels[1:]]).build()
+    with pytest.raises(ConfigError, match="unequal lengths"):
+        Arrays(x, labels[1:])
+    with pytest.raises(ConfigError, match="give an array"):
+        Arrays(3)
+    with pytest.raises(ConfigError, match="one column"):
+        Arrays(x, np.eye(len(x))).build()
+
+
+@pytest.mark.parametrize("bad", [{1, 2}, (row for row in [1, 2])])
+def test_what_has_no_rows_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigError, match=r"list\(data\)"):
+        Arrays(bad)

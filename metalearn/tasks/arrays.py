@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import PrivateAttr, field_validator
 
@@ -16,20 +15,25 @@ from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.storage.columns import numbers, read_columns
-from metalearn.tasks.rows import RowSource
+from metalearn.tasks.store import write_npz
+from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
+from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
+from metalearn.tasks.tables.rows import RowSource
 from metalearn.types import EpisodeSpec
 
-Array = npt.NDArray[Any]
 SPLITS = ("train", "valid", "test")
+BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
 
 
 class Arrays(TaskComponent):
     """Your own arrays or tables: in memory, or from .npz, .npy, .csv and .parquet files.
 
     Without `group` the targets are classes, and a task is N of them; with it each value of that
-    column is one task of regression. Classes (or groups) are split by the column `split`, or by
-    `fractions` in an order drawn with `split_seed`. In Python `Arrays(x, y, ways=5)` takes numpy
-    or torch; `group` and `split` may then be arrays too, and the data are known by their hash.
+    column is one task of regression. Classes (or groups) are split by the column `split`, by files
+    `valid_path` and `test_path` beside `path`, or by `fractions` in an order drawn with
+    `split_seed`. In Python `Arrays(x, y, ways=5)` takes numpy, torch, columns by name, a torch or
+    Hugging Face Dataset or a mapping of splits to these; `group` and `split` may be arrays too.
+    The data are then known by their hash, and `save(path)` makes a file for the command line.
     """
 
     default_model: ClassVar[str] = "mlp"
@@ -38,7 +42,11 @@ class Arrays(TaskComponent):
     inputs: tuple[str, ...] | None = option(
         None, "Columns of the inputs; null: x where there is one, else all other numbers."
     )
-    target: str = option("y", "Column of class labels, or of values.")
+    valid_path: str | None = option(None, "File of the rows for validation.", min_length=1)
+    test_path: str | None = option(None, "File of the rows for the test.", min_length=1)
+    target: str | None = option(
+        "y", "Column of class labels, or of values; null: x is [classes, rows of each, *X]."
+    )
     group: str | None = option(None, "Column whose values are the tasks of a regression.")
     split: str | None = option(None, "Column of train, valid or test, constant in a class.")
     fractions: tuple[float, float, float] = option(
@@ -56,13 +64,17 @@ class Arrays(TaskComponent):
         if isinstance(x, (str, Path)):
             fields["path"] = str(x)
         elif x is not None:
-            columns["x"] = _array(x)
+            target = fields.setdefault("target", "y")
+            columns = columns_of(x, target or "y")
             if y is not None:
-                columns[fields.setdefault("target", "y")] = _array(y)
+                columns[target] = array_of(y)
             for name in ("group", "split"):
                 if fields.get(name) is not None and not isinstance(fields[name], str):
-                    columns[name], fields[name] = _array(fields[name]), name
-            fields["data_sha256"] = _hash(columns)
+                    columns[name], fields[name] = array_of(fields[name]), name
+            if isinstance(x, Mapping) and "split" in columns and "split" not in x:
+                fields.setdefault("split", "split")
+            _check_lengths(columns)
+            fields["data_sha256"] = hash_of(columns)
         super().__init__(**fields)
         if columns:
             self._columns = columns
@@ -86,7 +98,7 @@ class Arrays(TaskComponent):
             raise ConfigError(("split", f"{split!r} is no split; valid: {', '.join(SPLITS)}"))
         columns = self._read()
         x = self._inputs(columns)
-        unit = columns[self._column(self.group or self.target, columns)].astype(str)
+        unit = _names(columns[self._column(self.group or self._target, columns)])
         names, place = np.unique(unit, return_inverse=True)
         chosen = self._split(columns, names, place)[split]
         self._check(names, np.bincount(place), chosen, split)
@@ -106,16 +118,22 @@ class Arrays(TaskComponent):
             device=device,
         )
         values = None if y is None else torch.as_tensor(y[order])
-        digest = self.data_sha256 or _hash(columns)
+        digest = self.data_sha256 or hash_of(columns)
         return RowSource(torch.as_tensor(x[order]), values, counts, spec, digest)
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
-            return self._columns
+            return _by_class(self, self._columns)
         if self.path is None:
             text = f"data given in memory (SHA-256 {str(self.data_sha256)[:12]}...)"
             raise ConfigError(("path", f"is null, and the run used {text}: give the data again"))
-        return read_columns(Path(self.path).expanduser(), "path")
+        parts = {"train": self.path, "valid": self.valid_path, "test": self.test_path}
+        tables = {
+            split: _by_class(self, read_columns(Path(path).expanduser(), "path"))
+            for split, path in parts.items()
+            if path is not None
+        }
+        return tables["train"] if len(tables) == 1 else _by_file(tables)
 
     def _column(self, name: str, columns: dict[str, Array]) -> str:
         if name not in columns:
@@ -123,7 +141,7 @@ class Arrays(TaskComponent):
         return name
 
     def _inputs(self, columns: dict[str, Array]) -> Array:
-        others = {self.target, self.group, self.split}
+        others = {self._target, self.group, self._split_column(columns)}
         names = self.inputs or (
             ["x"] if "x" in columns else [n for n in columns if n not in others]
         )
@@ -135,25 +153,52 @@ class Arrays(TaskComponent):
         return np.stack(parts, 1)
 
     def _values(self, columns: dict[str, Array]) -> Array:
-        values = numbers(columns[self._column(self.target, columns)], self.target, "target")
+        values = numbers(columns[self._column(self._target, columns)], self._target, "target")
         return values.reshape(len(values), -1)
 
     def _split(self, columns: dict[str, Array], names: Array, place: Array) -> dict[str, list[int]]:
         """Places of the classes or groups of each split."""
-        if self.split is None:
+        name = self._split_column(columns)
+        if name is None:
             key = rng.fold_in(self.split_seed, "arrays")
             order = rng.permutation(key, len(names)).tolist()
             ends = [round(len(names) * share) for share in np.cumsum([0, *self.fractions])]
             parts = (order[a:b] for a, b in pairwise(ends))
             return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
-        column = columns[self._column(self.split, columns)].astype(str)
+        given = columns[self._column(name, columns)].astype(str)
+        column = np.array([SPLIT_NAMES.get(one.strip().lower(), one) for one in given])
         unknown = sorted(set(column) - set(SPLITS))
         mixed = [str(n) for k, n in enumerate(names) if len(set(column[place == k])) > 1]
         if unknown or mixed:
             text = f"holds {unknown[0]!r}" if unknown else f"splits {mixed[0]!r} itself"
             raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
         of = [column[place == k][0] for k in range(len(names))]
-        return {split: [k for k, name in enumerate(of) if name == split] for split in SPLITS}
+        chosen = {split: [k for k, name in enumerate(of) if name == split] for split in SPLITS}
+        return chosen if chosen["valid"] else self._hold_out(chosen)
+
+    def _hold_out(self, chosen: dict[str, list[int]]) -> dict[str, list[int]]:
+        """A tenth of the training classes or groups for validation, by `split_seed`."""
+        train = chosen["train"]
+        if len(train) < 2:
+            return chosen
+        order = rng.permutation(rng.fold_in(self.split_seed, "arrays"), len(train)).tolist()
+        held = {train[k] for k in order[: -(-len(train) // 10)]}
+        kept = [k for k in train if k not in held]
+        return {**chosen, "train": kept, "valid": sorted(held)}
+
+    @property
+    def _target(self) -> str:
+        return self.target or "y"
+
+    def _split_column(self, columns: dict[str, Array]) -> str | None:
+        """The column that says the split; that of files goes first."""
+        return BY_FILE if BY_FILE in columns else self.split
+
+    def save(self, path: str | Path) -> Path:
+        """Write the rows to an .npz file, to which `path` of a task section may point."""
+        columns = self._read()
+        write_npz(Path(path), columns)
+        return Path(path)
 
     def _check(self, names: Array, counts: Array, chosen: list[int], split: str) -> None:
         problems = []
@@ -170,16 +215,46 @@ class Arrays(TaskComponent):
             raise ConfigError(*problems)
 
 
-def _array(values: Any) -> Array:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values)
+def _names(column: Array) -> Array:
+    """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
+    if column.ndim > 1:
+        text = f"names the tasks and must be one column (got {list(column.shape)})"
+        raise ConfigError(("target", text))
+    if np.issubdtype(column.dtype, np.floating):
+        if not np.isfinite(column).all():
+            raise ConfigError(("target", "holds labels that are not finite"))
+        if (column == np.round(column)).all():
+            column = column.astype(np.int64)
+    names = column.astype(str)
+    if (blank := np.flatnonzero(names == "")).size:
+        raise ConfigError(("target", f"is empty in row {blank[0] + 1}"))
+    return np.asarray(names)
 
 
-def _hash(columns: dict[str, Array]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(columns):
-        column = np.ascontiguousarray(columns[name])
-        digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
-        digest.update(column.tobytes())
-    return digest.hexdigest()
+def _by_class(task: Arrays, columns: dict[str, Array]) -> dict[str, Array]:
+    """Rows of x [classes, rows of each, *X] where there is no target; else as they are."""
+    if task.target is not None:
+        return columns
+    x = columns.get("x")
+    if x is None or x.ndim < 3 or task.group:
+        text = "null means that x is [classes, rows of each, *X], and x is"
+        raise ConfigError(("target", f"{text} {None if x is None else list(x.shape)}"))
+    labels = np.repeat(np.arange(len(x)), x.shape[1])
+    return {"x": x.reshape(-1, *x.shape[2:]), "y": labels}
+
+
+def _by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
+    """The rows of several files with a column of splits."""
+    names = [set(table) for table in tables.values()]
+    if any(one != names[0] for one in names):
+        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
+        raise ConfigError(("path", f"the files have different columns: {listed}"))
+    lengths = [len(next(iter(table.values()))) for table in tables.values()]
+    joined = {name: np.concatenate([t[name] for t in tables.values()]) for name in names[0]}
+    return {**joined, BY_FILE: np.repeat(list(tables), lengths)}
+
+
+def _check_lengths(columns: dict[str, Array]) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(("x", f"columns have unequal lengths: {lengths}"))

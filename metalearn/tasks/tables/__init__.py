@@ -1,0 +1,1 @@
+"""Rows of numbers: columns in memory, and episodes of rows."""

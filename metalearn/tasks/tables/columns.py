@@ -1,0 +1,126 @@
+"""Columns of rows held in memory: arrays, tables, and data sets of other packages.
+
+Nothing is imported: a data set is known by what it can do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metalearn.errors import ConfigError
+
+Array = npt.NDArray[Any]
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+def columns_of(data: Any, target: str) -> dict[str, Array]:
+    """Columns by name, each [rows, ...].
+
+    An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
+    columns by name. Rows of a torch Dataset are (x, y), a dict, or x alone. A mapping of splits to
+    any of these (such as a DatasetDict) gets a column `split`. ConfigError for anything else."""
+    if isinstance(data, torch.Tensor | np.ndarray):
+        return {"x": array_of(data)}
+    if isinstance(data, Mapping):
+        if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
+            return _joined(data, target)
+        return {str(name): array_of(column) for name, column in data.items()}
+    names = getattr(data, "column_names", None)
+    if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
+        return {str(name): array_of(data[name]) for name in names}
+    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
+        return {str(name): array_of(data[name].to_numpy()) for name in data.columns}
+    if isinstance(data, list | tuple) and not (data and _is_row(data[0])):
+        return {"x": array_of(data)}
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return _of_rows(data, target)
+    text = (
+        f"is a {type(data).__name__}: give an array, columns by name, or a data set with a length"
+    )
+    hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
+    raise ConfigError(("x", text + hint))
+
+
+def _is_row(item: Any) -> bool:
+    """Whether an item of a list is a row (x, y) or a dict, not a part of an array."""
+    return isinstance(item, Mapping) or (isinstance(item, tuple) and not np.isscalar(item[0]))
+
+
+def _is_table(part: Any) -> bool:
+    return isinstance(part, Mapping) or (
+        hasattr(part, "__getitem__") and not isinstance(part, torch.Tensor | np.ndarray | list)
+    )
+
+
+def _joined(parts: Mapping[str, Any], target: str) -> dict[str, Array]:
+    tables = {SPLITS[str(name)]: columns_of(part, target) for name, part in parts.items()}
+    names = [set(table) for table in tables.values()]
+    if any(one != names[0] for one in names):
+        listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
+        raise ConfigError(("x", f"the splits have different columns: {listed}"))
+    joined = {
+        name: np.concatenate([table[name] for table in tables.values()])
+        for name in next(iter(tables.values()))
+    }
+    lengths = [len(next(iter(table.values()))) for table in tables.values()]
+    return {**joined, "split": np.repeat(list(tables), lengths)}
+
+
+def _of_rows(data: Any, target: str) -> dict[str, Array]:
+    """Columns of a data set that gives one row at a time."""
+    rows = [data[number] for number in range(len(data))]
+    if not rows:
+        raise ConfigError(("x", "the data set has no rows"))
+    if all(isinstance(row, Mapping) for row in rows):
+        return {str(name): array_of([row[name] for row in rows]) for name in rows[0]}
+    if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
+        return {"x": array_of([row[0] for row in rows]), target: array_of([row[1] for row in rows])}
+    if any(isinstance(row, tuple | Mapping) for row in rows):
+        raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x alone"))
+    return {"x": array_of(rows)}
+
+
+def array_of(values: Any) -> Array:
+    """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
+    if isinstance(values, torch.Tensor):
+        return np.asarray(values.detach().cpu().numpy())
+    if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
+        if isinstance(values[0], torch.Tensor):
+            values = [one.detach().cpu().numpy() for one in values]
+        elif hasattr(values[0], "getbands"):  # a PIL image: [channels, H, W] in 0..1
+            values = [_pixels(one) for one in values]
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        raise ConfigError(("x", f"rows have different shapes ({error})")) from error
+    if found.dtype == object and found.size and not isinstance(found.flat[0], str):
+        raise ConfigError(("x", f"rows hold {type(found.flat[0]).__name__}, not numbers"))
+    return found
+
+
+def _pixels(image: Any) -> Array:
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def hash_of(columns: Mapping[str, Array]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the columns."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        column = np.ascontiguousarray(columns[name])
+        digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
+        digest.update(column.tobytes())
+    return digest.hexdigest()
