@@ -33,6 +33,17 @@ class Component(BaseModel):
         extra = cls.model_fields[field].json_schema_extra
         return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"
 
+    def without_later(self, data: dict[str, Any]) -> dict[str, Any]:
+        """`data`, made of this component, without the later fields that have their defaults."""
+        found = dict(data)
+        for name, info in type(self).model_fields.items():
+            value, extra = getattr(self, name), info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("later") and value == info.default:
+                found.pop(name, None)
+            elif isinstance(value, Component) and isinstance(found.get(name), dict):
+                found[name] = value.without_later(found[name])
+        return found
+
     @classmethod
     def fields_at_adapt(cls) -> set[str]:
         """Names of the fields that act only on new tasks: tuning them re-uses the trained meta."""
@@ -146,6 +157,13 @@ class MethodComponent(Component, ABC):
         return None
 
 
-def option(default: Any, sentence: str, *, acts: Acts = "both", **limits: Any) -> Any:
-    """A field with its sentence, its limits and the phase that it acts in."""
-    return Field(default, description=sentence, json_schema_extra={"acts": acts}, **limits)
+def option(
+    default: Any, sentence: str, *, acts: Acts = "both", later: bool = False, **limits: Any
+) -> Any:
+    """A field with its sentence, its limits and the phase that it acts in.
+
+    `later` marks a field younger than schema 1, which enters a config's hash only where it differs
+    from its default.
+    """
+    extra: dict[str, Any] = {"acts": acts, "later": True} if later else {"acts": acts}
+    return Field(default, description=sentence, json_schema_extra=extra, **limits)

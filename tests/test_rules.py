@@ -111,8 +111,63 @@ def test_a_rule_is_torchs_own(rule: Any) -> None:
     assert moved > 1e-3 * rule.lr
 
 
-# what
-# every rule keeps
+@pytest.mark.parametrize("curve", FACTORS)
+@pytest.mark.parametrize("name", RULES)
+def test_clipping_and_weight_decay_are_those_around_torchs_rule(name: str, curve: str) -> None:
+    """Gradients scaled to their limit before the step, lr * factor * decay of p taken away."""
+    options: dict[str, Any] = {"lr": 0.05, "schedule": curve, "clip": 2.0, "weight_decay": 0.3}
+    rule = RULES[name](**options)
+    ours = run(rule.build(5))[0]
+    params = {leaf: value.clone().requires_grad_() for leaf, value in tree("start").items()}
+    theirs = torchs(rule)(params.values())
+    for step in range(COUNT):
+        lr = 0.05 * FACTORS[curve](step, 5)
+        theirs.param_groups[0]["lr"] = lr
+        for leaf, grad in gradient(params, step).items():
+            params[leaf].grad = grad
+        size = torch.nn.utils.get_total_norm([param.grad for param in params.values()])
+        assert size > 2  # the limit is met
+        for param in params.values():
+            param.grad *= 2 / size
+            param.data.mul_(1 - lr * 0.3)
+        theirs.step()
+        torch.testing.assert_close(ours[step], dict(params), rtol=1e-11, atol=1e-13)
+    without = run(RULES[name](**{**options, "clip": 1e9, "weight_decay": 0.0}).build(5))[0]
+    plain = run(RULES[name](lr=0.05, schedule=curve).build(5))[0]
+    torch.testing.assert_close(without, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_gradient_through_a_rule_is_finite_where_gradients_are_zero(name: str) -> None:
+    """By three steps on a function without a slope at the start, as of a dead unit."""
+    for dtype in (torch.float32, F64):
+        rule = RULES[name](lr=0.1, clip=1.0).build()
+
+        def end(start: Tensor, rule: UpdateRule = rule) -> Tensor:
+            params, state = {"w": start}, rule.init({"w": start})
+            for _ in range(3):
+                grads = torch.func.grad(lambda p: (p["w"] ** 4).sum())(params)
+                updates, state = rule.update(grads, state, params, start.new_zeros(()))
+                params = {"w": params["w"] + updates["w"]}
+            return params["w"].sum()
+
+        found = torch.func.grad(end)(torch.tensor([0.0, 1.0], dtype=dtype))
+        assert found.isfinite().all() and found[0] == 1
+
+
+def test_the_root_of_adam_changes_no_value() -> None:
+    """v_hat below the square of eps, down to zero, in both precisions."""
+    for dtype in (torch.float32, F64):
+        grads = {"w": torch.tensor([0.0, 1e-30, 1e-18, 1e-12, 1e-6, 1.0], dtype=dtype)}
+        params, g = {"w": torch.zeros(6, dtype=dtype)}, grads["w"]
+        rule, count = adam(0.1), torch.ones((), dtype=dtype)
+        updates, _ = rule.update(grads, rule.init(params), params, ZERO.to(dtype))
+        first, second = 0.9 * 0 + (1 - 0.9) * g, 0.999 * 0 + (1 - 0.999) * g * g
+        root = (second / (1 - 0.999**count)).sqrt()
+        assert torch.equal(updates["w"], -0.1 * (first / (1 - 0.9**count)) / (root + 1e-8))
+
+
+# what every rule keeps
 
 each_rule = pytest.mark.parametrize("name", RULES)
 
@@ -231,8 +286,8 @@ def test_momentum_of_nothing_is_descent() -> None:
     torch.testing.assert_close(run(momentum(0.1, 0.0))[0], run(sgd(0.1))[0], rtol=1e-14, atol=0)
 
 
-def test_slopes_through_adam_at_a_gradient_of_zero_need_eps_root() -> None:
-    """The root has an infinite slope at 0: NaN without `eps_root`, a number with it."""
+def test_slopes_through_adam_at_a_gradient_of_zero_are_numbers() -> None:
+    """The root has an infinite slope at 0: it is met at the smallest number, or at `eps_root`."""
 
     def moved(grad: Tensor, eps_root: float) -> Tensor:
         rule = adam(0.1, eps_root=eps_root)
@@ -241,7 +296,8 @@ def test_slopes_through_adam_at_a_gradient_of_zero_need_eps_root() -> None:
         return out
 
     at = torch.tensor(0.0, dtype=F64)
-    assert torch.func.grad(moved)(at, 0.0).isnan()
+    slope = torch.func.grad(moved)(at, 0.0)
+    torch.testing.assert_close(slope, torch.tensor(-0.1 / 1e-8, dtype=F64))
     slope = torch.func.grad(moved)(at, 1e-8)
     torch.testing.assert_close(slope, torch.tensor(-0.1 / (1e-4 + 1e-8), dtype=F64))
 

@@ -7,6 +7,7 @@ that a step compiles once and a checkpoint is only tensors.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -85,8 +86,9 @@ def adam(
 ) -> UpdateRule:
     """Adam (Kingma & Ba 2015, algorithm 1): u = -lr * m_hat / (sqrt(v_hat + eps_root) + eps).
 
-    `eps_root` > 0 is needed where a gradient is taken through the rule: the root has an infinite
-    slope at zero."""
+    The smallest normal number stands beside `eps_root`: it changes no value, and gives the root a
+    finite slope at zero, where a gradient is taken through the rule. A larger `eps_root` bounds
+    that slope further."""
 
     def init(params: Any) -> Any:
         return {"count": _count(params), "first": zeros_like(params), "second": zeros_like(params)}
@@ -97,14 +99,42 @@ def adam(
         second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["second"], grads)
         rate = lr if factor is None else lr * factor(state["count"])
         first_scale, second_scale = 1 - beta1**count, 1 - beta2**count
+        root = eps_root + torch.finfo(count.dtype).tiny
         updates = tree_map(
-            lambda m, v: -rate * (m / first_scale) / ((v / second_scale + eps_root).sqrt() + eps),
+            lambda m, v: -rate * (m / first_scale) / ((v / second_scale + root).sqrt() + eps),
             first,
             second,
         )
         return updates, {"count": count, "first": first, "second": second}
 
     return UpdateRule(init, update)
+
+
+def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
+    """`rule` on g * min(1, limit / |g|), |g| the norm over all leaves (Pascanu et al. 2013, section
+    3.2).
+    """
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        squares = torch.stack([g.square().sum() for g in leaves(grads)]).sum()
+        size = (squares + torch.finfo(squares.dtype).tiny).sqrt()  # a finite slope at zero
+        share = (limit / size).clamp(max=1)
+        return rule.update(tree_map(lambda g: share * g, grads), state, params, loss)
+
+    return UpdateRule(rule.init, update)
+
+
+def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> UpdateRule:
+    """`rule` with decoupled weight decay (Loshchilov & Hutter 2019): u = rule(g) - lr * decay * p,
+    lr times the factor of its schedule.
+    """
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        rate = lr if factor is None else lr * factor(state["count"])
+        updates, state = rule.update(grads, state, params, loss)
+        return tree_map(lambda u, p: u - rate * decay * p, updates, params), state
+
+    return UpdateRule(rule.init, update)
 
 
 def per_parameter(rates: Any) -> UpdateRule:
@@ -134,6 +164,23 @@ class _Rule(RuleComponent):
         "step size over the run: to zero linearly or along a half cosine; constant where build "
         "gets no meta_steps",
     )
+    clip: float | None = option(
+        None, "largest norm of a gradient over all parameters; null: any", gt=0, later=True
+    )
+    weight_decay: float = option(
+        0.0, "share of a parameter that a step takes away, times lr", ge=0, later=True
+    )
+
+    def build(self, steps: int | None = None) -> UpdateRule:
+        factor = schedule(self.schedule, steps)
+        rule = self.plain(factor)
+        rule = rule if self.clip is None else clipped(rule, self.clip)
+        decay = self.weight_decay
+        return decayed(rule, self.lr, factor, decay) if decay else rule
+
+    @abstractmethod
+    def plain(self, factor: Rate | None) -> UpdateRule:
+        """The rule without clipping and weight decay, its rate times `factor`."""
 
 
 class SGD(_Rule):
@@ -141,8 +188,8 @@ class SGD(_Rule):
 
     name: Literal["sgd"] = option("sgd", "the rule")
 
-    def build(self, steps: int | None = None) -> UpdateRule:
-        return sgd(self.lr, schedule(self.schedule, steps))
+    def plain(self, factor: Rate | None) -> UpdateRule:
+        return sgd(self.lr, factor)
 
 
 class Momentum(_Rule):
@@ -151,8 +198,8 @@ class Momentum(_Rule):
     name: Literal["momentum"] = option("momentum", "the rule")
     decay: float = option(0.9, "share of the last step that is kept", ge=0, lt=1)
 
-    def build(self, steps: int | None = None) -> UpdateRule:
-        return momentum(self.lr, self.decay, schedule(self.schedule, steps))
+    def plain(self, factor: Rate | None) -> UpdateRule:
+        return momentum(self.lr, self.decay, factor)
 
 
 class Adam(_Rule):
@@ -162,11 +209,12 @@ class Adam(_Rule):
     beta1: float = option(0.9, "decay of the first moment", ge=0, lt=1)
     beta2: float = option(0.999, "decay of the second moment", ge=0, lt=1)
     eps: float = option(1e-8, "added to the root of the second moment", gt=0)
+    eps_root: float = option(
+        0.0, "added to the second moment; bounds the slope of an inner rule", ge=0, later=True
+    )
 
-    def build(self, steps: int | None = None) -> UpdateRule:
-        return adam(
-            self.lr, self.beta1, self.beta2, self.eps, factor=schedule(self.schedule, steps)
-        )
+    def plain(self, factor: Rate | None) -> UpdateRule:
+        return adam(self.lr, self.beta1, self.beta2, self.eps, self.eps_root, factor)
 
 
 RULES: dict[str, type[_Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
