@@ -172,14 +172,79 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert moved == set(before) - {"2.bias"}
 
 
+def test_schedulers_set_a_factor_on_the_updates() -> None:
+    """By hand: each update of a rule without state times the factor of its step."""
+    network, other = module(), module()
+    optimizer = optimizer_of(LearnedSGD(lr=0.1), network)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    plain = torch.optim.SGD(other.parameters(), lr=0.1)
+    for step in range(3):
+        plain.param_groups[0]["lr"] = 0.1 * 0.5**step
+        train(network, optimizer, 1)
+        train(other, plain, 1)
+        scheduler.step()
+    torch.testing.assert_close(
+        dict(network.named_parameters()), dict(other.named_parameters()), rtol=1e-12, atol=1e-14
+    )
+    fresh = optimizer_of(LearnedSGD(lr=0.1), module())
+    fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.param_groups[0]["lr"] == 0.125
+    old = optimizer.state_dict()
+    for name in ("lr", "weight_decay"):
+        del old["param_groups"][0][name]  # as older versions wrote it
+    fresh.load_state_dict(old)
+    assert fresh.param_groups[0]["lr"] == 1
+
+
+def test_groups_have_factors_and_weight_decay() -> None:
+    """Against AdamW, whose decay is decoupled too, by groups."""
+    ours, theirs = module(), module()
+
+    def groups(network: Any, lr: tuple[float, float], decay: float) -> list[dict[str, Any]]:
+        first, second = ({"params": list(network[place].parameters())} for place in (0, 2))
+        return [{**first, "lr": lr[0], "weight_decay": decay}, {**second, "lr": lr[1]}]
+
+    rule = LearnedAdam(lr=0.05)
+    mine = LearnedOptimizer(groups(ours, (1.0, 0.2), 0.01), rule, theta_of(rule), 9)
+    # AdamW takes lr * decay of a parameter: 0.05 * 0.2 is our 1 * 0.01
+    plain = torch.optim.AdamW(groups(theirs, (0.05, 0.01), 0.2), weight_decay=0.0)
+    train(ours, mine, 4)
+    train(theirs, plain, 4)
+    torch.testing.assert_close(
+        dict(ours.named_parameters()), dict(theirs.named_parameters()), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_frozen_and_half_parameters_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    network, alone = module(), module()
+    still = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
+    half = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    frozen = nn.Parameter(torch.ones(2, dtype=F64), requires_grad=False)
+    frozen.grad, half.grad = torch.ones(2, dtype=F64), torch.ones(2, dtype=torch.float16)
+    named = [("still", still), ("half", half), *network.named_parameters(), ("frozen", frozen)]
+    optimizer = LearnedOptimizer(named, LearnedAdam(lr=0.05), theta_of(LearnedAdam()), 9)
+    assert "half precision are left alone: half" in caplog.text
+    optimizer.zero_grad = network.zero_grad  # type: ignore[method-assign]
+    train(network, optimizer, 3)
+    train(alone, optimizer_of(LearnedAdam(lr=0.05), alone), 3)
+    assert same(network, alone)
+    assert all((value == 1).all() for value in (still, half, frozen))
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps_zero": (lambda: optimizer_of(LearnedSGD(), module(), 0), "num_steps"),
     "steps_part": (lambda: optimizer_of(LearnedSGD(), module(), 2.5), "num_steps"),  # type: ignore[arg-type]
     "own_options": (
         lambda: LearnedOptimizer(
-            [{"params": module().parameters(), "lr": 1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
+            [{"params": module().parameters(), "eps": 1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
         ),
-        "lr",
+        "eps: a learned rule updates all parameters alike",
+    ),
+    "negative_factor": (
+        lambda: LearnedOptimizer(
+            [{"params": module().parameters(), "lr": -1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
+        ),
+        "lr: must be >= 0",
     ),
     "group_later": (
         lambda: optimizer_of(LearnedSGD(), module()).add_param_group({"params": [torch.ones(2)]}),

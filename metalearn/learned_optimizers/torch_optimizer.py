@@ -15,12 +15,15 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers.rules import LearnedRuleChoice
 from metalearn.learned_optimizers.rules.learned_rule import LearnedRule, LearnedRuleComponent, Theta
+from metalearn.logger import log
 from metalearn.rng import fold_in
 from metalearn.tree import from_named, named_leaves
 from metalearn.types import Params, State, UpdateRule
 
+OPTIONS = {"lr": 1.0, "weight_decay": 0.0}  # of a group, with their defaults
 STATE = "rule"  # key of the rule's state, by name, in the state of the first parameter
 DTYPES = (torch.float32, torch.float64)  # second moments underflow in fewer bits
+HALF = (torch.float16, torch.bfloat16)
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -29,9 +32,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();
         optimizer.step(loss=loss)
 
-    or `optimizer.step(closure)`. A rule updates all parameters together, so that groups cannot
-    differ in options; a parameter without a gradient is not changed. `state_dict()` holds the state
-    but not theta: see `save`."""
+    or `optimizer.step(closure)`. A rule updates all parameters together; of a group's options `lr`
+    is a factor on its updates (default 1), which torch's schedulers set, and `weight_decay` the
+    share of a parameter that a step takes away, times lr. A parameter without a gradient, a frozen
+    one and one of half precision are left alone. `state_dict()` holds the state but not theta: see
+    `save`."""
 
     def __init__(
         self, params: Any, rule: LearnedRuleComponent, theta: Theta, num_steps: int
@@ -41,7 +46,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("num_steps", text))
         self.rule = rule
         self._initialized = False
-        super().__init__(params, {"num_steps": num_steps})
+        super().__init__(params, {**OPTIONS, "num_steps": num_steps})
         self._initialized = True
         self._check_parameters()
         moving = self._parameters()
@@ -82,17 +87,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(
                 ("state_dict", "is of another optimizer: its groups hold no num_steps")
             )
-        super().load_state_dict(state_dict)
+        groups = [{**OPTIONS, **group} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise ConfigError for groups with options, and after construction."""
-        options = sorted(set(param_group) - {"params", "param_names", "num_steps"})
+        """Raise ConfigError for groups with other options, and after construction."""
+        options = sorted(set(param_group) - {"params", "param_names", "num_steps", *OPTIONS})
         if options:
             text = (
-                f"{', '.join(options)}: a learned rule updates all parameters alike; give groups "
-                f"without options"
+                f"{', '.join(options)}: a learned rule updates all parameters alike; groups may "
+                f"differ in lr (a factor) and weight_decay"
             )
             raise ConfigError(("params", text))
+        for name in OPTIONS:
+            value = param_group.get(name, 0)
+            if not isinstance(value, Tensor) and not value >= 0:
+                raise ConfigError((name, f"must be >= 0 (got {value!r})"))
         if self._initialized:
             raise ConfigError(
                 ("params", "a learned rule's state is of all parameters: give every group at once")
@@ -119,10 +129,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state = self._state(rule, params)
         updates, state = rule.update(grads, state, params, value.detach())
         self.state[like][STATE] = named_leaves(state)
+        options = self._options()
         for name, param in params.items():
-            if param.grad is not None:
-                param.add_(updates[name])
+            if param.grad is not None and param.requires_grad:
+                factor, decay = options[param]
+                if decay:
+                    param.mul_(1 - factor * decay)
+                param.add_(updates[name], alpha=factor)
         return loss
+
+    def _options(self) -> dict[Tensor, tuple[float, float]]:
+        """(factor on the updates, weight decay) of each parameter."""
+        return {
+            param: (float(group["lr"]), float(group["weight_decay"]))
+            for group in self.param_groups
+            for param in group["params"]
+        }
 
     def _update_rule(self) -> UpdateRule:
         return self._learned.rule(self.theta, self.param_groups[0]["num_steps"])
@@ -140,7 +162,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("state_dict", text)) from error
 
     def _parameters(self) -> Params:
-        """All parameters by the names that the optimizer was given, or else by their numbers."""
+        """The parameters that the rule moves, by the names that the optimizer was given, or else by
+        their numbers among all.
+        """
+        return {name: param for name, param in self._named().items() if not _left_alone(param)}
+
+    def _named(self) -> Params:
+        """All parameters by name."""
         named: Params = {}
         for group in self.param_groups:
             names = group.get("param_names") or [
@@ -150,7 +178,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return named
 
     def _check_parameters(self) -> None:
-        every = [param for group in self.param_groups for param in group["params"]]
+        given = [param for group in self.param_groups for param in group["params"]]
+        every = [param for param in given if not _left_alone(param)] or given
         kinds = {(param.dtype, param.device) for param in every}
         if len(kinds) > 1 or every[0].dtype not in DTYPES:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace(
@@ -161,8 +190,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"(autocast keeps parameters float32)"
             )
             raise ConfigError(("params", text))
-        if len(self._parameters()) != len(every):
+        named = self._named()
+        if len(named) != len(given):
             raise ConfigError(("params", "two parameters have the same name"))
+        half = [n for n, p in named.items() if p.requires_grad and _left_alone(p)]
+        if half:
+            text = f"{len(half)} parameters of half precision are left alone: {', '.join(half[:4])}"
+            log.warning(text)
 
     def _check_theta(self, like: Tensor) -> None:
         expected = _shapes(self._learned.init(fold_in(0, "theta").to(like.device)))
@@ -217,8 +251,13 @@ def rule_of(options: Any) -> LearnedRuleComponent:
     return found
 
 
+def _left_alone(param: Tensor) -> bool:
+    """Whether the rule never moves it: half precision, or frozen in a dtype that no rule takes."""
+    return param.dtype in HALF or (param.dtype not in DTYPES and not param.requires_grad)
+
+
 def _gradient(name: str, param: Tensor) -> Tensor:
-    if param.grad is None:
+    if param.grad is None or not param.requires_grad:
         return torch.zeros_like(param)
     if param.grad.is_sparse:
         raise ConfigError(
