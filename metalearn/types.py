@@ -67,6 +67,7 @@ class Learner(NamedTuple):
     # module; none: without such leaves.
     readout: Literal["linear", "module", "none"] = "linear"
     draws_noise: bool = False  # in training steps, under noise.noise_from
+    random_start: bool = True  # `init` draws; False: the same values for every key
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
 
 
@@ -142,6 +143,9 @@ class EpisodeSpec:
     split: str = "train"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    # How predictions are compared with y: a name of losses.LOSSES, or a function of both to the
+    # loss of each example; None: cross_entropy for classes, mse for regression.
+    loss: str | Callable[..., Tensor] | None = None
     # An objective without a network, which the model `own` learns; functions are not compared.
     objective: Objective | None = field(default=None, repr=False, compare=False)
 
@@ -151,7 +155,7 @@ class EpisodeSpec:
 
     @property
     def metric(self) -> str:
-        """The headline metric: accuracy for classes, loss (squared error) for regression."""
+        """The headline metric: accuracy for classes, loss for regression."""
         return "accuracy" if self.classification else "loss"
 
 

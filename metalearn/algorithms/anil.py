@@ -6,18 +6,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.component import Engine, MethodComponent, option
+from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head, linear
 from metalearn.inner.method import Points, episodic
+from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_head, require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 
-class ANIL(MethodComponent):
+class ANIL(InnerLoop):
     """MAML whose inner loop moves the head alone, on features that are computed once.
 
     (b, h) = theta;  h_{s+1} = h_s - inner_lr * grad_h L_support(b, h_s);  minimise over b and h_0
@@ -25,7 +26,6 @@ class ANIL(MethodComponent):
     """
 
     place: ClassVar[int] = 5
-    rate_is_input: ClassVar[bool] = True
     engine_trains: ClassVar[Engine] = "head"
     name: Literal["anil"] = option("anil", "The method.")
     inner_steps: int = option(5, "S, steps of the head in training.", acts="train", ge=1, le=1000)
@@ -35,7 +35,7 @@ class ANIL(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
         require_head(self.name, learner)
-        rule, loss_of = sgd(any_rate(self.inner_lr, spec)), criterion(spec)
+        rule, loss_of = self.inner_rule(spec), criterion(spec)
 
         def loss(head: Params, batch: Batch, step: int) -> Tensor:
             return loss_of(linear(head, batch.x), batch.y)  # batch.x: features [B, D]

@@ -13,7 +13,6 @@ from metalearn.inner.heads import is_head
 from metalearn.inner.method import Points, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_head, require_queries
-from metalearn.inner.rules import any_rate, sgd
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
@@ -32,7 +31,7 @@ class BOIL(ANIL):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
         require_head(self.name, learner, linear=False)
-        rule, loss = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+        rule, loss = self.inner_rule(spec), support_loss(learner, spec)
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)

@@ -6,16 +6,18 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from metalearn.component import Engine, MethodComponent, option
+from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import Points, episodic
 from metalearn.inner.objective import support_loss
+from metalearn.inner.options import InnerLoop, Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
+from metalearn.inner.rules import Adam, Rule
+from metalearn.tree import partition
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 
-class MAML(MethodComponent):
+class MAML(InnerLoop):
     """Learn an initialization from which a few gradient steps solve a new task.
 
     phi_0 = theta;  phi_{s+1} = phi_s - inner_lr * grad L_support(phi_s);
@@ -23,28 +25,24 @@ class MAML(MethodComponent):
     """
 
     place: ClassVar[int] = 0
-    rate_is_input: ClassVar[bool] = True
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["maml"] = option("maml", "The method.")
-    inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
-    inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
+    adapts: Patterns | None = adapts_option()
     first_order: bool = option(False, "FOMAML (section 5.2).", acts="train")
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
-
-    def inner_rule(self, spec: EpisodeSpec) -> UpdateRule:
-        """The rule of the inner loop, in training and on new tasks; a variant overrides it."""
-        return sgd(any_rate(self.inner_lr, spec))
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
         rule, loss, outer = self.inner_rule(spec), support_loss(learner, spec), self.outer
-        first_order, steps = self.first_order, self.inner_steps
+        moves, first_order = moved_by(self.adapts, learner), self.first_order
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
-            path = adapt(loss, meta, rule, support, at[-1], keep=at, first_order=first_order)
-            return path.points
+            options: Any = {"keep": at, "first_order": first_order}
+            moving, options["fixed"] = partition(meta, moves)
+            return adapt(loss, moving, rule, support, at[-1], **options).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
-            return learner.apply(params, query_x, context=support.x)
+            return learner.apply({**meta, **params}, query_x, context=support.x)
 
+        steps = self.inner_steps
         return episodic(learner, spec, outer.build(meta_steps), fit, predict, inner_steps=steps)

@@ -12,9 +12,10 @@ from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import Points, episodic
 from metalearn.inner.objective import support_loss
+from metalearn.inner.options import Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, per_parameter
-from metalearn.tree import trainable
+from metalearn.tree import partition, trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 
@@ -30,6 +31,7 @@ class MetaSGD(MethodComponent):
     name: Literal["meta_sgd"] = option("meta_sgd", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
     rate_range: tuple[float, float] = option((0.005, 0.1), "Start of the rates.", acts="train")
+    adapts: Patterns | None = adapts_option()
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
 
     @model_validator(mode="after")
@@ -41,20 +43,22 @@ class MetaSGD(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
         loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
+        moves = moved_by(self.adapts, learner)
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
             rate = rng.uniform(rng.fold_in(key, "rates"), (1,), *self.rate_range, dtype=spec.dtype)
-            moving = trainable(params)[0].items()
+            moving = partition(trainable(params)[0], moves)[0].items()
             rates = {name: rate.to(x.device).expand(x.shape).clone() for name, x in moving}
             return {"params": params, "rates": rates}
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
             rule = per_parameter(meta["rates"])  # departure where S > 1: the same rates each step
-            return adapt(loss, meta["params"], rule, support, at[-1], keep=at).points
+            moving, fixed = partition(meta["params"], moves)
+            return adapt(loss, moving, rule, support, at[-1], keep=at, fixed=fixed).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
-            return learner.apply(params, query_x, context=support.x)
+            return learner.apply({**meta["params"], **params}, query_x, context=support.x)
 
         steps = self.inner_steps
         return episodic(learner, spec, outer, fit, predict, inner_steps=steps, init=init)

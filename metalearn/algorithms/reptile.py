@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
@@ -24,6 +25,7 @@ from metalearn.inner.method import (
     traits_of,
 )
 from metalearn.inner.objective import support_loss
+from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.rules import SGD, Rule, adam
 from metalearn.tree import sub, take, trainable, tree_map
 from metalearn.types import (
@@ -60,6 +62,7 @@ class Reptile(MethodComponent):
         5, "S, steps on minibatches in training.", acts="train", ge=1, le=1000
     )
     inner_lr: float = option(1e-3, "Step size of the inner Adam, also on new tasks.", gt=0)
+    inner: Rule | None = inner_rule_option("Inner rule with its own lr; null: that Adam.")
     inner_batch: int | None = option(
         10, "Support examples in a minibatch of training; null: all of them.", acts="train", ge=1
     )
@@ -70,12 +73,18 @@ class Reptile(MethodComponent):
         SGD(lr=1.0, schedule="linear"), "Rule of the meta-update, on theta - phi.", acts="train"
     )
 
+    @model_validator(mode="after")
+    def _check_inner(self) -> Reptile:
+        refuse_two_rules(self, "inner_lr", scheduled=False)
+        return self
+
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         # Departure: TensorFlow's Adam adds epsilon to the root of the uncorrected second moment
         # ("epsilon hat", end of section 2 of Kingma & Ba); here it is added after the correction.
         # Same value, 1e-8; it shows only where gradients are about as small.
-        rule, loss = adam(self.inner_lr, beta1=0.0), support_loss(learner, spec)
-        outer = self.outer.build(meta_steps)
+        rule = adam(self.inner_lr, beta1=0.0)
+        rule = rule if self.inner is None else self.inner.build()
+        loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
             # Departure: the slots of a new task start at zero. The authors' evaluation starts each
@@ -115,7 +124,7 @@ class Reptile(MethodComponent):
 
 
 def lanes_of(learner: Learner, rule: UpdateRule) -> Callable[[Key, int], Lanes]:
-    """Adam's slots for each task of a step, its count included.
+    """The rule's state (Adam's slots) for each task of a step, its count included.
 
     They live on from task to task, as in the authors' code, which resets only the parameters.
     Departure with more than one task a step: there the tasks of a step follow each other on one

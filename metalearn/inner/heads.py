@@ -59,7 +59,8 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:
     """-|z - c|^2 (Snell et al. 2017, equation 2): [B, D], [N, D] -> [B, N]."""
-    if z.shape[0] * centres.numel() <= LARGE:
+    few = not torch.compiler.is_exporting() and z.shape[0] * centres.numel() <= LARGE
+    if few:
         return -(z.unsqueeze(-2) - centres).square().sum(-1)
     # Of many ways the differences [B, N, D] are too many to keep. Around a common centre the
     # squares that cancel are small.

@@ -313,7 +313,7 @@ def with_step(episodes: Episode, step: Tensor) -> Episode:
 
 def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
     """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied."""
-    if state.lanes is None:
+    if state.lanes is None or not leaves(state.lanes):
         return state
     have = leaves(state.lanes)[0].shape[0]
     if have == tasks:

@@ -30,6 +30,13 @@ def require_head(name: str, learner: Learner, linear: bool = True) -> None:
         raise ConfigError(("model", text))
 
 
+def require_random_start(name: str, learner: Learner) -> None:
+    """Refuse a network that starts from the same weights for every key."""
+    if not learner.random_start:
+        text = f"starts from the weights of a module for every task, and {name} draws a start: give"
+        raise ConfigError(("model", f"{text} a class or function that makes it, or init='uniform'"))
+
+
 def require_no_noise(name: str, learner: Learner) -> None:
     """Refuse a network that draws noise in training steps where a method has no keys for it."""
     if learner.draws_noise:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
@@ -11,9 +13,10 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import fresh_linear, is_head
 from metalearn.inner.method import Points, learn_by
 from metalearn.inner.objective import support_loss
+from metalearn.inner.options import Patterns, inner_rule_option, moved_by, refuse_two_rules
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.linear_probe import learn_head
-from metalearn.transfer.pretrain import HEAD, descent, pretrained
+from metalearn.transfer.pretrain import HEAD, RULE, pretrained, rule_of_task
 from metalearn.tree import partition
 from metalearn.types import (
     Batch,
@@ -38,18 +41,27 @@ class FineTune(MethodComponent):
     family: ClassVar[str] = "transfer"
     place: ClassVar[int] = 3
     name: Literal["fine_tune"] = option("fine_tune", "the method")
-    adapts: Literal["all", "head"] = option(
-        "all", "what a new task moves: all layers or the head alone", acts="adapt"
+    adapts: Literal["all", "head"] | Patterns = option(
+        "all",
+        "what a new task moves: all layers, the head alone on features that are computed once, or "
+        "parameters by name or pattern such as [layer4.*, head]",
+        acts="adapt",
     )
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
     inner_momentum: float = option(
         0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
     )
+    inner: Rule | None = inner_rule_option(RULE, acts="adapt")
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+
+    @model_validator(mode="after")
+    def _check_inner(self) -> FineTune:
+        refuse_two_rules(self, "inner_lr", "inner_momentum", scheduled=False)
+        return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        rule = descent(self.inner_lr, self.inner_momentum)
+        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
 
         def head_at_start(meta: Meta, key: Key, like: Tensor) -> Params:
             if spec.classification:
@@ -59,18 +71,23 @@ class FineTune(MethodComponent):
         if self.adapts == "head":
             learning = learn_head(learner, spec, rule, start=head_at_start)
         else:
-            learning = _learn_all_layers(learner, spec, rule)
+            moves = moved_by(None if self.adapts == "all" else self.adapts, learner)
+            learning = _learn_layers(learner, spec, rule, moves)
         return pretrained(learner, spec, self.outer.build(meta_steps), learning)
 
 
-def _learn_all_layers(learner: Learner, spec: EpisodeSpec, rule: UpdateRule) -> dict[str, Any]:
+def _learn_layers(
+    learner: Learner, spec: EpisodeSpec, rule: UpdateRule, moves: Callable[[str], bool]
+) -> dict[str, Any]:
     loss = support_loss(learner, spec)
 
     def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
         start = meta["params"]
         if spec.classification:  # of the old head only the width D is read
             start = {**start, **fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])}
-        return adapt(loss, start, rule, support, at[-1], keep=at).points
+        moving, fixed = partition(start, moves)
+        points = adapt(loss, moving, rule, support, at[-1], keep=at, fixed=fixed).points
+        return [{**fixed, **point} for point in points]
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)

@@ -18,7 +18,7 @@ from metalearn.inner.method import (
     traits_of,
 )
 from metalearn.inner.requirements import require_head
-from metalearn.inner.rules import momentum, sgd
+from metalearn.inner.rules import Rule, momentum, sgd
 from metalearn.losses import criterion, metrics
 from metalearn.rng import fold_in
 from metalearn.tree import partition
@@ -36,6 +36,7 @@ from metalearn.types import (
 )
 
 HEAD = "pretrain_head"
+RULE = "rule of a new task with its own lr; null: descent by inner_lr and inner_momentum"
 
 
 class Head(NamedTuple):
@@ -127,3 +128,8 @@ def pretrained(
 def descent(lr: float, decay: float) -> UpdateRule:
     """Gradient descent, with heavy-ball momentum where `decay` is not 0."""
     return momentum(lr, decay) if decay else sgd(lr)
+
+
+def rule_of_task(inner: Rule | None, lr: float, decay: float) -> UpdateRule:
+    """The rule that a new task follows: `inner`, else `descent`."""
+    return descent(lr, decay) if inner is None else inner.build()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import Points, learn_by, traits_of
 from metalearn.inner.objective import support_loss
-from metalearn.transfer.pretrain import descent
+from metalearn.inner.options import inner_rule_option, refuse_two_rules
+from metalearn.inner.requirements import require_random_start
+from metalearn.inner.rules import Rule
+from metalearn.transfer.pretrain import RULE, rule_of_task
 from metalearn.types import (
     Batch,
     EpisodeSpec,
@@ -43,10 +47,19 @@ class Scratch(MethodComponent):
         0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
     )
 
+    inner: Rule | None = inner_rule_option(RULE, acts="adapt")
+
+    @model_validator(mode="after")
+    def _check_inner(self) -> Scratch:
+        refuse_two_rules(self, "inner_lr", "inner_momentum", scheduled=False)
+        return self
+
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` changes nothing here."""
         del meta_steps
-        rule, loss = descent(self.inner_lr, self.inner_momentum), support_loss(learner, spec)
+        require_random_start(self.name, learner)
+        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        loss = support_loss(learner, spec)
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
             return adapt(loss, learner.init(key), rule, support, at[-1], keep=at).points

@@ -84,7 +84,8 @@ def from_module(
         raise ConfigError(("keep", "keeps the module's values, so init should be left out"))
     source = _Source(net, spec, head, output, inputs)
     learner, module = _learner(source, policy)
-    learner = learner._replace(init=_start(source, module, init, keep))
+    drawn = init != "module" or not (keep or source.is_instance)
+    learner = learner._replace(init=_start(source, module, init, keep), random_start=drawn)
     return _checked(learner, source, leaves_of(module, source.head).values(module))
 
 

@@ -1,0 +1,92 @@
+"""Options of methods whose new tasks follow an update rule: which rule, and which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from metalearn.component import MethodComponent, option
+from metalearn.errors import ConfigError
+from metalearn.inner.rules import Rule, any_rate, sgd
+from metalearn.rng import fold_in
+from metalearn.tree import trainable
+from metalearn.types import EpisodeSpec, Learner, UpdateRule
+
+INNER = "Rule of the inner loop with its own lr; null: gradient descent by inner_lr."
+
+
+def inner_rule_option(sentence: str = INNER, **options: Any) -> Any:
+    """The field `inner`: any rule of the table in the place of gradient descent."""
+    return option(None, sentence, later=True, **options)
+
+
+def refuse_two_rules(component: Any, *names: str, scheduled: bool = True) -> None:
+    """ValueError where options of the usual rule are set beside `inner`, or a schedule of a rule
+    without a number of steps.
+    """
+    inner: Rule | None = component.inner
+    if inner is None:
+        return
+    fields = type(component).model_fields
+    both = [name for name in names if getattr(component, name) != fields[name].default]
+    if both:
+        raise ValueError(f"inner is a rule with its own lr: leave out {', '.join(both)}")
+    if not scheduled and inner.schedule != "constant":
+        text = f"inner.schedule {inner.schedule} needs a number of steps, which new tasks of"
+        raise ValueError(f"{text} {component.name} do not have: use constant")
+
+
+def _patterns(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+
+
+class InnerLoop(MethodComponent):
+    """A method whose inner loop takes `inner_steps` steps of a rule in training."""
+
+    rate_is_input: ClassVar[bool] = True
+    inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
+    inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
+    inner: Rule | None = inner_rule_option()
+
+    def inner_rule(self, spec: EpisodeSpec) -> UpdateRule:
+        """The rule of the inner loop, in training and on new tasks; a variant overrides it."""
+        usual = sgd(any_rate(self.inner_lr, spec))
+        return usual if self.inner is None else self.inner.build(self.inner_steps)
+
+    @model_validator(mode="after")
+    def _check_inner(self) -> Self:
+        refuse_two_rules(self, "inner_lr")
+        return self
+
+
+def adapts_option() -> Any:
+    """The field `adapts`: which parameters a new task moves."""
+    text = "Parameters that a new task moves, by name or pattern such as [layer4.*, head]; "
+    return option(None, text + "null: all.", later=True)
+
+
+def moved_by(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[str], bool]:
+    """Whether a new task moves the parameter of a name; ConfigError for a pattern of none.
+
+    A pattern is a name, the front of one up to a dot, or holds *, ? and [] as file names do.
+    """
+    if patterns is None:
+        return lambda name: True
+    names = list(trainable(learner.init(fold_in(0, "names")))[0])
+    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
+    unknown = [pattern for pattern, chosen in found.items() if not chosen]
+    if unknown or not patterns:
+        some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        text = f"{', '.join(map(repr, unknown)) or 'nothing'} is no parameter that steps move; "
+        raise ConfigError(("adapts", f"{text}they are: {some} (the last layer is head)"))
+    return frozenset(name for chosen in found.values() for name in chosen).__contains__
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
