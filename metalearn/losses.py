@@ -8,6 +8,7 @@ together are refused with a ConfigError, never broadcast."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,15 +78,49 @@ def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int 
 
 
 def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
-    """A loss by name; by default cross_entropy for classes and mse for regression."""
+    """The loss of the tasks, or one by name; by default cross_entropy for classes and mse for
+    regression.
+    """
+    name = spec.loss if name is None else name  # type: ignore[assignment]
     if name is None:
         return cross_entropy if spec.classification else squared_error
+    if callable(name):
+        return of_function(name, spec)
     if name not in LOSSES:
         raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}"))
     if (name == "cross_entropy") != spec.classification:
         text = f"{name} does not fit {spec.kind}: cross_entropy is for classes, the others are not"
         raise ConfigError(("loss", text))
     return LOSSES[name]
+
+
+def of_function(function: Callable[[Tensor, Tensor], Tensor], spec: EpisodeSpec) -> Criterion:
+    """A loss of one's own: (predictions, y) -> that of each example [B, ...], or their mean []."""
+
+    def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+        if lead:
+            dims = (0, 0) if weight is None else (0, 0, 0)
+            given = (predictions, y) if weight is None else (predictions, y, weight)
+            inner = torch.func.vmap(partial(_at, loss, lead - 1), in_dims=dims)
+            found: Tensor = inner(*given)
+            return found
+        if spec.classification:
+            y = _classes(predictions, y)
+        else:
+            _same_axes(predictions, y)
+        each = function(predictions, y)
+        if each.dim() == 0 and weight is None:
+            return each
+        if each.dim() == 0 or each.shape[0] != y.shape[0]:
+            text = f"gives shape {list(each.shape)} for {y.shape[0]} examples: it should give the "
+            raise ConfigError(("loss", text + "loss of each, [B, ...], as reduction='none' does"))
+        return _mean(each, weight, 0)
+
+    return loss
+
+
+def _at(loss: Criterion, lead: int, predictions: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
+    return loss(predictions, y, weight[0] if weight else None, lead)
 
 
 def metrics(
@@ -123,6 +158,13 @@ def _same_shape(predictions: Tensor, y: Tensor) -> None:
     text = f"have shape {list(y.shape)}, the predictions have {list(predictions.shape)}"
     hint = ": give them a last axis, y[..., None]" if predictions.shape == (*y.shape, 1) else ""
     raise ConfigError(("targets", text + (hint or "; the two must be equal")))
+
+
+def _same_axes(predictions: Tensor, y: Tensor) -> None:
+    """Refuse what an operator would broadcast; other sizes may differ, as of mean and deviation."""
+    pairs = zip(predictions.shape, y.shape, strict=False)
+    if predictions.dim() != y.dim() or any(a != b and 1 in (a, b) for a, b in pairs):
+        _same_shape(predictions, y)
 
 
 def _classes(logits: Tensor, y: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ CORE = {
     "losses",
     "component",
     "errors",
+    "in_memory",
+    "callable_module",
     "machine",
     "clock",
     "logger",

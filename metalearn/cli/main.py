@@ -51,17 +51,32 @@ Devices = Annotated[
         "--devices", help="Number of processes that share the tasks of a step; default: 1.", min=1
     ),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A module or .py file with components of your own; repeatable."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check and print the resolved config; write nothing.")
 ]
 
 
-def _on_devices(devices: int | None, act: Callable[[Any, Any], None]) -> None:
+def _load(plugins: list[str] | None) -> None:
+    """Import plug-ins, which register their components."""
+    if plugins:
+        from metalearn.config.plugins import load_plugins
+
+        load_plugins(plugins)
+
+
+def _on_devices(
+    devices: int | None, act: Callable[[Any, Any], None], plugins: list[str] | None
+) -> None:
     """`act(commands, ranks)` in each of so many processes."""
 
     def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
+        _load(plugins)
         act(commands, ranks)
 
     with exit_codes():
@@ -75,10 +90,13 @@ def train(
     out: Out = None,
     devices: Devices = None,
     dry_run: DryRun = False,
+    plugin: Plugins = None,
 ) -> None:
     """Meta-train and test one method."""
     args = experiment, overrides or [], out, dry_run
-    _on_devices(1 if dry_run else devices, lambda commands, ranks: commands.train(*args, ranks))
+    _on_devices(
+        1 if dry_run else devices, lambda commands, ranks: commands.train(*args, ranks), plugin
+    )
 
 
 @app.command()
@@ -88,12 +106,15 @@ def compare(
     out: Out = None,
     devices: Devices = None,
     dry_run: DryRun = False,
+    plugin: Plugins = None,
 ) -> None:
     """Run several methods on the same episodes and write one report; two calls share what is not
     finished.
     """
     args = experiment, overrides or [], out, dry_run
-    _on_devices(1 if dry_run else devices, lambda commands, ranks: commands.compare(*args, ranks))
+    _on_devices(
+        1 if dry_run else devices, lambda commands, ranks: commands.compare(*args, ranks), plugin
+    )
 
 
 @app.command()
@@ -102,10 +123,11 @@ def evaluate(
     overrides: Overrides = None,
     out: Out = None,
     devices: Devices = None,
+    plugin: Plugins = None,
 ) -> None:
     """Test a finished run again, or on another task source; never overwrites result.json."""
     args = run_dir, overrides or [], out
-    _on_devices(devices, lambda commands, ranks: commands.evaluate(*args, ranks))
+    _on_devices(devices, lambda commands, ranks: commands.evaluate(*args, ranks), plugin)
 
 
 @app.command()
@@ -130,11 +152,13 @@ def predict(
     invert: Annotated[
         bool, typer.Option("--invert", help="Images show dark ink on light paper.")
     ] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Learn one new task from labelled files or rows, and answer unlabelled ones."""
     with exit_codes():
         from metalearn.cli import predict as command
 
+        _load(plugin)
         command.predict(run_dir, support, query, steps, out, invert)
 
 
@@ -145,11 +169,14 @@ def resume(
         bool, typer.Option("--allow-change", help="Continue although config.yaml was edited.")
     ] = False,
     devices: Devices = None,
+    plugin: Plugins = None,
 ) -> None:
     """Continue an interrupted run; on a finished one it says so."""
     with exit_codes():
         count = devices or recorded(run_dir)
-    _on_devices(count, lambda commands, ranks: commands.resume(run_dir, allow_change, ranks))
+    _on_devices(
+        count, lambda commands, ranks: commands.resume(run_dir, allow_change, ranks), plugin
+    )
 
 
 @app.command()
@@ -274,11 +301,13 @@ def list_(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Everything that exists, with its sentence."""
     with exit_codes():
         from metalearn.cli.commands import catalogue
 
+        _load(plugin)
         found = catalogue(table)
         if as_json:
             print(json.dumps(found, indent=1))

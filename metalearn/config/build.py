@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,16 @@ from metalearn.config.experiment import Experiment, once
 from metalearn.config.misfits import misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
+from metalearn.in_memory import Held, hash_of, held, hold, name_of
 from metalearn.interop import through
+from metalearn.losses import criterion
 from metalearn.machine import device_of
 from metalearn.rng import fold_in
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SPLITS = ("train", "valid", "test")
+PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 Problems = list[tuple[str, str]]
 
 
@@ -48,9 +52,11 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     def source(component: Any, split: str, place: str) -> Any:
         try:
             dtype = DTYPES[experiment.run.dtype]
-            return component.build(split=split, seed=0, device=device, dtype=dtype)
+            made = component.build(split=split, seed=0, device=device, dtype=dtype)
+            return made if experiment.loss is None else _with_loss(made, experiment.loss)
         except ConfigError as error:
-            problems.extend(error.under(place).problems)
+            wrong = [(where, text) for where, text in error.problems if where == "loss"]
+            problems.extend(wrong or error.under(place).problems)
             return None
 
     train = source(experiment.task, "train", "task")
@@ -77,16 +83,20 @@ def build_to_test(
         return build(experiment)
     device = device_of(experiment.run.device)
     dtype, split = DTYPES[experiment.run.dtype], experiment.evaluate.split
+    loss = experiment.loss
 
     def source(component: Any, split: str, place: str, record: Any = None) -> LazySource:
         def made() -> TaskSource:
             try:
-                built = component.build(split=split, seed=0, device=device, dtype=dtype)
+                built: TaskSource = component.build(split=split, seed=0, device=device, dtype=dtype)
             except ConfigError as error:
                 raise error.under(place) from error
-            return built  # type: ignore[no-any-return]
+            return built if loss is None else _with_loss(built, loss)
 
-        return LazySource(made, record, device, dtype)
+        lazy = LazySource(made, record, device, dtype)
+        if record is not None and loss is not None:
+            lazy.spec = replace(lazy.spec, loss=_given_loss(loss))
+        return lazy
 
     shaped = {name: source(experiment.test_task, name, "evaluate.task") for name in SPLITS}
     known = recorded.get("test") if same_test else None
@@ -103,6 +113,32 @@ def records_of(parts: Parts) -> dict[str, Any]:
     """The form of the training and test tasks, for `build_to_test`; empty for objectives."""
     found = {"train": record_of(parts.train), "test": record_of(parts.test)}
     return {} if None in found.values() else found
+
+
+def _with_loss(source: TaskSource, loss: Any) -> TaskSource:
+    """The same tasks, compared by another loss; ConfigError where it does not fit them."""
+    other = copy.copy(source)
+    other.spec = replace(source.spec, loss=_given_loss(loss))
+    criterion(other.spec)
+    return other
+
+
+def hold_loss(loss: Callable[..., Any]) -> tuple[str, Held]:
+    """(how a config names a loss that is given as a function, what keeps it alive)."""
+    function = hold(loss, hash_of(loss))
+    return f"{PYTHON}{name_of(loss)}:{function.sha256}", function
+
+
+def _given_loss(name: str) -> Any:
+    """A loss by name, or the function of `python:NAME:SHA-256` that was given in this process."""
+    if not name.startswith(PYTHON):
+        return name
+    function, _, sha256 = name.removeprefix(PYTHON).rpartition(":")
+    found = held(sha256)
+    if found is None:
+        text = f"is the function {function} (SHA-256 {sha256[:12]}), given in Python: give it again"
+        raise ConfigError(("loss", text))
+    return found.value
 
 
 def rebuild(parts: Parts, experiment: Experiment) -> Parts:

@@ -25,6 +25,7 @@ from metalearn.config.file import (
     parse_entry,
 )
 from metalearn.config.overrides import apply_overrides
+from metalearn.config.plugins import load_entry_points, load_plugins, plugins_of, unloaded
 from metalearn.config.registry import METHODS, TABLES
 from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRange
 from metalearn.config.tuning import tune_ranges
@@ -42,9 +43,6 @@ NOT_IN_HASH = (
     "track",
     "keep_last",
 )
-# Fields younger than schema 1: at their default a run keeps the hash that it was given.
-LATER = {"run": ("on_nan",), "evaluate": ("targets",)}
-LATER_OF_TASKS = ("labels", "same_classes", "min_images", "valid_path", "test_path")
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,8 @@ class Experiment:
     published: Published | None
     contains: MethodComponent | None = None  # what a shared search learns each architecture with
     found: tuple[int, ...] | None = None  # the genotype that the search of this run has found
+    loss: str | None = None  # of the tasks, by name; None: by their kind
+    plugins: tuple[str, ...] = ()  # modules or files that its components come from
 
     @property
     def learns(self) -> MethodComponent:
@@ -93,19 +93,26 @@ class Experiment:
             "method": method,
         }
         data |= {"run": _dump(self.run), "evaluate": evaluate, "budget": _dump(self.budget)}
+        if self.loss is not None:
+            data["loss"] = self.loss
+        if self.plugins:
+            data["plugins"] = list(self.plugins)
         if self.published:
             data["published"] = _clean(_dump(self.published))
         return data
 
     def hash(self) -> str:
-        """SHA-256 of the resolved config without where and how it is executed."""
+        """SHA-256 of the resolved config without where and how it is executed, and without later
+        fields at their defaults.
+        """
         data = self.resolved()
+        data.pop("plugins", None)
+        for section in ("task", "model", "method", "run", "evaluate", "budget"):
+            data[section] = getattr(self, section).without_later(data[section])
         data["run"] = {key: value for key, value in data["run"].items() if key not in NOT_IN_HASH}
-        for section, names in LATER.items():
-            data[section] = _without_defaults(data[section], getattr(self, section), names)
-        data["task"] = _without_defaults(data["task"], self.task, LATER_OF_TASKS)
-        tested = _without_defaults(data["evaluate"]["task"], self.test_task, LATER_OF_TASKS)
-        data["evaluate"] = {**data["evaluate"], "task": tested}
+        data["evaluate"]["task"] = self.test_task.without_later(data["evaluate"]["task"])
+        if self.contains is not None:
+            data["method"]["contains"] = self.contains.without_later(data["method"]["contains"])
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def with_seed(self, seed: int) -> Experiment:
@@ -133,14 +140,20 @@ def find_file(name: str) -> Path:
     return shipped.find(name, "experiment")
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Plan:
-    """Read, override, check; raises ConfigError with every problem."""
+def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> Plan:
+    """Read, override, check; raises ConfigError with every problem. `plugins`: whether to import
+    the plug-ins that the file names.
+    """
     path = find_file(name)
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(
             (str(path), "should be a mapping of sections: " + ", ".join(File.model_fields))
         )
+    named = data.get("plugins")
+    if plugins and isinstance(named, list) and all(isinstance(one, str) for one in named):
+        load_plugins(named, path.parent)
+    load_entry_points()
     data, notes = apply_overrides(data, overrides)
     try:
         return parse(data, default_name=path.stem, notes=tuple(notes), file=str(path))
@@ -168,10 +181,17 @@ def parse(
     else:
         experiments = [_experiment(made, made.method, "method", False, problems)]
     if problems:
-        raise ConfigError(*once(problems))
+        raise ConfigError(*_with_plugins(once(problems), made.plugins))
     found = tuple(one for one in experiments if one is not None)
     tested = None if made.contrasts is None else tuple((a, b) for a, b in made.contrasts)
     return Plan(made.experiment, comparison, found, notes, file, made.demonstration, tested)
+
+
+def _with_plugins(problems: Problems, plugins: list[str]) -> Problems:
+    """Problems about unknown names, with the plug-ins that may know them."""
+    hint = "".join(f" --plugin {name}" for name in unloaded(plugins))
+    text = f"; it may come from a plug-in of this file, which is not imported by itself:{hint}"
+    return [(place, why + text * (hint != "" and "unknown" in why)) for place, why in problems]
 
 
 def _rows(made: File, problems: Problems) -> list[Experiment | None]:
@@ -217,8 +237,9 @@ def _experiment(
         problems.extend(_sizes(task))
         problems[before:] = once(problems[before:])
         return None
-    if sections["published"] == Published():
-        sections["published"] = None
+    sections["published"] = None if sections["published"] == Published() else sections["published"]
+    own = plugins_of((task, model, method))
+    sections |= {"loss": file.loss, "plugins": tuple(sorted({*file.plugins, *own}))}
     return Experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,
@@ -310,16 +331,6 @@ def _component(
 def _dump(component: Component) -> dict[str, Any]:
     data: dict[str, Any] = component.model_dump(mode="json")
     return data
-
-
-def _without_defaults(
-    data: dict[str, Any], component: Component, names: Sequence[str]
-) -> dict[str, Any]:
-    """The fields of a section without those of `names` that have their default."""
-    fields = type(component).model_fields
-    plain = {name: fields[name].get_default() for name in names if name in fields}
-    as_json = {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()}
-    return {key: v for key, v in data.items() if key not in as_json or v != as_json[key]}
 
 
 def _clean(data: dict[str, Any]) -> dict[str, Any]:

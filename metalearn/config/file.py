@@ -87,12 +87,20 @@ class File(Component):
     methods: Annotated[list[dict[Any, Any]], BeforeValidator(_methods)] = option(
         [], "The methods of metalearn compare."
     )
+    loss: str | None = option(
+        None,
+        "Loss of the tasks, in training and test: cross_entropy, mse, huber or bce (multi-label); "
+        "null: cross_entropy for classes, mse for regression.",
+    )
     run: Section = option({}, "How a run is executed and stored.")
     evaluate: Section = option({}, "The test.")
     budget: Section = option({}, "What tuning may spend.")
     published: Section = option({}, "The published number.")
     contrasts: Annotated[list[list[str]] | None, BeforeValidator(_contrasts)] = option(
         None, "Pairs of labels to test against each other, chosen before the run; by family."
+    )
+    plugins: list[str] = option(
+        [], "Modules or .py files with components of one's own, which are imported first."
     )
     demonstration: bool = option(
         False, "Whether the comparison shows features instead of measuring.", strict=True

@@ -8,15 +8,15 @@ from metalearn.inner.rules import RULES
 from metalearn.learned_optimizers import ESTIMATORS, HORIZONS, LEARNED_OPTIMIZERS, LEARNED_RULES
 from metalearn.models import MODELS
 from metalearn.nas import NAS, NAS_MODELS, SEARCHERS, SPACES
-from metalearn.tasks import TASKS
+from metalearn.tasks import TASKS, Given
 from metalearn.tracking import SINKS
 from metalearn.transfer import TRANSFER
 
 METHODS: dict[str, type[MethodComponent]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
 TABLES: dict[str, dict[str, type[Component]]] = {
-    "tasks": dict(TASKS),
+    "tasks": {**TASKS, "given": Given},
     "models": {**MODELS, **NAS_MODELS},
-    "methods": dict(METHODS),
+    "methods": METHODS,  # type: ignore[dict-item]
     "rules": dict(RULES),
     "learned_rules": dict(LEARNED_RULES),
     "estimators": dict(ESTIMATORS),

@@ -97,6 +97,7 @@ class Run(Component):
         "raise",
         "What to do with a step whose numbers are not finite: end the run, or skip the step "
         "(rollback: of older runs only).",
+        later=True,
     )
     keep_last: int = option(
         2, "Number of newest checkpoints to keep, besides the best ones.", ge=1, le=1000
@@ -176,7 +177,9 @@ class Evaluate(Component):
     )
     target: Target | None = option(None, "What counts as solved.")
     targets: tuple[float, ...] = option(
-        (), "Levels of the headline metric at which break-even counts are given; empty: the target."
+        (),
+        "Levels of the headline metric at which break-even counts are given; empty: the target.",
+        later=True,
     )
     chunk: int = option(50, "Tasks learned at once.", ge=1)
 

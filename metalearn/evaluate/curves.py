@@ -35,8 +35,8 @@ FINGERPRINTED = 32  # episodes that the fingerprint covers
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on E episodes at P points; `scores` is accuracy for classes, squared error for
-    regression.
+    """One method on E episodes at P points; `scores` is accuracy for classes, the loss (squared
+    error, unless the tasks have another) for regression.
     """
 
     steps: tuple[int, ...]
@@ -240,7 +240,7 @@ def _scored(spec: EpisodeSpec, logits: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def _exploded(spec: EpisodeSpec, losses: Tensor) -> Tensor:
-    if spec.classification:
+    if spec.classification or callable(spec.loss):  # an own loss may be negative
         return ~losses.isfinite()
     return ~(losses <= DIVERGED_FACTOR * losses[:, :1].mean())
 

@@ -4,6 +4,7 @@ from metalearn.component import ModelComponent
 from metalearn.models.conv4 import Conv4
 from metalearn.models.external.from_module import from_module
 from metalearn.models.mlp import MLP
+from metalearn.models.module import Module
 from metalearn.models.norm import Norm
 from metalearn.models.own import Own
 from metalearn.models.sized_mlp import SizedMLP
@@ -11,8 +12,9 @@ from metalearn.models.sized_mlp import SizedMLP
 MODELS: dict[str, type[ModelComponent]] = {
     "mlp": MLP,
     "conv4": Conv4,
+    "module": Module,
     "own": Own,
     "sized_mlp": SizedMLP,
 }
 
-__all__ = ["MLP", "MODELS", "Conv4", "Norm", "Own", "SizedMLP", "from_module"]
+__all__ = ["MLP", "MODELS", "Conv4", "Module", "Norm", "Own", "SizedMLP", "from_module"]

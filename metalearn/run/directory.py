@@ -52,7 +52,7 @@ def stored_experiment(folder: Path) -> Experiment:
     """The experiment of a run directory; ConfigError when there is none."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError((str(folder), "is no run directory: it holds no config.yaml"))
-    plan = load(str(folder / "config.yaml"))
+    plan = load(str(folder / "config.yaml"), plugins=False)
     if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
         raise ConfigError((str(folder / "config.yaml"), "should hold one method and one seed"))
     return plan.experiments[0]

@@ -4,6 +4,7 @@ from metalearn.component import TaskComponent
 from metalearn.tasks import glyphs, omniglot, store
 from metalearn.tasks.arrays import Arrays
 from metalearn.tasks.digits import Digits
+from metalearn.tasks.given import Given
 from metalearn.tasks.glyphs import Glyphs
 from metalearn.tasks.image_folder import ImageFolder
 from metalearn.tasks.landscapes import Landscapes
@@ -31,6 +32,7 @@ __all__ = [
     "TASKS",
     "Arrays",
     "Digits",
+    "Given",
     "Glyphs",
     "ImageFolder",
     "Landscapes",

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import numbers, read_columns
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
@@ -42,8 +43,10 @@ class Arrays(TaskComponent):
     inputs: tuple[str, ...] | None = option(
         None, "Columns of the inputs; null: x where there is one, else all other numbers."
     )
-    valid_path: str | None = option(None, "File of the rows for validation.", min_length=1)
-    test_path: str | None = option(None, "File of the rows for the test.", min_length=1)
+    valid_path: str | None = option(
+        None, "File of the rows for validation.", min_length=1, later=True
+    )
+    test_path: str | None = option(None, "File of the rows for the test.", min_length=1, later=True)
     target: str | None = option(
         "y", "Column of class labels, or of values; null: x is [classes, rows of each, *X]."
     )
@@ -57,7 +60,7 @@ class Arrays(TaskComponent):
     shots: int = option(1, "K, support rows of each class, or of a group.", ge=1)
     queries: int = option(5, "Q, query rows of each class, or of a group.", ge=0)
     data_sha256: str | None = option(None, "Hash of data given in memory; set by Arrays(x, y).")
-    _columns: dict[str, Array] | None = PrivateAttr(default=None)
+    _columns: Held | None = PrivateAttr(default=None)
 
     def __init__(self, x: Any = None, y: Any = None, **fields: Any) -> None:
         columns: dict[str, Array] = {}
@@ -77,7 +80,14 @@ class Arrays(TaskComponent):
             fields["data_sha256"] = hash_of(columns)
         super().__init__(**fields)
         if columns:
-            self._columns = columns
+            self._columns = hold(columns, str(self.data_sha256))
+
+    @model_validator(mode="after")
+    def _find(self) -> Arrays:
+        """Data of this hash that were given in this process."""
+        if self.path is None:
+            self._columns = self._columns or held(self.data_sha256)
+        return self
 
     @field_validator("fractions")
     @classmethod
@@ -123,7 +133,7 @@ class Arrays(TaskComponent):
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
-            return _by_class(self, self._columns)
+            return _by_class(self, dict(self._columns.value))
         if self.path is None:
             text = f"data given in memory (SHA-256 {str(self.data_sha256)[:12]}...)"
             raise ConfigError(("path", f"is null, and the run used {text}: give the data again"))

@@ -51,16 +51,23 @@ class ImageFolder(images.ImageTask):
         None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}.'
     )
     labels: str | None = option(
-        None, "CSV file of the columns file (under path), label and perhaps split.", min_length=1
+        None,
+        "CSV file of the columns file (under path), label and perhaps split.",
+        min_length=1,
+        later=True,
     )
     fractions: tuple[float, float, float] = option(
         (0.64, 0.16, 0.20),
         "Shares of the classes for train, valid, test without a split_file; their sum is 1.",
     )
     same_classes: bool = option(
-        False, "Every split has all classes, and images of its own; fractions are of the images."
+        False,
+        "Every split has all classes, and images of its own; fractions are of the images.",
+        later=True,
     )
-    min_images: int = option(1, "Classes with fewer images (in a split) are left out.", ge=1)
+    min_images: int = option(
+        1, "Classes with fewer images (in a split) are left out.", ge=1, later=True
+    )
     split_seed: int | None = option(
         None,
         "Seed of the split by fractions and of the held-out tenth; null: the run's seed, which is "

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn.config.build import build_to_test, learner_and_method
+from metalearn.config.build import build_to_test, hold_loss, learner_and_method
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
+from metalearn.models.module import as_model
 from metalearn.rng import fold_in
 from metalearn.run.directory import recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task
@@ -45,6 +46,10 @@ class LoadedRun:
 
         return adapt_task(build, self.state.meta, spec, x, y, steps, seed)
 
+    def __reduce__(self) -> Any:
+        """A copy or pickle names the folder."""
+        return load_run, (self.folder,)
+
     def _headline_step(self) -> int:
         if (self.folder / "result.json").exists():
             return int(read_result(self.folder)["headline"]["step"])
@@ -52,14 +57,16 @@ class LoadedRun:
         return headline if isinstance(headline, int) else self.config.evaluate.steps[-1]
 
 
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> LoadedRun:
     """The run in `folder`: the state that was tested, or the newest valid checkpoint of an
     interrupted run.
 
-    Data are needed only for what asks `source` for episodes. Raises ConfigError when the folder is
-    no run directory or holds no checkpoint that matches its SHA-256.
+    Data are needed only for what asks `source` for episodes. `model` and `loss` are a torch module
+    and a function that the run was given in Python, where this process has not got them. Raises
+    ConfigError when the folder is no run directory or holds no checkpoint that matches its SHA-256.
     """
     folder = Path(folder)
+    given = (None if model is None else as_model(model), None if loss is None else hold_loss(loss))
     experiment = stored_experiment(folder)
     parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
     if parts.method.prepare is not None:
@@ -69,6 +76,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
         state = _trained_state(folder, state)
+    del given  # the experiment holds it now
     return LoadedRun(parts.test_method, state, parts.test, experiment, folder)
 
 

@@ -1,0 +1,97 @@
+"""A torch module of one's own as a component."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import PrivateAttr, model_validator
+from torch import nn
+
+from metalearn.component import ModelComponent, option
+from metalearn.errors import ConfigError
+from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.models.external.batch_norm import LayerPolicy
+from metalearn.models.external.from_module import AUTO, NEW, from_module
+from metalearn.models.init import Scheme
+from metalearn.types import EpisodeSpec, Learner
+
+FIT = "fit"
+
+
+class Module(ModelComponent):
+    """Your own torch module, given in Python: `Module(net)`, with the options of from_module.
+
+    `net` is a module, a class or function that makes one, or what from_module gives. A stored run
+    holds its name and hash: to use the run in another process, give the same `net` again.
+    """
+
+    name: Literal["module"] = option("module", "The model.")
+    object: str = option("", "Name of the module, class or function.")
+    sha256: str = option("", "Hash of its content; set by Module(net).")
+    head: str | None = option(
+        FIT,
+        "The last linear layer: fit (found, and replaced where its outputs are not the task's), "
+        "auto, new, a name, or null for none.",
+    )
+    policy: LayerPolicy | None = option(None, "Policy of torch's batch normalisation.")
+    init: Scheme | Literal["module"] = option("module", "Where parameters start.")
+    keep: bool = option(False, "Start every seed from the values of one call of net.")
+    output: str | int | None = option(None, "Entry of what forward returns.")
+    _held: Held | None = PrivateAttr(default=None)
+
+    def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:
+        given: Held | None = None
+        if net is not None:
+            sha256 = hash_of((net, inputs) if inputs is not None else net)
+            given = hold((net, inputs), sha256)
+            fields |= {"object": name_of(net), "sha256": sha256}
+        super().__init__(**fields)
+        if given is not None:
+            self._held = given
+
+    @model_validator(mode="after")
+    def _find(self) -> Module:
+        self._held = self._held or held(self.sha256 or None)
+        return self
+
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """The learner for tasks of `spec`; ConfigError where the module is not at hand."""
+        if self._held is None:
+            text = f"is {self.object or 'a module'}, given in Python (SHA-256 {self.sha256[:12]})"
+            again = "give the same one again, as metalearn.models.Module(net)"
+            raise ConfigError(("model", f"{text}: {again}"))
+        net, inputs = self._held.value
+        if isinstance(net, Learner):
+            return net
+        key = (spec, self.model_dump_json())
+        if key not in self._held.made:  # its checks take seconds of a large network
+            self._held.made[key] = self._learner(net, inputs, spec)
+        learner: Learner = self._held.made[key]
+        return learner
+
+    def _learner(self, net: Any, inputs: Any, spec: EpisodeSpec) -> Learner:
+        options: dict[str, Any] = {
+            "policy": self.policy,
+            "init": self.init,
+            "keep": self.keep,
+            "output": self.output,
+            "inputs": inputs,
+        }
+        if self.head != FIT:
+            return from_module(net, spec, head=self.head, **options)
+        try:
+            return from_module(net, spec, head=AUTO, **options)
+        except ConfigError as error:
+            if not any("head='new'" in text for _, text in error.problems):
+                raise
+        return from_module(net, spec, head=NEW, **options)
+
+
+def as_model(net: Any) -> ModelComponent:
+    """A component of what may be one: a component, a module, a class, a function, a learner."""
+    if isinstance(net, ModelComponent):
+        return net
+    if isinstance(net, nn.Module | Learner) or callable(net):
+        return Module(net)
+    text = f"{type(net).__name__} is no model: give a component, a torch module, or a class of one"
+    raise ConfigError(("model", text))

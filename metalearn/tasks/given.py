@@ -1,0 +1,93 @@
+"""Task sources of one's own as a component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import PrivateAttr, model_validator
+
+from metalearn import rng
+from metalearn.component import TaskComponent, option
+from metalearn.errors import ConfigError
+from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.types import TaskSource
+
+SPLITS = ("train", "valid", "test")
+
+
+class Given(TaskComponent):
+    """Your own task sources, given in Python: one by split, a function of the split, or one for
+    all.
+
+    `Given({"train": a, "valid": b, "test": c})`. A stored run holds their name and a hash of their
+    first tasks: to use the run in another process, give the same sources again.
+    """
+
+    source: Literal["given"] = option("given", "The task source.")
+    object: str = option("", "Name of the source or function.")
+    sha256: str = option("", "Hash of its first tasks; set by Given(sources).")
+    _held: Held | None = PrivateAttr(default=None)
+
+    def __init__(self, sources: Any = None, **fields: Any) -> None:
+        given: Held | None = None
+        if sources is not None:
+            by_split = {split: _source(sources, split) for split in SPLITS}
+            sha256 = hash_of([_first_tasks(source) for source in by_split.values()])
+            given = hold(by_split, sha256)
+            named = sources if callable(sources) else by_split["train"]
+            fields |= {"object": name_of(named), "sha256": sha256}
+        super().__init__(**fields)
+        if given is not None:
+            self._held = given
+
+    @model_validator(mode="after")
+    def _find(self) -> Given:
+        self._held = self._held or held(self.sha256 or None)
+        return self
+
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TaskSource:
+        """The source of a split; ConfigError where it is not at hand, or of another dtype."""
+        if self._held is None:
+            text = f"is {self.object or 'a task source'}, given in Python: give the same one again"
+            raise ConfigError(("source", f"{text}, as metalearn.tasks.Given(sources)"))
+        source: TaskSource = self._held.value[split]
+        if source.spec.dtype != dtype:
+            found, wanted = (str(one).removeprefix("torch.") for one in (source.spec.dtype, dtype))
+            text = f"gives {found}, and the run wants {wanted}: run={{'dtype': '{found}'}}"
+            raise ConfigError(("source", text))
+        return source
+
+
+def _source(sources: Any, split: str) -> TaskSource:
+    if isinstance(sources, Mapping):
+        if split not in sources:
+            raise ConfigError(("sources", f"has no {split!r}: give {', '.join(SPLITS)}"))
+        found = sources[split]
+    else:
+        found = sources if hasattr(sources, "sample") else sources(split)
+    if not hasattr(found, "sample") or not hasattr(found, "spec"):
+        text = f"{type(found).__name__} of the split {split} is no task source: it needs spec,"
+        raise ConfigError(("sources", f"{text} sample and examples"))
+    return found  # type: ignore[no-any-return]
+
+
+def _first_tasks(source: TaskSource) -> list[Any]:
+    episodes = source.sample(rng.fold_in(0, "given"), 2)
+    parts = [leaf for part in (episodes.support, episodes.query) for leaf in (part.x, part.y)]
+    return [repr(source.spec.ways), source.spec.split, *parts]
+
+
+def as_tasks(task: Any) -> Any:
+    """A component of what may be one; anything else as it is."""
+    if isinstance(task, TaskComponent):
+        return task
+    sources = isinstance(task, Mapping) or hasattr(task, "sample") or callable(task)
+    return Given(task) if sources and not isinstance(task, type) else task

@@ -1,0 +1,137 @@
+"""Components of one's own: registered, loaded from files and modules, and from entry points."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from commandline import Commands, commands_in, sinusoid, write
+
+from metalearn.algorithms import MAML
+from metalearn.component import option
+from metalearn.config import plugins
+from metalearn.config.experiment import parse
+from metalearn.config.registry import METHODS, TABLES
+from metalearn.errors import ConfigError
+from metalearn.models import MLP
+
+PLUGIN = """
+from typing import Literal
+
+import metalearn as ml
+
+
+class Mine(ml.models.MLP):
+    \"\"\"A network of my own.\"\"\"
+
+    name: Literal["mine"] = ml.option("mine", "The model.")
+"""
+
+
+@pytest.fixture(autouse=True)
+def tables() -> Iterator[None]:
+    """The tables as they were, and plug-ins forgotten."""
+    kept = {name: dict(table) for name, table in TABLES.items()}
+    yield
+    for name, table in kept.items():
+        TABLES[name].clear()
+        TABLES[name].update(table)
+    for module in plugins._modules.values():
+        sys.modules.pop(module.__name__, None)
+    plugins._modules.clear()
+
+
+class Mine(MLP):
+    """A network."""
+
+    name: Literal["mine"] = option("mine", "The model.")  # type: ignore[assignment]
+
+
+class MyMAML(MAML):
+    """A method."""
+
+    name: Literal["my_maml"] = option("my_maml", "The method.")  # type: ignore[assignment]
+
+
+def test_what_is_registered_is_known_by_its_name() -> None:
+    assert plugins.register("models", Mine) is Mine
+    plugins.register("methods", MyMAML)
+    data = {
+        "task": {"source": "sinusoid"},
+        "model": {"name": "mine"},
+        "method": {"name": "my_maml"},
+    }
+    experiment = parse(data).experiments[0]
+    assert type(experiment.model) is Mine and type(experiment.method) is MyMAML
+    assert METHODS["my_maml"] is MyMAML
+    plugins.register("models", Mine)  # again, as a cell of a notebook
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "words"),
+    [
+        ("model", Mine, "did you mean 'models'"),
+        ("models", MyMAML, "no subclass of metalearn.component.ModelComponent"),
+        ("methods", MyMAML(), "no subclass"),
+        ("models", type("Other", (MLP,), {"__module__": "elsewhere"}), "give Other another"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(kind: str, component: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plugins.register(kind, component)
+
+
+def test_entry_points_are_registered_and_broken_ones_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {
+        "metalearn.models": [
+            EntryPoint("mine", f"{__name__}:Mine", "metalearn.models"),
+            EntryPoint("broken", "no.such.module:Net", "metalearn.models"),
+        ]
+    }
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
+    plugins.load_entry_points.cache_clear()
+    plugins.load_entry_points()
+    assert TABLES["models"]["mine"] is Mine
+    assert "no.such.module:Net of the group metalearn.models is left out" in caplog.text
+    plugins.load_entry_points.cache_clear()
+
+
+def test_a_file_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import no_such_package")
+    with pytest.raises(ConfigError, match=r"bad\.py cannot be imported: ModuleNotFoundError"):
+        plugins.load_plugins(["bad.py"], tmp_path)
+    with pytest.raises(ConfigError, match="is no file"):
+        plugins.load_plugins(["none.py"], tmp_path)
+    with pytest.raises(ConfigError, match="no_such_package cannot be imported"):
+        plugins.load_plugins(["no_such_package"])
+
+
+@pytest.fixture(scope="module")
+def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with commands_in(tmp_path_factory.mktemp("plugins")) as commands:
+        yield commands
+
+
+def test_the_command_line_takes_a_model_from_a_file(metalearn: Commands) -> None:
+    """Trained with it, tested and listed with it; without it a run says what it needs."""
+    (metalearn.folder / "mine.py").write_text(PLUGIN)
+    data = {**sinusoid(), "model": {"name": "mine", "sizes": [4]}}
+    file = write(metalearn.folder, "own", data)
+    plugin = ("--plugin", str(metalearn.folder / "mine.py"))
+    assert "unknown model 'mine'" in metalearn("train", file, "--out", "x").err
+    done = metalearn("train", file, "--out", "own", *plugin)
+    assert done.code == 0, done.err
+    assert metalearn("evaluate", "own", "evaluate.episodes=2", *plugin).code == 0
+    without = metalearn("evaluate", "own", "evaluate.episodes=2")
+    assert without.code == 2 and f"--plugin {plugin[1]}" in without.err
+    assert "A network of my own." in metalearn("list", "models", *plugin).out
+    named = write(metalearn.folder, "named", {**data, "plugins": ["./mine.py"]})
+    assert metalearn("train", named, "--out", "named").code == 0  # beside the file
+    refused = metalearn("evaluate", "named", "evaluate.episodes=2")
+    assert refused.code == 2 and "--plugin ./mine.py" in refused.err
