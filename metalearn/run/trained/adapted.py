@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,37 +14,10 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.method import params_of
 from metalearn.rng import fold_in
+from metalearn.run.trained.export import export
+from metalearn.run.trained.module import ordinary
 from metalearn.tree import tree_map
-from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method, Params
-
-
-class AdaptedModule(nn.Module):
-    """The adapted network as an ordinary module: its `state_dict` has the learner's names.
-
-    Where normalisation uses the support set, that set is a buffer of the module.
-    """
-
-    def __init__(self, learner: Learner, params: Params, support_x: Tensor) -> None:
-        super().__init__()
-        self._learner, self._names = learner, list(params)
-        for name, value in params.items():
-            parent: nn.Module = self
-            *path, leaf = name.split(".")
-            for part in path:
-                if not hasattr(parent, part):
-                    parent.add_module(part, nn.Module())
-                parent = getattr(parent, part)
-            if name.startswith("stats."):
-                parent.register_buffer(leaf, value.detach().clone())
-            else:
-                parent.register_parameter(leaf, nn.Parameter(value.detach().clone()))
-        self.register_buffer("support_x", support_x.clone(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs [B, C] of inputs [B, *X]."""
-        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        params = {name: named[name] for name in self._names}
-        return self._learner.apply(params, x, context=self.support_x)
+from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 
 @dataclass(frozen=True)
@@ -59,7 +33,7 @@ class AdaptedTask:
     classes: Any  # [N] labels as they were given; None in regression
 
     def outputs(self, x: Any) -> Tensor:
-        """Logits or values [M, C] of inputs [M, *X], numpy or torch."""
+        """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
         query_x = inputs(x, self.method.spec)
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
@@ -68,7 +42,7 @@ class AdaptedTask:
         return self.method.predict(self.meta, self.item, self.support, query_x).detach()
 
     def predict(self, x: Any) -> Any:
-        """Labels [M] of the given kind, or values [M, C]; numpy in, numpy out.
+        """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
 
         Where the method normalises by the query batch, the answers depend on the inputs that are
         predicted together.
@@ -76,22 +50,36 @@ class AdaptedTask:
         found = self.outputs(x)
         if self.classes is None:
             return _like(found, x)
-        place = found.argmax(-1).cpu()
+        place = found.argmax(-1).cpu()  # [M, *Y]
         return self.classes[place if isinstance(self.classes, Tensor) else place.numpy()]
 
     def predict_proba(self, x: Any) -> Any:
-        """Probability of each class of `classes`: [M, N]."""
+        """Probability of each class of `classes`: [M, *Y, N]."""
         if self.classes is None:
             raise ConfigError(("predict_proba", "is for classes, and this task is regression"))
         return _like(self.outputs(x).softmax(-1), x)
 
-    def module(self) -> AdaptedModule:
+    def module(self) -> nn.Module:
         """An ordinary `torch.nn.Module` with the adapted weights; ConfigError without any."""
-        whole = {**params_of(self.meta), **self.item} if isinstance(self.item, dict) else {}
-        if not whole or set(self.learner.init(fold_in(0))) - set(whole):
-            text = "this method adapts no weights of the network: use predict"
+        names = self.learner.init(fold_in(0))
+        known = {**params_of(self.meta), **self.item} if isinstance(self.item, dict) else {}
+        whole = {name: known[name] for name in names if name in known}
+        if len(whole) < len(names):
+            text = "this method adapts no weights of the network: use predict or export"
             raise ConfigError(("module", text))
-        return AdaptedModule(self.learner, whole, self.support.x)
+        found = ordinary(self.learner, whole, self.support.x, self.outputs(self.support.x))
+        if found is None:
+            text = "this method computes more than its network, such as normalised features"
+            raise ConfigError(("module", f"{text}: use predict or export"))
+        return found
+
+    def export(self, path: str | Path) -> Path:
+        """Write the answers for inputs [M, *X] as a program of torch's operators alone: `.pt2` by
+        torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`.
+        """
+        if self.method.predict is None:
+            raise ConfigError(("export", "this method answers on the host alone: use predict"))
+        return export(self.method.predict, self.meta, self.item, self.support, Path(path))
 
 
 def adapt_task(
@@ -103,7 +91,7 @@ def adapt_task(
     steps: int,
     seed: int = 0,
 ) -> AdaptedTask:
-    """Learn one task of labelled examples: x [B, *X], y [B] labels of any kind | [B, C] values.
+    """Learn one task of labelled examples: x [B, *X], y [B, *Y] labels of any kind, or values.
 
     `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
@@ -112,16 +100,19 @@ def adapt_task(
     if steps < 0:
         raise ConfigError(("steps", f"must be >= 0 (got {steps})"))
     support_x = inputs(x, spec)
-    classes, support_y = _targets(y, spec, len(support_x))
+    if len(y) != len(support_x):
+        raise ConfigError(("y", f"has {len(y)} entries for {len(support_x)} inputs"))
+    classes, support_y = _labels(y, spec) if spec.classification else (None, _values(y, spec))
     ways = 1 if classes is None else len(classes)
     if classes is not None:
-        shots = int(support_y.bincount().max())
+        shots = int(support_y.bincount().max()) if support_y.dim() == 1 else len(support_y)
         learner, method = build(replace(spec, ways=ways, outputs=ways, shots=shots))
     else:
         learner, method = build(replace(spec, shots=len(support_x)))
     if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
         text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
         raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
+    support_y = _fitting(support_y, learner, support_x, classes is not None)
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
     return AdaptedTask(method, learner, meta, support, steps, item, classes)
@@ -141,27 +132,42 @@ def inputs(x: Any, spec: EpisodeSpec) -> Tensor:
     return values
 
 
-def _targets(y: Any, spec: EpisodeSpec, count: int) -> tuple[Any, Tensor]:
-    """(classes or None, targets): labels become 0 .. N-1 in sorted order."""
-    if len(y) != count:
-        raise ConfigError(("y", f"has {len(y)} entries for {count} inputs"))
-    if not spec.classification:
-        values = torch.as_tensor(np.asarray(y) if isinstance(y, list) else y)
-        values = values.to(spec.device, spec.dtype)
-        values = values.unsqueeze(-1) if values.dim() == 1 else values
-        if tuple(values.shape[1:]) != (spec.outputs,) or not values.isfinite().all():
-            text = f"must be finite, [B, {spec.outputs}] (got {list(values.shape)})"
-            raise ConfigError(("y", text))
-        return None, values
+def _values(y: Any, spec: EpisodeSpec) -> Tensor:
+    values = torch.as_tensor(np.asarray(y) if isinstance(y, list) else y)
+    values = values.to(spec.device, spec.dtype)
+    if not values.isfinite().all():
+        raise ConfigError(("y", "must be finite"))
+    return values
+
+
+def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
+    """(classes, labels): labels become 0 .. N-1 in sorted order."""
+    classes: Any
     if isinstance(y, Tensor):
-        classes: Any
         classes, place = torch.unique(y.cpu(), return_inverse=True)
     else:
-        classes, found = np.unique(np.asarray(y), return_inverse=True)
-        place = torch.as_tensor(found)
-    if place.dim() != 1 or len(classes) < 2:
-        raise ConfigError(("y", f"must be [B] labels of at least 2 classes (got {len(classes)})"))
+        given = np.asarray(y)
+        classes, found = np.unique(given, return_inverse=True)
+        place = torch.as_tensor(found).reshape(given.shape)
+    if len(classes) < 2:
+        raise ConfigError(("y", f"must be labels of at least 2 classes (got {len(classes)})"))
     return classes, place.to(spec.device)
+
+
+def _fitting(y: Tensor, learner: Learner, x: Tensor, labels: bool) -> Tensor:
+    """The targets in the shape that the outputs ask for; ConfigError for another."""
+    params = {name: value.to(x.device) for name, value in learner.init(fold_in(0)).items()}
+    with torch.no_grad():
+        outputs = list(learner.apply(params, x[:2]).shape[1:])
+    wanted = outputs[:-1] if labels and learner.readout != "none" else outputs
+    if labels and learner.readout == "none":
+        wanted = []  # outputs are features
+    if list(y.shape[1:]) == wanted:
+        return y
+    if not labels and y.dim() == 1 and wanted == [1]:
+        return y.unsqueeze(-1)
+    shape = "".join(f", {size}" for size in wanted)
+    raise ConfigError(("y", f"must have shape [B{shape}] (got {list(y.shape)})"))
 
 
 def _like(values: Tensor, given: Any) -> Any:

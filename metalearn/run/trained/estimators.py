@@ -1,0 +1,107 @@
+"""Adapted tasks behind scikit-learn's interface: fit on a few examples, predict others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.errors import ConfigError
+from metalearn.run.trained.adapted import AdaptedTask
+from metalearn.run.trained.load import load_run
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    text = "FewShotClassifier and FewShotRegressor need scikit-learn 1.6 or newer"
+    raise ConfigError(("scikit-learn", f"{text}: pip install scikit-learn")) from error
+
+
+class _FewShot(BaseEstimator):  # type: ignore[misc]
+    def __init__(self, run: Any = None, steps: int | None = None, seed: int = 0) -> None:
+        self.run = run
+        self.steps = steps
+        self.seed = seed
+
+    def _fit(self, x: Any, y: Any) -> None:
+        if self.run is None:
+            raise ConfigError(("run", "is None: give a run directory, or what load_run gives"))
+        self.run_ = load_run(self.run) if isinstance(self.run, (str, Path)) else self.run
+        self._examples = (x, y)
+        self.task_: AdaptedTask = self.run_.adapt(self._shaped(x), y, self.steps, self.seed)
+
+    def __getstate__(self) -> Any:
+        """Without what holds functions: a copy or pickle learns its examples again."""
+        return {k: v for k, v in super().__getstate__().items() if k not in ("run_", "task_")}
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if "_examples" in state:
+            self._fit(*state["_examples"])
+
+    def _checked(self, x: Any) -> Any:
+        check_is_fitted(self)
+        return self._shaped(validate_data(self, x, allow_nd=True, reset=False))
+
+    def _shaped(self, x: Any) -> Any:
+        """[B, *X] of rows [B, prod X], as scikit-learn holds images."""
+        shape = tuple(self.run_.method.spec.x_shape)
+        flat = x.ndim == 2 and len(shape) != 1 and x.shape[1] == math.prod(shape)
+        return x.reshape(len(x), *shape) if flat else x
+
+
+class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
+    """A classifier that a trained run adapts to a few labelled examples.
+
+    `run` is a run directory or what `load_run` gives, `steps` the number of steps on the task
+    (None: the run's headline step), `seed` that of the method's draws. x is [B, *X], or rows of
+    that many numbers; y is [B] labels of any kind."""
+
+    def fit(self, X: Any, y: Any) -> FewShotClassifier:
+        """Learn the classes of y from the examples X."""
+        X, y = validate_data(self, X, y, allow_nd=True)
+        check_classification_targets(y)
+        self.classes_, place = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            text = f"y holds one class, {self.classes_[0]!r}: a classifier needs at least 2"
+            raise ConfigError(("y", text))
+        self._fit(X, place)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """The class of each example: [M]."""
+        x = self._checked(X)
+        return self.classes_[self.task_.predict(x)]
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each of `classes_`: [M, N]."""
+        x = self._checked(X)
+        return self.task_.predict_proba(x)
+
+
+class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
+    """A regressor that a trained run adapts to a few examples; options as of FewShotClassifier.
+
+    y is [B] or [B, C] numbers, and predictions have its form."""
+
+    def fit(self, X: Any, y: Any) -> FewShotRegressor:
+        """Learn the values y of the examples X."""
+        X, y = validate_data(self, X, y, allow_nd=True, multi_output=True, y_numeric=True)
+        self._one_column = y.ndim == 1
+        self._fit(X, y)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def predict(self, X: Any) -> Any:
+        """The value of each example: [M] or [M, C], as y had it."""
+        x = self._checked(X)
+        found = self.task_.predict(x)
+        return found[:, 0] if self._one_column and found.ndim == 2 else found
