@@ -4,6 +4,7 @@ every executor.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -29,8 +30,14 @@ EQUAL = 1e-6  # relative, over all leaves together
 # Without a second derivative in torch itself, and metric learners.
 FIRST_ORDER = {"bag_of_words", "embedding_network"}
 SECOND_ORDER = [name for name in ZOO if name not in FIRST_ORDER]
-TRACED = ["Frozen", "RandomFeatures", "Rotary", "own_norm", "lstm"]
-COMPILED = ["batch_norm_of_vectors"]  # half a minute of the compiler; lstm takes two
+TWENTY = [
+    *("perceptron", "layer_norm", "rms_norm", "prelu", "Siren", "Highway", "Bilinear", "Tied"),
+    *("weight_norm", "Frozen", "RandomFeatures", "Rotary", "own_norm", "group_norm", "lstm"),
+    *("batch_norm_of_vectors", "Attention", "Graph", "deep_sets", "fully_convolutional"),
+]
+# A module takes the compiler a quarter of a minute to two: all twenty are compiled on request.
+ALL = os.environ.get("METALEARN_COMPILE_ZOO") == "1"
+COMPILED = TWENTY if ALL else ["batch_norm_of_vectors"]
 
 
 def by_hand(exhibit: Exhibit, learner: Learner, meta: Params, batch: Episode, head: str) -> Params:
@@ -115,7 +122,7 @@ def test_meta_gradients_are_those_of_a_plain_loop(name: str) -> None:
     compare(name, [("vmap", None), ("chunk", 2)])
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", TWENTY)
 def test_meta_gradients_of_a_trace_and_of_a_loop(name: str) -> None:
     compare(name, [("traced", None), ("loop", None)])
 

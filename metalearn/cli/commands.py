@@ -17,6 +17,7 @@ from metalearn.config import shipped
 from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
+from metalearn.config.plugins import load_entry_points
 from metalearn.config.registry import TABLES
 from metalearn.distributed.curve import TaskSet, curve
 from metalearn.distributed.ranks import ALONE, Ranks
@@ -173,6 +174,19 @@ def evaluate(
     """`metalearn evaluate`: a finished run on the same or other episodes, to
     evaluations/<n>.json.
     """
+    result, path = evaluate_run(folder, overrides, out, ranks)
+    print(line(result))
+    print(f"evaluation: {path}")
+
+
+def evaluate_run(
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    ranks: Ranks | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Test a run on the same or other episodes: (the result, its file evaluations/<n>.json)."""
+    folder, out = Path(folder), None if out is None else Path(out)
     loaded = load_run(folder)
     if not (folder / "result.json").exists():
         log.info(
@@ -199,9 +213,7 @@ def evaluate(
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    path = ranks.first(lambda: _write_numbered(out or folder / "evaluations", result))
-    print(line(result))
-    print(f"evaluation: {path}")
+    return result, ranks.first(lambda: _write_numbered(out or folder / "evaluations", result))
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:
@@ -271,33 +283,17 @@ def reproduce(names: Sequence[str], out: Path) -> None:
 
 
 def report(dirs: Sequence[Path], out: Path) -> None:
-    """`metalearn report`: one page; a comparison.json that is missing, or about other results, is
-    written first; sweeps have pages of their own.
-    """
-    from metalearn.report.page import write_report
-    from metalearn.report.sweep_page import split_kinds, write_sweep_report
-    from metalearn.results.comparison import read_request, update_comparison
+    """`metalearn report`: one page about runs and comparisons, or about sweeps."""
+    from metalearn.report.pages import write_pages
 
-    demonstration = False
-    for folder in dirs:
-        if not folder.is_dir():
-            raise ConfigError(
-                (str(folder), "is no folder: give run, comparison or sweep directories")
-            )
-    if split_kinds(dirs):
-        print(f"report: {write_sweep_report(dirs, out)}")
-        return
-    for folder in dirs:
-        if (folder / "methods").is_dir():
-            update_comparison(folder)
-            demonstration |= bool(read_request(folder).get("demonstration"))
-    print(f"report: {write_report(dirs, out, demonstration=demonstration)}")
+    print(f"report: {write_pages(dirs, out)}")
 
 
 def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
     """Components by table: name, sentence, and every field with its sentence and default; the
     files of EXPERIMENTS: name, sentence and path.
     """
+    load_entry_points()
     known = [*TABLES, *EXPERIMENTS]
     if table is not None and table not in known:
         raise ConfigError((table, f"no such table; {did_you_mean(table, known)}"))

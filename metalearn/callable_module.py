@@ -1,0 +1,21 @@
+"""Packages that are called as functions: `ml.compare(...)` beside `metalearn.compare`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class CallableModule(ModuleType):
+    """A module whose call is that of one of its functions."""
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        module, _, name = str(vars(self)["CALLS"]).partition(":")
+        return getattr(importlib.import_module(module), name)(*args, **named)
+
+
+def make_callable(package: str) -> None:
+    """Let a call of the package call its `CALLS`, "module:function"."""
+    sys.modules[package].__class__ = CallableModule

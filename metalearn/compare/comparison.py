@@ -1,0 +1,127 @@
+"""A comparison in Python: its tables, figures and trained runs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn.config.experiment import Plan
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.evaluate.cost_block import Axis
+from metalearn.report import numbers
+from metalearn.report.render import VERDICTS
+from metalearn.results import records
+from metalearn.results.comparison import read_comparison, read_request, update_comparison
+from metalearn.results.costs import AXES, learning, up_front
+from metalearn.run.trained.load import LoadedRun, load_run
+
+
+class Comparison:
+    """The rows of a comparison, as comparison.json has them."""
+
+    def __init__(self, folder: Path, plan: Plan | None = None, given: Sequence[Any] = ()) -> None:
+        self.folder = folder
+        self._given = (plan, given)  # what the runs were made of, for `load`
+        update_comparison(folder)
+        finished, _ = records.run_directories(folder)
+        self._groups = records.group(map(records.load, finished))
+        found = read_comparison(folder, self._groups)
+        assert found is not None  # it was brought up to date
+        self.data: dict[str, Any] = found
+        order = [str(label) for label in read_request(folder).get("labels") or ()]
+        self.data["summary"].sort(key=lambda row: [*order, row["label"]].index(row["label"]))
+
+    @property
+    def labels(self) -> list[str]:
+        return [str(row["label"]) for row in self.data["summary"]]
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+    def table(self) -> str:
+        """One line a method: the headline metric with its 95 % interval over tasks, and costs."""
+        return _text(self._rows())
+
+    def break_even(self) -> str:
+        """After how many new tasks the dearer method of each pair is repaid."""
+        rows = [["method", "against", "axis", "level", "verdict", "tasks"]]
+        for row in self.data["break_even"]:
+            level = numbers.level(row["level"], str(self.data["target"]["metric"]))
+            tasks = numbers.tasks(row["tasks"], "")
+            rows.append([row["a"], row["b"], row["axis"], level, VERDICTS[row["verdict"]], tasks])
+        return _text(rows) if len(rows) > 1 else "no target was set or reached: no break-even count"
+
+    def to_pandas(self) -> Any:
+        """The summary as a pandas DataFrame, one row a method."""
+        try:
+            import pandas
+        except ImportError as error:
+            text = "needs pandas: pip install pandas; `data` holds the same as plain Python"
+            raise ConfigError(("to_pandas", text)) from error
+        return pandas.DataFrame(self.data["summary"]).set_index("label")
+
+    def plot(self, name: str = "steps") -> Any:
+        """A matplotlib figure of the page: steps, training, flops, seconds, pareto, ..."""
+        from metalearn.report.figures import FIGURES
+
+        if name not in FIGURES:
+            raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
+        figure = FIGURES[name]((self._groups, self.data))
+        if figure is None:
+            raise ConfigError(("plot", f"this comparison has no numbers for the figure {name}"))
+        return figure
+
+    def load(self, label: str, seed: int | None = None) -> LoadedRun:
+        """The trained run of a method, by default that of its first seed."""
+        homes = {run.seed: run.path for g in self._groups if g.label == label for run in g.runs}
+        if not homes:
+            text = f"no finished row has this label; {did_you_mean(label, self.labels)}"
+            raise ConfigError((label, text))
+        if seed is not None and seed not in homes:
+            raise ConfigError((label, f"has no run of seed {seed}; its seeds are {list(homes)}"))
+        return load_run(homes[next(iter(homes)) if seed is None else seed])
+
+    def __repr__(self) -> str:
+        return f"{self.table()}\n{self.folder}"
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
+        return f"<table>{''.join(lines)}</table>"
+
+    def _rows(self) -> list[list[str]]:
+        head = ["method", "metric", "value", "step"]
+        head += [f"{what}, {axis}" for what in ("up front", "a new task") for axis in AXES]
+        rows, groups = [head], {group.label: group for group in self._groups}
+        for row in self.data["summary"]:
+            group = groups[row["label"]]
+            value = numbers.with_ci(row["value"], row["ci95_tasks"], row["metric"] == "accuracy")
+            step = "" if row["step"] is None else str(row["step"])
+            spent = [numbers.plain_cost(_up_front(group, axis), axis) for axis in AXES]
+            spent += [numbers.plain_cost(_of_a_task(group, axis), axis) for axis in AXES]
+            rows.append([row["label"], row["metric"], value, step, *spent])
+        return rows
+
+
+def _up_front(group: records.Group, axis: Axis) -> float | None:
+    return records.mean([up_front(run, axis) for run in group.runs])
+
+
+def _of_a_task(group: records.Group, axis: Axis) -> float | None:
+    """Learning one new task up to the headline step."""
+    costs = [(run.headline_point, learning(run, axis)) for run in group.runs]
+    return records.mean([None if each is None else float(each[at]) for at, each in costs])
+
+
+def _text(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(tag: str, row: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"

@@ -1,0 +1,30 @@
+"""One page about directories, whatever they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metalearn.errors import ConfigError
+from metalearn.report.page import write_report
+from metalearn.report.sweep_page import split_kinds, write_sweep_report
+from metalearn.results.comparison import read_request, update_comparison
+
+
+def write_pages(dirs: Sequence[str | Path], out: str | Path = "report.html") -> Path:
+    """Write one page about runs and comparisons, or about sweeps; its path.
+
+    A comparison.json that is missing, or about other results, is written first.
+    """
+    folders, demonstration = [Path(folder) for folder in dirs], False
+    for folder in folders:
+        if not folder.is_dir():
+            text = "is no folder: give run, comparison or sweep directories"
+            raise ConfigError((str(folder), text))
+    if split_kinds(folders):
+        return write_sweep_report(folders, Path(out))
+    for folder in folders:
+        if (folder / "methods").is_dir():
+            update_comparison(folder)
+            demonstration |= bool(read_request(folder).get("demonstration"))
+    return write_report(folders, Path(out), demonstration=demonstration)

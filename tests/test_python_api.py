@@ -1,0 +1,220 @@
+"""Training and comparing from Python, with data and networks of one's own."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import metalearn as ml
+from metalearn.component import option
+from metalearn.config.registry import TABLES
+from metalearn.errors import ConfigError
+
+QUICK: dict[str, Any] = {
+    "meta_steps": 4,
+    "tasks_per_step": 2,
+    "episodes": 6,
+    "steps": (0, 1, 3),
+    "executor": "vmap",
+    "run": {"threads": 1, "validate": {"every": 2, "episodes": 4}},
+}
+
+
+@pytest.fixture(autouse=True)
+def tables() -> Iterator[None]:
+    kept = {name: dict(table) for name, table in TABLES.items()}
+    yield
+    for name, table in kept.items():
+        TABLES[name].clear()
+        TABLES[name].update(table)
+
+
+def data(seed: int = 0) -> Any:
+    """20 classes of 8 rows of 5 numbers."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(160, 5)) + np.repeat(rng.normal(size=(20, 5)), 8, 0)
+    return ml.tasks.Arrays(x, np.repeat(np.arange(20), 8), ways=3, shots=2, queries=3)
+
+
+class Net(nn.Module):
+    """A network of somebody, with a head for other classes than the tasks'."""
+
+    def __init__(self, outputs: int = 10) -> None:
+        super().__init__()
+        self.body, self.norm, self.fc = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.norm(self.body(x)).relu())
+        return out
+
+
+def pretrained(seed: int = 3) -> Net:
+    torch.manual_seed(seed)
+    return Net().eval()
+
+
+METHODS: dict[str, Any] = {
+    "ProtoNet": ml.algorithms.ProtoNet(),
+    "fine-tune": ml.transfer.FineTune(inner_lr=0.1),
+    "MAML": ml.algorithms.MAML(inner_lr=0.1),
+    "nearest centroid": ml.transfer.NearestCentroid(),
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return ml.compare(METHODS, task=data(), model=pretrained(), out=out, targets=[0.99], **QUICK)
+
+
+def test_a_comparison_of_ones_own_has_tables_and_figures(compared: Any) -> None:
+    table = compared.table().splitlines()
+    assert len(table) == 5 and table[0].startswith("method")
+    assert [line.split("  ")[0] for line in table[1:]] == list(METHODS)
+    assert "verdict" in compared.break_even() or "no target" in compared.break_even()
+    assert compared.plot("steps").axes and compared.report.is_file()
+    assert "<table>" in compared._repr_html_() and str(compared.folder) in repr(compared)
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        compared.plot("step")
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match="pip install pandas"):
+            compared.to_pandas()
+
+
+def test_trained_rows_answer_new_examples(compared: Any) -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(6, 5)), ["cat", "dog", "emu"] * 2
+    for label in METHODS:
+        run = compared.load(label)
+        task = run.adapt(x, y)
+        assert set(task.predict(x)) <= set(y)
+    assert type(compared.load("MAML").adapt(x, y).module()) is Net
+    with pytest.raises(ConfigError, match="no finished row has this label"):
+        compared.load("maml")
+    with pytest.raises(ConfigError, match="no run of seed 7"):
+        compared.load("MAML", 7)
+
+
+def test_the_body_keeps_its_weights_and_the_head_is_new(compared: Any) -> None:
+    method = METHODS["MAML"].build(ml.models.Module(pretrained()).build(spec()), spec())
+    start = method.init(ml.fold_in(0, "init")).meta
+    assert torch.equal(start["body.weight"], pretrained().body.weight)
+    assert start["head.weight"].shape == (3, 8)
+
+
+def spec() -> Any:
+    return data().build().spec
+
+
+def test_what_is_finished_is_left_alone_and_the_rest_goes_on(compared: Any, tmp_path: Path) -> None:
+    out = compared.folder
+    files = {label: out / "methods" / label / "seed-0" / "result.json" for label in METHODS}
+    before = {label: file.stat().st_mtime_ns for label, file in files.items()}
+    value = json.loads(files["MAML"].read_text())["headline"]["value"]
+    files["MAML"].unlink()
+    again = ml.compare(METHODS, task=data(), model=pretrained(), out=out, targets=[0.99], **QUICK)
+    after = {label: file.stat().st_mtime_ns for label, file in files.items()}
+    assert {label for label in after if after[label] != before[label]} == {"MAML"}
+    assert json.loads(files["MAML"].read_text())["headline"]["value"] == value
+    assert again.table().count("\n") == 4
+    with pytest.raises(ConfigError, match="another config"):
+        ml.compare(METHODS, task=data(1), model=pretrained(), out=out, **QUICK)
+
+
+def test_networks_and_data_given_in_python_are_asked_for_again(tmp_path: Path) -> None:
+    """As by a process that has neither."""
+    run = ml.train(METHODS["MAML"], task=data(), model=pretrained(4), out=tmp_path / "run", **QUICK)
+    assert run.source.spec.ways == 3
+    del run
+    gc.collect()
+    with pytest.raises(ConfigError, match=r"Net, given in Python .*give the same one again"):
+        ml.load_run(tmp_path / "run", model=nn.Linear(5, 2))
+    kept = data()
+    again = ml.load_run(tmp_path / "run", model=pretrained(4))
+    assert again.adapt(np.zeros((3, 5)), [0, 1, 2]).predict(np.ones((2, 5))).shape == (2,)
+    assert kept.ways == 3
+    other = pretrained()
+    with torch.no_grad():
+        other.fc.bias += 1
+    assert ml.models.Module(other).sha256 != ml.models.Module(pretrained()).sha256
+
+
+class Signs(ml.algorithms.MAML):
+    """MAML by the sign of the gradient."""
+
+    name: Literal["signs"] = option("signs", "The method.")  # type: ignore[assignment]
+
+    def inner_rule(self, spec: Any) -> Any:
+        def update(grads: Any, state: Any, params: Any, loss: Any) -> Any:
+            return {k: -self.inner_lr * g.sign() for k, g in grads.items()}, state
+
+        return ml.UpdateRule(lambda params: {}, update)
+
+
+def test_train_takes_a_method_of_ones_own_and_seeds(tmp_path: Path) -> None:
+    options = {**QUICK, "seeds": (0, 1)}
+    given = {"task": ml.tasks.Sinusoid(shots=4), "model": ml.models.MLP(sizes=(8,))}
+    runs = ml.train(Signs(inner_lr=0.01), out=tmp_path / "signs", **given, **options)
+    assert [run.config.run.seeds for run in runs] == [(0,), (1,)]
+    assert type(runs[0].config.method) is Signs
+    one = ml.train(ml.algorithms.MAML, out=tmp_path / "maml", **given, **QUICK)
+    stamp = (tmp_path / "maml" / "result.json").stat().st_mtime_ns
+    ml.train(ml.algorithms.MAML, out=tmp_path / "maml", **given, **QUICK)
+    assert (tmp_path / "maml" / "result.json").stat().st_mtime_ns == stamp
+    result, path = ml.evaluate_run(one.folder, ["evaluate.episodes=3"])
+    assert result["episodes"]["count"] == 3 and path.name == "1.json"
+    assert ml.report([one.folder], tmp_path / "page.html").is_file()
+    with pytest.raises(ConfigError, match="another config"):
+        ml.train(ml.algorithms.MAML, out=tmp_path / "maml", loss="huber", **given, **QUICK)
+
+
+def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
+    def sources(split: str) -> Any:
+        return ml.tasks.Sinusoid(shots=4, queries=4).build(split=split)
+
+    found = ml.compare(
+        {"maml": ml.algorithms.MAML(), "scratch": ml.transfer.Scratch()},
+        task=sources,
+        model=lambda: nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)),
+        loss=lambda predictions, y: (predictions - y).abs(),
+        out=tmp_path / "out",
+        **QUICK,
+    )
+    assert found.labels == ["maml", "scratch"]
+    run = found.load("maml")
+    assert run.config.task.source == "given" and run.source.sample(ml.fold_in(0), 2)
+    with pytest.raises(ConfigError, match="no 'test': give train, valid, test"):
+        ml.tasks.Given({"train": sources("train"), "valid": sources("valid")})
+    with pytest.raises(ConfigError, match="gives float64, and the run wants float32"):
+        ml.tasks.Given(ml.tasks.Sinusoid().build(dtype=torch.float64)).build()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "photos"}, "'photos' is no TaskComponent"),
+        ({"model": 3}, "int is no model"),
+        ({"loss": 3}, "is a name or a function"),
+        ({"metasteps": 3}, "metasteps: is no option; they are: meta_steps"),
+        ({"steps": (3, 1)}, "ascending"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_written(
+    changes: Any, words: str, tmp_path: Path
+) -> None:
+    options = {"task": ml.tasks.Sinusoid(), **QUICK, **changes}
+    with pytest.raises(ConfigError, match=words):
+        ml.compare({"maml": ml.algorithms.MAML()}, out=tmp_path / "out", **options)
+    with pytest.raises(ConfigError, match="no MethodComponent"):
+        ml.compare({"maml": "maml"}, task=ml.tasks.Sinusoid(), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
