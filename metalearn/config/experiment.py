@@ -238,8 +238,7 @@ def _experiment(
         problems[before:] = once(problems[before:])
         return None
     sections["published"] = None if sections["published"] == Published() else sections["published"]
-    own = plugins_of((task, model, method))
-    sections |= {"loss": file.loss, "plugins": tuple(sorted({*file.plugins, *own}))}
+    sections |= {"loss": file.loss, "plugins": _plugins(file, task, model, method)}
     return Experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,
@@ -253,6 +252,10 @@ def _experiment(
         found=found,
         **sections,
     )
+
+
+def _plugins(file: File, *components: Any) -> tuple[str, ...]:
+    return tuple(sorted({*file.plugins, *plugins_of(components)}))
 
 
 def _tasks(file: File, entry: Entry, problems: Problems) -> tuple[Any, Any]:
