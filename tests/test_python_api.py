@@ -192,7 +192,7 @@ def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
     )
     assert found.labels == ["maml", "scratch"]
     run = found.load("maml")
-    assert run.config.task.source == "given" and run.source.sample(ml.fold_in(0), 2)
+    assert run.config.task.source == "task_sources" and run.source.sample(ml.fold_in(0), 2)
     with pytest.raises(ConfigError, match="no 'test': give train, valid, test"):
         ml.tasks.Given({"train": sources("train"), "valid": sources("valid")})
     with pytest.raises(ConfigError, match="gives float64, and the run wants float32"):

@@ -14,7 +14,7 @@ from metalearn.transfer import TRANSFER
 
 METHODS: dict[str, type[MethodComponent]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
 TABLES: dict[str, dict[str, type[Component]]] = {
-    "tasks": {**TASKS, "given": Given},
+    "tasks": {**TASKS, "task_sources": Given},
     "models": {**MODELS, **NAS_MODELS},
     "methods": METHODS,  # type: ignore[dict-item]
     "rules": dict(RULES),

@@ -12,7 +12,7 @@ from metalearn.models.sized_mlp import SizedMLP
 MODELS: dict[str, type[ModelComponent]] = {
     "mlp": MLP,
     "conv4": Conv4,
-    "module": Module,
+    "torch_module": Module,
     "own": Own,
     "sized_mlp": SizedMLP,
 }

@@ -25,7 +25,7 @@ class Module(ModelComponent):
     holds its name and hash: to use the run in another process, give the same `net` again.
     """
 
-    name: Literal["module"] = option("module", "The model.")
+    name: Literal["torch_module"] = option("torch_module", "The model.")
     object: str = option("", "Name of the module, class or function.")
     sha256: str = option("", "Hash of its content; set by Module(net).")
     head: str | None = option(

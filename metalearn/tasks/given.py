@@ -25,7 +25,7 @@ class Given(TaskComponent):
     first tasks: to use the run in another process, give the same sources again.
     """
 
-    source: Literal["given"] = option("given", "The task source.")
+    source: Literal["task_sources"] = option("task_sources", "The task source.")
     object: str = option("", "Name of the source or function.")
     sha256: str = option("", "Hash of its first tasks; set by Given(sources).")
     _held: Held | None = PrivateAttr(default=None)
