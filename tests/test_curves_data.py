@@ -113,7 +113,7 @@ def test_counts_add_up_and_unknown_words_are_refused() -> None:
     book.add("search", 1.5, labels=1)
     assert book.totals()["search"]["candidates"] == 8 and book.totals()["search"]["labels"] == 21
     assert book.seconds("search") >= 1.5 and book.seconds("adapt") == 0
-    with pytest.raises(ValueError, match="no phase 'tuning'; phases: setup, tune"):
+    with pytest.raises(ValueError, match="no phase 'tuning'; phases: setup, compile, tune"):
         book.add("tuning", 1.0)
     with pytest.raises(ValueError, match="no count 'flop'; counts: gradient_steps"):
         book.add("tune", 1.0, flop=3)

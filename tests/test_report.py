@@ -93,6 +93,17 @@ def test_one_run_alone(tmp_path: Path) -> None:
     assert "Paired differences" not in page.text
 
 
+def test_with_one_seed_the_page_speaks_of_these_networks_only(tmp_path: Path) -> None:
+    only = "With one training seed this holds for these trained networks only."
+    write_rows(tmp_path / "one", ["maml", "scratch"])
+    text = check_page(write_report([tmp_path / "one"], tmp_path / "one.html")).text
+    assert only in text and text.count("one seed: these trained networks only") == 2
+    assert "maml is better" not in text
+    write_rows(tmp_path / "three", ["maml", "scratch"], seeds=3)
+    text = check_page(write_report([tmp_path / "three"], tmp_path / "three.html")).text
+    assert only not in text and "maml is better" in text
+
+
 def test_regression_runs(tmp_path: Path) -> None:
     for seed in range(3):
         write_regression(tmp_path / "maml" / f"seed-{seed}", "maml", seed=seed, exploding=4)
