@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from metalearn.types import Episode, EpisodeSpec, Key, Learner, Method, TaskSource, UpdateRule
+from metalearn.variable_tasks import Range, read_ranges, with_ranges
 
 CHOICE = "architecture.json"  # what Method.prepare leaves in its folder: genotype, words, trials
 FirstTasks = Callable[[int], tuple[Episode, Key]]  # count -> the first test tasks, keys of learning
@@ -55,6 +65,33 @@ class TaskComponent(Component, ABC):
 
     default_model: ClassVar[str] = ""  # where the file names no model; "": the common default
     source: str
+    _ranges: dict[str, Range] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        if "build" in cls.__dict__:
+            cls.build = with_ranges(cls.build)  # type: ignore[method-assign]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_ranges(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """`ways` and `shots` may be ranges [low, high]; the field holds the upper end."""
+        if not isinstance(data, dict):
+            return handler(data)
+        plain, ranges = read_ranges(data)
+        made = handler(plain)
+        made._ranges = ranges
+        return made
+
+    @model_serializer(mode="wrap")
+    def _write_ranges(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**handler(self), **{name: list(ends) for name, ends in self._ranges.items()}}
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The ranges of `ways` and `shots`, where they are variable."""
+        return self._ranges
 
     @abstractmethod
     def build(

@@ -148,6 +148,8 @@ class EpisodeSpec:
     loss: str | Callable[..., Tensor] | None = None
     # An objective without a network, which the model `own` learns; functions are not compared.
     objective: Objective | None = field(default=None, repr=False, compare=False)
+    # Tasks have at most `ways` classes and `shots` examples; `Batch.weight` says which.
+    padded: bool = False
 
     @property
     def classification(self) -> bool:

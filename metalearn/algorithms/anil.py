@@ -10,6 +10,7 @@ from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head, linear
 from metalearn.inner.method import Points, episodic
+from metalearn.inner.objective import weighted_loss
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.inner.rules import Adam, Rule
@@ -38,7 +39,7 @@ class ANIL(InnerLoop):
         rule, loss_of = self.inner_rule(spec), criterion(spec)
 
         def loss(head: Params, batch: Batch, step: int) -> Tensor:
-            return loss_of(linear(head, batch.x), batch.y)  # batch.x: features [B, D]
+            return weighted_loss(loss_of, linear(head, batch.x), batch)  # batch.x: features
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)

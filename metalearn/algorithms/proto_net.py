@@ -33,7 +33,8 @@ class ProtoNet(MethodComponent):
         require_queries(self.name, spec)
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
-            return [class_means(learner.features(meta, support.x), support.y, spec.ways)]
+            z = learner.features(meta, support.x)
+            return [class_means(z, support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
             # Departure: the authors' code normalises support and queries as one batch in training

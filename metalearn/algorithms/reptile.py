@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from metalearn.inner.method import (
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.rules import SGD, Rule, adam
+from metalearn.padding import cleaned, padded, present_in
 from metalearn.tree import sub, take, trainable, tree_map
 from metalearn.types import (
     Batch,
@@ -90,7 +92,8 @@ class Reptile(MethodComponent):
             # Departure: the slots of a new task start at zero. The authors' evaluation starts each
             # test task from the slots that training left, which are no part of `meta`.
             batch = minibatches(key, support, self.adapt_batch, at[-1])
-            return adapt(loss, meta, rule, batch, at[-1], keep=at).points
+            with padded(support.weight, present=present_in(support, spec.outputs)):
+                return adapt(loss, meta, rule, batch, at[-1], keep=at).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -103,7 +106,7 @@ class Reptile(MethodComponent):
             init=lambda key: init_state(learner.init(key), outer, lanes(key, 1)),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update),
+            step=step_over_tasks(task_grad, update, spec),
             lanes=lanes,
             **learn_by(fit, predict),
         )
@@ -113,11 +116,13 @@ class Reptile(MethodComponent):
     ) -> Callable[[Meta, Episode, Lanes], tuple[Grads, Metrics, Lanes]]:
         def task_grad(meta: Meta, episode: Episode, lane: Lanes) -> tuple[Grads, Metrics, Lanes]:
             steps, key = self.inner_steps, rng.fold_in(episode.info["key"], ORDER)
-            batch = minibatches(key, episode.support, self.inner_batch, steps)
-            with training_noise(learner, episode):
+            support = cleaned(episode.support)
+            batch = minibatches(key, support, self.inner_batch, steps)
+            present = present_in(support, learner.outputs)
+            with training_noise(learner, episode), padded(support.weight, present=present):
                 path = adapt(loss, meta, rule, batch, steps, state=lane, keep=(steps,))
             moved = sub(meta, path.points[-1])
-            grads = stats_gradient(learner, meta, moved, episode.support.x)
+            grads = stats_gradient(learner, meta, moved, support)
             return grads, {"support_loss": path.losses.mean().detach()}, path.state
 
         return task_grad
@@ -145,10 +150,12 @@ def minibatches(
 
     Fresh permutations of the support set, one after another, cut into pieces of `size`: drawn
     without replacement, and a piece may end one permutation and begin the next. The first pieces do
-    not depend on `steps`.
+    not depend on `steps`. Padding is never drawn; other weights count in the loss alone.
     """
     if size is None or steps == 0:
         return support
+    if support.weight is not None:
+        return _weighted_minibatches(key, support, size, steps)
     count = support.x.shape[0]
     passes = -(-steps * size // count)
     order = rng.bits(key, (passes, count)).argsort(-1).flatten()  # [passes * count]
@@ -156,6 +163,32 @@ def minibatches(
     def batch(step: int) -> Batch:
         index = order[step * size : (step + 1) * size]
         minibatch: Batch = take(support, index)
+        return minibatch
+
+    return batch
+
+
+def _weighted_minibatches(
+    key: Key, support: Batch, size: int, steps: int
+) -> Callable[[int], Batch]:
+    """The same of a support set with padding: each pass permutes the examples of positive weight.
+
+    An example's place in a pass depends on the key, the pass and its own number alone, so that
+    padding behind the others changes nothing.
+    """
+    assert support.weight is not None
+    there, count = support.weight > 0, support.x.shape[0]
+    numbers = torch.arange(count, device=key.device)
+    passes = torch.arange(steps * size, device=key.device)  # as many where one example is there
+    keys = rng.fold_in(rng.fold_in(key, passes).unsqueeze(-1), numbers)
+    place = rng.uniform(keys, (), dtype=torch.float64)
+    order = torch.where(there, place, torch.full_like(place, 2.0)).argsort(-1)  # [passes, B]
+    real = there.sum().clamp(min=1)
+
+    def batch(step: int) -> Batch:
+        number = torch.arange(step * size, (step + 1) * size, device=key.device)
+        row, column = number // real, number % real
+        minibatch: Batch = take(support, order[row, column])
         return minibatch
 
     return batch

@@ -14,7 +14,9 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import require_phases
 from metalearn.evaluate.students_t import t_quantile
+from metalearn.labels import check_labels
 from metalearn.losses import accuracy, criterion
+from metalearn.padding import cleaned
 from metalearn.rng import fold_in
 from metalearn.tree import tree_map
 from metalearn.types import (
@@ -181,13 +183,19 @@ def score_episodes(
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
         batch = source.sample(key, min(chunk, span[1] - start), start)
-        drawn = learn_keys(batch.info["key"], starts)
+        if source.spec.classification:
+            check_labels(batch, source.spec.outputs)
+        named = {"key": learn_keys(batch.info["key"], starts)}
         spent = NullLedger() if ledger is None else ledger
-        learned = method.learn(meta, *learner_inputs(batch), points, key=drawn, ledger=spent)
+        if batch.query.weight is not None:
+            named["query_weight"] = batch.query.weight
+        learned = method.learn(meta, *learner_inputs(batch), points, ledger=spent, **named)
         if not isinstance(spent, NullLedger):  # which keeps nothing that could be missing
             require_phases(spent, method.traits.phases)
-        notes.append({name: value.detach() for name, value in learned.notes.items()})
-        rows.append(_scored(source.spec, learned.predictions.detach(), batch.query.y))
+        facts = {"source": batch.info["source"]} if "source" in batch.info else {}
+        found = {**learned.notes, **facts}
+        notes.append({name: value.detach() for name, value in found.items()})
+        rows.append(_scored(source.spec, learned.predictions.detach(), batch.query))
     accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return Scores(
         accuracies,
@@ -225,13 +233,18 @@ def learn_keys(episodes: Key, starts: int = 0) -> Key:
     return fold_in(keys, starts) if starts else keys
 
 
-def _scored(spec: EpisodeSpec, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(spec: EpisodeSpec, logits: Tensor, query: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
+    y, weight = cleaned(query).y, query.weight
     truth = y.unsqueeze(1).expand(*logits.shape[:2], *y.shape[1:])
+    if weight is not None:
+        weight = weight.unsqueeze(1).expand(logits.shape[:3])
+        there = (weight > 0).view(*weight.shape, *[1] * (logits.dim() - 3))
+        logits = torch.where(there, logits, torch.zeros_like(logits))
     finite = logits.isfinite().flatten(2).all(-1)
-    loss = criterion(spec)(logits, truth, lead=2)
+    loss = criterion(spec)(logits, truth, weight, lead=2)
     right = (
-        accuracy(logits, truth, lead=2)
+        accuracy(logits, truth, weight, lead=2)
         if spec.classification
         else torch.full_like(loss, float("nan"))
     )
@@ -250,7 +263,8 @@ def fingerprint(source: TaskSource, seed: int) -> str:
     episode: Episode = source.sample(fold_in(seed, "episodes"), FINGERPRINTED)
     digest = hashlib.sha256()
     for part in (episode.support, episode.query):
-        for values in (part.x, part.y):
+        weight = () if part.weight is None else (part.weight,)
+        for values in (part.x, part.y, *weight):
             array = values.detach().to("cpu", torch.float64).numpy()
             digest.update((np.round(array * 1e4).astype("<i8")).tobytes())
     return digest.hexdigest()

@@ -44,7 +44,9 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
     if method.task_grad is None or method.update is None:
         return method if method.step is None else method._replace(step=inside(method.step))
     task_grad = inside(method.task_grad)
-    return method._replace(task_grad=task_grad, step=step_over_tasks(task_grad, method.update))
+    return method._replace(
+        task_grad=task_grad, step=step_over_tasks(task_grad, method.update, method.spec)
+    )
 
 
 def with_tf32(step: Step, precision: str) -> Step:

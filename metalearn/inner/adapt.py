@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn import noise
+from metalearn import noise, padding
 from metalearn.inner.recompute import checkpointed
 from metalearn.inner.stepwise import is_active, loop
 from metalearn.tree import add, detach, trainable
 from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
 
+PRESENT = "padding.present"  # of the fixed parameters: the classes of the task, for the loss
 Loss = Callable[[Params, Batch, int], Tensor]  # -> []
 Data = Batch | Callable[[int], Batch]  # a function of the step gives a minibatch
 
@@ -51,13 +52,19 @@ def adapt(
         raise ValueError(f"steps: {steps} is negative")
     moving, frozen = trainable(params)
     state = rule.init(moving) if state is None else state
-    start = _Start(moving, state, frozen, fixed or {})
+    start = _Start(moving, state, frozen, _with_classes(fixed or {}))
     move = partial(_step, loss, rule, first_order)
     keep = range(steps + 1) if keep is None else keep
     if step_invariant and steps and is_active() and not noise.is_active():
         name = (loss, rule.update, first_order)
         return _in_one(name, partial(move, 0), start, batch, steps, keep)
     return _step_by_step(move, start, batch, steps, keep)
+
+
+def _with_classes(fixed: Params) -> Params:
+    """The fixed parameters and the classes of the open scope, which a step hands to the loss."""
+    present = padding.current().present
+    return fixed if present is None else {**fixed, PRESENT: present}
 
 
 class _Start(NamedTuple):
@@ -120,8 +127,14 @@ def _step(
 ) -> tuple[Params, State, Tensor]:
     """One step; the noise of `loss` is drawn from `key`, so that a second run draws it again."""
 
+    present = frozen.get(PRESENT)
+    frozen = {name: value for name, value in frozen.items() if name != PRESENT}
+
     def at(inner: Params) -> Tensor:
-        return loss({**inner, **frozen}, data, step)
+        if present is None:
+            return loss({**inner, **frozen}, data, step)
+        with padding.padded(None, present=present):
+            return loss({**inner, **frozen}, data, step)
 
     with noise.noise_from(key):
         grads, value = torch.func.grad_and_value(at)(moving)

@@ -51,10 +51,16 @@ def cosine(head: Params, z: Tensor, temperature: float) -> Tensor:
     return temperature * unit(z) @ unit(head[WEIGHT]).T
 
 
-def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
-    """Mean feature of each class (Snell et al. 2017, equation 1): [B, D], [B] -> [N, D]."""
+def class_means(z: Tensor, y: Tensor, ways: int, weight: Tensor | None = None) -> Tensor:
+    """Mean feature of each class (Snell et al. 2017, equation 1): [B, D], [B] -> [N, D].
+
+    Examples are weighted by `weight` [B]; there the mean of a class without examples is 0."""
     member = one_hot(y, ways, z.dtype)
-    return member.T @ z / member.sum(0).unsqueeze(-1)
+    if weight is None:
+        return member.T @ z / member.sum(0).unsqueeze(-1)
+    member = member * weight.unsqueeze(-1)
+    total = member.sum(0).unsqueeze(-1)
+    return member.T @ z / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:

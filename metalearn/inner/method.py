@@ -9,8 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metalearn.inner.weighted import weighted_adapt, weighted_predict
+from metalearn.labels import check_example_labels, check_labels
 from metalearn.losses import criterion, metrics
 from metalearn.noise import Scope, noise_from
+from metalearn.padding import cleaned, padded, statistics_of
 from metalearn.rng import fold_in
 from metalearn.tree import (
     STATS,
@@ -68,17 +71,17 @@ def episodic(
 
     `adapt` returns one item for each of its points; with `inner_steps` 0 there are no steps, and
     it returns a single one. Where the inner loop leaves the features alone, `features` computes
-    those of the queries once, and `predict` gets them in the place of query_x. `init(key)` gives
-    the meta (default: the learner's parameters). `fixed_ways` says that the head is part of the
-    meta (default: where there are steps).
+    those of the queries once, and `predict` gets them as query_x. `init(key)` gives the meta
+    (default: the learner's parameters); `fixed_ways`: it has the head (default: where steps are).
     """
     loss_of = criterion(spec)
     learning = learn_by(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-        item = adapt(meta, episode.support, (inner_steps,), episode.info["key"])[-1]
-        logits = learning["predict"](meta, item, episode.support, episode.query.x)
-        return loss_of(logits, episode.query.y), metrics(spec, logits, episode.query.y)
+        support, query = cleaned(episode.support), cleaned(episode.query)
+        item = learning["adapt"](meta, support, inner_steps, episode.info["key"])
+        logits = learning["predict"](meta, item, support, query.x, query.weight)
+        return loss_of(logits, *query[1:]), metrics(spec, logits, *query[1:])
 
     task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
     return Method(
@@ -87,7 +90,7 @@ def episodic(
         init=lambda key: init_state((init or learner.init)(key), outer),
         task_grad=task_grad,
         update=update,
-        step=step_over_tasks(task_grad, update),
+        step=step_over_tasks(task_grad, update, spec),
         **learning,
     )
 
@@ -95,16 +98,20 @@ def episodic(
 def learn_by(
     adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
 ) -> dict[str, Any]:
-    """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`."""
+    """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`.
 
-    def answer(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
-        x = query_x if features is None else features(meta, support, query_x)
-        return predict(meta, item, support, x)
+    Weights of examples are those of `support.weight`, and `query_weight` [M] of the queries."""
+    fit, answer = weighted_adapt(adapt), weighted_predict(predict, features)
+
+    def one(
+        meta: Meta, item: Any, support: Batch, query_x: Tensor, query_weight: Tensor | None = None
+    ) -> Tensor:
+        return answer(meta, [item], support, query_x, query_weight)[0]
 
     return {
         "learn": vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features),
-        "adapt": lambda meta, support, step, key: adapt(meta, support, (step,), key)[-1],
-        "predict": answer,
+        "adapt": lambda meta, support, step, key: fit(meta, support, (step,), key)[-1],
+        "predict": one,
     }
 
 
@@ -145,6 +152,7 @@ def vmapped_learn(
     Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
     `adapt` is a constant point at every step. `features` as in `episodic`.
     """
+    fit, answer = weighted_adapt(adapt), weighted_predict(predict, features)
 
     def learn(
         meta: Meta,
@@ -153,6 +161,7 @@ def vmapped_learn(
         steps: int | Sequence[int],
         key: Key | None = None,
         ledger: Ledger | None = None,
+        query_weight: Tensor | None = None,
     ) -> Learned:
         points = points_of(steps)
         tasks = support.x.shape[0]
@@ -161,16 +170,14 @@ def vmapped_learn(
         last = points[-1] if uses_steps else 0
 
         def adapt_to(points: Points) -> Callable[..., list[Any]]:
-            return lambda meta, support, key: list(adapt(meta, support, points, key))
-
-        def answer(meta: Meta, items: list[Any], support: Batch, query_x: Tensor) -> Tensor:
-            x = query_x if features is None else features(meta, support, query_x)
-            return torch.stack([predict(meta, item, support, x) for item in items])
+            return lambda meta, support, key: list(fit(meta, support, points, key))
 
         work = OverTasks(adapt_to, points if uses_steps else (0,), meta)
         items = ledger.run("adapt", work, support, keys, gradient_steps=last * tasks, tasks=tasks)
-        answers = OverTasks(lambda _: answer, (0,), meta)
-        predictions = ledger.run("predict", answers, items, support, query_x, tasks=tasks)
+        answers = OverTasks(lambda _: lambda *args: torch.stack(answer(*args)), (0,), meta)
+        given: tuple[Any, ...] = (items, support, query_x)
+        given = given if query_weight is None else (*given, query_weight)
+        predictions = ledger.run("predict", answers, *given, tasks=tasks)
         if predictions.shape[1] != len(points):
             predictions = predictions.expand(-1, len(points), *predictions.shape[2:])
         return Learned(predictions, {})
@@ -259,7 +266,7 @@ def meta_gradient(
         with training_noise(learner, episode):
             value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
             (grads,) = pull(torch.ones_like(value), retain_graph=False)
-        return stats_gradient(learner, meta, grads, episode.support.x), metrics
+        return stats_gradient(learner, meta, grads, episode.support), metrics
 
     return task_grad
 
@@ -269,12 +276,13 @@ def training_noise(learner: Learner, episode: Episode) -> AbstractContextManager
     return noise_from(episode.info["key"] if learner.draws_noise else None)
 
 
-def stats_gradient(learner: Learner, meta: Meta, grads: Grads, x: Tensor) -> Grads:
+def stats_gradient(learner: Learner, meta: Meta, grads: Grads, batch: Batch) -> Grads:
     """`grads` with old minus refreshed running statistics in their place, where there are any."""
     if learner.normalisation != "running":
         return grads
     old = params_of(meta)
-    new = learner.stats(old, x)
+    with padded(batch.weight), statistics_of(batch.weight):
+        new = learner.stats(old, batch.x)
     params_of(grads).update({name: old[name] - new[name] for name in old if name.startswith(STATS)})
     return grads
 
@@ -291,11 +299,17 @@ def grads_of_tasks(
 
 
 def step_over_tasks(
-    task_grad: Callable[..., tuple[Any, ...]], update: Callable[[MetaState, Grads], MetaState]
+    task_grad: Callable[..., tuple[Any, ...]],
+    update: Callable[[MetaState, Grads], MetaState],
+    spec: EpisodeSpec,
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
-    """`Method.step`: the mean of `task_grad` over all tasks in one graph, then the update."""
+    """`Method.step`: the mean of `task_grad` over all tasks in one graph, then the update.
+
+    ConfigError for labels that are no classes of a task of `spec`."""
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
+        if spec.classification:
+            check_labels(episodes, spec.outputs)
         episodes = with_step(episodes, state.step)
         state = broadcast_task_state(state, episodes.support.x.shape[0])
         grads, metrics, lanes = grads_of_tasks(task_grad, state.meta, episodes, state.lanes)
@@ -330,6 +344,7 @@ def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
 def step_on_examples(
     grad: Callable[[Meta, Batch], tuple[Grads, Metrics]],
     update: Callable[[MetaState, Grads], MetaState],
+    spec: EpisodeSpec,
     *,
     draws_noise: bool = False,
 ) -> Callable[[MetaState, Batch], tuple[MetaState, Metrics]]:
@@ -338,6 +353,8 @@ def step_on_examples(
     """
 
     def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
+        if spec.classification:
+            check_example_labels(batch, spec.num_classes)
         key = fold_in(NOISE, state.step.to(torch.int64)) if draws_noise else None
         with noise_from(key):
             grads, metrics = grad(state.meta, batch)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import Loss
-from metalearn.losses import criterion
+from metalearn.losses import Criterion, criterion
+from metalearn.padding import current, padded, present_in, without_absent
 from metalearn.types import Batch, EpisodeSpec, Learner, Params
 
 
@@ -18,6 +19,17 @@ def support_loss(learner: Learner, spec: EpisodeSpec) -> Loss:
     loss_of = criterion(spec)
 
     def loss(params: Params, batch: Batch, step: int) -> Tensor:
-        return loss_of(learner.apply(params, batch.x), batch.y)
+        with padded(batch.weight, present=current().present):
+            return weighted_loss(loss_of, learner.apply(params, batch.x), batch)
 
     return loss
+
+
+def weighted_loss(loss_of: Criterion, outputs: Tensor, batch: Batch) -> Tensor:
+    """`loss_of` by the weights of the batch, over the classes of the task's support set.
+
+    These are the classes of the open scope (`padding.padded`), else those of the batch."""
+    present = current().present
+    if present is None:
+        present = present_in(batch, outputs.shape[-1])
+    return loss_of(without_absent(outputs, present), batch.y, batch.weight)

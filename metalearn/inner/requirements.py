@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metalearn.errors import ConfigError
-from metalearn.types import EpisodeSpec, Learner
+from metalearn.types import Batch, EpisodeSpec, Learner
 
 
 def require_queries(name: str, spec: EpisodeSpec) -> None:
@@ -42,3 +42,10 @@ def require_no_noise(name: str, learner: Learner) -> None:
     if learner.draws_noise:
         text = f"draws noise in training, such as dropout, and {name} has no keys for it"
         raise ConfigError(("model", f"{text}: net.eval() leaves it out"))
+
+
+def require_no_padding(name: str, spec: EpisodeSpec, *batches: Batch) -> None:
+    """Refuse tasks of variable size and weighted examples where a method has no use for weights."""
+    if spec.padded or any(batch.weight is not None for batch in batches):
+        text = f"{name} has no weights of examples: give one number of ways and one of shots"
+        raise ConfigError(("task", text))

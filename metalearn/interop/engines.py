@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import stats_gradient
-from metalearn.inner.requirements import require_no_noise
+from metalearn.inner.requirements import require_no_noise, require_no_padding
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES, InnerLoop
 from metalearn.interop.network import Network
 from metalearn.losses import criterion, metrics
@@ -44,6 +44,7 @@ def through(engine: str, component: Any, learner: Learner, native: Method) -> Me
         return native
     _refuse(engine, component)
     require_no_noise(engine, learner)
+    require_no_padding(engine, native.spec)
     try:
         PACKAGES[engine]()
     except ConfigError as error:
@@ -77,11 +78,11 @@ def _task_grad(
         return params
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
+        require_no_padding("run.engine", spec, episode.support, episode.query)
         params = params_of(meta)
         (moving, rest), statistics = _parts(params, MOVES[component.engine_trains])
         still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
-        network = Network(learner, moving, {**still, **statistics})
-        rates = None
+        network, rates = Network(learner, moving, {**still, **statistics}), None
         if _has_rates(meta):
             rates = [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
         adapt = inner_loop(
@@ -92,7 +93,7 @@ def _task_grad(
             first_order=getattr(component, "first_order", False),
             rates=rates,
         )
-        adapted = adapt(episode.support.x, episode.support.y)
+        adapted = adapt(*episode.support[:2])
         predictions = adapted.network(episode.query.x, context=episode.support.x)
         adapted.backward(loss_of(predictions, episode.query.y))
         grads: Any = _grads(
@@ -100,7 +101,7 @@ def _task_grad(
         )
         if rates is not None:
             grads = {"params": grads, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
-        grads = stats_gradient(learner, meta, grads, episode.support.x)
+        grads = stats_gradient(learner, meta, grads, episode.support)
         return grads, metrics(spec, predictions, episode.query.y)
 
     return task_grad

@@ -22,7 +22,7 @@ from metalearn.inner.method import (
     step_over_tasks,
     traits_of,
 )
-from metalearn.inner.requirements import require_no_noise
+from metalearn.inner.requirements import require_no_noise, require_no_padding
 from metalearn.inner.rules import Adam, Rule
 from metalearn.learned_optimizers.estimators import EstimatorChoice
 from metalearn.learned_optimizers.estimators.tbptt import TBPTT
@@ -157,15 +157,16 @@ class LearnOptimizer(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; ConfigError where options do not fit them."""
         require_no_noise(self.name, learner)
+        require_no_padding(self.name, spec)
         self._check(spec)
         like = trainable(learner.init(rng.fold_in(0, "like")))[0]
         learned, outer = self.rule.build(spec.dtype, like=like), self.outer.build(meta_steps)
         target = optimizee(learner, spec, self.batch, self.rescale)
         outer_loss = OuterLoss(self.outer_on, self.outer_at, self.outer_of, self.bound)
         run = inner_run(target, learned, self.unroll, outer_loss, self.first_order)
-        task_grad, lanes = self._whole_runs(run), None
+        task_grad, lanes = self._whole_runs(run, spec), None
         if not self.whole:
-            task_grad, lanes = self._windows(run), self._lanes(run, learned, spec)
+            task_grad, lanes = self._windows(run, spec), self._lanes(run, learned, spec)
         update = outer_update(outer)
         # Of rules with one rate for each parameter, the head's number of rates is fixed too.
         traits = traits_of(learner, fixed_ways=self.rule.fixed_shapes)
@@ -175,7 +176,7 @@ class LearnOptimizer(MethodComponent):
             init=lambda key: init_state(learned.init(key), outer, lanes and lanes(key, 1)),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update),
+            step=step_over_tasks(task_grad, update, spec),
             lanes=lanes,
             **learn_by(*learn_new_network(learned, learner, spec, self.batch)),
         )
@@ -188,7 +189,7 @@ class LearnOptimizer(MethodComponent):
             text = "a function has no examples to choose from: leave it null"
             raise ConfigError(("method.batch", text))
 
-    def _problem(self, episode: Episode) -> Problem:
+    def _problem(self, spec: EpisodeSpec, episode: Episode) -> Problem:
         """A new inner problem; with `stagger` shorter in the first outer step."""
         key, step = episode.info["key"], episode.info["step"]
         drawn = self.horizon.draw(rng.fold_in(key, "horizon"), step.dtype)
@@ -196,6 +197,7 @@ class LearnOptimizer(MethodComponent):
         if self.stagger:
             part = staggered_length(horizon, rng.fold_in(key, "stagger"), self.unroll)
             horizon = torch.where(step == 0, part, horizon)
+        require_no_padding(self.name, spec, episode.support, episode.query)
         return Problem(episode.support, episode.query, key, horizon)
 
     def _window(self, run: Run) -> Callable[..., tuple[Grads, Metrics, Any]]:
@@ -212,22 +214,22 @@ class LearnOptimizer(MethodComponent):
 
         return window
 
-    def _whole_runs(self, run: Run) -> Callable[..., tuple[Any, ...]]:
+    def _whole_runs(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
         begin, window = self.estimator.build().begin, self._window(run)
 
         def task_grad(meta: Theta, episode: Episode) -> tuple[Grads, Metrics]:
-            problem = self._problem(episode)
+            problem = self._problem(spec, episode)
             carry = begin(run, meta, problem)
             return window(meta, carry, problem, episode.info["key"])[:2]
 
         return task_grad
 
-    def _windows(self, run: Run) -> Callable[..., tuple[Any, ...]]:
+    def _windows(self, run: Run, spec: EpisodeSpec) -> Callable[..., tuple[Any, ...]]:
         begin, window = self.estimator.build().begin, self._window(run)
 
         def task_grad(meta: Theta, episode: Episode, lane: Lane) -> tuple[Grads, Metrics, Lane]:
             ended = lane.step >= lane.problem.horizon
-            problem = _where(ended, self._problem(episode), lane.problem)
+            problem = _where(ended, self._problem(spec, episode), lane.problem)
             carry = _where(ended, begin(run, meta, problem), lane.kept)
             step = torch.where(ended, torch.zeros_like(lane.step), lane.step)
             grads, metrics, carry = window(meta, carry, problem, episode.info["key"])
@@ -260,6 +262,7 @@ def learn_new_network(
     loss_of = criterion(spec)
 
     def fit(meta: Meta, support: Batch, points: Points, key: Key) -> list[Params]:
+        require_no_padding("learn_optimizer", spec, support)
         params, draws = learner.init(rng.fold_in(key, "start")), rng.fold_in(key, "batch")
         rule = bind_theta(learned, meta, max(points[-1], 1))
 

@@ -24,6 +24,7 @@ from metalearn.inner.method import (
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_no_noise
 from metalearn.inner.rules import Adam, Rule
+from metalearn.inner.weighted import weighted_predict
 from metalearn.learned_optimizers.inner_run import clip_or_zero
 from metalearn.learned_optimizers.rules import LearnedRuleChoice
 from metalearn.learned_optimizers.rules.learned_adam import LearnedAdam
@@ -35,6 +36,7 @@ from metalearn.learned_optimizers.rules.learned_rule import (
 )
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, needs_start, start_of
 from metalearn.losses import criterion, metrics
+from metalearn.padding import cleaned
 from metalearn.rng import fold_in
 from metalearn.types import (
     Batch,
@@ -153,7 +155,7 @@ class LearnToOptimize(MethodComponent):
             init=init,
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update),
+            step=step_over_tasks(task_grad, update, spec),
             **learn_by(fit, predict),
         )
 
@@ -161,11 +163,16 @@ class LearnToOptimize(MethodComponent):
         self, learner: Learner, spec: EpisodeSpec, learned: LearnedRule, start: Start
     ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
         loss, loss_of, last = support_loss(learner, spec), criterion(spec), self.losses_at[-1]
+
+        def apply(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(params, query_x, context=support.x)
+
+        answer = weighted_predict(apply, None)
         rule_update = update_of(learned)  # one function for all tasks and steps, compiled once
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
             phi = start.of_task(meta, episode.info["key"])
-            support, x, y = episode.support, episode.query.x, episode.query.y
+            support, query = cleaned(episode.support), cleaned(episode.query)
 
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
                 rule = bind_theta(learned, theta, self.inner_steps)._replace(update=rule_update)
@@ -179,9 +186,10 @@ class LearnToOptimize(MethodComponent):
                     first_order=self.first_order,
                     step_invariant=True,
                 )
-                outputs = [learner.apply(params, x, context=support.x) for params in path.points]
-                losses = torch.stack([loss_of(output, y) for output in outputs])
-                return losses.mean(), metrics(spec, outputs[-1], y)
+                outputs = answer({}, path.points, support, query.x, query.weight)
+                losses = [loss_of(output, query.y, query.weight) for output in outputs]
+                found = metrics(spec, outputs[-1], query.y, query.weight)
+                return torch.stack(losses).mean(), found
 
             value, pull, found = torch.func.vjp(query_loss, meta[THETA], has_aux=True)  # type: ignore[misc]
             (grads,) = pull(torch.ones_like(value), retain_graph=False)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn import rng
+from metalearn import padding, rng
 from metalearn.models.init import Scheme, start
 from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.models.threads import functional_call
+from metalearn.padding import statistics_of
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
@@ -100,22 +101,27 @@ def by_policy(policy: str, call: Call) -> Run:
     """`call` on examples [B, *X] beside a support set [K, *X], as the normalisation policy asks."""
 
     def alone(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
-        return call(params, x, None)
+        with statistics_of(padding.current().weight):
+            return call(params, x, None)
 
     def with_support(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
-            return call(params, x, None)
+            return alone(params, x, None)
         rows = context.shape[0]
-        return call(params, torch.cat([context, x]), rows)[rows:]
+        with statistics_of(padding.current().context):
+            return call(params, torch.cat([context, x]), rows)[rows:]
 
     def with_support_and_itself(params: Params, x: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
-            return call(params, x, None)
+            return alone(params, x, None)
+        weight = padding.current().context
+        weight = None if weight is None else torch.cat([weight, weight.new_ones(1)])
 
         def one(query: Tensor) -> Tensor:
             return call(params, torch.cat([context, query.unsqueeze(0)]), None)[-1]
 
-        return torch.func.vmap(one)(x)
+        with statistics_of(weight):
+            return torch.func.vmap(one)(x)
 
     return {"support": with_support, "support_plus_one": with_support_and_itself}.get(policy, alone)
 

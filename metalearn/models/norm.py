@@ -19,6 +19,7 @@ from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models.forward_pass import Moments as Moments
 from metalearn.models.forward_pass import current
+from metalearn.padding import statistics_weight, weighted_moments
 
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
 
@@ -49,7 +50,8 @@ class Norm(nn.Module):
         else.
         """
         rows = current().rows if rows is None else rows
-        return self.policy != "running" and rows is None and seen is None
+        plain = rows is None and seen is None and statistics_weight() is None
+        return self.policy != "running" and plain
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
         """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows`
@@ -67,9 +69,12 @@ class Norm(nn.Module):
             mean, var = self.mean, self.var
         else:
             axes = tuple(range(places + 1)) if self.channels_last else (0, *range(2, x.dim()))
-            given = x if rows is None else x[:rows]
-            mean = given.mean(axes)
-            var = (given - mean.view(shape)).square().mean(axes)
+            given, weight = x if rows is None else x[:rows], statistics_weight()
+            if weight is None:
+                mean = given.mean(axes)
+                var = (given - mean.view(shape)).square().mean(axes)
+            else:
+                mean, var, _ = weighted_moments(given, weight, -1 if self.channels_last else 1)
             if seen is not None:
                 seen.append((mean, var))
         gain = self.weight * torch.rsqrt(var + EPS)

@@ -19,6 +19,7 @@ from metalearn.inner.method import (
     step_over_tasks,
     task_keys,
 )
+from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import SGD, Rule, adam
 from metalearn.losses import criterion
 from metalearn.nas.fit import check_shots, halves
@@ -103,6 +104,7 @@ class MetaNAS(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`, normalised as `learner`; warm-up is of `meta_steps`."""
+        require_no_padding(self.name, spec)
         if self.split == "disjoint" and spec.shots < 2:
             text = "disjoint needs at least 2 shots a class, this task has 1: use split shared"
             raise ConfigError(("method.split", text))
@@ -130,7 +132,7 @@ class MetaNAS(MethodComponent):
             predict=self._predict_one(space),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update),
+            step=step_over_tasks(task_grad, update, spec),
         )
 
     def _learn_task(self, space: Space) -> LearnTask:
@@ -174,6 +176,7 @@ class MetaNAS(MethodComponent):
         share = 1.0 if self.split == "shared" else 0.5  # the loss of two halves is a sum of means
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
+            require_no_padding(self.name, space.spec, episode.support)
             step = episode.info["step"]
             past = (step / total).clamp(max=1)
             heat = self.temperature + (self.last_temperature - self.temperature) * past
@@ -198,6 +201,7 @@ class MetaNAS(MethodComponent):
             key: Key | None = None,
             ledger: Ledger | None = None,
         ) -> Learned:
+            require_no_padding(self.name, space.spec, support)
             check_shots(space.spec, support)
             points, tasks = points_of(steps), task_keys(key, support.x.shape[0]).shape[0]
             ledger = NullLedger() if ledger is None else ledger

@@ -14,6 +14,7 @@ from metalearn.component import FirstTasks, MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import OverTasks, points_of, task_keys
 from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import momentum, sgd
 from metalearn.nas.fit import (
     FREE,
@@ -103,6 +104,7 @@ class PerTaskNAS(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`, normalised as `learner`; `meta_steps` has no effect."""
         del meta_steps
+        require_no_padding(self.name, spec)
         policy: Any = learner.normalisation
 
         def init(key: Key) -> MetaState:
@@ -150,6 +152,7 @@ class PerTaskNAS(MethodComponent):
             key: Key | None = None,
             ledger: Ledger | None = None,
         ) -> Learned:
+            require_no_padding(self.name, space.spec, support)
             check_shots(space.spec, support)
             points, keys = points_of(steps), task_keys(key, support.x.shape[0]).to(support.x.device)
             ledger = NullLedger() if ledger is None else ledger

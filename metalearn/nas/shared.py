@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metalearn.component import CHOICE, MethodComponent, option
 from metalearn.errors import ConfigError
+from metalearn.inner.requirements import require_no_padding
 from metalearn.losses import criterion
 from metalearn.nas.architecture import Architecture
 from metalearn.nas.fit import FREE, Folds
@@ -79,6 +80,7 @@ class SharedNAS(MethodComponent):
         if spec.queries == 0:
             text = "must be >= 1 (got 0): a shared search scores candidates by query losses"
             raise ConfigError(("task.queries", text))
+        require_no_padding(self.name, spec)
         policy: Any = learner.normalisation
         space = self.space.build(spec, policy)
 

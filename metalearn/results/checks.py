@@ -24,6 +24,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
         _finished(unfinished),
         _same_task(runs),
         _same_episodes(runs),
+        *_new_classes(runs),
         _same_normalisation(groups),
         _chance(runs),
         _diverged(groups),
@@ -43,7 +44,7 @@ def _finished(unfinished: Sequence[str]) -> Check:
 
 def _task(run: Run) -> tuple[Any, ...]:
     task = run.result.get("task") or {}
-    names = ("source", "split", "ways", "shots", "queries", "data_sha256")
+    names = ("source", "split", "ways", "shots", "queries", "data_sha256", "ranges")
     return tuple(task.get(name) for name in names)
 
 
@@ -108,7 +109,6 @@ def _chance(runs: Sequence[Run]) -> Check:
     wrong: list[str] = []
     tested = 0
     for run in runs:
-        ways = (run.result.get("task") or {}).get("ways")
         guesses = not run.traits.get("support_at_step_0", False) and run.traits.get(
             "uses_steps", True
         )
@@ -116,13 +116,13 @@ def _chance(runs: Sequence[Run]) -> Check:
         if (
             run.metric != "accuracy"
             or not guesses
-            or not ways
+            or not run.chance
             or 0 not in run.steps
             or scores is None
         ):
             continue
         tested += 1
-        problem = _not_chance(scores[:, run.steps.index(0)], 1 / int(ways))
+        problem = _not_chance(scores[:, run.steps.index(0)], run.chance)
         if problem:
             wrong.append(f"{run.label} seed {run.seed}: {problem}")
     if wrong:
@@ -138,6 +138,17 @@ def _chance(runs: Sequence[Run]) -> Check:
             "does not apply: no row takes steps from a start that cannot know the classes",
         )
     return Check(name, True, f"{tested} rows start at 1/N, within 4 standard errors")
+
+
+def _new_classes(runs: Sequence[Run]) -> list[Check]:
+    """A check that fails where test tasks have training classes; none where classes are new."""
+    same = sorted(
+        {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
+    )
+    if not same:
+        return []
+    text = f"test tasks have the classes of training, in new images: {', '.join(same)}"
+    return [Check("test classes are new", False, text)]
 
 
 def _not_chance(scores: Array, chance: float) -> str | None:

@@ -79,6 +79,13 @@ class Run:
         return unknown if kind is None else of(kind)
 
     @property
+    def chance(self) -> float:
+        """Accuracy of a guess: 1/N, its mean over tasks of variable N; 0 where N is not known."""
+        task = self.result.get("task") or {}
+        ways = int(task.get("ways") or 0)
+        return float(task.get("chance") or 0.0) or (1 / ways if ways else 0.0)
+
+    @property
     def steps(self) -> list[int]:
         return [int(step) for step in self.test["steps"]]
 

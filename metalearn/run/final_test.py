@@ -115,6 +115,7 @@ def describe_result(
             "source": experiment.test_task.source,
             **{name: getattr(spec, name) for name in ("split", "ways", "shots", "queries")},
             "data_sha256": getattr(parts.test, "data_sha256", ""),
+            **_variable(parts.test),
         },
         "episodes": {
             "count": evaluate.episodes,
@@ -129,8 +130,31 @@ def describe_result(
         "factors": experiment.learns.factors,  # what the report cannot infer of the method's parts
         "checkpoint": evaluate.checkpoint,
         "test": points(curve),
+        **_by_source(parts.test, curve),
         "headline": headline(experiment, curve),
     }
+
+
+def _variable(source: TaskSource) -> dict[str, Any]:
+    """Ranges of ways and shots and the accuracy of a guess, where tasks are of variable size."""
+    if not source.spec.padded:
+        return {}
+    found = getattr(source, "ranges", {}), getattr(source, "chance", None)
+    return {"ranges": {name: list(ends) for name, ends in found[0].items()}, "chance": found[1]}
+
+
+def _by_source(source: TaskSource, curve: Curve) -> dict[str, Any]:
+    """Scores of the tasks of each source of a mixture: their number, mean and interval [P]."""
+    names, of = getattr(source, "names", None), curve.notes.get("source")
+    if names is None or of is None:
+        return {}
+    found = {}
+    for number, name in enumerate(names):
+        scores = curve.scores[of.to(curve.scores.device) == number]
+        ci95 = mean_ci95(scores).tolist() if len(scores) > 1 else None
+        mean = scores.mean(0).tolist() if len(scores) else None
+        found[name] = {"episodes": len(scores), curve.metric: mean, f"{curve.metric}_ci95": ci95}
+    return {"by_source": found}
 
 
 def points(curve: Curve) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import identity, unit
 from metalearn.inner.method import Points, learn_by
+from metalearn.inner.objective import weighted_loss
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
@@ -50,7 +51,7 @@ def learn_head(
     preprocess = unit if normalise else identity
 
     def loss(leaves: Params, batch: Batch, step: int) -> Tensor:
-        error = loss_of(head.apply(leaves, batch.x), batch.y)
+        error = weighted_loss(loss_of, head.apply(leaves, batch.x), batch)
         if not weight_decay:
             return error
         squares = torch.stack([leaf.square().sum() for leaf in leaves.values()])

@@ -39,7 +39,7 @@ class NearestCentroid(MethodComponent):
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
             z = preprocess(learner.features(meta["params"], support.x))
-            return [class_means(z, support.y, spec.ways)]
+            return [class_means(z, support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))

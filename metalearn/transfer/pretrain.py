@@ -20,6 +20,7 @@ from metalearn.inner.method import (
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Rule, momentum, sgd
 from metalearn.losses import criterion, metrics
+from metalearn.padding import cleaned, padded
 from metalearn.rng import fold_in
 from metalearn.tree import partition
 from metalearn.types import (
@@ -81,17 +82,19 @@ def example_gradient(
     loss_of = criterion(spec)
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, Metrics]:
-        params, x, y = meta["params"], batch.x, batch.y
-        logits = (
-            head.apply(meta[HEAD], learner.features(params, x))
-            if spec.classification
-            else learner.apply(params, x)
-        )
-        return loss_of(logits, y), metrics(spec, logits, y)
+        params, x, y, weight = meta["params"], batch.x, batch.y, batch.weight
+        with padded(weight):
+            logits = (
+                head.apply(meta[HEAD], learner.features(params, x))
+                if spec.classification
+                else learner.apply(params, x)
+            )
+        return loss_of(logits, y, weight), metrics(spec, logits, y, weight)
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
+        batch = cleaned(batch)
         grads, found = torch.func.grad(loss, has_aux=True)(meta, batch)
-        return stats_gradient(learner, meta, grads, batch.x), found
+        return stats_gradient(learner, meta, grads, batch), found
 
     return gradient
 
@@ -119,7 +122,7 @@ def pretrained(
         init=lambda key: init_state(start_meta(learner, spec, head, key), outer),
         update=update,
         step=step_on_examples(
-            example_gradient(learner, spec, head), update, draws_noise=learner.draws_noise
+            example_gradient(learner, spec, head), update, spec, draws_noise=learner.draws_noise
         ),
         **learning,
     )

@@ -17,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from metalearn.errors import ConfigError
 from metalearn.models.forward_pass import current
 from metalearn.models.norm import Norm, Policy
+from metalearn.padding import statistics_weight, weighted_moments
 
 LayerPolicy = Policy | Literal["frozen"]
 # The policy that a module of several is reported with is the first of these that it has.
@@ -42,7 +43,7 @@ class StatedBatchNorm(_BatchNorm):
             return F.batch_norm(x, mean, var, *affine, False, 0.0, self.eps)
         if recorded is not None and records:
             recorded.setdefault(self.stated_name, []).append(_moments(x, correction=1))
-        if rows is None:
+        if rows is None and statistics_weight() is None:
             return F.batch_norm(x, None, None, *affine, True, 0.0, self.eps)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         mean, var = (value.view(shape) for value in _moments(x[:rows], correction=0))
@@ -68,6 +69,9 @@ class StatedInstanceNorm(_InstanceNorm):
 
 def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel: [B, channels, ...] -> [channels] twice."""
+    if (weight := statistics_weight()) is not None:
+        mean, var, count = weighted_moments(x, weight)
+        return mean, var * count / (count - correction)
     var, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=correction)
     return mean, var
 

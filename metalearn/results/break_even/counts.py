@@ -139,8 +139,7 @@ def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
     value = float(target["value"])
     if target["metric"] != "accuracy":
         return [value * 1.25**step for step in range(16)]
-    ways = (groups[0].first.result.get("task") or {}).get("ways")
-    least = min(value, (1 / int(ways) if ways else 0.0) + 0.05)
+    least = min(value, groups[0].first.chance + 0.05)
     rounded = [number / 20 for number in range(20, 0, -1)]
     return [value, *(level for level in rounded if least <= level < value)]
 

@@ -1,0 +1,115 @@
+"""Tasks of variable numbers of classes and shots, in batches of one shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.errors import ConfigError
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
+
+Range = tuple[int, int]
+# Numbers, made at import: a step that hashes a name cannot be compiled.
+WAYS, SHOTS = (int(rng.fold_in(0, "variable", name)) for name in ("ways", "shots"))
+
+
+class VariableSource:
+    """Tasks of a source with fewer classes and shots, the rest of their examples as padding.
+
+    The source draws tasks of N classes and K shots. Of each, n ~ U{ways} classes stay, which are
+    those with the labels 0 .. n - 1, and of each class k ~ U{shots} support examples, drawn anew
+    for every class (unequal shots). The others get weight 0 (`Batch.weight`); queries of the n
+    classes all stay. In regression k is drawn once a task. info has `ways` [T] and `shots` [T, N].
+    """
+
+    def __init__(self, source: TaskSource, ranges: dict[str, Range]) -> None:
+        self._source, self.ranges = source, ranges
+        self.spec: EpisodeSpec = dataclasses.replace(source.spec, padded=True)
+        self.data_sha256 = getattr(source, "data_sha256", "")
+        self.facts: dict[str, Any] = getattr(source, "facts", {})
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a guess: the mean of 1/n."""
+        low, high = self.ranges.get("ways", (self.spec.ways, self.spec.ways))
+        return sum(1 / n for n in range(low, high + 1)) / (high - low + 1)
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """As the source's, with weights [T, N*K] and [T, N*Q]."""
+        support, query, info = self._source.sample(key, num_tasks, start)
+        keys, spec = info["key"], self.spec
+        ways = self._draw(rng.fold_in(keys, WAYS), (), "ways", spec.ways)  # [T]
+        shots = self._draw(rng.fold_in(keys, SHOTS), (spec.ways,), "shots", spec.shots)  # [T, N]
+        labels, asked = self._labels(support), self._labels(query)
+        chosen = labels < ways.unsqueeze(-1)
+        chosen = chosen & (_rank(labels, spec.ways) < shots.gather(-1, labels))
+        there = asked < ways.unsqueeze(-1)
+        return Episode(
+            support._replace(weight=chosen.to(spec.dtype)),
+            query._replace(weight=there.to(spec.dtype)),
+            {**info, "ways": ways, "shots": shots},
+        )
+
+    def examples(self, key: Key, size: int) -> Batch:
+        return self._source.examples(key, size)
+
+    def _draw(self, keys: Tensor, shape: tuple[int, ...], name: str, most: int) -> Tensor:
+        low, high = self.ranges.get(name, (most, most))
+        return low + rng.integers(keys, shape or (1,), high - low + 1).reshape(-1, *shape)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """[T, B] int64; zeros in regression."""
+        if self.spec.classification:
+            return batch.y
+        return torch.zeros(batch.x.shape[:2], dtype=torch.int64, device=batch.x.device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_source":
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+def _rank(labels: Tensor, ways: int) -> Tensor:
+    """How many examples of its class come before each: [T, B] -> [T, B]."""
+    same = labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)
+    before = same.to(torch.int64).cumsum(1) - 1
+    return before.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def read_ranges(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Range]]:
+    """(the fields with the upper end of each range, the ranges) of `ways` and `shots`.
+
+    ValueError for what is no [low, high] with 1 <= low <= high, and for tasks of one class."""
+    ranges: dict[str, Range] = {}
+    for name in ("ways", "shots"):
+        value = data.get(name)
+        if not isinstance(value, list | tuple):
+            continue
+        whole = all(type(end) is int for end in value) and len(value) == 2
+        if not whole or not (2 if name == "ways" else 1) <= value[0] <= value[1]:
+            least = "2" if name == "ways" else "1"
+            text = f"{name} is a number or a range [low, high], {least} <= low <= high"
+            raise ValueError(f"{text} (got {list(value)})")
+        ranges[name] = (value[0], value[1])
+    return {**data, **{name: high for name, (_, high) in ranges.items()}}, ranges
+
+
+def with_ranges(build: Callable[..., Any]) -> Callable[..., Any]:
+    """`build` of a task component, whose source is then of variable tasks where it has ranges."""
+
+    def build_variable(self: Any, *args: Any, **named: Any) -> Any:
+        source = build(self, *args, **named)
+        if not self.ranges or isinstance(source, VariableSource):
+            return source
+        if source.spec.objective is not None:
+            text = "is a range, and a test function has one number of residuals: give a number"
+            raise ConfigError(*((name, text) for name in self.ranges))
+        return VariableSource(source, dict(self.ranges))
+
+    build_variable.__doc__, build_variable.__wrapped__ = build.__doc__, build  # type: ignore[attr-defined]
+    return build_variable
