@@ -10,6 +10,11 @@ from metalearn.tasks.image_folder import ImageFolder
 from metalearn.tasks.landscapes import Landscapes
 from metalearn.tasks.logistic import Logistic
 from metalearn.tasks.omniglot import Omniglot
+from metalearn.tasks.prepared import clinc150, icons, spectra, tides
+from metalearn.tasks.prepared.clinc150 import Clinc150
+from metalearn.tasks.prepared.icons import Icons
+from metalearn.tasks.prepared.spectra import Spectra
+from metalearn.tasks.prepared.tides import Tides
 from metalearn.tasks.quadratics import Quadratics
 from metalearn.tasks.sinusoid import Sinusoid
 
@@ -23,21 +28,36 @@ TASKS: dict[str, type[TaskComponent]] = {
     "landscapes": Landscapes,
     "logistic": Logistic,
     "arrays": Arrays,
+    "icons": Icons,
+    "clinc150": Clinc150,
+    "tides": Tides,
+    "spectra": Spectra,
 }
 
-DATA_SETS: dict[str, store.DataSet] = {"omniglot": omniglot.DATA_SET, "glyphs": glyphs.DATA_SET}
+DATA_SETS: dict[str, store.DataSet] = {
+    "omniglot": omniglot.DATA_SET,
+    "glyphs": glyphs.DATA_SET,
+    "icons": icons.FILE.data_set("310 concepts drawn by 87 designer families, 64x64"),
+    "clinc150": clinc150.FILE.data_set("150 intents of short requests, as sentence vectors"),
+    "tides": tides.FILE.data_set("harmonic constants of 3,072 tide stations"),
+    "spectra": spectra.FILE.data_set("reflectance curves of 4,161 soils"),
+}
 
 __all__ = [
     "DATA_SETS",
     "TASKS",
     "Arrays",
+    "Clinc150",
     "Digits",
     "Given",
     "Glyphs",
+    "Icons",
     "ImageFolder",
     "Landscapes",
     "Logistic",
     "Omniglot",
     "Quadratics",
     "Sinusoid",
+    "Spectra",
+    "Tides",
 ]

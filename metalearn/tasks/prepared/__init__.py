@@ -1,0 +1,1 @@
+"""Real data sets, each from one prepared file in the data folder."""

@@ -1,0 +1,59 @@
+"""Prepared files: where they are, what they must hold, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from metalearn.errors import DataError
+from metalearn.tasks import store
+
+Shape = tuple[int, ...]
+
+
+class PreparedFile(NamedTuple):
+    """One file of arrays without pickles."""
+
+    source: str  # the task source that reads it
+    file: str
+    sha256: str
+    arrays: dict[str, tuple[Shape, str]]  # name -> (shape, dtype), of the arrays that are read
+    origin: str  # where the data come from, the end of a sentence
+
+    def load(self) -> Mapping[str, store.Array]:
+        """Its arrays; DataError where it is missing or holds something else."""
+        path = store.data_root() / self.file
+        if not path.exists():
+            text = f"{self.file} is missing: expected in {store.data_root()}"
+            raise DataError(("source", f"{text} (METALEARN_DATA); {self.origin}"))
+        found = store.load_npz(path)
+        for name, (shape, dtype) in self.arrays.items():
+            array = found.get(name)
+            if array is None or array.shape != shape or array.dtype != dtype:
+                form = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+                text = f"array {name!r} is {form}, must be {dtype} {list(shape)}"
+                raise DataError((str(path), text))
+        return found
+
+    def data_sha256(self) -> str:
+        """SHA-256 over the arrays that are read, in the order of `arrays`."""
+        return _hash(self.file, str(store.data_root()), tuple(self.arrays))
+
+    def data_set(self, sentence: str) -> store.DataSet:
+        """Its entry in the table of data sets; preparing it is finding it."""
+        return store.DataSet(sentence, self.file, self.origin, False, self.verify, self.verify)
+
+    def verify(self) -> list[str]:
+        """Lines for the user; DataError unless the file is the published one."""
+        self.load()
+        path = store.data_root() / self.file
+        if (found := store.sha256_of_file(path)) != self.sha256:
+            raise DataError((str(path), f"has sha256 {found}, must be {self.sha256}"))
+        return [f"{path}: as published (sha256 {found})"]
+
+
+@lru_cache(maxsize=16)
+def _hash(file: str, root: str, names: tuple[str, ...]) -> str:
+    found = store.load_npz(store.data_root() / file)
+    return store.sha256_of_arrays(*(found[name] for name in names))
