@@ -9,6 +9,7 @@ from metalearn.tasks.glyphs import Glyphs
 from metalearn.tasks.image_folder import ImageFolder
 from metalearn.tasks.landscapes import Landscapes
 from metalearn.tasks.logistic import Logistic
+from metalearn.tasks.mixture import Mixture
 from metalearn.tasks.omniglot import Omniglot
 from metalearn.tasks.prepared import clinc150, icons, spectra, tides
 from metalearn.tasks.prepared.clinc150 import Clinc150
@@ -32,6 +33,7 @@ TASKS: dict[str, type[TaskComponent]] = {
     "clinc150": Clinc150,
     "tides": Tides,
     "spectra": Spectra,
+    "mixture": Mixture,
 }
 
 DATA_SETS: dict[str, store.DataSet] = {
@@ -55,6 +57,7 @@ __all__ = [
     "ImageFolder",
     "Landscapes",
     "Logistic",
+    "Mixture",
     "Omniglot",
     "Quadratics",
     "Sinusoid",

@@ -142,6 +142,11 @@ def sha256_of_arrays(*arrays: Array) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
