@@ -1,0 +1,93 @@
+"""CAVIA, fast context adaptation (Zintgraf et al. 2019, arXiv:1810.03642, algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.component import MethodComponent, option
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.inner.adapt import adapt
+from metalearn.inner.heads import is_head
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_queries
+from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
+
+
+class CAVIA(MethodComponent):
+    """Learn a network and a small context vector; a new task moves the context alone.
+
+    phi_0 = 0;  phi_{s+1} = phi_s - inner_lr * grad_phi L_support(theta, phi_s) (equation 1);
+    minimise over theta the mean of L_query(theta, phi_S) (equation 2). phi [k] is an input of the
+    first layer beside x: its bias becomes b + W_phi phi, the same as concatenating phi to x
+    (equation 4). meta = {"params": theta, "context": W_phi [H, k]}.
+    """
+
+    place: ClassVar[int] = 15
+    rate_is_input: ClassVar[bool] = True
+    name: Literal["cavia"] = option("cavia", "The method.")
+    inner_steps: int = option(
+        1, "S, steps of the context in training.", acts="train", ge=1, le=1000
+    )
+    inner_lr: float = option(1.0, "Step size of the context, in training and on new tasks.", gt=0)
+    context_size: int = option(5, "k, numbers that a new task moves.", acts="train", ge=1)
+    bias: str | None = option(
+        None, "Leaf that the context shifts; null: the first layer's bias.", acts="train"
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_queries(self.name, spec)
+        params = learner.init(rng.fold_in(0, "names"))
+        place = bias_leaf(self.bias, params, learner.normalisation)
+        size = math.prod(spec.x_shape) + self.context_size
+        rule, loss_of = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+
+        def loss(context: Params, batch: Batch, step: int) -> Tensor:
+            return loss_of(shifted(context), batch, step)
+
+        def shifted(at: Params) -> Params:
+            """theta with b + W_phi phi in the place of b."""
+            theta = {name.removeprefix("params."): x for name, x in at.items() if "." in name}
+            return {**theta, place: theta[place] + at["weight"] @ at["phi"]}
+
+        def init(key: Key) -> Meta:
+            start, bound = learner.init(key), 1 / math.sqrt(size)
+            shape = (start[place].shape[0], self.context_size)
+            drawn = rng.uniform(rng.fold_in(key, "context"), shape, -bound, bound, dtype=spec.dtype)
+            return {"params": start, "context": drawn.to(start[place].device)}
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            phi = {"phi": meta["context"].new_zeros(self.context_size)}
+            fixed = {f"params.{name}": x for name, x in meta["params"].items()}
+            fixed["weight"] = meta["context"]
+            path = adapt(loss, phi, rule, support, at[-1], keep=at, fixed=fixed)
+            return [shifted({**fixed, **point}) for point in path.points]
+
+        def predict(meta: Meta, theta: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(theta, query_x, context=support.x)
+
+        options: Any = {"inner_steps": self.inner_steps, "init": init}
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+
+
+def bias_leaf(name: str | None, params: Params, normalisation: str) -> str:
+    """The leaf [H] that the context shifts; refuses what has no effect or does not exist."""
+    vectors = [leaf for leaf, x in params.items() if x.dim() == 1 and not leaf.startswith("stats.")]
+    if name is not None:
+        if name not in vectors:
+            raise ConfigError(("method.bias", f"{name!r}: {did_you_mean(name, vectors)}"))
+        return name
+    found = [leaf for leaf in vectors if leaf.endswith("bias") and not is_head(leaf)]
+    if not found:
+        raise ConfigError(("method.bias", "the network has no bias before its head"))
+    if normalisation != "none":
+        # A batch mean that is subtracted later would remove the context.
+        text = "the first bias may lie before a normalisation, which removes it: name one of "
+        raise ConfigError(("method.bias", text + ", ".join(vectors)))
+    return found[0]

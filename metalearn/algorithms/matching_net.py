@@ -1,0 +1,51 @@
+"""Matching networks (Vinyals et al. 2016, arXiv:1606.04080, equations 1 and 2)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import unit
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import one_hot
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+
+
+class MatchingNet(MethodComponent):
+    """Learn features in which attention over the support set names the class of a new example.
+
+    p(n | x) = sum over i with y_i = n of a(x, x_i),
+    a(x, x_i) = softmax over i of scale * cos(f(x), f(x_i));  minimise the mean of -log p(y | x)
+
+    No steps: one constant point at every step of a curve. The outputs are log p [M, N].
+    """
+
+    # Departures: f and g are one network without the full-context embeddings of section 2.1.2. The
+    # paper has no scale; 100 is that of Chen et al. 2019 (arXiv:1904.04232), without which no
+    # weight can exceed its neighbours by more than e^2.
+    family: ClassVar[str] = "metric"
+    place: ClassVar[int] = 12
+    name: Literal["matching_net"] = option("matching_net", "The method.")
+    scale: float = option(100.0, "Factor of the cosines; 1 in the paper.", gt=0)
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        require_queries(self.name, spec)
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[tuple[Tensor, Tensor]]:
+            other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
+            return [(unit(learner.features(meta, support.x)), other * -1e9)]  # [B, D], [B, N]
+
+        def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
+            memory, mask = item
+            z = unit(learner.features(meta, query_x, context=support.x))
+            scores = torch.log_softmax(self.scale * z @ memory.T, -1)  # [M, B]
+            return torch.logsumexp(scores.unsqueeze(-1) + mask, -2)
+
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, inner_steps=0)

@@ -1,0 +1,63 @@
+"""Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.errors import ConfigError
+from metalearn.inner.adapt import adapt
+from metalearn.inner.heads import BIAS, WEIGHT, class_means
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_classes, require_head, require_queries
+from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
+
+
+class ProtoMAML(MethodComponent):
+    """MAML whose head starts at the class means, where the logits are those of a ProtoNet.
+
+    w_n = 2 c_n,  b_n = -|c_n|^2,  c_n the mean feature of class n (equation 8 and below);  all of
+    (body, w, b) then take S gradient steps on the support loss. Gradients flow through the start of
+    the head. The head's leaves in the meta stay unused, so that a meta of other ways works as it
+    is.
+    """
+
+    place: ClassVar[int] = 11
+    rate_is_input: ClassVar[bool] = True
+    name: Literal["proto_maml"] = option("proto_maml", "The method.")
+    inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
+    inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
+    # The paper trains without second derivatives; here that is a field, as in MAML.
+    first_order: bool = option(False, "Leave out second derivatives.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        require_queries(self.name, spec)
+        require_head(self.name, learner)
+        rule, loss = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+
+        def init(key: Key) -> Meta:
+            params = learner.init(key)
+            if BIAS not in params:
+                text = "has a head without bias, in which proto_maml puts -|c_n|^2"
+                raise ConfigError(("model", text))
+            return params
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            centres = class_means(learner.features(meta, support.x), support.y, spec.ways)
+            head = {WEIGHT: 2 * centres, BIAS: -centres.square().sum(-1)}
+            options: Any = {"keep": at, "first_order": self.first_order}
+            return adapt(loss, {**meta, **head}, rule, support, at[-1], **options).points
+
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(params, query_x, context=support.x)
+
+        options: Any = {"inner_steps": self.inner_steps, "init": init, "fixed_ways": False}
+        method = episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return method._replace(traits=replace(method.traits, support_at_step_0=True))

@@ -1,0 +1,59 @@
+"""R2-D2, differentiable ridge regression (Bertinetto et al. 2019, arXiv:1805.08136)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.requirements import require_queries
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import one_hot
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+
+
+class R2D2(MethodComponent):
+    """Learn features on which ridge regression, solved exactly, answers a new task.
+
+    W = Z' (Z Z' + lambda I)^-1 Y (equation 6);  outputs alpha z W + beta (equation 7);  Z [B, D]
+    are the features of the support set, Y [B, C] its one-hot labels or targets. Minimise the query
+    loss over the features, lambda = exp(log_ridge), alpha and beta. No steps: one constant point at
+    every step of a curve. The head's leaves stay unused in the meta.
+    """
+
+    family: ClassVar[str] = "metric"
+    place: ClassVar[int] = 13
+    name: Literal["r2d2"] = option("r2d2", "The method.")
+    ridge: float = option(1.0, "Start of lambda.", acts="train", gt=0)
+    scale: float = option(10.0, "Start of alpha (authors' Omniglot script).", acts="train", gt=0)
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_queries(self.name, spec)
+
+        def init(key: Key) -> Meta:
+            params = learner.init(key)
+            like = next(iter(params.values()))
+            start = {"log_ridge": math.log(self.ridge), "scale": self.scale}
+            if not spec.classification:  # one number added to all logits changes no probability
+                start["offset"] = 0.0
+            return {"params": params, **{k: like.new_full((), v) for k, v in start.items()}}
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+            z = learner.features(meta["params"], support.x)
+            classes = spec.classification
+            y = one_hot(support.y, spec.ways, z.dtype) if classes else support.y
+            ridge = meta["log_ridge"].exp() * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+            return [z.T @ torch.linalg.solve(z @ z.T + ridge, y)]  # [D, C]
+
+        def predict(meta: Meta, weight: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = learner.features(meta["params"], query_x, context=support.x)
+            outputs: Tensor = meta["scale"] * z @ weight
+            return outputs if spec.classification else outputs + meta["offset"]
+
+        options: Any = {"inner_steps": 0, "init": init}
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
