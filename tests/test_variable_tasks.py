@@ -107,3 +107,15 @@ def test_a_run_trains_and_tests_on_variable_tasks(tmp_path: Path, method: str) -
     assert result["task"]["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 4)
     assert 0 <= result["headline"]["value"] <= 1
     assert ml.load_run(tmp_path / "run").config.task.ranges == {"ways": (2, 5), "shots": (1, 4)}
+
+
+def test_levels_of_a_loss_may_be_any_positive_number() -> None:
+    data = {
+        "experiment": "levels",
+        "task": {"source": "sinusoid"},
+        "evaluate": {"targets": [0.05, 3.0]},
+        "model": {"name": "mlp"},
+    }
+    assert parse(data).experiments[0].evaluate.targets == (0.05, 3.0)
+    with pytest.raises(ConfigError, match="twice the accuracy of a guess"):
+        parse({**data, "task": {"source": "glyphs"}, "model": {}})

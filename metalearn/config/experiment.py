@@ -303,7 +303,7 @@ def _check_start(
 def _low_targets(evaluate: Any, task: Any) -> Problems:
     """Levels of accuracy that are solved by luck: below twice the accuracy of a random guess."""
     ways = dict(task).get("ways") if isinstance(task, TaskComponent) else None
-    if not isinstance(evaluate, Evaluate) or type(ways) is not int:
+    if not isinstance(evaluate, Evaluate) or type(ways) is not int or ways < 2:
         return []
     low = [level for level in evaluate.targets if level < 2 / ways - 1e-9 or level > 1]
     text = f"{low} should lie between {2 / ways:.3g}, twice the accuracy of a guess, and 1"
