@@ -149,7 +149,7 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
-def said(
+def predictions_of(
     given: Case, meta: Any, episode: Episode, steps: Any = STEPS, key: Any = None
 ) -> torch.Tensor:
     predictions: torch.Tensor = given.method.learn(
@@ -224,7 +224,7 @@ def check_inputs_are_left_as_they_were(given: Case) -> None:
     state, data, episode = given.state(), given.data(0), episodes(given)
     given_trees = [state, data, episode]
     before = copy.deepcopy(given_trees)
-    said(given, state.meta, episode)
+    predictions_of(given, state.meta, episode)
     if given.method.step is not None:
         given.step(state, data)
     assert same(given_trees, before)

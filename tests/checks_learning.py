@@ -20,7 +20,7 @@ from checks import (
     close,
     episodes,
     needs,
-    said,
+    predictions_of,
     same,
 )
 from clusters import Clusters
@@ -39,8 +39,8 @@ def check_predictions_have_their_shape(given: Case) -> None:
     state, episode = given.state(), episodes(given)
     spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
     few, path = (
-        said(given, state.meta, episode, STEPS, keys),
-        said(given, state.meta, episode, STEPS[-1], keys),
+        predictions_of(given, state.meta, episode, STEPS, keys),
+        predictions_of(given, state.meta, episode, STEPS[-1], keys),
     )
     assert (
         few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
@@ -52,7 +52,7 @@ def check_predictions_have_their_shape(given: Case) -> None:
     assert moves == given.method.traits.uses_steps
     for count in (1, 0):
         part = episode._replace(query=Batch(episode.query.x[:, :count], episode.query.y[:, :count]))
-        cut = said(given, state.meta, part, STEPS, keys)
+        cut = predictions_of(given, state.meta, part, STEPS, keys)
         assert cut.shape == (TASKS, len(STEPS), count, spec.outputs)
         close(cut, few[:, :, :count])
 
@@ -61,11 +61,13 @@ def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
     """A task is learned alike in a batch and alone, and alike twice."""
     state, episode = given.state(), episodes(given)
     keys = fold_in(episode.info["key"], "learn")
-    together = said(given, state.meta, episode, key=keys)
-    assert torch.equal(together, said(given, state.meta, episode, key=keys))
+    together = predictions_of(given, state.meta, episode, key=keys)
+    assert torch.equal(together, predictions_of(given, state.meta, episode, key=keys))
     for task in (0, TASKS - 1):
         part = slice(task, task + 1)
-        close(said(given, state.meta, take(episode, part), key=keys[part]), together[part])
+        close(
+            predictions_of(given, state.meta, take(episode, part), key=keys[part]), together[part]
+        )
 
 
 def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
@@ -83,7 +85,7 @@ def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
         other = episode.query.x.clone()
         other[:, 3:] = 5 + 2 * normal(fold_in(8, "others"), other[:, 3:].shape, F64)
         before, after = (
-            said(one, meta, episode._replace(query=Batch(x, episode.query.y)))
+            predictions_of(one, meta, episode._replace(query=Batch(x, episode.query.y)))
             for x in (episode.query.x, other)
         )
         change = float((before - after)[:, :, :3].abs().max())

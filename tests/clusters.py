@@ -90,7 +90,7 @@ def make(name: str, spec: EpisodeSpec, norm: str = "none", **options: Any) -> Me
     return TRANSFER[name](**options).build(learner, spec)
 
 
-def said(
+def predictions_of(
     method: Method, meta: Meta, episode: Episode, steps: Any = STEPS, key: Key | None = None
 ) -> Tensor:
     predictions: Tensor = method.learn(

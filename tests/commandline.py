@@ -55,7 +55,7 @@ for line in sys.stdin:
 
 
 class Ended(NamedTuple):
-    """What a command left: exit code (-9: killed), and what it said."""
+    """What a command left: exit code (-9: killed), and its output."""
 
     code: int
     out: str
@@ -78,8 +78,8 @@ class Running:
         self.server.tell({"wait": self.pid})
         code = int(self.server.answer())
         # A process that was killed at birth has not opened them yet.
-        said = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
-        return Ended(code, *said)
+        texts = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
+        return Ended(code, *texts)
 
     def wait_for(self, ready: Callable[[], bool]) -> bool:
         """Wait until `ready`; False when the command ended first."""
@@ -108,7 +108,7 @@ class Commands:
         planted in it.
         """
         self._count += 1
-        out, err = (self.folder / f".said-{self._count}.{name}" for name in ("out", "err"))
+        out, err = (self.folder / f".output-{self._count}.{name}" for name in ("out", "err"))
         words, env = [str(arg) for arg in args], {**self.env, **(env or {})}
         where = {"cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)}
         self.tell({"args": words, "before": before, **where})
@@ -199,17 +199,17 @@ def write(folder: Path, name: str, data: Any) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content; the record of what commands said is left out."""
+    """Every file below a folder with its content; the output of commands is left out."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".said-")
+        if path.is_file() and not path.name.startswith(".output-")
     }
 
 
 def refused(ended: Ended, *words: str) -> None:
-    """Exit code 2, every word said, no traceback."""
+    """Exit code 2, every word in the message, no traceback."""
     assert ended.code == 2, ended
     assert "Traceback" not in ended.err, ended.err
     missing = [word for word in words if word not in ended.err]
-    assert not missing, f"not said: {missing} in {ended.err}"
+    assert not missing, f"not in the message: {missing} in {ended.err}"

@@ -82,13 +82,13 @@ def place_in(root: Path) -> Place:
                 root / "images" / f"c{name}" / f"{number}.png"
             )
     found = Place(root, root / "run", root / "images")
-    code, said = command(found, "train", "tiny.yaml", "--out", "run")
-    assert code == 0, said
+    code, errors = command(found, "train", "tiny.yaml", "--out", "run")
+    assert code == 0, errors
     return found
 
 
 def command(place: Place, *words: str) -> tuple[int, str]:
-    """(exit code, what was said) of a command, in this process; anything but SystemExit comes out
+    """(exit code, output) of a command, in this process; anything but SystemExit comes out
     as it is.
     """
     before, argv = Path.cwd(), sys.argv
@@ -128,12 +128,12 @@ def state(place: Place) -> dict[str, tuple[int, int]]:
 def holds(place: Place, *words: str, codes: tuple[int, ...] = (0, 2)) -> str:
     """Run a command and see that it ends as it must."""
     before = state(place)
-    code, said = command(place, *words)
-    assert code in codes, (code, said)
-    assert "Traceback" not in said
-    assert code != 2 or said.strip(), "exit code 2 without a word"
+    code, errors = command(place, *words)
+    assert code in codes, (code, errors)
+    assert "Traceback" not in errors
+    assert code != 2 or errors.strip(), "exit code 2 without a word"
     assert state(place) == before
-    return said
+    return errors
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -164,16 +164,16 @@ def check_sweep(place: Place, text: str) -> None:
     before, here = state(place), Path.cwd()
     os.chdir(place.root)
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said, exit_codes():
+        with contextlib.redirect_stderr(io.StringIO()) as errors, exit_codes():
             read_sweep(str(file))
     except SystemExit as end:
-        assert end.code == 2 and said.getvalue().strip()
+        assert end.code == 2 and errors.getvalue().strip()
     finally:
         os.chdir(here)
     assert state(place) == before
 
 
-def harmed(path: Path, how: str, what: Any) -> None:
+def damage(path: Path, how: str, what: Any) -> None:
     """One file of a run directory, changed by somebody else."""
     content = path.read_bytes()
     if how == "cut":
@@ -202,11 +202,11 @@ def harmed(path: Path, how: str, what: Any) -> None:
         )
 
 
-def check_run(place: Place, given_: tuple[str, tuple[str, Any], str, bool]) -> None:
+def check_run(place: Place, parts: tuple[str, tuple[str, Any], str, bool]) -> None:
     """A finished run, or one that was stopped after its last checkpoint but one, with one file
     harmed.
     """
-    name, (how, what), verb, stopped = given_
+    name, (how, what), verb, stopped = parts
     folder = place.fresh() / "run"
     shutil.copytree(place.run, folder)
     if stopped:
@@ -215,7 +215,7 @@ def check_run(place: Place, given_: tuple[str, tuple[str, Any], str, bool]) -> N
         max((folder / "checkpoints").glob("*.pt")).unlink()
         name = name if (folder / name).exists() else "checkpoint"
     path = folder / name if name != "checkpoint" else max((folder / "checkpoints").glob("*.pt"))
-    harmed(path, how, what)
+    damage(path, how, what)
     words = {
         "evaluate": (
             "evaluate",
@@ -264,17 +264,17 @@ def omniglot_from(path: Path) -> list[Any]:
     return []
 
 
-def check_data(place: Place, given_: tuple[str, Any]) -> None:
+def check_data(place: Place, parts: tuple[str, Any]) -> None:
     """A prepared file of Omniglot that is none, or was changed."""
     path = place.fresh() / omniglot.FILE
     arrays = {"images": np.zeros((2, 20, 28, 28), np.uint8), "is_evaluation": np.zeros(2, bool)}
-    if given_[0] == "edit":
+    if parts[0] == "edit":
         arrays["vinyals_split"] = (
-            np.array([{"a": 1}], dtype=object) if given_[1][0] > 0.5 else np.zeros(2, np.int8)
+            np.array([{"a": 1}], dtype=object) if parts[1][0] > 0.5 else np.zeros(2, np.int8)
         )
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-    if given_[0] not in ("edit", "folder"):
-        harmed(path, *given_)
+    if parts[0] not in ("edit", "folder"):
+        damage(path, *parts)
     before = os.environ.get("METALEARN_DATA")
     os.environ["METALEARN_DATA"] = str(place.scratch)
     try:
@@ -287,11 +287,11 @@ def check_data(place: Place, given_: tuple[str, Any]) -> None:
         )
 
 
-def check_images(place: Place, given_: list[tuple[int, str, str]]) -> None:
+def check_images(place: Place, parts: list[tuple[int, str, str]]) -> None:
     """A folder of images into which somebody put more."""
     root = place.fresh() / "images"
     shutil.copytree(place.images, root)
-    for number, name, kind in given_:
+    for number, name, kind in parts:
         path = root / f"c{number}" / name
         if kind == "link":
             path.symlink_to(place.root / "treasure" / "thesis.txt")
@@ -381,9 +381,9 @@ def main(total: int = 10_000) -> int:
                     failed += 1
                     print(f"{kind}: {traceback.format_exc()}", flush=True)
                 done[kind] += examples
-            told = ", ".join(f"{count} {kind}" for kind, count in done.items())
+            counts = ", ".join(f"{count} {kind}" for kind, count in done.items())
             print(
-                f"{sum(done.values())} inputs in {time.monotonic() - begin:.0f} s: {told}; "
+                f"{sum(done.values())} inputs in {time.monotonic() - begin:.0f} s: {counts}; "
                 f"wrong: {failed}",
                 flush=True,
             )

@@ -70,7 +70,7 @@ def at_work(folder: Path, worker: Running) -> bool:
     return any((trial / "checkpoints").glob("*.pt")) and not (trial / "result.json").exists()
 
 
-def disturbed(
+def sweep_with_kills(
     metalearn: Commands, file: Path, out: str, workers: int, kills: int
 ) -> dict[str, Any]:
     """Run a sweep with `workers` processes, `kills` of which are killed, each in the middle of a
@@ -99,7 +99,7 @@ def disturbed(
 def main(trials: int = 40, workers: int = 4, kills: int = 2) -> None:
     with tempfile.TemporaryDirectory() as name, commands_in(Path(name)) as metalearn:
         file = sweep_of(Path(name), trials)
-        found = disturbed(metalearn, file, "killed", workers, kills)
+        found = sweep_with_kills(metalearn, file, "killed", workers, kills)
         assert metalearn("sweep", file, "--out", "alone").code == 0
         straight = json.loads((Path(name) / "alone" / "sweep.json").read_text())
     numbers = [trial["number"] for trial in found["sweep"]["trials"]]

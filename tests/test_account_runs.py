@@ -1,4 +1,4 @@
-"""The bill of whole runs: signals in a search, tuned starts, starts from other rows, what a kill
+"""The cost of whole runs: signals in a search, tuned starts, starts from other rows, what a kill
 must not lose.
 """
 
@@ -60,7 +60,7 @@ PER_TASK = {
 def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(
     metalearn: Commands, own: dict[str, Any]
 ) -> None:
-    """Also where it meets the counting of FLOPs: 75, and after resuming the same bill as an
+    """Also where it meets the counting of FLOPs: 75, and after resuming the same cost as an
     undisturbed run.
     """
     whole = trained(metalearn, f"whole-{own['name']}", own, run={"meta_steps": 4})
@@ -182,21 +182,21 @@ def test_counting_is_set_up_wherever_it_happens(monkeypatch: pytest.MonkeyPatch)
     def inner() -> None:
         now[0] += 2
 
-    def outer(book: CostLedger) -> None:
+    def outer(ledger: CostLedger) -> None:
         now[0] += 1
-        book.run("adapt", inner)
+        ledger.run("adapt", inner)
 
     monkeypatch.setattr("metalearn.evaluate.ledger.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(CostLedger, "_count", slow)
-    book = CostLedger()
-    with book.span("setup"):
-        book.run("search", outer, book.under("search"), flops=0)
-        book.aside().run("predict", inner)
-    spent = book.cost()
+    ledger = CostLedger()
+    with ledger.span("setup"):
+        ledger.run("search", outer, ledger.under("search"), flops=0)
+        ledger.aside().run("predict", inner)
+    spent = ledger.cost()
     assert spent["search"]["seconds"] == 3 and spent["search"]["flops"] == 7
     assert (
         spent["setup"]["seconds"] == 200 and spent["predict"]["seconds"] == 0
-    )  # the aside has a book of its own
+    )  # the aside has a ledger of its own
     alone = CostLedger()
     alone.run("adapt", inner)
-    assert alone.seconds("adapt") == 2  # a ledger without a run has no set-up to bill
+    assert alone.seconds("adapt") == 2  # a ledger without a run has no set-up to record

@@ -93,11 +93,13 @@ def test_maml_on_least_squares(steps: int) -> None:
         torch.testing.assert_close(
             metrics["query_loss"], (phi - c_q) @ h_q @ (phi - c_q) / 2, **CLOSE
         )
-    said = method.learn(
+    predictions = method.learn(
         {"theta": theta}, stacked([episode]).support, episode.query.x[None], (0, steps)
     ).predictions
     torch.testing.assert_close(
-        said[0, :, :, 0], torch.stack([episode.query.x @ theta, episode.query.x @ phi]), **CLOSE
+        predictions[0, :, :, 0],
+        torch.stack([episode.query.x @ theta, episode.query.x @ phi]),
+        **CLOSE,
     )
 
 
@@ -177,8 +179,10 @@ def test_the_inner_loop_moves_its_part_alone(label: str) -> None:
             n: (v - 0.4 * v.grad).detach() if v.grad is not None else v for n, v in leaves.items()
         }
         expected.append(forward(now, episode.query.x))
-    said = method.learn(meta, stacked([episode]).support, episode.query.x[None], 3).predictions[0]
-    torch.testing.assert_close(said, torch.stack(expected), **CLOSE)
+    predictions = method.learn(
+        meta, stacked([episode]).support, episode.query.x[None], 3
+    ).predictions[0]
+    torch.testing.assert_close(predictions, torch.stack(expected), **CLOSE)
 
 
 def test_meta_sgd_equals_a_loop_by_hand() -> None:
@@ -268,11 +272,11 @@ def test_proto_net_equals_the_formula() -> None:
     torch.testing.assert_close({name: grads[name] for name in body}, expected, **CLOSE)
     torch.testing.assert_close(metrics["query_loss"], loss.detach(), **CLOSE)
     assert all((grads[name] == 0).all() for name in meta if name not in body)
-    said = method.learn(
+    predictions = method.learn(
         meta, stacked([episode]).support, episode.query.x[None], (0, 1, 5)
     ).predictions
-    assert said.shape == (1, 3, WAYS * QUERIES, WAYS)
-    torch.testing.assert_close(said[0], logits.detach().expand(3, -1, -1), **CLOSE)
+    assert predictions.shape == (1, 3, WAYS * QUERIES, WAYS)
+    torch.testing.assert_close(predictions[0], logits.detach().expand(3, -1, -1), **CLOSE)
     assert not method.traits.uses_steps and method.traits.support_at_step_0
 
 
@@ -285,13 +289,13 @@ def test_proto_net_of_other_ways_takes_the_same_meta() -> None:
         stacked([episode_of("m", ways=6), episode_of("n", ways=6)]),
     )
     few, episode = ProtoNet().build(classifier(), SPEC), episode_of("a")
-    said = few.learn(
+    predictions = few.learn(
         state.meta, stacked([episode]).support, episode.query.x[None], (0,)
     ).predictions[0, 0]
     z = features(state.meta, episode.query.x)
     mean = features(state.meta, episode.support.x[episode.support.y == 1]).mean(0)
-    assert said.shape == (WAYS * QUERIES, WAYS) and said.isfinite().all()
-    torch.testing.assert_close(said[:, 1], -((z - mean) ** 2).sum(1), **CLOSE)
+    assert predictions.shape == (WAYS * QUERIES, WAYS) and predictions.isfinite().all()
+    torch.testing.assert_close(predictions[:, 1], -((z - mean) ** 2).sum(1), **CLOSE)
 
 
 # what is refused

@@ -174,11 +174,11 @@ def test_reptile_learns_a_new_task_from_fresh_slots() -> None:
         adam.step()
         expected.append(forward(live, episode.query.x).detach())
     for points in ((0, 2, 6), (0, 2)):
-        said = method.learn(
+        predictions = method.learn(
             meta, stacked([episode]).support, episode.query.x[None], points, key=keys
         ).predictions[0]
         torch.testing.assert_close(
-            said, torch.stack([expected[p] for p in points]), rtol=1e-9, atol=1e-12
+            predictions, torch.stack([expected[p] for p in points]), rtol=1e-9, atol=1e-12
         )
 
 

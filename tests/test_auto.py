@@ -109,7 +109,7 @@ def test_auto_costs_little_more_than_the_best(
     """Trials and compilation counted on both sides; compiling as long as on the measured machine,
     or off by a third.
 
-    A price that is off by a third is met where a run is about as long as repays it: there it costs
+    A cost that is off by a third is met where a run is about as long as repays it: there it costs
     up to 1.3."""
     table = small(step, speed * (16.0 + 1000 * step))
     work, _ = clockwork(table, steps)
@@ -165,11 +165,11 @@ def test_a_machine_that_is_busy_at_times_does_not_change_the_choice(
     """
     calls, timed = [0], auto._timed
 
-    def disturbed(work: Any, choice: Any, number: int) -> float:
+    def slow_now_and_then(work: Any, choice: Any, number: int) -> float:
         calls[0] += 1
         return timed(work, choice, number) * busy[calls[0] % len(busy)]
 
-    monkeypatch.setattr(auto, "_timed", disturbed)
+    monkeypatch.setattr(auto, "_timed", slow_now_and_then)
     monkeypatch.setattr(Clockwork, "small", False)
     found = auto.choose(clockwork(CONV, 60_000, tasks=32, most=32)[0], {})
     assert found.choice == PIECE and found.timings[PIECE].step == 0.1
@@ -343,7 +343,7 @@ def test_auto_is_written_down_and_reused_by_resume(
         "validate": {"every": None},
     }
     experiment = parse(sinusoid(run=run)).experiments[0]
-    said = collect_messages()
+    messages = collect_messages()
     whole = own_cache / "whole"
     run_one(experiment, whole)
     config = yaml.safe_load((whole / "config.yaml").read_text())["run"]
@@ -354,9 +354,9 @@ def test_auto_is_written_down_and_reused_by_resume(
         == ("chunk", 3)
         == (chosen["executor"], chosen["chunk"])
     )
-    assert any("executor chunk of 3" in line for line in said) and facts["executor"][
+    assert any("executor chunk of 3" in line for line in messages) and facts["executor"][
         "why"
-    ] in "".join(said)
+    ] in "".join(messages)
     assert [trial["executor"] for trial in facts["executor"]["trials"]] == ["chunk"]
     assert facts["memory"]["predicted_peak"] > 0
     assert list((own_cache / "cache" / "speed").glob("*.json"))

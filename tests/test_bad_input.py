@@ -71,7 +71,7 @@ def bad(
     overrides: tuple[str, ...] = (),
     command: str = "train",
 ) -> str:
-    """Refused with all the words; the folder is as it was. Returns what was said. Its data folder
+    """Refused with all the words; the folder is as it was. Returns the message. Its data folder
     is `data`.
     """
     file = write(metalearn.folder, "bad", data)
@@ -142,8 +142,8 @@ def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Pat
 )
 def test_one_wrong_value(metalearn: Commands, override: str, word: str) -> None:
     place = override.partition("=")[0]
-    said = bad(metalearn, sinusoid(), word, overrides=(override,))
-    assert place.split(".")[0] in said
+    errors = bad(metalearn, sinusoid(), word, overrides=(override,))
+    assert place.split(".")[0] in errors
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -198,8 +198,8 @@ def test_a_comparison_names_the_method_of_each_error(metalearn: Commands) -> Non
 
 
 def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) -> None:
-    said = bad(metalearn, own(images, ways=9), "task.ways", "at most")
-    assert "evaluate.task.ways" in said  # the test split has fewer classes again
+    errors = bad(metalearn, own(images, ways=9), "task.ways", "at most")
+    assert "evaluate.task.ways" in errors  # the test split has fewer classes again
     bad(
         metalearn, own(images, shots=4, queries=3), "task.shots", "4 shots + 3 queries", "at most 6"
     )

@@ -78,8 +78,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[str]]:
-    """One tiny run of the command: what came back, its folder, what was said."""
-    folder, said = tmp_path_factory.mktemp("bench"), collect_messages()
+    """One tiny run of the command: result, folder, messages."""
+    folder, messages = tmp_path_factory.mktemp("bench"), collect_messages()
     words = BenchOptions(
         ("sinusoid_1step",),
         folder / "b.json",
@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path,
         tasks=3,
         executors=("loop", "vmap"),
     )
-    return bench(words), folder, said
+    return bench(words), folder, messages
 
 
 def test_the_workloads_are_the_contracts() -> None:
@@ -129,9 +129,9 @@ def test_the_file_follows_the_schema(run: tuple[dict[str, Any], Path, list[str]]
 def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
     with commands_in(tmp_path) as metalearn:
         words = ("--engine", "numpy", "--executor", "vmapp", "--out", tmp_path)
-        said = metalearn("bench", "sinusoid_1stp", "sampling_5w1s", *words)
+        refusal = metalearn("bench", "sinusoid_1stp", "sampling_5w1s", *words)
         refused(
-            said,
+            refusal,
             "did you mean 'sinusoid_1step'",
             "conv4_84_5w5s",
             "'numpy'",
@@ -139,7 +139,7 @@ def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
             "is a folder",
         )
         refused(metalearn("bench", "--merge"), "--out")
-    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".said-")]
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".output-")]
 
 
 def conv_problem(**changes: Any) -> Problem:
@@ -231,12 +231,12 @@ def test_a_wrong_engine_is_an_error_row_and_not_timed(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     plant(monkeypatch, kind)
-    said = collect_messages()
+    messages = collect_messages()
     outcome = measured(WORKLOADS["sinusoid_5steps"], QUICK)
     rows = {row["engine"]: row for row in outcome.rows}
     assert rows["native"]["median_seconds"] > 0
     wrong = rows["learn2learn"]
-    assert wrong["median_seconds"] is None and wrong["error"] in " ".join(said)
+    assert wrong["median_seconds"] is None and wrong["error"] in " ".join(messages)
     assert ("ZeroDivisionError" if kind == "crash" else "meta-gradient") in wrong["error"]
     assert kind == "crash" or wrong["gradient_error"] > BOUND
     assert best(outcome.rows, ("learn2learn",)) is None and speedup(outcome.rows) is None
@@ -245,16 +245,16 @@ def test_a_wrong_engine_is_an_error_row_and_not_timed(
 def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
 
-    def gone() -> None:
+    def not_installed() -> None:
         raise ConfigError(("", "higher is not installed: run `make setup`"))
 
-    monkeypatch.setattr(interop, "higher", gone)
+    monkeypatch.setattr(interop, "higher", not_installed)
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
         lambda name, *rest: None if name in ("torchopt", "jax") else there(name, *rest),
     )
-    said = collect_messages()
+    messages = collect_messages()
     outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES))
     assert {row["engine"] for row in outcome.left_out} == {
         "higher",
@@ -263,8 +263,10 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
         "torch",
     }  # torch: of l2o alone
     for name in ("higher", "torchopt", "jax"):
-        assert any(f"skipped: {name}: {name} is not installed" in line for line in said), said
-    assert any("pip install -e '.[peers]'" in line for line in said)
+        assert any(f"skipped: {name}: {name} is not installed" in line for line in messages), (
+            messages
+        )
+    assert any("pip install -e '.[peers]'" in line for line in messages)
     assert {row["engine"] for row in outcome.rows} == {"native", "learn2learn"}
 
 
@@ -311,12 +313,12 @@ def test_peak_memory_is_that_of_the_step() -> None:
 
 def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "CHUNK", 2)
-    said = collect_messages()
+    messages = collect_messages()
     found = scaling.memory(QUICK, "sinusoid_1step", few=2, many=4)
     assert (
         found["tasks"] == [2, 4]
         and len(found["peak_bytes"]) == 2
-        and "4 tasks in chunks of 2" in said[-1]
+        and "4 tasks in chunks of 2" in messages[-1]
     )
     few, many = found["live_bytes"]
     assert few <= many < 1.5 * few and found["live_ratio"] == many / few

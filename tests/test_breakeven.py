@@ -239,10 +239,10 @@ def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
     others reach.
     """
     shares = {0.9: (1.0, 0.2, 0.0), 0.5: (1.0, 1.0, 0.1), 0.3: (1.0, 1.0, 0.4)}
-    asked: list[float] = []
+    levels: list[float] = []
 
     def at(level: float) -> list[MethodCosts]:
-        asked.append(level)
+        levels.append(level)
         good, fair, poor = shares[level]
         return [
             method("good", 1000, 2, good),
@@ -251,7 +251,7 @@ def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
         ]
 
     found = at_common_levels((0.9, 0.5, 0.3), at)
-    assert asked == [0.9, 0.5, 0.3]
+    assert levels == [0.9, 0.5, 0.3]
     verdicts = [(level, {one.a, one.b}, one.verdict) for level, one in found]
     assert verdicts == [
         (0.5, {"good", "fair"}, "pays"),

@@ -1,6 +1,4 @@
-"""Checkpoints and the files of a run: whole or not there, and the newest good one is taken, said
-aloud.
-"""
+"""Checkpoints and the files of a run: whole or absent, and the newest valid one is loaded."""
 
 from __future__ import annotations
 
@@ -27,8 +25,10 @@ def state_of(step: int, width: int = 3, lanes: int | None = None) -> MetaState:
     meta = {
         "params": {"a.weight": torch.full((width, 2), step + 0.1), "a.bias": torch.zeros(width)}
     }
-    kept = None if lanes is None else {"slots": torch.arange(2.0 * lanes).view(lanes, 2)}
-    return MetaState(meta, {"count": torch.tensor(float(step))}, kept, torch.tensor(float(step)))
+    task_state = None if lanes is None else {"slots": torch.arange(2.0 * lanes).view(lanes, 2)}
+    return MetaState(
+        meta, {"count": torch.tensor(float(step))}, task_state, torch.tensor(float(step))
+    )
 
 
 def same(a: MetaState, b: MetaState) -> bool:
@@ -45,13 +45,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def newest(folder: Path) -> tuple[int | None, str]:
-    """(step of what is taken, everything that is said)."""
-    said = collect_messages()
+    """(step of what is loaded, all messages)."""
+    messages = collect_messages()
     found = checkpoint.newest(folder, state_of(0))
     if found is None:
-        return None, "\n".join(said)
+        return None, "\n".join(messages)
     assert same(found[1], state_of(found[0]))
-    return found[0], "\n".join(said)
+    return found[0], "\n".join(messages)
 
 
 def test_a_checkpoint_is_a_flat_file_of_named_tensors(folder: Path) -> None:
@@ -93,27 +93,29 @@ def test_one_flipped_bit_or_a_cut_anywhere_falls_back(
         checkpoint.save(checkpoint.path_of(folder, step), state_of(step))
     path = checkpoint.path_of(folder, 10)
     # Of the checksum file only the digest counts: the rest is a name for people.
-    harmed, length = (checkpoint.checksum_of(path), 64) if of_sum else (path, path.stat().st_size)
-    content, at = bytearray(harmed.read_bytes()), int(place * length)
+    damaged_file, length = (
+        (checkpoint.checksum_of(path), 64) if of_sum else (path, path.stat().st_size)
+    )
+    content, at = bytearray(damaged_file.read_bytes()), int(place * length)
     if cut:
         content = content[:at]
     else:
         content[at] ^= 1 << bit
-    harmed.write_bytes(content)
-    step, said = newest(folder)
-    assert step == 5 and path.name in said and "falling back" in said, said
+    damaged_file.write_bytes(content)
+    step, messages = newest(folder)
+    assert step == 5 and path.name in messages and "falling back" in messages, messages
     shutil.rmtree(folder)
 
 
 def test_what_is_missing_or_beyond_reading_falls_back_too(folder: Path) -> None:
     checkpoint.checksum_of(checkpoint.path_of(folder, 15)).unlink()
-    step, said = newest(folder)
-    assert step == 10 and "step-000000015.pt" in said
+    step, messages = newest(folder)
+    assert step == 10 and "step-000000015.pt" in messages
     checkpoint.checksum_of(checkpoint.path_of(folder, 10)).write_text("")
     assert newest(folder)[0] == 5
     checkpoint.path_of(folder, 5).write_bytes(b"")
-    step, said = newest(folder)
-    assert step is None and "beginning again" in said and said.count("falling back") == 3
+    step, messages = newest(folder)
+    assert step is None and "beginning again" in messages and messages.count("falling back") == 3
     assert newest(folder / "empty") == (None, "")
 
 
@@ -126,8 +128,8 @@ def test_a_whole_file_of_another_kind_falls_back(folder: Path) -> None:
     for content in (b"hello", b"\x80\x04cos\nsystem\n(S'true'\ntR."):
         path.write_bytes(content)
         checkpoint.checksum_of(path).write_text(hashlib.sha256(content).hexdigest())
-        step, said = newest(folder)
-        assert step == 10 and path.name in said, said
+        step, messages = newest(folder)
+        assert step == 10 and path.name in messages, messages
     torch.save([1, 2], path)
     checkpoint.checksum_of(path).write_text(hashlib.sha256(path.read_bytes()).hexdigest())
     assert newest(folder)[0] == 10

@@ -257,8 +257,8 @@ def test_load_run_of_a_finished_run(run: Path) -> None:
     step = strict((run / "result.json").read_text())["checkpoint_step"]
     assert loaded.config.name == "tiny" and int(loaded.state.step) == step
     episodes = loaded.source.sample(ml.fold_in(5, "own"), 3)
-    said = loaded.method.learn(loaded.state.meta, episodes.support, episodes.query.x, (0, 2))
-    assert said.predictions.shape == (3, 2, 5, 1)
+    learned = loaded.method.learn(loaded.state.meta, episodes.support, episodes.query.x, (0, 2))
+    assert learned.predictions.shape == (3, 2, 5, 1)
     curve = ml.evaluate.learning_curve(
         loaded.method, loaded.state.meta, loaded.source, (0, 1, 3), 20, seed=1, chunk=10
     )

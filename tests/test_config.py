@@ -43,7 +43,7 @@ COMPARISON: dict[str, Any] = {
 }
 
 
-def said(data: dict[str, Any], *overrides: str) -> list[tuple[str, str]]:
+def problems_of(data: dict[str, Any], *overrides: str) -> list[tuple[str, str]]:
     """The problems of a mapping with overrides; fails when there are none."""
     with pytest.raises(ConfigError) as caught:
         parse(apply_overrides(data, overrides)[0])
@@ -51,7 +51,7 @@ def said(data: dict[str, Any], *overrides: str) -> list[tuple[str, str]]:
 
 
 def places(data: dict[str, Any], *overrides: str) -> list[str]:
-    return [place for place, _ in said(data, *overrides)]
+    return [place for place, _ in problems_of(data, *overrides)]
 
 
 def one(data: dict[str, Any], *overrides: str) -> Experiment:
@@ -139,7 +139,7 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
         evaluate={"steps": [3, 1], "split": "exam"},
         budget={"trials": 1.5},
     )
-    problems = dict(said(wrong))
+    problems = dict(problems_of(wrong))
     assert set(problems) >= {
         "task.shotz",
         "task.queries",
@@ -154,7 +154,7 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
     assert (
         "greater than 0" in problems["method.inner_lr"] and "got 0" in problems["method.inner_lr"]
     )
-    assert any("ascending" in text for _, text in said(sinusoid(evaluate={"steps": [3, 1]})))
+    assert any("ascending" in text for _, text in problems_of(sinusoid(evaluate={"steps": [3, 1]})))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
     ],
 )
 def test_one_error_and_its_hint(override: str, place: str, hint: str) -> None:
-    problems = said(sinusoid(), override)
+    problems = problems_of(sinusoid(), override)
     assert any(where == place and hint in text for where, text in problems), problems
     assert len(problems) == 1, problems
 

@@ -10,7 +10,7 @@ import yaml
 from commandline import sinusoid, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_config import COMPARISON, again, one, places, said
+from test_config import COMPARISON, again, one, places, problems_of
 
 from metalearn.config.experiment import Plan, load, parse
 from metalearn.config.overrides import apply_overrides
@@ -84,7 +84,7 @@ def test_wrong_comparisons() -> None:
         "methods": [{"name": "maml"}, {"name": "maml", "inner_lr": 0}, {"name": "anil", "ways": 3}],
     }
     assert places(twice) == ["methods.maml.inner_lr", "methods.anil.ways", "methods.maml"]
-    assert "own `label`" in dict(said(twice))["methods.maml"]
+    assert "own `label`" in dict(problems_of(twice))["methods.maml"]
     empty: tuple[Any, ...] = ([], None, {}, 3, "maml", [3], [[]])
     for methods in empty:
         assert places({"methods": methods}) == ["methods"], methods

@@ -62,7 +62,7 @@ def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities() -> None
     given, tests = case("maml", METHODS["maml"]), Clusters("test", 12)
     metas = [given.state(seed).meta for seed in range(3)]
     episode = tests.sample(fold_in(0), 2)
-    said = (
+    logits = (
         ensemble(given.method, metas)
         .learn(None, episode.support, episode.query.x, (0, 2))
         .predictions
@@ -71,9 +71,9 @@ def test_an_ensemble_of_classifiers_is_the_mean_of_their_probabilities() -> None
         given.method.learn(meta, episode.support, episode.query.x, (0, 2)).predictions
         for meta in metas
     ]
-    torch.testing.assert_close(said.exp(), torch.stack([one.softmax(-1) for one in each]).mean(0))
-    torch.testing.assert_close(said.exp().sum(-1), torch.ones(2, 2, 12, dtype=F64))
-    assert said.dtype == F64
+    torch.testing.assert_close(logits.exp(), torch.stack([one.softmax(-1) for one in each]).mean(0))
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2, 2, 12, dtype=F64))
+    assert logits.dtype == F64
 
 
 def test_an_ensemble_of_regressions_is_the_mean() -> None:
@@ -94,9 +94,9 @@ def test_learning_is_written_to_its_phases() -> None:
     """11 tasks of 3 steps in pieces of 4: gradient steps and tasks under adapt, tasks under
     predict.
     """
-    given, tests, book = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
-    learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=book)
-    cost = book.cost()
+    given, tests, ledger = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
+    learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=ledger)
+    cost = ledger.cost()
     assert list(cost) == list(PHASES)
     assert (
         cost["adapt"]["gradient_steps"] == 33
@@ -108,35 +108,37 @@ def test_learning_is_written_to_its_phases() -> None:
 
 
 def test_counts_add_up_and_unknown_words_are_refused() -> None:
-    book = CostLedger()
-    assert book.run("search", lambda a, b: a + b, 2, 3, times=4, candidates=2, labels=5) == 5
-    book.add("search", 1.5, labels=1)
-    assert book.totals()["search"]["candidates"] == 8 and book.totals()["search"]["labels"] == 21
-    assert book.seconds("search") >= 1.5 and book.seconds("adapt") == 0
+    ledger = CostLedger()
+    assert ledger.run("search", lambda a, b: a + b, 2, 3, times=4, candidates=2, labels=5) == 5
+    ledger.add("search", 1.5, labels=1)
+    assert (
+        ledger.totals()["search"]["candidates"] == 8 and ledger.totals()["search"]["labels"] == 21
+    )
+    assert ledger.seconds("search") >= 1.5 and ledger.seconds("adapt") == 0
     with pytest.raises(ValueError, match="no phase 'tuning'; phases: setup, compile, tune"):
-        book.add("tuning", 1.0)
+        ledger.add("tuning", 1.0)
     with pytest.raises(ValueError, match="no count 'flop'; counts: gradient_steps"):
-        book.add("tune", 1.0, flop=3)
+        ledger.add("tune", 1.0, flop=3)
     other = CostLedger()
-    other.restore(book.totals())
+    other.restore(ledger.totals())
     other.add("search", 1.0)
     assert other.seconds("search") == pytest.approx(
-        book.seconds("search") + 1
+        ledger.seconds("search") + 1
     )  # a copy: the first is as it was
 
 
 def test_what_fails_has_cost_too() -> None:
-    book = CostLedger()
+    ledger = CostLedger()
     with pytest.raises(ZeroDivisionError):
-        book.run("retrain", lambda: 1 // 0, gradient_steps=1)
-    assert book.totals()["retrain"]["gradient_steps"] == 1
+        ledger.run("retrain", lambda: 1 // 0, gradient_steps=1)
+    assert ledger.totals()["retrain"]["gradient_steps"] == 1
 
 
 def test_a_ledger_under_a_phase_writes_all_to_it() -> None:
-    given, tests, book = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
-    learning_curve(given.method, given.state().meta, tests, (0, 2), 3, ledger=book.under("tune"))
-    assert set(book.totals()) == {"tune"} and book.totals()["tune"]["gradient_steps"] == 6
-    assert book.totals()["tune"]["tasks"] == 3  # counted once, though learned and predicted
+    given, tests, ledger = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
+    learning_curve(given.method, given.state().meta, tests, (0, 2), 3, ledger=ledger.under("tune"))
+    assert set(ledger.totals()) == {"tune"} and ledger.totals()["tune"]["gradient_steps"] == 6
+    assert ledger.totals()["tune"]["tasks"] == 3  # counted once, though learned and predicted
 
 
 def test_options_name_methods() -> None:

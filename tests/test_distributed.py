@@ -103,9 +103,9 @@ def side_by_side(given: Case, way: tuple[str, int | None], size: int, steps: int
     for number in range(steps):
         total = torch.stack([rank.up_to_the_meeting(number) for rank in ranks]).sum(0)
         found = [rank.through_it(number, total) for rank in ranks]
-        for other, said in zip(ranks, found):  # every rank makes the same update
+        for other, other_metrics in zip(ranks, found):  # every rank makes the same update
             close(
-                (other.state.meta, other.state.opt, said),
+                (other.state.meta, other.state.opt, other_metrics),
                 (ranks[0].state.meta, ranks[0].state.opt, found[0]),
             )
         metrics.append(found[0])

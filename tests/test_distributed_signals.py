@@ -33,7 +33,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def disturbed(
+def run_and_strike(
     metalearn: Commands, name: str, strike: Callable[[int, list[int]], None]
 ) -> tuple[Ended, Path, Any]:
     """A long run of reptile on two ranks that is struck after its first checkpoint."""
@@ -49,22 +49,22 @@ def disturbed(
     return started.wait(), folder, ranks
 
 
-def gone(pids: list[int]) -> bool:
+def have_ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 STRIKES: dict[str, tuple[Callable[[int, list[int]], None], int, str]] = {
-    "launcher told": (
+    "launcher signalled": (
         lambda launcher, ranks: os.kill(launcher, signal.SIGTERM),
         75,
         "metalearn resume",
     ),
-    "rank 1 told": (
+    "rank 1 signalled": (
         lambda launcher, ranks: os.kill(ranks[1], signal.SIGUSR1),
         75,
         "metalearn resume",
     ),
-    "all told": (
+    "all signalled": (
         lambda launcher, ranks: (
             [os.kill(pid, signal.SIGTERM) for pid in (launcher, *ranks)] and None
         ),
@@ -89,15 +89,15 @@ def test_signals_reach_all_and_a_death_ends_the_run_in_a_sentence(
     metalearn: Commands, what: str
 ) -> None:
     strike, code, sentence = STRIKES[what]
-    ended, folder, ranks = disturbed(metalearn, what.replace(" ", "-"), strike)
+    ended, folder, ranks = run_and_strike(metalearn, what.replace(" ", "-"), strike)
     assert ended.code == code and sentence in ended.err and "Traceback" not in ended.err, ended
-    assert gone(ranks)
-    step, said = newest(folder), list[str]()
+    assert have_ended(ranks)
+    step, messages = newest(folder), list[str]()
     state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step), _like(folder))
     assert (
-        state.lanes is not None and len(state.lanes["count"]) == 5 and not said
+        state.lanes is not None and len(state.lanes["count"]) == 5 and not messages
     )  # the slots of all ranks' tasks
-    if what == "launcher told":
+    if what == "launcher signalled":
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["run"]["meta_steps"] = step + 7
         (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -306,7 +306,7 @@ def test_clipping_shortens_the_gradient_of_every_task() -> None:
     grads = [vmap(m.task_grad, (None, 0))(m.init(KEY).meta, episodes) for m in (loose, tight)]
     free, cut = (found["log_lr"].abs() for found, _ in grads)
     assert (free > 1e-3).all() and torch.allclose(cut, torch.full_like(cut, 1e-3))
-    close(grads[0][1], grads[1][1])  # the norm that is told is that before clipping
+    close(grads[0][1], grads[1][1])  # the reported norm is that before clipping
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

@@ -332,12 +332,12 @@ def test_cuda_executors_are_equal_and_never_wait(name: str) -> None:
     close(advanced(method, source, (name, None)), expected)
     made = steps_of(method, source, 5, (name, None))
     state, _ = made.step(method.init(fold_in(0, "init")), made.sample(0))
-    kept = tree_map(torch.clone, state)
+    before = tree_map(torch.clone, state)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in (1, 2, 3):
             after, _ = made.step(state, made.sample(number))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    close(state, kept)  # what was returned is not written to again
+    close(state, before)  # what was returned is not written to again
     assert not torch.equal(leaves(after.meta)[0], leaves(state.meta)[0])

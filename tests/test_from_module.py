@@ -281,8 +281,8 @@ def test_torchs_batch_norm_takes_the_policies_of_the_support_set(policy: Any) ->
 
 def test_pretrained_values_are_kept_and_a_new_head_is_drawn() -> None:
     exhibit = ZOO["resnet18"]
-    kept = from_module(exhibit.make, exhibit.spec, keep=True)
-    one, two = (kept.init(fold_in(KEY, n)) for n in range(2))
+    keeping = from_module(exhibit.make, exhibit.spec, keep=True)
+    one, two = (keeping.init(fold_in(KEY, n)) for n in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     net, five = exhibit.make(), EpisodeSpec("classification", 5, 1, 1, (2, 12, 12), 5, 20)
     with pytest.raises(ConfigError, match="fc: has 3 outputs, the task needs 5: head='new'"):

@@ -27,7 +27,7 @@ def test_no_input_gives_a_traceback_or_changes_what_is_not_its_own(place: Place,
 
 
 def test_the_harness_sees_what_it_looks_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that changes a file, ends with a traceback, or says nothing: each is told."""
+    """A command that changes a file, ends with a traceback, or has no message: each is found."""
     from metalearn.cli import commands
 
     def changes(*_: object) -> None:
@@ -86,9 +86,9 @@ def test_names_from_files_are_text_in_a_report(place: Place) -> None:
         "published.value=1",
     )
     source = f"published.source={SCRIPT}"
-    code, said = command(place, "train", "tiny.yaml", *words, source, "--out", "scratch/run")
-    assert code == 0, said
-    code, said = command(place, "report", "scratch/run", "--out", "scratch/page.html")
+    code, errors = command(place, "train", "tiny.yaml", *words, source, "--out", "scratch/run")
+    assert code == 0, errors
+    code, errors = command(place, "report", "scratch/run", "--out", "scratch/page.html")
     page = (folder / "page.html").read_text()
     assert code == 0 and "&lt;img onerror" in page and "&lt;script&gt;" in page
     assert "<script" not in page.lower() and "<img onerror" not in page

@@ -39,8 +39,8 @@ LEARNER = MLP(sizes=(16, 12)).build(SOURCE.spec)
 EXECUTORS = [("vmap", 8), ("loop", 8), ("chunk", 1), ("chunk", 3)]
 
 
-def squared(said: Tensor, y: Tensor) -> Tensor:
-    return F.mse_loss(said, y)
+def squared(predictions: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(predictions, y)
 
 
 def start() -> tuple[Params, Episode]:

@@ -98,13 +98,18 @@ def gradients(
         lambda leaf: leaf + 0.01 * normal(fold_in(2, leaf.numel()), leaf.shape, F64), meta
     )
     before = tree_map(torch.clone, meta)
-    (ours, said), (theirs, found) = native.task_grad(meta, episode), other.task_grad(meta, episode)  # type: ignore[misc]
+    (ours, found), (theirs, expected) = (
+        native.task_grad(meta, episode),
+        other.task_grad(meta, episode),
+    )  # type: ignore[misc]
     assert list(named_leaves(ours)) == list(named_leaves(theirs))
-    assert not any(leaf.requires_grad for leaf in [*named_leaves(theirs).values(), *found.values()])
+    assert not any(
+        leaf.requires_grad for leaf in [*named_leaves(theirs).values(), *expected.values()]
+    )
     assert all(
         torch.equal(leaf, named_leaves(before)[name]) for name, leaf in named_leaves(meta).items()
     )
-    torch.testing.assert_close(said, found, rtol=EQUAL, atol=0)
+    torch.testing.assert_close(found, expected, rtol=EQUAL, atol=0)
     return same(theirs, ours)
 
 
@@ -158,8 +163,8 @@ def test_steps_alone_and_under_the_loop_are_the_native_ones(engine: str) -> None
     episodes = SOURCE.sample(fold_in(1, "train"), 3)
     expected, metrics = native.step(state, episodes)  # type: ignore[misc]
     for step in (other.step, make_step(other, "loop")):
-        found, said = step(state, episodes)  # type: ignore[misc]
-        assert same(found, expected) < EQUAL and same(said, metrics) < EQUAL
+        found, step_metrics = step(state, episodes)  # type: ignore[misc]
+        assert same(found, expected) < EQUAL and same(step_metrics, metrics) < EQUAL
     assert other.learn is native.learn and other.traits == native.traits
 
 

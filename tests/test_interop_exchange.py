@@ -140,14 +140,14 @@ def test_a_taskset_of_few_tasks_and_one_of_few_classes() -> None:
         for s, q in zip(few.support.x, few.query.x)
     }
     assert len(tasks) == 4
-    kept = [12, 14, 15, 17]
-    source = interop.TasksetSource(taskset(labels=kept), shots=SHOTS)
+    some_labels = [12, 14, 15, 17]
+    source = interop.TasksetSource(taskset(labels=some_labels), shots=SHOTS)
     assert (
         source.spec.num_classes == 4 and source.sample(fold_in(0), 30).info["class_ids"].max() == 3
     )
     batch = source.examples(fold_in(0, "pretrain"), 400)
     assert batch.x.shape == (400, 5) and torch.equal(
-        torch.tensor(kept)[batch.y] - 10, batch.x[:, 0].long()
+        torch.tensor(some_labels)[batch.y] - 10, batch.x[:, 0].long()
     )
     assert (
         set(batch.x[:, 1].tolist()) == set(range(EACH))

@@ -327,7 +327,7 @@ def test_tuned_adam_has_a_price_beside_every_row() -> None:
 
 
 def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
-    for words, said in (
+    for words, hint in (
         (("maml_sinusoid",), "learn_optimizer"),
         (("l2o_quadratics", "--also", "run.seeds=[1]"), "overrides of task and model"),
         (("l2o_quadratics", "evaluate.steps=[20,100]"), "begin with 0"),
@@ -342,7 +342,7 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         ),
     ):
         done = metalearn("l2o", *words, "--out", "no")
-        assert done.code == 2 and said in done.err and not (metalearn.folder / "no").exists(), (
+        assert done.code == 2 and hint in done.err and not (metalearn.folder / "no").exists(), (
             words,
             done.err,
         )
@@ -356,7 +356,7 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         "oops",
     )
     assert done.code == 2 and all(
-        said in done.err for said in ("begin with 0", "run.seeds=[1]", "oops")
+        hint in done.err for hint in ("begin with 0", "run.seeds=[1]", "oops")
     )
 
 

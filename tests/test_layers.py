@@ -247,8 +247,8 @@ def test_wandb_is_imported_in_one_file() -> None:
     assert len(users) <= 1, users
 
 
-def test_the_front_door_opens_no_room() -> None:
-    """`import metalearn` stays quick: rooms and torch come on first use (PEP 562)."""
+def test_importing_metalearn_imports_no_package() -> None:
+    """`import metalearn` stays quick: packages and torch come on first use (PEP 562)."""
     tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text("utf-8"))
     names = [name for node in tree.body for name in imported(f"{PACKAGE}/__init__.py", node)]
     assert [

@@ -111,16 +111,16 @@ def test_a_state_dict_goes_on_where_it_was_taken(rule: Component, tmp_path: Path
     torch.save(
         {"model": stopped.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt"
     )
-    kept = torch.load(tmp_path / "state.pt", weights_only=True)
+    stored = torch.load(tmp_path / "state.pt", weights_only=True)
     again = module()
-    again.load_state_dict(kept["model"])
+    again.load_state_dict(stored["model"])
     fresh = optimizer_of(rule, again, num_steps=2)
-    fresh.load_state_dict(kept["optimizer"])
+    fresh.load_state_dict(stored["optimizer"])
     assert fresh.param_groups[0]["num_steps"] == 9  # the horizon that it began with
     train(again, fresh, 3)
     assert same(again, straight)
     cold = module()
-    cold.load_state_dict(kept["model"])
+    cold.load_state_dict(stored["model"])
     train(cold, optimizer_of(rule, cold), 3)
     assert not same(cold, straight)  # the state has a say
 
@@ -145,8 +145,8 @@ def test_float32_networks_take_a_theta_of_any_precision(tmp_path: Path) -> None:
     loss.backward()
     assert optimizer.step(loss=loss) is loss
     assert {param.dtype for param in network.parameters()} == {torch.float32}
-    kept = optimizer.state_dict()["state"][0]["rule"]
-    assert {value.dtype for value in kept.values()} == {torch.float32}
+    stored = optimizer.state_dict()["state"][0]["rule"]
+    assert {value.dtype for value in stored.values()} == {torch.float32}
 
 
 def test_several_groups_are_one_to_the_rule() -> None:
@@ -333,12 +333,12 @@ def test_the_state_of_another_optimizer_is_refused_where_it_is_loaded() -> None:
 
 def test_an_outer_gradient_too_long_to_measure_counts_as_not_finite() -> None:
     large = {"a": torch.full((3,), 1e30), "b": torch.ones(2)}
-    grads, told = clip_or_zero(large, clip=1.0)
+    grads, metrics = clip_or_zero(large, clip=1.0)
     assert (
-        told["grad_not_finite"] == 1
-        and told["grad_norm"] == 0
+        metrics["grad_not_finite"] == 1
+        and metrics["grad_norm"] == 0
         and not any(grad.any() for grad in grads.values())
     )
-    grads, told = clip_or_zero({"a": torch.tensor([3.0, 4.0])}, clip=1.0)
-    assert told["grad_norm"] == 5 and told["grad_not_finite"] == 0
+    grads, metrics = clip_or_zero({"a": torch.tensor([3.0, 4.0])}, clip=1.0)
+    assert metrics["grad_norm"] == 5 and metrics["grad_not_finite"] == 0
     torch.testing.assert_close(grads["a"], torch.tensor([0.6, 0.8]))

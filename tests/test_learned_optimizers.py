@@ -134,13 +134,13 @@ def test_starts_differ_in_what_they_hold(method: Any) -> None:
         held[init] = set(meta.get("params", {}))
         assert made.traits.fixed_ways == (init == "meta")
         episode = classes.sample(fold_in(0, "episode"), 2)
-        said = made.learn(
+        predictions = made.learn(
             meta, episode.support, episode.query.x, (0,), key=fold_in(0, "a")
         ).predictions
         other = made.learn(
             meta, episode.support, episode.query.x, (0,), key=fold_in(0, "b")
         ).predictions
-        assert torch.equal(said, other) == (init == "meta")  # drawn from the task's key
+        assert torch.equal(predictions, other) == (init == "meta")  # drawn from the task's key
         regression = method(init=init).build(LEARNER, SOURCE.spec).init(fold_in(0, "init")).meta
         assert set(regression.get("params", {})) == (
             set() if init == "random" else set(LEARNER.init(fold_in(0)))

@@ -67,11 +67,11 @@ def test_the_lstm_is_torchs() -> None:
         for part, value in {**values, "bias_hh": torch.zeros(20, dtype=F64)}.items():
             getattr(theirs, f"{part}_l{layer}").data = value
     x = drawn("sequence", (4, 7, 2))  # [steps, coordinates, inputs]
-    memory, said = zero_memory(x, 7, 5, 2), []
+    memory, outputs = zero_memory(x, 7, 5, 2), []
     for step in range(4):
         h, memory = lstm(theta, x[step], memory)
-        said.append(h)
-    torch.testing.assert_close(torch.stack(said), theirs(x)[0].detach(), rtol=1e-12, atol=1e-14)
+        outputs.append(h)
+    torch.testing.assert_close(torch.stack(outputs), theirs(x)[0].detach(), rtol=1e-12, atol=1e-14)
 
 
 def test_an_lstm_starts_with_open_forget_gates() -> None:

@@ -49,8 +49,8 @@ DATA = Batch(drawn("x", (TASKS, 6, 3)), drawn("y", (TASKS, 6, 4)))
 
 def loss(params: Params, batch: Batch, step: int) -> Tensor:
     """Of a small network in which every parameter has a say; batch [6, 3] -> []."""
-    said = torch.tanh(batch.x @ params["w"].T + params["b"]) * params["s"]
-    return (said - batch.y).square().mean() + 0.1 * params["k"].square().mean() * params[
+    predictions = torch.tanh(batch.x @ params["w"].T + params["b"]) * params["s"]
+    return (predictions - batch.y).square().mean() + 0.1 * params["k"].square().mean() * params[
         "b"
     ].square().sum()
 
@@ -263,17 +263,17 @@ def test_the_horizon_lies_in_the_state(name: str) -> None:
     first, other = made.rule(theta, 9), made.rule(theta, torch.tensor(90))
     grads = {leaf: 0.5 * value for leaf, value in PARAMS.items()}
     _, state = first.update(grads, first.init(PARAMS), PARAMS, PARAMS["s"])
-    told, asked = (rule.update(grads, state, PARAMS, PARAMS["s"]) for rule in (first, other))
-    torch.testing.assert_close(told, asked, rtol=0, atol=0)
+    mine, theirs = (rule.update(grads, state, PARAMS, PARAMS["s"]) for rule in (first, other))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     fresh = other.init(PARAMS)
     assert fresh["horizon"] == 90
     _, long = other.update(grads, fresh, PARAMS, PARAMS["s"])
-    differs = norm(sub(other.update(grads, long, PARAMS, PARAMS["s"])[0], told[0])) > 0
+    differs = norm(sub(other.update(grads, long, PARAMS, PARAMS["s"])[0], mine[0])) > 0
     assert bool(differs) == (name == "hyper")  # the one that says it looks at the horizon
     later = made.rule(tree_map(lambda x: 1.5 * x, theta), 9).update(
         grads, state, PARAMS, PARAMS["s"]
     )[0]
-    assert norm(sub(later, told[0])) > 0
+    assert norm(sub(later, mine[0])) > 0
 
 
 @every_rule

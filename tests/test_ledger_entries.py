@@ -60,13 +60,13 @@ def test_totals_taken_inside_a_span_are_whole_after_a_restart(clock: Clock) -> N
     ledger = CostLedger()
     with ledger.span("setup"):
         clock.now += 4
-        kept = ledger.totals()
+        totals = ledger.totals()
         clock.now += 7  # lost with the process
     other = CostLedger()
     with other.span("setup"):
         clock.now += 1
         before = other.seconds("setup")
-        other.restore(kept)
+        other.restore(totals)
         other.add("setup", before)
         clock.now += 2
     assert other.seconds("setup") == 4 + 1 + 2

@@ -94,7 +94,7 @@ def test_the_chunk_is_chosen_to_fit() -> None:
 
 
 def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto and `compiled` alike; and an executor that was asked for and will not fit is told so."""
+    """auto and `compiled` alike; and one that was asked for and does not fit is reported."""
     experiment = parse(
         sinusoid(run={"executor": "auto", "meta_steps": 20, "tasks_per_step": 12})
     ).experiments[0]
@@ -105,8 +105,8 @@ def test_a_run_takes_the_chunk_that_fits(own_cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(memory, "room", lambda device: int((found.peak(5) + 1) / memory.SHARE) + 1)
     assert plan.decide(experiment, parts, state).choice == ExecutorChoice("chunk", 5)
     monkeypatch.setattr(memory, "room", lambda device: found.peak(5))
-    asked = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
-    planned = plan.decide(asked, parts, state)
+    with_vmap = experiment.replace(run=experiment.run.model_copy(update={"executor": "vmap"}))
+    planned = plan.decide(with_vmap, parts, state)
     assert planned.choice == ExecutorChoice("vmap") and "run.chunk" in "".join(planned.messages)
 
 
@@ -205,13 +205,13 @@ def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
 
 def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) -> None:
     experiment = parse(sinusoid(run={"precision": "bf16", "meta_steps": 4})).experiments[0]
-    said = collect_messages()
+    messages = collect_messages()
     run_one(experiment, own_cache / "bf16")
     facts = json.loads((own_cache / "bf16" / "environment.json").read_text())["precision"]
     assert (
         facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1
     )  # eight bits: 4e-3 a rounding
-    assert any("bf16 differs" in line for line in said)
+    assert any("bf16 differs" in line for line in messages)
     plain = parse(sinusoid()).experiments[0]
     assert plain.hash() != experiment.hash()  # another precision is another result
     chunked = parse(
@@ -239,7 +239,7 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )
-    before, granted, after = map(int, done.stdout.split())
-    if not granted:
+    before, allowed, after = map(int, done.stdout.split())
+    if not allowed:
         pytest.skip("no glibc")
     assert after < before / 4  # one array's pages instead of eight times those

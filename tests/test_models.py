@@ -39,7 +39,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
     "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
 }
-# Those that normalise as they are told; tests/test_objectives.py looks at the others.
+# Those with an option for it; tests/test_objectives.py looks at the others.
 NETWORKS = {name: part for name, part in MODELS.items() if "norm" in part.model_fields}
 CASES = [
     pytest.param(name, part(**options, norm=policy), id=f"{name}-{place}-{policy}")

@@ -157,11 +157,11 @@ def test_genotypes_are_one_class_exactly_when_they_can_compute_the_same(
     known = representatives(nodes, strided)
     every = list(known)
     if nodes == 4:  # a part of the 15,625, with all members of the classes that it meets
-        met = {
+        reachable = {
             known[every[int(index)]]
             for index in np.random.default_rng(0).integers(0, len(every), 120)
         }
-        every = [genotype for genotype in every if known[genotype] in met]
+        every = [genotype for genotype in every if known[genotype] in reachable]
     by_value: dict[tuple[float, ...], set[Any]] = {}
     for genotype in every:
         by_value.setdefault(cell_values(nodes, genotype, strided), set()).add(known[genotype])
@@ -322,9 +322,9 @@ def test_masks_give_what_the_discrete_network_gives(
     stacked = {name: torch.stack([one[name] for one in full]) for name in full[0]}
     together = vmap(lambda params: trained(space.supernet, params))(stacked)
     for number, (genotype, start) in enumerate(zip(chosen, starts)):
-        params, said, losses = trained(space.learner(genotype), start)
+        params, outputs, losses = trained(space.learner(genotype), start)
         mine = take(together, number)
-        torch.testing.assert_close(mine[1], said, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(mine[1], outputs, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(mine[2], losses, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(
             extract_subnet(space, genotype, mine[0]), params, rtol=1e-7, atol=1e-9

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hand_counts import Net
 from nas_tasks import F64, Images, image_spec
-from test_nas_methods import Always, said
+from test_nas_methods import Always, learned_by
 
 from metalearn.evaluate.ledger import CostLedger
 from metalearn.inner.rules import sgd
@@ -48,8 +48,8 @@ def test_buckets_and_masks_equal_candidates_trained_alone(shots: int, policy: An
                 )(params)
                 along.append(loss)
                 params = {name: value - 0.2 * grads[name] for name, value in params.items()}
-            said = cross_entropy(learner.apply(params, held.x, context=train.x), held.y)
-            wanted = torch.stack(along).mean() if shots == 1 else said
+            learned_by = cross_entropy(learner.apply(params, held.x, context=train.x), held.y)
+            wanted = torch.stack(along).mean() if shots == 1 else learned_by
             torch.testing.assert_close(found[lane], wanted, rtol=1e-8, atol=1e-10)
             torch.testing.assert_close(other[lane], wanted, rtol=1e-8, atol=1e-10)
 
@@ -69,7 +69,7 @@ def test_a_candidate_costs_what_a_pencil_says(
         learner, source.spec
     )
     for start in range(0, tasks, together):
-        said(method, source.sample(fold_in(1), together, start), (0, 4), ledger=ledger)
+        learned_by(method, source.sample(fold_in(1), together, start), (0, 4), ledger=ledger)
     spent = {
         phase: entry["flops"]
         for phase, entry in ledger.cost().items()

@@ -18,7 +18,7 @@ from metalearn.tree import take
 from metalearn.types import Batch, Episode, Method
 
 
-def said(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
+def learned_by(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
     return method.learn(
         method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more
     )
@@ -76,11 +76,12 @@ def test_the_architecture_waits_for_warm_up_and_stands_after_its_steps() -> None
         assert still == (step < 5)
     episode = source.sample(fold_in(9), 2)
     for arch_steps, moves in ((0, False), (2, True)):
-        learned = said(meta_nas(arch_steps=arch_steps), episode, (0, 4))
+        learned = learned_by(meta_nas(arch_steps=arch_steps), episode, (0, 4))
         assert bool((learned.notes["arch_moved"] > 0).all()) == moves
         assert learned.notes["genotype"].shape == (2, 3)
     early, late = (
-        said(meta_nas(arch_steps=2), episode, (steps,)).notes["arch_moved"] for steps in (2, 6)
+        learned_by(meta_nas(arch_steps=2), episode, (steps,)).notes["arch_moved"]
+        for steps in (2, 6)
     )
     torch.testing.assert_close(early, late, rtol=0, atol=0)
 
@@ -96,7 +97,7 @@ def test_the_outer_step_is_reptiles() -> None:
     method = meta_nas(inner_steps=2, warm_up=0.0, arch_rate=1.0, temperature=0.05)
     meta = method.init(fold_in(0)).meta
     itself = Batch(support.x[None], support.y[None])
-    learned = said(meta_nas(inner_steps=2, arch_steps=2), Episode(itself, itself, {}), (2,))
+    learned = learned_by(meta_nas(inner_steps=2, arch_steps=2), Episode(itself, itself, {}), (2,))
     w, a = moved(method, support)
     space = Conv4Micro(filters=2).build(image_spec(), "query_batch")
     masks = {

@@ -42,14 +42,14 @@ from metalearn.types import Batch, Episode, Method
 def image_method(
     component: Any, spec: Any = None, norm: str = "query_batch", **options: Any
 ) -> Method:
-    """A method of this room over tiny conv4-micro cells."""
+    """A method of architecture search over tiny conv4-micro cells."""
     spec = image_spec() if spec is None else spec
     learner = MLP(sizes=(4,), norm=norm).build(spec)  # its policy is all that is read of it
     method: Method = component(space=Conv4Micro(filters=2), **options).build(learner, spec)
     return method
 
 
-def said(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
+def learned_by(method: Method, episode: Episode, steps: Any = (0, 1, 3), **more: Any) -> Any:
     return method.learn(
         method.init(fold_in(0)).meta, episode.support, episode.query.x, steps, **more
     )
@@ -69,11 +69,11 @@ def test_a_searched_network_learns_its_task() -> None:
 @pytest.mark.parametrize("batching", ["bucket", "masks"])
 @pytest.mark.parametrize("shots", [1, 2])
 def test_the_winner_is_trained_on_the_whole_support_set(shots: int, batching: str) -> None:
-    """Predictions are those of the noted architecture, trained alone from the task's key."""
+    """Predictions are those of the recorded architecture, trained alone from the task's key."""
     source = Images(image_spec(shots))
     method = image_method(PerTaskNAS, source.spec, candidates=4, search_steps=2, batching=batching)
     episode, keys = source.sample(fold_in(1), 3), fold_in(7, torch.arange(3))
-    learned = said(method, episode, key=keys)
+    learned = learned_by(method, episode, key=keys)
     space = Conv4Micro(filters=2).build(source.spec, "query_batch")
     for task in range(3):
         genotype = tuple(learned.notes["genotype"][task].tolist())
@@ -101,7 +101,9 @@ def test_batching_moves_no_score() -> None:
     source = Images(image_spec())
     episode = source.sample(fold_in(1), 2)
     bucket, masks = (
-        said(image_method(PerTaskNAS, batching=batching, candidates=5, search_steps=3), episode)
+        learned_by(
+            image_method(PerTaskNAS, batching=batching, candidates=5, search_steps=3), episode
+        )
         for batching in ("bucket", "masks")
     )
     close(bucket.notes, masks.notes, rtol=1e-8, atol=1e-10)
@@ -112,7 +114,7 @@ def test_a_standard_error_makes_winners_cheaper_and_never_better_scored() -> Non
     episode = Images(image_spec(4)).sample(fold_in(2), 4)
     options = {"candidates": 8, "search_steps": 4, "inner_lr": 0.3}
     strict, lenient = (
-        said(
+        learned_by(
             image_method(PerTaskNAS, image_spec(4), standard_errors=errors, **options),
             episode,
             (0,),
@@ -133,8 +135,8 @@ def test_every_kind_of_searcher_serves_a_task_alike_alone_and_in_a_batch(searche
     source = Images(image_spec())
     method = image_method(PerTaskNAS, searcher=searcher, candidates=5, search_steps=2)
     episode, keys = source.sample(fold_in(3), 3), fold_in(9, torch.arange(3))
-    together = said(method, episode, key=keys)
-    alone = said(method, take(episode, slice(1, 2)), key=keys[1:2])
+    together = learned_by(method, episode, key=keys)
+    alone = learned_by(method, take(episode, slice(1, 2)), key=keys[1:2])
     assert torch.equal(together.notes["genotype"][1:2], alone.notes["genotype"])
     torch.testing.assert_close(together.predictions[1:2], alone.predictions, rtol=1e-8, atol=1e-10)
 
@@ -159,7 +161,7 @@ def test_the_ledger_of_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
         method = image_method(
             PerTaskNAS, source.spec, candidates=3, search_steps=2, batching=batching
         )
-        said(method, source.sample(fold_in(1), 2), (0, 4), ledger=ledger)
+        learned_by(method, source.sample(fold_in(1), 2), (0, 4), ledger=ledger)
         ledger.require(method.traits.phases)
         found[batching] = {
             phase: row for phase, row in ledger.cost().items() if phase in ledger.totals()
@@ -189,13 +191,13 @@ def test_the_ledger_of_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_support_sets_of_another_size_are_refused() -> None:
     method = image_method(PerTaskNAS, image_spec(2))
     with pytest.raises(ConfigError, match="9 examples"):
-        said(method, Images(image_spec(3)).sample(fold_in(0), 1))
+        learned_by(method, Images(image_spec(3)).sample(fold_in(0), 1))
 
 
 def test_a_candidate_that_diverges_loses() -> None:
     """Step sizes beyond reason: predictions still come, and the scores say what happened."""
     method = image_method(PerTaskNAS, norm="none", inner_lr=1e150, candidates=3, search_steps=3)
-    learned = said(method, Images(image_spec()).sample(fold_in(1), 2), (0,))
+    learned = learned_by(method, Images(image_spec()).sample(fold_in(1), 2), (0,))
     assert learned.predictions.isfinite().all() and (learned.notes["score"] == -torch.inf).any()
 
 
@@ -221,7 +223,7 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
     spy = Peeping()
     monkeypatch.setattr(RandomSearch, "build", lambda self, space: spy.build(space))
     episode = Images(image_spec()).sample(fold_in(1), 2)
-    said(image_method(PerTaskNAS), episode)
+    learned_by(image_method(PerTaskNAS), episode)
     assert len(spy.seen) == 2
     queries = {row.tobytes() for row in episode.query.x.flatten(0, 1).numpy()}
     supports = {row.tobytes() for row in episode.support.x.flatten(0, 1).numpy()}

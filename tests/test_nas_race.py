@@ -33,7 +33,7 @@ from metalearn.nas.searchers.search import Ask, Score, Trial
 from metalearn.nas.spaces.space import Cost, Space, classes
 from metalearn.nas.tabular import Row, Table, empty
 from metalearn.rng import fold_in
-from metalearn.tabular import race as room
+from metalearn.tabular import race as race_program
 from metalearn.tabular import race_results
 from metalearn.tabular.race_options import RaceOptions, check
 from metalearn.tabular.race_results import Landscape, curve, expectation, landscapes, raced, theory
@@ -156,20 +156,20 @@ def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> Non
 # theory
 
 
-def landscape(told: Any, worth: Any) -> Landscape:
-    return Landscape(lambda share: np.asarray(told, np.float64), np.asarray(worth, np.float64))
+def landscape(scores: Any, worth: Any) -> Landscape:
+    return Landscape(lambda share: np.asarray(scores, np.float64), np.asarray(worth, np.float64))
 
 
-@pytest.mark.parametrize("told", [[4, 1, 5, 3, 2, 6, 0], [1, 1, 2, -math.inf, -math.inf, 2, 2]])
-def test_the_expectation_is_the_mean_over_all_orders(told: list[float]) -> None:
+@pytest.mark.parametrize("scores", [[4, 1, 5, 3, 2, 6, 0], [1, 1, 2, -math.inf, -math.inf, 2, 2]])
+def test_the_expectation_is_the_mean_over_all_orders(scores: list[float]) -> None:
     """Of every order of 7 networks, the first of the best of the first n: mean and variance; equals
     included.
     """
     worth = [0.1, 0.9, 0.4, 0.7, 0.2, 0.5, 0.3]
-    land = landscape(told, worth)
+    land = landscape(scores, worth)
     for draws in (1, 2, 5, 7):
         picks = [
-            max(order[:draws], key=lambda row: told[row])
+            max(order[:draws], key=lambda row: scores[row])
             for order in itertools.permutations(range(7))
         ]
         regret = 0.9 - np.array(worth)[picks]
@@ -177,7 +177,7 @@ def test_the_expectation_is_the_mean_over_all_orders(told: list[float]) -> None:
 
 
 def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
-    """Simulated on the table it agrees; told other scores than theory knows, or drawn in order, it
+    """Simulated on the table it agrees; given other scores than theory knows, or drawn in order, it
     does not.
     """
     table, space = images()
@@ -200,7 +200,7 @@ def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
 def test_a_race_says_that_theory_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """A random search that knows the best network: said on the terminal, as a warning and in what
+    """A random search that knows the best network: shown on the terminal, as a warning and in what
     is returned.
     """
     table, _ = images()
@@ -214,12 +214,12 @@ def test_a_race_says_that_theory_fails(
         return search
 
     monkeypatch.setattr(RandomSearch, "build", build)
-    said = collect_messages()
+    messages = collect_messages()
     words = RaceOptions(stored(tmp_path, table), ("random",), budget=8, seeds=60)
-    rows = {row["reckoning"]: row for row in room.race(words)["curves"]}
+    rows = {row["reckoning"]: row for row in race_program.race(words)["curves"]}
     assert rows["truth"]["agrees"] is False and rows["truth"]["regret"] == [0.0] * 4
     assert "DOES NOT lie within" in capsys.readouterr().out
-    assert any("not what theory says" in text for text in said)
+    assert any("not what theory says" in text for text in messages)
 
 
 # against random search
@@ -285,7 +285,9 @@ def test_a_pick_is_that_of_per_task_search(
     table's.
     """
     texts = [f"{name}.{field}={value}" for field, value in sets.items()]
-    found = room.race(RaceOptions(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2))
+    found = race_program.race(
+        RaceOptions(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2)
+    )
     (row,) = found["picks"]
     assert found["curves"] == found["paired"] == []
     source = TASK.build(split="test", seed=0)

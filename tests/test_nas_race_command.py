@@ -15,7 +15,7 @@ from test_nas_race import wave_table as wave_table  # a fixture
 from metalearn.errors import ConfigError
 from metalearn.nas.tabular import Table
 from metalearn.tabular import figures
-from metalearn.tabular import race as room
+from metalearn.tabular import race as race_program
 from metalearn.tabular.race_options import RaceOptions, check
 
 # the command
@@ -128,10 +128,12 @@ def test_a_table_without_a_header_or_where_all_diverge_is_refused(
     lacking = {name: value for name, value in wave_table.header.items() if name != "training"}
     with pytest.raises(ConfigError, match="header lacks training"):
         check(RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, header=lacking))))
-    lost = wave_table.rows._replace(loss=np.full_like(wave_table.rows.loss, np.nan))
+    no_losses = wave_table.rows._replace(loss=np.full_like(wave_table.rows.loss, np.nan))
     with pytest.raises(ConfigError, match="smaller inner_lr"):
         check(
-            RaceOptions(stored(tmp_path, dataclasses.replace(wave_table, rows=lost)), ("random",))
+            RaceOptions(
+                stored(tmp_path, dataclasses.replace(wave_table, rows=no_losses)), ("random",)
+            )
         )
 
 
@@ -139,7 +141,9 @@ def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     """Regret 0 has a place on the axis, and every searcher of a curve has a look."""
     table, _ = images(noise=0.0)
     words = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
-    found = room.race(words)
+    found = race_program.race(words)
     assert found["curves"][0]["regret"][-1] == 0
-    assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(room.BY_TABLE)
+    assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(
+        race_program.BY_TABLE
+    )
     assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))

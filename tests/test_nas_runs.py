@@ -107,8 +107,8 @@ def test_the_found_network_is_what_is_trained_and_loaded(finished: Path) -> None
     )
     run = ml.load_run(folder)
     episode = run.source.sample(ml.fold_in(1, "episodes"), 2)
-    said = run.method.learn(run.state.meta, episode.support, episode.query.x, (0, 1))
-    assert said.predictions.isfinite().all()
+    learned = run.method.learn(run.state.meta, episode.support, episode.query.x, (0, 1))
+    assert learned.predictions.isfinite().all()
 
 
 def test_what_candidates_were_worth_is_kept(finished: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_second_seed_takes_over_the_tuning_and_its_bill(finished: Path) -> N
     trials = json.loads((home / "seed-0" / "tune" / "trials.json").read_text())
     assert (
         len(trials) == 2
-    )  # they are on both bills, with each seed's own looks at validation tasks
+    )  # they are in both costs, with each seed's own looks at validation tasks
     for one in (first, second):
         assert one["cost"]["tune"]["flops"] > sum(trial["cost"]["flops"] for trial in trials) > 0
     searched = [
@@ -158,28 +158,33 @@ def test_a_search_that_was_killed_goes_on_and_pays_once(
     assert running.wait().code == -9
     assert (folder / "config.yaml").exists()  # written before the search began
     assert metalearn("compare", file, "--out", "killed").code == 0
-    kept = finished / "methods" / "shared_nas" / "seed-0"
+    finished_run = finished / "methods" / "shared_nas" / "seed-0"
     one, two = (
-        json.loads((home / "search" / "architecture.json").read_text()) for home in (folder, kept)
+        json.loads((home / "search" / "architecture.json").read_text())
+        for home in (folder, finished_run)
     )
     assert one == two
-    mine, other = (result(home)["cost"]["search"] for home in (folder, kept))
+    mine, other = (result(home)["cost"]["search"] for home in (folder, finished_run))
     for name in ("candidates", "flops", "labels", "gradient_steps"):
         assert mine[name] == other[name], name
-    assert np.array_equal(*(np.load(home / "scores.npz")["loss"] for home in (folder, kept)))
+    assert np.array_equal(
+        *(np.load(home / "scores.npz")["loss"] for home in (folder, finished_run))
+    )
 
 
 def test_a_finished_search_is_paid_by_a_run_that_is_resumed_after_it(
     metalearn: Commands, finished: Path
 ) -> None:
-    kept = finished / "methods" / "shared_nas" / "seed-0"
+    finished_run = finished / "methods" / "shared_nas" / "seed-0"
     folder = metalearn.folder / "again"
-    shutil.copytree(kept, folder)
+    shutil.copytree(finished_run, folder)
     for path in ("result.json", "scores.npz", "checkpoints", "timing.jsonl", "metrics.jsonl"):
-        gone = folder / path
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        target = folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert metalearn("resume", folder).code == 0
-    assert result(folder)["cost"]["search"]["flops"] == result(kept)["cost"]["search"]["flops"]
+    assert (
+        result(folder)["cost"]["search"]["flops"] == result(finished_run)["cost"]["search"]["flops"]
+    )
 
 
 def test_the_file_is_not_changed_by_controls_that_it_names_itself() -> None:

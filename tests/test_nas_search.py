@@ -1,4 +1,4 @@
-"""Searchers: what they ask, what they are told, and what they are worth."""
+"""Searchers: their requests, the scores they get, and their worth."""
 
 from __future__ import annotations
 
@@ -110,21 +110,21 @@ def test_a_whole_space_is_searched_and_left() -> None:
 
 def test_searches_side_by_side_hear_only_of_themselves() -> None:
     """Values by task in the order asked; repeated requests are answered from memory at no cost."""
-    said: list[Any] = []
+    answers: list[Any] = []
 
     def search(task: int) -> Any:
-        said.append((task, (yield Ask(((0, 0), (0, 1))))))
-        said.append((task, (yield Ask(((0, 1),), 1.0 if task else 0.5))))
+        answers.append((task, (yield Ask(((0, 0), (0, 1))))))
+        answers.append((task, (yield Ask(((0, 1),), 1.0 if task else 0.5))))
 
-    asked = []
+    requests = []
 
     def judge(jobs: Any) -> Any:
-        asked.append(list(jobs))
+        requests.append(list(jobs))
         return [Score(100 * task + 10 * genotype[1] + share) for task, genotype, share in jobs]
 
     trials = run_searches([search(0), search(1)], judge, budget=3)
-    assert said == [(0, [1.0, 11.0]), (1, [101.0, 111.0]), (0, [10.5]), (1, [111.0])]
-    assert asked == [
+    assert answers == [(0, [1.0, 11.0]), (1, [101.0, 111.0]), (0, [10.5]), (1, [111.0])]
+    assert requests == [
         [(0, (0, 0), 1.0), (0, (0, 1), 1.0), (1, (0, 0), 1.0), (1, (0, 1), 1.0)],
         [(0, (0, 1), 0.5)],
     ]

@@ -16,7 +16,7 @@ from metalearn.nas.tabular import (
     Row,
     load,
 )
-from metalearn.tabular import tabulate as room
+from metalearn.tabular import tabulate as tabulation
 
 
 def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:
@@ -24,7 +24,7 @@ def tabulated(tmp_path: Path, *overrides: str, **changes: Any) -> Path:
     experiment.write_text(EXPERIMENT)
     out = tmp_path / "table.npz"
     options = {"tasks": 2, "seeds": 1, "points": (1, 2), **changes}
-    room.tabulate("mlp-reg", str(experiment), overrides, out, **options)  # type: ignore[arg-type]
+    tabulation.tabulate("mlp-reg", str(experiment), overrides, out, **options)  # type: ignore[arg-type]
     return out
 
 
@@ -49,7 +49,7 @@ def test_tabulate_goes_on_row_by_row(
         value = np.full((2, 1, 2), sum(genotype), np.float32)
         return Row(np.full_like(value, np.nan), value, -value[:, 0], value[:, 0])
 
-    monkeypatch.setattr(room, "measure", row)
+    monkeypatch.setattr(tabulation, "measure", row)
     stop = True
     with pytest.raises(KeyboardInterrupt):
         tabulated(tmp_path)
@@ -70,7 +70,7 @@ def test_tabulate_goes_on_row_by_row(
 def test_tabulate_refuses_what_it_cannot_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "measure", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(tabulation, "measure", lambda *args: pytest.fail("trained"))
     for overrides, text in (
         (["inner_lrr=1"], "inner_lrr"),
         (["inner_lr=-1"], "inner_lr"),
@@ -79,20 +79,22 @@ def test_tabulate_refuses_what_it_cannot_do(
         with pytest.raises(ConfigError, match=text):
             tabulated(tmp_path, *overrides)
     with pytest.raises(ConfigError, match="did you mean 'mlp-reg'"):
-        room.tabulate("mlp-rag", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
+        tabulation.tabulate("mlp-rag", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
     with pytest.raises(ConfigError, match="mlp-reg"):
-        room.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
+        tabulation.tabulate("conv4-micro", str(tmp_path / "tiny.yaml"), [], None, 2, 1, (1,))
     for wrong in ("", "0,1", "2,1", "1,1", "1;2", "a"):
         with pytest.raises(ConfigError, match="ascending"):
-            room.points_of(wrong)
-    assert room.points_of("1, 2,20") == (1, 2, 20)
+            tabulation.points_of(wrong)
+    assert tabulation.points_of("1, 2,20") == (1, 2, 20)
 
 
 def test_tabulate_refuses_a_table_of_something_else(
     tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = np.zeros((2, 1, 2), np.float32)
-    monkeypatch.setattr(room, "measure", lambda *args: Row(value, value, value[:, 0], value[:, 0]))
+    monkeypatch.setattr(
+        tabulation, "measure", lambda *args: Row(value, value, value[:, 0], value[:, 0])
+    )
     tabulated(tmp_path)
     with pytest.raises(ConfigError, match="training differ"):
         tabulated(tmp_path, "inner_lr=0.7")

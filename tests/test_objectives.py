@@ -141,8 +141,8 @@ def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
         z = torch.tanh(
             z @ params["layers.1.weight"][:second, :first].T + params["layers.1.bias"][:second]
         )
-        said = z @ params["head.weight"][:, :second].T + params["head.bias"]
-        torch.testing.assert_close(learner.apply(params, x), said)
+        expected = z @ params["head.weight"][:, :second].T + params["head.bias"]
+        torch.testing.assert_close(learner.apply(params, x), expected)
         grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(
             params
         )

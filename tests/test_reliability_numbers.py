@@ -82,8 +82,8 @@ def test_a_skipped_step_changes_nothing_but_the_count() -> None:
     good, lanes = source.sample(fold_in(0, "train"), 1), method.init(fold_in(0, "init"))
     bad = good._replace(support=good.support._replace(y=good.support.y * float("inf")))
     for data, left_out in ((bad, 1.0), (good, 0.0)):
-        after, said = nonfinite.skip_nonfinite(method.step)(lanes, data)
-        assert float(said["skipped"]) == left_out and float(after.step) == 1
+        after, metrics = nonfinite.skip_nonfinite(method.step)(lanes, data)
+        assert float(metrics["skipped"]) == left_out and float(after.step) == 1
         moved = [not torch.equal(a, b) for a, b in zip(after.meta.values(), lanes.meta.values())]
         assert any(moved) == (left_out == 0.0)
         assert torch.equal(after.lanes["count"], lanes.lanes["count"]) == (left_out == 1.0)
@@ -121,8 +121,8 @@ def test_a_finished_run_of_schema_1_is_known_and_opened(
     before = files_of(folder)
     assert "finished" in metalearn("resume", folder).err
     if name == "finished":  # its hash is what it was; the other was to be rolled back
-        asked = metalearn("train", folder / "config.yaml", "--out", folder)
-        assert "finished" in asked.err
+        done = metalearn("train", folder / "config.yaml", "--out", folder)
+        assert "finished" in done.err
     assert files_of(folder) == before
     assert metalearn("evaluate", folder).code == 0
     assert metalearn("report", folder, "--out", tmp_path / "page.html").code == 0

@@ -24,10 +24,10 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_figure_is_drawn_or_not_at_all(comparison: Path, tmp_path: Path) -> None:
     groups = groups_of(comparison)
     whole = groups, compare(groups)
-    unpriced = groups_of(
+    without_costs = groups_of(
         write_run(tmp_path / "bare", "maml", "maml", change=lambda result: result.update(cost={}))
     )
-    bare = unpriced, compare(unpriced, target=whole[1]["target"])
+    bare = without_costs, compare(without_costs, target=whole[1]["target"])
     for name, draw in FIGURES.items():
         assert (draw(whole) is None) == (name == "selection"), name
         assert (draw(bare) is None) == (name not in ("steps", "training")), name

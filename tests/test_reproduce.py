@@ -47,8 +47,8 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     two = sinusoid(experiment="two", published={"value": 1.0}, run={"meta_steps": 2})
     for name, data in (("one", one), ("two", two)):
         write(metalearn.folder, name, data)
-    said = metalearn("reproduce", "one.yaml", "two.yaml", "--out", "all")
-    assert said.code == 0, said.err
+    done = metalearn("reproduce", "one.yaml", "two.yaml", "--out", "all")
+    assert done.code == 0, done.err
     record = json.loads((metalearn.folder / "all" / "reproduced.json").read_text())
     rows = record["rows"]
     assert [(row["experiment"], row["step"], row["published"], row["seeds"]) for row in rows] == [
@@ -63,7 +63,7 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     assert rows[1]["value"] == pytest.approx(
         sum(result["headline"]["value"] for result in results) / 2
     )
-    assert (metalearn.folder / "all" / "reproduced.md").read_text() in said.out
+    assert (metalearn.folder / "all" / "reproduced.md").read_text() in done.out
     files = read_results(metalearn.folder / "all" / "results")
     assert sorted(files) == ["one-0", f"one-{rows[1]['step']}", f"two-{rows[2]['step']}"]
     found = files[f"one-{rows[1]['step']}"]

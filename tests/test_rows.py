@@ -81,7 +81,7 @@ def test_a_start_may_be_a_path_into_the_comparison(
 
 
 def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: Path) -> None:
-    name, done, looks, said = names(tmp_path), list[str](), list[str](), collect_messages()
+    name, done, looks, messages = names(tmp_path), list[str](), list[str](), collect_messages()
 
     def run(experiment: Experiment, folder: Path) -> None:
         if name[folder] == "maml-0" and len(looks) < 3:
@@ -91,7 +91,7 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
 
     share(rows(tmp_path), run, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
-    assert said == [
+    assert messages == [
         "maml seed 0: another process is running it"
     ]  # once, though it was met three times
 
@@ -160,7 +160,7 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 def made(text: str, out: Path) -> list[str]:
-    """The rows that a process said it has finished."""
+    """The rows that a process reported as finished."""
     return [
         name
         for experiment, folder in rows(out)

@@ -71,8 +71,8 @@ def test_a_field_that_acts_on_new_tasks_is_tuned_on_the_trained_meta(metalearn: 
         result["cost"]["tune"]["gradient_steps"]
         == other["cost"]["tune"]["gradient_steps"] + 4 * 8 * 3
     )
-    asked = parse(yaml.safe_load((metalearn.folder / "late.yaml").read_text())).experiments[0]
-    assert result["config_hash"] == asked.hash()
+    experiment = parse(yaml.safe_load((metalearn.folder / "late.yaml").read_text())).experiments[0]
+    assert result["config_hash"] == experiment.hash()
     before = files_of(folder)
     assert (
         metalearn("train", metalearn.folder / "late.yaml", "--out", folder).code == 0
@@ -179,7 +179,7 @@ def test_best_without_a_validation_is_last(metalearn: Commands) -> None:
 def test_a_start_from_another_run_brings_its_meta_and_its_cost(metalearn: Commands) -> None:
     (metalearn.folder / "runs").mkdir()
     first = trained(metalearn, "runs/first")
-    begun = read(first / "result.json")
+    before = read(first / "result.json")
     for start in ("runs/first", "first", str(first)):
         method = {"name": "maml", "inner_lr": 0.02, "start": start}
         folder = trained(metalearn, f"from-{len(start)}", method=method, run={"meta_steps": 0})
@@ -188,15 +188,16 @@ def test_a_start_from_another_run_brings_its_meta_and_its_cost(metalearn: Comman
             f"meta.{name}": value.tolist()
             for name, value in named_leaves(loaded.state.meta).items()
         } == {
-            name: value.tolist() for name, value in meta_of(first, begun["checkpoint_step"]).items()
+            name: value.tolist()
+            for name, value in meta_of(first, before["checkpoint_step"]).items()
         }
         cost = read(folder / "result.json")["cost"]
         assert (
             cost["meta_train"]["gradient_steps"]
-            == begun["cost"]["meta_train"]["gradient_steps"]
+            == before["cost"]["meta_train"]["gradient_steps"]
             == 160
         )
-        assert cost["meta_train"]["seconds"] >= begun["cost"]["meta_train"]["seconds"]
+        assert cost["meta_train"]["seconds"] >= before["cost"]["meta_train"]["seconds"]
     more = trained(metalearn, "more", method={"name": "reptile", "start": "first"})
     assert read(more / "result.json")["cost"]["meta_train"]["labels"] > 800
 

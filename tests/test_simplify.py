@@ -105,10 +105,10 @@ def test_a_list_goes_with_who_made_it() -> None:
 
 def test_the_list_does_not_hold_what_it_was_made_with() -> None:
     x = torch.randn(4)
-    kept, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, interpret)
+    reference, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, interpret)
     step(x)
     del x
-    assert kept() is None and torch.equal(step(torch.ones(4)), torch.ones(4).sin() * 2)
+    assert reference() is None and torch.equal(step(torch.ones(4)), torch.ones(4).sin() * 2)
 
 
 def test_a_graph_that_writes_into_what_it_is_given_writes_once() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from commandline import Commands, files_of, refused, sinusoid
-from sweep_kills import at_work, disturbed, sweep_of, swept
+from sweep_kills import at_work, sweep_of, sweep_with_kills, swept
 
 from metalearn.report.sweep_page import importance, read_swept
 from metalearn.storage.lock import held
@@ -26,18 +26,18 @@ from metalearn.sweep.request import claim_folder
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def told(folder: Path) -> dict[str, Any]:
+def sweep_file(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "sweep.json").read_text()))
 
 
 def test_killed_workers_lose_nothing_and_make_nothing_twice(metalearn: Commands) -> None:
     file = sweep_of(metalearn.folder, 6)
-    found = disturbed(metalearn, file, "killed", workers=3, kills=2)
+    found = sweep_with_kills(metalearn, file, "killed", workers=3, kills=2)
     assert (found["killed"], found["taken_over"]) == (2, 2)
     assert [trial["number"] for trial in found["sweep"]["trials"]] == list(range(6))
     assert metalearn("sweep", file, "--out", "alone").code == 0
     assert (
-        told(metalearn.folder / "alone") == found["sweep"]
+        sweep_file(metalearn.folder / "alone") == found["sweep"]
     )  # the same values, and the same results to the last digit
     assert not list((metalearn.folder / "killed" / "claims").glob("*.json"))
 
@@ -52,7 +52,7 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
     assert ended.code == 75 and "repeat the command" not in ended.out
     again = metalearn("sweep", file, "--out", "stopped")
     assert again.code == 0 and "going on from step" in again.err
-    assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"] * 3
+    assert [trial["state"] for trial in sweep_file(folder)["trials"]] == ["complete"] * 3
 
 
 def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> None:
@@ -71,14 +71,14 @@ def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> 
     assert ready
     ended = worker.wait()
     assert ended.code == 0, ended
-    assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"]
+    assert [trial["state"] for trial in sweep_file(folder)["trials"]] == ["complete"]
 
 
 def test_a_grid_is_gone_through_in_order_and_told_in_schema_1(metalearn: Commands) -> None:
     done = metalearn("sweep", swept(metalearn.folder, "grid"))
     assert done.code == 0 and "best: trial" in done.out, done.err
     folder = metalearn.folder / "runs" / "grid"
-    found = told(folder)
+    found = sweep_file(folder)
     assert set(found) == {"schema", "metric", "best", "trials"} and found["schema"] == 1
     assert found["metric"] == {"name": "valid/loss", "goal": "minimize"}
     points = [(lr, steps) for lr in (0.01, 0.1) for steps in (1, 2)]
@@ -108,9 +108,9 @@ def test_a_sweep_grows_and_other_sweeps_are_refused_its_folder(metalearn: Comman
     }
     file = swept(metalearn.folder, "grows", run_cap=1, **keys)
     assert metalearn("sweep", file).code == 0
-    first = told(metalearn.folder / "runs" / "grows")["trials"]
+    first = sweep_file(metalearn.folder / "runs" / "grows")["trials"]
     assert metalearn("sweep", swept(metalearn.folder, "grows", run_cap=3, **keys)).code == 0
-    assert told(metalearn.folder / "runs" / "grows")["trials"][:1] == first
+    assert sweep_file(metalearn.folder / "runs" / "grows")["trials"][:1] == first
     before = files_of(metalearn.folder / "runs" / "grows")
     keys["parameters"] = {"method.inner_lr": {"min": 0.001, "max": 0.2}}
     refused(
@@ -133,12 +133,12 @@ def test_trials_that_fail_or_are_behind_say_so(metalearn: Commands) -> None:
     early = {"type": "hyperband", "min_iter": 1, "eta": 10}
     wild = swept(metalearn.folder, "wild", parameters=parameters, early_terminate=early)
     assert metalearn("sweep", wild).code == 0
-    rows = told(metalearn.folder / "runs" / "wild")["trials"]
+    rows = sweep_file(metalearn.folder / "runs" / "wild")["trials"]
     assert [row["state"] for row in rows][:2] == ["complete", "failed"] and rows[1]["value"] is None
     file = swept(metalearn.folder, "target", metric={"name": "loss", "target": 1e9})
     assert metalearn("sweep", file).code == 0
     assert (
-        len(told(metalearn.folder / "runs" / "target")["trials"]) == 1
+        len(sweep_file(metalearn.folder / "runs" / "target")["trials"]) == 1
     )  # reached: no new trial begins
 
 
@@ -255,7 +255,7 @@ def test_no_label_of_a_test_task_chooses_unless_it_is_asked_for_and_then_it_is_s
         (metalearn.folder / "runs" / "test" / "trials" / "0" / "result.json").read_text()
     )
     assert (
-        told(metalearn.folder / "runs" / "test")["trials"][0]["value"]
+        sweep_file(metalearn.folder / "runs" / "test")["trials"][0]["value"]
         == result["headline"]["value"]
     )
 
@@ -266,7 +266,7 @@ def test_workers_of_one_command(metalearn: Commands) -> None:
         "sweep", file, "--workers", "2", "--out", "several", env={"PYTHONPATH": str(ROOT)}
     )
     assert done.code == 0 and "4 trials: 4 complete" in done.out, done.err
-    assert [trial["number"] for trial in told(metalearn.folder / "several")["trials"]] == [
+    assert [trial["number"] for trial in sweep_file(metalearn.folder / "several")["trials"]] == [
         0,
         1,
         2,
@@ -287,8 +287,8 @@ def test_workers_as_jobs_of_a_cluster(metalearn: Commands) -> None:
     assert len(numbers) == 2
     while not all((folder / "jobs" / f"{number}_0_result.pkl").exists() for number in numbers):
         time.sleep(0.1)
-    said = "".join(path.read_text() for path in (folder / "jobs").glob("*.err"))
-    assert [trial["state"] for trial in told(folder)["trials"]] == ["complete"] * 3, said
+    errors = "".join(path.read_text() for path in (folder / "jobs").glob("*.err"))
+    assert [trial["state"] for trial in sweep_file(folder)["trials"]] == ["complete"] * 3, errors
     refused(metalearn("sweep", file, "--out", "no", "--slurm", "partition"), "looks like")
     refused(
         metalearn("sweep", file, "--out", "no", "--slurm", "cluster=elsewhere"), "cluster=local"

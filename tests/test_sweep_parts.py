@@ -282,14 +282,14 @@ def test_a_late_result_of_a_lost_trial_is_not_told_twice(tmp_path: Path) -> None
     sweep = read(str(swept(tmp_path, "late")))
     claim_folder(sweep, tmp_path / "out")
     slow, quick = TrialQueue(sweep, tmp_path / "out"), TrialQueue(sweep, tmp_path / "out")
-    lost = slow.next()
-    assert lost and lost.number == 0  # type: ignore[union-attr]
+    slow_trial = slow.next()
+    assert slow_trial and slow_trial.number == 0  # type: ignore[union-attr]
     path = slow.leases.path(0)
     path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
-    taken = quick.next()
-    assert taken and taken.number == 0 and taken.values == lost.values  # type: ignore[union-attr]
-    slow.finish(lost, 5.0, "complete")  # type: ignore[arg-type]
-    quick.finish(taken, 4.0, "complete")  # type: ignore[arg-type]
+    quick_trial = quick.next()
+    assert quick_trial and quick_trial.number == 0 and quick_trial.values == slow_trial.values  # type: ignore[union-attr]
+    slow.finish(slow_trial, 5.0, "complete")  # type: ignore[arg-type]
+    quick.finish(quick_trial, 4.0, "complete")  # type: ignore[arg-type]
     assert [row["value"] for row in quick.records()] == [4.0]
 
 
@@ -356,9 +356,9 @@ def test_trials_are_shown_in_the_project_of_the_file_and_one_group(tmp_path: Pat
     assert with_group(sweep, sweep.experiment, tmp_path / "out").hash() == sweep.experiment.hash()
 
 
-@pytest.mark.parametrize("seeds,noted", [([0], False), ([3, 4], True)])
+@pytest.mark.parametrize("seeds,has_note", [([0], False), ([3, 4], True)])
 def test_a_sweep_says_that_it_ran_one_seed_of_several(
-    tmp_path: Path, seeds: list[int], noted: bool
+    tmp_path: Path, seeds: list[int], has_note: bool
 ) -> None:
     file = swept(
         tmp_path, "x", sinusoid(run={"meta_steps": 4, "seeds": seeds, "validate": {"every": 2}})
@@ -366,7 +366,7 @@ def test_a_sweep_says_that_it_ran_one_seed_of_several(
     claim_folder(read(str(file)), tmp_path / "out")
     assert (
         "every trial ran seed 3 alone" in conclusion(read(str(file)), tmp_path / "out")
-    ) is noted
+    ) is has_note
 
 
 def test_a_trial_that_breaks_the_program_ends_no_other(

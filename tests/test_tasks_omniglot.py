@@ -286,10 +286,10 @@ def test_prepare_refuses_archives_that_are_not_the_publishers(
 
 
 @pytest.mark.parametrize(
-    ("published", "same_ink", "kept"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)]
+    ("published", "same_ink", "written"), [(0, 0, False), (1, 0, True), (0, 1, True), (1, 1, True)]
 )
 def test_prepare_trusts_the_publishers_archives_or_the_same_drawings(
-    synthetic: Path, monkeypatch: pytest.MonkeyPatch, published: int, same_ink: int, kept: bool
+    synthetic: Path, monkeypatch: pytest.MonkeyPatch, published: int, same_ink: int, written: bool
 ) -> None:
     target = synthetic / omniglot.FILE
     arrays = dict(store.load_npz(target))
@@ -302,12 +302,12 @@ def test_prepare_trusts_the_publishers_archives_or_the_same_drawings(
         monkeypatch.setattr(
             omniglot, "ARCHIVES", {path.name: store.git_blob_id(path) for path in paths}
         )
-    if kept:
+    if written:
         assert data_commands.prepare("omniglot")[0] == f"wrote {target}"
     else:
         with pytest.raises(DataError, match="not the publisher's"):
             data_commands.prepare("omniglot")
-    assert target.exists() == kept and all(path.exists() for path in paths)
+    assert target.exists() == written and all(path.exists() for path in paths)
 
 
 def test_a_download_is_kept_only_when_it_is_the_right_file(

@@ -1,4 +1,4 @@
-"""Sinks: what they are told, that none stops or holds up a run, that an offline W&B run holds what
+"""Sinks: what they receive, that none stops or holds up a run, that an offline W&B run holds what
 the report does.
 """
 
@@ -32,13 +32,13 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
     (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     script = Path(sys.executable).with_name("wandb")
-    told = subprocess.run(
+    output = subprocess.run(
         [script, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True
     )
-    return [json.loads(line) for line in told.stdout.splitlines()]
+    return [json.loads(line) for line in output.stdout.splitlines()]
 
 
-def kept(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+def offline_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """(what the run is, its summary, its history) of an offline run."""
     found = records(folder)
     run = next(record["run"] for record in found if record["type"] == "run")
@@ -64,7 +64,7 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
     assert done.code == 0 and "warning" not in done.err, done.err
     folder = metalearn.folder / "one"
     result = json.loads((folder / "result.json").read_text())
-    run, summary, history = kept(folder)
+    run, summary, history = offline_run(folder)
     assert (run["project"], run["run_group"], run["tags"]) == (
         "waves",
         "mine",
@@ -106,8 +106,8 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     file = write(metalearn.folder, "pair", data)
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
     folder = metalearn.folder / "pair"
-    runs = [kept(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
-    page, _, _ = kept(folder)
+    runs = [offline_run(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
+    page, _, _ = offline_run(folder)
     assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)} and page[
         "job_type"
     ] == "report"
@@ -117,13 +117,13 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
         if path.is_file()
     }
     assert {"report", "summary", "checks"} <= files and any("steps" in name for name in files)
-    told = next(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
-    assert told.read_text() == (folder / "report.html").read_text()
+    under_test = next(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
+    assert under_test.read_text() == (folder / "report.html").read_text()
     before = list(folder.glob("wandb/offline-run-*"))
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
     assert (
         list(folder.glob("wandb/offline-run-*")) == before
-    )  # nothing new was run: nothing is told
+    )  # nothing new was run: nothing is sent
 
 
 def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Commands) -> None:
@@ -136,7 +136,9 @@ def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Comman
     done = metalearn("train", file, "--out", "dead", env=env)
     assert done.code == 0 and done.err.count("warning") == 1 and "wandb sync" in done.err, done.err
     result = json.loads((metalearn.folder / "dead" / "result.json").read_text())
-    assert kept(metalearn.folder / "dead")[1]["headline.value"] == result["headline"]["value"]
+    assert (
+        offline_run(metalearn.folder / "dead")[1]["headline.value"] == result["headline"]["value"]
+    )
 
 
 def test_its_telemetry_is_off_before_it_begins(
@@ -196,33 +198,33 @@ def test_when_wandb_is_online(
 
 
 class Recorder:
-    """A sink that keeps what it is told, and raises or hangs where it is asked to."""
+    """A sink that records its calls, and raises or hangs on demand."""
 
     def __init__(self, fails: str = "", hangs: threading.Event | None = None) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.fails, self.hangs = fails, hangs
 
-    def _hear(self, name: str) -> None:
+    def _record(self, name: str) -> None:
         if self.hangs is not None and name == "rows":
             self.hangs.wait()
         if name == self.fails:
             raise SystemExit(f"{name} failed")
-        self.told.append(name)
+        self.calls.append(name)
 
     def rows(self, rows: Any) -> None:
-        self._hear("rows")
+        self._record("rows")
 
     def result(self, result: Any) -> None:
-        self._hear("result")
+        self._record("result")
 
     def page(self, folder: Any, page: Any) -> None:
-        self._hear("page")
+        self._record("page")
 
     def close(self) -> None:
-        self._hear("close")
+        self._record("close")
 
 
-def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -> Tracker:
+def tracker_of(monkeypatch: pytest.MonkeyPatch, messages: list[str], **sinks: Any) -> Tracker:
     def built(sink: Any) -> Any:
         def build(watched: TrackedRun) -> Any:
             if isinstance(sink, Exception):
@@ -240,54 +242,56 @@ def tracker_of(monkeypatch: pytest.MonkeyPatch, said: list[str], **sinks: Any) -
 def test_a_sink_that_fails_is_one_warning_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    said = collect_messages()
+    messages = collect_messages()
     good, bad = Recorder(), Recorder(fails=where)
-    told = tracker_of(
-        monkeypatch, said, good=good, bad=bad, absent=ImportError("no package"), off=None
+    under_test = tracker_of(
+        monkeypatch, messages, good=good, bad=bad, absent=ImportError("no package"), off=None
     )
-    told.rows([{}])
-    told.rows([{}])
-    assert told.result({"a": 1}) == {"a": 1}
-    told.close()
-    assert good.told == ["rows", "rows", "result", "close"]
-    assert len(said) == 2 and "no package" in said[0] and f"bad: {where} failed" in said[1]
+    under_test.rows([{}])
+    under_test.rows([{}])
+    assert under_test.result({"a": 1}) == {"a": 1}
+    under_test.close()
+    assert good.calls == ["rows", "rows", "result", "close"]
+    assert (
+        len(messages) == 2 and "no package" in messages[0] and f"bad: {where} failed" in messages[1]
+    )
 
 
 def test_a_sink_that_hangs_holds_the_run_up_once_and_gets_everything_when_it_wakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = collect_messages()
+    messages = collect_messages()
     wake = threading.Event()
     monkeypatch.setattr(tracker, "LIMIT", 0.05)
     slow = Recorder(hangs=wake)
-    told = tracker_of(monkeypatch, said, slow=slow)
+    under_test = tracker_of(monkeypatch, messages, slow=slow)
     for _ in range(20):
-        told.rows([{}])  # comes back although the sink does not
-    assert slow.told == []
+        under_test.rows([{}])  # comes back although the sink does not
+    assert slow.calls == []
     monkeypatch.setattr(tracker, "LIMIT", 60.0)
     wake.set()
-    told.close()
-    assert slow.told == ["rows"] * 20 + ["close"] and said == []
+    under_test.close()
+    assert slow.calls == ["rows"] * 20 + ["close"] and messages == []
 
 
 def test_a_sink_that_never_answers_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = collect_messages()
+    messages = collect_messages()
     wake = threading.Event()
     monkeypatch.setattr(tracker, "LIMIT", 0.02)
-    told = tracker_of(monkeypatch, said, deaf=Recorder(hangs=wake))
-    told.rows([{}])
-    told.close()
-    assert len(said) == 1 and "deaf: not finished within" in said[0]
+    under_test = tracker_of(monkeypatch, messages, deaf=Recorder(hangs=wake))
+    under_test.rows([{}])
+    under_test.close()
+    assert len(messages) == 1 and "deaf: not finished within" in messages[0]
     wake.set()
 
 
 def test_only_the_first_of_several_processes_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Recorder()
     monkeypatch.setenv("RANK", "1")
-    told = tracker_of(monkeypatch, [], sink=sink)
-    told.rows([{}])
-    told.close()
-    assert sink.told == []
+    under_test = tracker_of(monkeypatch, [], sink=sink)
+    under_test.rows([{}])
+    under_test.close()
+    assert sink.calls == []
 
 
 def test_the_terminal_line_and_its_switch(metalearn: Commands) -> None:
@@ -333,8 +337,8 @@ def test_config_of_the_sinks(metalearn: Commands) -> None:
         "run.track.wandb.projct=x",
         "run.track.comet.on=true",
     )
-    said = ("'disabled'", "did you mean 'project'", "valid: tensorboard, terminal, wandb")
-    refused(metalearn("train", file, *words), *said)
+    messages = ("'disabled'", "did you mean 'project'", "valid: tensorboard, terminal, wandb")
+    refused(metalearn("train", file, *words), *messages)
     experiment = parse(sinusoid()).experiments[0]
     other = grouped(experiment, "g", project="p")
     assert other.run.track.wandb.group == "g" and other.hash() == experiment.hash()

@@ -1,6 +1,4 @@
-"""The transfer room: each method against a loop written by hand, a closed form, and a small problem
-to learn.
-"""
+"""Methods of transfer against loops by hand, closed forms, and small problems."""
 
 from __future__ import annotations
 
@@ -8,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from clusters import OF_REGRESSION, PRETRAINED, STEPS, Clusters, after, make, said, scaling
+from clusters import (
+    OF_REGRESSION,
+    PRETRAINED,
+    STEPS,
+    Clusters,
+    after,
+    make,
+    predictions_of,
+    scaling,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -71,7 +78,7 @@ def test_fine_tune_moves_all_layers_as_torchs_own_sgd(momentum: float) -> None:
     method = make("fine_tune", source.spec, inner_lr=0.3, inner_momentum=momentum)
     meta = method.init(fold_in(0, "init")).meta
     episode, keys = source.sample(fold_in(1), 2), torch.stack([fold_in(5), fold_in(6)])
-    ours = said(method, meta, episode, key=keys)
+    ours = predictions_of(method, meta, episode, key=keys)
     for task in range(2):
         support, query = (Batch(b.x[task], b.y[task]) for b in episode[:2])
         start = {
@@ -91,7 +98,9 @@ def test_scratch_moves_all_layers_as_torchs_own_sgd_from_the_learners_start() ->
     support, query = (Batch(b.x[0], b.y[0]) for b in episode[:2])
     points = by_hand([start[name] for name in PATH], perceptron, support, 0.3, 0.5)
     hand = torch.stack([perceptron(point, query.x) for point in points])
-    torch.testing.assert_close(said(method, {}, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        predictions_of(method, {}, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -115,7 +124,9 @@ def test_linear_probe_is_a_linear_layer_on_fixed_features(normalise: bool) -> No
         0.1,
     )
     hand = torch.stack([F.linear(q, *point) for point in points])
-    torch.testing.assert_close(said(method, meta, episode, key=keys)[0], hand, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        predictions_of(method, meta, episode, key=keys)[0], hand, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_baseline_plus_plus_is_a_cosine_layer_on_fixed_features() -> None:
@@ -133,7 +144,7 @@ def test_baseline_plus_plus_is_a_cosine_layer_on_fixed_features() -> None:
         [weight], cosine, Batch(episode.support.x[0], episode.support.y[0]), 0.2, 0.5, 0.1
     )
     hand = torch.stack([cosine(point, episode.query.x[0]) for point in points])
-    ours = said(method, method.init(fold_in(0)).meta, episode, key=keys)[0]
+    ours = predictions_of(method, method.init(fold_in(0)).meta, episode, key=keys)[0]
     torch.testing.assert_close(ours, hand, rtol=1e-8, atol=1e-8)
 
 
@@ -154,9 +165,9 @@ def test_fine_tune_of_the_head_leaves_the_body_where_it_was() -> None:
     )
     hand = torch.stack([perceptron([*body, *point], episode.query.x[0]) for point in points])
     torch.testing.assert_close(
-        said(method, meta, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10
+        predictions_of(method, meta, episode, key=keys)[0], hand, rtol=1e-10, atol=1e-10
     )
-    moved = said(make("fine_tune", source.spec, inner_lr=0.3), meta, episode, key=keys)[0]
+    moved = predictions_of(make("fine_tune", source.spec, inner_lr=0.3), meta, episode, key=keys)[0]
     torch.testing.assert_close(moved[0], hand[0], rtol=1e-10, atol=1e-10)
     assert (moved[-1] - hand[-1]).abs().max() > 1e-2
 
@@ -190,7 +201,7 @@ def test_nearest_centroid_is_minus_the_squared_distance_to_each_class_mean() -> 
     episode = source.sample(fold_in(1), 1)
     x, y, query = episode.support.x[0], episode.support.y[0], episode.query.x[0]
     expected = torch.stack([-((query - x[y == c].sum(0) / 2) ** 2).sum(1) for c in range(3)], 1)
-    ours = said(method, method.init(fold_in(0)).meta, episode)
+    ours = predictions_of(method, method.init(fold_in(0)).meta, episode)
     assert ours.shape == (1, len(STEPS), 12, 3)
     for point in ours[0]:
         torch.testing.assert_close(point, expected)
@@ -207,7 +218,7 @@ def test_nearest_centroid_with_features_of_length_one() -> None:
     )
     x = x / x.norm(dim=-1, keepdim=True)
     expected = torch.stack([-((query - x[y == c].sum(0) / 2) ** 2).sum(1) for c in range(3)], 1)
-    ours = said(method, method.init(fold_in(0)).meta, episode)
+    ours = predictions_of(method, method.init(fold_in(0)).meta, episode)
     torch.testing.assert_close(ours[0, 0], expected, rtol=1e-9, atol=1e-9)
 
 
@@ -220,7 +231,10 @@ def test_the_scale_of_features_does_not_enter(component: Any) -> None:
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 2)
     large = {**meta, "params": {"scale": 7 * meta["params"]["scale"]}}
     torch.testing.assert_close(
-        said(method, large, episode), said(method, meta, episode), rtol=1e-8, atol=1e-8
+        predictions_of(method, large, episode),
+        predictions_of(method, meta, episode),
+        rtol=1e-8,
+        atol=1e-8,
     )
 
 
@@ -229,7 +243,9 @@ def test_the_scale_of_features_enters_a_linear_layer() -> None:
     method = LinearProbe().build(scaling(source.spec), source.spec)
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 2)
     large = {**meta, "params": {"scale": 7 * meta["params"]["scale"]}}
-    assert (said(method, large, episode) - said(method, meta, episode)).abs().max() > 0.1
+    assert (
+        predictions_of(method, large, episode) - predictions_of(method, meta, episode)
+    ).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "baseline_plus_plus", "nearest_centroid"])
@@ -242,7 +258,9 @@ def test_features_are_computed_once(name: str) -> None:
         return learner.features(params, x, context)
 
     method = TRANSFER[name]().build(learner._replace(features=counted), source.spec)
-    said(method, method.init(fold_in(0)).meta, source.sample(fold_in(1), 2), steps=(0, 20))
+    predictions_of(
+        method, method.init(fold_in(0)).meta, source.sample(fold_in(1), 2), steps=(0, 20)
+    )
     assert calls.count(False) == 1  # the support's
     assert calls.count(True) == 1  # the queries', for all points together
 
@@ -305,11 +323,11 @@ def test_a_test_spec_with_other_classes_and_shots_takes_the_same_meta(name: str)
     train, test = Clusters("train", 12, shots=2), Clusters("test", 7, shots=5)
     meta = make(name, train.spec).init(fold_in(0)).meta
     episode = test.sample(fold_in(1), 4)
-    ours = said(make(name, test.spec), meta, episode)
+    ours = predictions_of(make(name, test.spec), meta, episode)
     assert ours.shape == (4, len(STEPS), 12, 3)
-    assert torch.equal(ours, said(make(name, train.spec), meta, episode))
+    assert torch.equal(ours, predictions_of(make(name, train.spec), meta, episode))
     wide = Clusters("test", 7, ways=5)
-    assert said(make(name, wide.spec), meta, wide.sample(fold_in(1), 2)).shape == (
+    assert predictions_of(make(name, wide.spec), meta, wide.sample(fold_in(1), 2)).shape == (
         2,
         len(STEPS),
         20,
@@ -324,7 +342,9 @@ def test_learning_reads_nothing_of_the_old_head_but_its_width() -> None:
         method = make(name, source.spec)
         meta = method.init(fold_in(0)).meta
         blank = {**meta, "pretrain_head": zeros_like(meta["pretrain_head"])}
-        assert torch.equal(said(method, meta, episode), said(method, blank, episode))
+        assert torch.equal(
+            predictions_of(method, meta, episode), predictions_of(method, blank, episode)
+        )
 
 
 # regression
@@ -339,7 +359,7 @@ def test_fine_tune_of_a_regression_begins_with_the_whole_pretrained_network(adap
     start = method.init(fold_in(0, "init")).meta["params"]
     assert all((start[name] != state.meta["params"][name]).any() for name in PATH)
     episode = source.sample(fold_in(1), 1)
-    ours = said(method, state.meta, episode)
+    ours = predictions_of(method, state.meta, episode)
     leaves = [state.meta["params"][name] for name in PATH]
     torch.testing.assert_close(ours[0, 0], perceptron(leaves, episode.query.x[0]))
     still = 0 if adapts == "all" else 4

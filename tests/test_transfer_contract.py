@@ -1,4 +1,4 @@
-"""What every method of the transfer room keeps: batching, keys, policies, names, and no way in for
+"""What holds for every method of transfer: batching, keys, policies, names, and no way in for
 query labels.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from clusters import POLICIES, Clusters, make, of_task, said
+from clusters import POLICIES, Clusters, make, of_task, predictions_of
 
 from metalearn.component import Component
 from metalearn.evaluate.curves import learning_curve
@@ -28,9 +28,9 @@ def test_a_batch_gives_what_each_task_gives_alone(name: str) -> None:
     method = make(name, source.spec)
     meta, episode = method.init(fold_in(0)).meta, source.sample(fold_in(1), 3)
     keys = fold_in(episode.info["key"], "learn")
-    together = said(method, meta, episode, key=keys)
+    together = predictions_of(method, meta, episode, key=keys)
     for task in range(3):
-        alone = said(method, meta, of_task(task, episode), key=keys[task : task + 1])
+        alone = predictions_of(method, meta, of_task(task, episode), key=keys[task : task + 1])
         torch.testing.assert_close(together[task : task + 1], alone, rtol=1e-10, atol=1e-10)
 
 
@@ -40,9 +40,9 @@ def test_the_start_is_a_function_of_the_tasks_key(name: str) -> None:
     method = make(name, source.spec)
     meta, one = method.init(fold_in(0)).meta, of_task(0, source.sample(fold_in(1), 1))
     twice = Episode(*(Batch(b.x.repeat(2, 1, 1), b.y.repeat(2, 1)) for b in one[:2]), {})
-    different = said(method, meta, twice, key=torch.stack([fold_in(7), fold_in(8)]))
+    different = predictions_of(method, meta, twice, key=torch.stack([fold_in(7), fold_in(8)]))
     assert (different[0, 0] - different[1, 0]).abs().max() > 1e-2
-    same = said(method, meta, twice, key=torch.stack([fold_in(7), fold_in(7)]))
+    same = predictions_of(method, meta, twice, key=torch.stack([fold_in(7), fold_in(7)]))
     assert torch.equal(same[0], same[1]) and torch.equal(same[0], different[0])
 
 
@@ -55,7 +55,7 @@ def test_queries_see_each_other_only_where_the_traits_say_so(name: str, policy: 
     other = episode.query.x.clone()
     other[:, 3:] += 5
     one, two = (
-        said(method, meta, episode._replace(query=Batch(x, episode.query.y)))
+        predictions_of(method, meta, episode._replace(query=Batch(x, episode.query.y)))
         for x in (episode.query.x, other)
     )
     assert one.isfinite().all()
@@ -75,7 +75,10 @@ def test_under_policy_support_queries_are_normalised_by_the_support_set(name: st
     itself = Episode(episode.support, episode.support, {})
     first = Episode(episode.support, Batch(episode.support.x[:, :1], episode.support.y[:, :1]), {})
     torch.testing.assert_close(
-        said(method, meta, itself)[:, :, :1], said(method, meta, first), rtol=1e-9, atol=1e-9
+        predictions_of(method, meta, itself)[:, :, :1],
+        predictions_of(method, meta, first),
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 
@@ -100,7 +103,7 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
     state, episode = method.init(fold_in(0)), source.sample(fold_in(1), 2)
     given = leaves([state.meta, state.opt, state.step, batch, episode.support, episode.query])
     before = [leaf.clone() for leaf in given]
-    said(method, state.meta, episode)
+    predictions_of(method, state.meta, episode)
     if method.step is not None:
         method.step(state, batch)
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))

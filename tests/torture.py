@@ -40,7 +40,9 @@ def must(true: object, what: object) -> None:
         raise Broken(str(what))
 
 
-def struck(running: Running, ready: Callable[[], bool], strike: Callable[[Running], None]) -> Ended:
+def run_and_strike(
+    running: Running, ready: Callable[[], bool], strike: Callable[[Running], None]
+) -> Ended:
     """A command that is struck once it is `ready`, or ends before."""
     if running.wait_for(ready):
         strike(running)
@@ -119,7 +121,7 @@ class Torture:
         self.metalearn, self.draw, self.devices = metalearn, draw, devices
         self.file = write(metalearn.folder, "torture", sinusoid(run=RUN))
         self.straight, self.folder = (
-            metalearn.folder / f"{name}-{devices}" for name in ("straight", "struck")
+            metalearn.folder / f"{name}-{devices}" for name in ("straight", "killed")
         )
         begin = time.monotonic()
         must(
@@ -144,29 +146,29 @@ class Torture:
         """Strike so often; every time that a run ends by itself it must be the undisturbed one, and
         another begins.
         """
-        said = {"struck": 0, "torn": 0, "resumed": 0, "finished": 0}
-        while said["struck"] < count:
-            said["resumed"] += (self.folder / "config.yaml").exists()
+        counts = {"killed": 0, "torn": 0, "resumed": 0, "finished": 0}
+        while counts["killed"] < count:
+            counts["resumed"] += (self.folder / "config.yaml").exists()
             left = torn(self.folder)
-            ended = struck(
+            ended = run_and_strike(
                 self.run(*going_on(self.folder, self.file), before=before()), ready(), strike
             )
             if ended.code == 0:
                 self.compare(exact)
-                said["finished"] += 1
+                counts["finished"] += 1
                 continue
             must(ended.code in codes, ended)
-            said["struck"] += 1
-            said["torn"] += bool(torn(self.folder) - left)
+            counts["killed"] += 1
+            counts["torn"] += bool(torn(self.folder) - left)
         while self.folder.exists():
             ended = self.run(*going_on(self.folder, self.file)).wait()
             must(ended.code == 0, ended)
             self.compare(exact)
-            said["finished"] += 1
-        return said
+            counts["finished"] += 1
+        return counts
 
     def compare(self, exact: bool) -> None:
-        """Parameters bit for bit; of runs that were killed also metrics, test and bill, as
+        """Parameters bit for bit; of runs that were killed also metrics, test and cost, as
         test_resume asks.
         """
         (step, mine), (other_step, other) = last(self.folder), last(self.straight)
@@ -188,29 +190,31 @@ def comparison(metalearn: Commands, draw: random.Random, count: int) -> dict[str
         "pair",
         {**data, "methods": [{"name": n} for n in ("maml", "reptile", "fine_tune")]},
     )
-    whole, folder = metalearn.folder / "pair-whole", metalearn.folder / "pair-struck"
+    whole, folder = metalearn.folder / "pair-whole", metalearn.folder / "pair-killed"
     begin = time.monotonic()
     must(metalearn("compare", file, "--out", whole).code == 0, "the undisturbed comparison failed")
-    lasts, said = time.monotonic() - begin, {"struck": 0, "resumed": 0, "finished": 0}
+    lasts, counts = time.monotonic() - begin, {"killed": 0, "resumed": 0, "finished": 0}
     ended = Ended(-9, "", "")
-    while said["struck"] < count or ended.code != 0:
-        said["resumed"] += folder.exists()
+    while counts["killed"] < count or ended.code != 0:
+        counts["resumed"] += folder.exists()
         end = (
             time.monotonic() + draw.uniform(0, 0.7 * lasts)
-            if said["struck"] < count
+            if counts["killed"] < count
             else float("inf")
         )
-        ended = struck(metalearn.start("compare", file, "--out", folder), at_time(end), kill)
+        ended = run_and_strike(
+            metalearn.start("compare", file, "--out", folder), at_time(end), kill
+        )
         must(ended.code in (0, -9), ended)
-        said["struck"] += ended.code == -9
+        counts["killed"] += ended.code == -9
         if ended.code == 0:
             for label in ("maml", "reptile", "fine_tune"):
                 same_end(
                     folder / "methods" / label / "seed-0", whole / "methods" / label / "seed-0"
                 )
-            said["finished"] += 1
+            counts["finished"] += 1
             shutil.rmtree(folder)
-    return said
+    return counts
 
 
 def torture(metalearn: Commands, kills: int, aimed: int, seed: int) -> None:
@@ -236,11 +240,11 @@ def torture(metalearn: Commands, kills: int, aimed: int, seed: int) -> None:
     tell("SIGKILL of a rank or the launcher, 2 ranks", found)
 
 
-def tell(what: str, said: dict[str, int]) -> None:
-    half = f" ({said['torn']} left a file half written)" if said.get("torn") else ""
+def tell(what: str, counts: dict[str, int]) -> None:
+    half = f" ({counts['torn']} left a file half written)" if counts.get("torn") else ""
     print(
-        f"{what}: {said['struck']} struck{half}, {said['resumed']} resumed, {said['finished']} "
-        f"runs finished, "
+        f"{what}: {counts['killed']} killed{half}, {counts['resumed']} resumed, "
+        f"{counts['finished']} runs finished, "
         "bit-equal to the undisturbed one",
         flush=True,
     )
@@ -251,12 +255,12 @@ def main() -> None:
     words.add_argument("--kills", type=int, default=50, help="at random moments of one training")
     words.add_argument("--aimed", type=int, default=10, help="of every other kind")
     words.add_argument("--seed", type=int, default=0, help="of the moments")
-    asked = words.parse_args()
+    options = words.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     begin = time.monotonic()
     try:
         with commands_in(folder) as metalearn:
-            torture(metalearn, asked.kills, asked.aimed, asked.seed)
+            torture(metalearn, options.kills, options.aimed, options.seed)
     except AssertionError as error:
         sys.exit(f"broken: {error}\nthe runs are left in {folder}")
     shutil.rmtree(folder)

@@ -29,7 +29,7 @@ class Exhibit:
     policy: str = "none"
     readout: str = "linear"
     tokens: int = 0  # x are integers below it
-    train: bool = True  # the mode that it is handed over in
+    train: bool = True  # the mode that it is passed in
     targets: tuple[int, ...] = ()  # Y of y [B, *Y]
     options: dict[str, Any] = field(default_factory=dict)
 
