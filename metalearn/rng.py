@@ -162,7 +162,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
     for place in range(count):
         top = size - count + place
         drawn = (draws[..., place] * (top + 1)) >> 31
-        taken = (chosen == drawn.unsqueeze(-1)).any(-1)
-        value = torch.where(taken, top, drawn).unsqueeze(-1)
+        repeats = (chosen == drawn.unsqueeze(-1)).any(-1)
+        value = torch.where(repeats, top, drawn).unsqueeze(-1)
         chosen = torch.where(torch.arange(count, device=key.device) == place, value, chosen)
     return chosen.gather(-1, permutation(fold_in(key, "order"), count))

@@ -16,7 +16,7 @@ from metalearn.bench.contenders import Contender, contenders
 from metalearn.bench.engines.engine import Engine, LeftOut
 from metalearn.bench.engines.l2o import LearnedProblem
 from metalearn.bench.engines.native import STEPS
-from metalearn.bench.limit import LIMIT, convolution, counted
+from metalearn.bench.limit import LIMIT, convolution, reference_and_flops
 from metalearn.bench.measure import (
     Turns,
     first_step,
@@ -87,7 +87,7 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
     )
     expected = None
     if work.family != "sampling":
-        expected, outcome.facts["flops"] = counted(problem)
+        expected, outcome.facts["flops"] = reference_and_flops(problem)
     if not work.regression:
         assert problem.ready  # drawn now, outside of all measurements
     ready: list[Ready] = []

@@ -19,7 +19,7 @@ from metalearn.types import Params
 LIMIT = "plain convolution"
 
 
-def counted(problem: Problem) -> tuple[Params, int]:
+def reference_and_flops(problem: Problem) -> tuple[Params, int]:
     """The reference gradient in float64, and the floating-point operations of its matrix products
     and convolutions.
     """

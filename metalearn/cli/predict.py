@@ -24,12 +24,12 @@ def predict(
         raise ConfigError(("--out", f"{out} is there already: give another name"))
     run = load_run(run_dir)
     spec = run.method.spec
-    given = read_examples(support, spec, "--support", labelled=True, invert=invert)
-    asked = read_examples(query, spec, "--query", labelled=False, invert=invert)
-    task = run.adapt(given.x, given.y, steps)
-    answers = task.predict(asked.x)
+    examples = read_examples(support, spec, "--support", labelled=True, invert=invert)
+    queries = read_examples(query, spec, "--query", labelled=False, invert=invert)
+    task = run.adapt(examples.x, examples.y, steps)
+    answers = task.predict(queries.x)
     columns: list[str] = []
-    values: list[list[Any]] = [[] for _ in asked.names]
+    values: list[list[Any]] = [[] for _ in queries.names]
     if task.classes is None:
         columns = (
             ["prediction"]
@@ -39,12 +39,12 @@ def predict(
         values = [[f"{value:.9g}" for value in row] for row in np.asarray(answers)]
     else:
         columns = ["prediction", *(f"p({name})" for name in task.classes)]
-        shares = task.predict_proba(asked.x)
+        shares = task.predict_proba(queries.x)
         values = [[a, *(f"{p:.6f}" for p in row)] for a, row in zip(answers, shares, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["query", *columns])
-    writer.writerows([name, *row] for name, row in zip(asked.names, values, strict=True))
+    writer.writerows([name, *row] for name, row in zip(queries.names, values, strict=True))
     if out is None:
         sys.stdout.write(text.getvalue())
     else:

@@ -30,19 +30,19 @@ def fingerprint(*things: Any) -> tuple[Any, ...]:
     return tuple(_key(thing, {}) for thing in things)
 
 
-def _key(thing: Any, seen: dict[int, int]) -> Any:
+def _key(thing: Any, visited: dict[int, int]) -> Any:
     plain = _plain(thing)
     if plain is not None:
         return plain
-    if id(thing) in seen:  # a cycle, or the same object again: by the order in which it was met
-        return ("again", seen[id(thing)])
-    seen[id(thing)] = len(seen)
+    if id(thing) in visited:  # a cycle, or the same object again: by the order in which it was met
+        return ("again", visited[id(thing)])
+    visited[id(thing)] = len(visited)
     for kinds, describe in _KINDS:
         if isinstance(thing, kinds):
-            return describe(thing, seen)
+            return describe(thing, visited)
     held = getattr(thing, "__dict__", None)
     if isinstance(held, dict) and type(thing).__module__ != "builtins":
-        return (_name(type(thing)), _mapping(held, seen))
+        return (_name(type(thing)), _mapping(held, visited))
     return _Itself(thing)
 
 
@@ -61,7 +61,7 @@ def _plain(thing: Any) -> Any:
     return None
 
 
-def _function(thing: Any, seen: dict[int, int]) -> Any:
+def _function(thing: Any, visited: dict[int, int]) -> Any:
     """Code with its names and constants, so that two lambdas of a line differ; then all that it
     closes over.
     """
@@ -69,54 +69,54 @@ def _function(thing: Any, seen: dict[int, int]) -> Any:
     cells = []
     for cell in thing.__closure__ or ():
         try:
-            cells.append(_key(cell.cell_contents, seen))
+            cells.append(_key(cell.cell_contents, visited))
         except ValueError:  # a name that is not bound yet
             cells.append("unbound")
-    defaults = (_key(thing.__defaults__, seen), _key(thing.__kwdefaults__, seen))
+    defaults = (_key(thing.__defaults__, visited), _key(thing.__kwdefaults__, visited))
     place = (thing.__module__, thing.__qualname__, code)
     return ("function", *place, *defaults, tuple(cells))
 
 
-def _bound(thing: Any, seen: dict[int, int]) -> Any:
-    return ("method", _key(thing.__func__, seen), _key(thing.__self__, seen))
+def _bound(thing: Any, visited: dict[int, int]) -> Any:
+    return ("method", _key(thing.__func__, visited), _key(thing.__self__, visited))
 
 
-def _partial(thing: Any, seen: dict[int, int]) -> Any:
-    return ("partial", *(_key(part, seen) for part in (thing.func, thing.args, thing.keywords)))
+def _partial(thing: Any, visited: dict[int, int]) -> Any:
+    return ("partial", *(_key(part, visited) for part in (thing.func, thing.args, thing.keywords)))
 
 
-def _module(thing: Any, seen: dict[int, int]) -> Any:
+def _module(thing: Any, visited: dict[int, int]) -> Any:
     """A torch module by its class, shapes and own options; hooks and caches are left out."""
     own = {
         name: value
         for name, value in vars(thing).items()
         if not name.startswith("_") or name in MODULE_STATE
     }
-    return ("module", _name(type(thing)), _mapping(own, seen))
+    return ("module", _name(type(thing)), _mapping(own, visited))
 
 
-def _mapping(thing: Mapping[Any, Any], seen: dict[int, int]) -> Any:
+def _mapping(thing: Mapping[Any, Any], visited: dict[int, int]) -> Any:
     if len(thing) > LONG:
         return _Itself(thing)
     return (
         "mapping",
-        tuple((_key(name, seen), _key(value, seen)) for name, value in thing.items()),
+        tuple((_key(name, visited), _key(value, visited)) for name, value in thing.items()),
     )
 
 
-def _sequence(thing: Sequence[Any], seen: dict[int, int]) -> Any:
+def _sequence(thing: Sequence[Any], visited: dict[int, int]) -> Any:
     if len(thing) > LONG:
         return _Itself(thing)
-    return (_name(type(thing)), tuple(_key(value, seen) for value in thing))
+    return (_name(type(thing)), tuple(_key(value, visited) for value in thing))
 
 
-def _set(thing: Set[Any], seen: dict[int, int]) -> Any:
-    return ("set", frozenset(_key(value, seen) for value in thing))
+def _set(thing: Set[Any], visited: dict[int, int]) -> Any:
+    return ("set", frozenset(_key(value, visited) for value in thing))
 
 
-def _cached(thing: Any, seen: dict[int, int]) -> Any:
+def _cached(thing: Any, visited: dict[int, int]) -> Any:
     """functools.cache and its like, which keep nothing that decides a cost."""
-    return ("cached", _key(inspect.unwrap(thing), seen))
+    return ("cached", _key(inspect.unwrap(thing), visited))
 
 
 _Describe = Callable[[Any, dict[int, int]], Any]

@@ -49,8 +49,8 @@ def noise(
     """
     picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
     found = [
-        _one(np.asarray(s, np.float64), np.asarray(t, np.float64), taken)
-        for s, t, taken in zip(score, truth, picks, strict=True)
+        _one(np.asarray(s, np.float64), np.asarray(t, np.float64), choice)
+        for s, t, choice in zip(score, truth, picks, strict=True)
     ]
     if not found:
         raise ValueError("selection needs at least one search")
@@ -68,7 +68,7 @@ def noise(
     )
 
 
-def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
+def _one(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
     if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
         raise ValueError(
             f"score and truth of one search should be as long as each other: {score.shape}, "
@@ -80,7 +80,7 @@ def _one(score: Array, truth: Array, taken: int | None) -> tuple[float, ...]:
             "its worst"
         )
     worst = np.where(np.isfinite(score), score, -np.inf)
-    pick = int(worst.argmax()) if taken is None else int(taken)
+    pick = int(worst.argmax()) if choice is None else int(choice)
     best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])
     order = kendall(worst, truth), spearman(worst, truth)
     return *order, best - own, best - middle, float(score[pick]) - own, own - middle, score.size

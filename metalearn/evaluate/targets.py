@@ -58,8 +58,8 @@ def admissible_point(steps: Sequence[int], point: int, *, starts_at_chance: bool
 
     A method that has not seen the support set at step 0 solves tasks by luck there, at no cost.
     """
-    taken = [place for place, step in enumerate(steps) if step > 0]
-    return max(point, taken[0]) if starts_at_chance and taken else point
+    later_points = [place for place, step in enumerate(steps) if step > 0]
+    return max(point, later_points[0]) if starts_at_chance and later_points else point
 
 
 def first_reached(
@@ -72,9 +72,9 @@ def first_reached(
     not count.
     """
     good = reaches(scores, target, higher=higher)
-    kept = np.logical_and.accumulate(good[..., ::-1], -1).sum(-1)  # from the last point backwards
-    place = np.maximum(good.shape[-1] - kept, min(first, good.shape[-1] - 1))
-    return np.asarray(np.where(kept > 0, place, good.shape[-1]), np.int64)
+    tail = np.logical_and.accumulate(good[..., ::-1], -1).sum(-1)  # from the last point backwards
+    place = np.maximum(good.shape[-1] - tail, min(first, good.shape[-1] - 1))
+    return np.asarray(np.where(tail > 0, place, good.shape[-1]), np.int64)
 
 
 def reach(

@@ -38,11 +38,11 @@ def skip_nonfinite(step: Step) -> Step:
         def chosen(after: Any, before: Any) -> Any:
             return None if after is None else torch.where(ok, after, before)
 
-        kept = tree_map(chosen, new, state)
-        shown = {
+        result = tree_map(chosen, new, state)
+        values = {
             name: torch.where(ok, value, torch.zeros_like(value)) for name, value in metrics.items()
         }
-        return kept._replace(step=new.step), {**shown, SKIPPED: (~ok).to(state.step.dtype)}
+        return result._replace(step=new.step), {**values, SKIPPED: (~ok).to(state.step.dtype)}
 
     return call
 

@@ -60,9 +60,9 @@ def sums_in_pieces(method: Method, chunk: int, wrap: Wrap, workers: int | None =
     return sums
 
 
-def workers_on(device: str, asked: int | None) -> int:
+def workers_on(device: str, number: int | None) -> int:
     """Threads that compute pieces: on a CPU those asked for, or as many as torch's; else one."""
-    return 1 if device.startswith("cuda") else asked or torch.get_num_threads()
+    return 1 if device.startswith("cuda") else number or torch.get_num_threads()
 
 
 def _map(

@@ -52,7 +52,7 @@ def run(options: L2OOptions) -> Path:
     """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left
     alone.
     """
-    plan, others = _asked(options)
+    plan, others = _checked_plan(options)
     experiment, home = plan.experiments[0], others["as trained"][1]
     out = options.out or Path("runs") / plan.name
     baselines = _baselines(
@@ -81,7 +81,7 @@ def run(options: L2OOptions) -> Path:
     return out
 
 
-def _asked(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
+def _checked_plan(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment, Parts]]]:
     """The plan, and every problem to test on with its parts; ConfigError with all that is wrong."""
     plan = load(options.experiment, options.overrides)
     if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):

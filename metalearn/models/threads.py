@@ -39,6 +39,6 @@ def functional_call(
     own = _copies.of.get(module)
     if own is None:
         # Tensors stay: a copy of one would be recorded by whatever transform or mode is active.
-        kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        own = _copies.of[module] = copy.deepcopy(module, kept)
+        memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        own = _copies.of[module] = copy.deepcopy(module, memo)
     return torch.func.functional_call(own, dict(named), args, kwargs, tie_weights=tie_weights)

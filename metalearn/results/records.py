@@ -357,11 +357,11 @@ def group(runs: Iterable[Run]) -> list[Group]:
     """Runs by label, best headline first; labels that two experiments share get the experiment's
     name beside them.
     """
-    taken: dict[str, list[Run]] = {}
+    by_label: dict[str, list[Run]] = {}
     for run in runs:
-        taken.setdefault(run.label, []).append(run)
+        by_label.setdefault(run.label, []).append(run)
     groups: list[Group] = []
-    for label, members in taken.items():
+    for label, members in by_label.items():
         names = {str(run.result.get("experiment", "")) for run in members}
         for name in sorted(names):
             own = [run for run in members if str(run.result.get("experiment", "")) == name]

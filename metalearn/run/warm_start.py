@@ -67,7 +67,7 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
         return state
     place = folder_of(experiment.start, folder, seed)
     branch = experiment.learns.rule_branch
-    flat = _taken(named_leaves(state.meta), checkpoint.read(best_file(place)), place, branch)
+    flat = _leaves_of(named_leaves(state.meta), checkpoint.read(best_file(place)), place, branch)
     return state._replace(meta=from_named(state.meta, flat))
 
 
@@ -82,7 +82,7 @@ def warm_start(job: Job) -> tuple[Job, MetaState]:
     return replace(job, started=spent), state
 
 
-def _taken(
+def _leaves_of(
     own: dict[str, Tensor], named: dict[str, Tensor], place: Path, branch: str | None
 ) -> dict[str, Tensor]:
     """A meta's leaves out of another run's checkpoint; ConfigError where they are not all there.
@@ -91,21 +91,21 @@ def _taken(
     of others. A rule that is to be learned, `branch` of the meta, keeps its own start where the
     other run has learned none."""
     learned = any(name.startswith(f"meta.{branch}.") for name in named)
-    kept = {
+    own_start = {
         name: value for name, value in own.items() if name.startswith(f"{branch}.") and not learned
     }
-    taken: dict[str, Tensor] = {}
+    leaves: dict[str, Tensor] = {}
     for name, value in own.items():
         found = named.get(f"meta.{name}", named.get(f"meta.{name.removeprefix('params.')}"))
-        if name not in kept and found is not None and found.shape == value.shape:
-            taken[name] = found.to(value)
-    missing = [name for name in own if name not in taken and (name not in kept or not taken)]
+        if name not in own_start and found is not None and found.shape == value.shape:
+            leaves[name] = found.to(value)
+    missing = [name for name in own if name not in leaves and (name not in own_start or not leaves)]
     if missing:
         text = (
             f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"
         )
         raise ConfigError(("method.start", text))
-    return {**kept, **taken}
+    return {**own_start, **leaves}
 
 
 def best_file(place: Path) -> Path:
@@ -127,10 +127,10 @@ def best_file(place: Path) -> Path:
 def _spent(result: dict[str, Any]) -> dict[str, Entry]:
     """What the other run spent before any new task; what it did not measure stays not measured."""
     unknown = math.nan
-    kept = ("seconds", *FLOPS, *COUNTS, "energy_joules")
+    names = ("seconds", *FLOPS, *COUNTS, "energy_joules")
     found = {phase: result["cost"].get(phase) or {} for phase in ONCE}
     return {
-        phase: {key: unknown if entry[key] is None else entry[key] for key in kept if key in entry}
+        phase: {key: unknown if entry[key] is None else entry[key] for key in names if key in entry}
         for phase, entry in found.items()
         if entry and not per_task(entry)
     }

@@ -72,7 +72,7 @@ def tabulate(
         text = f"has {count} different networks, more than {LARGEST}: a table is for small spaces"
         raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
     with held(path.with_suffix(".lock.d")):
-        table = _begun(path, fresh)
+        table = _table_at(path, fresh)
         set_threads(experiment.run.threads or cores())
         episodes = source.sample(key, tasks)
         keys = learn_keys(episodes.info["key"])
@@ -130,7 +130,7 @@ def _space_of(name: str, experiment: config.Experiment) -> dict[str, Any]:
     return {**{key: value for key, value in model.items() if key in fields}, "name": name}
 
 
-def _begun(path: Path, fresh: Table) -> Table:
+def _table_at(path: Path, fresh: Table) -> Table:
     if not path.exists():
         return fresh
     found = load(path)

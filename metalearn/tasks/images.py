@@ -180,8 +180,8 @@ class ImageSource:
         for first in range(0, count, block):
             last = min(first + block, count)
             block_rows, part = rows[first:last], buffer[: last - first]
-            taken = torch.index_select(self._pool.rows, 0, block_rows, out=part)
-            torch.mul(taken, self._scale, out=out[first:last])
+            values = torch.index_select(self._pool.rows, 0, block_rows, out=part)
+            torch.mul(values, self._scale, out=out[first:last])
         return out.reshape(count, *self.spec.x_shape)
 
 
@@ -247,10 +247,10 @@ def _choice_of(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
     for place in range(count):
         top = sizes - count + place
         drawn = (draws[..., place] * (top + 1)) >> 31
-        taken = torch.zeros_like(drawn, dtype=torch.bool)
+        repeats = torch.zeros_like(drawn, dtype=torch.bool)
         for earlier in chosen:
-            taken = taken | (drawn == earlier)
-        chosen.append(torch.where(taken, top, drawn))
+            repeats = repeats | (drawn == earlier)
+        chosen.append(torch.where(repeats, top, drawn))
     if not chosen:
         return torch.empty((*keys.shape, 0), dtype=torch.int64, device=keys.device)
     return torch.stack(chosen, -1).gather(-1, rng.permutation(rng.fold_in(keys, "order"), count))

@@ -235,12 +235,15 @@ def alphabet(faces: dict[str, list[str]]) -> Alphabet:
         first[high] = low
     roots = [i for i in range(len(letters)) if first[i] == i]
     split = np.array([split_of(letter) for letter in letters])
-    kept: list[int] = []
+    unique: list[int] = []
     for i in roots:
-        if (distances[i, kept] >= np.where(split[kept] == split[i], DISTINCT, APART)).all():
-            kept.append(i)
+        if (distances[i, unique] >= np.where(split[unique] == split[i], DISTINCT, APART)).all():
+            unique.append(i)
     return Alphabet(
-        [letters[i] for i in kept], len(letters), len(letters) - len(roots), len(roots) - len(kept)
+        [letters[i] for i in unique],
+        len(letters),
+        len(letters) - len(roots),
+        len(roots) - len(unique),
     )
 
 

@@ -76,7 +76,7 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def layer_policies(module: nn.Module, asked: str | None) -> dict[str, str]:
+def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
     """The policy of each normalisation layer that has one, by its name; ConfigError where what is
     asked for cannot be had.
     """
@@ -86,16 +86,16 @@ def layer_policies(module: nn.Module, asked: str | None) -> dict[str, str]:
             found[name] = layer.policy
         elif isinstance(layer, _BatchNorm):
             keeps = layer.running_mean is not None
-            found[name] = asked or ("frozen" if keeps and not layer.training else "query_batch")
+            found[name] = override or ("frozen" if keeps and not layer.training else "query_batch")
         elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
             found[name] = "none" if layer.training else "frozen"
     problems = [
         (name or type(module).__name__, text)
         for name, policy in found.items()
-        for text in _problems(module.get_submodule(name), policy, asked)
+        for text in _problems(module.get_submodule(name), policy, override)
     ]
-    if not problems and asked and asked not in (*found.values(), "none"):
-        problems = [("policy", f"{asked} needs a batch normalisation layer, there is none")]
+    if not problems and override and override not in (*found.values(), "none"):
+        problems = [("policy", f"{override} needs a batch normalisation layer, there is none")]
     together = {policy for policy in found.values() if policy in OF_BATCH}
     if not problems and len(together) > 1:
         text = f"its layers have {', '.join(sorted(together))}: one of them should be all"
@@ -105,12 +105,12 @@ def layer_policies(module: nn.Module, asked: str | None) -> dict[str, str]:
     return found
 
 
-def _problems(layer: nn.Module, policy: str, asked: str | None) -> list[str]:
+def _problems(layer: nn.Module, policy: str, override: str | None) -> list[str]:
     kind = type(layer).__name__
     if isinstance(layer, nn.SyncBatchNorm):
         return [f"{kind} needs a process group: use the BatchNorm of its dimension"]
     if isinstance(layer, Norm):
-        return [f"has policy {policy}, not {asked}"] if asked not in (None, policy) else []
+        return [f"has policy {policy}, not {override}"] if override not in (None, policy) else []
     if isinstance(layer, _InstanceNorm):
         return []
     if policy not in ORDER or policy == "none":

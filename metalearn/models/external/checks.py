@@ -70,14 +70,14 @@ def watch_forward(
     if drawn:
         text = f"forward calls {drawn}, also in evaluation mode: leave it out, or draw outside"
         raise ConfigError((name, f"{text} of the network"))
-    tried = copied(noisy)
-    before = {key: value.clone() for key, value in tried.named_buffers()}
+    clone = copied(noisy)
+    before = {key: value.clone() for key, value in clone.named_buffers()}
     with noise.noise_from(KEY) as scope, Functions(DRAWS):
-        _, drawn = _watched(tried, x, inputs, output)
+        _, drawn = _watched(clone, x, inputs, output)
     if drawn:
         text = f"forward calls {drawn}, which draws from torch's generator and from no key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
-    changed = [key for key, v in tried.named_buffers() if not _same(v, before[key])]
+    changed = [key for key, v in clone.named_buffers() if not _same(v, before[key])]
     if changed:
         text = "is changed by forward, which a pure function cannot do"
         text += f" in training mode: {EVAL}" if noisy.training else ""

@@ -151,21 +151,21 @@ class _Source:
         return nn.Sequential(parts).train(module.training)
 
     def _find(self, module: nn.Module, name: str | None) -> Head | None:
-        tried = copied(module)
-        initialise_lazy_layers(tried, self.x, self.inputs, 0)
-        return find_head(tried.eval(), self.x, self.inputs, self.output, name)
+        clone = copied(module)
+        initialise_lazy_layers(clone, self.x, self.inputs, 0)
+        return find_head(clone.eval(), self.x, self.inputs, self.output, name)
 
     def _plan_new_head(self, module: nn.Module) -> None:
-        tried = copied(module)
-        initialise_lazy_layers(tried, self.x, self.inputs, 0)
+        clone = copied(module)
+        initialise_lazy_layers(clone, self.x, self.inputs, 0)
         if self.head is not None and self.head.last:
             self.replaced, self.new_head = self.head, self.head.name
-            self.width = int(tried.get_submodule(self.head.name).in_features)  # type: ignore[arg-type]
+            self.width = int(clone.get_submodule(self.head.name).in_features)  # type: ignore[arg-type]
             return
         if self.output is not None:
             raise ConfigError(("head", "'new' behind an entry of the outputs: wrap the module"))
         with torch.no_grad():
-            out = entry(called(tried.eval(), self.x, self.inputs), self.output)
+            out = entry(called(clone.eval(), self.x, self.inputs), self.output)
         self.width, self.new_head, self.head = out[0].numel(), "head", Head("head", True)
 
 

@@ -36,7 +36,7 @@ class Functions(TorchFunctionMode):
             return new(*args, **(kwargs or {}))
 
 
-def _kept(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+def _mask(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     """One with probability 1 - p, else zero: `shape`."""
     keep = rng.uniform(noise.next_key().to(x.device), shape, dtype=torch.float64) >= p
     return keep.to(x.dtype)
@@ -64,7 +64,7 @@ def _channels(x: Tensor, unbatched: int | None = None) -> tuple[int, ...]:
 def _drop(x: Tensor, shape: tuple[int, ...], p: float, training: bool, inplace: bool) -> Tensor:
     if not training or p == 0:
         return x
-    factor = _kept(x, shape, p) / (1 - p) if p < 1 else torch.zeros_like(x)
+    factor = _mask(x, shape, p) / (1 - p) if p < 1 else torch.zeros_like(x)
     return x.mul_(factor) if inplace else x * factor
 
 
@@ -85,7 +85,7 @@ def feature_alpha_dropout(
 def _alpha(x: Tensor, shape: tuple[int, ...], p: float, training: bool) -> Tensor:
     if not training or p == 0:
         return x
-    keep = _kept(x, shape, p)
+    keep = _mask(x, shape, p)
     scale = ((1 - p) * (1 + p * SELU**2)) ** -0.5 if p < 1 else 0.0
     return scale * (keep * x + (1 - keep) * SELU - p * SELU)
 

@@ -40,8 +40,8 @@ class Leaves:
 
     def body(self) -> Leaves:
         """Without the head."""
-        kept = {name: leaf for name, leaf in self.names.items() if leaf not in HEAD}
-        return Leaves(kept, self.fixed, self.tied)
+        without_head = {name: leaf for name, leaf in self.names.items() if leaf not in HEAD}
+        return Leaves(without_head, self.fixed, self.tied)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -66,8 +66,8 @@ class Table:
 
     def index(self, space: Space, genotype: Genotype) -> int:
         """The row of a genotype, by its representative."""
-        wanted = np.asarray(space.canonical(genotype))
-        return int((self.genotypes == wanted).all(1).nonzero()[0][0])
+        target_steps = np.asarray(space.canonical(genotype))
+        return int((self.genotypes == target_steps).all(1).nonzero()[0][0])
 
     @functools.cached_property
     def largest_loss(self) -> Array:
@@ -119,8 +119,8 @@ class Table:
 
         Of all tasks together: the mean over tasks, and the standard error of that mean. A network
         that diverged on one task has standard error 0, as on that task alone."""
-        wanted = max(1, round(share * self.points[-1]))
-        place = max((i for i, point in enumerate(self.points) if point <= wanted), default=0)
+        target_steps = max(1, round(share * self.points[-1]))
+        place = max((i for i, point in enumerate(self.points) if point <= target_steps), default=0)
         score = self.rows.score[..., place].astype(np.float64)
         if task is not None:
             return score[:, task], self.rows.error[:, task, place].astype(np.float64)
