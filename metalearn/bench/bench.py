@@ -1,6 +1,4 @@
-"""Workload by workload: build the engines, check their gradients, measure memory and time; rows
-come out.
-"""
+"""Measurement of workloads: build the engines, check their gradients, measure memory and time."""
 
 from __future__ import annotations
 
@@ -71,9 +69,9 @@ class Outcome:
 
 
 def measured(workload: Workload, settings: Settings) -> Outcome:
-    """All engines on one workload; an engine whose gradient is off, or that fails, is a row with
-    `error`.
-    """
+    """Measure all engines on one workload.
+
+    An engine whose gradient is off, or that fails, is a row with `error`."""
     work = workload.with_tasks(settings.tasks) if settings.tasks else workload
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
@@ -239,9 +237,9 @@ def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome) 
 
 
 def forget() -> None:
-    """Let go of what a workload compiled, so that the next one finds the compilers and the memory
-    as it did.
-    """
+    """Release what a workload compiled.
+
+    The next one finds compilers and memory as it did."""
     torch.compiler.reset()
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

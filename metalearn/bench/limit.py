@@ -1,6 +1,4 @@
-"""The arithmetic of a meta-step, and how fast this machine multiplies: what no engine can beat by
-much.
-"""
+"""The arithmetic of a meta-step and the rate of this machine: a bound for all engines."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ LIMIT = "plain convolution"
 
 
 def reference_and_flops(problem: Problem) -> tuple[Params, int]:
-    """The reference gradient in float64, and the floating-point operations of its matrix products
-    and convolutions.
-    """
+    """The reference gradient in float64, and the FLOPs of its products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         expected = _reference(problem)
     return expected, int(counter.get_total_flops())
@@ -43,9 +39,9 @@ class Plain:
 
 
 def convolution(problem: Problem) -> Plain:
-    """The second block's convolution over all tasks' support images with shared weights, channels
-    last, no gradient.
-    """
+    """The second block's convolution over the support images of all tasks.
+
+    Shared weights, channels last, no gradient."""
     work = problem.workload
     batch, filters, side = work.tasks * work.ways * work.shots, work.filters, work.x_shape[1] // 2
     layout = torch.channels_last

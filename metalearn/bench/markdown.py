@@ -1,6 +1,4 @@
-"""The rows as a section of a Markdown file, one section a machine; the rest of the file is left as
-it is.
-"""
+"""Rows as a section of a Markdown file, one section a machine; the rest of the file stays."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ machine is replaced by its next run, text outside of the marked sections stays.
 
 
 def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
-    """Put the run's section into the file: in the place of the one of the same machine, else at the
-    end.
-    """
+    """Write the run's section in the place of that of the same machine, else at the end."""
     text = path.read_text(encoding="utf-8") if path.exists() else HEAD
     begin, end = _marks(data)
     section = f"{begin}\n{render(data, [_relative(plot, path) for plot in plots])}{end}\n"
@@ -66,9 +62,7 @@ def _machine(env: Row) -> str:
 
 
 def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
-    """The section: machine and versions, ratios, every row, curves over tasks, memory, what was
-    left out.
-    """
+    """The section: machine and versions, ratios, every row, curves over tasks, memory, absences."""
     parts = [f"## {_machine(data['environment'])}", _versions(data["environment"])]
     parts += [f"![{Path(plot).stem}]({plot})" for plot in plots or []]
     if data["rows"]:

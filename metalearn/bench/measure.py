@@ -28,17 +28,18 @@ PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Turns:
-    """How long to measure: `repeats` rounds; fewer when `seconds` are used up, but three if so many
-    were asked for.
-    """
+    """How long to measure: `repeats` rounds, fewer when `seconds` are used up.
+
+    At least three, if so many were asked for."""
 
     repeats: int = 15
     seconds: float = 60.0
 
 
 def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[float]]:
-    """Seconds a step of each engine, one number a round; within a round each has its turn, the
-    first one changing.
+    """Seconds a step of each engine, one number a round.
+
+    Within a round each has its turn, the first one changing.
 
     A turn is as many steps as last BLOCK seconds; a noisy moment of the machine meets all engines
     alike."""
@@ -82,9 +83,7 @@ def _settled() -> Iterator[None]:
 
 
 def fresh_cache(cold: bool) -> contextlib.AbstractContextManager[Any]:
-    """Where `cold`, compiled code is neither found on disk nor left there inside, nor marked as
-    held (run/ready.py).
-    """
+    """A context in which, if `cold`, compiled code is neither read from disk nor left there."""
     return _empty_cache() if cold else contextlib.nullcontext()
 
 
@@ -116,8 +115,7 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 
 def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
-    """Most memory during `steps` steps on the CPU beyond what was held before them; None where it
-    cannot be told.
+    """Most memory of `steps` steps on the CPU beyond that before; None where unknown.
 
     The peak of the resident set, set back beforehand, after memory that was freed has been handed
     back: compiled code, parameters and episodes drawn before do not count, activations and
@@ -134,8 +132,7 @@ def peak_bytes(engine: Engine, steps: int = 2) -> int | None:
 
 @contextlib.contextmanager
 def peak_on_cuda(device: str, engine: str, row: dict[str, Any]) -> Iterator[None]:
-    """`peak_bytes` of the row: most memory of torch's allocator inside, beyond what was held
-    before.
+    """`peak_bytes` of the row: most memory of torch's allocator beyond that before.
 
     Around the first step, not a later one: a captured graph allocates then and never again. JAX
     allocates elsewhere."""

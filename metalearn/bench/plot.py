@@ -1,6 +1,4 @@
-"""The rows as pictures: seconds a step for each workload and engine, and seconds a task against
-tasks per batch.
-"""
+"""Figures of the rows: seconds a step by workload, and seconds a task by tasks per batch."""
 
 from __future__ import annotations
 
@@ -32,12 +30,12 @@ _RC: Any = {
 
 
 def workloads_figure(rows: Sequence[Row]) -> str:
-    """Times as multiples of our median, one line a workload, logarithmic, with bars from quartile
-    to quartile.
+    """Times as multiples of our median, logarithmic, one line a workload.
+
+    Bars reach from quartile to quartile.
 
     At the left our own median; at the right how many times as long the best peer takes. A workload
-    that was timed without us is measured by its fastest engine.
-    """
+    that was timed without us is measured by its fastest engine."""
     found = {place: group for place, group in groups(rows).items() if best(group, ENGINES)}
     with matplotlib.rc_context(_RC):
         high = 0.42 * len(found) + 1.15

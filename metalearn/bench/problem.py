@@ -1,6 +1,4 @@
-"""A workload made into what every engine gets: tasks, a method, starting parameters, episodes for
-the check.
-"""
+"""A workload as every engine gets it: tasks, method, start, episodes for the check."""
 
 from __future__ import annotations
 
@@ -38,9 +36,9 @@ class Problem:
 
     @cached_property
     def source(self) -> Any:
-        """Our task source. Images are random bytes in the pool of an ImageSource: time does not
-        depend on them.
-        """
+        """Our task source.
+
+        Images are random bytes in the pool of an ImageSource: time does not depend on them."""
         work = self.workload
         if work.regression:
             return Sinusoid(shots=work.shots, queries=work.queries).build(device=self.device)
@@ -96,9 +94,7 @@ class Problem:
         }
 
     def episodes(self, number: int) -> Episode:
-        """Batch `number` of `tasks` episodes of our source: support x [T, N*K, *X], query x [T, M,
-        *X].
-        """
+        """Batch `number` of `tasks` episodes: support x [T, N*K, *X], query x [T, M, *X]."""
         episodes: Episode = self.source.sample(fold_in(self.key, number), self.workload.tasks)
         return episodes
 
@@ -109,15 +105,15 @@ class Problem:
 
     @cached_property
     def ready(self) -> list[Episode]:
-        """Batches drawn beforehand, used in turn by engines that bring no sampler: sampling costs
-        them nothing.
-        """
+        """Batches drawn beforehand, used in turn by engines that bring no sampler.
+
+        Sampling costs them nothing."""
         return [self.episodes(number) for number in range(READY)]
 
     def waves(self) -> Episode:
-        """A fresh batch of sine waves by torch's own generator, all tasks at once: the sampler of
-        the torch peers.
-        """
+        """Sine waves by torch's own generator, all tasks at once.
+
+        The sampler of the torch peers."""
         work = self.workload
         points = torch.rand(work.tasks, work.shots + work.queries, 1, device=self.device) * 10 - 5
         amplitude = torch.rand(work.tasks, 1, 1, device=self.device) * 4.9 + 0.1
@@ -127,16 +123,14 @@ class Problem:
         return Episode(Batch(points[:, :k], y[:, :k]), Batch(points[:, k:], y[:, k:]), {})
 
     def draw(self, number: int) -> Episode:
-        """What a torch peer learns from in step `number`: fresh waves, or a batch drawn
-        beforehand.
-        """
+        """The data of a torch peer in step `number`: fresh waves, or a batch drawn beforehand."""
         return self.waves() if self.workload.regression else self.ready[number % READY]
 
 
 def images(work: Workload) -> Any:
-    """Random bytes [classes, examples, channels, H, W] uint8; 84 x 84 in fewer copies, to spare
-    memory.
-    """
+    """Random bytes [classes, examples, channels, H, W] uint8.
+
+    84 x 84 in fewer copies, to spare memory."""
     count = (CLASSES, EXAMPLES) if max(work.x_shape) <= 28 else (SMALL_CLASSES, SMALL_EXAMPLES)
     return np.random.default_rng(0).integers(0, 256, (*count, *work.x_shape), dtype=np.uint8)
 
@@ -148,12 +142,12 @@ def synchronise(device: str) -> None:
 
 
 def gap(found: Params, expected: Params) -> float:
-    """The largest over all leaves of |found - expected| / |expected|, Euclidean, in float64; inf
-    where not finite.
+    """The largest over leaves of |value - expected| / |expected|, Euclidean, in float64.
+
+    Infinite where one is not finite.
 
     A leaf counts with at least a hundredth of the largest one: the gradient of a bias before a
-    normalisation is exactly zero, and a ratio of its own would be rounding over nothing.
-    """
+    normalisation is exactly zero, and a ratio of its own would be rounding over nothing."""
     if set(found) != set(expected):
         return math.inf
     sizes = {name: float(value.norm()) for name, value in expected.items()}

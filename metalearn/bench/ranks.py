@@ -1,5 +1,4 @@
-"""`metalearn bench --ranks N`: a meta-step made by one process and by N, in turns, and what the
-difference is made of.
+"""`metalearn bench --ranks N`: a meta-step by one process and by N, in turns, and its parts.
 
     one        all T tasks, sampling and update included, in one process
     alone      a rank's share of the tasks and the update, without the others: what N ranks would
@@ -56,9 +55,9 @@ class Size:
 
 
 def conv(tasks: int, filters: int = 64) -> Size:
-    """The paper's strided Conv4 on 5-way 1-shot Omniglot; eager, as compiling would take most of
-    the time.
-    """
+    """The paper's strided Conv4 on 5-way 1-shot Omniglot.
+
+    Eager, as compiling would take most of the time."""
     overrides = (
         f"run.tasks_per_step={tasks}",
         f"model.filters={filters}",

@@ -34,8 +34,7 @@ def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcom
 
 
 def memory(settings: Settings, name: str, few: int = FEW, many: int = MANY) -> Row:
-    """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included: resident, and
-    of live tensors.
+    """Peak memory of `many` tasks in chunks, beside that of `few`, sampling included.
 
     On a CPU the resident peak depends on the order in which the C library's blocks come and go: it
     rises over the first dozen of chunks, whether these are one step's or many's. So it is taken

@@ -53,9 +53,7 @@ def best(rows: Iterable[Row], engines: Sequence[str]) -> Row | None:
 
 
 def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None:
-    """How many times as long the best of `engines` takes as our best executor; None
-    without both.
-    """
+    """Time of the best of `engines` over that of our best executor; None without both."""
     rows = list(rows)
     ours, theirs = best(rows, ("native",)), best(rows, engines)
     return (
@@ -66,9 +64,9 @@ def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None
 
 
 def auto_over_best(rows: Sequence[Row]) -> float | None:
-    """Auto's whole run (trials, compilation, steps) over that of the best way that was timed; None
-    without both.
-    """
+    """Auto's whole run over that of the best executor that was timed; None without both.
+
+    Trials, compilation and steps."""
     runs = [
         (row["executor"] == "auto", row["run_seconds"]) for row in rows if row.get("run_seconds")
     ]
@@ -83,9 +81,7 @@ def times(ratio: float | None) -> str:
 
 
 def share_of_limit(row: Row | None, facts: Row) -> float | None:
-    """The arithmetic of the step at the rate of a plain convolution, over the time that the row
-    takes.
-    """
+    """The arithmetic of the step at the rate of a plain convolution, over the row's time."""
     rate, flops = facts.get("conv_flops_per_second"), facts.get("flops")
     if row is None or not rate or not flops or not row.get("median_seconds"):
         return None

@@ -1,6 +1,4 @@
-"""What is timed: each workload as numbers, without torch, so that a wrong name is refused at
-once.
-"""
+"""Workloads as numbers, without torch, so that a wrong name is refused at once."""
 
 from __future__ import annotations
 
@@ -162,9 +160,9 @@ IN_CHUNKS = (
 
 
 def chosen(names: list[str]) -> list[Workload]:
-    """The workloads of these names, each once, all of them for none; ConfigError with every unknown
-    name.
-    """
+    """The workloads of these names, each once; all for none.
+
+    ConfigError with every unknown name."""
     unknown = [
         (name, f"no such workload; {did_you_mean(name, WORKLOADS)}")
         for name in names

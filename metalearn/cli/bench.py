@@ -88,9 +88,9 @@ def bench(
     ranks: Ranks = None,
     tf32: TF32 = False,
 ) -> None:
-    """Time one meta-step against learn2learn, higher, TorchOpt and JAX, in turns, after comparing
-    gradients.
-    """
+    """Time one meta-step against learn2learn, higher, TorchOpt and JAX, in turns.
+
+    Gradients are compared first."""
     with exit_codes():
         if ranks is not None:
             on_devices(ranks, lambda group: _ranks(group, names or [], out, repeats, seconds))

@@ -47,9 +47,9 @@ EXPERIMENTS = {"experiments": "", "sweeps": "sweeps"}  # tables of files, and th
 def train(
     name: str, overrides: Sequence[str], out: Path | None, dry_run: bool, ranks: Ranks | None = None
 ) -> None:
-    """`metalearn train`: every seed of one experiment; refuses an unfinished run (naming resume)
-    and anything else.
-    """
+    """`metalearn train`: every seed of one experiment.
+
+    Refuses an unfinished run (naming resume) and anything else."""
     plan = _plan(name, overrides)
     if plan.comparison:
         raise ConfigError(
@@ -171,9 +171,9 @@ def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
 def evaluate(
     folder: Path, overrides: Sequence[str], out: Path | None, ranks: Ranks | None = None
 ) -> None:
-    """`metalearn evaluate`: a finished run on the same or other episodes, to
-    evaluations/<n>.json.
-    """
+    """`metalearn evaluate`: a finished run on the same or other episodes.
+
+    Writes evaluations/<n>.json."""
     result, path = evaluate_run(folder, overrides, out, ranks)
     print(line(result))
     print(f"evaluation: {path}")
@@ -290,8 +290,9 @@ def report(dirs: Sequence[Path], out: Path) -> None:
 
 
 def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Components by table: name, sentence, and every field with its sentence and default; the
-    files of EXPERIMENTS: name, sentence and path.
+    """Components by table, and the files of EXPERIMENTS.
+
+    Name, sentence, and every field with its sentence and default; of files name, sentence and path.
     """
     load_entry_points()
     known = [*TABLES, *EXPERIMENTS]

@@ -1,6 +1,4 @@
-"""`metalearn data list | prepare NAME | verify NAME`: the functions behind it; lines of text, or
-ConfigError.
-"""
+"""`metalearn data list | prepare NAME | verify NAME`: lines of text, or ConfigError."""
 
 from __future__ import annotations
 

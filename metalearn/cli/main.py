@@ -108,9 +108,9 @@ def compare(
     dry_run: DryRun = False,
     plugin: Plugins = None,
 ) -> None:
-    """Run several methods on the same episodes and write one report; two calls share what is not
-    finished.
-    """
+    """Run several methods on the same episodes and write one report.
+
+    Two calls share what is not finished."""
     args = experiment, overrides or [], out, dry_run
     _on_devices(
         1 if dry_run else devices, lambda commands, ranks: commands.compare(*args, ranks), plugin
@@ -205,9 +205,9 @@ def sweep(
         ),
     ] = False,
 ) -> None:
-    """Run many settings of one experiment; give the command again, here or elsewhere, to go on or
-    to add workers.
-    """
+    """Run many settings of one experiment.
+
+    Give the command again, here or elsewhere, to go on or to add workers."""
     with exit_codes():
         if job_options and not slurm:
             raise ConfigError(
@@ -229,9 +229,9 @@ def reproduce(
         Path, typer.Option("--out", help="Directory of the runs and of the record.")
     ] = Path("runs"),
 ) -> None:
-    """Run experiments with a published number, hold them against it, and record both; finished runs
-    are kept.
-    """
+    """Run experiments with a published number, compare with it, and record both.
+
+    Finished runs are kept."""
     with exit_codes():
         from metalearn.cli import commands
 
@@ -280,9 +280,7 @@ def l2o(
         ),
     ] = 500,
 ) -> None:
-    """Meta-train an update rule with every seed and hold it against tuned hand-made optimizers on
-    fresh problems.
-    """
+    """Meta-train an update rule and compare it with tuned hand-made optimizers."""
     with exit_codes():
         from metalearn.l2o.command import L2OOptions, run
 

@@ -1,6 +1,4 @@
-"""`metalearn nas`: commands about architecture search; nothing here imports torch until a command
-needs it.
-"""
+"""`metalearn nas`: commands of architecture search; torch is imported when one needs it."""
 
 from __future__ import annotations
 
@@ -56,9 +54,9 @@ def tabulate(
     ] = 3,
     points: Points = "1,2,5,10,20",
 ) -> None:
-    """Train every network of a small space on the same tasks: the truth for searchers. Goes on
-    where it stopped.
-    """
+    """Train every network of a small space on the same tasks: the truth for searchers.
+
+    Continues where it stopped."""
     from metalearn.errors import exit_codes
 
     with exit_codes():
@@ -113,9 +111,9 @@ def race(
     plot: Plot = None,
     device: Device = "cpu",
 ) -> None:
-    """Compare searchers on a table with random search and its theory, and rank the networks that
-    the training ones choose.
-    """
+    """Compare searchers on a table with random search and its theory.
+
+    The networks that the training ones choose are ranked."""
     from metalearn.errors import exit_codes
 
     with exit_codes():

@@ -1,6 +1,4 @@
-"""Several methods on the same frozen episodes: each method and seed an ordinary run directory, then
-one report.
-"""
+"""Several methods on the same frozen episodes, each seed a run directory, then one report."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
 
 
 def check(plan: Plan, out: Path) -> None:
-    """Refuse, before anything is written: parts that cannot be built, and a folder that holds
-    something else.
-    """
+    """Refuse, before anything is written, parts that cannot be built and foreign folders."""
     found: dict[tuple[str, str], list[str]] = {}
     for experiment in plan.experiments:
         try:

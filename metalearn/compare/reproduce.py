@@ -1,6 +1,4 @@
-"""`metalearn reproduce`: experiments with a published number are run, held against it, and written
-down.
-"""
+"""`metalearn reproduce`: run experiments with a published number and compare with it."""
 
 from __future__ import annotations
 
@@ -28,9 +26,9 @@ HEAD = "| experiment | row | after steps | metric | published | measured | tasks
 
 
 class Cell(NamedTuple):
-    """One published number beside ours; `ci95` is over seeds where there are several, else over
-    tasks.
-    """
+    """One published number beside ours.
+
+    `ci95` is over seeds where there are several, else over tasks."""
 
     experiment: str
     label: str
@@ -46,9 +44,7 @@ class Cell(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`agrees` where the intervals meet, else `better` or `worse` by how much of the published
-        value.
-        """
+        """`agrees` where the intervals meet, else `better` or `worse` by a share."""
         apart = self.value - self.published
         if not math.isfinite(apart):
             return "diverged"
@@ -59,8 +55,7 @@ class Cell(NamedTuple):
 
 
 def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
-    """Run what is not finished of `names` (default: all that have a published number) and write the
-    record.
+    """Run the unfinished of `names` (default: all with a published number), write the record.
 
     Runs lie under `out`/<experiment>; the record, reproduced.json and reproduced.md, is written
     after each, and so is `results/`, a file a number, in the form of experiments/results/."""
@@ -85,9 +80,9 @@ def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
 
 
 def chosen(names: Sequence[str]) -> list[Plan]:
-    """The plans of `names`, or of every experiment file with a published number; ConfigError names
-    what has none.
-    """
+    """The plans of `names`, or of all files with a published number.
+
+    ConfigError names those without one."""
     if names:
         return _named(names)
     files = shipped.files().values()

@@ -11,9 +11,7 @@ from metalearn.errors import ConfigError, did_you_mean
 
 
 def folders(sub: str = "") -> list[Path]:
-    """Where a name is looked up, in this order: `experiments/` of the working directory, then the
-    files of this installation.
-    """
+    """Where a name is looked up: `experiments/` of the working directory, then installed files."""
     package = Path(__file__).resolve().parents[1]
     shipped = package / "experiments"
     if not shipped.is_dir() and (package.parent / "pyproject.toml").is_file():

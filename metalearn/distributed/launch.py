@@ -33,9 +33,9 @@ Work = Callable[[Any], None]  # what a process does with its ranks (None: it is 
 
 
 def recorded(folder: Path) -> int | None:
-    """How many processes began a run: as many go on with it, so that it ends bit for bit as if
-    never interrupted.
-    """
+    """How many processes began a run.
+
+    As many go on with it, so that it ends bit for bit as if never interrupted."""
     try:
         devices = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get(
             "devices", 1
@@ -54,9 +54,9 @@ def recorded(folder: Path) -> int | None:
 
 
 def on_devices(devices: int | None, work: Work) -> None:
-    """Do the work in as many processes as asked for (default 1, under torchrun those that are
-    there); SystemExit.
-    """
+    """Do the work in as many processes as asked for; SystemExit.
+
+    Default 1, under torchrun those that are there."""
     here = world()
     if here.size > 1:
         if devices not in (None, here.size):

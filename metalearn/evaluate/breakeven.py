@@ -1,10 +1,10 @@
-"""After how many new tasks an up-front cost is repaid: total cost is U + n c, c being the cost of
-one solved task.
+"""Break-even: the number of new tasks after which an up-front cost is repaid.
+
+Total cost is U + n c, c being the cost of one solved task.
 
 A verdict holds for new training seeds and new tasks. Every condition in it is decided by a 95 %
 interval, never by a point: a condition that the interval leaves open makes the verdict `undecided`.
-Intervals of the number of tasks are Fieller's (fieller.py). S seeds, E tasks.
-"""
+Intervals of the number of tasks are Fieller's (fieller.py). S seeds, E tasks."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def break_evens(
 def at_common_levels(
     levels: Sequence[float], methods_at: Callable[[float], Sequence[MethodCosts]]
 ) -> list[tuple[float | None, BreakEven]]:
-    """Every pair at the first of `levels`, the hardest first, that both reach often enough and
-    about as often.
+    """Every pair at the first of `levels` that both reach often and about equally often.
+
+    The hardest level comes first.
 
     The level is chosen by shares of solved tasks alone, never by cost. Where no level will do it is
-    None, and the result is that of the last one. Pairs come in the order of the methods.
-    """
+    None, and the result is that of the last one. Pairs come in the order of the methods."""
     tables = [methods_at(level) for level in levels]
     found = []
     for a, b in combinations(range(len(tables[0])), 2):
@@ -98,12 +98,12 @@ def at_common_levels(
 
 
 def crossing(up_a: float, each_a: float, up_b: float, each_b: float) -> float:
-    """The number of tasks from which on a, with U_a + n c_a, is no dearer than b: at least 1,
-    infinite if never.
+    """The number of tasks from which on a is no dearer than b: at least 1, infinite if never.
+
+    The total of a is U_a + n c_a.
 
     n = (U_a - U_b) / (c_b - c_a). Where a begins cheaper and is overtaken, it does not pay:
-    infinite too. Differences below 1e-9 of the costs are rounding, and count as 0.
-    """
+    infinite too. Differences below 1e-9 of the costs are rounding, and count as 0."""
     more, saved = _without_rounding(up_a, up_b), _without_rounding(each_b, each_a)
     if more <= 0:
         return 1.0 if saved >= 0 else math.inf

@@ -1,6 +1,4 @@
-"""Readings of the `cost` block of results: the cost before any new task, and the cost of one new
-task up to a point of its curve.
-"""
+"""Readings of `cost` of results: before any new task, and of one task up to a point."""
 
 from __future__ import annotations
 
@@ -38,25 +36,21 @@ def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
 
 
 def up_front_cost(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
-    """Cost before any new task: tuning, pretraining, meta-training, and search for all tasks
-    together.
+    """Cost before any new task: tuning, pretraining, meta-training and shared search.
 
     In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, and the
     measuring itself) and `compile` are not in it, and `tune` only where `tuning` is. None where a
-    phase was not measured.
-    """
+    phase was not measured."""
     entries = [phase_entry(cost, phase) for phase in ONCE if tuning or phase != "tune"]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
     return _sum([entry.get(axis) for entry in spent if entry])
 
 
 def learning_cost(cost: Cost, axis: Axis, steps: Sequence[int]) -> Array | None:
-    """Cost of learning one new task up to each point of a curve: [P]; None where a phase was not
-    measured.
+    """Cost of one new task up to each point of a curve: [P]; None if not all was measured.
 
     Search, and all else before the first step, counts at every point; the rest is proportional to
-    the steps. Seconds are those of a task inside a batch of tasks.
-    """
+    the steps. Seconds are those of a task inside a batch of tasks."""
     last = max(steps)
     share = np.asarray([step / last if last else 1.0 for step in steps])
     total = np.zeros(len(steps))

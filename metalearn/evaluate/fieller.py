@@ -87,9 +87,9 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
 
 
 def root(line: Line) -> float:
-    """The n at which the difference is 0, negative where that was before the first task; infinite
-    where the costs of one task are equal.
-    """
+    """The n at which the difference is 0; infinite where the costs of one task are equal.
+
+    Negative where that was before the first task."""
     start, slope = (
         0.0 if abs(value) <= PRECISION * size else value
         for value, size in zip((line.start, line.slope), line.size)

@@ -24,9 +24,9 @@ MODULE_STATE = ("_parameters", "_buffers", "_modules", "training")
 
 
 def fingerprint(*things: Any) -> tuple[Any, ...]:
-    """A hashable key of functions, arguments and whatever they hold; objects of unknown kind are
-    their own key.
-    """
+    """A hashable key of functions, arguments and their contents.
+
+    Objects of unknown kind are their own key."""
     return tuple(_key(thing, {}) for thing in things)
 
 

@@ -58,13 +58,11 @@ class Countable(Protocol):
 
 
 def count(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call of `function(*args)`; it runs on fake tensors of the same shapes, so it
-    must be pure.
+    """FLOPs of one call of `function(*args)`, run on fake tensors: it must be pure.
 
     Raises:
         UnknownFlops: the function needs values (`.item()`, sizes that depend on data), or an
-            operator has no known cost.
-    """
+            operator has no known cost."""
     counter = _Counter()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -83,12 +81,12 @@ def count(function: Callable[..., Any], *args: Any) -> Flops:
 
 
 def cached_count(function: Callable[..., Any], *args: Any) -> Flops:
-    """FLOPs of one call, each function counted once for its shapes; raises UnknownFlops as `count`
-    does.
+    """FLOPs of one call, each function counted once for its shapes.
+
+    Raises UnknownFlops as `count` does.
 
     A `Countable` is counted by its parts: T tasks in S steps are counted from one task in no step
-    and one task in one step.
-    """
+    and one task in one step."""
     parts = function.parts(*args) if isinstance(function, Countable) else [(1, function, args)]
     total = Flops()
     for often, part, given in parts:

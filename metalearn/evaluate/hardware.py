@@ -35,12 +35,10 @@ def peak_bytes(device: str) -> int | None:
 
 
 def energy_joules(device: str) -> float | None:
-    """Energy that the card has used since its driver was loaded; None on a CPU and where the card
-    does not report it.
+    """Energy used by the card since its driver was loaded; None where it is unknown.
 
     The counter moves every few tens of milliseconds: differences over seconds are meaningful, those
-    of single calls are not.
-    """
+    of single calls are not."""
     if not device.startswith("cuda"):
         return None
     read = _counter(device)

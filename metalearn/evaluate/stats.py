@@ -49,9 +49,9 @@ def ci95(scores: ArrayLike) -> Array:
 
 
 def describe(scores: ArrayLike) -> Mean:
-    """Mean and 95 % interval over tasks of one point: [E] -> Mean, both None when a score is not
-    finite.
-    """
+    """Mean and 95 % interval over tasks of one point: [E] -> Mean.
+
+    Both are None when a score is not finite."""
     values = np.asarray(scores, np.float64)
     undefined = int((~np.isfinite(values)).sum())
     if undefined or values.size == 0:
@@ -71,12 +71,10 @@ def seeds_ci95(values: Sequence[float | None]) -> float | None:
 
 
 def iqm(scores: ArrayLike, worst: float = -math.inf) -> float | None:
-    """Interquartile mean: the mean of what is left after a quarter is cut from each end (Agarwal et
-    al. 2021, NeurIPS).
+    """Interquartile mean: the mean of the middle half (Agarwal et al. 2021, NeurIPS).
 
     All axes are pooled. An undefined score counts as `worst` (-inf for accuracy, inf for a loss);
-    None when the middle half still holds one.
-    """
+    None when the middle half still holds one."""
     values = np.asarray(scores, np.float64).ravel()
     values = np.sort(np.where(np.isnan(values), worst, values))
     cut = values.size // 4
@@ -85,12 +83,10 @@ def iqm(scores: ArrayLike, worst: float = -math.inf) -> float | None:
 
 
 def auc(x: ArrayLike, values: ArrayLike) -> float | None:
-    """Area under a curve by trapezoids, divided by the width, so in the unit of the values: [P],
-    [P] -> mean height.
+    """Area under a curve by trapezoids, divided by the width: [P], [P] -> mean height.
 
     `x` are steps, or `np.log2(1 + steps)` to weigh early steps more. One point is its own area.
-    None when a value is not finite.
-    """
+    None when a value is not finite."""
     places, heights = np.asarray(x, np.float64), np.asarray(values, np.float64)
     if (
         places.shape != heights.shape

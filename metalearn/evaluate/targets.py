@@ -35,9 +35,7 @@ class Share(NamedTuple):
 
 
 def reaches(scores: ArrayLike, target: float, *, higher: bool) -> Bools:
-    """Which scores are at least the target, or at most it for a loss; one that is not finite is
-    not.
-    """
+    """Which scores are at least the target, or at most it for a loss; never one not finite."""
     values = np.asarray(scores, np.float64)
     margin = ROUNDING * max(1.0, abs(target))
     good = values >= target - margin if higher else values <= target + margin
@@ -65,12 +63,12 @@ def admissible_point(steps: Sequence[int], point: int, *, starts_at_chance: bool
 def first_reached(
     scores: ArrayLike, target: float, *, higher: bool, first: int = 0
 ) -> NDArray[np.int64]:
-    """The first point from which on every later point reaches the target: [..., P] -> [...]; P
-    where there is none.
+    """The first point from which all later points reach the target: [..., P] -> [...].
+
+    P where there is none.
 
     A task that reaches the target and loses it again has not reached it. Points before `first` do
-    not count.
-    """
+    not count."""
     good = reaches(scores, target, higher=higher)
     tail = np.logical_and.accumulate(good[..., ::-1], -1).sum(-1)  # from the last point backwards
     place = np.maximum(good.shape[-1] - tail, min(first, good.shape[-1] - 1))
@@ -80,12 +78,10 @@ def first_reached(
 def reach(
     scores: ArrayLike, costs: ArrayLike, target: float, *, higher: bool, first: int = 0
 ) -> Reached:
-    """Cost of each task up to its target: scores [..., P] and the cost of a task up to each point
-    [P] -> [...].
+    """Cost of each task up to its target: scores [..., P], cost [P] -> [...].
 
     An unsolved task costs the whole curve: that is the cap. The cost is a lower bound, for a reader
-    who knows from the query labels when to stop; break-even counts use `at_step`.
-    """
+    who knows from the query labels when to stop; break-even counts use `at_step`."""
     spent = np.asarray(costs, np.float64)
     place = first_reached(scores, target, higher=higher, first=first)
     return Reached(place < spent.size, spent[np.minimum(place, spent.size - 1)])
@@ -102,13 +98,13 @@ def cost_per_solved(found: Reached) -> float | None:
 
 
 def kaplan_meier(found: Reached) -> Share:
-    """Share of tasks that reached the target by each cost (Kaplan & Meier 1958, JASA 53(282),
-    equation 2b), from scipy.
+    """Share of tasks that reached the target by each cost, from scipy.
+
+    Kaplan & Meier 1958, JASA 53(282), equation 2b.
 
     1 minus the product over the costs c at which some were solved of (1 - solved at c / not yet
     solved or lost at c). Tasks that never reach it leave the count at their cap. Without tasks the
-    share is 0.
-    """
+    share is 0."""
     solved, cost = found.solved.ravel(), found.cost.ravel()
     if not solved.any():
         end = [float(cost.max())] if cost.size else []
@@ -128,11 +124,11 @@ def median_cost(curve: Share) -> float | None:
 
 
 def from_validation(best: float, *, higher: bool, share: float = 0.9) -> float:
-    """The target for a family of tasks: 90 % of the best method's mean score on validation tasks,
-    and of a loss the best over 0.9.
+    """The target for a family of tasks: 90 % of the best mean validation score.
 
-    It is chosen before any test task is seen. ValueError where the score is not finite.
-    """
+    Of a loss, the best over 0.9.
+
+    It is chosen before any test task is seen. ValueError where the score is not finite."""
     if not math.isfinite(best):
         raise ValueError(f"a target needs a finite validation score, not {best}")
     return best * share if higher else best / share

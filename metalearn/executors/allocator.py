@@ -18,9 +18,9 @@ OLDER = 1 << 25  # what a glibc takes that refuses more
 
 @cache
 def keep_freed_memory() -> bool:
-    """Ask for it, once for the whole process; whether it was granted (it is refused outside of
-    glibc).
-    """
+    """Ask for it, once for the process; whether it was granted.
+
+    It is refused outside of glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ask = ctypes.CDLL(None).mallopt
         # The second only with the first: alone it would fix the size of blocks that are handed back

@@ -1,5 +1,4 @@
-"""Peak memory of a meta-step, predicted before the run from two tasks and four, and the chunk that
-fits.
+"""Peak memory of a meta-step, predicted before the run, and the chunk that fits.
 
     peak(c tasks at once) = episodes and state + fixed + c * each
 
@@ -41,9 +40,7 @@ class Memory(NamedTuple):
         return self.held + self.fixed + chunk * self.each
 
     def fits(self, tasks: int, room: int | None) -> int:
-        """The most tasks at once, of `tasks`, whose peak fits into SHARE of `room` bytes; at least
-        1.
-        """
+        """The most of `tasks` whose peak fits into SHARE of `room` bytes; at least 1."""
         if room is None:
             return tasks
         spare = SHARE * room - self.held - self.fixed
@@ -51,9 +48,7 @@ class Memory(NamedTuple):
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that live at once, from the moment it is entered; `peak` is the
-    most there were.
-    """
+    """Counts the bytes of tensors that live at once; `peak` is the most there were."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -86,9 +81,7 @@ class Live(TorchDispatchMode):
 
 
 def peak_of(function: Callable[..., Any], *args: Any) -> int:
-    """The most bytes of new tensors that live at once while `function` runs, its results
-    included.
-    """
+    """The most bytes of new tensors that live at once while `function` runs, with its results."""
     with Live() as live:
         live.know(leaf for leaf in leaves(args) if isinstance(leaf, Tensor))
         result = function(*args)
@@ -97,9 +90,7 @@ def peak_of(function: Callable[..., Any], *args: Any) -> int:
 
 
 def predict(method: Method, state: MetaState, episodes: Episode) -> Memory | None:
-    """The memory of a meta-step on these episodes [T, ...]; None for methods that do not go task by
-    task.
-    """
+    """The memory of a meta-step on episodes [T, ...]; None for methods without task gradients."""
     if method.task_grad is None:
         return None
     tasks = episodes.support.x.shape[0]
@@ -124,9 +115,7 @@ def nbytes(tree: Any) -> int:
 
 
 def room(device: str) -> int | None:
-    """Bytes that this process may still take: free on the card, or available to the machine and its
-    control group.
-    """
+    """Bytes that this process may still take: on the card, or of the machine and its cgroup."""
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -27,9 +27,9 @@ class NotFinite(Exception):
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """`step` that keeps the old state where the new one, or a metric, is not finite; no wait for
-    the device.
-    """
+    """`step` that keeps the old state where the new one, or a metric, is not finite.
+
+    The device is not waited for."""
 
     def call(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
         new, metrics = step(state, data)
@@ -53,11 +53,9 @@ def all_finite(tree: Any) -> torch.Tensor:
 
 
 def summary(buffer: Sequence[tuple[int, Metrics]]) -> tuple[dict[str, float], list[int]]:
-    """(means of some steps' metrics, those of them that were skipped); NotFinite where a step's
-    numbers are not.
+    """(mean metrics of some steps, those that were skipped); NotFinite for other bad numbers.
 
-    Means are over the steps that were not skipped; of no such step they are not finite.
-    """
+    Means are over the steps that were not skipped; of no such step they are not finite."""
     columns = {name: torch.stack([metrics[name] for _, metrics in buffer]) for name in buffer[0][1]}
     left_out = columns.get(SKIPPED)
     means = {name: float(values.mean()) for name, values in columns.items()}

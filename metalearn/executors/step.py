@@ -150,9 +150,7 @@ def _sharded(settings: Settings, tasks: int, count: int, total: Total) -> tuple[
 
 
 def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
-    """(first, how many) of `count` numbered things that belong to a rank; the first ranks take what
-    is left over.
-    """
+    """(first, size) of a rank's share of `count` things; the first ranks take the remainder."""
     each, over = divmod(count, size)
     return rank * each + min(rank, over), each + (rank < over)
 

@@ -1,6 +1,6 @@
-"""Seconds of a step under each executor, stored beside the compiler's code: the next run of the
-same signature (config/signature.py) chooses at once.
-"""
+"""Seconds of a step under each executor, stored beside the compiler's code.
+
+The next run of the same signature (config/signature.py) chooses at once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Compiling by tracing: run a pure function once on stand-ins, and hand the flat list of operations
-to the compiler.
+"""Compiling by tracing: a pure function runs once on stand-ins and is compiled as a list.
 
 `torch.compile` reads Python, and cannot read a custom derivative under torch.func; and it looks its
 assumptions up again at every call, which for a small model takes longer than the work. A trace
@@ -62,12 +61,10 @@ class Trace(NamedTuple):
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled anew for every combination of structure, shapes, types and devices of
-    its arguments.
+    """`function`, compiled for every structure, shapes, types and devices of its arguments.
 
     Arguments and results are trees of tensors; anything else in an argument is a constant of the
-    trace. Gradients are taken inside `function`, not through it.
-    """
+    trace. Gradients are taken inside `function`, not through it."""
     return by_shapes(function, compile_flat)
 
 
@@ -75,8 +72,9 @@ def by_shapes(
     function: Callable[..., Any],
     finish: Callable[[Trace, list[Tensor]], Flat],
 ) -> Callable[..., Any]:
-    """`function` traced for every combination of shapes, each trace made callable on flat inputs by
-    `finish`.
+    """`function` traced for every combination of shapes.
+
+    Each trace is made callable on flat inputs by `finish`.
 
     `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops
     (inner/stepwise.py)."""
@@ -107,9 +105,9 @@ def by_shapes(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Python's search for cycles put off: while operations are listed it finds nothing, for a
-    quarter of the time.
-    """
+    """A context without Python's search for cycles.
+
+    While operations are listed it finds nothing, for a quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -127,9 +125,9 @@ def _kind(leaf: Any) -> Any:
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Trace:
-    """The operations of `function` on arguments like these; RuntimeError where its course depends
-    on their values.
-    """
+    """The operations of `function` on arguments like these.
+
+    RuntimeError where its course depends on their values."""
     leaves, structure = _pytree.tree_flatten(args)
     tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
     end: list[Any] = []
@@ -163,9 +161,7 @@ def traceable(function: Callable[..., Any], *args: Any) -> Trace | None:
 
 
 def light(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function is traceable and computes its results rather than looks them up in stored
-    data.
-    """
+    """Whether a function is traceable and computes its results instead of looking them up."""
     found = traceable(function, *args)
     return found is not None and sum(value.nbytes for value in found.constants) <= LIGHT
 

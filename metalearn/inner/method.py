@@ -348,9 +348,9 @@ def step_on_examples(
     *,
     draws_noise: bool = False,
 ) -> Callable[[MetaState, Batch], tuple[MetaState, Metrics]]:
-    """`Method.step` of a method that consumes examples: one batch [B, *X] a step; `draws_noise` in
-    it, by the number of the step.
-    """
+    """`Method.step` of a method that consumes one batch of examples [B, *X] a step.
+
+    `draws_noise` draws in it by the number of the step."""
 
     def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
         if spec.classification:

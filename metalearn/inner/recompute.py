@@ -1,5 +1,4 @@
-"""Activation checkpointing of inner steps: what a step met on its way is computed again when its
-gradient is asked for.
+"""Activation checkpointing of inner steps: backward computes their activations again.
 
 torch.utils.checkpoint does not compose with torch.func; a custom Function that differentiates by
 torch.func does. The idea: Griewank & Walther 2000, algorithm 799; Chen et al. 2016,
@@ -25,9 +24,9 @@ _on: list[
 
 @contextmanager
 def recomputed(on: bool = True) -> Iterator[None]:
-    """Inside, `adapt` keeps no activations of its steps; gradients through it are the same and cost
-    more time.
-    """
+    """A context in which `adapt` keeps no activations of its steps.
+
+    Gradients through it are the same and cost more time."""
     _on.append(on)
     try:
         yield

@@ -1,5 +1,4 @@
-"""The inner loop with one step compiled, and the loop over steps left to Python: for long inner
-runs.
+"""The inner loop with one compiled step and a loop in Python, for long inner runs.
 
 A compiler that unrolls a hundred steps needs many minutes; one step, forward and backward, needs
 seconds, and is the same code every time. Forward keeps what comes into every step, and backward
@@ -65,12 +64,12 @@ def loop(
     steps: int,
     keep: Collection[int],
 ) -> tuple[list[Params], Params, State, Tensor]:
-    """`steps` times `move`: (parameters after the steps of `keep`, the last ones, the state, losses
-    [S]).
+    """`steps` times `move`.
+
+    (parameters after the steps of `keep`, the last ones, the state, losses [S]).
 
     The same `name` must mean the same `move`. `data` is one batch for every step, or a list of
-    them, one a step. A gradient flows through the parameters, the state and `fixed`.
-    """
+    them, one a step. A gradient flows through the parameters, the state and `fixed`."""
     args = (moving, state, fixed, data[0])
     step, (leaves, _) = _step_of(name, move, args), flatten(args)
     count = len(flatten(moving)[0])
@@ -163,9 +162,9 @@ class Step:
         self.forward, self.backward = self.make(forward), self.make(backward)
 
     def over_tasks(self, in_dims: tuple[int | None, ...], each: bool) -> Step:
-        """The step of all tasks of a vmap, its carry [T, ...]; backward gives a gradient for `each`
-        task, or sums.
-        """
+        """The step of all tasks of a vmap, its carry [T, ...].
+
+        Backward gives a gradient for `each` task, or sums."""
         found = self._wider.get((in_dims, each))
         if found is None:
             found = self._wider[in_dims, each] = object.__new__(Step)
@@ -178,18 +177,14 @@ class Step:
 
 
 def specialize(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
-    """A function for contiguous tensors like these; one that was compiled then looks nothing up at
-    each step.
-    """
+    """A function for contiguous tensors like these, which looks nothing up if compiled."""
     find = getattr(function, "at", None)
     found: Callable[..., Any] = function if find is None else find(*given)
     return found
 
 
 class SavedSteps:
-    """What forward leaves for backward: the step that ran, what came into every step, and how it
-    was batched.
-    """
+    """Saved for backward: the step that ran, the inputs of every step, how they were batched."""
 
     def __init__(self, step: Step, layout: LoopLayout, keeps: bool) -> None:
         self.step, self.layout, self.keeps = step, layout, keeps

@@ -1,6 +1,4 @@
-"""`run.engine`: a native method whose meta-gradient of one task is computed by another package, for
-cross-checks.
-"""
+"""`run.engine`: a method's meta-gradient of one task by another package, for cross-checks."""
 
 from __future__ import annotations
 
@@ -32,14 +30,14 @@ KNOWN = {  # options that both engines honour
 
 
 def through(engine: str, component: Any, learner: Learner, native: Method) -> Method:
-    """`native`, built of `component`, with `task_grad` and `step` by an engine: native, learn2learn
-    or higher.
+    """`native`, built of `component`, with `task_grad` and `step` by an engine.
+
+    One of native, learn2learn, higher.
 
     Start, learning of new tasks, meta-update and metrics stay the native ones, so a difference in a
     run's numbers is one of meta-gradients. The engines take ordinary backward passes: one task at a
     time, no vmap, no compiler (the executor `loop`). Raises ConfigError for an engine that is not
-    installed, for a method or an option that it has no counterpart of.
-    """
+    installed, for a method or an option that it has no counterpart of."""
     if engine == "native":
         return native
     _refuse(engine, component)

@@ -1,6 +1,4 @@
-"""A Learner inside the world of nn.Module: the parameters that an inner loop moves, and a forward
-pass with them.
-"""
+"""A Learner as an nn.Module: the parameters of an inner loop, and a forward pass."""
 
 from __future__ import annotations
 
@@ -10,9 +8,7 @@ from metalearn.types import Learner, Params
 
 
 class Network(nn.Module):
-    """`learner.apply` as a module whose own parameters are copies of `moving`; `still` is passed
-    along as it is.
-    """
+    """`learner.apply` as a module with copies of `moving` as parameters, and `still` as it is."""
 
     def __init__(self, learner: Learner, moving: Params, still: Params) -> None:
         super().__init__()

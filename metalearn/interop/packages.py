@@ -17,9 +17,7 @@ BESIDE = "requests, scipy and tqdm"  # what these parts import besides torch and
 
 @functools.cache
 def higher() -> ModuleType:
-    """higher (Grefenstette et al. 2019, arXiv:1910.01727); ConfigError where it is
-    not installed.
-    """
+    """higher (Grefenstette et al. 2019, arXiv:1910.01727); ConfigError without it."""
     if importlib.util.find_spec("higher") is None:
         raise ConfigError(("", "higher is not installed: run `make setup`, or pip install higher"))
     return importlib.import_module("higher")
@@ -27,7 +25,8 @@ def higher() -> ModuleType:
 
 @functools.cache
 def learn2learn() -> ModuleType:
-    """learn2learn (Arnold et al. 2020, arXiv:2008.12284) with its parts that need torch alone;
+    """learn2learn (Arnold et al. 2020, arXiv:2008.12284), as far as it needs torch alone.
+
     ConfigError without it.
 
     A learn2learn that is imported already is taken as it is. Otherwise its own `__init__`, which

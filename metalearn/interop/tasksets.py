@@ -21,9 +21,9 @@ RANGE = 1 << 62  # numbers of episodes that an endless SourceTaskset draws from
 
 @contextmanager
 def seeded(key: Key) -> Iterator[None]:
-    """Python's, numpy's and torch's global CPU generators as a function of `key` inside, as they
-    were outside.
-    """
+    """A context in which the global CPU generators are seeded by `key`.
+
+    Those of Python, numpy and torch; as before outside."""
     number = int(key) & ((1 << 64) - 1)
     held = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
@@ -38,8 +38,7 @@ def seeded(key: Key) -> Iterator[None]:
 
 
 class TasksetSource:
-    """Episodes from learn2learn's Taskset: `shots` of each class are the support, what remains is
-    the query.
+    """Episodes from learn2learn's Taskset: `shots` of each class support, the rest query.
 
     Tasks are drawn by learn2learn's own transforms, from Python's global `random`, seeded for each
     episode from its key: episode t depends on (key, start + t) alone, and the generators are
@@ -84,17 +83,15 @@ class TasksetSource:
         )
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
-        """support x [T, N*K, *X], query x [T, N*Q, *X], y [T, .] int64; info: key, step [T],
-        class_ids [T, N].
-        """
+        """An episode batch: support x [T, N*K, *X], query x [T, N*Q, *X], y [T, .] int64.
+
+        info: key, step [T], class_ids [T, N]."""
         keys = rng.fold_in(key.cpu(), torch.arange(start, start + num_tasks))
         episodes: Episode = stack([self._episode(one) for one in keys])
         return episodes
 
     def examples(self, key: Key, size: int) -> Batch:
-        """Examples of the Taskset's data set, each class as likely: x [B, *X], y [B] int64 over all
-        its classes.
-        """
+        """Examples of the data set, classes equally likely: x [B, *X], y [B] int64."""
         key, dataset = key.cpu(), self._taskset.dataset
         y = rng.integers(rng.fold_in(key, "class"), (size,), len(self._classes))
         fraction = rng.uniform(rng.fold_in(key, "example"), (size,), dtype=torch.float64)

@@ -26,8 +26,7 @@ def from_learn2learn(
     learner: Learner,
     names: Mapping[str, str] | None = None,
 ) -> Meta:
-    """The meta of MAML, ANIL or BOIL for `learner` from a module or its state dict; of Meta-SGD
-    where it has `lrs`.
+    """The meta of MAML, ANIL or BOIL from a module or state dict; Meta-SGD with `lrs`.
 
     `model` is the module, learn2learn's MAML or MetaSGD around it, or the `state_dict` of either.
     Where its names are not ours, layers are paired in order within each kind (convolutions,

@@ -1,5 +1,4 @@
-"""Convolution, channels last, fit for vmap over tasks with weights of their own, and for any number
-of derivatives.
+"""Convolution, channels last, with weights for each task, differentiable any number of times.
 
 On a CPU three operators do the work (conv.cpp), each one's derivatives being the other two; x [G,
 B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B, Ho, Wo, F], padding k // 2:
@@ -9,8 +8,7 @@ B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B, Ho, Wo, F], padding k
     conv_weight(x, g)   its transpose in w: [G, k, k, C, F]
 
 vmap turns a batch of tasks into groups. Elsewhere (CUDA, meta tensors, no compiler) torch's
-convolution is called.
-"""
+convolution is called."""
 
 from __future__ import annotations
 

@@ -63,8 +63,9 @@ def _load() -> tuple[Kernel | None, str | None]:
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether the kernel takes this tensor: on a CPU, float32 or float64; `kernel` was called
-    before and found it. What is exported consists of torch's operators alone.
+    """Whether the kernel takes this tensor: on a CPU, float32 or float64.
+
+    `kernel` was called before and found it. What is exported consists of torch's operators alone.
     """
     tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
     if _loaded is None or tracing or torch.compiler.is_exporting():

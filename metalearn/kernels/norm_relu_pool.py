@@ -1,5 +1,4 @@
-"""What follows a convolution in one pass: normalisation by the batch in hand, ReLU, 2 x 2 maxima;
-channels last.
+"""Batch normalisation, ReLU and 2 x 2 maxima in one pass, channels last.
 
     p = max over the window of max(0, gain (y - mean) / sqrt(var + EPS) + bias)
 
@@ -42,11 +41,11 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor:
-    """Normalisation, ReLU, maxima over windows w = 1 or 2: [B, H, W, F], [F], [F] -> [B, H // w, W
-    // w, F].
+    """Normalisation, ReLU, maxima over w x w: [B, H, W, F], [F], [F] -> [B, H//w, W//w, F].
 
-    For tensors that `native.usable` takes.
-    """
+    Windows w = 1 or 2.
+
+    For tensors that `native.usable` takes."""
     grouped = y.unsqueeze(0), gain.unsqueeze(0), bias.unsqueeze(0)
     p, _, _ = cast(Three, _NormReluPool.apply(*grouped, window))  # type: ignore[no-untyped-call]
     return p.squeeze(0)

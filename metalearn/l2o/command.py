@@ -1,6 +1,4 @@
-"""`metalearn l2o`: train an update rule with every seed, tune the hand-made ones, compare them on
-fresh problems.
-"""
+"""`metalearn l2o`: train an update rule and compare it with tuned hand-made optimizers."""
 
 from __future__ import annotations
 
@@ -49,9 +47,9 @@ class L2OOptions:
 
 
 def run(options: L2OOptions) -> Path:
-    """Everything; returns the folder with optimizers.json, .md and .svg. Finished seeds are left
-    alone.
-    """
+    """Everything; returns the folder with optimizers.json, .md and .svg.
+
+    Finished seeds are left alone."""
     plan, others = _checked_plan(options)
     experiment, home = plan.experiments[0], others["as trained"][1]
     out = options.out or Path("runs") / plan.name

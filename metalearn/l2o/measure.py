@@ -1,6 +1,4 @@
-"""Losses of one update rule on many problems, at chosen steps: what every row of the table is made
-of.
-"""
+"""Losses of one update rule on many problems, at chosen steps."""
 
 from __future__ import annotations
 
@@ -33,9 +31,9 @@ class Losses(NamedTuple):
 def problems(
     source: TaskSource, key: Key, tasks: int, start: int, horizon: int, inner_seed: int
 ) -> Problem:
-    """Tasks start .. start + T - 1 of `key` [T]; `inner_seed` numbers starts and orders of data on
-    the same tasks.
-    """
+    """Tasks start .. start + T - 1 of `key` [T].
+
+    `inner_seed` numbers starts and orders of data on the same tasks."""
     episodes = source.sample(key, tasks, start)
     keys = fold_in(episodes.info["key"], "inner", inner_seed)
     length = torch.full((tasks,), float(horizon), dtype=source.spec.dtype, device=keys.device)
@@ -96,9 +94,9 @@ class Overhead(NamedTuple):
 
 
 def overhead(target: Optimizee, rule: UpdateRule, given: Problem) -> Overhead:
-    """Seconds of an eager step, the least of three runs of TIMED steps; FLOPs of the second of two
-    steps.
-    """
+    """Seconds of an eager step, the least of three runs of TIMED steps, and its FLOPs.
+
+    FLOPs of the second of two steps."""
     tasks, times = given.key.shape[0], []
     over_tasks(target, rule, given, (1,))
     for _ in range(3):

@@ -17,9 +17,7 @@ Row = dict[str, Any]
 
 
 class Measured(NamedTuple):
-    """Everything that was run under one label: one item a meta-training seed; one in all for what
-    is hand-made.
-    """
+    """All runs of one label: one item a meta-training seed, one in all if hand-made."""
 
     label: str
     kind: str  # learned, baseline or per_task
@@ -29,9 +27,7 @@ class Measured(NamedTuple):
 
 
 def row(found: Measured, points: Sequence[int]) -> Row:
-    """Means over tasks, inner seeds and meta-training seeds; half widths of 95 % over tasks, and
-    over those seeds.
-    """
+    """Means over tasks and all seeds; half widths of 95 % over tasks, and over training seeds."""
     train, held = (_stacked(found, part) for part in ("train", "held_out"))  # [S, I, T, P]
     by_task, by_seed = train.mean((0, 1)), train.mean((1, 2))
     start = float(train[..., 0].mean())
@@ -59,9 +55,9 @@ def row(found: Measured, points: Sequence[int]) -> Row:
 
 
 def differences(learned: Measured, others: Sequence[Measured], at: int) -> list[Row]:
-    """The learned rule's loss minus each other's at one point, paired over tasks and seeds
-    (negative: it is lower).
-    """
+    """The learned rule's loss minus each other's at one point, paired over tasks and seeds.
+
+    Negative: it is lower."""
     mine = _stacked(learned, "train").mean(1)[..., at].numpy()  # [S, T]
     rows = []
     for other in others:

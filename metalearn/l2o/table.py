@@ -141,9 +141,7 @@ def _paired(rows: Sequence[Row], headline: int) -> list[str]:
 
 
 def picture(result: dict[str, Any]) -> str:
-    """The training loss against steps of every problem, one panel each, logarithmic: learned rows
-    thick.
-    """
+    """The training loss against steps, one panel a problem, logarithmic: learned rows thick."""
     problems = result["problems"]
     columns = min(len(problems), 3)
     lines = -(-len(problems) // columns)

@@ -1,6 +1,4 @@
-"""Learning rates of hand-made rules: chosen on other functions, the same number of trials for
-each.
-"""
+"""Learning rates of hand-made rules: chosen on other functions, with equal trials."""
 
 from __future__ import annotations
 
@@ -88,9 +86,9 @@ def _means(
 def measured(
     target: Optimizee, given: Problem, baseline: Baseline, points: Sequence[int]
 ) -> Losses:
-    """The baseline on other tasks, at each point a run that was tuned for it: [T, P]; step 0 is the
-    start's.
-    """
+    """The baseline on other tasks, at each point a run tuned for it: [T, P].
+
+    Step 0: the start's."""
     parts = []
     for rate in dict.fromkeys(baseline.rates.values()):
         mine = [point for point in points if baseline.rates.get(point) == rate]
@@ -110,9 +108,9 @@ def measured(
 
 
 def best_of_each(losses: Losses) -> Losses:
-    """Every task at its own best rate, point by point: [L, T, P] -> [T, P]; nobody can tune so well
-    beforehand.
-    """
+    """Every task at its own best rate, point by point: [L, T, P] -> [T, P].
+
+    Nobody can tune so well beforehand."""
     best = losses.train.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(0, keepdim=True)
     return Losses(
         losses.train.gather(0, best)[0], losses.held_out.gather(0, best)[0], losses.path[0]
@@ -141,11 +139,9 @@ class Levels(NamedTuple):
 
 
 def levels(losses: Losses, points: Sequence[int]) -> Levels:
-    """Of the means over tasks of [L, T, P]: the losses of the rows, of the whole support set on the
-    same tasks.
+    """Of the means over tasks of [L, T, P]: the losses of the rows, on whole support sets.
 
     `learned_optimization`'s normaliser smooths losses of minibatches with 0.95: over a hundred
-    steps that lags so much that Adam would seem to need 130 steps for its own loss of step 100.
-    """
+    steps that lags so much that Adam would seem to need 130 steps for its own loss of step 100."""
     curves = losses.train.mean(1).nan_to_num(nan=torch.inf, posinf=torch.inf)  # [L, P]
     return Levels(tuple(points), curves.amin(0).cummin(0).values.tolist())

@@ -1,6 +1,4 @@
-"""Starting parameters as functions of a key: what torch's layers draw, from counter-based random
-numbers.
-"""
+"""Initial parameters of torch's layers as functions of a key."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ AFFINE = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, Norm)
 
 
 def truncated_normal(key: Key, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> Tensor:
-    """Normal of deviation `std`, drawn again beyond two deviations: here by the inverse
-    distribution function.
-    """
+    """Normal of deviation `std` within two deviations, by the inverse distribution."""
     edge = 0.5 * (1 + math.erf(-2 / math.sqrt(2)))
     u = rng.uniform(key, shape, edge, 1 - edge, dtype=torch.float64)
     return (std * math.sqrt(2) * torch.erfinv(2 * u - 1)).to(dtype)

@@ -13,9 +13,7 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 
 class Own(ModelComponent):
-    """What the task itself says is to be learned, such as the point of a quadratic; not a
-    network.
-    """
+    """The free parameters of the task itself, such as the point of a quadratic; no network."""
 
     name: Literal["own"] = option("own", "the model")
 

@@ -29,8 +29,7 @@ def candidates_on_queries(
     *,
     one_unit: bool,
 ) -> dict[str, Any] | None:
-    """Arrays of selection.npz for the first R test tasks; None where there was nothing to choose
-    from.
+    """Arrays of selection.npz for the first R test tasks; None without a choice.
 
     `score` [R, A] is what a candidate was chosen by, `truth` [R, A] minus its loss on the queries
     after training on the whole support set as the winner is, `accuracy` [R, A] that on the queries

@@ -18,9 +18,7 @@ SUPPORT_SHOWN, QUERIES_SHOWN = 5, 5  # a class and kind; the rest would repeat
 
 
 def sample_tasks(group: Group) -> Json | None:
-    """The first test episodes as pictures, or as a figure of `points`; None where a run did not
-    keep them.
-    """
+    """The first test episodes as pictures or a figure of `points`; None without them."""
     arrays = _load(group.first)
     if not arrays:
         return None

@@ -53,9 +53,7 @@ def plain_cost(value: float | None, axis: Axis) -> str:
 
 
 def score(value: float | None, percent: bool, like: float | None = None) -> str:
-    """A percentage with one decimal, or an error with as many digits as `like` (itself)
-    deserves.
-    """
+    """A percentage with one decimal, or an error with as many digits as `like` deserves."""
     if value is None:
         return NONE
     if percent:

@@ -1,6 +1,4 @@
-"""Run and comparison directories -> one self-contained page that answers: how fast is a new task
-learned?
-"""
+"""Run and comparison directories -> one self-contained page."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ BEFORE = {
 def write_report(
     dirs: Sequence[Path], out: Path, *, title: str | None = None, demonstration: bool = False
 ) -> Path:
-    """Write one HTML page for run directories, folders of them, and comparison directories, in any
-    mixture.
+    """Write one HTML page for runs, folders of them, and comparisons, in any mixture.
 
     The page needs nothing beside it. Where a comparison is among `dirs`, its figures are also
     written to `figures/*.svg` beside the page. The same directories give the same bytes.
@@ -47,8 +44,7 @@ def write_report(
         demonstration: say in the first lines that this is a demonstration, not a benchmark.
 
     Raises:
-        ConfigError: directories without a finished run or with unreadable files, all at once.
-    """
+        ConfigError: directories without a finished run or with unreadable files, all at once."""
     sections = read_sections(dirs)
     runs = [run for section in sections for run in section.runs]
     names = sorted({str(run.result.get("experiment") or run.label) for run in runs})

@@ -24,9 +24,9 @@ class Across(NamedTuple):
 
 
 def across(groups: Sequence[Group]) -> list[Across]:
-    """Rows tested on a source that they were not trained on, each behind what is known of it on its
-    own source.
-    """
+    """Rows tested on a source that they were not trained on.
+
+    Each behind what is known of it on its own source."""
     found = []
     for group in groups:
         for run in group.runs:
@@ -60,9 +60,7 @@ def trained_on(run: Run) -> str:
 
 
 def evaluations(run: Run) -> list[Json]:
-    """What `metalearn evaluate` wrote beside a run, in order; files that are no result are left
-    alone.
-    """
+    """Results that `metalearn evaluate` wrote beside a run, in order; other files are ignored."""
     found = []
     numbered = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
     for path in sorted(numbered, key=lambda path: int(path.stem)):
@@ -75,9 +73,7 @@ def evaluations(run: Run) -> list[Json]:
 
 
 def settings(sections: Sequence[Section]) -> list[Json]:
-    """The ranking and the margin of the best in every setting of a page; empty with fewer than two
-    that share a source.
-    """
+    """Ranking and margin of the best by setting; empty with fewer than two of one source."""
     rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
     for section in sections:

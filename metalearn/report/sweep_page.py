@@ -77,9 +77,9 @@ def read_swept(folder: Path) -> Swept:
 
 
 def importance(swept: Swept) -> dict[str, float]:
-    """Shares of the variance by functional ANOVA of a random forest (Hutter et al. 2014); empty
-    with too few trials.
-    """
+    """Shares of the variance by functional ANOVA of a forest; empty with too few trials.
+
+    Hutter et al. 2014."""
     done = [
         trial
         for trial in swept.trials

@@ -11,16 +11,16 @@ BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases of all tasks tog
 
 
 def gradient_steps_before(group: Group) -> float | None:
-    """Gradient steps before any new task: tuning, search, pretraining and meta-training together;
-    None where none of them was counted.
-    """
+    """Gradient steps before any new task; None where none were counted.
+
+    Tuning, search, pretraining and meta-training together."""
     return _sum([group.once(phase, "gradient_steps") for phase in BEFORE])
 
 
 def work(group: Group) -> Json:
-    """Peak memory, energy, and counts beforehand and of one new task, means over seeds; None for
-    what was not measured.
-    """
+    """Peak memory, energy and counts, means over seeds; None for what was not measured.
+
+    Beforehand and of one new task."""
     peaks = [entry.get("peak_bytes") for run in group.runs for entry in run.cost.values() if entry]
     beforehand = _beforehand(group, "candidates")
     return {
@@ -33,9 +33,9 @@ def work(group: Group) -> Json:
 
 
 def energy(run: Run) -> float | None:
-    """Joules of all that was measured: of new tasks times the tasks, and what was spent for all of
-    them together.
-    """
+    """Joules of all that was measured.
+
+    Of new tasks times the tasks, and what was spent for all of them together."""
     shared = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
     found = [
         entry["energy_joules"] * (entry.get("tasks", 0) if per_task(entry) else 1)

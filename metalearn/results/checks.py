@@ -1,6 +1,4 @@
-"""What a comparison must satisfy to mean what it says; a check that fails is shown,
-never hidden.
-"""
+"""Checks of a comparison; one that fails is shown, never hidden."""
 
 from __future__ import annotations
 
@@ -244,9 +242,7 @@ def _both_curves(groups: Sequence[Group]) -> Check:
 
 
 def gap(group: Group) -> float | None:
-    """Training tasks minus validation tasks at the last point that has both, mean over seeds; None
-    without one.
-    """
+    """Training minus validation tasks at the last point of both, mean over seeds; or None."""
     gaps: list[float] = []
     for run in group.runs:
         series = [

@@ -39,9 +39,10 @@ def contrasts(
 
 
 def mark_contrasts(pairs: Sequence[Json], tested: Sequence[Pair]) -> list[Json]:
-    """`paired` entries with `contrast`, and `p_holm` of those that are: p adjusted by Holm's method
-    for the number of contrasts, rows that are missing or could not be tested included.
-    """
+    """`paired` entries with `contrast`, and `p_holm` of those that are contrasts.
+
+    p adjusted by Holm's method for the number of contrasts, rows that are missing or could not be
+    tested included."""
     known = {frozenset((entry["a"], entry["b"])): entry["p"] for entry in pairs}
     keys = [frozenset(pair) for pair in tested]
     adjusted = dict(zip(keys, holm([known.get(key) for key in keys])))

@@ -37,9 +37,7 @@ def answering(run: Run, axis: Axis) -> float | None:
 
 
 def total(group: Group, axis: Axis, tasks: int) -> float | None:
-    """Everything beforehand and learning so many new tasks up to the headline step, mean over
-    seeds.
-    """
+    """Cost up front and of so many new tasks up to the headline step, mean over seeds."""
     found = []
     for run in group.runs:
         before, each = up_front(run, axis), learning(run, axis)

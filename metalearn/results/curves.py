@@ -1,6 +1,4 @@
-"""Mean learning curves with their intervals: a metric against steps, and against the cost of one
-new task.
-"""
+"""Mean learning curves with intervals: a metric against steps, and against cost."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ class Curve:
 
 
 class CostCurve(NamedTuple):
-    """A metric against what one new task takes: learning it up to a point, and answering its
-    queries once.
-    """
+    """A metric against the cost of one new task: learning up to a point and one prediction."""
 
     cost: Array  # [P]
     mean: Array  # [P]
@@ -66,9 +62,9 @@ def curve(group: Group) -> Curve:
 
 
 def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
-    """Mean over seeds and tasks, with its 95 % interval, against mean cost; a method without steps
-    is one point. None where scores or costs are missing.
-    """
+    """Mean over seeds and tasks, with its 95 % interval, against mean cost.
+
+    A method without steps is one point. None where scores or costs are missing."""
     pooled = group.pooled(group.metric)
     spent = [learning(run, axis) for run in group.runs]
     asked = mean([answering(run, axis) for run in group.runs])
@@ -92,9 +88,7 @@ def curves(groups: Sequence[Group]) -> list[Json]:
 
 
 def cost_curves(groups: Sequence[Group]) -> list[Json]:
-    """The `cost_curves` of comparison.json: one entry a label and axis, where both were
-    measured.
-    """
+    """The `cost_curves` of comparison.json: one entry a label and axis, if both are known."""
     rows = []
     for axis in AXES:
         for group in groups:

@@ -18,9 +18,9 @@ class Cell(NamedTuple):
 
 
 def cell_of(run: Run) -> Cell:
-    """Start, optimizer of new tasks, and architecture of a row; what its result states under
-    `factors` comes first.
-    """
+    """Start, optimizer of new tasks, and architecture of a row.
+
+    What its result states under `factors` comes first."""
     stated = run.result.get("factors") or {}
     model = run.config.get("model") or {}
     consumes = run.traits.get("consumes", "nothing")
@@ -48,9 +48,9 @@ def family_of(run: Run) -> str:
 
 
 def factors(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
-    """The `factors` rows of comparison.json: pairs of methods with steps that differ in one part
-    alone, with their paired difference.
-    """
+    """The `factors` rows of comparison.json: pairs of methods that differ in one part.
+
+    Methods with steps, with their paired difference."""
     cells = {group.label: cell_of(group.first) for group in groups if group.uses_steps}
     rows = []
     for entry in paired:

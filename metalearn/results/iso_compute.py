@@ -26,18 +26,14 @@ class Score(NamedTuple):
 
 
 class Iso(NamedTuple):
-    """Budgets in FLOPs, and each method's validation score within each; None where it had none
-    yet.
-    """
+    """Budgets in FLOPs, and each method's best validation score within each, or None."""
 
     budgets: list[float]
     scores: list[list[Score]]
 
 
 def table(groups: Sequence[Group], tasks: int) -> Iso | None:
-    """Four budgets between the cheapest and the dearest method, evenly on a logarithm; None without
-    costs.
-    """
+    """Four budgets, log-spaced, from the cheapest to the dearest method; None without costs."""
     spent = [total for group in groups if (total := costs.total(group, "flops", tasks))]
     if len(spent) < 2 or max(spent) <= min(spent):
         return None

@@ -1,6 +1,4 @@
-"""Finished run directories, read into plain frozen records: what comparisons, figures and pages are
-made from.
-"""
+"""Finished run directories as frozen records, from which everything else is made."""
 
 from __future__ import annotations
 
@@ -232,9 +230,9 @@ class Group:
         return mean([run.diverged for run in self.runs])
 
     def once(self, phase: str, name: str) -> float | None:
-        """What a phase spent for all tasks together, mean over seeds; 0 where it was one of new
-        tasks alone.
-        """
+        """Cost of a phase for all tasks together, mean over seeds.
+
+        0 where it was one of new tasks alone."""
         return mean([_once(run.phase(phase), name) for run in self.runs])
 
     def each(self, phase: str, name: str) -> float | None:
@@ -242,9 +240,9 @@ class Group:
         return mean([_each(run.phase(phase), name) for run in self.runs])
 
     def learning_seconds(self, kind: str) -> float | None:
-        """Search, retraining and all steps on one new task, mean over seeds; None where a part was
-        not measured.
-        """
+        """Search, retraining and all steps on one new task, mean over seeds.
+
+        None where a part was not measured."""
         parts = [[_each(run.phase(phase), kind) for phase in LEARNING] for run in self.runs]
         known = [[float(part) for part in own if part is not None] for own in parts]
         return mean([sum(own) if len(own) == len(LEARNING) else None for own in known])
@@ -284,9 +282,9 @@ def first_known(*values: float | None) -> float | None:
 
 
 def load(path: Path) -> Run:
-    """Read one finished run directory; raises ConfigError naming the file that is missing or
-    unreadable.
-    """
+    """Read one finished run directory.
+
+    ConfigError naming the file that is missing or unreadable."""
     result = checked(Result, _read_object(path / "result.json"), path / "result.json")
     config, environment = path / "config.yaml", path / "environment.json"
     text = read_text(config) if config.exists() else ""
@@ -334,9 +332,9 @@ def _read_lines(path: Path) -> list[Json]:
 
 
 def run_directories(root: Path) -> tuple[list[Path], list[Path]]:
-    """(finished, unfinished) run directories at or under `root`, trials and
-    evaluations left out.
-    """
+    """(finished, unfinished) run directories at or under `root`.
+
+    Trials and evaluations are left out."""
     if (root / "result.json").exists():
         return [root], []
     finished: list[Path] = []
@@ -354,9 +352,9 @@ def is_comparison(root: Path) -> bool:
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
-    """Runs by label, best headline first; labels that two experiments share get the experiment's
-    name beside them.
-    """
+    """Runs by label, best headline first.
+
+    Labels that two experiments share get the experiment's name beside them."""
     by_label: dict[str, list[Run]] = {}
     for run in runs:
         by_label.setdefault(run.label, []).append(run)

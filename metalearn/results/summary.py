@@ -16,8 +16,7 @@ AUC_AXIS = "log2(1 + steps)"
 
 
 def summary(group: Group) -> Json:
-    """One label in one line: the headline value with both intervals, the area under the curve, the
-    interquartile mean.
+    """One label: headline with both intervals, area under the curve, interquartile mean.
 
     `ci95_tasks` is over tasks, each task's score averaged over seeds first; `ci95_seeds` is the t
     interval over the seeds' values, None for one seed. `auc` is taken over log2(1 + steps),
@@ -81,11 +80,9 @@ def _over_tasks(group: Group, column: Array | None) -> float | None:
 
 
 def paired(a: Group, b: Group) -> Json:
-    """Difference a - b at each one's headline step, over the seeds that both have and the same test
-    tasks.
+    """Difference a - b at each one's headline step, over common seeds and the same test tasks.
 
-    Where one was tested on fewer, over those that both met, which are the first ones.
-    """
+    Where one was tested on fewer, over those that both met, which are the first ones."""
     entry: Json = {"a": a.label, "b": b.label, "metric": a.metric}
     entry |= {"difference": None, "ci95": None, "p": None}
     shared = sorted({run.seed for run in a.runs} & {run.seed for run in b.runs})

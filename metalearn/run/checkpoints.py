@@ -131,9 +131,10 @@ def write_checkpoint(
 def select_checkpoint(
     experiment: Experiment, folder: Path, last: MetaState, ranks: Ranks = ALONE
 ) -> tuple[list[MetaState], int]:
-    """(states, step of the first) that `evaluate.checkpoint` asks for: the last state, the best
-    validated one, or the kept best ones. The best without a validation is the last.
-    """
+    """(states, step of the first) that `evaluate.checkpoint` asks for.
+
+    The last state, the best validated one, or the kept best ones. The best without a validation is
+    the last."""
     how = experiment.evaluate.checkpoint
     count = experiment.run.validate.keep if how == "ensemble" else 1
     found = [] if how == "last" else ranks.first(lambda: _best(folder, last, count))

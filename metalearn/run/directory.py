@@ -38,9 +38,9 @@ def status(folder: Path, experiment: Experiment) -> str:
 
 
 def request_hash(folder: Path) -> str:
-    """The hash of the config that a run directory was asked for (config.yaml itself gains tuned
-    values later).
-    """
+    """The hash of the config that a run directory was made for.
+
+    config.yaml itself gains tuned values later."""
     if (folder / "result.json").exists():
         return str(read_result(folder).get("config_hash"))
     if (folder / "environment.json").exists():
@@ -69,9 +69,7 @@ def as_asked(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """What the run was asked for, as it was first written: its hash, and one that is the same for
-    all seeds.
-    """
+    """The config as first written: its hash, and one that is the same for all seeds."""
     old = _environment(folder)
     first = as_asked(experiment, folder)
     new = {

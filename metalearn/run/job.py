@@ -1,6 +1,4 @@
-"""One run: an experiment with one seed in its directory. It is never changed; stages return another
-one.
-"""
+"""One run: an experiment with one seed in its directory; immutable, stages return another."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ def log_path(job: Job) -> Path:
 
 
 def cut_log(job: Job, done: int) -> None:
-    """Drop what a resumed run has not done yet; ConfigError for a run that has drawn other tasks in
-    the place of bad ones, as the policy `rollback` of older versions did.
-    """
+    """Remove lines of steps that a resumed run makes again.
+
+    ConfigError for a run that has drawn other tasks in the place of bad ones, as the policy
+    `rollback` of older versions did."""
     path = log_path(job)
     if path.exists():
         cut_lines(path, done)

@@ -1,6 +1,4 @@
-"""Progress of long work: a bar in a terminal, plain lines elsewhere; always with rate and time
-left.
-"""
+"""Progress: a bar in a terminal, plain lines elsewhere; always with rate and time left."""
 
 from __future__ import annotations
 

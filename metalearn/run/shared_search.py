@@ -1,6 +1,4 @@
-"""The search that comes before training, where a method has one: made once, kept in the run
-directory, and on the ledger.
-"""
+"""The search before training: made once, stored in the run directory, and on the ledger."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where meta-training begins: at a seed's own start, or at another run's meta, whose cost comes
-along.
-"""
+"""The start of meta-training: a seed's own, or another run's meta together with its cost."""
 
 from __future__ import annotations
 
@@ -26,9 +24,9 @@ from metalearn.types import MetaState
 
 
 def places_of(start: str, folder: Path, seed: int) -> list[Path]:
-    """Where the run that `method.start` names may lie: the neighbour in the same comparison comes
-    first.
-    """
+    """Where the run that `method.start` names may lie.
+
+    The neighbour in the same comparison comes first."""
     return [
         folder.parent.parent / start / f"seed-{seed}",
         Path(start),
@@ -39,9 +37,9 @@ def places_of(start: str, folder: Path, seed: int) -> list[Path]:
 
 
 def folder_of(start: str, folder: Path, seed: int) -> Path:
-    """The finished run that `method.start` names: a run directory, a label of the same comparison,
-    or an experiment.
-    """
+    """The finished run that `method.start` names.
+
+    A run directory, a label of the same comparison, or an experiment."""
     for place in places_of(start, folder, seed):
         if (place / "result.json").is_file():
             return place
@@ -56,9 +54,9 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
 
 
 def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = None) -> MetaState:
-    """The state before the first step, with task state for all tasks of a step; `folder` is that of
-    the run, beside which `method.start` is looked for.
-    """
+    """The state before the first step, with task state for all tasks of a step.
+
+    `folder` is that of the run, beside which `method.start` is looked for."""
     seed = experiment.run.seeds[0]
     state = parts.method.init(fold_in(seed, "init"))
     # one shape from the first step on: it compiles once

@@ -1,6 +1,6 @@
-"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it; the newest valid one is loaded,
-with a warning for damaged ones.
-"""
+"""Checkpoints: a flat {name: tensor} file with a SHA-256 beside it.
+
+The newest valid one is loaded, with a warning for damaged ones."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def save(path: Path, tree: Any) -> None:
-    """Write every leaf under its dotted name; the checksum lands first, so a torn pair is never
-    taken for valid.
-    """
+    """Write every leaf under its dotted name.
+
+    The checksum lands first, so a torn pair is never taken for valid."""
     named = {
         name: value.detach().to("cpu").contiguous().clone()
         for name, value in named_leaves(tree).items()
@@ -47,9 +47,7 @@ def checksum_of(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; ConfigError that names the file when it is missing, truncated or
-    changed.
-    """
+    """The tensors of a checkpoint; ConfigError if it is missing, truncated or changed."""
     try:
         content = path.read_bytes()
         expected = checksum_of(path).read_text().split()[0]
@@ -73,9 +71,9 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load(path: Path, like: MetaState) -> MetaState:
-    """The state of a checkpoint, in the structure, dtype and place of `like` (lanes may be wider
-    than in `like`).
-    """
+    """The state of a checkpoint, in the structure, dtype and device of `like`.
+
+    Lanes may be wider than in `like`."""
     named = read(path)
     try:
         state: MetaState = from_named(like, named)
@@ -102,9 +100,9 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def newest(folder: Path, like: MetaState) -> tuple[int, MetaState] | None:
-    """(step, state) of the newest valid checkpoint, walking back over damaged ones; None where
-    there is none at all.
-    """
+    """(step, state) of the newest valid checkpoint, or None.
+
+    Damaged ones are skipped."""
     steps = steps_in(folder)
     for step in reversed(steps):
         try:

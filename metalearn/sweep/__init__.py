@@ -1,3 +1,1 @@
-"""Sweeps: a W&B sweep file, run here by as many workers as one likes, on one machine or several
-with one folder.
-"""
+"""Sweeps: a W&B sweep file, run by any number of workers that share one folder."""

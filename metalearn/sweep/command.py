@@ -1,6 +1,6 @@
-"""`metalearn sweep FILE`: this process is one worker, or the parent of several; any number of
-commands may share one folder.
-"""
+"""`metalearn sweep FILE`: this process is one worker, or the parent of several.
+
+Any number of commands may share one folder."""
 
 from __future__ import annotations
 

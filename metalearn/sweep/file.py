@@ -1,6 +1,4 @@
-"""A sweep file in W&B's schema, read and checked together with its experiment, all errors at
-once.
-"""
+"""A sweep file in W&B's schema, checked together with its experiment, all errors at once."""
 
 from __future__ import annotations
 

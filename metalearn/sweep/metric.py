@@ -71,9 +71,9 @@ def validations(metrics: Path, metric: Metric) -> list[float]:
 
 
 def value_of(folder: Path, result: dict[str, Any], metric: Metric) -> float:
-    """The metric of a finished run: at its best validation (its last one under checkpoint: last),
-    or in the test.
-    """
+    """The metric of a finished run: at its best validation, or in the test.
+
+    At its last validation under checkpoint: last."""
     if metric.split == "test":
         steps, step = result["test"]["steps"], result["headline"]["step"]
         value = (result["test"][metric.quantity] or [])[steps.index(step)]

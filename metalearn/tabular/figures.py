@@ -1,6 +1,4 @@
-"""A race on a table as output: grids on the terminal and in Markdown, regret against evaluations as
-a picture.
-"""
+"""Output of a race on a table: grids for terminal and Markdown, and a figure."""
 
 from __future__ import annotations
 
@@ -220,9 +218,7 @@ text outside of the marked sections stays.
 
 
 def write_markdown(path: Path, found: Json, plot: Path | None) -> None:
-    """Put the race's section into the file: in the place of the one of the same table, else at the
-    end.
-    """
+    """Write the race's section in the place of that of the same table, else at the end."""
     text = path.read_text(encoding="utf-8") if path.exists() else HEAD
     name = Path(found["table"]).stem.replace("--", "-")
     begin, end = f"<!-- race: {name} -->", f"<!-- end of race: {name} -->"
@@ -261,9 +257,9 @@ def drawing(found: Json) -> str:
 
 @styled
 def figure(found: Json, size: tuple[float, float]) -> Figure:
-    """A panel a reckoning: evaluations on a logarithm, 95 % bands over seeds, random search's
-    theory, chance.
-    """
+    """Regret against evaluations, one panel a reckoning, 95 % bands over seeds.
+
+    With random search's theory, and chance."""
     drawn = Figure(size, layout="constrained")
     panels = drawn.subplots(1, len(RECKONINGS), squeeze=False)[0]
     for axes, (which, title) in zip(panels, RECKONINGS.items()):

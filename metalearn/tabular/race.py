@@ -1,5 +1,4 @@
-"""`metalearn nas race`: searchers on a table whose truth is known, against random search and
-against its theory.
+"""`metalearn nas race`: searchers on a table of known truth, against random search.
 
 Two reckonings. `truth`: a searcher gets the mean query value over all tasks, so it searches the
 truth itself. `scores`: each task alone; a searcher gets the scores of its support set, and the
@@ -9,8 +8,7 @@ in per-task search, and their pick is placed among all networks.
 
 A verdict says worse where the 95 % t interval (over seeds) of the paired difference of regret to
 random search lies above 0 and the difference above 1 % of the regret of a network drawn at random,
-better where it lies below 0, and not worse otherwise.
-"""
+better where it lies below 0, and not worse otherwise."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ Json = dict[str, Any]
 
 
 def race(options: RaceOptions) -> Json:
-    """Run every searcher, then print and write what was found; nothing is written before all of it
-    is there.
-    """
+    """Run every searcher, then print and write the results, all or nothing."""
     ready = check(options)
     fields = results.landscapes(ready.table)
     curves = [

@@ -1,6 +1,4 @@
-"""The options of `metalearn nas race` and what they mean: searchers, table and files, checked
-together.
-"""
+"""The options of `metalearn nas race`: searchers, table and files, checked together."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ class Ready:
 
 
 def check(options: RaceOptions) -> Ready:
-    """Table, searchers, files and numbers, before anything is run; ConfigError with all that is
-    wrong.
-    """
+    """Table, searchers, files and numbers, before anything runs; ConfigError with all problems."""
     problems: Problems = []
     racers = chosen(options, problems)
     if options.seeds < 2:

@@ -1,5 +1,4 @@
-"""What a race on a table finds: regret against evaluations, theory, paired differences, the places
-of picks, noise.
+"""Results of a race on a table: regret, theory, paired differences, places of picks, noise.
 
 Letters of this file: S seeds, U landscapes (1 of the truth, else the tasks), P numbers of
 evaluations, G networks."""
@@ -36,9 +35,7 @@ RULE = (
 
 
 class Landscape(NamedTuple):
-    """What is searched: what a searcher gets after a share of the full training, and what a pick
-    is worth.
-    """
+    """Scores of a searcher after a share of the full training, and the worth of a pick."""
 
     scores: Callable[[float], Array]  # share -> [G], higher is better
     worth: Array  # [G], higher is better
@@ -55,9 +52,10 @@ class Landscape(NamedTuple):
 
 
 def landscapes(table: Table) -> dict[str, list[Landscape]]:
-    """truth: all tasks' mean query value, after a share of the training that of then; scores: each
-    task's own.
-    """
+    """One landscape for `truth`, one a task for `scores`.
+
+    truth: all tasks' mean query value, after a share of the training that of then; scores: each
+    task's own."""
     shown = replace(table, rows=table.rows._replace(score=table.quality().mean(2)))
     return {
         "truth": [_landscape(shown, None)],
@@ -94,9 +92,7 @@ def raced(
     seeds: int,
     evaluations: Sequence[int],
 ) -> Array:
-    """Rows of the picks, [S, U, P]: of each seed, on each landscape, after each number of
-    evaluations.
-    """
+    """Rows of the picks, [S, U, P]: by seed, landscape and number of evaluations."""
     rows, budget = row_numbers(table), evaluations[-1]
     picks = np.zeros((seeds, len(lands), len(evaluations)), np.int64)
     for seed in range(seeds):
@@ -117,9 +113,7 @@ def lookup(rows: dict[Genotype, int], land: Landscape) -> Callable[[Genotype, fl
 
 
 def incumbents(space: Space, trials: Sequence[Trial], evaluations: Sequence[int]) -> list[Genotype]:
-    """The pick after each number of evaluations, counted in full trainings: the best of the most
-    trained so far.
-    """
+    """The pick after each number of full trainings: the best of the most trained so far."""
     cost = np.cumsum([trial.share for trial in trials])
     affordable = [int((cost <= count + SLACK).sum()) for count in evaluations]
     return [choose(space, trials[:number], 0.0).genotype for number in affordable]
@@ -133,9 +127,7 @@ def regrets(picks: Array, lands: Sequence[Landscape]) -> Array:
 
 
 def curve(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int]) -> Json:
-    """Regret and rank against evaluations: means over seeds and landscapes, t intervals over
-    seeds.
-    """
+    """Regret and rank by evaluations: means over seeds and landscapes, t intervals over seeds."""
     regret = regrets(picks, lands)
     return {
         "evaluations": list(evaluations),
@@ -154,9 +146,9 @@ def chance(lands: Sequence[Landscape]) -> float:
 
 
 def theory(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int]) -> Json:
-    """Random search exactly, and whether the simulated mean lies within 4 exact standard errors at
-    every n.
-    """
+    """Random search exactly, and whether its simulation agrees.
+
+    The simulated mean lies within 4 exact standard errors at every n."""
     found = np.array(
         [[expectation(land, count) for count in evaluations] for land in lands]
     )  # [U, P, 2]
@@ -175,9 +167,9 @@ def expectation(land: Landscape, draws: int) -> tuple[float, float]:
 
 
 def paired(mine: Sequence[float], random: Sequence[float], exact: float, of_chance: float) -> Json:
-    """A searcher's regret against random search's, seed by seed, the verdict by RULE, and against
-    theory's regret.
-    """
+    """A searcher's regret against random search's, seed by seed, and the verdict by RULE.
+
+    And against theory's regret."""
     gap = np.asarray(mine) - np.asarray(random)
     difference, half = float(gap.mean()), stats.seeds_ci95(gap.tolist())
     low, high = (difference - (half or 0.0), difference + (half or 0.0))
@@ -202,9 +194,9 @@ def paired(mine: Sequence[float], random: Sequence[float], exact: float, of_chan
 
 
 def placed(genotypes: Sequence[Genotype], table: Table, budget: int) -> Json:
-    """Where the pick of every task stands among all networks: by that task's truth, and by all
-    tasks' mean truth.
-    """
+    """The rank of every task's pick among all networks.
+
+    By that task's truth, and by all tasks' mean truth."""
     rows, fields = row_numbers(table), landscapes(table)
     lands, (shared,) = fields["scores"], fields["truth"]
     picks = [rows[genotype] for genotype in genotypes]
@@ -251,8 +243,7 @@ def _means(places: Sequence[Json]) -> Json:
 
 
 def noise(table: Table) -> Json:
-    """Kendall's tau between score and truth, and its ceiling; None where a table has one seed or
-    one order only.
+    """Kendall's tau between score and truth, and its ceiling; None for one seed or one order.
 
     tau: with the mean truth of all seeds. one_seed: with the truth of one training, which is what
     the ceiling is made of, the tau between the truths of two trainings. between_tasks: the truths

@@ -50,9 +50,7 @@ def opened(path: Path) -> Table:
 
 
 def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space, Tasks | None]:
-    """The space, whose costs are the table's, and, where a searcher trains, the tasks that the
-    table was made on.
-    """
+    """The space with the table's costs and, where a searcher trains, the table's tasks."""
     header = table.header
     try:
         options = PerTaskNAS.model_validate(header["training"])
@@ -96,9 +94,7 @@ def _tasks(header: Json, source: TaskSource, options: PerTaskNAS) -> Tasks:
 
 
 def source_of(header: Json, place: str, device: str) -> TaskSource:
-    """Where the table's tasks come from; ConfigError where the header does not say, or where other
-    tasks come out.
-    """
+    """The source of the table's tasks; ConfigError where it is unknown or gives others."""
     lacks = [name for name in TASKS if name not in header]
     if lacks:
         text = f"does not say which tasks to train on: its header lacks {', '.join(lacks)}"

@@ -1,6 +1,4 @@
-"""`metalearn nas tabulate`: every network of a small space trained on an experiment's first test
-tasks.
-"""
+"""`metalearn nas tabulate`: every network of a space trained on an experiment's test tasks."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def tabulate(
     seeds: int,
     points: Sequence[int],
 ) -> None:
-    """Train every network of a space and store truth and scores in one file; continues after a
-    stop.
-    """
+    """Train every network of a space and store truth and scores in one file, resumably."""
     experiment, source, options, space = _parts(name, task, overrides)
     path = out or Path("runs") / "tables" / f"{name}-{experiment.name}.npz"
     # of learning_curve: the table has the test tasks themselves

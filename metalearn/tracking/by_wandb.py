@@ -1,6 +1,6 @@
-"""Weights & Biases: the only file that imports it. Online with a key, else offline, without prompts
-and with short timeouts.
-"""
+"""Weights & Biases: the only file that imports it.
+
+Online with a key, else offline, without prompts and with short timeouts."""
 
 from __future__ import annotations
 
@@ -229,9 +229,9 @@ def _tables(data: Json) -> dict[str, Any]:
 
 
 def new_sweep(data: Json, program: str) -> str:
-    """Register a sweep file with W&B; the command that starts its agents. ConfigError without an
-    account.
-    """
+    """Register a sweep file with W&B; the command that starts its agents.
+
+    ConfigError without an account."""
     if not has_key():
         raise ConfigError(
             (

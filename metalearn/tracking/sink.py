@@ -53,9 +53,9 @@ class SinkOptions(Component):
 
 
 def scalars(row: Json) -> dict[str, float]:
-    """The numbers of a row by the names that all sinks use: train/... of steps, valid/... and
-    train_tasks/... of validations.
-    """
+    """The numbers of a row by the names that all sinks use.
+
+    train/... of steps, valid/... and train_tasks/... of validations."""
     valid = row.get("kind") == "valid"
     prefix = (
         ("valid" if row.get("split") == "valid" else "train_tasks")

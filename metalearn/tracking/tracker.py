@@ -1,6 +1,7 @@
-"""The sinks of one run: each may delay it by at most LIMIT, and as much again at its end; one that
-fails is dropped with one warning.
-"""
+"""The sinks of one run.
+
+Each may delay it by at most LIMIT, and as much again at its end; one that fails is dropped with one
+warning."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from metalearn.types import Episode, Params
 
 
 def engine(problem: Problem) -> Engine:
-    """The form that is fastest on this device; LeftOut where JAX is absent or has
-    no such device.
-    """
+    """The form that is fastest on this device.
+
+    LeftOut where JAX is absent or has no such device."""
     j, work = load(problem.device), problem.workload
     params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
     task_grad = j.jax.grad(models.task_loss(j, work))

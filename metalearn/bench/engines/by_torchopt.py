@@ -1,6 +1,4 @@
-"""TorchOpt: its MetaSGD around a module, or its functional sgd under torch.func; the faster one is
-timed.
-"""
+"""TorchOpt: its MetaSGD around a module or its functional sgd, whichever is faster."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ class Engine:
 
 
 def package(name: str) -> Any:
-    """learn2learn, higher, torchopt or jax; LeftOut, with the way to get it, where it cannot be
-    had.
-    """
+    """learn2learn, higher, torchopt or jax.
+
+    LeftOut, with the way to get it, where it is missing."""
     try:
         if name in ("learn2learn", "higher"):
             return getattr(interop, name)()

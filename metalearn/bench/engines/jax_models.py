@@ -27,9 +27,9 @@ def from_jax(name: str, value: Any) -> Tensor:
 
 
 def arrays(j: Any, episodes: Episode) -> tuple[Any, Any, Any, Any]:
-    """Support x, support y, query x, query y; images [T, B, C, H, W] become [T, B, H, W, C], labels
-    int32.
-    """
+    """Support x, support y, query x, query y as JAX arrays.
+
+    Images [T, B, C, H, W] become [T, B, H, W, C], labels int32."""
 
     def move(value: Tensor) -> Any:
         array = value.cpu().numpy()
@@ -55,9 +55,9 @@ def waves(j: Any, work: Workload) -> Any:
 
 
 def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
-    """[B, H, W, C] -> [B, D]: convolution, normalisation by the batch in hand, ReLU, pooling or
-    strides, four times.
-    """
+    """The body of Conv4 on x [B, H, W, C]: [B, D].
+
+    Four times convolution, normalisation by the batch, ReLU, pooling or strides."""
     stride = 2 if work.downsample == "stride" else 1
     for place in range(4):
         x = (

@@ -1,10 +1,8 @@
-"""The unrolled training of a learned optimizer as a workload: what every engine gets, and plain
-autograd in torch.
+"""Unrolled training of a learned optimizer as a workload, and plain autograd in torch.
 
 One meta-step: draw T inner problems and their starts, 100 steps of a coordinate-wise LSTM (2 x 20)
 on each, the mean loss after a step, its gradient by back-propagation through all steps (gradients
-of the inner loss are constants, as in 2016), one step of Adam.
-"""
+of the inner loss are constants, as in 2016), one step of Adam."""
 
 from __future__ import annotations
 
@@ -35,9 +33,9 @@ class Given(NamedTuple):
 
 
 class LearnedProblem(Problem):
-    """The workloads l2o_quadratics (10 dimensions) and l2o_mlp (64-20-10, sigmoid, 50 real
-    digits).
-    """
+    """The workloads l2o_quadratics and l2o_mlp.
+
+    10 dimensions; 64-20-10 with sigmoid on 50 real digits."""
 
     @cached_property
     def source(self) -> Any:
@@ -102,9 +100,7 @@ def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start
 
 
 def add_gradients(problem: LearnedProblem, theta: Params, given: Given) -> None:
-    """One task after another: the gradient of the mean over tasks, added to the .grad of theta's
-    leaves.
-    """
+    """Add the gradient of the mean over tasks to the .grad of theta's leaves, task after task."""
     tasks = given.x.shape[0]
     for task in range(tasks):
         start = {name: value[task].detach().clone() for name, value in given.starts.items()}

@@ -1,5 +1,4 @@
-"""The unrolled training of a learned optimizer in JAX: lax.scan over the steps, vmap over tasks,
-all under jit.
+"""Unrolled training of a learned optimizer in JAX: lax.scan over steps, vmap over tasks, jit.
 
 The gradient is that of the mean over tasks, so that theta's is summed inside: what one would write
 in JAX."""
@@ -15,9 +14,7 @@ from metalearn.types import Episode, Params
 
 
 def engine(problem: LearnedProblem) -> Engine:
-    """Meta-gradient and Adam in one jitted function of the state and of problems drawn
-    beforehand.
-    """
+    """Meta-gradient and Adam in one jitted function of the state and of ready problems."""
     from metalearn.bench.engines import jax_models as models
 
     j = by_jax.load(problem.device)

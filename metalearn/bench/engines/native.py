@@ -1,6 +1,4 @@
-"""This project's own step, sampling included, as the training loop makes it: in one way, or in the
-one auto picks.
-"""
+"""This project's own step, sampling included, by one executor or the one that auto picks."""
 
 from __future__ import annotations
 
@@ -55,9 +53,9 @@ def engine(problem: Problem, way: ExecutorChoice) -> Engine:
 
 
 def chosen(problem: Problem) -> tuple[Engine, str, str]:
-    """(engine, way, why) after auto's trials for a run of STEPS steps, of which nothing is known
-    beforehand.
-    """
+    """(engine, executor, reason) after auto's trials for a run of STEPS steps.
+
+    Nothing is known of it beforehand."""
     tasks, state = problem.workload.tasks, fresh(problem)
     most, found, free = (
         tasks,

@@ -1,6 +1,4 @@
-"""The models once more in plain torch, named as ours, and the reference that all gradients are
-compared with.
-"""
+"""The models in plain torch, with our names, and the reference gradient of all engines."""
 
 from __future__ import annotations
 
@@ -33,9 +31,9 @@ class Perceptron(nn.Module):
 
 
 class FourBlocks(nn.Module):
-    """Conv4 of torch's own layers: convolution, batch norm by the batch in hand, ReLU, 2 x 2
-    max-pooling or strides.
-    """
+    """Conv4 of torch's own layers.
+
+    Convolution, batch norm by the batch in hand, ReLU, 2 x 2 max-pooling or strides."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__()
@@ -91,9 +89,9 @@ def each_task(episodes: Episode) -> Iterator[tuple[Tensor, Tensor, Tensor, Tenso
 def prototype_logits(
     model: nn.Module, params: Params, sx: Tensor, sy: Tensor, qx: Tensor, ways: int
 ) -> Tensor:
-    """-|f(q) - mean of f(s) of a class|^2: [M, N]; support and query are each a batch of their
-    own.
-    """
+    """-|f(q) - mean of f(s) of a class|^2: [M, N].
+
+    Support and query are each a batch of their own."""
     body = _Body(model)
     named = {f"model.{name}": value for name, value in params.items()}
     z, q = functional_call(body, named, (sx,)), functional_call(body, named, (qx,))
@@ -113,9 +111,9 @@ class _Body(nn.Module):
 
 
 def reference(problem: Problem, episodes: Episode) -> Params:
-    """The meta-gradient in float64, one task after the other by torch.autograd.grad on plain
-    layers: mean over T.
-    """
+    """The meta-gradient in float64, mean over T.
+
+    One task after the other by torch.autograd.grad on plain layers."""
     work = problem.workload
     model = module(problem).double()
     start = {

@@ -1,6 +1,4 @@
-"""Drawing episodes only: our ImageSource beside learn2learn's fused transforms, on the same
-images.
-"""
+"""Sampling only: our ImageSource beside learn2learn's fused transforms, on the same images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What the torch peers share: a module, Adam, and gradients that `backward` leaves on the
-parameters.
-"""
+"""The part that torch peers share: a module, Adam, and gradients in .grad."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from metalearn.types import Episode, Params
 def engine_of(
     problem: Problem, model: nn.Module, backward: Callable[[Episode], None], form: str = ""
 ) -> Engine:
-    """`backward` adds the meta-gradient of a batch to the .grad of the model's parameters; Adam
-    does the rest.
-    """
+    """An engine of Adam and `backward`.
+
+    It adds the meta-gradient of a batch to the .grad of the model's parameters."""
     adam = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
     number = 0
 

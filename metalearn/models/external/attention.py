@@ -1,6 +1,6 @@
-"""torch's attention layers by operators that have a vmap and a second derivative, with the same
-parameter names, in place of its fused kernels.
-"""
+"""torch's attention layers by operators that have a vmap and a second derivative.
+
+With the same parameter names, in place of its fused kernels."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class UnfusedAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """[L, B, E], [S, B, *] ([B, L, E] with batch_first, [L, E] unbatched) -> outputs and, where
-        they are needed, weights, as torch's.
-        """
+        """[L, B, E], [S, B, *] -> outputs and, where needed, weights, as torch's.
+
+        [B, L, E] with batch_first, [L, E] unbatched."""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal needs attn_mask")
         batched = query.dim() == 3

@@ -77,9 +77,9 @@ def _moments(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
 
 
 def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
-    """The policy of each normalisation layer that has one, by its name; ConfigError where what is
-    asked for cannot be had.
-    """
+    """The policy of each normalisation layer that has one, by its name.
+
+    ConfigError where what is asked for cannot be had."""
     found: dict[str, str] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, Norm):

@@ -1,6 +1,4 @@
-"""Whether a module from outside is the function that is made of it: on a few examples, at once, and
-not in the middle of training.
-"""
+"""Whether a module from outside equals the function made of it, on a few examples."""
 
 from __future__ import annotations
 
@@ -26,9 +24,9 @@ EVAL = "hand the module over in evaluation mode, net.eval(), to leave that out"
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Inside, torch's own attention layers run as where gradients are recorded: their fast path
-    gives other outputs to padding.
-    """
+    """A context in which torch's attention layers take no fast path.
+
+    It gives other outputs to padding than where gradients are recorded."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -60,8 +58,9 @@ class Found(NamedTuple):
 def watch_forward(
     quiet: nn.Module, noisy: nn.Module, x: Tensor, inputs: Inputs, output: Output
 ) -> Found:
-    """What the module does besides computing; ConfigError where it draws what no key can give,
-    changes its buffers, or computes something else in training mode.
+    """What the module does besides computing; ConfigError for what a function cannot do.
+
+    Draws that no key can give, changes of buffers, other outputs in training mode.
 
     Both modules are substituted; `noisy` is in the modes that the module was handed over in."""
     name = type(noisy).__name__
@@ -152,9 +151,9 @@ def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
 
 
 def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
-    """ConfigError where gradients cannot be batched over tasks; a warning where there is no second
-    derivative, which first-order methods do without.
-    """
+    """ConfigError where gradients cannot be batched over tasks.
+
+    A warning where there is no second derivative, which first-order methods do without."""
     still, moving = partition(params, lambda leaf: leaf.startswith(STATS))
     pair = torch.stack([x, x])
 

@@ -1,6 +1,7 @@
-"""Functions of torch replaced while a module runs: dropout and noise by draws from keys, the same
-bits in a loop over tasks and in a batch of them; attention by its plain operators.
-"""
+"""Functions of torch replaced while a module runs: dropout, noise and attention.
+
+Draws come from keys, the same bits in a loop over tasks and in a batch of them; attention uses its
+plain operators."""
 
 from __future__ import annotations
 

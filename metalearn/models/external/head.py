@@ -21,8 +21,9 @@ class Head(NamedTuple):
 def find_head(
     module: nn.Module, x: Tensor, inputs: Inputs, output: Output, name: str | None = None
 ) -> Head | None:
-    """The layer `name`, or the last Linear called whose output has the shape of the module's and
-    is part of it; None where there is none. ConfigError for a name of no Linear.
+    """The layer `name`, or the last Linear called that gives the module's output; or None.
+
+    Its output has the shape of the module's and is part of it. ConfigError for a name of no Linear.
     """
     layers = {key: part for key, part in module.named_modules() if isinstance(part, nn.Linear)}
     if name is not None and name not in layers:

@@ -107,9 +107,7 @@ def arguments(x: Tensor, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any
 
 
 def entry(out: Any, output: Output) -> Tensor:
-    """The tensor of what forward returned: all of it, or the entry `output` of a dict, tuple or
-    object.
-    """
+    """The tensor of what forward returned: all of it, or the entry `output` of a collection."""
     if output is None:
         found = out
     elif isinstance(out, Mapping) or isinstance(output, int):
@@ -130,9 +128,9 @@ def _entries(out: Any) -> str:
 
 
 def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
-    """An x [B, *X] that forward takes: normal numbers, or int64 where it looks something up, which
-    are ones and zeros, or zeros; ConfigError where it takes none of them.
-    """
+    """An x [B, *X] that forward takes; ConfigError where it takes none.
+
+    Normal numbers, or int64 where it looks something up, which are ones and zeros, or zeros."""
     shape = (EXAMPLES, *spec.x_shape)
     numbers = rng.normal(rng.fold_in(0, "example"), shape, spec.dtype).to(spec.device)
     problem: Exception | None = None

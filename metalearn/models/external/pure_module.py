@@ -59,9 +59,7 @@ class PureModule:
         return entry(out, self.output)
 
     def refreshed(self, params: Params, x: Tensor) -> Params:
-        """The parameters with running statistics moved by one batch, as torch's layers move
-        theirs.
-        """
+        """The parameters, running statistics moved by one batch as torch moves them."""
         recorded: dict[str, Moments] = {}
         with noise.noise_from(None):
             self(params, x, None, recorded)

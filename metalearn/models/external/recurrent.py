@@ -1,6 +1,6 @@
-"""torch's recurrent layers step by step, with the same parameter names: the fused kernels have no
-vmap and no second derivative.
-"""
+"""torch's recurrent layers step by step, with the same parameter names.
+
+The fused kernels have no vmap and no second derivative."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class UnrolledRNN(nn.RNNBase):
     """`forward` of nn.RNN, nn.LSTM and nn.GRU as a loop over time."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """[L, B, X] ([B, L, X] with batch_first, [L, X] unbatched) -> outputs and last state, as
-        torch's.
-        """
+        """[L, B, X] -> outputs and last state, as torch's.
+
+        [B, L, X] with batch_first, [L, X] unbatched."""
         if isinstance(input, PackedSequence):
             text = "takes a PackedSequence, whose lengths cannot be batched over tasks: pad instead"
             raise ConfigError((type(self).__name__, text))

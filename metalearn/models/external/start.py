@@ -1,6 +1,6 @@
-"""Where the parameters of a module from outside start: its own values, what its constructor draws
-for a key, or a function of names.
-"""
+"""Initial parameters of a module from outside.
+
+Its own values, what its constructor draws for a key, or a function of names."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def of_values(values: Params) -> Init:
 
 
 def of_names(module: nn.Module, leaves: Leaves, init: Scheme | Draw, spec: EpisodeSpec) -> Init:
-    """Each parameter by a scheme for torch's layers, or by `init(key, name, shape, dtype)`; frozen
-    parameters and buffers keep the module's values.
-    """
+    """Each parameter by a scheme for torch's layers, or by `init(key, name, shape, dtype)`.
+
+    Frozen parameters and buffers keep the module's values."""
     values, owners = leaves.values(module), dict(module.named_modules())
     drawn = {name for name, value in module.named_parameters() if value.requires_grad}
 
@@ -66,9 +66,7 @@ def with_new_head(init: Init, module: nn.Module, name: str) -> Init:
 
 
 class Constructor:
-    """The start that a class or function draws for a key; also under vmap, where each key calls it
-    once.
-    """
+    """The start that a class or function draws for a key; under vmap each key calls it once."""
 
     def __init__(self, make: Callable[[int], nn.Module], leaves: Leaves, like: nn.Module) -> None:
         self.make, self.leaves = make, leaves

@@ -1,6 +1,4 @@
-"""Parts that the figures of a report share: scales that show step 0, directions, names beside the
-lines' ends.
-"""
+"""Common parts of figures: scales that show step 0, directions, names at the lines' ends."""
 
 from __future__ import annotations
 
@@ -38,9 +36,9 @@ def array(values: Sequence[float | None]) -> Array:
 
 
 def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
-    """Steps on a symmetric logarithm, linear up to 1 so that 0 shows, ticks where points are and
-    there is room.
-    """
+    """Steps on a symmetric logarithm, linear up to 1 so that 0 shows.
+
+    Ticks where points are and there is room."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
     last = max([*steps, 1])
     axes.set_xlim(0, last)
@@ -111,11 +109,9 @@ def direction(groups: Sequence[Group]) -> str:
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
-    """Names in the right margin at the height of each line's end, pushed apart where they would
-    touch.
+    """Names in the right margin at the height of each line's end, without overlap.
 
-    The axes give way to the longest name; their own name is there already.
-    """
+    The axes give way to the longest name; their own name is there already."""
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(
         ((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True
@@ -167,9 +163,7 @@ _DENSITIES = (
 
 
 def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
-    """Round numbers on a logarithmic x axis, as many as have room for their words; the axes' width
-    is final.
-    """
+    """Round numbers on a logarithmic x axis of final width, as many as have room."""
     low, high = axes.get_xlim()
     size = float(axes.xaxis.label.get_fontsize())
     across = 72 * axes.get_position().width * float(axes.get_figure(root=True).get_size_inches()[0])  # type: ignore[union-attr]

@@ -1,6 +1,4 @@
-"""Figures about cost: a metric against FLOPs, tasks solved within a budget, total cost and
-accuracy, break-even.
-"""
+"""Figures of cost: a metric against FLOPs, tasks solved, total cost, break-even."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ MOST_TASKS = 1_000_000  # of the break-even picture
 
 @styled
 def flops_figure(what: Compared) -> Figure | None:
-    """The headline metric against FLOPs of learning one new task and answering; None when nothing
-    was counted.
-    """
+    """The headline metric against FLOPs of one new task; None when nothing was counted."""
     return _against_cost(what, "flops")
 
 
@@ -89,9 +85,7 @@ def _against_cost(what: Compared, axis: Axis) -> Figure | None:
 
 @styled
 def reached_figure(what: Compared) -> Figure | None:
-    """Share of tasks that reached the target within a budget of FLOPs; None without a target or
-    costs.
-    """
+    """Share of tasks that reached the target by FLOPs; None without target or costs."""
     return _reached(what, "flops")
 
 
@@ -138,9 +132,9 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
 
 @styled
 def pareto_figure(what: Compared) -> Figure | None:
-    """The headline metric against everything spent, beforehand and on the test tasks, with 95 %
-    intervals of both; the front of the means is a line.
-    """
+    """The headline metric against the total cost, with the front as a line.
+
+    Beforehand and on the test tasks."""
     groups, found = what
     scale, totals = scale_of(groups[0]), by_label(found, "total_cost")
     values = {line["label"]: line["value"] for line in found["summary"]}
@@ -178,9 +172,9 @@ def pareto_figure(what: Compared) -> Figure | None:
 
 @styled
 def break_even_figure(what: Compared) -> Figure | None:
-    """Total FLOPs after n new tasks, each learned to the target; faint where fewer than half of the
-    tasks get there.
-    """
+    """Total FLOPs after n new tasks, each learned to the target.
+
+    Faint where fewer than half of the tasks get there."""
     groups, found = what
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
@@ -217,9 +211,7 @@ def break_even_figure(what: Compared) -> Figure | None:
 
 @styled
 def selection_figure(what: Compared) -> Figure | None:
-    """What candidates were chosen by against how good they were, one panel a search method; None
-    without any.
-    """
+    """Scores of candidates against their worth, one panel a search; None without any."""
     groups = what[0]
     found = selections(groups)
     if not found:

@@ -59,11 +59,9 @@ def steps_figure(what: Compared) -> Figure | None:
 
 @styled
 def training_figure(what: Compared) -> Figure | None:
-    """Training tasks against validation tasks during meta-training, one small panel a method; None
-    without any.
+    """Training and validation tasks during meta-training, one panel a method; or None.
 
-    A method with a single validation, for want of training, has no curve and no panel.
-    """
+    A method with a single validation, for want of training, has no curve and no panel."""
     groups = what[0]
     shown = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
     if not shown:

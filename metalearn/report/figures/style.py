@@ -93,11 +93,11 @@ def styled(draw: Callable[Options, Drawn]) -> Callable[Options, Drawn]:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Label -> style: a method with a place in the palette keeps its colour in every report, others
-    take the next free one by name.
+    """Label -> style; a method with a place in the palette keeps its colour in every report.
 
-    Where the colours are used up, each comes again with another marker and another kind of line.
-    """
+    Others take the next free one by name.
+
+    Where the colours are used up, each comes again with another marker and another kind of line."""
     found: dict[str, Style] = {}
     free = list(range(len(PALETTE)))
     later = []
@@ -138,9 +138,7 @@ def _family(found: re.Match[str]) -> str:
 
 
 def inline(text: str, description: str) -> str:
-    """The `<svg>` element of a standalone file, ready for a page: no prologue, no namespaces,
-    scalable, described.
-    """
+    """The `<svg>` element of a file for a page: no prologue, no namespaces, scalable, described."""
     body = text[text.index("<svg") :].strip()
     body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
     head, rest = body.split(">", 1)

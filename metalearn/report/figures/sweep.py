@@ -1,6 +1,4 @@
-"""The figures of a sweep: trials in their order, what mattered, all parameters at once, learning
-curves.
-"""
+"""Figures of a sweep: trials in order, importance, all parameters, learning curves."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ def history_figure(swept: Swept) -> Figure:
 
 @styled
 def importance_figure(swept: Swept) -> Figure | None:
-    """What share of the variance of the values each parameter explains; None where it is
-    unknown.
-    """
+    """Share of variance that each parameter explains; None where it is unknown."""
     if not swept.importance:
         return None
     names = sorted(swept.importance, key=lambda name: swept.importance[name])
@@ -119,9 +115,7 @@ def importance_figure(swept: Swept) -> Figure | None:
 
 @styled
 def parallel_figure(swept: Swept) -> Figure | None:
-    """Every finished trial as a line through its parameters, coloured by its value; None without
-    two parameters.
-    """
+    """Every trial as a line through its parameters; None without two parameters."""
     names, trials = swept.varied, [trial for trial in swept.valued if trial["state"] == "complete"]
     if not names or len(trials) < 2:
         return None

@@ -13,9 +13,9 @@ _POINTS = ("support_x", "support_y", "query_x", "query_y")
 
 @styled
 def points_figure(episodes: dict[str, Array]) -> Figure:
-    """Test tasks of points: what the learner is given, and what it must find. First coordinate of x
-    and of y.
-    """
+    """Test tasks of points: support and queries.
+
+    First coordinate of x and of y."""
     count = len(episodes["support_x"])
     figure = Figure((SIZE[0], 2.2), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)

@@ -1,6 +1,4 @@
-"""`metalearn.LearnedOptimizer`: learned optimizers out of run directories, besides the files that
-they are saved to.
-"""
+"""`metalearn.LearnedOptimizer`: learned optimizers from run directories and saved files."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer of a run directory, of one checkpoint in it, or of a file that `save`
-        wrote.
+        """The optimizer of a run directory, a checkpoint in it, or a saved file.
 
         `num_steps` is how often `params` will be moved in all; a rule that was learned for fewer
         steps may do worse."""
@@ -30,9 +27,9 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
 
 
 def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
-    """(rule, theta) of a run directory, a checkpoint or a saved file; ConfigError where there is
-    none.
-    """
+    """(rule, theta) of a run directory, a checkpoint or a saved file.
+
+    ConfigError where there is none."""
     if path.is_dir():
         return _from_run(path, _tested(path), path)
     home = path.parent.parent

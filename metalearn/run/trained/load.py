@@ -58,8 +58,7 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> LoadedRun:
-    """The run in `folder`: the state that was tested, or the newest valid checkpoint of an
-    interrupted run.
+    """The run in `folder`: the tested state, or the newest valid one if interrupted.
 
     Data are needed only for what asks `source` for episodes. `model` and `loss` are a torch module
     and a function that the run was given in Python, where this process has not got them. Raises
