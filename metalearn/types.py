@@ -41,22 +41,19 @@ class Episode(NamedTuple):
 
     support: Batch  # x [N*K, *X]
     query: Batch  # x [M, *X]
-    info: dict[
-        str, Tensor
-    ]  # key [], step [], class_ids [N] (classification), amplitude [] (sinusoid), ...
+    # key [], step [], class_ids [N] (classification), amplitude [] (sinusoid), ...
+    info: dict[str, Tensor]
 
 
 class Learner(NamedTuple):
     """A model as pure functions of its parameters."""
 
     init: Callable[[Key], Params]
-    features: Callable[
-        ..., Tensor
-    ]  # (params, x, context=None): [B, *X] -> [B, D]; runs without the head's leaves
+    # (params, x, context=None): [B, *X] -> [B, D]; runs without the head's leaves
+    features: Callable[..., Tensor]
     apply: Callable[..., Tensor]  # (params, x, context=None): [B, *X] -> [B, C]
-    stats: Callable[
-        [Params, Tensor], Params
-    ]  # running statistics refreshed from one batch; identity elsewhere
+    # running statistics refreshed from one batch; identity elsewhere
+    stats: Callable[[Params, Tensor], Params]
     normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
     outputs: int = 1  # C
     x_shape: tuple[int, ...] = ()  # X
@@ -123,10 +120,11 @@ class Traits:
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
     # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
     step_invariant: bool = False
+    # of the ledger that `learn` writes to for every new task
     phases: tuple[str, ...] = (
         "adapt",
         "predict",
-    )  # of the ledger that `learn` writes to for every new task
+    )
 
 
 @dataclass(frozen=True)

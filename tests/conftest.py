@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch, and for the processes that tests start
+# before torch, and for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")

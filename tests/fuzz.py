@@ -327,9 +327,8 @@ def check_images(place: Place, parts: list[tuple[int, str, str]]) -> None:
         )
 
 
-Target = tuple[
-    st.SearchStrategy[Any], Callable[[Place, Any], None], int
-]  # strategy, check, share in %
+# strategy, check, share in %
+Target = tuple[st.SearchStrategy[Any], Callable[[Place, Any], None], int]
 TARGETS: dict[str, Target] = {
     "config": (document(sinusoid()), check_config, 26),
     "comparison": (document(COMPARISON), check_compare, 10),

@@ -92,9 +92,8 @@ EXEMPT = {
     "tests/test_nas_meta.py looks at it",
 }
 
-CONTAINED = MAML(
-    inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02)
-)  # what a shared search learns with
+# what a shared search learns with
+CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))
 
 
 def built(component: Component, learner: Any, source: Any) -> Method:

@@ -44,9 +44,8 @@ def upright(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     corners = torch.stack(
         [pixels[..., 0, 0], pixels[..., -1, 0], pixels[..., -1, -1], pixels[..., 0, -1]], -1
     )
-    turns = (
-        (corners == 255).long().argmax(-1)
-    )  # counter-clockwise: the corner goes down the left side first
+    # counter-clockwise: the corner goes down the left side first
+    turns = (corners == 255).long().argmax(-1)
     back = torch.stack([torch.rot90(pixels, -turn, (-2, -1)) for turn in range(4)])
     index = turns.expand(1, *turns.shape)[..., None, None].expand(1, *pixels.shape)
     return back.gather(0, index)[0], turns

@@ -116,9 +116,8 @@ def test_trials_of_a_row_that_starts_from_another_do_not_pay_for_it_again(
     )
     spent = {phase: first["cost"][phase]["flops"] for phase in ("tune", "meta_train")}
     assert {phase: flops for phase, flops in second["started"].items() if flops} == spent
-    assert (
-        second["cost"]["meta_train"]["flops"] == 2 * first["cost"]["meta_train"]["flops"]
-    )  # its own, and the start's
+    # its own, and the start's
+    assert second["cost"]["meta_train"]["flops"] == 2 * first["cost"]["meta_train"]["flops"]
 
 
 @pytest.mark.parametrize("name", ["scratch", "per_task_nas"])
@@ -194,9 +193,8 @@ def test_counting_is_set_up_wherever_it_happens(monkeypatch: pytest.MonkeyPatch)
         ledger.aside().run("predict", inner)
     spent = ledger.cost()
     assert spent["search"]["seconds"] == 3 and spent["search"]["flops"] == 7
-    assert (
-        spent["setup"]["seconds"] == 200 and spent["predict"]["seconds"] == 0
-    )  # the aside has a ledger of its own
+    # the aside has a ledger of its own
+    assert spent["setup"]["seconds"] == 200 and spent["predict"]["seconds"] == 0
     alone = CostLedger()
     alone.run("adapt", inner)
     assert alone.seconds("adapt") == 2  # a ledger without a run has no set-up to record

@@ -109,10 +109,11 @@ def test_meta_sgd_on_least_squares(steps: int) -> None:
     * g_q(phi).
     """
     episode, h_s, c_s, h_q, c_q = line_task()
+    # of both signs: nothing is clamped
     theta, rates = (
         normal("theta", DIM),
         0.1 * normal("rates", DIM),
-    )  # of both signs: nothing is clamped
+    )
     pull = torch.linalg.matrix_power(torch.eye(DIM, dtype=F64) - rates.diag() @ h_s, steps)
     phi = c_s + pull @ (theta - c_s)
     method = MetaSGD(inner_steps=steps).build(line_learner(), LINE)
@@ -155,9 +156,8 @@ def test_meta_gradients_equal_a_loop_by_hand(label: str) -> None:
     for episode, grads in zip(episodes, expected):
         found, _ = method.task_grad(state.meta, episode)
         torch.testing.assert_close(found, grads, **CLOSE)
-        assert (
-            min(g.abs().max() for g in grads.values()) > 1e-3
-        )  # every leaf is learned: body, head, biases
+        # every leaf is learned: body, head, biases
+        assert min(g.abs().max() for g in grads.values()) > 1e-3
     after, _ = method.step(state, stacked(episodes))
     for name, value in state.meta.items():
         mean = sum(grads[name] for grads in expected) / 3
@@ -247,9 +247,8 @@ def test_gradcheck_of_the_whole_two_step_loss() -> None:
     first, _ = by_hand(meta, episode, 2, MOVES["maml"], rates, first_order=True)
     gap = sum((found[n] - first[n]).square().sum() for n in meta) ** 0.5
     size = sum(found[n].square().sum() for n in meta) ** 0.5
-    assert (
-        gap / size > 0.1
-    )  # the second-order term is there and is no rounding (trap: MAML that is FOMAML)
+    # the second-order term is there and is no rounding (trap: MAML that is FOMAML)
+    assert gap / size > 0.1
 
 
 #

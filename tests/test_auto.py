@@ -260,9 +260,8 @@ def test_auto_tries_nothing_that_it_remembers(
     assert timings.load("kind") == first.timings and timings.load("other") == {}
     before = clock[0]
     again = auto.choose(clockwork(table, 4000)[0], timings.load("kind"))
-    assert (
-        clock[0] == before
-    )  # a compiled way that lies on disk is chosen for a run that would not have compiled it
+    # a compiled way that lies on disk is chosen for a run that would not have compiled it
+    assert clock[0] == before
     assert again.choice == WHOLE and "remembered" in again.why and not again.timings
     next((tmp_path / "speed").glob("*")).write_text("{")
     assert timings.load("kind") == {}

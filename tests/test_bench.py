@@ -198,9 +198,8 @@ def test_the_gap_sees_what_is_wrong() -> None:
     right = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1e-9])}
     assert gap(right, right) == 0
     assert gap({**right, "a": 1.01 * right["a"]}, right) == pytest.approx(0.01, rel=1e-4)
-    assert gap({**right, "b": right["b"] + 0.005}, right) == pytest.approx(
-        0.1, rel=1e-4
-    )  # against 1 % of the largest
+    # against 1 % of the largest
+    assert gap({**right, "b": right["b"] + 0.005}, right) == pytest.approx(0.1, rel=1e-4)
     assert gap({**right, "a": right["a"] * math.nan}, right) == math.inf
     assert gap({"a": right["a"]}, right) == math.inf
     assert gap({**right, "a": torch.ones(3)}, right) == math.inf
@@ -256,12 +255,13 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
     )
     messages = collect_messages()
     outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES))
+    # torch: of l2o alone
     assert {row["engine"] for row in outcome.left_out} == {
         "higher",
         "torchopt",
         "jax",
         "torch",
-    }  # torch: of l2o alone
+    }
     for name in ("higher", "torchopt", "jax"):
         assert any(f"skipped: {name}: {name} is not installed" in line for line in messages), (
             messages

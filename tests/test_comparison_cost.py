@@ -62,9 +62,8 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
     )
     cost = result["cost"]
     assert result["uncounted"] == {} and costs.missing_phases(records.load(tmp_path / "run")) == []
-    step = (
-        cost["meta_train"]["flops"] / 60 / 4
-    )  # one task: an inner gradient, the query's, and a second derivative
+    # one task: an inner gradient, the query's, and a second derivative
+    step = cost["meta_train"]["flops"] / 60 / 4
     forward = 2 * (1 * 16 + 16 * 1)
     assert 3 * forward * 5 * 2 < step < 3 * forward * 10 * 3
     # Two trials trained as long as the run itself, and looked at validation tasks besides.

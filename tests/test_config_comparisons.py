@@ -29,9 +29,8 @@ def test_a_comparison_its_labels_and_overlays() -> None:
         "running",
         8,
     )
-    assert {(e.test_task.shots, e.test_task.queries) for e in plan.experiments} == {
-        (1, 5)
-    }  # the test is the same
+    # the test is the same
+    assert {(e.test_task.shots, e.test_task.queries) for e in plan.experiments} == {(1, 5)}
     for experiment in plan.experiments:
         assert again(experiment).resolved() == experiment.resolved()
 

@@ -122,9 +122,8 @@ def test_counts_add_up_and_unknown_words_are_refused() -> None:
     other = CostLedger()
     other.restore(ledger.totals())
     other.add("search", 1.0)
-    assert other.seconds("search") == pytest.approx(
-        ledger.seconds("search") + 1
-    )  # a copy: the first is as it was
+    # a copy: the first is as it was
+    assert other.seconds("search") == pytest.approx(ledger.seconds("search") + 1)
 
 
 def test_what_fails_has_cost_too() -> None:

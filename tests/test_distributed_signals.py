@@ -94,9 +94,8 @@ def test_signals_reach_all_and_a_death_ends_the_run_in_a_sentence(
     assert have_ended(ranks)
     step, messages = newest(folder), list[str]()
     state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step), _like(folder))
-    assert (
-        state.lanes is not None and len(state.lanes["count"]) == 5 and not messages
-    )  # the slots of all ranks' tasks
+    # the slots of all ranks' tasks
+    assert state.lanes is not None and len(state.lanes["count"]) == 5 and not messages
     if what == "launcher signalled":
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["run"]["meta_steps"] = step + 7

@@ -81,9 +81,8 @@ def errors_off(estimator: Any) -> float:
     lanes, meta = built.lanes(KEY, PAIRS), built.init(KEY).meta
     total = torch.zeros(PAIRS, dtype=F64)
     for window in range(HORIZON // WINDOW):
-        keys = fold_in(
-            KEY, window, torch.arange(PAIRS)
-        )  # the same function for all, other noise for each
+        # the same function for all, other noise for each
+        keys = fold_in(KEY, window, torch.arange(PAIRS))
         episodes = one._replace(
             support=tree_map(lambda part: part.expand(PAIRS, *part.shape[1:]), one.support),
             query=tree_map(lambda part: part.expand(PAIRS, *part.shape[1:]), one.query),

@@ -185,9 +185,8 @@ def test_sampling_is_compiled_where_data_are_computed_not_looked_up(
     monkeypatch.setattr(trace, "LIGHT", 1000)
     assert not trace.light(lambda key: images.sample(key, 3), key)
     assert not trace.light(lambda key: torch.full((2,), float(int(key))), key)  # drawn on the host
-    assert not trace.light(
-        lambda key: torch.ones(2), key
-    )  # a draw that no key decides would be frozen
+    # a draw that no key decides would be frozen
+    assert not trace.light(lambda key: torch.ones(2), key)
 
 
 @pytest.mark.parametrize(

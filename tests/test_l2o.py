@@ -226,9 +226,8 @@ def test_a_step_is_priced_with_its_rule() -> None:
     found = overhead(
         target_of(source, MLP(sizes=(4,))), sgd(0.1), problems(source, KEY, 2, 0, 1, 0)
     ).flops
-    by_hand = (
-        3 * 2 * 20 * (64 * 4 + 4 * 10) - 2 * 20 * 64 * 4
-    )  # forward, and two products back but none to the pixels
+    # forward, and two products back but none to the pixels
+    by_hand = 3 * 2 * 20 * (64 * 4 + 4 * 10) - 2 * 20 * 64 * 4
     assert found is not None and 1.0 < found / by_hand < 1.2
 
 

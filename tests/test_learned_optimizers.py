@@ -322,10 +322,11 @@ def test_starts_that_cannot_be_are_refused(cross: Path, metalearn: Commands) -> 
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"name": "tuned_adam", "init": "meta"}, ("method.start", "is missing")),
         ({"name": "learned_optimizer", "init": "pretrained"}, ("method.start", "fine_tune")),
+        # there is nothing to take
         (
             {"name": "learned_optimizer", "start": maml},
             ("method.start", "another model"),
-        ),  # there is nothing to take
+        ),
         ({"name": "learned_optimizer", "init": "nowhere"}, ("method.init",)),
         (
             {"name": "learned_optimizer", "rule": {"name": "lstm", "hiden": 3}},

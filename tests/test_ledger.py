@@ -150,10 +150,11 @@ def test_elementwise_work_is_counted_one_by_one() -> None:
         0,
         30,
     )
+    # the minus
     assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (
         0,
         10,
-    )  # the minus
+    )
     assert count(lambda y: (y + 1).sum(), torch.arange(9)) == (0, 0)  # whole numbers are no FLOPs
     batch, width = 4, 6
     learner = MLP(sizes=(width,), activation="relu").build(
@@ -299,12 +300,10 @@ def test_a_function_is_counted_once_for_its_shapes(monkeypatch: pytest.MonkeyPat
         return work
 
     first = cached_count(made(3, 0.1), torch.zeros(2, 4))
-    assert cached_count(made(3, 0.2), torch.ones(2, 4)) == first and CALLS == [
-        3
-    ]  # another closure, rate, and values
-    assert (
-        cached_count(made(5, 0.1), torch.zeros(2, 4)).matrix == 2 * 2 * 4 * 5
-    )  # closes over another width
+    # another closure, rate, and values
+    assert cached_count(made(3, 0.2), torch.ones(2, 4)) == first and CALLS == [3]
+    # closes over another width
+    assert cached_count(made(5, 0.1), torch.zeros(2, 4)).matrix == 2 * 2 * 4 * 5
     assert cached_count(made(3, 0.1), torch.zeros(6, 4)).matrix == 3 * first.matrix  # other shapes
     cached_count(made(3, 0.0), torch.zeros(2, 4))  # a rate of zero may leave a term out
     assert CALLS == [3, 5, 3, 3]

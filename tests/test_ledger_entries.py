@@ -152,9 +152,8 @@ def test_a_missing_phase_is_refused() -> None:
         learning_curve(
             given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3, ledger=ledger
         )
-    learning_curve(
-        given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3
-    )  # no ledger, no check
+    # no ledger, no check
+    learning_curve(given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3)
     with pytest.raises(MissingPhase, match="search"):
         CostLedger().require(("search",))
 

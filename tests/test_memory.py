@@ -208,9 +208,8 @@ def test_the_error_of_a_precision_is_measured_and_written_down(own_cache: Path) 
     messages = collect_messages()
     run_one(experiment, own_cache / "bf16")
     facts = json.loads((own_cache / "bf16" / "environment.json").read_text())["precision"]
-    assert (
-        facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1
-    )  # eight bits: 4e-3 a rounding
+    # eight bits: 4e-3 a rounding
+    assert facts["precision"] == "bf16" and 1e-4 < facts["gradient_error"] < 0.1
     assert any("bf16 differs" in line for line in messages)
     plain = parse(sinusoid()).experiments[0]
     assert plain.hash() != experiment.hash()  # another precision is another result

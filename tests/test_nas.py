@@ -72,12 +72,13 @@ def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
         (NB201Conv4(), IMAGES, 15_625, 6_118),
         (NB201Conv4(downsample="pool"), IMAGES, 15_625, 5_044),
         (Conv4Size(), image_spec(side=28), 1_536, 1_536),
+        # the last map is one place: both heads are one
         (
             Conv4Size(downsample="pool"),
             IMAGES,
             1_536,
             768,
-        ),  # the last map is one place: both heads are one
+        ),
         (MLPReg(), REGRESSION, 640, 560),  # 80 of one layer have nothing to skip
     ],
 )

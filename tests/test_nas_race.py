@@ -239,9 +239,8 @@ def test_verdicts_follow_the_rule() -> None:
             found["over_exact"] == pytest.approx(found["regret"] - 0.4)
             and found["over_exact_ci95"] > 0
         )
-    small = race_results.paired(
-        random + 0.009, random, 0.5, of_chance=1.0
-    )  # surely above 0, and below the tolerance
+    # surely above 0, and below the tolerance
+    small = race_results.paired(random + 0.009, random, 0.5, of_chance=1.0)
     assert small["verdict"] == "not worse" and small["ci95"][0] > 0
     assert race_results.paired(random + 0.011, random, 0.5, of_chance=1.0)["verdict"] == "worse"
     assert race_results.paired(random, random, 0.5, of_chance=1.0)["ci95"] == [0, 0]

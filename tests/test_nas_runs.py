@@ -125,9 +125,8 @@ def test_the_second_seed_takes_over_the_tuning_and_its_bill(finished: Path) -> N
     assert second["tuned"]["inner_lr"] == first["tuned"]["inner_lr"]
     assert not list((home / "seed-1" / "tune").glob("[0-9]*"))  # nothing was trained for it again
     trials = json.loads((home / "seed-0" / "tune" / "trials.json").read_text())
-    assert (
-        len(trials) == 2
-    )  # they are in both costs, with each seed's own looks at validation tasks
+    # they are in both costs, with each seed's own looks at validation tasks
+    assert len(trials) == 2
     for one in (first, second):
         assert one["cost"]["tune"]["flops"] > sum(trial["cost"]["flops"] for trial in trials) > 0
     searched = [

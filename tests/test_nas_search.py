@@ -216,10 +216,11 @@ def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> No
         differs = sum(a != b for a, b in zip(trials[born].genotype, parent))
         known = {trial.genotype for trial in trials[:born]}
         neighbours = {g for g in classes(HILLY) if sum(a != b for a, b in zip(g, parent)) == 1}
+        # further only past what is known
         assert differs == 1 or (neighbours & known), (
             born,
             differs,
-        )  # further only past what is known
+        )
         near += differs == 1
     assert near >= 15
 

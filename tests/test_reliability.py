@@ -59,9 +59,8 @@ def straight(metalearn: Commands, file: Path) -> Path:
 def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
     metalearn: Commands, file: Path, straight: Path, place: str, number: int
 ) -> None:
-    folder = (
-        metalearn.folder / f"full-{place[::-1]}-{number}"
-    )  # without the word that the fault looks for
+    # without the word that the fault looks for
+    folder = metalearn.folder / f"full-{place[::-1]}-{number}"
     fault = planted(place, number, str(errno.ENOSPC))
     ended = metalearn("train", file, "--out", folder, before=fault)
     refused(ended, place, "No space left on device")

@@ -70,9 +70,8 @@ def test_ten_questions_head_the_sections_and_the_open_ones_say_why(comparison: P
     page = check_page(write_report([comparison], comparison / "report.html"))
     places = [page.text.index(question.title) for question in questions.QUESTIONS]
     assert len(places) == 10 and places == sorted(places)
-    assert (
-        page.text.count("This run cannot tell:") == 4
-    )  # searches, their noise, other settings, a shift
+    # searches, their noise, other settings, a shift
+    assert page.text.count("This run cannot tell:") == 4
     for words in (
         "all 17 checks passed",
         "Tasks that never reach it are censored",

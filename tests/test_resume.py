@@ -103,9 +103,8 @@ def test_killed_while_a_file_is_written(metalearn: Commands, straight: Path, pat
     ended = killed(
         metalearn, lambda pattern=pattern: any(folder.glob(pattern)), "train", file, "--out", folder
     )
-    assert ended.code in (-9, 0), (
-        ended
-    )  # 0: some files are there so shortly that the killer may miss them
+    # 0: some files are there so shortly that the killer may miss them
+    assert ended.code in (-9, 0), ended
     shown = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert (folder / "config.yaml").exists() or not shown  # config.yaml comes first
     done = metalearn(*going_on(folder, file))

@@ -91,9 +91,8 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
 
     share(rows(tmp_path), run, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
-    assert messages == [
-        "maml seed 0: another process is running it"
-    ]  # once, though it was met three times
+    # once, though it was met three times
+    assert messages == ["maml seed 0: another process is running it"]
 
 
 def test_rows_that_wait_for_each_other_are_refused_and_not_waited_for(metalearn: Commands) -> None:
@@ -109,9 +108,8 @@ def test_a_row_of_another_config_that_appears_later_is_refused(
     plan = parse(FILE)
     compare(plan, tmp_path / "out")
     other = parse({**FILE, "run": {**FILE["run"], "meta_steps": 41}})
-    monkeypatch.setattr(
-        "metalearn.compare.compare.check", lambda plan, out: None
-    )  # it looked when there was nothing
+    # it looked when there was nothing
+    monkeypatch.setattr("metalearn.compare.compare.check", lambda plan, out: None)
     with pytest.raises(ConfigError, match="another config"):
         compare(other, tmp_path / "out")
 

@@ -53,9 +53,8 @@ def test_a_field_that_acts_on_new_tasks_is_tuned_on_the_trained_meta(metalearn: 
         torch.equal(value, meta_of(plain, 20)[name]) for name, value in meta_of(folder, 20).items()
     )
     best = read(folder / "tune" / "best.json")
-    assert len(best["trials"]) == 4 and best["trials"][0]["parameters"] == {
-        "inner_lr": 0.05
-    }  # the file's own is first
+    # the file's own is first
+    assert len(best["trials"]) == 4 and best["trials"][0]["parameters"] == {"inner_lr": 0.05}
     top = max(best["trials"], key=lambda trial: trial["score"])
     assert best["parameters"] == top["parameters"]
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -96,9 +96,8 @@ def test_an_interrupted_or_moved_environment_is_made_afresh(
         (tmp_path / ".venv" / ".stamp").write_text(
             f"{tmp_path.resolve() if stamp == 'here' else stamp}\n"
         )
-        os.utime(
-            tmp_path / ".venv" / ".stamp", (1e9, 1e9)
-        )  # older than the files below: there is something to do
+        # older than the files below: there is something to do
+        os.utime(tmp_path / ".venv" / ".stamp", (1e9, 1e9))
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text("")
     planned = make("--dry-run", "setup", cwd=tmp_path)

@@ -86,9 +86,8 @@ def test_a_list_goes_with_who_made_it() -> None:
         pytest.skip("needs glibc 2.33 to say what is allocated")
 
     class Heap(ctypes.Structure):
-        _fields_ = tuple(
-            (f"field{place}", ctypes.c_size_t) for place in range(10)
-        )  # the eighth: bytes in use
+        # the eighth: bytes in use
+        _fields_ = tuple((f"field{place}", ctypes.c_size_t) for place in range(10))
 
     def longer(x: torch.Tensor) -> torch.Tensor:
         for _ in range(1000):

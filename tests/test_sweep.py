@@ -36,9 +36,8 @@ def test_killed_workers_lose_nothing_and_make_nothing_twice(metalearn: Commands)
     assert (found["killed"], found["taken_over"]) == (2, 2)
     assert [trial["number"] for trial in found["sweep"]["trials"]] == list(range(6))
     assert metalearn("sweep", file, "--out", "alone").code == 0
-    assert (
-        sweep_file(metalearn.folder / "alone") == found["sweep"]
-    )  # the same values, and the same results to the last digit
+    # the same values, and the same results to the last digit
+    assert sweep_file(metalearn.folder / "alone") == found["sweep"]
     assert not list((metalearn.folder / "killed" / "claims").glob("*.json"))
 
 
@@ -137,9 +136,8 @@ def test_trials_that_fail_or_are_behind_say_so(metalearn: Commands) -> None:
     assert [row["state"] for row in rows][:2] == ["complete", "failed"] and rows[1]["value"] is None
     file = swept(metalearn.folder, "target", metric={"name": "loss", "target": 1e9})
     assert metalearn("sweep", file).code == 0
-    assert (
-        len(sweep_file(metalearn.folder / "runs" / "target")["trials"]) == 1
-    )  # reached: no new trial begins
+    # reached: no new trial begins
+    assert len(sweep_file(metalearn.folder / "runs" / "target")["trials"]) == 1
 
 
 def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:

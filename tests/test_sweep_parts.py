@@ -39,20 +39,20 @@ def test_hyperband_by_hand() -> None:
     rule = EarlyTerminate(type="hyperband", max_iter=5, eta=2, s=2)
     assert rule.bands(5) == [1, 2]
     assert EarlyTerminate(type="hyperband", min_iter=2, eta=3).bands(20) == [2, 6, 18, 54]
+    # W&B's own example
     curves = {
         0: [10, 9],
         1: [10, 10],
         2: [10, 8, 8],
         3: [10, 7, 7],
         4: [10, 6, 6],
-    }  # W&B's own example
+    }
     seen = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
     assert [should_continue(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
     back = {0: {1: 1.0, 2: 5.0}, 1: {1: 9.0, 2: 2.0}, 2: {1: 9.0, 2: 3.0}}
     loose = rule.model_copy(update={"strict": False})
-    assert not should_continue(rule, back, 0) and should_continue(
-        loose, back, 0
-    )  # strict judges the value at the band
+    # strict judges the value at the band
+    assert not should_continue(rule, back, 0) and should_continue(loose, back, 0)
     assert should_continue(rule, {0: {}}, 0)
 
 

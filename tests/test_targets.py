@@ -31,13 +31,14 @@ def test_a_target_is_reached_where_it_is_kept() -> None:
     scores = np.array(
         [[0.2, 0.9, 0.9], [0.9, 0.5, 0.95], [0.9, 0.9, 0.5], [0.91, 0.9, 0.9], [0.2, np.nan, 0.9]]
     )
+    # 3: not on this curve
     assert first_reached(scores, 0.9, higher=True).tolist() == [
         1,
         2,
         3,
         0,
         2,
-    ]  # 3: not on this curve
+    ]
     assert first_reached([[3.0, 0.4, math.inf]], 0.5, higher=False).tolist() == [3]
     assert first_reached([[3.0, 0.4, 0.5]], 0.5, higher=False).tolist() == [1]
 
@@ -160,9 +161,8 @@ def test_a_perfect_score_has_no_regret_and_pure_noise_only_optimism() -> None:
     flat = np.full((300, 64), 0.6)
     lucky = noise(list(flat + generator.normal(0, 0.1, flat.shape)), list(flat))
     assert lucky.tau is None and lucky.regret == lucky.gain == 0
-    assert lucky.optimism == pytest.approx(
-        0.24, abs=0.02
-    )  # the largest of 64 normals: 2.4 deviations of 0.1
+    # the largest of 64 normals: 2.4 deviations of 0.1
+    assert lucky.optimism == pytest.approx(0.24, abs=0.02)
     blind = noise(list(generator.normal(0, 1, truth.shape)), list(truth), one_unit=False)
     assert blind.regret == pytest.approx(blind.regret_of_chance, rel=0.1) and blind.optimism is None
     assert abs(blind.tau or 0) < 0.02 and (blind.searches, blind.candidates) == (300, 64)

@@ -124,9 +124,8 @@ def test_splits_by_fraction_lose_and_repeat_nothing(
     assert all(part == sorted(part) for part in parts.values())
     assert abs(len(parts["test"]) - shares[2] * classes) <= 1
     if len(parts["train"]) > 1:
-        assert parts[
-            "valid"
-        ]  # without validation classes a tenth of the training classes is held out
+        # without validation classes a tenth of the training classes is held out
+        assert parts["valid"]
 
 
 def test_split_by_file(folder: Path, tmp_path: Path) -> None:
@@ -194,9 +193,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 def test_colours_papers_and_depths(folder: Path) -> None:
     place = folder / "ant"
     Image.new("RGB", (9, 9), (10, 20, 30)).save(place / "0.png")
-    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(
-        place / "1.png"
-    )  # transparent: white paper, not black
+    # transparent: white paper, not black
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(place / "1.png")
     Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(place / "2.png")
     pool = {
         file.name: decode._decode(file, 4, 3)[:, 0, 0].tolist()

@@ -191,9 +191,8 @@ def test_a_damaged_file_is_rendered_again_aloud(
         path.write_bytes(bytes(content) if damage == "flipped" else bytes(content[:1000]))
     with pytest.warns(UserWarning, match="rendering glyphs again"):
         assert task.build().data_sha256 == sound.data_sha256
-    assert (
-        task.build().data_sha256 == sound.data_sha256
-    )  # in silence: pytest makes a warning an error
+    # in silence: pytest makes a warning an error
+    assert task.build().data_sha256 == sound.data_sha256
 
 
 def test_a_read_only_data_folder_stays_as_it_is(

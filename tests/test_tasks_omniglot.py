@@ -180,9 +180,8 @@ def test_the_real_omniglot(data_root: Path) -> None:
     assert "already there" in data_commands.prepare("omniglot")[0]
     source = Omniglot(rotations="per_task").build("test")
     assert source.data_sha256 == omniglot.IMAGES_SHA256
-    assert (
-        abs(float(source.examples(KEY, 4000).x.mean()) - 0.0840) < 0.005
-    )  # ink is bright, paper dark
+    # ink is bright, paper dark
+    assert abs(float(source.examples(KEY, 4000).x.mean()) - 0.0840) < 0.005
     codes = omniglot.load()["vinyals_split"]
     loaded = store.load_npz(data_root / omniglot.FILE)
     names = loaded["alphabets"][loaded["alphabet_index"]]
@@ -211,11 +210,12 @@ def test_conversion_equals_the_prepared_pixels(data_root: Path, tmp_path: Path) 
     if not (data_root / "omniglot105_bits.npz").exists():
         pytest.skip("omniglot105_bits.npz is not in METALEARN_DATA")
     with np.load(data_root / "omniglot105_bits.npz") as original:
+        # an evaluation character, then two of one background alphabet, out of order
         rows = (
             1000,
             3,
             2,
-        )  # an evaluation character, then two of one background alphabet, out of order
+        )
         members: list[dict[str, bytes]] = [{}, {}]
         for row in rows:
             ink = np.unpackbits(original["bits"][row], axis=-1, count=105 * 105).reshape(
@@ -269,9 +269,8 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(good.read_bytes()[:50])
     with pytest.raises(DataError, match="zip archive"):
         omniglot.read_archives(good, broken)
-    assert (
-        sorted(item.suffix for item in tmp_path.iterdir()) == [".zip"] * 8
-    )  # nothing was unpacked
+    # nothing was unpacked
+    assert sorted(item.suffix for item in tmp_path.iterdir()) == [".zip"] * 8
 
 
 def test_prepare_refuses_archives_that_are_not_the_publishers(
@@ -318,9 +317,8 @@ def test_a_download_is_kept_only_when_it_is_the_right_file(
     with pytest.raises(DataError, match="blob id"):
         store.download("https://example.org/a.zip", target, "0" * 40)
     assert list(target.parent.iterdir()) == []
-    store.download(
-        "https://example.org/a.zip", target, "ce013625030ba8dba906f756967f9e9ca394464a"
-    )  # git's own example
+    # git's own example
+    store.download("https://example.org/a.zip", target, "ce013625030ba8dba906f756967f9e9ca394464a")
     assert target.read_bytes() == b"hello\n" and list(target.parent.iterdir()) == [target]
     with pytest.raises(DataError, match="https"):
         store.download("http://example.org/a.zip", target, "")

@@ -121,9 +121,8 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     assert under_test.read_text() == (folder / "report.html").read_text()
     before = list(folder.glob("wandb/offline-run-*"))
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
-    assert (
-        list(folder.glob("wandb/offline-run-*")) == before
-    )  # nothing new was run: nothing is sent
+    # nothing new was run: nothing is sent
+    assert list(folder.glob("wandb/offline-run-*")) == before
 
 
 def test_a_key_and_no_server_is_one_warning_and_an_offline_run(metalearn: Commands) -> None:

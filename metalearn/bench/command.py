@@ -14,6 +14,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
 from metalearn.storage.files import read_json, write_atomic, write_json
 
+# repeated here: contenders imports torch
 NAMES = (
     "native",
     "learn2learn",
@@ -21,14 +22,15 @@ NAMES = (
     "torchopt",
     "jax",
     "torch",
-)  # repeated here: contenders imports torch
+)
+# what must agree before rows of two runs share a file
 SAME = (
     "cpu",
     "cores",
     "device",
     "torch",
     "python",
-)  # what must agree before rows of two runs share a file
+)
 
 
 @dataclass(frozen=True)

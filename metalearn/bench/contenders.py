@@ -28,9 +28,8 @@ class Contender:
     """One engine under one executor: what is built when its turn to be prepared comes."""
 
     engine: str
-    build: Callable[
-        [Row], list[Engine]
-    ]  # one for each form; notes on its row what is known by then; raises LeftOut
+    # one for each form; notes on its row what is known by then; raises LeftOut
+    build: Callable[[Row], list[Engine]]
     executor: str | None = None  # of native
     chunk: int | None = None
     every_form: bool = False  # a row for each form; else the fastest one is timed

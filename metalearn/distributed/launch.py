@@ -121,9 +121,8 @@ class _Group:
     """The processes of one launch, by their process numbers."""
 
     ranks: dict[int, int] = field(default_factory=dict)  # process -> rank, of those that are alive
-    codes: dict[int, int] = field(
-        default_factory=dict
-    )  # rank -> exit code of those that have ended
+    # rank -> exit code of those that have ended
+    codes: dict[int, int] = field(default_factory=dict)
     signals: int = 0
     lost: bool = False
     killing: bool = False  # who dies from now on was killed here

@@ -35,13 +35,11 @@ def _compiler_cache() -> Path:
     )
 
 
-COMPILER_CACHE = (
-    _compiler_cache()
-)  # now: the compiler looks once, when it is imported, and tracing may import it
+# now: the compiler looks once, when it is imported, and tracing may import it
+COMPILER_CACHE = _compiler_cache()
 Flat = Callable[..., Sequence[Tensor]]
-LIGHT = (
-    1 << 20
-)  # bytes of constants up to which a function counts as computing its data rather than holding them
+# bytes of constants up to which a function counts as computing its data rather than holding them
+LIGHT = 1 << 20
 
 
 class Trace(NamedTuple):

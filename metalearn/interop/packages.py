@@ -44,9 +44,8 @@ def learn2learn() -> ModuleType:
                 "learn2learn is not installed: run `make setup`, which builds it with a C compiler",
             )
         )
-    package = importlib.util.module_from_spec(
-        found
-    )  # with its path and spec, but nothing of it has run
+    # with its path and spec, but nothing of it has run
+    package = importlib.util.module_from_spec(found)
     sys.modules["learn2learn"] = package
     try:
         utils = importlib.import_module("learn2learn.utils")

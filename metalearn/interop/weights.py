@@ -12,11 +12,12 @@ from metalearn.rng import fold_in
 from metalearn.tree import STATS, trainable
 from metalearn.types import Learner, Meta, Params
 
+# of batch norm -> ours
 BUFFERS = {
     "running_mean": "mean",
     "running_var": "var",
     "num_batches_tracked": "",
-}  # of batch norm -> ours
+}
 KINDS = {1: "normalisation", 2: "linear", 4: "convolution"}
 Layers = dict[str, Params]  # name of a layer -> its leaves
 

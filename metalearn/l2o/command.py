@@ -53,9 +53,8 @@ def run(options: L2OOptions) -> Path:
     plan, others = _checked_plan(options)
     experiment, home = plan.experiments[0], others["as trained"][1]
     out = options.out or Path("runs") / plan.name
-    baselines = _baselines(
-        experiment, home, options
-    )  # before any training: an edge of the grid is an error
+    # before any training: an edge of the grid is an error
+    baselines = _baselines(experiment, home, options)
     metas = _trained(experiment, out / "seeds")
     found = []
     for name, (other, parts) in others.items():

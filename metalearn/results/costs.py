@@ -142,9 +142,8 @@ def missing_phases(run: Run) -> list[str]:
 
 
 def _unmeasured(phase: str, name: str, entry: Json) -> bool:
-    return entry.get(name) is None and not (
-        phase in ("setup", "compile") and name == "flops"
-    )  # imports have no FLOPs to count
+    # imports have no FLOPs to count
+    return entry.get(name) is None and not (phase in ("setup", "compile") and name == "flops")
 
 
 def whole_seconds(run: Run) -> float | None:

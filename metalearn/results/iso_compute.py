@@ -74,9 +74,8 @@ def last_within(run: Run, budget: float, tasks: int) -> Score:
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not points:
         return Score(None, None)
-    started = (
-        run.result.get("started") or {}
-    )  # spent before this row's own first step, whatever its phase
+    # spent before this row's own first step, whatever its phase
+    started = run.result.get("started") or {}
     training = sum(
         float(run.phase(phase).get("flops") or 0) - float(started.get(phase) or 0)
         for phase in ("pretrain", "meta_train")

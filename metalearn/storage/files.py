@@ -30,9 +30,8 @@ UNREADABLE = (
 def write_atomic(path: Path, content: bytes) -> None:
     """Write to a neighbour, flush to disk, then take the name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    )  # containers share numbers
+    # containers share numbers
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with naming(path):
         _replace(path, temporary, content)
 

@@ -149,9 +149,8 @@ def theory(picks: Array, lands: Sequence[Landscape], evaluations: Sequence[int])
     """Random search exactly, and whether its simulation agrees.
 
     The simulated mean lies within 4 exact standard errors at every n."""
-    found = np.array(
-        [[expectation(land, count) for count in evaluations] for land in lands]
-    )  # [U, P, 2]
+    # [U, P, 2]
+    found = np.array([[expectation(land, count) for count in evaluations] for land in lands])
     exact = found[..., 0].mean(0)
     error = np.sqrt(found[..., 1].sum(0) / len(picks)) / len(lands)
     off = np.abs(regrets(picks, lands).mean(0) - exact)

@@ -39,9 +39,8 @@ def engine(problem: Problem) -> Engine:
 
 def load(device: str) -> SimpleNamespace:
     """JAX and the parts of it that are used, on that device."""
-    os.environ.setdefault(
-        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-    )  # else it takes most of a GPU's memory at once
+    # else it takes most of a GPU's memory at once
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax = package("jax")
     want = "gpu" if device.startswith("cuda") else "cpu"
     try:

@@ -26,9 +26,8 @@ class Engine:
     """One way of making the meta-step of one problem, ready to be called again and again."""
 
     step: Callable[[], None]  # the timed unit: sample, meta-gradient, meta-update
-    gradient: (
-        Callable[[Episode], Params] | None
-    )  # what `step` computes on the way, at the problem's start: mean over T
+    # what `step` computes on the way, at the problem's start: mean over T
+    gradient: Callable[[Episode], Params] | None
     wait: Callable[[], None] = nothing  # until everything that was started has ended
     form: str = ""  # which of several ways of using the package this is
     per: int = 1  # seconds of a step are divided by it: the episodes of one call of a sampler

@@ -17,11 +17,12 @@ from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Style, 
 from metalearn.results.records import Array, Group, Json
 
 Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
+# points right of the axes: a line's end, its marker, its name
 LINE, MARK, NAME = (
     (4.5, 8.0, 12.0),
     16.0,
     21.0,
-)  # points right of the axes: a line's end, its marker, its name
+)
 WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
@@ -153,13 +154,14 @@ def text_width(text: str, size: float) -> float:
     )
 
 
+# (parts of a decade, decades apart)
 _DENSITIES = (
     ((1, 2, 5), 1),
     ((1, 3), 1),
     ((1,), 1),
     ((1,), 2),
     ((1,), 3),
-)  # (parts of a decade, decades apart)
+)
 
 
 def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:

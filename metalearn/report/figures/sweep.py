@@ -31,9 +31,8 @@ class Swept:
     goal: str
     best: int | None
     trials: list[Json]
-    curves: dict[int, list[tuple[int, float]]] = field(
-        default_factory=dict
-    )  # trial -> (meta-step, metric) of looks
+    # trial -> (meta-step, metric) of looks
+    curves: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     importance: dict[str, float] = field(default_factory=dict)
 
     @property
