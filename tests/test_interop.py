@@ -274,9 +274,8 @@ def test_a_learn2learn_that_does_not_import_is_a_sentence_and_leaves_nothing(
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     program = (
-        "import sys, metalearn; metalearn.interop; import metalearn.cli.commands\n"
-        "print([name for name in ('learn2learn', 'higher', 'gym', 'torchvision') if name in "
-        "sys.modules])"
+        "import sys, metalearn; metalearn.interop; import metalearn.cli.commands\nprint([name for "
+        "name in ('learn2learn', 'higher', 'gym', 'torchvision') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -244,8 +244,7 @@ def tell(what: str, counts: dict[str, int]) -> None:
     half = f" ({counts['torn']} left a file half written)" if counts.get("torn") else ""
     print(
         f"{what}: {counts['killed']} killed{half}, {counts['resumed']} resumed, "
-        f"{counts['finished']} runs finished, "
-        "bit-equal to the undisturbed one",
+        f"{counts['finished']} runs finished, bit-equal to the undisturbed one",
         flush=True,
     )
 

@@ -202,10 +202,9 @@ def _memory(rows: list[Row]) -> str:
         ratio = "not measured here" if row["ratio"] is None else f"{row['ratio']:.2f} times"
         live = " and ".join(size(peak) for peak in row["live_bytes"])
         parts.append(
-            f"`{row['workload']}`, executor chunk, {row['chunk']} tasks at once: {few} and "
-            f"{many} tasks take {peaks} "
-            f"of resident memory: **{ratio}**; of live tensors {live}: {row['live_ratio']:.2f} "
-            f"times."
+            f"`{row['workload']}`, executor chunk, {row['chunk']} tasks at once: {few} and {many} "
+            f"tasks take {peaks} of resident memory: **{ratio}**; of live tensors {live}: "
+            f"{row['live_ratio']:.2f} times."
         )
     return "\n\n".join(parts)
 

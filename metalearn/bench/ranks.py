@@ -223,9 +223,8 @@ def table(rows: Sequence[Row]) -> list[str]:
             1000 * row["median_seconds"][name] for name in ("one", "alone", "together")
         )
         lines.append(
-            f"| {row['experiment']} | {row['tasks']} | {row['parameters']:,} | {row['ranks']} "
-            f"| {one:.3g} ms "
-            f"| {alone:.3g} ms | {together:.3g} ms | {together - alone:.2g} ms "
-            f"| {row['speedup']:.2f} | {row['cpu_ratio']:.2f} |"
+            f"| {row['experiment']} | {row['tasks']} | {row['parameters']:,} | {row['ranks']} | "
+            f"{one:.3g} ms | {alone:.3g} ms | {together:.3g} ms | {together - alone:.2g} ms | "
+            f"{row['speedup']:.2f} | {row['cpu_ratio']:.2f} |"
         )
     return lines

@@ -27,9 +27,8 @@ _library.define(
     "norm_relu_pool(Tensor y, Tensor gain, Tensor bias, int window) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "norm_relu_pool_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale,"
-    " int window)"
-    " -> (Tensor, Tensor, Tensor)"
+    "norm_relu_pool_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale, "
+    "int window) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
     "norm_relu_pool_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain,"

@@ -40,18 +40,14 @@ def markdown(result: dict[str, Any]) -> str:
 def _what(result: dict[str, Any]) -> str:
     return (
         f"Training loss after so many steps, on {result['tasks']} fresh tasks and "
-        f"{result['inner_seeds']} inner seeds "
-        f"(starts and orders of data), {len(result['seeds'])} meta-training seeds. A cell "
-        f"holds the mean ± half its "
-        "95 % interval over tasks / over meta-training seeds. Rates of the hand-made rules: "
-        "the best of "
-        f"{len(result['grid'])} half decades on {result['tuning_tasks']} other tasks, chosen "
-        f"for each number of steps; "
-        "`per task`: the best rate of each test task, which nobody knows beforehand. Adam's "
-        "steps for the same: the "
-        f"least in which Adam at some rate gets as low as the row at step "
-        f"{result['headline']}; its FLOPs and its "
-        "seconds are of those steps, as multiples of the row's own."
+        f"{result['inner_seeds']} inner seeds (starts and orders of data), {len(result['seeds'])} "
+        "meta-training seeds. A cell holds the mean ± half its 95 % interval over tasks / over "
+        f"meta-training seeds. Rates of the hand-made rules: the best of {len(result['grid'])} "
+        f"half decades on {result['tuning_tasks']} other tasks, chosen for each number of steps; "
+        "`per task`: the best rate of each test task, which nobody knows beforehand. Adam's steps "
+        "for the same: the least in which Adam at some rate gets as low as the row at step "
+        f"{result['headline']}; its FLOPs and its seconds are of those steps, as multiples of the "
+        "row's own."
     )
 
 

@@ -46,9 +46,8 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
     raise ConfigError(
         (
             "method.start",
-            f"no finished run is found for {start!r}: give a run directory, the label of "
-            f"another method of this "
-            f"comparison, or an experiment that was trained to runs/{start}",
+            f"no finished run is found for {start!r}: give a run directory, the label of another "
+            f"method of this comparison, or an experiment that was trained to runs/{start}",
         )
     )
 

@@ -79,8 +79,7 @@ def title(found: Json) -> str:
     )
     return (
         f"{header['space']}, {found['networks']} networks; {source} {shape}, {header['tasks']} "
-        f"tasks, "
-        f"{header['seeds']} trainings of each; regret in {metric(found)}, lower is better"
+        f"tasks, {header['seeds']} trainings of each; regret in {metric(found)}, lower is better"
     )
 
 
@@ -151,9 +150,8 @@ def _paired(found: Json) -> Grid:
         "over theory's",
     ]
     below = [
-        f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. "
-        f"Over theory's: against "
-        "random search's exact expectation, so without the noise of its seeds."
+        f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. Over "
+        "theory's: against random search's exact expectation, so without the noise of its seeds."
     ]
     return Grid(
         f"Against random search at {found['budget']} evaluations, same seeds", head, lines, below
@@ -173,12 +171,10 @@ def _picks(found: Json) -> Grid:
         lines.append([row["searcher"], *places, gap, *among])
         below = [
             f"Ranks are among {found['networks']} networks, 1 the best, "
-            f"{(found['networks'] + 1) / 2:.1f} by chance; "
-            "beats: the share of the others that are worth less; in all: by the mean truth of "
-            "all tasks. Regret by "
-            f"chance: {number(row['chance'])}, in all {number(row['shared']['chance'])}; of "
-            f"random search with "
-            f"{found['budget']} evaluations of each task's scores, exactly: "
+            f"{(found['networks'] + 1) / 2:.1f} by chance; beats: the share of the others that are "
+            "worth less; in all: by the mean truth of all tasks. Regret by chance: "
+            f"{number(row['chance'])}, in all {number(row['shared']['chance'])}; of random search "
+            f"with {found['budget']} evaluations of each task's scores, exactly: "
             f"{number(row['random_at_budget'])}."
         ]
     head = ["searcher", "rank", "beats", "regret", "over chance's", "rank in all", "regret in all"]

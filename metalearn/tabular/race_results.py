@@ -26,11 +26,10 @@ Json = dict[str, Any]
 TOLERANCE = 0.01  # of the regret of a network drawn at random
 ERRORS = 4.0  # standard errors between a simulated and an exact mean
 RULE = (
-    "worse: the 95 % t interval over seeds of the paired difference of regret lies above 0, "
-    "and the difference above "
-    f"{100 * TOLERANCE:g} % of the regret of a network drawn at random; better: the interval "
-    f"lies below 0; not worse: "
-    "otherwise, and the interval's upper end says how much worse at most"
+    "worse: the 95 % t interval over seeds of the paired difference of regret lies above 0, and "
+    f"the difference above {100 * TOLERANCE:g} % of the regret of a network drawn at random; "
+    "better: the interval lies below 0; not worse: otherwise, and the interval's upper end says "
+    "how much worse at most"
 )
 
 
