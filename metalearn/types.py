@@ -121,10 +121,7 @@ class Traits:
     # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
     step_invariant: bool = False
     # of the ledger that `learn` writes to for every new task
-    phases: tuple[str, ...] = (
-        "adapt",
-        "predict",
-    )
+    phases: tuple[str, ...] = ("adapt", "predict")
 
 
 @dataclass(frozen=True)

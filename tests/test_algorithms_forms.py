@@ -110,10 +110,7 @@ def test_meta_sgd_on_least_squares(steps: int) -> None:
     """
     episode, h_s, c_s, h_q, c_q = line_task()
     # of both signs: nothing is clamped
-    theta, rates = (
-        normal("theta", DIM),
-        0.1 * normal("rates", DIM),
-    )
+    theta, rates = (normal("theta", DIM), 0.1 * normal("rates", DIM))
     pull = torch.linalg.matrix_power(torch.eye(DIM, dtype=F64) - rates.diag() @ h_s, steps)
     phi = c_s + pull @ (theta - c_s)
     method = MetaSGD(inner_steps=steps).build(line_learner(), LINE)

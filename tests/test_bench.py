@@ -256,12 +256,7 @@ def test_absent_peers_are_skipped_aloud(monkeypatch: pytest.MonkeyPatch) -> None
     messages = collect_messages()
     outcome = measured(WORKLOADS["sinusoid_1step"], dataclasses.replace(QUICK, engines=NAMES))
     # torch: of l2o alone
-    assert {row["engine"] for row in outcome.left_out} == {
-        "higher",
-        "torchopt",
-        "jax",
-        "torch",
-    }
+    assert {row["engine"] for row in outcome.left_out} == {"higher", "torchopt", "jax", "torch"}
     for name in ("higher", "torchopt", "jax"):
         assert any(f"skipped: {name}: {name} is not installed" in line for line in messages), (
             messages

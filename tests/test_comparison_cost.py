@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import check_page
-from run_folders import (
-    STEPS,
-    cost_block,
-    groups_of,
-    searching,
-    the_check,
-    write_rows,
-    write_run,
-)
+from run_folders import STEPS, cost_block, groups_of, searching, the_check, write_rows, write_run
 
 from metalearn import clock
 from metalearn.config.experiment import parse

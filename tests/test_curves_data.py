@@ -13,10 +13,7 @@ from metalearn.evaluate.curves import Curve, fingerprint, learning_curve
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import PHASES, CostLedger
 from metalearn.rng import fold_in
-from metalearn.types import (
-    Episode,
-    Key,
-)
+from metalearn.types import Episode, Key
 
 #
 # fingerprints, ensembles

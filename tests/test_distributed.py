@@ -28,10 +28,7 @@ EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
 EAGER = [("loop", None), ("vmap", None), ("chunk", 2)]
 WAYS = [*EAGER, ("traced", None), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
 # tasks that neither two nor three processes share evenly
-FIVE = {
-    "tasks_per_step": 5,
-    "dtype": "float64",
-}
+FIVE = {"tasks_per_step": 5, "dtype": "float64"}
 LONG = {**FIVE, "meta_steps": 1_000_000, "checkpoint_every": 20, "validate": {"every": None}}
 
 

@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import (
-    Network,
-    by_autograd,
-    by_engine,
-    gap,
-    learn2learn,
-    query_loss,
-    task,
-)
+from oracles import Network, by_autograd, by_engine, gap, learn2learn, query_loss, task
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -18,13 +18,7 @@ from metalearn import LearnedOptimizer
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.inner.rules import Adam
-from metalearn.learned_optimizers import (
-    LSTM,
-    LearnedAdam,
-    LearnedSGD,
-    LearnToOptimize,
-    TunedAdam,
-)
+from metalearn.learned_optimizers import LSTM, LearnedAdam, LearnedSGD, LearnToOptimize, TunedAdam
 from metalearn.models import MLP
 from metalearn.results.factors import family_of
 from metalearn.rng import fold_in
@@ -323,10 +317,7 @@ def test_starts_that_cannot_be_are_refused(cross: Path, metalearn: Commands) -> 
         ({"name": "tuned_adam", "init": "meta"}, ("method.start", "is missing")),
         ({"name": "learned_optimizer", "init": "pretrained"}, ("method.start", "fine_tune")),
         # there is nothing to take
-        (
-            {"name": "learned_optimizer", "start": maml},
-            ("method.start", "another model"),
-        ),
+        ({"name": "learned_optimizer", "start": maml}, ("method.start", "another model")),
         ({"name": "learned_optimizer", "init": "nowhere"}, ("method.init",)),
         (
             {"name": "learned_optimizer", "rule": {"name": "lstm", "hiden": 3}},

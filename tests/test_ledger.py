@@ -151,10 +151,7 @@ def test_elementwise_work_is_counted_one_by_one() -> None:
         30,
     )
     # the minus
-    assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (
-        0,
-        10,
-    )
+    assert count(lambda a: torch.where(a > 0, a, -a).clone()[:, :1], torch.zeros(5, 2)) == (0, 10)
     assert count(lambda y: (y + 1).sum(), torch.arange(9)) == (0, 0)  # whole numbers are no FLOPs
     batch, width = 4, 6
     learner = MLP(sizes=(width,), activation="relu").build(

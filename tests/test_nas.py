@@ -73,12 +73,7 @@ def inputs(spec: EpisodeSpec, count: int, name: str = "x") -> torch.Tensor:
         (NB201Conv4(downsample="pool"), IMAGES, 15_625, 5_044),
         (Conv4Size(), image_spec(side=28), 1_536, 1_536),
         # the last map is one place: both heads are one
-        (
-            Conv4Size(downsample="pool"),
-            IMAGES,
-            1_536,
-            768,
-        ),
+        (Conv4Size(downsample="pool"), IMAGES, 1_536, 768),
         (MLPReg(), REGRESSION, 640, 560),  # 80 of one layer have nothing to skip
     ],
 )

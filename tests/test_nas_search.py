@@ -10,20 +10,10 @@ import numpy as np
 import pytest
 from nas_tasks import Images, hill, image_spec, numbers_space
 
-from metalearn.nas import (
-    SEARCHERS,
-    TPE,
-    Conv4Micro,
-    Evolution,
-    Halving,
-    RandomSearch,
-)
+from metalearn.nas import SEARCHERS, TPE, Conv4Micro, Evolution, Halving, RandomSearch
 from metalearn.nas.fit import divide
 from metalearn.nas.searchers.search import Ask, Data, Score, Trial, choose, run_search, run_searches
-from metalearn.nas.spaces.space import (
-    Genotype,
-    classes,
-)
+from metalearn.nas.spaces.space import Genotype, classes
 from metalearn.nas.tabular import expected_pick
 from metalearn.rng import fold_in
 from metalearn.types import Batch, EpisodeSpec, NullLedger
@@ -217,10 +207,7 @@ def test_evolution_takes_parents_from_the_living_and_lets_the_oldest_die() -> No
         known = {trial.genotype for trial in trials[:born]}
         neighbours = {g for g in classes(HILLY) if sum(a != b for a, b in zip(g, parent)) == 1}
         # further only past what is known
-        assert differs == 1 or (neighbours & known), (
-            born,
-            differs,
-        )
+        assert differs == 1 or (neighbours & known), (born, differs)
         near += differs == 1
     assert near >= 15
 

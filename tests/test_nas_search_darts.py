@@ -13,23 +13,11 @@ from test_nas_search import data_of
 from metalearn.inner.adapt import adapt
 from metalearn.inner.rules import sgd
 from metalearn.losses import cross_entropy
-from metalearn.nas import (
-    DARTS,
-    Conv4Micro,
-    MLPReg,
-    OneShot,
-    Proxy,
-)
+from metalearn.nas import DARTS, Conv4Micro, MLPReg, OneShot, Proxy
 from metalearn.nas.searchers.darts import arch_loss, start_arch
 from metalearn.nas.searchers.one_shot import _steps
 from metalearn.nas.searchers.proxies import grad_norm, jacob_cov, snip
-from metalearn.nas.spaces.space import (
-    Space,
-    embed,
-    extract_subnet,
-    insert_subnet,
-    softmax_masks,
-)
+from metalearn.nas.spaces.space import Space, embed, extract_subnet, insert_subnet, softmax_masks
 from metalearn.rng import fold_in, normal
 from metalearn.tree import vmap
 from metalearn.types import Batch, EpisodeSpec

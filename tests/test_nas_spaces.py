@@ -13,13 +13,7 @@ from metalearn.executors.trace import by_shapes, trace
 from metalearn.kernels import native
 from metalearn.nas import SPACES, Architecture, Conv4Micro, Conv4Size, MLPReg, NB201Conv4
 from metalearn.nas.spaces.ops import conv2d
-from metalearn.nas.spaces.space import (
-    classes,
-    genotype_at,
-    genotypes,
-    mutate,
-    shuffled,
-)
+from metalearn.nas.spaces.space import classes, genotype_at, genotypes, mutate, shuffled
 from metalearn.rng import fold_in, normal
 
 # walking about, and refusals

@@ -12,10 +12,7 @@ from test_nas_tabular import few as few  # a fixture
 
 from metalearn.errors import ConfigError
 from metalearn.nas.spaces.space import Genotype, Space
-from metalearn.nas.tabular import (
-    Row,
-    load,
-)
+from metalearn.nas.tabular import Row, load
 from metalearn.tabular import tabulate as tabulation
 
 

@@ -40,13 +40,7 @@ def test_hyperband_by_hand() -> None:
     assert rule.bands(5) == [1, 2]
     assert EarlyTerminate(type="hyperband", min_iter=2, eta=3).bands(20) == [2, 6, 18, 54]
     # W&B's own example
-    curves = {
-        0: [10, 9],
-        1: [10, 10],
-        2: [10, 8, 8],
-        3: [10, 7, 7],
-        4: [10, 6, 6],
-    }
+    curves = {0: [10, 9], 1: [10, 10], 2: [10, 8, 8], 3: [10, 7, 7], 4: [10, 6, 6]}
     seen = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
     assert [should_continue(rule, seen, number) for number in (1, 2, 3)] == [False, True, True]
     back = {0: {1: 1.0, 2: 5.0}, 1: {1: 9.0, 2: 2.0}, 2: {1: 9.0, 2: 3.0}}

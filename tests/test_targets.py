@@ -32,13 +32,7 @@ def test_a_target_is_reached_where_it_is_kept() -> None:
         [[0.2, 0.9, 0.9], [0.9, 0.5, 0.95], [0.9, 0.9, 0.5], [0.91, 0.9, 0.9], [0.2, np.nan, 0.9]]
     )
     # 3: not on this curve
-    assert first_reached(scores, 0.9, higher=True).tolist() == [
-        1,
-        2,
-        3,
-        0,
-        2,
-    ]
+    assert first_reached(scores, 0.9, higher=True).tolist() == [1, 2, 3, 0, 2]
     assert first_reached([[3.0, 0.4, math.inf]], 0.5, higher=False).tolist() == [3]
     assert first_reached([[3.0, 0.4, 0.5]], 0.5, higher=False).tolist() == [1]
 

@@ -211,11 +211,7 @@ def test_conversion_equals_the_prepared_pixels(data_root: Path, tmp_path: Path) 
         pytest.skip("omniglot105_bits.npz is not in METALEARN_DATA")
     with np.load(data_root / "omniglot105_bits.npz") as original:
         # an evaluation character, then two of one background alphabet, out of order
-        rows = (
-            1000,
-            3,
-            2,
-        )
+        rows = (1000, 3, 2)
         members: list[dict[str, bytes]] = [{}, {}]
         for row in rows:
             ink = np.unpackbits(original["bits"][row], axis=-1, count=105 * 105).reshape(

@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import (
-    IMAGE,
-    SEQUENCE,
-    VECTOR,
-    WAYS,
-    ZOO,
-    classes,
-    exhibit,
-    numbers,
-    pooled,
-)
+from zoo import IMAGE, SEQUENCE, VECTOR, WAYS, ZOO, classes, exhibit, numbers, pooled
 
 __all__ = ["ZOO"]
 

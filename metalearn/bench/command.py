@@ -15,22 +15,9 @@ from metalearn.logger import log
 from metalearn.storage.files import read_json, write_atomic, write_json
 
 # repeated here: contenders imports torch
-NAMES = (
-    "native",
-    "learn2learn",
-    "higher",
-    "torchopt",
-    "jax",
-    "torch",
-)
+NAMES = ("native", "learn2learn", "higher", "torchopt", "jax", "torch")
 # what must agree before rows of two runs share a file
-SAME = (
-    "cpu",
-    "cores",
-    "device",
-    "torch",
-    "python",
-)
+SAME = ("cpu", "cores", "device", "torch", "python")
 
 
 @dataclass(frozen=True)

@@ -150,15 +150,9 @@ _TABLE = (
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _TABLE}
 # the workloads of the curve over tasks per batch
-SCALING = (
-    "sinusoid_1step",
-    "conv4_stride_5w1s_q1",
-)
+SCALING = ("sinusoid_1step", "conv4_stride_5w1s_q1")
 # those whose memory in chunks is measured
-IN_CHUNKS = (
-    "conv4_stride_5w1s_q1",
-    "conv4_pool_5w1s_q1",
-)
+IN_CHUNKS = ("conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
 
 
 def chosen(names: list[str]) -> list[Workload]:

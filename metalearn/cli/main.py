@@ -28,9 +28,7 @@ app = typer.Typer(
     "run.meta_steps=99  |  metalearn list",
 )
 data_app = typer.Typer(
-    no_args_is_help=True,
-    help="Data sets: list, prepare, verify.",
-    rich_markup_mode=None,
+    no_args_is_help=True, help="Data sets: list, prepare, verify.", rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 app.add_typer(nas_app, name="nas")

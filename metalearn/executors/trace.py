@@ -67,8 +67,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def by_shapes(
-    function: Callable[..., Any],
-    finish: Callable[[Trace, list[Tensor]], Flat],
+    function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat]
 ) -> Callable[..., Any]:
     """`function` traced for every combination of shapes.
 

@@ -25,7 +25,7 @@ MOVES: dict[str, Callable[[str], bool]] = {
     "body": lambda name: not is_head(name),
 }
 KNOWN = {  # options that both engines honour
-    *("name", "inner_steps", "inner_lr", "first_order", "rate_range", "outer"),
+    *("name", "inner_steps", "inner_lr", "first_order", "rate_range", "outer")
 }
 
 

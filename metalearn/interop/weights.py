@@ -13,11 +13,7 @@ from metalearn.tree import STATS, trainable
 from metalearn.types import Learner, Meta, Params
 
 # of batch norm -> ours
-BUFFERS = {
-    "running_mean": "mean",
-    "running_var": "var",
-    "num_batches_tracked": "",
-}
+BUFFERS = {"running_mean": "mean", "running_var": "var", "num_batches_tracked": ""}
 KINDS = {1: "normalisation", 2: "linear", 4: "convolution"}
 Layers = dict[str, Params]  # name of a layer -> its leaves
 

@@ -148,11 +148,7 @@ def minibatch(data: Batch, key: Key, step: Tensor, size: int | None) -> Batch:
 
 
 def inner_run(
-    target: Optimizee,
-    learned: LearnedRule,
-    unroll: int,
-    outer: OuterLoss,
-    first_order: bool = True,
+    target: Optimizee, learned: LearnedRule, unroll: int, outer: OuterLoss, first_order: bool = True
 ) -> Run:
     """Windows of `unroll` steps under `learned`; `diverged` [] is the share of bounded losses.
 

@@ -82,11 +82,7 @@ class PerTaskNAS(MethodComponent):
     )
     folds: int = option(5, "Largest number of folds of a support set.", acts="adapt", ge=2, le=1000)
     repeats: int = option(
-        2,
-        "Trainings of a candidate with one shot, in place of folds.",
-        acts="adapt",
-        ge=1,
-        le=1000,
+        2, "Trainings of a candidate with one shot, in place of folds.", acts="adapt", ge=1, le=1000
     )
     standard_errors: float = option(
         1.0,

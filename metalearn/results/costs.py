@@ -88,10 +88,7 @@ def _list(ends: pareto.Ends | None) -> list[float] | None:
 
 
 def _front(
-    groups: Sequence[Group],
-    place: int,
-    ends: Sequence[pareto.Ends | None],
-    paired: Sequence[Json],
+    groups: Sequence[Group], place: int, ends: Sequence[pareto.Ends | None], paired: Sequence[Json]
 ) -> pareto.Place | None:
     others = [
         (ends[other], _better_by(groups[other], groups[place], paired))

@@ -50,12 +50,7 @@ def kernel() -> Callable[..., None] | None:
 
 
 def episodes(
-    draw: Callable[..., None],
-    spec: EpisodeSpec,
-    pool: Pool,
-    key: Key,
-    num_tasks: int,
-    start: int,
+    draw: Callable[..., None], spec: EpisodeSpec, pool: Pool, key: Key, num_tasks: int, start: int
 ) -> Episode:
     """Episodes start .. start + T - 1 of `key` by `draw`; shapes as ImageSource.sample."""
     ways, classes = spec.ways, spec.num_classes

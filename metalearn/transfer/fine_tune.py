@@ -18,16 +18,7 @@ from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.linear_probe import learn_head
 from metalearn.transfer.pretrain import HEAD, RULE, pretrained, rule_of_task
 from metalearn.tree import partition
-from metalearn.types import (
-    Batch,
-    EpisodeSpec,
-    Key,
-    Learner,
-    Meta,
-    Method,
-    Params,
-    UpdateRule,
-)
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
 
 class FineTune(MethodComponent):

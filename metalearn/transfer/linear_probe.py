@@ -17,16 +17,7 @@ from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
 from metalearn.transfer.pretrain import LINEAR, Head, descent, pretrained
-from metalearn.types import (
-    Batch,
-    EpisodeSpec,
-    Key,
-    Learner,
-    Meta,
-    Method,
-    Params,
-    UpdateRule,
-)
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
 Start = Callable[[Meta, Key, Tensor], Params]  # (meta, the task's key, z [B, D]) -> the new head
 

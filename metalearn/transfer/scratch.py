@@ -16,16 +16,7 @@ from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_random_start
 from metalearn.inner.rules import Rule
 from metalearn.transfer.pretrain import RULE, rule_of_task
-from metalearn.types import (
-    Batch,
-    EpisodeSpec,
-    Key,
-    Learner,
-    Meta,
-    MetaState,
-    Method,
-    Params,
-)
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params
 
 
 class Scratch(MethodComponent):

@@ -18,11 +18,7 @@ from metalearn.results.records import Array, Group, Json
 
 Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 # points right of the axes: a line's end, its marker, its name
-LINE, MARK, NAME = (
-    (4.5, 8.0, 12.0),
-    16.0,
-    21.0,
-)
+LINE, MARK, NAME = ((4.5, 8.0, 12.0), 16.0, 21.0)
 WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
@@ -155,13 +151,7 @@ def text_width(text: str, size: float) -> float:
 
 
 # (parts of a decade, decades apart)
-_DENSITIES = (
-    ((1, 2, 5), 1),
-    ((1, 3), 1),
-    ((1,), 1),
-    ((1,), 2),
-    ((1,), 3),
-)
+_DENSITIES = (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3))
 
 
 def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:

@@ -60,14 +60,7 @@ def _against_cost(what: Compared, axis: Axis) -> Figure | None:
         _shade(axes, cost, low, high, style)
         if len(mean) == 1:
             axes.plot(
-                cost,
-                mean,
-                style.marker,
-                color=style.color,
-                ms=7.5,
-                mec="white",
-                mew=0.7,
-                zorder=4,
+                cost, mean, style.marker, color=style.color, ms=7.5, mec="white", mew=0.7, zorder=4
             )
         else:
             _stroke(axes, cost, mean, style)
