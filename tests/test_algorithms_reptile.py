@@ -53,8 +53,10 @@ def test_minibatches_are_cut_from_fresh_permutations(size: int, steps: int) -> N
         == list(published_minibatches(key, count, size, steps))
         == [longer(s).x.tolist() for s in range(steps)]
     )
-    walk = [example for piece in drawn for example in piece]
-    rounds = [walk[start : start + count] for start in range(0, len(walk) - count + 1, count)]
+    examples = [example for piece in drawn for example in piece]
+    rounds = [
+        examples[start : start + count] for start in range(0, len(examples) - count + 1, count)
+    ]
     assert all(sorted(r) == list(range(count)) for r in rounds)
     assert len(rounds) < 2 or rounds[0] != rounds[1]
     torch.testing.assert_close(cut(1).y, support.y[drawn[1]])

@@ -212,7 +212,7 @@ def test_auto_looks_again_where_steps_take_twice_what_was_promised(clock: list[f
 def test_auto_keeps_the_eager_way_where_compiling_disappoints_or_fails(clock: list[float]) -> None:
     slower = auto.choose(clockwork(small(0.0045, 18.0, gain=0.9), 70_000)[0], {})
     assert slower.choice == TRACED and slower.timings[WHOLE].step > slower.timings[VMAP].step
-    table = {way: times for way, times in small(0.0045, 18.0).items() if way != WHOLE}
+    table = {choice: times for choice, times in small(0.0045, 18.0).items() if choice != WHOLE}
     failed = auto.choose(clockwork(table, 70_000)[0], {})
     assert failed.choice == TRACED and failed.failed[WHOLE] == "RuntimeError: no such machine code"
     assert {

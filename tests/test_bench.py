@@ -80,7 +80,7 @@ def one_thread() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, list[str]]:
     """One tiny run of the command: result, folder, messages."""
     folder, messages = tmp_path_factory.mktemp("bench"), collect_messages()
-    words = BenchOptions(
+    options = BenchOptions(
         ("sinusoid_1step",),
         folder / "b.json",
         None,
@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path,
         tasks=3,
         executors=("loop", "vmap"),
     )
-    return bench(words), folder, messages
+    return bench(options), folder, messages
 
 
 def test_the_workloads_are_the_contracts() -> None:
@@ -318,8 +318,8 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     few, many = found["live_bytes"]
     assert few <= many < 1.5 * few and found["live_ratio"] == many / few
     monkeypatch.setattr(scaling, "CHUNK", 8)  # all at once: what grows with the tasks is seen
-    grown = scaling.memory(QUICK, "sinusoid_1step", few=2, many=8)
-    assert grown["live_ratio"] > 2
+    row = scaling.memory(QUICK, "sinusoid_1step", few=2, many=8)
+    assert row["live_ratio"] > 2
     alone = dataclasses.replace(QUICK, engines=("native",))
     outcome = scaling.curve("sinusoid_1step", alone, tasks=(1, 2))
     assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(

@@ -34,7 +34,8 @@ def test_every_engine_computes_the_same_gradient(
     problem = small(name)
     expected = l2o.reference(problem, problem.check)
     found: dict[str, Engine] = {
-        way: native.engine(problem, ExecutorChoice(way)) for way in ("vmap", "compiled_steps")
+        choice: native.engine(problem, ExecutorChoice(choice))
+        for choice in ("vmap", "compiled_steps")
     }
     found["torch"] = l2o.engine(problem)
     try:

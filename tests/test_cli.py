@@ -180,10 +180,10 @@ def test_several_seeds(metalearn: Commands) -> None:
     assert [result["seed"] for result in results] == [4, 2]
     assert results[0]["episodes"] == results[1]["episodes"]
     assert results[0]["headline"]["value"] != results[1]["headline"]["value"]
-    grown = metalearn("train", file, "run.seeds=[4, 2, 7]")
+    more_seeds = metalearn("train", file, "run.seeds=[4, 2, 7]")
     assert (
-        grown.code == 0
-        and grown.err.count("left alone") == 2
+        more_seeds.code == 0
+        and more_seeds.err.count("left alone") == 2
         and (folder / "seed-7" / "result.json").exists()
     )
 

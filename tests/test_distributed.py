@@ -26,7 +26,7 @@ from metalearn.tree import tree_map
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64: the same sums in another order
 EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
 EAGER = [("loop", None), ("vmap", None), ("chunk", 2)]
-WAYS = [*EAGER, ("traced", None), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
+CHOICES = [*EAGER, ("traced", None), ("compiled", None), ("compiled", 2), ("compiled_loop", None)]
 # tasks that neither two nor three processes share evenly
 FIVE = {"tasks_per_step": 5, "dtype": "float64"}
 LONG = {**FIVE, "meta_steps": 1_000_000, "checkpoint_every": 20, "validate": {"every": None}}
@@ -62,7 +62,7 @@ class Rank:
     and through it.
     """
 
-    def __init__(self, given: Case, way: tuple[str, int | None], rank: int, size: int) -> None:
+    def __init__(self, given: Case, choice: tuple[str, int | None], rank: int, size: int) -> None:
         self.state = Ranks(World(rank, size, rank, size)).own_state(given.state(), TASKS)
         self.sum: torch.Tensor | None = None
         self.made = make_step_fn(
@@ -71,8 +71,8 @@ class Rank:
             fold_in(0, "train"),
             tasks=TASKS,
             device="cpu",
-            executor=way[0],
-            chunk=way[1],
+            executor=choice[0],
+            chunk=choice[1],
             share=share_of(TASKS, rank, size),
             total=self.total,
         )
@@ -95,9 +95,9 @@ class Rank:
         return metrics
 
 
-def side_by_side(given: Case, way: tuple[str, int | None], size: int, steps: int = 2) -> Any:
+def side_by_side(given: Case, choice: tuple[str, int | None], size: int, steps: int = 2) -> Any:
     """(state with all lanes, metrics) after some steps of so many ranks."""
-    ranks, metrics = [Rank(given, way, rank, size) for rank in range(size)], []
+    ranks, metrics = [Rank(given, choice, rank, size) for rank in range(size)], []
     for number in range(steps):
         total = torch.stack([rank.up_to_the_meeting(number) for rank in ranks]).sum(0)
         found = [rank.through_it(number, total) for rank in ranks]
@@ -130,8 +130,8 @@ def test_split_steps_equal_whole_ones_under_every_executor(
         state, found = given.method.step(state, given.data(number))
         metrics.append(found)
     traced_too = size == 2 and name in ("maml", "reptile")
-    for way in WAYS if traced_too else EAGER:
-        close(side_by_side(given, way, size), (state, metrics), **EXACT)
+    for choice in CHOICES if traced_too else EAGER:
+        close(side_by_side(given, choice, size), (state, metrics), **EXACT)
 
 
 #

@@ -32,7 +32,7 @@ from metalearn.tree import leaves, tree_map
 
 F64 = torch.float64
 EPISODIC = ["maml", "anil", "meta_sgd", "reptile", "proto_net"]
-WAYS = [
+CHOICES = [
     ("loop", None),
     ("traced", None),
     ("chunk", 2),
@@ -63,9 +63,11 @@ def after_two(given: Case, step: Callable[..., Any]) -> Any:
 # the numbers
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, way) for name in EPISODIC for way in WAYS])
+@pytest.mark.parametrize(
+    ("name", "choice"), [(name, choice) for name in EPISODIC for choice in CHOICES]
+)
 def test_executors_are_equal_in_float64(
-    name: str, way: tuple[str, int | None], uncompiled: None
+    name: str, choice: tuple[str, int | None], uncompiled: None
 ) -> None:
     """Two steps of five tasks (a chunk of 2 leaves a piece of 1), lanes and the outer rule's state
     included.
@@ -73,7 +75,7 @@ def test_executors_are_equal_in_float64(
     given = case(name, METHODS[name])
     assert given.method.step is not None
     close(
-        after_two(given, executor.make_step(given.method, *way)),
+        after_two(given, executor.make_step(given.method, *choice)),
         after_two(given, given.method.step),
     )
 
@@ -92,23 +94,23 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
     caught = rough.method._replace(update=lambda state, grads: state._replace(meta=grads))
     assert caught.task_grad is not None and caught.update is not None
     caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update))
-    for way in [*WAYS, ("vmap", None)]:
-        found = leaves(executor.make_step(caught, *way)(*single)[0].meta)
+    for choice in [*CHOICES, ("vmap", None)]:
+        found = leaves(executor.make_step(caught, *choice)(*single)[0].meta)
         assert found[0].dtype == torch.float32
-        assert 0 < gap([leaf.double() for leaf in found], truth) < 1e-5, way
+        assert 0 < gap([leaf.double() for leaf in found], truth) < 1e-5, choice
 
 
-def steps_of(method: Any, source: Any, tasks: int, way: tuple[str, int | None]) -> Executable:
+def steps_of(method: Any, source: Any, tasks: int, choice: tuple[str, int | None]) -> Executable:
     key, device = fold_in(0, "train"), source.spec.device
-    options = {"tasks": tasks, "device": device, "executor": way[0], "chunk": way[1]}
+    options = {"tasks": tasks, "device": device, "executor": choice[0], "chunk": choice[1]}
     return make_step_fn(method, source.sample, key, **options)
 
 
 def advanced(
-    method: Any, source: Any, way: tuple[str, int | None], steps: int = 3, tasks: int = 5
+    method: Any, source: Any, choice: tuple[str, int | None], steps: int = 3, tasks: int = 5
 ) -> Any:
     """State and metrics after some steps, from step 7 on."""
-    made = steps_of(method, source, tasks, way)
+    made = steps_of(method, source, tasks, choice)
     state, found = broadcast_task_state(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
         state, metrics = made.step(state, made.sample(number))
@@ -248,9 +250,9 @@ def test_a_step_of_another_inner_rate_is_the_same_code_or_another_signature(kind
 
 
 @pytest.mark.parametrize("name", ["maml", "reptile"])
-@pytest.mark.parametrize("way", [("loop", None), ("chunk", 2), ("compiled", 2)])
+@pytest.mark.parametrize("choice", [("loop", None), ("chunk", 2), ("compiled", 2)])
 def test_the_bits_do_not_depend_on_the_number_of_workers(
-    name: str, way: tuple[str, int | None], uncompiled: None
+    name: str, choice: tuple[str, int | None], uncompiled: None
 ) -> None:
     given = case(name, METHODS[name], dtype=torch.float32)
     before = torch.get_num_threads()
@@ -258,7 +260,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(
     for threads, workers in ((1, 1), (2, 1), (2, 2), (1, 3)):
         torch.set_num_threads(threads)
         try:
-            found.append(after_two(given, executor.make_step(given.method, *way, workers)))
+            found.append(after_two(given, executor.make_step(given.method, *choice, workers)))
         finally:
             torch.set_num_threads(before)
     for other in found[1:]:

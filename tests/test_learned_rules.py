@@ -78,7 +78,7 @@ def end(
     )
 
 
-def walk(rule: UpdateRule, params: Params = PARAMS, steps: int = STEPS) -> list[Params]:
+def follow_rule(rule: UpdateRule, params: Params = PARAMS, steps: int = STEPS) -> list[Params]:
     return adapt(loss, params, rule, take(DATA, 0), steps).points
 
 
@@ -118,7 +118,7 @@ def test_a_rule_that_has_learned_nothing_is_torchs_own(which: str) -> None:
     """SGD, exactly; momentum and Adam to the last digits, which torch rounds in another order."""
     component, make = KNOWN[which]
     made = component.build(F64, like=PARAMS)
-    ours = walk(made.rule(made.init(fold_in(0, "theta")), 7), steps=7)[1:]
+    ours = follow_rule(made.rule(made.init(fold_in(0, "theta")), 7), steps=7)[1:]
     for mine, theirs in zip(ours, by_torch(make), strict=True):
         if which == "sgd":
             assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -129,7 +129,7 @@ def test_scalars_mean_what_their_names_say() -> None:
     """Logarithms of factors, and shifts of logits."""
     theta = {"log_lr": 0.7, "logit_beta1": -0.4, "logit_beta2": 0.9, "log_eps": 2.0}
     made = LearnedAdam(lr=0.02, beta1=0.7, beta2=0.9, eps=1e-3).build(F64)
-    ours = walk(
+    ours = follow_rule(
         made.rule({name: torch.tensor(value, dtype=F64) for name, value in theta.items()}, 5)
     )
 
@@ -137,7 +137,7 @@ def test_scalars_mean_what_their_names_say() -> None:
         return 1 / (1 + math.exp(-(math.log(start / (1 - start)) + shift)))
 
     rates = {"lr": 0.02 * math.exp(0.7), "eps": 1e-3 * math.exp(2.0)}
-    theirs = walk(adam(**rates, beta1=decay(0.7, -0.4), beta2=decay(0.9, 0.9)))
+    theirs = follow_rule(adam(**rates, beta1=decay(0.7, -0.4), beta2=decay(0.9, 0.9)))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
 
 

@@ -220,14 +220,14 @@ class Peeping:
 
 def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of a searcher shares memory or values with queries; asking for them is an error."""
-    spy = Peeping()
-    monkeypatch.setattr(RandomSearch, "build", lambda self, space: spy.build(space))
+    searcher = Peeping()
+    monkeypatch.setattr(RandomSearch, "build", lambda self, space: searcher.build(space))
     episode = Images(image_spec()).sample(fold_in(1), 2)
     learned_by(image_method(PerTaskNAS), episode)
-    assert len(spy.seen) == 2
+    assert len(searcher.seen) == 2
     queries = {row.tobytes() for row in episode.query.x.flatten(0, 1).numpy()}
     supports = {row.tobytes() for row in episode.support.x.flatten(0, 1).numpy()}
-    for data in spy.seen:
+    for data in searcher.seen:
         images = [leaf for leaf in leaves(data.folds) if leaf.is_floating_point()]
         given = {row.tobytes() for image in images for row in image.flatten(0, 1).numpy()}
         assert given <= supports and not given & queries

@@ -215,8 +215,8 @@ def test_a_race_says_that_theory_fails(
 
     monkeypatch.setattr(RandomSearch, "build", build)
     messages = collect_messages()
-    words = RaceOptions(stored(tmp_path, table), ("random",), budget=8, seeds=60)
-    rows = {row["reckoning"]: row for row in race_program.race(words)["curves"]}
+    options = RaceOptions(stored(tmp_path, table), ("random",), budget=8, seeds=60)
+    rows = {row["reckoning"]: row for row in race_program.race(options)["curves"]}
     assert rows["truth"]["agrees"] is False and rows["truth"]["regret"] == [0.0] * 4
     assert "DOES NOT lie within" in capsys.readouterr().out
     assert any("not what theory says" in text for text in messages)

@@ -140,8 +140,8 @@ def test_a_table_without_a_header_or_where_all_diverge_is_refused(
 def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     """Regret 0 has a place on the axis, and every searcher of a curve has a look."""
     table, _ = images(noise=0.0)
-    words = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
-    found = race_program.race(words)
+    options = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
+    found = race_program.race(options)
     assert found["curves"][0]["regret"][-1] == 0
     assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(
         race_program.BY_TABLE

@@ -54,9 +54,9 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
     """
     names = ["maml", "shared_nas_of_reptile_by_evolution", "shared_nas_of_reptile_by_tpe"]
     for number, name in enumerate(names):
-        grown = cost_block("episodes", True, flops=3e6 * 100.0**number)
+        larger = cost_block("episodes", True, flops=3e6 * 100.0**number)
         folder = tmp_path / f"methods/{name}/seed-0"
-        write_run(folder, name, "maml", change=lambda one, cost=grown: one.update(cost=cost))
+        write_run(folder, name, "maml", change=lambda one, cost=larger: one.update(cost=cost))
     groups = groups_of(tmp_path)
     drawn = cost.flops_figure((groups, compare(groups)))
     assert drawn is not None

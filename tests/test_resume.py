@@ -198,8 +198,8 @@ def test_torn_lines_and_left_over_temporary_files_do_no_harm(
 
 
 def test_patience_holds_across_a_kill(metalearn: Commands) -> None:
-    look = {"every": 3, "episodes": 8, "patience": 2}
-    run = {"meta_steps": 100_000, "checkpoint_every": 2, "validate": look}
+    validate = {"every": 3, "episodes": 8, "patience": 2}
+    run = {"meta_steps": 100_000, "checkpoint_every": 2, "validate": validate}
     file = write(
         metalearn.folder,
         "patient",
@@ -243,10 +243,10 @@ def test_other_methods_and_tuning_survive_kills(
     metalearn: Commands, method: dict[str, Any]
 ) -> None:
     tuned = "tune" in method
-    look = {"every": 10, "episodes": 8}
+    validate = {"every": 10, "episodes": 8}
     data = sinusoid(
         method=None,
-        run={"meta_steps": 40, "validate": look},
+        run={"meta_steps": 40, "validate": validate},
         budget={"trials": 5 if tuned else 0},
         evaluate={"headline_step": "tuned" if tuned else 3},
     )

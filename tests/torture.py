@@ -222,25 +222,25 @@ def torture(metalearn: Commands, kills: int, aimed: int, seed: int) -> None:
     draw = random.Random(seed)
     one = Torture(metalearn, draw)
     at = moments(draw, one.folder, one.whole)
-    tell("SIGKILL at a random moment", one.part(kills, (-9,), lambda: next(at), kill))
-    tell(
+    report("SIGKILL at a random moment", one.part(kills, (-9,), lambda: next(at), kill))
+    report(
         "SIGKILL while a checkpoint is written",
         one.part(
             aimed, (-9,), lambda: never, kill, lambda: planted("checkpoints", draw.randrange(80))
         ),
     )
-    tell(
+    report(
         "SIGTERM at a random moment",
         one.part(aimed, (75, -15), lambda: next(at), terminate, exact=False),
     )
-    tell("SIGKILL during compare", comparison(metalearn, draw, aimed))
+    report("SIGKILL during compare", comparison(metalearn, draw, aimed))
     two = Torture(metalearn, draw, devices=2)
     after = moments(draw, two.folder, two.whole)
     found = two.part(aimed, (-9, 1, 75), lambda: next(after), some_process(draw), exact=False)
-    tell("SIGKILL of a rank or the launcher, 2 ranks", found)
+    report("SIGKILL of a rank or the launcher, 2 ranks", found)
 
 
-def tell(what: str, counts: dict[str, int]) -> None:
+def report(what: str, counts: dict[str, int]) -> None:
     half = f" ({counts['torn']} left a file half written)" if counts.get("torn") else ""
     print(
         f"{what}: {counts['killed']} killed{half}, {counts['resumed']} resumed, "
@@ -250,11 +250,11 @@ def tell(what: str, counts: dict[str, int]) -> None:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--kills", type=int, default=50, help="at random moments of one training")
-    words.add_argument("--aimed", type=int, default=10, help="of every other kind")
-    words.add_argument("--seed", type=int, default=0, help="of the moments")
-    options = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50, help="at random moments of one training")
+    parser.add_argument("--aimed", type=int, default=10, help="of every other kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     begin = time.monotonic()
     try:

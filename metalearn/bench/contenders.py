@@ -85,8 +85,10 @@ def _left_out(name: str, why: str) -> Callable[[Row], list[Engine]]:
 def _native(problem: Problem, text: str) -> Contender:
     if text == "auto":
         return Contender("native", lambda row: [_auto(problem, row)], text)
-    way = native.way_of(text, problem.workload.tasks)
-    return Contender("native", lambda row: [native.engine(problem, way)], way.executor, way.chunk)
+    choice = native.choice_of(text, problem.workload.tasks)
+    return Contender(
+        "native", lambda row: [native.engine(problem, choice)], choice.executor, choice.chunk
+    )
 
 
 def _auto(problem: Problem, row: Row) -> Engine:

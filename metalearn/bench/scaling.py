@@ -25,7 +25,7 @@ def curve(name: str, settings: Settings, tasks: Sequence[int] = TASKS) -> Outcom
     for count in tasks:
         problem = Problem(work.with_tasks(count), settings.device)
         ways = settings.executors or tuple(
-            way for way in native.candidates(problem) if way != "auto"
+            choice for choice in native.candidates(problem) if choice != "auto"
         )
         outcome = measured(work, replace(settings, tasks=count, executors=ways))
         found.rows += outcome.rows

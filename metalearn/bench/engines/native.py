@@ -27,18 +27,18 @@ def candidates(problem: Problem) -> tuple[str, ...]:
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
 
-def way_of(text: str, tasks: int) -> ExecutorChoice:
+def choice_of(text: str, tasks: int) -> ExecutorChoice:
     """NAME or NAME:CHUNK as a way of running T tasks."""
     name, _, chunk = text.partition(":")
     return asked_for(name, int(chunk) if chunk else None, tasks, tasks)
 
 
-def text_of(way: ExecutorChoice) -> str:
-    """The way back of `way_of`."""
-    return way.executor if way.chunk is None else f"{way.executor}:{way.chunk}"
+def text_of(choice: ExecutorChoice) -> str:
+    """The inverse of `choice_of`."""
+    return choice.executor if choice.chunk is None else f"{choice.executor}:{choice.chunk}"
 
 
-def engine(problem: Problem, way: ExecutorChoice) -> Engine:
+def engine(problem: Problem, choice: ExecutorChoice) -> Engine:
     """Sampling by our TaskSource, meta-gradient and update by `make_step_fn`."""
     made = make_step_fn(
         problem.method,
@@ -46,8 +46,8 @@ def engine(problem: Problem, way: ExecutorChoice) -> Engine:
         problem.key,
         tasks=problem.workload.tasks,
         device=problem.device,
-        executor=way.executor,
-        chunk=way.chunk,
+        executor=choice.executor,
+        chunk=choice.chunk,
     )
     return _engine(problem, made)
 

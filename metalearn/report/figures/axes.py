@@ -166,9 +166,9 @@ def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         places = [across * np.log10(tick / low) / np.log10(high / low) for tick in ticks]
         halves = [text_width(written(tick), size) / 2 for tick in ticks]
-        words = [(place - half, place + half) for place, half in zip(places, halves)]
+        spans = [(place - half, place + half) for place, half in zip(places, halves)]
         if ticks and all(
-            other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(words)
+            other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(spans)
         ):
             chosen = ticks
             break

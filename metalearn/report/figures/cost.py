@@ -212,7 +212,7 @@ def selection_figure(what: Compared) -> Figure | None:
     columns = min(len(found), 2)
     rows = -(-len(found) // columns)
     figure = Figure((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
-    style_of, words = styles(groups), {"size": "medium", "color": INK}
+    style_of, text_style = styles(groups), {"size": "medium", "color": INK}
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(found) :]:
         axes.set_visible(False)
@@ -229,9 +229,9 @@ def selection_figure(what: Compared) -> Figure | None:
             weight="bold",
         )
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    figure.supxlabel("score that chose (minus a loss), higher is better", **words)
+    figure.supxlabel("score that chose (minus a loss), higher is better", **text_style)
     figure.supylabel(
-        "minus the loss on queries" + (", higher is better" if rows > 1 else ""), **words
+        "minus the loss on queries" + (", higher is better" if rows > 1 else ""), **text_style
     )
     return figure
 

@@ -155,7 +155,7 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
     """
     raw = [trial["parameters"].get(name) for trial in trials]
     numbers = all(type(value) in (int, float) for value in raw)
-    words = sorted({word(value) for value in raw})
+    texts = sorted({word(value) for value in raw})
     if numbers and len(set(raw)) > 4:
         low, high = min(raw), max(raw)
         log = low > 0 and high / low > 20
@@ -163,11 +163,11 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
         heights = [(scale(value) - scale(low)) / (scale(high) - scale(low)) for value in raw]
         marks = {0.0: word(low), 1.0: word(high)}
     else:
-        words = sorted(words, key=lambda text: (float(text), text)) if numbers else words
-        level = {text: at / max(1, len(words) - 1) for at, text in enumerate(words)}
+        texts = sorted(texts, key=lambda text: (float(text), text)) if numbers else texts
+        level = {text: at / max(1, len(texts) - 1) for at, text in enumerate(texts)}
         heights = [level[word(value)] for value in raw]
         marks = (
-            {height: text for text, height in level.items()} if len(words) <= NAMES_SHOWN else {}
+            {height: text for text, height in level.items()} if len(texts) <= NAMES_SHOWN else {}
         )
     for height, text in marks.items():
         axes.text(place + 0.04, height, text[:18], va="center", color=SOFT, size=SMALL, zorder=4)
