@@ -21,7 +21,7 @@ RUNS  := runs/maml_sinusoid
 DEMO      := $(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 GLYPHS    := runs/compare_glyphs
 OMNIGLOT  := runs/compare_omniglot
-FIVE      := task.shots=5 evaluate.task.shots=5
+FIVE      := task.shots=5 evaluate.task.shots=5 evaluate.task.queries=15
 FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
     methods.per_task_nas.search_steps=5
 
@@ -119,7 +119,7 @@ compare-glyphs: $(STAMP) ## Compare every family on letters of unseen scripts, 1
 torture: $(STAMP) ## Kill a training 90 times, resume it, compare its end with an uninterrupted run.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
-compare-omniglot: $(STAMP) ## Compare every family on Omniglot, and across sources (75 minutes, needs METALEARN_DATA).
+compare-omniglot: $(STAMP) ## Compare every family on Omniglot, and across sources (hours, needs METALEARN_DATA).
 	@$(MAKE) --no-print-directory -j 2 omniglot-both omniglot-5-shots
 	@for run in $(OMNIGLOT)/1_shot/methods/maml/seed-*; do \
 	    test -e $$run/evaluations/1.json || $(BIN)/metalearn evaluate $$run task.source=glyphs \

@@ -151,6 +151,11 @@ class MethodComponent(Component, ABC):
         """Gradient evaluations on one task in one meta-step: the inner steps and the outer one."""
         return int(dict(self).get("inner_steps", 0)) + 1
 
+    @property
+    def minibatches(self) -> tuple[int | None, int | None]:
+        """Support examples in an inner step, (in training, on new tasks); None: all of them."""
+        return None, None
+
     @classmethod
     def acts_on_new_tasks(cls) -> bool:
         """Whether it has a field that acts when a new task is learned."""

@@ -19,6 +19,7 @@ from metalearn.results.records import Group
 from metalearn.storage.files import plain
 
 STEPS = [0, 1, 2, 5, 10, 20]
+TUNE = {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}}
 # label: start, end, speed (steps to get half way), uses_steps, consumes
 METHODS: dict[str, tuple[float, float, float, bool, str]] = {
     "maml": (0.2, 0.93, 0.4, True, "episodes"),
@@ -98,20 +99,26 @@ def write_run(
         else None,
         "cost": cost_block(consumes, uses_steps),
     }
+    result["tuning"] = _tuning(end) if result["tuned"] else None
     result["seconds"] = total_seconds(result["cost"]) * 1.01
     result["timing"] = {"rounds": 5, "rows": 1, "others": 0.01}
     change(result)
-    tune = (
-        {"inner_lr": {"min": 0.001, "max": 1.0, "distribution": "log_uniform"}}
-        if result["tuned"]
-        else None
-    )
+    tune = TUNE if result["tuned"] else None
     config = {"experiment": "demo", "task": {"source": "glyphs"}, "model": {"name": "conv4"}}
     config |= {"method": {"name": method, "tune": tune}, "run": {"seeds": [seed]}}
     lines = _metrics(generator, end) if consumes != "nothing" else []
     _write(path, result, config, lines, {"accuracy": accuracy, "loss": loss})
     _write_image_episodes(path)
     return path
+
+
+def _tuning(end: float) -> dict[str, Any]:
+    """The record of four trials, the second of which diverged."""
+    scores = [end - 0.1, None, end, end - 0.05]
+    best = [end - 0.1, end - 0.1, end, end]
+    stage = {"acts_in": "new tasks", "fields": ["inner_lr"], "trials": 4, "flops": 4e9}
+    stages = [{**stage, "scores": scores, "best_so_far": best}]
+    return {"trials": 4, "flops": None, "once": True, "seed": 0, "stages": stages}
 
 
 def _write_image_episodes(path: Path) -> None:

@@ -51,6 +51,8 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "controls",
         "selection",
         "tuning",
+        "inductive",
+        "protocol",
     ]
     assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (
         1,

@@ -57,6 +57,7 @@ def test_the_page_holds_together(comparison: Path) -> None:
         "seconds",
         "steps",
         "training",
+        "tuning",
     ]
     assert sorted(file.stem for file in (comparison / "figures").iterdir()) == names
     assert out.stat().st_size < 2_000_000

@@ -80,6 +80,10 @@ class Reptile(MethodComponent):
         refuse_two_rules(self, "inner_lr", scheduled=False)
         return self
 
+    @property
+    def minibatches(self) -> tuple[int | None, int | None]:
+        return self.inner_batch, self.adapt_batch
+
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         # Departure: TensorFlow's Adam adds epsilon to the root of the uncorrected second moment
         # ("epsilon hat", end of section 2 of Kingma & Ba); here it is added after the correction.

@@ -61,7 +61,7 @@ def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
     like = next((row for row in rows if row.method.controls), None)
     if (
         like is None
-        or like.budget.trials == 0
+        or not like.budget.tunes
         or any(row.tune and row.method.controls_searches for row in rows)
     ):
         return None

@@ -17,7 +17,7 @@ from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import Stopped
 from metalearn.logger import log
 from metalearn.run.signals import signals
-from metalearn.run.tune import tunes
+from metalearn.run.tuning.choice import tunes
 from metalearn.run.warm_start import places_of
 from metalearn.storage.lock import Busy, held
 

@@ -23,6 +23,7 @@ Executor = Literal[
     "compiled_graph",
 ]
 Precision = Literal["float32", "tf32", "bf16"]
+MOST_TRIALS = 100_000
 
 
 class Validate(Component):
@@ -210,12 +211,32 @@ class Budget(Component):
     """What tuning may spend, the same for every method."""
 
     trials: int = option(
-        0, "Tuning trials of every method that has a `tune` block.", ge=0, le=100_000
+        0, "Tuning trials of every method that has a `tune` block.", ge=0, le=MOST_TRIALS
+    )
+    flops: float | None = option(
+        None,
+        "FLOPs that tuning of each method may spend, in the place of trials.",
+        gt=0,
+        later=True,
     )
     seed: int = option(0, "Seed of the search.", ge=0, lt=2**32)
     once: bool = option(
         False, "Tune with the first seed alone; the others take its values and its cost."
     )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Budget:
+        if self.trials and self.flops is not None:
+            raise ValueError(
+                f"gives both trials ({self.trials}) and flops ({self.flops:g}): give trials, or "
+                "flops with trials: 0"
+            )
+        return self
+
+    @property
+    def tunes(self) -> bool:
+        """Whether there is anything to tune with."""
+        return self.trials > 0 or self.flops is not None
 
 
 class Published(Component):

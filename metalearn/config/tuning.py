@@ -1,14 +1,22 @@
-"""The `tune` block of a method: ranges of its fields, checked against the fields' limits."""
+"""The `tune` block of a method: ranges of its fields, checked against the fields' limits.
+
+A field of a component inside the method is named by its path, `outer.lr`; a file may also nest it,
+as in `tune: {outer: {lr: {min: 0.001, max: 0.1}}}`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from metalearn.component import Component
 from metalearn.config.sections import TuneRange
 from metalearn.config.validate import Problems, validated
 from metalearn.errors import did_you_mean
+
+Kind = TypeVar("Kind", bound=Component)
 
 
 def tune_ranges(
@@ -16,22 +24,77 @@ def tune_ranges(
 ) -> dict[str, TuneRange]:
     """The ranges by field; a method or budget that is None has problems of its own already."""
     ranges: dict[str, TuneRange] = {}
-    for key, values in tune.items():
+    for key, values in _flat(tune, method):
         where = f"{place}.tune.{key}"
-        fields = None if method is None else type(method).model_fields
-        if fields is not None and str(key) not in fields:
-            text = f"no such field of {method.name}; {did_you_mean(str(key), fields)}"
+        if method is not None and (text := _unknown(method, key)):
             problems.append((where, text))
             continue
         values = values if isinstance(values, dict) else {"values": values}
         span = validated(TuneRange, values, where, problems)
         if span is not None:
-            ranges[str(key)] = span
-            problems.extend((where, text) for text in _illegal(method, str(key), span))
-    if ranges and budget is not None and budget.trials == 0:
-        text = f"is 0, but {place}.tune asks for tuning: give trials, or remove tune"
+            ranges[key] = span
+            problems.extend((where, text) for text in _illegal(method, key, span))
+    for key in ranges:
+        if (outer := key.rpartition(".")[0]) in ranges:
+            text = f"lies inside {outer}, which is tuned as a whole: remove one of the two"
+            problems.append((f"{place}.tune.{key}", text))
+    if ranges and budget is not None and not budget.tunes:
+        text = f"is 0, but {place}.tune asks for tuning: give trials or flops, or remove tune"
         problems.append(("budget.trials", text))
     return ranges
+
+
+def value_at(component: Component, key: str) -> Any:
+    """What a component has in the field `inner_lr`, or `outer.lr`."""
+    found: Any = component
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def with_values(component: Kind, values: Mapping[str, Any]) -> Kind:
+    """The component with other values in some fields, by their paths."""
+    data = component.model_dump()
+    for key, value in values.items():
+        *path, name = key.split(".")
+        inner = data
+        for part in path:
+            inner = inner[part]
+        inner[name] = value
+    return type(component).model_validate(data)
+
+
+def numbers_of(method: Component, key: str) -> set[type]:
+    """Which of int and float a field of a method takes; {int}: whole numbers alone."""
+    outer, _, name = key.rpartition(".")
+    owner = value_at(method, outer) if outer else method
+    annotation = type(owner).model_fields[name].annotation
+    return {int, float} & set(get_args(annotation) or (annotation,))
+
+
+def _flat(tune: Mapping[Any, Any], owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path of a field, what is given for it), nested mappings of a component's fields unfolded."""
+    for key, values in tune.items():
+        inner = getattr(owner, str(key), None) if isinstance(owner, Component) else None
+        ranged = not isinstance(values, dict) or not set(values) - set(TuneRange.model_fields)
+        if isinstance(inner, Component) and not ranged:
+            yield from _flat(values, inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", values
+
+
+def _unknown(method: Component, key: str) -> str:
+    """Why a path names no field of the method; empty where it names one."""
+    owner: Any = method
+    for part in key.split("."):
+        if not isinstance(owner, Component):
+            return f"{key.removesuffix('.' + part)} has no fields of its own"
+        fields = type(owner).model_fields
+        if part not in fields:
+            name = getattr(owner, "name", method.name)  # type: ignore[attr-defined]
+            return f"no such field of {name}; {did_you_mean(part, fields)}"
+        owner = getattr(owner, part)
+    return ""
 
 
 def _illegal(method: Any, key: str, span: TuneRange) -> list[str]:
@@ -50,13 +113,7 @@ def _illegal(method: Any, key: str, span: TuneRange) -> list[str]:
     found = []
     for value in ends:
         try:
-            type(method).model_validate({**method.model_dump(mode="json"), key: value})
+            with_values(method, {key: value})
         except ValidationError as error:
             found.append(f"{value!r} is no legal value: {error.errors()[0]['msg']}")
     return found
-
-
-def numbers_of(method: Any, key: str) -> set[type]:
-    """Which of int and float a field of a method takes; {int}: whole numbers alone."""
-    annotation = type(method).model_fields[key].annotation
-    return {int, float} & set(get_args(annotation) or (annotation,))

@@ -93,6 +93,12 @@ def _cost(section: Section, sections: Sequence[Section]) -> Json:
     return {"before": BEFORE, "devices": sorted(devices - {""}), "timings": timings}
 
 
+def _noise(section: Section, sections: Sequence[Section]) -> Json:
+    """The numbers of trials that have a column: powers of two below the most."""
+    most = max((row["trials"] for row in section.found.get("tuning") or []), default=0)
+    return {"tuning_points": [2**power for power in range(12) if 2**power < most]}
+
+
 QUESTIONS = (
     Question("How fast is a new task learned, with the same labels?", "speed.html.j2", _speed),
     Question("What share of tasks reaches the target within a budget?", "target.html.j2"),
@@ -102,7 +108,7 @@ QUESTIONS = (
     ),
     Question("After how many new tasks is an up-front cost repaid?", "break_even.html.j2"),
     Question("What adds how much: start, optimizer or architecture?", "parts.html.j2"),
-    Question("Did a search find anything, or only select noise?", "noise.html.j2"),
+    Question("Did a search find anything, or only select noise?", "noise.html.j2", _noise),
     Question("How does the ranking change with shots and ways?", "settings.html.j2", _settings),
     Question("Does it survive a shift to other tasks?", "shift.html.j2", _shift),
     Question("What did all of it cost, and can the comparison be trusted?", "cost.html.j2", _cost),

@@ -16,11 +16,14 @@ from metalearn.results.checks import checks
 from metalearn.results.contrasts import contrasts, mark_contrasts
 from metalearn.results.costs import total_cost
 from metalearn.results.curves import cost_curves, curves
+from metalearn.results.design.inductive import inductive_rows
+from metalearn.results.design.protocol import protocol
+from metalearn.results.design.tuning import tuning_rows
 from metalearn.results.factors import factors
 from metalearn.results.iso_compute import equal_compute
 from metalearn.results.records import Group, Json
 from metalearn.results.schema import Comparison
-from metalearn.results.searches import controls, selection_rows, tuning_rows
+from metalearn.results.searches import controls, selection_rows
 from metalearn.results.summary import paired, summary
 from metalearn.storage.files import plain, read_json, write_json
 from metalearn.storage.schema import Request, checked
@@ -62,12 +65,14 @@ def compare(
         "break_even_common": break_even_common(groups, wanted, tested),
         "sensitivity": sensitivity(groups, wanted, levels, tested),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
-        **_shown(groups, wanted, pairs),
+        **_shown(groups, wanted, pairs, levels),
     }
     return dict(plain(found))
 
 
-def _shown(groups: Sequence[Group], target: Json | None, pairs: Sequence[Json]) -> Json:
+def _shown(
+    groups: Sequence[Group], target: Json | None, pairs: Sequence[Json], levels: Sequence[float]
+) -> Json:
     """What figures and tables are made of."""
     tasks = max((run.episodes for group in groups for run in group.runs), default=0)
     return {
@@ -81,6 +86,8 @@ def _shown(groups: Sequence[Group], target: Json | None, pairs: Sequence[Json]) 
         "controls": controls(groups, pairs),
         "selection": selection_rows(groups),
         "tuning": tuning_rows(groups),
+        "inductive": inductive_rows(groups),
+        "protocol": protocol(groups, levels),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metalearn.results import costs
 from metalearn.results.records import Group, Run
-from metalearn.results.searches import candidates, is_control, searched, trials
+from metalearn.results.searches import candidates, is_control, searched, trials, tuning_flops
 
 SEARCH_SEEDS = 3
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
@@ -27,7 +27,7 @@ def cost_checks(groups: Sequence[Group]) -> list[Check]:
     """The checklist of the account, in the order in which a reader should worry."""
     runs = [run for group in groups for run in group.runs]
     return [
-        _equal_trials(groups),
+        _equal_tuning(groups),
         _search_seeds(groups),
         _random_control(groups),
         _phases(runs),
@@ -44,7 +44,10 @@ def tunable(run: Run) -> bool:
     return run.acts_on_new_tasks or not (run.config.get("method") or {}).get("start")
 
 
-def _equal_trials(groups: Sequence[Group]) -> Check:
+def _equal_tuning(groups: Sequence[Group]) -> Check:
+    """Equal trials, or equal FLOPs where the budget is in FLOPs."""
+    if any(tuning_flops(run) is not None for group in groups for run in group.runs):
+        return _equal_flops(groups)
     name = "equal tuning trials"
     found: dict[int, list[str]] = {}
     for group in groups:
@@ -57,6 +60,19 @@ def _equal_trials(groups: Sequence[Group]) -> Check:
         why = f"a method that was tuned more had more chances ({listed})"
         return Check(name, False, why + _untuned_searches(groups))
     return Check(name, True, f"every row: {next(iter(found), 0)}")
+
+
+def _equal_flops(groups: Sequence[Group]) -> Check:
+    name = "equal tuning compute"
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        given = {tuning_flops(run) for run in group.runs if tunable(run)}
+        for words in sorted("trials" if one is None else f"{one:.3g} FLOPs" for one in given):
+            found.setdefault(words, []).append(group.label)
+    if len(found) > 1:
+        listed = "; ".join(f"{words}: {', '.join(who)}" for words, who in sorted(found.items()))
+        return Check(name, False, f"rows were tuned with unequal compute ({listed})")
+    return Check(name, True, f"every row: {next(iter(found), 'none')}")
 
 
 def _untuned_searches(groups: Sequence[Group]) -> str:

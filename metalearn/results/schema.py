@@ -181,6 +181,22 @@ class _Tuning(_Labelled):
     trials: Count
     best: Maybe
     tested: Maybe
+    best_so_far: list[Maybe] | None = None
+    flops: Maybe = None
+
+
+class _Inductive(_Labelled):
+    normalisation: Text | None
+    value: Maybe
+    interval: Ends
+    difference: Maybe
+    ci95: Ends
+    why: Text | None
+
+
+class _Fact(Open):
+    topic: Text
+    text: Text
 
 
 class Comparison(Open):
@@ -207,3 +223,5 @@ class Comparison(Open):
     controls: list[_Control] | None = None
     selection: list[_Noise] | None = None
     tuning: list[_Tuning] | None = None
+    inductive: list[_Inductive] | None = None
+    protocol: list[_Fact] | None = None

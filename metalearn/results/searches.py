@@ -11,8 +11,8 @@ import numpy as np
 from metalearn.errors import ConfigError
 from metalearn.evaluate.selection import noise
 from metalearn.nas import SEARCHERS
-from metalearn.results.records import Array, Group, Json, Run, mean
-from metalearn.storage.files import read_json, read_npz
+from metalearn.results.records import Array, Group, Json, Run
+from metalearn.storage.files import read_npz
 
 # score, truth [R, A]: what each candidate was chosen by, and how good it was on queries
 SELECTION = "selection.npz"
@@ -22,6 +22,13 @@ def trials(run: Run) -> int:
     """Tuning trials of a run: `budget.trials` where it had fields to tune."""
     tuned = (run.config.get("method") or {}).get("tune")
     return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
+
+
+def tuning_flops(run: Run) -> float | None:
+    """`budget.flops` of a run that had fields to tune; 0 without such fields, None under trials."""
+    budget = run.config.get("budget") or {}
+    tuned = (run.config.get("method") or {}).get("tune")
+    return budget.get("flops") if tuned or budget.get("flops") is None else 0.0
 
 
 def searched(run: Run) -> bool:
@@ -165,25 +172,3 @@ def selection_rows(groups: Sequence[Group]) -> list[Json]:
         }
         for one in selections(groups)
     ]
-
-
-def tuning_rows(groups: Sequence[Group]) -> list[Json]:
-    """The `tuning` rows of comparison.json: the best trial's score on validation tasks beside the
-    score on test tasks, where both are known.
-    """
-    rows = []
-    for group in groups:
-        best, tested = mean([_best_trial(run) for run in group.runs]), group.value()
-        if best is not None and tested is not None:
-            best = best if group.higher_better else -best
-            row = {"label": group.label, "trials": trials(group.first), "best": best}
-            rows.append({**row, "tested": tested})
-    return rows
-
-
-def _best_trial(run: Run) -> float | None:
-    record = run.path / "tune" / "trials.json"
-    if not record.exists():
-        return None
-    known = [trial.get("score") for trial in read_json(record)]
-    return max((float(value) for value in known if value is not None), default=None)

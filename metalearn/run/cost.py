@@ -53,7 +53,7 @@ def cost_block(
             table["setup"]["seconds"] += once[phase]["seconds"] - row["seconds"] * evaluate.episodes
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
         table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
-    _add_labels(table, parts.test)
+    _add_labels(table, parts.test, experiment.learns.minibatches[1])
     if stepped:
         _add_start(table, at_start, tasks)
     return table
@@ -78,14 +78,15 @@ def _part(value: float, count: int) -> float:
     return value // count if isinstance(value, int) and value % count == 0 else value / count
 
 
-def _add_labels(table: dict[str, Row], source: TaskSource) -> None:
-    """A method that adapts to a support set uses its labels, once, and its examples at every
-    step.
+def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None) -> None:
+    """A method that adapts to a support set uses its labels, once, and at every step its examples,
+    or a minibatch of them.
     """
     row, spec = table["adapt"], source.spec
     if row.get("seconds_batched") and not row["labels"]:
         labelled = spec.ways * spec.shots
-        row |= {"labels": labelled, "examples": labelled * max(int(row["gradient_steps"]), 1)}
+        used = (minibatch or labelled) * max(int(row["gradient_steps"]), 1)
+        row |= {"labels": min(labelled, used), "examples": used}
 
 
 def _add_start(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None:

@@ -19,9 +19,11 @@ from metalearn.evaluate.ledger import CostLedger, known
 from metalearn.rng import fold_in
 from metalearn.run.cost import cost_block
 from metalearn.run.directory import request_hash
+from metalearn.run.inductive import Inductive, inductive_test
 from metalearn.run.job import Job, wall_seconds
+from metalearn.run.tuning.choice import tuned_values, tuning_record
 from metalearn.storage.environment import git_commit
-from metalearn.storage.files import plain, read_json, write_atomic, write_json
+from metalearn.storage.files import plain, write_atomic, write_json
 from metalearn.types import Episode, Key, Meta, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
@@ -34,17 +36,25 @@ def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
-    return job.ranks.first(lambda: _written(job, metas, step, found, spent))
+    again = inductive_test(job, metas)
+    return job.ranks.first(lambda: _written(job, metas, step, found, spent, again))
 
 
 def _written(
-    job: Job, metas: Sequence[Meta], step: int | None, found: Curve, spent: CostLedger
+    job: Job,
+    metas: Sequence[Meta],
+    step: int | None,
+    found: Curve,
+    spent: CostLedger,
+    again: Inductive,
 ) -> dict[str, Any]:
-    """`spent` has what learning the test tasks took."""
+    """`spent` has what learning the test tasks took; `again` is the test without transduction."""
     experiment, parts, method = job.experiment, job.parts, job.parts.test_method
     method = method if len(metas) == 1 else ensemble(method, metas)
     write_scores(job.folder / "scores.npz", found)
     write_episodes(job.folder / "episodes.npz", parts.test, experiment.evaluate.seed)
+    if again.scores is not None:
+        _write_arrays(job.folder / "inductive.npz", scores=again.scores)
     if found.notes:
         notes = {name: value.cpu().numpy() for name, value in found.notes.items()}
         _write_arrays(job.folder / "notes.npz", **notes)
@@ -56,13 +66,14 @@ def _written(
     result |= {
         "config_hash": request_hash(job.folder),
         "git": git_commit(),
+        "inductive": again.record,
         "checkpoint_step": step,
         "cost": cost_block(job.ledger, spent, method, metas[0], parts, experiment),
-        # phase -> why its FLOPs are null
-        "uncounted": {**job.ledger.uncounted, **spent.uncounted},
+        "uncounted": {**job.ledger.uncounted, **spent.uncounted},  # phase -> why
         # FLOPs of the run that `method.start` names, by phase; they are in `cost` too
         "started": {phase: known(entry.get("flops")) for phase, entry in job.started.items()},
         "tuned": tuned_values(job.folder),
+        "tuning": tuning_record(job.folder, experiment, found.metric),
         "seconds": wall_seconds(job.ledger, spent),
         "devices": job.ranks.size,  # that were at work in those seconds
         "workers": experiment.run.workers,
@@ -77,23 +88,6 @@ def _first_tasks(job: Job, count: int) -> tuple[Episode, Key]:
     key = fold_in(evaluate.seed, "episodes")
     episode = job.parts.test.sample(key, min(count, evaluate.episodes))
     return episode, learn_keys(episode.info["key"], job.seed)
-
-
-def tuned_values(folder: Path) -> dict[str, Any] | None:
-    """What tuning chose: fields, headline step, which fields lie on the edge of their range; null
-    without tuning.
-    """
-    found: dict[str, Any] = {}
-    for name in ("training", "best"):
-        path = folder / "tune" / f"{name}.json"
-        if path.exists():
-            choice = read_json(path)
-            found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
-            found["on_edge"] = found.get("on_edge", []) + choice["edge"]
-    source = folder / "tune" / "from.json"
-    if found and source.exists():
-        found["from_seed"] = read_json(source)["seed"]
-    return found or None
 
 
 def describe_result(

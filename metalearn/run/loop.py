@@ -30,7 +30,7 @@ from metalearn.run.plan import TrainingSteps, planned_again
 from metalearn.run.progress import Progress
 from metalearn.run.signals import finishing_step, stop
 from metalearn.tree import tree_map
-from metalearn.types import MetaState, Metrics
+from metalearn.types import EpisodeSpec, MetaState, Metrics
 
 Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
 
@@ -149,11 +149,25 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
         counts: Entry = {"gradient_steps": steps, "examples": examples, "labels": examples}
     else:
         tasks = steps * run.tasks_per_step
-        examples = tasks * spec.ways * (spec.shots + spec.queries)
-        gradients = tasks * job.experiment.learns.gradients_per_task
-        counts = {"gradient_steps": gradients, "examples": examples}
-        counts |= {"labels": examples, "tasks": tasks}
+        examples, labels = examples_of_task(job.experiment.learns, spec)
+        counts = {
+            "gradient_steps": tasks * job.experiment.learns.gradients_per_task,
+            "examples": tasks * examples,
+        }
+        counts |= {"labels": tasks * labels, "tasks": tasks}
     job.ledger.add(job.phase, 0.0, **counts, **spent)
+
+
+def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
+    """(examples, labels) that training uses of one task: support and query set once, or the
+    minibatches of a method that draws some from the support set alone.
+    """
+    size = getattr(method, "minibatches", (None, None))[0]
+    if size is None:
+        count = spec.ways * (spec.shots + spec.queries)
+        return count, count
+    drawn = size * method.inner_steps
+    return drawn, min(drawn, spec.ways * spec.shots)
 
 
 def look(job: Job, done: int, state: MetaState) -> Validation:

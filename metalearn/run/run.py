@@ -6,6 +6,7 @@ Each stage leaves its files in the run directory. Running the list again goes on
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from metalearn.logger import log
 from metalearn.machine import device_of
 from metalearn.report.run_figures import figures
 from metalearn.run.checkpoints import save, select_checkpoint
-from metalearn.run.directory import request, stored_experiment, write_start
+from metalearn.run.directory import request, status, stored_experiment, write_start
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
 from metalearn.run.loop import look, train
@@ -36,18 +37,20 @@ from metalearn.run.plan import (
 )
 from metalearn.run.shared_search import search
 from metalearn.run.signals import signals, stop
-from metalearn.run.tune import (
-    measured,
+from metalearn.run.tuning.choice import (
     record_trials,
-    run_trials,
-    score_of,
     split_fields,
     store_choice,
     stored_choice,
     take_over,
+    with_choice,
+)
+from metalearn.run.tuning.trials import (
+    measured,
+    run_trials,
+    score_of,
     trial_folder,
     tune_on_new_tasks,
-    with_choice,
 )
 from metalearn.run.warm_start import folder_of, initial_state, warm_start
 from metalearn.storage.environment import describe
@@ -195,6 +198,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder, ledger = trial_folder(job.folder, number), _ledger(experiment, job.ranks)
     parts = rebuild(job.parts, experiment)
+    job.ranks.first(lambda: _clear_other(folder, experiment))
     try:
         with job.ledger.paused(), ledger.span("setup"):
             trial = begin(experiment, folder, parts, ledger, job.ranks, job.folder)
@@ -213,6 +217,12 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
     finally:
         for entry in ledger.totals().values():
             job.ledger.add("tune", **{"seconds": 0.0, **entry})
+
+
+def _clear_other(folder: Path, experiment: Experiment) -> None:
+    """Remove a trial of other values, which an older version has left under this number."""
+    if status(folder, experiment) == "other":
+        shutil.rmtree(folder)
 
 
 # the run directory

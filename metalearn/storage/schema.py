@@ -92,6 +92,30 @@ class _Tuned(Open):
     on_edge: list[str] = []
 
 
+class _Inductive(Open):
+    normalisation: Text | None = None
+    step: Count | None = None
+    value: Maybe = None
+    ci95: Maybe = None
+    why: Text | None = None
+
+
+class _Stage(Open):
+    fields: list[Text] = []
+    trials: Count
+    flops: Maybe = None
+    scores: Row = None
+    best_so_far: Row = None
+
+
+class _Tuning(Open):
+    trials: Count | None = None
+    flops: Maybe = None
+    once: bool = False
+    seed: int | None = None
+    stages: list[_Stage] = Field(default=[], max_length=10)
+
+
 class Result(Open):
     """result.json, schema 1, as reports, comparisons and tests of a run read it."""
 
@@ -111,6 +135,8 @@ class Result(Open):
     cost: dict[str, _Spent] | None = None
     tuned: _Tuned | None = None
     timing: _Timing | None = None
+    tuning: _Tuning | None = None
+    inductive: _Inductive | None = None
     uncounted: dict[str, str] | None = None
     factors: dict[str, Any] | None = None
     facts: dict[str, Any] | None = None
@@ -136,6 +162,8 @@ class _Evaluate(Open):
 
 class _Budget(Open):
     trials: Count | None = None
+    flops: Maybe = None
+    once: bool = False
 
 
 class Config(Open):

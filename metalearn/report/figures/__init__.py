@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from metalearn.report.figures import cost, curves
 from metalearn.report.figures.axes import Compared
+from metalearn.report.figures.tuning import tuning_figure
 
 FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "steps": curves.steps_figure,
@@ -21,4 +22,5 @@ FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "pareto": cost.pareto_figure,
     "break-even": cost.break_even_figure,
     "selection": cost.selection_figure,
+    "tuning": tuning_figure,
 }

@@ -1,0 +1,1 @@
+"""How a comparison was made: its protocol, its tuning, and what a single query is worth."""

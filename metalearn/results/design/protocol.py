@@ -1,0 +1,189 @@
+"""`protocol` of comparison.json: how rows were trained, tuned and tested, by their configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from metalearn.results.records import Group, Json, Run
+
+RATES = ("lr", "inner_lr", "arch_lr", "rate_range", "step_size")  # fields that one would tune
+
+
+def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
+    """Sentences by topic: {"topic", "text"}; a topic that the rows have nothing on is not there."""
+    found = {
+        "seeds": _counted(groups, lambda group: len(group.runs), "seed"),
+        "test tasks": _counted(groups, lambda group: group.tested_on, "task"),
+        "validation tasks": _by_value(groups, _validation),
+        "queries": _queries(groups[0].first),
+        "levels": ", ".join(f"{level:.4g}" for level in levels),
+        "normalisation": _normalisation(groups),
+        "steps on a new task": _headline(groups),
+        "budget of tuning": _budget(groups),
+        "tuned": _tuned(groups),
+        "not tuned": _not_tuned(groups),
+        "schedules": _by_value(groups, _schedule),
+        "shots of training tasks": _other_shots(groups),
+        "minibatches": _minibatches(groups),
+    }
+    return [{"topic": topic, "text": text} for topic, text in found.items() if text]
+
+
+def _by_value(groups: Sequence[Group], of: Callable[[Run], str]) -> str:
+    """What rows have in common or not: `value: labels; value: labels`, or the value alone."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        if value := of(group.first):
+            found.setdefault(value, []).append(group.label)
+    if len(found) == 1 and len(groups) > 1 and len(next(iter(found.values()))) == len(groups):
+        return f"every row: {next(iter(found))}"
+    return "; ".join(f"{value}: {', '.join(labels)}" for value, labels in found.items())
+
+
+def _counted(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
+    most = max(map(count, groups))
+    fewer = [f"{group.label} {count(group)}" for group in groups if count(group) < most]
+    rest = f"; fewer: {', '.join(fewer)}, as many as the price of a row allows" if fewer else ""
+    return f"{most} {unit}{'s' if most != 1 else ''} a row{rest}"
+
+
+def _section(run: Run, name: str) -> Json:
+    found = run.config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _method(run: Run) -> Json:
+    """The method that learns: a search's is the one that it contains."""
+    method = _section(run, "method")
+    inside = method.get("contains")
+    return inside if isinstance(inside, dict) else method
+
+
+def _validation(run: Run) -> str:
+    found = _section(run, "run").get("validate")
+    count = found.get("episodes") if isinstance(found, dict) else None
+    return f"{count} tasks" if count else ""
+
+
+def _queries(run: Run) -> str:
+    task = run.result.get("task") or {}
+    ways, queries = int(task.get("ways") or 0), int(task.get("queries") or 0)
+    if run.metric != "accuracy" or not ways * queries:
+        return f"{queries} a task" if queries else ""
+    return f"{queries} a class, so a task's accuracy is a multiple of 1/{ways * queries}"
+
+
+def _normalisation(groups: Sequence[Group]) -> str:
+    def policy(run: Run) -> str:
+        known = str(run.result.get("normalisation") or "")
+        return f"{known} (transductive)" if known and run.result.get("transductive") else known
+
+    return _by_value(groups, policy)
+
+
+def _headline(groups: Sequence[Group]) -> str:
+    def choice(run: Run) -> str:
+        if not run.traits.get("uses_steps", True):
+            return ""
+        asked = (run.result.get("tuned") or {}).get("headline_step")
+        return "the best of the curve's on validation tasks" if asked is not None else "fixed"
+
+    return _by_value(groups, choice)
+
+
+def _budget(groups: Sequence[Group]) -> str:
+    def words(run: Run) -> str:
+        budget = _section(run, "budget")
+        if not _section(run, "method").get("tune"):
+            return ""
+        if budget.get("flops"):
+            return f"{float(budget['flops']):.3g} FLOPs"
+        return f"{budget.get('trials') or 0} trials"
+
+    tuned = [group for group in groups if words(group.first)]
+    if not tuned:
+        return ""
+    both = [group.label for group in tuned if len(_stages(group.first)) > 1]
+    text = _by_value(groups, words)
+    if both:
+        text += f"; of the fields of training and of those of new tasks each: {', '.join(both)}"
+    if any(_section(group.first, "budget").get("once") for group in tuned):
+        text += "; tuned at the first seed alone: intervals are given one tuning"
+    elif any(len(group.runs) > 1 for group in tuned):
+        text += "; each seed tunes for itself"
+    return text
+
+
+def _stages(run: Run) -> list[Json]:
+    return (run.result.get("tuning") or {}).get("stages") or []
+
+
+def _tuned(groups: Sequence[Group]) -> str:
+    def fields(run: Run) -> str:
+        tune = _section(run, "method").get("tune") or {}
+        return ", ".join(f"{name} {_range(span)}" for name, span in tune.items())
+
+    return _by_value(groups, fields)
+
+
+def _range(span: Any) -> str:
+    if not isinstance(span, dict):
+        return ""
+    if span.get("values") is not None:
+        return f"of {len(span['values'])} values"
+    scale = " (log)" if span.get("distribution") == "log_uniform" else ""
+    return f"{span.get('min'):g} to {span.get('max'):g}{scale}"
+
+
+def _not_tuned(groups: Sequence[Group]) -> str:
+    def fixed(run: Run) -> str:
+        tuned = set(_section(run, "method").get("tune") or {})
+        trains = bool(_section(run, "run").get("meta_steps"))
+        left = [
+            f"{name} {value}"
+            for name, value in _rates(_method(run))
+            if name not in tuned and name.split(".")[0] not in tuned
+            if trains or not name.startswith("outer.")
+        ]
+        return ", ".join(left)
+
+    return _by_value(groups, fixed)
+
+
+def _rates(fields: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict) and not prefix and name in ("outer", "rule"):
+            yield from _rates(value, f"{name}.")
+        elif name in RATES:
+            yield f"{prefix}{name}", value
+
+
+def _schedule(run: Run) -> str:
+    options, consumes = _section(run, "run"), run.traits.get("consumes")
+    steps = options.get("meta_steps")
+    if consumes == "nothing" or not steps:
+        return ""
+    many, what = options.get("tasks_per_step"), "tasks"
+    if consumes == "examples":
+        many, what = options.get("examples_per_step"), "examples"
+    return f"{steps} steps of {many} {what}"
+
+
+def _other_shots(groups: Sequence[Group]) -> str:
+    def shots(run: Run) -> str:
+        own, test = _section(run, "task").get("shots"), (run.result.get("task") or {}).get("shots")
+        learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
+        return (
+            f"{own} in training, {test} in the test" if learns and own not in (None, test) else ""
+        )
+
+    return _by_value(groups, shots)
+
+
+def _minibatches(groups: Sequence[Group]) -> str:
+    def batch(run: Run) -> str:
+        size = _method(run).get("adapt_batch")
+        return f"{size} support examples in a step on a new task" if size else ""
+
+    return _by_value(groups, batch)

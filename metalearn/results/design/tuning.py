@@ -1,0 +1,48 @@
+"""`tuning` of comparison.json: the score on validation tasks against the number of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metalearn.results.records import Group, Json, Run, mean
+
+
+def tuning_rows(groups: Sequence[Group]) -> list[Json]:
+    """The `tuning` rows of comparison.json: the best score on validation tasks after each number of
+    trials, mean over seeds, beside the score on test tasks, where both are known.
+    """
+    rows = []
+    for group in groups:
+        tested, series = group.value(), [_best_so_far(run, group) for run in group.runs]
+        length = max(map(len, series), default=0)
+        if tested is None or not all(series):
+            continue
+        # a seed that has tried fewer has found no more
+        padded = [found + found[-1:] * (length - len(found)) for found in series]
+        best = [mean(column) for column in zip(*padded)]
+        if best[-1] is not None:
+            row = {"label": group.label, "trials": length, "best": best[-1], "tested": tested}
+            flops = mean([_tuning_flops(run) for run in group.runs])
+            rows.append({**row, "best_so_far": best, "flops": flops})
+    return rows
+
+
+def _stages(run: Run) -> list[Json]:
+    """The trials of fields of training, then of fields of new tasks."""
+    found = (run.result.get("tuning") or {}).get("stages") or []
+    return [stage for stage in found if stage.get("scores")]
+
+
+def _best_so_far(run: Run, group: Group) -> list[float | None]:
+    worst = -np.inf if group.higher_better else np.inf
+    scores = [worst if v is None else v for stage in _stages(run) for v in stage["scores"]]
+    best = np.maximum if group.higher_better else np.minimum
+    return [float(v) if np.isfinite(v) else None for v in best.accumulate(scores or [worst])]
+
+
+def _tuning_flops(run: Run) -> float | None:
+    spent = [stage.get("flops") for stage in _stages(run)]
+    known = [float(flops) for flops in spent if flops is not None]
+    return sum(known) if len(known) == len(spent) else None

@@ -1,0 +1,1 @@
+"""Tuning on validation tasks: which values are tried, the trials, and what they choose."""
