@@ -50,6 +50,8 @@ def compare(
         episodes, steps, headline_step, target, targets; or whole sections run, evaluate, budget as
         mappings.
 
+    A validation has as many tasks as the test where `episodes` is given, at most 200.
+
     An interrupted comparison goes on where it ended when it is called again. Raises ConfigError
     with all problems before anything is written."""
     rows = [{**_fields(method, "methods"), "label": label} for label, method in methods.items()]
@@ -115,6 +117,8 @@ def _sections(
         values = dict(rest.pop(section, None) or {})
         values |= {key: _plain(rest.pop(key)) for key in names if key in rest}
         data[section] = values
+    if "episodes" in options and "validate" not in data["run"]:
+        data["run"]["validate"] = {"episodes": max(2, min(200, int(options["episodes"])))}
     data["budget"] = rest.pop("budget", None) or {}
     if rest:
         known = ", ".join((*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget"))

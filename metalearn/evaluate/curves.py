@@ -18,7 +18,7 @@ from metalearn.labels import check_labels
 from metalearn.losses import accuracy, criterion
 from metalearn.padding import cleaned
 from metalearn.rng import fold_in
-from metalearn.tree import tree_map
+from metalearn.tree import leaves, tree_map
 from metalearn.types import (
     Batch,
     Episode,
@@ -178,7 +178,7 @@ def score_episodes(
     starts: int = 0,
 ) -> Scores:
     """Scores of the episodes numbered span[0] up to span[1], of which there is at least one."""
-    key = fold_in(seed, "episodes")
+    key, chunk = fold_in(seed, "episodes"), min(chunk, _most_at_once(meta))
     rows = []
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
@@ -203,6 +203,12 @@ def score_episodes(
         finite,
         {name: torch.cat([part[name] for part in notes]) for name in notes[0]},
     )
+
+
+def _most_at_once(meta: Meta) -> int:
+    """Tasks whose own parameters, of which a method holds several copies, stay within a GiB."""
+    size = sum(leaf.numel() * leaf.element_size() for leaf in leaves(meta))
+    return max(1, 2**30 // (8 * size)) if size else 2**30
 
 
 def make_curve(found: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:
