@@ -1,5 +1,6 @@
-"""The rows of a comparison, shared by all processes that work on the same folder: a free process
-takes the next row.
+"""The rows of a comparison, shared by all processes that work on the same folder.
+
+A free process takes the next row.
 
 They share nothing but the run directories and their locks, so one may join, be killed, and come
 back."""
@@ -31,12 +32,12 @@ def share(
     pause: float = PAUSE,
     ranks: Ranks = ALONE,
 ) -> None:
-    """`run` every row in order, once what it needs is finished; a row that another process runs is
-    tried again later.
+    """`run` every row in order, once what it needs is finished.
+
+    A row that another process runs is tried again later.
 
     Returns when all rows were run, here or elsewhere. Rows that need each other in a circle are run
-    all the same: `run` refuses them, because what they start from is missing.
-    """
+    all the same: `run` refuses them, because what they start from is missing."""
     waiting = {folder: experiment for experiment, folder in rows}
     logged: set[Path] = set()
     with signals(_stopped, ranks):  # while a row is run it has its own
@@ -78,9 +79,7 @@ def _run(
 
 
 def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """The run directories that are to be made before this one begins: its start, and the seeds that
-    may tune for it.
-    """
+    """The run directories that this one needs first: its start, and seeds that may tune for it."""
     found: list[Path] = []
     if experiment.start:
         places = {

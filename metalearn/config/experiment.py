@@ -1,6 +1,4 @@
-"""From an experiment file and overrides to one validated, resolved experiment a method; all errors
-at once.
-"""
+"""From an experiment file and overrides to resolved experiments, all errors at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The ten questions that a page answers, each with its template and what the template reads; a
-question that the runs cannot answer says why.
-"""
+"""The ten questions of a page, each with its template and what the template reads.
+
+A question that the runs cannot answer says why."""
 
 from __future__ import annotations
 

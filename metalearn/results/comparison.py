@@ -126,21 +126,17 @@ def write_comparison(root: Path) -> Path:
 
 
 def update_comparison(root: Path) -> None:
-    """Write `comparison.json` where there is none, or where it is about other results than those of
-    the run directories.
-    """
+    """Write `comparison.json` unless the one that is there fits the run directories."""
     finished, _ = data.run_directories(root)
     if not finished or read_comparison(root, data.group(map(data.load, finished))) is None:
         write_comparison(root)
 
 
 def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
-    """comparison.json of a directory; None where there is none, or where it is about other results
-    than these runs'.
+    """comparison.json of a directory; None if missing, or of other results than these.
 
     Raises:
-        ConfigError: it is unreadable or damaged.
-    """
+        ConfigError: it is unreadable or damaged."""
     file = root / FILE
     if not file.exists():
         return None

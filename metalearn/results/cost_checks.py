@@ -1,6 +1,4 @@
-"""Checks of the account: equal tuning, controls, seeds of searches, no missing phase, seconds that
-add up.
-"""
+"""Checks of cost: equal tuning, controls, seeds of searches, phases, sums of seconds."""
 
 from __future__ import annotations
 
@@ -38,9 +36,9 @@ def cost_checks(groups: Sequence[Group]) -> list[Check]:
 
 
 def tunable(run: Run) -> bool:
-    """Whether there is anything to tune: a row that starts from another's meta and has no option of
-    its own has not.
-    """
+    """Whether there is anything to tune.
+
+    A row that starts from another's meta and has no option of its own has not."""
     return run.acts_on_new_tasks or not (run.config.get("method") or {}).get("start")
 
 

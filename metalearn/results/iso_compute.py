@@ -26,7 +26,7 @@ class Score(NamedTuple):
 
 
 class Iso(NamedTuple):
-    """Budgets in FLOPs, and each method's best validation score within each, or None."""
+    """Budgets in FLOPs, and each method's validation score within each, or None."""
 
     budgets: list[float]
     scores: list[list[Score]]

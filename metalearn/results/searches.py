@@ -59,11 +59,11 @@ def is_control(run: Run) -> bool:
 
 
 def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
-    """The `controls` rows of comparison.json: by what share a search differs from its own mean
-    random architecture, on the tasks that both met.
+    """The `controls` rows: by what share a search differs from a random architecture.
 
-    The interval is that of the paired difference, over the architecture's mean.
-    """
+    Its own mean random architecture, on the tasks that both met.
+
+    The interval is that of the paired difference, over the architecture's mean."""
     bases = {
         _regime(group.first): group
         for group in searches(groups)
@@ -160,9 +160,9 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def selection_rows(groups: Sequence[Group]) -> list[Json]:
-    """The `selection` rows of comparison.json: rank correlation, regret and optimism of every
-    search whose candidates are all known.
-    """
+    """The `selection` rows: rank correlation, regret and optimism of each search.
+
+    Of every search whose candidates are all known."""
     return [
         {
             "label": one.group.label,

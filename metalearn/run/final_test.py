@@ -30,9 +30,9 @@ PICTURED = 3  # test episodes kept for the report
 
 
 def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
-    """Test `metas` (several: their ensemble) on the frozen episodes; the data of result.json, which
-    is written last.
-    """
+    """Test `metas` (several: their ensemble) on the frozen episodes.
+
+    Returns the data of result.json, which is written last."""
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
@@ -152,9 +152,7 @@ def _by_source(source: TaskSource, curve: Curve) -> dict[str, Any]:
 
 
 def points(curve: Curve) -> dict[str, Any]:
-    """Every point of the curve: bare means over all tasks, and means over the tasks that did not
-    diverge.
-    """
+    """Every point of the curve: means over all tasks, and over those that did not diverge."""
     loss_ci = mean_ci95(curve.loss)
     mean, ci = curve.converged(curve.loss)
     classes = curve.metric == "accuracy"

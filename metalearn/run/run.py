@@ -73,8 +73,7 @@ def run_one(
     ranks: Ranks = ALONE,
     judge: Judge | None = None,
 ) -> Result:
-    """Start the run of one seed in `folder`, or continue the one that lies there; the data of
-    result.json.
+    """Start or continue the run of one seed in `folder`; the data of result.json.
 
     `judge` is called with metrics.jsonl after every look at validation tasks; what it raises ends
     the run there. Raises ConfigError while another process is at work on the folder."""
@@ -174,9 +173,7 @@ def look_once(job: Job, last: MetaState, tested: MetaState) -> None:
 def tune_training(
     job: Job, plan: ExecutionPlan, state: MetaState
 ) -> tuple[Job, ExecutionPlan, MetaState]:
-    """Choose the fields that act in training: one whole training a trial, scored on validation
-    tasks.
-    """
+    """Choose the fields that act in training: a trial is a training, scored on validation tasks."""
     early, _ = split_fields(job.experiment)
     if not early:
         return job, plan, state

@@ -1,9 +1,7 @@
-"""What a reader may rely on in the files of a run directory that somebody else may have written or
-damaged.
+"""Schemas of the files of run directories that others may have written or damaged.
 
 Keys may be missing where a reader does without them, and there may be more; what is there has its
-type. Numbers are finite and such that a picture of them can be drawn.
-"""
+type. Numbers are finite and such that a picture of them can be drawn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Figures of a page by name, each a function of rows and their comparison.json; None where a figure
-has no numbers to show.
-"""
+"""Figures of a page by name: functions of rows and comparison.json, None without numbers."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
 def pareto_figure(what: Compared) -> Figure | None:
     """The headline metric against the total cost, with the front as a line.
 
-    Beforehand and on the test tasks."""
+    Beforehand and on the test tasks, with 95 % intervals of both; a front of means."""
     groups, found = what
     scale, totals = scale_of(groups[0]), by_label(found, "total_cost")
     values = {line["label"]: line["value"] for line in found["summary"]}

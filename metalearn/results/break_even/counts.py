@@ -116,9 +116,9 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> 
 def break_even_common(
     groups: Sequence[Group], target: Json | None, tested: Sequence[Pair]
 ) -> list[Json]:
-    """The same at the hardest `level` of the target's metric that both of a pair reach: null where
-    there is none.
-    """
+    """The same at the hardest `level` of the metric that both of a pair reach.
+
+    Null where there is none."""
     if target is None or len(groups) < 2:
         return []
     rows, levels, rule = list[Json](), common_levels(groups, target), rule_of(groups, tested)
@@ -133,9 +133,9 @@ def break_even_common(
 
 
 def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
-    """From the target down in steps of 5 points to 5 above chance; of a loss upwards, a quarter
-    more each time.
-    """
+    """Levels from the target down in steps of 5 points to 5 above chance.
+
+    Of a loss upwards, a quarter more each time."""
     value = float(target["value"])
     if target["metric"] != "accuracy":
         return [value * 1.25**step for step in range(16)]
@@ -157,9 +157,7 @@ def _row(axis: Axis, found: BreakEven, rule: Rule) -> Json:
 
 
 def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]:
-    """FLOPs up front and of one solved task, of every label that solved a task and whose FLOPs were
-    counted.
-    """
+    """FLOPs up front and of one solved task, of labels where both are known."""
     return [line for group in groups if (line := _line(group, target)) is not None]
 
 

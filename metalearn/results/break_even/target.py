@@ -1,6 +1,4 @@
-"""What counts as solved: what the experiment says, else chosen on validation tasks; test tasks have
-no say.
-"""
+"""The target: as the experiment says, else from validation tasks, never from test tasks."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ SHARE = 0.9
 
 
 def target_of(groups: Sequence[Group]) -> Json | None:
-    """{"metric", "value", "why"}; None where no experiment names a target and no method was scored
-    on validation tasks.
-    """
+    """{"metric", "value", "why"}; None without a named target or validation scores."""
     asked = _asked(groups[0].first)
     if asked is not None:
         return {**asked, "why": "named in the experiment"}
@@ -36,12 +32,10 @@ def target_of(groups: Sequence[Group]) -> Json | None:
 
 
 def levels_of(groups: Sequence[Group], target: Json | None) -> list[float]:
-    """The levels at which break-even counts are given: `evaluate.targets` of the experiment, else
-    the target alone.
+    """The levels of break-even counts: `evaluate.targets`, else the target alone.
 
     A level of accuracy is raised to the next multiple of 1 / queries, which is what it means for a
-    task's score.
-    """
+    task's score."""
     if target is None:
         return []
     run = groups[0].first
