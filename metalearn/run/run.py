@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metalearn.clock import unbilled
+from metalearn.clock import startup_seconds
 from metalearn.config.build import Parts, build, rebuild, records_of
 from metalearn.config.experiment import Experiment, parse
 from metalearn.distributed.ranks import ALONE, Ranks
@@ -82,7 +82,7 @@ def run_one(
         if finished is not None:  # another process finished it in the meantime
             return finished
         ledger = _ledger(experiment, ranks)
-        ledger.add("setup", unbilled())
+        ledger.add("setup", startup_seconds())
         # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
         with signals(lambda: stop(folder), ranks), ledger.span("setup"):
             job = begin(experiment, folder, parts, ledger, ranks)
