@@ -45,7 +45,10 @@ class MatchingNet(MethodComponent):
         def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
             memory, mask = item
             z = unit(learner.features(meta, query_x, context=support.x))
-            scores = torch.log_softmax(self.scale * z @ memory.T, -1)  # [M, B]
+            scores = self.scale * z @ memory.T  # [M, B]
+            if (weight := support.weight) is not None:  # a counts its example `weight` times
+                scores = scores + torch.where(weight > 0, weight.log(), weight.new_tensor(-1e9))
+            scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2)
 
         return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, inner_steps=0)

@@ -50,7 +50,8 @@ class ProtoMAML(MethodComponent):
             return params
 
         def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
-            centres = class_means(learner.features(meta, support.x), support.y, spec.ways)
+            z = learner.features(meta, support.x)
+            centres = class_means(z, support.y, spec.ways, support.weight)
             head = {WEIGHT: 2 * centres, BIAS: -centres.square().sum(-1)}
             options: Any = {"keep": at, "first_order": self.first_order}
             return adapt(loss, {**meta, **head}, rule, support, at[-1], **options).points

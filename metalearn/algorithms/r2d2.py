@@ -47,6 +47,9 @@ class R2D2(MethodComponent):
             z = learner.features(meta["params"], support.x)
             classes = spec.classification
             y = one_hot(support.y, spec.ways, z.dtype) if classes else support.y
+            if support.weight is not None:  # rows of a weighted ridge regression; padding is 0
+                root = support.weight.sqrt().unsqueeze(-1)
+                z, y = root * z, root * y
             ridge = meta["log_ridge"].exp() * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
             return [z.T @ torch.linalg.solve(z @ z.T + ridge, y)]  # [D, C]
 
