@@ -132,9 +132,8 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
         name.default,
     )
     assert component.model_validate_json(made.model_dump_json()) == made
-    adapt = {"inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"} & set(
-        component.model_fields
-    )
+    names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
+    adapt = names & set(component.model_fields)
     assert component.fields_at_adapt() == adapt
     assert all(info.description for info in component.model_fields.values())
 
