@@ -93,7 +93,7 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
     )
     caught = rough.method._replace(update=lambda state, grads: state._replace(meta=grads))
     assert caught.task_grad is not None and caught.update is not None
-    caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update))
+    caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update, caught.spec))
     for choice in [*CHOICES, ("vmap", None)]:
         found = leaves(executor.make_step(caught, *choice)(*single)[0].meta)
         assert found[0].dtype == torch.float32

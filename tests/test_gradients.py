@@ -57,7 +57,9 @@ def meta_gradient(
     def catch(state: Any, grads: Any) -> Any:
         return state._replace(meta=grads)
 
-    caught = method._replace(update=catch, step=step_over_tasks(method.task_grad, catch))
+    caught = method._replace(
+        update=catch, step=step_over_tasks(method.task_grad, catch, method.spec)
+    )
     state = method.init(fold_in(0, "init"))._replace(meta=meta)
     return make_step(caught, executor, chunk)(state, episodes)[0].meta
 

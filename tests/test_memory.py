@@ -144,7 +144,7 @@ def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None
     other = with_precision(method, run.precision, run.checkpoint_inner, "cpu")
     assert gap(gradient(other, state, episodes), expected) < 1e-10
     caught = other._replace(update=lambda state, grads: state._replace(meta=grads))
-    step = step_over_tasks(caught.task_grad, caught.update)
+    step = step_over_tasks(caught.task_grad, caught.update, caught.spec)
     assert gap(step(state, episodes)[0].meta, expected) < 1e-10
     assert gap(trace.by_shapes(step, trace.interpreted)(state, episodes)[0].meta, expected) < 1e-10
 

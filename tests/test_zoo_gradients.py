@@ -94,7 +94,7 @@ def caught(method: Method) -> Method:
         return state._replace(meta=grads)
 
     assert method.task_grad is not None
-    return method._replace(update=catch, step=step_over_tasks(method.task_grad, catch))
+    return method._replace(update=catch, step=step_over_tasks(method.task_grad, catch, method.spec))
 
 
 def compare(name: str, ways: list[tuple[str, int | None]]) -> None:
