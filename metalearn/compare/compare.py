@@ -15,7 +15,7 @@ from metalearn.logger import log
 from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
 from metalearn.run.directory import status
-from metalearn.run.run import run_one
+from metalearn.run.run import locked, run_locked
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, log_page
 
@@ -59,27 +59,33 @@ def check(plan: Plan, out: Path) -> None:
 
 
 def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Run what is not finished, time all rows in turns, then write comparison.json and
-    report.html; returns the paths.
+    """Run what is not finished, time all rows in turns, write comparison.json and report.html.
 
-    The same comparison in the same folder, called again while it runs, shares the rows that are
-    left."""
+    Returns their paths. The same comparison in the same folder, called again while it runs, shares
+    the rows that are left."""
     ranks.first(lambda: check(plan, out))
     ranks.first(lambda: _begin(plan, out))
     ran, diverged = list[str](), list[str]()
 
-    def run(experiment: Experiment, folder: Path) -> None:
-        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
+    def left_alone(name: str, experiment: Experiment, folder: Path) -> bool:
         found = ranks.first(lambda: status(folder, experiment))
-        if found == "finished":
-            log.info(f"{name}: finished already, left alone")
-            return
         if found == "other":  # another comparison has begun in this folder since the check
             raise ConfigError((str(folder), OTHER))
-        ran.append(name)
+        if found == "finished":
+            log.info(f"{name}: finished already, left alone")
+        return bool(found == "finished")
+
+    def run(experiment: Experiment, folder: Path) -> None:
+        name = f"{experiment.label} seed {experiment.run.seeds[0]}"
+        if left_alone(name, experiment, folder):
+            return
         grouped_row = grouped(experiment, group_of(plan.name, out))
         try:
-            log.info(line(run_one(grouped_row, folder, ranks=ranks)))
+            with locked(folder, ranks):
+                if left_alone(name, experiment, folder):  # finished while this one waited
+                    return
+                ran.append(name)
+                log.info(line(run_locked(grouped_row, folder, ranks=ranks)))
         except Diverged as error:  # the other rows are run and reported all the same
             log.error(f"{name}: {error}")
             diverged.append(name)

@@ -77,16 +77,28 @@ def run_one(
 
     `judge` is called with metrics.jsonl after every look at validation tasks; what it raises ends
     the run there. Raises ConfigError while another process is at work on the folder."""
-    with _locked(folder, ranks):
+    with locked(folder, ranks):
         finished = ranks.first(lambda: _finished(folder))
         if finished is not None:  # another process finished it in the meantime
             return finished
-        ledger = _ledger(experiment, ranks)
-        ledger.add("setup", startup_seconds())
-        # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
-        with signals(lambda: stop(folder), ranks), ledger.span("setup"):
-            job = begin(experiment, folder, parts, ledger, ranks)
-            return run(replace(job, judge=judge))
+        return run_locked(experiment, folder, parts, ranks=ranks, judge=judge)
+
+
+def run_locked(
+    experiment: Experiment,
+    folder: Path,
+    parts: Parts | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    judge: Judge | None = None,
+) -> Result:
+    """`run_one` of a directory that is not finished, and that these processes hold (`locked`)."""
+    ledger = _ledger(experiment, ranks)
+    ledger.add("setup", startup_seconds())
+    # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
+    with signals(lambda: stop(folder), ranks), ledger.span("setup"):
+        job = begin(experiment, folder, parts, ledger, ranks)
+        return run(replace(job, judge=judge))
 
 
 def run(job: Job) -> Result:
@@ -231,7 +243,7 @@ def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
 
 
 @contextmanager
-def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Hold the directory for these processes."""
     with ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(held(folder)))
