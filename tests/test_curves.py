@@ -260,7 +260,8 @@ def test_step_0_knows_nothing(name: str) -> None:
     given = case(name, METHODS[name])
     curve = learning_curve(given.method, given.state().meta, Shuffled("test", 24), (0, 3), 600)
     assert abs(curve.mean[0] - 1 / 3) < 4 * curve.ci95[0] / 1.96
-    if name != "learn_optimizer":  # an optimizer that was never trained moves nothing
+    # An optimizer that was never trained moves nothing, an untrained context next to nothing.
+    if name not in ("learn_optimizer", "cavia"):
         assert curve.mean[1] > 1 / 3 + 4 * curve.ci95[1] / 1.96
 
 

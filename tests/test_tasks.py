@@ -58,8 +58,9 @@ def options(
     return {"ways": 3, **SHAPE} if TASKS[name].model_fields["ways"].default != 1 else SHAPE
 
 
-# Not episodes of N ways and K shots: tests/test_objectives.py looks at these.
-OBJECTIVES = ("quadratics", "landscapes", "logistic")
+# Not episodes of N ways and K shots, or those of other sources: tests/test_objectives.py and
+# tests/test_mixture.py look at these.
+OBJECTIVES = ("quadratics", "landscapes", "logistic", "mixture")
 
 
 def few_letters(seed: int) -> render.Rendered:
@@ -216,8 +217,9 @@ def test_splits_give_different_tasks(name: str, options: dict[str, Any]) -> None
 def test_components_keep_their_form(name: str, component: type[Component]) -> None:
     """Constructible from defaults, frozen, equal after JSON; unknown fields are refused."""
     required = {field for field, info in component.model_fields.items() if info.is_required()}
-    assert required <= {"path"}
-    given = dict.fromkeys(required, "somewhere")
+    given = {"path": "somewhere", "sources": ({"source": "digits"},)}
+    assert required <= set(given)
+    given = {name: value for name, value in given.items() if name in required}
     made = component(**given)
     assert made.source == name and component.model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
     assert all(

@@ -92,6 +92,7 @@ def test_query_labels_have_no_way_in(name: str) -> None:
         "steps",
         "key",
         "ledger",
+        "query_weight",
     ]
     assert method.task_grad is None
 

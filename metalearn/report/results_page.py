@@ -7,6 +7,7 @@ python -m metalearn.report.results_page experiments --add runs/demo demo "make d
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from metalearn.results.records import Json
 from metalearn.storage.files import write_atomic, write_json
 
 TEMPLATE, PAGE = "RESULTS.md.j2", "RESULTS.md"
+WIDTH = 100  # columns of prose
 
 
 def write_page(folder: Path) -> Path:
@@ -39,7 +41,7 @@ def page(folder: Path) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return made.get_template(TEMPLATE).render(
+    text = made.get_template(TEMPLATE).render(
         results=results,
         published=_published(folder, results),
         comparison=lambda name: _comparison(results[name]),
@@ -47,6 +49,16 @@ def page(folder: Path) -> str:
         table=lambda name: _table(results[name]),
         schedule=lambda name: _schedule(folder / f"{name}.yaml"),
     )
+    return "".join(_wrapped(line) for line in text.splitlines(keepends=True))
+
+
+def _wrapped(line: str) -> str:
+    """A line of prose at 100 columns at most; a row of a table as it is."""
+    if len(line) <= WIDTH or line.startswith(("|", "!")):
+        return line
+    indent = "  " if line.startswith(("* ", "- ")) else ""
+    options: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, **options) + "\n"
 
 
 def _published(folder: Path, results: Mapping[str, Json]) -> str:
