@@ -177,6 +177,19 @@ def test_what_changes_in_place_is_no_constant() -> None:
     assert [run(torch.ones(3)).tolist() for _ in range(2)] == [[1.0, 2.0, 3.0]] * 2
 
 
+def test_what_is_written_through_a_view_is_no_constant() -> None:
+    """As a gather of images writes its blocks: the concatenation would be of what lay in memory."""
+
+    def gathered(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(4)
+        torch.mul(x, 2.0, out=out[:4])
+        return torch.cat([out.reshape(2, 2), out.reshape(2, 2)])
+
+    run = trace.by_shapes(gathered, trace.interpreted)
+    x = torch.arange(4.0)
+    assert [run(x + n).tolist() for n in range(2)] == [gathered(x + n).tolist() for n in range(2)]
+
+
 def test_sampling_is_compiled_where_data_are_computed_not_looked_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -171,11 +171,16 @@ def hoist(graph: GraphModule) -> list[Tensor]:
     """
     known: dict[Node, Any] = {}
     hoisted: set[Node] = set()
+    written = _written(graph)
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             known[node] = getattr(graph, str(node.target))
             hoisted.add(node)
-        elif _is_pure(node) and all(parent in known for parent in node.all_input_nodes):
+        elif (
+            node not in written
+            and _is_pure(node)
+            and all(parent in known for parent in node.all_input_nodes)
+        ):
             args, kwargs = (
                 map_arg(given, lambda parent: known[parent]) for given in (node.args, node.kwargs)
             )
@@ -214,6 +219,24 @@ def _is_operator(node: Node) -> bool:
 def writes(node: Node) -> bool:
     """Whether it is an operator that changes one of its arguments."""
     return _is_operator(node) and node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
+def _written(graph: GraphModule) -> set[Node]:
+    """The nodes whose memory an operator writes to, through views of them too."""
+    found = set[Node]()
+    ahead: list[Any] = []
+    for node in graph.graph.nodes:
+        if writes(node):
+            for place, argument in enumerate(node.target._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    given = node.args[place] if place < len(node.args) else None
+                    ahead.append(node.kwargs.get(argument.name, given))
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, Node) and node not in found:
+            found.add(node)
+            ahead.extend(node.all_input_nodes)
+    return found
 
 
 def _counts(node: Node) -> bool:
