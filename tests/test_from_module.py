@@ -120,6 +120,8 @@ def episodes(exhibit: Exhibit, tasks: int, name: str) -> Episode:
         shape = (tasks, count, *exhibit.targets)
         drawn = fold_in(KEY, key, "y")
         y = integers(drawn, shape, 3) if spec.classification else normal(drawn, shape, F64)
+        if spec.classification and part == "support" and y.dim() == 2:
+            y[:, :3] = torch.arange(3)  # a query may only ask for what the support set shows
         parts.append(Batch(x, y))
     info = {"key": fold_in(KEY, name, torch.arange(tasks)), "step": torch.zeros(tasks, dtype=F64)}
     return Episode(*parts, info)
