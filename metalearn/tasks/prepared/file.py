@@ -42,7 +42,8 @@ class PreparedFile(NamedTuple):
 
     def data_set(self, sentence: str) -> store.DataSet:
         """Its entry in the table of data sets; preparing it is finding it."""
-        return store.DataSet(sentence, self.file, self.origin, False, self.verify, self.verify)
+        absent = f"not there; {self.origin}: make it, and put {self.file} into METALEARN_DATA"
+        return store.DataSet(sentence, self.file, absent, False, self.verify, self.verify)
 
     def verify(self) -> list[str]:
         """Lines for the user; DataError unless the file is the published one."""
