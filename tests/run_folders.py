@@ -78,7 +78,7 @@ def write_run(
     headline = 10 if uses_steps else 20
     place = STEPS.index(headline)
     result = _result(label, method, seed, episodes, test) | {
-        "task": GLYPHS,
+        "task": dict(GLYPHS),
         "normalisation": "query_batch",
         "transductive": True,
         "headline": {
@@ -151,7 +151,7 @@ def write_regression(
     test = _test(STEPS, None, loss)
     result = _result(label, method, seed, 600, test) | {
         "experiment": "sinusoid",
-        "task": SINUSOID,
+        "task": dict(SINUSOID),
         "normalisation": "none",
         "transductive": False,
         "headline": {
