@@ -230,6 +230,17 @@ def test_the_page_says_what_comparison_json_says(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == collect(tmp_path)
 
 
+def test_a_target_that_compare_was_given_appears_on_the_page(tmp_path: Path) -> None:
+    """The file may hold no reason for it, as those of earlier versions do."""
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    file, target = write_comparison(tmp_path), {"metric": "accuracy", "value": 0.5}
+    found = json.loads(json.dumps(collect(tmp_path, target=target)))
+    assert found["target"].pop("why") == "named in the experiment"
+    file.write_text(json.dumps(found))
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert "50.0 % accuracy or better" in text and "named in the experiment" in text
+
+
 def test_an_earlier_comparison_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"], seeds=2)
     file = write_comparison(tmp_path)

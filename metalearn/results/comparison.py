@@ -48,7 +48,8 @@ def compare(
             say.
         request: comparison-request.json: `contrasts` as the file names them, `labels` in its order.
     """
-    wanted, asked = target or target_of(groups), request or {}
+    named = {"why": "named in the experiment", **target} if target else None
+    wanted, asked = named or target_of(groups), request or {}
     levels = levels_of(groups, wanted)
     tested = contrasts(groups, asked.get("contrasts"), asked.get("labels") or ())
     pairs = mark_contrasts([paired(a, b) for a, b in combinations(groups, 2)], tested)
