@@ -10,7 +10,19 @@ import torch
 from clusters import Clusters
 from torch import Tensor, nn
 
-from metalearn.algorithms import ANIL, BOIL, MAML, MetaSGD, ProtoNet, Reptile
+from metalearn.algorithms import (
+    ANIL,
+    BOIL,
+    CAVIA,
+    MAML,
+    R2D2,
+    MatchingNet,
+    MetaCurvature,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+)
 from metalearn.component import MethodComponent
 from metalearn.errors import ConfigError
 from metalearn.learned_optimizers import LearnToOptimize
@@ -49,21 +61,24 @@ def queries(task: AdaptedTask, count: int = 5) -> Tensor:
     return normal(fold_in(KEY, "q"), (count, *spec.x_shape), spec.dtype)
 
 
-ADAPTS = [MAML, ANIL, BOIL, MetaSGD, Reptile, FineTune, Scratch, LinearProbe, LearnToOptimize]
+ADAPTS = [MAML, ANIL, BOIL, MetaSGD, Reptile, ProtoMAML, MetaCurvature, CAVIA]
+ADAPTS += [FineTune, Scratch, LinearProbe, LearnToOptimize]
+PATTERNS = [kind(adapts=("head",)) for kind in ADAPTS if "adapts" in kind.model_fields]
 
 
-@pytest.mark.parametrize("kind", ADAPTS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("options", [{}, {"adapts": ("head",)}], ids=["all", "patterns"])
-def test_the_module_of_every_method_that_adapts_weights(kind: Any, options: Any) -> None:
-    if options and "adapts" not in kind.model_fields:
-        pytest.skip("moves what the method says")
-    task = adapted(kind(**options))
+@pytest.mark.parametrize(
+    "component", [*(kind() for kind in ADAPTS), *PATTERNS], ids=lambda one: one.name
+)
+def test_the_module_of_every_method_that_adapts_weights(component: Any) -> None:
+    task = adapted(component)
     module, x = task.module(), queries(task)
     torch.testing.assert_close(module(x).detach(), task.outputs(x))
     assert isinstance(module, nn.Module) and "head.weight" in module.state_dict()
 
 
-@pytest.mark.parametrize("component", [LinearProbe(normalise=True), BaselinePlusPlus()])
+@pytest.mark.parametrize(
+    "component", [LinearProbe(normalise=True), BaselinePlusPlus(), R2D2(), MatchingNet()]
+)
 def test_a_network_that_answers_otherwise_than_its_method_is_refused(component: Any) -> None:
     task = adapted(component)
     with pytest.raises(ConfigError, match=r"module: .*use predict or export"):
