@@ -18,10 +18,10 @@ from metalearn.interop import through
 from metalearn.losses import criterion
 from metalearn.machine import device_of
 from metalearn.rng import fold_in
+from metalearn.tasks.images import SPLITS
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-SPLITS = ("train", "valid", "test")
 PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 Problems = list[tuple[str, str]]
 

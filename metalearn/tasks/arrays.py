@@ -16,13 +16,13 @@ from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import numbers, read_columns
+from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.types import EpisodeSpec
 
-SPLITS = ("train", "valid", "test")
 BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
 
 
@@ -104,8 +104,8 @@ class Arrays(TaskComponent):
         dtype: torch.dtype = torch.float32,
     ) -> RowSource:
         """The source of one split; ConfigError with everything that does not fit."""
-        if split not in SPLITS:
-            raise ConfigError(("split", f"{split!r} is no split; valid: {', '.join(SPLITS)}"))
+        if problems := split_problem(split):
+            raise ConfigError(*problems)
         columns = self._read()
         x = self._inputs(columns)
         unit = _names(columns[self._column(self.group or self._target, columns)])

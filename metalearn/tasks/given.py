@@ -12,9 +12,8 @@ from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.tasks.images import SPLITS
 from metalearn.types import TaskSource
-
-SPLITS = ("train", "valid", "test")
 
 
 class Given(TaskComponent):

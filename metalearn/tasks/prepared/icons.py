@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.tasks import images, store
 from metalearn.tasks.prepared.file import PreparedFile
-from metalearn.types import Batch, Episode, EpisodeSpec, Key
+from metalearn.types import Batch, Episode, Key
 
 FILE = PreparedFile(
     source="icons",
@@ -68,9 +69,9 @@ class Icons(images.ImageTask):
         known = _rows(classes, np.where(drawn_by == 0, data["label"], -1))
         other = _rows(classes, np.where(drawn_by == code, data["label"], -1))
         if split == "train":
-            return self._source(_large(known, self.shots + self.queries)[0], where)
-        kept = zip(known, other, strict=True)
-        enough = [(a, b) for a, b in kept if len(a) >= self.shots and len(b) >= self.queries]
+            return self._source(_large(known, self.shots + self.queries), where)
+        pairs = zip(known, other, strict=True)
+        enough = [(a, b) for a, b in pairs if len(a) >= self.shots and len(b) >= self.queries]
         support = self.model_copy(update={"queries": 0})._source([a for a, _ in enough], where)
         if not self.queries:
             return support
@@ -101,19 +102,7 @@ class UnseenDesigners:
     def __init__(self, support: images.ImageSource, query: images.ImageSource) -> None:
         self._support, self._query = support, query
         self.data_sha256, self.facts = support.data_sha256, support.facts
-        spec = support.spec
-        self.spec = EpisodeSpec(
-            kind=spec.kind,
-            ways=spec.ways,
-            shots=spec.shots,
-            queries=query.spec.shots,
-            x_shape=spec.x_shape,
-            outputs=spec.outputs,
-            num_classes=spec.num_classes,
-            split=spec.split,
-            dtype=spec.dtype,
-            device=spec.device,
-        )
+        self.spec = replace(support.spec, queries=query.spec.shots)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """As ImageSource.sample."""
@@ -132,10 +121,9 @@ def _rows(classes: store.Array, label: store.Array) -> list[store.Array]:
     return [np.flatnonzero(label == number) for number in classes]
 
 
-def _large(rows: list[store.Array], least: int) -> tuple[list[store.Array], int]:
-    """(the classes with at least `least` images, how many were left out)."""
-    kept = [of for of in rows if len(of) >= least]
-    return kept, len(rows) - len(kept)
+def _large(rows: list[store.Array], least: int) -> list[store.Array]:
+    """The classes with at least `least` images."""
+    return [of for of in rows if len(of) >= least]
 
 
 @lru_cache(maxsize=2)
