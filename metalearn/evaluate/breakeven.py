@@ -42,7 +42,7 @@ class MethodCosts(NamedTuple):
 class BreakEven(NamedTuple):
     """Whether the dearer start `a` is repaid against `b`, and from which new task on.
 
-    Where the starts are not told apart, `a` is the method with the cheaper task.
+    Where the starts are not distinguished, `a` is the method with the cheaper task.
     """
 
     a: str
@@ -252,7 +252,7 @@ def _aligned(one: MethodCosts, other: MethodCosts) -> _Pair | str:
 
 
 def _oriented(pair: _Pair) -> _Pair:
-    """The dearer start first, by its interval; of starts that are not told apart the cheaper
+    """The dearer start first, by its interval; of starts that are not distinguished the cheaper
     task.
     """
     up = [float(_up_front(method).mean()) for method in pair[:2]]

@@ -2,7 +2,7 @@
 
 `U` is the difference a - b of the costs before the first task, `c` that of the costs of one task.
 The number of tasks is a ratio of two estimates, n = -U / c; its interval is every n at which the
-estimated difference U + n c is not told apart from 0 by its t interval (Fieller 1954, Journal of
+estimated difference U + n c is not distinguished from 0 by its t interval (Fieller 1954, Journal of
 the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean over seeds and tasks
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
@@ -61,7 +61,7 @@ class Line(NamedTuple):
         return self.start * weights[0] + self.slope * weights[1], half, rounding
 
     def sign(self, tasks: float) -> int:
-        """1 or -1 where the difference after n tasks is told apart from 0, else 0."""
+        """1 or -1 where the difference after n tasks is distinguished from 0, else 0."""
         value, half, rounding = (float(part[0]) for part in self.at([tasks]))
         return 0 if abs(value) <= half + rounding else int(math.copysign(1, value))
 

@@ -49,16 +49,17 @@ def page(folder: Path) -> str:
         table=lambda name: _table(results[name]),
         schedule=lambda name: _schedule(folder / f"{name}.yaml"),
     )
-    return "".join(_wrapped(line) for line in text.splitlines(keepends=True))
+    return "\n\n".join(map(_wrapped, text.split("\n\n")))
 
 
-def _wrapped(line: str) -> str:
-    """A line of prose at 100 columns at most; a row of a table as it is."""
-    if len(line) <= WIDTH or line.startswith(("|", "!")):
-        return line
-    indent = "  " if line.startswith(("* ", "- ")) else ""
-    options: Any = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, WIDTH, subsequent_indent=indent, **options) + "\n"
+def _wrapped(block: str) -> str:
+    """A paragraph of prose in lines of at most 100 columns; a heading, list or table as it is."""
+    if block.lstrip("\n").startswith(("|", "!", "#", "* ", "- ", "```")):
+        return block
+    filled = textwrap.fill(
+        " ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False
+    )
+    return filled + "\n" * (len(block) - len(block.rstrip("\n")))
 
 
 def _published(folder: Path, results: Mapping[str, Json]) -> str:
@@ -106,7 +107,7 @@ def _comparison(one: Json) -> str:
     heads = ("row", unit, "over tasks", "over seeds", "each seed", "FLOPs before", "FLOPs a task")
     rows = [_line(row, one, percent) for row in one["rows"]]
     seeds = f"{len(one['seeds'])} seed{'s' if len(one['seeds']) > 1 else ''}"
-    where = f"commit {one['commit']}" if one.get("commit") else "commit not recorded"
+    where = f"commit {one['commit'][:7]}" if one.get("commit") else "commit not recorded"
     about = (
         f"`{one['command']}`: {one['task']}; {one['tasks']} test tasks, {seeds}; schedule "
         f"{one['schedule']}: {one['schedule_why']}; {where}."
@@ -140,7 +141,7 @@ def _contrasts(one: Json) -> str:
         ends = " to ".join(f"{end * scale:+.3g}" for end in pair["ci95"] or ()) or NONE
         apart = NONE if pair["difference"] is None else f"{pair['difference'] * scale:+.3g}"
         p = pair.get("p_holm")
-        reading = "no test" if p is None else "told apart" if p <= 0.05 else "not told apart"
+        reading = "no test" if p is None else "distinguished" if p <= 0.05 else "not distinguished"
         cells = [f"{pair['a']} − {pair['b']}", apart, ends, NONE if p is None else f"{p:.3f}"]
         rows.append([*cells, reading])
     return _markdown(heads, rows)
