@@ -132,7 +132,9 @@ class MethodComponent(Component, ABC):
     """One way of learning new tasks, with the facts about it that other code needs."""
 
     family: ClassVar[str] = "initialization"  # its row of families in reports
-    place: ClassVar[int] = 100  # of its colour in figures' palette; beyond it: the next free one
+    palette_index: ClassVar[int] = (
+        100  # of its colour in figures' palette; beyond it: the next free one
+    )
     rate_is_input: ClassVar[bool] = False  # a compiled step takes its inner rate as an input
     engine_trains: ClassVar[Engine] = None  # what the inner loop moves, where run.engine can train
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name

@@ -289,14 +289,14 @@ def test_compiled_pieces_are_a_share_of_each_worker(
 
 def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
     assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).choice == FOUR
-    assert auto.asked_for("chunk", None, 16, 16) == FOUR and auto.asked_for(
+    assert auto.configured_choice("chunk", None, 16, 16) == FOUR and auto.configured_choice(
         "chunk", 9, 16, 16
     ) == ExecutorChoice("chunk", 9)
-    assert auto.asked_for("chunk", None, 16, 2) == ExecutorChoice("chunk", 2)
-    assert auto.asked_for("chunk", None, 16, 6, workers=3) == ExecutorChoice("chunk", 2)
+    assert auto.configured_choice("chunk", None, 16, 2) == ExecutorChoice("chunk", 2)
+    assert auto.configured_choice("chunk", None, 16, 6, workers=3) == ExecutorChoice("chunk", 2)
     assert (
-        auto.asked_for("compiled", None, 16, 16) == WHOLE
-        and auto.asked_for("compiled", None, 16, 5).chunk == 5
+        auto.configured_choice("compiled", None, 16, 16) == WHOLE
+        and auto.configured_choice("compiled", None, 16, 5).chunk == 5
     )
 
 

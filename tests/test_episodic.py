@@ -88,7 +88,7 @@ def test_adapt_and_predict_of_one_task_equal_learn(name: str) -> None:
 def test_a_method_is_two_functions() -> None:
     """Ridge regression on fixed inputs: no steps, a closed form, learned scale of the penalty."""
 
-    def fit(meta: Any, support: Batch, at: Any, key: Any) -> list[Any]:
+    def adapt_task(meta: Any, support: Batch, at: Any, key: Any) -> list[Any]:
         x, penalty = support.x, meta["penalty"].exp()
         gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
         return [torch.linalg.solve(gram, x.T @ support.y)]
@@ -99,7 +99,7 @@ def test_a_method_is_two_functions() -> None:
     def init(key: Any) -> Any:
         return {"penalty": torch.zeros(1, dtype=torch.float64)}
 
-    method = episodic(LEARNER, SOURCE.spec, sgd(0.1), fit, predict, inner_steps=0, init=init)
+    method = episodic(LEARNER, SOURCE.spec, sgd(0.1), adapt_task, predict, inner_steps=0, init=init)
     state = method.init(fold_in(0))
     after, metrics = method.step(state, SOURCE.sample(fold_in(1), 3))  # type: ignore[misc]
     assert not method.traits.uses_steps and not method.traits.fixed_ways

@@ -64,7 +64,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 def pair(engine: str, component: Any, learner: Learner, spec: EpisodeSpec) -> tuple[Method, Method]:
     native = component.build(learner, spec)
-    return native, interop.through(engine, component, learner, native)
+    return native, interop.with_engine(engine, component, learner, native)
 
 
 def same(a: Any, b: Any) -> float:
@@ -122,7 +122,9 @@ def test_gradients_of_a_perceptron_are_the_native_ones(engine: str, name: str) -
         native = component.model_copy(update={"first_order": not component.first_order}).build(
             LEARNER, SOURCE.spec
         )
-        other = interop.through(engine, component, LEARNER, component.build(LEARNER, SOURCE.spec))
+        other = interop.with_engine(
+            engine, component, LEARNER, component.build(LEARNER, SOURCE.spec)
+        )
         meta = native.init(fold_in(0, "init")).meta
         assert same(other.task_grad(meta, episode)[0], native.task_grad(meta, episode)[0]) > FAR  # type: ignore[misc]
 
@@ -235,10 +237,10 @@ def test_an_option_that_the_engines_do_not_know_is_refused(engine: str) -> None:
         clip: float = 0.0
 
     native = MAML().build(LEARNER, SOURCE.spec)
-    interop.through(engine, Clipped(), LEARNER, native)
+    interop.with_engine(engine, Clipped(), LEARNER, native)
     with pytest.raises(ConfigError, match=f"clip: is not known to {engine}"):
-        interop.through(engine, Clipped(clip=1.0), LEARNER, native)
-    assert interop.through("native", Clipped(clip=1.0), LEARNER, native) is native
+        interop.with_engine(engine, Clipped(clip=1.0), LEARNER, native)
+    assert interop.with_engine("native", Clipped(clip=1.0), LEARNER, native) is native
     trained = {name for name, kind in ALGORITHMS.items() if kind.engine_trains is not None}
     assert trained == {component.name for component in METHODS.values()}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head, linear
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import weighted_loss
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_head, require_queries
@@ -26,7 +26,7 @@ class ANIL(InnerLoop):
     the mean of L_query(b, h_S). The gradient for b goes through the features of both sets.
     """
 
-    place: ClassVar[int] = 5
+    palette_index: ClassVar[int] = 5
     engine_trains: ClassVar[Engine] = "head"
     name: Literal["anil"] = option("anil", "The method.")
     inner_steps: int = option(5, "S, steps of the head in training.", acts="train", ge=1, le=1000)
@@ -41,10 +41,10 @@ class ANIL(InnerLoop):
         def loss(head: Params, batch: Batch, step: int) -> Tensor:
             return weighted_loss(loss_of, linear(head, batch.x), batch)  # batch.x: features
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)
             z = support._replace(x=learner.features(body, support.x))  # once for all steps
-            return adapt(loss, head, rule, z, at[-1], keep=at).points
+            return adapt(loss, head, rule, z, points[-1], keep=points).points
 
         def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
             return learner.features(partition(meta, is_head)[1], query_x, context=support.x)
@@ -53,4 +53,4 @@ class ANIL(InnerLoop):
             return linear(head, z)
 
         options: Any = {"inner_steps": self.inner_steps, "features": features}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return episodic(learner, spec, self.outer.build(meta_steps), adapt_task, predict, **options)

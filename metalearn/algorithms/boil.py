@@ -10,7 +10,7 @@ from metalearn.algorithms.anil import ANIL
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.tree import partition
@@ -23,7 +23,7 @@ class BOIL(ANIL):
     b_{s+1} = b_s - inner_lr * grad_b L_support(b_s, h);  minimise over b_0, h: mean L_query(b_S, h)
     """
 
-    place: ClassVar[int] = 6
+    palette_index: ClassVar[int] = 6
     engine_trains: ClassVar[Engine] = "body"
     name: Literal["boil"] = option("boil", "The method.")  # type: ignore[assignment]
     inner_steps: int = option(1, "S, steps of the body in training.", acts="train", ge=1, le=1000)
@@ -33,12 +33,12 @@ class BOIL(ANIL):
         require_head(self.name, learner, linear=False)
         rule, loss = self.inner_rule(spec), support_loss(learner, spec)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)
-            return adapt(loss, body, rule, support, at[-1], keep=at, fixed=head).points
+            return adapt(loss, body, rule, support, points[-1], keep=points, fixed=head).points
 
         def predict(meta: Meta, body: Any, support: Batch, x: Tensor) -> Tensor:
             return learner.apply({**body, **partition(meta, is_head)[0]}, x, context=support.x)
 
-        outer, steps = self.outer.build(meta_steps), self.inner_steps
-        return episodic(learner, spec, outer, fit, predict, inner_steps=steps)
+        outer = self.outer.build(meta_steps)
+        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=self.inner_steps)

@@ -12,7 +12,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
@@ -28,7 +28,7 @@ class CAVIA(MethodComponent):
     (equation 4). meta = {"params": theta, "context": W_phi [H, k]}.
     """
 
-    place: ClassVar[int] = 15
+    palette_index: ClassVar[int] = 15
     rate_is_input: ClassVar[bool] = True
     name: Literal["cavia"] = option("cavia", "The method.")
     inner_steps: int = option(
@@ -62,18 +62,18 @@ class CAVIA(MethodComponent):
             drawn = rng.uniform(rng.fold_in(key, "context"), shape, -bound, bound, dtype=spec.dtype)
             return {"params": start, "context": drawn.to(start[place].device)}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             phi = {"phi": meta["context"].new_zeros(self.context_size)}
             fixed = {f"params.{name}": x for name, x in meta["params"].items()}
             fixed["weight"] = meta["context"]
-            path = adapt(loss, phi, rule, support, at[-1], keep=at, fixed=fixed)
+            path = adapt(loss, phi, rule, support, points[-1], keep=points, fixed=fixed)
             return [shifted({**fixed, **point}) for point in path.points]
 
         def predict(meta: Meta, theta: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(theta, query_x, context=support.x)
 
         options: Any = {"inner_steps": self.inner_steps, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return episodic(learner, spec, self.outer.build(meta_steps), adapt_task, predict, **options)
 
 
 def bias_leaf(name: str | None, params: Params, normalisation: str) -> str:

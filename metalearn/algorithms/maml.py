@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import InnerLoop, Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
@@ -24,7 +24,7 @@ class MAML(InnerLoop):
     minimise over theta the mean over tasks of L_query(phi_S)
     """
 
-    place: ClassVar[int] = 0
+    palette_index: ClassVar[int] = 0
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["maml"] = option("maml", "The method.")
     adapts: Patterns | None = adapts_option()
@@ -33,16 +33,16 @@ class MAML(InnerLoop):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
-        rule, loss, outer = self.inner_rule(spec), support_loss(learner, spec), self.outer
+        rule, loss = self.inner_rule(spec), support_loss(learner, spec)
+        outer = self.outer.build(meta_steps)
         moves, first_order = moved_by(self.adapts, learner), self.first_order
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
-            options: Any = {"keep": at, "first_order": first_order}
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+            options: Any = {"keep": points, "first_order": first_order}
             moving, options["fixed"] = partition(meta, moves)
-            return adapt(loss, moving, rule, support, at[-1], **options).points
+            return adapt(loss, moving, rule, support, points[-1], **options).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply({**meta, **params}, query_x, context=support.x)
 
-        steps = self.inner_steps
-        return episodic(learner, spec, outer.build(meta_steps), fit, predict, inner_steps=steps)
+        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=self.inner_steps)

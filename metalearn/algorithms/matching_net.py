@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import unit
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -29,7 +29,7 @@ class MatchingNet(MethodComponent):
     # paper has no scale; 100 is that of Chen et al. 2019 (arXiv:1904.04232), without which no
     # weight can exceed its neighbours by more than e^2.
     family: ClassVar[str] = "metric"
-    place: ClassVar[int] = 12
+    palette_index: ClassVar[int] = 12
     name: Literal["matching_net"] = option("matching_net", "The method.")
     scale: float = option(100.0, "Factor of the cosines; 1 in the paper.", gt=0)
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
@@ -38,7 +38,9 @@ class MatchingNet(MethodComponent):
         require_classes(self.name, spec)
         require_queries(self.name, spec)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[tuple[Tensor, Tensor]]:
+        def adapt_task(
+            meta: Meta, support: Batch, points: StepNumbers, key: Key
+        ) -> list[tuple[Tensor, Tensor]]:
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
             return [(unit(learner.features(meta, support.x)), other * -1e9)]  # [B, D], [B, N]
 
@@ -51,4 +53,5 @@ class MatchingNet(MethodComponent):
             scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2)
 
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, inner_steps=0)
+        outer = self.outer.build(meta_steps)
+        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=0)

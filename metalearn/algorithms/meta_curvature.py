@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate
@@ -27,7 +27,7 @@ class MetaCurvature(MethodComponent):
     minimise over meta = {"params": phi_0, "curvature"} the mean of L_query(phi_S).
     """
 
-    place: ClassVar[int] = 14
+    palette_index: ClassVar[int] = 14
     name: Literal["meta_curvature"] = option("meta_curvature", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
@@ -42,15 +42,15 @@ class MetaCurvature(MethodComponent):
             moving = trainable(params)[0].items()
             return {"params": params, "curvature": {name: identities(x) for name, x in moving}}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             rule = transformed(meta["curvature"], rate)
-            return adapt(loss, meta["params"], rule, support, at[-1], keep=at).points
+            return adapt(loss, meta["params"], rule, support, points[-1], keep=points).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         options: Any = {"inner_steps": self.inner_steps, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return episodic(learner, spec, self.outer.build(meta_steps), adapt_task, predict, **options)
 
 
 def identities(x: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
@@ -26,7 +26,7 @@ class MetaSGD(MethodComponent):
     over meta = {"params": phi_0, "rates"} the mean of L_query(phi_S). A rate may turn negative.
     """
 
-    place: ClassVar[int] = 7
+    palette_index: ClassVar[int] = 7
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["meta_sgd"] = option("meta_sgd", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
@@ -52,13 +52,13 @@ class MetaSGD(MethodComponent):
             rates = {name: rate.to(x.device).expand(x.shape).clone() for name, x in moving}
             return {"params": params, "rates": rates}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             rule = per_parameter(meta["rates"])  # departure where S > 1: the same rates each step
             moving, fixed = partition(meta["params"], moves)
-            return adapt(loss, moving, rule, support, at[-1], keep=at, fixed=fixed).points
+            return adapt(loss, moving, rule, support, points[-1], keep=points, fixed=fixed).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply({**meta["params"], **params}, query_x, context=support.x)
 
         steps = self.inner_steps
-        return episodic(learner, spec, outer, fit, predict, inner_steps=steps, init=init)
+        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=steps, init=init)

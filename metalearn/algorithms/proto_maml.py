@@ -11,7 +11,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import BIAS, WEIGHT, class_means
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_classes, require_head, require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
@@ -27,7 +27,7 @@ class ProtoMAML(MethodComponent):
     is.
     """
 
-    place: ClassVar[int] = 11
+    palette_index: ClassVar[int] = 11
     rate_is_input: ClassVar[bool] = True
     name: Literal["proto_maml"] = option("proto_maml", "The method.")
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
@@ -49,16 +49,17 @@ class ProtoMAML(MethodComponent):
                 raise ConfigError(("model", text))
             return params
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             z = learner.features(meta, support.x)
             centres = class_means(z, support.y, spec.ways, support.weight)
             head = {WEIGHT: 2 * centres, BIAS: -centres.square().sum(-1)}
-            options: Any = {"keep": at, "first_order": self.first_order}
-            return adapt(loss, {**meta, **head}, rule, support, at[-1], **options).points
+            options: Any = {"keep": points, "first_order": self.first_order}
+            return adapt(loss, {**meta, **head}, rule, support, points[-1], **options).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         options: Any = {"inner_steps": self.inner_steps, "init": init, "fixed_ways": False}
-        method = episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        outer = self.outer.build(meta_steps)
+        method = episodic(learner, spec, outer, adapt_task, predict, **options)
         return method._replace(traits=replace(method.traits, support_at_step_0=True))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, negative_squared_distance
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
@@ -24,7 +24,7 @@ class ProtoNet(MethodComponent):
     """
 
     family: ClassVar[str] = "metric"
-    place: ClassVar[int] = 2
+    palette_index: ClassVar[int] = 2
     name: Literal["proto_net"] = option("proto_net", "The method.")
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
 
@@ -32,15 +32,15 @@ class ProtoNet(MethodComponent):
         require_classes(self.name, spec)
         require_queries(self.name, spec)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
             z = learner.features(meta, support.x)
             return [class_means(z, support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
             # Departure: the authors' code normalises support and queries as one batch in training
             # and by running averages in the test. Here one policy holds for both.
-            return negative_squared_distance(
-                learner.features(meta, query_x, context=support.x), centres
-            )
+            z = learner.features(meta, query_x, context=support.x)
+            return negative_squared_distance(z, centres)
 
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, inner_steps=0)
+        outer = self.outer.build(meta_steps)
+        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -26,7 +26,7 @@ class R2D2(MethodComponent):
     """
 
     family: ClassVar[str] = "metric"
-    place: ClassVar[int] = 13
+    palette_index: ClassVar[int] = 13
     name: Literal["r2d2"] = option("r2d2", "The method.")
     ridge: float = option(1.0, "Start of lambda.", acts="train", gt=0)
     scale: float = option(10.0, "Start of alpha (authors' Omniglot script).", acts="train", gt=0)
@@ -43,7 +43,7 @@ class R2D2(MethodComponent):
                 start["offset"] = 0.0
             return {"params": params, **{k: like.new_full((), v) for k, v in start.items()}}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
             z = learner.features(meta["params"], support.x)
             classes = spec.classification
             y = one_hot(support.y, spec.ways, z.dtype) if classes else support.y
@@ -59,4 +59,4 @@ class R2D2(MethodComponent):
             return outputs if spec.classification else outputs + meta["offset"]
 
         options: Any = {"inner_steps": 0, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return episodic(learner, spec, self.outer.build(meta_steps), adapt_task, predict, **options)

@@ -16,9 +16,9 @@ from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import Loss, adapt
 from metalearn.inner.method import (
-    Points,
+    StepNumbers,
     init_state,
-    learn_by,
+    learn_functions,
     outer_update,
     stats_gradient,
     step_over_tasks,
@@ -58,7 +58,7 @@ class Reptile(MethodComponent):
     mean loss over the inner steps.
     """
 
-    place: ClassVar[int] = 1
+    palette_index: ClassVar[int] = 1
     name: Literal["reptile"] = option("reptile", "The method.")
     inner_steps: int = option(
         5, "S, steps on minibatches in training.", acts="train", ge=1, le=1000
@@ -92,12 +92,12 @@ class Reptile(MethodComponent):
         rule = rule if self.inner is None else self.inner.build()
         loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             # Departure: the slots of a new task start at zero. The authors' evaluation starts each
             # test task from the slots that training left, which are no part of `meta`.
-            batch = minibatches(key, support, self.adapt_batch, at[-1])
+            batch = minibatches(key, support, self.adapt_batch, points[-1])
             with padded(support.weight, present=present_in(support, spec.outputs)):
-                return adapt(loss, meta, rule, batch, at[-1], keep=at).points
+                return adapt(loss, meta, rule, batch, points[-1], keep=points).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -105,14 +105,14 @@ class Reptile(MethodComponent):
         task_grad, update = self._task_grad(learner, loss, rule), outer_update(outer)
         lanes = lanes_of(learner, rule)
         return Method(
-            spec=spec,
-            traits=traits_of(learner),
-            init=lambda key: init_state(learner.init(key), outer, lanes(key, 1)),
+            spec,
+            traits_of(learner),
+            lambda key: init_state(learner.init(key), outer, lanes(key, 1)),
+            *learn_functions(adapt_task, predict),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update, spec),
             lanes=lanes,
-            **learn_by(fit, predict),
         )
 
     def _task_grad(

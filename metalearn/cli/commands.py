@@ -241,7 +241,7 @@ def _metas(loaded: LoadedRun, experiment: Experiment) -> list[Meta]:
 
 def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
     """task.ways=20 means the tested tasks here; what would change what was trained is refused."""
-    kind = type(trained.learns)
+    kind = type(trained.base_method)
     at_train = {name for name in kind.model_fields if kind.acts_of(name) == "train"} | {
         "name",
         "start",

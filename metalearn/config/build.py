@@ -14,7 +14,7 @@ from metalearn.config.misfits import misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
-from metalearn.interop import through
+from metalearn.interop import with_engine
 from metalearn.losses import criterion
 from metalearn.machine import device_of
 from metalearn.rng import fold_in
@@ -157,7 +157,7 @@ def _methods(
     learner, method = _method(experiment, train, experiment.run.meta_steps, problems)
     if method is not None and method.traits.fixed_ways and train.outputs != test.outputs:
         text = (
-            f"is {test.ways}, but {experiment.learns.name} learns its head for the "
+            f"is {test.ways}, but {experiment.base_method.name} learns its head for the "
             f"{train.ways} ways of training: use the same ways, or a method without a fixed "
             "head such as proto_net or fine_tune"
         )
@@ -206,8 +206,8 @@ def _method(
             return learner, _searching(experiment, learner, spec, meta_steps)
         if experiment.found is not None:
             learner = found_learner(experiment, learner, spec)
-        method = experiment.learns.build(learner, spec, meta_steps=meta_steps)
-        return learner, through(experiment.run.engine, experiment.learns, learner, method)
+        method = experiment.base_method.build(learner, spec, meta_steps=meta_steps)
+        return learner, with_engine(experiment.run.engine, experiment.base_method, learner, method)
     except ConfigError as error:
         problems.extend((_placed(place, experiment), text) for place, text in error.problems)
         return learner, None

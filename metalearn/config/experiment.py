@@ -65,11 +65,11 @@ class Experiment:
     plugins: tuple[str, ...] = ()  # modules or files that its components come from
 
     @property
-    def learns(self) -> MethodComponent:
+    def base_method(self) -> MethodComponent:
         """The component that learns: the method, or the one that a shared search contains."""
         return self.method if self.contains is None else self.contains
 
-    def with_learns(self, component: MethodComponent) -> Experiment:
+    def with_base_method(self, component: MethodComponent) -> Experiment:
         return self.replace(**{"method" if self.contains is None else "contains": component})
 
     def resolved(self) -> dict[str, Any]:
@@ -225,10 +225,10 @@ def _experiment(
         key: validated(kind, {**getattr(file, key), **entry.overlay(key)}, key, problems)
         for key, kind in SECTIONS.items()
     }
-    learns = method if contains is None else contains
-    tune = tune_ranges(entry.tune, learns, sections["budget"], place, problems)
+    base_method = method if contains is None else contains
+    tune = tune_ranges(entry.tune, base_method, sections["budget"], place, problems)
     problems.extend(
-        (f"{place}.start", text) for text in _check_start(entry, learns, contains, found)
+        (f"{place}.start", text) for text in _check_start(entry, base_method, contains, found)
     )
     problems.extend(_low_targets(sections["evaluate"], test_task))
     if len(problems) > before:
@@ -288,13 +288,13 @@ def _method(
 
 
 def _check_start(
-    entry: Entry, learns: Any, contains: Any, found: tuple[int, ...] | None
+    entry: Entry, base_method: Any, contains: Any, found: tuple[int, ...] | None
 ) -> list[str]:
     """Why a method cannot begin from its `start`, or without one."""
     if entry.start is not None and contains is not None and found is None:
         text = "needs a network, which the search has not found yet; remove start, or give found"
         return [text]
-    needs = "" if entry.start or learns is None else learns.needs_start
+    needs = "" if entry.start or base_method is None else base_method.needs_start
     return [needs] if needs else []
 
 

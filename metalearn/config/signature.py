@@ -20,15 +20,15 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """
     run = experiment.run
     free = {"outer"}
-    if experiment.learns.rate_is_input and not device.startswith("cuda"):
+    if experiment.base_method.rate_is_input and not device.startswith("cuda"):
         free.add("inner_lr")
     facts = {
         "method": {
             key: value
-            for key, value in experiment.learns.model_dump(mode="json").items()
+            for key, value in experiment.base_method.model_dump(mode="json").items()
             if key not in free
         },
-        "outer": str(getattr(getattr(experiment.learns, "outer", None), "name", "")),
+        "outer": str(getattr(getattr(experiment.base_method, "outer", None), "name", "")),
         "model": experiment.model.model_dump(mode="json"),
         "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],
         "task": [experiment.task.source, repr(spec)],

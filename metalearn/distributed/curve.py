@@ -29,7 +29,7 @@ class TaskSet(NamedTuple):
     split: str  # train_tasks, valid or test: an attribute of Parts
     episodes: int
     seed: int
-    starts: int = 0  # numbers what a method draws for itself
+    draw_seed: int = 0  # numbers what a method draws for itself
 
 
 def curve(
@@ -47,7 +47,7 @@ def curve(
     source: TaskSource = getattr(parts, tasks.split)
     method, evaluate = parts.test_method, experiment.evaluate
     method = method if len(metas) == 1 else ensemble(method, metas)
-    options: dict[str, Any] = {"chunk": evaluate.chunk, "starts": tasks.starts}
+    options: dict[str, Any] = {"chunk": evaluate.chunk, "draw_seed": tasks.draw_seed}
     if ranks.size == 1:
         options |= {"episodes": tasks.episodes, "seed": tasks.seed, "ledger": ledger}
         return learning_curve(method, metas[0], source, evaluate.steps, **options)

@@ -133,14 +133,13 @@ def learning_curve(
     *,
     chunk: int = 50,
     ledger: Ledger | None = None,
-    starts: int = 0,
+    draw_seed: int = 0,
 ) -> Curve:
-    """Learn `episodes` new tasks and score the queries at every point; the method never sees query
-    labels.
+    """Learn `episodes` new tasks and score the queries at every point.
 
-    `chunk` tasks are learned at once; it does not change the numbers beyond rounding. `starts` is
-    the number of the method's own draws on the same tasks, such as fresh networks and heads, or the
-    candidates of a search.
+    The method never sees query labels. `chunk` tasks are learned at once; it does not change the
+    numbers beyond rounding. `draw_seed` is the seed of the method's own draws on the same tasks,
+    such as fresh networks and heads, or the candidates of a search.
 
     Raises:
         ConfigError: the method was built for another kind, ways, input shape or outputs.
@@ -148,7 +147,15 @@ def learning_curve(
     """
     points = curve_points(method, source, steps, episodes)
     found = score_episodes(
-        method, meta, source, points, (0, episodes), seed, chunk=chunk, ledger=ledger, starts=starts
+        method,
+        meta,
+        source,
+        points,
+        (0, episodes),
+        seed,
+        chunk=chunk,
+        ledger=ledger,
+        draw_seed=draw_seed,
     )
     return make_curve(found, source, points, seed)
 
@@ -175,7 +182,7 @@ def score_episodes(
     *,
     chunk: int,
     ledger: Ledger | None,
-    starts: int = 0,
+    draw_seed: int = 0,
 ) -> Scores:
     """Scores of the episodes numbered span[0] up to span[1], of which there is at least one."""
     key, chunk = fold_in(seed, "episodes"), min(chunk, _most_at_once(meta))
@@ -185,7 +192,7 @@ def score_episodes(
         batch = source.sample(key, min(chunk, span[1] - start), start)
         if source.spec.classification:
             check_labels(batch, source.spec.outputs)
-        named = {"key": learn_keys(batch.info["key"], starts)}
+        named = {"key": learn_keys(batch.info["key"], draw_seed)}
         spent = NullLedger() if ledger is None else ledger
         if batch.query.weight is not None:
             named["query_weight"] = batch.query.weight
@@ -233,24 +240,24 @@ def learner_inputs(episodes: Episode) -> tuple[Batch, Tensor]:
     return tree_map(torch.clone, episodes.support), episodes.query.x.clone()
 
 
-def learn_keys(episodes: Key, starts: int = 0) -> Key:
+def learn_keys(episodes: Key, draw_seed: int = 0) -> Key:
     """Keys [T] for `learn`, of episodes with the keys `info["key"]` [T]."""
     keys = fold_in(episodes, "learn")
-    return fold_in(keys, starts) if starts else keys
+    return fold_in(keys, draw_seed) if draw_seed else keys
 
 
-def _scored(spec: EpisodeSpec, logits: Tensor, query: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(spec: EpisodeSpec, predictions: Tensor, query: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
     y, weight = cleaned(query).y, query.weight
-    truth = y.unsqueeze(1).expand(*logits.shape[:2], *y.shape[1:])
+    truth = y.unsqueeze(1).expand(*predictions.shape[:2], *y.shape[1:])
     if weight is not None:
-        weight = weight.unsqueeze(1).expand(logits.shape[:3])
-        there = (weight > 0).view(*weight.shape, *[1] * (logits.dim() - 3))
-        logits = torch.where(there, logits, torch.zeros_like(logits))
-    finite = logits.isfinite().flatten(2).all(-1)
-    loss = criterion(spec)(logits, truth, weight, lead=2)
+        weight = weight.unsqueeze(1).expand(predictions.shape[:3])
+        present = (weight > 0).view(*weight.shape, *[1] * (predictions.dim() - 3))
+        predictions = torch.where(present, predictions, torch.zeros_like(predictions))
+    finite = predictions.isfinite().flatten(2).all(-1)
+    loss = criterion(spec)(predictions, truth, weight, lead=2)
     right = (
-        accuracy(logits, truth, weight, lead=2)
+        accuracy(predictions, truth, weight, lead=2)
         if spec.classification
         else torch.full_like(loss, float("nan"))
     )

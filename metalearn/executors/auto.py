@@ -131,7 +131,7 @@ def default_threads(state: MetaState) -> int:
     return 1 if is_small(state) else cores()
 
 
-def asked_for(
+def configured_choice(
     executor: str, chunk: int | None, tasks: int, most: int, workers: int = 1
 ) -> ExecutorChoice:
     """The choice that a config names; where it leaves the chunk open, the one that fits memory."""

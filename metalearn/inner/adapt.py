@@ -50,15 +50,15 @@ def adapt(
     are taken before each step."""
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")
-    moving, frozen = trainable(params)
+    moving, statistics = trainable(params)
     state = rule.init(moving) if state is None else state
-    start = _Start(moving, state, frozen, _with_classes(fixed or {}))
+    start = _Start(moving, state, statistics, _with_classes(fixed or {}))
     move = partial(_step, loss, rule, first_order)
     keep = range(steps + 1) if keep is None else keep
     if step_invariant and steps and is_active() and not noise.is_active():
-        name = (loss, rule.update, first_order)
-        return _in_one(name, partial(move, 0), start, batch, steps, keep)
-    return _step_by_step(move, start, batch, steps, keep)
+        identity = (loss, rule.update, first_order)
+        return _compiled_steps(identity, partial(move, 0), start, batch, steps, keep)
+    return _eager_steps(move, start, batch, steps, keep)
 
 
 def _with_classes(fixed: Params) -> Params:
@@ -70,48 +70,48 @@ def _with_classes(fixed: Params) -> Params:
 class _Start(NamedTuple):
     moving: Params
     state: State
-    frozen: Params
+    statistics: Params  # running statistics, part of every point
     fixed: Params
 
 
-def _step_by_step(
+def _eager_steps(
     move: Callable[..., Any], start: _Start, batch: Data, steps: int, keep: Collection[int]
 ) -> Path:
-    moving, state, frozen, fixed = start
-    noisy, like = noise.is_active(), next(iter({**moving, **frozen}.values()))
+    moving, state, statistics, fixed = start
+    noisy, like = noise.is_active(), next(iter({**moving, **statistics}.values()))
     points: list[Params] = []
     losses: list[Tensor] = []
     for step in range(steps + 1):
         if step in keep:
-            points.append({**moving, **frozen})
+            points.append({**moving, **statistics})
         if step == steps:
             break
         data = batch if isinstance(batch, Batch) else batch(step)
-        given: tuple[Any, ...] = (moving, state, {**frozen, **fixed}, data)
+        given: tuple[Any, ...] = (moving, state, {**statistics, **fixed}, data)
         given = (*given, noise.next_key()) if noisy else given
         moving, state, value = checkpointed(partial(move, step), *given)
         losses.append(value)
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
 
 
-def _in_one(
-    name: Any,
+def _compiled_steps(
+    identity: Any,
     move: Callable[..., Any],
     start: _Start,
     batch: Data,
     steps: int,
     keep: Collection[int],
 ) -> Path:
-    """The same path through `stepwise.loop`."""
-    moving, state, frozen, fixed = start
+    """The same path by `stepwise.loop`; steps of one `identity` share their compiled code."""
+    moving, state, statistics, fixed = start
     data = [batch] if isinstance(batch, Batch) else [batch(step) for step in range(steps)]
     data = data[:1] if all(part.x is data[0].x for part in data) else data
     inside, last, state, losses = loop(
-        name, move, moving, state, {**frozen, **fixed}, data, steps, keep
+        identity, move, moving, state, {**statistics, **fixed}, data, steps, keep
     )
     ends = [moving] if 0 in keep else []
     points = [*ends, *inside, *([last] if steps in keep else [])]
-    return Path([{**point, **frozen} for point in points], state, losses)
+    return Path([{**point, **statistics} for point in points], state, losses)
 
 
 def _step(
@@ -121,22 +121,22 @@ def _step(
     step: int,
     moving: Params,
     state: State,
-    frozen: Params,
+    constants: Params,
     data: Batch,
     key: Key | None = None,
 ) -> tuple[Params, State, Tensor]:
     """One step; the noise of `loss` is drawn from `key`, so that a second run draws it again."""
 
-    present = frozen.get(PRESENT)
-    frozen = {name: value for name, value in frozen.items() if name != PRESENT}
+    present = constants.get(PRESENT)
+    constants = {name: value for name, value in constants.items() if name != PRESENT}
 
-    def at(inner: Params) -> Tensor:
+    def loss_at(params: Params) -> Tensor:
         if present is None:
-            return loss({**inner, **frozen}, data, step)
+            return loss({**params, **constants}, data, step)
         with padding.padded(None, present=present):
-            return loss({**inner, **frozen}, data, step)
+            return loss({**params, **constants}, data, step)
 
     with noise.noise_from(key):
-        grads, value = torch.func.grad_and_value(at)(moving)
+        grads, value = torch.func.grad_and_value(loss_at)(moving)
     updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
     return add(moving, updates), state, value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from metalearn.inner.weighted import weighted_adapt, weighted_predict
 from metalearn.labels import check_example_labels, check_labels
 from metalearn.losses import criterion, metrics
-from metalearn.noise import Scope, noise_from
+from metalearn.noise import NOISE, Scope, noise_from
 from metalearn.padding import cleaned, padded, statistics_of
 from metalearn.rng import fold_in
 from metalearn.tree import (
@@ -44,11 +44,9 @@ from metalearn.types import (
     UpdateRule,
 )
 
-# A number, made at import: a step that hashes a name cannot be compiled.
-NOISE = int(fold_in(0, "noise"))
-Points = tuple[int, ...]
+StepNumbers = tuple[int, ...]  # the points of a learning curve
 # (meta, support, points, key) -> what `predict` needs, a list of one item a point
-Adapt = Callable[[Meta, Batch, Points, Key], Any]
+Adapt = Callable[[Meta, Batch, StepNumbers, Key], Any]
 Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, x [M, *X]) -> [M, C]
 Features = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
 
@@ -75,44 +73,52 @@ def episodic(
     (default: the learner's parameters); `fixed_ways`: it has the head (default: where steps are).
     """
     loss_of = criterion(spec)
-    learning = learn_by(adapt, predict, uses_steps=inner_steps > 0, features=features)
+    learning = learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
         support, query = cleaned(episode.support), cleaned(episode.query)
-        item = learning["adapt"](meta, support, inner_steps, episode.info["key"])
-        logits = learning["predict"](meta, item, support, query.x, query.weight)
-        return loss_of(logits, *query[1:]), metrics(spec, logits, *query[1:])
+        item = learning.adapt(meta, support, inner_steps, episode.info["key"])
+        predictions = learning.predict(meta, item, support, query.x, query.weight)  # [M, C]
+        return loss_of(predictions, *query[1:]), metrics(spec, predictions, *query[1:])
 
     task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
     return Method(
-        spec=spec,
-        traits=traits_of(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
-        init=lambda key: init_state((init or learner.init)(key), outer),
+        spec,
+        traits_of(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
+        lambda key: init_state((init or learner.init)(key), outer),
+        *learning,
         task_grad=task_grad,
         update=update,
         step=step_over_tasks(task_grad, update, spec),
-        **learning,
     )
 
 
-def learn_by(
+class LearnFunctions(NamedTuple):
+    """How a Method learns new tasks: its fields of these names, in their order."""
+
+    learn: Callable[..., Learned]
+    adapt: Callable[..., Any]
+    predict: Callable[..., Tensor]
+
+
+def learn_functions(
     adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
-) -> dict[str, Any]:
+) -> LearnFunctions:
     """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`.
 
     Weights of examples are those of `support.weight`, and `query_weight` [M] of the queries."""
-    fit, answer = weighted_adapt(adapt), weighted_predict(predict, features)
+    adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
 
-    def one(
+    def predict_one(
         meta: Meta, item: Any, support: Batch, query_x: Tensor, query_weight: Tensor | None = None
     ) -> Tensor:
-        return answer(meta, [item], support, query_x, query_weight)[0]
+        return predict_all(meta, [item], support, query_x, query_weight)[0]
 
-    return {
-        "learn": vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features),
-        "adapt": lambda meta, support, step, key: fit(meta, support, (step,), key)[-1],
-        "predict": one,
-    }
+    return LearnFunctions(
+        vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features),
+        lambda meta, support, step, key: adapt_one(meta, support, (step,), key)[-1],
+        predict_one,
+    )
 
 
 def traits_of(
@@ -133,7 +139,7 @@ def traits_of(
     )
 
 
-def points_of(steps: int | Sequence[int]) -> Points:
+def points_of(steps: int | Sequence[int]) -> StepNumbers:
     """The points of a learning curve: S means 0 .. S; a sequence is taken as it is."""
     points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(map(int, steps))
     if not points or list(points) != sorted(set(points)) or points[0] < 0:
@@ -152,7 +158,7 @@ def vmapped_learn(
     Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
     `adapt` is a constant point at every step. `features` as in `episodic`.
     """
-    fit, answer = weighted_adapt(adapt), weighted_predict(predict, features)
+    adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
 
     def learn(
         meta: Meta,
@@ -169,15 +175,15 @@ def vmapped_learn(
         ledger = NullLedger() if ledger is None else ledger
         last = points[-1] if uses_steps else 0
 
-        def adapt_to(points: Points) -> Callable[..., list[Any]]:
-            return lambda meta, support, key: list(fit(meta, support, points, key))
+        def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
+            return lambda meta, support, key: list(adapt_one(meta, support, points, key))
 
         work = OverTasks(adapt_to, points if uses_steps else (0,), meta)
         items = ledger.run("adapt", work, support, keys, gradient_steps=last * tasks, tasks=tasks)
-        answers = OverTasks(lambda _: lambda *args: torch.stack(answer(*args)), (0,), meta)
+        stacked = OverTasks(lambda _: lambda *args: torch.stack(predict_all(*args)), (0,), meta)
         given: tuple[Any, ...] = (items, support, query_x)
         given = given if query_weight is None else (*given, query_weight)
-        predictions = ledger.run("predict", answers, *given, tasks=tasks)
+        predictions = ledger.run("predict", stacked, *given, tasks=tasks)
         if predictions.shape[1] != len(points):
             predictions = predictions.expand(-1, len(points), *predictions.shape[2:])
         return Learned(predictions, {})
@@ -193,7 +199,7 @@ class OverTasks:
     """
 
     def __init__(
-        self, one: Callable[[Points], Callable[..., Any]], points: Points, shared: Any
+        self, one: Callable[[StepNumbers], Callable[..., Any]], points: StepNumbers, shared: Any
     ) -> None:
         self.one, self.points, self.shared = one, points, shared
 

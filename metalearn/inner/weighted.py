@@ -14,14 +14,14 @@ from metalearn.types import Batch, Key, Meta
 def weighted_adapt(adapt: Callable[..., Any]) -> Callable[..., Any]:
     """`adapt` in the scope of the weights of its support set, where it has any."""
 
-    def fit(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> Any:
+    def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> Any:
         if support.weight is None:
             return adapt(meta, support, points, key)
         support = cleaned(support)
         with padded(support.weight):
             return adapt(meta, support, points, key)
 
-    return fit
+    return adapt_one
 
 
 def weighted_predict(
@@ -31,23 +31,23 @@ def weighted_predict(
 
     Classes without support examples get no probability."""
 
-    def answer(
+    def predict_all(
         meta: Meta,
         items: list[Any],
         support: Batch,
         query_x: Tensor,
         query_weight: Tensor | None = None,
     ) -> list[Tensor]:
-        def outputs() -> list[Tensor]:
+        def predict_items() -> list[Tensor]:
             x = query_x if features is None else features(meta, support, query_x)
             return [predict(meta, item, support, x) for item in items]
 
         if support.weight is None and query_weight is None:
-            return outputs()
+            return predict_items()
         support = cleaned(support)
         with padded(query_weight, context=support.weight):
-            found = outputs()
-        present = present_in(support, found[0].shape[-1])
-        return [without_absent(logits, present) for logits in found]
+            predictions = predict_items()
+        present = present_in(support, predictions[0].shape[-1])
+        return [without_absent(outputs, present) for outputs in predictions]
 
-    return answer
+    return predict_all

@@ -4,7 +4,7 @@ Importing this package imports neither of them: each is imported by the first ca
 and a missing one is a ConfigError that says how to get it.
 """
 
-from metalearn.interop.engines import MOVES, through
+from metalearn.interop.engines import MOVES, with_engine
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES
 from metalearn.interop.packages import higher, learn2learn
 from metalearn.interop.tasksets import SourceTaskset, TasksetSource
@@ -19,5 +19,5 @@ __all__ = [
     "from_learn2learn",
     "higher",
     "learn2learn",
-    "through",
+    "with_engine",
 ]

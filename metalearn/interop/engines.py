@@ -29,7 +29,7 @@ KNOWN = {  # options that both engines honour
 }
 
 
-def through(engine: str, component: Any, learner: Learner, native: Method) -> Method:
+def with_engine(engine: str, component: Any, learner: Learner, native: Method) -> Method:
     """`native`, built of `component`, with `task_grad` and `step` by an engine.
 
     One of native, learn2learn, higher.

@@ -15,9 +15,9 @@ from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
-    Points,
+    StepNumbers,
     init_state,
-    learn_by,
+    learn_functions,
     outer_update,
     step_over_tasks,
     traits_of,
@@ -171,14 +171,14 @@ class LearnOptimizer(MethodComponent):
         # Of rules with one rate for each parameter, the head's number of rates is fixed too.
         traits = traits_of(learner, fixed_ways=self.rule.fixed_shapes)
         return Method(
-            spec=spec,
-            traits=replace(traits, step_invariant=True),
-            init=lambda key: init_state(learned.init(key), outer, lanes and lanes(key, 1)),
+            spec,
+            replace(traits, step_invariant=True),
+            lambda key: init_state(learned.init(key), outer, lanes and lanes(key, 1)),
+            *learn_functions(*learn_new_network(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update, spec),
             lanes=lanes,
-            **learn_by(*learn_new_network(learned, learner, spec, self.batch)),
         )
 
     def _check(self, spec: EpisodeSpec) -> None:
@@ -261,7 +261,7 @@ def learn_new_network(
     The horizon is the last point."""
     loss_of = criterion(spec)
 
-    def fit(meta: Meta, support: Batch, points: Points, key: Key) -> list[Params]:
+    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
         require_no_padding("learn_optimizer", spec, support)
         params, draws = learner.init(rng.fold_in(key, "start")), rng.fold_in(key, "batch")
         rule = bind_theta(learned, meta, max(points[-1], 1))
@@ -275,7 +275,7 @@ def learn_new_network(
     def predict(meta: Meta, params: Params, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)
 
-    return fit, predict
+    return adapt_task, predict
 
 
 def _where(condition: Tensor, a: Any, b: Any) -> Any:

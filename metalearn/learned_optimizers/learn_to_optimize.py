@@ -14,9 +14,9 @@ from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
-    Points,
+    StepNumbers,
     init_state,
-    learn_by,
+    learn_functions,
     outer_update,
     step_over_tasks,
     traits_of,
@@ -137,7 +137,7 @@ class LearnToOptimize(MethodComponent):
         loss = support_loss(learner, spec)
         task_grad, update = self._task_grad(learner, spec, learned, start), update_of_theta(outer)
 
-        def fit(meta: Meta, support: Batch, points: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             rule, phi = learned.rule(meta[THETA], self.inner_steps), start.of_task(meta, key)
             return adapt(loss, phi, rule, support, points[-1], keep=points).points
 
@@ -150,13 +150,13 @@ class LearnToOptimize(MethodComponent):
 
         fixed_ways = self.init == "meta" or self.rule.fixed_shapes
         return Method(
-            spec=spec,
-            traits=replace(traits_of(learner, fixed_ways=fixed_ways), step_invariant=True),
-            init=init,
+            spec,
+            replace(traits_of(learner, fixed_ways=fixed_ways), step_invariant=True),
+            init,
+            *learn_functions(adapt_task, predict),
             task_grad=task_grad,
             update=update,
             step=step_over_tasks(task_grad, update, spec),
-            **learn_by(fit, predict),
         )
 
     def _task_grad(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import Points, learn_by, traits_of
+from metalearn.inner.method import StepNumbers, learn_functions, traits_of
 from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, needs_start, start_of
@@ -46,7 +46,7 @@ class TunedAdam(MethodComponent):
         rule = adam(self.inner_lr, self.beta1, self.beta2, self.eps)
         loss, start = support_loss(learner, spec), start_of(self.init, learner, spec)
 
-        def fit(meta: Meta, support: Batch, points: Points, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
             phi = start.of_task(meta, key)
             return adapt(loss, phi, rule, support, points[-1], keep=points).points
 
@@ -58,4 +58,4 @@ class TunedAdam(MethodComponent):
             return MetaState(start.meta(key), {}, None, zero)
 
         traits = traits_of(learner, consumes="nothing", fixed_ways=self.init == "meta")
-        return Method(spec=spec, traits=traits, init=init, **learn_by(fit, predict))
+        return Method(spec, traits, init, *learn_functions(adapt_task, predict))

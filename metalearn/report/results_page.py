@@ -175,7 +175,9 @@ def _schedule(file: Path) -> str:
         steps = f"{run.meta_steps}, from {one.start}" if one.start else str(run.meta_steps)
         training = [steps, size] if trains else [f"from {one.start}" if one.start else "none", NONE]
         trials = str(one.budget.trials if one.tune else 0)
-        rows.append([one.label, one.learns.name, *training, str(one.evaluate.episodes), trials])
+        rows.append(
+            [one.label, one.base_method.name, *training, str(one.evaluate.episodes), trials]
+        )
     return _markdown(heads, rows)
 
 

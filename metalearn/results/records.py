@@ -55,10 +55,10 @@ class Run:
         return str(self._fact("family", lambda kind: kind.family) or "")
 
     @property
-    def place(self) -> int:
+    def palette_index(self) -> int:
         """The method's place in the palette of figures."""
-        place = self._fact("place", lambda kind: kind.place)
-        return MethodComponent.place if place is None else int(place)
+        index = self._fact("place", lambda kind: kind.palette_index)
+        return MethodComponent.palette_index if index is None else int(index)
 
     @property
     def acts_on_new_tasks(self) -> bool:

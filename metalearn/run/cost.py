@@ -53,7 +53,7 @@ def cost_block(
             table["setup"]["seconds"] += once[phase]["seconds"] - row["seconds"] * evaluate.episodes
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
         table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
-    _add_labels(table, parts.test, experiment.learns.minibatches[1])
+    _add_labels(table, parts.test, experiment.base_method.minibatches[1])
     if stepped:
         _add_start(table, at_start, tasks)
     return table

@@ -37,10 +37,10 @@ def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
     again = inductive_test(job, metas)
-    return job.ranks.first(lambda: _written(job, metas, step, found, spent, again))
+    return job.ranks.first(lambda: _write_result(job, metas, step, found, spent, again))
 
 
-def _written(
+def _write_result(
     job: Job,
     metas: Sequence[Meta],
     step: int | None,
@@ -102,7 +102,7 @@ def describe_result(
         "label": experiment.label,
         "method": experiment.method.name,
         "family": experiment.method.family,
-        "place": experiment.method.place,
+        "place": experiment.method.palette_index,
         "acts_on_new_tasks": experiment.method.acts_on_new_tasks(),
         "seed": seed,
         "task": {
@@ -121,7 +121,8 @@ def describe_result(
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
         "traits": {name: getattr(traits, name) for name in names},
-        "factors": experiment.learns.factors,  # what the report cannot infer of the method's parts
+        # what the report cannot infer of the method's parts
+        "factors": experiment.base_method.factors,
         "checkpoint": evaluate.checkpoint,
         "test": points(curve),
         **_by_source(parts.test, curve),

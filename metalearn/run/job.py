@@ -29,7 +29,7 @@ class Job:
     # what the run that it starts from had spent, by phase
     started: Mapping[str, Entry] = field(default_factory=dict)
     tracker: Tracker | None = None  # None: a trial of tuning
-    # of a sweep: called with metrics.jsonl after every look, raises where the trial ends early
+    # of a sweep: called with metrics.jsonl after every validation, raises to end the trial
     judge: Callable[[Path], None] | None = None
 
     @property

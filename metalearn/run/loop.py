@@ -26,7 +26,7 @@ from metalearn.run.checkpoints import (
 )
 from metalearn.run.job import Job
 from metalearn.run.nonfinite_log import log_path, log_step
-from metalearn.run.plan import TrainingSteps, planned_again
+from metalearn.run.plan import TrainingSteps, replan_if_slow
 from metalearn.run.progress import Progress
 from metalearn.run.signals import finishing_step, stop
 from metalearn.tree import tree_map
@@ -40,15 +40,15 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     run, (first, state, validations) = job.experiment.run, resume(job, start)
     flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
     progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
-    with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _diverging(job):
+    with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _raise_diverged(job):
         for step in range(first, run.meta_steps):
             if _patience_is_over(job, validations):
                 break
             # The first step of a process compiles, or fills caches.
             timed = job.ledger.span("compile") if step == first else nullcontext()
-            with timed, _saved_on_loss(job, step, state, validations):
-                tasks = steps.sample(step)
-                state, metrics = steps.step(state, tasks)
+            with timed, _save_if_rank_lost(job, step, state, validations):
+                step_input = steps.sample(step)  # tasks, or their number if the trace samples
+                state, metrics = steps.step(state, step_input)
             done, stopping = step + 1, job.ranks.stopping()
             buffer.append((done, metrics))
             validating = _due(done, run.meta_steps, run.validate.every)
@@ -61,11 +61,11 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
                 _record_steps(job, done - counted, flops)
                 counted = done
                 if validating:
-                    validations = (*validations, look(job, done, state))
+                    validations = (*validations, validate(job, done, state))
                 save(job, done, state, validations)
                 if validating and job.judge is not None:
                     job.judge(job.metrics)
-                job, steps = planned_again(job, steps, state)
+                job, steps = replan_if_slow(job, steps, state)
             if stopping:
                 stop(job.folder, f" at step {done}")
     if run.meta_steps == 0:
@@ -74,8 +74,8 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
 
 
 @contextmanager
-def _diverging(job: Job) -> Iterator[None]:
-    """Diverged for numbers that are not finite, once their tasks are written down."""
+def _raise_diverged(job: Job) -> Iterator[None]:
+    """Diverged for numbers that are not finite, after their tasks are written to nan.jsonl."""
     try:
         yield
     except NotFinite as found:
@@ -88,12 +88,12 @@ def _diverging(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def _saved_on_loss(
+def _save_if_rank_lost(
     job: Job, done: int, state: MetaState, validations: tuple[Validation, ...]
 ) -> Iterator[None]:
-    """Where another process dies in a step, what was learned before the step is saved, unless a
-    part of its task state died too.
-    """
+    """Save the state before the step if another process dies in it.
+
+    Not if that process held a part of the task state."""
     try:
         yield
     except RankLost as error:
@@ -112,9 +112,9 @@ def _check_finite(state: MetaState, done: int) -> None:
 
 
 def _log(job: Job, buffer: Buffer, progress: Progress) -> None:
-    """Write the mean of the metrics since the last line; the only place that reads them from the
-    device.
-    """
+    """Write the mean of the metrics since the last line.
+
+    Only here are they read from the device."""
     if not buffer:
         return
     means, skipped = summary(buffer)
@@ -149,9 +149,9 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
         counts: Entry = {"gradient_steps": steps, "examples": examples, "labels": examples}
     else:
         tasks = steps * run.tasks_per_step
-        examples, labels = examples_of_task(job.experiment.learns, spec)
+        examples, labels = examples_of_task(job.experiment.base_method, spec)
         counts = {
-            "gradient_steps": tasks * job.experiment.learns.gradients_per_task,
+            "gradient_steps": tasks * job.experiment.base_method.gradients_per_task,
             "examples": tasks * examples,
         }
         counts |= {"labels": tasks * labels, "tasks": tasks}
@@ -170,20 +170,22 @@ def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
     return drawn, min(drawn, spec.ways * spec.shots)
 
 
-def look(job: Job, done: int, state: MetaState) -> Validation:
-    """The score on validation tasks, which is written to metrics.jsonl beside that on as many
-    training tasks. The latter chooses nothing, so it is set-up and no tuning.
-    """
+def validate(job: Job, done: int, state: MetaState) -> Validation:
+    """The score on validation tasks, written to metrics.jsonl.
+
+    So is that on as many training tasks, which chooses nothing: it is set-up and no tuning."""
     rows = []
     for split, phase in (("train", "setup"), ("valid", "tune")):
         with job.ledger.span(phase):
-            rows.append(_look_at(job, done, state, split, phase))
+            rows.append(_score_split(job, done, state, split, phase))
     with job.ledger.span("setup"):
         job.record(rows)
     return validation_of(rows[1])
 
 
-def _look_at(job: Job, done: int, state: MetaState, split: str, phase: str) -> dict[str, object]:
+def _score_split(
+    job: Job, done: int, state: MetaState, split: str, phase: str
+) -> dict[str, object]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
     tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
     ledger = job.ledger.under(phase)
@@ -199,7 +201,7 @@ def _look_at(job: Job, done: int, state: MetaState, split: str, phase: str) -> d
 
 
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
-    """The place of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss
+    """The index of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss
     low; NaN is worst).
     """
     if isinstance(headline, int):
@@ -210,7 +212,7 @@ def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, me
 
 
 def _patience_is_over(job: Job, validations: tuple[Validation, ...]) -> bool:
-    """Whether so many looks in a row brought no new best."""
+    """Whether so many validations in a row brought no new best."""
     patience, order = job.experiment.run.validate.patience, ranking(validations)
     if patience is None or not order:
         return False

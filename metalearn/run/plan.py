@@ -18,10 +18,10 @@ from metalearn.executors.auto import (
     SHORT,
     Trials,
     Work,
-    asked_for,
     choose,
     choose_again,
     clocks,
+    configured_choice,
     default_threads,
     seconds_since,
 )
@@ -106,7 +106,7 @@ def decide(
     run = experiment.run
     if parts.method.step is None or run.meta_steps == 0 or run.engine != "native":
         executor = "vmap" if run.executor == "auto" else run.executor
-        return ExecutionPlan(asked_for(executor, run.chunk, 1, 1))
+        return ExecutionPlan(configured_choice(executor, run.chunk, 1, 1))
     tasks = run.tasks_per_step
     if parts.method.task_grad is not None:
         state, tasks = ranks.own_state(state, tasks), ranks.share(tasks)[1]
@@ -115,7 +115,9 @@ def decide(
     most = _fitting(experiment, parts, method, state, facts, draw(fold_in(key, 0), tasks, 0))
     workers = workers_on(parts.device, run.workers)
     if run.executor != "auto":
-        plan = ExecutionPlan(asked_for(run.executor, run.chunk, tasks, most, workers), facts)
+        plan = ExecutionPlan(
+            configured_choice(run.executor, run.chunk, tasks, most, workers), facts
+        )
     else:
         sizes = tasks, parts.device, run.meta_steps, most, workers
         work = Work(method, draw, key, state, *sizes, compiling=not run.checkpoint_inner)
@@ -162,7 +164,7 @@ def _fitting(
         error = gradient_error(parts.method, exact, state, few, "float32")
         if error is None or not error < FAR:
             text = (
-                f"changes the gradient of {experiment.learns.name} by {error:.0e}: a part "
+                f"changes the gradient of {experiment.base_method.name} by {error:.0e}: a part "
                 f"of it flows past `adapt`; leave it out"
             )
             raise ConfigError(("run.checkpoint_inner", text))
@@ -212,7 +214,7 @@ class StepTimes:
     """Seconds of steps: the first one, which may compile, apart; of the others the mean."""
 
     def __init__(self, first: float | None = None) -> None:
-        self.first, self.steps, self.seconds, self._looked = first, 0, 0.0, (0, 0.0)
+        self.first, self.steps, self.seconds, self._before = first, 0, 0.0, (0, 0.0)
 
     def add(self, seconds: float) -> None:
         if self.first is None:
@@ -220,9 +222,9 @@ class StepTimes:
         else:
             self.steps, self.seconds = self.steps + 1, self.seconds + seconds
 
-    def since_last_look(self) -> float | None:
+    def since_last_call(self) -> float | None:
         """Mean seconds of the steps since the last call; None where there were none."""
-        (steps, seconds), self._looked = self._looked, (self.steps, self.seconds)
+        (steps, seconds), self._before = self._before, (self.steps, self.seconds)
         return (self.seconds - seconds) / (self.steps - steps) if self.steps > steps else None
 
 
@@ -272,19 +274,19 @@ def _composed(job: Job, made: Executable, plan: ExecutionPlan) -> TrainingSteps:
         begun = clocks()
         return made.sample(number)
 
-    def step(state: MetaState, tasks: Any) -> tuple[MetaState, Metrics]:
-        found = guarded_step(state, tasks)
+    def step(state: MetaState, step_input: Any) -> tuple[MetaState, Metrics]:
+        found = guarded_step(state, step_input)
         times.add(seconds_since(begun, "cpu"))
         return found
 
     return TrainingSteps(sample, step, made, plan, times)
 
 
-def planned_again(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Job, TrainingSteps]:
-    """Job and steps under another executor, where steps take twice what `auto` promised; the same
-    two elsewhere. For a state that was just saved.
-    """
-    seconds, plan = steps.times.since_last_look(), steps.plan
+def replan_if_slow(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Job, TrainingSteps]:
+    """Job and steps, under another executor if steps take twice what `auto` promised.
+
+    For a state that was just saved."""
+    seconds, plan = steps.times.since_last_call(), steps.plan
     if plan.trials is None or plan.work is None or seconds is None:
         return job, steps
     work = replace(plan.work, state=state, steps=job.experiment.run.meta_steps - int(state.step))

@@ -27,7 +27,7 @@ from metalearn.run.checkpoints import save, select_checkpoint
 from metalearn.run.directory import request, status, stored_experiment, write_start
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
-from metalearn.run.loop import look, train
+from metalearn.run.loop import train, validate
 from metalearn.run.plan import (
     ExecutionPlan,
     check_ranks,
@@ -75,8 +75,8 @@ def run_one(
 ) -> Result:
     """Start or continue the run of one seed in `folder`; the data of result.json.
 
-    `judge` is called with metrics.jsonl after every look at validation tasks; what it raises ends
-    the run there. Raises ConfigError while another process is at work on the folder."""
+    `judge` is called with metrics.jsonl after every validation; what it raises ends the run there.
+    Raises ConfigError while another process is at work on the folder."""
     with locked(folder, ranks):
         finished = ranks.first(lambda: _finished(folder))
         if finished is not None:  # another process finished it in the meantime
@@ -106,14 +106,14 @@ def run(job: Job) -> Result:
     job = search(job)
     job, state = warm_start(job)
     job, plan = plan_execution(job, state)
-    with _whole(job.folder), tracked(job.folder, job.experiment, figures) as tracker:
+    with _resume_hint(job.folder), tracked(job.folder, job.experiment, figures) as tracker:
         job = replace(job, tracker=tracker)
         take_over(job)
         job, plan, state = tune_training(job, plan, state)
         job, last = meta_train(job, plan, state)
         states, step = tested_states(job, last)
         job = tune_on_new_tasks(job, states[0].meta)
-        look_once(job, last, states[0])
+        validate_once(job, last, states[0])
         return tracker.result(test(job, [state.meta for state in states], step))
 
 
@@ -165,7 +165,7 @@ def tested_states(job: Job, last: MetaState) -> tuple[list[MetaState], int | Non
     return select_checkpoint(job.experiment, job.folder, last, job.ranks)
 
 
-def look_once(job: Job, last: MetaState, tested: MetaState) -> None:
+def validate_once(job: Job, last: MetaState, tested: MetaState) -> None:
     """A run without training is scored on training and validation tasks, too, once."""
     run, stored = job.experiment.run, job.folder / "look.json"
     if run.validate.every is None or (job.parts.method.step and run.meta_steps):
@@ -174,8 +174,8 @@ def look_once(job: Job, last: MetaState, tested: MetaState) -> None:
     if known is not None:
         record_trials(job, [known])
         return
-    job.ranks.first(lambda: cut_lines(job.metrics, -1))  # what a kill may have left of this look
-    _, cost = measured(job, lambda: look(job, int(last.step), tested))
+    job.ranks.first(lambda: cut_lines(job.metrics, -1))  # what a kill may have left of it
+    _, cost = measured(job, lambda: validate(job, int(last.step), tested))
     job.ranks.first(lambda: write_json(stored, {"cost": cost}))
 
 
@@ -260,16 +260,14 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         return None
     found = stored_experiment(folder)
     if found.run.on_nan == "rollback":
-        log.warning(f"{folder}: run.on_nan=rollback is no longer there, going on with raise")
+        log.warning(f"{folder}: run.on_nan=rollback no longer exists, going on with raise")
         found = found.replace(run=found.run.model_copy(update={"on_nan": "raise"}))
     return found.resolved()
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[None]:
-    """An error of the system (a full disk, a folder that became read-only) tells that what was
-    saved is whole.
-    """
+def _resume_hint(folder: Path) -> Iterator[None]:
+    """Say in errors of the system, such as a full disk, how to continue the run."""
     try:
         yield
     except OSError as error:

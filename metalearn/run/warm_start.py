@@ -63,7 +63,7 @@ def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = No
     if not experiment.start or folder is None:
         return state
     place = folder_of(experiment.start, folder, seed)
-    branch = experiment.learns.rule_branch
+    branch = experiment.base_method.rule_branch
     flat = _leaves_of(named_leaves(state.meta), checkpoint.read(best_file(place)), place, branch)
     return state._replace(meta=from_named(state.meta, flat))
 

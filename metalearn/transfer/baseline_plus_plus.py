@@ -26,7 +26,7 @@ class BaselinePlusPlus(MethodComponent):
     # pretraining and on new tasks apart); every step sees the whole support set, not minibatches of
     # 4; their damped momentum is ours with a tenth of the step size but for the first step.
     family: ClassVar[str] = "transfer"
-    place: ClassVar[int] = 9
+    palette_index: ClassVar[int] = 9
     name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "the method")
     temperature: float = option(10.0, "factor on the cosine, in pretraining and on new tasks", gt=0)
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)

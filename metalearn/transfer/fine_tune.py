@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import fresh_linear, is_head
-from metalearn.inner.method import Points, learn_by
+from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import Patterns, inner_rule_option, moved_by, refuse_two_rules
 from metalearn.inner.rules import Adam, Rule
@@ -30,7 +30,7 @@ class FineTune(MethodComponent):
     and the pretrained head is kept at the start."""
 
     family: ClassVar[str] = "transfer"
-    place: ClassVar[int] = 3
+    palette_index: ClassVar[int] = 3
     name: Literal["fine_tune"] = option("fine_tune", "the method")
     adapts: Literal["all", "head"] | Patterns = option(
         "all",
@@ -69,18 +69,18 @@ class FineTune(MethodComponent):
 
 def _learn_layers(
     learner: Learner, spec: EpisodeSpec, rule: UpdateRule, moves: Callable[[str], bool]
-) -> dict[str, Any]:
+) -> LearnFunctions:
     loss = support_loss(learner, spec)
 
-    def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
         start = meta["params"]
         if spec.classification:  # of the old head only the width D is read
             start = {**start, **fresh_linear(key, spec.outputs, meta[HEAD]["head.weight"])}
         moving, fixed = partition(start, moves)
-        points = adapt(loss, moving, rule, support, at[-1], keep=at, fixed=fixed).points
-        return [{**fixed, **point} for point in points]
+        path = adapt(loss, moving, rule, support, points[-1], keep=points, fixed=fixed)
+        return [{**fixed, **point} for point in path.points]
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)
 
-    return learn_by(fit, predict)
+    return learn_functions(adapt_task, predict)

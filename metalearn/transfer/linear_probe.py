@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.method import Points, learn_by
+from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
 from metalearn.inner.objective import weighted_loss
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
@@ -31,8 +31,8 @@ def learn_head(
     start: Start | None = None,
     weight_decay: float = 0.0,
     normalise: bool = False,
-) -> dict[str, Any]:
-    """Learning of a task that moves a new head and nothing else (`inner.method.learn_by`).
+) -> LearnFunctions:
+    """Learning of a task that moves a new head and nothing else (`inner.method.learn_functions`).
 
     Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the
     support set, which are computed once a task. `start` gives the head at step 0 (default: fresh,
@@ -48,10 +48,10 @@ def learn_head(
         squares = torch.stack([leaf.square().sum() for leaf in leaves.values()])
         return error + weight_decay / 2 * squares.sum()
 
-    def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
         z = preprocess(learner.features(meta["params"], support.x))
         leaves = head.init(key, spec.outputs, z) if start is None else start(meta, key, z)
-        return adapt(loss, leaves, rule, support._replace(x=z), at[-1], keep=at).points
+        return adapt(loss, leaves, rule, support._replace(x=z), points[-1], keep=points).points
 
     def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
         return preprocess(learner.features(meta["params"], query_x, context=support.x))
@@ -59,7 +59,7 @@ def learn_head(
     def predict(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
         return head.apply(leaves, z)
 
-    return learn_by(fit, predict, features=features)
+    return learn_functions(adapt_task, predict, features=features)
 
 
 class LinearProbe(MethodComponent):
@@ -73,7 +73,7 @@ class LinearProbe(MethodComponent):
     # size. From Tian et al. 2020 (arXiv:2003.11539): descent stops at the asked steps, where theirs
     # solves the logistic regression.
     family: ClassVar[str] = "transfer"
-    place: ClassVar[int] = 4
+    palette_index: ClassVar[int] = 4
     name: Literal["linear_probe"] = option("linear_probe", "the method")
     inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
     inner_momentum: float = option(

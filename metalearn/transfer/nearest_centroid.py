@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, identity, negative_squared_distance, unit
-from metalearn.inner.method import Points, learn_by
+from metalearn.inner.method import StepNumbers, learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.pretrain import pretrained
@@ -25,7 +25,7 @@ class NearestCentroid(MethodComponent):
     # Departure: features are not centred (the paper's CL2N), since their mean over all training
     # examples would be a second pass after pretraining; `normalise` is its L2N, without it UN.
     family: ClassVar[str] = "transfer"
-    place: ClassVar[int] = 8
+    palette_index: ClassVar[int] = 8
     name: Literal["nearest_centroid"] = option("nearest_centroid", "the method")
     normalise: bool = option(
         True, "give features length 1 before means and distances", acts="adapt"
@@ -37,7 +37,7 @@ class NearestCentroid(MethodComponent):
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
             z = preprocess(learner.features(meta["params"], support.x))
             return [class_means(z, support.y, spec.ways, support.weight)]
 
@@ -45,6 +45,6 @@ class NearestCentroid(MethodComponent):
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))
             return negative_squared_distance(z, centres)
 
-        learning = learn_by(fit, predict, uses_steps=False)
+        learning = learn_functions(adapt_task, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)

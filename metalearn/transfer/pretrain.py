@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import fresh_linear, is_head, linear
 from metalearn.inner.method import (
+    LearnFunctions,
     init_state,
     outer_update,
     stats_gradient,
@@ -103,28 +104,28 @@ def pretrained(
     learner: Learner,
     spec: EpisodeSpec,
     outer: UpdateRule,
-    learning: dict[str, Any],
+    learning: LearnFunctions,
     head: Head = LINEAR,
     *,
     uses_steps: bool = True,
 ) -> Method:
     """A Method that learns from batches of examples across tasks, and a task by `learning`.
 
-    `learning` (from `inner.method.learn_by`) reads nothing of the number of training classes, so
-    the method built for a test split takes the same meta.
+    `learning` reads nothing of the number of training classes, so the method built for a test split
+    takes the same meta.
     """
     if spec.classification:
         require_head("pretraining", learner)
     update = outer_update(outer)
     return Method(
-        spec=spec,
-        traits=traits_of(learner, consumes="examples", steps=uses_steps),
-        init=lambda key: init_state(start_meta(learner, spec, head, key), outer),
+        spec,
+        traits_of(learner, consumes="examples", steps=uses_steps),
+        lambda key: init_state(start_meta(learner, spec, head, key), outer),
+        *learning,
         update=update,
         step=step_on_examples(
             example_gradient(learner, spec, head), update, spec, draws_noise=learner.draws_noise
         ),
-        **learning,
     )
 
 

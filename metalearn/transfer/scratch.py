@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import Points, learn_by, traits_of
+from metalearn.inner.method import StepNumbers, learn_functions, traits_of
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_random_start
@@ -30,7 +30,7 @@ class Scratch(MethodComponent):
     there."""
 
     family: ClassVar[str] = "scratch"
-    place: ClassVar[int] = 99
+    palette_index: ClassVar[int] = 99
     controls_searches: ClassVar[bool] = True
     name: Literal["scratch"] = option("scratch", "the method")
     inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
@@ -52,8 +52,8 @@ class Scratch(MethodComponent):
         rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
         loss = support_loss(learner, spec)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
-            return adapt(loss, learner.init(key), rule, support, at[-1], keep=at).points
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+            return adapt(loss, learner.init(key), rule, support, points[-1], keep=points).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -62,4 +62,4 @@ class Scratch(MethodComponent):
             return MetaState({}, {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device))
 
         traits = traits_of(learner, consumes="nothing")
-        return Method(spec=spec, traits=traits, init=init, **learn_by(fit, predict))
+        return Method(spec, traits, init, *learn_functions(adapt_task, predict))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
-from metalearn.executors.auto import Work, asked_for, choose
+from metalearn.executors.auto import Work, choose, configured_choice
 from metalearn.executors.pieces import workers_on
 from metalearn.executors.step import Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice
@@ -30,7 +30,7 @@ def candidates(problem: Problem) -> tuple[str, ...]:
 def choice_of(text: str, tasks: int) -> ExecutorChoice:
     """NAME or NAME:CHUNK as a way of running T tasks."""
     name, _, chunk = text.partition(":")
-    return asked_for(name, int(chunk) if chunk else None, tasks, tasks)
+    return configured_choice(name, int(chunk) if chunk else None, tasks, tasks)
 
 
 def text_of(choice: ExecutorChoice) -> str:

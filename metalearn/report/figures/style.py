@@ -102,7 +102,7 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     free = list(range(len(PALETTE)))
     later = []
     for group in sorted(groups, key=lambda item: (item.label != item.method, item.label)):
-        place = group.first.place
+        place = group.first.palette_index
         if group.first.family == "scratch" and SCRATCH not in {
             style.color for style in found.values()
         }:

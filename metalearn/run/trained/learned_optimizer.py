@@ -39,7 +39,7 @@ def found_in(path: Path) -> tuple[LearnedRuleComponent, Theta]:
 
 
 def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleComponent, Theta]:
-    method = stored_experiment(folder).learns
+    method = stored_experiment(folder).base_method
     rule = method.learned_rule
     if not isinstance(rule, LearnedRuleComponent):
         text = (

@@ -24,7 +24,7 @@ def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str
     """(fields that act in training, fields that act only on new tasks and re-use the trained
     meta).
     """
-    late = type(experiment.learns).fields_at_adapt()
+    late = type(experiment.base_method).fields_at_adapt()
     train = {name: span for name, span in experiment.tune.items() if name.split(".")[0] not in late}
     return train, {
         name: span for name, span in experiment.tune.items() if name.split(".")[0] in late
@@ -91,8 +91,8 @@ def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:
     evaluate = experiment.evaluate
     if choice.get("headline_step") is not None:
         evaluate = evaluate.model_copy(update={"headline_step": int(choice["headline_step"])})
-    learns = with_values(experiment.learns, choice["parameters"])
-    return experiment.with_learns(learns).replace(evaluate=evaluate)
+    base_method = with_values(experiment.base_method, choice["parameters"])
+    return experiment.with_base_method(base_method).replace(evaluate=evaluate)
 
 
 def record_trials(job: Job, trials: Sequence[dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
     """Evaluate one point of the ranges after another while the budget lasts; recorded trials of an
     interrupted search are not repeated. All ranks try the same.
     """
-    own, label = job.experiment.learns, job.experiment.label
+    own, label = job.experiment.base_method, job.experiment.label
     key = fold_in(job.experiment.budget.seed, "tune", label, job.seed, *sorted(ranges))
     record = job.folder / "tune" / "trials.json"
     done = job.ranks.first(lambda: read_json(record) if record.exists() else [])
