@@ -14,10 +14,10 @@ Labels = npt.NDArray[np.int64]
 
 
 def check_labels(episodes: Episode, ways: int) -> None:
-    """ConfigError for labels of episodes [T, ...] that are no classes 0 .. N-1, and for queries of
-    a class without support examples.
+    """ConfigError for labels of episodes [T, ...] that are no classes 0 .. N-1.
 
-    Nothing is checked on other devices, inside a trace, and in regression.
+    Also for queries of a class without support examples. Nothing is checked on other devices,
+    inside a trace, and in regression.
     """
     support, query = (_labels(batch, ways, name) for batch, name in _sets(episodes))
     if support is None or query is None or query.ndim != 2 or not query.size:

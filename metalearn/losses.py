@@ -78,8 +78,9 @@ def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int 
 
 
 def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
-    """The loss of the tasks, or one by name; by default cross_entropy for classes and mse for
-    regression.
+    """The loss of the tasks, or one by name.
+
+    By default cross_entropy for classes and mse for regression.
     """
     name = spec.loss if name is None else name  # type: ignore[assignment]
     if name is None:

@@ -50,8 +50,9 @@ def cpu_name() -> str:
 
 
 def load_average() -> list[float] | None:
-    """Processes that ran or waited, mean over 1, 5 and 15 minutes; None where the system does not
-    report it.
+    """Processes that ran or waited, mean over 1, 5 and 15 minutes.
+
+    None where the system does not report it.
     """
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 

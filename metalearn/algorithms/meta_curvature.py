@@ -54,8 +54,9 @@ class MetaCurvature(MethodComponent):
 
 
 def identities(x: Tensor) -> dict[str, Tensor]:
-    """An identity matrix for each axis of x (axes from the third on count as one); ones [*x] for a
-    vector or a scalar."""
+    """An identity matrix for each axis of x; ones [*x] for a vector or a scalar.
+
+    Axes from the third on count as one."""
     if x.dim() < 2:
         return {"scale": torch.ones_like(x)}
     sizes = {"outputs": x.shape[0], "inputs": x.shape[1]}

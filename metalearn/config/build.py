@@ -42,9 +42,7 @@ class Parts:
 
 
 def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
-    """Build all parts; ConfigError with every problem of tasks, model and method (and how to train)
-    together.
-    """
+    """Build all parts; ConfigError with every problem of tasks, model and method together."""
     device, problems = device_of(experiment.run.device), Problems()
     if to_train:  # a finished run is opened wherever it is looked at
         problems.extend(misfits(experiment.run, device))
@@ -255,8 +253,9 @@ def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learn
 
 
 def batch_sampler(experiment: Experiment, parts: Parts) -> Callable[[Key, int, int], Any]:
-    """What one step consumes: (key, count, first) -> the tasks first .. first + count - 1 of a
-    step, or a batch of examples.
+    """The function that draws the input of a step: tasks, or a batch of examples.
+
+    (key, count, first) -> the tasks first .. first + count - 1
     """
     if parts.method.traits.consumes == "examples":
         size = experiment.run.examples_per_step

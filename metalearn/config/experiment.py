@@ -100,8 +100,9 @@ class Experiment:
         return data
 
     def hash(self) -> str:
-        """SHA-256 of the resolved config without where and how it is executed, and without later
-        fields at their defaults.
+        """SHA-256 of the resolved config.
+
+        It leaves out where and how it is executed, and later fields at their defaults.
         """
         data = self.resolved()
         data.pop("plugins", None)
@@ -139,8 +140,9 @@ def find_file(name: str) -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> Plan:
-    """Read, override, check; raises ConfigError with every problem. `plugins`: whether to import
-    the plug-ins that the file names.
+    """Read, override, check; raises ConfigError with every problem.
+
+    `plugins`: whether to import the plug-ins that the file names.
     """
     path = find_file(name)
     data = read_yaml(path)

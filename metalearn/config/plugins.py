@@ -83,8 +83,10 @@ def plugins_of(components: Iterable[Any]) -> set[str]:
 
 @functools.cache
 def load_entry_points() -> None:
-    """Register the components that installed packages name in metalearn.tasks, metalearn.models and
-    metalearn.methods; what cannot be loaded is left out, with a warning.
+    """Register the components that installed packages declare.
+
+    The groups are metalearn.tasks, metalearn.models and metalearn.methods. What cannot be loaded is
+    left out, with a warning.
     """
     for kind in KINDS:
         for entry in entry_points(group=f"metalearn.{kind}"):

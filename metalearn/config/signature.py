@@ -15,8 +15,9 @@ from metalearn.types import EpisodeSpec
 
 
 def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
-    """A hash of all that speed depends on: method, model, shapes, machine, threads, versions, our
-    own code.
+    """A hash of all that speed depends on.
+
+    That is method, model, shapes, machine, threads, versions, and this code.
     """
     run = experiment.run
     free = {"outer"}

@@ -73,8 +73,9 @@ def answering_cost(cost: Cost, axis: Axis) -> float | None:
 
 
 def total_seconds(cost: Cost) -> float | None:
-    """All seconds of a run; phases of new tasks count once for each of their tasks, with the
-    seconds that they took in the run.
+    """All seconds of a run.
+
+    Phases of new tasks count once for each of their tasks, with the seconds of the run itself.
     """
     phases = [phase for phase in PHASES if phase in cost or phase not in NOT_IN_OLD]
     entries = [phase_entry(cost, phase) for phase in phases]

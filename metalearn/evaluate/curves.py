@@ -37,8 +37,10 @@ FINGERPRINTED = 32  # episodes that the fingerprint covers
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on E episodes at P points; `scores` is accuracy for classes, the loss (squared
-    error, unless the tasks have another) for regression.
+    """One method on E episodes at P points.
+
+    `scores` is accuracy for classes, and for regression the loss: squared error, unless the tasks
+    have another.
     """
 
     steps: tuple[int, ...]
@@ -72,9 +74,7 @@ class Curve:
         return self.diverged.to(self.loss.dtype).mean(0)
 
     def converged(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean [P], ci95 [P]) of `values` [E, P] over the episodes that did not diverge at that
-        point.
-        """
+        """(mean [P], ci95 [P]) of `values` [E, P] over episodes that did not diverge there."""
         included = (~self.diverged).to(values.dtype)
         count = included.sum(0)
         clean = torch.where(self.diverged, torch.zeros_like(values), values)

@@ -74,8 +74,9 @@ class CostLedger:
 
     @contextmanager
     def span(self, phase: str, **counts: float) -> Iterator[None]:
-        """Write the time of a block to a phase, and to no span around it; waits for the device at
-        both ends.
+        """Write the time of a block to a phase, and to no span around it.
+
+        It waits for the device at both ends.
         """
         _check(phase, counts)
         with self._owner(phase):
@@ -108,9 +109,9 @@ class CostLedger:
         times: int = 1,
         architecture: bool = True,
     ) -> Entry:
-        """FLOPs of `times` calls, as `add` takes them; NaN, and a reason in `uncounted`, where they
-        are not known.
+        """FLOPs of `times` calls, as `add` takes them.
 
+        NaN, and a reason in `uncounted`, where they are not known.
         `architecture`: whether all work is that of the chosen architecture, as it is everywhere but
         in supernets.
         """

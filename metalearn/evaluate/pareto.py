@@ -37,12 +37,12 @@ Ends = tuple[float, float]
 def place_by_interval(
     cost: Ends | None, others: Sequence[tuple[Ends | None, Ends | None]]
 ) -> Place | None:
-    """Whether a method is on the front, decided by intervals: of its cost, and of each other method
-    (its cost, the difference of its score to this one's, above 0 where the other is better).
+    """Whether a method is on the front, decided by intervals.
 
-    `off` where another is surely no dearer and surely better; `on` where every other is surely
-    dearer, or surely worse; else `open`. None for a method without cost. A method without cost or
-    difference keeps no other off the front, as in `front`.
+    Of its cost, and of each other method: its cost, and the difference of its score to this one's,
+    above 0 where the other is better. `off` where another is surely no dearer and surely better;
+    `on` where every other is surely dearer, or surely worse; else `open`. None for a method without
+    cost. A method without cost or difference keeps no other off the front, as in `front`.
     """
     if cost is None:
         return None

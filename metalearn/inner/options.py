@@ -24,8 +24,9 @@ def inner_rule_option(sentence: str = INNER, **options: Any) -> Any:
 
 
 def refuse_two_rules(component: Any, *names: str, scheduled: bool = True) -> None:
-    """ValueError where options of the usual rule are set beside `inner`, or a schedule of a rule
-    without a number of steps.
+    """ValueError where options of the usual rule are set beside `inner`.
+
+    Also for a schedule of a rule without a number of steps.
     """
     inner: Rule | None = component.inner
     if inner is None:

@@ -111,8 +111,9 @@ def adam(
 
 
 def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
-    """`rule` on g * min(1, limit / |g|), |g| the norm over all leaves (Pascanu et al. 2013, section
-    3.2).
+    """`rule` with clipped gradients (Pascanu et al. 2013, section 3.2).
+
+    g * min(1, limit / |g|), |g| the norm over all leaves
     """
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
@@ -125,8 +126,9 @@ def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
 
 
 def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> UpdateRule:
-    """`rule` with decoupled weight decay (Loshchilov & Hutter 2019): u = rule(g) - lr * decay * p,
-    lr times the factor of its schedule.
+    """`rule` with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    u = rule(g) - lr * decay * p, lr times the factor of its schedule
     """
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
-"""Four convolutional blocks: the field's common small network (Vinyals et al. 2016; MAML's variant
-by strides).
+"""Four convolutional blocks, the field's common small network.
+
+Vinyals et al. 2016 pool; MAML's variant has strides.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ BLOCKS = 4
 
 
 def pool(x: Tensor) -> Tensor:
-    """2 x 2 maxima with stride 2, an odd border dropped, channels last: [B, H, W, F] -> [B, H // 2,
-    W // 2, F].
+    """2 x 2 maxima with stride 2: [B, H, W, F] -> [B, H // 2, W // 2, F], an odd border dropped.
 
     Written as maxima of strided views, which batch and differentiate twice without index
     bookkeeping. On ties the gradient is shared, where max_pool2d gives it to the first; ties here
@@ -36,10 +36,10 @@ def pool(x: Tensor) -> Tensor:
 
 
 class FourBlocks(nn.Module):
-    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head; with strides there is no
-    pooling.
+    """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head.
 
-    Inside, channels come last: neighbours in memory, whatever the stride of pooling or convolution.
+    With strides there is no pooling. Inside, channels come last: neighbours in memory, whatever the
+    stride of pooling or convolution.
     """
 
     def __init__(
@@ -103,9 +103,7 @@ class FourBlocks(nn.Module):
 
 
 class Conv4(ModelComponent):
-    """Four convolutional blocks, by strides as MAML on Omniglot or by pooling as Matching
-    Networks.
-    """
+    """Four convolutional blocks, with strides as in MAML or pooling as in Matching Networks."""
 
     name: Literal["conv4"] = option("conv4", "The model.")
     filters: int = option(64, "Channels of every block.", ge=1, le=4096)
@@ -125,9 +123,7 @@ class Conv4(ModelComponent):
     )
 
     def build(self, spec: EpisodeSpec) -> Learner:
-        """A learner for image tasks [channels, H, W] of `spec`; pooled inputs need at least 16 x
-        16.
-        """
+        """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
             raise ConfigError(
                 (

@@ -25,8 +25,9 @@ Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"
 
 
 class Norm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1) over all axes but the channels,
-    statistics by policy.
+    """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1), statistics by policy.
+
+    Over all axes but the channels.
     """
 
     mean: Tensor
@@ -46,18 +47,16 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
 
     def of_batch(self, rows: int | None, seen: Moments | None) -> bool:
-        """Whether `forward` with these arguments normalises by the whole batch and does nothing
-        else.
-        """
+        """Whether `forward` with these arguments does nothing but normalise by the whole batch."""
         rows = current().rows if rows is None else rows
         plain = rows is None and seen is None and statistics_weight() is None
         return self.policy != "running" and plain
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        """[B, channels, ...], or [B, ..., channels] -> same; statistics of the first `rows`
-        examples, or of all.
+        """[B, channels, ...], or [B, ..., channels] -> same.
 
-        `seen` collects the statistics. Both come from `forward_pass` where they are not given.
+        Statistics are those of the first `rows` examples, or of all. `seen` collects the
+        statistics. Both come from `forward_pass` where they are not given.
         """
         options = current()
         rows = options.rows if rows is None else rows

@@ -1,5 +1,6 @@
-"""A perceptron whose widths differ from start to start, in one shape of tensors: objectives of all
-sizes in a batch.
+"""A perceptron whose widths differ from start to start, in one shape of tensors.
+
+Objectives of all sizes then form a batch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ Width = Annotated[int, Field(ge=1, le=65536)]
 
 
 class SizedMLP(ModelComponent):
-    """A perceptron with layers of random width, for learned optimizers that should meet networks of
-    all sizes.
+    """A perceptron with layers of random width, for training learned optimizers on all sizes.
 
     Every start draws the width of each layer log-uniformly between `least` and its size; units
     beyond it are masked in every pass, and the masks lie with the running statistics, which neither

@@ -67,8 +67,9 @@ def _score(group: Group, budget: float, tasks: int) -> Score:
 
 
 def last_within(run: Run, budget: float, tasks: int) -> Score:
-    """The last validation of a run for which tuning, training so far and new tasks fit a budget of
-    FLOPs.
+    """The last validation of a run that fits a budget of FLOPs.
+
+    The budget covers tuning, training so far, and new tasks.
     """
     before, each = costs.up_front(run, "flops"), costs.learning(run, "flops")
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]

@@ -15,11 +15,11 @@ from metalearn.evaluate.random_effects import mean_squares
 
 
 def binomial_reliability(accuracy: ArrayLike, queries: int) -> float | None:
-    """Reliability of the accuracy of one task on `queries` examples: [S, E] -> a number from 0 to
-    1, mean over seeds.
+    """Reliability of the accuracy of one task on `queries` examples: [S, E] -> 0 .. 1.
 
-    The noise of a task is estimated by p (1 - p) / (Q - 1), which has no bias. None for fewer than
-    2 tasks or queries, where accuracies are not finite, and where no task differs from another.
+    The mean over seeds. The noise of a task is estimated by p (1 - p) / (Q - 1), which has no bias.
+    None for fewer than 2 tasks or queries, where accuracies are not finite, and where no task
+    differs from another.
     """
     table = np.asarray(accuracy, np.float64)
     if queries < 2 or table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():

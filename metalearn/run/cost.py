@@ -117,9 +117,7 @@ def learning_ledger(
     *,
     counting: bool = True,
 ) -> CostLedger:
-    """What learning some test tasks with so many steps, default all, and answering them once
-    took.
-    """
+    """What it took to learn some test tasks by `steps` steps, default all, and predict once."""
     ledger = CostLedger(source.spec.device, counting=counting)
     batch = source.sample(fold_in(evaluate.seed, "episodes"), tasks, start)
     keys = learn_keys(batch.info["key"])

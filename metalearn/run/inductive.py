@@ -29,8 +29,9 @@ class Inductive(NamedTuple):
 
 
 def inductive_test(job: Job, metas: Sequence[Meta]) -> Inductive:
-    """The headline value of `metas` under inductive normalisation; its time is set-up, as it is no
-    part of what the method costs.
+    """The headline value of `metas` under inductive normalisation.
+
+    Its time is set-up, as it is no part of what the method costs.
     """
     evaluate, traits = job.experiment.evaluate, job.parts.test_method.traits
     if not traits.transductive:

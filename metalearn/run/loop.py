@@ -159,8 +159,9 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
 
 
 def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
-    """(examples, labels) that training uses of one task: support and query set once, or the
-    minibatches of a method that draws some from the support set alone.
+    """(examples, labels) that training uses of one task.
+
+    Support and query set once, or minibatches, where a method draws them from the support set.
     """
     size = getattr(method, "minibatches", (None, None))[0]
     if size is None:
@@ -201,8 +202,9 @@ def _score_split(
 
 
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
-    """The index of the headline step in `steps`; `tuned`: of the best mean (accuracy high, loss
-    low; NaN is worst).
+    """The index of the headline step in `steps`; `tuned`: of the best mean.
+
+    The highest accuracy or lowest loss; NaN is worst.
     """
     if isinstance(headline, int):
         return steps.index(headline)

@@ -1,6 +1,4 @@
-"""Before step 1: what memory holds, which executor runs, what a precision costs; and the steps
-themselves.
-"""
+"""The execution plan: what memory holds, which executor runs, what a precision costs; the steps."""
 
 from __future__ import annotations
 
@@ -75,8 +73,9 @@ def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
 
 
 def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
-    """Choose executor, piece size and threads, unless config.yaml has them; written there and to
-    environment.json.
+    """Choose executor, piece size and threads, unless config.yaml has them.
+
+    They are written there and to environment.json.
     """
     run, ranks = job.experiment.run, job.ranks
     threads = run.threads or max(1, default_threads(state) // ranks.local_size)
@@ -98,10 +97,10 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
 def decide(
     experiment: Experiment, parts: Parts, state: MetaState, ranks: Ranks = ALONE
 ) -> ExecutionPlan:
-    """The executor and piece size of a run, memory predicted, auto's trials made; ConfigError for
-    what cannot be done.
+    """Predict memory, run the trials of auto, and choose executor and piece size of a run.
 
-    Of several processes rank 0 decides, by what its own tasks take.
+    ConfigError for what cannot be done. Of several processes rank 0 decides, by what its own tasks
+    take.
     """
     run = experiment.run
     if parts.method.step is None or run.meta_steps == 0 or run.engine != "native":
@@ -230,9 +229,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class TrainingSteps:
-    """`state, metrics = step(state, sample(number))`, with precision, guard and the sum over
-    ranks.
-    """
+    """`state, metrics = step(state, sample(n))`, with precision, guard and sum over ranks."""
 
     sample: Callable[[int], Any]
     step: Step
@@ -302,8 +299,9 @@ def replan_if_slow(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Jo
 
 
 def store_timing(job: Job, steps: TrainingSteps) -> None:
-    """Store how fast a training was; on CUDA calls return before their work is done, so that
-    trials alone tell.
+    """Store how fast a training was.
+
+    Not on CUDA, where calls return before their work is done.
     """
     run, times = job.experiment.run, steps.times
     if job.ranks.size > 1 or job.parts.device != "cpu" or run.engine != "native":

@@ -37,9 +37,11 @@ class TimedRun:
     threads: int
 
     def round(self, number: int) -> dict[str, Seconds]:
-        """Seconds of one task by phase: `alone`; `batched`, a task of a batch; `at_start`, the same
-        without a step. Task `number` is learned alone, as a search may take longer for one task
-        than for another; a search on the host has no batch.
+        """Seconds of one task by phase, under `alone`, `batched` and `at_start`.
+
+        `batched` is a task of a batch, `at_start` the same without a step. Task `number` is learned
+        alone, as a search may take longer for one task than for another; a search on the host has
+        no batch.
         """
         set_threads(self.threads)
         found = {"alone": self._seconds(number % self.evaluate.episodes, 1)}

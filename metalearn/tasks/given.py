@@ -17,8 +17,9 @@ from metalearn.types import TaskSource
 
 
 class Given(TaskComponent):
-    """Your own task sources, given in Python: one by split, a function of the split, or one for
-    all.
+    """Your own task sources: one by split, a function of the split, or one for all.
+
+
 
     `Given({"train": a, "valid": b, "test": c})`. A stored run holds their name and a hash of their
     first tasks: to use the run in another process, give the same sources again.

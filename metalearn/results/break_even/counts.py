@@ -82,8 +82,9 @@ def origin(group: Group) -> str:
 def break_even(
     groups: Sequence[Group], target: Json | None, levels: Sequence[float], tested: Sequence[Pair]
 ) -> list[Json]:
-    """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds;
-    empty without a target. Pairs that are not `tested` are estimates.
+    """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds.
+
+    Empty without a target. Pairs that are not `tested` are estimates.
     """
     if target is None or len(groups) < 2:
         return []

@@ -1,5 +1,6 @@
-"""How the number of tasks that repay a dearer start moves with choices that are no property of the
-methods: level, stopping rule, length of the curve, tuning, answering, and unit of cost.
+"""How the break-even number of tasks depends on choices that are no property of the methods.
+
+These are level, stopping rule, length of the curve, tuning, answering, and unit of cost.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Choice(NamedTuple):
 def sensitivity(
     groups: Sequence[Group], target: Json | None, levels: Sequence[float], tested: Sequence[Pair]
 ) -> list[Json]:
-    """The `sensitivity` rows of comparison.json: one a contrast, with estimates under each choice;
-    empty without a target.
+    """The `sensitivity` rows of comparison.json: one a contrast, with estimates under each choice.
+
+    Empty without a target.
     """
     rows = {group.label: group for group in groups}
     if target is None:

@@ -55,11 +55,10 @@ def reached(
     stop: Stop = "chosen",
     last: int | None = None,
 ) -> Reached | None:
-    """Which tasks of which seed reached the target where they were stopped, and their cost: [S, E];
-    None where scores or costs are missing.
+    """Which tasks of which seed reached the target where they were stopped, and their cost: [S, E].
 
-    `answers`: the cost of predicting a task's queries once is in it. `last`: the point at which
-    curves end, under `stop` "solved".
+    None where scores or costs are missing. `answers`: the cost of predicting a task's queries once
+    is in it. `last`: the point at which curves end, under `stop` "solved".
     """
     if target is None:
         return None
@@ -82,8 +81,10 @@ def reached(
 def when_reached(
     group: Group, target: Json, axis: Axis, *, last: int | None = None
 ) -> Reached | None:
-    """The same, each task up to the first point from which on it stays at the target: the curve of
-    a reader who knows when to stop. Curves end at the point `last`, by default their last.
+    """The same, each task up to the first point from which on it stays at the target.
+
+    This is the curve of a reader who knows when to stop. Curves end at the point `last`, by default
+    their last.
     """
     end = None if last is None else last + 1
     pooled, found = group.pooled(target["metric"]), []

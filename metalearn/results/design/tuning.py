@@ -10,8 +10,10 @@ from metalearn.results.records import Group, Json, Run, mean
 
 
 def tuning_rows(groups: Sequence[Group]) -> list[Json]:
-    """The `tuning` rows of comparison.json: the best score on validation tasks after each number of
-    trials, mean over seeds, beside the score on test tasks, where both are known.
+    """The `tuning` rows of comparison.json, where scores on validation and test tasks are known.
+
+    The best score on validation tasks after each number of trials, mean over seeds, beside the
+    score on test tasks.
     """
     rows = []
     for group in groups:

@@ -74,8 +74,9 @@ class AdaptedTask:
         return found
 
     def export(self, path: str | Path) -> Path:
-        """Write the answers for inputs [M, *X] as a program of torch's operators alone: `.pt2` by
-        torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`.
+        """Write the predictions for inputs [M, *X] as a program of torch's operators alone.
+
+        `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`.
         """
         if self.method.predict is None:
             raise ConfigError(("export", "this method answers on the host alone: use predict"))

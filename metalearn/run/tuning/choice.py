@@ -21,9 +21,7 @@ STAGES = (("training", "training"), ("best", "new tasks"))
 
 
 def split_fields(experiment: Experiment) -> tuple[dict[str, TuneRange], dict[str, TuneRange]]:
-    """(fields that act in training, fields that act only on new tasks and re-use the trained
-    meta).
-    """
+    """(fields that act in training, fields that act on new tasks alone)."""
     late = type(experiment.base_method).fields_at_adapt()
     train = {name: span for name, span in experiment.tune.items() if name.split(".")[0] not in late}
     return train, {
@@ -37,8 +35,9 @@ def tunes(experiment: Experiment) -> bool:
 
 
 def take_over(job: Job) -> None:
-    """Under `budget.once`: copy what an earlier, finished seed of this row has chosen, and its
-    cost. The copied trials are then recorded like those of an interrupted run.
+    """Under `budget.once`: copy the choice of an earlier, finished seed of this row, and its cost.
+
+    The copied trials are then recorded like those of an interrupted run.
     """
     if job.experiment.budget.once:
         job.ranks.first(lambda: _copy_choice(job.folder))
@@ -102,9 +101,7 @@ def record_trials(job: Job, trials: Sequence[dict[str, Any]]) -> None:
 
 
 def tuned_values(folder: Path) -> dict[str, Any] | None:
-    """What tuning chose: fields, headline step, which fields lie on the edge of what was tried;
-    null without tuning.
-    """
+    """What tuning chose: fields, headline step, fields on the edge of their range; null without."""
     found: dict[str, Any] = {}
     for choice in _choices(folder).values():
         found |= choice["parameters"] | {"headline_step": choice.get("headline_step")}
@@ -115,9 +112,7 @@ def tuned_values(folder: Path) -> dict[str, Any] | None:
 
 
 def tuning_record(folder: Path, experiment: Experiment, metric: str) -> dict[str, Any] | None:
-    """The field `tuning` of result.json: every trial's score on validation tasks, in order; null
-    without trials.
-    """
+    """The field `tuning` of result.json: the scores of all trials on validation tasks; or null."""
     own, source = experiment.run.seeds[0], _from_seed(folder)
     found = {name: choice["trials"] for name, choice in _choices(folder).items()}
     stages = [_stage(acts, found[name], metric) for name, acts in STAGES if found.get(name)]

@@ -27,11 +27,11 @@ MOST_REPEATS = 1000  # in a row, of a range so narrow that its numbers are used 
 
 
 def trial_points(own: Component, ranges: Mapping[str, TuneRange], key: Key) -> Iterator[Values]:
-    """Values of all tuned fields, one trial after another: those of `own` where they lie inside the
-    ranges, then Sobol points.
+    """Values of all tuned fields, one trial after another.
 
-    No values come twice. The iterator ends where every combination of finite ranges was given. The
-    first n values do not depend on how many follow.
+    First those of `own`, where they lie inside the ranges, then Sobol points. No values come twice.
+    The iterator ends where every combination of finite ranges was given. The first n values do not
+    depend on how many follow.
     """
     whole = {name: numbers_of(own, name) == {int} for name in ranges}
     default = {name: _default(own, name, span) for name, span in ranges.items()}

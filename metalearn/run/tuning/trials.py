@@ -52,9 +52,7 @@ def tune_on_new_tasks(job: Job, meta: Meta) -> Job:
 
 
 def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, float]:
-    """(validation score, its step, spread) of the experiment with `values`; the score is higher for
-    better.
-    """
+    """(validation score, its step, spread) of the experiment with `values`; higher is better."""
     experiment, parts = job.experiment, job.parts
     if values:
         experiment = with_choice(experiment, {"parameters": values})
@@ -69,8 +67,9 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
 
 
 def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> dict[str, Any]:
-    """Evaluate one point of the ranges after another while the budget lasts; recorded trials of an
-    interrupted search are not repeated. All ranks try the same.
+    """Evaluate one point of the ranges after another while the budget lasts.
+
+    Recorded trials of an interrupted search are not repeated. All ranks try the same.
     """
     own, label = job.experiment.base_method, job.experiment.label
     key = fold_in(job.experiment.budget.seed, "tune", label, job.seed, *sorted(ranges))

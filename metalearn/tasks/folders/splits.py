@@ -26,8 +26,9 @@ class Selection(NamedTuple):
 def select(
     listing: Listing, parts: dict[str, list[str]], split: str, same: Sequence[Sequence[str]] | None
 ) -> Selection:
-    """The classes of a split with their files: all of them, or with `same` those whose entry there
-    (as in `Listing.splits`) is the split.
+    """The classes of a split with their files.
+
+    All of them, or with `same` those whose entry there (as in `Listing.splits`) is the split.
     """
     index = {name: place for place, name in enumerate(listing.names)}
     files = []

@@ -95,8 +95,9 @@ class Icons(images.ImageTask):
 
 
 class UnseenDesigners:
-    """Episodes whose support set comes from one source and whose queries from another, of the same
-    classes; both draw classes by the same keys.
+    """Episodes whose support set comes from one source and whose queries from another.
+
+    Both draw the same classes, by the same keys.
     """
 
     def __init__(self, support: images.ImageSource, query: images.ImageSource) -> None:
