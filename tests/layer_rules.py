@@ -19,6 +19,7 @@ CORE = {
     "noise",
     "padding",
     "labels",
+    "augment",
     "variable_tasks",
     "losses",
     "component",

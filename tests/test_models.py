@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from metalearn.component import Component
 from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
-from metalearn.models import MLP, MODELS, Conv4
+from metalearn.models import MLP, MODELS, Conv4, ResNet12
 from metalearn.models.conv4 import FourBlocks, pool
 from metalearn.models.functional import MOMENTUM
 from metalearn.models.mlp import Perceptron
 from metalearn.models.norm import Norm
+from metalearn.models.resnet12 import ResNet
 from metalearn.rng import fold_in, normal
 from metalearn.types import EpisodeSpec, Learner, Params
 
@@ -38,6 +39,7 @@ SPECS = {"mlp": VECTOR}  # every other model is given images
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
     "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
+    "resnet12": [{"widths": (3, 4, 5, 6), "drop": 0.0}],
 }
 # Those with an option for it; tests/test_objectives.py looks at the others.
 NETWORKS = {name: part for name, part in MODELS.items() if "norm" in part.model_fields}
@@ -80,8 +82,10 @@ def module_of(component: Any) -> nn.Module:
     if isinstance(component, MLP):
         return Perceptron(6, component.sizes, 3, component.activation, component.norm).double()
     c = component
+    if isinstance(component, ResNet12):
+        return ResNet(IMAGE.x_shape, component, 3).double()
     return FourBlocks(
-        IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm
+        IMAGE.x_shape, c.widths, 3, c.downsample == "stride", c.flatten, c.norm
     ).double()
 
 
@@ -243,8 +247,12 @@ def test_running_statistics_are_refreshed_and_read(name: str) -> None:
     assert all(
         new[n] is params[n] or torch.equal(new[n], params[n]) for n in params if n not in stats
     )
-    first = next(n.rpartition(".")[0] for n in stats if n.startswith("stats.norms.0."))
-    if name == "mlp":
+    first = stats[0].rpartition(".")[0]
+    assert name == "resnet12" or first == "stats.norms.0"
+    if name == "resnet12":
+        z = F.conv2d(x, params["blocks.0.convs.0.conv.weight"], padding=1)
+        z = z.transpose(0, 1).flatten(1).T
+    elif name == "mlp":
         z = F.linear(x, params["layers.0.weight"], params["layers.0.bias"])
     else:
         z = (

@@ -197,7 +197,7 @@ def test_colours_papers_and_depths(folder: Path) -> None:
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(place / "1.png")
     Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(place / "2.png")
     pool = {
-        file.name: decode._decode(file, 4, 3)[:, 0, 0].tolist()
+        file.name: decode.decode_image(file, 4, 3)[:, 0, 0].tolist()
         for file in sorted(place.glob("*.png"))
     }
     assert pool == {"0.png": [10, 20, 30], "1.png": [255] * 3, "2.png": [155] * 3}
@@ -206,7 +206,7 @@ def test_colours_papers_and_depths(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     tall.save(place / "3.png", exif=exif)
-    assert decode._decode(place / "3.png", 8, 1)[0, -1, -1] > 100
+    assert decode.decode_image(place / "3.png", 8, 1)[0, -1, -1] > 100
     bright = task_of(folder, invert=True).build("test")
     plain = task_of(folder).build("test")
     assert torch.allclose(

@@ -7,14 +7,16 @@ from metalearn.models.mlp import MLP
 from metalearn.models.module import Module
 from metalearn.models.norm import Norm
 from metalearn.models.own import Own
+from metalearn.models.resnet12 import ResNet12
 from metalearn.models.sized_mlp import SizedMLP
 
 MODELS: dict[str, type[ModelComponent]] = {
     "mlp": MLP,
     "conv4": Conv4,
+    "resnet12": ResNet12,
     "torch_module": Module,
     "own": Own,
     "sized_mlp": SizedMLP,
 }
 
-__all__ = ["MLP", "MODELS", "Conv4", "Module", "Norm", "Own", "SizedMLP", "from_module"]
+__all__ = ["MLP", "MODELS", "Conv4", "Module", "Norm", "Own", "ResNet12", "SizedMLP", "from_module"]

@@ -5,9 +5,10 @@ Vinyals et al. 2016 pool; MAML's variant has strides.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,7 @@ from metalearn.models.norm import Moments, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 BLOCKS = 4
+Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 def pool(x: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class FourBlocks(nn.Module):
     def __init__(
         self,
         x_shape: tuple[int, ...],
-        filters: int,
+        widths: tuple[int, ...],
         outputs: int,
         strided: bool,
         flatten: bool,
@@ -57,21 +59,22 @@ class FourBlocks(nn.Module):
         self.strided, self.flatten = strided, flatten
         self.convs = nn.ModuleList(
             nn.Conv2d(
-                channels if place == 0 else filters,
-                filters,
+                channels if place == 0 else widths[place - 1],
+                width,
                 3,
                 stride=2 if strided else 1,
                 padding=1,
             )
-            for place in range(BLOCKS)
+            for place, width in enumerate(widths)
         )
-        norms = (Norm(filters, norm, channels_last=True) for _ in range(BLOCKS))
+        norms = (Norm(width, norm, channels_last=True) for width in widths)
         self.norms = nn.ModuleList(norms) if norm != "none" else None
         for _ in range(BLOCKS):
             height, width = (
                 ((height + 1) // 2, (width + 1) // 2) if strided else (height // 2, width // 2)
             )
-        self.head = nn.Linear(filters * height * width if flatten else filters, outputs)
+        last = widths[-1]
+        self.head = nn.Linear(last * height * width if flatten else last, outputs)
 
     def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
         z = x.permute(0, 2, 3, 1)
@@ -106,7 +109,9 @@ class Conv4(ModelComponent):
     """Four convolutional blocks, with strides as in MAML or pooling as in Matching Networks."""
 
     name: Literal["conv4"] = option("conv4", "The model.")
-    filters: int = option(64, "Channels of every block.", ge=1, le=4096)
+    filters: Width | tuple[Width, Width, Width, Width] = option(
+        64, "Channels of every block, or of each: 96, 192, 384, 512 in R2-D2."
+    )
     downsample: Literal["stride", "pool"] = option(
         "stride", "Halve by stride-2 convolutions or by 2 x 2 max-pooling."
     )
@@ -121,6 +126,11 @@ class Conv4(ModelComponent):
         acts="train",
         gt=0,
     )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each block."""
+        return (self.filters,) * BLOCKS if isinstance(self.filters, int) else self.filters
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
@@ -143,7 +153,7 @@ class Conv4(ModelComponent):
         return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,
-                self.filters,
+                self.widths,
                 spec.outputs,
                 self.downsample == "stride",
                 self.flatten,

@@ -11,9 +11,16 @@ from metalearn.tasks.landscapes import Landscapes
 from metalearn.tasks.logistic import Logistic
 from metalearn.tasks.mixture import Mixture
 from metalearn.tasks.omniglot import Omniglot
-from metalearn.tasks.prepared import clinc150, icons, spectra, tides
+from metalearn.tasks.prepared import cifar100, clinc150, icons, spectra, tides
+from metalearn.tasks.prepared.cifar import CIFARFS, FC100
 from metalearn.tasks.prepared.clinc150 import Clinc150
 from metalearn.tasks.prepared.icons import Icons
+from metalearn.tasks.prepared.published_folders import (
+    CUB200,
+    MiniImageNet,
+    TieredImageNet,
+    data_set,
+)
 from metalearn.tasks.prepared.spectra import Spectra
 from metalearn.tasks.prepared.tides import Tides
 from metalearn.tasks.quadratics import Quadratics
@@ -29,6 +36,11 @@ TASKS: dict[str, type[TaskComponent]] = {
     "landscapes": Landscapes,
     "logistic": Logistic,
     "arrays": Arrays,
+    "cifar_fs": CIFARFS,
+    "fc100": FC100,
+    "mini_imagenet": MiniImageNet,
+    "tiered_imagenet": TieredImageNet,
+    "cub200": CUB200,
     "icons": Icons,
     "clinc150": Clinc150,
     "tides": Tides,
@@ -39,6 +51,10 @@ TASKS: dict[str, type[TaskComponent]] = {
 DATA_SETS: dict[str, store.DataSet] = {
     "omniglot": omniglot.DATA_SET,
     "glyphs": glyphs.DATA_SET,
+    "cifar100": cifar100.DATA_SET,
+    "mini_imagenet": data_set(MiniImageNet(), "100 classes of ImageNet, 600 images each"),
+    "tiered_imagenet": data_set(TieredImageNet(), "608 classes of ImageNet in 34 categories"),
+    "cub200": data_set(CUB200(), "200 species of birds, 11,788 photos"),
     "icons": icons.FILE.data_set("310 concepts drawn by 87 designer families, 64x64"),
     "clinc150": clinc150.FILE.data_set("150 intents of short requests, as sentence vectors"),
     "tides": tides.FILE.data_set("harmonic constants of 3,072 tide stations"),
@@ -46,7 +62,10 @@ DATA_SETS: dict[str, store.DataSet] = {
 }
 
 __all__ = [
+    "CIFARFS",
+    "CUB200",
     "DATA_SETS",
+    "FC100",
     "TASKS",
     "Arrays",
     "Clinc150",
@@ -57,10 +76,12 @@ __all__ = [
     "ImageFolder",
     "Landscapes",
     "Logistic",
+    "MiniImageNet",
     "Mixture",
     "Omniglot",
     "Quadratics",
     "Sinusoid",
     "Spectra",
     "Tides",
+    "TieredImageNet",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn import rng
+from metalearn.augment import Change, augment
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks import native
@@ -22,6 +23,8 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key
 SPLITS = ("train", "valid", "test")
 # uint8 gathered at a time on a CPU: a block and its floats stay in the cache between two passes.
 _BLOCK_BYTES = 1 << 18
+# Numbers, made at import: a step that hashes a name cannot be compiled.
+_SUPPORT, _QUERY, _EXAMPLES = (int(rng.fold_in(0, f"augment {part}")) for part in range(3))
 
 
 class ImageTask(TaskComponent):
@@ -30,6 +33,9 @@ class ImageTask(TaskComponent):
     ways: int = option(5, "N, classes in a task.", ge=2)
     shots: int = option(1, "K, labelled images of each class in a task.", ge=1)
     queries: int = option(15, "Q, query images of each class in a task; may be 0.", ge=0)
+    augment: tuple[Change, ...] = option(
+        (), "Random changes of training images: crop, flip, colour.", later=True
+    )
 
 
 def four_rotations(images: Tensor) -> Tensor:
@@ -84,8 +90,9 @@ class ImageSource:
     for classes of unequal size, [images, channels, H, W], class after class. `spec` is a
     classification spec with ways = outputs and the number of classes of the split.
     `rotate_per_task` rotates each class of each task by a random multiple of 90 degrees (Santoro et
-    al. 2016, section 4.1; cbfinn/maml), from copies of the pool rotated once. `data_sha256` is the
-    hash of the prepared data, for result.json. Raises ConfigError."""
+    al. 2016, section 4.1; cbfinn/maml), from copies of the pool rotated once. `changes` are made to
+    every image, by the key of its task and its place there. `data_sha256` is the hash of the
+    prepared data, for result.json. Raises ConfigError."""
 
     def __init__(
         self,
@@ -94,9 +101,10 @@ class ImageSource:
         rotate_per_task: bool = False,
         data_sha256: str = "",
         counts: Sequence[int] | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.spec = spec
-        self.rotate_per_task = rotate_per_task
+        self.rotate_per_task, self.changes = rotate_per_task, tuple(changes)
         self.data_sha256 = data_sha256
         self.facts: dict[str, str | int] = {}  # how the component made the pool, for result.json
         if counts is None:
@@ -118,8 +126,25 @@ class ImageSource:
         of label n."""
         draw = native.kernel() if _is_plain(key, self._pool.rows) else None
         if draw is None:
-            return self._sample(key, num_tasks, start)
-        return native.episodes(draw, self.spec, self._pool, key, num_tasks, start)
+            return self._changed(self._sample(key, num_tasks, start))
+        return self._changed(native.episodes(draw, self.spec, self._pool, key, num_tasks, start))
+
+    def _changed(self, episodes: Episode) -> Episode:
+        if not self.changes:
+            return episodes
+
+        def changed(part: Batch, name: int) -> Batch:
+            places = torch.arange(part.x.shape[1], device=part.x.device)
+            keys = rng.fold_in(episodes.info["key"].unsqueeze(-1), name, places)  # [T, B]
+            return part._replace(x=self._augment(part.x, keys))
+
+        return episodes._replace(
+            support=changed(episodes.support, _SUPPORT), query=changed(episodes.query, _QUERY)
+        )
+
+    def _augment(self, x: Tensor, keys: Tensor) -> Tensor:
+        """x [*B, *X] with one key for each image."""
+        return augment(x.flatten(0, keys.dim() - 1), keys.flatten(), self.changes).reshape(x.shape)
 
     def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
         """The same by torch's operators: on CUDA, in a trace, without a compiler."""
@@ -150,7 +175,10 @@ class ImageSource:
         rows = pool.starts[labels] + ((fraction * pool.counts[labels]) >> 31)
         if self.rotate_per_task:
             rows = rows + rng.integers(rng.fold_in(key, "turn"), (size,), 4) * pool.turned
-        return Batch(self._gather(rows), labels)
+        x = self._gather(rows)
+        if self.changes:
+            x = self._augment(x, rng.fold_in(key, _EXAMPLES, torch.arange(size, device=key.device)))
+        return Batch(x, labels)
 
     def _choose_rows(self, keys: Tensor, class_ids: Tensor) -> Tensor:
         """K + Q different rows of each class, in random order: [T, N, K + Q]."""
@@ -202,7 +230,9 @@ def image_source(
     data_sha256: str = "",
     counts: Sequence[int] | None = None,
 ) -> ImageSource:
-    """The source of a component's episodes from the pool of one split, as in ImageSource."""
+    """The source of a component's episodes from the pool of one split, as in ImageSource.
+
+    Images of other splits than `train` are as they are."""
     classes = int(pool.shape[0]) if counts is None else len(counts)
     spec = EpisodeSpec(
         kind="classification",
@@ -216,7 +246,8 @@ def image_source(
         dtype=dtype,
         device=device,
     )
-    return ImageSource(pool, spec, rotate_per_task, data_sha256, counts)
+    changes = task.augment if split == "train" else ()
+    return ImageSource(pool, spec, rotate_per_task, data_sha256, counts, changes)
 
 
 def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:

@@ -195,8 +195,10 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
         ) from error
 
 
-def download(url: str, path: Path, blob_id: str) -> None:
-    """Download one file over https; DataError unless its git blob id is `blob_id`."""
+def download(
+    url: str, path: Path, expected: str, digest: Callable[[Path], str] = git_blob_id
+) -> None:
+    """Download one file over https; DataError unless its `digest` is the expected one."""
     if not url.startswith("https://"):
         raise DataError((url, "only https is fetched"))
     try:
@@ -207,12 +209,13 @@ def download(url: str, path: Path, blob_id: str) -> None:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as answer:
             while block := answer.read(1 << 20):
                 file.write(block)
-        found = git_blob_id(temporary)
-        if found != blob_id:
+        found = digest(temporary)
+        if found != expected:
+            kind = digest.__name__.replace("_", " ")
             raise DataError(
                 (
                     path.name,
-                    f"what {url} sent has git blob id {found}, not {blob_id}; nothing was kept",
+                    f"what {url} sent has {kind} {found}, not {expected}; nothing was kept",
                 )
             )
         os.chmod(temporary, 0o644)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -75,7 +75,7 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
     problems = []
     for place, file in enumerate(files):
         try:
-            pool[place] = _decode(file, size, channels)
+            pool[place] = decode_image(file, size, channels)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             problems.append(
                 (str(file), f"not an image that Pillow can read ({type(error).__name__}: {error})")
@@ -87,7 +87,7 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
     return np.asarray(255 - pool if invert else pool)
 
 
-def _decode(file: Path, size: int, channels: int) -> store.Array:
+def decode_image(file: Path | IO[bytes], size: int, channels: int) -> store.Array:
     """One image as uint8 [channels, size, size]."""
     with Image.open(file) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from metalearn.errors import DataError
 from metalearn.tasks import store
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]  # None: any size
 
 
 class PreparedFile(NamedTuple):
@@ -18,7 +19,7 @@ class PreparedFile(NamedTuple):
     source: str  # the task source that reads it
     file: str
     sha256: str
-    arrays: dict[str, tuple[Shape, str]]  # name -> (shape, dtype), of the arrays that are read
+    arrays: dict[str, tuple[Shape, str | None]]  # name -> (shape, dtype or any), of what is read
     origin: str  # where the data come from, the end of a sentence
 
     def load(self) -> Mapping[str, store.Array]:
@@ -30,15 +31,17 @@ class PreparedFile(NamedTuple):
         found = store.load_npz(path)
         for name, (shape, dtype) in self.arrays.items():
             array = found.get(name)
-            if array is None or array.shape != shape or array.dtype != dtype:
+            if array is None or not _fits(array, shape, dtype):
                 form = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
-                text = f"array {name!r} is {form}, must be {dtype} {list(shape)}"
+                wanted = f"{dtype or ''} {[size or 'any' for size in shape]}".lstrip()
+                text = f"array {name!r} is {form}, must be {wanted}"
                 raise DataError((str(path), text))
         return found
 
     def data_sha256(self) -> str:
         """SHA-256 over the arrays that are read, in the order of `arrays`."""
-        return _hash(self.file, str(store.data_root()), tuple(self.arrays))
+        path = store.data_root() / self.file
+        return _hash(str(path), path.stat().st_mtime_ns, tuple(self.arrays))
 
     def data_set(self, sentence: str) -> store.DataSet:
         """Its entry in the table of data sets; preparing it is finding it."""
@@ -54,7 +57,15 @@ class PreparedFile(NamedTuple):
         return [f"{path}: as published (sha256 {found})"]
 
 
+def _fits(array: store.Array, shape: Shape, dtype: str | None) -> bool:
+    same = len(array.shape) == len(shape) and all(
+        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    return same and (dtype is None or array.dtype == dtype)
+
+
 @lru_cache(maxsize=16)
-def _hash(file: str, root: str, names: tuple[str, ...]) -> str:
-    found = store.load_npz(store.data_root() / file)
+def _hash(path: str, modified: int, names: tuple[str, ...]) -> str:
+    del modified  # part of the cache's key only
+    found = store.load_npz(Path(path))
     return store.sha256_of_arrays(*(found[name] for name in names))

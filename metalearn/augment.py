@@ -1,0 +1,63 @@
+"""Random changes of images that keep their class, as functions of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.rng import fold_in, integers, uniform
+
+Change = Literal["crop", "flip", "colour"]
+# Numbers, made at import: a step that hashes a name cannot be compiled.
+CROP, FLIP, COLOUR = (int(fold_in(0, name)) for name in ("crop", "flip", "colour"))
+JITTER = 0.4  # half width of the factors of brightness, contrast and saturation
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601: luma of red, green and blue
+
+
+def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Images [B, channels, H, W] in 0..1, each changed by draws of its own key [B].
+
+    crop: shift by up to H // 8 pixels (at most 8) each way, zeros come in; flip: mirror left and
+    right, or not; colour: factors of brightness, contrast and saturation uniform within 1 +- 0.4
+    (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too)."""
+    if "crop" in changes:
+        x = _crop(x, fold_in(keys, CROP))
+    if "flip" in changes:
+        mirrored = integers(fold_in(keys, FLIP), (1, 1, 1), 2) == 1
+        x = torch.where(mirrored, x.flip(-1), x)
+    return _colour(x, fold_in(keys, COLOUR)) if "colour" in changes else x
+
+
+def _crop(x: Tensor, keys: Tensor) -> Tensor:
+    for place, axis in enumerate((-2, -1)):
+        size = x.shape[axis]
+        most = min(8, size // 8)
+        shift = integers(fold_in(keys, place), (1,), 2 * most + 1) - most  # [B, 1]
+        rows = torch.arange(size, device=x.device) + shift  # [B, size]
+        inside = (rows >= 0) & (rows < size)
+        shape = (x.shape[0], 1, size, 1) if axis == -2 else (x.shape[0], 1, 1, size)
+        index = rows.clamp(0, size - 1).reshape(shape).expand(x.shape)
+        x = x.gather(axis, index) * inside.reshape(shape)
+    return x
+
+
+def _colour(x: Tensor, keys: Tensor) -> Tensor:
+    low, high = 1 - JITTER, 1 + JITTER
+    factors = uniform(keys, (3, 1, 1, 1), low, high, dtype=x.dtype)
+    brightness, contrast, saturation = factors.unbind(-4)  # [B, 1, 1, 1]
+    x = (brightness * x).clamp(0, 1)
+    middle = _grey(x).mean((-2, -1), keepdim=True)
+    x = (middle + contrast * (x - middle)).clamp(0, 1)
+    grey = _grey(x)
+    return (grey + saturation * (x - grey)).clamp(0, 1)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """[B, channels, H, W] -> [B, 1, H, W]."""
+    if x.shape[-3] != len(_GREY):
+        return x.mean(-3, keepdim=True)
+    weights = torch.tensor(_GREY, dtype=x.dtype, device=x.device).reshape(-1, 1, 1)
+    return (weights * x).sum(-3, keepdim=True)

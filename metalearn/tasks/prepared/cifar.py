@@ -1,0 +1,89 @@
+"""CIFAR-FS and FC100: two few-shot splits of CIFAR-100."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+
+from metalearn.component import option
+from metalearn.errors import ConfigError
+from metalearn.tasks import images
+from metalearn.tasks.prepared import cifar100
+from metalearn.tasks.prepared.splits import published
+
+REPEATS = "Images of training and validation that a later split holds too, equal in every pixel."
+
+
+class _Cifar(images.ImageTask):
+    repeated_images: Literal["keep", "leave_out"] = option("keep", REPEATS)
+
+    @property
+    @abstractmethod
+    def split_file(self) -> str:
+        """Name of the published split."""
+
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> images.ImageSource:
+        """The source of one split; its `facts` say which pixels were read."""
+        if problems := images.split_problem(split):
+            raise ConfigError(*problems)
+        file, parts = cifar100.prepared(), published(self.split_file)
+        classes = {name: cifar100.class_numbers(parts[name]) for name in images.SPLITS}
+        pool = cifar100.images_of(classes[split])
+        counts = [int(pool.shape[1])] * len(pool)
+        if self.repeated_images == "leave_out":
+            kept = cifar100.first_copies(list(classes.values()))[images.SPLITS.index(split)]
+            counts = [int(row.sum()) for row in kept]
+            pool = pool[torch.from_numpy(kept)]
+        self._check(split, counts)
+        options: dict[str, Any] = {"split": split, "device": device, "dtype": dtype}
+        options["counts"] = counts if pool.dim() == 4 else None
+        source = images.image_source(pool, self, data_sha256=file.data_sha256(), **options)
+        copies = "JPEG copies, quality 95"
+        source.facts["pixels"] = copies if file is cifar100.JPEG else "as published"
+        source.facts["repeated_images"] = self.repeated_images
+        return source
+
+    def _check(self, split: str, counts: list[int]) -> None:
+        problems = images.episode_problems(
+            self.ways, self.shots, self.queries, len(counts), min(counts), split
+        )
+        if problems:
+            raise ConfigError(*problems)
+
+
+class CIFARFS(_Cifar):
+    """CIFAR-FS: 64 / 16 / 20 classes of CIFAR-100, 600 images each, 32x32 in colour.
+
+    The split of Bertinetto et al. 2019 (arXiv:1805.08136). 15 groups of equal images lie on both
+    sides of it: `repeated_images: leave_out` leaves those of training and validation out that a
+    later split holds. Images are [3, 32, 32] in 0..1. Raises ConfigError, DataError.
+    """
+
+    source: Literal["cifar_fs"] = option("cifar_fs", "The task source.")
+
+    @property
+    def split_file(self) -> str:
+        return "cifar_fs"
+
+
+class FC100(_Cifar):
+    """FC100: 60 / 20 / 20 classes of CIFAR-100 in 12 / 4 / 4 superclasses, 32x32 in colour.
+
+    The split of Oreshkin et al. 2018 (arXiv:1805.10123): no superclass lies on both sides, which
+    makes it harder than CIFAR-FS. 3 groups of equal images do: see `repeated_images`. Images are
+    [3, 32, 32] in 0..1. Raises ConfigError, DataError.
+    """
+
+    source: Literal["fc100"] = option("fc100", "The task source.")
+
+    @property
+    def split_file(self) -> str:
+        return "fc100"
