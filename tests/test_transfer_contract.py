@@ -19,6 +19,9 @@ from metalearn.transfer import TRANSFER, BaselinePlusPlus, FineTune, LinearProbe
 from metalearn.tree import leaves
 from metalearn.types import Batch, Episode
 
+# Methods that draw no start for a task.
+WITHOUT_START = {"nearest_centroid", "simple_shot", "logistic_regression", "rfs", "knn"}
+
 # what every method keeps
 
 
@@ -34,7 +37,7 @@ def test_a_batch_gives_what_each_task_gives_alone(name: str) -> None:
         torch.testing.assert_close(together[task : task + 1], alone, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFER if name != "nearest_centroid"])
+@pytest.mark.parametrize("name", sorted(set(TRANSFER) - WITHOUT_START))
 def test_the_start_is_a_function_of_the_tasks_key(name: str) -> None:
     source = Clusters("train", 9)
     method = make(name, source.spec)
@@ -134,6 +137,8 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
     )
     assert component.model_validate_json(made.model_dump_json()) == made
     names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
+    names |= {"strength", "iterations", "copies", "augment", "neighbours", "temperature"}
+    names -= {"temperature"} if component is BaselinePlusPlus else set()  # of both phases
     adapt = names & set(component.model_fields)
     assert component.fields_at_adapt() == adapt
     assert all(info.description for info in component.model_fields.values())

@@ -5,10 +5,17 @@ from __future__ import annotations
 from metalearn.algorithms.anil import ANIL
 from metalearn.algorithms.boil import BOIL
 from metalearn.algorithms.cavia import CAVIA
+from metalearn.algorithms.gradient.alfa import ALFA
+from metalearn.algorithms.gradient.imaml import IMAML
+from metalearn.algorithms.gradient.maml_plus_plus import MAMLPlusPlus
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.matching_net import MatchingNet
 from metalearn.algorithms.meta_curvature import MetaCurvature
 from metalearn.algorithms.meta_sgd import MetaSGD
+from metalearn.algorithms.metric.meta_baseline import MetaBaseline
+from metalearn.algorithms.metric.metaopt_net import MetaOptNet
+from metalearn.algorithms.metric.pmf import PMF
+from metalearn.algorithms.metric.relation_net import RelationNet
 from metalearn.algorithms.proto_maml import ProtoMAML
 from metalearn.algorithms.proto_net import ProtoNet
 from metalearn.algorithms.r2d2 import R2D2
@@ -27,19 +34,33 @@ ALGORITHMS: dict[str, type[MethodComponent]] = {
     "r2d2": R2D2,
     "meta_curvature": MetaCurvature,
     "cavia": CAVIA,
+    "maml_plus_plus": MAMLPlusPlus,
+    "imaml": IMAML,
+    "alfa": ALFA,
+    "relation_net": RelationNet,
+    "metaopt_net": MetaOptNet,
+    "meta_baseline": MetaBaseline,
+    "pmf": PMF,
 }
 
 __all__ = [
+    "ALFA",
     "ALGORITHMS",
     "ANIL",
     "BOIL",
     "CAVIA",
+    "IMAML",
     "MAML",
+    "PMF",
     "R2D2",
+    "MAMLPlusPlus",
     "MatchingNet",
+    "MetaBaseline",
     "MetaCurvature",
+    "MetaOptNet",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",
+    "RelationNet",
     "Reptile",
 ]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from metalearn.component import MethodComponent
 from metalearn.transfer.baseline_plus_plus import BaselinePlusPlus
 from metalearn.transfer.fine_tune import FineTune
+from metalearn.transfer.knn import KNN
 from metalearn.transfer.linear_probe import LinearProbe
+from metalearn.transfer.logistic_regression import LogisticRegression
 from metalearn.transfer.nearest_centroid import NearestCentroid
+from metalearn.transfer.rfs import RFS
 from metalearn.transfer.scratch import Scratch
+from metalearn.transfer.simple_shot import SimpleShot
 
 TRANSFER: dict[str, type[MethodComponent]] = {
     "scratch": Scratch,
@@ -15,6 +19,21 @@ TRANSFER: dict[str, type[MethodComponent]] = {
     "linear_probe": LinearProbe,
     "nearest_centroid": NearestCentroid,
     "baseline_plus_plus": BaselinePlusPlus,
+    "simple_shot": SimpleShot,
+    "logistic_regression": LogisticRegression,
+    "rfs": RFS,
+    "knn": KNN,
 }
 
-__all__ = ["TRANSFER", "BaselinePlusPlus", "FineTune", "LinearProbe", "NearestCentroid", "Scratch"]
+__all__ = [
+    "KNN",
+    "RFS",
+    "TRANSFER",
+    "BaselinePlusPlus",
+    "FineTune",
+    "LinearProbe",
+    "LogisticRegression",
+    "NearestCentroid",
+    "Scratch",
+    "SimpleShot",
+]

@@ -1,0 +1,1 @@
+"""Variants of MAML: other rates, losses and gradients of the inner loop."""

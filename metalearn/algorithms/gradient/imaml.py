@@ -1,0 +1,133 @@
+"""Implicit MAML (Rajeswaran, Finn, Kakade & Levine 2019, arXiv:1909.04630, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.method import (
+    Points,
+    episodic,
+    stats_gradient,
+    step_over_tasks,
+    training_noise,
+)
+from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_queries
+from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.losses import criterion, metrics
+from metalearn.padding import cleaned
+from metalearn.tree import add, leaves, scale, sub, trainable, tree_map, zeros_like
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Metrics, Params
+
+START = "start."  # of the fixed parameters: theta, towards which the penalty pulls
+
+
+class IMAML(MethodComponent):
+    """MAML with the implicit gradient, which needs the end of the inner loop and not its path.
+
+    phi = argmin of L_support(phi) + lambda/2 |phi - theta|^2 (equation 3), by `inner_steps` steps
+    of gradient descent;  g = (I + H / lambda)^-1 grad L_query(phi), H the Hessian of L_support at
+    phi (equation 6), by `cg_steps` steps of conjugate gradients.
+    """
+
+    place: ClassVar[int] = 21
+    rate_is_input: ClassVar[bool] = True
+    name: Literal["imaml"] = option("imaml", "The method.")
+    inner_steps: int = option(16, "S, inner steps in training.", acts="train", ge=1, le=1000)
+    inner_lr: float = option(0.1, "Inner step size, in training and on new tasks.", gt=0)
+    strength: float = option(2.0, "lambda, weight of the penalty.", gt=0)
+    cg_steps: int = option(5, "Steps of conjugate gradients.", acts="train", ge=1, le=100)
+    # The authors' code solves with 2 I + H / lambda: damping 1.
+    damping: float = option(0.0, "Added to the identity in the solve.", acts="train", ge=0)
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_queries(self.name, spec)
+        rule, loss, loss_of = (
+            sgd(any_rate(self.inner_lr, spec)),
+            support_loss(learner, spec),
+            criterion(spec),
+        )
+
+        def penalised(at: Params, batch: Batch, step: int) -> Tensor:
+            params = {name: x for name, x in at.items() if not name.startswith(START)}
+            starts = {name: x for name, x in at.items() if name.startswith(START)}
+            away = (params[name.removeprefix(START)] - x for name, x in starts.items())
+            pulls = [x.square().sum() for x in away]
+            return loss(params, batch, step) + self.strength / 2 * torch.stack(pulls).sum()
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            start = {f"{START}{name}": x for name, x in trainable(meta)[0].items()}
+            return adapt(penalised, meta, rule, support, at[-1], keep=at, fixed=start).points
+
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(params, query_x, context=support.x)
+
+        outer = self.outer.build(meta_steps)
+        method = episodic(learner, spec, outer, fit, predict, inner_steps=self.inner_steps)
+        assert method.adapt is not None and method.predict is not None
+        learned, answer = method.adapt, method.predict
+
+        def task_grad(meta: Meta, episode: Episode) -> tuple[Params, Metrics]:
+            support, query = cleaned(episode.support), cleaned(episode.query)
+            with training_noise(learner, episode):
+                phi = learned(meta, support, self.inner_steps, episode.info["key"])
+            moving, frozen = trainable(phi)
+
+            def query_loss(at: Params) -> tuple[Tensor, Metrics]:
+                logits = answer(meta, {**at, **frozen}, support, query.x, query.weight)
+                return loss_of(logits, *query[1:]), metrics(spec, logits, *query[1:])
+
+            def inner_loss(at: Params) -> Tensor:
+                return loss({**at, **frozen}, support, 0)
+
+            outer_grad, found = torch.func.grad(query_loss, has_aux=True)(moving)
+            times_hessian = torch.func.vjp(torch.func.grad(inner_loss), moving)[1]
+
+            def matrix(x: Params) -> Params:
+                (product,) = times_hessian(x)
+                total: Params = add(scale(x, 1 + self.damping), scale(product, 1 / self.strength))
+                return total
+
+            grads = conjugate_gradients(matrix, outer_grad, self.cg_steps)
+            grads = {**grads, **zeros_like(frozen)}
+            return stats_gradient(learner, meta, grads, episode.support), found
+
+        assert method.update is not None
+        step = step_over_tasks(task_grad, method.update, spec)
+        return method._replace(task_grad=task_grad, step=step)
+
+
+def conjugate_gradients(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:
+    """x with matrix(x) = b for a symmetric positive matrix, from x = 0 (Hestenes & Stiefel 1952).
+
+    A fixed number of steps, so that tasks batch; a residual of 0 stays where it is."""
+    x: Params = zeros_like(b)
+    rest, direction = b, b
+    square = dot(rest, rest)
+    for _ in range(steps):
+        product = matrix(direction)
+        length = _ratio(square, dot(direction, product))
+        x = add(x, scale(direction, length))
+        rest = sub(rest, scale(product, length))
+        new = dot(rest, rest)
+        factor = _ratio(new, square)
+        direction = tree_map(lambda r, d, factor=factor: r + factor * d, rest, direction)
+        square = new
+    return x
+
+
+def dot(a: Params, b: Params) -> Tensor:
+    """The inner product over all leaves: []."""
+    return torch.stack([(x * y).sum() for x, y in zip(leaves(a), leaves(b), strict=True)]).sum()
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0, as in a solved system."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

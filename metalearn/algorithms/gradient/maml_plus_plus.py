@@ -1,0 +1,156 @@
+"""MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.method import (
+    Points,
+    episodic,
+    meta_gradient,
+    step_over_tasks,
+)
+from metalearn.inner.objective import support_loss
+from metalearn.inner.requirements import require_queries
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import criterion, metrics
+from metalearn.padding import cleaned, padded, present_in, without_absent
+from metalearn.tree import partition, trainable, tree_map
+from metalearn.types import (
+    Batch,
+    Episode,
+    EpisodeSpec,
+    Key,
+    Learner,
+    Meta,
+    Method,
+    Metrics,
+    Params,
+    UpdateRule,
+)
+
+LEAST = 0.03  # weight of a step that is not the last, times 1/S: authors' code
+
+
+class Rates(NamedTuple):
+    """The state of the inner rule: floats, so that a gradient finds them in every executor."""
+
+    rates: Params  # leaf -> [S]
+    step: Tensor  # [] number of steps made
+    second: Tensor  # [] 1: with second derivatives, 0: without
+
+
+class MAMLPlusPlus(MethodComponent):
+    """MAML with a learned rate for each leaf and step, and a loss after every step.
+
+    phi_{s+1} = phi_s - rates[leaf][s] * grad L_support(phi_s) (LSLR);  minimise over meta =
+    {"params": phi_0, "rates"} the sum over s of v_s L_query(phi_s), v annealed from 1/S
+    each to the last step alone (MSL, equation 4). Gain and shift of normalisation are learned for
+    each step and not moved by it (BNWB). `first_order_steps` leaves out second derivatives at first
+    (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S uses.
+    """
+
+    place: ClassVar[int] = 20
+    name: Literal["maml_plus_plus"] = option("maml_plus_plus", "The method.")
+    inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=100)
+    inner_lr: float = option(0.1, "Start of the rates.", acts="train", gt=0)
+    multi_steps: int = option(
+        5000, "Meta-steps until the last inner step alone counts.", acts="train", ge=0
+    )
+    first_order_steps: int = option(
+        0, "Meta-steps without second derivatives, at the beginning.", acts="train", ge=0
+    )
+    outer: Rule = option(Adam(lr=1e-3, schedule="cosine"), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_queries(self.name, spec)
+        loss_of, outer, last = criterion(spec), self.outer.build(meta_steps), self.inner_steps
+        loss = support_loss(learner, spec)
+
+        def init(key: Key) -> Meta:
+            params = learner.init(key)
+            moving = partition(trainable(params)[0], lambda name: not _norm(name))[0]
+            rates = {name: x.new_full((last,), self.inner_lr) for name, x in moving.items()}
+            steps = {n: x.expand(last, *x.shape).clone() for n, x in params.items() if _norm(n)}
+            return {"params": {**params, **steps}, "rates": rates}
+
+        def with_norms(params: Params, step: int) -> Params:
+            """Gain and shift of the step, of [S, H] in the meta."""
+            at = min(step, last - 1)
+            return {name: x[at] if _norm(name) else x for name, x in params.items()}
+
+        def loss_at(params: Params, batch: Batch, step: int) -> Tensor:
+            return loss(with_norms(params, step), batch, step)
+
+        def path(meta: Meta, support: Batch, at: Points, second: Tensor) -> list[Params]:
+            moving, fixed = partition(meta["params"], lambda name: name in meta["rates"])
+            state = Rates(meta["rates"], second.new_zeros(()), second)
+            options: Any = {"state": state, "keep": at, "fixed": fixed}
+            points = adapt(loss_at, moving, _rule(last), support, at[-1], **options).points
+            steps = [max(step - 1, 0) for step in at]
+            return [with_norms({**fixed, **p}, s) for p, s in zip(points, steps, strict=True)]
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            like = next(iter(meta["rates"].values()))
+            return path(meta, support, at, like.new_ones(()))
+
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(params, query_x, context=support.x)
+
+        def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
+            support, query = cleaned(episode.support), cleaned(episode.query)
+            step = episode.info["step"]
+            second = (step >= self.first_order_steps).to(step.dtype)
+            points = path(meta, support, tuple(range(1, last + 1)), second)
+            with padded(query.weight, context=support.weight):
+                outputs = [predict(meta, point, support, query.x) for point in points]
+            present = present_in(support, outputs[-1].shape[-1])
+            outputs = [without_absent(logits, present) for logits in outputs]
+            losses = torch.stack([loss_of(logits, *query[1:]) for logits in outputs])
+            weights = importance(step, last, self.multi_steps)
+            return (weights * losses).sum(), metrics(spec, outputs[-1], *query[1:])
+
+        options: Any = {"inner_steps": last, "init": init}
+        method = episodic(learner, spec, outer, fit, predict, **options)
+        assert method.update is not None
+        stats = learner._replace(stats=lambda params, x: learner.stats(with_norms(params, 0), x))
+        task_grad = meta_gradient(task_loss, stats)
+        step = step_over_tasks(task_grad, method.update, spec)
+        return method._replace(task_grad=task_grad, step=step)
+
+
+def importance(step: Tensor, steps: int, until: int) -> Tensor:
+    """v_s of the losses after steps 1 .. S (equation 4; authors' schedule): [] -> [S].
+
+    From 1/S each, all but the last fall linearly to 0.03/S at most, and the last takes the rest;
+    from the meta-step `until` on the last alone counts."""
+    alone = torch.zeros(steps, dtype=step.dtype, device=step.device)
+    alone[-1].fill_(1)
+    if until == 0:
+        return alone
+    early = (1 - step / until).clamp(min=LEAST) / steps
+    shared = early * (1 - alone) + (1 - (steps - 1) * early) * alone
+    return torch.where(step < until, shared, alone)
+
+
+def _norm(name: str) -> bool:
+    """Gain and shift of the models of this project; those of another module are moved."""
+    return name.startswith("norms.")
+
+
+def _rule(steps: int) -> UpdateRule:
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        rates, step, second = state
+        # The derivative of a gradient times 0 or 1, so that one step serves both orders.
+        grads = tree_map(lambda g: g.detach() + second * (g - g.detach()), grads)
+        places = torch.arange(steps, dtype=step.dtype, device=step.device)
+        here = (places == step.clamp(max=steps - 1)).to(step.dtype)
+        updates = {name: -(here * rates[name]).sum() * grad for name, grad in grads.items()}
+        return updates, Rates(rates, step + 1, second)
+
+    return UpdateRule(lambda params: {}, update)

@@ -1,0 +1,1 @@
+"""Learned comparisons and closed-form heads on learned features."""

@@ -1,0 +1,54 @@
+"""Meta-Baseline (Chen et al. 2021, arXiv:2003.04390, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import class_means, is_head, unit
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.rules import Momentum, Rule
+from metalearn.tree import partition
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+
+CLASSIFIER = "classifier"
+
+
+class MetaBaseline(MethodComponent):
+    """Train pretrained features as a nearest-centroid classifier by cosines, with a learned scale.
+
+    p(n | x) = softmax_n(scale * cos(f(x), c_n)),  c_n the mean feature of class n (equation 2);
+    meta = {"params", "classifier"}. `start` names the pretrained run, whose head is left out. No
+    steps: one constant point at every step of a curve.
+    """
+
+    family: ClassVar[str] = "metric"
+    place: ClassVar[int] = 25
+    rule_branch: ClassVar[str | None] = CLASSIFIER
+    name: Literal["meta_baseline"] = option("meta_baseline", "The method.")
+    scale: float = option(10.0, "Start of the factor of the cosines.", acts="train", gt=0)
+    outer: Rule = option(Momentum(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        require_queries(self.name, spec)
+
+        def init(key: Key) -> Meta:
+            params = partition(learner.init(key), is_head)[1]
+            like = next(iter(params.values()))
+            return {"params": params, CLASSIFIER: {"scale": like.new_full((), self.scale)}}
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+            z = learner.features(meta["params"], support.x)
+            return [unit(class_means(z, support.y, spec.ways, support.weight))]  # [N, D]
+
+        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = unit(learner.features(meta["params"], query_x, context=support.x))
+            logits: Tensor = meta[CLASSIFIER]["scale"] * z @ centres.T
+            return logits
+
+        options: Any = {"inner_steps": 0, "init": init}
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)

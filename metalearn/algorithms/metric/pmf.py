@@ -1,0 +1,93 @@
+"""P>M>F: pretrain, meta-train, fine-tune (Hu et al. 2022, arXiv:2204.07305, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.augment import Change, augment
+from metalearn.component import MethodComponent, option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.heads import class_means, is_head, negative_squared_distance
+from metalearn.inner.method import Points, episodic, learn_by
+from metalearn.inner.objective import weighted_loss
+from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.losses import criterion
+from metalearn.padding import padded
+from metalearn.rng import fold_in
+from metalearn.tree import partition
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
+
+# A number, made at import: a step that hashes a name cannot be compiled.
+CHANGED = int(fold_in(0, "changed support"))
+
+
+class PMF(MethodComponent):
+    """Meta-train a ProtoNet, best from a pretrained start, and fine-tune all of it on a new task.
+
+    logits = -|f(x) - c_n|^2, c_n the mean feature of class n;  on a new task f takes steps of
+    descent on the loss of changed copies of the support set against the means of the unchanged one
+    (section 3.3), and the means follow f. Training is ProtoNet's; step 0 is its prediction. meta =
+    {"params"}, the network without its head, as a pretrained run has it.
+    """
+
+    # Departure: one set of changed copies for all steps, where the authors draw it in each.
+    family: ClassVar[str] = "metric"
+    place: ClassVar[int] = 26
+    rate_is_input: ClassVar[bool] = True
+    name: Literal["pmf"] = option("pmf", "The method.")
+    inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
+    augment: tuple[Change, ...] = option(
+        ("crop", "flip", "colour"), "Changes of the support images; none for rows.", acts="adapt"
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        require_queries(self.name, spec)
+        rule, loss_of = sgd(any_rate(self.inner_lr, spec)), criterion(spec)
+        changes = self.augment if len(spec.x_shape) == 3 else ()
+
+        def centres_of(params: Params, support: Batch) -> Tensor:
+            with padded(support.weight):
+                z = learner.features(params, support.x)
+            return class_means(z, support.y, spec.ways, support.weight)
+
+        def loss(params: Params, both: Batch, step: int) -> Tensor:
+            """Of the second half of the batch against the means of the first."""
+            support, asked = _halves(both)
+            with padded(asked.weight, context=support.weight):
+                z = learner.features(params, asked.x, context=support.x)
+                logits = negative_squared_distance(z, centres_of(params, support))
+                return weighted_loss(loss_of, logits, asked)
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+            places = torch.arange(support.x.shape[0], device=support.x.device)
+            changed = augment(support.x, fold_in(key, CHANGED, places), changes)
+            x, y = torch.cat([support.x, changed]), torch.cat([support.y, support.y])
+            weight = None if support.weight is None else support.weight.repeat(2)
+            both = Batch(x, y, weight)
+            return adapt(loss, meta["params"], rule, both, at[-1], keep=at).points
+
+        def init(key: Key) -> Meta:
+            return {"params": partition(learner.init(key), is_head)[1]}
+
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = learner.features(params, query_x, context=support.x)
+            return negative_squared_distance(z, centres_of(params, support))
+
+        outer = self.outer.build(meta_steps)
+        method = episodic(learner, spec, outer, fit, predict, inner_steps=0, init=init)
+        traits = replace(method.traits, uses_steps=True, support_at_step_0=True)
+        return method._replace(traits=traits, **learn_by(fit, predict))
+
+
+def _halves(both: Batch) -> tuple[Batch, Batch]:
+    size = both.x.shape[0] // 2
+    weight = (None, None) if both.weight is None else both.weight.split(size)
+    first, second = zip(both.x.split(size), both.y.split(size), weight, strict=True)
+    return Batch(*first), Batch(*second)

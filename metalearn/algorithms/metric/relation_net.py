@@ -1,0 +1,75 @@
+"""Relation networks (Sung et al. 2018, arXiv:1711.06025, equation 1)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import class_means, fresh_linear, is_head
+from metalearn.inner.method import Points, episodic
+from metalearn.inner.requirements import require_classes, require_queries
+from metalearn.inner.rules import Adam, Rule
+from metalearn.rng import fold_in
+from metalearn.tree import partition
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
+
+RELATION = "relation"
+
+
+class RelationNet(MethodComponent):
+    """Learn features and a network that compares a new example with each class.
+
+    logit_n = g([c_n, f(x)]),  c_n the mean feature of class n, g a perceptron of one hidden layer
+    on both side by side (equation 1; section 3.2 sums the features of a class). meta = {"params",
+    "relation"}. No steps: one constant point at every step of a curve.
+    """
+
+    # Departures: g is a perceptron on features [D], where the paper has two convolutional blocks on
+    # their maps; cross-entropy of the logits in the place of the squared error of their sigmoid
+    # (relationnet_softmax of Chen et al. 2019, arXiv:1904.04232).
+    family: ClassVar[str] = "metric"
+    place: ClassVar[int] = 23
+    name: Literal["relation_net"] = option("relation_net", "The method.")
+    hidden: int = option(64, "Hidden units of the relation network.", acts="train", ge=1, le=4096)
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        require_queries(self.name, spec)
+
+        def init(key: Key) -> Meta:
+            params = partition(learner.init(key), is_head)[1]
+            like = next(iter(params.values()))
+            width = learner.features(params, like.new_zeros(2, *spec.x_shape)).shape[-1]
+            relation: Params = {}
+            for layer, size, outputs in (
+                ("first", 2 * width, self.hidden),
+                ("last", self.hidden, 1),
+            ):
+                drawn = fresh_linear(fold_in(key, layer), outputs, like.new_zeros(1, size))
+                relation |= {f"{layer}.{n[5:]}": x.to(like.device) for n, x in drawn.items()}
+            # One number added to all logits changes no probability.
+            del relation["last.bias"]
+            return {"params": params, RELATION: relation}
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+            z = learner.features(meta["params"], support.x)
+            return [class_means(z, support.y, spec.ways, support.weight)]
+
+        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = learner.features(meta["params"], query_x, context=support.x)
+            return compare(meta[RELATION], z, centres)
+
+        options: Any = {"inner_steps": 0, "init": init}
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+
+
+def compare(relation: Params, z: Tensor, centres: Tensor) -> Tensor:
+    """g([c_n, z]) of all pairs, the first layer on each half once: [M, D], [N, D] -> [M, N]."""
+    left, right = relation["first.weight"].split(z.shape[-1], dim=-1)
+    hidden = (centres @ left.T).unsqueeze(-3) + (z @ right.T).unsqueeze(-2)  # [M, N, H]
+    return F.linear(torch.relu(hidden + relation["first.bias"]), relation["last.weight"])[..., 0]

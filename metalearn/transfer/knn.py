@@ -1,0 +1,68 @@
+"""The nearest neighbours of pretrained features."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import identity, negative_squared_distance, unit
+from metalearn.inner.method import Points, learn_by
+from metalearn.inner.requirements import require_classes
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import one_hot
+from metalearn.transfer.pretrain import pretrained
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+
+NEVER = -1e9  # logarithm of the vote of what is no neighbour
+LEAST = -30.0  # log p of a class without a vote
+
+
+class KNN(MethodComponent):
+    """Pretrain on all training classes, then let the nearest support examples vote.
+
+    p(n | x) = sum over the k nearest i with y_i = n of softmax_i(-|z - z_i|^2 / temperature),
+    z = features(x) / |features(x)| (the weights of Goldberger et al. 2005 among k neighbours). No
+    steps: one constant point at every step of a curve. The outputs are log p [M, N].
+    """
+
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 18
+    name: Literal["knn"] = option("knn", "The method.")
+    neighbours: int = option(
+        1, "k; at most the size of the support set counts.", acts="adapt", ge=1
+    )
+    temperature: float = option(0.1, "Scale of squared distances.", acts="adapt", gt=0)
+    normalise: bool = option(True, "Give the features length 1.", acts="adapt")
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """The method for tasks of `spec`; refuses regression."""
+        require_classes(self.name, spec)
+        preprocess = unit if self.normalise else identity
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[tuple[Tensor, Tensor]]:
+            other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
+            z = preprocess(learner.features(meta["params"], support.x))
+            return [(z, other * NEVER)]  # [B, D], [B, N]
+
+        def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
+            memory, mask = item
+            z = preprocess(learner.features(meta["params"], query_x, context=support.x))
+            scores = negative_squared_distance(z, memory) / self.temperature  # [M, B]
+            weight = support.weight
+            if weight is not None:
+                scores = torch.where(weight > 0, scores, torch.full_like(scores, NEVER))
+            count = min(self.neighbours, memory.shape[0])
+            kth = scores.topk(count, -1).values[:, -1:]
+            scores = torch.where(scores >= kth, scores, torch.full_like(scores, NEVER))
+            if weight is not None:  # a counts its example `weight` times
+                scores = scores + torch.where(weight > 0, weight.log(), torch.zeros_like(weight))
+            scores = torch.log_softmax(scores, -1)
+            return torch.logsumexp(scores.unsqueeze(-1) + mask, -2).clamp(min=LEAST)
+
+        learning = learn_by(fit, predict, uses_steps=False)
+        outer = self.outer.build(meta_steps)
+        return pretrained(learner, spec, outer, learning, uses_steps=False)

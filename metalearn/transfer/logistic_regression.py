@@ -1,0 +1,84 @@
+"""Logistic regression on frozen features, solved to convergence (Tian et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.augment import Change, augment
+from metalearn.component import MethodComponent, option
+from metalearn.inner.heads import identity, unit
+from metalearn.inner.method import Points, learn_by
+from metalearn.inner.requirements import require_classes
+from metalearn.inner.rules import Adam, Rule
+from metalearn.losses import one_hot
+from metalearn.padding import padded, present_in
+from metalearn.rng import fold_in
+from metalearn.transfer.lbfgs import solve
+from metalearn.transfer.pretrain import pretrained
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+
+
+class LogisticRegression(MethodComponent):
+    """Pretrain on all training classes, then solve a logistic regression on a task's features.
+
+    minimise over W, b:  strength * sum of L(W z + b, y) + |W|^2 / 2,  z = f(x) / |f(x)| (Tian et
+    al. 2020, arXiv:2003.11539, section 3.1), by L-BFGS to convergence. With `copies`, so many
+    changed copies stand in the place of each support image. No steps: one constant point at every
+    step of a curve.
+    """
+
+    family: ClassVar[str] = "transfer"
+    place: ClassVar[int] = 16
+    name: Literal["logistic_regression"] = option("logistic_regression", "The method.")
+    strength: float = option(1.0, "C, weight of the loss against the penalty.", acts="adapt", gt=0)
+    normalise: bool = option(True, "Give the features length 1.", acts="adapt")
+    iterations: int = option(60, "Iterations of L-BFGS.", acts="adapt", ge=1, le=1000)
+    copies: int = option(
+        0,
+        "Changed copies in the place of each support image; 0: the image. Rows have none.",
+        acts="adapt",
+        ge=0,
+        le=100,
+    )
+    augment: tuple[Change, ...] = option(
+        ("crop", "flip", "colour"), "Changes of the copies.", acts="adapt"
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """The method for tasks of `spec`; refuses regression."""
+        require_classes(self.name, spec)
+        copies = self.copies if len(spec.x_shape) == 3 else 0
+        preprocess = unit if self.normalise else identity
+
+        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+            support = with_copies(support, key, copies, self.augment)
+            with padded(support.weight):
+                z = preprocess(learner.features(meta["params"], support.x))
+            y = one_hot(support.y, spec.ways, z.dtype)
+            weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight
+            present = present_in(support, spec.ways)
+            return [solve(z, y, weight, self.strength, self.iterations, present)]
+
+        def predict(meta: Meta, w: Any, support: Batch, query_x: Tensor) -> Tensor:
+            z = preprocess(learner.features(meta["params"], query_x, context=support.x))
+            logits: Tensor = z @ w[:, :-1].T + w[:, -1]
+            return logits
+
+        learning = learn_by(fit, predict, uses_steps=False)
+        outer = self.outer.build(meta_steps)
+        return pretrained(learner, spec, outer, learning, uses_steps=False)
+
+
+def with_copies(support: Batch, key: Key, copies: int, changes: tuple[Change, ...]) -> Batch:
+    """Copies of the support set, each image changed by a key of its own."""
+    if not copies:
+        return support
+    places = torch.arange(support.x.shape[0], device=support.x.device)
+    keys = (fold_in(key, number, places) for number in range(copies))
+    x = torch.cat([augment(support.x, one, changes) for one in keys])
+    weight = None if support.weight is None else support.weight.repeat(copies)
+    return Batch(x, support.y.repeat(copies), weight)

@@ -1,0 +1,28 @@
+"""RFS-simple (Tian et al. 2020, arXiv:2003.11539): a good embedding is all you need."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from metalearn.component import option
+from metalearn.inner.rules import Momentum, Rule
+from metalearn.transfer.logistic_regression import LogisticRegression
+
+
+class RFS(LogisticRegression):
+    """Logistic regression on pretrained features, on five changed copies of each support image.
+
+    minimise over W, b:  strength * sum of L(W z + b, y) + |W|^2 / 2 over the copies,
+    z = features(x) / |features(x)|; the features are pretrained by gradient descent with momentum.
+    """
+
+    # Departures: weight decay of the pretraining is decoupled (the rule's own), and the step size
+    # follows a schedule of `outer` in the place of factors of 0.1 at epochs 60 and 80.
+    place: ClassVar[int] = 17
+    name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
+    copies: int = option(
+        5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100
+    )
+    outer: Rule = option(
+        Momentum(lr=0.05, schedule="cosine"), "Rule of the pretraining.", acts="train"
+    )
