@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
+from pathlib import Path
 
 import pytest
 from commandline import Commands, files_of, refused, sinusoid, write
 
-from metalearn.compare.reproduce import Cell, chosen, table
+from metalearn.compare import reproduce as reproduce_module
+from metalearn.compare.reproduce import chosen, reproduce, table
+from metalearn.config.experiment import load
 from metalearn.errors import ConfigError
 from metalearn.results.published import read_results
 
 
-def cell(
-    value: float, metric: str = "accuracy", published: float = 0.9, ci95: float = 0.01
-) -> Cell:
-    return Cell("x", "maml", 1, metric, published, 0.005, value, ci95, 600, 1, "A paper, table 1")
-
-
-def test_a_verdict_says_whether_the_intervals_meet_and_how_far_apart_they_are() -> None:
-    assert cell(0.912).verdict == cell(0.886).verdict == "agrees"
-    assert cell(0.92).verdict == "better by 2.2 %"
-    assert cell(0.81).verdict == "worse by 10.0 %"
-    assert cell(0.81, "loss").verdict == "better by 10.0 %"
-    assert cell(1.8, "loss").verdict == "worse by 100.0 %"
-    assert cell(math.nan).verdict == "diverged"
-    assert (
-        "| 0.9 ± 0.005 (A paper, table 1) | 0.81 ± 0.01 | 600, 1 | worse by 10.0 % |"
-        in table([cell(0.81)])[-1]
-    )
+def test_a_row_has_the_verdict_and_why_it_was_not_run() -> None:
+    cell = {
+        "experiment": "x",
+        "label": "maml",
+        "step": 1,
+        "metric": "accuracy",
+        "tasks": 600,
+        "published": 0.9,
+        "published_ci95": 0.005,
+        "source": "A paper, table 1",
+        "seeds": 1,
+        "value": 0.81,
+        "ci95_tasks": 0.01,
+        "ci95_seeds": None,
+        "verdict": "below",
+    }
+    shown = "| 0.9 ± 0.005 (A paper, table 1) | 0.81 ± 0.01 | 600, 1 | below |"
+    assert shown in table([cell])[-1]
+    absent = {**cell, "value": None, "verdict": "not run", "why": "no images"}
+    del absent["tasks"]
+    assert table([absent])[-1].endswith("| - | - | not run: no images |")
 
 
 def test_every_experiment_with_a_published_number_is_chosen_and_no_other() -> None:
@@ -88,3 +94,20 @@ def test_what_cannot_be_reproduced_is_refused_before_anything_runs(metalearn: Co
         "missing",
     )
     assert not (metalearn.folder / "none").exists()
+
+
+def test_without_names_data_that_are_absent_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"published": {"value": 1.0, "reduced": "3 steps"}, "run": {"meta_steps": 3}}
+    good = load(str(write(tmp_path, "good", sinusoid(experiment="good", **options))))
+    task = {"source": "mini_imagenet", "path": "nowhere"}
+    absent = {"experiment": "absent", "task": task, "published": {"value": 0.5}}
+    plans = [load(str(write(tmp_path, "absent", absent))), good]
+    monkeypatch.setattr(reproduce_module, "chosen", lambda names: plans)
+    rows = reproduce([], tmp_path / "all")
+    assert [row["verdict"] for row in rows] == ["not run", "reduced schedule"]
+    assert "nowhere is not there" in rows[0]["why"] and rows[1]["schedule_why"] == "3 steps"
+    assert json.loads((tmp_path / "all" / "reproduced.json").read_text())["rows"] == rows
+    with pytest.raises(ConfigError, match="nowhere is not there"):
+        reproduce(["absent"], tmp_path / "all")

@@ -2,80 +2,55 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from metalearn.compare.compare import check, line
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.config import shipped
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan, load
-from metalearn.errors import ConfigError, Diverged
-from metalearn.evaluate.stats import seeds_ci95
+from metalearn.errors import ConfigError, DataError, Diverged
 from metalearn.logger import log
-from metalearn.results.published import cell_result
-from metalearn.results.records import group, run_directories
+from metalearn.results.published import cell_result, verdict
+from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
 from metalearn.run.directory import run_folders, status
 from metalearn.run.run import run_one
-from metalearn.storage.files import read_json, write_atomic, write_json
+from metalearn.storage.files import write_atomic, write_json
 
-HEAD = "| experiment | row | after steps | metric | published | measured | tasks, seeds | verdict |"
-
-
-class Cell(NamedTuple):
-    """One published number beside ours.
-
-    `ci95` is over seeds where there are several, else over tasks."""
-
-    experiment: str
-    label: str
-    step: int
-    metric: str
-    published: float
-    published_ci95: float | None
-    value: float
-    ci95: float
-    tasks: int
-    seeds: int
-    source: str
-
-    @property
-    def verdict(self) -> str:
-        """`agrees` where the intervals meet, else `better` or `worse` by a share."""
-        apart = self.value - self.published
-        if not math.isfinite(apart):
-            return "diverged"
-        if abs(apart) <= self.ci95 + (self.published_ci95 or 0.0):
-            return "agrees"
-        word = "better" if (apart > 0) == (self.metric == "accuracy") else "worse"
-        return f"{word} by {100 * abs(apart) / max(abs(self.published), 1e-12):.1f} %"
+HEAD = ("experiment", "row", "steps", "metric", "published", "measured", "tasks, seeds", "verdict")
 
 
-def reproduce(names: Sequence[str], out: Path) -> list[Cell]:
+def reproduce(names: Sequence[str], out: Path) -> list[Json]:
     """Run the unfinished of `names` (default: all with a published number), write the record.
 
     Runs lie under `out`/<experiment>; the record, reproduced.json and reproduced.md, is written
-    after each, and so is `results/`, a file a number, in the form of experiments/results/."""
+    after each, and so is `results/`, a file a number, in the form of experiments/results/. Without
+    `names`, experiments whose data are not here are left out, and the record says why."""
     plans = chosen(names)
     if not names:
         log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
-    _check(plans, out)
-    cells: list[Cell] = []
+    absent = {} if names else {plan.name: why for plan in plans if (why := _absent_data(plan))}
+    _check([plan for plan in plans if plan.name not in absent], out)
+    cells: list[Json] = []
     diverged: list[str] = []
     for plan in plans:
+        if plan.name in absent:
+            log.info(f"{plan.name}: not run: {absent[plan.name]}")
+            cells += [cell for one in _published(plan) for cell in _not_run(one, absent[plan.name])]
+            continue
         try:
             _run(plan, out / plan.name)
         except Diverged as error:
             log.error(f"{plan.name}: {error}")
             diverged.append(plan.name)
-        cells += _cells(plan, out / plan.name)
+        cells += _cells(plan, out)
         _record(out, cells)
-        _write_results(plan, out)
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the others are in {out / 'reproduced.md'}")
+    _record(out, cells)
     return cells
 
 
@@ -122,6 +97,16 @@ def _published(plan: Plan) -> list[Experiment]:
     ]
 
 
+def _absent_data(plan: Plan) -> str:
+    """Why a plan cannot run for lack of data; empty where it can."""
+    try:
+        for one in plan.experiments:
+            one.test_task.build(split=one.evaluate.split, seed=0)
+    except DataError as error:
+        return error.problems[0][1]
+    return ""
+
+
 def _check(plans: Sequence[Plan], out: Path) -> None:
     """All that would stop one of them, at once, before the first is run."""
     problems: list[tuple[str, str]] = []
@@ -160,21 +145,44 @@ def _run(plan: Plan, target: Path) -> None:
             log.info(line(run_one(one, folder)))
 
 
-def _cells(plan: Plan, target: Path) -> list[Cell]:
-    """The published steps of every row, from the result files that are there."""
+def _cells(plan: Plan, out: Path) -> list[Json]:
+    """The published steps of every row, as files that experiments/results/ takes as they are."""
+    finished, _ = run_directories(out / plan.name)
+    rows = {row.label: row for row in group(map(load_record, finished))}
     cells = []
     for one in _published(plan):
-        place = target / "methods" / one.label if plan.comparison else target
-        results = [
-            read_json(path)
-            for path in sorted([*place.glob("result.json"), *place.glob("seed-*/result.json")])
-        ]
-        if results:
-            cells += [
-                _cell(plan.name, results, step, value)
-                for step, value in _numbers(one, results[0]).items()
-            ]
+        if one.label not in rows:
+            continue
+        assert one.published is not None
+        row, reduced = rows[one.label], one.published.reduced
+        for step, value in _numbers(one, row.first.result).items():
+            data = cell_result(row, step, value, f"metalearn reproduce {plan.name}", reduced)
+            place = f"{plan.name}-{one.label}" if plan.comparison else plan.name
+            write_json(out / "results" / f"{place}-{step}.json", data)
+            cells.append({**data, "seeds": len(data["per_seed"]), "verdict": verdict(data)})
     return cells
+
+
+def _not_run(one: Experiment, why: str) -> list[Json]:
+    assert one.published is not None
+    numbers = dict[int | str, float | None](one.published.curve.items())
+    numbers = numbers or {one.evaluate.headline: one.published.value}
+    return [
+        {
+            "experiment": one.name,
+            "label": one.label,
+            "step": step,
+            "metric": "",
+            "published": value,
+            "published_ci95": one.published.ci95,
+            "source": one.published.source,
+            "value": None,
+            "verdict": verdict(None),
+            "why": why,
+            "command": f"metalearn reproduce {one.name}",
+        }
+        for step, value in numbers.items()
+    ]
 
 
 def _numbers(one: Experiment, result: dict[str, Any]) -> dict[int, float]:
@@ -188,68 +196,33 @@ def _numbers(one: Experiment, result: dict[str, Any]) -> dict[int, float]:
     }
 
 
-def _cell(name: str, results: list[dict[str, Any]], step: int, published: float) -> Cell:
-    first = results[0]
-    metric, test, head = first["headline"]["metric"], first["test"], first["headline"]
-    at = test["steps"].index(step)
-    values = [_number(result["test"][metric][at]) for result in results]
-    value, ci95 = values[0], _number(test[f"{metric}_ci95"][at])
-    if len(values) > 1:
-        value, over_seeds = sum(values) / len(values), seeds_ci95(values)
-        ci95 = ci95 if over_seeds is None else over_seeds
-    own = head["published_ci95"] if step == head["step"] else None
-    tasks = first["episodes"]["count"]
-    return Cell(
-        name,
-        first["label"],
-        step,
-        metric,
-        published,
-        own,
-        value,
-        ci95,
-        tasks,
-        len(values),
-        head["source"],
-    )
-
-
-def _write_results(plan: Plan, out: Path) -> None:
-    """The published steps of every row, as files that experiments/results/ takes as they are."""
-    finished, _ = run_directories(out / plan.name)
-    rows = {row.label: row for row in group(map(load_record, finished))}
-    for one in _published(plan):
-        if one.label not in rows:
-            continue
-        row = rows[one.label]
-        for step, value in _numbers(one, row.first.result).items():
-            data = cell_result(row, step, value, f"metalearn reproduce {plan.name}")
-            place = f"{plan.name}-{one.label}" if plan.comparison else plan.name
-            write_json(out / "results" / f"{place}-{step}.json", data)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _record(out: Path, cells: Sequence[Cell]) -> None:
+def _record(out: Path, cells: Sequence[Json]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out / "reproduced.json",
-        {"schema": 1, "rows": [{**c._asdict(), "verdict": c.verdict} for c in cells]},
-    )
+    write_json(out / "reproduced.json", {"schema": 1, "rows": list(cells)})
     write_atomic(out / "reproduced.md", ("\n".join(table(cells)) + "\n").encode())
 
 
-def table(cells: Sequence[Cell]) -> list[str]:
+def table(cells: Sequence[Json]) -> list[str]:
     """The record as lines of Markdown."""
-    rows = [
-        f"| {c.experiment} | {c.label} | {c.step} | {c.metric} | "
-        f"{_shown(c.published, c.published_ci95)} ({c.source}) "
-        f"| {_shown(c.value, c.ci95)} | {c.tasks}, {c.seeds} | {c.verdict} |"
-        for c in cells
-    ]
-    return [HEAD, "|---" * 8 + "|", *rows]
+    rows = [HEAD, ("---",) * len(HEAD), *map(_line, cells)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _line(cell: Json) -> Sequence[str]:
+    halves = (cell.get(name) for name in ("ci95_seeds", "ci95_tasks"))
+    ci95 = max((half for half in halves if half is not None), default=None)
+    counted = f"{cell['tasks']}, {cell['seeds']}" if "tasks" in cell else "-"
+    why = f": {cell['why']}" if cell.get("why") else ""
+    return (
+        cell["experiment"],
+        cell["label"],
+        str(cell["step"]),
+        cell["metric"],
+        f"{_shown(cell['published'], cell['published_ci95'])} ({cell['source']})",
+        "-" if cell["value"] is None else _shown(cell["value"], ci95),
+        counted,
+        cell["verdict"] + why,
+    )
 
 
 def _shown(value: float, ci95: float | None) -> str:

@@ -246,6 +246,9 @@ class Published(Component):
     ci95: float | None = option(None, "Half width of its 95 % interval.", ge=0)
     curve: dict[int, float] = option({}, "Published values at several steps.")
     source: str = option("", "Paper and table.")
+    reduced: str = option(
+        "", "Why the schedule is not the published one; empty: it is.", later=True
+    )
 
 
 class TuneRange(Component):

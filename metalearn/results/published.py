@@ -126,9 +126,10 @@ def _wider(cell: Mapping[str, Any]) -> tuple[float, float]:
     return cell["value"] - half, cell["value"] + half
 
 
-def cell_result(row: Group, step: int, published: float, command: str) -> Json:
+def cell_result(row: Group, step: int, published: float, command: str, reduced: str = "") -> Json:
     """One published number as a file of `experiments/results/`: a row at one step of its curve.
 
+    `reduced` says why the schedule is not the published one; empty: it is.
     Of a loss of which tasks diverged, the mean over the others counts, and the share is given.
     """
     first, metric = row.first, row.metric
@@ -142,6 +143,8 @@ def cell_result(row: Group, step: int, published: float, command: str) -> Json:
     both = None if pooled is None else random_effects.estimate(pooled[:, :, point])
     return {
         **FULL_CELL,
+        "schedule": "reduced" if reduced else "full",
+        "schedule_why": reduced,
         "experiment": str(first.result.get("experiment")),
         "label": row.label,
         "metric": metric,
