@@ -90,7 +90,6 @@ class Table(_Result):
     rows: list[list[Text | dict[str, Maybe]]] = Field(min_length=1)
 
 
-FULL_CELL = {"schema": 1, "kind": "cell", "schedule": "full"}
 KINDS: dict[str, type[Open]] = {"cell": Cell, "comparison": ComparisonResult, "table": Table}
 
 
@@ -142,9 +141,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     pooled = None if converged else row.pooled(metric)
     both = None if pooled is None else random_effects.estimate(pooled[:, :, point])
     return {
-        **FULL_CELL,
-        "schedule": "reduced" if reduced else "full",
-        "schedule_why": reduced,
+        **_schedule(reduced),
         "experiment": str(first.result.get("experiment")),
         "label": row.label,
         "metric": metric,
@@ -168,6 +165,11 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         "config_hash": first.result.get("config_hash"),
         **_machine(first),
     }
+
+
+def _schedule(reduced: str) -> Json:
+    schedule = "reduced" if reduced else "full"
+    return {"schema": 1, "kind": "cell", "schedule": schedule, "schedule_why": reduced}
 
 
 def _machine(run: Run) -> Json:

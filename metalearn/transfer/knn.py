@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, negative_squared_distance, unit
-from metalearn.inner.method import Points, learn_by
+from metalearn.inner.method import StepNumbers, learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -43,7 +43,9 @@ class KNN(MethodComponent):
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[tuple[Tensor, Tensor]]:
+        def fit(
+            meta: Meta, support: Batch, at: StepNumbers, key: Key
+        ) -> list[tuple[Tensor, Tensor]]:
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
             z = preprocess(learner.features(meta["params"], support.x))
             return [(z, other * NEVER)]  # [B, D], [B, N]
@@ -63,6 +65,6 @@ class KNN(MethodComponent):
             scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2).clamp(min=LEAST)
 
-        learning = learn_by(fit, predict, uses_steps=False)
+        learning = learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.augment import Change, augment
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.method import Points, learn_by
+from metalearn.inner.method import StepNumbers, learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -54,7 +54,7 @@ class LogisticRegression(MethodComponent):
         copies = self.copies if len(spec.x_shape) == 3 else 0
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
             support = with_copies(support, key, copies, self.augment)
             with padded(support.weight):
                 z = preprocess(learner.features(meta["params"], support.x))
@@ -68,7 +68,7 @@ class LogisticRegression(MethodComponent):
             logits: Tensor = z @ w[:, :-1].T + w[:, -1]
             return logits
 
-        learning = learn_by(fit, predict, uses_steps=False)
+        learning = learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)
 

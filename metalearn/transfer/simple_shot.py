@@ -9,7 +9,13 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, negative_squared_distance, unit
-from metalearn.inner.method import Points, init_state, learn_by, outer_update, step_on_examples
+from metalearn.inner.method import (
+    StepNumbers,
+    init_state,
+    learn_functions,
+    outer_update,
+    step_on_examples,
+)
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.padding import cleaned, padded, weighted_moments
@@ -45,7 +51,7 @@ class SimpleShot(MethodComponent):
             z = learner.features(meta["params"], x, context=context)
             return unit(z - meta[CENTRE][MEAN])
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
             return [class_means(embed(meta, support.x), support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -66,7 +72,7 @@ class SimpleShot(MethodComponent):
             width = meta["pretrain_head"]["head.weight"]
             return init_state({**meta, CENTRE: {MEAN: torch.zeros_like(width[0])}}, outer)
 
-        learning = learn_by(fit, predict, uses_steps=False)
+        learning = learn_functions(fit, predict, uses_steps=False)
         method = pretrained(learner, spec, outer, learning, uses_steps=False)
         update = outer_update(outer)
         noisy = learner.draws_noise

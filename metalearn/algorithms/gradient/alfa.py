@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import fresh_linear
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
@@ -52,7 +52,7 @@ class ALFA(MethodComponent):
                 net |= {f"{layer}.{n[5:]}": scale * x.to(like.device) for n, x in drawn.items()}
             return {"params": params, "rule": net}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
             rule = generated(meta["rule"], self.inner_lr)
             return adapt(loss, meta["params"], rule, support, at[-1], keep=at).points
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import Loss, adapt
 from metalearn.inner.method import (
-    Points,
+    StepNumbers,
     episodic,
     stats_gradient,
     step_over_tasks,
@@ -49,35 +49,34 @@ class IMAML(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
-        rule, loss, loss_of = (
-            sgd(any_rate(self.inner_lr, spec)),
-            support_loss(learner, spec),
-            criterion(spec),
-        )
+        rule, loss = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+        objective = penalised(loss, self.strength)
 
-        def penalised(at: Params, batch: Batch, step: int) -> Tensor:
-            params = {name: x for name, x in at.items() if not name.startswith(START)}
-            starts = {name: x for name, x in at.items() if name.startswith(START)}
-            away = (params[name.removeprefix(START)] - x for name, x in starts.items())
-            pulls = [x.square().sum() for x in away]
-            return loss(params, batch, step) + self.strength / 2 * torch.stack(pulls).sum()
-
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
             start = {f"{START}{name}": x for name, x in trainable(meta)[0].items()}
-            return adapt(penalised, meta, rule, support, at[-1], keep=at, fixed=start).points
+            return adapt(objective, meta, rule, support, at[-1], keep=at, fixed=start).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, inner_steps=self.inner_steps)
+        assert method.update is not None
+        task_grad = self._task_grad(method, learner, loss)
+        step = step_over_tasks(task_grad, method.update, spec)
+        return method._replace(task_grad=task_grad, step=step)
+
+    def _task_grad(
+        self, method: Method, learner: Learner, loss: Loss
+    ) -> Callable[[Meta, Episode], tuple[Params, Metrics]]:
         assert method.adapt is not None and method.predict is not None
-        learned, answer = method.adapt, method.predict
+        learn, answer, spec = method.adapt, method.predict, method.spec
+        loss_of = criterion(spec)
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Params, Metrics]:
             support, query = cleaned(episode.support), cleaned(episode.query)
             with training_noise(learner, episode):
-                phi = learned(meta, support, self.inner_steps, episode.info["key"])
+                phi = learn(meta, support, self.inner_steps, episode.info["key"])
             moving, frozen = trainable(phi)
 
             def query_loss(at: Params) -> tuple[Tensor, Metrics]:
@@ -99,9 +98,20 @@ class IMAML(MethodComponent):
             grads = {**grads, **zeros_like(frozen)}
             return stats_gradient(learner, meta, grads, episode.support), found
 
-        assert method.update is not None
-        step = step_over_tasks(task_grad, method.update, spec)
-        return method._replace(task_grad=task_grad, step=step)
+        return task_grad
+
+
+def penalised(loss: Loss, strength: float) -> Loss:
+    """loss(phi) + strength / 2 * |phi - theta|^2, theta under names with `START` in front."""
+
+    def total(at: Params, batch: Batch, step: int) -> Tensor:
+        params = {name: x for name, x in at.items() if not name.startswith(START)}
+        starts = {name: x for name, x in at.items() if name.startswith(START)}
+        away = (params[name.removeprefix(START)] - x for name, x in starts.items())
+        pulls = [x.square().sum() for x in away]
+        return loss(params, batch, step) + strength / 2 * torch.stack(pulls).sum()
+
+    return total
 
 
 def conjugate_gradients(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:

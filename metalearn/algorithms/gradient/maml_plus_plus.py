@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
-    Points,
+    StepNumbers,
     episodic,
     meta_gradient,
     step_over_tasks,
@@ -69,38 +71,47 @@ class MAMLPlusPlus(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
-        loss_of, outer, last = criterion(spec), self.outer.build(meta_steps), self.inner_steps
-        loss = support_loss(learner, spec)
-
-        def init(key: Key) -> Meta:
-            params = learner.init(key)
-            moving = partition(trainable(params)[0], lambda name: not _norm(name))[0]
-            rates = {name: x.new_full((last,), self.inner_lr) for name, x in moving.items()}
-            steps = {n: x.expand(last, *x.shape).clone() for n, x in params.items() if _norm(n)}
-            return {"params": {**params, **steps}, "rates": rates}
-
-        def with_norms(params: Params, step: int) -> Params:
-            """Gain and shift of the step, of [S, H] in the meta."""
-            at = min(step, last - 1)
-            return {name: x[at] if _norm(name) else x for name, x in params.items()}
+        loss, last = support_loss(learner, spec), self.inner_steps
 
         def loss_at(params: Params, batch: Batch, step: int) -> Tensor:
-            return loss(with_norms(params, step), batch, step)
+            return loss(at_step(params, min(step, last - 1)), batch, step)
 
-        def path(meta: Meta, support: Batch, at: Points, second: Tensor) -> list[Params]:
+        def path(meta: Meta, support: Batch, at: StepNumbers, second: Tensor) -> list[Params]:
             moving, fixed = partition(meta["params"], lambda name: name in meta["rates"])
             state = Rates(meta["rates"], second.new_zeros(()), second)
             options: Any = {"state": state, "keep": at, "fixed": fixed}
             points = adapt(loss_at, moving, _rule(last), support, at[-1], **options).points
-            steps = [max(step - 1, 0) for step in at]
-            return [with_norms({**fixed, **p}, s) for p, s in zip(points, steps, strict=True)]
+            steps = [min(max(step - 1, 0), last - 1) for step in at]
+            return [at_step({**fixed, **p}, s) for p, s in zip(points, steps, strict=True)]
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
             like = next(iter(meta["rates"].values()))
             return path(meta, support, at, like.new_ones(()))
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
+
+        init = partial(self._init, learner)
+        options: Any = {"inner_steps": last, "init": init}
+        outer = self.outer.build(meta_steps)
+        method = episodic(learner, spec, outer, fit, predict, **options)
+        assert method.update is not None
+        stats = learner._replace(stats=lambda params, x: learner.stats(at_step(params, 0), x))
+        task_grad = meta_gradient(self._task_loss(learner, spec, path), stats)
+        step = step_over_tasks(task_grad, method.update, spec)
+        return method._replace(task_grad=task_grad, step=step)
+
+    def _init(self, learner: Learner, key: Key) -> Meta:
+        params, last = learner.init(key), self.inner_steps
+        moving = partition(trainable(params)[0], lambda name: not _norm(name))[0]
+        rates = {name: x.new_full((last,), self.inner_lr) for name, x in moving.items()}
+        steps = {n: x.expand(last, *x.shape).clone() for n, x in params.items() if _norm(n)}
+        return {"params": {**params, **steps}, "rates": rates}
+
+    def _task_loss(
+        self, learner: Learner, spec: EpisodeSpec, path: Callable[..., list[Params]]
+    ) -> Callable[[Meta, Episode], tuple[Tensor, Metrics]]:
+        loss_of, last = criterion(spec), self.inner_steps
 
         def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
             support, query = cleaned(episode.support), cleaned(episode.query)
@@ -108,20 +119,19 @@ class MAMLPlusPlus(MethodComponent):
             second = (step >= self.first_order_steps).to(step.dtype)
             points = path(meta, support, tuple(range(1, last + 1)), second)
             with padded(query.weight, context=support.weight):
-                outputs = [predict(meta, point, support, query.x) for point in points]
+                outputs = [learner.apply(p, query.x, context=support.x) for p in points]
             present = present_in(support, outputs[-1].shape[-1])
             outputs = [without_absent(logits, present) for logits in outputs]
             losses = torch.stack([loss_of(logits, *query[1:]) for logits in outputs])
             weights = importance(step, last, self.multi_steps)
             return (weights * losses).sum(), metrics(spec, outputs[-1], *query[1:])
 
-        options: Any = {"inner_steps": last, "init": init}
-        method = episodic(learner, spec, outer, fit, predict, **options)
-        assert method.update is not None
-        stats = learner._replace(stats=lambda params, x: learner.stats(with_norms(params, 0), x))
-        task_grad = meta_gradient(task_loss, stats)
-        step = step_over_tasks(task_grad, method.update, spec)
-        return method._replace(task_grad=task_grad, step=step)
+        return task_loss
+
+
+def at_step(params: Params, step: int) -> Params:
+    """The parameters with gain and shift of a step, which the meta has as [S, H]."""
+    return {name: x[step] if _norm(name) else x for name, x in params.items()}
 
 
 def importance(step: Tensor, steps: int, until: int) -> Tensor:

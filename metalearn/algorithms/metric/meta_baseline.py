@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, is_head, unit
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Momentum, Rule
 from metalearn.tree import partition
@@ -41,7 +41,7 @@ class MetaBaseline(MethodComponent):
             like = next(iter(params.values()))
             return {"params": params, CLASSIFIER: {"scale": like.new_full((), self.scale)}}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
             z = learner.features(meta["params"], support.x)
             return [unit(class_means(z, support.y, spec.ways, support.weight))]  # [N, D]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import Points, episodic, meta_gradient, step_over_tasks
+from metalearn.inner.method import StepNumbers, episodic, meta_gradient, step_over_tasks
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Momentum, Rule
 from metalearn.losses import metrics, one_hot
@@ -48,7 +48,7 @@ class MetaOptNet(MethodComponent):
             like = next(iter(params.values()))
             return {"params": params, "log_scale": like.new_full((), self.scale).log()}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
             z = learner.features(meta["params"], support.x)
             y = one_hot(support.y, spec.ways, z.dtype)
             if support.weight is not None:  # rows of a weighted ridge regression; padding is 0

@@ -12,7 +12,7 @@ from metalearn.augment import Change, augment
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import class_means, is_head, negative_squared_distance
-from metalearn.inner.method import Points, episodic, learn_by
+from metalearn.inner.method import StepNumbers, episodic, learn_functions
 from metalearn.inner.objective import weighted_loss
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
@@ -65,7 +65,7 @@ class PMF(MethodComponent):
                 logits = negative_squared_distance(z, centres_of(params, support))
                 return weighted_loss(loss_of, logits, asked)
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
             places = torch.arange(support.x.shape[0], device=support.x.device)
             changed = augment(support.x, fold_in(key, CHANGED, places), changes)
             x, y = torch.cat([support.x, changed]), torch.cat([support.y, support.y])
@@ -83,7 +83,7 @@ class PMF(MethodComponent):
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, inner_steps=0, init=init)
         traits = replace(method.traits, uses_steps=True, support_at_step_0=True)
-        return method._replace(traits=traits, **learn_by(fit, predict))
+        return method._replace(traits=traits, **learn_functions(fit, predict)._asdict())
 
 
 def _halves(both: Batch) -> tuple[Batch, Batch]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, fresh_linear, is_head
-from metalearn.inner.method import Points, episodic
+from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
@@ -56,7 +56,7 @@ class RelationNet(MethodComponent):
             del relation["last.bias"]
             return {"params": params, RELATION: relation}
 
-        def fit(meta: Meta, support: Batch, at: Points, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
             z = learner.features(meta["params"], support.x)
             return [class_means(z, support.y, spec.ways, support.weight)]
 
