@@ -158,5 +158,5 @@ def data_set(task: PublishedFolder, sentence: str) -> store.DataSet:
             for split, source in sources.items()
         ]
 
-    absent = f"not there; {task.origin}"
+    absent = f"not there; `metalearn data prepare {task.source}` says where its images come from"
     return store.DataSet(sentence, f"{task.source}*", absent, False, verify, verify)
