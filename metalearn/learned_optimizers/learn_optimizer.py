@@ -173,7 +173,9 @@ class LearnOptimizer(MethodComponent):
         return Method(
             spec,
             replace(traits, step_invariant=True),
-            lambda key: init_state(learned.init(key), outer, lanes and lanes(key, 1)),
+            lambda key: init_state(
+                learned.init(key.to(spec.device)), outer, lanes and lanes(key, 1)
+            ),
             *learn_functions(*learn_new_network(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
@@ -243,9 +245,10 @@ class LearnOptimizer(MethodComponent):
         begin = self.estimator.build().begin
 
         def lanes(key: Key, num: int) -> Lanes:
+            key = key.to(spec.device)
             zero = torch.zeros((), dtype=spec.dtype, device=spec.device)
             support, query = _zero_batch(spec, spec.shots), _zero_batch(spec, spec.queries)
-            problem = Problem(support, query, key.to(spec.device), zero)
+            problem = Problem(support, query, key, zero)
             # Its run has ended: the values are never read.
             lane = Lane(problem, begin(run, learned.init(key), problem), zero)
             return tree_map(lambda x: x.detach().expand(num, *x.shape).clone(), lane)

@@ -145,7 +145,7 @@ class LearnToOptimize(MethodComponent):
             return learner.apply(params, query_x, context=support.x)
 
         def init(key: Key) -> MetaState:
-            state = init_state(learned.init(fold_in(key, THETA)), outer)
+            state = init_state(learned.init(fold_in(key.to(spec.device), THETA)), outer)
             return state._replace(meta={**start.meta(key), THETA: state.meta})
 
         fixed_ways = self.init == "meta" or self.rule.fixed_shapes

@@ -52,6 +52,7 @@ class SizedMLP(ModelComponent):
 
         def init(key: Key) -> Params:
             params: Params = {}
+            key = key.to(spec.device)
             fan_in = torch.full((), float(widths[0]), dtype=spec.dtype, device=spec.device)
             for place in range(layers):
                 layer = rng.fold_in(key, "layers", place)

@@ -84,11 +84,11 @@ class LandscapeSource(GeneratedSource):
         spec, size = self.spec, self._options.dims
         keys, reach = self.keys(key, num_tasks, start), math.log(self._options.scales)
         logs = rng.uniform(rng.fold_in(keys, "scales"), (size,), -reach, reach, dtype=spec.dtype)
-        turn = torch.eye(size, dtype=spec.dtype)
+        turn = torch.eye(size, dtype=spec.dtype, device=spec.device)
         if self._options.rotated:
             drawn = rng.normal(rng.fold_in(keys, "rotation"), (size, size), torch.float64)
             turn = torch.linalg.qr(drawn).Q.to(spec.dtype)
-        x = (turn.to(spec.device) * logs.exp().unsqueeze(-2)).expand(num_tasks, size, size)
+        x = (turn * logs.exp().unsqueeze(-2)).expand(num_tasks, size, size)
         zeros = torch.zeros((num_tasks, size, 1), dtype=spec.dtype, device=spec.device)
         return Episode(Batch(x, zeros), Batch(x, zeros), {"key": keys, "step": zeros[:, 0, 0]})
 

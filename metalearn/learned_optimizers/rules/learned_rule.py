@@ -93,8 +93,10 @@ def grads_in_order(params: Any, grads: Grads) -> list[Tensor]:
 def init_clock(params: Any, horizon: Tensor | int) -> dict[str, Tensor]:
     """The shared part of a state before the first step: the count of steps, and the horizon."""
     like = leaves(params)[0]
-    steps = torch.as_tensor(horizon, dtype=like.dtype, device=like.device)
-    return {"count": torch.zeros((), dtype=like.dtype, device=like.device), "horizon": steps}
+    count = torch.zeros((), dtype=like.dtype, device=like.device)
+    # a number is written by a kernel: a copy from the host would make it wait in every step
+    steps = horizon.to(count) if isinstance(horizon, Tensor) else torch.full_like(count, horizon)
+    return {"count": count, "horizon": steps}
 
 
 def advance_clock(state: State) -> dict[str, Tensor]:

@@ -80,7 +80,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = No
 def width_mask(weights: Tensor, widths: Sequence[int], like: Tensor) -> Tensor:
     """Mask of the units of the widest layer: weights [W] of the widths -> [max(widths)]."""
     units = torch.arange(widths[-1], device=like.device)
-    exists = units < torch.tensor(widths, device=like.device).unsqueeze(-1)
+    # compared with numbers: a tensor of the widths would be copied from the host in every pass
+    exists = torch.stack([units < width for width in widths])
     return weights @ exists.to(like.dtype)
 
 
