@@ -18,7 +18,7 @@ from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.kernels.norm_relu_pool import norm_relu_pool
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Moments, Norm, Policy, batch_normalised
 from metalearn.types import EpisodeSpec, Learner
 
 BLOCKS = 4
@@ -82,21 +82,19 @@ class FourBlocks(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             stride = 2 if self.strided else 1
             norm = None if self.norms is None else self.norms[place]
-            if isinstance(norm, Norm) and norm.of_batch(rows, seen) and native.usable(z):
+            if isinstance(norm, Norm) and norm.of_batch(rows, seen):
                 # Without the convolution's bias: the batch's own mean takes it out again. Its
                 # gradient is zero, and not none, for who asks for all of them (learn2learn's
                 # MetaSGD does).
                 shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
-                z = norm_relu_pool(
-                    conv2d(z, conv.weight, None, stride),
-                    norm.weight,
-                    shift,
-                    1 if self.strided else 2,
-                )
-                continue
-            z = conv2d(z, conv.weight, conv.bias, stride)
-            if norm is not None:
-                z = norm(z, rows, seen)
+                z = conv2d(z, conv.weight, None, stride)
+                if native.usable(z):
+                    z = norm_relu_pool(z, norm.weight, shift, 1 if self.strided else 2)
+                    continue
+                z = batch_normalised(z, norm.weight, shift)
+            else:
+                z = conv2d(z, conv.weight, conv.bias, stride)
+                z = z if norm is None else norm(z, rows, seen)
             z = F.relu(z)
             if not self.strided:
                 z = pool(z)

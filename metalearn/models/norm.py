@@ -58,6 +58,7 @@ class Norm(nn.Module):
         Statistics are those of the first `rows` examples, or of all. `seen` collects the
         statistics. Both come from `forward_pass` where they are not given.
         """
+        x = x.to(self.weight.dtype)  # of autocast's bfloat16 too, statistics are in float32
         options = current()
         rows = options.rows if rows is None else rows
         if seen is None and options.recorded is not None and self.policy == "running":
@@ -78,3 +79,13 @@ class Norm(nn.Module):
                 seen.append((mean, var))
         gain = self.weight * torch.rsqrt(var + EPS)
         return x * gain.view(shape) + (self.bias - mean * gain).view(shape)
+
+
+def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`Norm` by the whole batch, channels last, with parameters from elsewhere: [B, ..., F], [F],
+    [F] -> [B, ..., F].
+    """
+    x, axes = x.to(weight.dtype), tuple(range(x.dim() - 1))
+    mean = x.mean(axes)
+    gain = weight * torch.rsqrt((x - mean).square().mean(axes) + EPS)
+    return x * gain + (bias - mean * gain)
