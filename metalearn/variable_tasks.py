@@ -58,6 +58,11 @@ class VariableSource:
     def examples(self, key: Key, size: int) -> Batch:
         return self._source.examples(key, size)
 
+    def on_cpu(self) -> VariableSource:
+        """The same tasks, drawn on the CPU where the source can be."""
+        inner: TaskSource = getattr(self._source, "on_cpu", lambda: self._source)()
+        return VariableSource(inner, self.ranges)
+
     def _draw(self, keys: Tensor, shape: tuple[int, ...], name: str, most: int) -> Tensor:
         low, high = self.ranges.get(name, (most, most))
         return low + rng.integers(keys, shape or (1,), high - low + 1).reshape(-1, *shape)

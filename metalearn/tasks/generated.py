@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +29,15 @@ class GeneratedSource(ABC):
         """The keys of tasks start .. start + T - 1, different in every split: [T]."""
         index = torch.arange(start, start + num_tasks, device=self.spec.device)
         return rng.fold_in(key.to(self.spec.device), self.spec.split, index)
+
+    def on_cpu(self) -> Self:
+        """The same tasks, drawn on the CPU."""
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):  # measured curves
+                setattr(twin, name, value.cpu())
+        twin.spec = replace(self.spec, device="cpu")
+        return twin
 
     @abstractmethod
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:

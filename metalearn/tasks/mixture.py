@@ -158,6 +158,13 @@ class MixtureSource:
         found = {name: _pick([info[name] for info in infos], of) for name in common}
         return Episode(support, query, {**found, "source": of.to(support.x.device)})
 
+    def on_cpu(self) -> MixtureSource:
+        """The same tasks, drawn on the CPU where all sources can be."""
+        if not all(hasattr(one, "on_cpu") for one in self._sources):
+            return self
+        made = [one.on_cpu() for one in self._sources]  # type: ignore[attr-defined]
+        return MixtureSource(dict(zip(self.names, made, strict=True)))
+
     def examples(self, key: Key, size: int) -> Batch:
         """Examples of all sources, each as likely, labelled over the classes of all."""
         of = rng.integers(rng.fold_in(key, "mixture"), (size,), len(self._sources))
