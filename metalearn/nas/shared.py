@@ -212,9 +212,18 @@ class SharedSearch:
             draw, size = self.source.examples, self.options.search_examples
             examples, gradients = size, 1
         counts = {"gradient_steps": gradients, "examples": examples, "labels": examples}
-        for number in range(steps):
-            data = draw(fold_in(self.key, "train", number), size)
-            state, _ = self.searching.run("search", method.step, state, data, **counts)
+        if not steps:
+            return state
+
+        # One span for all steps but the first: its ends wait for the device.
+        before, data = self.searching.totals(), draw(fold_in(self.key, "train", 0), size)
+        state, _ = self.searching.run("search", method.step, state, data, **counts)
+        spent = _difference(before.get("search", {}), self.searching.totals().get("search", {}))
+        each = {name: spent[name] for name in (*counts, *FREE) if spent.get(name) is not None}
+        more = {name: count * (steps - 1) for name, count in each.items() if count is not None}
+        with self.searching.span("search", **more):
+            for number in range(1, steps):
+                state, _ = method.step(state, draw(fold_in(self.key, "train", number), size))
         return state
 
     def _query_losses(self, method: Method, state: MetaState) -> Tensor:
