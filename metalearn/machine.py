@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,7 +24,76 @@ def device_of(name: str) -> str:
         raise ConfigError(
             ("run.device", f"{name} was asked for, but torch finds no CUDA device: use cpu or auto")
         )
+    number, count = name.removeprefix("cuda:"), torch.cuda.device_count() if available else 0
+    if name.startswith("cuda:") and number.isdigit() and int(number) >= count:
+        text = f"{name} was asked for, and the last of {count} CUDA devices is cuda:{count - 1}"
+        raise ConfigError(("run.device", f"{text}: use that, or cuda"))
     return name
+
+
+def prepare_device(device: str, deterministic: bool = False) -> None:
+    """Make a CUDA device the current one, and its float32 products those of IEEE 754: torch rounds
+    those of convolutions to TF32 unless told otherwise. Nothing is done for a CPU.
+
+    cuDNN always takes kernels whose results repeat; `deterministic` demands it of every operator,
+    RuntimeError where one has no such kernel.
+    """
+    if not device.startswith("cuda"):
+        return
+    if ":" in device:
+        torch.cuda.set_device(device)
+    setattr(torch.backends, "fp32_precision", "ieee")  # noqa: B010  # for mypy
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    # cuBLAS reads it when it is loaded, at the first product
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def cuda_facts(device: str) -> dict[str, Any]:
+    """The card of a CUDA device, the versions of driver, CUDA and cuDNN, and the flags that decide
+    its numbers.
+    """
+    card = torch.cuda.get_device_properties(device)
+    return {
+        "card": card.name,
+        "memory_bytes": card.total_memory,
+        "capability": f"{card.major}.{card.minor}",
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "float32_products": torch.backends.cuda.matmul.fp32_precision,
+        "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver; None where its management library is not there."""
+    text = ctypes.create_string_buffer(96)
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        if library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(text, len(text)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return text.value.decode()
+
+
+def finishes(device: str, seconds: float) -> bool:
+    """Whether a device ends the work that it was given within so many seconds; a CPU has."""
+    if not device.startswith("cuda"):
+        return True
+    event = torch.cuda.Event()
+    event.record()
+    deadline = time.monotonic() + seconds
+    while not event.query():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def set_threads(count: int) -> int:

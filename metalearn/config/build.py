@@ -16,7 +16,7 @@ from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
 from metalearn.interop import with_engine
 from metalearn.losses import criterion
-from metalearn.machine import device_of
+from metalearn.machine import device_of, prepare_device
 from metalearn.rng import fold_in
 from metalearn.tasks.images import SPLITS
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
@@ -44,6 +44,7 @@ class Parts:
 def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     """Build all parts; ConfigError with every problem of tasks, model and method together."""
     device, problems = device_of(experiment.run.device), Problems()
+    prepare_device(device, experiment.run.deterministic)
     if to_train:  # a finished run is opened wherever it is looked at
         problems.extend(misfits(experiment.run, device))
 

@@ -89,6 +89,10 @@ class Run(Component):
         "Precision of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured "
         "and recorded.",
     )
+    deterministic: bool = option(
+        False,
+        "On CUDA, refuse operators whose results differ from call to call; a CPU has none.",
+    )
     checkpoint_inner: bool = option(
         False,
         "Recompute activations of inner steps instead of storing them: the same gradient, less "

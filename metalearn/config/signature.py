@@ -34,7 +34,7 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
         "found": [str(experiment.method), str(experiment.found)] if experiment.found else [],
         "task": [experiment.task.source, repr(spec)],
         "size": [run.tasks_per_step, run.examples_per_step],
-        "precision": [run.dtype, run.precision, run.checkpoint_inner],
+        "precision": [run.dtype, run.precision, run.checkpoint_inner, run.deterministic],
         "machine": [
             device,
             torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),

@@ -209,7 +209,7 @@ class CostLedger:
 
     def _start(self) -> None:
         if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         self._peak, self._energy = peak_bytes(self.device), energy_joules(self.device)
         self._since = time.perf_counter()
 

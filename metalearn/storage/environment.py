@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import torch
 
-from metalearn.machine import clock_mhz, cpu_name, load_average
+from metalearn.machine import clock_mhz, cpu_name, cuda_facts, load_average
 
 
 @lru_cache(maxsize=1)
@@ -60,6 +60,7 @@ def describe(device: str) -> dict[str, Any]:
         "load_average": load_average(),
         "clock_mhz": clock_mhz(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        **({"cuda": cuda_facts(device)} if cuda else {}),
         "git": git_commit(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
