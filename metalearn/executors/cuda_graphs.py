@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalearn.errors import ConfigError
 from metalearn.executors.trace import Flat, Trace, by_shapes, compile_flat, interpreted
 
 # calls before the capture, as torch's notes on CUDA graphs ask for: libraries choose and allocate
 # in them
 WARM_UP = 3
+# largest difference of a replay from the eager call, in units of a result's largest number; beside
+# it stands what two eager calls differ by, as sums by atomic additions do
+FAR = 1e-3
 
 
 def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
@@ -24,31 +28,98 @@ def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., 
 
     Traced first, so that its constants lie on the device before the capture, which allows no copy
     from the host. Arguments are copied into the graph's own memory, results out of it: what was
-    returned is never written to again."""
+    returned is never written to again. ConfigError where a replay gives other numbers than an eager
+    call."""
     return by_shapes(function, partial(_capture, compiling=compiling))
 
 
 def _capture(traced: Trace, tensors: list[Tensor], compiling: bool) -> Flat:
+    device = _device_of(tensors)
     flat = (compile_flat if compiling else interpreted)(traced, tensors)
     inputs = [tensor.clone() for tensor in tensors]
-    side = torch.cuda.Stream(inputs[0].device)
-    side.wait_stream(torch.cuda.current_stream(inputs[0].device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            flat(*inputs)
-    torch.cuda.current_stream(inputs[0].device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = list(flat(*inputs))
+    held = {_place(tensor) for tensor in (*inputs, *traced.constants)}
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    # torch.cuda.graph leaves its stream current where a capture fails: the outer block restores it.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP - 2):
+                flat(*inputs)
+            expected, again = _copies(flat(*inputs)), _copies(flat(*inputs))
+        torch.cuda.current_stream(device).wait_stream(side)
+        with torch.cuda.graph(graph, stream=side):
+            outputs = [_owned(output, held) for output in flat(*inputs)]
+        _check_replay(graph, outputs, expected, again)
 
     def replay(*given: Tensor) -> list[Tensor]:
-        _copy(inputs, given)
-        graph.replay()
-        results = [torch.empty_like(output) for output in outputs]
-        _copy(results, outputs)
+        with torch.cuda.device(device):
+            _copy(inputs, given)
+            graph.replay()
+            results = [torch.empty_like(output) for output in outputs]
+            _copy(results, outputs)
         return results
 
     return replay
+
+
+def _device_of(tensors: list[Tensor]) -> torch.device:
+    """The device of all inputs; ConfigError where one lies elsewhere, as a replay repeats what the
+    device did and not what the host did.
+    """
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        names = ", ".join(sorted(map(str, devices))) or "none"
+        text = f"a CUDA graph takes tensors of one CUDA device (got: {names}): use vmap"
+        raise ConfigError(("run.executor", text))
+    return devices.pop()
+
+
+def _check_replay(
+    graph: torch.cuda.CUDAGraph,
+    outputs: list[Tensor],
+    expected: list[Tensor],
+    again: list[Tensor],
+) -> None:
+    """ConfigError unless a replay computes what two eager calls have computed.
+
+    The graph's results are overwritten first: a capture that recorded nothing leaves right ones."""
+    for output, right in zip(outputs, expected, strict=True):
+        output.copy_(right + float("nan") if right.is_floating_point() else ~right)
+    graph.replay()
+    for place, (found, one, other) in enumerate(zip(outputs, expected, again, strict=True)):
+        if not _agree(found, one, other):
+            text = (
+                f"a replay of the captured graph gives other numbers than the step itself (result "
+                f"{place} of {len(outputs)}): use vmap or compiled, and please report it"
+            )
+            raise ConfigError(("run.executor", text))
+
+
+def _agree(found: Tensor, one: Tensor, other: Tensor) -> bool:
+    """Whether a replayed result equals an eager one, `other` being that of a second eager call."""
+    if not one.is_floating_point() or not one.numel():
+        return torch.equal(found, one)
+    finite = one.isfinite() & found.isfinite()
+    gap, noise, size = (
+        torch.where(finite, value.abs(), torch.zeros_like(value)).nan_to_num().max()
+        for value in (one - found, one - other, one)
+    )
+    same = torch.equal(one.isfinite(), found.isfinite())
+    return same and bool(gap <= FAR * size + 4 * noise)
+
+
+def _copies(results: Sequence[Tensor]) -> list[Tensor]:
+    return [result.clone() for result in results]
+
+
+def _owned(result: Tensor, held: set[int]) -> Tensor:
+    """A result in memory of its own: not in that of an input or a constant, no number twice."""
+    repeats = any(size > 1 and not step for size, step in zip(result.shape, result.stride()))
+    return result.clone() if repeats or _place(result) in held else result
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _copy(into: Sequence[Tensor], given: Sequence[Tensor]) -> None:
