@@ -51,7 +51,7 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
 
 def with_tf32(step: Step, precision: str) -> Step:
     """`step` with float32 products of CUDA rounded to TF32 while it runs, if that is the
-    precision.
+    precision; so is a capture that it makes.
     """
     if precision != "tf32":
         return step

@@ -119,7 +119,15 @@ def decide(
         )
     else:
         sizes = tasks, parts.device, run.meta_steps, most, workers
-        work = Work(method, draw, key, state, *sizes, compiling=not run.checkpoint_inner)
+        work = Work(
+            method,
+            draw,
+            key,
+            state,
+            *sizes,
+            compiling=not run.checkpoint_inner,
+            precision=run.precision,
+        )
         trials = _auto(experiment, parts, work)
         facts["executor"] = trials.record()
         plan = ExecutionPlan(trials.choice, facts, trials.why)
