@@ -7,12 +7,15 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from metalearn.errors import ConfigError
+
+PAUSE = 1e-4  # seconds between two looks at a device that works
 
 
 def device_of(name: str) -> str:
@@ -82,17 +85,18 @@ def driver_version() -> str | None:
     return text.value.decode()
 
 
-def finishes(device: str, seconds: float) -> bool:
-    """Whether a device ends the work that it was given within so many seconds; a CPU has."""
+def finishes(device: str, seconds: Callable[[], float]) -> bool:
+    """Whether a device ends the work that it was given within so many seconds, which may become
+    fewer in the meantime; a CPU has.
+    """
     if not device.startswith("cuda"):
         return True
-    event = torch.cuda.Event()
+    event, begin = torch.cuda.Event(), time.monotonic()
     event.record()
-    deadline = time.monotonic() + seconds
     while not event.query():
-        if time.monotonic() > deadline:
+        if time.monotonic() - begin > seconds():
             return False
-        time.sleep(0.05)
+        time.sleep(PAUSE)
     return True
 
 

@@ -19,7 +19,7 @@ from commandline import Commands, Ended, refused, sinusoid, write
 from test_distributed import FIVE, LONG, agree, last, newest
 
 from metalearn.distributed import launch
-from metalearn.distributed.ranks import join
+from metalearn.distributed.ranks import Ranks, check_cards
 from metalearn.distributed.world import World
 from metalearn.errors import ConfigError
 from metalearn.storage import checkpoint
@@ -145,7 +145,7 @@ def test_fewer_cards_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes on a machine with 1 CUDA devices"):
-        join(World(0, 2, 0, 2))
+        check_cards(Ranks(World(0, 2, 0, 2)), "cuda")
 
 
 def test_a_run_directory_cannot_ask_for_any_number_of_processes(tmp_path: Path) -> None:

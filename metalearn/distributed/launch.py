@@ -79,8 +79,15 @@ def _member(here: World, work: Work) -> None:
     """One process of the group. All do the same work; rank 0 alone prints and logs."""
     if here.rank:
         raise SystemExit(_quietly(here, work))
-    with exit_codes():
-        work(_joined(here))
+    try:
+        with exit_codes():
+            work(_joined(here))
+    except SystemExit as end:
+        if isinstance(end.__context__, RankLost):
+            # Python would wait at its end for a sum whose other part is gone.
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(1)
+        raise
 
 
 def _joined(here: World) -> Any:

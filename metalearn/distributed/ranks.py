@@ -26,6 +26,7 @@ from torch import Tensor
 from metalearn.distributed.world import STORE, World
 from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
 from metalearn.executors.step import share_of
+from metalearn.machine import finishes
 from metalearn.tree import take, tree_map
 from metalearn.types import MetaState
 
@@ -33,15 +34,18 @@ Value = TypeVar("Value")
 ANSWER = timedelta(minutes=30)  # in which a rank must answer: it may have to compile first
 # that a rank may wait for rank 0, which may choose an executor, search or write in the meantime
 IDLE = timedelta(days=365)
+SIGNALLED = 60.0  # seconds that a step may take where a signal asks for the end
+SHARE_CARD = "METALEARN_SHARE_CARD"
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Ranks:
     """The processes of a run, as one of them sees them."""
 
-    def __init__(self, world: World, control: Any = None) -> None:
+    def __init__(self, world: World, control: Any = None, cards: bool = False) -> None:
         self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
         self._control = control
+        self._cards = cards  # whether sums travel between CUDA devices
         self.signalled = False  # this process got a signal that asks for the end
         self.stop = False  # some process did, and all know
         self._flags: Tensor | None = None  # [], how many did by the last sum
@@ -58,10 +62,11 @@ class Ranks:
     def sum(self, vector: Tensor) -> Tensor:
         """The sum of a vector [n] over all ranks, on its device; signals travel with it."""
         sent = torch.cat([vector, vector.new_full((1,), float(self.signalled))])
+        sent = sent if self._cards else sent.cpu()  # processes that share a card
         with self._exchange():
             dist.all_reduce(sent)
         self._flags = sent[-1]
-        return sent[:-1]
+        return sent[:-1].to(vector.device)
 
     def stopping(self) -> bool:
         """Whether a rank got a signal before the last sum: the same answer on all ranks."""
@@ -71,8 +76,17 @@ class Ranks:
         if self._flags is None:  # every rank makes the whole step of this method
             self.sum(torch.zeros(0))
         assert self._flags is not None
+        self._await(self._flags)
         self.stop, self._flags = self.stop or bool(self._flags > 0), None
         return self.stop
+
+    def _await(self, flags: Tensor) -> None:
+        """RankLost where the device does not end the last sum: it waits for a process that is gone.
+
+        The launcher signals that one has died."""
+        longest = ANSWER.total_seconds()
+        if not finishes(str(flags.device), lambda: SIGNALLED if self.signalled else longest):
+            raise RankLost(f"rank {self.rank}: another process of this run is gone")
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank gives, in the order of ranks, on all of them; tensors should be on CPU."""
@@ -153,17 +167,9 @@ ALONE = Ranks(World(0, 1, 0, 1))
 
 
 def join(world: World) -> Ranks:
-    """Meet the other processes; ConfigError where this machine has fewer CUDA devices than
-    processes.
-    """
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """Meet the other processes: on CUDA where each has a device of its own (`check_cards`)."""
+    cards = has_card_each(world.local_size)
     if cards:
-        if cards < world.local_size:
-            text = (
-                f"{world.local_size} processes on a machine with {cards} CUDA devices: give "
-                f"each one of its own, or set CUDA_VISIBLE_DEVICES= to use its CPU cores"
-            )
-            raise ConfigError(("--devices", text))
         torch.cuda.set_device(world.local_rank)
     store = os.environ.get(STORE)
     dist.init_process_group(
@@ -174,7 +180,26 @@ def join(world: World) -> Ranks:
         timeout=ANSWER,
     )
     control = dist.new_group(backend="gloo", timeout=IDLE if world.rank else ANSWER)
-    return Ranks(world, control)
+    return Ranks(world, control, cards)
+
+
+def has_card_each(processes: int) -> bool:
+    """Whether this machine has a CUDA device for each of its processes."""
+    return torch.cuda.is_available() and torch.cuda.device_count() >= processes
+
+
+def check_cards(ranks: Ranks, device: str) -> None:
+    """ConfigError where processes of a run on CUDA would share a device: SHARE_CARD=1 allows it, to
+    test them on one card.
+    """
+    if not device.startswith("cuda") or ranks.size == 1 or os.environ.get(SHARE_CARD) == "1":
+        return
+    if not has_card_each(ranks.local_size):
+        text = (
+            f"{ranks.local_size} processes on a machine with {torch.cuda.device_count()} CUDA "
+            f"devices: give each one of its own, or say run.device=cpu"
+        )
+        raise ConfigError(("--devices", text))
 
 
 def on_cpu(tree: Any) -> Any:

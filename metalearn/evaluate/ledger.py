@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from metalearn.errors import RankLost
 from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count
 from metalearn.evaluate.hardware import energy_joules, peak_bytes
 from metalearn.types import Ledger
@@ -44,6 +45,7 @@ class CostLedger:
         self._open: list[str | None] = []  # nested spans; None: time that is not recorded here
         self._since = 0.0
         self._energy: float | None = None
+        self._lost = False  # a process is gone, and the device may wait for it without end
 
     def run(
         self,
@@ -182,6 +184,9 @@ class CostLedger:
         self._open.append(phase)
         try:
             yield
+        except RankLost:
+            self._lost = True
+            raise
         finally:
             self._tick()
             self._open.pop()
@@ -208,7 +213,7 @@ class CostLedger:
             self.add(phase, 0.0, energy_joules=self._energy - energy)
 
     def _start(self) -> None:
-        if self.device.startswith("cuda"):
+        if self.device.startswith("cuda") and not self._lost:
             torch.cuda.synchronize(self.device)
         self._peak, self._energy = peak_bytes(self.device), energy_joules(self.device)
         self._since = time.perf_counter()

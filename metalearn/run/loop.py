@@ -15,6 +15,7 @@ from metalearn.errors import Diverged, RankLost
 from metalearn.evaluate.curves import mean_ci95
 from metalearn.evaluate.ledger import FLOPS, Entry
 from metalearn.executors.nonfinite import NotFinite, all_finite, summary
+from metalearn.machine import finishes
 from metalearn.rng import fold_in
 from metalearn.run.checkpoints import (
     Validation,
@@ -32,6 +33,7 @@ from metalearn.run.signals import finishing_step, stop
 from metalearn.tree import tree_map
 from metalearn.types import EpisodeSpec, MetaState, Metrics
 
+WAIT = 10.0  # seconds that a device gets to end its work once another process is gone
 Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
 
 
@@ -93,11 +95,13 @@ def _save_if_rank_lost(
 ) -> Iterator[None]:
     """Save the state before the step if another process dies in it.
 
-    Not if that process held a part of the task state."""
+    Not if that process held a part of the task state, nor if the device waits for its part of a
+    sum."""
     try:
         yield
     except RankLost as error:
-        if state.lanes is None and job.ranks.is_first:
+        ended = finishes(job.parts.device, lambda: WAIT)
+        if state.lanes is None and job.ranks.is_first and ended:
             write_checkpoint(job, done, state, validations)
         raise RankLost(f"{error}; go on with: metalearn resume {job.folder}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 from metalearn.config.build import Parts, batch_sampler, records_of
 from metalearn.config.experiment import Experiment
 from metalearn.config.signature import signature
-from metalearn.distributed.ranks import ALONE, Ranks
+from metalearn.distributed.ranks import ALONE, Ranks, check_cards
 from metalearn.errors import ConfigError
 from metalearn.executors import memory
 from metalearn.executors.auto import (
@@ -58,6 +58,7 @@ class ExecutionPlan:
 
 def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
     """ConfigError for what so many processes cannot do."""
+    check_cards(ranks, parts.device)
     run, problems = experiment.run, list[tuple[str, str]]()
     if parts.method.task_grad is not None and run.tasks_per_step < ranks.size:
         text = (
