@@ -16,6 +16,7 @@ from cuda_cases import (
     F64,
     LEARNING,
     METHODS,
+    MODELS,
     SOURCES,
     TASKS,
     Problem,
@@ -114,3 +115,14 @@ def test_a_pass_of_a_supernet_never_waits() -> None:
     x = source.sample(fold_in(1), 1).support.x[0]
     with no_waits():
         space.supernet.apply(params, x)
+
+
+@pytest.mark.parametrize("name", ["conv4-query_batch", "conv4-strided"])
+def test_a_bias_that_the_mean_removes_is_never_moved(name: str) -> None:
+    """Its gradient would be rounding noise, which Adam turns into steps in float32."""
+    source, method = MODELS[name].built("cuda", torch.float32)
+    start = start_of(method)
+    after = method.step(start, source.sample(fold_in(1), TASKS))[0]  # type: ignore[misc]
+    biases = [leaf for leaf in start.meta if "convs" in leaf and leaf.endswith("bias")]
+    assert len(biases) == 4
+    assert all(torch.equal(start.meta[leaf], after.meta[leaf]) for leaf in biases)
