@@ -55,7 +55,7 @@ schema of W&B will be skipped.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot \
-    omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp clean force
+    omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,11 @@ l2o-mlp: $(STAMP) ## The same for small networks on real digits; also wider, dee
 	$(BIN)/metalearn l2o experiments/l2o_mlp.yaml --tuning-tasks 10 $(OTHER_NETWORKS) \
 	    --out runs/l2o_mlp
 	@cat runs/l2o_mlp/optimizers.md
+
+# Needs no network, and takes another environment where there is no .venv.
+gpu: ## Run what a GPU has to show, in pieces of ten minutes; again: continue (hours, METALEARN_DATA).
+	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m metalearn bench --gpu-suite --out runs/gpu \
+	    --markdown experiments/benchmarks/GPU_RESULTS.md
 
 sweep-sinusoid: $(STAMP) ## Search rates and steps of MAML on sinusoids (ten minutes, no data needed).
 	$(BIN)/metalearn sweep maml_sinusoid --workers 2 --out runs/sweep_sinusoid

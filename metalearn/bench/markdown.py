@@ -32,9 +32,17 @@ machine is replaced by its next run, text outside of the marked sections stays.
 
 def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
     """Write the run's section in the place of that of the same machine, else at the end."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-    begin, end = _marks(data)
-    section = f"{begin}\n{render(data, [_relative(plot, path) for plot in plots])}{end}\n"
+    name = f"bench: {_machine(data['environment'])}"
+    replace_section(path, name, render(data, [_relative(plot, path) for plot in plots]), HEAD)
+
+
+def replace_section(path: Path, name: str, content: str, head: str) -> None:
+    """Put a section in the place of the one with this name, else at the end; `head` begins a new
+    file.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else head
+    begin, end = (f"<!-- {what}{name.replace('--', '-')} -->" for what in ("", "end of "))
+    section = f"{begin}\n{content}{end}\n"
     pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
     new = (
         pattern.sub(lambda _: section, text)
@@ -47,11 +55,6 @@ def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
 def _relative(plot: Path, path: Path) -> str:
     """The picture's place as seen from the text."""
     return Path(os.path.relpath(plot.resolve(), path.resolve().parent)).as_posix()
-
-
-def _marks(data: dict[str, Any]) -> tuple[str, str]:
-    machine = _machine(data["environment"]).replace("--", "-")
-    return f"<!-- bench: {machine} -->", f"<!-- end of bench: {machine} -->"
 
 
 def _machine(env: Row) -> str:
@@ -67,9 +70,9 @@ def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
     parts += [f"![{Path(plot).stem}]({plot})" for plot in plots or []]
     if data["rows"]:
         parts += [
-            _ratios(data["rows"], data.get("workloads", {})),
+            ratios(data["rows"], data.get("workloads", {})),
             "### Every row",
-            _every(data["rows"]),
+            every_row(data["rows"]),
         ]
     if data.get("scaling"):
         parts += ["### Tasks per batch: milliseconds a task", _scaling(data["scaling"])]
@@ -115,7 +118,7 @@ def _command(env: Row) -> str:
     )
 
 
-def _ratios(rows: list[Row], facts: dict[str, Row]) -> str:
+def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
     head = [
         "workload",
         "tasks",
@@ -140,7 +143,7 @@ def _ratios(rows: list[Row], facts: dict[str, Row]) -> str:
         total = auto_over_best(group)
         whole = "–" if total is None else f"{total:.2f}"
         lines.append([f"`{workload}`", str(tasks), mine, *theirs, ratio, limit, whole])
-    return _grid(head, lines, left=1)
+    return grid(head, lines, left=1)
 
 
 def _peer(group: list[Row], engine: str) -> str:
@@ -152,7 +155,7 @@ def _peer(group: list[Row], engine: str) -> str:
     )
 
 
-def _every(rows: list[Row]) -> str:
+def every_row(rows: list[Row]) -> str:
     head = [
         "workload",
         "engine",
@@ -164,7 +167,7 @@ def _every(rows: list[Row]) -> str:
         "peak",
         "gradient error",
     ]
-    return _grid(head, [_cells(row) for row in rows], left=2)
+    return grid(head, [_cells(row) for row in rows], left=2)
 
 
 def _cells(row: Row) -> list[str]:
@@ -187,11 +190,11 @@ def _scaling(rows: list[Row]) -> str:
         )
         lines.setdefault((row["workload"], name_of(row)), {})[row["tasks"]] = text
     head = ["workload", "engine", *map(str, counts)]
-    grid = [
+    cells = [
         [f"`{name}`", who, *(line.get(count, "–") for count in counts)]
         for (name, who), line in lines.items()
     ]
-    return _grid(head, grid, left=2)
+    return grid(head, cells, left=2)
 
 
 def _memory(rows: list[Row]) -> str:
@@ -213,6 +216,6 @@ def _where(row: Row) -> str:
     return f"{row['engine']}, `{row['workload']}`" if row.get("workload") else str(row["engine"])
 
 
-def _grid(head: list[str], lines: list[list[str]], left: int) -> str:
+def grid(head: list[str], lines: list[list[str]], left: int) -> str:
     marks = [":---" if place < left else "---:" for place in range(len(head))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, marks, *lines))

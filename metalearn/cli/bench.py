@@ -69,6 +69,19 @@ TF32 = Annotated[
     bool, typer.Option("--tf32", help="Use TF32 products (ten bits of mantissa) on CUDA.")
 ]
 
+GpuSuite = Annotated[
+    bool,
+    typer.Option(
+        "--gpu-suite",
+        help="Run everything that a GPU has to show into the folder --out: tests, executors in "
+        "each precision, peers, 60,000 iterations. Repeated, it continues.",
+    ),
+]
+SuiteSeconds = Annotated[
+    float | None,
+    typer.Option("--suite-seconds", help="Time budget of one call of --gpu-suite.", min=60),
+]
+
 
 def bench(
     names: Names = None,
@@ -87,6 +100,8 @@ def bench(
     cold: Cold = False,
     ranks: Ranks = None,
     tf32: TF32 = False,
+    gpu_suite: GpuSuite = False,
+    suite_seconds: SuiteSeconds = None,
 ) -> None:
     """Time one meta-step against learn2learn, higher, TorchOpt and JAX, in turns.
 
@@ -94,6 +109,11 @@ def bench(
     with exit_codes():
         if ranks is not None:
             on_devices(ranks, lambda group: _ranks(group, names or [], out, repeats, seconds))
+            return
+        if gpu_suite:
+            from metalearn.bench.gpu_suite import suite
+
+            suite(out or Path("runs/gpu"), markdown, suite_seconds)
             return
         from metalearn.bench.command import BenchOptions, measure
 

@@ -1,0 +1,173 @@
+"""`metalearn bench --gpu-suite`: what a card has to show, in pieces that can be continued.
+
+A piece is a command in a process of its own that ends within LIMIT seconds. Repeating the suite
+skips the pieces that are done and continues the others; nothing needs a network. The commands and
+their outputs lie in the folder, and one section of a Markdown file holds the results."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.bench.workloads import WORKLOADS
+from metalearn.errors import ConfigError
+from metalearn.logger import log
+from metalearn.storage.files import read_json, write_json
+
+LIMIT = (
+    540.0  # seconds of a piece: batch systems and services often end a command after ten minutes
+)
+GRACE = 45.0  # seconds that a piece has to save after that
+STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
+SLICES = 20  # pieces of the long run in one call
+CHECKOUT = Path(__file__).resolve().parents[2]
+TESTS = ("test_cuda.py", "test_cuda_runs.py", "test_executors.py", "test_tasks.py")
+EXECUTORS = ("vmap", "chunk:8", "traced", "compiled", "graph", "compiled_graph")
+COMPARED = ("sinusoid_1step", "conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
+# what the shipped experiment fixes for a CPU
+ON_CARD = (
+    *("run.device=cuda", "run.executor=compiled_graph", "run.chunk=null"),
+    *("run.threads=null", "run.workers=null"),
+)
+SHORT = ("run.meta_steps=500", "run.executor=graph", "evaluate.episodes=100")
+OMNIGLOT = "maml_omniglot_5w1s"
+
+
+class Piece(NamedTuple):
+    """A command, and the one that continues it after it was stopped."""
+
+    name: str
+    command: tuple[str, ...]
+    again: tuple[str, ...] = ()
+
+
+def pieces(out: Path) -> list[Piece]:
+    """Tests, executors in each precision, the peers, precisions in training, the long run."""
+    ours = (sys.executable, "-m", "metalearn")
+    test = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
+    found = [Piece(f"tests-{name[:-3]}", (*test, f"tests/{name}")) for name in TESTS]
+    chosen = [word for name in EXECUTORS for word in ("--executor", name)]
+    for precision, flags in (("float32", ()), ("tf32", ("--tf32",))):
+        for name in COMPARED:
+            file = str(out / f"executors-{precision}.json")
+            rest = ("--engine", "native", *chosen, *flags, "--seconds", "20", "--out", file)
+            words = (*ours, "bench", name, "--device", "cuda", "--merge", *rest)
+            found.append(Piece(f"executors-{precision}-{name}", words))
+    for name in WORKLOADS:
+        rest = ("--device", "cuda", "--merge", "--seconds", "30", "--out", str(out / "bench.json"))
+        found.append(Piece(f"bench-{name}", (*ours, "bench", name, *rest)))
+    for precision in ("float32", "tf32", "bf16"):
+        name, folder = f"precision-{precision}", str(out / f"precision-{precision}")
+        options = (*ON_CARD, *SHORT, f"run.precision={precision}", "--out", folder)
+        found.append(Piece(name, (*ours, "train", OMNIGLOT, *options), (*ours, "resume", folder)))
+    folder = str(out / "omniglot")
+    whole = (*ours, "train", OMNIGLOT, *ON_CARD, "--out", folder)
+    return [*found, Piece("omniglot", whole, (*ours, "resume", folder))]
+
+
+def suite(out: Path, markdown: Path | None, seconds: float | None = None) -> dict[str, Any]:
+    """Work through the pieces, at most for so many seconds; the state of each, as `pieces.json` in
+    `out` holds it. ConfigError without a CUDA device.
+    """
+    _check_device()
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    state = work_through(pieces(out), out, deadline)
+    from metalearn.bench.gpu_section import write_section
+
+    target = markdown or out / "results.md"
+    write_section(target, out, state)
+    left = [name for name, entry in state.items() if entry["status"] != "done"]
+    log.info(f"written: {target}" + (f"; not done: {', '.join(left)}" if left else ""))
+    return state
+
+
+def _check_device() -> None:
+    from metalearn.machine import device_of
+
+    try:
+        device_of("cuda")
+    except ConfigError:
+        text = "torch finds no CUDA device: the suite is for a machine with a card"
+        raise ConfigError(("--gpu-suite", text)) from None
+
+
+def work_through(
+    todo: Sequence[Piece], out: Path, deadline: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run what is not done yet, and write down the state after each piece."""
+    file = out / "pieces.json"
+    state: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
+    state = {piece.name: state.get(piece.name, {"status": "open"}) for piece in todo}
+    for piece in todo:
+        for _ in range(SLICES if piece.again else 1):
+            rest = LIMIT if deadline is None else min(LIMIT, deadline - time.monotonic() - GRACE)
+            if state[piece.name]["status"] == "done" or rest <= 0:
+                break
+            log.info(f"{piece.name}: {' '.join(map(_word, _command(piece, state)))}")
+            state[piece.name] = _run(piece, state, out, rest)
+            write_json(file, state)
+            log.info(f"  {state[piece.name]['status']}: {state[piece.name]['last']}")
+            if state[piece.name]["status"] != "stopped":
+                break
+    return state
+
+
+def _command(piece: Piece, state: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    stopped = state[piece.name]["status"] == "stopped"
+    return piece.again if piece.again and stopped else piece.command
+
+
+def _word(word: str) -> str:
+    return Path(word).name if word.startswith("/") else word
+
+
+def _run(piece: Piece, state: dict[str, dict[str, Any]], out: Path, limit: float) -> dict[str, Any]:
+    """One piece: its status, exit code, seconds so far and last line."""
+    path, command, begin = out / f"{piece.name}.log", _command(piece, state), time.monotonic()
+    before = state[piece.name].get("seconds", 0.0) if command is not piece.command else 0.0
+    environment = {**os.environ, "PYTHONPATH": _python_path()}
+    with path.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=_folder_of(command), env=environment, stdout=output, stderr=output
+        )
+        code, in_time = _wait(process, limit)
+    status = "done" if code == 0 else "stopped" if code == STOPPED else "failed"
+    status = status if in_time or code in (0, STOPPED) else "cut off"
+    seconds = round(before + time.monotonic() - begin, 1)
+    return {"status": status, "code": code, "seconds": seconds, "last": _last_line(path)}
+
+
+def _python_path() -> str:
+    given = os.environ.get("PYTHONPATH")
+    return str(CHECKOUT) + (os.pathsep + given if given else "")
+
+
+def _folder_of(command: Sequence[str]) -> Path:
+    """Tests are named from the checkout, all else by whole paths or from here."""
+    return CHECKOUT if "pytest" in command else Path.cwd()
+
+
+def _wait(process: subprocess.Popen[bytes], limit: float) -> tuple[int, bool]:
+    """(exit code, whether it ended by itself); after the limit it is asked to save and stop."""
+    try:
+        return process.wait(limit), True
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+    try:
+        return process.wait(GRACE), False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(), False
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+    return re.sub(r"\x1b\[[0-9;]*m", "", lines[-1])[-200:].strip("= ")
