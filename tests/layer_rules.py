@@ -38,7 +38,7 @@ LAYERS = (
     {"algorithms", "learned_optimizers", "transfer", "nas"},
     {"interop"},
     {"executors"},
-    {"config"},
+    {"config", "testing"},
     {"results"},
     {"report"},
     {"distributed"},
@@ -72,7 +72,7 @@ BANNED = {"said", "told", "noted", "dressed", "handed", "desk", "diary", "bill",
 # Packages of components, and programs that measure certain components, may name them; so may the
 # registry and the defaults of a file.
 COMPONENTS = {"tasks", "models", "inner", "algorithms", "transfer", "nas", "learned_optimizers"}
-NAMES_COMPONENTS = COMPONENTS | {"bench", "l2o", "tabular"}
+NAMES_COMPONENTS = COMPONENTS | {"bench", "l2o", "tabular", "testing"}
 DEFAULTS = {"metalearn/config/file.py", "metalearn/config/registry.py"}
 # Words of others that are names of components too: W&B's schema of sweeps, the families of reports.
 OTHER_WORDS = {"sweep": {"random", "own"}, "report": {"scratch"}, "results": {"scratch"}}

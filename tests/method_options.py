@@ -4,17 +4,11 @@ checks.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from metalearn.algorithms import MAML
-from metalearn.component import Component
 from metalearn.inner.rules import SGD, Adam
 from metalearn.learned_optimizers import LSTM, Constant, LearnedSGD
 from metalearn.nas import MLPReg
-from metalearn.rng import fold_in
-from metalearn.types import Method, NullLedger
 
 # What makes a method learn the small problem in few steps; a method that is not here is built from
 # its defaults.
@@ -113,17 +107,3 @@ EXEMPT = {
     ): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; "
     "tests/test_nas_meta.py looks at it",
 }
-
-# what a shared search learns with
-CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))
-
-
-def built(component: Component, learner: Any, source: Any) -> Method:
-    """The method for the tasks of `source`; of one that searches first, what its search returns."""
-    if component.contains_by_default is None:
-        method: Method = component.build(learner, source.spec)  # type: ignore[attr-defined]
-        return method
-    waiting = component.build(learner, source.spec, contained=CONTAINED)  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as folder:
-        found: Method = waiting.prepare(source, fold_in(0, "search"), NullLedger(), Path(folder))
-    return found

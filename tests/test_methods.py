@@ -7,22 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-from checks import GOLDEN, TASKS, Case, Check, case, close, parametrize, why_not
-from checks_learning import METHOD_CHECKS, golden_rows
+from checks import (
+    GOLDEN,
+    TASKS,
+    Case,
+    Check,
+    case,
+    close,
+    golden_rows,
+    parametrize,
+    why_not,
+)
 from method_options import EXEMPT
 
 from metalearn.algorithms import MAML
-from metalearn.component import Component
+from metalearn.component import MethodComponent
 from metalearn.config.registry import METHODS
 from metalearn.executors import executor, trace
 from metalearn.models import MLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Sinusoid
+from metalearn.testing import METHOD_CHECKS
 from metalearn.types import MetaState
 
 
 @parametrize(METHODS, METHOD_CHECKS)
-def test_every_method(name: str, component: type[Component], check: Check) -> None:
+def test_every_method(name: str, component: type[MethodComponent], check: Check) -> None:
     check(case(name, component))
 
 

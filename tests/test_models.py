@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metalearn.component import Component
+from metalearn.component import Component, ModelComponent
 from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models import MLP, MODELS, Conv4, ResNet12
@@ -25,14 +25,12 @@ from metalearn.models.mlp import Perceptron
 from metalearn.models.norm import Norm
 from metalearn.models.resnet12 import ResNet
 from metalearn.rng import fold_in, normal
-from metalearn.types import EpisodeSpec, Learner, Params
+from metalearn.testing.models import IMAGE, KEY, MODEL_CHECKS, VECTOR, ModelCase, data, shaken
+from metalearn.types import EpisodeSpec, Learner
 
 F64 = torch.float64
 POLICIES = ["query_batch", "support", "support_plus_one", "running", "none"]
-KEY = fold_in(21, "models")
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.json"
-IMAGE = EpisodeSpec("classification", 3, 2, 4, (1, 16, 16), 3, 20, dtype=F64)
-VECTOR = EpisodeSpec("classification", 3, 2, 4, (6,), 3, 20, dtype=F64)
 SPECS = {"mlp": VECTOR}  # every other model is given images
 # What makes a model small or shows another side of it; a model that is not here is built from its
 # defaults.
@@ -58,25 +56,6 @@ def learner_of(name: str, component: Any, dtype: torch.dtype = F64) -> Learner:
     return learner
 
 
-def shaken(learner: Learner) -> Params:
-    """Parameters that are not at a special start: gains not 1, biases and running statistics not
-    0.
-    """
-    params = learner.init(KEY)
-    moved = {
-        name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs()
-        for name, v in params.items()
-    }
-    return {
-        name: value if name.endswith("weight") and value.dim() > 1 else moved[name]
-        for name, value in params.items()
-    }
-
-
-def data(learner: Learner, count: int, name: str = "x") -> Tensor:
-    return normal(fold_in(KEY, name), (count, *learner.x_shape), F64)
-
-
 def module_of(component: Any) -> nn.Module:
     """The torch module behind a model of ours."""
     if isinstance(component, MLP):
@@ -94,6 +73,12 @@ def module_of(component: Any) -> nn.Module:
 
 
 @each_model
+@pytest.mark.parametrize("check", MODEL_CHECKS, ids=lambda check: check.__name__[6:])
+def test_every_model(name: str, component: ModelComponent, check: Any) -> None:
+    check(ModelCase(component, SPECS.get(name, IMAGE)))
+
+
+@each_model
 def test_apply_is_the_module_with_these_parameters(name: str, component: Component) -> None:
     learner = learner_of(name, component)
     params, module = shaken(learner), module_of(component)
@@ -102,49 +87,6 @@ def test_apply_is_the_module_with_these_parameters(name: str, component: Compone
     torch.testing.assert_close(learner.apply(params, x), module(x), rtol=1e-12, atol=1e-12)
     assert learner.apply(params, x).shape == (9, 3) and learner.apply(params, x).dtype == F64
     assert learner.normalisation == component.norm and learner.outputs == 3  # type: ignore[attr-defined]
-
-
-@each_model
-def test_features_run_without_the_head_and_the_head_is_a_linear_layer(
-    name: str, component: Component
-) -> None:
-    learner = learner_of(name, component)
-    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
-    body = {name: value for name, value in params.items() if not name.startswith("head.")}
-    assert set(params) - set(body) == {"head.weight", "head.bias"}
-    for given in (None, context):
-        z = learner.features(body, x, context=given)
-        assert z.shape == (5, params["head.weight"].shape[1])
-        expected = z @ params["head.weight"].T + params["head.bias"]
-        torch.testing.assert_close(
-            learner.apply(params, x, context=given), expected, rtol=1e-12, atol=1e-12
-        )
-
-
-@each_model
-def test_the_start_is_a_function_of_the_key_alone(name: str, component: Component) -> None:
-    learner = learner_of(name, component)
-    state = torch.get_rng_state()
-    one, other = learner.init(KEY), learner.init(fold_in(KEY, "other"))
-    assert torch.equal(torch.get_rng_state(), state)  # torch's generator is not drawn from
-    two = learner_of(name, component).init(KEY)
-    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
-    drawn = [n for n in one if n.endswith("weight") and one[n].dim() > 1]
-    assert drawn and not any(torch.equal(one[n], other[n]) for n in drawn)
-    assert {v.dtype for v in one.values()} == {F64}
-    single = learner_of(name, component, torch.float32).init(KEY)
-    assert {v.dtype for v in single.values()} == {torch.float32}
-    assert all(torch.allclose(single[n].double(), one[n], atol=1e-6) for n in one)
-
-
-@each_model
-def test_a_batch_of_parameters_gives_what_each_gives_alone(name: str, component: Component) -> None:
-    learner = learner_of(name, component)
-    x, both = data(learner, 4), [learner.init(fold_in(KEY, n)) for n in range(2)]
-    stacked = {name: torch.stack([params[name] for params in both]) for name in both[0]}
-    together = torch.func.vmap(lambda params: learner.apply(params, x, context=x))(stacked)
-    alone = torch.stack([learner.apply(params, x, context=x) for params in both])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
 
 
 def test_parameter_names_are_as_recorded() -> None:
@@ -159,30 +101,6 @@ def test_parameter_names_are_as_recorded() -> None:
 
 
 # the norm policies
-
-
-@each_model
-def test_only_query_batch_lets_queries_see_each_other(name: str, component: Any) -> None:
-    learner = learner_of(name, component)
-    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
-    other = torch.cat([x[:2], 3 + 2 * x[2:]])
-    change = (
-        (learner.apply(params, x, context=context) - learner.apply(params, other, context=context))[
-            :2
-        ]
-        .abs()
-        .max()
-    )
-    assert change > 1e-3 if component.norm == "query_batch" else change < 1e-12
-    moved = (
-        (
-            learner.apply(params, x, context=context)
-            - learner.apply(params, x, context=2 * context + 1)
-        )
-        .abs()
-        .max()
-    )
-    assert moved > 1e-3 if component.norm in ("support", "support_plus_one") else moved == 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pictures import equal, part
 from PIL import Image
 
 from metalearn.component import Component
-from metalearn.rng import fold_in
 from metalearn.tasks import TASKS, render
-from metalearn.tree import leaves as tree_leaves
-from metalearn.types import Episode, TaskSource
+from metalearn.testing.sources import COUNT, KEY, SOURCE_CHECKS, SourceCase
+from metalearn.tree import leaves
 
-KEY = fold_in(31, "tasks")
-COUNT = 7
 SHAPE = {"shots": 2, "queries": 3}  # of every task here; classification adds ways
 SPLITS = ("train", "valid", "test")
 
@@ -78,139 +73,13 @@ def few_letters(seed: int) -> render.Rendered:
     )
 
 
-def build(name: str, options: dict[str, Any], split: str = "train", **more: Any) -> TaskSource:
-    source: TaskSource = TASKS[name](**options).build(split, 0, **more)  # type: ignore[attr-defined]
-    return source
-
-
 each_source = pytest.mark.parametrize("name", [name for name in TASKS if name not in OBJECTIVES])
 
 
-def leaves(episode: Episode) -> list[torch.Tensor]:
-    return tree_leaves(episode)
-
-
 @each_source
-def test_an_episode_depends_on_its_key_and_number_alone(name: str, options: dict[str, Any]) -> None:
-    """The same twice, alone, in chunks, from another object, with any torch generator state."""
-    source = build(name, options)
-    whole = source.sample(KEY, COUNT)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    assert equal(whole, build(name, options).sample(KEY, COUNT))
-    for first, last in ((0, 1), (3, 4), (2, 7)):
-        assert equal(source.sample(KEY, last - first, start=first), part(whole, first, last))
-    assert equal(
-        source.sample(KEY, 2, start=1_000_003), part(source.sample(KEY, 3, start=1_000_002), 1, 3)
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    other = source.sample(fold_in(KEY, "other"), COUNT)
-    assert not torch.equal(other.support.x, whole.support.x)
-    assert len({str(x.tolist()) for x in whole.support.x}) == COUNT
-
-
-@each_source
-@pytest.mark.parametrize("split", SPLITS)
-def test_shapes_are_those_of_the_spec(name: str, split: str, options: dict[str, Any]) -> None:
-    source = build(name, options, split)
-    spec, episode = source.spec, source.sample(KEY, COUNT)
-    assert spec.split == split and (spec.shots, spec.queries) == (2, 3) and spec.device == "cpu"
-    for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
-        size = spec.ways * count
-        assert (
-            batch.x.shape == (COUNT, size, *spec.x_shape)
-            and batch.x.dtype == spec.dtype == torch.float32
-        )
-        target = (COUNT, size) if spec.classification else (COUNT, size, spec.outputs)
-        assert batch.y.shape == target
-        assert batch.y.dtype == (torch.int64 if spec.classification else spec.dtype)
-    assert all(
-        leaf.isfinite().all() and leaf.shape[0] == COUNT and leaf.device.type == "cpu"
-        for leaf in leaves(episode)
-    )
-    assert episode.info["key"].shape == (COUNT,) and episode.info["key"].dtype == torch.int64
-    assert episode.info["key"].unique().numel() == COUNT
-    assert episode.info["step"].shape == (COUNT,) and episode.info["step"].dtype == spec.dtype
-
-
-@each_source
-@pytest.mark.parametrize("split", SPLITS)
-def test_labels_are_a_permutation_and_no_example_is_in_both_sets(
-    name: str, split: str, options: dict[str, Any]
-) -> None:
-    source = build(name, options, split)
-    spec, episode = source.spec, source.sample(KEY, COUNT)
-    for t in range(COUNT):
-        both = torch.cat([episode.support.x[t], episode.query.x[t]]).flatten(1)
-        assert len({str(x.tolist()) for x in both}) == len(both)
-        if spec.classification:
-            ids = episode.info["class_ids"][t].tolist()
-            assert len(set(ids)) == spec.ways == spec.outputs and all(
-                0 <= i < spec.num_classes for i in ids
-            )
-            for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
-                assert sorted(batch.y[t].tolist()) == sorted(list(range(spec.ways)) * count)
-    if spec.classification:  # neither the order of labels nor the classes behind them stand still
-        assert len({str(y.tolist()) for y in episode.support.y}) > 1
-        assert len({str(y.tolist()) for y in episode.query.y}) > 1
-        assert len({str(ids.tolist()) for ids in episode.info["class_ids"]}) > 1
-
-
-@each_source
-def test_a_source_without_queries(name: str, options: dict[str, Any]) -> None:
-    source = build(name, {**options, "queries": 0})
-    episode = source.sample(KEY, COUNT)
-    assert source.spec.queries == 0
-    assert episode.query.x.shape == (COUNT, 0, *source.spec.x_shape) and episode.query.y.shape[
-        :2
-    ] == (COUNT, 0)
-    assert episode.support.x.shape[1] == source.spec.ways * 2 and episode.support.x.isfinite().all()
-
-
-@each_source
-def test_float64_draws_the_same_episodes(name: str, options: dict[str, Any]) -> None:
-    fine, coarse = build(name, options, dtype=torch.float64), build(name, options)
-    assert fine.spec == dataclasses.replace(coarse.spec, dtype=torch.float64)
-    for a, b in zip(leaves(fine.sample(KEY, 3)), leaves(coarse.sample(KEY, 3)), strict=True):
-        assert a.dtype == (torch.float64 if b.is_floating_point() else b.dtype)
-        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5)
-    assert fine.examples(KEY, 4).x.dtype == torch.float64
-
-
-@each_source
-def test_examples_are_labelled_over_all_classes(name: str, options: dict[str, Any]) -> None:
-    source = build(name, options)
-    spec, batch = source.spec, source.examples(KEY, 500)
-    assert (
-        batch.x.shape == (500, *spec.x_shape)
-        and batch.x.isfinite().all()
-        and batch.x.dtype == spec.dtype
-    )
-    again, other = source.examples(KEY, 500), source.examples(fold_in(KEY, "other"), 500)
-    assert (
-        torch.equal(batch.x, again.x)
-        and torch.equal(batch.y, again.y)
-        and not torch.equal(batch.x, other.x)
-    )
-    if spec.classification:
-        assert batch.y.shape == (500,) and batch.y.dtype == torch.int64
-        seen = batch.y.unique().numel()
-        assert (
-            batch.y.min() >= 0
-            and batch.y.max() < spec.num_classes
-            and seen > min(spec.num_classes, 500) * 0.3
-        )
-    else:
-        assert batch.y.shape == (500, spec.outputs)
-
-
-@each_source
-def test_splits_give_different_tasks(name: str, options: dict[str, Any]) -> None:
-    sources = {split: build(name, options, split).sample(KEY, 3) for split in SPLITS}
-    drawn = [
-        {str(x.tolist()) for x in episode.support.x.flatten(0, 1)} for episode in sources.values()
-    ]
-    assert not drawn[0] & drawn[1] and not drawn[0] & drawn[2] and not drawn[1] & drawn[2]
+@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=lambda check: check.__name__[6:])
+def test_every_source(name: str, check: Any, options: dict[str, Any]) -> None:
+    check(SourceCase(TASKS[name], options, {}))
 
 
 @pytest.mark.parametrize(("name", "component"), TASKS.items())
@@ -236,10 +105,8 @@ def test_components_keep_their_form(name: str, component: type[Component]) -> No
 @each_source
 def test_a_gpu_draws_the_same_episodes(name: str, options: dict[str, Any]) -> None:
     """Whole numbers alike, floats within rounding."""
-    here, there = (
-        build(name, options).sample(KEY, COUNT),
-        build(name, options, device="cuda").sample(KEY, COUNT),
-    )
+    given = SourceCase(TASKS[name], options, {})
+    here, there = (given.build(device=one).sample(KEY, COUNT) for one in ("cpu", "cuda"))
     for a, b in zip(leaves(here), leaves(there), strict=True):
         assert b.device.type == "cuda"
         torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-5)

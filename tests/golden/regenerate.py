@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from checks import GOLDEN, case
-from checks_learning import golden_rows
+from checks import GOLDEN, case, golden_rows
 
 from metalearn.config.registry import METHODS
 

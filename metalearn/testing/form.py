@@ -1,0 +1,37 @@
+"""What every component keeps: frozen, through JSON and back, a sentence for each field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metalearn.component import Component
+
+
+def refuses(call: Callable[[], Any], word: str) -> None:
+    """Assert that a call raises a ValueError whose text has `word` in it."""
+    try:
+        call()
+    except ValueError as error:
+        assert word in str(error), f"the error {error} does not name {word}"
+        return
+    raise AssertionError(f"no ValueError with {word!r} was raised")
+
+
+def check_form(component: type[Component], options: Mapping[str, Any], tag: str = "name") -> None:
+    """Frozen, equal after JSON, a sentence for every field, unknown fields refused."""
+    made = component(**options)
+    again = component.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
+    assert again == made and hash(again) == hash(made), "it differs after JSON and back"
+    field = next(iter(component.model_fields))
+    refuses(lambda: setattr(made, field, getattr(made, field)), "frozen")
+    unknown: dict[str, Any] = {**options, "not_a_field": 1}
+    refuses(lambda: component(**unknown), "not_a_field")
+    name = component.model_fields[tag].default
+    assert isinstance(name, str) and getattr(made, tag) == name, f"{tag} needs a default"
+    assert component.sentence().endswith("."), "its docstring should begin with a sentence"
+    bare = [name for name, info in component.model_fields.items() if not info.description]
+    assert not bare, f"fields without a sentence (metalearn.option): {bare}"
+    acts = {name: component.acts_of(name) for name in component.model_fields}
+    assert set(acts.values()) <= {"train", "adapt", "both"}, acts

@@ -1,0 +1,177 @@
+"""The contract of a model, on a component of anybody."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from metalearn.component import ModelComponent
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in, normal
+from metalearn.testing.case import F64, POLICIES, fields_set
+from metalearn.testing.form import check_form
+from metalearn.testing.run_checks import run_checks
+from metalearn.types import EpisodeSpec, Learner, Params
+
+KEY = fold_in(21, "models")
+IMAGE = EpisodeSpec("classification", 3, 2, 4, (1, 16, 16), 3, 20, dtype=F64)
+VECTOR = EpisodeSpec("classification", 3, 2, 4, (6,), 3, 20, dtype=F64)
+
+
+class ModelCase(NamedTuple):
+    """A model with its options, and the tasks that it is built for."""
+
+    component: ModelComponent
+    spec: EpisodeSpec
+
+    def learner(self, dtype: torch.dtype = F64) -> Learner:
+        return self.component.build(dataclasses.replace(self.spec, dtype=dtype))
+
+
+Check = Callable[[ModelCase], None]
+
+
+def shaken(learner: Learner) -> Params:
+    """Parameters that are not at a special start: gains not 1, biases and running statistics not
+    0.
+    """
+    params = learner.init(KEY)
+    moved = {
+        name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs()
+        for name, v in params.items()
+    }
+    return {
+        name: value if name.endswith("weight") and value.dim() > 1 else moved[name]
+        for name, value in params.items()
+    }
+
+
+def data(learner: Learner, count: int, name: str = "x") -> Tensor:
+    """Inputs [count, *X]."""
+    return normal(fold_in(KEY, name), (count, *learner.x_shape), F64)
+
+
+def check_component(given: ModelCase) -> None:
+    """Frozen, equal after JSON, a sentence for every field, unknown fields refused."""
+    check_form(type(given.component), fields_set(given.component))
+
+
+def check_outputs_have_their_shape(given: ModelCase) -> None:
+    """[B, C], finite, in the type of the parameters."""
+    learner = given.learner()
+    out = learner.apply(shaken(learner), data(learner, 9))
+    assert learner.outputs == given.spec.outputs
+    assert out.shape == (9, given.spec.outputs) and out.dtype == F64 and out.isfinite().all()
+
+
+def check_features_run_without_the_head_and_the_head_is_a_linear_layer(given: ModelCase) -> None:
+    """`features` [B, D] needs no head.*; `apply` is its product with head.weight [C, D]."""
+    learner = given.learner()
+    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
+    body = {name: value for name, value in params.items() if not name.startswith("head.")}
+    assert set(params) - set(body) == {"head.weight", "head.bias"}
+    for support in (None, context):
+        z = learner.features(body, x, context=support)
+        assert z.shape == (5, params["head.weight"].shape[1])
+        expected = z @ params["head.weight"].T + params["head.bias"]
+        torch.testing.assert_close(
+            learner.apply(params, x, context=support), expected, rtol=1e-12, atol=1e-12
+        )
+
+
+def check_the_start_is_a_function_of_the_key_alone(given: ModelCase) -> None:
+    """The same key, the same bits; another key, other weights; float32 rounds the same numbers."""
+    learner = given.learner()
+    state = torch.get_rng_state()
+    one, other = learner.init(KEY), learner.init(fold_in(KEY, "other"))
+    assert torch.equal(torch.get_rng_state(), state), "torch's own generator is drawn from"
+    two = given.learner().init(KEY)
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    drawn = [n for n in one if n.endswith("weight") and one[n].dim() > 1]
+    assert drawn and not any(torch.equal(one[n], other[n]) for n in drawn)
+    assert {v.dtype for v in one.values()} == {F64}
+    single = given.learner(torch.float32).init(KEY)
+    assert {v.dtype for v in single.values()} == {torch.float32}
+    assert all(torch.allclose(single[n].double(), one[n], atol=1e-6) for n in one)
+
+
+def check_a_batch_of_parameters_gives_what_each_gives_alone(given: ModelCase) -> None:
+    """torch.func.vmap over parameters, as over the adapted parameters of several tasks."""
+    learner = given.learner()
+    x, both = data(learner, 4), [learner.init(fold_in(KEY, n)) for n in range(2)]
+    stacked = {name: torch.stack([params[name] for params in both]) for name in both[0]}
+    together = torch.func.vmap(lambda params: learner.apply(params, x, context=x))(stacked)
+    alone = torch.stack([learner.apply(params, x, context=x) for params in both])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+
+
+def check_only_query_batch_lets_queries_see_each_other(given: ModelCase) -> None:
+    """Other queries change a prediction under query_batch alone; the support set under support and
+    support_plus_one alone.
+    """
+    learner = given.learner()
+    policy = learner.normalisation
+    params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
+    usual = learner.apply(params, x, context=context)
+    others = learner.apply(params, torch.cat([x[:2], 3 + 2 * x[2:]]), context=context)
+    change = (usual - others)[:2].abs().max()
+    assert change > 1e-3 if policy == "query_batch" else change < 1e-12, (policy, change)
+    moved = (usual - learner.apply(params, x, context=2 * context + 1)).abs().max()
+    depends = policy in ("support", "support_plus_one")
+    assert moved > 1e-3 if depends else moved == 0, (policy, moved)
+
+
+MODEL_CHECKS: list[Check] = [
+    value
+    for name, value in list(globals().items())
+    if name.startswith("check_") and value is not check_form
+]
+
+
+def check_model(
+    component: type[ModelComponent] | ModelComponent,
+    *,
+    spec: EpisodeSpec | None = None,
+    skip: Mapping[str, str] | None = None,
+) -> None:
+    """Run the contract suite of models, under every normalisation that the model offers.
+
+    component: a class, built from its defaults, or an instance.
+    spec: of the tasks, in float64; None: 3 classes of 6 numbers, or of images [1, 16, 16] where the
+        model refuses numbers.
+    skip: {name of a check: why it does not apply}.
+
+    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent.
+    """
+    kind = component if isinstance(component, type) else type(component)
+    if not issubclass(kind, ModelComponent):
+        raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.ModelComponent")
+    made = component() if isinstance(component, type) else component  # type: ignore[call-arg]
+    spec = _accepted(made) if spec is None else spec
+    for one in _variants(made):
+        name = f"{kind.__name__}({fields_set(one)})"
+        run_checks(name, lambda one=one: ModelCase(one, spec), MODEL_CHECKS, _applies, skip)  # type: ignore[misc]
+
+
+def _applies(given: ModelCase, check: Check) -> str:
+    del given, check
+    return ""
+
+
+def _accepted(component: ModelComponent) -> EpisodeSpec:
+    try:
+        component.build(VECTOR)
+    except (ConfigError, ValueError, RuntimeError):
+        return IMAGE
+    return VECTOR
+
+
+def _variants(component: ModelComponent) -> list[ModelComponent]:
+    field = type(component).model_fields.get("norm")
+    offered: tuple[Any, ...] = () if field is None else get_args(field.annotation)
+    given, kind = fields_set(component), type(component)
+    return [kind(**{**given, "norm": p}) for p in POLICIES if p in offered] or [component]

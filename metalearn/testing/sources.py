@@ -1,0 +1,230 @@
+"""The contract of a task source, on a component or a source of anybody."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from metalearn.component import TaskComponent
+from metalearn.rng import fold_in
+from metalearn.testing.case import fields_set, same_leaves
+from metalearn.testing.form import check_form, refuses
+from metalearn.testing.run_checks import run_checks
+from metalearn.tree import leaves, take
+from metalearn.types import Batch, EpisodeSpec, TaskSource
+
+KEY = fold_in(31, "tasks")
+COUNT = 7
+SPLITS = ("train", "valid", "test")
+
+
+class SourceCase(NamedTuple):
+    """A task component with its options, or the sources of somebody, by split."""
+
+    component: type[TaskComponent] | None
+    options: Mapping[str, Any]
+    sources: Mapping[str, TaskSource]
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return SPLITS if self.component else tuple(self.sources)
+
+    @property
+    def first(self) -> Any:
+        return self.build(self.splits[0])
+
+    def build(
+        self, split: str = "train", *, more: Mapping[str, Any] | None = None, **where: Any
+    ) -> Any:
+        """The source of a split; `more` options, `where` it builds: dtype, device."""
+        if self.component is None:
+            return self.sources[split]
+        return self.component(**{**self.options, **(more or {})}).build(split, 0, **where)
+
+
+Check = Callable[[SourceCase], None]
+
+
+def _of_component(check: Check) -> Check:
+    """Mark a check that builds the source again, with other options or another type."""
+    check.of_component = True  # type: ignore[attr-defined]
+    return check
+
+
+def check_an_episode_depends_on_its_key_and_number_alone(given: SourceCase) -> None:
+    """The same twice, alone, in chunks, from another object, with any torch generator state."""
+    source = given.first
+    whole = source.sample(KEY, COUNT)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert same_leaves(whole, given.first.sample(KEY, COUNT))
+    for first, last in ((0, 1), (3, 4), (2, 7)):
+        part = source.sample(KEY, last - first, start=first)
+        assert same_leaves(part, take(whole, slice(first, last)))
+    late = source.sample(KEY, 3, start=1_000_002)
+    assert same_leaves(source.sample(KEY, 2, start=1_000_003), take(late, slice(1, 3)))
+    assert torch.equal(torch.get_rng_state(), before), "torch's own generator is drawn from"
+    other = source.sample(fold_in(KEY, "other"), COUNT)
+    assert not torch.equal(other.support.x, whole.support.x)
+    assert len({str(x.tolist()) for x in whole.support.x}) == COUNT, "episodes repeat"
+
+
+def check_shapes_are_those_of_the_spec(given: SourceCase) -> None:
+    """x [T, M, *X], y [T, M] int64 or [T, M, C] floats, keys and steps [T]; every split."""
+    for split in given.splits:
+        source = given.build(split)
+        spec, episode = source.spec, source.sample(KEY, COUNT)
+        expected = {"split": split} | {
+            name: given.options[name] for name in ("shots", "queries") if name in given.options
+        }
+        assert {name: getattr(spec, name) for name in expected} == expected
+        for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
+            _check_batch(batch, (COUNT, spec.ways * count), spec)
+        assert all(leaf.isfinite().all() for leaf in leaves(episode)), "numbers are not finite"
+        assert all(leaf.shape[0] == COUNT for leaf in leaves(episode)), "a leaf without tasks"
+        assert {leaf.device.type for leaf in leaves(episode)} == {torch.device(spec.device).type}
+        key, step = episode.info["key"], episode.info["step"]
+        assert key.shape == (COUNT,) and key.dtype == torch.int64
+        assert key.unique().numel() == COUNT, "two tasks have the same key"
+        assert step.shape == (COUNT,) and step.dtype == spec.dtype
+
+
+def _check_batch(batch: Batch, size: tuple[int, ...], spec: EpisodeSpec) -> None:
+    assert batch.x.shape == (*size, *spec.x_shape) and batch.x.dtype == spec.dtype
+    assert batch.y.shape == (size if spec.classification else (*size, spec.outputs))
+    assert batch.y.dtype == (torch.int64 if spec.classification else spec.dtype)
+
+
+def check_labels_are_a_permutation_and_no_example_is_in_both_sets(given: SourceCase) -> None:
+    """Classes get their labels anew in every task; a query example is in no support set."""
+    for split in given.splits:
+        source = given.build(split)
+        spec, episode = source.spec, source.sample(KEY, COUNT)
+        for t in range(COUNT):
+            both = torch.cat([episode.support.x[t], episode.query.x[t]]).flatten(1)
+            assert len({str(x.tolist()) for x in both}) == len(both), "an example is there twice"
+        if not spec.classification:
+            continue
+        for t in range(COUNT):
+            ids = episode.info["class_ids"][t].tolist()
+            assert len(set(ids)) == spec.ways == spec.outputs
+            assert all(0 <= i < spec.num_classes for i in ids)
+            for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
+                assert sorted(batch.y[t].tolist()) == sorted(list(range(spec.ways)) * count)
+        # neither the order of labels nor the classes behind them stand still
+        for moving in (episode.support.y, episode.query.y, episode.info["class_ids"]):
+            assert len({str(row.tolist()) for row in moving}) > 1
+
+
+@_of_component
+def check_a_source_without_queries(given: SourceCase) -> None:
+    """`queries: 0` is legal in training."""
+    source = given.build(more={"queries": 0})
+    episode = source.sample(KEY, COUNT)
+    assert source.spec.queries == 0
+    assert episode.query.x.shape == (COUNT, 0, *source.spec.x_shape)
+    assert episode.query.y.shape[:2] == (COUNT, 0)
+    assert episode.support.x.shape[1] == source.spec.ways * source.spec.shots
+    assert episode.support.x.isfinite().all()
+
+
+@_of_component
+def check_float64_draws_the_same_episodes(given: SourceCase) -> None:
+    """The same spec, and the same numbers up to rounding."""
+    fine, coarse = given.build(dtype=torch.float64), given.build()
+    assert coarse.spec.dtype == torch.float32 and coarse.spec.device == "cpu"
+    assert fine.spec == dataclasses.replace(coarse.spec, dtype=torch.float64)
+    for a, b in zip(leaves(fine.sample(KEY, 3)), leaves(coarse.sample(KEY, 3)), strict=True):
+        assert a.dtype == (torch.float64 if b.is_floating_point() else b.dtype)
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5)
+    assert fine.examples(KEY, 4).x.dtype == torch.float64
+
+
+def check_examples_are_labelled_over_all_classes(given: SourceCase) -> None:
+    """Labelled examples for pretraining: x [B, *X], y [B] over the classes of the split."""
+    source = given.first
+    spec, batch = source.spec, source.examples(KEY, 500)
+    _check_batch(batch, (500,), spec)
+    assert batch.x.isfinite().all()
+    again, other = source.examples(KEY, 500), source.examples(fold_in(KEY, "other"), 500)
+    assert torch.equal(batch.x, again.x) and torch.equal(batch.y, again.y)
+    assert not torch.equal(batch.x, other.x)
+    if spec.classification:
+        assert batch.y.min() >= 0 and batch.y.max() < spec.num_classes
+        assert batch.y.unique().numel() > min(spec.num_classes, 500) * 0.3
+
+
+def check_splits_give_different_tasks(given: SourceCase) -> None:
+    """No example of one split is drawn in another one."""
+    drawn = [
+        {str(x.tolist()) for x in given.build(split).sample(KEY, 3).support.x.flatten(0, 1)}
+        for split in given.splits
+    ]
+    pairs = [(a, b) for place, a in enumerate(drawn) for b in drawn[:place]]
+    assert not any(a & b for a, b in pairs)
+
+
+@_of_component
+def check_component_keeps_its_form(given: SourceCase) -> None:
+    """Frozen, equal after JSON; unknown fields and numbers out of range are refused."""
+    assert given.component is not None
+    kind = given.component
+    needed = {name for name, info in kind.model_fields.items() if info.is_required()}
+    check_form(kind, {k: v for k, v in given.options.items() if k in needed}, "source")
+    check_form(kind, given.options, "source")
+    for wrong in ({"shots": 0}, {"queries": -1}, {"ways": 0}):
+        (name,) = wrong
+        refuses(lambda wrong=wrong: kind(**{**given.options, **wrong}), name)  # type: ignore[misc]
+
+
+SOURCE_CHECKS: list[Check] = [
+    value for name, value in list(globals().items()) if name.startswith("check_")
+]
+SOURCE_CHECKS.remove(check_form)  # type: ignore[arg-type]
+
+
+def inapplicable(given: SourceCase, check: Check) -> str:
+    """Why a check does not apply to a source; empty where it does."""
+    if given.component is None and getattr(check, "of_component", False):
+        return "a source that was built cannot be built again with other options"
+    return ""
+
+
+def check_source(given: Any, *, skip: Mapping[str, str] | None = None) -> None:
+    """Run the contract suite of task sources.
+
+    given: a TaskComponent, as a class (built from its defaults) or an instance; a task source, or a
+        mapping of task sources by split.
+    skip: {name of a check: why it does not apply}.
+
+    Raises AssertionError with every check that fails; TypeError for what is no task source.
+    """
+    run_checks(_name(given), lambda: _case(given), SOURCE_CHECKS, inapplicable, skip)
+
+
+def _name(given: Any) -> str:
+    return str(getattr(given if isinstance(given, type) else type(given), "__name__", given))
+
+
+def _case(given: Any) -> SourceCase:
+    if isinstance(given, TaskComponent):
+        return SourceCase(type(given), fields_set(given), {})
+    if isinstance(given, type) and issubclass(given, TaskComponent):
+        return SourceCase(given, {}, {})
+    sources = given if isinstance(given, Mapping) else {_split(given): given}
+    lacking = [
+        name
+        for name in ("spec", "sample", "examples")
+        for source in sources.values()
+        if not hasattr(source, name)
+    ]
+    if lacking:
+        raise TypeError(f"{_name(given)} is no task source: it has no {lacking[0]}")
+    return SourceCase(None, {}, sources)
+
+
+def _split(source: Any) -> str:
+    return str(getattr(getattr(source, "spec", None), "split", "train"))
