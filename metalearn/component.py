@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,10 +15,13 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from metalearn.errors import did_you_mean
 from metalearn.types import Episode, EpisodeSpec, Key, Learner, Method, TaskSource, UpdateRule
 from metalearn.variable_tasks import Range, read_ranges, with_ranges
 
@@ -199,6 +203,50 @@ class MethodComponent(Component, ABC):
         they are on queries; None where there was nothing to choose from."""
         del method, notes, tasks, steps
         return None
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks the type of a field as one of the components of a table, by their names.
+
+    The table may grow: what `register` adds to it is accepted, too. In pydantic's terms it is a
+    union with the discriminator `name` whose members are looked up when a value is validated.
+    """
+
+    table: Mapping[str, type[Component]]
+    base: type[Component]
+    kind: str  # in messages: "rule"
+
+    def __hash__(self) -> int:
+        return hash((id(self.table), self.base))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        del source, handler
+        dump = core_schema.plain_serializer_function_ser_schema(
+            lambda value, info: value.model_dump(mode=info.mode), info_arg=True
+        )
+        return core_schema.no_info_plain_validator_function(self._validated, serialization=dump)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        del schema, handler
+        return {"type": "object"}
+
+    def _validated(self, value: Any) -> Component:
+        if isinstance(value, self.base):
+            return value
+        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(name, str) or name not in self.table:
+            text = f"unknown {self.kind} {name!r}; {did_you_mean(str(name), self.table)}"
+            if name is None:
+                text = f"should be a mapping with a name, one of {', '.join(self.table)}"
+            raise PydanticCustomError("unknown_component", "{text}", {"text": text})
+        try:
+            return self.table[name].model_validate(value)
+        except ValidationError as error:
+            lines: Any = error.errors(include_url=False)
+            for line in lines:  # as of a union, with the tag before the field
+                line["loc"] = (name, *line["loc"])
+            raise ValidationError.from_exception_data(error.title, lines) from None
 
 
 def option(

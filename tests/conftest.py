@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
 
+pytest.register_assert_rewrite("metalearn.testing")
 import torch  # noqa: E402
 from commandline import Commands, commands_in  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from messages import Collector  # noqa: E402
 
+from metalearn.config import plugins  # noqa: E402
+from metalearn.config.registry import REPORT, TABLES  # noqa: E402
 from metalearn.logger import log  # noqa: E402
 
 torch.set_num_threads(1)
@@ -70,6 +74,20 @@ def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """The command line, in a folder of the module's own."""
     with commands_in(tmp_path_factory.mktemp("commands")) as commands:
         yield commands
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """Put the tables of components back after a test, and forget its plug-ins."""
+    tables: list[dict[str, Any]] = [*TABLES.values(), REPORT]
+    before = [dict(table) for table in tables]
+    yield
+    for table, values in zip(tables, before):
+        table.clear()
+        table.update(values)
+    for module in plugins._modules.values():
+        sys.modules.pop(module.__name__, None)
+    plugins._modules.clear()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,13 +10,18 @@ from typing import Any, Literal
 import pytest
 from commandline import Commands, commands_in, sinusoid, write
 
+import metalearn as ml
 from metalearn.algorithms import MAML
-from metalearn.component import option
+from metalearn.cli.commands import catalogue
+from metalearn.component import RuleComponent, option
 from metalearn.config import plugins
 from metalearn.config.experiment import parse
+from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import METHODS, TABLES
 from metalearn.errors import ConfigError
+from metalearn.inner.rules import sgd
 from metalearn.models import MLP
+from metalearn.tracking.sink import SinkOptions
 
 PLUGIN = """
 from typing import Literal
@@ -32,17 +36,7 @@ class Mine(ml.models.MLP):
 """
 
 
-@pytest.fixture(autouse=True)
-def tables() -> Iterator[None]:
-    """The tables as they were, and plug-ins forgotten."""
-    kept = {name: dict(table) for name, table in TABLES.items()}
-    yield
-    for name, table in kept.items():
-        TABLES[name].clear()
-        TABLES[name].update(table)
-    for module in plugins._modules.values():
-        sys.modules.pop(module.__name__, None)
-    plugins._modules.clear()
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 class Mine(MLP):
@@ -100,6 +94,97 @@ def test_entry_points_are_registered_and_broken_ones_left_out(
     assert TABLES["models"]["mine"] is Mine
     assert "no.such.module:Net of the group metalearn.models is left out" in caplog.text
     plugins.load_entry_points.cache_clear()
+
+
+class Half(RuleComponent):
+    """Half of the gradient."""
+
+    name: Literal["half"] = option("half", "The rule.")
+    on: str = option("all", "A text.")
+
+    def build(self, steps: int | None = None) -> Any:
+        return sgd(0.5)
+
+
+class Lines(SinkOptions):
+    """Rows as lines of a file."""
+
+    name: Literal["lines"] = option("lines", "The tracker.")
+    file: str = option("", "Its name; empty: off.")
+
+    def build(self, watched: Any) -> Any:
+        return LinesSink(watched.folder / self.file) if self.file else None
+
+
+class LinesSink:
+    """The opened file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, rows: Any) -> None:
+        self.path.write_text(f"{self.path.exists()} {len(rows)}")
+
+    def result(self, result: Any) -> None:
+        self.path.write_text(result["method"])
+
+    def page(self, folder: Path, page: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def with_rule(**more: Any) -> Any:
+    """An experiment with the rule `half`."""
+    return parse(
+        {
+            "task": {"source": "sinusoid"},
+            "method": {"name": "maml", "outer": {"name": "half", **more}},
+            "run": {"track": {"lines": {"file": "a.txt"}}},
+        }
+    ).experiments[0]
+
+
+def test_rules_and_trackers_of_ones_own_are_known_in_files() -> None:
+    with pytest.raises(ConfigError, match=r"unknown rule 'half'.*(?s:.*)lines: unknown key"):
+        with_rule()
+    plugins.register("rules", Half)
+    plugins.register("trackers", Lines)
+    found = with_rule(on="x")
+    assert found.method.outer == Half(on="x") and found.run.track.lines.file == "a.txt"
+    again = parse(found.resolved()).experiments[0]  # as config.yaml holds it
+    assert again.hash() == found.hash() and again.method == found.method
+    with pytest.raises(ConfigError, match=r"method\.outer\.onn: unknown key; did you mean 'on'"):
+        with_rule(onn="x")
+    data, _ = apply_overrides(found.resolved(), ["method.outer.on=12:30"])
+    assert data["method"]["outer"]["on"] == "12:30"  # a text field, no YAML
+
+
+def test_a_tracker_of_ones_own_gets_the_result(tmp_path: Path) -> None:
+    plugins.register("trackers", Lines)
+    small = {"meta_steps": 2, "episodes": 4, "steps": (0, 1), "executor": "vmap"}
+    run = ml.train(
+        MAML(),
+        task=ml.tasks.Sinusoid(shots=4),
+        model=MLP(sizes=(4,)),
+        out=tmp_path / "run",
+        run={"track": {"lines": {"file": "a.txt"}}},
+        **small,
+    )
+    assert (run.folder / "a.txt").read_text() == "maml"
+    page = tmp_path / "page.html"
+
+    @ml.section("How many rows are there?", template="<p>Rows: {{ count }}.</p>")
+    def rows(rows: Any, pages: Any) -> Any:
+        return {"count": len(rows.groups)}
+
+    @ml.section("Does it fail?", template="{{ nothing }}")
+    def fails(rows: Any, pages: Any) -> Any:
+        return {}
+
+    text = ml.report([run.folder], page).read_text()
+    assert "How many rows are there?" in text and "<p>Rows: 1.</p>" in text
+    assert "<code>fails</code>, failed" in text
+    assert rows.name in [row["name"] for row in catalogue("report")["report"]]
 
 
 def test_a_file_that_fails_says_why(tmp_path: Path) -> None:

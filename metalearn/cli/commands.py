@@ -17,13 +17,15 @@ from metalearn.config import shipped
 from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
-from metalearn.config.plugins import load_entry_points
+from metalearn.config.plugins import REPORT_KIND, load_entry_points
 from metalearn.config.registry import TABLES
 from metalearn.distributed.curve import TaskSet, curve
 from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
+from metalearn.report.questions import all_questions
+from metalearn.report.section import Question
 from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
     as_asked,
@@ -295,13 +297,15 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
     Name, sentence, and every field with its sentence and default; of files name, sentence and path.
     """
     load_entry_points()
-    known = [*TABLES, *EXPERIMENTS]
+    known = [*TABLES, REPORT_KIND, *EXPERIMENTS]
     if table is not None and table not in known:
         raise ConfigError((table, f"no such table; {did_you_mean(table, known)}"))
     found = {}
     for name in [table] if table else known:
         if name in TABLES:
             found[name] = [_row(key, kind) for key, kind in TABLES[name].items()]
+        elif name == REPORT_KIND:
+            found[name] = [_section_row(one) for one in all_questions()]
         else:
             files = shipped.files(EXPERIMENTS[name])
             found[name] = [
@@ -309,6 +313,10 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
                 for key, path in files.items()
             ]
     return found
+
+
+def _section_row(question: Question) -> dict[str, Any]:
+    return {"name": question.name, "sentence": question.title}
 
 
 def _row(name: str, kind: type[Component]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 from metalearn import clock
 from metalearn.cli.bench import bench
 from metalearn.cli.nas import app as nas_app
+from metalearn.cli.new import new
 from metalearn.distributed.launch import on_devices, recorded
 from metalearn.errors import ConfigError, exit_codes
 from metalearn.logger import show_messages
@@ -202,6 +203,7 @@ def sweep(
             "--slurm", help="Submit the workers as jobs, with KEY=VALUE as their options."
         ),
     ] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Run many settings of one experiment.
 
@@ -213,6 +215,7 @@ def sweep(
             )
         from metalearn.sweep.command import sweep as run
 
+        _load(plugin)
         if not run(file, workers, out, wandb, (job_options or []) if slurm else None):
             raise SystemExit(1)
 
@@ -242,15 +245,18 @@ def report(
         list[Path], typer.Argument(help="Directories of runs and comparisons, or of sweeps.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    plugin: Plugins = None,
 ) -> None:
     """One self-contained page about runs and comparisons, or about sweeps."""
     with exit_codes():
         from metalearn.cli import commands
 
+        _load(plugin)
         commands.report(dirs, out)
 
 
 app.command()(bench)
+app.command()(new)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metalearn.config.experiment import Experiment, once
+from metalearn.config.experiment import PYTHON, Experiment, once
 from metalearn.config.misfits import misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
@@ -22,7 +22,6 @@ from metalearn.tasks.images import SPLITS
 from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 Problems = list[tuple[str, str]]
 
 

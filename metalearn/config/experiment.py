@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from metalearn.component import Component, MethodComponent, ModelComponent, TaskComponent
 from metalearn.config import shipped
 from metalearn.config.file import (
@@ -29,8 +31,11 @@ from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRang
 from metalearn.config.tuning import tune_ranges
 from metalearn.config.validate import Problems, partly_validated, validated
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.storage.files import write_atomic
 from metalearn.storage.yaml import read_yaml
 
+PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
+HELD = {"sha256", "data_sha256"}  # fields with the hash of an object that was given in Python
 NOT_IN_HASH = (
     "executor",
     "chunk",
@@ -113,6 +118,32 @@ class Experiment:
         if self.contains is not None:
             data["method"]["contains"] = self.contains.without_later(data["method"]["contains"])
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The experiment as the text of a file, which `metalearn train` reads back to the same
+        hash; written to `path` where one is given.
+
+        Components and data given in Python appear by name and hash: such a file works in this
+        process alone, and its first line says so.
+        """
+        text: str = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+        if in_python := self.in_python():
+            text = f"# Needs what was given in Python: {', '.join(in_python)}.\n{text}"
+        if path is not None:
+            write_atomic(Path(path), text.encode())
+        return text
+
+    def in_python(self) -> list[str]:
+        """Sections whose component or data exist in a Python process alone."""
+        parts = {"task": self.task, "model": self.model, "method": self.method}
+        held = [name for name, part in parts.items() if HELD & {k for k, v in part if v}]
+        own = [
+            name
+            for name, part in parts.items()
+            if not type(part).__module__.startswith("metalearn.") and not plugins_of([part])
+        ]
+        loss = ["loss"] if (self.loss or "").startswith(PYTHON) else []
+        return list(dict.fromkeys([*held, *own, *loss]))
 
     def with_seed(self, seed: int) -> Experiment:
         return self.replace(run=self.run.model_copy(update={"seeds": (seed,)}))
@@ -238,7 +269,7 @@ def _experiment(
         problems[before:] = once(problems[before:])
         return None
     sections["published"] = None if sections["published"] == Published() else sections["published"]
-    sections |= {"loss": file.loss, "plugins": _plugins(file, task, model, method)}
+    sections |= {"loss": file.loss, "plugins": _plugins(file, task, model, method, contains)}
     return Experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,

@@ -6,37 +6,54 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metalearn.component import Component, MethodComponent, ModelComponent, TaskComponent
-from metalearn.config.registry import METHODS, TABLES
+from metalearn.component import (
+    Component,
+    MethodComponent,
+    ModelComponent,
+    RuleComponent,
+    TaskComponent,
+)
+from metalearn.config.registry import METHODS, REPORT, TABLES
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
+from metalearn.nas.searchers.search import SearcherComponent
+from metalearn.tracking.sink import SinkOptions
 
 KINDS: dict[str, type[Component]] = {
     "tasks": TaskComponent,
     "models": ModelComponent,
     "methods": MethodComponent,
+    "rules": RuleComponent,
+    "searchers": SearcherComponent,
+    "trackers": SinkOptions,
 }
+REPORT_KIND = "report"  # sections of the report: what metalearn.report.section returns
 _modules: dict[str, ModuleType] = {}  # by the plug-in's name, as it was given
 
 
-def register(kind: str, component: type[Component]) -> type[Component]:
-    """Make a component of one's own known by its name; kind: tasks, models or methods.
+def register(kind: str, component: Any) -> Any:
+    """Make a component of one's own known by its name.
+
+    kind: tasks, models, methods, rules, searchers, trackers, or report for a section of the page.
 
     Returns the component, so that it serves as `functools.partial(register, "models")` on a class.
     Raises ConfigError for another kind, for what is no such component, and for the name of another
     one.
     """
+    if kind == REPORT_KIND:
+        return _register_section(component)
     if kind not in KINDS:
-        raise ConfigError(("kind", f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"))
-    wanted, tag = KINDS[kind], "source" if kind == "tasks" else "name"
+        valid = did_you_mean(kind, [*KINDS, REPORT_KIND])
+        raise ConfigError(("kind", f"unknown kind {kind!r}; {valid}"))
+    wanted, tag = KINDS[kind], tag_of(kind)
     if not (isinstance(component, type) and issubclass(component, wanted)):
-        text = f"{component!r} is no subclass of metalearn.component.{wanted.__name__}"
+        text = f"{component!r} is no subclass of {wanted.__module__}.{wanted.__name__}"
         raise ConfigError((kind, text))
     field = component.model_fields.get(tag)
     name = None if field is None else field.default
@@ -51,6 +68,20 @@ def register(kind: str, component: type[Component]) -> type[Component]:
     if issubclass(component, MethodComponent):
         METHODS[name] = component
     return component
+
+
+def tag_of(kind: str) -> str:
+    """The field that holds a component's registered name."""
+    return "source" if kind == "tasks" else "name"
+
+
+def _register_section(section: Any) -> Any:
+    title = getattr(section, "title", None)
+    if not isinstance(title, str) or not callable(getattr(section, "data", None)):
+        text = f'{section!r} is no section: decorate a function with @metalearn.section("...")'
+        raise ConfigError((REPORT_KIND, text))
+    REPORT[title] = section
+    return section
 
 
 def _identity(component: type[Component]) -> tuple[str, str]:
@@ -75,25 +106,57 @@ def unloaded(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _modules]
 
 
+def loaded(*, absolute: bool = False) -> list[str]:
+    """The plug-ins of this process, for the processes that it starts; files by their whole path
+    where `absolute`.
+    """
+    files = {name: str(Path(name).resolve()) for name in _modules if name.endswith(".py")}
+    return [files.get(name, name) if absolute else name for name in _modules]
+
+
+def as_options(names: Iterable[str]) -> list[str]:
+    """`--plugin NAME` for each, as a command takes them."""
+    return [word for name in names for word in ("--plugin", name)]
+
+
 def plugins_of(components: Iterable[Any]) -> set[str]:
-    """The plug-ins that define these components."""
-    homes = {type(component).__module__ for component in components}
-    return {name for name, module in _modules.items() if module.__name__ in homes}
+    """The plug-ins that define these components, or components that they contain."""
+    homes = {type(one).__module__ for component in components for one in _parts(component)}
+    return {
+        name
+        for name, module in _modules.items()
+        if any(_is_inside(home, module.__name__) for home in homes)
+    }
+
+
+def _parts(component: Any) -> Iterator[Component]:
+    """A component and those in its fields."""
+    if isinstance(component, Component):
+        yield component
+        for _, value in component:
+            yield from _parts(value)
+
+
+def _is_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 @functools.cache
 def load_entry_points() -> None:
-    """Register the components that installed packages declare.
+    """Register the components and report sections that installed packages declare.
 
-    The groups are metalearn.tasks, metalearn.models and metalearn.methods. What cannot be loaded is
-    left out, with a warning.
+    The groups are metalearn.tasks, metalearn.models, and so on. What cannot be loaded is left out,
+    with a warning. Packages count as plug-ins: a config names them beside their components.
     """
-    for kind in KINDS:
+    for kind in (*KINDS, REPORT_KIND):
         for entry in entry_points(group=f"metalearn.{kind}"):
             try:
                 register(kind, entry.load())
             except Exception as error:
                 log.warning(f"{entry.value} of the group metalearn.{kind} is left out: {error}")
+                continue
+            package = entry.module.partition(".")[0]
+            _modules.setdefault(package, sys.modules[package])
 
 
 def _imported(name: str, folder: Path | None) -> ModuleType:
@@ -127,10 +190,10 @@ def _from_file(name: str, folder: Path | None) -> ModuleType:
 
 def _register_all(module: ModuleType) -> None:
     for value in list(vars(module).values()):
-        if not isinstance(value, type) or value.__module__ != module.__name__:
+        if not isinstance(value, type) or not _is_inside(value.__module__, module.__name__):
             continue
         for kind, wanted in KINDS.items():
-            field = "source" if kind == "tasks" else "name"
+            field = tag_of(kind)
             if issubclass(value, wanted) and field in value.model_fields:
                 named = isinstance(value.model_fields[field].default, str)
                 if named and not getattr(value, "__abstractmethods__", None):

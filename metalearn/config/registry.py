@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component, MethodComponent
 from metalearn.inner.rules import RULES
@@ -17,11 +19,12 @@ TABLES: dict[str, dict[str, type[Component]]] = {
     "tasks": {**TASKS, "task_sources": Given},
     "models": {**MODELS, **NAS_MODELS},
     "methods": METHODS,  # type: ignore[dict-item]
-    "rules": dict(RULES),
+    "rules": RULES,  # type: ignore[dict-item]
     "learned_rules": dict(LEARNED_RULES),
     "estimators": dict(ESTIMATORS),
     "horizons": dict(HORIZONS),
     "spaces": dict(SPACES),
-    "searchers": dict(SEARCHERS),
-    "sinks": dict(SINKS),
+    "searchers": SEARCHERS,  # type: ignore[dict-item]
+    "trackers": SINKS,  # type: ignore[dict-item]
 }
+REPORT: dict[str, Any] = {}  # sections of the report, by their questions

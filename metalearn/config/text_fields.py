@@ -10,7 +10,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from metalearn.component import Component
+from pydantic.fields import FieldInfo
+
+from metalearn.component import Component, OneOf
 from metalearn.config.file import (
     DEFAULT_METHOD,
     DEFAULT_TASK,
@@ -39,18 +41,27 @@ def _leaves(data: dict[str, Any], path: list[str]) -> set[Any]:
     """The types that a key takes; empty for an unknown one."""
     kinds, rest = _owners(data, path)
     for key in rest[:-1]:
-        annotations = [
-            kind.model_fields[key].annotation for kind in kinds if key in kind.model_fields
-        ]
-        inside = [one for annotation in annotations for one in _types(annotation)]
+        fields = [kind.model_fields[key] for kind in kinds if key in kind.model_fields]
+        inside = [one for field in fields for one in _types_of(field)]
         kinds = [one for one in inside if isinstance(one, type) and issubclass(one, Component)]
     fields = [kind.model_fields[rest[-1]] for kind in kinds if rest[-1] in kind.model_fields]
-    found = {one for field in fields for one in _types(field.annotation)}
+    found = {one for field in fields for one in _types_of(field)}
     return {str if one is Path else one for one in found}
+
+
+def _types_of(field: FieldInfo) -> Iterator[Any]:
+    """The types that a field takes, those that plug-ins added to a table included."""
+    yield from _types(field.annotation)
+    for choice in field.metadata:
+        if isinstance(choice, OneOf):
+            yield from choice.table.values()
 
 
 def _types(annotation: Any) -> Iterator[Any]:
     """The types of a union; a Literal or a generic such as list[str] stands for itself."""
+    if isinstance(annotation, OneOf):
+        yield from annotation.table.values()
+        return
     if get_origin(annotation) in (None, Literal, list, tuple, dict):
         yield annotation
         return

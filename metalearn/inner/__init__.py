@@ -2,16 +2,21 @@
 
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import episodic, outer_update, step_over_tasks, vmapped_learn
-from metalearn.inner.rules import RULES, SGD, Adam, Momentum
+from metalearn.inner.objective import support_loss
+from metalearn.inner.rules import RULES, SGD, Adam, Momentum, Rule, adam, sgd
 
 __all__ = [
     "RULES",
     "SGD",
     "Adam",
     "Momentum",
+    "Rule",
+    "adam",
     "adapt",
     "episodic",
     "outer_update",
+    "sgd",
     "step_over_tasks",
+    "support_loss",
     "vmapped_learn",
 ]

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from metalearn.component import RuleComponent, option
+from metalearn.component import OneOf, RuleComponent, option
 from metalearn.tree import leaves, tree_map, zeros_like
 from metalearn.types import EpisodeSpec, UpdateRule
 
@@ -219,5 +218,5 @@ class Adam(_Rule):
         return adam(self.lr, self.beta1, self.beta2, self.eps, self.eps_root, factor)
 
 
-RULES: dict[str, type[_Rule]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
-Rule = Annotated[SGD | Momentum | Adam, Field(discriminator="name")]
+RULES: dict[str, type[RuleComponent]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+Rule = Annotated[SGD | Momentum | Adam, OneOf(RULES, RuleComponent, "rule")]

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from metalearn.logger import log
 from metalearn.report.episodes import sample_tasks
 from metalearn.report.figures import FIGURES
 from metalearn.report.figures.style import styles, svg
 from metalearn.report.numbers import duration
-from metalearn.report.questions import QUESTIONS
-from metalearn.report.render import render
+from metalearn.report.questions import QUESTIONS, all_questions
+from metalearn.report.render import render, render_text
+from metalearn.report.section import Question
 from metalearn.report.sections import Section, read_sections
 from metalearn.results.records import Group, Json, Run
 from metalearn.results.schema import Comparison
@@ -72,21 +74,36 @@ def _section(section: Section, mark: str, sections: Sequence[Section], folder: P
     sample = next((found for group in section.groups if (found := sample_tasks(group))), None)
     if sample and "points" in sample:
         figures["tasks"] = svg(sample["points"], f"{prefix}tasks")
-    data: Json = {}
-    for question in QUESTIONS:
-        data |= question.data(section, sections)
-    return render(
-        "section.html.j2",
-        mark=mark,
-        prefix=prefix,
-        figures=figures,
-        sample=sample,
-        questions=QUESTIONS,
+    context = {
+        "mark": mark,
+        "prefix": prefix,
+        "figures": figures,
+        "sample": sample,
         **_common(section),
         **_answer(section),
         **_origin(section.runs),
-        **data,
-    )
+    }
+    for question in QUESTIONS:
+        context |= question.data(section, sections)
+    asked = [_asked(question, section, sections, context) for question in all_questions()]
+    return render("section.html.j2", questions=asked, **context)
+
+
+def _asked(
+    question: Question, section: Section, sections: Sequence[Section], context: Json
+) -> Json:
+    """The title and the text of a question; a plug-in's error takes the place of its text."""
+    if question in QUESTIONS:
+        html = render(f"questions/{question.template}", **context)
+        return {"title": question.title, "html": html}
+    try:
+        data = {**context, **question.data(section, sections)}
+        html = render_text(question.template, **data)
+    except Exception as error:
+        log.warning(f"the section {question.title!r} of the report failed: {error!r}")
+        why = f"{type(error).__name__}: {error}"
+        html = render("failed.html.j2", name=question.name, why=why)
+    return {"title": question.title, "html": html}
 
 
 def draw(section: Section, prefix: str = "") -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from metalearn.config.plugins import load_entry_points
 from metalearn.errors import ConfigError
 from metalearn.report.page import write_report
 from metalearn.report.sweep_page import split_kinds, write_sweep_report
@@ -16,6 +17,7 @@ def write_pages(dirs: Sequence[str | Path], out: str | Path = "report.html") -> 
 
     A comparison.json that is missing, or about other results, is written first.
     """
+    load_entry_points()
     folders, demonstration = [Path(folder) for folder in dirs], False
     for folder in folders:
         if not folder.is_dir():

@@ -33,6 +33,11 @@ def render(template: str, **context: Any) -> Markup:
     return Markup(environment().get_template(template).render(context))
 
 
+def render_text(template: str, **context: Any) -> Markup:
+    """A template that is given as text, such as that of a plug-in's section."""
+    return Markup(environment().from_string(template).render(context))
+
+
 @functools.cache
 def environment() -> Environment:
     made = Environment(

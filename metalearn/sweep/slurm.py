@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.config.overrides import split
+from metalearn.config.plugins import as_options, loaded
 from metalearn.errors import ConfigError
 from metalearn.logger import log
 from metalearn.sweep.file import Sweep
@@ -60,6 +61,7 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
     claim_folder(found, folder)
     executor = executor_in(folder / "jobs")
     command = [sys.executable, "-m", "metalearn", "sweep", str(Path(found.file).resolve())]
+    command += as_options(loaded(absolute=True))
     jobs = [
         executor.submit(Worker([*command, "--out", str(folder.resolve())])) for _ in range(workers)
     ]

@@ -19,6 +19,7 @@ from metalearn.logger import log
 from metalearn.storage.checkpoint import steps_in
 from metalearn.storage.files import read_json
 from metalearn.tracking import SINKS
+from metalearn.tracking.settings import options_of
 from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun
 
 LIMIT = 10.0  # seconds in all that a sink may delay a run, and once more at its end
@@ -92,7 +93,7 @@ class Tracker:
 
     def __init__(self, run: TrackedRun, options: Any) -> None:
         first = os.environ.get("RANK", "0") == "0"  # of several processes one logs
-        self._sinks = [_Guarded(name, getattr(options, name), run) for name in SINKS if first]
+        self._sinks = [_Guarded(name, options_of(options, name), run) for name in SINKS if first]
 
     def rows(self, rows: Sequence[Json]) -> None:
         for one in self._sinks:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from metalearn.component import OneOf
 from metalearn.nas.searchers.darts import DARTS
 from metalearn.nas.searchers.evolution import Evolution
 from metalearn.nas.searchers.halving import Halving
@@ -25,5 +24,6 @@ SEARCHERS: dict[str, type[SearcherComponent]] = {
     "proxy": Proxy,
 }
 SearcherChoice = Annotated[
-    RandomSearch | Evolution | TPE | Halving | DARTS | OneShot | Proxy, Field(discriminator="name")
+    RandomSearch | Evolution | TPE | Halving | DARTS | OneShot | Proxy,
+    OneOf(SEARCHERS, SearcherComponent, "searcher"),
 ]

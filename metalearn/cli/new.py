@@ -1,0 +1,89 @@
+"""`metalearn new`: a component of one's own, one file and its test, that pass at once."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metalearn.errors import ConfigError, did_you_mean, exit_codes
+
+KINDS = {  # and the tables whose names are taken
+    "method": "methods",
+    "task": "tasks",
+    "model": "models",
+    "rule": "rules",
+    "searcher": "searchers",
+    "report": None,
+}
+
+
+def new(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
+    name: Annotated[str, typer.Argument(help="Its name, such as SignMAML or sign_maml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the two files.")] = Path(),
+) -> None:
+    """Write a component to start from, one file, and its test."""
+    with exit_codes():
+        file, test = write_new(kind, name, out)
+        print(f"{kind}: {file}\ntest: {test}\nrun: pytest {test}")
+        table = KINDS[kind]
+        if table is not None:
+            print(f"list: metalearn list {table} --plugin {file}")
+
+
+def write_new(kind: str, name: str, folder: Path) -> list[Path]:
+    """Write NAME.py and test_NAME.py into `folder`; ConfigError where one of them is there, or
+    where the name cannot be used.
+    """
+    if kind not in KINDS:
+        raise ConfigError((kind, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"))
+    module = snake_case(name)
+    targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
+    if problems := [*_wrong(kind, name, module), *_existing(targets)]:
+        raise ConfigError(*problems)
+    from jinja2 import Environment, PackageLoader
+
+    templates = Environment(
+        loader=PackageLoader("metalearn.cli"), keep_trailing_newline=True, autoescape=False
+    )
+    words = {"name": module, "cls": camel_case(name), "title": camel_case(name)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, template in zip(targets, (f"{kind}.py.j2", f"test_{kind}.py.j2"), strict=True):
+        path.write_text(templates.get_template(template).render(words), "utf-8")
+    return targets
+
+
+def snake_case(name: str) -> str:
+    """MyMAML -> my_maml; sign-maml -> sign_maml."""
+    parts = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3_\2\4", name)
+    return parts.replace("-", "_").lower()
+
+
+def camel_case(name: str) -> str:
+    """sign_maml -> SignMaml; what has capitals stays as it is."""
+    parts = re.split(r"[_-]+", name)
+    return "".join(part[:1].upper() + part[1:] for part in parts)
+
+
+def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
+    """Why a name cannot be that of a file and a component."""
+    from metalearn.config.registry import TABLES
+
+    if not module.isascii() or not module.isidentifier() or keyword.iskeyword(module):
+        return [(name, "is no name for a class and a file: use letters, digits and _")]
+    if module in sys.stdlib_module_names or module == "metalearn":
+        return [(name, f"{module}.py would hide the module {module}: choose another name")]
+    table = KINDS[kind]
+    if table is not None and module in TABLES[table]:
+        return [(name, f"{module} is the name of a {kind} that exists: choose another")]
+    return []
+
+
+def _existing(targets: list[Path]) -> list[tuple[str, str]]:
+    text = "is there already: give another name, or work in another folder"
+    return [(str(path), text) for path in targets if path.exists()]

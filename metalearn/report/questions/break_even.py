@@ -1,0 +1,15 @@
+"""After how many new tasks is an up-front cost repaid?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.report.section import section
+from metalearn.report.sections import Section
+from metalearn.results.records import Json
+
+
+@section("After how many new tasks is an up-front cost repaid?", template="break_even.html.j2")
+def break_even(rows: Section, pages: Sequence[Section]) -> Json:
+    """Break-even counts of pairs."""
+    return {}

@@ -1,0 +1,18 @@
+"""What did all of it cost, and can the comparison be trusted?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.report.section import section
+from metalearn.report.sections import Section
+from metalearn.report.work import BEFORE
+from metalearn.results.records import Json
+
+
+@section("What did all of it cost, and can the comparison be trusted?", template="cost.html.j2")
+def cost(rows: Section, pages: Sequence[Section]) -> Json:
+    """Costs by phase, machines, checks."""
+    devices = {str(group.first.environment.get("device") or "") for group in rows.groups}
+    timings = [run.result["timing"] for run in rows.runs if run.result.get("timing")]
+    return {"before": BEFORE, "devices": sorted(devices - {""}), "timings": timings}

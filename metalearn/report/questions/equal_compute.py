@@ -1,0 +1,36 @@
+"""Which way is best at the same total compute?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.report.section import section
+from metalearn.report.sections import Section
+from metalearn.results.factors import family_of
+from metalearn.results.records import Json
+from metalearn.results.searches import searched
+
+FAMILIES = {
+    "transfer": "plain transfer",
+    "searched": "architecture search",
+    "scratch": "training from scratch",
+}
+
+
+@section("Which way is best at the same total compute?", template="equal_compute.html.j2")
+def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
+    """Rows at equal budgets in all."""
+    groups = rows.groups
+    found = {
+        "searched" if any(map(searched, group.runs)) else family_of(group.first) for group in groups
+    }
+    budgets = (rows.found.get("equal_compute") or {"rows": []})["rows"]
+    columns = [
+        [value for value in column if value is not None]
+        for column in zip(*(row["values"] for row in budgets))
+    ]
+    best = max if rows.up else min
+    return {
+        "lacking_families": [words for name, words in FAMILIES.items() if name not in found],
+        "best_at_budget": [best(column, default=None) for column in columns],
+    }

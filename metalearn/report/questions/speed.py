@@ -1,0 +1,27 @@
+"""How fast is a new task learned, with the same labels?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metalearn.report.points import curve_points
+from metalearn.report.section import section
+from metalearn.report.sections import Section
+from metalearn.results.records import Json
+
+
+@section("How fast is a new task learned, with the same labels?", template="speed.html.j2")
+def speed(rows: Section, pages: Sequence[Section]) -> Json:
+    """Curves, results, paired differences."""
+    groups = rows.groups
+    learns = [g.label for g in groups if g.first.traits.get("consumes", "nothing") != "nothing"]
+    heads = [run.result["headline"] for run in rows.runs]
+    validated = {run.label for run in rows.runs if run.valid("valid")}
+    return {
+        "curve_points": curve_points(groups, rows.found),
+        "several_seeds": any(len(group.runs) > 1 for group in groups),
+        "most_tasks": max(group.tested_on for group in groups),
+        "published": any(head.get("published") is not None for head in heads),
+        "learners": learns,
+        "without_validation": [g.label for g in groups if g.first.label not in validated],
+    }

@@ -1,0 +1,48 @@
+"""`@section("a question")`: one file a section of the page, of this package or of a plug-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metalearn.config.plugins import REPORT_KIND, register
+
+Data = Callable[[Any, Sequence[Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A section of the page: its title, what its template reads, and the template."""
+
+    title: str
+    data: Data
+    template: str = ""  # Jinja, or the name of a template in templates/questions/
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return str(getattr(self.data, "__name__", self.title))
+
+    @property
+    def sentence(self) -> str:
+        """The first sentence of the function."""
+        return " ".join((self.data.__doc__ or self.title).strip().split("\n\n")[0].split())
+
+
+def section(title: str, *, template: str) -> Callable[[Data], Question]:
+    """Make a function (rows, pages) -> {name: value} a section of every page.
+
+    title: the question, which is the heading.
+    template: Jinja text, with the filters of the package's own sections. (Those have the name of a
+        file in templates/questions/.)
+
+    `rows.groups` are the rows of one comparison, the best first, `rows.found` is comparison.json;
+    `pages` are the rows of everything on the page. The section appears once the module that
+    defines it is imported: by `--plugin`, `plugins:`, or an entry point of metalearn.report."""
+
+    def mark(function: Data) -> Question:
+        made: Question = register(REPORT_KIND, Question(title, function, template))
+        return made
+
+    return mark

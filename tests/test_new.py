@@ -1,0 +1,79 @@
+"""`metalearn new`: what it writes passes at once, and trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import Commands, refused, sinusoid, write
+
+from metalearn.cli.new import KINDS, camel_case, snake_case, write_new
+from metalearn.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "cls"),
+    [
+        ("Mine", "mine", "Mine"),
+        ("SignMAML", "sign_maml", "SignMAML"),
+        ("sign-maml", "sign_maml", "SignMaml"),
+        ("MAML2Steps", "maml2_steps", "MAML2Steps"),
+    ],
+)
+def test_names_of_files_and_classes(name: str, module: str, cls: str) -> None:
+    assert (snake_case(name), camel_case(name)) == (module, cls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("methd", "Mine", "did you mean 'method'"),
+        ("method", "MAML", "maml is the name of a method that exists"),
+        ("model", "3 layers", "is no name for a class"),
+        ("task", "json", "would hide the module json"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused(
+    kind: str, name: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        write_new(kind, name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_it_writes_passes_its_test_and_ruff(metalearn: Commands) -> None:
+    """One file and one test of each kind, all in one folder; a second time nothing is touched."""
+    folder = metalearn.folder / "fresh"
+    for kind in KINDS:
+        done = metalearn("new", kind, f"My{kind.title()}", "--out", folder)
+        assert done.code == 0, done.err
+    refused(metalearn("new", "task", "MyTask", "--out", folder), "is there already")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ruff = ["--isolated", "--line-length", "100", "."]
+    commands = (["ruff", "check", "--select", "E,F,B", *ruff], ["ruff", "format", "--check", *ruff])
+    for command in (*commands, ["pytest", "-q", "-p", "no:cacheprovider", "."]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+
+
+def test_a_new_method_trains_on_a_new_task(metalearn: Commands) -> None:
+    for kind, name in (("method", "Fresh"), ("task", "Straight"), ("model", "Wide")):
+        assert metalearn("new", kind, name).code == 0
+    data = sinusoid(method={"name": "fresh"}, model={"name": "wide", "width": 4})
+    data["method"].pop("inner_lr"), data["model"].pop("sizes")
+    data["task"] = {"source": "straight"}
+    file = write(metalearn.folder, "own", data)
+    plugins = [
+        word for name in ("fresh", "straight", "wide") for word in ("--plugin", f"{name}.py")
+    ]
+    done = metalearn("train", file, "--out", "own", *plugins)
+    assert done.code == 0, done.err
+    refused(metalearn("evaluate", "own"), "--plugin fresh.py", "unknown task 'straight'")
