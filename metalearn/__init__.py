@@ -14,13 +14,17 @@ __version__ = "0.2.0"
 # fmt: off
 MODULES = (
     "tasks", "models", "inner", "algorithms", "learned_optimizers", "transfer", "nas", "evaluate",
-    "interop", "run", "rng", "types", "losses", "tree", "errors", "compare", "report",
+    "interop", "run", "rng", "types", "losses", "tree", "errors", "compare", "report", "sweep",
+    "testing",
 )
 # fmt: on
 NAMES = {
     "fold_in": "metalearn.rng",
     "register": "metalearn.config.plugins",
     "train": "metalearn.compare.python",
+    "experiment": "metalearn.compare.python",
+    "section": "metalearn.report.section",
+    "reproduce": "metalearn.compare.python",
     "evaluate_run": "metalearn.cli.commands",
     "load_run": "metalearn.run.trained.load",
     "FewShotClassifier": "metalearn.run.trained.estimators",

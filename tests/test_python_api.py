@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import metalearn as ml
 from metalearn.component import option
-from metalearn.config.registry import TABLES
 from metalearn.errors import ConfigError
 
 QUICK: dict[str, Any] = {
@@ -28,13 +27,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def tables() -> Iterator[None]:
-    kept = {name: dict(table) for name, table in TABLES.items()}
-    yield
-    for name, table in kept.items():
-        TABLES[name].clear()
-        TABLES[name].update(table)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def data(seed: int = 0) -> Any:
@@ -89,6 +82,16 @@ def test_a_comparison_of_ones_own_has_tables_and_figures(compared: Any) -> None:
     except ImportError:
         with pytest.raises(ConfigError, match="pip install pandas"):
             compared.to_pandas()
+
+
+def test_figures_are_drawn_on_axes_that_are_given(compared: Any) -> None:
+    figure = Figure()
+    ax = figure.subplots(1, 2)[1]
+    assert compared.plot("steps", ax=ax) is ax and len(ax.lines) >= len(METHODS)
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == set(METHODS)
+    assert compared.plot("steps")._repr_svg_().startswith("<?xml")
+    with pytest.raises(ConfigError, match="several panels"):
+        compared.plot("training", ax=ax)
 
 
 def test_trained_rows_answer_new_examples(compared: Any) -> None:
@@ -218,3 +221,51 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="no MethodComponent"):
         ml.compare({"maml": "maml"}, task=ml.tasks.Sinusoid(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_in_python_and_its_file_are_one(tmp_path: Path) -> None:
+    """The file trains to the same hash; what exists in Python alone is named in its first line."""
+    given = {"task": ml.tasks.Sinusoid(shots=4), "model": ml.models.MLP(sizes=(8,)), **QUICK}
+    made = ml.experiment(ml.algorithms.MAML(inner_lr=0.02), **given)
+    made.to_yaml(tmp_path / "mine.yaml")
+    assert ml.experiment(tmp_path / "mine.yaml").hash() == made.hash()
+    run = ml.train(tmp_path / "mine.yaml", out=tmp_path / "run")
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result["config_hash"] == made.hash() == ml.load_run(run.folder).config.hash()
+    other = ml.experiment(tmp_path / "mine.yaml", overrides=["method.inner_lr=0.5"])
+    assert other.method.inner_lr == 0.5 and other.hash() != made.hash()
+    here = ml.experiment(Signs(), **{**given, "task": data(), "model": pretrained(), "loss": len})
+    first = here.to_yaml().splitlines()[0]
+    assert first == "# Needs what was given in Python: task, model, method, loss."
+    with pytest.raises(ConfigError, match="change them by overrides"):
+        ml.train(tmp_path / "mine.yaml", meta_steps=3)
+    with pytest.raises(ConfigError, match=r"use ml\.compare"):
+        ml.train({"methods": [{"name": "maml"}]})
+    with pytest.raises(ConfigError, match="task: is missing"):
+        ml.train(ml.algorithms.MAML())
+
+
+def test_a_sweep_in_python_has_its_trials(tmp_path: Path) -> None:
+    program = ml.experiment(
+        ml.algorithms.MAML(),
+        task=ml.tasks.Sinusoid(shots=4),
+        model=ml.models.MLP(sizes=(8,)),
+        **QUICK,
+    ).resolved()
+    rates = {"method.inner_lr": {"values": [0.01, 0.1]}}
+    sweep = {"program": program, "method": "grid", "parameters": rates}
+    found = ml.sweep(sweep, out=tmp_path / "sweep")
+    assert len(found.trials) == 2 and found.best in found.trials and found.report.is_file()
+    assert found.table().splitlines()[1].split()[0] == str(found.best["number"])
+    assert found.load().config.method.inner_lr == found.best["parameters"]["method.inner_lr"]
+    assert found.plot("history").axes and "<td>complete</td>" in found._repr_html_()
+    stamp = (tmp_path / "sweep" / "trials" / "0" / "result.json").stat().st_mtime_ns
+    ml.sweep(sweep, out=tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "trials" / "0" / "result.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match="holds a sweep that differs in method"):
+        ml.sweep({**sweep, "method": "random", "run_cap": 1}, out=tmp_path / "sweep")
+
+
+def test_reproduce_in_python_refuses_what_has_no_published_number(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no published number"):
+        ml.reproduce("demo", out=tmp_path)

@@ -17,6 +17,8 @@ from metalearn.results.comparison import read_comparison, read_request, update_c
 from metalearn.results.costs import AXES, learning, up_front
 from metalearn.run.trained.load import LoadedRun, load_run
 
+SEVERAL_PANELS = ("training", "selection")  # figures that no single axes can hold
+
 
 class Comparison:
     """The rows of a comparison, as comparison.json has them."""
@@ -55,25 +57,37 @@ class Comparison:
             rows.append([row["a"], row["b"], row["axis"], level, VERDICTS[row["verdict"]], tasks])
         return _text(rows) if len(rows) > 1 else "no target was set or reached: no break-even count"
 
-    def to_pandas(self) -> Any:
-        """The summary as a pandas DataFrame, one row a method."""
+    def to_pandas(self, name: str = "summary") -> Any:
+        """A list of comparison.json as a pandas DataFrame: summary, paired, break_even, ..."""
         try:
             import pandas
         except ImportError as error:
             text = "needs pandas: pip install pandas; `data` holds the same as plain Python"
             raise ConfigError(("to_pandas", text)) from error
-        return pandas.DataFrame(self.data["summary"]).set_index("label")
+        lists = [key for key, rows in self.data.items() if isinstance(rows, list)]
+        if name not in lists:
+            raise ConfigError(("to_pandas", f"unknown list {name!r}; {did_you_mean(name, lists)}"))
+        frame = pandas.DataFrame(self.data[name])
+        return frame.set_index("label") if "label" in frame else frame
 
-    def plot(self, name: str = "steps") -> Any:
-        """A matplotlib figure of the page: steps, training, flops, seconds, pareto, ..."""
-        from metalearn.report.figures import FIGURES
+    def plot(self, name: str = "steps", ax: Any = None) -> Any:
+        """A figure of the page: steps, training, flops, seconds, pareto, break-even, ...
+
+        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
+        from metalearn.report.figures import FIGURES, drawing_on
 
         if name not in FIGURES:
             raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
-        figure = FIGURES[name]((self._groups, self.data))
+        if ax is None:
+            figure = FIGURES[name]((self._groups, self.data))
+        else:
+            if name in SEVERAL_PANELS:
+                raise ConfigError(("plot", f"the figure {name} has several panels: leave ax out"))
+            with drawing_on(ax):
+                figure = FIGURES[name]((self._groups, self.data))
         if figure is None:
             raise ConfigError(("plot", f"this comparison has no numbers for the figure {name}"))
-        return figure
+        return figure if ax is None else ax
 
     def load(self, label: str, seed: int | None = None) -> LoadedRun:
         """The trained run of a method, by default that of its first seed."""

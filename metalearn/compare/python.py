@@ -10,9 +10,12 @@ from metalearn.compare.compare import OTHER
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.comparison import Comparison
 from metalearn.compare.controls import with_controls
+from metalearn.compare.files import is_file, plan_of, refuse_sections
+from metalearn.compare.reproduce import Cell
+from metalearn.compare.reproduce import reproduce as run_published
 from metalearn.component import Component, MethodComponent
 from metalearn.config.build import hold_loss
-from metalearn.config.experiment import Plan, parse
+from metalearn.config.experiment import Experiment
 from metalearn.config.plugins import KINDS, register
 from metalearn.config.registry import TABLES
 from metalearn.errors import ConfigError
@@ -30,63 +33,114 @@ IN_EVALUATE = ("episodes", "steps", "headline_step", "target", "targets")
 
 
 def compare(
-    methods: Mapping[str, MethodComponent],
+    methods: Any,
     *,
-    task: Any,
+    task: Any = None,
     model: Any = None,
     out: str | Path | None = None,
     name: str = "comparison",
     loss: Loss = None,
     contrasts: Sequence[Sequence[str]] | None = None,
+    overrides: Sequence[str] = (),
     **options: Any,
 ) -> Comparison:
     """Run several methods, by label, on the same tasks; what is finished in `out` is left alone.
 
+    methods: {label: component}; or an experiment file with `methods:`, as a path, the name of a
+        shipped one, or a mapping, with `overrides` as on the command line.
     task: a component, or task sources of one's own: one by split, a function of the split, or one.
     model: a component, a torch module, a class or function that makes one, or what from_module
         gives; None: that of the task.
     loss: of the tasks: a name, or a function (predictions, y) -> the loss of each example.
     options: meta_steps, tasks_per_step, examples_per_step, seeds, device, executor; of the test
-        episodes, steps, headline_step, target, targets; or whole sections run, evaluate, budget as
-        mappings.
+        episodes (and of a validation, at most 200), steps, headline_step, target, targets; or
+        whole sections run, evaluate, budget as mappings.
 
-    A validation has as many tasks as the test where `episodes` is given, at most 200.
-
-    An interrupted comparison goes on where it ended when it is called again. Raises ConfigError
-    with all problems before anything is written."""
-    rows = [{**_fields(method, "methods"), "label": label} for label, method in methods.items()]
-    sections, given = _sections(name, task, model, loss, options)
-    if contrasts is not None:
-        sections["contrasts"] = [list(pair) for pair in contrasts]
-    plan, notes = with_controls(parse({**sections, "methods": rows}))
-    for note in notes:
+    An interrupted comparison goes on when it is called again. Raises ConfigError with all problems
+    before anything is written."""
+    data, given = methods, list[Any]()
+    if is_file(methods):
+        refuse_sections(methods, task, model, loss, contrasts, *options)
+    else:
+        data, given = _sections(name, task, model, loss, options)
+        data |= _rows(methods, contrasts)
+    plan = plan_of(data, overrides, comparison=True)
+    plan, notes = with_controls(plan)
+    for note in (*plan.notes, *notes):
         log.info(note)
-    folder = Path("runs") / name if out is None else Path(out)
+    folder = Path(out or Path("runs") / plan.name)
     compare_plan(plan, folder)
     return Comparison(folder, plan, given)
 
 
-def train(
-    method: MethodComponent,
+def _rows(methods: Mapping[str, Any], contrasts: Any) -> dict[str, Any]:
+    """The sections `methods` and `contrasts` of a file."""
+    rows = [{**_fields(one, "methods"), "label": label} for label, one in methods.items()]
+    return {"methods": rows} | ({"contrasts": list(map(list, contrasts))} if contrasts else {})
+
+
+def experiment(
+    method: MethodComponent | Mapping[str, Any] | str | Path,
     *,
+    task: Any = None,
+    model: Any = None,
+    name: str | None = None,
+    loss: Loss = None,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Experiment:
+    """What `train` would run, checked: `experiment(...).to_yaml("mine.yaml")` is its file.
+
+    Arguments as of `train`. Raises ConfigError with all problems."""
+    return _experiment(method, task, model, name, loss, overrides, options)[0]
+
+
+def _experiment(
+    method: Any,
     task: Any,
+    model: Any,
+    name: str | None,
+    loss: Loss,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Experiment, list[Any]]:
+    """(the experiment, what has to live as long as it is used)."""
+    given: list[Any] = []
+    if is_file(method):
+        refuse_sections(method, task, model, loss, name, *options)
+        plan = plan_of(method, overrides, comparison=False)
+    else:
+        fields = _fields(method, "methods")
+        sections, given = _sections(name or str(fields["name"]), task, model, loss, options)
+        plan = plan_of({**sections, "method": fields}, overrides, comparison=False)
+    for note in plan.notes:
+        log.info(note)
+    (made,) = plan.experiments
+    return made, given
+
+
+def train(
+    method: MethodComponent | Mapping[str, Any] | str | Path,
+    *,
+    task: Any = None,
     model: Any = None,
     out: str | Path | None = None,
     name: str | None = None,
     loss: Loss = None,
+    overrides: Sequence[str] = (),
     **options: Any,
 ) -> Any:
     """Train and test one method: a LoadedRun, or a list of them for several seeds.
 
-    Arguments as of `compare`; `out` is by default runs/<name of the method>. A finished run of the
-    same config is loaded, an interrupted one goes on.
+    method: a component; or an experiment file with one `method:`, as a path, the name of a shipped
+        one, or a mapping, with `overrides` as on the command line.
+
+    Other arguments as of `compare`; `out` is by default runs/<name of the method>. A finished run
+    of the same config is loaded, an interrupted one goes on.
     """
-    fields = _fields(method, "methods")
-    title = name or str(fields["name"])
-    sections, given = _sections(title, task, model, loss, options)
-    plan: Plan = parse({**sections, "method": fields})
-    experiment, folder = plan.experiments[0], Path("runs") / title if out is None else Path(out)
-    todo = [(experiment.with_seed(seed), where) for seed, where in run_folders(experiment, folder)]
+    made, given = _experiment(method, task, model, name, loss, overrides, options)
+    folder = Path("runs") / made.name if out is None else Path(out)
+    todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]
     other = [where for one, where in todo if status(where, one) == "other"]
     if other:
         raise ConfigError(*((str(where), OTHER) for where in other))
@@ -99,10 +153,20 @@ def train(
     return runs[0] if len(runs) == 1 else runs
 
 
+def reproduce(*names: str, out: str | Path = "runs") -> list[Cell]:
+    """Run experiments with a published number, and compare with it; default: all of them.
+
+    Returns a cell a published number, with `value`, `published` and `verdict`; the record is
+    written to out/reproduced.md. What is finished is left alone."""
+    return run_published(names, Path(out))
+
+
 def _sections(
     name: str, task: Any, model: Any, loss: Loss, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Any]]:
     """The sections of a file but for its methods, and what has to live as long as they are used."""
+    if task is None:
+        raise ConfigError(("task", "is missing: give a component of metalearn.tasks, or sources"))
     task = as_tasks(task)
     data: dict[str, Any] = {"experiment": name, "task": _fields(task, "tasks")}
     given: list[Any] = [task]
@@ -147,7 +211,19 @@ def _fields(component: Any, table: str) -> dict[str, Any]:
     tag = fields["source" if table == "tasks" else "name"]
     if TABLES[table].get(tag) is not type(component):
         register(table, type(component))
+    _register_contained(component)
     return fields
+
+
+def _register_contained(component: Component) -> None:
+    """Register rules and searchers of one's own that a component holds."""
+    for _, value in component:
+        if isinstance(value, Component):
+            for kind in ("rules", "searchers"):
+                known = type(value) in TABLES[kind].values()
+                if isinstance(value, KINDS[kind]) and not known:
+                    register(kind, type(value))
+            _register_contained(value)
 
 
 _PLACES = {"tasks": "tasks", "models": "models", "methods": "algorithms and metalearn.transfer"}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from metalearn.config.plugins import as_options, loaded
 from metalearn.errors import ConfigError, Stopped
 from metalearn.logger import log
 from metalearn.machine import cores
@@ -42,12 +43,7 @@ def sweep(
 
         submit(found, folder, workers, slurm)
         return True
-    claim_folder(found, folder)
-    if workers == 1:
-        given = os.environ.get(THREADS, "")
-        work(found, folder, int(given) if given.isdigit() and given != "0" else None)
-    else:
-        _Workers(found, folder, workers).run()
+    run_sweep(found, folder, workers)
     if THREADS in os.environ:
         return True  # the parent concludes
     print(conclusion(found, folder))
@@ -55,6 +51,16 @@ def sweep(
     log_page(with_group(found, found.experiment, folder), found.name, folder, page)
     print(f"report: {page}")
     return any(row["state"] != "failed" for row in TrialQueue(found, folder).records())
+
+
+def run_sweep(found: Sweep, folder: Path, workers: int) -> None:
+    """Run what is left of a sweep, in this process or in several."""
+    claim_folder(found, folder)
+    if workers == 1:
+        given = os.environ.get(THREADS, "")
+        work(found, folder, int(given) if given.isdigit() and given != "0" else None)
+    else:
+        _Workers(found, folder, workers).run()
 
 
 def conclusion(found: Sweep, folder: Path) -> str:
@@ -120,7 +126,7 @@ class _Workers:
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "metalearn", "sweep", self._sweep.file]
         worker = subprocess.Popen(
-            [*command, "--out", str(self._folder)],
+            [*command, "--out", str(self._folder), *as_options(loaded())],
             env={**os.environ, THREADS: str(max(1, cores() // self._count))},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from metalearn.report.figures import cost, curves
-from metalearn.report.figures.axes import Compared
+from metalearn.report.figures.axes import Compared, drawing_on
 from metalearn.report.figures.tuning import tuning_figure
 
 FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
@@ -22,3 +22,5 @@ FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "selection": cost.selection_figure,
     "tuning": tuning_figure,
 }
+
+__all__ = ["FIGURES", "Compared", "drawing_on"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Style, dark
+from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Drawing, Style, dark
 from metalearn.results.records import Array, Group, Json
 
 Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
@@ -109,6 +112,9 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
     """Names in the right margin at the height of each line's end, without overlap.
 
     The axes give way to the longest name; their own name is there already."""
+    if axes is _given.get():
+        _legend(axes, ends, style_of)
+        return
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(
         ((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True
@@ -134,6 +140,15 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
         axes.text(
             right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared
         )
+
+
+def _legend(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
+    shown: dict[str, Any] = {
+        label: {"color": one.color, "marker": one.marker, "linestyle": one.dash}
+        for label, one in ((label, style_of[label]) for label, _ in ends)
+    }
+    lines = [Line2D([], [], label=label, **look) for label, look in shown.items()]
+    axes.legend(handles=lines, fontsize="small", frameon=False)
 
 
 def _keep_inside(axes: Axes, size: float, width: float) -> None:
@@ -201,9 +216,26 @@ def shortened(label: str, most: int) -> str:
     )
 
 
+_given: ContextVar[Axes | None] = ContextVar("axes", default=None)
+
+
+@contextmanager
+def drawing_on(axes: Axes) -> Iterator[None]:
+    """Let the next figure be drawn on these axes, with a legend in the place of names at the
+    lines' ends.
+    """
+    token = _given.set(axes)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def empty_figure() -> tuple[Figure, Axes]:
-    """Axes that leave room for names beside the lines' ends."""
-    figure = Figure(SIZE)
+    """Axes that leave room for names beside the lines' ends; or those of `drawing_on`."""
+    if (given := _given.get()) is not None:
+        return given.get_figure(root=True), given  # type: ignore[return-value]
+    figure = Drawing(SIZE)
     axes = figure.add_axes((0.11, 0.15, 0.60, 0.76))
     axes.grid(axis="x", visible=False)
     return figure, axes

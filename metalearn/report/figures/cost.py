@@ -24,7 +24,7 @@ from metalearn.report.figures.axes import (
     shortened,
     value_axis,
 )
-from metalearn.report.figures.style import GREY, INK, SIZE, Style, dark, styled, styles
+from metalearn.report.figures.style import GREY, INK, SIZE, Drawing, Style, dark, styled, styles
 from metalearn.report.numbers import duration, operations
 from metalearn.results.records import Array
 from metalearn.results.searches import selections
@@ -211,7 +211,7 @@ def selection_figure(what: Compared) -> Figure | None:
         return None
     columns = min(len(found), 2)
     rows = -(-len(found) // columns)
-    figure = Figure((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
+    figure = Drawing((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
     style_of, text_style = styles(groups), {"size": "medium", "color": INK}
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(found) :]:

@@ -23,7 +23,7 @@ from metalearn.report.figures.axes import (
     steps_axis,
     value_axis,
 )
-from metalearn.report.figures.style import FONT, INK, SIZE, Style, dark, styled, styles
+from metalearn.report.figures.style import FONT, INK, SIZE, Drawing, Style, dark, styled, styles
 from metalearn.results.records import Array, Group, Json, Run
 
 
@@ -69,7 +69,7 @@ def training_figure(what: Compared) -> Figure | None:
     columns = min(len(shown), 2 if len(shown) < 5 else 3)
     rows = -(-len(shown) // columns)
     style_of = styles(groups)
-    figure = Figure((SIZE[0], 1.75 * rows + 0.6), layout="constrained")
+    figure = Drawing((SIZE[0], 1.75 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for group, axes in zip(shown, grid.flat):
         _training_panel(axes, group, style_of[group.label])

@@ -76,6 +76,13 @@ class Style:
     dash: str
 
 
+class Drawing(Figure):
+    """A figure that shows itself in a notebook."""
+
+    def _repr_svg_(self) -> str:
+        return svg(self, "figure")
+
+
 def dark(color: str) -> str:
     """A shade that reads as text on white."""
     return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.72):02X}" for i in (1, 3, 5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from metalearn.report.figures.style import FONT, GREY, INK, PALETTE, SIZE, styled
+from metalearn.report.figures.style import FONT, GREY, INK, PALETTE, SIZE, Drawing, styled
 from metalearn.results.records import Array
 
 _POINTS = ("support_x", "support_y", "query_x", "query_y")
@@ -17,7 +17,7 @@ def points_figure(episodes: dict[str, Array]) -> Figure:
 
     First coordinate of x and of y."""
     count = len(episodes["support_x"])
-    figure = Figure((SIZE[0], 2.2), layout="constrained")
+    figure = Drawing((SIZE[0], 2.2), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)
     for place, axes in enumerate(grid.flat):
         given = [

@@ -1,0 +1,57 @@
+"""Experiment files from Python: a path, the name of a shipped one, or a mapping."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn.component import Component
+from metalearn.config.experiment import Plan, load, parse
+from metalearn.config.file import File
+from metalearn.config.overrides import apply_overrides
+from metalearn.config.plugins import load_entry_points, load_plugins
+from metalearn.errors import ConfigError
+
+
+def is_file(given: Any) -> bool:
+    """Whether it is an experiment file, as opposed to a method or to methods by label."""
+    if isinstance(given, (str, Path)):
+        return True
+    if not isinstance(given, Mapping):
+        return False
+    return any(
+        key in File.model_fields and not isinstance(value, (Component, type))
+        for key, value in given.items()
+    )
+
+
+def plan_of(given: Any, overrides: Sequence[str] = (), *, comparison: bool) -> Plan:
+    """The plan of a file; its plug-ins are imported, as by the command line.
+
+    ConfigError where it holds several methods and `comparison` is false, or one and it is true."""
+    plan = (
+        load(str(given), overrides) if isinstance(given, (str, Path)) else _read(given, overrides)
+    )
+    if comparison and not plan.comparison:
+        raise ConfigError((plan.file, "holds one `method`: use ml.train"))
+    if plan.comparison and not comparison:
+        raise ConfigError((plan.file, "holds `methods`, a comparison: use ml.compare"))
+    return plan
+
+
+def _read(given: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
+    data = copy.deepcopy(dict(given))
+    load_plugins(data.get("plugins") or ())
+    load_entry_points()
+    data, notes = apply_overrides(data, overrides)
+    return parse(data, notes=tuple(notes))
+
+
+def refuse_sections(given: Any, *others: Any) -> None:
+    """ConfigError where sections are given beside a file that has them."""
+    if any(one is not None for one in others):
+        text = "is a file, which holds task, model and options: change them by overrides=[...]"
+        shown = str(given) if isinstance(given, (str, Path)) else "the mapping"
+        raise ConfigError((shown, text))

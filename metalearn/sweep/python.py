@@ -1,0 +1,130 @@
+"""Sweeps from Python: `ml.sweep(file)`, with the semantics of `metalearn sweep`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
+from metalearn.run.trained.load import LoadedRun, load_run
+from metalearn.storage.files import read_json, write_atomic
+from metalearn.sweep.command import run_sweep
+from metalearn.sweep.file import read
+from metalearn.sweep.trial_queue import TrialQueue, best_of
+
+
+class SweepResult:
+    """The trials of a sweep, as sweep.json has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data: dict[str, Any] = read_json(folder / "sweep.json")
+        self._sign = 1.0 if self.data["metric"]["goal"] == "minimize" else -1.0
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """One mapping a trial: number, parameters, value, state."""
+        return list(self.data["trials"])
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best complete trial; ConfigError where every trial failed."""
+        found = best_of(self.trials, self._sign)
+        if found is None:
+            raise ConfigError((str(self.folder), "no trial of this sweep is complete"))
+        return found
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+    def load(self, number: int | None = None) -> LoadedRun:
+        """The trained run of a trial, by default of the best one."""
+        place = self.folder / "trials" / str(self.best["number"] if number is None else number)
+        return load_run(place)
+
+    def table(self) -> str:
+        """One line a trial, the best first."""
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_pandas(self) -> Any:
+        """One row a trial, with its parameters as columns."""
+        try:
+            import pandas
+        except ImportError as error:
+            text = "needs pandas: pip install pandas; `trials` holds the same as plain Python"
+            raise ConfigError(("to_pandas", text)) from error
+        rows = [{**one, **one["parameters"]} for one in self.trials]
+        return pandas.DataFrame(rows).drop(columns="parameters").set_index("number")
+
+    def plot(self, name: str = "history") -> Any:
+        """A matplotlib figure of the page: history, curves, importance, parallel."""
+        if name not in FIGURES:
+            raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
+        figure = FIGURES[name](read_swept(self.folder))
+        if figure is None:
+            raise ConfigError(("plot", f"this sweep has too few trials for the figure {name}"))
+        return figure
+
+    def __repr__(self) -> str:
+        return f"{self.table()}\n{self.folder}"
+
+    def _repr_html_(self) -> str:
+        cells = [[html.escape(cell) for cell in row] for row in self._rows()]
+        rows = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+    def _rows(self) -> list[list[str]]:
+        names = list(dict.fromkeys(key for one in self.trials for key in one["parameters"]))
+        rows = [["trial", str(self.data["metric"]["name"]), "state", *names]]
+        known = [one for one in self.trials if one["value"] is not None]
+        rest = [one for one in self.trials if one["value"] is None]
+        for one in [*sorted(known, key=lambda one: self._sign * one["value"]), *rest]:
+            value = "–" if one["value"] is None else f"{one['value']:.6g}"
+            cells = [str(one["parameters"].get(name, "")) for name in names]
+            rows.append([str(one["number"]), value, one["state"], *cells])
+        return rows
+
+
+def sweep(
+    file: str | Path | Mapping[str, Any], *, workers: int = 1, out: str | Path | None = None
+) -> SweepResult:
+    """Run many settings of one experiment, and return the trials; what is finished is left alone.
+
+    file: a sweep file in W&B's schema, as a path, the name of a shipped one, or a mapping, whose
+        `program` may be a mapping, too: that of an experiment file.
+    workers: processes that share the trials; 1: this process.
+
+    Raises ConfigError with all problems before anything is written, and where the folder holds
+    another sweep; Stopped after a signal."""
+    if isinstance(file, Mapping):
+        name = str(file.get("name") or "sweep")
+        folder = Path("runs") / name if out is None else Path(out)
+        file = _written(dict(file), name, folder)
+    found = read(str(file))
+    folder = Path("runs") / found.name if out is None else Path(out)
+    run_sweep(found, folder, workers)
+    TrialQueue(found, folder).write()
+    write_sweep_report([folder], folder / "report.html")
+    return SweepResult(folder)
+
+
+def _written(data: dict[str, Any], name: str, folder: Path) -> Path:
+    """The sweep file of a mapping, hidden in the folder, so that workers can read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(data.get("program"), Mapping):
+        program = folder / ".experiment.yaml"
+        write_atomic(program, yaml.safe_dump(dict(data["program"]), sort_keys=False).encode())
+        data["program"] = str(program)
+    path = folder / ".sweep.yaml"
+    write_atomic(path, yaml.safe_dump({**data, "name": name}, sort_keys=False).encode())
+    return path
