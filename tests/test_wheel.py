@@ -94,6 +94,50 @@ def test_it_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     assert "Usage" in run(python, "-m", "metalearn", "--help", cwd=tmp_path)
 
 
+@pytest.fixture(scope="module")
+def plugin(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of examples/plugin, installed beside the wheel."""
+    source = tmp_path_factory.mktemp("plugin") / "plugin"
+    shutil.copytree(ROOT / "examples" / "plugin", source)
+    options = ("--quiet", "--no-deps", "--no-build-isolation")
+    run(installed / "python", "-m", "pip", "install", *options, source, cwd=source)
+    return source
+
+
+def test_a_plugin_is_compared_with_built_in_rivals(installed: Path, plugin: Path) -> None:
+    """Its method, its data and its section of the page are found by entry points alone."""
+    command, python = installed / "metalearn", installed / "python"
+    assert "sign_maml" in run(command, "list", "methods", cwd=plugin)
+    small = [*SMALL, "run.log_every=1", "evaluate.steps=[0,3]", "evaluate.headline_step=3"]
+    run(command, "compare", "compare.yaml", *small, "--out", "runs", cwd=plugin)
+    page = (plugin / "runs" / "report.html").read_text()
+    assert "sign_maml" in page and "With which inner step sizes?" in page
+    row = plugin / "runs" / "methods" / "sign_maml" / "seed-0"
+    assert "metalearn_signs" in (row / "config.yaml").read_text()
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=plugin)
+
+
+def test_a_run_with_an_unknown_plugin_is_refused_and_nothing_imported(
+    installed: Path, plugin: Path, tmp_path: Path
+) -> None:
+    """What a run directory names is no reason to import it, even where it can be found."""
+    row = plugin / "runs" / "methods" / "sign_maml" / "seed-0"
+    if not row.is_dir():
+        pytest.skip("the comparison above did not end")
+    (tmp_path / "metalearn_signs.py").write_text("open('imported', 'w')")
+    for action in ("evaluate", "resume"):
+        done = subprocess.run(
+            [sys.executable, "-m", "metalearn", action, row],
+            cwd=tmp_path,
+            env={**environment(), "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and "unknown method 'sign_maml'" in done.stderr, done.stderr
+        assert "--plugin metalearn_signs" in done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
 def test_the_working_directory_wins_over_what_is_shipped(installed: Path, tmp_path: Path) -> None:
     own = tmp_path / "experiments" / "maml_sinusoid.yaml"
     own.parent.mkdir()
