@@ -11,7 +11,6 @@ from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.comparison import Comparison
 from metalearn.compare.controls import with_controls
 from metalearn.compare.files import is_file, plan_of, refuse_sections
-from metalearn.compare.reproduce import Cell
 from metalearn.compare.reproduce import reproduce as run_published
 from metalearn.component import Component, MethodComponent
 from metalearn.config.build import hold_loss
@@ -153,10 +152,10 @@ def train(
     return runs[0] if len(runs) == 1 else runs
 
 
-def reproduce(*names: str, out: str | Path = "runs") -> list[Cell]:
+def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Run experiments with a published number, and compare with it; default: all of them.
 
-    Returns a cell a published number, with `value`, `published` and `verdict`; the record is
+    Returns one mapping a published number, as experiments/results/ has them; the record is
     written to out/reproduced.md. What is finished is left alone."""
     return run_published(names, Path(out))
 
