@@ -13,9 +13,9 @@ __version__ = "0.2.0"
 
 # fmt: off
 MODULES = (
-    "tasks", "models", "inner", "algorithms", "learned_optimizers", "transfer", "nas", "evaluate",
-    "interop", "run", "rng", "types", "losses", "tree", "errors", "compare", "report", "sweep",
-    "testing",
+    "tasks", "models", "inner", "algorithms", "in_context", "learned_optimizers", "transfer", "nas",
+    "evaluate", "interop", "run", "rng", "types", "losses", "tree", "errors", "compare", "report",
+    "sweep", "testing",
 )
 # fmt: on
 NAMES = {

@@ -7,6 +7,7 @@ together are refused with a ConfigError, never broadcast."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -62,6 +63,17 @@ def binary_cross_entropy(
     """
     _same_shape(logits, y)
     return _mean(F.softplus(logits) - y * logits, weight, lead)
+
+
+def gaussian_nll(
+    mean: Tensor, log_deviation: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+) -> Tensor:
+    """Mean of -log N(y | mean, s^2) = log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the
+    deviation: 3 x [B, *Y] -> [], nats a number.
+    """
+    _same_shape(mean, y)
+    residual = (y - mean) * torch.exp(-log_deviation)
+    return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
 
 
 LOSSES: dict[str, Criterion] = {

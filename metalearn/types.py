@@ -105,6 +105,8 @@ class Learned(NamedTuple):
 
     predictions: Tensor  # [T, P, M, C]
     notes: dict[str, Tensor]  # [T, ...]
+    # of the predictions' normal distribution [T, P, M, C], where a method predicts one
+    log_deviation: Tensor | None = None
 
 
 @dataclass(frozen=True)

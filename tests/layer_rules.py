@@ -35,7 +35,7 @@ LAYERS = (
     {"kernels", "storage"},
     {"tracking"},
     {"tasks", "models", "inner", "evaluate"},
-    {"algorithms", "learned_optimizers", "transfer", "nas"},
+    {"algorithms", "in_context", "learned_optimizers", "transfer", "nas"},
     {"interop"},
     {"executors"},
     {"config", "testing"},
@@ -55,6 +55,7 @@ ONLY = {
     "inner": set(),
     "evaluate": set(),
     "algorithms": {"inner"},
+    "in_context": {"inner"},
     "learned_optimizers": {"inner"},
     "transfer": {"inner"},
     "nas": {"inner", "models", "kernels", "storage"},
@@ -71,7 +72,9 @@ FILE_LINES, FUNCTION_LINES, TEST_LINES, PACKAGE_FILES = 400, 40, 60, 16
 BANNED = {"said", "told", "noted", "dressed", "handed", "desk", "diary", "bill", "book"}
 # Packages of components, and programs that measure certain components, may name them; so may the
 # registry and the defaults of a file.
-COMPONENTS = {"tasks", "models", "inner", "algorithms", "transfer", "nas", "learned_optimizers"}
+COMPONENTS = {"tasks", "models", "inner", "algorithms", "in_context", "transfer", "nas"} | {
+    "learned_optimizers"
+}
 NAMES_COMPONENTS = COMPONENTS | {"bench", "l2o", "tabular", "testing"}
 DEFAULTS = {"metalearn/config/file.py", "metalearn/config/registry.py"}
 # Words of others that are names of components too: W&B's schema of sweeps, the families of reports.

@@ -6,6 +6,7 @@ from typing import Any
 
 from metalearn.algorithms import ALGORITHMS
 from metalearn.component import Component, MethodComponent
+from metalearn.in_context import IN_CONTEXT
 from metalearn.inner.rules import RULES
 from metalearn.learned_optimizers import ESTIMATORS, HORIZONS, LEARNED_OPTIMIZERS, LEARNED_RULES
 from metalearn.models import MODELS
@@ -14,7 +15,13 @@ from metalearn.tasks import TASKS, Given
 from metalearn.tracking import SINKS
 from metalearn.transfer import TRANSFER
 
-METHODS: dict[str, type[MethodComponent]] = {**ALGORITHMS, **TRANSFER, **NAS, **LEARNED_OPTIMIZERS}
+METHODS: dict[str, type[MethodComponent]] = {
+    **ALGORITHMS,
+    **IN_CONTEXT,
+    **TRANSFER,
+    **NAS,
+    **LEARNED_OPTIMIZERS,
+}
 TABLES: dict[str, dict[str, type[Component]]] = {
     "tasks": {**TASKS, "task_sources": Given},
     "models": {**MODELS, **NAS_MODELS},

@@ -1,0 +1,130 @@
+"""CAML, context-aware meta-learning (Fifty et al. 2024, arXiv:2310.10971, sections 3 and 4)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.component import option
+from metalearn.in_context.component import InContext, Sizes
+from metalearn.in_context.heads_option import check_heads, heads_option
+from metalearn.in_context.layers import (
+    Memory,
+    linear,
+    linear_start,
+    mlp,
+    mlp_start,
+    norm,
+    norm_start,
+    read,
+    scores,
+    weight_bias,
+)
+from metalearn.inner.requirements import require_classes
+from metalearn.padding import present_in
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Method, Params
+
+
+class CAML(InContext):
+    """Attention over features beside label codes, alike for every permutation of the classes.
+
+    Codes of the classes form an equal-length maximally equiangular set (section 4): c_n =
+    sqrt(N / (N - 1)) (e_n - 1/N), <c_n, c_m> = -1/(N - 1); a query's is 0. In each block an
+    example attends with scores q k' / sqrt(D / H) + b_h <c_i, c_j>; features move by the values
+    that it reads, codes by g_h times the codes that it reads. logits = scale * the query's code.
+    """
+
+    # Departure: codes pass the blocks by inner products and weighted sums alone, where the paper's
+    # transformer mixes features and codes: permuted classes give permuted outputs exactly, not
+    # after training, and the number of ways may differ between training and test.
+    place: ClassVar[int] = 25
+    fixed_labels: ClassVar[bool] = False
+    name: Literal["caml"] = option("caml", "The method.")
+    width: int = option(64, "Width of the features' tokens.", acts="train", ge=1, le=4096)
+    layers: int = option(2, "Blocks of attention and perceptron.", acts="train", ge=1, le=64)
+    heads: int = heads_option()
+
+    _heads = check_heads()
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_classes(self.name, spec)
+        return super().build(learner, spec, meta_steps)
+
+    def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
+        width, ones = self.width, torch.ones((), dtype=dtype)
+        found = linear_start(rng.fold_in(key, "token"), "token", sizes.features, width, dtype)
+        found["scale"] = 8 * ones
+        for layer in range(self.layers):
+            own, name = rng.fold_in(key, "layer", layer), f"layers.{layer}"
+            last = layer + 1 == self.layers  # whose features have no reader
+            found |= norm_start(f"{name}.before", width, dtype)
+            for part in ("query", "key") if last else ("query", "key", "value", "out"):
+                bias = part != "key"
+                found |= linear_start(own, f"{name}.{part}", width, width, dtype, bias=bias)
+            found[f"{name}.gain"] = torch.full((self.heads, 1, 1), 1 / self.heads, dtype=dtype)
+            if not last:
+                found |= norm_start(f"{name}.between", width, dtype)
+                found |= mlp_start(own, f"{name}.mlp", (width, 2 * width, width), dtype)
+            if layer > 0 or not last:
+                found[f"{name}.agreement"] = 0.5 * ones.expand(self.heads, 1, 1)
+        return found
+
+    def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> list[Any]:
+        x, bias = linear(params, "token", z), weight_bias(support.weight)
+        codes = _codes(labels, present_in(support, labels.shape[-1]))
+        memories: list[Any] = []
+        for layer in range(self.layers):
+            h, memory = self._memory(params, layer, x)
+            memories.append((memory, codes))
+            if layer + 1 < self.layers:
+                x, codes = self._block(params, layer, x, h, codes, memories[-1], bias)
+        return memories
+
+    def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
+        x, bias = linear(params, "token", z), weight_bias(support.weight)
+        codes = z.new_zeros(z.shape[0], memory[0][1].shape[-1])
+        for layer, found in enumerate(memory):
+            h = norm(params, f"layers.{layer}.before", x)
+            x, codes = self._block(params, layer, x, h, codes, found, bias)
+        return params["scale"] * codes
+
+    def _memory(self, params: Params, layer: int, x: Tensor) -> tuple[Tensor, Memory]:
+        name = f"layers.{layer}"
+        h = norm(params, f"{name}.before", x)
+        keys, last = linear(params, f"{name}.key", h), layer + 1 == self.layers
+        return h, Memory(keys, keys if last else linear(params, f"{name}.value", h))
+
+    def _block(
+        self,
+        params: Params,
+        layer: int,
+        x: Tensor,
+        h: Tensor,
+        codes: Tensor,
+        found: tuple[Memory, Tensor],
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Features [L, D] and codes [L, N] after one block."""
+        memory, others = found
+        name = f"layers.{layer}"
+        score = scores(linear(params, f"{name}.query", h), memory.keys, self.heads)  # [H, L, B]
+        if f"{name}.agreement" in params:
+            score = score + params[f"{name}.agreement"] * (codes @ others.T)
+        score = score if bias is None else score + bias
+        weights = score.softmax(-1)
+        codes = codes + ((params[f"{name}.gain"] * weights).sum(0)) @ others
+        if layer + 1 < self.layers:
+            x = x + linear(params, f"{name}.out", read(weights, memory.values))
+            x = x + mlp(params, f"{name}.mlp", norm(params, f"{name}.between", x))
+        return x, codes
+
+
+def _codes(labels: Tensor, present: Tensor | None) -> Tensor:
+    """ELMES of the classes that are present [N], default all: one-hot [B, N] -> [B, N]."""
+    present = torch.ones_like(labels[0]) if present is None else present.to(labels.dtype)
+    count = present.sum()
+    length = (count / (count - 1).clamp(min=1)).sqrt()
+    return length * (labels - present / count)
