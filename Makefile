@@ -54,8 +54,8 @@ schema of W&B will be skipped.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
-    maml-sinusoid omniglot-quick compare-sinusoid compare-glyphs compare-omniglot omniglot-1-shot \
-    omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
+    maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
+    omniglot-1-shot omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,12 @@ compare-glyphs: $(STAMP) ## Compare every family on letters of unseen scripts, 1
 	$(BIN)/metalearn compare experiments/compare_glyphs.yaml $(FIVE) --out $(GLYPHS)/5_shots
 	$(BIN)/metalearn report $(GLYPHS)/1_shot $(GLYPHS)/5_shots --out $(GLYPHS)/report.html
 	@echo 'The report: $(CURDIR)/$(GLYPHS)/report.html'
+
+reproduce-list: $(STAMP) ## List the experiments with a published number.
+	@$(BIN)/python -m metalearn.compare.published_list
+
+reproduce-%: $(STAMP)
+	$(BIN)/metalearn reproduce $* --out runs/reproduce
 
 torture: $(STAMP) ## Kill a training 90 times, resume it, compare its end with an uninterrupted run.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py

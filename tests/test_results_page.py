@@ -78,6 +78,7 @@ def test_a_row_for_each_cell_and_for_what_was_not_run(tmp_path: Path) -> None:
     assert row.endswith("**below** |")
     assert text.count("not run: `metalearn reproduce maml_sinusoid`") == 3  # steps 1, 5, 10
     assert "| maml | maml | 70000 | 25 tasks | 600 | 0 |" in text
+    assert "Not run, each one command" in text and "| 70,000 steps of 25 tasks | training" in text
     known = folder_with(tmp_path / "known", one=cell(experiment="maml_sinusoid"))
     assert "not run" not in page(known)
 

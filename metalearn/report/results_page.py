@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metalearn.config.build import build
-from metalearn.config.experiment import load
+from metalearn.config.experiment import Experiment, load
 from metalearn.report.numbers import NONE, operations, score
 from metalearn.results.published import cells_of, comparison_result, read_results, verdict
 from metalearn.results.records import Json
@@ -66,21 +66,44 @@ def _published(folder: Path, results: Mapping[str, Json]) -> str:
     """Every cell, and every experiment with a published number that was not run."""
     heads = ["experiment", "row", "steps", "published", "measured", "over tasks", "over seeds"]
     heads += ["each seed", "tasks", "schedule", "verdict"]
-    rows = [_cell(one) for one in cells_of(results)]
-    measured = {(one["experiment"], one["label"]) for one in cells_of(results)}
-    for file in sorted(folder.glob("*.yaml")):
-        for one in load(str(file)).experiments:
-            known = any(name == one.name for name, _ in measured)
-            if one.published is None or known:
-                continue
-            numbers = dict[int | str, float | None](one.published.curve.items())
-            numbers = numbers or {one.evaluate.headline: one.published.value}
-            for step, value in numbers.items():
-                shown = f"{_number(value, one.published.ci95)} ({one.published.source})"
-                command = f"not run: `metalearn reproduce {one.name}`"
-                cells = [one.name, one.label, str(step), shown, *[NONE] * 6, command]
-                rows.append(cells)
-    return _markdown(heads, rows)
+    cells = cells_of(results)
+    known = {one["experiment"] for one in cells}
+    experiments = (one for file in sorted(folder.glob("*.yaml")) for one in _experiments(file))
+    rest = [row for one in experiments if one.name not in known for row in _not_run(one)]
+    measured = _markdown(heads, [_cell(one) for one in cells])
+    if not rest:
+        return measured
+    heads = ["experiment", "steps", "published", "training", "why", "command"]
+    return f"{measured}\nNot run, each one command:\n\n{_markdown(heads, rest)}"
+
+
+def _experiments(file: Path) -> list[Experiment]:
+    """The experiments of a file with a published number."""
+    return [one for one in load(str(file)).experiments if one.published is not None]
+
+
+def _not_run(one: Experiment) -> list[list[str]]:
+    """A row for each published number."""
+    assert one.published is not None
+    numbers = dict[int | str, float | None](one.published.curve.items())
+    numbers = numbers or {one.evaluate.headline: one.published.value}
+    pretrains = one.base_method.family == "transfer"
+    batch = (
+        f"{one.run.examples_per_step} examples" if pretrains else f"{one.run.tasks_per_step} tasks"
+    )
+    training = f"{one.run.meta_steps:,} steps of {batch}"
+    why = "data not available" if hasattr(one.task, "origin") else "training time"
+    return [
+        [
+            one.name,
+            str(step),
+            f"{_number(value, one.published.ci95)} ({one.published.source})",
+            training,
+            why,
+            f"not run: `metalearn reproduce {one.name}`",
+        ]
+        for step, value in numbers.items()
+    ]
 
 
 def _cell(one: Json) -> list[str]:

@@ -1,0 +1,22 @@
+"""The experiments with a published number, a line each: `make reproduce-list`."""
+
+from __future__ import annotations
+
+from metalearn.compare.reproduce import chosen
+
+
+def lines() -> list[str]:
+    """Name, published number and source of every experiment that has one."""
+    found = []
+    for one in (one for plan in chosen([]) for one in plan.experiments if one.published):
+        assert one.published is not None
+        value = one.published.value
+        half = f" ± {one.published.ci95:g}" if one.published.ci95 else ""
+        shown = ", ".join(f"{step}: {at:g}" for step, at in one.published.curve.items())
+        number = shown or ("" if value is None else f"{value:g}{half}")
+        found.append(f"{one.name}  {number}  ({one.published.source})")
+    return found
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

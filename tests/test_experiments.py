@@ -1,0 +1,97 @@
+"""Every experiment with a published number runs: three steps of it, small, on data of its form."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_tasks_cifar import write_jpegs
+
+from metalearn.config.build import build
+from metalearn.config.experiment import Experiment, load
+from metalearn.evaluate import learning_curve
+from metalearn.inner.method import broadcast_task_state
+from metalearn.rng import fold_in
+from metalearn.tasks import omniglot
+from metalearn.tasks.prepared.splits import published
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+EACH = 31  # images of a class: more shots and queries than any experiment asks for
+PUBLISHED = sorted(
+    file.stem
+    for file in EXPERIMENTS.glob("*.yaml")
+    if "published" in yaml.safe_load(file.read_text(encoding="utf-8"))
+)
+TINY = ["run.tasks_per_step=2", "run.examples_per_step=8", "run.device=cpu"]
+NETWORK = {"conv4": "model.filters=4", "resnet12": "model.widths=[4,4,4,4]"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: Omniglot where it is here, small images in the place of the others."""
+    root = tmp_path_factory.mktemp("data")
+    if omniglot.prepared_path().exists():
+        (root / omniglot.FILE).symlink_to(omniglot.prepared_path())
+    draw = np.random.default_rng(0)
+    write_jpegs(
+        root, draw.integers(0, 256, (100, EACH, 4, 4, 3), np.uint8).repeat(8, 2).repeat(8, 3)
+    )
+    with zipfile.ZipFile(root / "mini_imagenet.zip", "w") as archive:
+        for name in (name for part in published("mini_imagenet").values() for name in part):
+            for number in range(EACH):
+                file = io.BytesIO()
+                image = draw.integers(0, 256, (3, 3, 3), np.uint8)
+                Image.fromarray(image).save(file, "PNG")
+                archive.writestr(f"{name}/{number}.png", file.getvalue())
+    return root
+
+
+def tiny(name: str) -> Experiment:
+    """The experiment with small networks, images and inner loops."""
+    content = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    words = list(TINY)
+    words += [NETWORK[model]] if (model := content["model"]["name"]) in NETWORK else []
+    words += ["task.size=16"] if content["task"]["source"] == "mini_imagenet" else []
+    words += ["method.inner_steps=2"] if content["method"].get("inner_steps", 1) > 2 else []
+    (experiment,) = load(str(EXPERIMENTS / f"{name}.yaml"), words).experiments
+    return experiment
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_three_steps_and_two_new_tasks(
+    name: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METALEARN_DATA", str(data))
+    experiment = tiny(name)
+    if experiment.task.source == "omniglot" and not (data / omniglot.FILE).exists():
+        pytest.skip(f"{omniglot.FILE} is not in the data folder")
+    parts = build(experiment, to_train=True)
+    method, run, key = parts.method, experiment.run, fold_in(0, "train")
+    state = broadcast_task_state(method.init(fold_in(0, "init")), run.tasks_per_step)
+    assert method.step is not None
+    for number in range(3):
+        if method.traits.consumes == "examples":
+            batch = parts.train.examples(fold_in(key, number), run.examples_per_step)
+        else:
+            batch = parts.train.sample(fold_in(key, number), run.tasks_per_step)
+        state, metrics = method.step(state, batch)
+    assert state.step == 3 and all(value.isfinite() for value in metrics.values())
+    curve = learning_curve(parts.test_method, state.meta, parts.test, (0, 1), episodes=2, seed=1)
+    assert len(curve.mean) == 2 and experiment.published is not None
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers_have_a_source_and_a_pinned_executor(name: str) -> None:
+    (experiment,) = load(str(EXPERIMENTS / f"{name}.yaml")).experiments
+    assert experiment.name == name and experiment.published is not None
+    assert "20" in experiment.published.source  # a year
+    value = experiment.published.value
+    accuracy = experiment.evaluate.headline in experiment.evaluate.steps and value is not None
+    assert accuracy and (0 < value < 1 or "sinusoid" in name)
+    run = experiment.run
+    assert run.executor != "auto" and run.threads is not None and run.workers is not None
