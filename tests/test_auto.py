@@ -12,17 +12,28 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from clockwork import (  # noqa: F401  # clock_of_trials is a fixture
+    CONV,
+    FOUR,
+    LOOP,
+    PIECE,
+    TRACED,
+    VMAP,
+    WHOLE,
+    Clockwork,
+    clock_of_trials,
+    clockwork,
+    small,
+)
 from commandline import sinusoid
 from messages import collect_messages
-from small import tiny
 
 from metalearn.config.build import build
 from metalearn.config.experiment import load, parse
 from metalearn.config.shipped import files
 from metalearn.errors import ConfigError
-from metalearn.executors import auto, executor, timings
+from metalearn.executors import auto, executor, timings, trials
 from metalearn.executors.timings import ExecutorChoice, Timing
-from metalearn.rng import fold_in
 from metalearn.run import plan
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
@@ -30,74 +41,6 @@ from metalearn.storage import checkpoint
 needs_compiler = pytest.mark.skipif(
     not executor.compiler_found(), reason="no C++ compiler was found"
 )
-
-
-class Clockwork(auto.Work):
-    """Work that takes no time: a table says how long each way's first and later calls take."""
-
-    table: dict[ExecutorChoice, tuple[float, float]]
-
-    def make(self, choice: ExecutorChoice) -> Any:
-        return choice
-
-
-def clockwork(
-    table: dict[ExecutorChoice, tuple[float, float]], steps: int, **changes: Any
-) -> tuple[Clockwork, list[float]]:
-    """(work of a small model on 16 tasks, the seconds that its trials take)."""
-    method = tiny()
-    settings = {"tasks": 16, "device": "cpu", "most": 16, **changes}
-    key = fold_in(0)
-    work = Clockwork(
-        method, lambda key, count, first: None, key, method.init(key), steps=steps, **settings
-    )
-    object.__setattr__(work, "table", table)
-    return work, []
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
-    """The clock of auto's trials, moved by their calls alone; the seconds they took. Nothing was
-    compiled before.
-    """
-    monkeypatch.setattr(auto, "COMPILER_CACHE", tmp_path)
-    spent = [0.0]
-
-    def timed(work: Any, choice: ExecutorChoice, number: int) -> float:
-        if choice not in work.table:
-            raise RuntimeError("no such machine code\nsecond line")
-        seconds = work.table[choice][0 if number == 0 else 1]
-        spent[0] += seconds
-        return seconds
-
-    monkeypatch.setattr(auto, "_timed", timed)
-    monkeypatch.setattr(auto.time, "perf_counter", lambda: spent[0])
-    monkeypatch.setattr(executor, "compiler_found", lambda: True)
-    return spent
-
-
-VMAP, FOUR, LOOP, WHOLE, TRACED = (
-    ExecutorChoice("vmap"),
-    ExecutorChoice("chunk", 4),
-    ExecutorChoice("loop"),
-    ExecutorChoice("compiled"),
-    ExecutorChoice("traced"),
-)
-
-
-def small(
-    step: float, first: float, gain: float = 10.0
-) -> dict[ExecutorChoice, tuple[float, float]]:
-    """Seconds of each way on a small model, as measured: chunks and loops pay the same overhead for
-    every piece.
-    """
-    return {
-        VMAP: (5 * step, step),
-        FOUR: (5 * step, 4 * step),
-        LOOP: (10 * step, 9 * step),
-        WHOLE: (first, step / gain),
-        TRACED: (0.1 + 150 * step, step / 2),
-    }
 
 
 @pytest.mark.parametrize("steps", [2000, 5000, 70_000])
@@ -132,7 +75,7 @@ def test_auto_compiles_for_long_runs_and_not_for_short_ones(clock: list[float]) 
 def test_a_rival_that_fails_when_timed_again_is_left_out(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, timed = dict[ExecutorChoice, int](), auto._timed
+    calls, timed = dict[ExecutorChoice, int](), trials.timed
 
     def short_of_memory(work: Any, choice: Any, number: int) -> float:
         calls[choice] = calls.get(choice, 0) + 1
@@ -140,52 +83,10 @@ def test_a_rival_that_fails_when_timed_again_is_left_out(
             raise MemoryError("with another executor beside it")
         return timed(work, choice, number)
 
-    monkeypatch.setattr(auto, "_timed", short_of_memory)
+    monkeypatch.setattr(trials, "timed", short_of_memory)
     table = {**small(0.0045, 18.0), TRACED: (0.1, 0.004)}
     found = auto.choose(clockwork(table, 2000)[0], {})
     assert found.choice == TRACED and "MemoryError" in found.failed[VMAP]
-
-
-PIECE = ExecutorChoice("compiled", 4)
-CONV = {
-    VMAP: (0.3, 0.241),
-    FOUR: (0.6, 0.2),
-    LOOP: (1.2, 1.15),
-    ExecutorChoice("chunk", 16): (0.4, 0.36),
-    PIECE: (15.0, 0.1),
-}
-
-
-@pytest.mark.parametrize("busy", [(1, 8, 1, 8), (8, 1), (1, 1, 8)])
-def test_a_machine_that_is_busy_at_times_does_not_change_the_choice(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch, busy: tuple[int, ...]
-) -> None:
-    """A step takes eight times as long whenever another program runs: the least of several turns
-    counts.
-    """
-    calls, timed = [0], auto._timed
-
-    def slow_now_and_then(work: Any, choice: Any, number: int) -> float:
-        calls[0] += 1
-        return timed(work, choice, number) * busy[calls[0] % len(busy)]
-
-    monkeypatch.setattr(auto, "_timed", slow_now_and_then)
-    monkeypatch.setattr(Clockwork, "small", False)
-    found = auto.choose(clockwork(CONV, 60_000, tasks=32, most=32)[0], {})
-    assert found.choice == PIECE and found.timings[PIECE].step == 0.1
-
-
-def test_time_that_other_programs_take_does_not_count_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [(0.0, 0.0), (1.2, 0.2), (1.2, 0.2), (0.1, 0.2)]
-    for begin, end, device, seconds in (
-        (0, 1, "cpu", 0.2),
-        (0, 2, "cuda:0", 1.2),
-        (0, 3, "cpu", 0.1),  # two processors at work
-    ):
-        monkeypatch.setattr(auto, "clocks", lambda end=end: now[end])
-        assert auto.seconds_since(now[begin], device) == seconds
 
 
 def test_auto_looks_again_where_steps_take_twice_what_was_promised(clock: list[float]) -> None:

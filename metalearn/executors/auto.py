@@ -4,35 +4,31 @@
 
 Eager executors are timed in turns, within a share of the run, so that whatever else the machine
 does hits them alike. A compiled one cannot be timed before it is compiled: that is done where the
-expected saving pays for it, or costs little beside the run. Trials start from the state before step
-0 and their results are thrown away. Timings are stored (timings.py), and where they are known
-nothing is tried. The loop may ask again (`choose_again`) when steps take longer than promised."""
+expected saving pays for it, or costs little beside the run. It is then timed in turns with the best
+so far, whose own slowdown since tells how busy the machine is now. Trials start from the state
+before step 0 and their results are thrown away. Timings are stored (timings.py), and where they are
+known nothing is tried. The loop may ask again (`choose_again`) when steps take longer than
+promised."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from dataclasses import dataclass
 
 from metalearn.executors.executor import CHUNK, COMPILED, why_not
 from metalearn.executors.precision import with_tf32
 from metalearn.executors.step import Draw, Executable, make_step_fn
-from metalearn.executors.timings import ExecutorChoice, Timing, with_warm_cache
+from metalearn.executors.timings import ExecutorChoice, Timing
 from metalearn.executors.trace import COMPILER_CACHE as COMPILER_CACHE
+from metalearn.executors.trials import BUDGET, EAGER, Trials, compare, make, time_in_turns
 from metalearn.machine import cores
 from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
 
 SHORT = 100  # steps below which a run is over before a trial could pay
-BUDGET = 0.03  # share of a run that the trials of eager executors may take
 INSURANCE = 0.03  # share of a run that a compilation without an expected saving may take
-DROP = 1.5  # an executor whose first two steps are so much slower than the best is timed no more
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
-REPEATS, LONG = 5, 0.2  # timed steps of a trial, and seconds after which one has shown enough
 BROKEN = 2.0  # times the promised seconds of a step from which on the choice is made again
-EAGER = ("vmap", "chunk", "loop")
 SIZES = (16, CHUNK)  # tasks in a piece that are tried between all of them and one
 
 
@@ -81,50 +77,6 @@ class Work:
         return max(1, self.most // self.workers)
 
 
-@dataclass
-class Trials:
-    """An executor, the reason for it, and the timings behind it."""
-
-    choice: ExecutorChoice
-    why: str = ""
-    timings: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of this process
-    known: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of earlier ones
-    failed: dict[ExecutorChoice, str] = field(default_factory=dict)
-    made: dict[ExecutorChoice, Executable] = field(default_factory=dict)  # compiled by a trial
-
-    def record(self) -> dict[str, Any]:
-        """For environment.json."""
-        trials = [
-            {
-                **choice._asdict(),
-                "first_seconds": timing.first,
-                "step_seconds": timing.step,
-                "from": "trial" if choice in self.timings else "memory",
-            }
-            for choice, timing in self.all().items()
-        ]
-        trials += [{**choice._asdict(), "error": why} for choice, why in self.failed.items()]
-        return {**self.choice._asdict(), "why": self.why, "trials": trials}
-
-    def all(self) -> dict[ExecutorChoice, Timing]:
-        found = {**self.known, **self.timings}
-        return {choice: found[choice] for choice in found if choice not in self.failed}
-
-    def eager_step(self) -> float:
-        """Seconds a step of the fastest executor that needs no compiler."""
-        found = {**self.known, **self.timings}
-        return min(timing.step for choice, timing in found.items() if choice.executor in EAGER)
-
-    def total(self, choice: ExecutorChoice, steps: int) -> float:
-        """Seconds still to be spent on a run: what a trial has compiled is paid for."""
-        timing = self.all()[choice]
-        first = 0.0 if choice in self.made else with_warm_cache(timing).first
-        return first + steps * timing.step
-
-    def best(self, steps: int) -> ExecutorChoice:
-        return min(self.all(), key=lambda choice: self.total(choice, steps))
-
-
 def is_small(state: MetaState) -> bool:
     sizes = [leaf.numel() for leaf in leaves(state.meta)]
     return sum(sizes) < SMALL and not any(leaf.dim() == 4 for leaf in leaves(state.meta))
@@ -170,8 +122,8 @@ def choose(
     for choice in compiled:
         if choice not in trials.all() and _worth_compiling(work, choice, trials):
             rival = trials.best(work.steps)
-            _make(work, choice, trials)
-            _time_in_turns(work, [choice, rival], trials)
+            make(work, choice, trials)
+            compare(work, choice, rival, trials)
     trials.choice = trials.best(work.steps)
     trials.why = _reason(work, compiled, trials)
     return trials
@@ -199,19 +151,6 @@ def choose_again(
     times = step_seconds / promised.step
     found.why = f"{trials.choice} took {times:.1f} times as long as promised; {found.why}"
     return found
-
-
-def clocks() -> tuple[float, float]:
-    """Seconds by the wall clock, and of this process's processors."""
-    return time.perf_counter(), time.process_time()
-
-
-def seconds_since(begin: tuple[float, float], device: str) -> float:
-    """Seconds of work since `begin`: on a CPU, what the processors needed if that is less than the
-    clock says, as the rest was spent by other programs.
-    """
-    clock, worked = (now - then for now, then in zip(clocks(), begin, strict=True))
-    return clock if device.startswith("cuda") else min(clock, worked)
 
 
 def _eager(work: Work, chunk: int | None) -> list[ExecutorChoice]:
@@ -308,55 +247,8 @@ def _try_eager(work: Work, choices: list[ExecutorChoice], trials: Trials) -> Non
             # small: all tasks at once are fastest, as overhead is all there is
             if work.small or spent > BUDGET * work.steps * best:
                 continue
-        _make(work, choice, trials)
-    _time_in_turns(work, list(trials.timings), trials)
-
-
-def _make(work: Work, choice: ExecutorChoice, trials: Trials) -> None:
-    """The first call and a second one."""
-    try:
-        made = trials.made.get(choice) or work.make(choice)
-        first = _timed(work, made, 0)
-        trials.timings[choice] = Timing(first, _timed(work, made, 1))
-        trials.made[choice] = made
-    except Exception as error:  # of a compiler, a device, memory: another executor may do
-        _fail(trials, choice, error)
-
-
-def _time_in_turns(work: Work, choices: list[ExecutorChoice], trials: Trials) -> None:
-    """More steps, the least of which counts; from the third one on of those near the best only."""
-    choices = [choice for choice in choices if choice in trials.timings]
-    spent = 0.0
-    for number in range(2, REPEATS + 1):
-        best = min((trials.timings[choice].step for choice in choices), default=0.0)
-        if spent > min(LONG * len(choices), BUDGET * work.steps * best):
-            return
-        far = [choice for choice in choices if trials.timings[choice].step > DROP * best]
-        choices = [choice for choice in choices if number == 2 or choice not in far]
-        for place in range(len(choices)):
-            choice = choices[(place + number) % len(choices)]
-            try:
-                seconds = _timed(work, trials.made[choice], number)
-            except Exception as error:  # several are alive at once: memory may not hold them
-                _fail(trials, choice, error)
-                return
-            spent, timing = spent + seconds, trials.timings[choice]
-            trials.timings[choice] = timing._replace(step=min(timing.step, seconds))
-
-
-def _fail(trials: Trials, choice: ExecutorChoice, error: Exception) -> None:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    trials.failed[choice] = f"{type(error).__name__}: {first_line}"
-
-
-def _timed(work: Work, made: Executable, number: int) -> float:
-    begin = clocks()
-    made.step(work.state, made.sample(number))
-    if work.device.startswith("cuda"):
-        torch.cuda.synchronize(work.device)
-    if number == 0:  # a compiler is another process, whose work is ours
-        return clocks()[0] - begin[0]
-    return seconds_since(begin, work.device)
+        make(work, choice, trials)
+    time_in_turns(work, list(trials.timings), trials)
 
 
 def _reason(work: Work, compiled: list[ExecutorChoice], trials: Trials) -> str:
@@ -368,6 +260,9 @@ def _reason(work: Work, compiled: list[ExecutorChoice], trials: Trials) -> str:
     if choice.executor in COMPILED and choice in trials.timings:
         first = trials.timings[choice].first
         text += f"; compiling took {first:.0f} s of a run of {work.steps} steps"
+    if choice in trials.scaled:
+        text += f"; timed beside other programs, and scaled by {trials.scaled[choice]:.2f}"
+    text += "".join(f"; {c} failed" for c in trials.failed)
     untried = [c for c in compiled if c not in found and c not in trials.failed]
     if untried and choice.executor not in COMPILED:
         text += f"; {work.steps} steps are too few to repay compiling"

@@ -14,14 +14,11 @@ from metalearn.errors import ConfigError
 from metalearn.executors import memory
 from metalearn.executors.auto import (
     SHORT,
-    Trials,
     Work,
     choose,
     choose_again,
-    clocks,
     configured_choice,
     default_threads,
-    seconds_since,
 )
 from metalearn.executors.executor import Step, in_pieces
 from metalearn.executors.nonfinite import guarded
@@ -29,6 +26,7 @@ from metalearn.executors.pieces import identity, workers_on
 from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
 from metalearn.executors.step import Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice, Timing, load, save
+from metalearn.executors.trials import Trials, clocks, seconds_since
 from metalearn.logger import log
 from metalearn.machine import set_threads
 from metalearn.rng import fold_in

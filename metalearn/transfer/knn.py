@@ -29,7 +29,7 @@ class KNN(MethodComponent):
     """
 
     family: ClassVar[str] = "transfer"
-    place: ClassVar[int] = 18
+    palette_index: ClassVar[int] = 18
     name: Literal["knn"] = option("knn", "The method.")
     neighbours: int = option(
         1, "k; at most the size of the support set counts.", acts="adapt", ge=1

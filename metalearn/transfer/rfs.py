@@ -18,7 +18,7 @@ class RFS(LogisticRegression):
 
     # Departures: weight decay of the pretraining is decoupled (the rule's own), and the step size
     # follows a schedule of `outer` in the place of factors of 0.1 at epochs 60 and 80.
-    place: ClassVar[int] = 17
+    palette_index: ClassVar[int] = 17
     name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
     copies: int = option(
         5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100
