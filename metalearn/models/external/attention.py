@@ -41,9 +41,13 @@ class UnfusedAttention(nn.MultiheadAttention):
             key_padding_mask = key_padding_mask.unsqueeze(0)
         more = k.shape[2] - (key.shape[0] if turn or not batched else key.shape[1])
         scores = q / math.sqrt(self.head_dim) @ k.transpose(-2, -1)  # [B, H, L, S]
-        for mask in (_by_heads(attn_mask, scores), _by_examples(key_padding_mask)):
+        masks = (_by_heads(attn_mask, scores), _by_examples(key_padding_mask))
+        for mask in masks:
             scores = masked(scores, None if mask is None else F.pad(mask, (0, more)))
-        weights = F.dropout(torch.softmax(scores, -1), self.dropout, self.training)
+        # torch's gives NaN for a row of which all is left out where weights are asked for, else 0
+        safe = not need_weights and any(mask is not None for mask in masks)
+        weights = safe_softmax(scores) if safe else torch.softmax(scores, -1)
+        weights = F.dropout(weights, self.dropout, self.training)
         z = (weights @ v).transpose(1, 2).flatten(2)
         out = F.linear(z, self.out_proj.weight, self.out_proj.bias)
         weights = weights.mean(1) if average_attn_weights else weights
@@ -95,6 +99,12 @@ def masked(scores: Tensor, mask: Mask, left_out: bool = True) -> Tensor:
     return scores + mask
 
 
+def safe_softmax(scores: Tensor) -> Tensor:
+    """softmax over the last axis, 0 in rows of which all is left out: [..., S] -> same."""
+    empty = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+
+
 def _by_heads(mask: Mask, scores: Tensor) -> Mask:
     """[L, S] or [B * H, L, S] -> [B, H, L, S]."""
     if mask is None or mask.dim() == 2:
@@ -126,6 +136,7 @@ def attention(
     if is_causal:
         shape = scores.shape[-2:]
         attn_mask = torch.ones(shape, dtype=torch.bool, device=scores.device).tril()
-    weights = torch.softmax(masked(scores, attn_mask, left_out=False), -1)
+    scores = masked(scores, attn_mask, left_out=False)
+    weights = torch.softmax(scores, -1) if attn_mask is None else safe_softmax(scores)
     weights = F.dropout(weights, dropout_p) if dropout_p else weights
     return weights @ value
