@@ -47,9 +47,15 @@ def is_active() -> bool:
     return bool(_scopes.open) and _scopes.open[-1].key is not None
 
 
+def current_key() -> Key:
+    """The key of the open scope."""
+    key = _scopes.open[-1].key
+    assert key is not None
+    return key
+
+
 def next_key() -> Key:
     """The key of the next draw of the open scope."""
-    scope = _scopes.open[-1]
-    assert scope.key is not None
+    scope, key = _scopes.open[-1], current_key()
     scope.draws += 1
-    return fold_in(scope.key, NOISE, scope.draws)
+    return fold_in(key, NOISE, scope.draws)

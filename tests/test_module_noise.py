@@ -76,6 +76,24 @@ def test_keyed_dropout_has_torchs_distribution(layer: Any, shape: Any, unbatched
         assert (per_channel == per_channel[..., :1]).all()
 
 
+def test_other_keyed_draws_have_torchs_distribution() -> None:
+    shape, low = (300, 100), torch.linspace(0, 1, 100, dtype=F64)
+    draws: dict[str, Any] = {
+        "bernoulli": lambda: torch.bernoulli(low.expand(shape)).mean(0),
+        "bernoulli_": lambda: torch.empty(shape, dtype=F64).bernoulli_(low).mean(0),
+        "rand": lambda: torch.rand(shape, dtype=F64).sort(0).values.mean(1),
+        "randn": lambda: torch.randn(*shape, dtype=F64).sort(0).values.mean(1),
+        "uniform_": lambda: torch.empty(shape, dtype=F64).uniform_(2, 3).sort(0).values.mean(1),
+        "normal_": lambda: torch.empty(shape, dtype=F64).normal_(2, 3).sort(0).values.mean(1),
+    }
+    torch.manual_seed(0)
+    for name, draw in draws.items():
+        with noise_from(KEY), Functions(DRAWS):
+            found = draw()
+        error = (found - draw()).abs() / (3 if name == "normal_" else 1)
+        assert error.quantile(0.95) < 0.15, name
+
+
 def test_training_steps_differ_by_their_noise_and_tests_do_not() -> None:
     exhibit = NOISY["dropout"]
     learner = learner_of(exhibit, exhibit.make())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import IMAGE, SEQUENCE, TOKENS, WAYS, Exhibit, exhibit
+from zoo import IMAGE, SEQUENCE, TOKENS, VECTOR, WAYS, Exhibit, exhibit
 from zoo_images import ZOO
 
 __all__ = ["NOISY", "ZOO"]
@@ -239,9 +239,33 @@ def dropout() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(216, WAYS))
 
 
+class Droppy(nn.Module):
+    """Noise of torch's factories and in-place draws, as stochastic depth and DropBlock use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.head(x + self.body(x))
+        z = self.body(x) * x.new_empty((len(x), 1)).bernoulli_(0.8).div_(0.8)
+        z = z * torch.bernoulli(torch.full_like(z, 0.9)) + 0.1 * torch.randn(8, dtype=x.dtype)
+        mask = torch.empty(len(x), 1, dtype=x.dtype)
+        mask.uniform_(0.5, 1.5)
+        z = z + 0.1 * torch.empty_like(z).normal_(1.0, 2.0)
+        return self.head(x + z * mask * torch.rand(z.shape, dtype=x.dtype))
+
+
+def noise_at_the_end() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, WAYS), nn.Dropout(0.5))
+
+
 NOISY = {
     "dropout": Exhibit("dropout", dropout, IMAGE, "query_batch"),
     "functional": Exhibit("functional", Functional, SEQUENCE),
     "noisy_transformer": Exhibit("noisy_transformer", noisy_transformer, SEQUENCE),
     "noisy_lstm": Exhibit("noisy_lstm", noisy_lstm, SEQUENCE),
+    "droppy": Exhibit("droppy", Droppy, VECTOR),
+    "noise_at_the_end": Exhibit("noise_at_the_end", noise_at_the_end, VECTOR, readout="module"),
 }

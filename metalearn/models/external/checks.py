@@ -166,8 +166,16 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
 
     if not moving:
         return
+
+    def noisy(inner: Params, x: Tensor, key: Tensor) -> Tensor:
+        with noise.noise_from(key):
+            return loss(inner, x)
+
     try:
         torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(moving, pair)
+        if learner.draws_noise:
+            keys = rng.fold_in(KEY, torch.arange(2))
+            torch.func.vmap(torch.func.grad(noisy), in_dims=(None, 0, 0))(moving, pair, keys)
     except ConfigError:
         raise
     except Exception as error:

@@ -153,7 +153,14 @@ class _Source:
     def _find(self, module: nn.Module, name: str | None) -> Head | None:
         clone = copied(module)
         initialise_lazy_layers(clone, self.x, self.inputs, 0)
-        return find_head(clone.eval(), self.x, self.inputs, self.output, name)
+        in_training = copied(clone) if any(part.training for part in clone.modules()) else None
+        head = find_head(clone.eval(), self.x, self.inputs, self.output, name)
+        if head is None or in_training is None or not head.last:
+            return head
+        # noise or a factor behind the head may be there in training mode alone
+        with torch.random.fork_rng(devices=[]):
+            found = find_head(in_training, self.x, self.inputs, self.output, head.name)
+        return head if found is None else found
 
     def _plan_new_head(self, module: nn.Module) -> None:
         clone = copied(module)

@@ -101,6 +101,56 @@ def _like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _new(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.rand and torch.randn."""
+
+    def function(*size: Any, **options: Any) -> Tensor:
+        size = (options["size"],) if "size" in options else size
+        shape = size if not size or isinstance(size[0], int) else size[0]
+        key = noise.next_key().to(options.get("device") or torch.get_default_device())
+        return draw(key, tuple(shape), dtype=options.get("dtype") or torch.get_default_dtype())
+
+    return function
+
+
+def bernoulli(x: Tensor, p: float | None = None, **options: Any) -> Tensor:
+    """torch.bernoulli: probabilities [*], or all of them `p` -> [*]."""
+    drawn = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
+    return (drawn < (x if p is None else p)).to(x.dtype)
+
+
+def bernoulli_(x: Tensor, p: Any = 0.5, **options: Any) -> Tensor:
+    """Tensor.bernoulli_: [*] -> [*], in place."""
+    drawn = rng.uniform(noise.next_key().to(x.device), tuple(x.shape), dtype=torch.float64)
+    return x.copy_((drawn < p).to(x.dtype))
+
+
+def uniform_(x: Tensor, *ends: float, **options: Any) -> Tensor:
+    """Tensor.uniform_(from=0, to=1): [*] -> [*], in place."""
+    low, high = (*ends, *(0.0, 1.0)[len(ends) :])
+    low, high = options.get("from", low), options.get("to", high)
+    key = noise.next_key().to(x.device)
+    return x.copy_(rng.uniform(key, tuple(x.shape), low, high, dtype=x.dtype))
+
+
+def normal_(x: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
+    """Tensor.normal_: [*] -> [*], in place."""
+    key = noise.next_key().to(x.device)
+    return x.copy_(mean + std * rng.normal(key, tuple(x.shape), dtype=x.dtype))
+
+
+def _empty(zeros: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Zeros in the place of empty tensors, batched over tasks as the keys are, so that noise can be
+    written into them."""
+
+    def function(*args: Any, **options: Any) -> Tensor:
+        options.pop("memory_format", None)
+        found = zeros(*args, **options)
+        return found + (0 * noise.current_key()).to(found)
+
+    return function
+
+
 # Attention has a vmap and a second derivative by torch's plain operators alone.
 ATTENTION: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}
 DRAWS: dict[Any, Callable[..., Any]] = {
@@ -114,4 +164,13 @@ DRAWS: dict[Any, Callable[..., Any]] = {
     F.feature_alpha_dropout: feature_alpha_dropout,
     torch.rand_like: _like(rng.uniform),
     torch.randn_like: _like(rng.normal),
+    torch.rand: _new(rng.uniform),
+    torch.randn: _new(rng.normal),
+    torch.bernoulli: bernoulli,
+    Tensor.bernoulli_: bernoulli_,
+    Tensor.uniform_: uniform_,
+    Tensor.normal_: normal_,
+    torch.empty: _empty(torch.zeros),
+    torch.empty_like: _empty(torch.zeros_like),
+    Tensor.new_empty: _empty(Tensor.new_zeros),
 }
