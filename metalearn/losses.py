@@ -170,6 +170,8 @@ def _same_shape(predictions: Tensor, y: Tensor) -> None:
         return
     text = f"have shape {list(y.shape)}, the predictions have {list(predictions.shape)}"
     hint = ": give them a last axis, y[..., None]" if predictions.shape == (*y.shape, 1) else ""
+    if (*predictions.shape, 1) == y.shape:
+        hint = ": keep the last axis of the predictions, out without .squeeze()"
     raise ConfigError(("targets", text + (hint or "; the two must be equal")))
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import VECTOR
+from zoo import TOKENS, VECTOR, numbers
 
+from metalearn.algorithms import MAML
 from metalearn.errors import ConfigError
 from metalearn.models import Norm, from_module
 from metalearn.rng import fold_in
+from metalearn.types import Batch, Episode
 
 KEY = fold_in(17, "refused")
 
@@ -33,7 +35,7 @@ class Loud(nn.Module):
         if self.way == "noise":
             x = x + torch.empty_like(x).normal_()
         if self.way == "training noise" and self.training:
-            x = x + torch.empty_like(x).uniform_()
+            x = x + torch.empty_like(x).cauchy_()
         if self.way == "buffer" and self.training:
             self.calls += 1
         if self.way == "mode" and self.training:
@@ -53,7 +55,7 @@ class Loud(nn.Module):
     ("way", "words"),
     [
         ("noise", "forward calls normal_, also in evaluation mode"),
-        ("training noise", r"forward calls uniform_.*dropout, or hand .* net\.eval\(\)"),
+        ("training noise", r"forward calls cauchy_.*dropout, or hand .* net\.eval\(\)"),
         ("buffer", r"calls: is changed by forward.* in training mode: hand the module over"),
         ("in place", "changes x in place"),
         ("mode", "computes something else in training mode than in evaluation mode"),
@@ -83,6 +85,7 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
         (nn.Linear(8, 3, device="meta"), {}, "weight: is on the meta device"),
         (lambda: 3, {}, "gives a int, not a torch.nn.Module"),
         (torch.jit.trace(nn.Linear(8, 3), torch.zeros(2, 8)), {}, "is compiled: pass the module"),
+        (nn.Sequential(nn.Embedding(9, 3, max_norm=1.0), nn.Flatten()), {}, "0: has max_norm"),
         (nn.DataParallel(nn.Linear(8, 3)), {}, "DataParallel: shares a batch between devices"),
         (nn.Linear(8, 3), {"policy": "running"}, "needs a batch normalisation layer"),
         (
@@ -145,3 +148,82 @@ def test_leaky_slopes_drawn_in_training_are_refused_and_fixed_ones_taken() -> No
     net = nn.Sequential(nn.Linear(8, 6), nn.RReLU(), nn.Linear(6, 3))
     with pytest.raises(ConfigError, match="forward calls rrelu_with_noise, which draws"):
         from_module(net, VECTOR)
+
+
+def test_a_hook_on_a_gradient_is_refused() -> None:
+    net = nn.Linear(8, 3)
+    net.weight.register_hook(lambda grad: 0 * grad)
+    with pytest.raises(ConfigError, match="weight: has a hook on its gradient"):
+        from_module(net, VECTOR)
+
+
+class Hidden(nn.Module):
+    """Holds a layer and a tensor that torch does not find, trainable or constant."""
+
+    def __init__(self, trainable: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.layers = [nn.Linear(8, 8).double().requires_grad_(trainable)]
+        self.tables = {"scale": torch.ones(8, requires_grad=trainable)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layers[0](x) * self.tables["scale"])
+        return out
+
+
+def test_trainable_tensors_that_are_no_parameters_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layers: holds trainable .*ModuleList") as caught:
+        from_module(Hidden(True), VECTOR)
+    assert [place for place, _ in caught.value.problems] == ["layers", "tables"]
+    assert sorted(from_module(Hidden(False), VECTOR).init(KEY)) == ["head.bias", "head.weight"]
+
+
+class Auxiliary(nn.Module):
+    """A second output in training mode, as Inception has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aux = nn.Linear(8, 1), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.main(x), self.aux(x)) if self.training else self.main(x)
+
+
+def test_an_entry_of_one_tensor_is_refused() -> None:
+    spec = numbers(8)
+    with pytest.raises(ConfigError, match="output= one of 0, 1"):
+        from_module(Auxiliary(), spec)
+    with pytest.raises(ConfigError, match=r"one tensor here: leave it out, or hand over net\.eval"):
+        from_module(Auxiliary(), spec, output=0)
+    assert from_module(Auxiliary().eval(), spec).outputs == 1
+
+
+def test_words_are_integers() -> None:
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 3))
+    learner = from_module(words, TOKENS)
+    x = torch.arange(12).reshape(2, 6) % 9
+    params = learner.init(KEY)
+    assert learner.integers and not from_module(nn.Linear(8, 3), VECTOR).integers
+    with pytest.raises(ConfigError, match="floating-point numbers, which the module cannot look"):
+        learner.apply(params, x.double())
+    whole = from_module(words, TOKENS, inputs=lambda x: x.long())
+    assert not whole.integers
+    torch.testing.assert_close(whole.apply(params, x.double()), learner.apply(params, x))
+
+
+def test_a_network_without_what_a_step_needs_is_refused() -> None:
+    frozen = from_module(nn.Linear(8, 3).requires_grad_(False), VECTOR)
+    with pytest.raises(ConfigError, match="no parameter that a step could move"):
+        MAML().build(frozen, VECTOR).init(KEY)
+    net = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3))
+    learner = from_module(net, TOKENS)
+    y = torch.arange(6).remainder(3)
+    batch = Batch(torch.arange(36).reshape(6, 6) % 9, y)
+    episode = Episode(batch, batch, {"key": KEY, "step": torch.zeros(())})
+    method = MAML().build(learner, TOKENS)
+    assert method.task_grad is not None
+    with pytest.raises(ConfigError, match="no second derivative, so only first-order methods"):
+        method.task_grad(method.init(KEY).meta, episode)
+    first = MAML(first_order=True).build(learner, TOKENS)
+    assert first.task_grad is not None
+    assert first.task_grad(first.init(KEY).meta, episode)[0]["head.weight"].isfinite().all()

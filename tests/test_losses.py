@@ -85,6 +85,7 @@ def test_metrics_and_accuracy_count_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "predictions", "y", "words"),
     [
+        ("mse", (5,), (5, 1), "keep the last axis of the predictions"),
         ("mse", (5, 1), (5,), r"give them a last axis, y\[..., None\]"),
         ("mse", (5, 2), (5, 1), r"have shape \[5, 1\], the predictions have \[5, 2\]"),
         ("huber", (5, 2), (2,), "the two must be equal"),

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.errors import ConfigError
 from metalearn.inner.weighted import weighted_adapt, weighted_predict
 from metalearn.labels import check_example_labels, check_labels
 from metalearn.losses import criterion, metrics
@@ -270,8 +271,14 @@ def meta_gradient(
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
         with training_noise(learner, episode):
-            value, pull, metrics = torch.func.vjp(lambda at: loss(at, episode), meta, has_aux=True)  # type: ignore[misc]
-            (grads,) = pull(torch.ones_like(value), retain_graph=False)
+            try:
+                value, pull, metrics = torch.func.vjp(  # type: ignore[misc]
+                    lambda at: loss(at, episode), meta, has_aux=True
+                )
+                (grads,) = pull(torch.ones_like(value), retain_graph=False)
+            except NotImplementedError as error:
+                text = "has no second derivative, so only first-order methods can train it"
+                raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
         return stats_gradient(learner, meta, grads, episode.support), metrics
 
     return task_grad

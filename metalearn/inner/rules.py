@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.component import OneOf, RuleComponent, option
+from metalearn.errors import ConfigError
 from metalearn.tree import leaves, tree_map, zeros_like
 from metalearn.types import EpisodeSpec, UpdateRule
 
@@ -22,7 +23,10 @@ Rate = Callable[[Tensor], Tensor]  # count [] of steps already made -> factor []
 
 
 def _count(params: Any) -> Tensor:
-    like = leaves(params)[0]
+    like = next(iter(leaves(params)), None)
+    if like is None:
+        text = "has no parameter that a step could move: all are frozen (requires_grad=False)"
+        raise ConfigError(("model", text))
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
 

@@ -30,7 +30,9 @@ from metalearn.models.external.module import (
     example,
     initialise_lazy_layers,
     made,
+    of_integers,
     refuse_unsupported,
+    takes_numbers,
 )
 from metalearn.models.external.pure_module import PureModule
 from metalearn.models.external.start import (
@@ -121,15 +123,17 @@ class _Source:
     def __init__(
         self, net: Any, spec: EpisodeSpec, head: str | None, output: Output, inputs: Inputs
     ) -> None:
-        self.net, self.spec, self.output, self.inputs = net, spec, output, inputs
+        self.net, self.spec, self.output = net, spec, output
         self.is_instance = isinstance(net, nn.Module)
         self.new_head: str | None = None
         self.replaced: Head | None = None
         self.width = 0
-        first = copied(net) if self.is_instance else made(net, 0)
-        refuse_unsupported(first)
-        first = cast(first, spec)
+        given = net if self.is_instance else made(net, 0)
+        refuse_unsupported(given)
+        first = cast(copied(given), spec)
         self.x = example(first, spec, inputs)
+        self.integers = not takes_numbers(first, self.x, spec, inputs)
+        self.inputs = inputs = of_integers(inputs) if self.integers else inputs
         self.head: Head | None = None
         self.must_fit = head is not None
         if head is not None:
@@ -205,6 +209,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         fixed=leaves.fixed,
         readout="none" if source.head is None else "linear" if source.head.last else "module",
         draws_noise=seen.draws,
+        integers=source.integers,
         module=lambda params: _loaded(original, policies, leaves, params),
     )
     return learner, noisy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
 
 
 def refuse_unsupported(module: nn.Module) -> None:
-    """ConfigError for what no function of its parameters can be made of."""
+    """ConfigError for what no function of its parameters can be made of, or of some of them."""
     problems = []
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
@@ -77,8 +77,50 @@ def refuse_unsupported(module: nn.Module) -> None:
                 "is complex: hold a real parameter [..., 2], and torch.view_as_complex in forward"
             )
             problems.append((name, text))
+        elif value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+            text = "has a hook on its gradient, which a function of parameters never calls: change"
+            problems.append((name, f"{text} the parameter or the activations in forward instead"))
+    problems.extend(
+        (
+            name or type(part).__name__,
+            "has max_norm, by which forward changes its weight: leave it out",
+        )
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None
+    )
+    problems.extend(_unregistered(module))
     if problems:
         raise ConfigError(*problems)
+
+
+def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
+    """Trainable tensors in plain attributes, lists and dicts, which no optimizer of torch finds."""
+    known = {id(value) for value in module.parameters()}
+    problems = []
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute.startswith("_") or not any(
+                tensor.requires_grad and tensor.is_leaf and id(tensor) not in known
+                for tensor in _tensors_in(value)
+            ):
+                continue
+            place = f"{name}.{attribute}" if name else attribute
+            text = "holds trainable tensors that are no parameters of the module: use nn.Parameter,"
+            text += " nn.ParameterList or nn.ModuleList, or requires_grad_(False) for constants"
+            problems.append((place, text))
+    return problems
+
+
+def _tensors_in(value: Any) -> Iterable[Tensor]:
+    """The tensors of a plain attribute: itself, or of the entries of a collection."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, nn.Module):
+        return value.parameters()
+    entries = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, list | tuple | Mapping):
+        return []
+    return (tensor for one in entries for tensor in _tensors_in(one))
 
 
 def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: int) -> None:
@@ -110,6 +152,9 @@ def entry(out: Any, output: Output) -> Tensor:
     """The tensor of what forward returned: all of it, or the entry `output` of a collection."""
     if output is None:
         found = out
+    elif isinstance(out, Tensor):
+        text = f"{output!r} names an entry of what forward returns, which is one tensor here"
+        raise ConfigError(("output", f"{text}: leave it out, or hand over net.eval()"))
     elif isinstance(out, Mapping) or isinstance(output, int):
         found = out[output]
     else:
@@ -147,6 +192,32 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
     assert problem is not None
     text = f"forward fails on x {list(shape)} of {spec.dtype}: {_first_line(problem)}"
     raise ConfigError((type(module).__name__, text)) from problem
+
+
+def takes_numbers(module: nn.Module, x: Tensor, spec: EpisodeSpec, inputs: Inputs) -> bool:
+    """Whether forward takes the example x in the dtype of `spec`; False where it looks x up."""
+    if x.is_floating_point():
+        return True
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            called(copied(module).eval(), x.to(spec.dtype), inputs)
+    except Exception:
+        return False
+    return True
+
+
+def of_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
+    """`inputs` for a module that looks x up: ConfigError for floating-point numbers."""
+
+    def given(x: Tensor) -> Any:
+        if x.is_floating_point():
+            text = (
+                "of these tasks are floating-point numbers, which the module cannot look up: give"
+            )
+            raise ConfigError(("inputs", f"{text} from_module inputs=lambda x: x.long()"))
+        return x if inputs is None else inputs(x)
+
+    return given
 
 
 def _first_line(error: Exception) -> str:
