@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,13 @@ def test_labels_of_any_kind_are_names() -> None:
     names = [np.unique(part, return_inverse=True)[1] for part in (numbers, numbers.astype(float))]
     assert (names[0] == names[1]).all()
     same_episodes(Arrays(x, numbers.astype(float) + 7), Arrays(x, numbers.astype(np.uint8) + 7))
+    column = Arrays(x, np.array(labels)[:, None])
+    same_episodes(column, Arrays(x, labels))
+    for gone in (None, math.nan):
+        with pytest.raises(ConfigError, match="no label in row 2"):
+            Arrays(x, np.array([labels[0], gone, *labels[2:]], dtype=object)).build()
+    with pytest.raises(ConfigError, match="values to predict need `group`"):
+        Arrays(x, np.linspace(0, 1, len(x))).build()
     with pytest.raises(ConfigError, match="empty in row 1"):
         Arrays(x, ["", *labels[1:]]).build()
     with pytest.raises(ConfigError, match="unequal lengths"):
@@ -258,3 +267,92 @@ def test_labels_of_any_kind_are_names() -> None:
 def test_what_has_no_rows_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigError, match=r"list\(data\)"):
         Arrays(bad)
+
+
+def test_two_unicode_forms_of_a_name_are_one_class() -> None:
+    x, labels = table()
+    forms = [
+        unicodedata.normalize("NFD" if n % 2 else "NFC", "é" + name)
+        for n, name in enumerate(labels)
+    ]
+    same_episodes(Arrays(x, forms), Arrays(x, labels))
+
+
+def test_pairs_of_arrays_and_rows_in_lists_are_data_sets() -> None:
+    x, labels = table(9)
+    y = np.array([int(label[1:]) for label in labels])
+    same_episodes(Arrays((x, y), ways=3), Arrays(x, y, ways=3))
+    rows = Rows([[torch.as_tensor(row), label] for row, label in zip(x, labels, strict=True)])
+    same_episodes(Arrays(rows, ways=3), Arrays(x, labels, ways=3))
+    parts = {name: (x[y // 3 == n], y[y // 3 == n]) for n, name in enumerate(("train", "val"))}
+    parts["test"] = (x[y // 3 == 2], y[y // 3 == 2])
+    test = Arrays(parts, ways=2).build("test").examples(KEY, 200)
+    assert set(test.x[:, 0].tolist()) == {6.0, 7.0, 8.0}
+    with pytest.raises(ConfigError, match="row 3 has the columns a, row 1 has a, y"):
+        Arrays(Rows([{"a": 1.0, "y": 0}, {"a": 2.0, "y": 1}, {"a": 3.0}]))
+
+
+def test_cells_may_be_arrays() -> None:
+    x, labels = table()
+    cells = np.empty(len(x), dtype=object)
+    cells[:] = list(x)
+    same_episodes(Arrays({"x": cells, "y": labels}), Arrays(x, labels))
+    cells[1] = x[1][:1]
+    with pytest.raises(ConfigError, match="rows have different shapes"):
+        Arrays({"x": cells, "y": labels})
+
+
+def test_bytes_of_images_become_numbers_from_0_to_1() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 5), dtype=np.uint8)
+    y = np.repeat(np.arange(8), 5)
+    options: Any = {"ways": 2, "queries": 2, "fractions": (1, 0, 0)}
+    same_episodes(Arrays(pixels, y, **options), Arrays(pixels / 255, y, **options))
+    vectors = pixels.reshape(40, -1)
+    same_episodes(Arrays(vectors, y, **options), Arrays(vectors.astype(float), y, **options))
+
+
+def test_what_would_lose_a_part_is_refused(tmp_path: Path) -> None:
+    x, labels = table()
+    with pytest.raises(ConfigError, match=r"must hold numbers \(it holds complex64\)"):
+        Arrays(x * 1j, labels).build()
+    np.savez(tmp_path / "rows.npz", x=x, y=np.array(labels))
+    with pytest.raises(ConfigError, match="stands beside a path"):
+        Arrays(tmp_path / "rows.npz", labels)
+    np.savez(tmp_path / "two.npz", a=x, b=x, y=np.array(labels))
+    with pytest.raises(ConfigError, match="'a' is an array beside other columns"):
+        Arrays(tmp_path / "two.npz").build()
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding", "name"),
+    [(";", "utf-8-sig", "rows.csv"), ("\t", "utf-16", "rows.TSV"), (",", "utf-16", "rows.csv")],
+)
+def test_tables_as_other_programs_write_them(
+    tmp_path: Path, mark: str, encoding: str, name: str
+) -> None:
+    x, labels = table()
+    rows = [("a", "b", "y"), *((a, b, c) for (a, b), c in zip(x, labels, strict=True))]
+    text = "\n".join(mark.join(map(str, row)) for row in rows)
+    (tmp_path / name).write_text(text, encoding=encoding)
+    same_episodes(Arrays(tmp_path / name), Arrays(x, labels))
+    (tmp_path / "old.csv").write_bytes("a,y\n1,caf\u00e9".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8: save it"):
+        Arrays(tmp_path / "old.csv").build()
+    (tmp_path / "words.csv").write_text('a,y\n1,u\n"2,5",v\n')
+    with pytest.raises(ConfigError, match=r"'a' must hold numbers \(row 2 holds '2,5'\)"):
+        Arrays(tmp_path / "words.csv", ways=2, shots=1, queries=0, fractions=(1, 0, 0)).build()
+
+
+def test_files_may_order_their_columns_otherwise(tmp_path: Path) -> None:
+    """Inputs are known by name: between the files of a split, and in a file given later."""
+    rows = [(c, -c - r / 100, f"c{c}") for c in range(1, 7) for r in range(6)]
+    (tmp_path / "one.csv").write_text("\n".join(["b,a,y", *(f"{p},{q},{y}" for p, q, y in rows)]))
+    (tmp_path / "two.csv").write_text("\n".join(["y,a,b", *(f"d{y},{q},{p}" for p, q, y in rows)]))
+    one = Arrays(tmp_path / "one.csv", test_path=str(tmp_path / "two.csv"), ways=2)
+    for split in ("train", "test"):
+        x = one.build(split).examples(KEY, 50).x
+        assert (x[:, 0] > 0).all() and (x[:, 1] < 0).all()
+    resolved = Arrays(tmp_path / "one.csv", ways=2).resolve(0)
+    assert resolved.inputs == ("b", "a")
+    later = resolved.model_copy(update={"path": str(tmp_path / "two.csv")}).build()
+    assert (later.examples(KEY, 50).x[:, 0] > 0).all()

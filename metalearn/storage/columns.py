@@ -1,13 +1,17 @@
-"""Columns of a file of rows: .csv, .parquet, .npz or .npy, without pickles."""
+"""Columns of a file of rows: .csv, .tsv, .parquet, .npz or .npy, without pickles."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError, DataError
 from metalearn.storage.files import UNREADABLE
@@ -18,15 +22,17 @@ Array = npt.NDArray[Any]
 def read_columns(path: Path, place: str) -> dict[str, Array]:
     """Columns by name, each [rows, ...]; those of a .csv file are text. `place` is named in errors.
 
-    A .npy file has the one column x. Raises ConfigError for another kind of file and for columns
-    of unequal length, DataError for a file that cannot be read.
+    A .csv file is separated by commas, or by semicolons or tabs where its header has no comma, in
+    UTF-8, or in UTF-16 with a byte order mark. A .npy file has the one column x. Raises ConfigError
+    for another kind of file and for columns of unequal length, DataError for a file that cannot be
+    read.
     """
-    readers = {".csv": _csv, ".parquet": _parquet, ".npz": _npz, ".npy": _npy}
+    readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".npz": _npz, ".npy": _npy}
     if not path.is_file():
         raise ConfigError((place, f"{path} is not a file"))
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise ConfigError((place, f"{path} is none of {', '.join(readers)}"))
-    found = readers[path.suffix](path, place)
+    found = readers[path.suffix.lower()](path, place)
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError((place, f"{path} has columns of unequal length: {lengths}"))
@@ -38,9 +44,13 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
 def numbers(column: Array, name: str, place: str) -> Array:
     """A column as finite float64; ConfigError with the first rows that are not."""
     try:
+        column = stacked(column)
+        if np.iscomplexobj(column) or column.dtype.kind in "mM":
+            raise TypeError(f"it holds {column.dtype}")
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
-        raise ConfigError((place, f"column {name!r} must hold numbers ({error})")) from error
+        text = _first_text(column) or str(error)
+        raise ConfigError((place, f"column {name!r} must hold numbers ({text})")) from error
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
         rows = ", ".join(str(row + 1) for row in bad[:5])
@@ -48,11 +58,63 @@ def numbers(column: Array, name: str, place: str) -> Array:
     return values
 
 
+def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Array:
+    """The inputs [rows, *X] of columns by name: one array, or [rows, columns] of numbers each.
+
+    Bytes of images [rows, ..., H, W] become numbers in 0..1."""
+    parts = [numbers(columns[name], name, place) for name in names]
+    if len(parts) == 1 and parts[0].ndim > 1:
+        image = columns[names[0]].dtype == np.uint8 and parts[0].ndim > 2
+        return parts[0] / 255 if image else parts[0]
+    if wide := [name for name, part in zip(names, parts, strict=True) if part.ndim > 1]:
+        text = f"column {wide[0]!r} is an array beside other columns ({', '.join(names)}): name one"
+        raise ConfigError((place, text))
+    return np.stack(parts, 1) if parts else np.zeros((0, 0))
+
+
+def stacked(column: Array) -> Array:
+    """A column of arrays or lists of one length as one array; any other as it is."""
+    if column.dtype == object and len(column) and isinstance(column.flat[0], np.ndarray | list):
+        return np.stack([np.asarray(one) for one in column])
+    return column
+
+
+def is_missing(column: Array) -> NDArray[np.bool_]:
+    """Where a column has no value: None, NaN or NaT."""
+    if column.dtype == object:
+        # pandas.NA equals nothing and has no truth value
+        found = [one is None or type(one).__name__ == "NAType" or one != one for one in column.flat]
+        return np.array(found, bool).reshape(column.shape)
+    if column.dtype.kind in "mM":
+        return np.asarray(np.isnat(column))
+    return (
+        np.asarray(np.isnan(column)) if column.dtype.kind == "f" else np.zeros(column.shape, bool)
+    )
+
+
+def _first_text(column: Array) -> str:
+    """Which row is the first that holds no number; empty where the column is no text."""
+    if column.dtype.kind not in "OUS" or column.ndim > 1:
+        return ""
+    for row, value in enumerate(column, 1):
+        try:
+            float(value)
+        except (ValueError, TypeError):
+            return f"row {row} holds {str(value)!r}"
+    return ""
+
+
 def _csv(path: Path, place: str) -> dict[str, Array]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            rows = [(n, row) for n, row in enumerate(csv.reader(handle), 1) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = path.read_bytes()
+        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        lines = io.StringIO(text, newline="")
+        reader = csv.reader(lines, delimiter=_delimiter(text))
+        rows = [(n, row) for n, row in enumerate(reader, 1) if row]
+    except UnicodeDecodeError as error:
+        raise DataError((place, f"{path} is not UTF-8: save it with that encoding")) from error
+    except (OSError, csv.Error) as error:
         raise DataError((place, f"{path} cannot be read: {error}")) from error
     if len(rows) < 2:
         raise ConfigError((place, f"{path} needs a header and at least one row"))
@@ -69,6 +131,13 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
     }
 
 
+def _delimiter(text: str) -> str:
+    """A comma, or what else separates the names of the header."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    others = [mark for mark in ";\t" if mark in header]
+    return others[0] if "," not in header and others else ","
+
+
 def _parquet(path: Path, place: str) -> dict[str, Array]:
     try:
         from pyarrow import ArrowException, parquet
@@ -79,7 +148,7 @@ def _parquet(path: Path, place: str) -> dict[str, Array]:
         table = parquet.read_table(path)
     except (OSError, ArrowException) as error:
         raise DataError((place, f"{path} cannot be read: {error}")) from error
-    return {name: table[name].to_numpy() for name in table.column_names}
+    return {name: stacked(table[name].to_numpy()) for name in table.column_names}
 
 
 def _npz(path: Path, place: str) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.in_memory import Held, held, hold
-from metalearn.storage.columns import numbers, read_columns
+from metalearn.storage.columns import inputs_of, is_missing, numbers, read_columns
 from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
@@ -65,6 +66,9 @@ class Arrays(TaskComponent):
     def __init__(self, x: Any = None, y: Any = None, **fields: Any) -> None:
         columns: dict[str, Array] = {}
         if isinstance(x, (str, Path)):
+            if y is not None:
+                text = "stands beside a path, whose column `target` has the labels: leave it out"
+                raise ConfigError(("y", text))
             fields["path"] = str(x)
         elif x is not None:
             target = fields.setdefault("target", "y")
@@ -107,8 +111,8 @@ class Arrays(TaskComponent):
         if problems := split_problem(split):
             raise ConfigError(*problems)
         columns = self._read()
-        x = self._inputs(columns)
         unit = _names(columns[self._column(self.group or self._target, columns)])
+        x = inputs_of(columns, self._inputs(columns), "inputs")
         names, place = np.unique(unit, return_inverse=True)
         chosen = self._split(columns, names, place)[split]
         self._check(names, np.bincount(place), chosen, split)
@@ -150,17 +154,25 @@ class Arrays(TaskComponent):
             raise ConfigError(("path", f"has no column {name!r}; {did_you_mean(name, columns)}"))
         return name
 
-    def _inputs(self, columns: dict[str, Array]) -> Array:
+    def _inputs(self, columns: dict[str, Array]) -> list[str]:
+        """Names of the columns of inputs."""
         others = {self._target, self.group, self._split_column(columns)}
-        names = self.inputs or (
-            ["x"] if "x" in columns else [n for n in columns if n not in others]
-        )
-        parts = [numbers(columns[self._column(n, columns)], n, "inputs") for n in names]
-        if not parts:
+        found = ["x"] if "x" in columns else [name for name in columns if name not in others]
+        names = [self._column(name, columns) for name in self.inputs or found]
+        if not names:
             raise ConfigError(("inputs", "there are no columns of inputs"))
-        if len(parts) == 1 and parts[0].ndim > 1:
-            return parts[0]
-        return np.stack(parts, 1)
+        return names
+
+    def resolve(self, seed: int) -> Arrays:
+        """The task with the names of its inputs, so that other files may order them otherwise."""
+        if self.inputs is not None or self.path is None:
+            return self
+        try:
+            columns = self._read()
+            names = tuple(self._inputs(columns))
+        except ConfigError:  # `build` raises it where rows are needed
+            return self
+        return self if names == ("x",) else self.model_copy(update={"inputs": names})
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
@@ -180,7 +192,7 @@ class Arrays(TaskComponent):
         unknown = sorted(set(column) - set(SPLITS))
         mixed = [str(n) for k, n in enumerate(names) if len(set(column[place == k])) > 1]
         if unknown or mixed:
-            text = f"holds {unknown[0]!r}" if unknown else f"splits {mixed[0]!r} itself"
+            text = f"holds {str(unknown[0])!r}" if unknown else f"splits {mixed[0]!r} itself"
             raise ConfigError(("split", f"{text}: one of {', '.join(SPLITS)} for each class"))
         of = [column[place == k][0] for k in range(len(names))]
         chosen = {split: [k for k, name in enumerate(of) if name == split] for split in SPLITS}
@@ -220,22 +232,28 @@ class Arrays(TaskComponent):
         small = [f"{names[k]} ({counts[k]})" for k in chosen if counts[k] < need]
         if small:
             text = f"shots + queries = {need} rows, and {kind} of {split} have fewer: "
-            problems.append(("shots", text + ", ".join(small[:5])))
+            text += ", ".join(small[:5])
+            if not self.group and len(small) == len(chosen):
+                text += "; values to predict need `group`, whose rows are one task of regression"
+            problems.append(("shots", text))
         if problems:
             raise ConfigError(*problems)
 
 
 def _names(column: Array) -> Array:
     """Names of classes or groups as text; whole numbers are alike in every type: 3.0 is 3."""
+    column = column.reshape(len(column)) if column.size == len(column) else column
     if column.ndim > 1:
         text = f"names the tasks and must be one column (got {list(column.shape)})"
         raise ConfigError(("target", text))
+    if (gone := np.flatnonzero(is_missing(column))).size:
+        raise ConfigError(("target", f"has no label in row {gone[0] + 1}: leave such rows out"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError(("target", "holds labels that are not finite"))
         if (column == np.round(column)).all():
             column = column.astype(np.int64)
-    names = column.astype(str)
+    names = np.array([unicodedata.normalize("NFC", name) for name in column.astype(str)])
     if (blank := np.flatnonzero(names == "")).size:
         raise ConfigError(("target", f"is empty in row {blank[0] + 1}"))
     return np.asarray(names)
@@ -255,8 +273,8 @@ def _by_class(task: Arrays, columns: dict[str, Array]) -> dict[str, Array]:
 
 def _by_file(tables: dict[str, dict[str, Array]]) -> dict[str, Array]:
     """The rows of several files with a column of splits."""
-    names = [set(table) for table in tables.values()]
-    if any(one != names[0] for one in names):
+    names = [list(table) for table in tables.values()]
+    if any(set(one) != set(names[0]) for one in names):
         listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
         raise ConfigError(("path", f"the files have different columns: {listed}"))
     lengths = [len(next(iter(table.values()))) for table in tables.values()]

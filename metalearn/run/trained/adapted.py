@@ -16,8 +16,11 @@ from metalearn.inner.method import params_of
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
+from metalearn.storage.columns import is_missing
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
+
+MISSING = "holds examples without a label (None or NaN): leave them out"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class AdaptedTask:
 
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
-        query_x = inputs(x, self.method.spec)
+        query_x = inputs(x, self.method.spec, self.learner.integers)
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
             learned = self.method.learn(self.meta, batch, query_x.unsqueeze(0), (self.steps,))
@@ -100,7 +103,7 @@ def adapt_task(
     """
     if steps < 0:
         raise ConfigError(("steps", f"must be >= 0 (got {steps})"))
-    support_x = inputs(x, spec)
+    support_x = inputs(x, spec, integers=True)
     if len(y) != len(support_x):
         raise ConfigError(("y", f"has {len(y)} entries for {len(support_x)} inputs"))
     classes, support_y = _labels(y, spec) if spec.classification else (None, _values(y, spec))
@@ -110,6 +113,7 @@ def adapt_task(
         learner, method = build(replace(spec, ways=ways, outputs=ways, shots=shots))
     else:
         learner, method = build(replace(spec, shots=len(support_x)))
+    support_x = support_x if learner.integers else support_x.to(spec.dtype)
     if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
         text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
         raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
@@ -119,14 +123,18 @@ def adapt_task(
     return AdaptedTask(method, learner, meta, support, steps, item, classes)
 
 
-def inputs(x: Any, spec: EpisodeSpec) -> Tensor:
-    """Inputs [B, *X] as a tensor of the spec's dtype and device; ConfigError where they differ."""
-    values = torch.as_tensor(x)
+def inputs(x: Any, spec: EpisodeSpec, integers: bool = False) -> Tensor:
+    """Inputs [B, *X] as a tensor of the spec's dtype, or int64, on its device; else ConfigError."""
+    values = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
     if tuple(values.shape[1:]) != tuple(spec.x_shape) or not len(values):
         text = f"must have shape [B, {', '.join(map(str, spec.x_shape))}], B >= 1"
         raise ConfigError(("x", f"{text} (got {list(values.shape)})"))
     if values.dtype == torch.uint8 and len(spec.x_shape) == 3:
         raise ConfigError(("x", "images must be floats in 0..1, ink bright; got bytes"))
+    if values.is_complex():
+        raise ConfigError(("x", "must be real (got complex numbers)"))
+    if integers and not values.is_floating_point():
+        return values.to(spec.device, torch.int64)
     values = values.to(spec.device, spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("x", "must be finite"))
@@ -134,7 +142,7 @@ def inputs(x: Any, spec: EpisodeSpec) -> Tensor:
 
 
 def _values(y: Any, spec: EpisodeSpec) -> Tensor:
-    values = torch.as_tensor(np.asarray(y) if isinstance(y, list) else y)
+    values = torch.as_tensor(y if isinstance(y, Tensor) else np.asarray(y))
     values = values.to(spec.device, spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("y", "must be finite"))
@@ -145,9 +153,13 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
     """(classes, labels): labels become 0 .. N-1 in sorted order."""
     classes: Any
     if isinstance(y, Tensor):
+        if y.is_floating_point() and y.isnan().any():
+            raise ConfigError(("y", MISSING))
         classes, place = torch.unique(y.cpu(), return_inverse=True)
     else:
         given = np.asarray(y)
+        if is_missing(given).any():
+            raise ConfigError(("y", MISSING))
         classes, found = np.unique(given, return_inverse=True)
         place = torch.as_tensor(found).reshape(given.shape)
     if len(classes) < 2:

@@ -5,6 +5,7 @@ Nothing is imported: a data set is known by what it can do."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from metalearn.errors import ConfigError
+from metalearn.storage.columns import is_missing, stacked
 
 Array = npt.NDArray[Any]
 SPLITS = {
@@ -42,7 +44,11 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
         return {str(name): array_of(data[name]) for name in names}
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
+        if len(set(data.columns)) < len(data.columns):
+            raise ConfigError(("x", f"names a column twice: {', '.join(map(str, data.columns))}"))
         return {str(name): array_of(data[name].to_numpy()) for name in data.columns}
+    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_array, data)):
+        return {"x": array_of(data[0]), target: array_of(data[1])}
     if isinstance(data, list | tuple) and not (data and _is_row(data[0])):
         return {"x": array_of(data)}
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
@@ -57,6 +63,10 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
 def _is_row(item: Any) -> bool:
     """Whether an item of a list is a row (x, y) or a dict, not a part of an array."""
     return isinstance(item, Mapping) or (isinstance(item, tuple) and not np.isscalar(item[0]))
+
+
+def _is_array(part: Any) -> bool:
+    return isinstance(part, torch.Tensor | np.ndarray)
 
 
 def _is_table(part: Any) -> bool:
@@ -81,16 +91,30 @@ def _joined(parts: Mapping[str, Any], target: str) -> dict[str, Array]:
 
 def _of_rows(data: Any, target: str) -> dict[str, Array]:
     """Columns of a data set that gives one row at a time."""
-    rows = [data[number] for number in range(len(data))]
+    rows = [_pair(data[number]) for number in range(len(data))]
     if not rows:
         raise ConfigError(("x", "the data set has no rows"))
     if all(isinstance(row, Mapping) for row in rows):
+        names = set(rows[0])
+        if other := [number for number, row in enumerate(rows, 1) if set(row) != names]:
+            text = (
+                f"row {other[0]} has the columns {', '.join(map(str, rows[other[0] - 1]))}, row 1"
+            )
+            raise ConfigError(("x", f"{text} has {', '.join(map(str, rows[0]))}"))
         return {str(name): array_of([row[name] for row in rows]) for name in rows[0]}
     if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
         return {"x": array_of([row[0] for row in rows]), target: array_of([row[1] for row in rows])}
     if any(isinstance(row, tuple | Mapping) for row in rows):
         raise ConfigError(("x", "rows of a data set must be (x, y), a dict of columns, or x alone"))
     return {"x": array_of(rows)}
+
+
+def _pair(row: Any) -> Any:
+    """(x, y) where a data set gives it as a list, its x an array or an image."""
+    pair = isinstance(row, list) and len(row) == 2
+    if pair and (_is_array(row[0]) or hasattr(row[0], "getbands")) and np.ndim(row[1]) == 0:
+        return tuple(row)
+    return row
 
 
 def array_of(values: Any) -> Array:
@@ -106,8 +130,21 @@ def array_of(values: Any) -> Array:
         found = np.asarray(values)
     except ValueError as error:
         raise ConfigError(("x", f"rows have different shapes ({error})")) from error
-    if found.dtype == object and found.size and not isinstance(found.flat[0], str):
-        raise ConfigError(("x", f"rows hold {type(found.flat[0]).__name__}, not numbers"))
+    if found.dtype != object:
+        return found
+    try:
+        found = stacked(found)
+    except ValueError as error:
+        raise ConfigError(("x", f"rows have different shapes ({error})")) from error
+    if found.dtype != object:
+        return found
+    gone = is_missing(found)
+    there = found[~gone]
+    if there.size and not isinstance(there[0], str):
+        if not all(isinstance(one, int | float | np.number) for one in there):
+            raise ConfigError(("x", f"rows hold {type(there[0]).__name__}, not numbers"))
+        values = [math.nan if lost else one for one, lost in zip(found.flat, gone.flat)]
+        return np.array(values).reshape(found.shape)
     return found
 
 
