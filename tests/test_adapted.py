@@ -103,6 +103,9 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
         (np.zeros((3, 1, 28, 28)), [1, 1, 1], "at least 2 classes"),
         (np.zeros((4, 1, 28, 28)), [0, 1, 2, 3], "learned for 3"),
         (np.zeros((0, 1, 28, 28)), [], "B >= 1"),
+        (np.zeros((3, 1, 28, 28)), [0.0, 1.0, np.nan], "without a label"),
+        (np.zeros((3, 1, 28, 28)), ["a", None, "b"], "without a label"),
+        (np.zeros((3, 1, 28, 28), complex), [0, 1, 2], "must be real"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(maml: LoadedRun, x: Any, y: Any, why: str) -> None:
@@ -166,3 +169,30 @@ def test_the_command_answers_for_rows(
     np.savez(tmp_path / "support.npz", x=x.astype(np.float32), y=np.array([1, 2.5, 3]))
     predict(sinusoid.folder, tmp_path / "support.npz", tmp_path / "query.csv", 2, None, False)
     assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_the_command_knows_columns_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the run, in any order, in support and query; other columns are passed over."""
+    x = np.random.default_rng(0).normal(size=(60, 2)) + 3 * np.arange(60)[:, None] // 6
+    lines = [f"{a},{b},k{n // 6}" for n, (a, b) in enumerate(x)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,kind", *lines]))
+    task = {"source": "arrays", "path": str(tmp_path / "rows.csv"), "target": "kind"}
+    sizes = {"ways": 2, "shots": 2, "queries": 2}
+    model: dict[str, Any] = {"name": "mlp", "sizes": [8]}
+    run = trained(tmp_path / "run", {"name": "proto_net"}, task={**task, **sizes}, model=model)
+    chosen = [0, 1, 6, 7]
+    support = ["id,b,kind,a", *(f"{n},{x[n][1]},k{n // 6},{x[n][0]}" for n in chosen)]
+    (tmp_path / "support.csv").write_text("\n".join(support))
+    query = ["b,a,comment", *(f"{x[n][1]},{x[n][0]},none" for n in range(12))]
+    (tmp_path / "query.csv").write_text("\n".join(query))
+    predict(run.folder, tmp_path / "support.csv", tmp_path / "query.csv", None, None, False)
+    found = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+    learned = run.adapt(x[chosen], [f"k{n // 6}" for n in chosen])
+    assert [row[1] for row in found] == learned.predict(x[:12]).tolist()
+    shares = np.array([row[2:] for row in found], float)
+    np.testing.assert_allclose(shares, learned.predict_proba(x[:12]), atol=1e-5)
+    (tmp_path / "query.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(ConfigError, match=r"query\.csv lacks the columns b; it has a, c"):
+        predict(run.folder, tmp_path / "support.csv", tmp_path / "query.csv", None, None, False)

@@ -147,6 +147,20 @@ def test_a_program_answers_any_number_of_inputs(
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("component", [MAML(), ProtoNet()], ids=lambda one: one.name)
+def test_an_onnx_program_gives_the_same_answers(component: Any, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
+    task = adapted(component)
+    program = onnx.load(task.export(tmp_path / "task.onnx"))
+    onnx.checker.check_model(program)
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator(program)
+    for count in (1, 2, 7):
+        x = queries(task, count)
+        (found,) = evaluator.run(None, {program.graph.input[0].name: x.numpy()})
+        torch.testing.assert_close(torch.as_tensor(found), task.outputs(x))
+
+
 @pytest.mark.parametrize("norm", ["support", "query_batch", "running"])
 @pytest.mark.parametrize("ending", [".pt2", ".pt"])
 def test_convolutions_leave_with_torchs_operators(norm: str, ending: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ def predict(
         raise ConfigError(("--out", f"{out} is there already: give another name"))
     run = load_run(run_dir)
     spec = run.method.spec
-    examples = read_examples(support, spec, "--support", labelled=True, invert=invert)
-    queries = read_examples(query, spec, "--query", labelled=False, invert=invert)
-    task = run.adapt(examples.x, examples.y, steps)
-    answers = task.predict(queries.x)
+    task = run.config.test_task
+    known, target = getattr(task, "inputs", None), getattr(task, "target", None)
+    read = partial(read_examples, spec=spec, invert=invert, target=target)
+    examples = read(support, place="--support", labelled=True, inputs=known)
+    queries = read(query, place="--query", labelled=False, inputs=examples.columns or known)
+    learned = run.adapt(examples.x, examples.y, steps)
+    answers = learned.predict(queries.x)
     columns: list[str] = []
     values: list[list[Any]] = [[] for _ in queries.names]
-    if task.classes is None:
+    if learned.classes is None:
         columns = (
             ["prediction"]
             if answers.shape[1] == 1
@@ -38,8 +42,8 @@ def predict(
         )
         values = [[f"{value:.9g}" for value in row] for row in np.asarray(answers)]
     else:
-        columns = ["prediction", *(f"p({name})" for name in task.classes)]
-        shares = task.predict_proba(queries.x)
+        columns = ["prediction", *(f"p({name})" for name in learned.classes)]
+        shares = learned.predict_proba(queries.x)
         values = [[a, *(f"{p:.6f}" for p in row)] for a, row in zip(answers, shares, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text)

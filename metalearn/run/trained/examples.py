@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.storage.columns import numbers, read_columns
+from metalearn.storage.columns import inputs_of, numbers, read_columns
 from metalearn.tasks.image_folder import decode_images, image_files, list_folder
 from metalearn.types import EpisodeSpec
 
@@ -21,23 +22,32 @@ class Examples(NamedTuple):
     x: np.ndarray[Any, Any]  # [B, *X] floats
     y: np.ndarray[Any, Any] | None  # [B] labels or values
     names: list[str]
+    columns: tuple[str, ...] | None = None  # of a table: the inputs' names
 
 
 def read_examples(
-    path: Path, spec: EpisodeSpec, place: str, *, labelled: bool, invert: bool
+    path: Path,
+    spec: EpisodeSpec,
+    place: str,
+    *,
+    labelled: bool,
+    invert: bool,
+    inputs: Sequence[str] | None = None,
+    target: str | None = None,
 ) -> Examples:
     """The examples at `path`; `labelled` ones need targets. `place` is named in errors.
 
     A folder: one folder of images a class where labelled, else images at any depth; `invert` turns
-    dark ink on light paper into bright ink. A .csv or .parquet file: one column called y, label or
-    target, and one column for each input. An .npz file: x [B, *X] and y [B].
+    dark ink on light paper into bright ink. A table: one column called `target`, y, label or
+    target, and one column for each input: those named `inputs`, else all others. An .npz file:
+    x [B, *X] and y [B].
     """
     if path.is_dir():
         found = _images(path, spec, place, labelled, invert)
     else:
-        found = _rows(path, spec, place)
+        found = _rows(path, spec, place, inputs, target)
     if labelled and found.y is None:
-        text = f"{path} has no labels: name a column (or array) {TARGETS[0]}"
+        text = f"{path} has no labels: name a column (or array) {target or TARGETS[0]}"
         raise ConfigError((place, text))
     return found
 
@@ -60,23 +70,33 @@ def _images(path: Path, spec: EpisodeSpec, place: str, labelled: bool, invert: b
     return Examples(pixels.astype(np.float32) / 255, y, names)
 
 
-def _rows(path: Path, spec: EpisodeSpec, place: str) -> Examples:
+def _rows(
+    path: Path,
+    spec: EpisodeSpec,
+    place: str,
+    inputs: Sequence[str] | None,
+    target: str | None,
+) -> Examples:
     columns = read_columns(path, place)
     targets = [name for name in columns if name.lower() in TARGETS]
+    targets = [target] if target in columns else targets
     if len(targets) > 1:
         raise ConfigError((place, f"{path} has more than one column of targets: {targets}"))
     y = columns.pop(targets[0]) if targets else None
     if y is not None and not spec.classification:
         y = numbers(y, targets[0], place)
-    x = columns.get("x")
-    if x is None or len(columns) > 1:
-        parts = [numbers(column, name, place) for name, column in columns.items()]
-        x = np.stack(parts, 1) if parts else np.zeros((0, 0))
-    else:
-        x = numbers(x, "x", place)
+    table = "x" not in columns or columns["x"].ndim == 1
+    names = list(columns) if table else ["x"]
+    if table and inputs is not None:
+        names = list(inputs)
+        if lost := [name for name in names if name not in columns]:
+            text = f"{path} lacks the columns {', '.join(lost)}; it has {', '.join(columns)}"
+            raise ConfigError((place, text))
+    x = inputs_of(columns, names, place)
     try:
         x = x.reshape(len(x), *spec.x_shape)
     except ValueError as error:
         text = f"{path} has {x[:1].size} inputs a row, the run learned {list(spec.x_shape)}"
         raise ConfigError((place, text)) from error
-    return Examples(x, y, [f"row {n}" for n in range(1, len(x) + 1)])
+    rows = [f"row {n}" for n in range(1, len(x) + 1)]
+    return Examples(x, y, rows, tuple(names) if table else None)

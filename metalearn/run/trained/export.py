@@ -107,4 +107,4 @@ def _onnx(module: nn.Module, x: Tensor, path: Path) -> None:
     except ImportError as error:
         text = "ONNX needs the packages onnx and onnxscript: pip install 'metalearn-lab[onnx]'"
         raise ConfigError(("export", f"{text}; .pt2 and .pt need none")) from error
-    torch.onnx.export(_program(module, x), (x,), path)
+    torch.onnx.export(_program(module, x), (x,), path, verbose=False)
