@@ -276,7 +276,9 @@ def meta_gradient(
                     lambda at: loss(at, episode), meta, has_aux=True
                 )
                 (grads,) = pull(torch.ones_like(value), retain_graph=False)
-            except NotImplementedError as error:
+            except RuntimeError as error:
+                if not str(error).startswith("the derivative for"):
+                    raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
         return stats_gradient(learner, meta, grads, episode.support), metrics
