@@ -29,7 +29,6 @@ class KNN(MethodComponent):
     """
 
     family: ClassVar[str] = "transfer"
-    palette_index: ClassVar[int] = 18
     name: Literal["knn"] = option("knn", "The method.")
     neighbours: int = option(
         1, "k; at most the size of the support set counts.", acts="adapt", ge=1

@@ -31,7 +31,6 @@ class LogisticRegression(MethodComponent):
     """
 
     family: ClassVar[str] = "transfer"
-    palette_index: ClassVar[int] = 16
     name: Literal["logistic_regression"] = option("logistic_regression", "The method.")
     strength: float = option(1.0, "C, weight of the loss against the penalty.", acts="adapt", gt=0)
     normalise: bool = option(True, "Give the features length 1.", acts="adapt")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from metalearn.component import option
 from metalearn.inner.rules import Momentum, Rule
@@ -18,7 +18,6 @@ class RFS(LogisticRegression):
 
     # Departures: weight decay of the pretraining is decoupled (the rule's own), and the step size
     # follows a schedule of `outer` in the place of factors of 0.1 at epochs 60 and 80.
-    palette_index: ClassVar[int] = 17
     name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
     copies: int = option(
         5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100

@@ -37,7 +37,6 @@ class SimpleShot(MethodComponent):
     # Departure: m is a running average over the batches of the pretraining, which needs no second
     # pass over the training examples; it follows the features as running statistics do.
     family: ClassVar[str] = "transfer"
-    palette_index: ClassVar[int] = 19
     name: Literal["simple_shot"] = option("simple_shot", "The method.")
     momentum: float = option(0.05, "Share of a batch in the mean.", acts="train", gt=0, le=1)
     outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ class ALFA(MethodComponent):
 
     # Departure: g is small at the start, so that the first steps are nearly MAML's; the authors
     # multiply its outputs by learned factors of each step, in the place of 1 + g.
-    palette_index: ClassVar[int] = 22
     name: Literal["alfa"] = option("alfa", "The method.")
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.01, "Rate where g is 0.", acts="train", gt=0)

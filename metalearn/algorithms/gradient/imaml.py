@@ -36,7 +36,6 @@ class IMAML(MethodComponent):
     phi (equation 6), by `cg_steps` steps of conjugate gradients.
     """
 
-    palette_index: ClassVar[int] = 21
     rate_is_input: ClassVar[bool] = True
     name: Literal["imaml"] = option("imaml", "The method.")
     inner_steps: int = option(16, "S, inner steps in training.", acts="train", ge=1, le=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,6 @@ class MAMLPlusPlus(MethodComponent):
     (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S uses.
     """
 
-    palette_index: ClassVar[int] = 20
     name: Literal["maml_plus_plus"] = option("maml_plus_plus", "The method.")
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=100)
     inner_lr: float = option(0.1, "Start of the rates.", acts="train", gt=0)

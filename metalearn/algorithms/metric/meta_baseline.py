@@ -26,7 +26,6 @@ class MetaBaseline(MethodComponent):
     """
 
     family: ClassVar[str] = "metric"
-    palette_index: ClassVar[int] = 25
     rule_branch: ClassVar[str | None] = CLASSIFIER
     name: Literal["meta_baseline"] = option("meta_baseline", "The method.")
     scale: float = option(10.0, "Start of the factor of the cosines.", acts="train", gt=0)

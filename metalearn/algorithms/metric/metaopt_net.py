@@ -28,7 +28,6 @@ class MetaOptNet(MethodComponent):
 
     # R2-D2 learns the strength too; here it is a field, as in the authors' code (50).
     family: ClassVar[str] = "metric"
-    palette_index: ClassVar[int] = 24
     name: Literal["metaopt_net"] = option("metaopt_net", "The method.")
     strength: float = option(50.0, "Weight of the squared norm of W.", gt=0)
     scale: float = option(7.0, "Start of the scale.", acts="train", gt=0)

@@ -37,7 +37,6 @@ class PMF(MethodComponent):
 
     # Departure: one set of changed copies for all steps, where the authors draw it in each.
     family: ClassVar[str] = "metric"
-    palette_index: ClassVar[int] = 26
     rate_is_input: ClassVar[bool] = True
     name: Literal["pmf"] = option("pmf", "The method.")
     inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)

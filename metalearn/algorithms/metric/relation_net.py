@@ -32,7 +32,6 @@ class RelationNet(MethodComponent):
     # their maps; cross-entropy of the logits in the place of the squared error of their sigmoid
     # (relationnet_softmax of Chen et al. 2019, arXiv:1904.04232).
     family: ClassVar[str] = "metric"
-    palette_index: ClassVar[int] = 23
     name: Literal["relation_net"] = option("relation_net", "The method.")
     hidden: int = option(64, "Hidden units of the relation network.", acts="train", ge=1, le=4096)
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
