@@ -68,8 +68,9 @@ def binary_cross_entropy(
 def gaussian_nll(
     mean: Tensor, log_deviation: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
 ) -> Tensor:
-    """Mean of -log N(y | mean, s^2) = log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the
-    deviation: 3 x [B, *Y] -> [], nats a number.
+    """Mean of -log N(y | mean, s^2), in nats a number: 3 x [B, *Y] -> [].
+
+    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation
     """
     _same_shape(mean, y)
     residual = (y - mean) * torch.exp(-log_deviation)

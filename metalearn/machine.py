@@ -35,8 +35,9 @@ def device_of(name: str) -> str:
 
 
 def prepare_device(device: str, deterministic: bool = False) -> None:
-    """Make a CUDA device the current one, and its float32 products those of IEEE 754: torch rounds
-    those of convolutions to TF32 unless told otherwise. Nothing is done for a CPU.
+    """Make a CUDA device the current one, and its float32 products those of IEEE 754.
+
+    By default torch rounds those of convolutions to TF32. Nothing is done for a CPU.
 
     cuDNN always takes kernels whose results repeat; `deterministic` demands it of every operator,
     RuntimeError where one has no such kernel.
@@ -54,9 +55,7 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
 
 
 def cuda_facts(device: str) -> dict[str, Any]:
-    """The card of a CUDA device, the versions of driver, CUDA and cuDNN, and the flags that decide
-    its numbers.
-    """
+    """The card of a CUDA device, versions of software, and the flags that decide its numbers."""
     card = torch.cuda.get_device_properties(device)
     return {
         "card": card.name,
@@ -86,8 +85,9 @@ def driver_version() -> str | None:
 
 
 def finishes(device: str, seconds: Callable[[], float]) -> bool:
-    """Whether a device ends the work that it was given within so many seconds, which may become
-    fewer in the meantime; a CPU has.
+    """Whether a device ends its work within so many seconds; a CPU has ended it.
+
+    The seconds may become fewer in the meantime.
     """
     if not device.startswith("cuda"):
         return True

@@ -197,7 +197,7 @@ def test_one_step_for_all_equals_the_unrolled_loop(
     outer: dict[str, Any], first_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`compiled_steps`, traced without the C++ compiler: a network, minibatches, LSTM memories."""
-    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
+    monkeypatch.setattr(trace, "compile_flat", trace.interpret_unchanged)
     source = Digits(ways=2, shots=3, queries=1).build(dtype=F64)
     built = method(
         source,

@@ -49,7 +49,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces are run operation by operation: all of `compiled` but the C++."""
-    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
+    monkeypatch.setattr(trace, "compile_flat", trace.interpret_unchanged)
 
 
 def after_two(given: Case, step: Callable[..., Any]) -> Any:
@@ -161,7 +161,7 @@ def test_constants_become_inputs_and_fills_stay() -> None:
 
     found = trace.trace(function, torch.ones(3, dtype=F64), (torch.ones(()), None))
     assert [value.tolist() for value in found.constants] == [[2.0, 3.0, 4.0]]
-    run = trace.by_shapes(function, trace.interpreted)
+    run = trace.specialize_by_shape(function, trace.interpret_unchanged)
     for x in (torch.ones(3, dtype=F64), torch.full((3,), 2.0, dtype=F64)):
         result = run(x, (torch.ones(()), None))
         assert result["sum"].tolist() == (x + table[2:5]).tolist() and result["rest"][1] is None
@@ -173,7 +173,7 @@ def test_what_changes_in_place_is_no_constant() -> None:
         places += x
         return places
 
-    run = trace.by_shapes(counting, trace.interpreted)
+    run = trace.specialize_by_shape(counting, trace.interpret_unchanged)
     assert [run(torch.ones(3)).tolist() for _ in range(2)] == [[1.0, 2.0, 3.0]] * 2
 
 
@@ -185,7 +185,7 @@ def test_what_is_written_through_a_view_is_no_constant() -> None:
         torch.mul(x, 2.0, out=out[:4])
         return torch.cat([out.reshape(2, 2), out.reshape(2, 2)])
 
-    run = trace.by_shapes(gathered, trace.interpreted)
+    run = trace.specialize_by_shape(gathered, trace.interpret_unchanged)
     x = torch.arange(4.0)
     assert [run(x + n).tolist() for n in range(2)] == [gathered(x + n).tolist() for n in range(2)]
 

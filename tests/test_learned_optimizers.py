@@ -101,7 +101,7 @@ def test_a_long_gradient_is_shortened_and_a_lost_one_is_counted() -> None:
 
 def test_one_compiled_step_serves_all_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor `compiled_steps`, without the C++ compiler, equals eager in two outer steps."""
-    monkeypatch.setattr(trace, "compile_flat", trace.interpreted)
+    monkeypatch.setattr(trace, "compile_flat", trace.interpret_unchanged)
     method = LearnToOptimize(rule=LSTM(hidden=3), inner_steps=4, loss_at=(2, 4)).build(
         LEARNER, SOURCE.spec
     )

@@ -8,8 +8,8 @@ from nas_tasks import F64, image_spec
 from test_nas import IMAGES, REGRESSION, inputs
 
 from metalearn.errors import ConfigError
-from metalearn.executors.simplify import interpret
-from metalearn.executors.trace import by_shapes, trace
+from metalearn.executors.simplify import interpret_simplified
+from metalearn.executors.trace import specialize_by_shape, trace
 from metalearn.kernels import native
 from metalearn.nas import SPACES, Architecture, Conv4Micro, Conv4Size, MLPReg, NB201Conv4
 from metalearn.nas.spaces.ops import conv2d
@@ -88,7 +88,7 @@ def test_a_recorded_convolution_refuses_what_does_not_fit(wrong: str) -> None:
     x, bias = torch.ones(2, 7, 7, 3), torch.ones(4)
     weight = torch.ones(4, 3, 3, 3, dtype=F64) if wrong == "dtype" else torch.ones(4, 2, 3, 3)
     with pytest.raises(RuntimeError):
-        by_shapes(conv2d, interpret)(x, weight, bias)
+        specialize_by_shape(conv2d, interpret_simplified)(x, weight, bias)
 
 
 def test_a_compiled_cell_and_one_in_fewer_bits_take_torchs_convolution() -> None:
@@ -101,5 +101,5 @@ def test_a_compiled_cell_and_one_in_fewer_bits_take_torchs_convolution() -> None
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             return conv2d(x, weight, bias)
 
-    recorded = by_shapes(half, interpret)(x, weight, bias)
+    recorded = specialize_by_shape(half, interpret_simplified)(x, weight, bias)
     assert recorded.dtype == half(x, weight, bias).dtype == torch.bfloat16

@@ -11,8 +11,8 @@ import pytest
 import torch
 from small import SOURCE, tiny
 
-from metalearn.executors.simplify import interpret, simplify_graph
-from metalearn.executors.trace import by_shapes, interpreted, trace
+from metalearn.executors.simplify import interpret_simplified, simplify_graph
+from metalearn.executors.trace import interpret_unchanged, specialize_by_shape, trace
 from metalearn.rng import fold_in
 from metalearn.tree import leaves
 
@@ -32,7 +32,7 @@ def test_what_does_nothing_goes_and_what_does_something_stays() -> None:
     after = operations(simplify_graph(found.graph))
     assert before.count("aten.sin.default") == 2 and after.count("aten.sin.default") == 1
     assert not {"aten.expand.default", "aten.transpose.int", "aten.detach.default"} & set(after)
-    assert torch.equal(by_shapes(function, interpret)(x), function(x))
+    assert torch.equal(specialize_by_shape(function, interpret_simplified)(x), function(x))
 
 
 def test_views_that_move_something_stay() -> None:
@@ -41,7 +41,7 @@ def test_views_that_move_something_stay() -> None:
         return turned.expand(2, 4, 3).sum(0) + x.expand(4, 3) + x[:1].expand(4, 3)
 
     x = torch.randn(4, 3)
-    assert torch.equal(by_shapes(function, interpret)(x), function(x))
+    assert torch.equal(specialize_by_shape(function, interpret_simplified)(x), function(x))
 
 
 def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
@@ -52,7 +52,9 @@ def test_a_graph_that_writes_into_a_value_is_left_alone() -> None:
 
     found = trace(function, torch.zeros(2, 2))
     assert simplify_graph(found.graph) is found.graph
-    assert torch.equal(by_shapes(function, interpret)(torch.zeros(2, 2)), torch.ones(2, 2))
+    assert torch.equal(
+        specialize_by_shape(function, interpret_simplified)(torch.zeros(2, 2)), torch.ones(2, 2)
+    )
 
 
 def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(
@@ -71,7 +73,7 @@ def test_torch_takes_the_list_and_where_it_does_not_python_runs_it(
 
     for way, count in ((counted, 1), (refused, 1)):
         monkeypatch.setattr(torch._C, "_create_graph_by_tracing", way)
-        step = by_shapes(method.step, interpret)
+        step = specialize_by_shape(method.step, interpret_simplified)
         for _ in range(2):
             assert all(
                 torch.equal(a, b) for a, b in zip(leaves(step(state, data)), expected, strict=True)
@@ -96,7 +98,7 @@ def test_a_list_goes_with_who_made_it() -> None:
 
     library.mallinfo2.restype, used = Heap, []
     for _ in range(6):
-        by_shapes(longer, interpret)(torch.ones(3))
+        specialize_by_shape(longer, interpret_simplified)(torch.ones(3))
         gc.collect()
         used.append(library.mallinfo2().field7)
     assert used[-1] - used[1] < 4 * 2e6
@@ -104,7 +106,10 @@ def test_a_list_goes_with_who_made_it() -> None:
 
 def test_the_list_does_not_hold_what_it_was_made_with() -> None:
     x = torch.randn(4)
-    reference, step = weakref.ref(x), by_shapes(lambda x: x.sin() * 2, interpret)
+    reference, step = (
+        weakref.ref(x),
+        specialize_by_shape(lambda x: x.sin() * 2, interpret_simplified),
+    )
     step(x)
     del x
     assert reference() is None and torch.equal(step(torch.ones(4)), torch.ones(4).sin() * 2)
@@ -112,12 +117,16 @@ def test_the_list_does_not_hold_what_it_was_made_with() -> None:
 
 def test_a_graph_that_writes_into_what_it_is_given_writes_once() -> None:
     x = torch.zeros(3)
-    by_shapes(lambda x: x.add_(1) * 2, interpret)(x)
+    specialize_by_shape(lambda x: x.add_(1) * 2, interpret_simplified)(x)
     assert torch.equal(x, torch.ones(3))
 
 
 def test_one_tensor_given_twice_is_another_case_than_two() -> None:
-    step, one, two = by_shapes(lambda x, y: x + 2 * y, interpret), torch.ones(2), torch.zeros(2)
+    step, one, two = (
+        specialize_by_shape(lambda x, y: x + 2 * y, interpret_simplified),
+        torch.ones(2),
+        torch.zeros(2),
+    )
     assert torch.equal(step(one, one), 3 * one) and torch.equal(step(one, two), one)
 
 
@@ -127,8 +136,8 @@ def test_a_meta_step_is_shorter_and_the_same_bits() -> None:
     found = trace(method.step, state, data)
     before = len(operations(found.graph))
     assert len(operations(simplify_graph(found.graph))) < 0.8 * before
-    for finish in (interpreted, interpret):
-        mine = by_shapes(method.step, finish)(state, data)
+    for finish in (interpret_unchanged, interpret_simplified):
+        mine = specialize_by_shape(method.step, finish)(state, data)
         assert all(
             torch.equal(a, b)
             for a, b in zip(leaves(mine), leaves(method.step(state, data)), strict=True)
@@ -158,7 +167,7 @@ def test_arithmetic_that_changes_nothing_goes(name: str) -> None:
         "aten.sin.default",
         "aten.cos.default",
     ]
-    assert torch.equal(by_shapes(function, interpret)(x), function(x))
+    assert torch.equal(specialize_by_shape(function, interpret_simplified)(x), function(x))
 
 
 SOMETHING: dict[str, Any] = {
@@ -193,6 +202,9 @@ SOMETHING: dict[str, Any] = {
 @pytest.mark.parametrize("name", SOMETHING)
 def test_arithmetic_that_changes_something_is_the_same(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(3, 4, dtype=dtype)
-    expected, found = SOMETHING[name](x), by_shapes(SOMETHING[name], interpret)(x)
+    expected, found = (
+        SOMETHING[name](x),
+        specialize_by_shape(SOMETHING[name], interpret_simplified)(x),
+    )
     assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
     assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())

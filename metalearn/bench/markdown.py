@@ -37,9 +37,7 @@ def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
 
 
 def replace_section(path: Path, name: str, content: str, head: str) -> None:
-    """Put a section in the place of the one with this name, else at the end; `head` begins a new
-    file.
-    """
+    """Replace the section with this name, or append it; `head` begins a new file."""
     text = path.read_text(encoding="utf-8") if path.exists() else head
     begin, end = (f"<!-- {what}{name.replace('--', '-')} -->" for what in ("", "end of "))
     section = f"{begin}\n{content}{end}\n"

@@ -102,7 +102,7 @@ def bench(
         print(table(rows[-1:])[-1], flush=True)
         if out is not None:
             content = {"schema": 1, "environment": describe("cpu"), "rows": rows}
-            ranks.first(partial(write_json, out, content))
+            ranks.on_rank0(partial(write_json, out, content))
     print("\n".join(["", *table(rows)]))
 
 
@@ -178,7 +178,7 @@ class _Stepper:
         self._idle = alone and not ranks.is_first
         self.turn(WARM)
         seconds, _ = self.turn(2)
-        self.steps = ranks.first(lambda: max(1, round(TURN / seconds)))
+        self.steps = ranks.on_rank0(lambda: max(1, round(TURN / seconds)))
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Seconds a step: by the clock, and of this process on a CPU."""
@@ -195,7 +195,7 @@ def _in_turns(
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
     names, begin = list(steppers), time.perf_counter()
     for number in range(rounds):
-        if number >= 3 and ranks.first(lambda: time.perf_counter() - begin > seconds):
+        if number >= 3 and ranks.on_rank0(lambda: time.perf_counter() - begin > seconds):
             break
         for place in range(len(names)):
             name = names[(place + number) % len(names)]

@@ -63,12 +63,12 @@ def train(
         (experiment.with_seed(seed), folder) for seed, folder in run_folders(experiment, target)
     ]
     parts, ranks = build(experiment, to_train=True), ranks or ALONE
-    ranks.first(lambda: _refuse_strangers(todo, target))
+    ranks.on_rank0(lambda: _refuse_strangers(todo, target))
     if dry_run:
         print(yaml.safe_dump(experiment.resolved(), sort_keys=False), end="")
         return
     for one, folder in todo:
-        if ranks.first(partial(status, folder, one)) == "finished":
+        if ranks.on_rank0(partial(status, folder, one)) == "finished":
             log.info(f"{folder}: a finished run of the same config, left alone")
             continue
         print(line(run_one(one, folder, parts, ranks=ranks)))
@@ -136,7 +136,7 @@ def _plan(name: str, overrides: Sequence[str]) -> Plan:
 def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None:
     """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
     ranks = ranks or ALONE
-    stored = ranks.first(lambda: _resumable(folder, allow_change))
+    stored = ranks.on_rank0(lambda: _resumable(folder, allow_change))
     if stored is None:
         log.info(f"{folder}: this run is finished")
         return
@@ -215,7 +215,7 @@ def evaluate_run(
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    return result, ranks.first(lambda: _write_numbered(out or folder / "evaluations", result))
+    return result, ranks.on_rank0(lambda: _write_numbered(out or folder / "evaluations", result))
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:

@@ -37,8 +37,9 @@ def new(
 
 
 def write_new(kind: str, name: str, folder: Path) -> list[Path]:
-    """Write NAME.py and test_NAME.py into `folder`; ConfigError where one of them is there, or
-    where the name cannot be used.
+    """Write NAME.py and test_NAME.py into `folder`.
+
+    ConfigError where one of them exists, or where the name cannot be used.
     """
     if kind not in KINDS:
         raise ConfigError((kind, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"))

@@ -63,12 +63,12 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
 
     Returns their paths. The same comparison in the same folder, called again while it runs, shares
     the rows that are left."""
-    ranks.first(lambda: check(plan, out))
-    ranks.first(lambda: _begin(plan, out))
+    ranks.on_rank0(lambda: check(plan, out))
+    ranks.on_rank0(lambda: _begin(plan, out))
     ran, diverged = list[str](), list[str]()
 
     def left_alone(name: str, experiment: Experiment, folder: Path) -> bool:
-        found = ranks.first(lambda: status(folder, experiment))
+        found = ranks.on_rank0(lambda: status(folder, experiment))
         if found == "other":  # another comparison has begun in this folder since the check
             raise ConfigError((str(folder), OTHER))
         if found == "finished":
@@ -91,7 +91,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
             diverged.append(name)
 
     share(folders(plan, out), run, ranks=ranks)
-    paths = ranks.first(lambda: _summarize(plan, out, ran=bool(ran)))
+    paths = ranks.on_rank0(lambda: _summarize(plan, out, ran=bool(ran)))
     if diverged:
         raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {paths['report']}")
     return paths

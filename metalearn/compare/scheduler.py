@@ -42,7 +42,7 @@ def share(
     logged: set[Path] = set()
     with signals(_stopped, ranks):  # while a row is run it has its own
         while waiting:
-            runnable = ranks.first(partial(_runnable, waiting, rows))
+            runnable = ranks.on_rank0(partial(_runnable, waiting, rows))
             for folder in runnable or [next(iter(waiting))]:
                 if _run(waiting[folder], folder, run, quiet=folder in logged):
                     del waiting[folder]

@@ -120,11 +120,10 @@ class Experiment:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self, path: str | Path | None = None) -> str:
-        """The experiment as the text of a file, which `metalearn train` reads back to the same
-        hash; written to `path` where one is given.
+        """The experiment as the text of a file, written to `path` where one is given.
 
-        Components and data given in Python appear by name and hash: such a file works in this
-        process alone, and its first line says so.
+        `metalearn train` reads it back to the same hash. Components and data given in Python appear
+        by name and hash: such a file works in this process alone, and its first line says so.
         """
         text: str = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
         if in_python := self.in_python():

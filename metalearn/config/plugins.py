@@ -107,8 +107,9 @@ def unloaded(names: Iterable[str]) -> list[str]:
 
 
 def loaded(*, absolute: bool = False) -> list[str]:
-    """The plug-ins of this process, for the processes that it starts; files by their whole path
-    where `absolute`.
+    """The plug-ins of this process, for the processes that it starts.
+
+    Files by their whole path where `absolute`.
     """
     files = {name: str(Path(name).resolve()) for name in _modules if name.endswith(".py")}
     return [files.get(name, name) if absolute else name for name in _modules]

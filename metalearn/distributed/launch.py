@@ -141,8 +141,9 @@ class _Group:
                     os.kill(process, number)
 
     def passed_on(self, *_: Any) -> None:
-        """A signal to the launcher: the first one asks rank 0 to save and stop, the second ends
-        everything at once.
+        """Pass a signal to the launcher on to the ranks.
+
+        The first one asks rank 0 to save and stop, the second ends everything at once.
         """
         self.signals += 1
         if self.signals > 1:

@@ -5,7 +5,7 @@ without asking each other. They communicate by three operations:
 
     sum      adds up a vector over ranks: the one thing that passes in a training step
     gather   collects what each rank computed, such as the scores of its episodes
-    first    calls a function on rank 0 alone, for files and for choices made by a clock
+    on_rank0 calls a function on rank 0 alone, for files and for choices made by a clock
 
 Sums of meta-gradients travel between devices (NCCL on CUDA, gloo on CPU; the CUDA half has not run
 on several cards yet), all else between CPUs (gloo)."""
@@ -97,7 +97,7 @@ class Ranks:
             dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def first(self, function: Callable[[], Value]) -> Value:
+    def on_rank0(self, function: Callable[[], Value]) -> Value:
         """What `function` returns on rank 0, which alone calls it; its exception is raised on all.
 
         It must not communicate itself, and tensors that it returns should be on CPU."""
@@ -189,8 +189,9 @@ def has_card_each(processes: int) -> bool:
 
 
 def check_cards(ranks: Ranks, device: str) -> None:
-    """ConfigError where processes of a run on CUDA would share a device: SHARE_CARD=1 allows it, to
-    test them on one card.
+    """ConfigError where processes of a run on CUDA would share a device.
+
+    SHARE_CARD=1 allows it, to test them on one card.
     """
     if not device.startswith("cuda") or ranks.size == 1 or os.environ.get(SHARE_CARD) == "1":
         return

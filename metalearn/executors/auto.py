@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from metalearn.executors.executor import CHUNK, COMPILED, why_not
 from metalearn.executors.precision import with_tf32
-from metalearn.executors.step import Draw, Executable, make_step_fn
+from metalearn.executors.step import BatchSampler, Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice, Timing
 from metalearn.executors.trace import COMPILER_CACHE as COMPILER_CACHE
 from metalearn.executors.trials import BUDGET, EAGER, Trials, compare, make, time_in_turns
@@ -37,7 +37,7 @@ class Work:
     """The steps of a run on a device."""
 
     method: Method
-    draw: Draw
+    draw: BatchSampler
     key: Key
     state: MetaState
     tasks: int
@@ -202,8 +202,9 @@ def _compiled_piece(work: Work) -> int:
 
 
 def divisor_near(tasks: int, size: int) -> int | None:
-    """The divisor of `tasks` nearest to `size`, at most twice as large: one graph then serves all
-    pieces; None: all tasks at once.
+    """The divisor of `tasks` nearest to `size`, at most twice as large; None: all tasks at once.
+
+    One graph then serves all pieces.
     """
     near = [number for number in range((size + 1) // 2, 2 * size + 1) if tasks % number == 0]
     best = min(near, key=lambda number: abs(number - size), default=size)

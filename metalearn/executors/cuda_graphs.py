@@ -1,6 +1,4 @@
-"""CUDA graphs: a pure function recorded once as a list of kernel launches, then replayed without
-the host's help.
-"""
+"""CUDA graphs: a pure function recorded once as kernel launches, replayed without the host."""
 
 from __future__ import annotations
 
@@ -12,7 +10,13 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.executors.trace import Flat, Trace, by_shapes, compile_flat, interpreted
+from metalearn.executors.trace import (
+    Flat,
+    Trace,
+    compile_flat,
+    interpret_unchanged,
+    specialize_by_shape,
+)
 
 # calls before the capture, as torch's notes on CUDA graphs ask for: libraries choose and allocate
 # in them
@@ -23,19 +27,18 @@ FAR = 1e-3
 
 
 def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
-    """`function` of trees of CUDA tensors, captured anew for every combination of shapes; first
-    compiled, if asked for.
+    """`function` of trees of CUDA tensors, captured anew for every combination of shapes.
 
-    Traced first, so that its constants lie on the device before the capture, which allows no copy
-    from the host. Arguments are copied into the graph's own memory, results out of it: what was
-    returned is never written to again. ConfigError where a replay gives other numbers than an eager
-    call."""
-    return by_shapes(function, partial(_capture, compiling=compiling))
+    First compiled, if asked for. Traced first, so that its constants lie on the device before the
+    capture, which allows no copy from the host. Arguments are copied into the graph's own memory,
+    results out of it: what was returned is never written to again. ConfigError where a replay gives
+    other numbers than an eager call."""
+    return specialize_by_shape(function, partial(_capture, compiling=compiling))
 
 
 def _capture(traced: Trace, tensors: list[Tensor], compiling: bool) -> Flat:
     device = _device_of(tensors)
-    flat = (compile_flat if compiling else interpreted)(traced, tensors)
+    flat = (compile_flat if compiling else interpret_unchanged)(traced, tensors)
     inputs = [tensor.clone() for tensor in tensors]
     held = {_place(tensor) for tensor in (*inputs, *traced.constants)}
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)

@@ -25,8 +25,8 @@ from typing import Any
 
 from metalearn.executors.cuda_graphs import captured
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
-from metalearn.executors.simplify import interpret
-from metalearn.executors.trace import by_shapes, compiled
+from metalearn.executors.simplify import interpret_simplified
+from metalearn.executors.trace import compiled, specialize_by_shape
 from metalearn.inner.stepwise import stepwise
 from metalearn.tree import scale
 from metalearn.types import Episode, MetaState, Method, Metrics
@@ -81,7 +81,7 @@ def wrap_of(executor: str) -> Wrap:
     if executor in CAPTURED:
         return partial(captured, compiling=executor in COMPILED)
     if executor == "traced":
-        return lambda function: by_shapes(function, interpret)
+        return lambda function: specialize_by_shape(function, interpret_simplified)
     if executor == "compiled_steps":
         return by_steps
     return compiled if executor in COMPILED else identity

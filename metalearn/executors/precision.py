@@ -1,6 +1,4 @@
-"""Products in fewer bits, activations computed again: how a task's gradient is taken, around the
-method that says what.
-"""
+"""How a task's gradient is taken: products in fewer bits, activations computed again."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ FAR = 1e-3
 
 
 def with_precision(method: Method, precision: str, checkpoint_inner: bool, device: str) -> Method:
-    """`method` with its gradient taken in `precision`, its inner steps checkpointed if
-    `checkpoint_inner`.
-    """
+    """`method` with its gradient in `precision`, and inner steps checkpointed if asked for."""
     if precision != "bf16" and not checkpoint_inner:
         return method
 
@@ -50,8 +46,9 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
 
 
 def with_tf32(step: Step, precision: str) -> Step:
-    """`step` with float32 products of CUDA rounded to TF32 while it runs, if that is the
-    precision; so is a capture that it makes.
+    """`step` with float32 products of CUDA rounded to TF32 while it runs, if `precision` is tf32.
+
+    So is a capture that it makes.
     """
     if precision != "tf32":
         return step
@@ -76,8 +73,9 @@ def _tf32() -> Iterator[None]:
 def gradient_error(
     method: Method, other: Method, state: MetaState, episodes: Episode, precision: str
 ) -> float | None:
-    """|g' - g| / |g| of the meta-gradients of `other` in a precision and of `method`; None without
-    task gradients.
+    """|g' - g| / |g| of the meta-gradients g' of `other` in a precision, and g of `method`.
+
+    None without task gradients.
     """
     if method.task_grad is None:
         return None
@@ -93,9 +91,7 @@ def gradient_error(
 
 
 def gradient(method: Method, state: MetaState, episodes: Episode) -> Any:
-    """The mean over tasks of the gradient that a step hands to its update, one task after
-    another.
-    """
+    """The mean over tasks of the gradient that a step hands to its update, task by task."""
     caught = method._replace(update=lambda state, grads: state._replace(meta=grads))
     if state.lanes is not None:
         tasks = leaves(episodes)[0].shape[0]

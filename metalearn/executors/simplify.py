@@ -42,12 +42,11 @@ POWER = _aten.pow.Tensor_Scalar
 PAIRS = MUL | DIV | ADD | SUB
 
 
-def interpret(traced: Trace, tensors: list[Tensor]) -> Flat:
-    """The trace as a short list of operations, run one after another: no compiler, and no overhead
-    of transforms.
+def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
+    """The trace as a short list of operations, run one after another.
 
-    By torch's interpreter of such lists where it takes this one: it needs less than a microsecond
-    for an operation, Python 2 to 3.
+    There is no compiler, and no overhead of transforms. By torch's interpreter of such lists where
+    it takes this one: it needs less than a microsecond for an operation, Python 2 to 3.
     """
     constants = traced.constants
     run = _interpreter(simplify_graph(traced.graph), [*tensors, *constants])
@@ -103,8 +102,9 @@ def _listed(graph: GraphModule, inputs: list[Tensor]) -> Flat:
 
 
 def simplify_graph(graph: GraphModule) -> GraphModule:
-    """The graph with fewer operations (`graph` is used up); as it was where one of them writes into
-    another's.
+    """The graph with fewer operations; unchanged where one of them writes into another's.
+
+    `graph` is used up.
     """
     if any(writes(node) for node in graph.graph.nodes):
         return graph
@@ -154,8 +154,9 @@ def _value(node: Node) -> Tensor | None:
 
 
 def fold_constants(graph: GraphModule) -> None:
-    """Let the readers of what changes nothing read what it was made of; what nobody reads then
-    stays in the list.
+    """Let the readers of an operation that changes nothing read its argument.
+
+    Operations that nobody reads then stay in the list.
     """
     fills: dict[Node, float] = {}
     for node in graph.graph.nodes:
@@ -231,9 +232,7 @@ def _read_instead(node: Node, source: Any) -> None:
 
 
 def same_layout(node: Any, source: Any) -> bool:
-    """Whether two nodes hold tensors of one type, shape, layout and device, at the same place of
-    their storage.
-    """
+    """Whether two nodes hold tensors of one type, shape, layout, device and storage offset."""
     ours, theirs = (
         _layout(one.meta.get("val")) if isinstance(one, Node) else None for one in (node, source)
     )

@@ -20,18 +20,18 @@ from torch import Tensor
 from metalearn.executors.allocator import keep_freed_memory
 from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
-from metalearn.executors.trace import by_shapes, interpreted, light, traceable
+from metalearn.executors.trace import interpret_unchanged, light, specialize_by_shape, traceable
 from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
 from metalearn.types import Key, MetaState, Method, Metrics
 
 # (key, count, first): the tasks first .. first + count - 1 of a step, or its batch of examples
-Draw = Callable[[Key, int, int], Any]
+BatchSampler = Callable[[Key, int, int], Any]
 Total = Callable[[Tensor], Tensor]  # adds a vector up over all processes
-Local = Callable[[MetaState, Any], Any]  # what one process computes from its own tasks
+LocalStep = Callable[[MetaState, Any], Any]  # what one process computes from its own tasks
 
 
-Sample = Callable[[Key, Tensor], Any]
+StepSampler = Callable[[Key, Tensor], Any]
 
 
 class Settings(NamedTuple):
@@ -54,7 +54,7 @@ class Executable(NamedTuple):
 
 def make_step_fn(
     method: Method,
-    draw: Draw,
+    draw: BatchSampler,
     key: Key,
     *,
     tasks: int,
@@ -79,7 +79,7 @@ def make_step_fn(
     chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
     pieces = method.task_grad is not None and in_pieces(executor, chunk)
     settings = Settings(method, executor, chunk, workers_on(device, workers))
-    local: Local | None = make_step(*settings) if pieces else method.step
+    local: LocalStep | None = make_step(*settings) if pieces else method.step
     local, combine = _sharded(settings, tasks, count, total) if sharded else (local, None)
     assert local is not None
     wrap: Wrap = identity if pieces else wrap_of(executor)
@@ -90,7 +90,7 @@ def make_step_fn(
 
     whole = executor in ("traced", "compiled") and not pieces
     fused = executor in CAPTURED or (whole and light(sample, key, _number(device, 0)))
-    made = (_fused if fused else _apart)(wrap, local, sample, key, device)
+    made = (_sampling_recorded if fused else _sampling_separate)(wrap, local, sample, key, device)
     return made if combine is None else _combined(made, combine)
 
 
@@ -98,7 +98,9 @@ def _combined(made: Executable, combine: Step) -> Executable:
     return made._replace(step=lambda state, data: combine(state, made.step(state, data)))
 
 
-def _fused(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> Executable:
+def _sampling_recorded(
+    wrap: Wrap, local: LocalStep, sample: StepSampler, key: Key, device: str
+) -> Executable:
     """Sampling is a part of the recorded function."""
     run = wrap(lambda state, key, number: local(state, sample(key, number)))
     return Executable(
@@ -106,10 +108,12 @@ def _fused(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> E
     )
 
 
-def _apart(wrap: Wrap, local: Local, sample: Sample, key: Key, device: str) -> Executable:
+def _sampling_separate(
+    wrap: Wrap, local: LocalStep, sample: StepSampler, key: Key, device: str
+) -> Executable:
     if device.startswith("cuda") and traceable(sample, key, _number(device, 0)) is not None:
         # Its constants stay on the device: copying them makes the host wait.
-        sample = by_shapes(sample, interpreted)
+        sample = specialize_by_shape(sample, interpret_unchanged)
     return Executable(lambda number: sample(key, _number(device, number)), wrap(local))
 
 
@@ -120,7 +124,7 @@ def _number(device: str, number: int) -> Tensor:
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
-def _sharded(settings: Settings, tasks: int, count: int, total: Total) -> tuple[Local, Step]:
+def _sharded(settings: Settings, tasks: int, count: int, total: Total) -> tuple[LocalStep, Step]:
     """(what a process computes from its `count` tasks, what the processes make of it together)."""
     method, executor, chunk, workers = settings
     assert method.update is not None

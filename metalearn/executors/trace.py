@@ -63,10 +63,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Arguments and results are trees of tensors; anything else in an argument is a constant of the
     trace. Gradients are taken inside `function`, not through it."""
-    return by_shapes(function, compile_flat)
+    return specialize_by_shape(function, compile_flat)
 
 
-def by_shapes(
+def specialize_by_shape(
     function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat]
 ) -> Callable[..., Any]:
     """`function` traced for every combination of shapes.
@@ -171,7 +171,7 @@ def hoist(graph: GraphModule) -> list[Tensor]:
     """
     known: dict[Node, Any] = {}
     hoisted: set[Node] = set()
-    written = _written(graph)
+    written = _written_nodes(graph)
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             known[node] = getattr(graph, str(node.target))
@@ -221,7 +221,7 @@ def writes(node: Node) -> bool:
     return _is_operator(node) and node.target._schema.is_mutable  # type: ignore[union-attr]
 
 
-def _written(graph: GraphModule) -> set[Node]:
+def _written_nodes(graph: GraphModule) -> set[Node]:
     """The nodes whose memory an operator writes to, through views of them too."""
     found = set[Node]()
     ahead: list[Any] = []
@@ -246,7 +246,7 @@ def _counts(node: Node) -> bool:
     )
 
 
-def interpreted(traced: Trace, tensors: list[Tensor]) -> Flat:
+def interpret_unchanged(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as it is, one operation after another."""
     del tensors
     graph, constants = traced.graph, traced.constants

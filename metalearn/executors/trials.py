@@ -91,8 +91,10 @@ def clocks() -> tuple[float, float]:
 
 
 def seconds_since(begin: tuple[float, float], device: str) -> float:
-    """Seconds of work since `begin`: on a CPU, what the processors needed if that is less than the
-    clock says, as the rest was spent by other programs.
+    """Seconds of work since `begin`.
+
+    On a CPU, what the processors needed if that is less than the clock says, as the rest was spent
+    by other programs.
     """
     clock, worked = (now - then for now, then in zip(clocks(), begin, strict=True))
     return clock if device.startswith("cuda") else min(clock, worked)

@@ -82,9 +82,7 @@ class Norm(nn.Module):
 
 
 def batch_normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`Norm` by the whole batch, channels last, with parameters from elsewhere: [B, ..., F], [F],
-    [F] -> [B, ..., F].
-    """
+    """`Norm` by the whole batch with given parameters: [B, ..., F], [F], [F] -> [B, ..., F]."""
     x, axes = x.to(weight.dtype), tuple(range(x.dim() - 1))
     mean = x.mean(axes)
     gain = weight * torch.rsqrt((x - mean).square().mean(axes) + EPS)

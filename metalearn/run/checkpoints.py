@@ -58,7 +58,7 @@ class Resumed(NamedTuple):
 
 def resume(job: Job, start: MetaState) -> Resumed:
     """The newest valid checkpoint, or `start`; lines after it are cut from the files of the run."""
-    step, named, validations, spent = job.ranks.first(lambda: _read(job, start))
+    step, named, validations, spent = job.ranks.on_rank0(lambda: _read(job, start))
     state = start if named is None else _placed(named, start)
     tasks = job.experiment.run.tasks_per_step
     _check_lanes(state, tasks)
@@ -111,7 +111,7 @@ def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation
     """A checkpoint with the task state of all ranks; remove those that are no longer needed."""
     with job.ledger.span("setup"):
         whole = job.ranks.whole_state(state)
-        job.ranks.first(lambda: write_checkpoint(job, done, whole, validations))
+        job.ranks.on_rank0(lambda: write_checkpoint(job, done, whole, validations))
 
 
 def write_checkpoint(
@@ -137,7 +137,7 @@ def select_checkpoint(
     the last."""
     how = experiment.evaluate.checkpoint
     count = experiment.run.validate.keep if how == "ensemble" else 1
-    found = [] if how == "last" else ranks.first(lambda: _best(folder, last, count))
+    found = [] if how == "last" else ranks.on_rank0(lambda: _best(folder, last, count))
     if not found:
         return [last], int(last.step)
     return [_placed(named, last) for _, named in found], found[0][0]

@@ -37,7 +37,7 @@ def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
     again = inductive_test(job, metas)
-    return job.ranks.first(lambda: _write_result(job, metas, step, found, spent, again))
+    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, again))
 
 
 def _write_result(

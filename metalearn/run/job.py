@@ -55,12 +55,12 @@ class Job:
     def with_experiment(self, experiment: Experiment) -> Job:
         """The same run of another experiment on the same tasks, written to config.yaml."""
         parts = rebuild(self.parts, experiment)
-        self.ranks.first(lambda: write_yaml(self.folder / "config.yaml", experiment.resolved()))
+        self.ranks.on_rank0(lambda: write_yaml(self.folder / "config.yaml", experiment.resolved()))
         return replace(self, experiment=experiment, parts=parts)
 
     def record(self, rows: list[dict[str, Any]]) -> None:
         """Append to metrics.jsonl, then tell the loggers, whose time is set-up."""
-        self.ranks.first(lambda: append_lines(self.metrics, rows))
+        self.ranks.on_rank0(lambda: append_lines(self.metrics, rows))
         if self.tracker is not None:
             with self.ledger.span("setup"):
                 self.tracker.rows(rows)

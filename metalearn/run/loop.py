@@ -82,7 +82,7 @@ def _raise_diverged(job: Job) -> Iterator[None]:
         yield
     except NotFinite as found:
         error = found  # for the closure below
-        job.ranks.first(lambda: log_step(job, "raise", error.step))
+        job.ranks.on_rank0(lambda: log_step(job, "raise", error.step))
         raise Diverged(
             f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before "
             f"it are in {job.checkpoints}, the seeds of its tasks in {log_path(job)}"
@@ -125,7 +125,7 @@ def _log(job: Job, buffer: Buffer, progress: Progress) -> None:
     step = buffer[-1][0]
     job.record([{"kind": "train", "step": step, **means}])
     for left_out in skipped:
-        job.ranks.first(partial(log_step, job, "skip", left_out))
+        job.ranks.on_rank0(partial(log_step, job, "skip", left_out))
     progress.at(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 

@@ -82,14 +82,14 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     if job.planned:
         return job, ExecutionPlan(ExecutorChoice(run.executor, run.chunk))
     with job.ledger.span("compile"):
-        found = ranks.first(lambda: decide(job.experiment, job.parts, state, ranks))
+        found = ranks.on_rank0(lambda: decide(job.experiment, job.parts, state, ranks))
     for text in found.messages:
         log.info(f"{job.title}: {text}")
     how = {**found.choice._asdict(), "threads": threads, "workers": run.workers or threads}
     experiment = job.experiment.replace(run=run.model_copy(update=how))
     facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **found.facts}
     facts["tasks"] = records_of(job.parts)
-    ranks.first(lambda: write_start(job.folder, experiment, facts))
+    ranks.on_rank0(lambda: write_start(job.folder, experiment, facts))
     return replace(job, experiment=experiment, planned=True), found
 
 

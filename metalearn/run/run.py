@@ -78,7 +78,7 @@ def run_one(
     `judge` is called with metrics.jsonl after every validation; what it raises ends the run there.
     Raises ConfigError while another process is at work on the folder."""
     with locked(folder, ranks):
-        finished = ranks.first(lambda: _finished(folder))
+        finished = ranks.on_rank0(lambda: _finished(folder))
         if finished is not None:  # another process finished it in the meantime
             return finished
         return run_locked(experiment, folder, parts, ranks=ranks, judge=judge)
@@ -129,27 +129,27 @@ def begin(
 
     Whatever is wrong is refused before anything is written. `method.start` is looked for beside
     `start_folder`, default the run's own."""
-    stored = ranks.first(lambda: _stored(folder))
+    stored = ranks.on_rank0(lambda: _stored(folder))
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
     if experiment.start:
         folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
-    asked = ranks.first(lambda: request(experiment, folder))
+    asked = ranks.on_rank0(lambda: request(experiment, folder))
     searching, chosen = parts.method.prepare is not None, experiment.run.executor != "auto"
     planned = stored is not None and not searching and (chosen or parts.method.step is None)
-    recorded = ranks.first((folder / "environment.json").exists)
+    recorded = ranks.on_rank0((folder / "environment.json").exists)
     if (searching and stored is None) or (planned and not recorded):
         facts = {**describe(parts.device), **asked, "devices": ranks.size}
         facts["tasks"] = records_of(parts)
-        ranks.first(lambda: write_start(folder, experiment, facts))
+        ranks.on_rank0(lambda: write_start(folder, experiment, facts))
     return Job(experiment, folder, parts, ledger, ranks, planned, asked)
 
 
 def meta_train(job: Job, plan: ExecutionPlan, state: MetaState) -> tuple[Job, MetaState]:
     """The state after the last step."""
     if job.parts.method.step is None:  # the same files as of any other run
-        job.ranks.first(job.metrics.touch)
+        job.ranks.on_rank0(job.metrics.touch)
         save(job, 0, state, ())
         return job, state
     steps = training_steps(job, plan)
@@ -170,13 +170,13 @@ def validate_once(job: Job, last: MetaState, tested: MetaState) -> None:
     run, stored = job.experiment.run, job.folder / "look.json"
     if run.validate.every is None or (job.parts.method.step and run.meta_steps):
         return
-    known = job.ranks.first(lambda: read_json(stored) if stored.exists() else None)
+    known = job.ranks.on_rank0(lambda: read_json(stored) if stored.exists() else None)
     if known is not None:
         record_trials(job, [known])
         return
-    job.ranks.first(lambda: cut_lines(job.metrics, -1))  # what a kill may have left of it
+    job.ranks.on_rank0(lambda: cut_lines(job.metrics, -1))  # what a kill may have left of it
     _, cost = measured(job, lambda: validate(job, int(last.step), tested))
-    job.ranks.first(lambda: write_json(stored, {"cost": cost}))
+    job.ranks.on_rank0(lambda: write_json(stored, {"cost": cost}))
 
 
 # tuning of what acts in training
@@ -207,7 +207,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder, ledger = trial_folder(job.folder, number), _ledger(experiment, job.ranks)
     parts = rebuild(job.parts, experiment)
-    job.ranks.first(lambda: _clear_other(folder, experiment))
+    job.ranks.on_rank0(lambda: _clear_other(folder, experiment))
     try:
         with job.ledger.paused(), ledger.span("setup"):
             trial = begin(experiment, folder, parts, ledger, job.ranks, job.folder)
@@ -246,7 +246,7 @@ def _ledger(experiment: Experiment, ranks: Ranks) -> CostLedger:
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Hold the directory for these processes."""
     with ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(held(folder)))
+        ranks.on_rank0(lambda: stack.enter_context(held(folder)))
         yield
 
 

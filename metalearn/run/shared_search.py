@@ -22,11 +22,11 @@ def search(job: Job) -> Job:
     An interrupted search goes on from its record; of a finished one the cost is read."""
     place = search_folder(job.folder) / SPENT
     if job.parts.method.prepare is None:
-        spent = job.ranks.first(lambda: read_json(place) if place.exists() else {})
+        spent = job.ranks.on_rank0(lambda: read_json(place) if place.exists() else {})
         if spent:
             job.ledger.add("search", **{"seconds": 0.0, **spent})
         return job
-    found = job.ranks.first(lambda: _searched(job, search_folder(job.folder)))
+    found = job.ranks.on_rank0(lambda: _searched(job, search_folder(job.folder)))
     return job.with_experiment(job.experiment.replace(found=tuple(found["genotype"])))
 
 

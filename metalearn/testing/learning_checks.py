@@ -31,8 +31,9 @@ from metalearn.types import Batch
 
 
 def check_predictions_have_their_shape(given: Case) -> None:
-    """[T, P, M, C], finite; the points asked for are those of the whole path; any number of
-    queries.
+    """Predictions are [T, P, M, C] and finite, for any number of queries.
+
+    The points asked for are those of the whole path.
     """
     state, episode = given.state(), episodes(given)
     spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
@@ -69,8 +70,9 @@ def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
 
 
 def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
-    """Other queries change a prediction under `query_batch` and no other policy; labels have no way
-    in.
+    """Other queries change a prediction under `query_batch` and no other policy.
+
+    Labels have no way in.
     """
     assert list(inspect.signature(given.method.learn).parameters)[:3] == [
         "meta",
@@ -94,9 +96,7 @@ def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
 
 @needs("step")
 def check_every_leaf_receives_gradient(given: Case) -> None:
-    """No part of the meta is dead weight, running statistics included: one step
-    moves every leaf.
-    """
+    """One step moves every leaf of the meta, running statistics included."""
     for policy in ("none", "running"):
         one = given.rebuild(norm=policy)
         state = one.state()
@@ -129,8 +129,9 @@ MARGIN = 0.06
 
 
 def check_it_learns(given: Case) -> None:
-    """Three seeds: new tasks are learned better than from the start; without training, better than
-    not at all.
+    """New tasks are learned better than from the start, by three seeds.
+
+    Without training, better than not at all.
     """
     tests = Clusters("test", 24)
     points = (0, 5) if given.method.traits.uses_steps else (0,)

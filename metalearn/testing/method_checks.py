@@ -26,8 +26,9 @@ from metalearn.tree import leaves, named_leaves, take, tree_map
 
 
 def check_component(given: Case) -> None:
-    """Frozen, default-constructible, through JSON and back; a sentence for every field; unknown
-    fields refused.
+    """A component is frozen, default-constructible, and the same after JSON and back.
+
+    Every field has a sentence; unknown fields are refused.
     """
     for options in ({}, given.options):
         check_form(given.component, options)
@@ -36,8 +37,9 @@ def check_component(given: Case) -> None:
 
 
 def check_init_is_a_function_of_the_key(given: Case) -> None:
-    """The same key gives the same bits whatever torch's own generator holds; another key gives
-    other numbers.
+    """The same key gives the same bits whatever torch's own generator holds.
+
+    Another key gives other numbers.
     """
     before = torch.get_rng_state()
     first = given.method.init(fold_in(0, "init"))
@@ -63,8 +65,9 @@ def check_inputs_are_left_as_they_were(given: Case) -> None:
 
 @needs("step")
 def check_a_step_keeps_the_form_of_the_state(given: Case) -> None:
-    """Structure, shapes, dtypes, in float64 and float32; metrics are numbers without a graph; the
-    count goes up.
+    """A step keeps structure, shapes and dtypes of the state, in float64 and float32.
+
+    Metrics are numbers without a graph; the count goes up.
     """
     for dtype in (F64, torch.float32):
         one = given.rebuild(dtype=dtype)

@@ -36,9 +36,7 @@ Check = Callable[[ModelCase], None]
 
 
 def shaken(learner: Learner) -> Params:
-    """Parameters that are not at a special start: gains not 1, biases and running statistics not
-    0.
-    """
+    """Parameters away from a special start: gains not 1, biases and running statistics not 0."""
     params = learner.init(KEY)
     moved = {
         name: v + 0.1 * normal(fold_in(KEY, "moved", name), v.shape, v.dtype).abs()
@@ -110,8 +108,9 @@ def check_a_batch_of_parameters_gives_what_each_gives_alone(given: ModelCase) ->
 
 
 def check_only_query_batch_lets_queries_see_each_other(given: ModelCase) -> None:
-    """Other queries change a prediction under query_batch alone; the support set under support and
-    support_plus_one alone.
+    """Other queries change a prediction under query_batch alone.
+
+    The support set changes it under support and support_plus_one alone.
     """
     learner = given.learner()
     policy = learner.normalisation

@@ -40,7 +40,7 @@ def take_over(job: Job) -> None:
     The copied trials are then recorded like those of an interrupted run.
     """
     if job.experiment.budget.once:
-        job.ranks.first(lambda: _copy_choice(job.folder))
+        job.ranks.on_rank0(lambda: _copy_choice(job.folder))
 
 
 def _copy_choice(folder: Path) -> None:
@@ -75,14 +75,14 @@ def stored_choice(job: Job, name: str) -> dict[str, Any] | None:
     def read() -> dict[str, Any] | None:
         return checked(Choice, read_json(path), path) if path.exists() else None
 
-    choice = job.ranks.first(read)
+    choice = job.ranks.on_rank0(read)
     if choice is not None:
         record_trials(job, [*choice["trials"], choice.get("headline", {"cost": {}})])
     return choice
 
 
 def store_choice(job: Job, name: str, choice: dict[str, Any]) -> None:
-    job.ranks.first(lambda: write_json(job.folder / "tune" / f"{name}.json", choice))
+    job.ranks.on_rank0(lambda: write_json(job.folder / "tune" / f"{name}.json", choice))
 
 
 def with_choice(experiment: Experiment, choice: dict[str, Any]) -> Experiment:

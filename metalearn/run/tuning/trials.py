@@ -74,15 +74,15 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
     own, label = job.experiment.base_method, job.experiment.label
     key = fold_in(job.experiment.budget.seed, "tune", label, job.seed, *sorted(ranges))
     record = job.folder / "tune" / "trials.json"
-    done = job.ranks.first(lambda: read_json(record) if record.exists() else [])
+    done = job.ranks.on_rank0(lambda: read_json(record) if record.exists() else [])
     trials: Trials = []
     for number, values in enumerate(trial_points(own, ranges, key)):
-        if job.ranks.first(lambda: _is_spent(job, trials)):
+        if job.ranks.on_rank0(lambda: _is_spent(job, trials)):
             break
         old = next((one for one in done if one["number"] == number), None)
         score, cost = _outcome(job, values, number, old, objective)
         trials.append({"number": number, "parameters": values, "score": score, "cost": cost})
-        job.ranks.first(lambda: write_json(record, trials))
+        job.ranks.on_rank0(lambda: write_json(record, trials))
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(name, span, best, trials)]
     if edge:

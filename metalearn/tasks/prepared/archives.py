@@ -39,8 +39,9 @@ def is_archive(path: Path) -> bool:
 def decoded_archive(
     path: Path, names: tuple[str, ...], size: int
 ) -> tuple[store.Array, list[int], str]:
-    """uint8 [images, 3, size, size] of the classes `names`, images of each, SHA-256; cached by the
-    archive's SHA-256. Raises DataError."""
+    """uint8 [images, 3, size, size] of the classes `names`, images of each, SHA-256.
+
+    Cached by the archive's SHA-256. Raises DataError."""
     archive = store.sha256_of_file(path)
     key = store.sha256_of_text(json.dumps([archive, names, size]))
     cache = store.cache_root() / "archives" / f"{key}.npz"
