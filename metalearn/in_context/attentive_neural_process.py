@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class AttentiveNeuralProcess(InContext):
     # Departure: without the latent path, whose likelihood is a bound and no number of one forward
     # pass. Keys and queries of the cross-attention are linear in f(x), as multi-head attention has
     # them.
-    place: ClassVar[int] = 21
     name: Literal["attentive_neural_process"] = option("attentive_neural_process", "The method.")
     width: int = option(64, "Width of h, r and g.", acts="train", ge=1, le=4096)
     heads: int = heads_option()

@@ -40,7 +40,6 @@ class CAML(InContext):
     # Departure: codes pass the blocks by inner products and weighted sums alone, where the paper's
     # transformer mixes features and codes: permuted classes give permuted outputs exactly, not
     # after training, and the number of ways may differ between training and test.
-    place: ClassVar[int] = 25
     fixed_labels: ClassVar[bool] = False
     name: Literal["caml"] = option("caml", "The method.")
     width: int = option(64, "Width of the features' tokens.", acts="train", ge=1, le=4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ class ConditionalNeuralProcess(InContext):
     model.
     """
 
-    place: ClassVar[int] = 20
     name: Literal["conditional_neural_process"] = option(
         "conditional_neural_process", "The method."
     )

@@ -22,7 +22,6 @@ class GPICL(TransformerNeuralProcess):
     # Departures: an example and its label are one token, where the paper shifts labels by one; the
     # loss is that of queries after the whole support set, not of every prefix. Tasks are the
     # source's, without the paper's random projections.
-    place: ClassVar[int] = 23
     causal: ClassVar[bool] = True
     name: Literal["gpicl"] = option("gpicl", "The method.")  # type: ignore[assignment]
 

@@ -28,7 +28,6 @@ class SNAIL(InContext):
     # Departures: one width for all blocks, where the paper's grow with the size of its tasks, and
     # a `span` of the options instead of the length of the sequence, so that a network fits tasks
     # of other shots. Examples of weight 0 stand before the sequence, where the paper has zeros.
-    place: ClassVar[int] = 24
     causal: ClassVar[bool] = True
     name: Literal["snail"] = option("snail", "The method.")
     width: int = option(32, "Filters of a dense block; width of attention.", acts="train", ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ class TransformerNeuralProcess(InContext):
 
     # Departure: the code of a token says whether it is a query; the paper's has zeros for its y
     # alone, which an example with y = 0 has too. Blocks are pre-normalised.
-    place: ClassVar[int] = 22
     name: Literal["transformer_neural_process"] = option(
         "transformer_neural_process", "The method."
     )
