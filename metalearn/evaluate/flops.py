@@ -254,7 +254,7 @@ OF_OUTPUT = {
     **_each("addcmul addcdiv lerp", 3),
     **_each("gelu silu mish gelu_backward silu_backward mish_backward", 5),
     **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
-    **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward", 1),
+    **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward leaky_relu_backward", 1),
 }
 # FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops
 # have it, the next.
