@@ -162,6 +162,25 @@ def predict(
 
 
 @app.command()
+def recommend(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a comparison.")],
+    tasks: Annotated[str, typer.Option("--tasks", help="Number of new tasks.")],
+    queries: Annotated[
+        str | None, typer.Option("--queries", help="Queries a task; default: as in the test.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="What counts as solved; default: as compared.")
+    ] = None,
+    axis: Annotated[str, typer.Option("--axis", help="Unit of cost: flops or seconds.")] = "flops",
+) -> None:
+    """The cheapest way for so many new tasks, with its interval and the runner-up."""
+    with exit_codes():
+        from metalearn.cli import recommend as command
+
+        command.run(run_dir, tasks, queries, target, axis)
+
+
+@app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
     allow_change: Annotated[

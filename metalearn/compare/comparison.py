@@ -11,13 +11,15 @@ from metalearn.config.experiment import Plan
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.evaluate.cost_block import Axis
 from metalearn.report import numbers
+from metalearn.report.figures.decision import MAPS, map_text
 from metalearn.report.render import VERDICTS
 from metalearn.results import records
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
 from metalearn.results.costs import AXES, learning, up_front
 from metalearn.run.trained.load import LoadedRun, load_run
 
-SEVERAL_PANELS = ("training", "selection")  # figures that no single axes can hold
+# Figures that no single axes can hold.
+SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
 
 
 class Comparison:
@@ -56,6 +58,15 @@ class Comparison:
             tasks = numbers.tasks(row["tasks"], "")
             rows.append([row["a"], row["b"], row["axis"], level, VERDICTS[row["verdict"]], tasks])
         return _text(rows) if len(rows) > 1 else "no target was set or reached: no break-even count"
+
+    def decision_map(self, axis: Axis = "flops") -> str:
+        """Which method is the cheapest, by numbers of new tasks and queries and by target, as text.
+
+        `data["decision_map"]` and `data["decision_map_seconds"]` hold the same as lists."""
+        if axis not in MAPS:
+            text = f"unknown axis {axis!r}; {did_you_mean(axis, MAPS)}"
+            raise ConfigError(("decision_map", text))
+        return map_text(self.data.get(MAPS[axis]))
 
     def to_pandas(self, name: str = "summary") -> Any:
         """A list of comparison.json as a pandas DataFrame: summary, paired, break_even, ..."""

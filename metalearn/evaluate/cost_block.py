@@ -72,6 +72,14 @@ def answering_cost(cost: Cost, axis: Axis) -> float | None:
     return None if value is None else float(value)
 
 
+def per_query(entry: Mapping[str, Any], queries: int) -> dict[str, Any]:
+    """`queries`, `flops_per_query` and `seconds_per_query` of a `predict` entry of one task."""
+    names = {"flops_per_query": "flops", "seconds_per_query": "seconds_batched"}
+    spent = {name: entry.get(of) for name, of in names.items()}
+    shared = {name: None if value is None else value / queries for name, value in spent.items()}
+    return {"queries": queries, **shared}
+
+
 def total_seconds(cost: Cost) -> float | None:
     """All seconds of a run.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from metalearn.errors import ConfigError
 from metalearn.results import records as data
 from metalearn.results.break_even.counts import break_even, break_even_common, break_even_lines
+from metalearn.results.break_even.decision_map import decision_map
 from metalearn.results.break_even.sensitivity import sensitivity
 from metalearn.results.break_even.solved import solved_rows
 from metalearn.results.break_even.target import levels_of, target_of
@@ -64,6 +65,8 @@ def compare(
         "levels": levels,
         "break_even": break_even(groups, wanted, levels, tested),
         "break_even_common": break_even_common(groups, wanted, tested),
+        "decision_map": decision_map(groups, wanted, levels, "flops"),
+        "decision_map_seconds": decision_map(groups, wanted, levels, "seconds"),
         "sensitivity": sensitivity(groups, wanted, levels, tested),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
         **_shown(groups, wanted, pairs, levels),

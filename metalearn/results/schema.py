@@ -77,6 +77,20 @@ class _BreakEven(_Pair):
     variants: list[_Variant] = Field(default_factory=list)
 
 
+class _DecisionMap(Open):
+    axis: Axis
+    tasks: list[Count]
+    targets: list[Number]
+    queries: list[Count]
+    winner: list[list[list[Text | None]]]
+    share: list[list[list[Maybe]]]
+    settled: list[list[list[bool]]]
+    as_tested: Count
+    metric: Literal["accuracy", "loss"]
+    left_out: dict[str, Text] = Field(default_factory=dict)
+    unsettled: Text = ""
+
+
 class _Choice(_Pair):
     choice: Literal["base", "level", "stop", "curve", "tuning", "answering", "axis"]
     value: Text
@@ -213,6 +227,8 @@ class Comparison(Open):
     checks: list[_Check]
     break_even_common: list[_BreakEven] | None = None
     sensitivity: list[_Sensitivity] | None = None
+    decision_map: _DecisionMap | None = None
+    decision_map_seconds: _DecisionMap | None = None
     curves: list[_Curve] | None = None
     cost_curves: list[_CostCurve] | None = None
     solved: list[_Solved] | None = None

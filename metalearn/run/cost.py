@@ -7,7 +7,7 @@ from typing import Any
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.cost_block import EACH
+from metalearn.evaluate.cost_block import EACH, per_query
 from metalearn.evaluate.curves import learn_keys, learner_inputs
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
@@ -56,7 +56,14 @@ def cost_block(
     _add_labels(table, parts.test, experiment.base_method.minibatches[1])
     if stepped:
         _add_start(table, at_start, tasks)
-    return table
+    return _with_queries(table, parts.test, evaluate)
+
+
+def _with_queries(table: dict[str, Row], source: TaskSource, evaluate: Evaluate) -> dict[str, Row]:
+    """The table with the cost of one query; a test task's queries are counted with padding."""
+    episode = source.sample(fold_in(evaluate.seed, "episodes"), 1)
+    queries = int(episode.query.x.shape[1])
+    return table | {"predict": table["predict"] | per_query(table["predict"], queries)}
 
 
 def _before(method: Method, experiment: Experiment) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.cost_block import EACH, per_task
+from metalearn.evaluate.cost_block import EACH, per_query, per_task
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.machine import cores, set_threads
 from metalearn.run.checkpoints import select_checkpoint
@@ -104,4 +104,5 @@ def _timed(entry: Json, phase: str, rounds: Sequence[Mapping[str, Seconds]]) -> 
         medians["seconds_at_start"] = min(medians["seconds_at_start"], medians["seconds_batched"])
     first = entry.get("first_pass") or {name: entry[name] for name in ("seconds", *kinds)}
     row = {**entry, **medians, "seconds": medians["seconds_batched"]}
-    return {**row, "first_pass": first, "rounds": found}
+    answers = per_query(row, entry["queries"]) if entry.get("queries") else {}
+    return {**row, **answers, "first_pass": first, "rounds": found}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from metalearn.report.figures import cost, curves
+from metalearn.report.figures import cost, curves, decision
 from metalearn.report.figures.axes import Compared, drawing_on
 from metalearn.report.figures.tuning import tuning_figure
 
@@ -19,6 +19,8 @@ FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "reached-seconds": cost.reached_seconds_figure,
     "pareto": cost.pareto_figure,
     "break-even": cost.break_even_figure,
+    "decision-flops": decision.decision_figure,
+    "decision-seconds": decision.decision_seconds_figure,
     "selection": cost.selection_figure,
     "tuning": tuning_figure,
 }

@@ -1,0 +1,144 @@
+"""`metalearn recommend`: the cheapest way of a comparison for so many new tasks, in a paragraph."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+from metalearn.errors import ConfigError
+from metalearn.report.numbers import amount, level
+from metalearn.results import records
+from metalearn.results.break_even.recommendation import Question, Recommendation, recommend
+from metalearn.results.comparison import collect, read_comparison
+from metalearn.results.costs import AXES
+from metalearn.results.records import Json
+
+MOST = 10**12
+
+
+def recommendation(
+    root: Path, tasks: str, queries: str | None, target: str | None, axis: str
+) -> tuple[Recommendation, Json]:
+    """(the answer, comparison.json); ConfigError with everything that is wrong."""
+    problems: list[tuple[str, str]] = []
+    number = _whole("--tasks", tasks, 1, problems)
+    asked = None if queries is None else _whole("--queries", queries, 0, problems)
+    wanted = None if target is None else _number("--target", target, problems)
+    if axis not in AXES:
+        problems.append(("--axis", f"{axis!r} should be one of {', '.join(AXES)}"))
+    found, groups = _comparison(root, problems)
+    known = found.get("target") if found else None
+    if found and len(groups) < 2:
+        problems.append((str(root), "holds one method, and a choice takes two"))
+    elif found and known is None:
+        text = "the comparison has no target: set evaluate.target, or run it with validation tasks"
+        problems.append((str(root), text))
+    if known and wanted is not None and known["metric"] == "accuracy" and wanted > 1:
+        problems.append(("--target", f"{wanted:g} is an accuracy and lies in 0 .. 1, such as 0.9"))
+    if problems or found is None or known is None or number is None:
+        raise ConfigError(*problems)
+    tested = (found.get("decision_map") or {}).get("as_tested", 1)
+    question = Question(
+        number,
+        int(tested) if asked is None else asked,
+        float(known["value"]) if wanted is None else wanted,
+        cast(Any, axis),
+    )
+    return recommend(groups, known, found.get("levels") or [], question), found
+
+
+def _comparison(
+    root: Path, problems: list[tuple[str, str]]
+) -> tuple[Json | None, list[records.Group]]:
+    finished, _ = records.run_directories(root) if root.is_dir() else ([], [])
+    if not finished:
+        text = "holds no finished run: give the directory of a comparison, such as runs/demo"
+        problems.append((str(root), text))
+        return None, []
+    try:
+        groups = records.group(map(records.load, finished))
+        return read_comparison(root, groups) or collect(root), groups
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None, []
+
+
+def _whole(place: str, text: str, least: int, problems: list[tuple[str, str]]) -> int | None:
+    value = _number(place, text, problems, positive=False)
+    if value is not None and (value != int(value) or not least <= value <= MOST):
+        problems.append((place, f"{text} should be a whole number from {least} to {MOST:.0e}"))
+        return None
+    return None if value is None else int(value)
+
+
+def _number(
+    place: str, text: str, problems: list[tuple[str, str]], *, positive: bool = True
+) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (positive and value <= 0):
+        problems.append((place, f"{text!r} should be a {'positive ' * positive}number"))
+        return None
+    return value
+
+
+def paragraph(found: Recommendation, comparison: Json) -> str:
+    """The answer in sentences."""
+    asked, metric = found.question, str(comparison["target"]["metric"])
+    name = f"a target of {level(asked.target, metric)} {metric}"
+    setting = f"{asked.tasks:,} new tasks with {asked.queries:,} queries each at {name}"
+    parts = [f"For {setting},"]
+    if found.label is None:
+        parts.append("no method solves half of the test tasks.")
+    else:
+        parts += _answer(found)
+    parts += _caveats(found, comparison, metric)
+    return " ".join(parts)
+
+
+def _answer(found: Recommendation) -> list[str]:
+    axis, total = found.question.axis, found.total
+    assert total is not None
+    ends = ""
+    if found.interval is not None:
+        low, high = (amount(end, axis) for end in found.interval)
+        ends = f" (95 % interval {low} to {high})"
+    parts = [f"{found.label} is the cheapest: {amount(total, axis)} in total{ends}."]
+    if found.runner_up is not None and found.runner_up_total is not None:
+        ratio = found.runner_up_total / total if total else math.inf
+        other = amount(found.runner_up_total, axis)
+        parts.append(f"The runner-up is {found.runner_up}: {other}, {ratio:.3g} times as much.")
+    else:
+        parts.append("No other method reaches the target.")
+    if not found.settled:
+        why = found.unsettled or f"it wins in {found.share:.0%} of the bootstrap's draws"
+        parts.append(f"The data do not settle this: {why}.")
+    return parts
+
+
+def _caveats(found: Recommendation, comparison: Json, metric: str) -> list[str]:
+    parts, border = [], found.border
+    if border is None:
+        parts.append("No number of tasks and no target of the map changes the answer.")
+    elif border.what == "tasks":
+        parts.append(
+            f"Nearest border of the map: at about {max(1, round(border.value)):,} tasks "
+            f"{border.label} becomes the cheapest."
+        )
+    else:
+        who = "no method reaches it" if border.label is None else f"{border.label} is the cheapest"
+        parts.append(f"Nearest border of the map: at {level(border.value, metric)} {who}.")
+    failed = [check["name"] for check in comparison["checks"] if not check["passed"]]
+    if failed:
+        parts.append(f"Checks that failed: {'; '.join(failed)}.")
+    for label, why in found.left_out.items():
+        parts.append(f"Left out: {label} ({why}).")
+    return parts
+
+
+def run(root: Path, tasks: str, queries: str | None, target: str | None, axis: str) -> None:
+    """Print the paragraph."""
+    print(paragraph(*recommendation(root, tasks, queries, target, axis)))

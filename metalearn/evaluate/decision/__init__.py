@@ -1,0 +1,1 @@
+"""Which way of learning new tasks costs the least: totals, the cheapest one, and its map."""

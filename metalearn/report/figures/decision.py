@@ -1,0 +1,131 @@
+"""The decision map: which method is the cheapest, by number of new tasks, target and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullLocator
+
+from metalearn.evaluate.cost_block import Axis
+from metalearn.report.figures.axes import Compared, shortened
+from metalearn.report.figures.style import INK, SIZE, SMALL, Drawing, Style, styled, styles
+from metalearn.report.numbers import level
+from metalearn.results.records import Json
+
+MAPS: dict[Axis, str] = {"flops": "decision_map", "seconds": "decision_map_seconds"}
+MOST_LABELS = 7  # targets written beside a panel
+HATCH = "////"  # where the bootstrap does not settle the winner
+
+
+@styled
+def decision_figure(what: Compared) -> Figure | None:
+    """The cheapest method in FLOPs, one panel for each number of queries; None without a map."""
+    return _figure(what, "flops")
+
+
+@styled
+def decision_seconds_figure(what: Compared) -> Figure | None:
+    """The same in seconds."""
+    return _figure(what, "seconds")
+
+
+def _figure(what: Compared, axis: Axis) -> Figure | None:
+    groups, found = what
+    shown: Json | None = found.get(MAPS[axis])
+    if not shown or not winners(shown):
+        return None
+    style_of, names = styles(groups), winners(shown)
+    figure = Drawing((SIZE[0], SIZE[1] + 0.9))
+    places = [(0.13, 0.66), (0.58, 0.66), (0.13, 0.25), (0.58, 0.25)]
+    for number, queries in enumerate(shown["queries"][: len(places)]):
+        left, low = places[number]
+        axes = figure.add_axes((left, low, 0.39, 0.27))
+        _panel(axes, shown, number, style_of, inner=left > 0.2)
+        tested = ", as tested" if queries == shown["as_tested"] else ""
+        axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} a task{tested}", size=9)
+        if low < 0.5:
+            axes.set_xlabel("new tasks, logarithmic")
+    handles = [Patch(color=style_of[name].color, label=shortened(name, 24)) for name in names]
+    handles.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="not settled"))
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL)
+    return figure
+
+
+def winners(shown: Json) -> list[str]:
+    """The methods that win a cell, each once, in the order of their first cell."""
+    names = (name for part in shown["winner"] for row in part for name in row)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _panel(
+    axes: Axes, shown: Json, number: int, style_of: dict[str, Style], *, inner: bool
+) -> None:
+    """Cells of one number of queries; targets from below, the hardest on top."""
+    winner, settled = shown["winner"][number], shown["settled"][number]
+    for row, names in enumerate(winner):
+        for column, name in enumerate(names):
+            if name is not None:
+                hatch = None if settled[row][column] else HATCH
+                _cell(axes, column, row, style_of[name].color, hatch)
+    targets, tasks = shown["targets"], shown["tasks"]
+    axes.set_xlim(0, len(tasks))
+    axes.set_ylim(0, len(targets))
+    axes.grid(visible=False)
+    powers = [place for place in range(len(tasks)) if place % 4 == 0]
+    axes.set_xticks([place + 0.5 for place in powers], [_power(tasks[place]) for place in powers])
+    every = -(-len(targets) // MOST_LABELS)
+    rows = range(0, len(targets), every)
+    written = ["" if inner else _level(targets[row], shown["metric"]) for row in rows]
+    axes.set_yticks([row + 0.5 for row in rows], written)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _cell(axes: Axes, column: int, row: int, color: str, hatch: str | None) -> None:
+    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=color, edgecolor="none"))
+    if hatch:
+        axes.add_patch(
+            Rectangle((column, row), 1, 1, fill=False, edgecolor="white", hatch=hatch, lw=0)
+        )
+
+
+def _power(tasks: float) -> str:
+    for unit, word in ((10**6, "M"), (10**3, "k")):
+        if tasks >= unit:
+            return f"{tasks / unit:g}{word}"
+    return f"{tasks:g}"
+
+
+def _level(value: float, metric: str) -> str:
+    return level(value, metric)
+
+
+def map_text(shown: Json | None) -> str:
+    """The map as text for a terminal: letters of the winners, small where it is not settled."""
+    if not shown or not winners(shown):
+        return "no target was set or reached: no decision map"
+    letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(shown))}
+    lines: list[str] = []
+    for number, queries in enumerate(shown["queries"]):
+        tested = " (as tested)" if queries == shown["as_tested"] else ""
+        lines.append(f"{queries:,} queries a task{tested}, cheapest in {shown['axis']}:")
+        lines += _rows(shown, number, letters)
+    lines += [f"{letter} {name}" for name, letter in letters.items()]
+    return "\n".join([*lines, "small letter: not settled by the data; .: no method reaches it"])
+
+
+def _rows(shown: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
+    winner, settled = shown["winner"][number], shown["settled"][number]
+    names = [_level(value, shown["metric"]) for value in shown["targets"]]
+    width = max(map(len, names))
+    lines = []
+    for row in reversed(range(len(names))):
+        cells = (
+            "." if name is None else letters[name] if clear else letters[name].lower()
+            for name, clear in zip(winner[row], settled[row], strict=True)
+        )
+        lines.append(f"  {names[row].rjust(width)}  {'    '.join(cells)}")
+    heads = "".join(_power(tasks).ljust(5) for tasks in shown["tasks"])
+    return [*lines, f"  {' ' * width}  {heads}".rstrip() + "  tasks"]

@@ -1,0 +1,210 @@
+"""The cheapest method by numbers of tasks and queries and by target; `recommend` agrees with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import write_regression, write_rows
+from typer.testing import CliRunner
+
+from metalearn.cli.main import app
+from metalearn.cli.recommend import paragraph, recommendation
+from metalearn.compare.comparison import Comparison
+from metalearn.errors import ConfigError
+from metalearn.evaluate.cost_block import per_query
+from metalearn.evaluate.decision.totals import Choice, bootstrap_weights, decide, total_interval
+from metalearn.report.page import write_report
+from metalearn.results.comparison import collect, write_comparison
+from metalearn.storage.files import read_json
+
+TASKS = [1, 10, 100, 1_000, 10_000, 100_000]
+QUERIES = [1, 100]
+TARGETS = (0.5, 0.9)
+# label: up front, adapt, query, share solved at each target
+KNOWN: dict[str, tuple[float, float, float, tuple[float, float]]] = {
+    "scratch": (0.0, 1000.0, 1.0, (0.8, 0.2)),
+    "maml": (50_000.0, 20.0, 1.0, (1.0, 0.8)),
+    "in_context": (200_000.0, 1.0, 3.0, (1.0, 1.0)),
+}
+
+
+def known(seeds: int = 3, tasks: int = 10) -> list[Choice]:
+    found = []
+    for label, (up, adapt, query, shares) in KNOWN.items():
+        solved = np.zeros((len(shares), seeds, tasks), bool)
+        for place, share in enumerate(shares):
+            solved[place, :, : round(share * tasks)] = True
+        costs = (np.full(seeds, value) for value in (up, adapt, query))
+        found.append(Choice(label, *costs, solved))
+    return found
+
+
+def analytic(tasks: int, queries: int, place: int) -> tuple[str | None, dict[str, float]]:
+    """The cheapest by hand: U + n (adapt + q query) / share, where half of the tasks are solved."""
+    totals = {
+        label: up + tasks * (adapt + queries * query) / shares[place]
+        for label, (up, adapt, query, shares) in KNOWN.items()
+        if shares[place] >= 0.5
+    }
+    return min(totals, key=lambda label: totals[label], default=None), totals
+
+
+def test_known_costs_and_shares_give_the_analytic_map() -> None:
+    found = decide(known(), TASKS, QUERIES)
+    names = list(KNOWN)
+    seen = set()
+    for q, queries in enumerate(QUERIES):
+        for a in range(len(TARGETS)):
+            for n, tasks in enumerate(TASKS):
+                label, totals = analytic(tasks, queries, a)
+                assert names[found.winner[q, a, n]] == label
+                for place, name in enumerate(names):
+                    value = found.totals[place, q, a, n]
+                    assert value == pytest.approx(totals.get(name, np.inf), rel=1e-12)
+                seen.add(label)
+    assert seen == set(KNOWN)
+
+
+def test_a_target_that_nobody_reaches_has_no_winner() -> None:
+    choices = [choice._replace(solved=choice.solved & False) for choice in known()]
+    found = decide(choices, TASKS, QUERIES)
+    assert (found.winner == -1).all() and np.isnan(found.share).all()
+    assert total_interval(choices[0]._replace(solved=choices[0].solved[:1]), 10, 1) is None
+
+
+def test_the_bootstrap_settles_clear_cells_and_no_close_ones() -> None:
+    generator = np.random.default_rng(0)
+    solved = generator.random((1, 5, 200)) < 0.8
+    ones = np.ones(5)
+    cheap = Choice("cheap", 0 * ones, ones, ones, solved)
+    same = cheap._replace(label="same", solved=generator.random((1, 5, 200)) < 0.8)
+    dear = cheap._replace(label="dear", adapt=100 * ones)
+    close, clear = (decide([cheap, other], [100], [1]).share[0, 0, 0] for other in (same, dear))
+    assert clear == 1.0 and 0.1 < close < 0.9
+
+
+def test_the_interval_of_a_total_covers_it() -> None:
+    """New seeds and new tasks: 5 seeds, 100 tasks, shares that differ by seed and task."""
+    covered, generator = 0, np.random.default_rng(1)
+    for _ in range(200):
+        level = np.clip(0.8 + generator.normal(0, 0.02, (5, 1)), 0, 1)
+        solved = generator.random((5, 100)) < level
+        choice = Choice("a", generator.normal(100, 5, 5), np.ones(5), np.zeros(5), solved[None])
+        ends = total_interval(choice, 1000, 0)
+        assert ends is not None
+        covered += ends[0] <= 100 + 1000 / 0.8 <= ends[1]
+    assert covered >= 170  # of a bootstrap over 5 seeds; the t interval would have 190
+
+
+def test_draws_are_shared_by_tasks_and_by_origin() -> None:
+    choices = [choice._replace(origin="one") for choice in known()]
+    first, second, _ = bootstrap_weights(choices, 7, 0)
+    assert np.array_equal(first, second) and np.allclose(first.sum(1), 1)
+    other, _, _ = bootstrap_weights(known(), 7, 1)
+    assert not np.array_equal(first, other)
+
+
+def test_answering_has_a_price_for_each_query() -> None:
+    entry = {"flops": 50, "seconds_batched": 0.5}
+    expected = {"queries": 25, "flops_per_query": 2.0, "seconds_per_query": 0.02}
+    assert per_query(entry, 25) == expected
+    unknown = per_query({"flops": None, "seconds_batched": None}, 25)
+    assert unknown["flops_per_query"] is None and unknown["seconds_per_query"] is None
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("decision")
+    write_rows(root, ["maml", "proto_net", "scratch"], seeds=3, episodes=200)
+    write_comparison(root)
+    return root
+
+
+def test_recommend_agrees_with_the_map(rows: Path) -> None:
+    for axis, name in (("flops", "decision_map"), ("seconds", "decision_map_seconds")):
+        shown = read_json(rows / "comparison.json")[name]
+        for q, queries in list(enumerate(shown["queries"]))[::3]:
+            for a in (0, len(shown["targets"]) // 2, len(shown["targets"]) - 1):
+                for n in (0, len(shown["tasks"]) - 1):
+                    asked = str(shown["tasks"][n]), str(queries), str(shown["targets"][a])
+                    found, _ = recommendation(rows, *asked, axis)
+                    assert found.label == shown["winner"][q][a][n]
+                    share = shown["share"][q][a][n]
+                    assert share is None or found.share == pytest.approx(share, abs=1e-4)
+
+
+def test_the_border_is_where_the_winner_changes(rows: Path) -> None:
+    found, comparison = recommendation(rows, "1", None, "0.3", "flops")
+    assert found.border is not None and found.border.what == "tasks"
+    beyond, _ = recommendation(
+        rows, str(round(found.border.value * 1.01) + 1), None, "0.4", "flops"
+    )
+    assert beyond.label == found.border.label != found.label
+    text = paragraph(found, comparison)
+    assert found.label in text and f"{round(found.border.value):,} tasks" in text
+    assert found.total is not None and found.interval is not None
+    assert found.interval[0] <= found.total <= found.interval[1]
+
+
+def test_one_seed_settles_nothing(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "proto_net"])
+    found = collect(tmp_path)["decision_map"]
+    assert not np.asarray(found["settled"]).any() and "seeds" in found["unsettled"]
+
+
+def test_a_price_that_is_unknown_is_left_out(tmp_path: Path) -> None:
+    def forget(result: dict[str, Any]) -> None:
+        result["cost"]["meta_train"]["flops"] = None
+
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    write_rows(tmp_path, ["proto_net"], seeds=3, change=forget)
+    found = collect(tmp_path)["decision_map"]
+    assert "before the first task" in found["left_out"]["proto_net"]
+    text = paragraph(*recommendation(tmp_path, "10", None, None, "flops"))
+    assert "Left out: proto_net" in text
+
+
+def test_regression_has_targets_of_the_loss(tmp_path: Path) -> None:
+    for label, method in (("maml", "maml"), ("scratch", "scratch")):
+        for seed in range(3):
+            write_regression(tmp_path / "methods" / label / f"seed-{seed}", label, method, seed)
+    target = {"metric": "loss", "value": 0.6}
+    found = collect(tmp_path, target=target)["decision_map"]
+    assert found["targets"] == sorted(found["targets"], reverse=True) and 0.6 in found["targets"]
+    assert {"maml", "scratch"} & {name for q in found["winner"] for row in q for name in row}
+
+
+def test_the_command_prints_one_paragraph(rows: Path) -> None:
+    done = CliRunner().invoke(app, ["recommend", str(rows), "--tasks", "1e3", "--queries", "100"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("For 1,000 new tasks with 100 queries each at a target of ")
+    assert re.search(r"is the cheapest: .*FLOP in total \(95 % interval", done.output)
+    assert done.output.count("\n") == 1
+
+
+def test_the_map_in_python_and_on_the_page(rows: Path) -> None:
+    found = Comparison(rows)
+    text = found.decision_map()
+    assert "75 queries a task (as tested), cheapest in flops:" in text and "B proto_net" in text
+    assert "cheapest in seconds" in found.decision_map("seconds")
+    assert len(found.plot("decision-flops").axes) == 4
+    with pytest.raises(ConfigError, match="unknown axis"):
+        found.decision_map("joules")  # type: ignore[arg-type]
+    page = write_report([rows], rows / "report.html").read_text()
+    assert page.index('id="decision"') < page.index('id="q1"')
+
+
+def test_bad_input_ends_with_2_and_all_errors(
+    rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ["--tasks", "0", "--queries", "x", "--target", "7", "--axis", "joules"]
+    done = CliRunner().invoke(app, ["recommend", str(rows), *asked])
+    assert done.exit_code == 2
+    for place in ("--tasks", "--queries", "--target", "--axis"):
+        assert place in caplog.text
+    done = CliRunner().invoke(app, ["recommend", str(tmp_path), "--tasks", "5"])
+    assert done.exit_code == 2
