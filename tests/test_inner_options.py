@@ -19,7 +19,7 @@ from metalearn.inner import SGD, Adam, Momentum
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in
-from metalearn.transfer import FineTune, Scratch
+from metalearn.transfer import BaselinePlusPlus, FineTune, LinearProbe, Scratch
 from metalearn.tree import leaves, named_leaves, take
 from metalearn.types import Episode, MetaState, Method
 
@@ -93,6 +93,8 @@ def test_maml_with_adam_inside_is_finite_by_every_executor(executor_name: str) -
         Reptile(inner=Momentum(lr=0.05)),
         FineTune(inner=Adam(lr=0.05)),
         FineTune(inner=Adam(lr=0.05), adapts="head"),
+        LinearProbe(inner=Adam(lr=0.05)),
+        BaselinePlusPlus(inner=Momentum(lr=0.05, decay=0.5)),
         Scratch(inner=Adam(lr=0.05, weight_decay=0.1)),
     ],
     ids=lambda component: f"{component.name}-{component.inner.name}",
@@ -120,6 +122,8 @@ def test_the_rule_moves_new_tasks(component: Any) -> None:
     [
         (MAML, {"inner": {"name": "adam"}, "inner_lr": 0.5}, "leave out inner_lr"),
         (FineTune, {"inner": {"name": "sgd"}, "inner_momentum": 0.5}, "leave out inner_momentum"),
+        (LinearProbe, {"inner": {"name": "sgd"}, "inner_lr": 0.5}, "leave out inner_lr"),
+        (BaselinePlusPlus, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),
         (Scratch, {"inner": {"name": "sgd", "schedule": "linear"}}, "use constant"),
         (Reptile, {"inner": {"name": "sgd", "schedule": "cosine"}}, "use constant"),
         (MAML, {"inner": {"name": "adamm"}}, "adamm"),

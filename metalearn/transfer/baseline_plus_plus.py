@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import WEIGHT, cosine, fresh_linear
+from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.linear_probe import learn_head
-from metalearn.transfer.pretrain import Head, descent, pretrained
+from metalearn.transfer.pretrain import RULE, Head, pretrained, rule_of_task
 from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
@@ -36,13 +38,19 @@ class BaselinePlusPlus(MethodComponent):
     weight_decay: float = option(
         1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0
     )
+    inner: Rule | None = inner_rule_option(RULE, acts="adapt")
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+
+    @model_validator(mode="after")
+    def _check_inner(self) -> BaselinePlusPlus:
+        refuse_two_rules(self, "inner_lr", "inner_momentum", scheduled=False)
+        return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""
         require_classes(self.name, spec)
         head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
-        rule = descent(self.inner_lr, self.inner_momentum)
+        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
         learning = learn_head(learner, spec, rule, head, weight_decay=self.weight_decay)
         return pretrained(learner, spec, self.outer.build(meta_steps), learning, head)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
@@ -13,10 +14,11 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import identity, unit
 from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
 from metalearn.inner.objective import weighted_loss
+from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
-from metalearn.transfer.pretrain import LINEAR, Head, descent, pretrained
+from metalearn.transfer.pretrain import LINEAR, RULE, Head, pretrained, rule_of_task
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
 Start = Callable[[Meta, Key, Tensor], Params]  # (meta, the task's key, z [B, D]) -> the new head
@@ -66,7 +68,7 @@ class LinearProbe(MethodComponent):
     """Pretrain on all training classes, then learn a linear layer on the frozen features of a task.
 
     minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x),
-    by gradient descent"""
+    by gradient descent, or by the rule `inner`"""
 
     # Departures from Chen et al. 2019: every step sees the whole support set, not minibatches of 4;
     # their momentum is damped by 0.9, which but for the first step is ours with a tenth of the step
@@ -85,14 +87,20 @@ class LinearProbe(MethodComponent):
     normalise: bool = option(
         False, "give the features length 1 first (Tian et al. 2020)", acts="adapt"
     )
+    inner: Rule | None = inner_rule_option(RULE, acts="adapt")
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+
+    @model_validator(mode="after")
+    def _check_inner(self) -> LinearProbe:
+        refuse_two_rules(self, "inner_lr", "inner_momentum", scheduled=False)
+        return self
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
         learning = learn_head(
             learner,
             spec,
-            descent(self.inner_lr, self.inner_momentum),
+            rule_of_task(self.inner, self.inner_lr, self.inner_momentum),
             weight_decay=self.weight_decay,
             normalise=self.normalise,
         )
