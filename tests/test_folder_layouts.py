@@ -16,7 +16,7 @@ from pictures import KEY
 from PIL import Image
 
 from metalearn.errors import ConfigError, DataError
-from metalearn.tasks.image_folder import ImageFolder
+from metalearn.tasks.image_folder import ImageFolder, image_files
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +116,52 @@ def test_a_table_of_names_and_labels(tmp_path: Path) -> None:
     table.write_text("\n".join([*rows[:2], rows[2].replace("train", "dev2")]))
     with pytest.raises(ConfigError, match="'dev2'"):
         folder(tmp_path / "images", **options).build()
+
+
+def test_a_table_may_name_files_as_other_systems_do(tmp_path: Path) -> None:
+    root, table = tmp_path / "images", tmp_path / "labels.csv"
+    fill(root, ["a", "b", "c"])
+    task = folder(root, labels=str(table), queries=0, fractions=(1, 0, 0))
+    for form in ("{c}\\{n}.png", "./{c}/{n}.png", f"{root.absolute().as_posix()}/{{c}}/{{n}}.png"):
+        rows = [f"{form.format(c=c, n=n)},{c}" for c in "abc" for n in range(4)]
+        table.write_text("\n".join(["file,label", *rows]))
+        assert len(greys(task.build())) == 8
+    table.write_text("\n".join(["file,label", *rows, f"{form.format(c='a', n=9)},a"]))
+    with pytest.raises(DataError, match=r"names files that are not in .*images: a/9\.png"):
+        task.build()
+
+
+def test_what_archives_add_is_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path, ["a", "b", "c"])
+    (tmp_path / "__MACOSX" / "a").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "a" / "._0.png").write_bytes(b"")
+    assert len(greys(folder(tmp_path, fractions=(1, 0, 0)).build())) == 8
+    assert len(image_files(tmp_path)) == 12
+
+
+def test_missing_labels_of_a_table_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, ["a", "b"], count=2)
+    columns = {
+        "file": np.array(["a/0.png", "a/1.png", "b/0.png"]),
+        "label": np.array(["a", None, "b"], dtype=object),
+    }
+    monkeypatch.setattr("metalearn.tasks.folders.listing.read_columns", lambda *_: columns)
+    with pytest.raises(DataError, match=r"has no label for a/1\.png"):
+        folder(tmp_path, labels="rows.parquet").build()
+
+
+def test_splits_of_a_file_are_named_as_folders_are(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", list("abcdef"))
+    file = tmp_path / "split.json"
+    content = {"Train": ["a", "b"], "val": ["c", "d"], "testing": ["e", "f"]}
+    file.write_text(json.dumps(content))
+    task = folder(tmp_path / "photos", split_file=str(file))
+    assert greys(task.build("valid")) == {16 + 8 * c + i for c in range(2) for i in range(4)}
+    file.write_text(json.dumps({**content, "valid": ["a"]}))
+    with pytest.raises(DataError, match="has the split 'valid' twice"):
+        task.build()
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -11,12 +11,12 @@ two."""
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
-from metalearn.storage.columns import read_columns
+from metalearn.storage.columns import is_missing, read_columns
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,6 +32,7 @@ LABEL_COLUMNS = ("label", "class", "class_name", "target", "y")
 _SHOWN = 10  # problems of one kind that are listed before "and n more"
 # Files that desktops create in folders of images, besides names with a leading dot.
 _IGNORED = ("Thumbs.db", "desktop.ini")
+_IGNORED_FOLDERS = ("__MACOSX",)  # of archives
 
 
 class Listing(NamedTuple):
@@ -75,7 +76,12 @@ def image_files(root: Path) -> list[Path]:
     """All files at any depth under a folder, sorted; names with a leading dot are passed over."""
     hidden = (file for file in root.rglob("*") if file.is_file() and file.name not in _IGNORED)
     return sorted(
-        file for file in hidden if not any(p.startswith(".") for p in file.relative_to(root).parts)
+        file
+        for file in hidden
+        if not any(
+            part.startswith(".") or part in _IGNORED_FOLDERS
+            for part in file.relative_to(root).parts
+        )
     )
 
 
@@ -158,10 +164,11 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
         raise ConfigError(("labels", text))
     splits = _split_column(columns[by_name["split"]], labels) if "split" in by_name else None
     there = {nfc(file.relative_to(root).as_posix()): file for file in image_files(root)}
-    names = [nfc(str(name)).removeprefix("./") for name in columns[place]]
+    names = [_relative(nfc(str(name)), root, there) for name in columns[place]]
     lost = [name for name in names if name not in there]
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-    blank = [name for name, value in zip(names, columns[label], strict=True) if not str(value)]
+    gone = is_missing(columns[label]) | (columns[label].astype(str) == "")
+    blank = [name for name, no_label in zip(names, gone, strict=True) if no_label]
     texts = [
         (f"{labels} names files that are not in {root}: ", lost),
         (f"{labels} names files twice: ", twice),
@@ -172,6 +179,14 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
     classes = [nfc(str(value)) for value in columns[label]]
     files = [there[name] for name in names]
     return list(zip(classes, files, splits or [""] * len(names), strict=True))
+
+
+def _relative(name: str, root: Path, there: Mapping[str, Path]) -> str:
+    """A name of a table as one under `root`: also an absolute one, and one with backslashes."""
+    if name in there:
+        return name
+    name = name.replace("\\", "/").removeprefix("./")
+    return name.removeprefix(f"{nfc(root.absolute().as_posix())}/")
 
 
 def _split_column(column: Iterable[object], labels: Path) -> list[str]:
@@ -188,7 +203,9 @@ def _repeats(names: list[str]) -> bool:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(
-        item for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")
+        item
+        for item in root.iterdir()
+        if item.is_dir() and not item.name.startswith(".") and item.name not in _IGNORED_FOLDERS
     )
 
 

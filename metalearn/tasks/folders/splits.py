@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from metalearn import rng
 from metalearn.errors import DataError, did_you_mean
-from metalearn.tasks.folders.listing import Listing, nfc, some
+from metalearn.tasks.folders.listing import SPLIT_NAMES, Listing, nfc, some
 from metalearn.tasks.images import SPLITS
 
 Fractions = tuple[float, float, float]
+Problems = list[tuple[str, str]]
 
 
 class Selection(NamedTuple):
@@ -111,15 +112,11 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     form = 'must be {"train": [class, ...], "valid": [...], "test": [...]}'
     if not isinstance(content, dict):
         raise DataError(("split_file", f"{path} {form}"))
-    problems = [
-        ("split_file", f"{path}: {key!r} is no split; {did_you_mean(str(key), SPLITS)}")
-        for key in content
-        if key not in SPLITS
-    ]
+    given, problems = _by_split(content, path)
     parts: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     for split in SPLITS:
-        classes = content.get(split, [])
+        classes = given.get(split, [])
         parts[split] = []
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             text = f"{path}: {split!r} is not a list of class names; the file {form}"
@@ -137,6 +134,22 @@ def read_split(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     if problems:
         raise DataError(*problems)
     return {split: sorted(classes) for split, classes in parts.items()}
+
+
+def _by_split(content: dict[Any, Any], path: Path) -> tuple[dict[str, Any], Problems]:
+    """(what the file lists for each split, which may be named as folders are; problems)."""
+    given: dict[str, Any] = {}
+    problems: Problems = []
+    for key, classes in content.items():
+        split = SPLIT_NAMES.get(str(key).lower())
+        if split is None:
+            text = f"{path}: {key!r} is no split; {did_you_mean(str(key), SPLITS)}"
+            problems.append(("split_file", text))
+        elif split in given:
+            problems.append(("split_file", f"{path} has the split {split!r} twice"))
+        else:
+            given[split] = classes
+    return given, problems
 
 
 def _known(classes: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
