@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.types import EpisodeSpec
 
+BINS = 15  # of confidence, in calibration errors
 Criterion = Callable[..., Tensor]  # (predictions, y, weight=None, lead=0) -> []
 
 
@@ -75,6 +76,31 @@ def gaussian_nll(
     _same_shape(mean, y)
     residual = (y - mean) * torch.exp(-log_deviation)
     return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
+
+
+def calibration_counts(
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+) -> Tensor:
+    """What the calibration error of several batches is made of, by bins of confidence.
+
+    [*L, B, *Y, C], [*L, B, *Y] -> [*L, BINS, 3]: labels, their confidence, and right ones."""
+    confidence, answer = logits.softmax(-1).max(-1)  # [*L, B, *Y]
+    right = (answer == _classes(logits, y)).to(logits.dtype)
+    each = torch.ones_like(right)
+    if weight is not None:
+        each = each * weight.view(*weight.shape, *[1] * (right.dim() - weight.dim()))
+    parts = torch.stack([each, each * confidence, each * right], -1).flatten(lead, -2)  # [*L, n, 3]
+    place = (confidence * BINS).long().clamp(0, BINS - 1).flatten(lead)  # [*L, n]
+    counts = parts.new_zeros(*parts.shape[:lead], BINS, 3)
+    return counts.scatter_add(lead, place.unsqueeze(-1).expand_as(parts), parts)
+
+
+def calibration_error(counts: Tensor) -> Tensor:
+    """sum over bins of |right - confidence| / labels, the expected calibration error (Guo et al.
+    2017, arXiv:1706.04599, equation 3): [..., BINS, 3] -> [...].
+    """
+    gap = (counts[..., 2] - counts[..., 1]).abs().sum(-1)
+    return gap / counts[..., 0].sum(-1)
 
 
 LOSSES: dict[str, Criterion] = {

@@ -39,6 +39,8 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "levels",
         "break_even",
         "break_even_common",
+        "decision_map",
+        "decision_map_seconds",
         "sensitivity",
         "checks",
         "curves",

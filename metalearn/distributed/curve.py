@@ -72,9 +72,9 @@ def curve(
 
 def _joined(found: Sequence[Scores]) -> Scores:
     notes = {name: torch.cat([part.notes[name] for part in found]) for name in found[0].notes}
-    columns = zip(*((part.accuracy, part.loss, part.finite) for part in found), strict=True)
-    accuracy, loss, finite = (torch.cat(column) for column in columns)
-    return Scores(accuracy, loss, finite, notes)
+    columns = zip(*(part[:-1] for part in found), strict=True)  # all but the notes
+    accuracy, loss, finite, nll, counts = (torch.cat(column) for column in columns)
+    return Scores(accuracy, loss, finite, nll, counts, notes)
 
 
 def _add_counts(ledger: Ledger, spent: dict[str, Entry]) -> None:

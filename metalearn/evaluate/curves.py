@@ -15,7 +15,15 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import require_phases
 from metalearn.evaluate.students_t import t_quantile
 from metalearn.labels import check_labels
-from metalearn.losses import accuracy, criterion
+from metalearn.losses import (
+    BINS,
+    accuracy,
+    calibration_counts,
+    calibration_error,
+    criterion,
+    cross_entropy,
+    gaussian_nll,
+)
 from metalearn.padding import cleaned
 from metalearn.rng import fold_in
 from metalearn.tree import leaves, tree_map
@@ -24,6 +32,7 @@ from metalearn.types import (
     Episode,
     EpisodeSpec,
     Key,
+    Learned,
     Ledger,
     Meta,
     Method,
@@ -51,6 +60,8 @@ class Curve:
     fingerprint: str = ""
     traits: dict[str, object] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: facts of each task
+    nll: Tensor | None = None  # [E, P], nats a label or target; NaN where none is predicted
+    calibration_error: Tensor | None = None  # [P], over the queries of all tasks; NaN likewise
 
     @property
     def mean(self) -> Tensor:
@@ -102,6 +113,8 @@ class Scores(NamedTuple):
     accuracy: Tensor  # [E, P]
     loss: Tensor  # [E, P]
     finite: Tensor  # [E, P] bool
+    nll: Tensor  # [E, P]; NaN where no probability is predicted
+    counts: Tensor  # [E, P, BINS, 3] of losses.calibration_counts; NaN for regression
     notes: dict[str, Tensor]  # [E, ...]
 
 
@@ -202,14 +215,10 @@ def score_episodes(
         facts = {"source": batch.info["source"]} if "source" in batch.info else {}
         found = {**learned.notes, **facts}
         notes.append({name: value.detach() for name, value in found.items()})
-        rows.append(_scored(source.spec, learned.predictions.detach(), batch.query))
-    accuracies, losses, finite = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    return Scores(
-        accuracies,
-        losses,
-        finite,
-        {name: torch.cat([part[name] for part in notes]) for name in notes[0]},
-    )
+        rows.append(_scored(source.spec, learned, batch.query))
+    accuracies, losses, finite, nll, counts = (torch.cat(part) for part in zip(*rows, strict=True))
+    joined = {name: torch.cat([part[name] for part in notes]) for name in notes[0]}
+    return Scores(accuracies, losses, finite, nll, counts, joined)
 
 
 def _most_at_once(meta: Meta) -> int:
@@ -228,6 +237,8 @@ def make_curve(found: Scores, source: TaskSource, points: tuple[int, ...], seed:
         diverged=~found.finite | _exploded(source.spec, found.loss),
         fingerprint=fingerprint(source, seed),
         notes=found.notes,
+        nll=found.nll,
+        calibration_error=calibration_error(found.counts.sum(0)),
     )
 
 
@@ -246,9 +257,9 @@ def learn_keys(episodes: Key, draw_seed: int = 0) -> Key:
     return fold_in(keys, draw_seed) if draw_seed else keys
 
 
-def _scored(spec: EpisodeSpec, predictions: Tensor, query: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, P, M, C] against [T, M, ...] -> accuracy, loss and finite, each [T, P]."""
-    y, weight = cleaned(query).y, query.weight
+def _scored(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, ...]:
+    """Predictions [T, P, M, C] against [T, M, ...] -> the tensors of `Scores`, each [T, P, ...]."""
+    y, weight, predictions = cleaned(query).y, query.weight, learned.predictions.detach()
     truth = y.unsqueeze(1).expand(*predictions.shape[:2], *y.shape[1:])
     if weight is not None:
         weight = weight.unsqueeze(1).expand(predictions.shape[:3])
@@ -256,13 +267,18 @@ def _scored(spec: EpisodeSpec, predictions: Tensor, query: Batch) -> tuple[Tenso
         predictions = torch.where(present, predictions, torch.zeros_like(predictions))
     finite = predictions.isfinite().flatten(2).all(-1)
     loss = criterion(spec)(predictions, truth, weight, lead=2)
-    right = (
-        accuracy(predictions, truth, weight, lead=2)
-        if spec.classification
-        else torch.full_like(loss, float("nan"))
-    )
+    unknown = torch.full_like(loss, float("nan"))
+    if not spec.classification:
+        nll, deviation = unknown, learned.log_deviation
+        if deviation is not None:
+            nll = gaussian_nll(predictions, deviation.detach(), truth, weight, lead=2)
+        counts = unknown[..., None, None].expand(*loss.shape, BINS, 3)
+        return torch.where(finite, unknown, torch.zeros_like(loss)), loss, finite, nll, counts
+    right = accuracy(predictions, truth, weight, lead=2)
+    nll = cross_entropy(predictions, truth, weight, lead=2)
+    counts = calibration_counts(predictions, truth, weight, lead=2)
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
-    return torch.where(finite, right, torch.zeros_like(right)), loss, finite
+    return torch.where(finite, right, torch.zeros_like(right)), loss, finite, nll, counts
 
 
 def _exploded(spec: EpisodeSpec, losses: Tensor) -> Tensor:

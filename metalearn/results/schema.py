@@ -25,6 +25,8 @@ class _Summary(_Labelled):
     ci95_tasks: Maybe = None
     ci95_seeds: Maybe = None
     diverged: Maybe = None
+    nll: Maybe = None
+    calibration_error: Maybe = None
     auc: Maybe = None
     iqm: Maybe = None
     interval: Ends = None

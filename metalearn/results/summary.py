@@ -9,7 +9,7 @@ import numpy as np
 from metalearn.evaluate import random_effects, stats
 from metalearn.evaluate.breakeven import LEAST_TASKS
 from metalearn.results.curves import curve
-from metalearn.results.records import Array, Group, Json, mean
+from metalearn.results.records import Array, Group, Json, at, mean
 from metalearn.results.reliability import agreement, binomial_reliability
 
 AUC_AXIS = "log2(1 + steps)"
@@ -38,6 +38,8 @@ def summary(group: Group) -> Json:
         "reliability": None if column is None else _reliability(group, column),
         "agreement": None if column is None else agreement(column),
         "diverged": group.diverged(),
+        "nll": _of_test(group, "nll"),
+        "calibration_error": _of_test(group, "calibration_error"),
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
         "auc_linear": stats.auc(shown.steps, heights),
@@ -45,6 +47,11 @@ def summary(group: Group) -> Json:
         if column is None
         else stats.iqm(column, -math.inf if group.higher_better else math.inf),
     }
+
+
+def _of_test(group: Group, name: str) -> float | None:
+    """What the tests say at the headline step, mean over seeds; None where it is not known."""
+    return mean([at(run.test.get(name), run.headline_point) for run in group.runs])
 
 
 def _over_seeds(group: Group) -> float | None:

@@ -167,6 +167,19 @@ def points(curve: Curve) -> dict[str, Any]:
         "loss_converged": mean.tolist(),
         "loss_converged_ci95": ci.tolist(),
         "diverged": curve.diverged_share.tolist(),
+        **_likelihood(curve),
+    }
+
+
+def _likelihood(curve: Curve) -> dict[str, Any]:
+    """`nll` with its interval and `calibration_error` [P]; None where none was predicted."""
+    if curve.nll is None or curve.nll.isnan().all():
+        return {"nll": None, "nll_ci95": None, "calibration_error": None}
+    error = None if curve.calibration_error is None else curve.calibration_error.tolist()
+    return {
+        "nll": curve.nll.mean(0).tolist(),
+        "nll_ci95": mean_ci95(curve.nll).tolist(),
+        "calibration_error": error if curve.metric == "accuracy" else None,
     }
 
 
@@ -189,14 +202,15 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
 
 
 def write_scores(path: Path, curve: Curve) -> None:
-    """`accuracy` (NaN for regression) and `loss`, [E, P] float32."""
+    """`accuracy` (NaN for regression), `loss` and `nll` (NaN where none is predicted), [E, P]."""
     loss = curve.loss.cpu().numpy().astype(np.float32)
     accuracy = (
         curve.scores.cpu().numpy().astype(np.float32)
         if curve.metric == "accuracy"
         else np.full_like(loss, np.nan)
     )
-    _write_arrays(path, accuracy=accuracy, loss=loss)
+    nll = np.full_like(loss, np.nan) if curve.nll is None else curve.nll.cpu().numpy()
+    _write_arrays(path, accuracy=accuracy, loss=loss, nll=nll.astype(np.float32))
 
 
 def write_episodes(path: Path, source: TaskSource, seed: int) -> None:

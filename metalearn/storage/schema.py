@@ -59,6 +59,9 @@ class _Test(Open):
     loss_converged: Row = None
     loss_converged_ci95: Row = None
     diverged: Row = None
+    nll: Row = None
+    nll_ci95: Row = None
+    calibration_error: Row = None
 
 
 class _Headline(Open):

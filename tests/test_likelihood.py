@@ -1,0 +1,60 @@
+"""Negative log-likelihood and calibration error of a test, against independent computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import F64, case, episodes
+from clusters import Clusters
+
+from metalearn.evaluate.curves import learning_curve
+from metalearn.in_context import IN_CONTEXT, ConditionalNeuralProcess
+from metalearn.losses import BINS, calibration_counts, calibration_error
+from metalearn.models import MLP
+from metalearn.rng import fold_in, normal
+from metalearn.tasks import Sinusoid
+
+
+def test_calibration_error_by_hand() -> None:
+    """Confidences .9, .9, .6 with one right of the first two, and the third right."""
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], dtype=F64)
+    y = torch.tensor([0, 1, 1])
+    counts = calibration_counts(p.log(), y)
+    assert counts.shape == (BINS, 3) and float(counts[:, 0].sum()) == 3
+    expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.6)) / 3
+    assert float(calibration_error(counts)) == pytest.approx(expected)
+    weighted = calibration_counts(p.log(), y, torch.tensor([1.0, 1.0, 0.0], dtype=F64))
+    assert float(calibration_error(weighted)) == pytest.approx(0.4)
+
+
+def test_counts_of_tasks_are_those_of_each() -> None:
+    logits = normal(fold_in(0, "logits"), (4, 2, 7, 3), F64)
+    y = torch.arange(7).remainder(3).expand(4, 2, 7)
+    together = calibration_counts(logits, y, lead=2)
+    alone = calibration_counts(logits[1, 0], y[1, 0])
+    torch.testing.assert_close(together[1, 0], alone)
+
+
+def test_classes_have_their_cross_entropy_and_one_calibration_error_a_point() -> None:
+    given, source = case("caml", IN_CONTEXT["caml"]), Clusters("test", 24)
+    curve = learning_curve(given.method, given.state().meta, source, (0,), 30, seed=2)
+    assert curve.nll is not None and curve.calibration_error is not None
+    torch.testing.assert_close(curve.nll, curve.loss)
+    assert curve.calibration_error.shape == (1,) and 0 <= float(curve.calibration_error) <= 1
+    assert episodes(given).query.x.shape[1] == 12
+
+
+def test_regression_has_a_likelihood_where_one_is_predicted() -> None:
+    source = Sinusoid(shots=5).build(dtype=F64)
+    method = ConditionalNeuralProcess(width=8).build(
+        MLP(sizes=(8,)).build(source.spec), source.spec
+    )
+    meta = method.init(fold_in(0, "init")).meta
+    curve = learning_curve(method, meta, source, (0,), 8, seed=2)
+    batch = source.sample(fold_in(2, "episodes"), 8)
+    learned = method.learn(meta, batch.support, batch.query.x, (0,))
+    assert learned.log_deviation is not None and curve.nll is not None
+    normals = torch.distributions.Normal(learned.predictions, learned.log_deviation.exp())
+    expected = -normals.log_prob(batch.query.y.unsqueeze(1)).flatten(2).mean(-1)
+    torch.testing.assert_close(curve.nll, expected)
+    assert curve.calibration_error is not None and curve.calibration_error.isnan().all()
