@@ -1,14 +1,15 @@
 """Convolution, channels last, with weights for each task, differentiable any number of times.
 
-On a CPU three operators do the work (conv.cpp), each one's derivatives being the other two; x [G,
-B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B, Ho, Wo, F], padding k // 2:
+Three operators do the work, on a CPU by conv.cpp and on CUDA by gather_conv.py, each one's
+derivatives being the other two; x [G, B, H, W, C], w [Gw, k, k, C, F] with Gw = G or 1, y [G, B,
+Ho, Wo, F], padding k // 2:
 
     conv(x, w)          y[o] = sum_a w[a]^T x[s o + a - k // 2]
     conv_input(g, w)    its transpose in x
     conv_weight(x, g)   its transpose in w: [G, k, k, C, F]
 
-vmap turns a batch of tasks into groups. Elsewhere (CUDA, meta tensors, no compiler) torch's
-convolution is called."""
+vmap turns a batch of tasks into groups. Elsewhere (meta tensors, no compiler) torch's convolution
+is called."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn.kernels import native
+from metalearn.kernels import gather_conv, native
 
 _library = torch.library.Library("metalearn", "DEF")
 _library.define("conv(Tensor x, Tensor w, int stride) -> Tensor")
@@ -33,7 +34,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 
     x [B, H, W, C], weight [F, C, k, k], bias [F] -> [B, Ho, Wo, F].
     """
-    if native.usable(x) and _fits(x, weight):  # else torch says what does not fit
+    usable = native.usable(x)
+    if usable and x.is_cuda:
+        x, weight = _autocast(x), _autocast(weight)
+    if usable and _fits(x, weight):  # else torch says what does not fit
         y = conv(x.unsqueeze(0), weight.permute(2, 3, 1, 0).unsqueeze(0), stride).squeeze(0)
     else:
         size = weight.shape[-1]
@@ -46,6 +50,13 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 def _fits(x: Tensor, weight: Tensor) -> bool:
     same = x.dtype == weight.dtype and x.shape[-1] == weight.shape[1]
     return same and weight.shape[2] == weight.shape[3]
+
+
+def _autocast(value: Tensor) -> Tensor:
+    """In the type that autocast gives to convolutions of CUDA, where it is on."""
+    if not torch.is_autocast_enabled("cuda"):
+        return value
+    return value.to(torch.get_autocast_dtype("cuda"))
 
 
 def _run(
@@ -80,7 +91,7 @@ def _run(
 
 
 def _length(size: int, kernel: int, stride: int) -> int:
-    return (size + 2 * (kernel // 2) - kernel) // stride + 1
+    return gather_conv.length(size, kernel, stride)
 
 
 def _conv_fake(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -116,6 +127,7 @@ def _conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
 _library.impl("conv", _conv, "CPU")
 _library.impl("conv_input", _conv_input, "CPU")
 _library.impl("conv_weight", _conv_weight, "CPU")
+gather_conv.register(_library)
 torch.library.register_fake("metalearn::conv", _conv_fake, lib=_library)
 torch.library.register_fake("metalearn::conv_input", _conv_input_fake, lib=_library)
 torch.library.register_fake("metalearn::conv_weight", _conv_weight_fake, lib=_library)

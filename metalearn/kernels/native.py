@@ -7,6 +7,7 @@ slower and equal up to rounding.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from metalearn.kernels.build import compiler as compiler
 from metalearn.kernels.build import load
 
 HERE = Path(__file__).parent
+TYPES = (torch.float32, torch.float64)  # of the compiled functions
 
 
 class Kernel(NamedTuple):
@@ -63,11 +65,15 @@ def _load() -> tuple[Kernel | None, str | None]:
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether the kernel takes this tensor: on a CPU, float32 or float64.
+    """Whether the operators of this package take a tensor.
 
-    `kernel` was called before and found it. What is exported consists of torch's operators alone.
+    On a CPU float32 or float64, where `kernel` was called before and found the compiled functions;
+    on CUDA every floating-point type, unless METALEARN_CUDA_KERNELS=0. What is exported consists of
+    torch's operators alone.
     """
     tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    if _loaded is None or tracing or torch.compiler.is_exporting():
+    if tracing or torch.compiler.is_exporting():
         return False
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if x.device.type == "cuda":
+        return x.is_floating_point() and os.environ.get("METALEARN_CUDA_KERNELS") != "0"
+    return _loaded is not None and x.device.type == "cpu" and x.dtype in TYPES

@@ -89,6 +89,7 @@ class FourBlocks(nn.Module):
                 shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
                 z = conv2d(z, conv.weight, None, stride)
                 if native.usable(z):
+                    z = z.to(norm.weight.dtype)  # of autocast's bfloat16 too
                     z = norm_relu_pool(z, norm.weight, shift, 1 if self.strided else 2)
                     continue
                 z = batch_normalised(z, norm.weight, shift)

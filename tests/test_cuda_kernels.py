@@ -1,0 +1,117 @@
+"""The convolutions and normalisations of kernels/ on a CUDA device: the numbers of the CPU's
+operators, in few launches.
+
+Run on a real card, or on an emulated one (test_cuda_emulated.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from cuda_cases import MODELS, TASKS, start_of
+from torch import Tensor
+
+from metalearn.bench.problem import Problem
+from metalearn.bench.workloads import WORKLOADS
+from metalearn.executors.precision import gradient_error, with_precision
+from metalearn.executors.step import make_step_fn
+from metalearn.kernels import native
+from metalearn.kernels.conv import conv2d
+from metalearn.kernels.norm_relu_pool import norm_relu_pool
+from metalearn.rng import fold_in, normal
+
+pytestmark = pytest.mark.gpu
+F64 = torch.float64
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+NODES = 966  # of the captured strided Conv4-64 step; 1,352 with torch's operators
+
+
+def draw(name: str, *shape: int) -> Tensor:
+    return normal(fold_in(0, name), shape, F64)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2), (3, 3)])
+def test_convolutions_are_those_of_the_cpu(size: int, stride: int, shared: bool) -> None:
+    native.kernel()
+    ops, groups = torch.ops.metalearn, 3
+    x = draw("x", groups, 2, 7, 6, 4)
+    w = draw("w", 1 if shared else groups, size, size, 4, 5)
+    y = ops.conv(x, w, stride)
+    g = draw("g", *y.shape)
+    calls: list[tuple[Any, tuple[Tensor, ...], tuple[int, ...]]] = [
+        (ops.conv, (x, w), (stride,)),
+        (ops.conv_input, (g, w), (stride, 7, 6)),
+        (ops.conv_weight, (x, g), (stride, size)),
+    ]
+    for operator, tensors, numbers in calls:
+        found = operator(*(tensor.cuda() for tensor in tensors), *numbers)
+        torch.testing.assert_close(found.cpu(), operator(*tensors, *numbers), **EXACT)
+
+
+def derivatives(function: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The value, and what mixes every first and second derivative, on the CPU."""
+    inputs = tuple(value.requires_grad_() for value in inputs)
+    found = [function(*inputs)]
+    for _ in range(2):
+        loss = sum((part * part.tanh()).sum() for part in found[-3:])
+        found += torch.autograd.grad(loss, inputs, create_graph=True)
+    return [value.detach().cpu() for value in found]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_derivatives_of_a_convolution_are_those_of_the_cpu(stride: int) -> None:
+    native.kernel()
+    inputs = draw("x", 2, 6, 5, 3), draw("w", 4, 3, 3, 3)
+    there = tuple(value.cuda() for value in inputs)
+    found = derivatives(lambda x, w: conv2d(x, w, None, stride), there)
+    expected = derivatives(lambda x, w: conv2d(x, w, None, stride), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize(("window", "height", "width"), [(1, 5, 4), (2, 6, 4), (2, 5, 7)])
+def test_normalisations_and_derivatives_are_those_of_the_cpu(
+    window: int, height: int, width: int
+) -> None:
+    native.kernel()
+    inputs = 2 + 3 * draw("y", 3, height, width, 5), draw("gain", 5), draw("bias", 5)
+    there = tuple(value.cuda() for value in inputs)
+    found = derivatives(lambda *v: norm_relu_pool(*v, window), there)
+    expected = derivatives(lambda *v: norm_relu_pool(*v, window), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_autocast_reaches_the_convolutions() -> None:
+    """Products in bfloat16, statistics in float32."""
+    source, method = MODELS["conv4-strided"].built("cuda", torch.float32)
+    state, batch = start_of(method), source.sample(fold_in(1), TASKS)
+    rough = with_precision(method, "bf16", False, "cuda")
+    error = gradient_error(method, rough, state, batch, "bf16")
+    assert error is not None and 1e-4 < error < 0.3
+    x, weight = torch.ones(1, 4, 4, 1, device="cuda"), torch.ones(2, 1, 3, 3, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert conv2d(x, weight).dtype == torch.bfloat16
+
+
+def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(1, device="cuda")
+    assert native.usable(x) and not native.usable(x.long())
+    monkeypatch.setenv("METALEARN_CUDA_KERNELS", "0")
+    assert not native.usable(x)
+
+
+def test_a_captured_step_has_few_nodes() -> None:
+    """The strided Conv4-64 of Omniglot 5-way 1-shot; their number does not depend on the tasks."""
+    emulator = sys.modules.get("fakecuda")
+    if emulator is None:
+        pytest.skip("a card does not tell the number of nodes")
+    problem = Problem(WORKLOADS["conv4_stride_5w1s_q1"].with_tasks(2), "cuda")
+    draw = problem.source.sample
+    made = make_step_fn(problem.method, draw, problem.key, tasks=2, device="cuda", executor="graph")
+    made.step(problem.method.init(problem.key), made.sample(0))
+    assert emulator.GRAPHS[-1].size <= NODES
