@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
+from metalearn.inner import one_vector
 from metalearn.inner.weighted import weighted_adapt, weighted_predict
 from metalearn.labels import check_example_labels, check_labels
 from metalearn.losses import criterion, metrics
@@ -237,10 +238,19 @@ def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
         moving = {name: grad for name, grad in flat_grads.items() if not is_stats(name)}
         zero = torch.zeros((), dtype=state.step.dtype, device=state.step.device)
-        updates, opt = rule.update(moving, state.opt, {name: flat[name] for name in moving}, zero)
+        params, opt = {name: flat[name] for name in moving}, state.opt
+        together = zero.is_cuda and len(moving) > 1  # there launches cost more than numbers
+        if together:
+            names, like = list(moving), params
+            opt = one_vector.map_state(opt, lambda value: one_vector.join(value, names))
+            params, moving = one_vector.join(params, names), one_vector.join(moving, names)
+        updates, opt = rule.update(moving, opt, params, zero)
+        moved = {name: params[name] + updates[name] for name in params}
+        if together:
+            opt = one_vector.map_state(opt, lambda value: one_vector.split(value, like))
+            moved = one_vector.split(moved, like)
         new = {
-            name: flat[name] + updates[name] if name in updates else flat[name] - flat_grads[name]
-            for name in flat
+            name: moved[name] if name in moved else flat[name] - flat_grads[name] for name in flat
         }
         return state._replace(meta=from_named(state.meta, new), opt=opt, step=state.step + 1)
 
