@@ -91,7 +91,7 @@ def test_after_a_capture_that_fails_the_stream_is_the_one_before(
 
     before, x = torch.cuda.current_stream(), torch.ones(3, device="cuda")
     with monkeypatch.context() as patch, pytest.raises(Exception):  # noqa: B017  # torch's own
-        patch.setattr(cuda_graphs, "interpret_unchanged", failing)
+        patch.setattr(cuda_graphs, "interpret_shortened", failing)
         cuda_graphs.captured(lambda x: x + 1, compiling=False)(x)
     after = torch.cuda.current_stream()
     assert getattr(before, "cuda_stream", 0) == getattr(after, "cuda_stream", 0)

@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.executors.trace import (
-    Flat,
-    Trace,
-    compile_flat,
-    interpret_unchanged,
-    specialize_by_shape,
-)
+from metalearn.executors.simplify import interpret_shortened
+from metalearn.executors.trace import Flat, Trace, compile_flat, specialize_by_shape
 
 # calls before the capture, as torch's notes on CUDA graphs ask for: libraries choose and allocate
 # in them
@@ -38,7 +33,7 @@ def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., 
 
 def _capture(traced: Trace, tensors: list[Tensor], compiling: bool) -> Flat:
     device = _device_of(tensors)
-    flat = (compile_flat if compiling else interpret_unchanged)(traced, tensors)
+    flat = (compile_flat if compiling else interpret_shortened)(traced, tensors)
     inputs = [tensor.clone() for tensor in tensors]
     held = {_place(tensor) for tensor in (*inputs, *traced.constants)}
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)

@@ -53,6 +53,13 @@ def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
     return lambda *inputs: run(*inputs, *constants)
 
 
+def interpret_shortened(traced: Trace, tensors: list[Tensor]) -> Flat:
+    """The trace as a short list of operations, run by Python: for a capture, which happens once."""
+    del tensors
+    graph, constants = simplify_graph(traced.graph), traced.constants
+    return lambda *inputs: graph(*inputs, *constants)
+
+
 def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
     """`graph` without Python between its operations; as it is where torch (from some release on)
     cannot do that.

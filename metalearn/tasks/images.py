@@ -202,8 +202,11 @@ class ImageSource:
     def _gather(self, rows: Tensor) -> Tensor:
         """Rows [B] as floats in 0..1: [B, *X]; one gather, one multiplication that converts."""
         count, width = int(rows.shape[0]), int(self._pool.rows.shape[1])
+        if rows.device.type != "cpu":
+            values = self._pool.rows.index_select(0, rows) * self._scale
+            return values.reshape(count, *self.spec.x_shape)
         out = torch.empty((count, width), dtype=self.spec.dtype, device=rows.device)
-        block = max(1, _BLOCK_BYTES // width) if rows.device.type == "cpu" else max(1, count)
+        block = max(1, _BLOCK_BYTES // width)
         buffer = torch.empty((min(block, count), width), dtype=torch.uint8, device=rows.device)
         for first in range(0, count, block):
             last = min(first + block, count)
