@@ -21,6 +21,8 @@ EMULATOR = ROOT.parent / "shared" / "tools" / "fake_cuda"
 PARTS = {
     "methods": ("tests/test_cuda.py", "not never_wait"),
     "executors": ("tests/test_cuda.py", "never_wait"),
+    "kernels": ("tests/test_cuda_kernels.py", ""),
+    "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),
     "float64": ("tests/test_executors.py", "vmap or chunk or graph and not compiled"),

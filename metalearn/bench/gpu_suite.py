@@ -28,9 +28,18 @@ GRACE = 45.0  # seconds that a piece has to save after that
 STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
 SLICES = 20  # pieces of the long run in one call
 CHECKOUT = Path(__file__).resolve().parents[2]
-TESTS = ("test_cuda.py", "test_cuda_runs.py", "test_executors.py", "test_tasks.py")
+TESTS = (
+    *("test_cuda.py", "test_cuda_kernels.py", "test_cuda_runs.py"),
+    *("test_executors.py", "test_tasks.py"),
+)
 EXECUTORS = ("vmap", "chunk:8", "traced", "compiled", "graph", "compiled_graph")
 COMPARED = ("sinusoid_1step", "conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
+# name, words before and options of a command; `torch`: without the operators of kernels/
+KINDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("float32", (), ()),
+    ("tf32", (), ("--tf32",)),
+    ("torch", ("env", "METALEARN_CUDA_KERNELS=0"), ()),
+)
 # what the shipped experiment fixes for a CPU
 ON_CARD = (
     *("run.device=cuda", "run.executor=compiled_graph", "run.chunk=null"),
@@ -54,12 +63,12 @@ def pieces(out: Path) -> list[Piece]:
     test = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
     found = [Piece(f"tests-{name[:-3]}", (*test, f"tests/{name}")) for name in TESTS]
     chosen = [word for name in EXECUTORS for word in ("--executor", name)]
-    for precision, flags in (("float32", ()), ("tf32", ("--tf32",))):
+    for kind, before, flags in KINDS:
         for name in COMPARED:
-            file = str(out / f"executors-{precision}.json")
+            file = str(out / f"executors-{kind}.json")
             rest = ("--engine", "native", *chosen, *flags, "--seconds", "20", "--out", file)
-            words = (*ours, "bench", name, "--device", "cuda", "--merge", *rest)
-            found.append(Piece(f"executors-{precision}-{name}", words))
+            words = (*before, *ours, "bench", name, "--device", "cuda", "--merge", *rest)
+            found.append(Piece(f"executors-{kind}-{name}", words))
     for name in WORKLOADS:
         rest = ("--device", "cuda", "--merge", "--seconds", "30", "--out", str(out / "bench.json"))
         found.append(Piece(f"bench-{name}", (*ours, "bench", name, *rest)))
