@@ -189,10 +189,9 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
         if low < LEAST_SOLVED - PRECISION:
             doubts.append(f"{text}, perhaps fewer than {LEAST_SOLVED:.0%}")
     value, half = _gap(pair)
-    text = (
-        f"{pair.a.label} solved {_percent(value, value - half, value + half)} more of its tasks "
-        f"than {pair.b.label}"
-    )
+    more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
+    size = _percent(abs(value), abs(value) - half, abs(value) + half)
+    text = f"{more.label} solved {size} more of its tasks than {fewer.label}"
     if abs(value) - half > LARGEST_GAP + PRECISION:
         return "not_reached", f"{text}: no common level"
     if abs(value) + half > LARGEST_GAP + PRECISION:
