@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from metalearn.results.schema import Comparison
 from metalearn.storage.files import write_atomic
 
 MOMENTARY = ("argv", "started", "load_average", "clock_mhz")
+# a question that the runs cannot answer: one paragraph that says why
+EMPTY = re.compile(r'\s*<p class="unanswered">((?!</p>).)*</p>\s*', re.DOTALL)
 BEFORE = {
     "tune": "tuning",
     "search": "search",
@@ -95,7 +98,7 @@ def _asked(
     """The title and the text of a question; a plug-in's error takes the place of its text."""
     if question in QUESTIONS:
         html = render(f"questions/{question.template}", **context)
-        return {"title": question.title, "html": html}
+        return {"title": question.title, "html": html, "empty": bool(EMPTY.fullmatch(html))}
     try:
         data = {**context, **question.data(section, sections)}
         html = render_text(question.template, **data)
@@ -103,7 +106,7 @@ def _asked(
         log.warning(f"the section {question.title!r} of the report failed: {error!r}")
         why = f"{type(error).__name__}: {error}"
         html = render("failed.html.j2", name=question.name, why=why)
-    return {"title": question.title, "html": html}
+    return {"title": question.title, "html": html, "empty": False}
 
 
 def draw(section: Section, prefix: str = "") -> dict[str, str]:

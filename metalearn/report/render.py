@@ -53,7 +53,7 @@ def environment() -> Environment:
     made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
     made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
     made.filters |= {"entries": _entries, "unnamed": _unnamed, "by_verdict": _by_verdict}
-    made.filters |= {"of_contrasts": _of_contrasts}
+    made.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
     made.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
     return made
 
@@ -66,6 +66,12 @@ def _squeeze(text: str) -> Markup:
 def _inline(svg: str, caption: Markup) -> Markup:
     """An SVG in the page, described by its caption's first sentence."""
     return Markup(inline(svg, str(escape(caption.striptags().split(". ")[0]))))
+
+
+def _first_sentence(caption: Markup) -> tuple[Markup, Markup]:
+    """A caption's first sentence, and the rest."""
+    head, dot, rest = str(caption).partition(". ")
+    return Markup(head + dot.strip()), Markup(rest.strip())
 
 
 def _entries(found: Json, name: str) -> list[Json]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metalearn.report.matrices import break_even_matrix
 from metalearn.report.section import section
 from metalearn.report.sections import Section
+from metalearn.results.costs import AXES
 from metalearn.results.records import Json
 
 
 @section("After how many new tasks is an up-front cost repaid?", template="break_even.html.j2")
 def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     """Break-even counts of pairs."""
-    return {}
+    found = rows.found.get("break_even_common") or rows.found["break_even"]
+    return {
+        "repaid": {axis: break_even_matrix(rows.groups, found, axis) for axis in AXES},
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metalearn.report.matrices import paired_matrix
 from metalearn.report.points import curve_points
 from metalearn.report.section import section
 from metalearn.report.sections import Section
@@ -18,6 +19,7 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
     heads = [run.result["headline"] for run in rows.runs]
     validated = {run.label for run in rows.runs if run.valid("valid")}
     return {
+        "differences": paired_matrix(groups, rows.found["paired"], rows.up),
         "curve_points": curve_points(groups, rows.found),
         "several_seeds": any(len(group.runs) > 1 for group in groups),
         "most_tasks": max(group.tested_on for group in groups),
