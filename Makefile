@@ -53,7 +53,7 @@ NO_SWEEPS  := set-up: the package sweeps could not be installed: the test of swe
 schema of W&B will be skipped.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
+.PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
     omniglot-1-shot omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
@@ -176,6 +176,11 @@ results: $(STAMP) ## Write experiments/RESULTS.md from experiments/results/*.jso
 
 fuzz: $(STAMP) ## Read 10,000 hostile configs, overrides, sweeps, run directories, archives, folders.
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py 10000
+
+docs: $(STAMP) ## Build the documentation site: build/site/index.html (strict, without warnings).
+	@$(PIP) install --quiet -c constraints.txt 'mkdocs-material>=9.5,<10' 'mkdocstrings[python]>=0.27'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'The site: $(CURDIR)/build/site/index.html'
 
 clean: ## Remove .venv and the caches of the tools; keep runs/.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,8 +19,22 @@ from PIL import Image
 import metalearn as ml
 from metalearn.tree import take
 
+pytestmark = pytest.mark.usefixtures("tables")
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = (
+    "index",
+    "concepts",
+    "choose",
+    "networks",
+    "predict",
+    "scale",
+    "physics",
+    "extend",
+    "migrate",
+)
+DOCS += [ROOT / "docs" / f"{name}.md" for name in (*PAGES, "migrate", "faq")]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 # Long work is cut short: the same command with these words behind it.
 SHORTER = {"own_images": ["run.meta_steps=2", "evaluate.episodes=4", "run.validate.every=null"]}
 
@@ -126,6 +141,17 @@ def check_own_method(kind: Any) -> None:
     episode = take(tasks, 0)
     expected = torch.func.grad(loss)(stepped, query_x, query_y)
     torch.testing.assert_close(method.task_grad(meta, episode)[0], expected)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their cells in order, in one namespace; what a cell ends with shows itself."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), path.name, "exec", dont_inherit=True), names)
+    assert len(NOTEBOOKS) == 4 and {"found", "curve"} & set(names)
 
 
 def test_pictures_and_links_exist() -> None:
