@@ -50,6 +50,8 @@ def test_the_page_holds_together(comparison: Path) -> None:
     assert "demonstration" not in page.text
     names = [
         "break-even",
+        "decision-flops",
+        "decision-seconds",
         "flops",
         "pareto",
         "reached-flops",
