@@ -69,7 +69,13 @@ def cuda_facts(device: str) -> dict[str, Any]:
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "own_kernels": own_kernels(),
     }
+
+
+def own_kernels() -> bool:
+    """Whether CUDA takes the convolutions and normalisations of kernels/ instead of torch's."""
+    return os.environ.get("METALEARN_CUDA_KERNELS") != "0"
 
 
 def driver_version() -> str | None:

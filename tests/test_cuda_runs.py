@@ -195,7 +195,9 @@ def test_a_run_records_card_versions_and_flags(tmp_path: Path) -> None:
     assert facts["card"] and facts["memory_bytes"] > 0
     assert {"driver", "cuda", "cudnn", "capability"} <= facts.keys()
     assert facts["float32_products"] == facts["float32_convolutions"] == "ieee"
-    assert facts["cudnn_deterministic"] and facts["deterministic_algorithms"]
+    assert (
+        facts["own_kernels"] and facts["cudnn_deterministic"] and facts["deterministic_algorithms"]
+    )
     prepare_device("cuda")
     assert not describe("cuda")["cuda"]["deterministic_algorithms"]
 

@@ -7,7 +7,6 @@ slower and equal up to rounding.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 
 from metalearn.kernels.build import compiler as compiler
 from metalearn.kernels.build import load
+from metalearn.machine import own_kernels
 
 HERE = Path(__file__).parent
 TYPES = (torch.float32, torch.float64)  # of the compiled functions
@@ -75,5 +75,5 @@ def usable(x: torch.Tensor) -> bool:
     if tracing or torch.compiler.is_exporting():
         return False
     if x.device.type == "cuda":
-        return x.is_floating_point() and os.environ.get("METALEARN_CUDA_KERNELS") != "0"
+        return x.is_floating_point() and own_kernels()
     return _loaded is not None and x.device.type == "cpu" and x.dtype in TYPES
