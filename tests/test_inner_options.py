@@ -16,6 +16,7 @@ from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.executors import executor
 from metalearn.inner import SGD, Adam, Momentum
+from metalearn.inner.options import moved_by
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in
@@ -176,6 +177,19 @@ def test_patterns_choose_what_a_new_task_moves(kind: Any, patterns: Any, expecte
     params = set(MLP(sizes=(8, 7)).build(method.spec).init(KEY))
     expected = params if expected == "all" else expected
     assert moved(method, meta, episodes) == expected
+
+
+def test_patterns_may_be_names_of_the_module() -> None:
+    """Of its last layer, and of a layer whose weight is tied to another's."""
+    net = nn.Sequential()
+    net.add_module("a", nn.Linear(6, 6, bias=False))
+    net.add_module("b", nn.Linear(6, 6))
+    net.add_module("fc", nn.Linear(6, source().spec.outputs))
+    net.b.weight = net.a.weight
+    learner = from_module(net, source().spec)
+    for pattern, moves in (("b", {"a.weight", "b.bias"}), ("fc", {"head.weight", "head.bias"})):
+        chosen = moved_by((pattern,), learner)
+        assert {name for name in learner.init(KEY) if chosen(name)} == moves
 
 
 def test_the_outer_gradient_reaches_what_the_inner_loop_leaves_alone() -> None:

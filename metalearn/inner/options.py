@@ -75,12 +75,18 @@ def adapts_option() -> Any:
 def moved_by(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[str], bool]:
     """Whether a new task moves the parameter of a name; ConfigError for a pattern of none.
 
-    A pattern is a name, the front of one up to a dot, or holds *, ? and [] as file names do.
+    A pattern is a name, the front of one up to a dot, or holds *, ? and [] as file names do. A name
+    in the torch module that the learner was made of is one, too.
     """
     if patterns is None:
         return lambda name: True
     names = list(trainable(learner.init(fold_in(0, "names")))[0])
-    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
+    leaf_of = {name: name for name in names}
+    leaf_of |= {name: leaf for name, leaf in learner.aliases.items() if leaf in leaf_of}
+    found = {
+        pattern: [leaf for name, leaf in leaf_of.items() if _matches(name, pattern)]
+        for pattern in patterns
+    }
     unknown = [pattern for pattern, chosen in found.items() if not chosen]
     if unknown or not patterns:
         some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

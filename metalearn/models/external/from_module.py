@@ -209,6 +209,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         fixed=leaves.fixed,
         readout="none" if source.head is None else "linear" if source.head.last else "module",
         draws_noise=seen.draws,
+        aliases=leaves.aliases(noisy),
         integers=source.integers,
         module=lambda params: _loaded(original, policies, leaves, params),
     )
