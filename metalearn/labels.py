@@ -45,11 +45,14 @@ def _labels(batch: Batch, classes: int, name: str) -> Labels | None:
     """Labels as numpy, `classes` in the place of padding; None where they cannot be read."""
     y = batch.y
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or y.dim() > 2 or not _is_concrete(y):  # the loss refuses other types
+    if not whole or not _is_concrete(y):  # the loss refuses other types
         return None
     labels: Labels = y.numpy().astype(np.int64, copy=False)
     if batch.weight is not None and _is_concrete(batch.weight):
-        labels = np.where(batch.weight.numpy() > 0, labels, classes)
+        weight = batch.weight.numpy().reshape(
+            batch.weight.shape + (1,) * (y.dim() - batch.weight.dim())
+        )
+        labels = np.where(weight > 0, labels, classes)
         wrong = labels[(labels < 0) | (labels > classes)]
     elif labels.size and (labels.min() < 0 or labels.max() >= classes):
         wrong = labels[(labels < 0) | (labels >= classes)]

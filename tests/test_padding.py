@@ -15,6 +15,7 @@ from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import step_over_tasks
+from metalearn.labels import check_labels
 from metalearn.padding import weighted_moments
 from metalearn.rng import fold_in, normal
 from metalearn.tree import leaves
@@ -187,6 +188,23 @@ def test_labels_that_are_no_classes_of_a_task_are_refused() -> None:
     with pytest.raises(ConfigError, match="no example of class 2"):
         given.step(state, episode._replace(support=fewer))
     assert step_over_tasks is not None
+
+
+def test_labels_of_every_place_are_checked_too() -> None:
+    """Of a tagger [T, B, L], where -100 stands for no label in other packages."""
+    x, y = torch.zeros(2, 6, 4), torch.arange(6).remainder(3).expand(2, 6).unsqueeze(-1)
+    labels = y.expand(2, 6, 4).clone()
+    good = Batch(x, labels)
+    check_labels(Episode(good, good, {}), 3)
+    labels = labels.clone()
+    labels[1, 5, 2] = -100
+    wrong = Batch(x, labels)
+    with pytest.raises(ConfigError, match=r"of the query set are -100, .* has 0 \.\. 2"):
+        check_labels(Episode(good, wrong, {}), 3)
+    weight = torch.ones(2, 6)
+    weight[1, 5] = 0
+    padding = Batch(x, labels, weight)
+    check_labels(Episode(padding, padding, {}), 3)
 
 
 def test_byte_labels_are_computed() -> None:
