@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import SEQUENCE
 
+from metalearn.models import from_module
 from metalearn.models.external.attention import UnfusedAttention, attention
 from metalearn.models.external.checks import unfused_attention
 from metalearn.rng import fold_in, normal
@@ -40,3 +42,38 @@ def test_a_layer_treats_padding_as_torchs_does(weights: bool) -> None:
         found = layer(X, X, X, **given)
     torch.testing.assert_close(found[0], expected[0], equal_nan=True)
     assert bool(found[0][1].isnan().all()) == weights
+
+
+class Functional(nn.Module):
+    """Attention by torch's function, whose inside no function mode sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.eye(4).repeat(3, 1)), nn.Linear(4, 3)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, out = x.transpose(0, 1), self.out
+        found, _ = F.multi_head_attention_forward(
+            *(z, z, z, 4, 2, self.weight, None, None, None, False, 0.0, out.weight, out.bias),
+            need_weights=False,
+        )
+        return self.head(found.mean(0))  # type: ignore[no-any-return]
+
+
+def test_attention_by_function_has_a_second_derivative() -> None:
+    net = Functional().double()
+    learner = from_module(net, SEQUENCE)
+    params, x = learner.init(fold_in(0)), normal(fold_in(6), (2, 5, 4), F64)
+    torch.testing.assert_close(learner.apply(params, x), net(x).detach())
+
+    def slope(value: Tensor) -> Tensor:
+        def loss(inner: Tensor) -> Tensor:
+            return learner.apply({**params, "weight": inner}, x).square().sum()
+
+        return torch.func.grad(loss)(value)[0, 1]
+
+    weight, step = params["weight"], 1e-5 * torch.ones_like(params["weight"])
+    found = (torch.func.grad(slope)(weight) * step).sum()
+    expected = (slope(weight + step) - slope(weight - step)) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)

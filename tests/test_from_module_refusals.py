@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import TOKENS, VECTOR, numbers
+from zoo import IMAGE, TOKENS, VECTOR, numbers
 
 from metalearn.algorithms import MAML
 from metalearn.errors import ConfigError
@@ -59,7 +59,7 @@ class Loud(nn.Module):
         ("buffer", r"calls: is changed by forward.* in training mode: hand the module over"),
         ("in place", "changes x in place"),
         ("mode", "computes something else in training mode than in evaluation mode"),
-        ("state", "is not a function of its named parameters and buffers and of x alone"),
+        ("state", "own: changes with every call of forward"),
         ("alias", "reads a copy of a parameter under another name"),
         ("data", r"cannot be batched over tasks by torch\.func\.vmap"),
         ("tuple", "forward returns a tuple, not a tensor: name its entry, output= one of 0, 1"),
@@ -227,3 +227,8 @@ def test_a_network_without_what_a_step_needs_is_refused() -> None:
     first = MAML(first_order=True).build(learner, TOKENS)
     assert first.task_grad is not None
     assert first.task_grad(first.init(KEY).meta, episode)[0]["head.weight"].isfinite().all()
+
+
+def test_classes_on_another_axis_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"classes on axis 1 of \[4, 3, 8, 8\].*movedim"):
+        from_module(nn.Conv2d(2, 3, 1), IMAGE)

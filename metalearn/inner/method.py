@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
@@ -51,6 +52,7 @@ StepNumbers = tuple[int, ...]  # the points of a learning curve
 Adapt = Callable[[Meta, Batch, StepNumbers, Key], Any]
 Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, x [M, *X]) -> [M, C]
 Features = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
+NO_DERIVATIVE = re.compile(r"(the )?derivative for \S+ is not implemented")
 
 
 def episodic(
@@ -287,7 +289,7 @@ def meta_gradient(
                 )
                 (grads,) = pull(torch.ones_like(value), retain_graph=False)
             except RuntimeError as error:
-                if not str(error).startswith("the derivative for"):
+                if not NO_DERIVATIVE.match(str(error)):
                     raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error

@@ -73,9 +73,14 @@ def watch_forward(
     before = {key: value.clone() for key, value in clone.named_buffers()}
     with noise.noise_from(KEY) as scope, Functions(DRAWS):
         _, drawn = _watched(clone, x, inputs, output)
+        counts = _counts(clone)
+        entry(called(clone, x, inputs), output)
     if drawn:
         text = f"forward calls {drawn}, which draws from torch's generator and from no key"
         raise ConfigError((name, f"{text}: use torch.nn.functional.dropout, or {EVAL}"))
+    if moved := [name for name, value in _counts(clone).items() if counts.get(name) != value]:
+        text = "changes with every call of forward, which a function of parameters cannot do: count"
+        raise ConfigError(*((place, f"{text} outside of the network") for place in moved))
     changed = [key for key, v in clone.named_buffers() if not _same(v, before[key])]
     if changed:
         text = "is changed by forward, which a pure function cannot do"
@@ -88,6 +93,16 @@ def watch_forward(
             text = f"computes something else in training mode than in evaluation mode: {EVAL}"
             raise ConfigError((name, text))
     return Found(scope.draws > 0, bool(functions.met))
+
+
+def _counts(module: nn.Module) -> dict[str, int | float]:
+    """Numbers among the plain attributes of the parts."""
+    return {
+        f"{name}.{attribute}" if name else attribute: value
+        for name, part in module.named_modules()
+        for attribute, value in vars(part).items()
+        if isinstance(value, int | float)
+    }
 
 
 def _watched(module: nn.Module, x: Tensor, inputs: Inputs, output: Output) -> tuple[Tensor, str]:
@@ -202,6 +217,9 @@ def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
             f"has {width} outputs, the task needs {spec.outputs}: head='new' puts a new layer in "
             "its place, head=None makes a learner without one, for metric methods"
         )
+        if spec.classification and out.dim() > 2 and out.shape[1] == spec.outputs:
+            text = f"puts the classes on axis 1 of {list(out.shape)}: they belong on the last axis,"
+            text += " out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
         raise ConfigError((place, text))
 
 

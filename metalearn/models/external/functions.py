@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from metalearn import noise, rng
@@ -151,8 +152,17 @@ def _empty(zeros: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
+def _with_math(*args: Any, **options: Any) -> Any:
+    """F.multi_head_attention_forward, whose inside a function mode does not see."""
+    with torch._C.DisableTorchFunction(), sdpa_kernel(SDPBackend.MATH):
+        return F.multi_head_attention_forward(*args, **options)
+
+
 # Attention has a vmap and a second derivative by torch's plain operators alone.
-ATTENTION: dict[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention}
+ATTENTION: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    F.multi_head_attention_forward: _with_math,
+}
 DRAWS: dict[Any, Callable[..., Any]] = {
     **ATTENTION,
     F.dropout: dropout,
