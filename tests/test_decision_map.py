@@ -150,6 +150,16 @@ def test_the_border_is_where_the_winner_changes(rows: Path) -> None:
     assert found.interval[0] <= found.total <= found.interval[1]
 
 
+def test_break_even_counts_the_queries_of_a_task(rows: Path) -> None:
+    """Contrasts have a count for each number of queries; that of the test's own is the variant."""
+    found = read_json(rows / "comparison.json")["break_even"]
+    tested = [row for row in found if row["contrast"]]
+    assert tested and all(not row["by_queries"] for row in found if not row["contrast"])
+    for row in tested:
+        assert [one["queries"] for one in row["by_queries"]] == [1, 100, 10_000]
+        assert all(one["with_answering"] for one in row["by_queries"])
+
+
 def test_one_seed_settles_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "proto_net"])
     found = collect(tmp_path)["decision_map"]

@@ -10,6 +10,7 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
+QUERIES = (1, 100, 10_000)  # a task, for which costs are compared beside those of the test
 BUSY = 0.1  # share of the cores' time taken by others, above which seconds decide nothing
 
 
@@ -29,11 +30,27 @@ def up_front(run: Run, axis: Axis, *, tuning: bool = True) -> float | None:
         return None
 
 
-def answering(run: Run, axis: Axis) -> float | None:
+def answering(run: Run, axis: Axis, queries: int | None = None) -> float | None:
+    """Cost of answering so many queries of one task, by default those of the test; None where it
+    was not measured.
+    """
     try:
-        return cost_block.answering_cost(run.cost, axis)
+        whole = cost_block.answering_cost(run.cost, axis)
     except MissingPhase:
         return None
+    if queries is None or whole is None:
+        return whole
+    tested = queries_of(run)
+    return None if tested is None else whole * queries / tested
+
+
+def queries_of(run: Run) -> int | None:
+    """The queries of one test task."""
+    entry = run.phase("predict").get("queries")
+    if entry:
+        return int(entry)
+    task = run.result.get("task") or {}
+    return int(task.get("ways") or 1) * int(task.get("queries") or 0) or None
 
 
 def total(group: Group, axis: Axis, tasks: int) -> float | None:

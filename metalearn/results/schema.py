@@ -63,6 +63,7 @@ class _Variant(_Pair):
     ci95: Ends
     with_tuning: bool
     with_answering: bool
+    queries: Count | None = None
 
 
 class _BreakEven(_Pair):
@@ -77,6 +78,7 @@ class _BreakEven(_Pair):
     with_tuning: bool = True
     with_answering: bool = False
     variants: list[_Variant] = Field(default_factory=list)
+    by_queries: list[_Variant] = Field(default_factory=list)
 
 
 class _DecisionMap(Open):

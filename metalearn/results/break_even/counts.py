@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import cost_per_solved
 from metalearn.results.break_even.solved import Stop, reached
 from metalearn.results.contrasts import Pair
-from metalearn.results.costs import AXES, timing_problem, up_front
+from metalearn.results.costs import AXES, QUERIES, timing_problem, up_front
 from metalearn.results.records import Group, Json
 
 NO_CONTRAST = "an estimate: the pair is not among the contrasts, which alone have verdicts"
@@ -23,6 +24,7 @@ class CostScope(NamedTuple):
 
     with_tuning: bool = True  # before the first task
     with_answering: bool = False  # predicting the queries of each task once
+    queries: int | None = None  # so many a task; None: those of the test
 
 
 class Rule(NamedTuple):
@@ -55,6 +57,8 @@ def rule_of(groups: Sequence[Group], tested: Sequence[Pair]) -> Rule:
 
 
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
+# Of contrasts alone, which have verdicts.
+BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in QUERIES)
 
 
 def costs_of(
@@ -70,7 +74,15 @@ def costs_of(
     spent = [up_front(run, axis, tuning=scope.with_tuning) for run in group.runs]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
     seeds = tuple(run.seed for run in group.runs)
-    found = reached(group, target, axis, answers=scope.with_answering, stop=stop, last=last)
+    found = reached(
+        group,
+        target,
+        axis,
+        answers=scope.with_answering,
+        queries=scope.queries,
+        stop=stop,
+        last=last,
+    )
     return MethodCosts(group.label, seeds, known, found, origin(group))
 
 
@@ -98,20 +110,33 @@ def break_even(
 
 
 def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> list[Json]:
-    """Every pair at one level, with its variants: without tuning, and with answering."""
-    tables = [
-        break_evens([costs_of(group, target, axis, scope) for group in groups]) for scope in SCOPES
-    ]
+    """Every pair at one level, with its variants: without tuning, and with answering; `by_queries`
+    of contrasts has those of so many queries a task.
+    """
+    pairs = list(combinations(range(len(groups)), 2))
+    tested = [pair for pair in pairs if {groups[n].label for n in pair} in rule.tested]
+
+    def found(scope: CostScope, chosen: list[tuple[int, int]]) -> dict[tuple[int, int], Json]:
+        counted = break_evens([costs_of(group, target, axis, scope) for group in groups], chosen)
+        return {pair: _variant(scope, axis, one, rule) for pair, one in zip(chosen, counted)}
+
+    mains = break_evens([costs_of(group, target, axis) for group in groups], pairs)
+    others = [found(scope, pairs) for scope in SCOPES[1:]]
+    by_queries = [found(scope, tested) for scope in BY_QUERIES] if tested else []
     rows = []
-    for main, *others in zip(*tables):
-        variants = [
-            {**scope._asdict(), "a": one.a, "b": one.b, "verdict": rule.on(axis, one)["verdict"]}
-            | {"tasks": one.tasks, "ci95": None if one.ci95 is None else list(one.ci95)}
-            for scope, one in zip(SCOPES[1:], others)
-        ]
-        row = {**_row(axis, main, rule), "level": target["value"], **SCOPES[0]._asdict()}
-        rows.append({**row, "seeds": list(main.seeds), "variants": variants})
+    for pair, main in zip(pairs, mains):
+        row = {**_row(axis, main, rule), "level": target["value"], "with_tuning": True}
+        row |= {"with_answering": False, "seeds": list(main.seeds)}
+        row["variants"] = [table[pair] for table in others]
+        rows.append({**row, "by_queries": [table[pair] for table in by_queries if pair in table]})
     return rows
+
+
+def _variant(scope: CostScope, axis: Axis, found: BreakEven, rule: Rule) -> Json:
+    verdict = rule.on(axis, found)["verdict"]
+    ends = None if found.ci95 is None else list(found.ci95)
+    counted = {"a": found.a, "b": found.b, "verdict": verdict, "tasks": found.tasks, "ci95": ends}
+    return {**scope._asdict(), **counted}
 
 
 def break_even_common(

@@ -17,11 +17,17 @@ from metalearn.evaluate.decision.totals import CLEAR, Choice, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.break_even.counts import origin
 from metalearn.results.break_even.solved import point_of
-from metalearn.results.costs import answering, learning, timing_problem, up_front
+from metalearn.results.costs import (
+    QUERIES,
+    answering,
+    learning,
+    queries_of,
+    timing_problem,
+    up_front,
+)
 from metalearn.results.records import Group, Json, Run
 
 TASKS = (*(base * 10**power for power in range(7) for base in (1, 3)), 10**7)
-QUERIES = (1, 100, 10_000)
 
 
 class Choices(NamedTuple):
@@ -84,15 +90,6 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
     if missing or before is None or each is None or answers is None or queries is None:
         return f"unknown or not measured: {', '.join(missing)}"
     return before, float(each[point_of(run)]), answers / queries
-
-
-def queries_of(run: Run) -> int | None:
-    """The queries of one test task."""
-    entry = run.phase("predict").get("queries")
-    if entry:
-        return int(entry)
-    task = run.result.get("task") or {}
-    return int(task.get("ways") or 1) * int(task.get("queries") or 0) or None
 
 
 def grid_of(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:

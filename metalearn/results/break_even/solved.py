@@ -52,6 +52,7 @@ def reached(
     axis: Axis,
     *,
     answers: bool = False,
+    queries: int | None = None,
     stop: Stop = "chosen",
     last: int | None = None,
 ) -> Reached | None:
@@ -66,7 +67,7 @@ def reached(
         return when_reached(group, target, axis, last=last)
     pooled, found = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
-        spent, more = learning(run, axis), answering(run, axis) if answers else 0.0
+        spent, more = learning(run, axis), answering(run, axis, queries) if answers else 0.0
         if spent is None or more is None or pooled is None:
             return None
         point = point_of(run) if stop == "chosen" else len(run.steps) - 1
