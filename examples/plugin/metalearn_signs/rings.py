@@ -50,7 +50,7 @@ class RingsSource(GeneratedSource):
 
 
 class Rings(GeneratedTask):
-    """Which ring does a point of the plane lie on?"""
+    """Classification of points of the plane by the ring that they lie on."""
 
     default_model: ClassVar[str] = "mlp"
     source: Literal["rings"] = ml.option("rings", "The task source.")
