@@ -66,9 +66,12 @@ def test_the_inner_rule_of_a_variant_holds_in_training() -> None:
     torch.testing.assert_close(found["query_loss"], error, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(ALGORITHMS) - {"proto_net", "proto_maml", "matching_net"})
-)
+# Methods that compare classes: tests/test_methods_reference.py looks at them.
+OF_CLASSES = {"proto_net", "proto_maml", "matching_net"}
+OF_CLASSES |= {"relation_net", "metaopt_net", "meta_baseline", "pmf"}
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - OF_CLASSES))
 def test_adapt_and_predict_of_one_task_equal_learn(name: str) -> None:
     method = ALGORITHMS[name]().build(LEARNER, SOURCE.spec)
     meta, episode = method.init(fold_in(0)).meta, SOURCE.sample(fold_in(1), 2)
@@ -124,5 +127,6 @@ def test_every_method_has_the_facts_that_other_code_needs() -> None:
             "transfer",
             "search",
             "scratch",
+            "in_context",
         }, name
         assert kind.model_fields["name"].default == name
