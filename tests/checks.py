@@ -5,6 +5,7 @@ their reason."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,18 @@ def why_not(name: str, component: type[MethodComponent], check: Check) -> str:
     """
     if hasattr(check, "needs"):
         try:
-            why = inapplicable(case(name, component), check)
+            why = inapplicable(_built(name, component), check)
         except Exception:  # the check itself will meet the error and show it
             return ""
         if why:
             return why
     return EXEMPT.get((name, check.__name__), "")
+
+
+@functools.cache
+def _built(name: str, component: type[MethodComponent]) -> Case:
+    """The case whose parts decide which checks apply, built once for all of them."""
+    return case(name, component)
 
 
 def parametrize(

@@ -140,9 +140,9 @@ class Commands:
 
 
 @contextmanager
-def commands_in(folder: Path) -> Iterator[Commands]:
+def commands_in(folder: Path, env: dict[str, str] | None = None) -> Iterator[Commands]:
     """Commands that run in `folder`; the process that forks them ends with the block."""
-    made = Commands(folder)
+    made = Commands(folder, env or {})
     try:
         yield made
     finally:

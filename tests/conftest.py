@@ -113,6 +113,11 @@ def data_root() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu say why they are skipped where there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
