@@ -83,8 +83,10 @@ class MetaOptNet(MethodComponent):
 def smoothed_cross_entropy(
     logits: Tensor, y: Tensor, weight: Tensor | None, smoothing: float
 ) -> Tensor:
-    """Mean of -sum_n t_n log p_n, t the label with `smoothing` spread evenly over the other classes
-    of the task: [M, N], [M] -> []; classes that are not there get none."""
+    """Mean of -sum_n t_n log p_n: [M, N], [M] -> [].
+
+    t is the label with `smoothing` spread evenly over the other classes of the task; classes that
+    are not there get none."""
     there = (logits > torch.finfo(logits.dtype).min / 8).to(logits.dtype)
     member = one_hot(y, logits.shape[-1], logits.dtype)
     others = there * (1 - member)

@@ -221,9 +221,7 @@ _given: ContextVar[Axes | None] = ContextVar("axes", default=None)
 
 @contextmanager
 def drawing_on(axes: Axes) -> Iterator[None]:
-    """Let the next figure be drawn on these axes, with a legend in the place of names at the
-    lines' ends.
-    """
+    """Draw the next figure on these axes, with a legend instead of names at the lines' ends."""
     token = _given.set(axes)
     try:
         yield
