@@ -64,7 +64,7 @@ def module_of(component: Any) -> nn.Module:
     if isinstance(component, ResNet12):
         return ResNet(IMAGE.x_shape, component, 3).double()
     return FourBlocks(
-        IMAGE.x_shape, c.widths, 3, c.downsample == "stride", c.flatten, c.norm
+        IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm
     ).double()
 
 

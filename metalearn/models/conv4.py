@@ -37,6 +37,10 @@ def pool(x: Tensor) -> Tensor:
     return torch.maximum(rows[..., ::2, :], rows[..., 1::2, :])
 
 
+def _widths(filters: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (filters,) * BLOCKS if isinstance(filters, int) else filters
+
+
 class FourBlocks(nn.Module):
     """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head.
 
@@ -47,7 +51,7 @@ class FourBlocks(nn.Module):
     def __init__(
         self,
         x_shape: tuple[int, ...],
-        widths: tuple[int, ...],
+        filters: int | tuple[int, ...],  # channels of every block, or of each
         outputs: int,
         strided: bool,
         flatten: bool,
@@ -55,6 +59,7 @@ class FourBlocks(nn.Module):
     ) -> None:
         super().__init__()
         native.kernel()  # built here, once, and not inside a compiled step
+        widths = _widths(filters)
         channels, height, width = x_shape
         self.strided, self.flatten = strided, flatten
         self.convs = nn.ModuleList(
@@ -126,11 +131,6 @@ class Conv4(ModelComponent):
         gt=0,
     )
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each block."""
-        return (self.filters,) * BLOCKS if isinstance(self.filters, int) else self.filters
-
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
@@ -152,7 +152,7 @@ class Conv4(ModelComponent):
         return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,
-                self.widths,
+                self.filters,
                 spec.outputs,
                 self.downsample == "stride",
                 self.flatten,
