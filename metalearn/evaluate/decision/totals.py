@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.breakeven import LEAST_SOLVED
+from metalearn.evaluate.fieller import Costs, difference
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -133,15 +134,21 @@ def _counts(draws: int, size: int, key: tuple[int, ...]) -> Array:
     return np.asarray(generator.multinomial(size, np.full(size, 1 / size), draws) / size)
 
 
-def total_interval(
-    choice: Choice, tasks: float, queries: float, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float] | None:
-    """The 95 % percentile interval of one total over the draws in which the target is reached.
+def total_interval(choice: Choice, tasks: float, queries: float) -> tuple[float, float] | None:
+    """The 95 % interval of one total, over new seeds and new tasks.
 
-    `choice` has one target. None where no draw reaches it."""
-    drawn = totals([choice], [tasks], [queries], bootstrap_weights([choice], draws, seed))
-    reached = drawn[np.isfinite(drawn)]
-    if not reached.size:
+    That of fieller.py for the difference from nothing, where each task enters by the linearised
+    ratio of cost to share (Cochran 1977, Sampling Techniques, section 2.11). `choice` has one
+    target. None with one seed or one task, or below LEAST_SOLVED."""
+    solved = choice.solved[0].astype(np.float64)  # [S, E]
+    share = float(solved.mean())
+    if min(solved.shape) < 2 or share < LEAST_SOLVED - ROUNDING:
         return None
-    low, high = np.quantile(reached, [0.025, 0.975])
-    return float(low), float(high)
+    cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
+    each = float(cost.mean()) / share
+    spent = Costs(choice.up_front, each + (cost - each * solved) / share)
+    nothing = Costs(*(np.zeros_like(part) for part in spent))
+    value, half, _ = (
+        float(part[0]) for part in difference(spent, nothing, paired=True).at([tasks])
+    )
+    return max(0.0, value - half), value + half

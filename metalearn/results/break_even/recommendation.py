@@ -42,7 +42,7 @@ class Recommendation(NamedTuple):
     question: Question
     label: str | None
     total: float | None
-    interval: tuple[float, float] | None  # 95 %, by the bootstrap
+    interval: tuple[float, float] | None  # 95 %; None with one seed
     share: float | None  # of draws in which it is the cheapest
     runner_up: str | None
     runner_up_total: float | None
