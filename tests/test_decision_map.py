@@ -86,6 +86,31 @@ def test_the_bootstrap_settles_clear_cells_and_no_close_ones() -> None:
     dear = cheap._replace(label="dear", adapt=100 * ones)
     close, clear = (decide([cheap, other], [100], [1]).share[0, 0, 0] for other in (same, dear))
     assert clear == 1.0 and 0.1 < close < 0.9
+    assert decide([cheap, dear], [100], [1]).settled.all()
+
+
+def test_equal_totals_settle_nothing() -> None:
+    first = known()[1]
+    found = decide([first, first._replace(label="the same")], TASKS, QUERIES)
+    assert (found.winner == 0).all() and not found.settled.any() and (found.share == 0).all()
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(("deviation", "up"), [(0.03, 0), (0.12, 0), (0.02, 50)])
+def test_equal_methods_are_rarely_settled(seeds: int, deviation: float, up: float) -> None:
+    """Equal methods whose shares and costs differ by seed: at most 5 % for each of the two."""
+    wrong, repeats, generator = 0, 60, np.random.default_rng(seeds)
+    ones, tasks = np.ones(seeds), [1 if up else 10_000]
+    for _ in range(repeats):
+        of_task = generator.normal(0, 0.05, 100)
+
+        def drawn(label: str, of_task: Any = of_task) -> Choice:
+            share = 0.8 + generator.normal(0, deviation, (seeds, 1)) + of_task
+            solved = generator.random((1, seeds, 100)) < share
+            return Choice(label, generator.normal(1000, up, seeds), ones, 0 * ones, solved)
+
+        wrong += int(decide([drawn("a"), drawn("b")], tasks, [1]).settled[0, 0, 0])
+    assert wrong / repeats <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -179,6 +204,8 @@ def test_a_price_that_is_unknown_is_left_out(tmp_path: Path) -> None:
     assert "before the first task" in found["left_out"]["proto_net"]
     text = paragraph(*recommendation(tmp_path, "10", None, None, "flops"))
     assert "Left out: proto_net" in text
+    hard = paragraph(*recommendation(tmp_path, "10", None, "1", "flops"))
+    assert "no method whose cost is known solves half of the test tasks" in hard
 
 
 def test_regression_has_targets_of_the_loss(tmp_path: Path) -> None:

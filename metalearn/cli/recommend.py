@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from metalearn.errors import ConfigError
+from metalearn.evaluate.decision.totals import CLEAR
 from metalearn.report.numbers import amount, level
 from metalearn.results import records
 from metalearn.results.break_even.recommendation import Question, Recommendation, recommend
@@ -92,7 +93,8 @@ def paragraph(found: Recommendation, comparison: Json) -> str:
     setting = f"{asked.tasks:,} new tasks with {asked.queries:,} queries each at {name}"
     parts = [f"For {setting},"]
     if found.label is None:
-        parts.append("no method solves half of the test tasks.")
+        known = " whose cost is known" if found.left_out else ""
+        parts.append(f"no method{known} solves half of the test tasks.")
     else:
         parts += _answer(found)
     parts += _caveats(found, comparison, metric)
@@ -101,20 +103,29 @@ def paragraph(found: Recommendation, comparison: Json) -> str:
 
 def _answer(found: Recommendation) -> list[str]:
     axis, total = found.question.axis, found.total
-    assert total is not None
+    assert total is not None and found.solved is not None
     ends = ""
     if found.interval is not None:
         low, high = (amount(end, axis) for end in found.interval)
         ends = f" (95 % interval {low} to {high})"
     parts = [f"{found.label} is the cheapest: {amount(total, axis)} in total{ends}."]
+    if found.solved < 1:
+        parts.append(
+            f"It solves {found.solved:.0%} of the test tasks; totals are those of so many tasks "
+            f"solved."
+        )
     if found.runner_up is not None and found.runner_up_total is not None:
         ratio = found.runner_up_total / total if total else math.inf
         other = amount(found.runner_up_total, axis)
         parts.append(f"The runner-up is {found.runner_up}: {other}, {ratio:.3g} times as much.")
     else:
-        parts.append("No other method reaches the target.")
+        known = " whose cost is known" if found.left_out else ""
+        parts.append(f"No other method{known} reaches the target.")
     if not found.settled:
-        why = found.unsettled or f"it wins in {found.share:.0%} of the bootstrap's draws"
+        draws = f"it is the cheapest in {found.share:.0%} of the bootstrap's draws"
+        if found.share is not None and found.share >= CLEAR:
+            draws = "the 95 % interval of its difference from another method reaches 0"
+        why = found.unsettled or draws
         parts.append(f"The data do not settle this: {why}.")
     return parts
 
@@ -125,12 +136,14 @@ def _caveats(found: Recommendation, comparison: Json, metric: str) -> list[str]:
         parts.append("No number of tasks and no target of the map changes the answer.")
     elif border.what == "tasks":
         parts.append(
-            f"Nearest border of the map: at about {max(1, round(border.value)):,} tasks "
+            f"Nearest border of the map by tasks: at about {max(1, round(border.value)):,} tasks "
             f"{border.label} becomes the cheapest."
         )
     else:
         who = "no method reaches it" if border.label is None else f"{border.label} is the cheapest"
-        parts.append(f"Nearest border of the map: at {level(border.value, metric)} {who}.")
+        parts.append(
+            f"Nearest border of the map by target: at {level(border.value, metric)} {who}."
+        )
     failed = [check["name"] for check in comparison["checks"] if not check["passed"]]
     if failed:
         parts.append(f"Checks that failed: {'; '.join(failed)}.")

@@ -41,7 +41,8 @@ class Decision(NamedTuple):
     """The cheapest method of each cell: -1 where no method reaches the target."""
 
     winner: NDArray[np.int64]  # [Q, A, N], places in the list of choices
-    share: Array  # [Q, A, N], of the draws in which it wins; NaN without a winner
+    share: Array  # [Q, A, N], of the draws in which it alone wins; NaN without a winner
+    settled: Bools  # [Q, A, N]
     totals: Array  # [L, Q, A, N], infinite where the target is not reached
 
 
@@ -93,22 +94,75 @@ def decide(
     """The cheapest method for every number of queries and tasks and every target.
 
     `share` is from a bootstrap over seeds and tasks: tasks are drawn alike for all methods, seeds
-    alike for those of one origin. The first of equally cheap methods wins."""
+    alike for those of one origin. The first of equally cheap methods wins, but no draw.
+
+    `settled`: the share is at least CLEAR, and the winner's total is below that of every other
+    method that reaches the target by the 95 % interval of fieller.py. The bootstrap alone knows too
+    little of the variance between few seeds."""
     whole = totals(choices, tasks, queries, None)
     least = whole.min(0)
     winner = np.where(np.isfinite(least), _first(whole), -1)
     drawn = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
-    best = np.where(np.isfinite(drawn.min(0)), _first(drawn), -1)  # [R, Q, A, N]
+    alone = np.isfinite(drawn.min(0)) & (_cheapest(drawn).sum(0) == 1)
+    best = np.where(alone, _first(drawn), -1)  # [R, Q, A, N]
     share = np.where(winner >= 0, (best == winner).mean(0), np.nan)
-    return Decision(winner, share, whole)
+    settled = np.nan_to_num(share) >= CLEAR
+    settled &= _apart(choices, whole, winner, settled, tasks, queries)
+    return Decision(winner, share, settled, whole)
+
+
+def _apart(
+    choices: Sequence[Choice],
+    whole: Array,
+    winner: NDArray[np.int64],
+    asked: Bools,
+    tasks: ArrayLike,
+    queries: ArrayLike,
+) -> Bools:
+    """Where the winner's total is below all others by intervals: [Q, A, N]; only of `asked`."""
+    found = asked.copy()
+    numbers = np.asarray(tasks, np.float64)
+    for q, a in np.argwhere(asked.any(-1)):
+        for place in np.unique(winner[q, a][asked[q, a]]):
+            mine = winner[q, a] == place
+            for other in range(len(choices)):
+                if other != place and np.isfinite(whole[other, q, a]).any():
+                    pair = choices[place], choices[other]
+                    below = _below(*pair, int(a), float(np.asarray(queries)[q]), numbers[mine])
+                    found[q, a, mine] &= below
+    return found
+
+
+def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array) -> Bools:
+    """Whether the total of `one` is below that of `other` by its 95 % interval: [N]."""
+    width = min(choice.solved.shape[2] for choice in (one, other))
+    solved = [choice.solved[target, :, :width] for choice in (one, other)]
+    if min(*solved[0].shape, *solved[1].shape) < 2 or not all(part.any() for part in solved):
+        return np.zeros(tasks.shape, bool)
+    paired = bool(one.origin) and one.origin == other.origin and len(solved[0]) == len(solved[1])
+    spent = [_spent(choice, part, queries) for choice, part in zip((one, other), solved)]
+    value, half, rounding = difference(*spent, paired=paired).at(tasks)
+    return np.asarray(value + half < -rounding)
+
+
+def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
+    """Costs of the tasks `solved` [S, E]: each enters by the linearised ratio of cost to share
+    (Cochran 1977, Sampling Techniques, section 2.11).
+    """
+    share = float(solved.mean())
+    cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
+    each = float(cost.mean()) / share
+    return Costs(choice.up_front, each + (cost - each * solved) / share)
 
 
 def _first(whole: Array) -> NDArray[np.int64]:
     """The first method that is the cheapest up to rounding: [L, ...] -> [...]."""
-    least = whole.min(0)
-    with np.errstate(invalid="ignore"):
-        equal = whole <= least * (1 + ROUNDING)
-    return np.asarray(equal.argmax(0), np.int64)
+    return np.asarray(_cheapest(whole).argmax(0), np.int64)
+
+
+def _cheapest(whole: Array) -> Bools:
+    """The methods that are the cheapest up to rounding: [L, ...] -> [L, ...]."""
+    return np.asarray(whole <= whole.min(0) * (1 + ROUNDING))
 
 
 def bootstrap_weights(choices: Sequence[Choice], draws: int, seed: int) -> list[Array]:
@@ -137,16 +191,12 @@ def _counts(draws: int, size: int, key: tuple[int, ...]) -> Array:
 def total_interval(choice: Choice, tasks: float, queries: float) -> tuple[float, float] | None:
     """The 95 % interval of one total, over new seeds and new tasks.
 
-    That of fieller.py for the difference from nothing, where each task enters by the linearised
-    ratio of cost to share (Cochran 1977, Sampling Techniques, section 2.11). `choice` has one
-    target. None with one seed or one task, or below LEAST_SOLVED."""
-    solved = choice.solved[0].astype(np.float64)  # [S, E]
-    share = float(solved.mean())
-    if min(solved.shape) < 2 or share < LEAST_SOLVED - ROUNDING:
+    That of fieller.py for the difference from nothing. `choice` has one target. None with one seed
+    or one task, or below LEAST_SOLVED."""
+    solved = choice.solved[0]  # [S, E]
+    if min(solved.shape) < 2 or float(solved.mean()) < LEAST_SOLVED - ROUNDING:
         return None
-    cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
-    each = float(cost.mean()) / share
-    spent = Costs(choice.up_front, each + (cost - each * solved) / share)
+    spent = _spent(choice, solved, queries)
     nothing = Costs(*(np.zeros_like(part) for part in spent))
     value, half, _ = (
         float(part[0]) for part in difference(spent, nothing, paired=True).at([tasks])

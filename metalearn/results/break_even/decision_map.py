@@ -13,7 +13,7 @@ import numpy as np
 
 from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import CLEAR, Choice, decide
+from metalearn.evaluate.decision.totals import Choice, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.break_even.counts import origin
 from metalearn.results.break_even.solved import point_of
@@ -110,8 +110,8 @@ def decision_map(
 ) -> Json | None:
     """`decision_map` of comparison.json; None without a target or choices.
 
-    `winner` and `share` are [queries][targets][tasks]; `settled` where the winner wins in 95 % of
-    the draws; `as_tested` is the number of queries of the test's own tasks."""
+    `winner` and `share` are [queries][targets][tasks]; `settled` as in decide,
+    for rows of enough seeds; `as_tested` is the number of queries of the test's own tasks."""
     if target is None or len(groups) < 2:
         return None
     at = grid_of(groups, target, levels)
@@ -122,7 +122,7 @@ def decision_map(
     queries = sorted({*QUERIES, tested})
     found = decide(made.found, TASKS, queries)
     labels = [choice.label for choice in made.found]
-    settled = (found.share >= CLEAR) & (not made.unsettled)
+    settled = found.settled & (not made.unsettled)
     return {
         "axis": axis,
         "tasks": list(TASKS),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import CLEAR, Choice, decide, total_interval
+from metalearn.evaluate.decision.totals import Choice, decide, total_interval
 from metalearn.results.break_even.decision_map import choices_of, grid_of
 from metalearn.results.records import Array, Group, Json
 
@@ -31,7 +31,7 @@ class Question(NamedTuple):
 class Border(NamedTuple):
     """Where another method becomes the cheapest one, the rest of the question unchanged."""
 
-    what: str  # tasks | queries | target
+    what: str  # tasks | target
     value: float
     label: str | None  # None: no method reaches that target
 
@@ -43,17 +43,14 @@ class Recommendation(NamedTuple):
     label: str | None
     total: float | None
     interval: tuple[float, float] | None  # 95 %; None with one seed
-    share: float | None  # of draws in which it is the cheapest
+    share: float | None  # of draws in which it alone is the cheapest
+    solved: float | None  # share of the test tasks that it solves
     runner_up: str | None
     runner_up_total: float | None
     border: Border | None
     left_out: dict[str, str]  # label -> why it is no choice
-    unsettled: str
-
-    @property
-    def settled(self) -> bool:
-        """Whether the data settle that it is the cheapest."""
-        return self.share is not None and self.share >= CLEAR and not self.unsettled
+    unsettled: str  # why rows of these seeds settle nothing; empty where they may
+    settled: bool  # whether the data settle that it is the cheapest
 
 
 def recommend(
@@ -63,7 +60,7 @@ def recommend(
     metric = str(target["metric"])
     made = choices_of(groups, metric, [asked.target], asked.axis)
     nothing = Recommendation(
-        asked, None, None, None, None, None, None, None, made.left_out, made.unsettled
+        asked, *[None] * 8, left_out=made.left_out, unsettled=made.unsettled, settled=False
     )
     if not made.found:
         return nothing
@@ -80,6 +77,8 @@ def recommend(
         total=float(cells[place]),
         interval=total_interval(made.found[place], asked.tasks, asked.queries),
         share=float(found.share[0, 0, 0]),
+        solved=float(made.found[place].solved.mean()),
+        settled=bool(found.settled[0, 0, 0]) and not made.unsettled,
         runner_up=None if other is None else made.found[other].label,
         runner_up_total=None if other is None else float(cells[other]),
         border=border,
