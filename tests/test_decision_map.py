@@ -205,6 +205,8 @@ def test_a_price_that_is_unknown_is_left_out(tmp_path: Path) -> None:
     text = paragraph(*recommendation(tmp_path, "10", None, None, "flops"))
     assert "Left out: proto_net" in text
     hard = paragraph(*recommendation(tmp_path, "10", None, "1", "flops"))
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "Left out of the map in FLOPs: proto_net (" in page
     assert "no method whose cost is known solves half of the test tasks" in hard
 
 
@@ -235,6 +237,7 @@ def test_the_map_in_python_and_on_the_page(rows: Path) -> None:
     with pytest.raises(ConfigError, match="unknown axis"):
         found.decision_map("joules")  # type: ignore[arg-type]
     page = write_report([rows], rows / "report.html").read_text()
+    assert "Left out of the map" not in page
     assert page.index('id="decision"') < page.index('id="q1"')
 
 
@@ -248,3 +251,5 @@ def test_bad_input_ends_with_2_and_all_errors(
         assert place in caplog.text
     done = CliRunner().invoke(app, ["recommend", str(tmp_path), "--tasks", "5"])
     assert done.exit_code == 2
+    with pytest.raises(ConfigError, match="above that of a guess"):
+        recommendation(rows, "5", None, "0.2", "flops")

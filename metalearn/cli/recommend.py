@@ -37,6 +37,9 @@ def recommendation(
         problems.append((str(root), text))
     if known and wanted is not None and known["metric"] == "accuracy" and wanted > 1:
         problems.append(("--target", f"{wanted:g} is an accuracy and lies in 0 .. 1, such as 0.9"))
+    chance = groups[0].first.chance if groups else 0.0
+    if known and wanted is not None and known["metric"] == "accuracy" and wanted <= chance:
+        problems.append(("--target", f"{wanted:g} should be above that of a guess, {chance:.3g}"))
     if problems or found is None or known is None or number is None:
         raise ConfigError(*problems)
     tested = (found.get("decision_map") or {}).get("as_tested", 1)
@@ -111,8 +114,8 @@ def _answer(found: Recommendation) -> list[str]:
     parts = [f"{found.label} is the cheapest: {amount(total, axis)} in total{ends}."]
     if found.solved < 1:
         parts.append(
-            f"It solves {found.solved:.0%} of the test tasks; totals are those of so many tasks "
-            f"solved."
+            f"It solves {found.solved:.0%} of the test tasks; totals are those of "
+            f"{found.question.tasks:,} tasks solved."
         )
     if found.runner_up is not None and found.runner_up_total is not None:
         ratio = found.runner_up_total / total if total else math.inf

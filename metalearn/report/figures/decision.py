@@ -105,7 +105,7 @@ def _level(value: float, metric: str) -> str:
 def map_text(shown: Json | None) -> str:
     """The map as text for a terminal: letters of the winners, small where it is not settled."""
     if not shown or not winners(shown):
-        return "no target was set or reached: no decision map"
+        return "no decision map: no target was set, or no method of known cost reaches one"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(shown))}
     lines: list[str] = []
     for number, queries in enumerate(shown["queries"]):
