@@ -147,6 +147,14 @@ def test_few_seeds_give_an_estimate_and_no_verdict() -> None:
     assert nothing.verdict == "undecided" and nothing.tasks is None
 
 
+def test_one_seed_counts_no_tasks_where_fewer_than_half_are_solved() -> None:
+    found = one(method("maml", 1000, 2, 0.3, seeds=1), method("scratch", 0, 12, 0.3, seeds=1))
+    assert (found.verdict, found.tasks, found.crossing) == ("undecided", None, None)
+    assert "1 seed" in found.why and "of its tasks, fewer than 50%" in found.why
+    never = one(method("a", 10, 12, seeds=1), method("b", 0, 1, seeds=1))
+    assert never.tasks is None and never.crossing == math.inf
+
+
 def test_three_seeds_against_five_use_all_of_them_where_seeds_are_independent() -> None:
     found = one(method("maml", 1000, 2, seeds=5, spread=1.1), method("scratch", 0, 12, spread=1.1))
     assert found.seeds == (5, 3) and found.verdict == "pays"

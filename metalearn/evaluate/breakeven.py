@@ -53,6 +53,7 @@ class BreakEven(NamedTuple):
     leave_one_out: tuple[tuple[int, float], ...]  # (seed left out, crossing)
     why: str
     seeds: tuple[int, int] = (0, 0)  # of a and of b
+    crossing: float | None = None  # of the point estimates, infinite if never; None: not counted
 
 
 class _Pair(NamedTuple):
@@ -122,15 +123,17 @@ def _break_even(one: MethodCosts, other: MethodCosts) -> BreakEven:
         return BreakEven(one.label, other.label, "undecided", None, None, (), pair)
     pair = _oriented(pair)
     a, b, few = pair.a, pair.b, _too_few(pair)
-    gate: tuple[Verdict, str] = ("undecided", few) if few else _gate(pair)
+    unsolved = _unsolved(pair) if few else ""
+    gate: tuple[Verdict, str] = ("undecided", few + unsolved) if few else _gate(pair)
     verdict, why = gate
     seeds = (_seeds(a), _seeds(b))
     found = BreakEven(a.label, b.label, verdict, None, None, (), why, seeds)
-    if verdict == "not_reached" or not all(_reached(method).solved.any() for method in (a, b)):
+    nobody = not all(_reached(method).solved.any() for method in (a, b))
+    if verdict == "not_reached" or unsolved or nobody:
         return found
     tasks = _crossing(pair)
     whole = math.ceil(tasks - 1e-9) if math.isfinite(tasks) else None
-    found = found._replace(tasks=whole, leave_one_out=_left_out(pair))
+    found = found._replace(tasks=whole, crossing=tasks, leave_one_out=_left_out(pair))
     if few:
         return found
     line = _line(pair)
@@ -162,6 +165,16 @@ def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict,
     return "undecided", (
         f"which of the two is cheaper a solved task is open: the difference {a} - {b} is "
         f"{value:.3g} (95 % interval {value - half:.3g} to {value + half:.3g})"
+    )
+
+
+def _unsolved(pair: _Pair) -> str:
+    """Which of the two solved too few of these tasks to be counted; empty where neither."""
+    shares = [(method.label, float(_reached(method).solved.mean())) for method in pair[:2]]
+    return "".join(
+        f"; {label} solved {share:.0%} of its tasks, fewer than {LEAST_SOLVED:.0%}"
+        for label, share in shares
+        if share < LEAST_SOLVED - PRECISION
     )
 
 

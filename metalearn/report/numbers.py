@@ -87,6 +87,13 @@ def signed(value: float | None, percent: bool) -> str:
     return plus(value * 100, "%+.2f") if percent else plus(value, "%+.3g")
 
 
+def p_value(value: float | None) -> str:
+    """Of a test; never 0."""
+    if value is None:
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def share(value: float | None) -> str:
     return NONE if value is None else "0" if value == 0 else f"{value * 100:.2g} %"
 

@@ -48,7 +48,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {name: getattr(numbers, name) for name in NUMBERS}
-    made.filters |= {"ci": numbers.with_ci, "candidates": candidates, "trials": trials}
+    made.filters |= {
+        "p_value": numbers.p_value,
+        "ci": numbers.with_ci,
+        "candidates": candidates,
+        "trials": trials,
+    }
     made.filters |= {"searcher": _searcher, "tuned": _tuned, "work": work}
     made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
     made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}

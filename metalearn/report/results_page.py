@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, load
-from metalearn.report.numbers import NONE, operations, score
+from metalearn.report.numbers import NONE, operations, p_value, score
 from metalearn.results.published import cells_of, comparison_result, read_results, verdict
 from metalearn.results.records import Json
 from metalearn.storage.files import write_atomic, write_json
@@ -165,7 +165,7 @@ def _contrasts(one: Json) -> str:
         apart = NONE if pair["difference"] is None else f"{pair['difference'] * scale:+.3g}"
         p = pair.get("p_holm")
         reading = "no test" if p is None else "distinguished" if p <= 0.05 else "not distinguished"
-        cells = [f"{pair['a']} − {pair['b']}", apart, ends, NONE if p is None else f"{p:.3f}"]
+        cells = [f"{pair['a']} − {pair['b']}", apart, ends, p_value(p)]
         rows.append([*cells, reading])
     return _markdown(heads, rows)
 

@@ -105,6 +105,16 @@ def _entry(one: Choice, found: BreakEven) -> Json:
         "a": found.a,
         "b": found.b,
         "reached": found.verdict != "not_reached",
+        "counted": _counted(found),
         "tasks": found.tasks,
         "ci95": None if found.ci95 is None else list(found.ci95),
     }
+
+
+def _counted(found: BreakEven) -> str:
+    """What stands for the number of tasks: itself, or why there is none."""
+    if found.verdict in ("not_reached", "same"):
+        return str(found.verdict)
+    if found.crossing is None:
+        return "open"
+    return "never" if found.tasks is None else "tasks"
