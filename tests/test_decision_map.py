@@ -194,9 +194,10 @@ def test_one_seed_settles_nothing(tmp_path: Path) -> None:
     assert not np.asarray(found["settled"]).any() and "seeds" in found["unsettled"]
 
 
-def test_a_price_that_is_unknown_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("price", [None, "unknown"])
+def test_a_price_that_is_unknown_is_left_out(tmp_path: Path, price: str | None) -> None:
     def forget(result: dict[str, Any]) -> None:
-        result["cost"]["meta_train"]["flops"] = None
+        result["cost"]["meta_train"]["flops"] = price
 
     write_rows(tmp_path, ["maml", "scratch"], seeds=3)
     write_rows(tmp_path, ["proto_net"], seeds=3, change=forget)

@@ -25,6 +25,7 @@ from metalearn.storage.yaml import read_yaml
 Array = NDArray[np.float64]
 Json = dict[str, Any]
 # Folders of a run that hold no runs of their own.
+UNKNOWN = "unknown"  # in a ledger: spent by somebody else and not published
 _INSIDE = {"tune", "trials", "evaluations", "checkpoints", "wandb", "tensorboard"}
 
 
@@ -133,8 +134,9 @@ class Run:
 
     @property
     def cost(self) -> Json:
-        """The ledger; phases that were not written are not there."""
-        return self.result.get("cost") or {}
+        """The ledger; phases that were not written are not there, and UNKNOWN costs are None."""
+        found = self.result.get("cost") or {}
+        return {phase: _without_unknown(entry) for phase, entry in found.items()}
 
     def phase(self, name: str) -> Json:
         """The cost of one phase; empty where it was not measured."""
@@ -263,6 +265,13 @@ def _once(entry: Json, name: str) -> float | None:
 
 def _each(entry: Json, name: str) -> float | None:
     return None if not entry else entry.get(name) if per_task(entry) else 0.0
+
+
+def _without_unknown(entry: Json | None) -> Json | None:
+    """A phase of a ledger in which what somebody else spent and did not publish is no number."""
+    if not entry:
+        return entry
+    return {name: None if value == UNKNOWN else value for name, value in entry.items()}
 
 
 def mean(values: Sequence[float | None]) -> float | None:
