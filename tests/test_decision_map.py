@@ -20,6 +20,8 @@ from metalearn.evaluate.cost_block import per_query
 from metalearn.evaluate.decision.totals import Choice, bootstrap_weights, decide, total_interval
 from metalearn.report.page import write_report
 from metalearn.results.comparison import collect, write_comparison
+from metalearn.results.costs import answering, answering_parts
+from metalearn.results.records import load
 from metalearn.storage.files import read_json
 
 TASKS = [1, 10, 100, 1_000, 10_000, 100_000]
@@ -142,6 +144,24 @@ def test_answering_has_a_price_for_each_query() -> None:
     assert per_query(entry, 25) == expected
     unknown = per_query({"flops": None, "seconds_batched": None}, 25)
     assert unknown["flops_per_query"] is None and unknown["seconds_per_query"] is None
+
+
+def test_statistics_of_the_support_set_are_paid_once_a_task(tmp_path: Path) -> None:
+    """Of 5 support examples and 75 queries in one batch, the first 5 are no price of a query."""
+
+    def by_support(result: dict[str, Any]) -> None:
+        result["normalisation"] = "support"
+
+    write_rows(tmp_path, ["maml"])
+    write_rows(tmp_path, ["proto_net"], change=by_support)
+    runs = [next((tmp_path / "methods" / name).iterdir()) for name in ("maml", "proto_net")]
+    own, beside = (load(run) for run in runs)
+    for run, fixed in ((own, 0), (beside, 5)):
+        whole = answering(run, "flops")
+        assert whole is not None
+        expected = fixed * whole / (fixed + 75), whole / (fixed + 75)
+        assert answering_parts(run, "flops") == pytest.approx(expected)
+        assert answering(run, "flops", 75) == pytest.approx(whole)
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,24 @@ def answering(run: Run, axis: Axis, queries: int | None = None) -> float | None:
         return None
     if queries is None or whole is None:
         return whole
-    tested = queries_of(run)
-    return None if tested is None else whole * queries / tested
+    parts = answering_parts(run, axis)
+    return None if parts is None else parts[0] + queries * parts[1]
+
+
+def answering_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
+    """(cost of answering a task whatever the number of queries, cost of one query).
+
+    Under the policy `support` a network runs over the support set again beside the queries, whose
+    statistics normalise: the measured cost is shared by all these examples alike. Elsewhere the
+    first part is 0. None where a part is not known."""
+    whole, queries = answering(run, axis), queries_of(run)
+    if whole is None or queries is None:
+        return None
+    task = run.result.get("task") or {}
+    beside = run.result.get("normalisation") == "support"
+    support = int(task.get("ways") or 1) * int(task.get("shots") or 0) if beside else 0
+    each = whole / (support + queries)
+    return support * each, each
 
 
 def queries_of(run: Run) -> int | None:

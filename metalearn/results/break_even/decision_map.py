@@ -19,7 +19,7 @@ from metalearn.results.break_even.counts import origin
 from metalearn.results.break_even.solved import point_of
 from metalearn.results.costs import (
     QUERIES,
-    answering,
+    answering_parts,
     learning,
     queries_of,
     timing_problem,
@@ -74,22 +74,20 @@ def _choice(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Choic
 
 
 def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
-    """(before the first task, learning one task, answering one query); a sentence if unknown."""
-    before, each, answers = up_front(run, axis), learning(run, axis), answering(run, axis)
-    queries = queries_of(run)
+    """(before the first task, for each task, for each query); a sentence if unknown."""
+    before, each, answers = up_front(run, axis), learning(run, axis), answering_parts(run, axis)
     missing = [
         name
         for name, value in (
             ("the cost before the first task", before),
             ("the cost of learning a task", each),
-            ("the cost of answering", answers),
-            ("the number of queries", queries),
+            ("the cost of answering a query", answers),
         )
         if value is None
     ]
-    if missing or before is None or each is None or answers is None or queries is None:
+    if missing or before is None or each is None or answers is None:
         return f"unknown or not measured: {', '.join(missing)}"
-    return before, float(each[point_of(run)]), answers / queries
+    return before, float(each[point_of(run)]) + answers[0], answers[1]
 
 
 def grid_of(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:
