@@ -40,17 +40,17 @@ class Recommendation(NamedTuple):
     """The cheapest method of a question; None where no method reaches the target."""
 
     question: Question
-    label: str | None
-    total: float | None
-    interval: tuple[float, float] | None  # 95 %; None with one seed
-    share: float | None  # of draws in which it alone is the cheapest
-    solved: float | None  # share of the test tasks that it solves
-    runner_up: str | None
-    runner_up_total: float | None
-    border: Border | None
     left_out: dict[str, str]  # label -> why it is no choice
     unsettled: str  # why rows of these seeds settle nothing; empty where they may
-    settled: bool  # whether the data settle that it is the cheapest
+    label: str | None = None
+    total: float | None = None
+    interval: tuple[float, float] | None = None  # 95 %; None with one seed
+    share: float | None = None  # of draws in which it alone is the cheapest
+    solved: float | None = None  # share of the test tasks that it solves
+    runner_up: str | None = None
+    runner_up_total: float | None = None
+    border: Border | None = None
+    settled: bool = False  # whether the data settle that it is the cheapest
 
 
 def recommend(
@@ -59,9 +59,7 @@ def recommend(
     """The cheapest method; `target` and `levels` are those of the comparison."""
     metric = str(target["metric"])
     made = choices_of(groups, metric, [asked.target], asked.axis)
-    nothing = Recommendation(
-        asked, *[None] * 8, left_out=made.left_out, unsettled=made.unsettled, settled=False
-    )
+    nothing = Recommendation(asked, left_out=made.left_out, unsettled=made.unsettled)
     if not made.found:
         return nothing
     found = decide(made.found, [asked.tasks], [asked.queries])
