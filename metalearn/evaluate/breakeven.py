@@ -196,7 +196,7 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
         share = estimate(_reached(method).solved.astype(np.float64))
         assert share.value is not None and share.ci95 is not None
         low, high = share.ci95
-        text = f"{method.label} solved {_percent(share.value, low, high)} of its tasks"
+        text = f"{method.label} solved {_percent(share.value, max(0.0, low), high)} of its tasks"
         if high < LEAST_SOLVED - PRECISION:
             return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
         if low < LEAST_SOLVED - PRECISION:
