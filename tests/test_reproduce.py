@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commandline import Commands, files_of, refused, sinusoid, write
 
 from metalearn.compare import reproduce as reproduce_module
 from metalearn.compare.reproduce import chosen, reproduce, table
-from metalearn.config.experiment import load
-from metalearn.errors import ConfigError
+from metalearn.config.experiment import Experiment, load
+from metalearn.errors import ConfigError, Diverged
 from metalearn.results.published import read_results
 
 
@@ -111,3 +112,24 @@ def test_without_names_data_that_are_absent_are_left_out(
     assert json.loads((tmp_path / "all" / "reproduced.json").read_text())["rows"] == rows
     with pytest.raises(ConfigError, match="nowhere is not there"):
         reproduce(["absent"], tmp_path / "all")
+
+
+def test_a_number_without_one_of_its_seeds_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seeds that did not diverge would be a choice among seeds."""
+    options = {"published": {"value": 1.0}, "run": {"meta_steps": 3, "seeds": [0, 1, 2]}}
+    file = write(tmp_path, "three", sinusoid(experiment="three", **options))
+    run_one = reproduce_module.run_one
+
+    def diverges(one: Experiment, folder: Path) -> Any:
+        if one.run.seeds == (1,):
+            raise Diverged("seed 1")
+        return run_one(one, folder)
+
+    monkeypatch.setattr(reproduce_module, "run_one", diverges)
+    with pytest.raises(Diverged, match="three diverged"):
+        reproduce([str(file)], tmp_path / "all")
+    (row,) = json.loads((tmp_path / "all" / "reproduced.json").read_text())["rows"]
+    assert row["verdict"] == "not run" and "seed 1, 2" in row["why"]
+    assert not (tmp_path / "all" / "results").exists()

@@ -146,12 +146,16 @@ def _run(plan: Plan, target: Path) -> None:
 
 
 def _cells(plan: Plan, out: Path) -> list[Json]:
-    """The published steps of every row, as files that experiments/results/ takes as they are."""
+    """The published steps of every row, as files that experiments/results/ takes as they are.
+
+    A row that lacks a seed has no number: the others alone would be a choice among seeds."""
     finished, _ = run_directories(out / plan.name)
     rows = {row.label: row for row in group(map(load_record, finished))}
-    cells = []
+    cells: list[Json] = []
     for one in _published(plan):
-        if one.label not in rows:
+        found = {run.seed for run in rows[one.label].runs} if one.label in rows else set[int]()
+        if absent := [str(seed) for seed in one.run.seeds if seed not in found]:
+            cells += _not_run(one, f"no result of seed {', '.join(absent)} (see the log)")
             continue
         assert one.published is not None
         row, reduced = rows[one.label], one.published.reduced
