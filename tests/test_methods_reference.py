@@ -29,11 +29,11 @@ from metalearn.algorithms.metric.metaopt_net import smoothed_cross_entropy
 from metalearn.augment import augment
 from metalearn.inner.heads import unit
 from metalearn.inner.objective import support_loss
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.rng import fold_in, normal
 from metalearn.transfer import KNN, RFS, LogisticRegression, SimpleShot
 from metalearn.tree import take
-from metalearn.types import Episode, Learner, Method
+from metalearn.types import Episode, EpisodeSpec, Learner, Method
 
 F64 = torch.float64
 KEY = fold_in(0, "reference")
@@ -200,6 +200,17 @@ def test_maml_plus_plus_has_a_gain_and_a_shift_for_each_step() -> None:
     meta["params"]["norms.1.weight"][1] *= 2
     after = [answer(method, meta, episode, step) for step in (1, 2, 3)]
     assert [torch.equal(a, b) for a, b in zip(before, after)] == [True, False, False]
+
+
+def test_maml_plus_plus_has_those_of_every_network_and_leaves_running_statistics() -> None:
+    spec = EpisodeSpec("classification", 3, 1, 2, (3, 16, 16), 3, 8, dtype=F64)
+    for model in (ResNet12(widths=(4, 5, 6, 7), norm="running"), Conv4(filters=4, norm="running")):
+        meta = MAMLPlusPlus(inner_steps=2).build(model.build(spec), spec).init(KEY).meta
+        gains = [n for n in meta["params"] if "norm" in n and n.endswith(("weight", "bias"))]
+        assert gains and all(meta["params"][name].shape[0] == 2 for name in gains)
+        assert not any("norm" in name for name in meta["rates"])
+        means = [n for n in meta["params"] if n.startswith("stats.")]
+        assert means and all(meta["params"][name].dim() == 1 for name in means)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1.0])

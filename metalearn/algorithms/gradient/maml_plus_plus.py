@@ -22,7 +22,7 @@ from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion, metrics
 from metalearn.padding import cleaned, padded, present_in, without_absent
-from metalearn.tree import partition, trainable, tree_map
+from metalearn.tree import STATS, partition, trainable, tree_map
 from metalearn.types import (
     Batch,
     Episode,
@@ -148,8 +148,11 @@ def importance(step: Tensor, steps: int, until: int) -> Tensor:
 
 
 def _norm(name: str) -> bool:
-    """Gain and shift of the models of this project; those of another module are moved."""
-    return name.startswith("norms.")
+    """Gain and shift of the models of this project: norms.0.weight, blocks.0.shortcut.norm.weight.
+
+    Those that another module names otherwise are moved by the rule."""
+    parts = name.split(".")
+    return f"{parts[0]}." != STATS and ("norms" in parts or "norm" in parts)
 
 
 def _rule(steps: int) -> UpdateRule:
