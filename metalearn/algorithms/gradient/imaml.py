@@ -42,7 +42,8 @@ class IMAML(MethodComponent):
     inner_lr: float = option(0.1, "Inner step size, in training and on new tasks.", gt=0)
     strength: float = option(2.0, "lambda, weight of the penalty.", gt=0)
     cg_steps: int = option(5, "Steps of conjugate gradients.", acts="train", ge=1, le=100)
-    # The authors' code solves with 2 I + H / lambda: damping 1.
+    # The authors' code solves with 2 I + H / (lambda + 10): damping 1 gives its 2 I, the 10 is left
+    # out. Their test leaves the penalty out, ours keeps it.
     damping: float = option(0.0, "Added to the identity in the solve.", acts="train", ge=0)
     outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
 
