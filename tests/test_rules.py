@@ -282,6 +282,21 @@ def test_a_rate_for_every_parameter() -> None:
     )
 
 
+def test_ten_times_the_decay_of_torchs_descent_with_momentum_shrinks_as_much() -> None:
+    """Decoupled decay passes no momentum of 0.9, torch's does: the setting of the experiments."""
+    rule = RULES["momentum"](lr=0.05, weight_decay=0.005).build()
+    params, state = {"w": torch.ones(1, dtype=F64)}, rule.init({"w": torch.ones(1, dtype=F64)})
+    leaf = torch.ones(1, dtype=F64, requires_grad=True)
+    other = torch.optim.SGD([leaf], lr=0.05, momentum=0.9, weight_decay=0.0005)
+    leaf.grad = torch.zeros_like(leaf)
+    for _ in range(2000):
+        updates, state = rule.update({"w": torch.zeros(1, dtype=F64)}, state, params, ZERO)
+        params = {"w": params["w"] + updates["w"]}
+        other.step()
+    torch.testing.assert_close(params["w"], leaf.detach(), rtol=5e-3, atol=0)
+    assert params["w"] < 0.7
+
+
 def test_momentum_of_nothing_is_descent() -> None:
     torch.testing.assert_close(run(momentum(0.1, 0.0))[0], run(sgd(0.1))[0], rtol=1e-14, atol=0)
 

@@ -16,8 +16,9 @@ class RFS(LogisticRegression):
     z = features(x) / |features(x)|; the features are pretrained by gradient descent with momentum.
     """
 
-    # Departures: weight decay of the pretraining is decoupled (the rule's own), and the step size
-    # follows a schedule of `outer` in the place of factors of 0.1 at epochs 60 and 80.
+    # Departures: weight decay of the pretraining is decoupled (the rule's own), so that theirs of
+    # 0.0005, which goes through a momentum of 0.9, is 0.005 here; the step size follows a schedule
+    # of `outer` in the place of factors of 0.1 at epochs 60 and 80.
     name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
     copies: int = option(
         5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100
