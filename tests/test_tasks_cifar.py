@@ -176,6 +176,17 @@ def test_crop_shifts_flip_mirrors_and_colour_keeps_the_range() -> None:
     torch.testing.assert_close(one, augment(x, keys, ["crop", "flip", "colour"])[5:6])
 
 
+def test_colour_keeps_images_of_another_range() -> None:
+    """Of 0..255 the change is that of 0..1 times 255, and of standardised ones no half is lost."""
+    x = uniform(fold_in(0, "x"), (8, 3, 16, 16), dtype=torch.float64)
+    x[:, :, 0, 0], x[:, :, 0, 1] = 0, 1
+    keys = fold_in(fold_in(0, "keys"), torch.arange(8))
+    changed = augment(x, keys, ["crop", "flip", "colour"])
+    torch.testing.assert_close(augment(255 * x, keys, ["crop", "flip", "colour"]), 255 * changed)
+    around = augment(2 * x - 1, keys, ["colour"])
+    assert -1 <= around.min() < -0.5 and 0.5 < around.max() <= 1
+
+
 def test_training_images_alone_are_augmented(small: np.ndarray) -> None:
     plain, changed = (CIFARFS(queries=2, augment=how) for how in ((), ("crop", "flip", "colour")))
     for split in ("valid", "test"):

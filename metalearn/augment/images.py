@@ -18,17 +18,20 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R 601: luma of red, green and blue
 
 
 def augment(x: Tensor, keys: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Images [B, channels, H, W] in 0..1, each changed by draws of its own key [B].
+    """Images [B, channels, H, W], each changed by draws of its own key [B].
 
     crop: shift by up to H // 8 pixels (at most 8) each way, zeros come in; flip: mirror left and
     right, or not; colour: factors of brightness, contrast and saturation uniform within 1 +- 0.4
-    (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too)."""
+    (Tian et al. 2020, arXiv:2003.11539, who draw the order of the three, too), within 0..1, or the
+    range of the image where it is wider: images of 0..255 and standardised ones stay what they are.
+    """
+    whole = x
     if "crop" in changes:
         x = _crop(x, fold_in(keys, CROP))
     if "flip" in changes:
         mirrored = integers(fold_in(keys, FLIP), (1, 1, 1), 2) == 1
         x = torch.where(mirrored, x.flip(-1), x)
-    return _colour(x, fold_in(keys, COLOUR)) if "colour" in changes else x
+    return _colour(x, fold_in(keys, COLOUR), whole) if "colour" in changes else x
 
 
 def _crop(x: Tensor, keys: Tensor) -> Tensor:
@@ -44,15 +47,18 @@ def _crop(x: Tensor, keys: Tensor) -> Tensor:
     return x
 
 
-def _colour(x: Tensor, keys: Tensor) -> Tensor:
+def _colour(x: Tensor, keys: Tensor, whole: Tensor) -> Tensor:
+    """The result is cut to 0..1, or to the range of `whole`, the image before its crop."""
+    least = whole.amin((-3, -2, -1), keepdim=True).clamp(max=0)
+    most = whole.amax((-3, -2, -1), keepdim=True).clamp(min=1)
     low, high = 1 - JITTER, 1 + JITTER
     factors = uniform(keys, (3, 1, 1, 1), low, high, dtype=x.dtype)
     brightness, contrast, saturation = factors.unbind(-4)  # [B, 1, 1, 1]
-    x = (brightness * x).clamp(0, 1)
+    x = (brightness * x).clamp(least, most)
     middle = _grey(x).mean((-2, -1), keepdim=True)
-    x = (middle + contrast * (x - middle)).clamp(0, 1)
+    x = (middle + contrast * (x - middle)).clamp(least, most)
     grey = _grey(x)
-    return (grey + saturation * (x - grey)).clamp(0, 1)
+    return (grey + saturation * (x - grey)).clamp(least, most)
 
 
 def _grey(x: Tensor) -> Tensor:
