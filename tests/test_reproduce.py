@@ -34,6 +34,8 @@ def test_a_row_has_the_verdict_and_why_it_was_not_run() -> None:
     }
     shown = "| 0.9 ± 0.005 (A paper, table 1) | 0.81 ± 0.01 | 600, 1 | below |"
     assert shown in table([cell])[-1]
+    copies = {**cell, "schedule_why": "pixels: JPEG copies"}
+    assert table([copies])[-1].endswith("| below: pixels: JPEG copies |")
     absent = {**cell, "value": None, "verdict": "not run", "why": "no images"}
     del absent["tasks"]
     assert table([absent])[-1].endswith("| - | - | not run: no images |")

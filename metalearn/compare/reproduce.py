@@ -216,7 +216,8 @@ def _line(cell: Json) -> Sequence[str]:
     halves = (cell.get(name) for name in ("ci95_seeds", "ci95_tasks"))
     ci95 = max((half for half in halves if half is not None), default=None)
     counted = f"{cell['tasks']}, {cell['seeds']}" if "tasks" in cell else "-"
-    why = f": {cell['why']}" if cell.get("why") else ""
+    reason = cell.get("why") or cell.get("schedule_why")
+    why = f": {reason}" if reason else ""
     return (
         cell["experiment"],
         cell["label"],

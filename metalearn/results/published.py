@@ -141,7 +141,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     pooled = None if converged else row.pooled(metric)
     both = None if pooled is None else random_effects.estimate(pooled[:, :, point])
     return {
-        **_schedule(reduced),
+        **_schedule(reduced, (first.result.get("facts") or {}).get("pixels", "")),
         "experiment": str(first.result.get("experiment")),
         "label": row.label,
         "metric": metric,
@@ -167,9 +167,12 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     }
 
 
-def _schedule(reduced: str) -> Json:
+def _schedule(reduced: str, pixels: str) -> Json:
+    """Whether the schedule is the published one; why not, and pixels that are not."""
+    copies = f"pixels: {pixels}" if pixels not in ("", "as published") else ""
+    why = "; ".join(filter(None, (reduced, copies)))
     schedule = "reduced" if reduced else "full"
-    return {"schema": 1, "kind": "cell", "schedule": schedule, "schedule_why": reduced}
+    return {"schema": 1, "kind": "cell", "schedule": schedule, "schedule_why": why}
 
 
 def _machine(run: Run) -> Json:
