@@ -13,7 +13,7 @@ from run_folders import write_rows
 from metalearn.errors import ConfigError
 from metalearn.report.results_page import page, write_page
 from metalearn.results.comparison import write_comparison
-from metalearn.results.published import comparison_result, read_results, verdict
+from metalearn.results.published import comparison_result, left_out, read_results, verdict
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -42,6 +42,13 @@ def cell(**changes: Any) -> dict[str, Any]:
 
 def test_the_page_is_what_the_command_writes() -> None:
     assert (EXPERIMENTS / "RESULTS.md").read_text(encoding="utf-8") == page(EXPERIMENTS)
+
+
+def test_a_number_of_the_tasks_that_converged_says_so() -> None:
+    seeds = [{"seed": 0, "value": 0.4, "diverged": 0.0017}, {"seed": 1, "value": 0.5}]
+    assert left_out(cell(per_seed=seeds)) == ""
+    shown = left_out(cell(per_seed=seeds, converged_only=True))
+    assert "diverged" in shown and "0.17 %" in shown
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, DataError, Diverged
 from metalearn.logger import log
-from metalearn.results.published import cell_result, verdict
+from metalearn.results.published import cell_result, left_out, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
 from metalearn.run.directory import run_folders, status
@@ -224,7 +224,7 @@ def _line(cell: Json) -> Sequence[str]:
         str(cell["step"]),
         cell["metric"],
         f"{_shown(cell['published'], cell['published_ci95'])} ({cell['source']})",
-        "-" if cell["value"] is None else _shown(cell["value"], ci95),
+        "-" if cell["value"] is None else _shown(cell["value"], ci95) + left_out(cell),
         counted,
         cell["verdict"] + why,
     )

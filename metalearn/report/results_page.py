@@ -17,7 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, load
 from metalearn.report.numbers import NONE, operations, p_value, score
-from metalearn.results.published import cells_of, comparison_result, read_results, verdict
+from metalearn.results.published import (
+    cells_of,
+    comparison_result,
+    left_out,
+    read_results,
+    verdict,
+)
 from metalearn.results.records import Json
 from metalearn.storage.files import write_atomic, write_json
 
@@ -113,7 +119,7 @@ def _cell(one: Json) -> list[str]:
         one["label"],
         NONE if one["step"] is None else str(one["step"]),
         f"{_number(one['published'], one['published_ci95'])} ({one['source']})",
-        f"{one['value']:.4g}",
+        f"{one['value']:.4g}{left_out(one)}",
         _half(one["ci95_tasks"]),
         _half(one["ci95_seeds"]),
         seeds,

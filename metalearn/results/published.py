@@ -167,6 +167,14 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     }
 
 
+def left_out(cell: Mapping[str, Any]) -> str:
+    """That tasks which diverged do not count in the number; empty where none did."""
+    shares = [seed.get("diverged") or 0.0 for seed in cell.get("per_seed", ())]
+    if not cell.get("converged_only") or not any(shares):
+        return ""
+    return f" (without the tasks that diverged, at most {100 * max(shares):.2g} % of a seed's)"
+
+
 def _schedule(reduced: str, pixels: str) -> Json:
     """Whether the schedule is the published one; why not, and pixels that are not."""
     copies = f"pixels: {pixels}" if pixels not in ("", "as published") else ""
