@@ -191,8 +191,11 @@ def test_a_file_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import no_such_package")
     with pytest.raises(ConfigError, match=r"bad\.py cannot be imported: ModuleNotFoundError"):
         plugins.load_plugins(["bad.py"], tmp_path)
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match=r"no file none\.py in "):
         plugins.load_plugins(["none.py"], tmp_path)
+    with pytest.raises(ConfigError) as both:
+        plugins.load_plugins(["none.py", "bad.py"], tmp_path)
+    assert len(both.value.problems) == 2
     with pytest.raises(ConfigError, match="no_such_package cannot be imported"):
         plugins.load_plugins(["no_such_package"])
 

@@ -92,13 +92,22 @@ def _identity(component: type[Component]) -> tuple[str, str]:
 def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
     """Import modules or .py files, and register the components that they define.
 
-    A file is looked for beside `folder`, then in the working directory.
+    A file is looked for beside `folder`, then in the working directory. Raises ConfigError with
+    every plug-in that cannot be loaded.
     """
     load_entry_points()
-    for name in names:
+    problems: list[tuple[str, str]] = []
+    for name in dict.fromkeys(names):
         if name not in _modules:
-            _modules[name] = _imported(name, folder)
-            _register_all(_modules[name])
+            try:
+                module = _imported(name, folder)
+                _register_all(module)
+            except ConfigError as error:
+                problems += error.problems
+            else:
+                _modules[name] = module
+    if problems:
+        raise ConfigError(*problems)
 
 
 def unloaded(names: Iterable[str]) -> list[str]:
@@ -176,7 +185,9 @@ def _from_file(name: str, folder: Path | None) -> ModuleType:
     homes = [Path()] if folder is None else [folder, Path()]
     path = next((home / name for home in homes if (home / name).is_file()), None)
     if path is None:
-        raise ConfigError(("plugins", f"{name} is no file, in {homes[0].resolve()}"))
+        raise ConfigError(
+            ("plugins", f"no file {name} in {' or '.join(str(home.resolve()) for home in homes)}")
+        )
     spec = importlib.util.spec_from_file_location(f"metalearn_plugin_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
