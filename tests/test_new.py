@@ -34,7 +34,7 @@ def test_names_of_files_and_classes(name: str, module: str, cls: str) -> None:
     [
         ("methd", "Mine", "did you mean 'method'"),
         ("method", "MAML", "maml is the name of a method that exists"),
-        ("model", "3 layers", "is no name for a class"),
+        ("model", "3 layers", "cannot name a class"),
         ("task", "json", "would hide the module json"),
     ],
 )
@@ -46,13 +46,19 @@ def test_names_that_cannot_be_used_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        write_new("methd", "3 layers", tmp_path)
+    assert [place for place, _ in error.value.problems] == ["KIND", "3 layers"]
+
+
 def test_everything_it_writes_passes_its_test_and_ruff(metalearn: Commands) -> None:
     """One file and one test of each kind, all in one folder; a second time nothing is touched."""
     folder = metalearn.folder / "fresh"
     for kind in KINDS:
         done = metalearn("new", kind, f"My{kind.title()}", "--out", folder)
         assert done.code == 0, done.err
-    refused(metalearn("new", "task", "MyTask", "--out", folder), "is there already")
+    refused(metalearn("new", "task", "MyTask", "--out", folder), "exists already")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ruff = ["--isolated", "--line-length", "100", "."]
     commands = (["ruff", "check", "--select", "E,F,B", *ruff], ["ruff", "format", "--check", *ruff])

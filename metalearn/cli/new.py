@@ -1,4 +1,4 @@
-"""`metalearn new`: a component of one's own, one file and its test, that pass at once."""
+"""`metalearn new`: the file of a new component and its test, which passes unchanged."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
 
     ConfigError where one of them exists, or where the name cannot be used.
     """
-    if kind not in KINDS:
-        raise ConfigError((kind, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"))
     module = snake_case(name)
     targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
-    if problems := [*_wrong(kind, name, module), *_existing(targets)]:
+    unknown = f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"
+    problems = [] if kind in KINDS else [("KIND", unknown)]
+    if problems := [*problems, *_wrong(kind, name, module), *_existing(targets)]:
         raise ConfigError(*problems)
     from jinja2 import Environment, PackageLoader
 
@@ -76,15 +76,15 @@ def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
     from metalearn.config.registry import TABLES
 
     if not module.isascii() or not module.isidentifier() or keyword.iskeyword(module):
-        return [(name, "is no name for a class and a file: use letters, digits and _")]
+        return [(name, "cannot name a class and a file: use letters, digits and _, a letter first")]
     if module in sys.stdlib_module_names or module == "metalearn":
         return [(name, f"{module}.py would hide the module {module}: choose another name")]
-    table = KINDS[kind]
+    table = KINDS.get(kind)
     if table is not None and module in TABLES[table]:
         return [(name, f"{module} is the name of a {kind} that exists: choose another")]
     return []
 
 
 def _existing(targets: list[Path]) -> list[tuple[str, str]]:
-    text = "is there already: give another name, or work in another folder"
+    text = "exists already: give another name, or another folder by --out"
     return [(str(path), text) for path in targets if path.exists()]
