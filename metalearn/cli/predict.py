@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.run.trained.examples import read_examples
+from metalearn.run.trained.examples import Examples, read_examples
 from metalearn.run.trained.load import load_run
 from metalearn.storage.files import write_atomic
 
@@ -22,14 +23,13 @@ def predict(
 ) -> None:
     """Write a CSV with one row a query: its name, the answer, and each class's probability."""
     if out is not None and out.exists():
-        raise ConfigError(("--out", f"{out} is there already: give another name"))
+        raise ConfigError(("--out", f"{out} exists already: give another name"))
     run = load_run(run_dir)
     spec = run.method.spec
     task = run.config.test_task
     known, target = getattr(task, "inputs", None), getattr(task, "target", None)
     read = partial(read_examples, spec=spec, invert=invert, target=target)
-    examples = read(support, place="--support", labelled=True, inputs=known)
-    queries = read(query, place="--query", labelled=False, inputs=examples.columns or known)
+    examples, queries = _examples(read, support, query, known)
     learned = run.adapt(examples.x, examples.y, steps)
     answers = learned.predict(queries.x)
     columns: list[str] = []
@@ -55,3 +55,23 @@ def predict(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text.getvalue().encode())
         print(f"predictions: {out}")
+
+
+def _examples(
+    read: Callable[..., Examples], support: Path, query: Path, known: Sequence[str] | None
+) -> tuple[Examples, Examples]:
+    """(support, queries); ConfigError with what is wrong with either file."""
+    problems: list[tuple[str, str]] = []
+    examples = queries = None
+    try:
+        examples = read(support, place="--support", labelled=True, inputs=known)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        names = known if examples is None else examples.columns or known
+        queries = read(query, place="--query", labelled=False, inputs=names)
+    except ConfigError as error:
+        problems += error.problems
+    if examples is None or queries is None:
+        raise ConfigError(*problems)
+    return examples, queries

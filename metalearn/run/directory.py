@@ -51,7 +51,11 @@ def request_hash(folder: Path) -> str:
 def stored_experiment(folder: Path) -> Experiment:
     """The experiment of a run directory; ConfigError when there is none."""
     if not (folder / "config.yaml").is_file():
-        raise ConfigError((str(folder), "is no run directory: it holds no config.yaml"))
+        text = "is no run directory: it holds no config.yaml"
+        runs = sorted(folder.glob("methods/*/seed-*/config.yaml"))
+        if runs:
+            text = f"is a comparison: give one of its runs, such as {runs[0].parent}"
+        raise ConfigError((str(folder), text))
     plan = load(str(folder / "config.yaml"), plugins=False)
     if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
         raise ConfigError((str(folder / "config.yaml"), "should hold one method and one seed"))
