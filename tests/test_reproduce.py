@@ -48,6 +48,9 @@ def test_every_experiment_with_a_published_number_is_chosen_and_no_other() -> No
     with pytest.raises(ConfigError) as error:
         chosen(["demo", "nothing_of_the_kind"])
     assert [place for place, _ in error.value.problems] == ["demo", "nothing_of_the_kind"]
+    sentences = [text for _, text in error.value.problems]
+    assert sentences[0].endswith("run it with metalearn compare demo")
+    assert sentences[1].endswith("all names: metalearn list experiments")
 
 
 def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Commands) -> None:

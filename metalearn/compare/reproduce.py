@@ -76,9 +76,9 @@ def _named(names: Sequence[str]) -> list[Plan]:
             problems += error.problems
             continue
         if not _published(plans[-1]):
-            problems.append(
-                (name, "has no published number (section `published`): run it with metalearn train")
-            )
+            command = "compare" if plans[-1].comparison else "train"
+            text = "has no published number (section `published`): run it with metalearn"
+            problems.append((name, f"{text} {command} {name}"))
     twice = {plan.name for plan in plans if [other.name for other in plans].count(plan.name) > 1}
     problems += [
         (name, "is the experiment of two files: their runs would share a folder")

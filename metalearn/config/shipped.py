@@ -5,9 +5,11 @@ A wheel holds them in `metalearn/experiments/`, a checkout in `experiments/` bes
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
-from metalearn.errors import ConfigError, did_you_mean
+from metalearn.errors import ConfigError
 
 
 def folders(sub: str = "") -> list[Path]:
@@ -45,7 +47,14 @@ def find(name: str, kind: str, sub: str = "") -> Path:
                 f"run in a checkout",
             )
         )
-    raise ConfigError((name, f"no such {kind} file or name; {did_you_mean(name, known)}"))
+    raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, known)}"))
+
+
+def _nearest(name: str, kind: str, known: Iterable[str]) -> str:
+    """The names that are like `name`, and the command that lists all: they are too many."""
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}all names: metalearn list {kind}s"
 
 
 def sentence(path: Path) -> str:
