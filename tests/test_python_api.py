@@ -264,6 +264,22 @@ def test_a_sweep_in_python_has_its_trials(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "trials" / "0" / "result.json").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="holds a sweep that differs in method"):
         ml.sweep({**sweep, "method": "random", "run_cap": 1}, out=tmp_path / "sweep")
+    ml.sweep(sweep, out=tmp_path / "sweep")  # its file is as it was
+
+
+def test_a_sweep_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        ml.sweep({"nonsense": 1}, out=tmp_path / "none" / "sweep")
+    places = [place for place, _ in error.value.problems]
+    assert places == ["nonsense", "method", "parameters", "program"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_folder_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing: does not exist"):
+        ml.report(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="names: are texts"):
+        ml.reproduce(["maml_sinusoid"])  # type: ignore[arg-type]
 
 
 def test_reproduce_in_python_refuses_what_has_no_published_number(tmp_path: Path) -> None:

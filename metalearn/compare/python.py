@@ -156,7 +156,10 @@ def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Run experiments with a published number, and compare with it; default: all of them.
 
     Returns one mapping a published number, as experiments/results/ has them; the record is
-    written to out/reproduced.md. What is finished is left alone."""
+    written to out/reproduced.md. What is finished is left alone. Raises ConfigError with every
+    name that is unknown or has no published number."""
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ConfigError(("names", f"are texts, one an argument, not {wrong[0]!r}"))
     return run_published(names, Path(out))
 
 

@@ -12,16 +12,17 @@ from metalearn.report.sweep_page import split_kinds, write_sweep_report
 from metalearn.results.comparison import read_request, update_comparison
 
 
-def write_pages(dirs: Sequence[str | Path], out: str | Path = "report.html") -> Path:
+def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "report.html") -> Path:
     """Write one page about runs and comparisons, or about sweeps; its path.
 
     A comparison.json that is missing, or about other results, is written first.
     """
     load_entry_points()
+    dirs = [dirs] if isinstance(dirs, (str, Path)) else dirs
     folders, demonstration = [Path(folder) for folder in dirs], False
     for folder in folders:
         if not folder.is_dir():
-            text = "is no folder: give run, comparison or sweep directories"
+            text = "does not exist, or is no folder: give run, comparison or sweep directories"
             raise ConfigError((str(folder), text))
     if split_kinds(folders):
         return write_sweep_report(folders, Path(out))

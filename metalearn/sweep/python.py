@@ -14,7 +14,8 @@ from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage.files import read_json, write_atomic
 from metalearn.sweep.command import run_sweep
-from metalearn.sweep.file import read
+from metalearn.sweep.file import Sweep, read
+from metalearn.sweep.request import claim_folder
 from metalearn.sweep.trial_queue import TrialQueue, best_of
 
 
@@ -109,13 +110,37 @@ def sweep(
     if isinstance(file, Mapping):
         name = str(file.get("name") or "sweep")
         folder = Path("runs") / name if out is None else Path(out)
-        file = _written(dict(file), name, folder)
-    found = read(str(file))
-    folder = Path("runs") / found.name if out is None else Path(out)
+        found = _stored(dict(file), name, folder)
+    else:
+        found = read(str(file))
+        folder = Path("runs") / found.name if out is None else Path(out)
     run_sweep(found, folder, workers)
     TrialQueue(found, folder).write()
     write_sweep_report([folder], folder / "report.html")
     return SweepResult(folder)
+
+
+def _stored(data: dict[str, Any], name: str, folder: Path) -> Sweep:
+    """The sweep of a mapping; where it is refused, the folder is left as it was."""
+    paths = [folder / ".experiment.yaml", folder / ".sweep.yaml"]
+    before = [path.read_bytes() if path.is_file() else None for path in paths]
+    absent = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        found = read(str(_written(data, name, folder)))
+        claim_folder(found, folder)
+    except ConfigError as error:
+        for path, content in zip(paths, before, strict=True):
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomic(path, content)
+        for one in absent:
+            if one.is_dir() and not any(one.iterdir()):
+                one.rmdir()
+        places = [place.removeprefix(f"{paths[1]}: ") for place, _ in error.problems]
+        texts = [text for _, text in error.problems]
+        raise ConfigError(*zip(places, texts, strict=True)) from None
+    return found
 
 
 def _written(data: dict[str, Any], name: str, folder: Path) -> Path:
