@@ -321,7 +321,9 @@ def list_(
             help="One of experiments, sweeps, tasks, models, methods, rules, ...; default: all."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the fields of components.")
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
     """Everything that exists, with its sentence."""
