@@ -27,6 +27,7 @@ PAGES = (
     "index",
     "concepts",
     "choose",
+    "data",
     "networks",
     "predict",
     "scale",
@@ -34,7 +35,7 @@ PAGES = (
     "extend",
     "migrate",
 )
-DOCS += [ROOT / "docs" / f"{name}.md" for name in (*PAGES, "migrate", "faq")]
+DOCS += [ROOT / "docs" / f"{name}.md" for name in (*PAGES, "faq")]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 # Long work is cut short: the same command with these words behind it.
 SHORTER = {
