@@ -116,6 +116,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], w
         Arrays(tmp_path / "rows.npz", **changes).build()
 
 
+def test_all_columns_that_are_absent_are_named_at_once() -> None:
+    table = {"shop": np.arange(40) // 4, "price": np.ones(40), "sales": np.ones(40)}
+    with pytest.raises(ConfigError) as error:
+        Arrays(table, inputs=["prize"], target="sale", group="shp").build()
+    named = [text.split(";")[0] for _, text in error.value.problems]
+    assert named == [f"has no column {name!r}" for name in ("shp", "sale", "prize")]
+
+
 def test_rows_that_are_not_finite_and_data_that_are_gone() -> None:
     x, labels = table()
     x[3, 1] = np.nan

@@ -111,7 +111,8 @@ class Arrays(TaskComponent):
         if problems := split_problem(split):
             raise ConfigError(*problems)
         columns = self._read()
-        unit = _names(columns[self._column(self.group or self._target, columns)])
+        self._check_columns(columns)
+        unit = _names(columns[self.group or self._target])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         names, place = np.unique(unit, return_inverse=True)
         chosen = self._split(columns, names, place)[split]
@@ -148,6 +149,14 @@ class Arrays(TaskComponent):
             if path is not None
         }
         return tables["train"] if len(tables) == 1 else _by_file(tables)
+
+    def _check_columns(self, columns: dict[str, Array]) -> None:
+        """ConfigError with every column that is named and not there."""
+        named = (self.group, self._target, *(self.inputs or ()))
+        absent = [name for name in dict.fromkeys(named) if name and name not in columns]
+        if absent:
+            texts = [f"has no column {name!r}; {did_you_mean(name, columns)}" for name in absent]
+            raise ConfigError(*(("path", text) for text in texts))
 
     def _column(self, name: str, columns: dict[str, Array]) -> str:
         if name not in columns:
