@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from commandline import Commands, commands_in, sinusoid, write
+from messages import collect_messages
 
 import metalearn as ml
 from metalearn.algorithms import MAML
@@ -198,6 +199,13 @@ def test_a_file_that_fails_says_why(tmp_path: Path) -> None:
     assert len(both.value.problems) == 2
     with pytest.raises(ConfigError, match="no_such_package cannot be imported"):
         plugins.load_plugins(["no_such_package"])
+
+
+def test_a_plugin_without_a_component_gives_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "nothing_here.py").write_text("ANSWER = 42")
+    lines = collect_messages()
+    plugins.load_plugins(["nothing_here.py"], tmp_path)
+    assert any("nothing_here.py defines no component" in line for line in lines)
 
 
 @pytest.fixture(scope="module")

@@ -99,15 +99,30 @@ def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
     problems: list[tuple[str, str]] = []
     for name in dict.fromkeys(names):
         if name not in _modules:
+            before = _registered()
             try:
                 module = _imported(name, folder)
                 _register_all(module)
             except ConfigError as error:
                 problems += error.problems
-            else:
-                _modules[name] = module
+                continue
+            _modules[name] = module
+            if _registered() == before and not _defines(module):
+                log.warning(f"plug-in {name} defines no component and registers none")
     if problems:
         raise ConfigError(*problems)
+
+
+def _registered() -> set[int]:
+    """What the tables hold, by identity."""
+    tables = [*(TABLES[kind] for kind in KINDS), REPORT]
+    return {id(component) for table in tables for component in table.values()}
+
+
+def _defines(module: ModuleType) -> bool:
+    """Whether a component of the tables is defined in the module, as where it was known before."""
+    known = (component.__module__ for kind in KINDS for component in TABLES[kind].values())
+    return any(_is_inside(home, module.__name__) for home in known)
 
 
 def unloaded(names: Iterable[str]) -> list[str]:
