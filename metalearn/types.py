@@ -64,8 +64,8 @@ class Learner(NamedTuple):
     # module; none: without such leaves.
     readout: Literal["linear", "module", "none"] = "linear"
     draws_noise: bool = False  # in training steps, under noise.noise_from
-    # Names in the module of leaves that are called otherwise: of a head, and of tied parameters.
-    aliases: dict[str, str] = {}  # noqa: RUF012
+    # (name in the module, leaf) of leaves that are called otherwise: of a head, of tied parameters.
+    aliases: tuple[tuple[str, str], ...] = ()
     integers: bool = False  # x are integers that are looked up, such as the numbers of words
     random_start: bool = True  # `init` draws; False: the same values for every key
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters

@@ -82,7 +82,7 @@ def moved_by(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[st
         return lambda name: True
     names = list(trainable(learner.init(fold_in(0, "names")))[0])
     leaf_of = {name: name for name in names}
-    leaf_of |= {name: leaf for name, leaf in learner.aliases.items() if leaf in leaf_of}
+    leaf_of |= {name: leaf for name, leaf in learner.aliases if leaf in leaf_of}
     found = {
         pattern: [leaf for name, leaf in leaf_of.items() if _matches(name, pattern)]
         for pattern in patterns

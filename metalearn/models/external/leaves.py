@@ -38,13 +38,13 @@ class Leaves:
         tensors = named_tensors(module)
         return {leaf: tensors[name].detach().clone() for name, leaf in self.names.items()}
 
-    def aliases(self, module: nn.Module) -> dict[str, str]:
-        """The leaf of every name of a parameter that is not the leaf's own."""
+    def aliases(self, module: nn.Module) -> tuple[tuple[str, str], ...]:
+        """(name, leaf) of every name of a parameter that is not the leaf's own."""
         named = dict(module.named_parameters())
         leaf_of = {id(named[name]): leaf for name, leaf in self.names.items() if name in named}
         every = module.named_parameters(remove_duplicate=False)
         found = {name: leaf_of[id(value)] for name, value in every if id(value) in leaf_of}
-        return {name: leaf for name, leaf in found.items() if name != leaf}
+        return tuple((name, leaf) for name, leaf in found.items() if name != leaf)
 
     def body(self) -> Leaves:
         """Without the head."""
