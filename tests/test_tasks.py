@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,27 @@ from PIL import Image
 
 from metalearn.component import Component
 from metalearn.tasks import TASKS, render
+from metalearn.tasks.prepared.published_folders import PublishedFolder
+from metalearn.tasks.prepared.splits import published
 from metalearn.testing.sources import COUNT, KEY, SOURCE_CHECKS, SourceCase
 from metalearn.tree import leaves
 
 SHAPE = {"shots": 2, "queries": 3}  # of every task here; classification adds ways
 SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="session")
+def small_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with an archive of five small images of every class of a published split."""
+    root, draw = tmp_path_factory.mktemp("archives"), np.random.default_rng(0)
+    for name in (name for name, kind in TASKS.items() if issubclass(kind, PublishedFolder)):
+        with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+            for label in (label for part in published(name).values() for label in part):
+                for number in range(5):
+                    file = io.BytesIO()
+                    Image.fromarray(draw.integers(0, 256, (3, 3, 3), np.uint8)).save(file, "PNG")
+                    archive.writestr(f"{label}/{number}.png", file.getvalue())
+    return root
 
 
 @pytest.fixture
@@ -46,6 +64,10 @@ def options(
             "ways": 3,
             **SHAPE,
         }
+    if issubclass(TASKS[name], PublishedFolder):
+        root = request.getfixturevalue("small_archives")
+        monkeypatch.setenv("METALEARN_DATA", str(root))
+        return {"size": 16, "ways": 3, **SHAPE}
     if name == "glyphs":
         monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "data"))
         monkeypatch.setattr(render, "render", few_letters)
