@@ -113,7 +113,7 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
         assert [strict(line) for line in (run / name).read_text().splitlines()]
     with np.load(run / "scores.npz") as scores:
         assert {name: (scores[name].shape, scores[name].dtype) for name in scores} == {
-            name: ((20, 3), np.dtype("float32")) for name in ("accuracy", "loss")
+            name: ((20, 3), np.dtype("float32")) for name in ("accuracy", "loss", "nll")
         }
         assert scores["loss"].mean(0) == pytest.approx(result["test"]["loss"], rel=1e-5)
     steps = [strict(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]

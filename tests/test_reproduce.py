@@ -50,7 +50,7 @@ def test_every_experiment_with_a_published_number_is_chosen_and_no_other() -> No
     assert [place for place, _ in error.value.problems] == ["demo", "nothing_of_the_kind"]
     sentences = [text for _, text in error.value.problems]
     assert sentences[0].endswith("run it with metalearn compare demo")
-    assert sentences[1].endswith("all names: metalearn list experiments")
+    assert sentences[1].endswith("more: metalearn list experiments")
 
 
 def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Commands) -> None:

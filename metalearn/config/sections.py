@@ -92,6 +92,7 @@ class Run(Component):
     deterministic: bool = option(
         False,
         "On CUDA, refuse operators whose results differ from call to call; a CPU has none.",
+        later=True,
     )
     checkpoint_inner: bool = option(
         False,

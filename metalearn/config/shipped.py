@@ -6,10 +6,12 @@ A wheel holds them in `metalearn/experiments/`, a checkout in `experiments/` bes
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from metalearn.errors import ConfigError
+
+SOME = 12  # names that a message lists
 
 
 def folders(sub: str = "") -> list[Path]:
@@ -47,14 +49,17 @@ def find(name: str, kind: str, sub: str = "") -> Path:
                 f"run in a checkout",
             )
         )
-    raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, known)}"))
+    raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, list(known))}"))
 
 
-def _nearest(name: str, kind: str, known: Iterable[str]) -> str:
-    """The names that are like `name`, and the command that lists all: they are too many."""
+def _nearest(name: str, kind: str, known: Sequence[str]) -> str:
+    """Valid names, those that are like `name` first; a few, and the command that lists all."""
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}all names: metalearn list {kind}s"
+    some = [*near, *(one for one in known if one not in near)][:SOME]
+    more = len(known) - len(some)
+    rest = f" and {more} more: metalearn list {kind}s" if more else ""
+    return f"{hint}valid: {', '.join(some)}{rest}"
 
 
 def sentence(path: Path) -> str:
