@@ -46,7 +46,10 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
         return
     if ":" in device:
         torch.cuda.set_device(device)
-    setattr(torch.backends, "fp32_precision", "ieee")  # noqa: B010  # for mypy
+    backends: Any = torch.backends
+    for part in (backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn):
+        part.fp32_precision = "none"  # what other code set there would go on
+    backends.fp32_precision = "ieee"
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     # cuBLAS reads it when it is loaded, at the first product

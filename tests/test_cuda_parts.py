@@ -75,6 +75,8 @@ def test_a_numbered_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(before, "fp32_precision", before.fp32_precision)
     monkeypatch.setattr(before.cudnn, "deterministic", before.cudnn.deterministic)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for part in (before.cuda.matmul, before.cudnn.conv):
+        part.fp32_precision = "tf32"  # as other code may have left it
     prepare_device("cpu")
     prepare_device("cuda:1")
     prepare_device("cuda")
