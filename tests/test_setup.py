@@ -143,6 +143,7 @@ def test_continuous_integration_checks_tests_and_installs_the_wheel() -> None:
         "make check",
         "make wheel",
         "make test",
+        "make docs",
     ]
 
 
