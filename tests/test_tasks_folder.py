@@ -140,7 +140,7 @@ def test_split_by_file(folder: Path, tmp_path: Path) -> None:
     }
     wrong = {
         "train": ["ant", "unicorn"],
-        "val": ["bee"],
+        "vali": ["bee"],
         "test": ["ant", "griffin"],
         "valid": "cat",
     }
@@ -150,7 +150,7 @@ def test_split_by_file(folder: Path, tmp_path: Path) -> None:
     for word in (
         "unicorn",
         "griffin",
-        "'val' is no split; did you mean 'valid'",
+        "'vali' is no split; did you mean 'valid'",
         "'ant' is in 'train'",
         "not a list",
     ):
