@@ -107,11 +107,8 @@ def test_the_section_holds_targets_pieces_and_rows(tmp_path: Path) -> None:
         assert part in text, (part, text)
 
 
-def test_without_a_card_the_suite_says_so(tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a card")
+def test_without_a_card_the_suite_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch finds no CUDA device"):
         suite(tmp_path / "gpu", None)
     assert not (tmp_path / "gpu").exists()

@@ -42,7 +42,6 @@ class _Cifar(images.ImageTask):
             kept = cifar100.first_copies(list(classes.values()))[images.SPLITS.index(split)]
             counts = [int(row.sum()) for row in kept]
             pool = pool[torch.from_numpy(kept)]
-        self._check(split, counts)
         options: dict[str, Any] = {"split": split, "device": device, "dtype": dtype}
         options["counts"] = counts if pool.dim() == 4 else None
         source = images.image_source(pool, self, data_sha256=file.data_sha256(), **options)
@@ -50,13 +49,6 @@ class _Cifar(images.ImageTask):
         source.facts["pixels"] = copies if file is cifar100.JPEG else "as published"
         source.facts["repeated_images"] = self.repeated_images
         return source
-
-    def _check(self, split: str, counts: list[int]) -> None:
-        problems = images.episode_problems(
-            self.ways, self.shots, self.queries, len(counts), min(counts), split
-        )
-        if problems:
-            raise ConfigError(*problems)
 
 
 class CIFARFS(_Cifar):

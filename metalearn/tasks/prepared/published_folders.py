@@ -54,11 +54,6 @@ class PublishedFolder(images.ImageTask):
         if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
             text = f"{root} has no images of {len(absent)} of {len(names)} {split} classes: "
             raise DataError(("path", f"{text}{some(absent)}. It must be {LAYOUT}"))
-        problems = images.episode_problems(
-            self.ways, self.shots, self.queries, len(names), min(counts), split
-        )
-        if problems:
-            raise ConfigError(*problems)
         source = images.image_source(
             torch.from_numpy(pool if pool.flags.writeable else pool.copy()),
             self,
