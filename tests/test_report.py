@@ -187,6 +187,18 @@ def test_a_method_of_another_package_says_what_it_is(tmp_path: Path) -> None:
     assert found["theirs"].dash == "--" and found["maml"].color == PALETTE[0]
 
 
+def test_the_answer_says_where_training_from_scratch_diverged(tmp_path: Path) -> None:
+    write_regression(tmp_path / "methods/maml/seed-0", "maml")
+    folder = write_regression(tmp_path / "methods/scratch/seed-0", "scratch", "scratch")
+    assert "tasks diverged)" not in check_page(write_report([tmp_path], tmp_path / "a.html")).text
+    result = json.loads((folder / "result.json").read_text())
+    result["test"]["diverged"] = [0.6] * len(result["test"]["steps"])
+    (folder / "result.json").write_text(json.dumps(result))
+    text = check_page(write_report([tmp_path], tmp_path / "b.html")).text
+    assert "times less than training from scratch" in text
+    assert "; 60 % of its tasks diverged)" in text
+
+
 def test_more_methods_than_colours_stay_apart(comparison: Path) -> None:
     """Colour and marker together name a method, and so do colour and line."""
     first = records.group(records.load(path) for path in records.run_directories(comparison)[0])[0]
