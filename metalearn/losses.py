@@ -109,6 +109,8 @@ LOSSES: dict[str, Criterion] = {
     "huber": huber,
     "bce": binary_cross_entropy,
 }
+Function = Callable[[Tensor, Tensor], Tensor]  # (predictions, y) -> each example's loss, or a mean
+FUNCTIONS: dict[str, Function] = {}  # losses of other packages, by name: see `of_function`
 
 
 def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
@@ -126,15 +128,23 @@ def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
         return cross_entropy if spec.classification else squared_error
     if callable(name):
         return of_function(name, spec)
-    if name not in LOSSES:
-        raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, LOSSES)}"))
+    check_name(name)
+    if name in FUNCTIONS:
+        return of_function(FUNCTIONS[name], spec)
     if (name == "cross_entropy") != spec.classification:
         text = f"{name} does not fit {spec.kind}: cross_entropy is for classes, the others are not"
         raise ConfigError(("loss", text))
     return LOSSES[name]
 
 
-def of_function(function: Callable[[Tensor, Tensor], Tensor], spec: EpisodeSpec) -> Criterion:
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that is no loss."""
+    known = [*LOSSES, *FUNCTIONS]
+    if name not in known:
+        raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, known)}"))
+
+
+def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
     """A loss of one's own: (predictions, y) -> that of each example [B, ...], or their mean []."""
 
     def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from commandline import Commands, commands_in, sinusoid, write
-from messages import collect_messages
+import torch
+from commandline import Commands, commands_in, refused, sinusoid, write
 
 import metalearn as ml
 from metalearn.algorithms import MAML
 from metalearn.cli.commands import catalogue
 from metalearn.component import RuleComponent, option
 from metalearn.config import plugins
+from metalearn.config.build import build
 from metalearn.config.experiment import parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import METHODS, TABLES
 from metalearn.errors import ConfigError
 from metalearn.inner.rules import sgd
+from metalearn.learned_optimizers import ES, Constant, LearnedSGD
+from metalearn.losses import criterion
 from metalearn.models import MLP
+from metalearn.nas import MLPReg
 from metalearn.tracking.sink import SinkOptions
 
+ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = """
 from typing import Literal
 
@@ -201,11 +206,97 @@ def test_a_file_that_fails_says_why(tmp_path: Path) -> None:
         plugins.load_plugins(["no_such_package"])
 
 
-def test_a_plugin_without_a_component_gives_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "nothing_here.py").write_text("ANSWER = 42")
-    lines = collect_messages()
-    plugins.load_plugins(["nothing_here.py"], tmp_path)
-    assert any("nothing_here.py defines no component" in line for line in lines)
+class Wide(MLPReg):
+    """A space."""
+
+    name: Literal["wide"] = option("wide", "The space.")  # type: ignore[assignment]
+
+
+class HalfRule(LearnedSGD):
+    """A learned rule."""
+
+    name: Literal["half_rule"] = option("half_rule", "The rule.")  # type: ignore[assignment]
+
+
+class Wild(ES):
+    """An estimator."""
+
+    name: Literal["wild"] = option("wild", "The estimator.")  # type: ignore[assignment]
+
+
+class Steady(Constant):
+    """A schedule of lengths."""
+
+    name: Literal["steady"] = option("steady", "The schedule.")  # type: ignore[assignment]
+
+
+def absolute(predictions: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Absolute error."""
+    return (predictions - y).abs()
+
+
+OWN = {"spaces": Wide, "learned_rules": HalfRule, "estimators": Wild, "horizons": Steady}
+LEARNS_OPTIMIZER = {
+    "task": {"source": "sinusoid"},
+    "model": {"name": "mlp", "sizes": [4]},
+    "loss": "absolute",
+    "method": {
+        "name": "learn_optimizer",
+        "rule": {"name": "half_rule"},
+        "estimator": {"name": "wild", "sigma": 0.02},
+        "horizon": {"name": "steady", "steps": 20},
+    },
+}
+SEARCHES = {
+    "task": {"source": "sinusoid"},
+    "method": {"name": "per_task_nas", "space": {"name": "wide"}},
+}
+
+
+def test_every_table_takes_components_of_ones_own() -> None:
+    with pytest.raises(ConfigError) as unknown:
+        parse(LEARNS_OPTIMIZER)
+    text = str(unknown.value)
+    for kind in ("learned rule 'half_rule'", "estimator 'wild'", "horizon 'steady'"):
+        assert f"unknown {kind}" in text
+    assert "loss: unknown loss 'absolute'" in text
+    for table, component in OWN.items():
+        plugins.register(table, component)
+    plugins.register("losses", absolute)
+    found = parse(LEARNS_OPTIMIZER).experiments[0]
+    assert found.method.rule == HalfRule() and found.method.estimator == Wild(sigma=0.02)
+    assert found.method.horizon == Steady(steps=20) and found.loss == "absolute"
+    assert parse(SEARCHES).experiments[0].method.space == Wide()
+    again = parse(found.resolved()).experiments[0]  # as config.yaml holds it
+    assert again.hash() == found.hash() and again.method == found.method
+    listed = catalogue(None)
+    for table, component in OWN.items():
+        rows = {row["name"]: row["sentence"] for row in listed[table]}
+        assert rows[component().name] == component.sentence()
+    assert {"name": "absolute", "sentence": "Absolute error."} in listed["losses"]
+    near = {**SEARCHES["method"], "space": {"name": "wid"}}
+    with pytest.raises(ConfigError, match="unknown space 'wid'; did you mean 'wide'"):
+        parse({**SEARCHES, "method": near})
+    parts = build(found)
+    assert float(criterion(parts.train.spec)(torch.ones(2, 1), torch.zeros(2, 1))) == 1
+
+
+def test_python_registers_components_inside_others() -> None:
+    method = ml.nas.PerTaskNAS(space=Wide())
+    made = ml.experiment(method, task=ml.tasks.Sinusoid(), meta_steps=1)
+    assert made.method.space == Wide() and TABLES["spaces"]["wide"] is Wide
+
+
+def test_the_name_of_a_section_or_loss_is_given_once() -> None:
+    with pytest.raises(ConfigError, match=r"'mse' is the name of metalearn\.losses"):
+        plugins.register("losses", type(absolute)(absolute.__code__, {}, "mse"))
+    ml.section("Which?", template="")(lambda rows, pages: {})
+
+    def other(rows: Any, pages: Any) -> Any:
+        return {}
+
+    with pytest.raises(ConfigError, match=r"'Which\?' is the question of .*lambda"):
+        ml.section("Which?", template="")(other)
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +322,32 @@ def test_the_command_line_takes_a_model_from_a_file(metalearn: Commands) -> None
     assert metalearn("train", named, "--out", "named").code == 0  # beside the file
     refused = metalearn("evaluate", "named", "evaluate.episodes=2")
     assert refused.code == 2 and "--plugin ./mine.py" in refused.err
+
+
+LOSS = """
+import metalearn as ml
+
+
+def absolute(predictions, y):
+    return (predictions - y).abs()
+
+
+ml.register("losses", absolute)
+"""
+
+
+def test_workers_of_a_sweep_know_the_plugins_of_its_experiment(metalearn: Commands) -> None:
+    """A file beside the experiment, in another folder than the command's; its runs name it."""
+    home = metalearn.folder / "elsewhere"
+    home.mkdir()
+    (home / "own_loss.py").write_text(LOSS)
+    small = {"meta_steps": 2, "validate": {"every": 1, "episodes": 4}}
+    write(home, "losses", {**sinusoid(run=small), "loss": "absolute", "plugins": ["./own_loss.py"]})
+    rates = {"method.inner_lr": {"values": [0.01, 0.02]}}
+    metric = {"name": "valid/loss", "goal": "minimize"}
+    data = {"program": "losses.yaml", "method": "grid", "metric": metric, "parameters": rates}
+    words = (write(home, "two", data), "--workers", "2", "--out", "two")
+    done = metalearn("sweep", *words, env={"PYTHONPATH": str(ROOT)})
+    assert done.code == 0 and "2 complete" in done.out, done.err
+    without = metalearn("evaluate", "two/trials/0", "evaluate.episodes=2")
+    refused(without, "unknown loss 'absolute'", "--plugin ./own_loss.py")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from metalearn.config import shipped
 from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
 from metalearn.config.overrides import apply_overrides
-from metalearn.config.plugins import REPORT_KIND, load_entry_points
+from metalearn.config.plugins import LOSS_KIND, REPORT_KIND, load_entry_points
 from metalearn.config.registry import TABLES
 from metalearn.distributed.curve import TaskSet, curve
 from metalearn.distributed.ranks import ALONE, Ranks
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.logger import log
+from metalearn.losses import FUNCTIONS, LOSSES
 from metalearn.machine import cores, set_threads
 from metalearn.report.questions import all_questions
 from metalearn.report.section import Question
@@ -297,13 +298,15 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
     Name, sentence, and every field with its sentence and default; of files name, sentence and path.
     """
     load_entry_points()
-    known = [*TABLES, REPORT_KIND, *EXPERIMENTS]
+    known = [*TABLES, LOSS_KIND, REPORT_KIND, *EXPERIMENTS]
     if table is not None and table not in known:
         raise ConfigError((table, f"no such table; {did_you_mean(table, known)}"))
     found = {}
     for name in [table] if table else known:
         if name in TABLES:
             found[name] = [_row(key, kind) for key, kind in TABLES[name].items()]
+        elif name == LOSS_KIND:
+            found[name] = [_loss_row(key, one) for key, one in {**LOSSES, **FUNCTIONS}.items()]
         elif name == REPORT_KIND:
             found[name] = [_section_row(one) for one in all_questions()]
         else:
@@ -317,6 +320,11 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
 
 def _section_row(question: Question) -> dict[str, Any]:
     return {"name": question.name, "sentence": question.title}
+
+
+def _loss_row(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    text = (function.__doc__ or "").strip().split("\n\n")[0]
+    return {"name": name, "sentence": " ".join(text.split())}
 
 
 def _row(name: str, kind: type[Component]) -> dict[str, Any]:

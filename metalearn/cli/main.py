@@ -13,6 +13,8 @@ from metalearn import clock
 from metalearn.cli.bench import bench
 from metalearn.cli.nas import app as nas_app
 from metalearn.cli.new import new
+from metalearn.cli.plugin_option import Plugins
+from metalearn.cli.plugin_option import load as load_plugins
 from metalearn.distributed.launch import on_devices, recorded
 from metalearn.errors import ConfigError, exit_codes
 from metalearn.logger import show_messages
@@ -50,21 +52,9 @@ Devices = Annotated[
         "--devices", help="Number of processes that share the tasks of a step; default: 1.", min=1
     ),
 ]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="A module or .py file with components of your own; repeatable."),
-]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check and print the resolved config; write nothing.")
 ]
-
-
-def _load(plugins: list[str] | None) -> None:
-    """Import plug-ins, which register their components."""
-    if plugins:
-        from metalearn.config.plugins import load_plugins
-
-        load_plugins(plugins)
 
 
 def _on_devices(
@@ -75,7 +65,7 @@ def _on_devices(
     def work(ranks: Any) -> None:
         from metalearn.cli import commands
 
-        _load(plugins)
+        load_plugins(plugins)
         act(commands, ranks)
 
     with exit_codes():
@@ -157,7 +147,7 @@ def predict(
     with exit_codes():
         from metalearn.cli import predict as command
 
-        _load(plugin)
+        load_plugins(plugin)
         command.predict(run_dir, support, query, steps, out, invert)
 
 
@@ -234,7 +224,7 @@ def sweep(
             )
         from metalearn.sweep.command import sweep as run
 
-        _load(plugin)
+        load_plugins(plugin)
         if not run(file, workers, out, wandb, (job_options or []) if slurm else None):
             raise SystemExit(1)
 
@@ -270,7 +260,7 @@ def report(
     with exit_codes():
         from metalearn.cli import commands
 
-        _load(plugin)
+        load_plugins(plugin)
         commands.report(dirs, out)
 
 
@@ -302,9 +292,11 @@ def l2o(
             min=2,
         ),
     ] = 500,
+    plugin: Plugins = None,
 ) -> None:
     """Meta-train an update rule and compare it with tuned hand-made optimizers."""
     with exit_codes():
+        load_plugins(plugin)
         from metalearn.l2o.command import L2OOptions, run
 
         options = L2OOptions(
@@ -330,7 +322,7 @@ def list_(
     with exit_codes():
         from metalearn.cli.commands import catalogue
 
-        _load(plugin)
+        load_plugins(plugin)
         found = catalogue(table)
         if as_json:
             print(json.dumps(found, indent=1))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from metalearn.cli.plugin_option import Plugins, load
+
 app = typer.Typer(
     no_args_is_help=True, help="Architecture search: tables of small spaces.", rich_markup_mode=None
 )
@@ -19,6 +21,14 @@ def nas() -> None:
 
 Points = Annotated[
     str, typer.Option("--points", help="Training steps at which networks are scored.")
+]
+
+
+Trainings = Annotated[
+    int,
+    typer.Option(
+        "--seeds", help="Number of trainings of each network on each task.", min=1, max=100
+    ),
 ]
 
 
@@ -46,13 +56,9 @@ def tabulate(
     tasks: Annotated[
         int, typer.Option("--tasks", help="Number of test tasks.", min=2, max=10_000)
     ] = 20,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", help="Number of trainings of each network on each task.", min=1, max=100
-        ),
-    ] = 3,
+    seeds: Trainings = 3,
     points: Points = "1,2,5,10,20",
+    plugin: Plugins = None,
 ) -> None:
     """Train every network of a small space on the same tasks: the truth for searchers.
 
@@ -62,6 +68,7 @@ def tabulate(
     with exit_codes():
         from metalearn.tabular import tabulate as table
 
+        load(plugin)
         table.tabulate(space, task, overrides or [], out, tasks, seeds, table.points_of(points))
 
 
@@ -110,6 +117,7 @@ def race(
     markdown: Markdown = None,
     plot: Plot = None,
     device: Device = "cpu",
+    plugin: Plugins = None,
 ) -> None:
     """Compare searchers on a table with random search and its theory.
 
@@ -120,5 +128,6 @@ def race(
         from metalearn.tabular.race import race as run
         from metalearn.tabular.race_options import RaceOptions
 
+        load(plugin)
         names = (searcher or (), sets or ())
         run(RaceOptions(table, *names, budget, seeds, out, markdown, plot, device))

@@ -218,12 +218,11 @@ def _fields(component: Any, table: str) -> dict[str, Any]:
 
 
 def _register_contained(component: Component) -> None:
-    """Register rules and searchers of one's own that a component holds."""
+    """Register rules, spaces, searchers, ... of one's own that a component holds."""
     for _, value in component:
         if isinstance(value, Component):
-            for kind in ("rules", "searchers"):
-                known = type(value) in TABLES[kind].values()
-                if isinstance(value, KINDS[kind]) and not known:
+            for kind, wanted in KINDS.items():
+                if isinstance(value, wanted) and type(value) not in TABLES[kind].values():
                     register(kind, type(value))
             _register_contained(value)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from metalearn.config.experiment import PYTHON, Experiment, once
+from metalearn.config.experiment import Experiment, once
+from metalearn.config.file import PYTHON
 from metalearn.config.misfits import misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError

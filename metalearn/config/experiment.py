@@ -17,11 +17,13 @@ from metalearn.config.file import (
     DEFAULT_METHOD,
     DEFAULT_MODEL,
     DEFAULT_TASK,
+    PYTHON,
     SECTIONS,
     Entry,
     File,
     Search,
     label_of,
+    loss_problems,
     parse_entry,
 )
 from metalearn.config.overrides import apply_overrides
@@ -31,10 +33,10 @@ from metalearn.config.sections import Budget, Evaluate, Published, Run, TuneRang
 from metalearn.config.tuning import tune_ranges
 from metalearn.config.validate import Problems, partly_validated, validated
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.losses import FUNCTIONS
 from metalearn.storage.files import write_atomic
 from metalearn.storage.yaml import read_yaml
 
-PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 HELD = {"sha256", "data_sha256"}  # fields with the hash of an object that was given in Python
 NOT_IN_HASH = (
     "executor",
@@ -202,6 +204,7 @@ def parse(
     """The plan of a mapping; raises ConfigError with every problem."""
     problems: Problems = []
     made = partly_validated(File, {"experiment": default_name, **data}, "", problems)
+    problems.extend(loss_problems(made.loss))
     comparison = "methods" in data
     if comparison and "method" in data:
         text = "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both"
@@ -285,7 +288,8 @@ def _experiment(
 
 
 def _plugins(file: File, *components: Any) -> tuple[str, ...]:
-    return tuple(sorted({*file.plugins, *plugins_of(components)}))
+    parts = [*components, FUNCTIONS.get(file.loss or "")]
+    return tuple(sorted(plugins_of(parts, file.plugins)))
 
 
 def _tasks(file: File, entry: Entry, problems: Problems) -> tuple[Any, Any]:

@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictInt
 from metalearn.component import Component, option
 from metalearn.config.sections import Budget, Evaluate, Published, Run
 from metalearn.config.validate import Problems, partly_validated
-from metalearn.errors import did_you_mean
+from metalearn.errors import ConfigError, did_you_mean
+from metalearn.losses import check_name
 
 DEFAULT_METHOD, DEFAULT_TASK, DEFAULT_MODEL = "maml", "glyphs", "conv4"
+PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 OVERLAYS = ("task", "model", "run", "evaluate")
 OWN_TEST = ("episodes", "chunk")  # fields of evaluate that may differ within a comparison
 SECTIONS: dict[str, type[Component]] = {
@@ -24,6 +26,16 @@ SECTIONS: dict[str, type[Component]] = {
     "budget": Budget,
     "published": Published,
 }
+
+
+def loss_problems(name: str | None) -> Problems:
+    """Why `loss` names no loss; nothing is known here of one that was given as a function."""
+    try:
+        if name is not None and not name.startswith(PYTHON):
+            check_name(name)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def label_of(item: dict[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -19,10 +21,15 @@ from metalearn.component import (
     RuleComponent,
     TaskComponent,
 )
-from metalearn.config.registry import METHODS, REPORT, TABLES
+from metalearn.config.registry import REPORT, TABLES
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.learned_optimizers.estimators.estimator import EstimatorComponent
+from metalearn.learned_optimizers.horizons import HorizonComponent
+from metalearn.learned_optimizers.rules.learned_rule import LearnedRuleComponent
 from metalearn.logger import log
+from metalearn.losses import FUNCTIONS, LOSSES
 from metalearn.nas.searchers.search import SearcherComponent
+from metalearn.nas.spaces.space import SpaceComponent
 from metalearn.tracking.sink import SinkOptions
 
 KINDS: dict[str, type[Component]] = {
@@ -30,27 +37,48 @@ KINDS: dict[str, type[Component]] = {
     "models": ModelComponent,
     "methods": MethodComponent,
     "rules": RuleComponent,
+    "learned_rules": LearnedRuleComponent,
+    "estimators": EstimatorComponent,
+    "horizons": HorizonComponent,
+    "spaces": SpaceComponent,
     "searchers": SearcherComponent,
     "trackers": SinkOptions,
 }
+LOSS_KIND = "losses"  # functions (predictions, y)
 REPORT_KIND = "report"  # sections of the report: what metalearn.report.section returns
+ALL_KINDS = (*KINDS, LOSS_KIND, REPORT_KIND)
+Problems = list[tuple[str, str]]
 _modules: dict[str, ModuleType] = {}  # by the plug-in's name, as it was given
+_collections: list[Problems] = []  # of the plug-ins that are being imported, the innermost last
 
 
 def register(kind: str, component: Any) -> Any:
     """Make a component of one's own known by its name.
 
-    kind: tasks, models, methods, rules, searchers, trackers, or report for a section of the page.
+    kind: tasks, models, methods, rules, learned_rules, estimators, horizons, spaces, searchers,
+    trackers; losses for a function (predictions, y), known by its name; or report for a section of
+    the page.
 
     Returns the component, so that it serves as `functools.partial(register, "models")` on a class.
     Raises ConfigError for another kind, for what is no such component, and for the name of another
-    one.
+    one; while a plug-in is imported, these errors are collected and raised at its end.
     """
+    try:
+        return _register(kind, component)
+    except ConfigError as error:
+        if not _collections:
+            raise
+        _collections[-1].extend(error.problems)
+        return component
+
+
+def _register(kind: str, component: Any) -> Any:
     if kind == REPORT_KIND:
         return _register_section(component)
+    if kind == LOSS_KIND:
+        return _register_loss(component)
     if kind not in KINDS:
-        valid = did_you_mean(kind, [*KINDS, REPORT_KIND])
-        raise ConfigError(("kind", f"unknown kind {kind!r}; {valid}"))
+        raise ConfigError(("kind", f"unknown kind {kind!r}; {did_you_mean(kind, ALL_KINDS)}"))
     wanted, tag = KINDS[kind], tag_of(kind)
     if not (isinstance(component, type) and issubclass(component, wanted)):
         text = f"{component!r} is no subclass of {wanted.__module__}.{wanted.__name__}"
@@ -60,13 +88,8 @@ def register(kind: str, component: Any) -> Any:
     if not isinstance(name, str) or not name:
         text = f'{component.__name__} needs a default for its field {tag}: {tag}: Literal["mine"]'
         raise ConfigError((kind, f'{text} = "mine"'))
-    known = TABLES[kind].get(name)
-    if known is not None and _identity(known) != _identity(component):
-        text = f"{name!r} is the {tag} of {known.__module__}.{known.__qualname__}"
-        raise ConfigError((kind, f"{text}: give {component.__qualname__} another"))
+    _refuse_taken(kind, name, tag, TABLES[kind].get(name), component)
     TABLES[kind][name] = component
-    if issubclass(component, MethodComponent):
-        METHODS[name] = component
     return component
 
 
@@ -76,53 +99,105 @@ def tag_of(kind: str) -> str:
 
 
 def _register_section(section: Any) -> Any:
-    title = getattr(section, "title", None)
-    if not isinstance(title, str) or not callable(getattr(section, "data", None)):
+    title, data = getattr(section, "title", None), getattr(section, "data", None)
+    if not isinstance(title, str) or not callable(data):
         text = f'{section!r} is no section: decorate a function with @metalearn.section("...")'
         raise ConfigError((REPORT_KIND, text))
+    known = REPORT.get(title)
+    _refuse_taken(REPORT_KIND, title, "question", None if known is None else known.data, data)
     REPORT[title] = section
     return section
 
 
-def _identity(component: type[Component]) -> tuple[str, str]:
-    """A class that is defined again, as in a notebook, stays the same component."""
-    return component.__module__, component.__qualname__
+def _register_loss(function: Any) -> Any:
+    name = getattr(function, "__name__", "")
+    if not callable(function) or isinstance(function, type) or not name.isidentifier():
+        text = f"{function!r} is no function (predictions, y) with a name"
+        raise ConfigError((LOSS_KIND, text))
+    known = {**FUNCTIONS, **LOSSES}.get(name)
+    _refuse_taken(LOSS_KIND, name, "name", known, function)
+    FUNCTIONS[name] = function
+    return function
+
+
+def _refuse_taken(kind: str, name: str, tag: str, known: Any, new: Any) -> None:
+    """ConfigError where a name stands for something else.
+
+    What is defined again, as in a notebook, stays the same component.
+    """
+    if known is None or (known.__module__, known.__qualname__) == (
+        new.__module__,
+        new.__qualname__,
+    ):
+        return
+    text = f"{name!r} is the {tag} of {known.__module__}.{known.__qualname__}"
+    raise ConfigError((kind, f"{text}: give {new.__qualname__} another"))
 
 
 def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
     """Import modules or .py files, and register the components that they define.
 
     A file is looked for beside `folder`, then in the working directory. Raises ConfigError with
-    every plug-in that cannot be loaded.
+    every problem of every plug-in; one that has any leaves nothing in the tables.
     """
     load_entry_points()
-    problems: list[tuple[str, str]] = []
+    problems: Problems = []
     for name in dict.fromkeys(names):
         if name not in _modules:
-            before = _registered()
-            try:
-                module = _imported(name, folder)
-                _register_all(module)
-            except ConfigError as error:
-                problems += error.problems
-                continue
-            _modules[name] = module
-            if _registered() == before and not _defines(module):
-                log.warning(f"plug-in {name} defines no component and registers none")
+            problems += _load(name, folder)
     if problems:
         raise ConfigError(*problems)
 
 
-def _registered() -> set[int]:
-    """What the tables hold, by identity."""
-    tables = [*(TABLES[kind] for kind in KINDS), REPORT]
-    return {id(component) for table in tables for component in table.values()}
+def _load(name: str, folder: Path | None) -> Problems:
+    """Import one plug-in; every problem with it."""
+    tables = _tables()
+    before = [dict(table) for table in tables]
+    module = None
+    with _collected() as found:
+        try:
+            module = _imported(name, folder)
+            _register_all(module)
+        except ConfigError as error:
+            found += error.problems
+    if module is not None and not found and tables == before and not _defines(module):
+        text = f"{name} defines no component and registers none: a class needs a default for its"
+        text += ' field `name`, name: Literal["mine"] = "mine"; a loss needs metalearn.register'
+        found.append(("plugins", text))
+    if not found:
+        assert module is not None
+        _modules[name] = module
+        return []
+    if module is not None:
+        sys.modules.pop(module.__name__, None)  # so that it is imported anew next time
+    for table, values in zip(tables, before, strict=True):
+        table.clear()
+        table.update(values)
+    return [
+        (place, text) if place == "plugins" else ("plugins", f"{name}: {place}: {text}")
+        for place, text in dict.fromkeys(found)
+    ]
+
+
+@contextmanager
+def _collected() -> Iterator[Problems]:
+    """Collect what `register` refuses instead of raising it."""
+    _collections.append([])
+    try:
+        yield _collections[-1]
+    finally:
+        _collections.pop()
+
+
+def _tables() -> list[dict[str, Any]]:
+    return [*(TABLES[kind] for kind in KINDS), FUNCTIONS, REPORT]
 
 
 def _defines(module: ModuleType) -> bool:
     """Whether a component of the tables is defined in the module, as where it was known before."""
-    known = (component.__module__ for kind in KINDS for component in TABLES[kind].values())
-    return any(_is_inside(home, module.__name__) for home in known)
+    known = [component for table in _tables() for component in table.values()]
+    homes = {getattr(one, "data", one).__module__ for one in known}  # a section is its function
+    return any(_is_inside(home, module.__name__) for home in homes)
 
 
 def unloaded(names: Iterable[str]) -> list[str]:
@@ -130,13 +205,11 @@ def unloaded(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _modules]
 
 
-def loaded(*, absolute: bool = False) -> list[str]:
-    """The plug-ins of this process, for the processes that it starts.
-
-    Files by their whole path where `absolute`.
-    """
-    files = {name: str(Path(name).resolve()) for name in _modules if name.endswith(".py")}
-    return [files.get(name, name) if absolute else name for name in _modules]
+def loaded() -> list[str]:
+    """The plug-ins of this process, for the processes that it starts: files by their whole path."""
+    files = {name: str(module.__file__) for name, module in _modules.items()}
+    names = (files[name] if name.endswith(".py") else name for name in _modules)
+    return list(dict.fromkeys(names))
 
 
 def as_options(names: Iterable[str]) -> list[str]:
@@ -144,22 +217,27 @@ def as_options(names: Iterable[str]) -> list[str]:
     return [word for name in names for word in ("--plugin", name)]
 
 
-def plugins_of(components: Iterable[Any]) -> set[str]:
-    """The plug-ins that define these components, or components that they contain."""
-    homes = {type(one).__module__ for component in components for one in _parts(component)}
-    return {
-        name
-        for name, module in _modules.items()
-        if any(_is_inside(home, module.__name__) for home in homes)
-    }
+def plugins_of(components: Iterable[Any], named: Iterable[str] = ()) -> set[str]:
+    """The plug-ins `named`, and those that define these components, losses, or parts of them."""
+    homes = {one.__module__ for component in components for one in _parts(component)}
+    found = set(named)
+    known = {_modules[name].__name__ for name in found if name in _modules}
+    for name, module in _modules.items():
+        inside = any(_is_inside(home, module.__name__) for home in homes)
+        if inside and module.__name__ not in known:
+            known.add(module.__name__)
+            found.add(name)
+    return found
 
 
-def _parts(component: Any) -> Iterator[Component]:
-    """A component and those in its fields."""
+def _parts(component: Any) -> Iterator[Any]:
+    """A component and those in its fields; a function."""
     if isinstance(component, Component):
         yield component
         for _, value in component:
             yield from _parts(value)
+    elif callable(component):
+        yield component
 
 
 def _is_inside(module: str, package: str) -> bool:
@@ -173,11 +251,11 @@ def load_entry_points() -> None:
     The groups are metalearn.tasks, metalearn.models, and so on. What cannot be loaded is left out,
     with a warning. Packages count as plug-ins: a config names them beside their components.
     """
-    for kind in (*KINDS, REPORT_KIND):
+    for kind in ALL_KINDS:
         for entry in entry_points(group=f"metalearn.{kind}"):
             try:
                 register(kind, entry.load())
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 log.warning(f"{entry.value} of the group metalearn.{kind} is left out: {error}")
                 continue
             package = entry.module.partition(".")[0]
@@ -191,7 +269,7 @@ def _imported(name: str, folder: Path | None) -> ModuleType:
         return importlib.import_module(name)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{name} cannot be imported: {type(error).__name__}: {error}"
         raise ConfigError(("plugins", text)) from error
 
@@ -203,7 +281,15 @@ def _from_file(name: str, folder: Path | None) -> ModuleType:
         raise ConfigError(
             ("plugins", f"no file {name} in {' or '.join(str(home.resolve()) for home in homes)}")
         )
-    spec = importlib.util.spec_from_file_location(f"metalearn_plugin_{path.stem}", path)
+    path = path.resolve()
+    name = f"metalearn_plugin_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ != str(path):  # another file of this name
+        name += f"_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        known = sys.modules.get(name)
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where pydantic looks the annotations up

@@ -27,10 +27,10 @@ TABLES: dict[str, dict[str, type[Component]]] = {
     "models": {**MODELS, **NAS_MODELS},
     "methods": METHODS,  # type: ignore[dict-item]
     "rules": RULES,  # type: ignore[dict-item]
-    "learned_rules": dict(LEARNED_RULES),
-    "estimators": dict(ESTIMATORS),
-    "horizons": dict(HORIZONS),
-    "spaces": dict(SPACES),
+    "learned_rules": LEARNED_RULES,  # type: ignore[dict-item]
+    "estimators": ESTIMATORS,  # type: ignore[dict-item]
+    "horizons": HORIZONS,  # type: ignore[dict-item]
+    "spaces": SPACES,  # type: ignore[dict-item]
     "searchers": SEARCHERS,  # type: ignore[dict-item]
     "trackers": SINKS,  # type: ignore[dict-item]
 }

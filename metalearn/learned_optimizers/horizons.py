@@ -7,11 +7,11 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import Component, option
+from metalearn.component import Component, OneOf, option
 from metalearn.types import Key
 
 
@@ -75,8 +75,8 @@ class LogUniform(HorizonComponent):
         return rng.uniform(key, (), low, high, dtype=dtype).exp()
 
 
-Horizon = Annotated[Constant | LogUniform, Field(discriminator="name")]
 HORIZONS: dict[str, type[HorizonComponent]] = {"constant": Constant, "log_uniform": LogUniform}
+Horizon = Annotated[Constant | LogUniform, OneOf(HORIZONS, HorizonComponent, "horizon")]
 
 
 def round_up_to_windows(steps: Tensor, unroll: int) -> Tensor:

@@ -61,7 +61,7 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
     claim_folder(found, folder)
     executor = executor_in(folder / "jobs")
     command = [sys.executable, "-m", "metalearn", "sweep", str(Path(found.file).resolve())]
-    command += as_options(loaded(absolute=True))
+    command += as_options(loaded())
     jobs = [
         executor.submit(Worker([*command, "--out", str(folder.resolve())])) for _ in range(workers)
     ]

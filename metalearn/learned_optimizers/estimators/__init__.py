@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from metalearn.component import OneOf
 from metalearn.learned_optimizers.estimators.es import ES
 from metalearn.learned_optimizers.estimators.estimator import EstimatorComponent
 from metalearn.learned_optimizers.estimators.nres import NRES
@@ -18,4 +17,6 @@ ESTIMATORS: dict[str, type[EstimatorComponent]] = {
     "pes": PES,
     "nres": NRES,
 }
-EstimatorChoice = Annotated[TBPTT | ES | PES | NRES, Field(discriminator="name")]
+EstimatorChoice = Annotated[
+    TBPTT | ES | PES | NRES, OneOf(ESTIMATORS, EstimatorComponent, "estimator")
+]

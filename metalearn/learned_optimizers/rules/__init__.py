@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from metalearn.component import OneOf
 from metalearn.learned_optimizers.rules.adafactor_mlp import AdafactorMLP
 from metalearn.learned_optimizers.rules.hyper import Hyper
 from metalearn.learned_optimizers.rules.learned_adam import LearnedAdam
@@ -28,5 +27,5 @@ LEARNED_RULES: dict[str, type[LearnedRuleComponent]] = {
 }
 LearnedRuleChoice = Annotated[
     LearnedSGD | LearnedMomentum | LearnedAdam | LearnedRates | LSTM | MLP | AdafactorMLP | Hyper,
-    Field(discriminator="name"),
+    OneOf(LEARNED_RULES, LearnedRuleComponent, "learned rule"),
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from metalearn.component import OneOf
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.nas.spaces.conv4_size import Conv4Size
 from metalearn.nas.spaces.mlp_reg import MLPReg
@@ -18,4 +17,6 @@ SPACES: dict[str, type[SpaceComponent]] = {
     "conv4-size": Conv4Size,
     "mlp-reg": MLPReg,
 }
-SpaceChoice = Annotated[Conv4Micro | NB201Conv4 | Conv4Size | MLPReg, Field(discriminator="name")]
+SpaceChoice = Annotated[
+    Conv4Micro | NB201Conv4 | Conv4Size | MLPReg, OneOf(SPACES, SpaceComponent, "space")
+]

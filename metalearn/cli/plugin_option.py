@@ -1,0 +1,20 @@
+"""The option `--plugin` of the commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A module or .py file with components of your own; repeatable."),
+]
+
+
+def load(plugins: list[str] | None) -> None:
+    """Import plug-ins, which register their components."""
+    if plugins:
+        from metalearn.config.plugins import load_plugins
+
+        load_plugins(plugins)
