@@ -37,6 +37,7 @@ from metalearn.run.directory import (
     status,
     stored_experiment,
 )
+from metalearn.run.features import features_once
 from metalearn.run.final_test import describe_result
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import LoadedRun, load_run
@@ -209,7 +210,8 @@ def evaluate_run(
     metas = _metas(loaded, experiment)
     tasks = TaskSet("test", settings.episodes, settings.seed, experiment.run.seeds[0])
     ranks = ranks or ALONE
-    found = curve(ranks, experiment, parts, metas, tasks, NullLedger())
+    with features_once(parts, tasks, settings.chunk, NullLedger(), ranks):
+        found = curve(ranks, experiment, parts, metas, tasks, NullLedger())
     result = describe_result(experiment, experiment.run.seeds[0], parts, found)
     result |= {
         "config_hash": experiment.hash(),

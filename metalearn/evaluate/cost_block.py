@@ -13,6 +13,7 @@ from metalearn.evaluate.ledger import PHASES, MissingPhase
 Array = NDArray[np.float64]
 Cost = Mapping[str, Mapping[str, Any] | None]
 Axis = Literal["flops", "seconds"]
+UNKNOWN = "unknown"  # spent by somebody else and not published
 NOT_IN_OLD = ("compile",)  # phases that results of schema 1 may lack
 # Before any new task; search and retrain where they are not those of new tasks.
 ONCE = ("tune", "pretrain", "meta_train", "search", "retrain")
@@ -35,13 +36,18 @@ def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
     return found
 
 
-def up_front_cost(cost: Cost, axis: Axis, *, tuning: bool = True) -> float | None:
+def up_front_cost(
+    cost: Cost, axis: Axis, *, tuning: bool = True, given: bool = True
+) -> float | None:
     """Cost before any new task: tuning, pretraining, meta-training and shared search.
+
+    Without `given`, weights that somebody else has trained are free.
 
     In FLOPs of matrix products and convolutions, or in seconds. `setup` (imports, data, and the
     measuring itself) and `compile` are not in it, and `tune` only where `tuning` is. None where a
     phase was not measured."""
     entries = [phase_entry(cost, phase) for phase in ONCE if tuning or phase != "tune"]
+    entries = entries if given else [entry.get("own") or entry for entry in entries]
     spent = [entry.get("once", {}) if per_task(entry) else entry for entry in entries]
     return _sum([entry.get(axis) for entry in spent if entry])
 
@@ -91,7 +97,7 @@ def total_seconds(cost: Cost) -> float | None:
         [
             ((entry.get("first_pass") or entry)["seconds_batched"] or 0.0) * entry.get("tasks", 0)
             if per_task(entry)
-            else entry.get("seconds")
+            else (entry.get("own") or entry).get("seconds")
             for entry in [*entries, *(entry["once"] for entry in entries if "once" in entry)]
         ]
     )

@@ -17,7 +17,7 @@ from metalearn.component import MethodComponent
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.evaluate import stats
-from metalearn.evaluate.cost_block import LEARNING, per_task
+from metalearn.evaluate.cost_block import LEARNING, UNKNOWN, per_task
 from metalearn.storage.files import read_json, read_npz, read_text
 from metalearn.storage.schema import Config, Environment, Line, Result, checked
 from metalearn.storage.yaml import read_yaml
@@ -25,7 +25,6 @@ from metalearn.storage.yaml import read_yaml
 Array = NDArray[np.float64]
 Json = dict[str, Any]
 # Folders of a run that hold no runs of their own.
-UNKNOWN = "unknown"  # in a ledger: spent by somebody else and not published
 _INSIDE = {"tune", "trials", "evaluations", "checkpoints", "wandb", "tensorboard"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Evaluate
-from metalearn.evaluate.cost_block import EACH, per_query
+from metalearn.evaluate.cost_block import EACH, UNKNOWN, per_query
 from metalearn.evaluate.curves import learn_keys, learner_inputs
 from metalearn.evaluate.ledger import COUNTS, FLOPS, CostLedger
 from metalearn.rng import fold_in
@@ -46,16 +46,16 @@ def cost_block(
         before = table[phase] if table[phase]["seconds"] else None
         if before is not None and phase not in traits.phases:
             continue  # spent for all tasks together
-        row = _shared(once[phase], evaluate.episodes)
-        if phase == "predict":
-            shared = (batched.cost()[phase], tasks) if batched else (row, len(evaluate.steps))
-            row = _shared(*shared)
-            table["setup"]["seconds"] += once[phase]["seconds"] - row["seconds"] * evaluate.episodes
+        entry = batched.cost()[phase] if batched else None
+        row, measuring = _of_a_task(phase, once[phase], entry, parts, evaluate)
+        table["setup"]["seconds"] += measuring
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
         table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
     _add_labels(table, parts.test, experiment.base_method.minibatches[1])
     if stepped:
         _add_start(table, at_start, tasks)
+    if (given := experiment.model.provenance) is not None:
+        _add_given(table, given["pretrain_flops"])
     return _with_queries(table, parts.test, evaluate)
 
 
@@ -73,6 +73,17 @@ def _before(method: Method, experiment: Experiment) -> tuple[str, ...]:
     return ("pretrain",) if method.traits.consumes == "examples" else ("meta_train",)
 
 
+def _add_given(table: dict[str, Row], flops: float | str) -> None:
+    """Add what somebody else has paid for given weights: FLOPs or UNKNOWN; seconds are UNKNOWN.
+
+    `own` keeps what this run itself spent in that phase."""
+    row = table["pretrain"]
+    own = {"flops": row["flops"], "seconds": row["seconds"]}
+    known = isinstance(flops, float | int) and row["flops"] is not None
+    whole = row["flops"] + flops if known else UNKNOWN
+    table["pretrain"] = row | {"flops": whole, "seconds": UNKNOWN, "own": own}
+
+
 def _shared(entry: Row, count: int) -> Row:
     """The entry of one of `count` tasks."""
     of_one = ("seconds", *FLOPS, *COUNTS, "energy_joules")
@@ -83,6 +94,24 @@ def _shared(entry: Row, count: int) -> Row:
 def _part(value: float, count: int) -> float:
     """A whole number where it can be one."""
     return value // count if isinstance(value, int) and value % count == 0 else value / count
+
+
+def _of_a_task(
+    phase: str, whole: Row, batched: Row | None, parts: Parts, evaluate: Evaluate
+) -> tuple[Row, float]:
+    """The entry of one new task, and which of the seconds of the `whole` test were measuring.
+
+    Where features were looked up in the test, it is the entry of a batch, which computed them."""
+    tested, looked_up = _shared(whole, evaluate.episodes), parts.learner.frozen is not None
+    if batched is not None and (looked_up or phase == "predict"):
+        row = _shared(batched, min(evaluate.chunk, evaluate.episodes))
+    else:
+        row = _shared(tested, len(evaluate.steps)) if phase == "predict" else tested
+    if looked_up:
+        names = ("seconds", "seconds_batched", "seconds_alone")
+        return row | {"first_pass": dict.fromkeys(names, tested["seconds"])}, 0.0
+    rest = whole["seconds"] - row["seconds"] * evaluate.episodes
+    return row, rest if phase == "predict" else 0.0
 
 
 def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None) -> None:

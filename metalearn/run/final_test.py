@@ -19,6 +19,7 @@ from metalearn.evaluate.ledger import CostLedger, known
 from metalearn.rng import fold_in
 from metalearn.run.cost import cost_block
 from metalearn.run.directory import request_hash
+from metalearn.run.features import features_once
 from metalearn.run.inductive import Inductive, inductive_test
 from metalearn.run.job import Job, wall_seconds
 from metalearn.run.tuning.choice import tuned_values, tuning_record
@@ -35,7 +36,8 @@ def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
     Returns the data of result.json, which is written last."""
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
-    found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
+    with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
+        found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
     again = inductive_test(job, metas)
     return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, again))
 
@@ -118,6 +120,7 @@ def describe_result(
         },
         # what was drawn once: a split's seed and held-out classes
         "facts": dict(getattr(parts.train, "facts", {})),
+        "provenance": experiment.model.provenance,
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
         "traits": {name: getattr(traits, name) for name in names},

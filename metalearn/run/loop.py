@@ -25,6 +25,7 @@ from metalearn.run.checkpoints import (
     validation_of,
     write_checkpoint,
 )
+from metalearn.run.features import features_once
 from metalearn.run.job import Job
 from metalearn.run.nonfinite_log import log_path, log_step
 from metalearn.run.plan import TrainingSteps, replan_if_slow
@@ -194,7 +195,8 @@ def _score_split(
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
     tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
     ledger = job.ledger.under(phase)
-    found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
+    with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
+        found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     loss = found.loss[:, at]  # [E]
     row: dict[str, object] = {"kind": "valid", "step": done, "split": split}

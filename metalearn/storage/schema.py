@@ -78,6 +78,7 @@ class _Spent(Open):
     device: Text | None = None
     once: dict[str, Number | Text | None] | None = None
     first_pass: dict[str, Maybe] | None = None
+    own: dict[str, Maybe] | None = None  # where somebody else has spent the rest
     rounds: dict[str, list[Number]] | None = None
     __pydantic_extra__: dict[str, Number | Text | None]
 

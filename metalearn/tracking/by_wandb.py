@@ -96,7 +96,7 @@ class _Run:
             self._run.log({"adapt_step": step, **named})
         counts = sorted({key for entry in result["cost"].values() for key in entry})
         costs = [
-            [phase, *(_cell(entry.get(key)) for key in counts)]
+            [phase, *(_cell(None if (v := entry.get(key)) == "unknown" else v) for key in counts)]
             for phase, entry in result["cost"].items()
         ]
         self._run.log(

@@ -14,6 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import Entry, known, since
 from metalearn.logger import log
 from metalearn.rng import fold_in
+from metalearn.run.features import features_once
 from metalearn.run.job import Job
 from metalearn.run.loop import headline_index
 from metalearn.run.tuning.choice import (
@@ -59,7 +60,8 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
         parts = rebuild(parts, experiment)
     evaluate = experiment.evaluate
     tasks = TaskSet("valid", experiment.run.validate.episodes, job.seed)
-    found = curve(job.ranks, experiment, parts, [meta], tasks, job.ledger.under("tune"))
+    with features_once(parts, tasks, evaluate.chunk, job.ledger, job.ranks):
+        found = curve(job.ranks, experiment, parts, [meta], tasks, job.ledger.under("tune"))
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     value = float(found.mean[at])
     score = value if found.metric == "accuracy" else -value

@@ -1,0 +1,134 @@
+"""Features of a frozen network on the tasks of a curve, computed once an image and stored.
+
+What a new task costs does not change by it: its images are new to who learns it, so that FLOPs and
+seconds of a task are those of the network (run/cost.py). Here measuring is made cheaper, and what
+it still takes is set-up."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.config.build import Parts
+from metalearn.distributed.curve import TaskSet
+from metalearn.distributed.ranks import ALONE, Ranks
+from metalearn.evaluate.flops import UnknownFlops, cached_count
+from metalearn.kernels.feature_cache import DIGEST, FeatureTable, FrozenNetwork, digests_of
+from metalearn.logger import log
+from metalearn.rng import fold_in
+from metalearn.storage.files import UNREADABLE, write_atomic
+from metalearn.tasks.store import cache_root
+from metalearn.types import Ledger, TaskSource
+
+
+@contextmanager
+def features_once(
+    parts: Parts, tasks: TaskSet, chunk: int, ledger: Ledger, ranks: Ranks = ALONE
+) -> Iterator[None]:
+    """Within the block the learner's frozen network, if it has one, looks the images of `tasks` up.
+
+    Features that no file holds are computed and stored first. FLOPs of all of them, whoever has
+    computed them, and the seconds that it took here stand under `setup`, once."""
+    network, source = parts.learner.frozen, getattr(parts, tasks.split)
+    if network is None or parts.device != "cpu":
+        yield
+        return
+    with ledger.span("setup"):
+        path = _path(network, source)
+        table, used = _complete(network, source, tasks, chunk, ranks, path)
+        ledger.add("setup", 0.0, examples=used, flops=_flops(network, source, used))
+    with network.using(table):
+        yield
+
+
+def _complete(
+    network: FrozenNetwork,
+    source: TaskSource,
+    tasks: TaskSet,
+    chunk: int,
+    ranks: Ranks,
+    path: Path | None,
+) -> tuple[FeatureTable, int]:
+    """(a table with every image of this rank's tasks, the number of these images)."""
+    stored = _read(path, network.width, source.spec.dtype)
+    new: dict[bytes, Tensor] = {}
+    used: set[bytes] = set()
+    first, count = ranks.share(tasks.episodes) if ranks.size > 1 else (0, tasks.episodes)
+    key = fold_in(tasks.seed, "episodes")
+    for start in range(first, first + count, chunk):
+        episodes = source.sample(key, min(chunk, first + count - start), start)
+        for x in (episodes.support.x.flatten(0, 1), episodes.query.x.flatten(0, 1)):
+            used.update(digests := digests_of(x))
+            rows = {
+                digest: row
+                for row, digest in enumerate(digests)
+                if digest not in stored and digest not in new
+            }
+            if rows:
+                features = network.compute(x[list(rows.values())])
+                new.update(zip(rows, features, strict=True))
+    if not new:
+        return stored, len(used)
+    table = stored.add(list(new), torch.stack(list(new.values())))
+    if path is not None:
+        log.info(f"{len(new)} features computed, {len(table)} stored in {path}")
+        _write(path, table)
+    return table, len(used)
+
+
+def _flops(network: FrozenNetwork, source: TaskSource, images: int) -> float | None:
+    """FLOPs of the network on so many images, of matrix products and convolutions."""
+    spec = source.spec
+    try:
+        one = torch.zeros((1, *spec.x_shape), dtype=spec.dtype)
+        return float(cached_count(network.network, one).matrix * images)
+    except UnknownFlops:
+        return None
+
+
+def _path(network: FrozenNetwork, source: TaskSource) -> Path | None:
+    """The file of a network and an image set; None for tasks whose data have no hash."""
+    spec, data = source.spec, getattr(source, "data_sha256", "")
+    if not data:
+        return None
+    facts = (network.sha256, data, spec.split, spec.x_shape, str(spec.dtype))
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    return cache_root() / "features" / f"{name}.npz"
+
+
+def _read(path: Path | None, width: int, dtype: torch.dtype) -> FeatureTable:
+    """The stored table; an empty one where there is none, or none that fits."""
+    empty = FeatureTable([], torch.empty((0, width), dtype=dtype))
+    if path is None or not path.exists():
+        return empty
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            digests, features = archive["digests"], torch.from_numpy(archive["features"])
+    except (*UNREADABLE, KeyError) as error:
+        log.warning(f"{path} cannot be read and is computed again: {error}")
+        return empty
+    rows, fits = [row.tobytes() for row in digests], features.shape == (len(digests), width)
+    if not fits or digests.shape != (len(rows), DIGEST) or features.dtype != dtype:
+        log.warning(f"{path} is no table of this network and is computed again")
+        return empty
+    return FeatureTable(rows, features)
+
+
+def _write(path: Path, table: FeatureTable) -> None:
+    buffer = io.BytesIO()
+    digests = np.frombuffer(b"".join(table.digests), np.uint8).reshape(-1, DIGEST)
+    arrays: dict[str, Any] = {"digests": digests, "features": table.features.numpy()}
+    np.savez(buffer, **arrays)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:  # the run goes on without the file
+        log.warning(f"features were not stored: {error}")
