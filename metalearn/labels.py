@@ -1,4 +1,4 @@
-"""Labels of episodes, checked before they reach a trace in which their values are out of reach."""
+"""Targets of episodes, checked before they reach a trace in which their values are out of reach."""
 
 from __future__ import annotations
 
@@ -8,16 +8,36 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.types import Batch, Episode
+from metalearn.losses import PROBABILITIES
+from metalearn.types import Batch, Episode, EpisodeSpec
 
 Labels = npt.NDArray[np.int64]
+
+
+def check_targets(episodes: Episode, spec: EpisodeSpec) -> None:
+    """ConfigError for targets of episodes [T, ...] that the loss of `spec` is not defined for.
+
+    Nothing is checked on other devices and inside a trace.
+    """
+    if spec.classification:
+        check_labels(episodes, spec.outputs)
+    elif spec.loss in PROBABILITIES:
+        for batch, name in _sets(episodes):
+            _check_probabilities(batch, name)
+
+
+def check_example_targets(batch: Batch, spec: EpisodeSpec) -> None:
+    """The same for labelled examples [B] over all classes of a split."""
+    if spec.classification:
+        _labels(batch, spec.num_classes, "examples")
+    elif spec.loss in PROBABILITIES:
+        _check_probabilities(batch, "examples")
 
 
 def check_labels(episodes: Episode, ways: int) -> None:
     """ConfigError for labels of episodes [T, ...] that are no classes 0 .. N-1.
 
-    Also for queries of a class without support examples. Nothing is checked on other devices,
-    inside a trace, and in regression.
+    Also for queries of a class without support examples.
     """
     support, query = (_labels(batch, ways, name) for batch, name in _sets(episodes))
     if support is None or query is None or query.ndim != 2 or not query.size:
@@ -30,11 +50,6 @@ def check_labels(episodes: Episode, ways: int) -> None:
         task, row = np.argwhere(~known)[0].tolist()
         text = f"has no example of class {query[task, row]}, which a query of task {task} has"
         raise ConfigError(("support set", f"{text}: a task can only ask for what it shows"))
-
-
-def check_example_labels(batch: Batch, classes: int) -> None:
-    """The same for labelled examples [B] over all classes of a split."""
-    _labels(batch, classes, "examples")
 
 
 def _sets(episodes: Episode) -> list[tuple[Batch, str]]:
@@ -63,6 +78,20 @@ def _labels(batch: Batch, classes: int, name: str) -> Labels | None:
         text = f"of the {name} are {shown}, ...: a task of {classes} ways has 0 .. {classes - 1}"
         raise ConfigError(("labels", text))
     return labels
+
+
+def _check_probabilities(batch: Batch, name: str) -> None:
+    """ConfigError for targets outside 0 .. 1; padding is not looked at."""
+    if not _is_concrete(batch.y):
+        return
+    wrong = ~((batch.y >= 0) & (batch.y <= 1))
+    if batch.weight is not None and _is_concrete(batch.weight):
+        weight = batch.weight
+        wrong &= (weight > 0).view(weight.shape + (1,) * (wrong.dim() - weight.dim()))
+    if wrong.any():
+        value = batch.y[wrong][0].item()
+        text = f"of the {name} are not all within 0 .. 1, as the loss needs: {value:.4g}"
+        raise ConfigError(("targets", text))
 
 
 def _is_concrete(values: Tensor) -> bool:

@@ -109,6 +109,7 @@ LOSSES: dict[str, Criterion] = {
     "huber": huber,
     "bce": binary_cross_entropy,
 }
+PROBABILITIES = ("bce",)  # losses of targets within 0..1 alone
 Function = Callable[[Tensor, Tensor], Tensor]  # (predictions, y) -> each example's loss, or a mean
 FUNCTIONS: dict[str, Function] = {}  # losses of other packages, by name: see `of_function`
 

@@ -22,6 +22,7 @@ from metalearn.models import MLP
 from metalearn.rng import fold_in, normal
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import load_run
+from metalearn.transfer import FineTune
 from metalearn.tree import take
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
@@ -174,3 +175,23 @@ def test_a_function_is_recorded_by_name_and_hash_and_asked_for_again(tmp_path: P
     with pytest.raises(ConfigError, match=r"is the function test_loss_field.own .*give it again"):
         load_run(tmp_path / "run")
     assert load_run(tmp_path / "run", loss=own).source.spec.loss is own
+
+
+def test_targets_that_are_no_probabilities_are_refused() -> None:
+    """Cross-entropy of a target of 2 has no lower bound: training would follow it down."""
+
+    class Doubled(Labels):
+        def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+            episode = super().sample(key, num_tasks, start)
+            return episode._replace(query=episode.query._replace(y=2 * episode.query.y))
+
+    source, words = Doubled(), "not all within 0 .. 1, as the loss needs: 2"
+    learner = MLP(sizes=(5,)).build(source.spec)
+    maml, tuned = (kind().build(learner, source.spec) for kind in (MAML, FineTune))
+    assert maml.step is not None and tuned.step is not None
+    with pytest.raises(ConfigError, match=f"of the query set are {words}"):
+        maml.step(maml.init(KEY), source.sample(KEY, 2))
+    with pytest.raises(ConfigError, match=f"of the examples are {words}"):
+        tuned.step(tuned.init(KEY), source.examples(KEY, 8))
+    with pytest.raises(ConfigError, match=words):
+        learning_curve(maml, maml.init(KEY).meta, source, steps=(0, 1), episodes=4, seed=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import require_phases
 from metalearn.evaluate.students_t import t_quantile
-from metalearn.labels import check_labels
+from metalearn.labels import check_targets
 from metalearn.losses import (
     BINS,
     accuracy,
@@ -203,8 +203,7 @@ def score_episodes(
     notes: list[dict[str, Tensor]] = []
     for start in range(span[0], span[1], chunk):
         batch = source.sample(key, min(chunk, span[1] - start), start)
-        if source.spec.classification:
-            check_labels(batch, source.spec.outputs)
+        check_targets(batch, source.spec)
         named = {"key": learn_keys(batch.info["key"], draw_seed)}
         spent = NullLedger() if ledger is None else ledger
         if batch.query.weight is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.inner import one_vector
 from metalearn.inner.weighted import weighted_adapt, weighted_predict
-from metalearn.labels import check_example_labels, check_labels
+from metalearn.labels import check_example_targets, check_targets
 from metalearn.losses import criterion, metrics
 from metalearn.noise import NOISE, Scope, noise_from
 from metalearn.padding import cleaned, padded, statistics_of
@@ -332,11 +332,10 @@ def step_over_tasks(
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
     """`Method.step`: the mean of `task_grad` over all tasks in one graph, then the update.
 
-    ConfigError for labels that are no classes of a task of `spec`."""
+    ConfigError for targets that the loss of `spec` is not defined for."""
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
-        if spec.classification:
-            check_labels(episodes, spec.outputs)
+        check_targets(episodes, spec)
         episodes = with_step(episodes, state.step)
         state = broadcast_task_state(state, episodes.support.x.shape[0])
         grads, metrics, lanes = grads_of_tasks(task_grad, state.meta, episodes, state.lanes)
@@ -380,8 +379,7 @@ def step_on_examples(
     `draws_noise` draws in it by the number of the step."""
 
     def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
-        if spec.classification:
-            check_example_labels(batch, spec.num_classes)
+        check_example_targets(batch, spec)
         key = fold_in(NOISE, state.step.to(torch.int64)) if draws_noise else None
         with noise_from(key):
             grads, metrics = grad(state.meta, batch)
