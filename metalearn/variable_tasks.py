@@ -43,8 +43,9 @@ class VariableSource:
         """As the source's, with weights [T, N*K] and [T, N*Q]."""
         support, query, info = self._source.sample(key, num_tasks, start)
         keys, spec = info["key"], self.spec
-        ways = self._draw(rng.fold_in(keys, WAYS), (), "ways", spec.ways)  # [T]
-        shots = self._draw(rng.fold_in(keys, SHOTS), (spec.ways,), "shots", spec.shots)  # [T, N]
+        ways = ways_of(keys, self.ranges.get("ways", (spec.ways, spec.ways)))  # [T]
+        low, high = self.ranges.get("shots", (spec.shots, spec.shots))
+        shots = low + rng.integers(rng.fold_in(keys, SHOTS), (spec.ways,), high - low + 1)  # [T, N]
         labels, asked = self._labels(support), self._labels(query)
         chosen = labels < ways.unsqueeze(-1)
         chosen = chosen & (_rank(labels, spec.ways) < shots.gather(-1, labels))
@@ -63,10 +64,6 @@ class VariableSource:
         inner: TaskSource = getattr(self._source, "on_cpu", lambda: self._source)()
         return VariableSource(inner, self.ranges)
 
-    def _draw(self, keys: Tensor, shape: tuple[int, ...], name: str, most: int) -> Tensor:
-        low, high = self.ranges.get(name, (most, most))
-        return low + rng.integers(keys, shape or (1,), high - low + 1).reshape(-1, *shape)
-
     def _labels(self, batch: Batch) -> Tensor:
         """[T, B] int64; zeros in regression."""
         if self.spec.classification:
@@ -77,6 +74,11 @@ class VariableSource:
         if name.startswith("__") or name == "_source":
             raise AttributeError(name)
         return getattr(self._source, name)
+
+
+def ways_of(keys: Key, ends: Range) -> Tensor:
+    """The number of classes of each task, of its key: [T] -> [T]."""
+    return ends[0] + rng.integers(rng.fold_in(keys, WAYS), (1,), ends[1] - ends[0] + 1).squeeze(-1)
 
 
 def _rank(labels: Tensor, ways: int) -> Tensor:

@@ -25,6 +25,7 @@ from metalearn.tasks.prepared.spectra import Spectra
 from metalearn.tasks.prepared.tides import Tides
 from metalearn.tasks.quadratics import Quadratics
 from metalearn.tasks.sinusoid import Sinusoid
+from metalearn.tasks.tables.structural import Tables
 
 TASKS: dict[str, type[TaskComponent]] = {
     "sinusoid": Sinusoid,
@@ -45,6 +46,7 @@ TASKS: dict[str, type[TaskComponent]] = {
     "clinc150": Clinc150,
     "tides": Tides,
     "spectra": Spectra,
+    "tables": Tables,
     "mixture": Mixture,
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "Quadratics",
     "Sinusoid",
     "Spectra",
+    "Tables",
     "Tides",
     "TieredImageNet",
 ]
