@@ -1,12 +1,13 @@
-"""Tables of random structural models."""
+"""Tables of random structural models, and scikit-learn's own tables."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from metalearn.errors import ConfigError
 from metalearn.rng import fold_in
-from metalearn.tasks import Tables
+from metalearn.tasks import RealTables, Tables
 
 F64 = torch.float64
 KEY = fold_in(4, "tables")
@@ -47,3 +48,49 @@ def test_labels_of_tables_are_learned_from_columns() -> None:
 def test_options_that_make_no_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="1 <= low <= high <= width 8"):
         Tables(width=8, columns=[2, 9])
+    with pytest.raises(ConfigError, match=r"15 shots . 10 queries are more than the 16 rows"):
+        RealTables(shots=15, queries=10).build("test")
+    with pytest.raises(ValueError, match="wine"):
+        RealTables(tables=("whine",))
+
+
+def test_real_tables_are_groups_with_their_own_classes() -> None:
+    source = RealTables(shots=3, queries=2).build("test", dtype=F64)
+    support, query, info = source.sample(KEY, 60)
+    assert source.names == ["wine", "breast_cancer", "iris", "digits", "diabetes"]
+    sizes = torch.tensor([3, 2, 3, 10, 2])[info["source"]]
+    assert support.weight is not None and query.weight is not None
+    assert torch.equal(support.weight.sum(1), 3.0 * sizes)
+    assert torch.equal(query.weight.sum(1), 2.0 * sizes)
+    assert torch.equal(support.weight > 0, support.y < sizes.unsqueeze(-1))
+    columns = torch.tensor([13, 30, 4, 64, 10])[info["source"]]
+    for task in range(60):
+        own = support.x[task][support.weight[task] > 0]
+        assert (own[:, columns[task] :] == 0).all()
+    assert len({tuple(row) for row in info["class_ids"][:, :2].tolist()}) > 10  # labels move
+    assert source.chance == pytest.approx((1 / 3 + 1 / 2 + 1 / 3 + 1 / 10 + 1 / 2) / 5)
+
+
+def test_rows_of_real_tables_are_those_of_scikit_learn() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, y = datasets.load_wine(return_X_y=True)
+    labels = {row.tobytes(): label for row, label in zip(x, y)}
+    seen: set[bytes] = set()
+    for split in ("train", "valid", "test"):
+        source = RealTables(tables=("wine",), ways=3, shots=2, queries=2).build(split, dtype=F64)
+        assert not source.spec.padded
+        support, _, info = source.sample(KEY, 40)
+        rows = support.x[..., :13].numpy()
+        for task in range(40):
+            for row, label in zip(rows[task], support.y[task].tolist()):
+                assert labels[row.tobytes()] == info["class_ids"][task, label]
+        assert not seen & {row.tobytes() for row in rows.reshape(-1, 13)}
+        seen |= {row.tobytes() for row in rows.reshape(-1, 13)}
+
+
+def test_a_table_with_more_classes_than_ways_shows_some() -> None:
+    source = RealTables(tables=("digits", "iris"), ways=3, shots=2, queries=2).build("test")
+    support, _, info = source.sample(KEY, 40)
+    assert support.weight is None
+    digits = info["class_ids"][info["source"] == 0]
+    assert len({tuple(sorted(row)) for row in digits.tolist()}) > 5

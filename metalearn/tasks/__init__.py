@@ -25,6 +25,7 @@ from metalearn.tasks.prepared.spectra import Spectra
 from metalearn.tasks.prepared.tides import Tides
 from metalearn.tasks.quadratics import Quadratics
 from metalearn.tasks.sinusoid import Sinusoid
+from metalearn.tasks.tables.real import RealTables
 from metalearn.tasks.tables.structural import Tables
 
 TASKS: dict[str, type[TaskComponent]] = {
@@ -47,6 +48,7 @@ TASKS: dict[str, type[TaskComponent]] = {
     "tides": Tides,
     "spectra": Spectra,
     "tables": Tables,
+    "real_tables": RealTables,
     "mixture": Mixture,
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "Mixture",
     "Omniglot",
     "Quadratics",
+    "RealTables",
     "Sinusoid",
     "Spectra",
     "Tables",

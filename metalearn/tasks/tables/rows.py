@@ -41,7 +41,7 @@ class RowSource:
         spec = self.spec
         numbers = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, numbers)
-        ids = rng.choice(rng.fold_in(keys, "classes"), len(self._counts), spec.ways)
+        ids = self._classes(keys)
         rows = self._rows(rng.fold_in(keys, "rows"), ids)
         support = self._part(rng.fold_in(keys, "support"), rows[..., : spec.shots])
         query = self._part(rng.fold_in(keys, "query"), rows[..., spec.shots :])
@@ -55,6 +55,10 @@ class RowSource:
         fraction = rng.integers(rng.fold_in(key, "row"), (size,), 1 << 31)
         rows = self._starts[labels] + ((fraction * self._counts[labels]) >> 31)
         return Batch(self._x[rows], labels if self._y is None else self._y[rows])
+
+    def _classes(self, keys: Tensor) -> Tensor:
+        """The classes of each task in the order of their labels: keys [T] -> [T, N]."""
+        return rng.choice(rng.fold_in(keys, "classes"), len(self._counts), self.spec.ways)
 
     def _rows(self, keys: Tensor, ids: Tensor) -> Tensor:
         """K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].

@@ -1,0 +1,151 @@
+"""The five tables that scikit-learn ships, as groups of few-shot tasks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn import rng
+from metalearn.component import TaskComponent, option
+from metalearn.errors import ConfigError, DataError
+from metalearn.tasks import store
+from metalearn.tasks.images import split_problem
+from metalearn.tasks.tables.rows import RowSource
+from metalearn.types import Episode, EpisodeSpec, Key
+
+Name = Literal["wine", "breast_cancer", "iris", "digits", "diabetes"]
+NAMES: tuple[Name, ...] = ("wine", "breast_cancer", "iris", "digits", "diabetes")
+SHARES = {"train": (0, 1 / 3), "valid": (1 / 3, 2 / 3), "test": (2 / 3, 1)}  # of a class's rows
+WIDTH = 64  # columns of digits, the widest
+
+
+class RealTables(TaskComponent):
+    """Random support and query rows of scikit-learn's five bundled tables; needs scikit-learn.
+
+    A task is one table, each as likely, with its classes under permuted labels: wine (3 classes, 13
+    columns), breast_cancer (2, 30), iris (3, 4), digits (10, 64) and diabetes (2, 10: progression
+    above its median, or not). Columns are as they are, padded with zeros to 64; of a table with
+    more classes than `ways`, `ways` are drawn, and of one with fewer the others have weight 0.
+    result.json has the scores of each table under `by_source`. Splits share classes, not rows: a
+    third of the rows of each class is in each, 16 at least. Rows that repeat are left out. Raises
+    ConfigError, DataError.
+    """
+
+    default_model: ClassVar[str] = "standardised"
+    source: Literal["real_tables"] = option("real_tables", "The task source.")
+    tables: tuple[Name, ...] = option(NAMES, "Tables that tasks are drawn from.", min_length=1)
+    ways: int = option(10, "N, classes of a task, padding included.", ge=2, le=20)
+    shots: int = option(10, "K, labelled rows of each class.", ge=1)
+    queries: int = option(6, "Q, rows of each class in the query set.", ge=0)
+
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> RealTableSource:
+        """The source of one split; `seed` has no effect."""
+        del seed
+        if problems := split_problem(split):
+            raise ConfigError(*problems)
+        rows, counts, of, digest = _pool(split)
+        if self.shots + self.queries > min(counts):
+            text = f"{self.shots} shots + {self.queries} queries are more than the {min(counts)}"
+            text = f"{text} rows that the smallest class has in the split {split}"
+            raise ConfigError(("shots", f"{text}: ask for fewer"))
+        numbers = [NAMES.index(name) for name in dict.fromkeys(self.tables)]
+        spec = EpisodeSpec(
+            kind="classification",
+            ways=self.ways,
+            shots=self.shots,
+            queries=self.queries,
+            x_shape=(WIDTH,),
+            outputs=self.ways,
+            num_classes=len(counts),
+            split=split,
+            device=device,
+            dtype=dtype,
+            padded=min(of.count(number) for number in numbers) < self.ways,
+        )
+        return RealTableSource(rows, counts, spec, digest, of, numbers)
+
+
+class RealTableSource(RowSource):
+    """Tasks of the tables with `numbers`; class c belongs to the table of[c].
+
+    Classes beyond those of a task's table are of others, with weight 0."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        counts: list[int],
+        spec: EpisodeSpec,
+        data_sha256: str,
+        of: list[int],
+        numbers: list[int],
+    ) -> None:
+        super().__init__(rows, None, counts, spec, data_sha256)
+        self.names = [NAMES[number] for number in numbers]
+        sizes = [min(of.count(number), spec.ways) for number in numbers]
+        self.chance = sum(1 / size for size in sizes) / len(sizes)
+        self._of = torch.tensor(of, device=spec.device)
+        self._numbers = torch.tensor(numbers, device=spec.device)
+
+    def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
+        """support.x [T, N*K, 64], query.x [T, N*Q, 64], weights where tables have fewer classes.
+
+        info: as of rows, and `source` [T], the table by its place in `names`."""
+        episode = super().sample(key, num_tasks, start)
+        source = self._table(episode.info["key"])
+        info = {**episode.info, "source": source}
+        if not self.spec.padded:
+            return episode._replace(info=info)
+        own = self._of[info["class_ids"]] == self._numbers[source].unsqueeze(-1)  # [T, N]
+        support, query = (
+            batch._replace(weight=own.gather(1, batch.y).to(self.spec.dtype))
+            for batch in (episode.support, episode.query)
+        )
+        return Episode(support, query, info)
+
+    def _classes(self, keys: Tensor) -> Tensor:
+        drawn = rng.uniform(rng.fold_in(keys, "classes"), (len(self._of),), dtype=torch.float64)
+        other = self._of != self._numbers[self._table(keys)].unsqueeze(-1)
+        return (drawn + other).argsort(-1)[:, : self.spec.ways]
+
+    def _table(self, keys: Tensor) -> Tensor:
+        """[T] -> [T], places in `names`."""
+        return rng.integers(rng.fold_in(keys, "table"), (1,), len(self.names)).squeeze(-1)
+
+
+def _pool(split: str) -> tuple[Tensor, list[int], list[int], str]:
+    """(rows [R, 64] class after class, rows of each class, its table, hash) of a split."""
+    parts, counts, of, every = [], [], [], []
+    for number, name in enumerate(NAMES):
+        x, y = _table(name)
+        every += [x, y]
+        for label in np.unique(y):
+            rows = np.unique(x[y == label], axis=0)
+            order = rng.permutation(rng.fold_in(0, "tables", name, int(label)), len(rows)).numpy()
+            low, high = (round(share * len(rows)) for share in SHARES[split])
+            own = rows[order[low:high]]
+            parts.append(np.pad(own, ((0, 0), (0, WIDTH - x.shape[1]))))
+            counts.append(high - low)
+            of.append(number)
+    return torch.from_numpy(np.concatenate(parts)), counts, of, store.sha256_of_arrays(*every)
+
+
+def _table(name: str) -> tuple[Any, Any]:
+    """(x [R, F] float64, y [R] int64) of a table; DataError without scikit-learn."""
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        text = "these tables come with scikit-learn, which is not installed"
+        raise DataError(("source", f"{text}: pip install scikit-learn")) from error
+    found = getattr(datasets, f"load_{name}")()
+    x, y = np.asarray(found.data, dtype=np.float64), np.asarray(found.target)
+    above = y > np.median(y) if found.get("target_names") is None else y
+    return x, np.asarray(above, dtype=np.int64)
