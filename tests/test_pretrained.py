@@ -156,6 +156,29 @@ def test_a_frozen_network_is_no_part_of_what_is_learned() -> None:
         ml.transfer.Scratch().build(learner, tasks.spec)
 
 
+def test_fine_tuning_may_start_at_the_class_means() -> None:
+    tasks = source(dtype=torch.float64)
+    learner = Pretrained(backbone="tiny", size=16, frozen=False).build(tasks.spec)
+    episode = tasks.sample(fold_in(1, "x"), 1)
+    x, y, query = episode.support.x, episode.support.y[0], episode.query.x
+    z = by_hand(x[0], 16)
+    means = torch.stack([z[y == label].mean(0) for label in range(3)])
+    weight = 10 / z.norm(dim=1).mean() * means / means.norm(dim=1, keepdim=True)
+    logits = by_hand(query[0], 16) @ weight.T
+    for adapts in ("all", "head"):
+        method = ml.transfer.FineTune(adapts=adapts, head_start="prototypes").build(
+            learner, tasks.spec
+        )
+        assert method.traits.support_at_step_0
+        meta = method.init(fold_in(0, "init")).meta
+        found = method.learn(meta, episode.support, query, (0, 3)).predictions[0]
+        torch.testing.assert_close(found[0], logits, rtol=1e-6, atol=1e-6)
+        assert not torch.allclose(found[0], found[1])
+    numbers = ml.tasks.Sinusoid().build().spec
+    with pytest.raises(ConfigError, match="head_start: prototypes compares classes"):
+        ml.transfer.FineTune(head_start="prototypes").build(ml.models.MLP().build(numbers), numbers)
+
+
 def test_a_table_gives_what_the_network_computes() -> None:
     tasks = source()
     network = Pretrained(backbone="tiny", size=16).build(tasks.spec).frozen

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from metalearn import rng
 from metalearn.losses import one_hot
-from metalearn.types import Key, Params
+from metalearn.types import Batch, Key, Params
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 LARGE = 1 << 22  # numbers in a table of differences; beyond it squares are expanded
@@ -61,6 +61,19 @@ def class_means(z: Tensor, y: Tensor, ways: int, weight: Tensor | None = None) -
     member = member * weight.unsqueeze(-1)
     total = member.sum(0).unsqueeze(-1)
     return member.T @ z / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def imprinted(z: Tensor, support: Batch, ways: int, scale: float = 10.0) -> Params:
+    """A linear head that starts at the class means (Qi, Brown & Lowe 2018, section 3.2).
+
+    w_n = scale * c_n / (|c_n| m),  b = 0,  c_n the mean feature of class n, m the mean of |z| over
+    the support set [B, D]: where all features have one length, the logits are scale * cos(z, c_n).
+    Classes without examples start at 0."""
+    lengths = z.square().sum(-1).sqrt()
+    weight = torch.ones_like(lengths) if support.weight is None else support.weight
+    mean = (weight * lengths).sum() / weight.sum()
+    centres = class_means(z, support.y, ways, support.weight)
+    return {WEIGHT: scale / mean * unit(centres), BIAS: torch.zeros_like(centres[:, 0])}
 
 
 def negative_squared_distance(z: Tensor, centres: Tensor) -> Tensor:

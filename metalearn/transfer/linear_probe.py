@@ -21,7 +21,8 @@ from metalearn.losses import criterion
 from metalearn.transfer.pretrain import LINEAR, RULE, Head, pretrained, rule_of_task
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
-Start = Callable[[Meta, Key, Tensor], Params]  # (meta, the task's key, z [B, D]) -> the new head
+# (meta, the task's key, support set, its features z [B, D] when called) -> the new head
+Start = Callable[[Meta, Key, Batch, Callable[[], Tensor]], Params]
 
 
 def learn_head(
@@ -52,7 +53,8 @@ def learn_head(
 
     def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
         z = preprocess(learner.features(meta["params"], support.x))
-        leaves = head.init(key, spec.outputs, z) if start is None else start(meta, key, z)
+        fresh = start or (lambda meta, key, support, z: head.init(key, spec.outputs, z()))
+        leaves = fresh(meta, key, support, lambda: z)
         return adapt(loss, leaves, rule, support._replace(x=z), points[-1], keep=points).points
 
     def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
