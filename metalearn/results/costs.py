@@ -14,6 +14,17 @@ QUERIES = (1, 100, 10_000)  # a task, for which costs are compared beside those 
 BUSY = 0.1  # share of the cores' time taken by others, above which seconds decide nothing
 
 
+def is_given(run: Run) -> bool:
+    """Whether somebody else has trained the weights that it starts from."""
+    return bool(run.result.get("provenance"))
+
+
+def only_given_unknown(run: Run, axis: Axis) -> bool:
+    """Whether all is known of the cost up front but what somebody else paid for given weights."""
+    free = up_front(run, axis, given=False)
+    return is_given(run) and up_front(run, axis) is None and free is not None
+
+
 def learning(run: Run, axis: Axis) -> Array | None:
     """Cost of learning one new task up to each point [P]; None where it was not measured."""
     try:
@@ -22,10 +33,12 @@ def learning(run: Run, axis: Axis) -> Array | None:
         return None
 
 
-def up_front(run: Run, axis: Axis, *, tuning: bool = True) -> float | None:
-    """Cost before any new task, with or without tuning; None where it was not measured."""
+def up_front(run: Run, axis: Axis, *, tuning: bool = True, given: bool = True) -> float | None:
+    """Cost before any new task, with or without tuning and what was paid for given weights.
+
+    None where it was not measured."""
     try:
-        return cost_block.up_front_cost(run.cost, axis, tuning=tuning)
+        return cost_block.up_front_cost(run.cost, axis, tuning=tuning, given=given)
     except MissingPhase:
         return None
 
@@ -172,8 +185,9 @@ def missing_phases(run: Run) -> list[str]:
 
 
 def _unmeasured(phase: str, name: str, entry: Json) -> bool:
-    # imports have no FLOPs to count
-    return entry.get(name) is None and not (phase in ("setup", "compile") and name == "flops")
+    # imports have no FLOPs to count; of given weights, what this run spent itself counts
+    spent = entry.get("own") or entry
+    return spent.get(name) is None and not (phase in ("setup", "compile") and name == "flops")
 
 
 def whole_seconds(run: Run) -> float | None:

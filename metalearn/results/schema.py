@@ -63,6 +63,7 @@ class _Variant(_Pair):
     ci95: Ends
     with_tuning: bool
     with_answering: bool
+    with_given: bool = True
     queries: Count | None = None
 
 

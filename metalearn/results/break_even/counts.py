@@ -13,10 +13,20 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import cost_per_solved
 from metalearn.results.break_even.solved import Stop, reached
 from metalearn.results.contrasts import Pair
-from metalearn.results.costs import AXES, QUERIES, timing_problem, up_front
+from metalearn.results.costs import (
+    AXES,
+    QUERIES,
+    is_given,
+    only_given_unknown,
+    timing_problem,
+    up_front,
+)
 from metalearn.results.records import Group, Json
 
 NO_CONTRAST = "an estimate: the pair is not among the contrasts, which alone have verdicts"
+
+
+FREE_TO_US = "the pretraining of {} is free to us; its price is unknown to the world"
 
 
 class CostScope(NamedTuple):
@@ -25,6 +35,7 @@ class CostScope(NamedTuple):
     with_tuning: bool = True  # before the first task
     with_answering: bool = False  # predicting the queries of each task once
     queries: int | None = None  # so many a task; None: those of the test
+    with_given: bool = True  # what somebody else paid for given weights
 
 
 class Rule(NamedTuple):
@@ -32,12 +43,15 @@ class Rule(NamedTuple):
 
     tested: frozenset[frozenset[str]]
     untimed: dict[str, str]  # label -> why its seconds decide nothing
+    given: dict[Axis, frozenset[str]]  # rows of which the price of given weights alone is unknown
 
     def on(self, axis: Axis, found: BreakEven) -> Json:
         """`contrast`, `verdict` and `why` of a row."""
         contrast = {found.a, found.b} in self.tested
         untimed = [name for name in (found.a, found.b) if name in self.untimed]
         verdict, why = str(found.verdict), found.why
+        if given := [name for name in (found.a, found.b) if name in self.given[axis]]:
+            why = FREE_TO_US.format(" and ".join(given))
         if not contrast:
             open_ends = verdict in ("not_reached", "undecided") and why
             verdict, why = "undecided", NO_CONTRAST + (f"; {why}" if open_ends else "")
@@ -53,10 +67,19 @@ def rule_of(groups: Sequence[Group], tested: Sequence[Pair]) -> Rule:
         for group in groups
     }
     untimed = {label: text for label, text in problems.items() if text}
-    return Rule(frozenset(map(frozenset, tested)), untimed)
+    given = {
+        axis: frozenset(
+            group.label
+            for group in groups
+            if any(only_given_unknown(run, axis) for run in group.runs)
+        )
+        for axis in AXES
+    }
+    return Rule(frozenset(map(frozenset, tested)), untimed, given)
 
 
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
+FREE = CostScope(with_given=False)  # where a row starts from weights that somebody else trained
 # Of contrasts alone, which have verdicts.
 BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in QUERIES)
 
@@ -71,7 +94,9 @@ def costs_of(
     last: int | None = None,
 ) -> MethodCosts:
     """The costs of one label at a target; `stop` and `last` as in `reached`."""
-    spent = [up_front(run, axis, tuning=scope.with_tuning) for run in group.runs]
+    spent = [
+        up_front(run, axis, tuning=scope.with_tuning, given=scope.with_given) for run in group.runs
+    ]
     known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
     seeds = tuple(run.seed for run in group.runs)
     found = reached(
@@ -110,8 +135,8 @@ def break_even(
 
 
 def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> list[Json]:
-    """Every pair at one level, with its variants: without tuning, and with answering; `by_queries`
-    of contrasts has those of so many queries a task.
+    """Every pair at one level, with its variants: without tuning, with answering, and with given
+    weights for free, where there are any; `by_queries` of contrasts has so many queries a task.
     """
     pairs = list(combinations(range(len(groups)), 2))
     tested = [pair for pair in pairs if {groups[n].label for n in pair} in rule.tested]
@@ -121,7 +146,8 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> 
         return {pair: _variant(scope, axis, one, rule) for pair, one in zip(chosen, counted)}
 
     mains = break_evens([costs_of(group, target, axis) for group in groups], pairs)
-    others = [found(scope, pairs) for scope in SCOPES[1:]]
+    free = (FREE,) if any(is_given(run) for group in groups for run in group.runs) else ()
+    others = [found(scope, pairs) for scope in (*SCOPES[1:], *free)]
     by_queries = [found(scope, tested) for scope in BY_QUERIES] if tested else []
     rows = []
     for pair, main in zip(pairs, mains):

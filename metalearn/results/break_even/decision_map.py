@@ -15,12 +15,13 @@ from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.decision.totals import Choice, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
-from metalearn.results.break_even.counts import origin
+from metalearn.results.break_even.counts import FREE_TO_US, origin
 from metalearn.results.break_even.solved import point_of
 from metalearn.results.costs import (
     QUERIES,
     answering_parts,
     learning,
+    only_given_unknown,
     queries_of,
     timing_problem,
     up_front,
@@ -85,6 +86,8 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
         )
         if value is None
     ]
+    if missing == ["the cost before the first task"] and only_given_unknown(run, axis):
+        return FREE_TO_US.format(run.label)
     if missing or before is None or each is None or answers is None:
         return f"unknown or not measured: {', '.join(missing)}"
     return before, float(each[point_of(run)]) + answers[0], answers[1]
