@@ -20,6 +20,7 @@ CORE = {
     "padding",
     "labels",
     "augment",
+    "scopes",
     "variable_tasks",
     "losses",
     "component",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import yaml
 from PIL import Image
 from test_tasks_cifar import write_jpegs
 
-from metalearn.config.build import build
+from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment, load
 from metalearn.evaluate import learning_curve
 from metalearn.inner.method import broadcast_task_state
 from metalearn.rng import fold_in
 from metalearn.tasks import omniglot
 from metalearn.tasks.prepared.splits import published
+from metalearn.types import Method
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 EACH = 31  # images of a class: more shots and queries than any experiment asks for
@@ -71,18 +73,38 @@ def test_three_steps_and_two_new_tasks(
     if experiment.task.source == "omniglot" and not (data / omniglot.FILE).exists():
         pytest.skip(f"{omniglot.FILE} is not in the data folder")
     parts = build(experiment, to_train=True)
-    method, run, key = parts.method, experiment.run, fold_in(0, "train")
+    three_steps_and_two_tasks(experiment, parts, parts.method, parts.test_method)
+    assert experiment.published is not None
+
+
+def three_steps_and_two_tasks(
+    experiment: Experiment, parts: Parts, method: Method, test_method: Method
+) -> None:
+    run, key = experiment.run, fold_in(0, "train")
     state = broadcast_task_state(method.init(fold_in(0, "init")), run.tasks_per_step)
-    assert method.step is not None
-    for number in range(3):
+    for number in range(3 if method.step is not None else 0):
+        assert method.step is not None
         if method.traits.consumes == "examples":
-            batch = parts.train.examples(fold_in(key, number), run.examples_per_step)
+            batch: Any = parts.train.examples(fold_in(key, number), run.examples_per_step)
         else:
             batch = parts.train.sample(fold_in(key, number), run.tasks_per_step)
         state, metrics = method.step(state, batch)
-    assert state.step == 3 and all(value.isfinite() for value in metrics.values())
-    curve = learning_curve(parts.test_method, state.meta, parts.test, (0, 1), episodes=2, seed=1)
-    assert len(curve.mean) == 2 and experiment.published is not None
+        assert all(value.isfinite() for value in metrics.values())
+    assert method.step is None or state.step == 3
+    curve = learning_curve(test_method, state.meta, parts.test, (0, 1), episodes=2, seed=1)
+    assert len(curve.mean) == 2
+
+
+IN_EVALUATION_MODE = (
+    *("proto_net", "matching_net", "relation_net", "r2d2", "metaopt_net", "metaopt_svm"),
+    *("rfs", "baseline"),
+)
+
+
+@pytest.mark.parametrize("name", [one for one in PUBLISHED if one.startswith(IN_EVALUATION_MODE)])
+def test_methods_whose_authors_test_in_evaluation_mode_do_so_too(name: str) -> None:
+    (experiment,) = load(str(EXPERIMENTS / f"{name}.yaml")).experiments
+    assert experiment.model.norm == "running"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -23,7 +23,7 @@ from metalearn.algorithms import (
     ProtoNet,
     RelationNet,
 )
-from metalearn.algorithms.gradient.imaml import conjugate_gradients
+from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.algorithms.gradient.maml_plus_plus import importance
 from metalearn.algorithms.metric.metaopt_net import smoothed_cross_entropy
 from metalearn.augment import augment

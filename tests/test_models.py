@@ -20,9 +20,8 @@ from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models import MLP, MODELS, Conv4, ResNet12
 from metalearn.models.conv4 import FourBlocks, pool
-from metalearn.models.functional import MOMENTUM
 from metalearn.models.mlp import Perceptron
-from metalearn.models.norm import Norm
+from metalearn.models.norm import MOMENTUM, Norm
 from metalearn.models.resnet12 import ResNet
 from metalearn.rng import fold_in, normal
 from metalearn.testing.models import IMAGE, KEY, MODEL_CHECKS, VECTOR, ModelCase, data, shaken
@@ -153,9 +152,7 @@ def test_a_batchs_own_statistics_are_torchs_batch_norm(shape: tuple[int, ...]) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_running_statistics_are_refreshed_and_read(name: str) -> None:
-    """Torch's batch norm beside it, in training mode and in evaluation, but for its unbiased
-    variance.
-    """
+    """Torch's batch norm beside it, in training mode and in evaluation."""
     options = VARIANTS.get(name, [{}])[0]
     learner = learner_of(name, MODELS[name](**options, norm="running"))
     params, x = learner.init(KEY), data(learner, 9)
@@ -181,7 +178,7 @@ def test_running_statistics_are_refreshed_and_read(name: str) -> None:
         )
     torch.testing.assert_close(new[f"{first}.mean"], MOMENTUM * z.mean(0), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
-        new[f"{first}.var"], (1 - MOMENTUM) + MOMENTUM * z.var(0, correction=0), rtol=1e-10, atol=0
+        new[f"{first}.var"], (1 - MOMENTUM) + MOMENTUM * z.var(0), rtol=1e-10, atol=0
     )
     assert (learner.apply(params, x) - learner.apply(new, x)).abs().max() > 1e-4
     for policy in ("none", "query_batch"):

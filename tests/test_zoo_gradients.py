@@ -45,6 +45,8 @@ def by_hand(exhibit: Exhibit, learner: Learner, meta: Params, batch: Episode, he
     net, loss_of = twin(exhibit, F64), criterion(exhibit.spec)
     with torch.no_grad():
         called(exhibit, net, batch.support.x[0])  # lazy layers
+    if exhibit.policy == "running":
+        net.train()
     names = {n: leaf_of(n, head, meta) for n, v in net.named_parameters() if v.requires_grad}
     start = {name: meta[leaf].clone().requires_grad_() for name, leaf in names.items()}
 

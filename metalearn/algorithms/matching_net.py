@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
+from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import unit
-from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 
 class MatchingNet(MethodComponent):
@@ -38,20 +38,16 @@ class MatchingNet(MethodComponent):
         require_classes(self.name, spec)
         require_queries(self.name, spec)
 
-        def adapt_task(
-            meta: Meta, support: Batch, points: StepNumbers, key: Key
-        ) -> list[tuple[Tensor, Tensor]]:
+        def fit(meta: Meta, z: Tensor, support: Batch) -> tuple[Tensor, Tensor]:
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
-            return [(unit(learner.features(meta, support.x)), other * -1e9)]  # [B, D], [B, N]
+            return unit(z), other * -1e9  # [B, D], [B, N]
 
-        def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
+        def answer(meta: Meta, item: Any, support: Batch, z: Tensor) -> Tensor:
             memory, mask = item
-            z = unit(learner.features(meta, query_x, context=support.x))
-            scores = self.scale * z @ memory.T  # [M, B]
+            scores = self.scale * unit(z) @ memory.T  # [M, B]
             if (weight := support.weight) is not None:  # a counts its example `weight` times
                 scores = scores + torch.where(weight > 0, weight.log(), weight.new_tensor(-1e9))
             scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2)
 
-        outer = self.outer.build(meta_steps)
-        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=0)
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
+from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, negative_squared_distance
-from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
+from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 
 class ProtoNet(MethodComponent):
@@ -32,15 +32,10 @@ class ProtoNet(MethodComponent):
         require_classes(self.name, spec)
         require_queries(self.name, spec)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
-            z = learner.features(meta, support.x)
-            return [class_means(z, support.y, spec.ways, support.weight)]
+        def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
+            return class_means(z, support.y, spec.ways, support.weight)
 
-        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
-            # Departure: the authors' code normalises support and queries as one batch in training
-            # and by running averages in the test. Here one policy holds for both.
-            z = learner.features(meta, query_x, context=support.x)
+        def answer(meta: Meta, centres: Any, support: Batch, z: Tensor) -> Tensor:
             return negative_squared_distance(z, centres)
 
-        outer = self.outer.build(meta_steps)
-        return episodic(learner, spec, outer, adapt_task, predict, inner_steps=0)
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.embedding import embedding
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -43,20 +43,18 @@ class R2D2(MethodComponent):
                 start["offset"] = 0.0
             return {"params": params, **{k: like.new_full((), v) for k, v in start.items()}}
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
-            z = learner.features(meta["params"], support.x)
+        def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
             classes = spec.classification
             y = one_hot(support.y, spec.ways, z.dtype) if classes else support.y
             if support.weight is not None:  # rows of a weighted ridge regression; padding is 0
                 root = support.weight.sqrt().unsqueeze(-1)
                 z, y = root * z, root * y
             ridge = meta["log_ridge"].exp() * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-            return [z.T @ torch.linalg.solve(z @ z.T + ridge, y)]  # [D, C]
+            weight: Tensor = z.T @ torch.linalg.solve(z @ z.T + ridge, y)  # [D, C]
+            return weight
 
-        def predict(meta: Meta, weight: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = learner.features(meta["params"], query_x, context=support.x)
+        def answer(meta: Meta, weight: Any, support: Batch, z: Tensor) -> Tensor:
             outputs: Tensor = meta["scale"] * z @ weight
             return outputs if spec.classification else outputs + meta["offset"]
 
-        options: Any = {"inner_steps": 0, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), adapt_task, predict, **options)
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer, init=init)

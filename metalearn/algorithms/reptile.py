@@ -20,7 +20,6 @@ from metalearn.inner.method import (
     init_state,
     learn_functions,
     outer_update,
-    stats_gradient,
     step_over_tasks,
     training_noise,
     traits_of,
@@ -28,7 +27,9 @@ from metalearn.inner.method import (
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.rules import SGD, Rule, adam
+from metalearn.inner.statistics import movement_by, with_movement
 from metalearn.padding import cleaned, padded, present_in
+from metalearn.scopes.running_statistics import training
 from metalearn.tree import sub, take, trainable, tree_map
 from metalearn.types import (
     Batch,
@@ -123,10 +124,11 @@ class Reptile(MethodComponent):
             support = cleaned(episode.support)
             batch = minibatches(key, support, self.inner_batch, steps)
             present = present_in(support, learner.outputs)
-            with training_noise(learner, episode), padded(support.weight, present=present):
+            noise = training_noise(learner, episode)
+            with noise, training(), padded(support.weight, present=present):
                 path = adapt(loss, meta, rule, batch, steps, state=lane, keep=(steps,))
             moved = sub(meta, path.points[-1])
-            grads = stats_gradient(learner, meta, moved, support)
+            grads = with_movement(moved, movement_by(learner, meta, support))
             return grads, {"support_loss": path.losses.mean().detach()}, path.state
 
         return task_grad

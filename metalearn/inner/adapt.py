@@ -12,6 +12,7 @@ from torch import Tensor
 from metalearn import noise, padding
 from metalearn.inner.recompute import checkpointed
 from metalearn.inner.stepwise import is_active, loop
+from metalearn.scopes import running_statistics
 from metalearn.tree import add, detach, trainable
 from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
 
@@ -53,10 +54,11 @@ def adapt(
     moving, statistics = trainable(params)
     state = rule.init(moving) if state is None else state
     start = _Start(moving, state, statistics, _with_classes(fixed or {}))
-    move = partial(_step, loss, rule, first_order)
+    training = running_statistics.is_training()
+    move = partial(_step, loss, rule, first_order, training)
     keep = range(steps + 1) if keep is None else keep
     if step_invariant and steps and is_active() and not noise.is_active():
-        identity = (loss, rule.update, first_order)
+        identity = (loss, rule.update, first_order, training)
         return _compiled_steps(identity, partial(move, 0), start, batch, steps, keep)
     return _eager_steps(move, start, batch, steps, keep)
 
@@ -118,6 +120,7 @@ def _step(
     loss: Loss,
     rule: UpdateRule,
     first_order: bool,
+    training: bool,
     step: int,
     moving: Params,
     state: State,
@@ -125,8 +128,9 @@ def _step(
     data: Batch,
     key: Key | None = None,
 ) -> tuple[Params, State, Tensor]:
-    """One step; the noise of `loss` is drawn from `key`, so that a second run draws it again."""
+    """One step, whose second run in a backward pass, on whatever thread, is equal to the first.
 
+    The noise of `loss` is drawn from `key`; `training` says whose statistics normalise."""
     present = constants.get(PRESENT)
     constants = {name: value for name, value in constants.items() if name != PRESENT}
 
@@ -136,7 +140,7 @@ def _step(
         with padding.padded(None, present=present):
             return loss({**params, **constants}, data, step)
 
-    with noise.noise_from(key):
+    with noise.noise_from(key), running_statistics.training(training, records=False):
         grads, value = torch.func.grad_and_value(loss_at)(moving)
     updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
     return add(moving, updates), state, value

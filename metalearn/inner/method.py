@@ -12,12 +12,14 @@ from torch import Tensor
 
 from metalearn.errors import ConfigError
 from metalearn.inner import one_vector
+from metalearn.inner.statistics import movement_of, with_movement
 from metalearn.inner.weighted import weighted_adapt, weighted_predict
 from metalearn.labels import check_example_targets, check_targets
 from metalearn.losses import criterion, metrics
 from metalearn.noise import NOISE, Scope, noise_from
-from metalearn.padding import cleaned, padded, statistics_of
+from metalearn.padding import cleaned
 from metalearn.rng import fold_in
+from metalearn.scopes.running_statistics import training
 from metalearn.tree import (
     STATS,
     from_named,
@@ -234,7 +236,7 @@ def init_state(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
 
 
 def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule; running statistics as in `stats_gradient`."""
+    """`Method.update`: one step of the outer rule; running statistics as in `inner.statistics`."""
 
     def update(state: MetaState, grads: Grads) -> MetaState:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
@@ -263,29 +265,26 @@ def is_stats(name: str) -> bool:
     return name.startswith(STATS) or f".{STATS}" in name
 
 
-def params_of(meta: Meta) -> Params:
-    """The learner's parameters in a meta: it is their flat dict, or holds it as `params`."""
-    inside = meta.get("params")
-    params: Params = inside if isinstance(inside, dict) else meta
-    return params
-
-
 def meta_gradient(
     loss: Callable[..., tuple[Tensor, Metrics]], learner: Learner
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
     """`Method.task_grad` by differentiation of `loss(meta, episode) -> (scalar, metrics)`.
 
-    In the place of a gradient, running statistics carry minus their refresh by the support set,
-    which the update subtracts: so they too are averaged over tasks, whichever executor runs.
+    Running statistics have their movement (`inner.statistics`) in the place of a gradient.
     """
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
+        def at(meta: Meta) -> tuple[Tensor, tuple[Metrics, Params]]:
+            with training() as scope:
+                value, metrics = loss(meta, episode)
+            return value, (metrics, movement_of(scope, meta))
+
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
         with training_noise(learner, episode):
             try:
-                value, pull, metrics = torch.func.vjp(  # type: ignore[misc]
-                    lambda at: loss(at, episode), meta, has_aux=True
+                value, pull, (metrics, movement) = torch.func.vjp(  # type: ignore[misc]
+                    at, meta, has_aux=True
                 )
                 (grads,) = pull(torch.ones_like(value), retain_graph=False)
             except RuntimeError as error:
@@ -293,7 +292,7 @@ def meta_gradient(
                     raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
-        return stats_gradient(learner, meta, grads, episode.support), metrics
+        return with_movement(grads, movement), metrics
 
     return task_grad
 
@@ -301,17 +300,6 @@ def meta_gradient(
 def training_noise(learner: Learner, episode: Episode) -> AbstractContextManager[Scope]:
     """The scope of a training step of one task, in which the learner draws its noise."""
     return noise_from(episode.info["key"] if learner.draws_noise else None)
-
-
-def stats_gradient(learner: Learner, meta: Meta, grads: Grads, batch: Batch) -> Grads:
-    """`grads` with old minus refreshed running statistics in their place, where there are any."""
-    if learner.normalisation != "running":
-        return grads
-    old = params_of(meta)
-    with padded(batch.weight), statistics_of(batch.weight):
-        new = learner.stats(old, batch.x)
-    params_of(grads).update({name: old[name] - new[name] for name in old if name.startswith(STATS)})
-    return grads
 
 
 def grads_of_tasks(

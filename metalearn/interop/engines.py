@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import stats_gradient
 from metalearn.inner.requirements import require_no_noise, require_no_padding
+from metalearn.inner.statistics import with_movement
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES, InnerLoop
 from metalearn.interop.network import Network
 from metalearn.losses import criterion, metrics
+from metalearn.scopes.running_statistics import training
 from metalearn.tree import leaves, mean_over_tasks, partition, stack, take, trainable
 from metalearn.types import Episode, Grads, Learner, Meta, MetaState, Method, Metrics, Params
 
@@ -80,9 +81,8 @@ def _task_grad(
         params = params_of(meta)
         (moving, rest), statistics = _parts(params, MOVES[component.engine_trains])
         still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
-        network, rates = Network(learner, moving, {**still, **statistics}), None
-        if _has_rates(meta):
-            rates = [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
+        network = Network(learner, moving, {**still, **statistics})
+        rates = _rates(meta, moving)
         adapt = inner_loop(
             network,
             loss_of,
@@ -91,18 +91,26 @@ def _task_grad(
             first_order=getattr(component, "first_order", False),
             rates=rates,
         )
-        adapted = adapt(*episode.support[:2])
-        predictions = adapted.network(episode.query.x, context=episode.support.x)
+        with training(records=False):
+            adapted = adapt(*episode.support[:2])
+        with training() as scope:
+            predictions = adapted.network(episode.query.x, context=episode.support.x)
         adapted.backward(loss_of(predictions, episode.query.y))
-        grads: Any = _grads(
-            {**dict(zip(moving, network.parameters())), **still, **statistics}, params
-        )
+        leaf = {**dict(zip(moving, network.parameters())), **still, **statistics}
+        grads: Any = _grads(leaf, params)
         if rates is not None:
             grads = {"params": grads, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
-        grads = stats_gradient(learner, meta, grads, episode.support)
-        return grads, metrics(spec, predictions, episode.query.y)
+        found = metrics(spec, predictions, episode.query.y)
+        return with_movement(grads, scope.differences(params)), found
 
     return task_grad
+
+
+def _rates(meta: Meta, moving: Params) -> list[nn.Parameter] | None:
+    """Copies of the learning rates of the leaves that move; None where there are none."""
+    if not _has_rates(meta):
+        return None
+    return [nn.Parameter(meta["rates"][leaf].detach().clone()) for leaf in moving]
 
 
 def _has_rates(meta: Meta) -> bool:

@@ -45,9 +45,14 @@ def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Tensor
     Windows w = 1 or 2.
 
     For tensors that `native.usable` takes."""
+    return with_moments(y, gain, bias, window)[0]
+
+
+def with_moments(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
+    """`norm_relu_pool`, mean and 1 / sqrt(var + EPS) of the batch [F], which have no gradient."""
     grouped = y.unsqueeze(0), gain.unsqueeze(0), bias.unsqueeze(0)
-    p, _, _ = cast(Three, _NormReluPool.apply(*grouped, window))  # type: ignore[no-untyped-call]
-    return p.squeeze(0)
+    p, mean, scale = cast(Three, _NormReluPool.apply(*grouped, window))  # type: ignore[no-untyped-call]
+    return p.squeeze(0), mean.squeeze(0), scale.squeeze(0)
 
 
 def _run(what: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs: Three) -> Three:

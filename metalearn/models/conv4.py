@@ -16,9 +16,9 @@ from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
-from metalearn.kernels.norm_relu_pool import norm_relu_pool
+from metalearn.kernels.norm_relu_pool import EPS, norm_relu_pool, with_moments
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Moments, Norm, Policy, batch_normalised
+from metalearn.models.norm import Norm, Policy, batch_normalised
 from metalearn.types import EpisodeSpec, Learner
 
 BLOCKS = 4
@@ -81,13 +81,14 @@ class FourBlocks(nn.Module):
         last = widths[-1]
         self.head = nn.Linear(last * height * width if flatten else last, outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = x.permute(0, 2, 3, 1)
         for place, conv in enumerate(self.convs):
             assert isinstance(conv, nn.Conv2d)
             stride = 2 if self.strided else 1
             norm = None if self.norms is None else self.norms[place]
-            if isinstance(norm, Norm) and norm.of_batch(rows, seen):
+            moves = norm is not None and norm.policy == "running"
+            if isinstance(norm, Norm) and norm.of_batch(rows) and (native.usable(x) or not moves):
                 # Without the convolution's bias: the batch's own mean takes it out again. Its
                 # gradient is zero, and not none, for who asks for all of them (learn2learn's
                 # MetaSGD does).
@@ -95,12 +96,19 @@ class FourBlocks(nn.Module):
                 z = conv2d(z, conv.weight, None, stride)
                 if native.usable(z):
                     z = z.to(norm.weight.dtype)  # of autocast's bfloat16 too
-                    z = norm_relu_pool(z, norm.weight, shift, 1 if self.strided else 2)
+                    window = 1 if self.strided else 2
+                    if not moves:
+                        z = norm_relu_pool(z, norm.weight, shift, window)
+                        continue
+                    count = z.numel() // z.shape[-1]
+                    z, mean, scale = with_moments(z, norm.weight, shift, window)
+                    mean = mean if conv.bias is None else mean + conv.bias
+                    norm.move_averages(mean, scale.pow(-2) - EPS, count)
                     continue
                 z = batch_normalised(z, norm.weight, shift)
             else:
                 z = conv2d(z, conv.weight, conv.bias, stride)
-                z = z if norm is None else norm(z, rows, seen)
+                z = z if norm is None else norm(z, rows)
             z = F.relu(z)
             if not self.strided:
                 z = pool(z)

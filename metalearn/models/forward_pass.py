@@ -7,41 +7,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
-
-from torch import Tensor
-
-Moments = list[tuple[Tensor, Tensor]]
-
-
-class ForwardPass(NamedTuple):
-    """Options of one forward pass."""
-
-    rows: int | None = None  # statistics of the first `rows` examples; None: of all
-    recorded: dict[str, Moments] | None = None  # filled with the batch statistics of each layer
-
-
-_DEFAULT = ForwardPass()
 
 
 class _Passes(threading.local):
     def __init__(self) -> None:
-        self.open: list[ForwardPass] = []
+        self.rows: list[int | None] = []
 
 
 _passes = _Passes()
 
 
 @contextmanager
-def forward_pass(rows: int | None, recorded: dict[str, Moments] | None = None) -> Iterator[None]:
-    """Inside, `current()` has these options."""
-    _passes.open.append(ForwardPass(rows, recorded))
+def statistics_of_rows(rows: int | None) -> Iterator[None]:
+    """Inside, statistics are those of the first `rows` examples of a batch; None: of all."""
+    _passes.rows.append(rows)
     try:
         yield
     finally:
-        _passes.open.pop()
+        _passes.rows.pop()
 
 
-def current() -> ForwardPass:
-    """The options of the innermost pass."""
-    return _passes.open[-1] if _passes.open else _DEFAULT
+def statistics_rows() -> int | None:
+    """Number of examples whose statistics normalise; None: all."""
+    return _passes.rows[-1] if _passes.rows else None

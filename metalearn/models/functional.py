@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from metalearn import padding, rng
 from metalearn.models.init import Scheme, start
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.models.threads import functional_call
 from metalearn.padding import statistics_of
+from metalearn.scopes.running_statistics import training
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
-MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
 # (params, x, rows): rows of x whose statistics normalise all; None: all of them
 Call = Callable[[Params, Tensor, int | None], Tensor]
 Run = Callable[[Params, Tensor, Tensor | None], Tensor]  # (params, x, context)
@@ -33,12 +33,14 @@ def module_learner(
 ) -> Learner:
     """A Learner from a function that makes a module of this package.
 
-    Its `forward(x, rows=None, seen=None)` hands both on to its `Norm` layers, all of one `policy`;
-    its last layer is `self.head`, a Linear. Parameters are named as in the module and start by the
-    scheme `init`."""
+    Its `forward(x, rows=None)` hands `rows` on to its `Norm` layers, all of one `policy`; its last
+    layer is `self.head`, a Linear. Parameters are named as in the module and start by the scheme
+    `init`."""
     with torch.device("meta"):
         body = make().to(dtype=spec.dtype)
     norms, init_params = running_norms(body), _start(body, spec, init, head_std)
+    for name in norms:
+        body.get_submodule(name).stated_name = name  # type: ignore[assignment]
     body.head = nn.Identity()
     run = by_policy(policy, lambda params, x, rows: _call(body, params, x, rows))
 
@@ -49,7 +51,11 @@ def module_learner(
         return F.linear(run(params, x, context), params["head.weight"], params["head.bias"])
 
     def stats(params: Params, x: Tensor) -> Params:
-        return _refreshed(body, params, x, norms)
+        if not norms:
+            return params
+        with training() as scope:
+            run(params, x, None)
+        return scope.moved(params)
 
     return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
 
@@ -124,18 +130,3 @@ def by_policy(policy: str, call: Call) -> Run:
             return torch.func.vmap(one)(x)
 
     return {"support": with_support, "support_plus_one": with_support_and_itself}.get(policy, alone)
-
-
-def _refreshed(body: nn.Module, params: Params, x: Tensor, norms: list[str]) -> Params:
-    if not norms:
-        return params
-    seen: Moments = []
-    _call(body, params, x, None, seen)
-    new = dict(params)
-    for name, moments in zip(norms, seen, strict=True):
-        # The biased variance, which is also what normalises a batch; torch's batch norm stores the
-        # unbiased one.
-        for leaf, value in zip(("mean", "var"), moments, strict=True):
-            old = params[f"{STATS}{name}.{leaf}"]
-            new[f"{STATS}{name}.{leaf}"] = (1 - MOMENTUM) * old + MOMENTUM * value.detach()
-    return new

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.component import ModelComponent, option
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -36,12 +36,12 @@ class Perceptron(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.head = nn.Linear(widths[-1], outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = x.flatten(1)
         for place, layer in enumerate(self.layers):
             z = layer(z)
             if self.norms is not None:
-                z = self.norms[place](z, rows, seen)
+                z = self.norms[place](z, rows)
             z = self.activation(z)
         out: Tensor = self.head(z)
         return out

@@ -4,7 +4,8 @@ query_batch        the batch in hand (transductive on queries: they see each oth
 default since MAML
 support            the support set passed as context; the batch in hand where there is none
 support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
-running            running averages, leaves of the parameters under "stats."
+running            the batch in hand in training steps, which move running averages (leaves of the
+parameters under "stats."); those averages on new tasks
 none               no normalisation
 """
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
-from metalearn.models.forward_pass import Moments as Moments
-from metalearn.models.forward_pass import current
+from metalearn.models.forward_pass import statistics_rows
 from metalearn.padding import statistics_weight, weighted_moments
+from metalearn.scopes.running_statistics import is_training, record
 
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
+MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
 
 
 class Norm(nn.Module):
@@ -46,37 +48,41 @@ class Norm(nn.Module):
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("var", torch.ones(channels))
 
-    def of_batch(self, rows: int | None, seen: Moments | None) -> bool:
-        """Whether `forward` with these arguments does nothing but normalise by the whole batch."""
-        rows = current().rows if rows is None else rows
-        plain = rows is None and seen is None and statistics_weight() is None
-        return self.policy != "running" and plain
+    def of_batch(self, rows: int | None) -> bool:
+        """Whether `forward` with these arguments normalises by the whole batch."""
+        rows = statistics_rows() if rows is None else rows
+        plain = rows is None and statistics_weight() is None
+        return plain and (self.policy != "running" or is_training())
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def move_averages(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
+        """Move the running averages by a batch of `count` numbers: mean, biased variance [F]."""
+        one_less = count - 1 if isinstance(count, Tensor) else max(count - 1, 1)
+        record(self.stated_name, {"mean": mean, "var": var * (count / one_less)}, MOMENTUM)
+
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         """[B, channels, ...], or [B, ..., channels] -> same.
 
-        Statistics are those of the first `rows` examples, or of all. `seen` collects the
-        statistics. Both come from `forward_pass` where they are not given.
+        Statistics are those of the first `rows` examples, or of all; from `forward_pass` where
+        `rows` is not given.
         """
         x = x.to(self.weight.dtype)  # of autocast's bfloat16 too, statistics are in float32
-        options = current()
-        rows = options.rows if rows is None else rows
-        if seen is None and options.recorded is not None and self.policy == "running":
-            seen = options.recorded.setdefault(self.stated_name, [])
+        rows = statistics_rows() if rows is None else rows
         places = x.dim() - 2
         shape = (1,) * (places + 1) + (-1,) if self.channels_last else (1, -1) + (1,) * places
-        if self.policy == "running" and seen is None:
+        if self.policy == "running" and not is_training():
             mean, var = self.mean, self.var
         else:
             axes = tuple(range(places + 1)) if self.channels_last else (0, *range(2, x.dim()))
             given, weight = x if rows is None else x[:rows], statistics_weight()
+            count: Tensor | int = given.numel() // self.weight.shape[0]
             if weight is None:
                 mean = given.mean(axes)
                 var = (given - mean.view(shape)).square().mean(axes)
             else:
-                mean, var, _ = weighted_moments(given, weight, -1 if self.channels_last else 1)
-            if seen is not None:
-                seen.append((mean, var))
+                channel = -1 if self.channels_last else 1
+                mean, var, count = weighted_moments(given, weight, channel)
+            if self.policy == "running":
+                self.move_averages(mean, var, count)
         gain = self.weight * torch.rsqrt(var + EPS)
         return x * gain.view(shape) + (self.bias - mean * gain).view(shape)
 

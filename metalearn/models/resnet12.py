@@ -15,7 +15,7 @@ from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.models.conv4 import pool
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 SLOPE = 0.1  # of the leaky ReLU below zero
@@ -30,9 +30,9 @@ class Convolution(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=norm == "none")
         self.norm = Norm(outputs, norm, channels_last=True) if norm != "none" else None
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = conv2d(x, self.conv.weight, self.conv.bias)
-        return z if self.norm is None else self.norm(z, rows, seen)
+        return z if self.norm is None else self.norm(z, rows)
 
 
 class Block(nn.Module):
@@ -44,13 +44,13 @@ class Block(nn.Module):
         self.convs = nn.ModuleList(Convolution(size, outputs, 3, norm) for size in sizes)
         self.shortcut = Convolution(inputs, outputs, 1, norm)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = x
         for place, conv in enumerate(self.convs):
-            z = conv(z, rows, seen)
+            z = conv(z, rows)
             if place < 2:
                 z = F.leaky_relu(z, SLOPE)
-        return pool(F.leaky_relu(z + self.shortcut(x, rows, seen), SLOPE))
+        return pool(F.leaky_relu(z + self.shortcut(x, rows), SLOPE))
 
 
 class ResNet(nn.Module):
@@ -66,10 +66,10 @@ class ResNet(nn.Module):
         places = (x_shape[1] // 16) * (x_shape[2] // 16) if component.flatten else 1
         self.head = nn.Linear(widths[-1] * places, outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = x.permute(0, 2, 3, 1)
         for place, block in enumerate(self.blocks):
-            z = block(z, rows, seen)
+            z = block(z, rows)
             if self.drop and noise.is_active():
                 z = drop_blocks(z, self.drop, self.size if place > 1 else 1)
         z = z.permute(0, 3, 1, 2).flatten(1) if self.flatten else z.mean((1, 2))

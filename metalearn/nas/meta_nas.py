@@ -21,6 +21,7 @@ from metalearn.inner.method import (
 )
 from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import SGD, Rule, adam
+from metalearn.inner.statistics import movement_by, with_movement
 from metalearn.losses import criterion
 from metalearn.nas.fit import check_shots, halves
 from metalearn.nas.searchers.darts import Arch, start_arch
@@ -28,7 +29,8 @@ from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.nas.spaces.space import Space, softmax_masks
 from metalearn.rng import fold_in
-from metalearn.tree import STATS, detach, norm, partition, scale, sub
+from metalearn.scopes.running_statistics import training
+from metalearn.tree import detach, norm, partition, scale, sub
 from metalearn.types import (
     Batch,
     Episode,
@@ -181,13 +183,15 @@ class MetaNAS(MethodComponent):
             past = (step / total).clamp(max=1)
             heat = self.temperature + (self.last_temperature - self.temperature) * past
             moves = (step >= first).to(heat.dtype)
-            path = run(join_arch(meta), episode.support, steps, (steps,), heat, lambda _: moves)
+            with training():
+                path = run(join_arch(meta), episode.support, steps, (steps,), heat, lambda _: moves)
             arch, weights = split_arch(path.points[-1])
             grads = {
                 "params": sub(meta["params"], weights),
                 "arch": scale(sub(meta["arch"], arch), self.arch_rate),
             }
-            grads["params"].update(stats_difference(space, meta, heat, episode.support.x))
+            params = {**meta["params"], **softmax_masks(meta["arch"], heat)}
+            with_movement(grads, movement_by(space.supernet, params, episode.support))
             return grads, {"support_loss": share * path.losses.mean().detach()}
 
         return task_grad
@@ -257,16 +261,6 @@ def split_arch(joint: Params) -> tuple[Arch, Params]:
     """(architecture, weights) of such a dict."""
     arch, weights = partition(joint, lambda name: name.startswith(ARCH))
     return {name.removeprefix(ARCH): value for name, value in arch.items()}, weights
-
-
-def stats_difference(space: Space, meta: Meta, temperature: float | Tensor, x: Tensor) -> Params:
-    """Old minus refreshed running statistics, as in `stats_gradient`; {} where there are none."""
-    if space.supernet.normalisation != "running":
-        return {}
-    new = space.supernet.stats({**meta["params"], **softmax_masks(meta["arch"], temperature)}, x)
-    return {
-        name: value - new[name] for name, value in meta["params"].items() if name.startswith(STATS)
-    }
 
 
 def two_rules(weights: UpdateRule, arch: UpdateRule) -> UpdateRule:

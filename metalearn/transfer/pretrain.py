@@ -14,15 +14,16 @@ from metalearn.inner.method import (
     LearnFunctions,
     init_state,
     outer_update,
-    stats_gradient,
     step_on_examples,
     traits_of,
 )
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Rule, momentum, sgd
+from metalearn.inner.statistics import movement_of, with_movement
 from metalearn.losses import criterion, metrics
 from metalearn.padding import cleaned, padded
 from metalearn.rng import fold_in
+from metalearn.scopes.running_statistics import training
 from metalearn.tree import partition
 from metalearn.types import (
     Batch,
@@ -78,24 +79,25 @@ def example_gradient(
     """Gradient and metrics of the mean loss of one batch over all classes of the split.
 
     The metrics are `query_loss` and `query_accuracy`, named as in meta-training: loss on the
-    examples in hand. Running statistics move by what `stats_gradient` says.
+    examples in hand. Running statistics have their movement in the place of a gradient.
     """
     loss_of = criterion(spec)
 
-    def loss(meta: Meta, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(meta: Meta, batch: Batch) -> tuple[Tensor, tuple[Metrics, Params]]:
         params, x, y, weight = meta["params"], batch.x, batch.y, batch.weight
-        with padded(weight):
+        with padded(weight), training() as scope:
             logits = (
                 head.apply(meta[HEAD], learner.features(params, x))
                 if spec.classification
                 else learner.apply(params, x)
             )
-        return loss_of(logits, y, weight), metrics(spec, logits, y, weight)
+        found = metrics(spec, logits, y, weight)
+        return loss_of(logits, y, weight), (found, movement_of(scope, meta))
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
         batch = cleaned(batch)
-        grads, found = torch.func.grad(loss, has_aux=True)(meta, batch)
-        return stats_gradient(learner, meta, grads, batch), found
+        grads, (found, movement) = torch.func.grad(loss, has_aux=True)(meta, batch)
+        return with_movement(grads, movement), found
 
     return gradient
 

@@ -8,22 +8,35 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import Loss, adapt
 from metalearn.inner.method import (
     StepNumbers,
     episodic,
-    stats_gradient,
     step_over_tasks,
     training_noise,
 )
 from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.inner.statistics import movement_of, with_movement
 from metalearn.losses import criterion, metrics
 from metalearn.padding import cleaned
-from metalearn.tree import add, leaves, scale, sub, trainable, tree_map, zeros_like
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Metrics, Params
+from metalearn.scopes.running_statistics import training
+from metalearn.tree import add, scale, trainable, zeros_like
+from metalearn.types import (
+    Batch,
+    Episode,
+    EpisodeSpec,
+    Key,
+    Learner,
+    Meta,
+    Method,
+    Metrics,
+    Params,
+    UpdateRule,
+)
 
 START = "start."  # of the fixed parameters: theta, towards which the penalty pulls
 
@@ -49,11 +62,13 @@ class IMAML(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
-        rule, loss = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+        loss = support_loss(learner, spec)
         objective = penalised(loss, self.strength)
 
         def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
-            start = {f"{START}{name}": x for name, x in trainable(meta)[0].items()}
+            moving, fixed = trainable(meta)
+            start = {f"{START}{name}": x for name, x in moving.items()}
+            rule = self.inner_rule(spec, lambda x: objective({**fixed, **start, **x}, support, 0))
             return adapt(objective, meta, rule, support, at[-1], keep=at, fixed=start).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -66,6 +81,10 @@ class IMAML(MethodComponent):
         step = step_over_tasks(task_grad, method.update, spec)
         return method._replace(task_grad=task_grad, step=step)
 
+    def inner_rule(self, spec: EpisodeSpec, objective: Callable[[Params], Tensor]) -> UpdateRule:
+        """The rule that solves the inner problem of one task; a variant overrides it."""
+        return sgd(any_rate(self.inner_lr, spec))
+
     def _task_grad(
         self, method: Method, learner: Learner, loss: Loss
     ) -> Callable[[Meta, Episode], tuple[Params, Metrics]]:
@@ -75,18 +94,21 @@ class IMAML(MethodComponent):
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Params, Metrics]:
             support, query = cleaned(episode.support), cleaned(episode.query)
-            with training_noise(learner, episode):
+            with training_noise(learner, episode), training():
                 phi = learn(meta, support, self.inner_steps, episode.info["key"])
             moving, frozen = trainable(phi)
 
-            def query_loss(at: Params) -> tuple[Tensor, Metrics]:
-                logits = answer(meta, {**at, **frozen}, support, query.x, query.weight)
-                return loss_of(logits, *query[1:]), metrics(spec, logits, *query[1:])
+            def query_loss(at: Params) -> tuple[Tensor, tuple[Metrics, Params]]:
+                with training() as scope:
+                    logits = answer(meta, {**at, **frozen}, support, query.x, query.weight)
+                found = metrics(spec, logits, *query[1:])
+                return loss_of(logits, *query[1:]), (found, movement_of(scope, meta))
 
             def inner_loss(at: Params) -> Tensor:
-                return loss({**at, **frozen}, support, 0)
+                with training(records=False):
+                    return loss({**at, **frozen}, support, 0)
 
-            outer_grad, found = torch.func.grad(query_loss, has_aux=True)(moving)
+            outer_grad, (found, movement) = torch.func.grad(query_loss, has_aux=True)(moving)
             times_hessian = torch.func.vjp(torch.func.grad(inner_loss), moving)[1]
 
             def matrix(x: Params) -> Params:
@@ -96,7 +118,7 @@ class IMAML(MethodComponent):
 
             grads = conjugate_gradients(matrix, outer_grad, self.cg_steps)
             grads = {**grads, **zeros_like(frozen)}
-            return stats_gradient(learner, meta, grads, episode.support), found
+            return with_movement(grads, movement), found
 
         return task_grad
 
@@ -112,32 +134,3 @@ def penalised(loss: Loss, strength: float) -> Loss:
         return loss(params, batch, step) + strength / 2 * torch.stack(pulls).sum()
 
     return total
-
-
-def conjugate_gradients(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:
-    """x with matrix(x) = b for a symmetric positive matrix, from x = 0 (Hestenes & Stiefel 1952).
-
-    A fixed number of steps, so that tasks batch; a residual of 0 stays where it is."""
-    x: Params = zeros_like(b)
-    rest, direction = b, b
-    square = dot(rest, rest)
-    for _ in range(steps):
-        product = matrix(direction)
-        length = _ratio(square, dot(direction, product))
-        x = add(x, scale(direction, length))
-        rest = sub(rest, scale(product, length))
-        new = dot(rest, rest)
-        factor = _ratio(new, square)
-        direction = tree_map(lambda r, d, factor=factor: r + factor * d, rest, direction)
-        square = new
-    return x
-
-
-def dot(a: Params, b: Params) -> Tensor:
-    """The inner product over all leaves: []."""
-    return torch.stack([(x * y).sum() for x, y in zip(leaves(a), leaves(b), strict=True)]).sum()
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0, as in a solved system."""
-    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

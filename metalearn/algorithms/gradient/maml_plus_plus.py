@@ -95,8 +95,7 @@ class MAMLPlusPlus(MethodComponent):
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, **options)
         assert method.update is not None
-        stats = learner._replace(stats=lambda params, x: learner.stats(at_step(params, 0), x))
-        task_grad = meta_gradient(self._task_loss(learner, spec, path), stats)
+        task_grad = meta_gradient(self._task_loss(learner, spec, path), learner)
         step = step_over_tasks(task_grad, method.update, spec)
         return method._replace(task_grad=task_grad, step=step)
 

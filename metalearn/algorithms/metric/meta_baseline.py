@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
+from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, is_head, unit
-from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Momentum, Rule
 from metalearn.tree import partition
@@ -40,14 +40,11 @@ class MetaBaseline(MethodComponent):
             like = next(iter(params.values()))
             return {"params": params, CLASSIFIER: {"scale": like.new_full((), self.scale)}}
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
-            z = learner.features(meta["params"], support.x)
-            return [unit(class_means(z, support.y, spec.ways, support.weight))]  # [N, D]
+        def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
+            return unit(class_means(z, support.y, spec.ways, support.weight))  # [N, D]
 
-        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = unit(learner.features(meta["params"], query_x, context=support.x))
-            logits: Tensor = meta[CLASSIFIER]["scale"] * z @ centres.T
+        def answer(meta: Meta, centres: Any, support: Batch, z: Tensor) -> Tensor:
+            logits: Tensor = meta[CLASSIFIER]["scale"] * unit(z) @ centres.T
             return logits
 
-        options: Any = {"inner_steps": 0, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer, init=init)

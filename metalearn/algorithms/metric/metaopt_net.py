@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
+from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import StepNumbers, episodic, meta_gradient, step_over_tasks
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Momentum, Rule
-from metalearn.losses import metrics, one_hot
-from metalearn.padding import cleaned
+from metalearn.losses import one_hot
 from metalearn.tree import partition
-from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method, Metrics
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
 class MetaOptNet(MethodComponent):
@@ -47,37 +47,25 @@ class MetaOptNet(MethodComponent):
             like = next(iter(params.values()))
             return {"params": params, "log_scale": like.new_full((), self.scale).log()}
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
-            z = learner.features(meta["params"], support.x)
-            y = one_hot(support.y, spec.ways, z.dtype)
-            if support.weight is not None:  # rows of a weighted ridge regression; padding is 0
-                root = support.weight.sqrt().unsqueeze(-1)
-                z, y = root * z, root * y
-            ridge = self.strength * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-            return [z.T @ torch.linalg.solve(z @ z.T + ridge, y)]  # [D, N]
+        def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
+            return self.head(z, one_hot(support.y, spec.ways, z.dtype), support.weight)
 
-        def predict(meta: Meta, weight: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = learner.features(meta["params"], query_x, context=support.x)
+        def answer(meta: Meta, weight: Any, support: Batch, z: Tensor) -> Tensor:
             logits: Tensor = meta["log_scale"].exp() * z @ weight
             return logits
 
-        options: Any = {"inner_steps": 0, "init": init}
-        outer = self.outer.build(meta_steps)
-        method = episodic(learner, spec, outer, fit, predict, **options)
-        assert method.adapt is not None and method.predict is not None
-        assert method.update is not None
-        adapt, answer = method.adapt, method.predict
+        loss_of = partial(smoothed_cross_entropy, smoothing=self.smoothing)
+        options: Any = {"init": init, "loss_of": loss_of, "one_pass": False}
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer, **options)
 
-        def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-            support, query = cleaned(episode.support), cleaned(episode.query)
-            item = adapt(meta, support, 0, episode.info["key"])
-            logits = answer(meta, item, support, query.x, query.weight)
-            loss = smoothed_cross_entropy(logits, query.y, query.weight, self.smoothing)
-            return loss, metrics(spec, logits, *query[1:])
-
-        task_grad = meta_gradient(task_loss, learner)
-        step = step_over_tasks(task_grad, method.update, spec)
-        return method._replace(task_grad=task_grad, step=step)
+    def head(self, z: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        """W [D, N] of a support set: z [B, D], y one-hot [B, N], weight [B], 0 for padding."""
+        if weight is not None:  # rows of a weighted ridge regression
+            root = weight.sqrt().unsqueeze(-1)
+            z, y = root * z, root * y
+        ridge = self.strength * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
+        found: Tensor = z.T @ torch.linalg.solve(z @ z.T + ridge, y)
+        return found
 
 
 def smoothed_cross_entropy(

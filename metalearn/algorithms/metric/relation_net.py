@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.component import MethodComponent, option
+from metalearn.inner.embedding import embedding
 from metalearn.inner.heads import class_means, fresh_linear, is_head
-from metalearn.inner.method import StepNumbers, episodic
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
@@ -55,16 +55,13 @@ class RelationNet(MethodComponent):
             del relation["last.bias"]
             return {"params": params, RELATION: relation}
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
-            z = learner.features(meta["params"], support.x)
-            return [class_means(z, support.y, spec.ways, support.weight)]
+        def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:
+            return class_means(z, support.y, spec.ways, support.weight)
 
-        def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
-            z = learner.features(meta["params"], query_x, context=support.x)
+        def answer(meta: Meta, centres: Any, support: Batch, z: Tensor) -> Tensor:
             return compare(meta[RELATION], z, centres)
 
-        options: Any = {"inner_steps": 0, "init": init}
-        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+        return embedding(learner, spec, self.outer.build(meta_steps), fit, answer, init=init)
 
 
 def compare(relation: Params, z: Tensor, centres: Tensor) -> Tensor:

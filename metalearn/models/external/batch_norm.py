@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metalearn.errors import ConfigError
-from metalearn.models.forward_pass import current
+from metalearn.models.forward_pass import statistics_rows
 from metalearn.models.norm import Norm, Policy
 from metalearn.padding import statistics_weight, weighted_moments
+from metalearn.scopes.running_statistics import is_training, record
 
 LayerPolicy = Policy | Literal["frozen"]
 # The policy that a module of several is reported with is the first of these that it has.
@@ -35,14 +36,15 @@ class StatedBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, ...] -> same."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        rows, recorded = current()
-        affine = self.weight, self.bias
-        records = recorded is not None and self.stated_policy == "running"
-        if self.stated_policy in READ and not records:
+        rows, affine = statistics_rows(), (self.weight, self.bias)
+        trains = self.stated_policy == "running" and is_training()
+        if self.stated_policy in READ and not trains:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, *affine, False, 0.0, self.eps)
-        if recorded is not None and records:
-            recorded.setdefault(self.stated_name, []).append(_moments(x, correction=1))
+        if trains:
+            assert self.momentum is not None
+            mean, var = _moments(x.detach(), correction=1)
+            record(self.stated_name, {"running_mean": mean, "running_var": var}, self.momentum)
         if rows is None and statistics_weight() is None:
             return F.batch_norm(x, None, None, *affine, True, 0.0, self.eps)
         shape = (1, -1) + (1,) * (x.dim() - 2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.models.conv4 import BLOCKS, pool
-from metalearn.models.norm import Moments, Policy
+from metalearn.models.norm import Policy
 from metalearn.nas.spaces.ops import ConvNorm, Masks, avg3, half
 from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, make_space
 from metalearn.types import EpisodeSpec
@@ -54,27 +54,23 @@ class Edge(nn.Module):
             if op is None or OPS[op] == name:
                 self.add_module(name, ConvNorm(filters, filters, size, stride, norm))
 
-    def forward(
-        self, x: Tensor, active: Tensor, mask: Tensor | None, rows: int | None, seen: Moments | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, active: Tensor, mask: Tensor | None, rows: int | None) -> Tensor:
         """x [B, H, W, F] and its ReLU `active`, the input of convolutions -> [B, Ho, Wo, F]."""
         if self.op is not None:
-            return self._one(OPS[self.op], x, active, rows, seen)
+            return self._one(OPS[self.op], x, active, rows)
         assert mask is not None
         return sum(
             (
-                mask[place] * self._one(name, x, active, rows, seen)
+                mask[place] * self._one(name, x, active, rows)
                 for place, name in enumerate(OPS)
                 if place != NONE
             ),
             start=torch.zeros_like(mask[0]),
         )
 
-    def _one(
-        self, name: str, x: Tensor, active: Tensor, rows: int | None, seen: Moments | None
-    ) -> Tensor:
+    def _one(self, name: str, x: Tensor, active: Tensor, rows: int | None) -> Tensor:
         if name in CONVS:
-            out: Tensor = self.get_submodule(name)(active, rows, seen)
+            out: Tensor = self.get_submodule(name)(active, rows)
             return out
         if name == "avg3":
             return avg3(x, self.stride)
@@ -99,16 +95,12 @@ class Cell(nn.Module):
                 stride = 2 if strided and edge[0] == 0 else 1
                 self.add_module(self.names[edge], Edge(op, filters, stride, norm))
 
-    def forward(
-        self, x: Tensor, masks: Masks | None, rows: int | None, seen: Moments | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None, rows: int | None) -> Tensor:
         """[B, H, W, F] -> the same, or half as high and wide where the first edges have strides."""
         values: dict[int, tuple[Tensor, Tensor]] = {0: (x, F.relu(x))}
         for node in range(1, self.nodes):
             parts = [
-                self.get_submodule(name)(
-                    *values[source], masks.of(name) if masks else None, rows, seen
-                )
+                self.get_submodule(name)(*values[source], masks.of(name) if masks else None, rows)
                 for (source, target), name in self.names.items()
                 if target == node
             ]
@@ -147,11 +139,11 @@ class CellNet(nn.Module):
         self.mask = Masks(places_of(nodes)) if genotype is None else None
         self.head = nn.Linear(filters, spec.outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
-        z = F.relu(self.stem(x.permute(0, 2, 3, 1), rows, seen))
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        z = F.relu(self.stem(x.permute(0, 2, 3, 1), rows))
         z = pool(z) if self.pooled else z
         for cell in self.cells:
-            z = cell(z, self.mask, rows, seen)
+            z = cell(z, self.mask, rows)
             z = pool(z) if self.pooled else z
         out: Tensor = self.head(F.relu(z).mean((1, 2)))
         return out

@@ -12,7 +12,7 @@ from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.models.conv4 import BLOCKS, pool
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.nas.spaces.cells import DOWNSAMPLE, Downsample, check_images
 from metalearn.nas.spaces.ops import Masks, conv2d, layer_norm, width_mask
 from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, make_space
@@ -48,14 +48,13 @@ class Block(nn.Module):
         norm_weights: Tensor | None,
         mask: Tensor | None,
         rows: int | None,
-        seen: Moments | None,
     ) -> Tensor:
         """[B, H, W, C] -> [B, Ho, Wo, F]; weights of the normalisations [3], channel mask [F]."""
         assert self.conv.bias is not None
         z = conv2d(x, self.conv.weight, self.conv.bias, self.stride)
         z = z if mask is None else z * mask
         outputs = {
-            "batch": None if self.batch is None else self.batch(z, rows, seen),
+            "batch": None if self.batch is None else self.batch(z, rows),
             "group": None
             if self.group is None
             else layer_norm(z, self.group.weight, self.group.bias, mask),
@@ -98,12 +97,12 @@ class SizeNet(nn.Module):
         area = 1 if self.flatten is False else last_area(spec, downsample)
         self.head = nn.Linear(widths[-1] * area, spec.outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         z = x.permute(0, 2, 3, 1)
         for number, block in enumerate(self.blocks):
             widths = None if self.mask is None else self.mask.of(f"width{number}")
             mask = None if widths is None else width_mask(widths, WIDTHS, z)
-            z = block(z, None if self.mask is None else self.mask.of("norm"), mask, rows, seen)
+            z = block(z, None if self.mask is None else self.mask.of("norm"), mask, rows)
             z = pool(z) if self.pooled else z
         flat, mean = z.permute(0, 3, 1, 2).flatten(1), z.mean((1, 2))
         if self.mask is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn.component import option
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.nas.spaces.ops import Masks, layer_norm, width_mask
 from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, make_space
 from metalearn.types import EpisodeSpec
@@ -63,12 +63,11 @@ class Hidden(nn.Module):
         norm_weights: Tensor | None,
         mask: Tensor | None,
         rows: int | None,
-        seen: Moments | None,
     ) -> Tensor:
         """[B, I] -> [B, W] before the activation; weights of layer norm [2]: off, on; mask [W]."""
         z = self.linear(z)
         if self.policy_norm is not None:
-            z = self.policy_norm(z, rows, seen)
+            z = self.policy_norm(z, rows)
         if mask is not None:
             z = z * mask
         if self.layer_norm is None:
@@ -95,20 +94,20 @@ class Regressor(nn.Module):
         self.mask = Masks(PLACES) if genotype is None else None
         self.head = nn.Linear(units, spec.outputs)
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         out: Tensor = self.head(
-            self._chosen(x, rows, seen) if self.mask is None else self._mixed(x, rows, seen)
+            self._chosen(x, rows) if self.mask is None else self._mixed(x, rows)
         )
         return out
 
-    def _chosen(self, x: Tensor, rows: int | None, seen: Moments | None) -> Tensor:
+    def _chosen(self, x: Tensor, rows: int | None) -> Tensor:
         z = fourier(x.flatten(1)) if self.waves else x.flatten(1)
         for place, layer in enumerate(self.layers):
-            new = ACTIVATIONS[self.activation](layer(z, None, None, rows, seen))
+            new = ACTIVATIONS[self.activation](layer(z, None, None, rows))
             z = new + z if self.skip and place > 0 else new
         return z
 
-    def _mixed(self, x: Tensor, rows: int | None, seen: Moments | None) -> Tensor:
+    def _mixed(self, x: Tensor, rows: int | None) -> Tensor:
         assert self.mask is not None
         flat = x.flatten(1)
         waves = fourier(flat)
@@ -119,7 +118,7 @@ class Regressor(nn.Module):
         width = width_mask(self.mask.of("width"), WIDTHS, flat)
         out = torch.zeros_like(width)
         for place, layer in enumerate(self.layers):
-            before = layer(z, self.mask.of("layer_norm"), width, rows, seen)
+            before = layer(z, self.mask.of("layer_norm"), width, rows)
             new = sum(
                 (
                     weight * act(before)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metalearn.kernels import conv, native
 from metalearn.kernels.norm_relu_pool import EPS
-from metalearn.models.norm import Moments, Norm, Policy
+from metalearn.models.norm import Norm, Policy
 from metalearn.nas.spaces.space import Place
 
 
@@ -95,11 +95,11 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(inputs, filters, size, stride=stride, padding=size // 2)
         self.norm = Norm(filters, norm, channels_last=True) if norm != "none" else None
 
-    def forward(self, x: Tensor, rows: int | None = None, seen: Moments | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         """[B, H, W, C] -> [B, Ho, Wo, F]."""
         assert self.conv.bias is not None
         z = conv2d(x, self.conv.weight, self.conv.bias, self.stride)
-        return z if self.norm is None else self.norm(z, rows, seen)
+        return z if self.norm is None else self.norm(z, rows)
 
 
 class Masks(nn.Module):

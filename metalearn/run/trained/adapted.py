@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
-from metalearn.inner.method import params_of
+from metalearn.inner.statistics import params_of
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary

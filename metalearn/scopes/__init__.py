@@ -1,0 +1,1 @@
+"""What the code around a forward pass tells the layers inside it."""
