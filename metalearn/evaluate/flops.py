@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
@@ -112,6 +112,25 @@ def _count_once(function: Callable[..., Any], args: tuple[Any, ...]) -> Flops:
     return found
 
 
+aten = torch.ops.aten
+DEVICE_OF = torch.ops.prim.device.default
+# Of the random numbers' generator: half of all operators where networks are initialised.
+INTEGER = {
+    *(aten.__rshift__.Scalar, aten.bitwise_and.Scalar, aten.bitwise_and.Tensor),
+    *(aten.bitwise_xor.Tensor, aten.add.Tensor, aten.mul.Tensor),
+}
+
+
+def _of_one_shape(args: tuple[Any, ...]) -> bool:
+    """Whether an elementwise operator's result has the form of its first argument, an int64."""
+    one, two = args
+    if not isinstance(one, FakeTensor) or one.dtype != torch.int64:
+        return False
+    if isinstance(two, FakeTensor):
+        return two.dtype == torch.int64 and two.shape == one.shape
+    return isinstance(two, int)
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the FLOPs of every operator, as it is after vmap and grad."""
 
@@ -120,6 +139,10 @@ class _Counter(TorchDispatchMode):
         self.matrix, self.elementwise = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE_OF:
+            return args[0].fake_device
+        if func in INTEGER and _of_one_shape(args):
+            return args[0]  # free, and a fake tensor has no values: any of this shape will do
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         rule = RULES.get(func._schema.name)
