@@ -111,6 +111,16 @@ class TaskComponent(Component, ABC):
         """The task with all that `seed` draws written into it, for a resolved config."""
         return self
 
+    def after_training_on(self, trained: TaskComponent) -> TaskComponent:
+        """The task of a test, with what training on the resolved `trained` has fixed."""
+        del trained
+        return self
+
+    @property
+    def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """From inputs [B, *X] as a user has them to those of the tasks; None: the same."""
+        return None
+
 
 class ModelComponent(Component, ABC):
     """What learns, as pure functions of its parameters."""

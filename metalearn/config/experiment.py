@@ -275,8 +275,8 @@ def _experiment(
     return Experiment(
         name=file.experiment,
         label=method.name if entry.label is None else entry.label,
-        task=task.resolve(0),
-        test_task=test_task.resolve(0),
+        task=(trained := task.resolve(0)),
+        test_task=test_task.resolve(0).after_training_on(trained),
         model=model,
         method=method,
         tune=tune,

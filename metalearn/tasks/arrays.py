@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,7 @@ from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
+from metalearn.tasks.tables.standardise import Moments, moments, standardise
 from metalearn.types import EpisodeSpec
 
 BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
@@ -36,6 +38,11 @@ class Arrays(TaskComponent):
     `split_seed`. In Python `Arrays(x, y, ways=5)` takes numpy, torch, columns by name, a torch or
     Hugging Face Dataset or a mapping of splits to these; `group` and `split` may be arrays too.
     The data are then known by their hash, and `save(path)` makes a file for the command line.
+
+    >>> x, y = torch.rand(200, 6), torch.arange(20).repeat_interleave(10)
+    >>> source = ml.tasks.Arrays(x, y, ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 6])
     """
 
     default_model: ClassVar[str] = "mlp"
@@ -60,6 +67,15 @@ class Arrays(TaskComponent):
     ways: int = option(5, "N, classes in a task; ignored in regression.", ge=1)
     shots: int = option(1, "K, support rows of each class, or of a group.", ge=1)
     queries: int = option(5, "Q, query rows of each class, or of a group.", ge=0)
+    standardise: bool = option(
+        False,
+        "Whether each input gets mean 0 and deviation 1, by the rows of the training split.",
+        later=True,
+        strict=True,
+    )
+    moments: Moments | None = option(
+        None, "Means and deviations of the inputs; null: those of the training split.", later=True
+    )
     data_sha256: str | None = option(None, "Hash of data given in memory; set by Arrays(x, y).")
     _columns: Held | None = PrivateAttr(default=None)
 
@@ -115,7 +131,8 @@ class Arrays(TaskComponent):
         unit = _names(columns[self.group or self._target])
         x = inputs_of(columns, self._inputs(columns), "inputs")
         names, place = np.unique(unit, return_inverse=True)
-        chosen = self._split(columns, names, place)[split]
+        splits = self._split(columns, names, place)
+        chosen = splits[split]
         self._check(names, np.bincount(place), chosen, split)
         order = np.concatenate([np.flatnonzero(place == n) for n in chosen])
         counts = [int((place == n).sum()) for n in chosen]
@@ -132,9 +149,12 @@ class Arrays(TaskComponent):
             dtype=dtype,
             device=device,
         )
-        values = None if y is None else torch.as_tensor(y[order])
+        rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
+        if self.standardise:
+            found = self.moments or moments(x, np.flatnonzero(np.isin(place, splits["train"])))
+            rows = standardise(rows.double(), _fitting(found, x))
         digest = self.data_sha256 or hash_of(columns)
-        return RowSource(torch.as_tensor(x[order]), values, counts, spec, digest)
+        return RowSource(rows, values, counts, spec, digest)
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
@@ -173,15 +193,35 @@ class Arrays(TaskComponent):
         return names
 
     def resolve(self, seed: int) -> Arrays:
-        """The task with the names of its inputs, so that other files may order them otherwise."""
-        if self.inputs is not None or self.path is None:
-            return self
+        """The task with what later tasks must share, so that other files may be used with it.
+
+        That are the names of its inputs, which may have another order there, and the moments that
+        standardise them."""
+        found: dict[str, Any] = {}
         try:
-            columns = self._read()
-            names = tuple(self._inputs(columns))
+            if self.inputs is None and self.path is not None:
+                names = tuple(self._inputs(self._read()))
+                found |= {} if names == ("x",) else {"inputs": names}
+            if self.standardise and self.moments is None:
+                found["moments"] = self._moments()
         except ConfigError:  # `build` raises it where rows are needed
-            return self
-        return self if names == ("x",) else self.model_copy(update={"inputs": names})
+            pass
+        return self.model_copy(update=found) if found else self
+
+    def after_training_on(self, trained: TaskComponent) -> Arrays:
+        """The inputs of the test are standardised as those of training were."""
+        known = getattr(trained, "moments", None) if self.standardise else None
+        return self if known is None else self.model_copy(update={"moments": known})
+
+    @property
+    def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return None if self.moments is None else partial(standardise, found=self.moments)
+
+    def _moments(self) -> Moments:
+        columns = self._read()
+        names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
+        rows = np.isin(place, self._split(columns, names, place)["train"])
+        return moments(inputs_of(columns, self._inputs(columns), "inputs"), np.flatnonzero(rows))
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
@@ -247,6 +287,14 @@ class Arrays(TaskComponent):
             problems.append(("shots", text))
         if problems:
             raise ConfigError(*problems)
+
+
+def _fitting(found: Moments, x: Array) -> Moments:
+    """The moments, once there is one of each input."""
+    if any((len(part),) != x.shape[1:] for part in found):
+        text = f"are of {len(found[0])} inputs, and rows have {list(x.shape[1:])}"
+        raise ConfigError(("moments", text))
+    return found
 
 
 def _names(column: Array) -> Array:

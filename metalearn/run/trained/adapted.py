@@ -20,6 +20,7 @@ from metalearn.storage.columns import is_missing
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
+Transform = Callable[[Tensor], Tensor]
 MISSING = "holds examples without a label (None or NaN): leave them out"
 
 
@@ -34,10 +35,12 @@ class AdaptedTask:
     steps: int
     item: Any  # of `Method.adapt`
     classes: Any  # [N] labels as they were given; None in regression
+    # from inputs as they are given to those that the method learned; None: the same
+    transform: Transform | None = None
 
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
-        query_x = inputs(x, self.method.spec, self.learner.integers)
+        query_x = inputs(x, self.method.spec, self.learner.integers, self.transform)
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
             learned = self.method.learn(self.meta, batch, query_x.unsqueeze(0), (self.steps,))
@@ -64,6 +67,9 @@ class AdaptedTask:
 
     def module(self) -> nn.Module:
         """An ordinary `torch.nn.Module` with the adapted weights; ConfigError without any."""
+        if self.transform is not None:
+            text = "the inputs of this run are standardised before its network sees them"
+            raise ConfigError(("module", f"{text}: use predict or export"))
         names = self.learner.init(fold_in(0))
         known = {**params_of(self.meta), **self.item} if isinstance(self.item, dict) else {}
         whole = {name: known[name] for name in names if name in known}
@@ -83,7 +89,15 @@ class AdaptedTask:
         """
         if self.method.predict is None:
             raise ConfigError(("export", "this method answers on the host alone: use predict"))
-        return export(self.method.predict, self.meta, self.item, self.support, Path(path))
+        predict = self.method.predict
+        if (change := self.transform) is not None:
+            given, predict = (
+                predict,
+                lambda meta, item, support, x: given(
+                    meta, item, support, change(x.double()).to(x.dtype)
+                ),
+            )
+        return export(predict, self.meta, self.item, self.support, Path(path))
 
 
 def adapt_task(
@@ -94,16 +108,18 @@ def adapt_task(
     y: Any,
     steps: int,
     seed: int = 0,
+    transform: Transform | None = None,
 ) -> AdaptedTask:
     """Learn one task of labelled examples: x [B, *X], y [B, *Y] labels of any kind, or values.
 
-    `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks.
+    `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks,
+    whose component has `transform`.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
     method's head was learned for another number of classes.
     """
     if steps < 0:
         raise ConfigError(("steps", f"must be >= 0 (got {steps})"))
-    support_x = inputs(x, spec, integers=True)
+    support_x = inputs(x, spec, True, transform)
     if len(y) != len(support_x):
         raise ConfigError(("y", f"has {len(y)} entries for {len(support_x)} inputs"))
     classes, support_y = _labels(y, spec) if spec.classification else (None, _values(y, spec))
@@ -120,10 +136,12 @@ def adapt_task(
     support_y = _fitting(support_y, learner, support_x, classes is not None)
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
-    return AdaptedTask(method, learner, meta, support, steps, item, classes)
+    return AdaptedTask(method, learner, meta, support, steps, item, classes, transform)
 
 
-def inputs(x: Any, spec: EpisodeSpec, integers: bool = False) -> Tensor:
+def inputs(
+    x: Any, spec: EpisodeSpec, integers: bool = False, transform: Transform | None = None
+) -> Tensor:
     """Inputs [B, *X] as a tensor of the spec's dtype, or int64, on its device; else ConfigError."""
     values = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
     if tuple(values.shape[1:]) != tuple(spec.x_shape) or not len(values):
@@ -133,9 +151,11 @@ def inputs(x: Any, spec: EpisodeSpec, integers: bool = False) -> Tensor:
         raise ConfigError(("x", "images must be floats in 0..1, ink bright; got bytes"))
     if values.is_complex():
         raise ConfigError(("x", "must be real (got complex numbers)"))
-    if integers and not values.is_floating_point():
+    if integers and transform is None and not values.is_floating_point():
         return values.to(spec.device, torch.int64)
-    values = values.to(spec.device, spec.dtype)
+    values = values.to(spec.device)
+    values = values if transform is None else transform(values.double())
+    values = values.to(dtype=spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("x", "must be finite"))
     return values

@@ -44,7 +44,8 @@ class LoadedRun:
         def build(spec: EpisodeSpec) -> tuple[Learner, Method]:
             return learner_and_method(config, spec)
 
-        return adapt_task(build, self.state.meta, spec, x, y, steps, seed)
+        change = config.test_task.transform
+        return adapt_task(build, self.state.meta, spec, x, y, steps, seed, change)
 
     def __reduce__(self) -> Any:
         """A copy or pickle names the folder."""

@@ -1,0 +1,88 @@
+"""Inputs of own rows with mean 0 and deviation 1, in training, test and prediction alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import metalearn as ml
+from metalearn.config.experiment import parse
+from metalearn.errors import ConfigError
+from metalearn.tasks import Arrays
+
+
+def readings(offset: float = 1000.0) -> dict[str, Any]:
+    """Columns of groups: a large input, a constant one, and a value."""
+    rng = np.random.default_rng(3)
+    sensor = np.repeat(np.arange(20), 8)
+    a = offset + 50 * rng.normal(size=160)
+    return {"a": a, "b": np.full(160, 7.0), "sensor": sensor, "y": (a - offset) / 50 + sensor}
+
+
+def test_inputs_are_standardised_by_the_training_split(tmp_path: Path) -> None:
+    named: dict[str, Any] = {"group": "sensor", "shots": 3, "queries": 2}
+    plain, task = Arrays(readings(), **named), Arrays(readings(), standardise=True, **named)
+    raw = {split: plain.build(split, dtype=torch.float64)._x for split in ("train", "test")}
+    mean, deviation = raw["train"].mean(0), raw["train"].std(0, correction=0)
+    assert deviation[1] == 0
+    for split, x in raw.items():
+        found = task.build(split, dtype=torch.float64)._x
+        torch.testing.assert_close(found[:, 0], (x[:, 0] - mean[0]) / deviation[0])
+        assert (found[:, 1] == 0).all()
+    resolved = task.resolve(0)
+    assert resolved.moments is not None
+    assert resolved.moments[0] == pytest.approx(mean.tolist())
+    assert resolved.moments[1] == pytest.approx([float(deviation[0]), 1.0])
+    same = resolved.build("test", dtype=torch.float64)._x
+    torch.testing.assert_close(same, task.build("test", dtype=torch.float64)._x, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="moments: are of 2 inputs, and rows have"):
+        resolved.model_copy(update={"inputs": ("a",)}).build()
+    with pytest.raises(ConfigError, match="standardise: is for columns of numbers"):
+        Arrays(np.zeros((160, 2, 2)), np.repeat(np.arange(20), 8), standardise=True).build()
+
+
+def test_a_run_standardises_what_it_is_given(tmp_path: Path) -> None:
+    """New tasks, files and exported programs take raw inputs; tests share training's moments."""
+    named: dict[str, Any] = {"group": "sensor", "shots": 3, "queries": 2, "standardise": True}
+    run = ml.train(
+        ml.algorithms.MAML(inner_lr=0.1),
+        task=Arrays(readings(), **named),
+        model=ml.models.MLP(sizes=(8,)),
+        meta_steps=3,
+        episodes=4,
+        steps=(0, 2),
+        executor="vmap",
+        out=tmp_path / "run",
+    )
+    moments = run.config.task.moments
+    assert moments is not None and run.config.test_task.moments == moments
+    x = np.stack([readings()["a"][:6], np.full(6, 7.0)], 1)
+    y = readings()["y"][:6, None]
+    task = run.adapt(x[:4], y[:4], steps=2)
+    same = torch.as_tensor((x - moments[0]) / moments[1], dtype=torch.float32)
+    torch.testing.assert_close(task.support.x, same[:4])
+    expected = run.method.predict(run.state.meta, task.item, task.support, same[4:])
+    torch.testing.assert_close(task.outputs(x[4:]), expected.detach())
+    program = torch.jit.load(task.export(tmp_path / "task.pt"))
+    given = torch.as_tensor(x[4:], dtype=torch.float32)
+    torch.testing.assert_close(program(given), expected.detach())
+    with pytest.raises(ConfigError, match="inputs of this run are standardised"):
+        task.module()
+    elsewhere = Arrays(readings(5000.0), **named).save(tmp_path / "later.npz")
+    data = run.config.resolved()
+    data["evaluate"]["task"] |= {"path": str(elsewhere), "data_sha256": None}
+    assert parse(data).experiments[0].test_task.moments == moments
+
+
+def test_standardise_leaves_older_hashes_alone(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.random.rand(120, 2), y=np.repeat(np.arange(20), 6))
+    section = {"source": "arrays", "path": str(tmp_path / "rows.npz"), "ways": 3}
+    plain = parse({"task": section, "method": {"name": "maml"}}).experiments[0]
+    off = parse({"task": {**section, "standardise": False}, "method": {"name": "maml"}})
+    on = parse({"task": {**section, "standardise": True}, "method": {"name": "maml"}})
+    assert off.experiments[0].hash() == plain.hash() != on.experiments[0].hash()
+    assert parse(on.experiments[0].resolved()).experiments[0].hash() == on.experiments[0].hash()
