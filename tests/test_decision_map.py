@@ -208,6 +208,16 @@ def test_break_even_counts_the_queries_of_a_task(rows: Path) -> None:
         assert all(one["with_answering"] for one in row["by_queries"])
 
 
+def test_the_page_has_the_count_of_each_number_of_queries(rows: Path, tmp_path: Path) -> None:
+    text = write_report([rows], tmp_path / "page.html").read_text()
+    part = text.partition("By the number of queries a task is asked")[2].partition("</details>")[0]
+    found = read_json(rows / "comparison.json")["break_even"]
+    tested = [row for row in found if row["contrast"]]
+    assert part.count("<tr>") == 1 + len(tested)
+    for words in ("1<small>query", "100<small>queries", "10,000<small>queries", "FLOPs", "seconds"):
+        assert words in part
+
+
 def test_one_seed_settles_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "proto_net"])
     found = collect(tmp_path)["decision_map"]

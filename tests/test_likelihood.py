@@ -7,12 +7,15 @@ import torch
 from checks import F64, case, episodes
 from clusters import Clusters
 
-from metalearn.evaluate.curves import learning_curve
+from metalearn.evaluate.curves import Curve, learning_curve, mean_ci95
+from metalearn.evaluate.ensemble import ensemble
 from metalearn.in_context import IN_CONTEXT, ConditionalNeuralProcess
 from metalearn.losses import BINS, calibration_counts, calibration_error
 from metalearn.models import MLP
 from metalearn.rng import fold_in, normal
+from metalearn.run.final_test import points
 from metalearn.tasks import Sinusoid
+from metalearn.types import Learned, Method
 
 
 def test_calibration_error_by_hand() -> None:
@@ -58,3 +61,56 @@ def test_regression_has_a_likelihood_where_one_is_predicted() -> None:
     expected = -normals.log_prob(batch.query.y.unsqueeze(1)).flatten(2).mean(-1)
     torch.testing.assert_close(curve.nll, expected)
     assert curve.calibration_error is not None and curve.calibration_error.isnan().all()
+
+
+def with_one_bad_task(method: Method) -> Method:
+    """The predictions of the first task of a batch are not finite."""
+
+    def learn(*args: object, **named: object) -> Learned:
+        learned = method.learn(*args, **named)
+        learned.predictions[0] = float("nan")
+        return learned
+
+    return method._replace(learn=learn)
+
+
+def test_a_task_that_diverged_is_left_out_and_counted() -> None:
+    given, source = case("caml", IN_CONTEXT["caml"]), Clusters("test", 24)
+    arguments = (given.state().meta, source, (0,), 10)
+    whole = learning_curve(given.method, *arguments, seed=2)
+    curve = learning_curve(with_one_bad_task(given.method), *arguments, seed=2)
+    found = points(curve)
+    assert found["diverged"] == found["nll_left_out"] == [0.1]
+    assert whole.nll is not None and found["nll"] == [pytest.approx(float(whole.nll[1:].mean()))]
+    assert 0 <= found["calibration_error"][0] <= 1
+    assert found["nll_ci95"] == pytest.approx(mean_ci95(whole.nll[1:]).tolist())
+    assert curve.nll is not None and curve.nll[0].isnan() and curve.nll[1:].isfinite().all()
+
+
+def test_an_infinite_likelihood_is_left_out_and_counted_too() -> None:
+    nothing = torch.zeros(4, 1, dtype=F64)
+    nll = torch.tensor([[1.0], [2.0], [float("inf")], [3.0]], dtype=F64)
+    curve = Curve((0,), "loss", nothing, nothing, nothing.bool(), nll=nll)
+    found = points(curve)
+    assert found["nll"] == [2.0] and found["nll_left_out"] == [0.25]
+
+
+def test_an_ensemble_has_the_deviation_of_its_mixture() -> None:
+    source = Sinusoid(shots=5).build(dtype=F64)
+    learner = MLP(sizes=(8,)).build(source.spec)
+    method = ConditionalNeuralProcess(width=8).build(learner, source.spec)
+    metas = [method.init(fold_in(seed, "init")).meta for seed in range(3)]
+    batch = source.sample(fold_in(2, "episodes"), 4)
+    given = (batch.support, batch.query.x, (0,))
+    found = ensemble(method, metas).learn(metas[0], *given)
+    members = [method.learn(meta, *given) for meta in metas]
+    draws = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(3, dtype=F64)),
+        torch.distributions.Normal(
+            torch.stack([one.predictions for one in members], -1),
+            torch.stack([one.log_deviation.exp() for one in members], -1),  # type: ignore[union-attr]
+        ),
+    )
+    assert found.log_deviation is not None
+    torch.testing.assert_close(found.predictions, draws.mean)
+    torch.testing.assert_close(found.log_deviation.exp(), draws.stddev)

@@ -11,6 +11,7 @@ import pytest
 from pages import check_page
 from run_folders import METHODS, write_regression, write_rows, write_run
 
+from metalearn.compare.comparison import Comparison
 from metalearn.errors import ConfigError
 from metalearn.report.figures import cost
 from metalearn.report.figures.style import PALETTE, styles
@@ -279,3 +280,19 @@ def test_a_damaged_comparison_is_refused_with_a_way_out(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match="delete it"):
             write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_likelihood_and_calibration_stand_beside_accuracy(tmp_path: Path) -> None:
+    def likely(result: dict[str, Any]) -> None:
+        numbers = {"nll": 0.51, "nll_ci95": 0.02, "nll_left_out": 0.25, "calibration_error": 0.043}
+        result["test"] |= {
+            name: [value] * len(result["test"]["steps"]) for name, value in numbers.items()
+        }
+
+    write_rows(tmp_path, ["maml"], change=likely)
+    write_rows(tmp_path, ["proto_net"])
+    text = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "NLL<small>nats</small>" in text and "calibration<small>error, %</small>" in text
+    assert "<td>0.510 ± 0.020 <small>without 25 %</small></td>" in text and "<td>4.3</td>" in text
+    table = Comparison(tmp_path).table().splitlines()
+    assert "NLL" in table[0] and any("0.510" in line and "4.3" in line for line in table)

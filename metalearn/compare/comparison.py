@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from metalearn.run.trained.load import LoadedRun, load_run
 
 # Figures that no single axes can hold.
 SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
+
+LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns beside the metric
 
 
 class Comparison:
@@ -47,7 +49,10 @@ class Comparison:
         return self.folder / "report.html"
 
     def table(self) -> str:
-        """One line a method: the headline metric with its 95 % interval over tasks, and costs."""
+        """One line a method: the headline metric with its 95 % interval over tasks, and costs.
+
+        Beside them the negative log-likelihood (nats) and the calibration error (%), where known.
+        """
         return _text(self._rows())
 
     def break_even(self) -> str:
@@ -119,7 +124,8 @@ class Comparison:
         return f"<table>{''.join(lines)}</table>"
 
     def _rows(self) -> list[list[str]]:
-        head = ["method", "metric", "value", "step"]
+        likely = [key for key in LIKELY if any(map(_has(key), self.data["summary"]))]
+        head = ["method", "metric", "value", *(LIKELY[key] for key in likely), "step"]
         head += [f"{what}, {axis}" for what in ("up front", "a new task") for axis in AXES]
         rows, groups = [head], {group.label: group for group in self._groups}
         for row in self.data["summary"]:
@@ -128,8 +134,13 @@ class Comparison:
             step = "" if row["step"] is None else str(row["step"])
             spent = [numbers.plain_cost(_up_front(group, axis), axis) for axis in AXES]
             spent += [numbers.plain_cost(_of_a_task(group, axis), axis) for axis in AXES]
-            rows.append([row["label"], row["metric"], value, step, *spent])
+            values = [value, *(numbers.score(row.get(key), key != "nll") for key in likely)]
+            rows.append([row["label"], row["metric"], *values, step, *spent])
         return rows
+
+
+def _has(key: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: row.get(key) is not None
 
 
 def _up_front(group: records.Group, axis: Axis) -> float | None:

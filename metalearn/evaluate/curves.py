@@ -61,7 +61,8 @@ class Curve:
     traits: dict[str, object] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)  # [E, ...]: facts of each task
     nll: Tensor | None = None  # [E, P], nats a label or target; NaN where none is predicted
-    calibration_error: Tensor | None = None  # [P], over the queries of all tasks; NaN likewise
+    # [P], over the queries of all tasks whose predictions are finite; NaN likewise
+    calibration_error: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -86,13 +87,27 @@ class Curve:
 
     def converged(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(mean [P], ci95 [P]) of `values` [E, P] over episodes that did not diverge there."""
-        included = (~self.diverged).to(values.dtype)
-        count = included.sum(0)
-        clean = torch.where(self.diverged, torch.zeros_like(values), values)
-        mean = clean.sum(0) / count
-        freedom = (count - 1).clamp(min=1)
-        spread = (included * (clean - mean).square()).sum(0) / freedom
-        return mean, _t_quantile(freedom) * (spread / count).sqrt()
+        return _mean_without(self.diverged, values)
+
+    def likelihood(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(mean [P], ci95 [P], share of episodes left out [P]) of `nll`; None without one.
+
+        An episode is left out where it diverged or has no finite value."""
+        if self.nll is None or self.nll.isnan().all():
+            return None
+        left_out = self.diverged | ~self.nll.isfinite()
+        return *_mean_without(left_out, self.nll), left_out.to(self.nll.dtype).mean(0)
+
+
+def _mean_without(left_out: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean [P], ci95 [P]) of `values` [E, P] without some of them; NaN where none is left."""
+    included = (~left_out).to(values.dtype)
+    count = included.sum(0)
+    clean = torch.where(left_out, torch.zeros_like(values), values)
+    mean = clean.sum(0) / count
+    freedom = (count - 1).clamp(min=1)
+    spread = (included * (clean - mean).square()).sum(0) / freedom
+    return mean, _t_quantile(freedom) * (spread / count).sqrt()
 
 
 def mean_ci95(values: Tensor) -> Tensor:
@@ -276,6 +291,7 @@ def _scored(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, 
     right = accuracy(predictions, truth, weight, lead=2)
     nll = cross_entropy(predictions, truth, weight, lead=2)
     counts = calibration_counts(predictions, truth, weight, lead=2)
+    counts = torch.where(finite[..., None, None], counts, torch.zeros_like(counts))
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
     return torch.where(finite, right, torch.zeros_like(right)), loss, finite, nll, counts
 

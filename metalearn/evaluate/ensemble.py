@@ -16,14 +16,21 @@ from metalearn.types import Learned, Meta, Method
 def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
     """A method whose `learn` ignores its meta and averages over `metas`.
 
-    Classes: the log of the mean of the softmax outputs; regression: the mean output. [T, P, M, C]
-    as ever."""
+    Classes: the log of the mean of the softmax outputs. Regression: the mean output; where every
+    member predicts a deviation s_i, the mean m and deviation of their mixture (Lakshminarayanan et
+    al. 2017, arXiv:1612.01474, section 2.4), s^2 = mean of s_i^2 + (m_i - m)^2. [T, P, M, C] as
+    ever."""
 
     def learn(meta: Meta, *args: Any, **kwargs: Any) -> Learned:
         del meta
-        outputs = torch.stack([method.learn(one, *args, **kwargs).predictions for one in metas])
+        members = [method.learn(one, *args, **kwargs) for one in metas]
+        outputs = torch.stack([one.predictions for one in members])
         if method.spec.classification:
             return Learned(torch.log_softmax(outputs, -1).logsumexp(0) - math.log(len(metas)), {})
-        return Learned(outputs.mean(0), {})
+        deviations = [one.log_deviation for one in members if one.log_deviation is not None]
+        if len(deviations) < len(members):
+            return Learned(outputs.mean(0), {})
+        variance = (2 * torch.stack(deviations)).exp().mean(0) + outputs.var(0, correction=0)
+        return Learned(outputs.mean(0), {}, variance.log() / 2)
 
     return method._replace(learn=learn)

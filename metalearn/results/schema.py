@@ -26,6 +26,8 @@ class _Summary(_Labelled):
     ci95_seeds: Maybe = None
     diverged: Maybe = None
     nll: Maybe = None
+    nll_ci95: Maybe = None
+    nll_left_out: Maybe = None
     calibration_error: Maybe = None
     auc: Maybe = None
     iqm: Maybe = None

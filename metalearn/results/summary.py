@@ -22,7 +22,8 @@ def summary(group: Group) -> Json:
     interval over the seeds' values, None for one seed. `auc` is taken over log2(1 + steps),
     `auc_linear` over steps, both divided by the width and of the mean curve that the figures show
     (of a loss, over the tasks that did not diverge where some did); a method without steps has its
-    constant. `reliability` and `agreement` as in results/reliability.py."""
+    constant. `reliability` and `agreement` as in results/reliability.py. `nll` leaves out the share
+    `nll_left_out` of the tasks, which diverged."""
     column = group.at_headline()
     shown = curve(group)
     heights = [math.nan if value is None else value for value in shown.mean]
@@ -39,6 +40,8 @@ def summary(group: Group) -> Json:
         "agreement": None if column is None else agreement(column),
         "diverged": group.diverged(),
         "nll": _of_test(group, "nll"),
+        "nll_ci95": _nll_over_tasks(group),
+        "nll_left_out": _of_test(group, "nll_left_out"),
         "calibration_error": _of_test(group, "calibration_error"),
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
@@ -52,6 +55,15 @@ def summary(group: Group) -> Json:
 def _of_test(group: Group, name: str) -> float | None:
     """What the tests say at the headline step, mean over seeds; None where it is not known."""
     return mean([at(run.test.get(name), run.headline_point) for run in group.runs])
+
+
+def _nll_over_tasks(group: Group) -> float | None:
+    """Half width over the tasks that no seed left out."""
+    if len(group.runs) == 1 or (scores := group.pooled("nll")) is None:
+        return _of_test(group, "nll_ci95")
+    column = np.stack([part[:, run.headline_point] for part, run in zip(scores, group.runs)])
+    column = column[:, np.isfinite(column).all(0)]
+    return stats.describe(column.mean(0)).ci95 if column.shape[1] else None
 
 
 def _over_seeds(group: Group) -> float | None:

@@ -175,13 +175,16 @@ def points(curve: Curve) -> dict[str, Any]:
 
 
 def _likelihood(curve: Curve) -> dict[str, Any]:
-    """`nll` with its interval and `calibration_error` [P]; None where none was predicted."""
-    if curve.nll is None or curve.nll.isnan().all():
-        return {"nll": None, "nll_ci95": None, "calibration_error": None}
+    """`nll` with its interval and `calibration_error` [P]; None where none was predicted.
+
+    Both leave out the tasks that diverged; `nll_left_out` is their share.
+    """
+    names, found = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
+    if found is None:
+        return {**dict.fromkeys(names), "calibration_error": None}
     error = None if curve.calibration_error is None else curve.calibration_error.tolist()
     return {
-        "nll": curve.nll.mean(0).tolist(),
-        "nll_ci95": mean_ci95(curve.nll).tolist(),
+        **{name: part.tolist() for name, part in zip(names, found, strict=True)},
         "calibration_error": error if curve.metric == "accuracy" else None,
     }
 

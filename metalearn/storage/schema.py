@@ -61,6 +61,7 @@ class _Test(Open):
     diverged: Row = None
     nll: Row = None
     nll_ci95: Row = None
+    nll_left_out: Row = None
     calibration_error: Row = None
 
 

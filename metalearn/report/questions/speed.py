@@ -23,6 +23,10 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
         "curve_points": curve_points(groups, rows.found),
         "several_seeds": any(len(group.runs) > 1 for group in groups),
         "most_tasks": max(group.tested_on for group in groups),
+        "nll": any(line.get("nll") is not None for line in rows.lines.values()),
+        "calibrated": any(
+            line.get("calibration_error") is not None for line in rows.lines.values()
+        ),
         "published": any(head.get("published") is not None for head in heads),
         "learners": learns,
         "without_validation": [g.label for g in groups if g.first.label not in validated],
