@@ -1,10 +1,13 @@
-"""Progress: a bar in a terminal, plain lines elsewhere; always with rate and time left."""
+"""Progress: a bar in a terminal or a notebook, plain lines elsewhere; with rate and time left."""
 
 from __future__ import annotations
 
+import html
+import importlib
 import sys
 import time
 from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -12,31 +15,49 @@ from rich.progress import Progress as Bar
 from metalearn.logger import log
 
 EVERY = 15.0  # seconds between plain lines
+REDRAWN = 0.2  # seconds between two states of a notebook's bar
+
+
+class State(NamedTuple):
+    """What a display shows."""
+
+    title: str
+    done: int
+    total: int
+    rate: float = 0.0  # units a second
+    note: str = ""
+
+    def __str__(self) -> str:
+        left = (self.total - self.done) / self.rate if self.rate else float("inf")
+        note = f"; {self.note}" if self.note else ""
+        return (
+            f"{self.title}: {self.done}/{self.total}, {self.rate:.1f}/s, {_clock(left)} left{note}"
+        )
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def show(self, state: State) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Progress:
     """A counter of `total` units of work."""
 
     def __init__(self, title: str, total: int, done: int = 0, *, show: bool = True) -> None:
-        self._title, self._total, self._first, self._done = title, total, done, done
-        self._begin = self._logged = time.monotonic()
-        self._bar: Bar | None = None
-        if show and sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            from rich.console import Console
-
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+        self._title, self._total, self._first = title, total, done
+        self._begin = time.monotonic()
+        self._where = show
+        self._display: Display = _Lines()
 
     def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
+        state = State(self._title, self._first, self._total)
+        if self._where and sys.stderr.isatty():
+            self._display = _TerminalBar(state)
+        elif self._where and _in_notebook():
+            self._display = _NotebookBar(state)
         return self
 
     def __exit__(
@@ -45,23 +66,89 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._display.close()
 
     def at(self, done: int, note: str = "") -> None:
         """Show that `done` units are done."""
-        self._done = done
-        now = time.monotonic()
-        rate = (done - self._first) / max(now - self._begin, 1e-9)
-        if self._bar:
-            self._bar.update(self._task, completed=done, note=f"{rate:.1f}/s {note}")
-        elif now - self._logged >= EVERY:
+        rate = (done - self._first) / max(time.monotonic() - self._begin, 1e-9)
+        self._display.show(State(self._title, done, self._total, rate, note))
+
+
+class _TerminalBar:
+    def __init__(self, state: State) -> None:
+        from rich.console import Console
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(
+            state.title, total=state.total, completed=state.done, note=""
+        )
+        self._bar.start()
+
+    def show(self, state: State) -> None:
+        note = f"{state.rate:.1f}/s {state.note}"
+        self._bar.update(self._task, completed=state.done, note=note)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _NotebookBar:
+    """A bar below the cell that runs; it is taken away at the end."""
+
+    def __init__(self, state: State) -> None:
+        display = importlib.import_module("IPython.display").display
+        self._handle: Any = display(_Shown(state), display_id=True)
+        self._drawn = time.monotonic()
+
+    def show(self, state: State) -> None:
+        if (now := time.monotonic()) - self._drawn >= REDRAWN:
+            self._drawn = now
+            self._handle.update(_Shown(state))
+
+    def close(self) -> None:
+        self._handle.update(_Shown(None))
+
+
+class _Shown:
+    """A state as a notebook shows it: a bar, or a line where there is no HTML."""
+
+    def __init__(self, state: State | None) -> None:
+        self._state = state
+
+    def __repr__(self) -> str:
+        return "" if self._state is None else str(self._state)
+
+    def _repr_html_(self) -> str:
+        if self._state is None:
+            return ""
+        bar = f'<progress value="{self._state.done}" max="{self._state.total}"></progress>'
+        return f"<div>{bar} {html.escape(str(self._state))}</div>"
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._logged = time.monotonic()
+
+    def show(self, state: State) -> None:
+        if (now := time.monotonic()) - self._logged >= EVERY:
             self._logged = now
-            left = (self._total - done) / rate if rate else float("inf")
-            log.info(
-                f"{self._title}: {done}/{self._total}, {rate:.1f}/s, {_clock(left)} "
-                f"left{'; ' + note if note else ''}"
-            )
+            log.info(str(state))
+
+    def close(self) -> None:
+        pass
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel runs this, as of Jupyter; a terminal's IPython has none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _clock(seconds: float) -> str:
