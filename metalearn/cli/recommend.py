@@ -111,7 +111,8 @@ def _answer(found: Recommendation) -> list[str]:
     if found.interval is not None:
         low, high = (amount(end, axis) for end in found.interval)
         ends = f" (95 % interval {low} to {high})"
-    parts = [f"{found.label} is the cheapest: {amount(total, axis)} in total{ends}."]
+    after = "" if found.step is None else f", stopped after {found.step:,} meta-steps,"
+    parts = [f"{found.label}{after} is the cheapest: {amount(total, axis)} in total{ends}."]
     if found.solved < 1:
         parts.append(
             f"It solves {found.solved:.0%} of the test tasks; totals are those of "

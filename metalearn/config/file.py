@@ -19,7 +19,7 @@ from metalearn.losses import check_name
 DEFAULT_METHOD, DEFAULT_TASK, DEFAULT_MODEL = "maml", "glyphs", "conv4"
 PYTHON = "python:"  # before the name and the hash of a loss that was given as a function
 OVERLAYS = ("task", "model", "run", "evaluate")
-OWN_TEST = ("episodes", "chunk")  # fields of evaluate that may differ within a comparison
+OWN_TEST = ("episodes", "chunk", "along")  # fields of evaluate that may differ within a comparison
 SECTIONS: dict[str, type[Component]] = {
     "run": Run,
     "evaluate": Evaluate,
@@ -146,7 +146,7 @@ class Row(Entry):
     task: Section = option({}, "Laid over the task section.")
     model: Section = option({}, "Laid over the model section.")
     run: Section = option({}, "Laid over the run section.")
-    evaluate: Section = option({}, "Laid over the evaluate section: episodes and chunk.")
+    evaluate: Section = option({}, "Laid over the evaluate section: episodes, chunk and along.")
 
     def overlay(self, section: str) -> dict[str, Any]:
         if section not in OVERLAYS:

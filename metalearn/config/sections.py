@@ -187,7 +187,20 @@ class Evaluate(Component):
         "Levels of the headline metric at which break-even counts are given; empty: the target.",
         later=True,
     )
+    along: tuple[float, ...] = option(
+        (),
+        "Shares of the meta-steps at which the state is tested, too: choices of the decision map "
+        "whose training was shorter.",
+        later=True,
+    )
     chunk: int = option(50, "Tasks learned at once.", ge=1)
+
+    @field_validator("along")
+    @classmethod
+    def _shares_ascend(cls, along: tuple[float, ...]) -> tuple[float, ...]:
+        if list(along) != sorted(set(along)) or any(not 0 < share < 1 for share in along):
+            raise ValueError(f"along {list(along)} should be shares between 0 and 1, ascending")
+        return along
 
     @field_validator("targets")
     @classmethod

@@ -96,6 +96,8 @@ class _DecisionMap(Open):
     metric: Literal["accuracy", "loss"]
     left_out: dict[str, Text] = Field(default_factory=dict)
     unsettled: Text = ""
+    along: dict[str, list[Count]] | None = None
+    stops_after: list[list[list[Count | None]]] | None = None
 
 
 class _Choice(_Pair):

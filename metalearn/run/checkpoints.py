@@ -122,10 +122,24 @@ def write_checkpoint(
     append_lines(job.folder / "timing.jsonl", [spent])
     checkpoint.save(checkpoint.path_of(job.checkpoints, done), state)
     best = ranking(validations)[: job.experiment.run.validate.keep]
+    along = steps_along(job.experiment)
     # later ones were damaged
     whole = [step for step in checkpoint.steps_in(job.checkpoints) if step <= done]
     newest = whole[-job.experiment.run.keep_last :]
-    checkpoint.keep_only(job.checkpoints, {done, *best, *newest})
+    checkpoint.keep_only(job.checkpoints, {done, *best, *newest, *along})
+
+
+def steps_along(experiment: Experiment) -> list[int]:
+    """The steps of `evaluate.along`, whose checkpoints are kept; without the last step."""
+    total = experiment.run.meta_steps
+    found = {max(1, round(share * total)) for share in experiment.evaluate.along}
+    return sorted(step for step in found if step < total)
+
+
+def stored_state(folder: Path, step: int, like: MetaState, ranks: Ranks = ALONE) -> MetaState:
+    """The state of a checkpoint of a run; ConfigError where it is damaged."""
+    path = checkpoint.path_of(folder / "checkpoints", step)
+    return _placed(ranks.on_rank0(lambda: on_cpu(named_leaves(checkpoint.load(path, like)))), like)
 
 
 def select_checkpoint(

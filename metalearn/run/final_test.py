@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from metalearn.config.build import Parts
 from metalearn.config.experiment import Experiment
@@ -19,19 +20,20 @@ from metalearn.evaluate.ledger import CostLedger, known
 from metalearn.rng import fold_in
 from metalearn.run.cost import cost_block
 from metalearn.run.directory import request_hash
+from metalearn.run.extra_tests.along import Along
+from metalearn.run.extra_tests.inductive import Inductive, inductive_test
 from metalearn.run.features import features_once
-from metalearn.run.inductive import Inductive, inductive_test
 from metalearn.run.job import Job, wall_seconds
 from metalearn.run.tuning.choice import tuned_values, tuning_record
 from metalearn.storage.environment import git_commit
 from metalearn.storage.files import plain, write_atomic, write_json
-from metalearn.types import Episode, Key, Meta, TaskSource
+from metalearn.types import Episode, Key, Meta, Method, TaskSource
 
 PICTURED = 3  # test episodes kept for the report
 
 
-def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
-    """Test `metas` (several: their ensemble) on the frozen episodes.
+def test(job: Job, metas: Sequence[Meta], step: int | None, along: Along) -> dict[str, Any]:
+    """Test `metas` (several: their ensemble) on the frozen episodes; `along` is written, too.
 
     Returns the data of result.json, which is written last."""
     evaluate, spent = job.experiment.evaluate, job.ledger.aside()
@@ -39,7 +41,7 @@ def test(job: Job, metas: Sequence[Meta], step: int | None) -> dict[str, Any]:
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
         found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
     again = inductive_test(job, metas)
-    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, again))
+    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, (again, along)))
 
 
 def _write_result(
@@ -48,27 +50,25 @@ def _write_result(
     step: int | None,
     found: Curve,
     spent: CostLedger,
-    again: Inductive,
+    others: tuple[Inductive, Along],
 ) -> dict[str, Any]:
-    """`spent` has what learning the test tasks took; `again` is the test without transduction."""
+    """`spent` has what learning the test tasks took; `others` are two more tests."""
+    again, along = others
     experiment, parts, method = job.experiment, job.parts, job.parts.test_method
     method = method if len(metas) == 1 else ensemble(method, metas)
     write_scores(job.folder / "scores.npz", found)
     write_episodes(job.folder / "episodes.npz", parts.test, experiment.evaluate.seed)
-    if again.scores is not None:
-        _write_arrays(job.folder / "inductive.npz", scores=again.scores)
+    for name, other in (("inductive", again), ("along", along)):
+        if other.scores is not None:
+            _write_arrays(job.folder / f"{name}.npz", scores=other.scores)
     if found.notes:
-        notes = {name: value.cpu().numpy() for name, value in found.notes.items()}
-        _write_arrays(job.folder / "notes.npz", **notes)
-        first, last = partial(_first_tasks, job), experiment.evaluate.steps[-1]
-        candidates = experiment.method.selection(method, found.notes, first, last)
-        if candidates is not None:
-            _write_arrays(job.folder / "selection.npz", **candidates)
+        _write_notes(job, method, found.notes)
     result = describe_result(experiment, job.seed, parts, found)
     result |= {
         "config_hash": request_hash(job.folder),
         "git": git_commit(),
         "inductive": again.record,
+        **({"along": along.rows} if along.rows else {}),
         "checkpoint_step": step,
         "cost": cost_block(job.ledger, spent, method, metas[0], parts, experiment),
         "uncounted": {**job.ledger.uncounted, **spent.uncounted},  # phase -> why
@@ -82,6 +82,15 @@ def _write_result(
     }
     write_json(job.folder / "result.json", result)
     return dict(plain(result))
+
+
+def _write_notes(job: Job, method: Method, notes: dict[str, Tensor]) -> None:
+    arrays = {name: value.cpu().numpy() for name, value in notes.items()}
+    _write_arrays(job.folder / "notes.npz", **arrays)
+    first, last = partial(_first_tasks, job), job.experiment.evaluate.steps[-1]
+    candidates = job.experiment.method.selection(method, notes, first, last)
+    if candidates is not None:
+        _write_arrays(job.folder / "selection.npz", **candidates)
 
 
 def _first_tasks(job: Job, count: int) -> tuple[Episode, Key]:

@@ -22,6 +22,7 @@ from metalearn.run.checkpoints import (
     ranking,
     resume,
     save,
+    steps_along,
     validation_of,
     write_checkpoint,
 )
@@ -42,6 +43,7 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     """Train from the newest checkpoint, or from `start`, to the last step; the last state."""
     run, (first, state, validations) = job.experiment.run, resume(job, start)
     flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
+    along = steps_along(job.experiment)
     progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
     with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _raise_diverged(job):
         for step in range(first, run.meta_steps):
@@ -56,6 +58,7 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
             buffer.append((done, metrics))
             validating = _due(done, run.meta_steps, run.validate.every)
             saving = stopping or validating or _due(done, run.meta_steps, run.checkpoint_every)
+            saving = saving or done in along
             if saving or _due(done, run.meta_steps, run.log_every):
                 _log(job, buffer, progress)
                 buffer = []

@@ -25,6 +25,7 @@ from metalearn.machine import device_of
 from metalearn.report.run_figures import figures
 from metalearn.run.checkpoints import save, select_checkpoint
 from metalearn.run.directory import request, status, stored_experiment, write_start
+from metalearn.run.extra_tests.along import test_along
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
 from metalearn.run.loop import train, validate
@@ -114,7 +115,8 @@ def run(job: Job) -> Result:
         states, step = tested_states(job, last)
         job = tune_on_new_tasks(job, states[0].meta)
         validate_once(job, last, states[0])
-        return tracker.result(test(job, [state.meta for state in states], step))
+        shorter = test_along(job, last)
+        return tracker.result(test(job, [state.meta for state in states], step, shorter))
 
 
 def begin(

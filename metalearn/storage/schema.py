@@ -119,6 +119,16 @@ class _Tuning(Open):
     stages: list[_Stage] = Field(default=[], max_length=10)
 
 
+class _Later(Open):
+    flops: Maybe = None
+    seconds: Maybe = None
+
+
+class _Along(Open):
+    step: Count
+    later: _Later
+
+
 class Result(Open):
     """result.json, schema 1, as reports, comparisons and tests of a run read it."""
 
@@ -140,6 +150,7 @@ class Result(Open):
     timing: _Timing | None = None
     tuning: _Tuning | None = None
     inductive: _Inductive | None = None
+    along: list[_Along] | None = None
     uncounted: dict[str, str] | None = None
     factors: dict[str, Any] | None = None
     facts: dict[str, Any] | None = None

@@ -27,7 +27,7 @@ CLEAR = 0.95  # share of draws in which the cheapest one must win for the data t
 
 
 class Choice(NamedTuple):
-    """One method as a way of learning new tasks."""
+    """One method as a way of learning new tasks; those of one label are checkpoints of it."""
 
     label: str
     up_front: Array  # [S]
@@ -35,6 +35,7 @@ class Choice(NamedTuple):
     query: Array  # [S], of one query
     solved: Bools  # [A, S, E]
     origin: str = ""  # the trained network that it starts from: its seeds are drawn together
+    step: int | None = None  # after which its meta-training stops; None: all of it
 
 
 class Decision(NamedTuple):
@@ -93,8 +94,9 @@ def decide(
 ) -> Decision:
     """The cheapest method for every number of queries and tasks and every target.
 
-    `share` is from a bootstrap over seeds and tasks: tasks are drawn alike for all methods, seeds
-    alike for those of one origin. The first of equally cheap methods wins, but no draw.
+    A method costs what the cheapest of its checkpoints costs. `share` is from a bootstrap over
+    seeds and tasks: tasks are drawn alike for all methods, seeds alike for those of one origin. The
+    first of equally cheap methods wins, but no draw.
 
     `settled`: the share is at least CLEAR, and the winner's total is below that of every other
     method that reaches the target by the 95 % interval of fieller.py. The bootstrap alone knows too
@@ -102,10 +104,13 @@ def decide(
     whole = totals(choices, tasks, queries, None)
     least = whole.min(0)
     winner = np.where(np.isfinite(least), _first(whole), -1)
-    drawn = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
+    labels = list(dict.fromkeys(choice.label for choice in choices))
+    method = np.asarray([labels.index(choice.label) for choice in choices])  # [L]
+    each = totals(choices, tasks, queries, bootstrap_weights(choices, draws, seed))
+    drawn = np.stack([each[method == number].min(0) for number in range(len(labels))])
     alone = np.isfinite(drawn.min(0)) & (_cheapest(drawn).sum(0) == 1)
-    best = np.where(alone, _first(drawn), -1)  # [R, Q, A, N]
-    share = np.where(winner >= 0, (best == winner).mean(0), np.nan)
+    best = np.where(alone, _first(drawn), -1)  # [R, Q, A, N], places in `labels`
+    share = np.where(winner >= 0, (best == method[winner]).mean(0), np.nan)
     settled = np.nan_to_num(share) >= CLEAR
     settled &= _apart(choices, whole, winner, settled, tasks, queries)
     return Decision(winner, share, settled, whole)
@@ -126,7 +131,8 @@ def _apart(
         for place in np.unique(winner[q, a][asked[q, a]]):
             mine = winner[q, a] == place
             for other in range(len(choices)):
-                if other != place and np.isfinite(whole[other, q, a]).any():
+                rival = choices[other].label != choices[place].label
+                if rival and np.isfinite(whole[other, q, a]).any():
                     pair = choices[place], choices[other]
                     below = _below(*pair, int(a), float(np.asarray(queries)[q]), numbers[mine])
                     found[q, a, mine] &= below

@@ -112,7 +112,12 @@ def map_text(shown: Json | None) -> str:
         tested = " (as tested)" if queries == shown["as_tested"] else ""
         lines.append(f"{queries:,} queries a task{tested}, cheapest in {shown['axis']}:")
         lines += _rows(shown, number, letters)
-    lines += [f"{letter} {name}" for name, letter in letters.items()]
+    along = shown.get("along") or {}
+    for name, letter in letters.items():
+        steps = ", ".join(f"{step:,}" for step in along.get(name, ()))
+        lines.append(
+            f"{letter} {name}" + (f", also stopped after {steps} meta-steps" * bool(steps))
+        )
     return "\n".join([*lines, "small letter: not settled by the data; .: no method reaches it"])
 
 

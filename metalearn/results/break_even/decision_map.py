@@ -7,7 +7,7 @@ and named, with the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from metalearn.results.costs import (
     timing_problem,
     up_front,
 )
-from metalearn.results.records import Group, Json, Run
+from metalearn.results.records import Array, Group, Json, Run
+from metalearn.storage.files import read_npz
 
+T = TypeVar("T")
 TASKS = (*(base * 10**power for power in range(7) for base in (1, 3)), 10**7)
 
 
@@ -47,7 +49,7 @@ def choices_of(groups: Sequence[Group], metric: str, at: Sequence[float], axis: 
         if isinstance(made, str):
             left_out[group.label] = made
         else:
-            found.append(made)
+            found += [made, *_shorter(group, made, metric, at, axis)]
     named = {choice.label for choice in found}
     rows = [group for group in groups if group.label in named]
     few = [group.label for group in rows if len(group.runs) < LEAST_SEEDS]
@@ -72,6 +74,38 @@ def _choice(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Choic
     higher = metric == "accuracy"
     solved = np.stack([targets.reaches(judged, level, higher=higher) for level in at])
     return Choice(group.label, up, adapt, query, solved, origin(group))
+
+
+def _shorter(
+    group: Group, whole: Choice, metric: str, at: Sequence[float], axis: Axis
+) -> list[Choice]:
+    """The checkpoints along meta-training, each without what was spent after it."""
+    tables = [_scores_along(run) for run in group.runs]
+    scores = [table for table in tables if table is not None]
+    rows = [run.result.get("along") or [] for run in group.runs]
+    shapes = {(tuple(row["step"] for row in part), *t.shape) for part, t in zip(rows, scores)}
+    judged = all(point_of(run) == run.headline_point for run in group.runs)
+    whole_shape = whole.solved.shape[2]
+    if metric != group.metric or not judged or len(scores) < len(tables) or len(shapes) > 1:
+        return []
+    found = []
+    for place, row in enumerate(rows[0]):
+        later = [part[place]["later"].get(axis) for part in rows]
+        if None not in later and scores[0].shape[1] == whole_shape:
+            column = np.stack([table[place] for table in scores])  # [S, E]
+            solved = [targets.reaches(column, level, higher=metric == "accuracy") for level in at]
+            up = whole.up_front - np.asarray(later, np.float64)
+            step = int(row["step"])
+            found.append(whole._replace(up_front=up, solved=np.stack(solved), step=step))
+    return found
+
+
+def _scores_along(run: Run) -> Array | None:
+    """[K, E] of the checkpoints along meta-training; None where they were not written."""
+    rows, file = run.result.get("along") or [], run.path / "along.npz"
+    found = read_npz(file).get("scores") if rows and file.exists() else None
+    fits = found is not None and found.ndim == 2 and len(found) == len(rows)
+    return found if fits else None
 
 
 def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
@@ -111,8 +145,10 @@ def decision_map(
 ) -> Json | None:
     """`decision_map` of comparison.json; None without a target or choices.
 
-    `winner` and `share` are [queries][targets][tasks]; `settled` as in decide,
-    for rows of enough seeds; `as_tested` is the number of queries of the test's own tasks."""
+    `winner` and `share` are [queries][targets][tasks]; `settled` as in decide, for rows of enough
+    seeds; `as_tested` is the number of queries of the test's own tasks. Where checkpoints along
+    meta-training were tested, `along` has their steps by label, and `stops_after` the step of the
+    winner, None for its whole training."""
     if target is None or len(groups) < 2:
         return None
     at = grid_of(groups, target, levels)
@@ -124,12 +160,19 @@ def decision_map(
     found = decide(made.found, TASKS, queries)
     labels = [choice.label for choice in made.found]
     settled = found.settled & (not made.unsettled)
+    along: dict[str, list[int]] = {}
+    for choice in made.found:
+        if choice.step is not None:
+            along.setdefault(choice.label, []).append(choice.step)
+    steps = [choice.step for choice in made.found]
+    stops = [[[_of(steps, n) for n in row] for row in part] for part in found.winner]
     return {
         "axis": axis,
         "tasks": list(TASKS),
         "targets": at,
         "queries": queries,
-        "winner": [[[_label(labels, n) for n in row] for row in part] for part in found.winner],
+        "winner": [[[_of(labels, n) for n in row] for row in part] for part in found.winner],
+        **({"along": along, "stops_after": stops} if along else {}),
         "share": [[[_share(value) for value in row] for row in part] for part in found.share],
         "settled": settled.tolist(),
         "as_tested": tested,
@@ -139,8 +182,8 @@ def decision_map(
     }
 
 
-def _label(labels: Sequence[str], place: int) -> str | None:
-    return labels[place] if place >= 0 else None
+def _of(values: Sequence[T], place: int) -> T | None:
+    return values[place] if place >= 0 else None
 
 
 def _share(value: float) -> float | None:

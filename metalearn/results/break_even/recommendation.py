@@ -51,6 +51,7 @@ class Recommendation(NamedTuple):
     runner_up_total: float | None = None
     border: Border | None = None
     settled: bool = False  # whether the data settle that it is the cheapest
+    step: int | None = None  # after which its meta-training stops; None: all of it
 
 
 def recommend(
@@ -69,13 +70,15 @@ def recommend(
     if place < 0:
         return nothing._replace(border=border)
     order = [int(n) for n in np.argsort(cells, kind="stable") if np.isfinite(cells[n])]
-    other = next((n for n in order if n != place), None)
+    best = made.found[place]
+    other = next((n for n in order if made.found[n].label != best.label), None)
     return nothing._replace(
-        label=made.found[place].label,
+        label=best.label,
+        step=best.step,
         total=float(cells[place]),
-        interval=total_interval(made.found[place], asked.tasks, asked.queries),
+        interval=total_interval(best, asked.tasks, asked.queries),
         share=float(found.share[0, 0, 0]),
-        solved=float(made.found[place].solved.mean()),
+        solved=float(best.solved.mean()),
         settled=bool(found.settled[0, 0, 0]) and not made.unsettled,
         runner_up=None if other is None else made.found[other].label,
         runner_up_total=None if other is None else float(cells[other]),
@@ -95,7 +98,8 @@ def _border(
     if place >= 0:
         numbers = np.unique(np.concatenate([np.logspace(0, LARGEST, PLACES), [asked.tasks]]))
         winners = decide(choices, numbers, [asked.queries], draws=1).winner[0, 0]
-        others = np.flatnonzero(winners != place)
+        names = np.asarray([choice.label for choice in choices])
+        others = np.flatnonzero(names[winners] != names[place])
         if others.size:
             far = np.abs(np.log(numbers[others]) - np.log(asked.tasks))
             near = int(others[far.argmin()])
