@@ -21,6 +21,12 @@ class BOIL(ANIL):
     """MAML whose inner loop moves everything but the head, so that a new task changes features.
 
     b_{s+1} = b_s - inner_lr * grad_b L_support(b_s, h);  minimise over b_0, h: mean L_query(b_S, h)
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.BOIL(inner_lr=0.1).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 6

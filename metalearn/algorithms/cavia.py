@@ -26,6 +26,12 @@ class CAVIA(MethodComponent):
     minimise over theta the mean of L_query(theta, phi_S) (equation 2). phi [k] is an input of the
     first layer beside x: its bias becomes b + W_phi phi, the same as concatenating phi to x
     (equation 4). meta = {"params": theta, "context": W_phi [H, k]}.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.CAVIA(context_size=5).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 15

@@ -22,6 +22,12 @@ class MAML(InnerLoop):
 
     phi_0 = theta;  phi_{s+1} = phi_s - inner_lr * grad L_support(phi_s);
     minimise over theta the mean over tasks of L_query(phi_S)
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MAML(inner_steps=1, inner_lr=0.01).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 0

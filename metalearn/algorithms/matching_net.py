@@ -23,6 +23,12 @@ class MatchingNet(MethodComponent):
     a(x, x_i) = softmax over i of scale * cos(f(x), f(x_i));  minimise the mean of -log p(y | x)
 
     No steps: one constant point at every step of a curve. The outputs are log p [M, N].
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MatchingNet(scale=10).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures: f and g are one network without the full-context embeddings of section 2.1.2. The

@@ -25,6 +25,12 @@ class MetaCurvature(MethodComponent):
     M(G) = G x_1 M_o x_2 M_i x_3 M_f (equation 8; a tensor G [O, I, F...] is multiplied along
     outputs, inputs and the rest), all M starting at the identity; a vector is scaled elementwise.
     minimise over meta = {"params": phi_0, "curvature"} the mean of L_query(phi_S).
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MetaCurvature().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 14

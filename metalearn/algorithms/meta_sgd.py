@@ -24,6 +24,12 @@ class MetaSGD(MethodComponent):
 
     phi_{s+1} = phi_s - rates * grad L_support(phi_s) (elementwise; the paper has S = 1);  minimise
     over meta = {"params": phi_0, "rates"} the mean of L_query(phi_S). A rate may turn negative.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MetaSGD().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 7

@@ -25,6 +25,12 @@ class ProtoMAML(MethodComponent):
     (body, w, b) then take S gradient steps on the support loss. Gradients flow through the start of
     the head. The head's leaves in the meta stay unused, so that a meta of other ways works as it
     is.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.ProtoMAML(inner_steps=3).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 11

@@ -21,6 +21,12 @@ class ProtoNet(MethodComponent):
     c_n|^2) (equation 2);  minimise the mean of -log p(y | x) over queries. No steps: one constant
     point at every step of a curve. The head's leaves stay unused in the meta, so that a meta of
     other ways (20 in training, 5 in the test) works as it is.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.ProtoNet().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "metric"

@@ -23,6 +23,12 @@ class R2D2(MethodComponent):
     are the features of the support set, Y [B, C] its one-hot labels or targets. Minimise the query
     loss over the features, lambda = exp(log_ridge), alpha and beta. No steps: one constant point at
     every step of a curve. The head's leaves stay unused in the meta.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.R2D2().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "metric"

@@ -57,6 +57,12 @@ class Reptile(MethodComponent):
     theta <- theta - eps * mean over tasks of (theta - phi),  eps from `outer` (published: 1 falling
     linearly to 0). The query set is never used: tasks may have none, and `support_loss` [] is the
     mean loss over the inner steps.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.Reptile(inner_steps=5).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     palette_index: ClassVar[int] = 1

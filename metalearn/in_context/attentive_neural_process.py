@@ -29,6 +29,12 @@ class AttentiveNeuralProcess(InContext):
     r_i = h(f(x_i), y_i), then self-attention among them;  r(x) = attention of f(x) to the f(x_i)
     with values r_i (figure 2, the deterministic path);  outputs = g(f(x), r(x));  loss as of the
     conditional neural process. Invariant to the order of the support set.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.AttentiveNeuralProcess(width=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: without the latent path, whose likelihood is a bound and no number of one forward

@@ -35,6 +35,12 @@ class CAML(InContext):
     sqrt(N / (N - 1)) (e_n - 1/N), <c_n, c_m> = -1/(N - 1); a query's is 0. In each block an
     example attends with scores q k' / sqrt(D / H) + b_h <c_i, c_j>; features move by the values
     that it reads, codes by g_h times the codes that it reads. logits = scale * the query's code.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.CAML(width=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: codes pass the blocks by inner products and weighted sums alone, where the paper's

@@ -21,6 +21,12 @@ class ConditionalNeuralProcess(InContext):
     the mean of -log p(y | x, support) over queries (4): of a normal distribution for targets, of
     classes for labels. Invariant to the order of the support set. h and g are perceptrons, f is the
     model.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.ConditionalNeuralProcess(width=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     name: Literal["conditional_neural_process"] = option(

@@ -17,6 +17,12 @@ class GPICL(TransformerNeuralProcess):
     (f(x), no label), are the logits of its class (section 3). Each query is the end of a sequence
     of its own. The order of the support set, which is drawn for each episode, is part of the
     input: nothing is invariant by construction.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.GPICL(width=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures: an example and its label are one token, where the paper shifts labels by one; the

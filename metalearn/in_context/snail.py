@@ -23,6 +23,12 @@ class SNAIL(InContext):
     softmax(q k' / sqrt(D)) v] over the tokens up to t (section 3). Tokens are (f(x_i), y_i), the
     last one (f(x), 0) is the query, whose class the network predicts. The order of the support
     set, which is drawn for each episode, is part of the input.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.SNAIL(width=8).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures: one width for all blocks, where the paper's grow with the size of its tasks, and

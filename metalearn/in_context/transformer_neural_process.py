@@ -22,6 +22,12 @@ class TransformerNeuralProcess(InContext):
     Tokens are (f(x_i), y_i, 0) of the support set and (f(x), 0, 1) of queries; log p(y_1..M | x,
     support) = sum over m of log p(y_m | x_m, support) (TNP-D, section 3.2), which is maximised.
     Invariant to the order of the support set.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.in_context.TransformerNeuralProcess(width=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: the code of a token says whether it is a query; the paper's has zeros for its y

@@ -189,7 +189,13 @@ class _Rule(RuleComponent):
 
 
 class SGD(_Rule):
-    """Gradient descent."""
+    """Gradient descent.
+
+    >>> params, grads = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    >>> rule = ml.inner.SGD(lr=0.1).build()
+    >>> rule.update(grads, rule.init(params), params, torch.tensor(1.0))[0]
+    {'w': tensor([-0.1000, -0.1000])}
+    """
 
     name: Literal["sgd"] = option("sgd", "the rule")
 
@@ -198,7 +204,13 @@ class SGD(_Rule):
 
 
 class Momentum(_Rule):
-    """Gradient descent with heavy-ball momentum."""
+    """Gradient descent with heavy-ball momentum.
+
+    >>> params, grads = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    >>> rule = ml.inner.Momentum(lr=0.1).build()
+    >>> rule.update(grads, rule.init(params), params, torch.tensor(1.0))[0]
+    {'w': tensor([-0.1000, -0.1000])}
+    """
 
     name: Literal["momentum"] = option("momentum", "the rule")
     decay: float = option(0.9, "share of the last step that is kept", ge=0, lt=1)
@@ -208,7 +220,13 @@ class Momentum(_Rule):
 
 
 class Adam(_Rule):
-    """Adam."""
+    """Adam.
+
+    >>> params, grads = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    >>> rule = ml.inner.Adam(lr=0.1).build()
+    >>> rule.update(grads, rule.init(params), params, torch.tensor(1.0))[0]
+    {'w': tensor([-0.1000, -0.1000])}
+    """
 
     name: Literal["adam"] = option("adam", "the rule")
     beta1: float = option(0.9, "decay of the first moment", ge=0, lt=1)

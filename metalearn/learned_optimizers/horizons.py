@@ -36,7 +36,11 @@ class HorizonComponent(Component):
 
 
 class Constant(HorizonComponent):
-    """Every inner run has the same number of steps."""
+    """Every inner run has the same number of steps.
+
+    >>> ml.learned_optimizers.Constant(steps=100).draw(ml.fold_in(0), torch.float32)
+    tensor(100.)
+    """
 
     name: Literal["constant"] = option("constant", "The schedule of lengths.")
     steps: int = option(100, "Inner steps of a run.", ge=1, le=1_000_000)
@@ -54,7 +58,12 @@ class Constant(HorizonComponent):
 
 
 class LogUniform(HorizonComponent):
-    """Lengths drawn log-uniformly between two bounds for each inner run."""
+    """Lengths drawn log-uniformly between two bounds for each inner run.
+
+    >>> horizon = ml.learned_optimizers.LogUniform(low=20, high=500)
+    >>> horizon.draw(ml.fold_in(0), torch.float32).round()
+    tensor(343.)
+    """
 
     name: Literal["log_uniform"] = option("log_uniform", "The schedule of lengths.")
     low: int = option(20, "Fewest inner steps of a run.", ge=1, le=1_000_000)

@@ -76,7 +76,14 @@ class LearnOptimizer(MethodComponent):
     the steps of a run. One outer step unrolls `unroll` inner steps of every task; longer runs
     continue in the next outer step, each in its lane, and a lane whose run has ended takes a new
     task. Metrics: `outer_loss` of the windows, `grad_norm` of a task before clipping,
-    `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so."""
+    `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.learned_optimizers.LearnOptimizer(unroll=5).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     family: ClassVar[str] = "optimizer"
 

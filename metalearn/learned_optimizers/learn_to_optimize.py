@@ -63,6 +63,12 @@ class LearnToOptimize(MethodComponent):
     and over the steps s of `loss_at`, of L_query(phi_s). The start phi_0 is not learned here, so
     that the effect of an optimizer is separate from that of an initialization. Departure:
     Andrychowicz et al. minimise the training loss, which overfits on a few examples.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.learned_optimizers.LearnToOptimize(inner_steps=3).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "optimizer"

@@ -21,6 +21,12 @@ class TunedAdam(MethodComponent):
 
     phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune
     `inner_lr` on validation tasks. The cost of the start is that of the run that `start` names.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.learned_optimizers.TunedAdam(inner_lr=0.1).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "optimizer"

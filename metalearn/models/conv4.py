@@ -118,7 +118,13 @@ class FourBlocks(nn.Module):
 
 
 class Conv4(ModelComponent):
-    """Four convolutional blocks, with strides as in MAML or pooling as in Matching Networks."""
+    """Four convolutional blocks, with strides as in MAML or pooling as in Matching Networks.
+
+    >>> spec = ml.tasks.Glyphs(ways=5).build().spec
+    >>> learner = ml.models.Conv4(filters=32).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 5])
+    """
 
     name: Literal["conv4"] = option("conv4", "The model.")
     filters: Width | tuple[Width, Width, Width, Width] = option(

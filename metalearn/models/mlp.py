@@ -48,7 +48,13 @@ class Perceptron(nn.Module):
 
 
 class MLP(ModelComponent):
-    """A multi-layer perceptron of any sizes."""
+    """A multi-layer perceptron of any sizes.
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> learner = ml.models.MLP(sizes=(40, 40)).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 1])
+    """
 
     name: Literal["mlp"] = option("mlp", "The model.")
     sizes: tuple[Width, ...] = option((40, 40), "Widths of the hidden layers.")

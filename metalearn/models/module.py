@@ -23,6 +23,12 @@ class Module(ModelComponent):
 
     `net` is a module, a class or function that makes one, or what from_module gives. A stored run
     holds its name and hash: to use the run in another process, give the same `net` again.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> learner = ml.models.Module(net).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 1])
     """
 
     name: Literal["torch_module"] = option("torch_module", "The model.")

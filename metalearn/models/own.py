@@ -13,7 +13,13 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 
 class Own(ModelComponent):
-    """The free parameters of the task itself, such as the point of a quadratic; no network."""
+    """The free parameters of the task itself, such as the point of a quadratic; no network.
+
+    >>> spec = ml.tasks.Quadratics(dims=10).build().spec
+    >>> learner = ml.models.Own().build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 1])
+    """
 
     name: Literal["own"] = option("own", "the model")
 

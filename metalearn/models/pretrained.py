@@ -69,6 +69,11 @@ class Pretrained(ModelComponent):
     the parameters are a head alone. With `frozen: false` all are parameters, which start at the
     pretrained values and keep its names, such as `backbone.body.net._blocks.15`, for `adapts` of
     methods. Images of 1 or 3 channels in 0..1 are resized to `size`.
+
+    >>> spec = ml.tasks.Glyphs(ways=5).build().spec
+    >>> learner = ml.models.Pretrained(size=64).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 5])
     """
 
     name: Literal["pretrained"] = option("pretrained", "The model.")

@@ -97,6 +97,11 @@ class ResNet12(ModelComponent):
 
     64, 160, 320 and 640 channels (Lee et al. 2019; Tian et al. 2020), or 64, 128, 256 and 512
     (Oreshkin et al. 2018). Dropout follows the first two blocks, DropBlock the others.
+
+    >>> spec = ml.tasks.Glyphs(ways=5).build().spec
+    >>> learner = ml.models.ResNet12(widths=(8, 8, 16, 16), block=2).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 5])
     """
 
     # Departures: the share that is dropped is constant, where the authors raise it over training;

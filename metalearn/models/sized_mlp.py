@@ -28,7 +28,13 @@ class SizedMLP(ModelComponent):
     Every start draws the width of each layer log-uniformly between `least` and its size; units
     beyond it are masked in every pass, and the masks lie with the running statistics, which neither
     gradients nor rules move. Weights begin uniform within 1 / sqrt(fan in) of the units that are
-    there."""
+    there.
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> learner = ml.models.SizedMLP(sizes=(32,)).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 1])
+    """
 
     name: Literal["sized_mlp"] = option("sized_mlp", "The model.")
     sizes: tuple[Width, ...] = option((64,), "Largest widths of the hidden layers.", min_length=1)

@@ -13,7 +13,13 @@ from metalearn.types import EpisodeSpec, Learner
 
 
 class Architecture(ModelComponent):
-    """One network of a search space, given by its genotype."""
+    """One network of a search space, given by its genotype.
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> learner = ml.nas.Architecture(space=ml.nas.MLPReg()).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 1])
+    """
 
     name: Literal["architecture"] = option("architecture", "The model.")
     space: SpaceChoice = option(Conv4Micro(), "Space of the genotype.")

@@ -68,7 +68,14 @@ class MetaNAS(MethodComponent):
     `arch_steps` steps alone, and keeps its mixture, by then nearly one operation at each place:
     nothing is trained again. Departures: w and a move together from the point before the step,
     where the authors move a first; the state of Adam begins anew with each task; nothing is
-    pruned."""
+    pruned.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.nas.MetaNAS(space=ml.nas.MLPReg()).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     family: ClassVar[str] = "search"
     can_be_contained: ClassVar[bool] = False

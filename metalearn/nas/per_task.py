@@ -62,6 +62,12 @@ class PerTaskNAS(MethodComponent):
     new initial parameters on the whole support set: those steps are the points of the learning
     curve. Nothing is learned across tasks. Of the model section only the normalisation policy is
     used.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.nas.PerTaskNAS(space=ml.nas.MLPReg(), candidates=4).build(learner, source.spec)
+    >>> method.traits.phases
+    ('search', 'retrain', 'predict')
     """
 
     family: ClassVar[str] = "search"

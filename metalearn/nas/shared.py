@@ -37,7 +37,15 @@ class SharedNAS(MethodComponent):
     A candidate's score is minus the mean query loss of `score_tasks` other training tasks, after
     `search_steps` meta-steps of the contained method and `adapt_steps` steps on each task.
     `prepare` searches and returns the contained method on the winner; only the architecture is
-    passed on."""
+    passed on.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> search = ml.nas.SharedNAS(space=ml.nas.MLPReg(), candidates=4)
+    >>> method = search.build(learner, source.spec, contained=ml.algorithms.MAML())
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     family: ClassVar[str] = "search"
     contains_by_default: ClassVar[str | None] = "maml"

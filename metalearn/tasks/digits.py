@@ -22,7 +22,12 @@ class Digits(images.ImageTask):
 
     1,797 images, 174 to 183 in each class, shuffled once by a fixed key: 60 % for training, a fifth
     each for validation and test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn.
-    Raises ConfigError, DataError."""
+    Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 3, 1, 8, 8])
+    """
 
     source: Literal["digits"] = option("digits", "The task source.")
     ways: int = option(10, "N, digits in a task.", ge=2, le=10)

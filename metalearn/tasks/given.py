@@ -23,6 +23,11 @@ class Given(TaskComponent):
 
     `Given({"train": a, "valid": b, "test": c})`. A stored run holds their name and a hash of their
     first tasks: to use the run in another process, give the same sources again.
+
+    >>> sinusoids = ml.tasks.Sinusoid(shots=5).build()
+    >>> source = ml.tasks.Given(sinusoids).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1])
     """
 
     source: Literal["task_sources"] = option("task_sources", "The task source.")

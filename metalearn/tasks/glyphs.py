@@ -29,6 +29,10 @@ class Glyphs(images.ImageTask):
     0..1, ink bright. Build's seed selects the rendering, which is cached as one file; the letters
     are the same for every seed. A rendering takes about 10 s of one core. Raises ConfigError,
     DataError.
+
+    >>> source = ml.tasks.Glyphs(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1, 28, 28])
     """
 
     source: Literal["glyphs"] = option("glyphs", "The task source.")

@@ -35,6 +35,10 @@ class ImageFolder(images.ImageTask):
     Without validation classes a tenth of the training classes is held out with the same seed. With
     `same_classes` every class is in every split, with images of its own: new images of known
     classes, not new classes. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.ImageFolder(path="photos", ways=5, shots=1, queries=5, size=28).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 28, 28])
     """
 
     source: Literal["image_folder"] = option("image_folder", "The task source.")

@@ -97,6 +97,10 @@ class Landscapes(GeneratedTask):
     """Test functions that are hard for descent, such as Rosenbrock's, rotated and scaled.
 
     The start is the standard one of the collection, plus normal noise of deviation `start`.
+
+    >>> source = ml.tasks.Landscapes().build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 4, 4])
     """
 
     default_model: ClassVar[str] = "own"

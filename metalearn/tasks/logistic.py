@@ -38,7 +38,12 @@ class LogisticSource(GeneratedSource):
 
 
 class Logistic(GeneratedTask):
-    """Logistic regression on random data; convex for a model without hidden layers."""
+    """Logistic regression on random data; convex for a model without hidden layers.
+
+    >>> source = ml.tasks.Logistic().build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 100, 20])
+    """
 
     default_model: ClassVar[str] = "mlp"
 

@@ -28,6 +28,11 @@ class Mixture(TaskComponent):
     training and validation leave that source out and test tasks come from it alone: a run for each
     label is the leave-one-source-out evaluation, which `metalearn sweep` makes of a grid over
     task.hold_out. Without it test tasks come from all, and result.json has `by_source`.
+
+    >>> sources = [{"source": "glyphs"}, {"source": "omniglot"}]
+    >>> source = ml.tasks.Mixture(sources=sources, ways=5, shots=1, queries=5).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1, 28, 28])
     """
 
     source: Literal["mixture"] = option("mixture", "The task source.")

@@ -64,6 +64,10 @@ class Omniglot(images.ImageTask):
     only (Reptile); `classes` in every split (ProtoNet).
 
     Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.Omniglot(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1, 28, 28])
     """
 
     source: Literal["omniglot"] = option("omniglot", "The task source.")

@@ -71,7 +71,12 @@ class Quadratics(GeneratedTask):
     `uniform`: W and y uniform on [0, 1), as the authors' code draws them (section 3.1 says normal);
     `normal`: both standard normal; `conditioned`: a random rotation, curvatures spread over
     `condition`, y standard normal. The start is normal with standard deviation `start`, 0.01 in the
-    authors' code."""
+    authors' code.
+
+    >>> source = ml.tasks.Quadratics(dims=10).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 10, 10])
+    """
 
     default_model: ClassVar[str] = "own"
 

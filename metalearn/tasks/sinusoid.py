@@ -56,7 +56,12 @@ class SinusoidSource(GeneratedSource):
 
 
 class Sinusoid(GeneratedTask):
-    """Regression on sine waves of random amplitude and phase; frequency and noise are options."""
+    """Regression on sine waves of random amplitude and phase; frequency and noise are options.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1])
+    """
 
     default_model: ClassVar[str] = "mlp"
 

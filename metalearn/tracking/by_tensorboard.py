@@ -11,7 +11,14 @@ from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 
 class TensorBoard(SinkOptions):
-    """Event files for TensorBoard, in the run directory."""
+    """Event files for TensorBoard, in the run directory.
+
+    >>> track = {"tensorboard": {"on": True}}
+    >>> task = ml.tasks.Sinusoid()
+    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> made.run.track.tensorboard.on
+    True
+    """
 
     on: bool = option(False, "Whether they are written; needs the package tensorboard.")
 

@@ -11,7 +11,14 @@ from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 
 class Terminal(SinkOptions):
-    """A line for every validation."""
+    """A line for every validation.
+
+    >>> track = {"terminal": {"on": False}}
+    >>> task = ml.tasks.Sinusoid()
+    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> made.run.track.terminal.on
+    False
+    """
 
     on: bool = option(True, "Whether there are such lines.")
 

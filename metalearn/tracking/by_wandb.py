@@ -24,7 +24,14 @@ _UNREACHABLE: list[str] = []  # why this process no longer tries the server
 
 
 class WandB(SinkOptions):
-    """Weights & Biases: online with a key, else files in the run directory for `wandb sync`."""
+    """Weights & Biases: online with a key, else files in the run directory for `wandb sync`.
+
+    >>> track = {"wandb": {"mode": "offline"}}
+    >>> task = ml.tasks.Sinusoid()
+    >>> made = ml.experiment(ml.algorithms.MAML(), task=task, run={"track": track})
+    >>> made.run.track.wandb.mode
+    'offline'
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = option(
         "auto", "auto: online with a key, else offline. WANDB_MODE takes precedence."

@@ -21,6 +21,12 @@ class BaselinePlusPlus(MethodComponent):
     """Pretrain with a cosine last layer, then learn a new one on the frozen features of a task.
 
     logit_c(x) = temperature * cos(features(x), w_c)   (Chen et al. 2019, section 3.2)
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.BaselinePlusPlus().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures from the authors' code: no weight-normalised w_c with a learned length a class, so

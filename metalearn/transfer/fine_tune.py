@@ -30,7 +30,14 @@ class FineTune(MethodComponent):
     head drawn from the task's key (step 0 is a guess, 1/N), or at the class means of the support
     set (`head_start: prototypes`, `inner.heads.imprinted`);  phi_{s+1} = phi_s - inner_lr * m_s,
     m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). In regression the outputs stay the same
-    and the pretrained head is kept at the start."""
+    and the pretrained head is kept at the start.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.FineTune(inner_lr=0.01).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 3

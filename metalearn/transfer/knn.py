@@ -26,6 +26,12 @@ class KNN(MethodComponent):
     p(n | x) = sum over the k nearest i with y_i = n of softmax_i(-|z - z_i|^2 / temperature),
     z = features(x) / |features(x)| (the weights of Goldberger et al. 2005 among k neighbours). No
     steps: one constant point at every step of a curve. The outputs are log p [M, N].
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.KNN().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "transfer"

@@ -70,7 +70,14 @@ class LinearProbe(MethodComponent):
     """Pretrain on all training classes, then learn a linear layer on the frozen features of a task.
 
     minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x),
-    by gradient descent, or by the rule `inner`"""
+    by gradient descent, or by the rule `inner`
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.LinearProbe().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     # Departures from Chen et al. 2019: every step sees the whole support set, not minibatches of 4;
     # their momentum is damped by 0.9, which but for the first step is ours with a tenth of the step

@@ -28,6 +28,12 @@ class LogisticRegression(MethodComponent):
     al. 2020, arXiv:2003.11539, section 3.1), by L-BFGS to convergence. With `copies`, so many
     changed copies stand in the place of each support image. No steps: one constant point at every
     step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.LogisticRegression(strength=10).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "transfer"

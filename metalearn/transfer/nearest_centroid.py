@@ -20,6 +20,12 @@ class NearestCentroid(MethodComponent):
 
     logit_c(x) = -|z - mean of z over the support of c|^2,  z = features(x), divided by |z| where
     `normalise` (Wang et al. 2019, arXiv:1911.04623, section 3)
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.NearestCentroid().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: features are not centred (the paper's CL2N), since their mean over all training

@@ -14,6 +14,12 @@ class RFS(LogisticRegression):
 
     minimise over W, b:  strength * sum of L(W z + b, y) + |W|^2 / 2 over the copies,
     z = features(x) / |features(x)|; the features are pretrained by gradient descent with momentum.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.RFS(copies=0).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures: weight decay of the pretraining is decoupled (the rule's own), so that theirs of

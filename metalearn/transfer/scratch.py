@@ -27,7 +27,14 @@ class Scratch(MethodComponent):
 
     Nothing is learned across tasks: `step` is None and the meta is the empty dict. Under the policy
     `running` the statistics stay at their start (mean 0, variance 1), so nothing is normalised
-    there."""
+    there.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.Scratch(inner_lr=0.1).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
 
     family: ClassVar[str] = "scratch"
     palette_index: ClassVar[int] = 99

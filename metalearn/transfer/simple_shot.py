@@ -32,6 +32,12 @@ class SimpleShot(MethodComponent):
     logit_c(x) = -|z - mean of z over the support of c|^2,  z = (f(x) - m) / |f(x) - m|
     (section 3, CL2N), m the mean of f over training examples. meta = {"params", "pretrain_head",
     "centre": {"stats.mean": m [D]}}. No steps: one constant point at every step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.SimpleShot().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: m is a running average over the batches of the pretraining, which needs no second

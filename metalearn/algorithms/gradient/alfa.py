@@ -28,6 +28,12 @@ class ALFA(MethodComponent):
     (a_s, b_s) = (inner_lr, 1) * (1 + g(mean of phi_s, mean of grad; each leaf)),
     g a perceptron of one hidden layer (equation 6). meta = {"params": phi_0, "rule": g};
     minimise over it the mean of L_query(phi_S).
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.ALFA(inner_steps=3).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: g is small at the start, so that the first steps are nearly MAML's; the authors

@@ -47,6 +47,12 @@ class IMAML(MethodComponent):
     phi = argmin of L_support(phi) + lambda/2 |phi - theta|^2 (equation 3), by `inner_steps` steps
     of gradient descent;  g = (I + H / lambda)^-1 grad L_query(phi), H the Hessian of L_support at
     phi (equation 6), by `cg_steps` steps of conjugate gradients.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.IMAML(strength=0.5).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     rate_is_input: ClassVar[bool] = True

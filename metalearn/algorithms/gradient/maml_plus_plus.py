@@ -55,6 +55,12 @@ class MAMLPlusPlus(MethodComponent):
     each to the last step alone (MSL, equation 4). Gain and shift of normalisation are learned for
     each step and not moved by it (BNWB). `first_order_steps` leaves out second derivatives at first
     (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S uses.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MAMLPlusPlus(inner_steps=3).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     name: Literal["maml_plus_plus"] = option("maml_plus_plus", "The method.")

@@ -23,6 +23,12 @@ class MetaBaseline(MethodComponent):
     p(n | x) = softmax_n(scale * cos(f(x), c_n)),  c_n the mean feature of class n (equation 2);
     meta = {"params", "classifier"}. `start` names the pretrained run, whose head is left out. No
     steps: one constant point at every step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MetaBaseline().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "metric"

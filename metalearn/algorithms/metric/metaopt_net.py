@@ -24,6 +24,12 @@ class MetaOptNet(MethodComponent):
     W = Z' (Z Z' + strength I)^-1 Y,  logits = scale * z W, Y one-hot (appendix A, ridge);  minimise
     the cross-entropy with smoothed labels, 1 - smoothing at the true class, over features and
     scale = exp(log_scale). No steps: one constant point at every step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MetaOptNet(strength=1).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # R2-D2 learns the strength too; here it is a field, as in the authors' code (50).

@@ -33,6 +33,12 @@ class PMF(MethodComponent):
     descent on the loss of changed copies of the support set against the means of the unchanged one
     (section 3.3), and the means follow f. Training is ProtoNet's; step 0 is its prediction. meta =
     {"params"}, the network without its head, as a pretrained run has it.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.PMF(augment=()).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: one set of changed copies for all steps, where the authors draw it in each.

@@ -26,6 +26,12 @@ class RelationNet(MethodComponent):
     logit_n = g([c_n, f(x)]),  c_n the mean feature of class n, g a perceptron of one hidden layer
     on both side by side (equation 1; section 3.2 sums the features of a class). meta = {"params",
     "relation"}. No steps: one constant point at every step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.RelationNet(hidden=16).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departures: g is a perceptron on features [D], where the paper has two convolutional blocks on

@@ -24,7 +24,11 @@ class ES(EstimatorComponent):
     g = e (L(theta + e) - L(theta - e)) / (2 sigma^2),  e ~ N(0, sigma^2) (arXiv:1703.03864). Both
     runs begin where the unperturbed one is. With a window as long as the horizon it is full ES,
     unbiased for the smoothed loss; with shorter windows truncated ES, biased as truncated
-    back-propagation is (Metz et al. 2019, arXiv:1810.10180). No activations are kept."""
+    back-propagation is (Metz et al. 2019, arXiv:1810.10180). No activations are kept.
+
+    >>> ml.learned_optimizers.ES(sigma=0.01).build().unrolls
+    3
+    """
 
     name: Literal["es"] = option("es", "The estimator.")
     sigma: float = option(0.01, "Standard deviation of the perturbation of theta.", gt=0)

@@ -32,6 +32,9 @@ class NRES(EstimatorComponent):
     sigma^2). Also ES-Single (Vicol 2023, arXiv:2304.11153). Summed over a run it is full ES of that
     run, so unbiased for the smoothed loss, with an update after every window and a variance that
     does not grow with their number.
+
+    >>> ml.learned_optimizers.NRES(sigma=0.01).build().unrolls
+    2
     """
 
     name: Literal["nres"] = option("nres", "The estimator.")

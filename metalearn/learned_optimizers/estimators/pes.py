@@ -34,7 +34,11 @@ class PES(EstimatorComponent):
     L_t(theta - ...)) / (2 sigma^2). Two runs continue from window to window under opposite noise;
     the sum of the noise credits early windows with their effect on late losses. Summed over a run
     it is unbiased for the smoothed loss; its variance grows with the number of windows. With one
-    window for each run it is full ES."""
+    window for each run it is full ES.
+
+    >>> ml.learned_optimizers.PES(sigma=0.01).build().unrolls
+    2
+    """
 
     name: Literal["pes"] = option("pes", "The estimator.")
     sigma: float = option(

@@ -24,6 +24,9 @@ class TBPTT(EstimatorComponent):
 
     g = d/dtheta mean over the window of L(phi_s(theta)); the run before the window is a constant.
     Cheap and without noise; biased towards improvements within one window.
+
+    >>> ml.learned_optimizers.TBPTT().build().unrolls
+    1
     """
 
     name: Literal["tbptt"] = option("tbptt", "The estimator.")

@@ -40,7 +40,13 @@ class AdafactorMLP(LearnedRuleComponent):
     at 11 scales.  (d, s) = perceptron(features); u = -step_size * d * e^(exponent * s) (Metz et al.
     2022, arXiv:2203.11860). The decays are learned too, as log(1 - decay) / 10. Moments are
     factored over a tensor's two largest dimensions (Shazeer & Stern 2018, arXiv:1804.04235); for a
-    vector rows and columns are its moments themselves. The rule does not read the horizon."""
+    vector rows and columns are its moments themselves. The rule does not read the horizon.
+
+    >>> rule = ml.learned_optimizers.AdafactorMLP().build()
+    >>> theta = rule.init(ml.fold_in(0))
+    >>> len(theta)
+    9
+    """
 
     name: Literal["adafactor_mlp"] = option("adafactor_mlp", "The rule.")
     hidden: int = option(4, "Width of a layer.", ge=1, le=1024)

@@ -40,7 +40,14 @@ class Hyper(LearnedRuleComponent):
     tensors is added to each. From its output come mixing weights w (softmax) and a log step size r;
     (d, s) = perceptron of weights sum_k w_k W_k on 6 features of each parameter;  u = -step_size
     e^r d e^(exponent * s). The form of VeLO (Metz et al. 2022, arXiv:2211.09760, section 3),
-    smaller, with fewer features and other weights. The horizon has an effect: set it."""
+    smaller, with fewer features and other weights. The horizon has an effect: set it.
+
+    >>> params = {"w": torch.zeros(3, 2)}
+    >>> rule = ml.learned_optimizers.Hyper().build(like=params)
+    >>> theta = rule.init(ml.fold_in(0))
+    >>> len(theta)
+    16
+    """
 
     reads_loss: ClassVar[bool] = True
 

@@ -30,6 +30,10 @@ class LearnedAdam(LearnedRuleComponent):
     u = -lr e^x m_hat / (sqrt(v_hat) + eps e^z),  beta = sigmoid(logit(beta_start) + y) for both
     moments; theta = (x, y1, y2, z), at 0 Adam as in torch.optim.Adam. The root has derivative 0 at
     0, so that a gradient through the rule is finite where a parameter has had no gradient yet.
+
+    >>> rule = ml.learned_optimizers.LearnedAdam(lr=0.1).build()
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['log_eps', 'log_lr', 'logit_beta1', 'logit_beta2']
     """
 
     name: Literal["learned_adam"] = option("learned_adam", "The rule.")

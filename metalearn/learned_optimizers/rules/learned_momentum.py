@@ -25,7 +25,12 @@ class LearnedMomentum(LearnedRuleComponent):
     """Heavy-ball momentum with a learned step size and decay.
 
     m = d m + g;  u = -lr e^x m,  d = sigmoid(logit(decay) + y);  theta = (x, y), at 0 momentum as
-    in torch.optim.SGD"""
+    in torch.optim.SGD
+
+    >>> rule = ml.learned_optimizers.LearnedMomentum(lr=0.1).build()
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['log_lr', 'logit_decay']
+    """
 
     name: Literal["learned_momentum"] = option("learned_momentum", "The rule.")
     lr: float = option(0.01, "Initial step size.", gt=0)

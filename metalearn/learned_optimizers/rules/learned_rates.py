@@ -25,6 +25,11 @@ class LearnedRates(LearnedRuleComponent):
 
     u = -(lr + theta) * g, elementwise (Li et al. 2017, arXiv:1707.09835). Theta begins at 0; a rate
     may become negative, as in Meta-SGD. It fits the network that it was built for and no other.
+
+    >>> params = {"w": torch.zeros(3, 2)}
+    >>> rule = ml.learned_optimizers.LearnedRates(lr=0.1).build(like=params)
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['w']
     """
 
     fixed_shapes: ClassVar[bool] = True

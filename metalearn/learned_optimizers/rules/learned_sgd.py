@@ -25,7 +25,12 @@ class LearnedSGD(LearnedRuleComponent):
 
     u = -lr e^x g,  theta = x. At x = 0 it is gradient descent with `lr`: the ablation of learned
     networks, as in `learned_optimization` (Metz et al. 2022, arXiv:2203.11860), whose LearnableSGD
-    learns log lr."""
+    learns log lr.
+
+    >>> rule = ml.learned_optimizers.LearnedSGD(lr=0.1).build()
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['log_lr']
+    """
 
     name: Literal["learned_sgd"] = option("learned_sgd", "The rule.")
     lr: float = option(0.01, "Initial step size.", gt=0)

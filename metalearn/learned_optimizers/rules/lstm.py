@@ -27,6 +27,10 @@ class LSTM(LearnedRuleComponent):
     h, memory = LSTM(features of g, memory);  u = scale * (w h + b). The features are the log-sign
     pair of `features.log_sign`. Departure: initial weights are normal with variance 1 / fan-in,
     where the authors truncate the tails. The rule reads neither the loss nor the horizon.
+
+    >>> rule = ml.learned_optimizers.LSTM(hidden=5).build()
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['lstm.0.bias', 'lstm.0.weight', 'lstm.1.bias', 'lstm.1.weight', 'out.bias', 'out.weight']
     """
 
     name: Literal["lstm"] = option("lstm", "The rule.")

@@ -34,7 +34,12 @@ class MLP(LearnedRuleComponent):
 
     19 features: g, p, m at six decays, each divided by its root mean square over the tensor;
     tanh(step / t - 1) at 11 scales.  (d, s) = perceptron(features);  u = -step_size * d *
-    e^(exponent * s) (Metz et al. 2020, arXiv:2009.11243). The rule does not read the horizon."""
+    e^(exponent * s) (Metz et al. 2020, arXiv:2009.11243). The rule does not read the horizon.
+
+    >>> rule = ml.learned_optimizers.MLP(hidden=4).build()
+    >>> sorted(rule.init(ml.fold_in(0)))
+    ['mlp.0.bias', 'mlp.0.weight', 'mlp.1.bias', 'mlp.1.weight', 'mlp.2.bias', 'mlp.2.weight']
+    """
 
     name: Literal["mlp"] = option("mlp", "The rule.")
     hidden: int = option(32, "Width of a layer.", ge=1, le=1024)

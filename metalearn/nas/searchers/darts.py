@@ -77,6 +77,9 @@ class DARTS(SearcherComponent):
     weight is taken at every place, `none` included (as NAS-Bench-201's DARTS), and that one
     candidate is trained. Departure: the architecture's gradient is the mean over folds, each of
     which is small.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.DARTS(steps=10).build(space)
     """
 
     name: Literal["darts"] = option("darts", "The searcher.")

@@ -20,6 +20,11 @@ class Evolution(SearcherComponent):
     """Evolution with ageing: the best of a random sample is mutated, the oldest member is removed.
 
     Departure: a child that was already scored is mutated again, as its score would be the same.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.Evolution(population=4).build(space)
+    >>> next(search(ml.fold_in(0), 8, None)).genotypes[0]
+    (2, 1, 0, 1, 1, 1)
     """
 
     name: Literal["evolution"] = option("evolution", "The searcher.")

@@ -17,6 +17,11 @@ class Halving(SearcherComponent):
     Karnin et al. 2013, algorithm 3; arXiv:1502.07943. Every rung trains from scratch, and costs as
     much. A rung is scored completely before the next begins: an asynchronous rule would promote the
     first candidates of a batch without competition.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.Halving(factor=2).build(space)
+    >>> next(search(ml.fold_in(0), 8, None)).genotypes[0]
+    (0, 0, 3, 0, 1, 0)
     """
 
     name: Literal["halving"] = option("halving", "The searcher.")

@@ -34,7 +34,11 @@ class OneShot(SearcherComponent):
 
     With one shot the pool is ranked by the training loss. Departure: the authors search the pool by
     evolution; here it is drawn at random, as spaces are small and scoring a candidate costs one
-    forward pass."""
+    forward pass.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.OneShot(pool=16).build(space)
+    """
 
     name: Literal["one-shot"] = option("one-shot", "The searcher.")
     steps: int = option(60, "Single-path steps of the shared weights.", ge=1, le=100_000)

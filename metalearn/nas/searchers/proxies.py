@@ -77,7 +77,13 @@ ON_DATA: dict[str, OnData] = {"grad_norm": grad_norm, "snip": snip, "jacob_cov":
 class Proxy(SearcherComponent):
     """Rank random candidates by a score that needs no training, and train the best.
 
-    `params` and `flops` are the baselines of the other scores: more is better on every task."""
+    `params` and `flops` are the baselines of the other scores: more is better on every task.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.Proxy(measure="params", keep=2).build(space)
+    >>> next(search(ml.fold_in(0), 8, None)).genotypes[0]
+    (3, 3, 4, 1, 1, 1)
+    """
 
     name: Literal["proxy"] = option("proxy", "The searcher.")
     measure: Measure = option("flops", "The score; higher is better.")

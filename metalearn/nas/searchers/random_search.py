@@ -12,7 +12,13 @@ from metalearn.types import Key
 
 
 class RandomSearch(SearcherComponent):
-    """Different random candidates, as many as the budget allows; all are equally likely."""
+    """Different random candidates, as many as the budget allows; all are equally likely.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.RandomSearch().build(space)
+    >>> next(search(ml.fold_in(0), 8, None)).genotypes[0]
+    (0, 0, 3, 0, 1, 0)
+    """
 
     is_control: ClassVar[bool] = True
     name: Literal["random"] = option("random", "The searcher.")

@@ -17,7 +17,11 @@ WORST = -1e30  # value passed to Optuna for a candidate that diverged
 
 
 class TPE(SearcherComponent):
-    """Optuna's TPE over the places of a genotype; repeated proposals are answered from memory."""
+    """Optuna's TPE over the places of a genotype; repeated proposals are answered from memory.
+
+    >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
+    >>> search = ml.nas.TPE().build(space)
+    """
 
     name: Literal["tpe"] = option("tpe", "The searcher.")
     startup: int | None = option(

@@ -131,7 +131,12 @@ def last_area(spec: EpisodeSpec, downsample: Downsample) -> int:
 class Conv4Size(SpaceComponent):
     """Conv4 with 8 to 64 channels a block, three normalisations and two heads: 1,536 networks.
 
-    Normalisation is by batch statistics, by group statistics, or none."""
+    Normalisation is by batch statistics, by group statistics, or none.
+
+    >>> space = ml.nas.Conv4Size().build(ml.tasks.Glyphs().build().spec, "query_batch")
+    >>> space.size
+    1536
+    """
 
     name: Literal["conv4-size"] = option("conv4-size", "The space.")
     downsample: Downsample = option("stride", DOWNSAMPLE)

@@ -9,7 +9,12 @@ from metalearn.nas.spaces.cells import CellSpaceComponent
 
 
 class NB201Conv4(CellSpaceComponent):
-    """NAS-Bench-201's 15,625 cells of 4 nodes, in place of Conv4's last three blocks."""
+    """NAS-Bench-201's 15,625 cells of 4 nodes, in place of Conv4's last three blocks.
+
+    >>> space = ml.nas.NB201Conv4(filters=8).build(ml.tasks.Glyphs().build().spec, "query_batch")
+    >>> space.size
+    15625
+    """
 
     nodes: ClassVar[int] = 4
 

@@ -57,6 +57,10 @@ class CIFARFS(_Cifar):
     The split of Bertinetto et al. 2019 (arXiv:1805.08136). 15 groups of equal images lie on both
     sides of it: `repeated_images: leave_out` leaves those of training and validation out that a
     later split holds. Images are [3, 32, 32] in 0..1. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.CIFARFS(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 32, 32])
     """
 
     source: Literal["cifar_fs"] = option("cifar_fs", "The task source.")
@@ -72,6 +76,10 @@ class FC100(_Cifar):
     The split of Oreshkin et al. 2018 (arXiv:1805.10123): no superclass lies on both sides, which
     makes it harder than CIFAR-FS. 3 groups of equal images do: see `repeated_images`. Images are
     [3, 32, 32] in 0..1. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.FC100(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 32, 32])
     """
 
     source: Literal["fc100"] = option("fc100", "The task source.")

@@ -33,6 +33,10 @@ class Clinc150(TaskComponent):
 
     90 / 30 / 30 intents, whole domains; 150 requests each. x [384] has length 1. Near the ceiling
     with 5 shots: 20 ways and 1 shot tell methods apart. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.Clinc150(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 384])
     """
 
     default_model: ClassVar[str] = "mlp"

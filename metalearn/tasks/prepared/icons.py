@@ -42,6 +42,10 @@ class Icons(images.ImageTask):
     `designers: unseen` support sets come from the 56 training designers, and queries of validation
     and test tasks from the 10 and 21 others; classes with too few drawings are left out. Images
     are [1, size, size] in 0..1, ink bright. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.Icons(ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 1, 28, 28])
     """
 
     source: Literal["icons"] = option("icons", "The task source.")

@@ -99,6 +99,10 @@ class MiniImageNet(PublishedFolder):
 
     The split of Ravi & Larochelle 2017. Images are resized by Pillow's Lanczos filter, and are
     [3, size, size] in 0..1. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.MiniImageNet(path="mini_imagenet.zip", ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 84, 84])
     """
 
     source: Literal["mini_imagenet"] = option("mini_imagenet", "The task source.")
@@ -116,6 +120,10 @@ class TieredImageNet(PublishedFolder):
 
     The split of Ren et al. 2018 (arXiv:1803.00676): no category lies on both sides. Images are [3,
     size, size] in 0..1. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.TieredImageNet(path="tiered_imagenet.zip", ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 84, 84])
     """
 
     source: Literal["tiered_imagenet"] = option("tiered_imagenet", "The task source.")
@@ -130,6 +138,10 @@ class CUB200(PublishedFolder):
 
     The split of Chen et al. 2019 as torchmeta has it; photos are not cropped to the birds. Images
     are [3, size, size] in 0..1. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.CUB200(path="CUB_200_2011.tgz", ways=5, shots=1).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 5, 3, 84, 84])
     """
 
     source: Literal["cub200"] = option("cub200", "The task source.")

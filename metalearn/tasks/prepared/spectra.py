@@ -38,6 +38,10 @@ class Spectra(TaskComponent):
     is (wavelength - 1425) / 600. With `standardise` y = (reflectance - m) / s by mean and standard
     deviation of all training values; `facts` has s, and loss * s^2 is that of reflectances. Raises
     ConfigError, DataError.
+
+    >>> source = ml.tasks.Spectra(shots=10).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 10, 1])
     """
 
     default_model: ClassVar[str] = "mlp"

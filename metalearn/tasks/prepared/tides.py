@@ -43,6 +43,10 @@ class Tides(TaskComponent):
     spring-tide week, and phases are shared knowledge; `free`: at an hour drawn from a year. Inputs
     are days from the middle of the window, or cos and sin at the 21 known speeds. Constants come
     from gauge records; heights are computed. Raises ConfigError, DataError.
+
+    >>> source = ml.tasks.Tides(shots=10).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 10, 1])
     """
 
     default_model: ClassVar[str] = "mlp"

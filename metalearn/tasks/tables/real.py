@@ -32,6 +32,10 @@ class RealTables(TaskComponent):
     result.json has the scores of each table under `by_source`. Splits share classes, not rows: a
     third of the rows of each class is in each, 16 at least. Rows that repeat are left out. Raises
     ConfigError, DataError.
+
+    >>> source = ml.tasks.RealTables(tables=("wine", "iris"), ways=3, shots=5).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 15, 64])
     """
 
     default_model: ClassVar[str] = "standardised"

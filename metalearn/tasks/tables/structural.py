@@ -31,6 +31,10 @@ class Tables(GeneratedTask):
     equally large intervals of one more node, or clusters of the causes; their labels are permuted.
     Some columns are categories or log-normal. `ways` and `shots` may be ranges; all sizes beside a
     task's own are padding.
+
+    >>> source = ml.tasks.Tables(ways=3, shots=5).build()
+    >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
+    torch.Size([4, 15, 64])
     """
 
     # Departures: layers of one width in the place of a drawn depth; classes are equally frequent

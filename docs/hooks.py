@@ -1,0 +1,20 @@
+"""Pages that mkdocs makes of data when it builds the site: metalearn/report/site_pages.py."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+from metalearn.report.site_pages import figures, pages
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The files of the site and the generated ones."""
+    for path, text in pages(EXPERIMENTS).items():
+        files.append(File.generated(config, path, content=text))
+    for figure in figures(EXPERIMENTS):
+        path = f"figures/{figure.name}"
+        files.append(File.generated(config, path, abs_src_path=str(figure)))
+    return files
