@@ -12,6 +12,7 @@ import torch
 
 from metalearn.bench.contenders import Contender, contenders
 from metalearn.bench.engines.engine import Engine, LeftOut
+from metalearn.bench.engines.in_context import InContextProblem
 from metalearn.bench.engines.l2o import LearnedProblem
 from metalearn.bench.engines.native import STEPS
 from metalearn.bench.limit import LIMIT, convolution, reference_and_flops
@@ -59,6 +60,10 @@ class Ready:
     row: Row
 
 
+# of the families that build more than a model and MAML or ProtoNet
+PROBLEMS: dict[str, type[Problem]] = {"l2o": LearnedProblem, "in_context": InContextProblem}
+
+
 @dataclass
 class Outcome:
     """What one workload gave: its rows, what was left out and why, facts about the workload."""
@@ -75,7 +80,7 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
     work = workload.with_tasks(settings.tasks) if settings.tasks else workload
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
-    problem = (LearnedProblem if work.family == "l2o" else Problem)(work, settings.device)
+    problem = PROBLEMS.get(work.family, Problem)(work, settings.device)
     log.info(
         f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} "
         f"thread{'s' if threads > 1 else ''}"

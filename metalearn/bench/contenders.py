@@ -9,6 +9,8 @@ from typing import Any
 from metalearn.bench.engines import (
     by_jax,
     by_torchopt,
+    in_context,
+    in_context_jax,
     l2o,
     l2o_jax,
     native,
@@ -59,6 +61,15 @@ def contenders(
         found += [
             Contender("jax", lambda row: [l2o_jax.engine(problem)]),
             Contender("torch", lambda row: [l2o.engine(problem)]),
+        ]
+    elif isinstance(problem, in_context.InContextProblem):
+        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+        found += [
+            Contender(name, _left_out(name, "has no in-context learner")) for name in PEERS[:3]
+        ]
+        found += [
+            Contender("jax", lambda row: [in_context_jax.engine(problem)]),
+            Contender("torch", lambda row: [in_context.engine(problem)]),
         ]
     else:
         found = [_native(problem, executor) for executor in executors or native.candidates(problem)]

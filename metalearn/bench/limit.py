@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalearn.bench.engines import l2o
+from metalearn.bench.engines import in_context, l2o
 from metalearn.bench.engines.engine import Engine
 from metalearn.bench.engines.plain import reference
 from metalearn.bench.problem import Problem, synchronise
@@ -27,6 +27,8 @@ def reference_and_flops(problem: Problem) -> tuple[Params, int]:
 def _reference(problem: Problem) -> Params:
     if isinstance(problem, l2o.LearnedProblem):
         return l2o.reference(problem, problem.check)
+    if isinstance(problem, in_context.InContextProblem):
+        return in_context.reference(problem, problem.check)
     return reference(problem, problem.check)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from metalearn.algorithms import MAML, ProtoNet
 from metalearn.bench.workloads import Workload
 from metalearn.models import MLP, Conv4
+from metalearn.models.norm import Policy
 from metalearn.rng import fold_in
 from metalearn.tasks import Sinusoid
 from metalearn.tasks.images import ImageSource
@@ -60,9 +61,11 @@ class Problem:
         work = self.workload
         if work.model == "mlp":
             return MLP(sizes=(40, 40)).build(self.source.spec)
-        return Conv4(filters=work.filters, downsample=work.downsample, flatten=work.flatten).build(
-            self.source.spec
+        norm: Policy = "query_batch" if work.norm else "none"
+        conv4 = Conv4(
+            filters=work.filters, downsample=work.downsample, flatten=work.flatten, norm=norm
         )
+        return conv4.build(self.source.spec)
 
     @cached_property
     def method(self) -> Method:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from metalearn.errors import ConfigError, did_you_mean
 
-Family = Literal["maml", "proto_net", "sampling", "l2o"]
+Family = Literal["maml", "proto_net", "in_context", "sampling", "l2o"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Workload:
     filters: int = 64
     downsample: Literal["pool", "stride"] = "pool"
     flatten: bool = False
+    norm: bool = True  # whether the batch in hand normalises each block of conv4
     inner_steps: int = 1  # S
     inner_lr: float = 0.4
     first_order: bool = False
@@ -59,11 +60,13 @@ class Workload:
         model = (
             "MLP 40-40"
             if self.regression
-            else f"Conv4-{self.filters}, {self._halving()}, {self._images()}"
+            else f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
         )
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
         if self.family == "proto_net":
             return f"ProtoNet, {model}, {shape}"
+        if self.family == "in_context":
+            return f"transformer neural process, 3 blocks of width 64 on {model}, {shape}"
         order = "first order" if self.first_order else "second order"
         steps = f"{self.inner_steps} inner step{'s' if self.inner_steps > 1 else ''}"
         return f"MAML, {model}, {shape}, {steps}, {order}"
@@ -76,6 +79,9 @@ class Workload:
 
     def _halving(self) -> str:
         return "strided" if self.downsample == "stride" else "pooled"
+
+    def _norm(self) -> str:
+        return "" if self.norm else ", without normalisation"
 
     def _images(self) -> str:
         return "x".join(map(str, self.x_shape))
@@ -124,6 +130,16 @@ _TABLE = (
     ),
     Workload("first_order_5w1s", 32, first_order=True),
     Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
+    replace(_SINUSOID, name="in_context_sinusoid", family="in_context", inner_steps=0),
+    Workload(
+        "in_context_omniglot",
+        16,
+        family="in_context",
+        queries=5,
+        downsample="stride",
+        norm=False,
+        inner_steps=0,
+    ),
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
     replace(
         _SINUSOID,

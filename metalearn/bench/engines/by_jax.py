@@ -34,7 +34,7 @@ def engine(problem: Problem) -> Engine:
         grads = j.jax.vmap(task_grad, (None, 0, 0, 0, 0))(params, *episodes)
         return j.jax.tree.map(lambda g: g.mean(0), grads)
 
-    return (_sampling_inside if work.regression else _whole)(j, problem, meta_gradient, params)
+    return (sampling_inside if work.regression else whole)(j, problem, meta_gradient, params)
 
 
 def load(device: str) -> SimpleNamespace:
@@ -74,7 +74,7 @@ def begin(j: Any, params: Any) -> Any:
     return j.np.zeros((), j.np.float32), params, zeros, zeros
 
 
-def _sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
+def sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
     """Waves, meta-gradient and update in one jitted function of the state."""
     key = j.jax.random.key(0)
     draw = models.waves(j, problem.workload)
@@ -89,7 +89,7 @@ def _sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) 
     )
 
 
-def _whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
+def whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
     """Meta-gradient and update in one jitted function of the state and of episodes drawn
     beforehand.
     """

@@ -55,9 +55,15 @@ def waves(j: Any, work: Workload) -> Any:
 
 
 def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
-    """The body of Conv4 on x [B, H, W, C]: [B, D].
+    """The body: of the perceptron on x [B, 1], of Conv4 on x [B, H, W, C] -> [B, D].
 
     Four times convolution, normalisation by the batch, ReLU, pooling or strides."""
+    if work.model == "mlp":
+        for place in range(2):
+            x = j.np.maximum(
+                x @ params[f"layers.{place}.weight"].T + params[f"layers.{place}.bias"], 0
+            )
+        return x
     stride = 2 if work.downsample == "stride" else 1
     for place in range(4):
         x = (
@@ -70,11 +76,12 @@ def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
             )
             + params[f"convs.{place}.bias"]
         )
-        mean = x.mean((0, 1, 2))
-        var = j.np.square(x - mean).mean((0, 1, 2))
-        x = (x - mean) * j.lax.rsqrt(var + EPS) * params[f"norms.{place}.weight"] + params[
-            f"norms.{place}.bias"
-        ]
+        if work.norm:
+            mean = x.mean((0, 1, 2))
+            var = j.np.square(x - mean).mean((0, 1, 2))
+            x = (x - mean) * j.lax.rsqrt(var + EPS) * params[f"norms.{place}.weight"] + params[
+                f"norms.{place}.bias"
+            ]
         x = j.np.maximum(x, 0)
         if stride == 1:
             x = _pool(j, x)
@@ -94,14 +101,7 @@ def _pool(j: Any, x: Any) -> Any:
 
 def apply(j: Any, work: Workload, params: Any, x: Any) -> Any:
     """[B, *X] -> [B, C]."""
-    if work.model == "mlp":
-        for place in range(2):
-            x = j.np.maximum(
-                x @ params[f"layers.{place}.weight"].T + params[f"layers.{place}.bias"], 0
-            )
-    else:
-        x = features(j, work, params, x)
-    return x @ params["head.weight"].T + params["head.bias"]
+    return features(j, work, params, x) @ params["head.weight"].T + params["head.bias"]
 
 
 def criterion(j: Any, work: Workload, predictions: Any, y: Any) -> Any:

@@ -9,7 +9,7 @@ from metalearn.executors.auto import Work, choose, configured_choice
 from metalearn.executors.pieces import workers_on
 from metalearn.executors.step import Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice
-from metalearn.tree import named_leaves
+from metalearn.tree import from_named, named_leaves
 from metalearn.types import Episode, MetaState, Params
 
 BETA1 = 0.9  # of the outer Adam: its first moment after one step is (1 - BETA1) times the gradient
@@ -22,7 +22,7 @@ def candidates(problem: Problem) -> tuple[str, ...]:
         return ("vmap", "graph", "compiled_graph", "auto")
     if problem.workload.family == "l2o":
         return ("vmap", "compiled_steps")
-    if problem.workload.model == "mlp":
+    if problem.workload.model == "mlp" or problem.workload.family == "in_context":
         return ("vmap", "traced", "compiled", "auto")
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
@@ -95,4 +95,5 @@ def _engine(problem: Problem, made: Executable) -> Engine:
 def fresh(problem: Problem) -> MetaState:
     """The state before the first step, at the problem's start; leaves of its own."""
     state = problem.method.init(problem.key)
-    return state._replace(meta={name: value.clone() for name, value in problem.start.items()})
+    start = {name: value.clone() for name, value in problem.start.items()}
+    return state._replace(meta=from_named(state.meta, start))

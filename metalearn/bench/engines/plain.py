@@ -23,10 +23,13 @@ class Perceptron(nn.Module):
         self.layers = nn.ModuleList((nn.Linear(1, 40), nn.Linear(40, 40)))
         self.head = nn.Linear(40, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = F.relu(layer(x))
-        out: Tensor = self.head(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x))
         return out
 
 
@@ -44,7 +47,8 @@ class FourBlocks(nn.Module):
             for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(filters, track_running_stats=False) for _ in range(4)
+            nn.BatchNorm2d(filters, track_running_stats=False) if work.norm else nn.Identity()
+            for _ in range(4)
         )
         side = work.x_shape[1]
         for _ in range(4):

@@ -13,12 +13,16 @@ from metalearn.types import Episode, Params
 
 
 def engine_of(
-    problem: Problem, model: nn.Module, backward: Callable[[Episode], None], form: str = ""
+    problem: Problem,
+    model: nn.Module,
+    backward: Callable[[Episode], None],
+    form: str = "",
+    fused: bool = False,
 ) -> Engine:
     """An engine of Adam and `backward`.
 
     It adds the meta-gradient of a batch to the .grad of the model's parameters."""
-    adam = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
+    adam = torch.optim.Adam(model.parameters(), lr=OUTER_LR, fused=fused)
     number = 0
 
     def learn(episodes: Episode) -> None:
