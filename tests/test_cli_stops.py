@@ -160,7 +160,7 @@ def test_list_tells_every_component_and_field(metalearn: Commands) -> None:
         "spaces",
         "searchers",
     }
-    tables |= {"trackers", "report", "experiments", "sweeps"}
+    tables |= {"trackers", "losses", "report", "experiments", "sweeps"}
     assert set(found) == tables and done.code == 0
     for rows in found.values():
         for row in rows:
