@@ -27,7 +27,6 @@ from hypothesis import settings  # noqa: E402
 from messages import Collector  # noqa: E402
 
 from metalearn.config import plugins  # noqa: E402
-from metalearn.config.registry import REPORT, TABLES  # noqa: E402
 from metalearn.logger import log  # noqa: E402
 
 torch.set_num_threads(1)
@@ -79,7 +78,7 @@ def metalearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 @pytest.fixture
 def tables() -> Iterator[None]:
     """Put the tables of components back after a test, and forget its plug-ins."""
-    tables: list[dict[str, Any]] = [*TABLES.values(), REPORT]
+    tables = plugins._tables()
     before = [dict(table) for table in tables]
     yield
     for table, values in zip(tables, before):
