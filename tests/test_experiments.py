@@ -20,7 +20,7 @@ from metalearn.inner.method import broadcast_task_state
 from metalearn.rng import fold_in
 from metalearn.tasks import omniglot
 from metalearn.tasks.prepared.splits import published
-from metalearn.types import Method
+from metalearn.types import Method, NullLedger
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 EACH = 31  # images of a class: more shots and queries than any experiment asks for
@@ -93,6 +93,32 @@ def three_steps_and_two_tasks(
     assert method.step is None or state.step == 3
     curve = learning_curve(test_method, state.meta, parts.test, (0, 1), episodes=2, seed=1)
     assert len(curve.mean) == 2
+
+
+COMPARED = EXPERIMENTS / "compare_cifar_fs.yaml"
+SEARCH = ["candidates=2", "search_steps=1"]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [one.get("label", one["name"]) for one in yaml.safe_load(COMPARED.read_text())["methods"]],
+)
+def test_three_steps_of_every_row_of_a_comparison(
+    label: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METALEARN_DATA", str(data))
+    words = ["model.filters=4", "run.device=cpu", "run.tasks_per_step=2", "run.examples_per_step=8"]
+    words += [
+        f"methods.{part}.{word}" for part in ("per_task_nas", "shared_maml") for word in SEARCH
+    ]
+    words += ["methods.shared_maml.search_tasks=2", "methods.shared_maml.score_tasks=2"]
+    (experiment,) = [one for one in load(str(COMPARED), words).experiments if one.label == label]
+    parts = build(experiment, to_train=True)
+    method, test_method = parts.method, parts.test_method
+    if method.prepare is not None and test_method.prepare is not None:
+        given = parts.train, fold_in(0, "search"), NullLedger(), tmp_path
+        method, test_method = method.prepare(*given), test_method.prepare(*given)
+    three_steps_and_two_tasks(experiment, parts, method, test_method)
 
 
 IN_EVALUATION_MODE = (
