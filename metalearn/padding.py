@@ -17,6 +17,8 @@ from torch import Tensor
 
 from metalearn.types import Batch
 
+FARTHEST = 5.0  # deviations, beyond which standardised columns are cut off
+
 
 class Padding(NamedTuple):
     """The weights of one forward pass; None: everything counts."""
@@ -81,6 +83,25 @@ def weighted_moments(x: Tensor, weight: Tensor, channel: int = 1) -> tuple[Tenso
     mean = (w * there).sum(axes) / count
     var = (w * (there - mean.view(shape)).square()).sum(axes) / count
     return mean, var, count
+
+
+def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """((x - mean) / deviation of each column, whether the column varies); cut off at 5 deviations.
+
+    Mean and deviation are those of `context` [K, *X], default x itself, weighted as the scope of
+    `padded` says; a column that is constant there becomes 0. x [B, *X] -> [B, F], [F].
+    """
+    x = x.flatten(1)
+    weight = current().weight if context is None else current().context
+    base = x if context is None else context.flatten(1)
+    weight = torch.ones_like(base[:, 0]) if weight is None else weight
+    share = (weight / weight.sum()).unsqueeze(-1)  # [K, 1]
+    mean = (share * base).sum(0)
+    variance = (share * (base - mean).square()).sum(0)
+    varies = variance > 1e-12 * mean.square() + 1e-30
+    scale = torch.where(varies, variance, torch.ones_like(variance)).rsqrt()
+    found = ((x - mean) * scale).clamp(-FARTHEST, FARTHEST)
+    return torch.where(varies, found, torch.zeros_like(found)), varies
 
 
 def present_classes(batch: Batch, classes: int) -> Tensor:

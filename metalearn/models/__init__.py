@@ -10,6 +10,7 @@ from metalearn.models.own import Own
 from metalearn.models.pretrained import Pretrained
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.sized_mlp import SizedMLP
+from metalearn.models.standardised import Standardised
 
 MODELS: dict[str, type[ModelComponent]] = {
     "mlp": MLP,
@@ -19,6 +20,7 @@ MODELS: dict[str, type[ModelComponent]] = {
     "own": Own,
     "sized_mlp": SizedMLP,
     "pretrained": Pretrained,
+    "standardised": Standardised,
 }
 
 __all__ = [
@@ -31,5 +33,6 @@ __all__ = [
     "Pretrained",
     "ResNet12",
     "SizedMLP",
+    "Standardised",
     "from_module",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from metalearn.component import MethodComponent
 from metalearn.transfer.baseline_plus_plus import BaselinePlusPlus
 from metalearn.transfer.fine_tune import FineTune
+from metalearn.transfer.gradient_boosting import GradientBoosting
 from metalearn.transfer.knn import KNN
 from metalearn.transfer.linear_probe import LinearProbe
 from metalearn.transfer.logistic_regression import LogisticRegression
@@ -23,6 +24,7 @@ TRANSFER: dict[str, type[MethodComponent]] = {
     "logistic_regression": LogisticRegression,
     "rfs": RFS,
     "knn": KNN,
+    "gradient_boosting": GradientBoosting,
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "TRANSFER",
     "BaselinePlusPlus",
     "FineTune",
+    "GradientBoosting",
     "LinearProbe",
     "LogisticRegression",
     "NearestCentroid",
