@@ -52,6 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gpicl": {"width": 16, "heads": 2, "layers": 2, "outer": SGD(lr=0.5)},
     "snail": {"width": 8, "span": 4, "outer": Adam(lr=0.01)},
     "caml": {"width": 16, "heads": 2, "outer": Adam(lr=0.02)},
+    "prior_fitted": {"width": 16, "heads": 2, "layers": 2, "outer": Adam(lr=0.02)},
     "scratch": {"inner_lr": 0.3},
     "fine_tune": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
     "linear_probe": {"outer": Adam(lr=0.02)},
@@ -89,6 +90,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # (method, check): why it does not apply.
 EXEMPT = {
+    (
+        "gradient_boosting",
+        "check_queries_see_each_other_only_if_transductive",
+    ): "it has no network that a policy could normalise; tests/test_transfer_tables.py looks at it",
     (
         "proto_net",
         "check_every_leaf_receives_gradient",

@@ -7,6 +7,7 @@ from metalearn.in_context.caml import CAML
 from metalearn.in_context.component import InContext
 from metalearn.in_context.conditional_neural_process import ConditionalNeuralProcess
 from metalearn.in_context.gpicl import GPICL
+from metalearn.in_context.prior_fitted import PriorFitted
 from metalearn.in_context.snail import SNAIL
 from metalearn.in_context.transformer_neural_process import TransformerNeuralProcess
 
@@ -17,6 +18,7 @@ IN_CONTEXT: dict[str, type[InContext]] = {
     "gpicl": GPICL,
     "snail": SNAIL,
     "caml": CAML,
+    "prior_fitted": PriorFitted,
 }
 
 __all__ = [
@@ -27,5 +29,6 @@ __all__ = [
     "AttentiveNeuralProcess",
     "ConditionalNeuralProcess",
     "InContext",
+    "PriorFitted",
     "TransformerNeuralProcess",
 ]

@@ -60,7 +60,7 @@ class CAML(InContext):
 
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:
         width, ones = self.width, torch.ones((), dtype=dtype)
-        found = linear_start(rng.fold_in(key, "token"), "token", sizes.features, width, dtype)
+        found = self.token_start(rng.fold_in(key, "token"), sizes.features, dtype)
         found["scale"] = 8 * ones
         for layer in range(self.layers):
             own, name = rng.fold_in(key, "layer", layer), f"layers.{layer}"
@@ -77,9 +77,17 @@ class CAML(InContext):
                 found[f"{name}.agreement"] = 0.5 * ones.expand(self.heads, 1, 1)
         return found
 
+    def token_start(self, key: Key, features: int, dtype: torch.dtype) -> Params:
+        """The parameters of `token`."""
+        return linear_start(key, "token", features, self.width, dtype)
+
+    def token(self, params: Params, z: Tensor) -> Tensor:
+        """Tokens of features: [B, D] -> [B, width]."""
+        return linear(params, "token", z)
+
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> list[Any]:
-        x, bias = linear(params, "token", z), weight_bias(support.weight)
-        codes = _codes(labels, present_in(support, labels.shape[-1]))
+        x, bias = self.token(params, z), weight_bias(support.weight)
+        codes = codes_of(labels, present_in(support, labels.shape[-1]))
         memories: list[Any] = []
         for layer in range(self.layers):
             h, memory = self._memory(params, layer, x)
@@ -89,8 +97,14 @@ class CAML(InContext):
         return memories
 
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
-        x, bias = linear(params, "token", z), weight_bias(support.weight)
         codes = z.new_zeros(z.shape[0], memory[0][1].shape[-1])
+        return self.answer_from(params, memory, z, codes, support)
+
+    def answer_from(
+        self, params: Params, memory: Any, z: Tensor, codes: Tensor, support: Batch
+    ) -> Tensor:
+        """Logits [M, N] of queries whose codes begin as `codes` [M, N]."""
+        x, bias = self.token(params, z), weight_bias(support.weight)
         for layer, found in enumerate(memory):
             h = norm(params, f"layers.{layer}.before", x)
             x, codes = self._block(params, layer, x, h, codes, found, bias)
@@ -127,9 +141,9 @@ class CAML(InContext):
         return x, codes
 
 
-def _codes(labels: Tensor, present: Tensor | None) -> Tensor:
-    """ELMES of the classes that are present [N], default all: one-hot [B, N] -> [B, N]."""
-    present = torch.ones_like(labels[0]) if present is None else present.to(labels.dtype)
+def codes_of(labels: Tensor, present: Tensor | None) -> Tensor:
+    """ELMES of the classes that are present [N], default all: one-hot or p [B, N] -> [B, N]."""
+    present = labels.new_ones(labels.shape[-1]) if present is None else present.to(labels.dtype)
     count = present.sum()
     length = (count / (count - 1).clamp(min=1)).sqrt()
     return length * (labels - present / count)
