@@ -52,6 +52,7 @@ def page(folder: Path) -> str:
         published=_published(folder, results),
         comparison=lambda name: _comparison(results[name]),
         contrasts=lambda name: _contrasts(results[name]),
+        by_source=lambda name: _by_source(results[name]),
         table=lambda name: _table(results[name]),
         schedule=lambda name: _schedule(folder / f"{name}.yaml"),
     )
@@ -157,6 +158,20 @@ def _line(row: Json, one: Json, percent: bool) -> list[str]:
         _flops(row["flops_before"]),
         _flops(row["flops_task"]),
     ]
+
+
+def _by_source(one: Json) -> str:
+    """The rows of a comparison on the tasks of each source, and their mean ranks."""
+    percent, sources = one["metric"] == "accuracy", list(one["rows"][0]["by_source"])
+    rows = [
+        [
+            row["label"],
+            *(score(row["by_source"].get(name), percent) for name in sources),
+            f"{row['mean_rank']:.1f}",
+        ]
+        for row in sorted(one["rows"], key=lambda row: float(row["mean_rank"]))
+    ]
+    return _markdown(["row", *sources, "mean rank"], rows)
 
 
 def _contrasts(one: Json) -> str:

@@ -211,7 +211,7 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
         "tasks": max(run.episodes for one in groups.values() for run in one.runs),
         "schedule": "reduced",
         "schedule_why": schedule_why,
-        "rows": [_row(groups[line["label"]], line) for line in found["summary"]],
+        "rows": _ranked([_row(groups[line["label"]], line) for line in found["summary"]], first),
         "contrasts": [one for one in found["paired"] if one.get("contrast")],
         "break_even": [one for one in found["break_even"] if one.get("contrast")],
         "failed_checks": [one["name"] for one in found["checks"] if not one["passed"]],
@@ -233,7 +233,31 @@ def _row(row: Group, line: Mapping[str, Any]) -> Json:
         "tasks": row.tested_on,
         "flops_before": mean(spent),
         "flops_task": mean(at_headline),
+        **_by_source(row),
     }
+
+
+def _by_source(row: Group) -> Json:
+    """The metric on the tasks of each source, where tasks come from several."""
+
+    def score(run: Run, name: str) -> float | None:
+        return at(run.result["by_source"].get(name, {}).get(row.metric), run.headline_point)
+
+    names = row.first.result.get("by_source") or {}
+    found = {name: mean([score(run, name) for run in row.runs]) for name in names}
+    return {"by_source": found} if found else {}
+
+
+def _ranked(rows: list[Json], first: Run) -> list[Json]:
+    """The rows with `mean_rank` over sources: 1 is the best, equal scores share the mean rank."""
+    sign = 1 if first.metric == "accuracy" else -1
+    ranks: list[list[float]] = [[] for _ in rows]
+    for name in rows[0].get("by_source", {}) if rows else ():
+        scores = [sign * (row.get("by_source", {}).get(name) or 0.0) for row in rows]
+        for own, score in zip(ranks, scores):
+            above, same = sum(one > score for one in scores), scores.count(score)
+            own.append(above + (same + 1) / 2)
+    return [{**row, "mean_rank": mean(own)} if own else row for row, own in zip(rows, ranks)]
 
 
 def cells_of(results: Mapping[str, Json]) -> list[Json]:
