@@ -68,7 +68,7 @@ def test_the_inner_rule_of_a_variant_holds_in_training() -> None:
 
 # Methods that compare classes: tests/test_methods_reference.py looks at them.
 OF_CLASSES = {"proto_net", "proto_maml", "matching_net"}
-OF_CLASSES |= {"relation_net", "metaopt_net", "meta_baseline", "pmf"}
+OF_CLASSES |= {"relation_net", "metaopt_net", "metaopt_svm", "meta_baseline", "pmf"}
 
 
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - OF_CLASSES))

@@ -14,6 +14,7 @@ from metalearn.algorithms.meta_curvature import MetaCurvature
 from metalearn.algorithms.meta_sgd import MetaSGD
 from metalearn.algorithms.metric.meta_baseline import MetaBaseline
 from metalearn.algorithms.metric.metaopt_net import MetaOptNet
+from metalearn.algorithms.metric.metaopt_svm import MetaOptSVM
 from metalearn.algorithms.metric.pmf import PMF
 from metalearn.algorithms.metric.relation_net import RelationNet
 from metalearn.algorithms.proto_maml import ProtoMAML
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[MethodComponent]] = {
     "alfa": ALFA,
     "relation_net": RelationNet,
     "metaopt_net": MetaOptNet,
+    "metaopt_svm": MetaOptSVM,
     "meta_baseline": MetaBaseline,
     "pmf": PMF,
 }
@@ -58,6 +60,7 @@ __all__ = [
     "MetaBaseline",
     "MetaCurvature",
     "MetaOptNet",
+    "MetaOptSVM",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

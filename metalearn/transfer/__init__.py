@@ -8,6 +8,7 @@ from metalearn.transfer.fine_tune import FineTune
 from metalearn.transfer.gradient_boosting import GradientBoosting
 from metalearn.transfer.knn import KNN
 from metalearn.transfer.linear_probe import LinearProbe
+from metalearn.transfer.linear_svm import LinearSVM
 from metalearn.transfer.logistic_regression import LogisticRegression
 from metalearn.transfer.nearest_centroid import NearestCentroid
 from metalearn.transfer.rfs import RFS
@@ -25,6 +26,7 @@ TRANSFER: dict[str, type[MethodComponent]] = {
     "rfs": RFS,
     "knn": KNN,
     "gradient_boosting": GradientBoosting,
+    "linear_svm": LinearSVM,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "FineTune",
     "GradientBoosting",
     "LinearProbe",
+    "LinearSVM",
     "LogisticRegression",
     "NearestCentroid",
     "Scratch",
