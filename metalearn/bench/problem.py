@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.algorithms import MAML, ProtoNet
+from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.bench.workloads import Workload
 from metalearn.models import MLP, Conv4
 from metalearn.models.norm import Policy
@@ -72,6 +72,9 @@ class Problem:
         work = self.workload
         if work.family == "proto_net":
             return ProtoNet().build(self.learner, self.source.spec)
+        if work.family == "anil":
+            anil = ANIL(inner_steps=work.inner_steps, inner_lr=work.inner_lr)
+            return anil.build(self.learner, self.source.spec)
         kind = MAML(
             inner_steps=work.inner_steps, inner_lr=work.inner_lr, first_order=work.first_order
         )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from metalearn.errors import ConfigError, did_you_mean
 
-Family = Literal["maml", "proto_net", "in_context", "sampling", "l2o"]
+Family = Literal["maml", "anil", "proto_net", "in_context", "sampling", "l2o"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Workload:
             return f"transformer neural process, 3 blocks of width 64 on {model}, {shape}"
         order = "first order" if self.first_order else "second order"
         steps = f"{self.inner_steps} inner step{'s' if self.inner_steps > 1 else ''}"
-        return f"MAML, {model}, {shape}, {steps}, {order}"
+        return f"{self.family.upper()}, {model}, {shape}, {steps}, {order}"
 
     def _ways(self) -> str:
         return (
@@ -128,6 +128,18 @@ _TABLE = (
         inner_steps=5,
         inner_lr=0.01,
     ),
+    # MAML's setting on CIFAR-FS
+    Workload(
+        "conv4_cifar_5w1s",
+        4,
+        queries=15,
+        x_shape=(3, 32, 32),
+        filters=32,
+        flatten=True,
+        inner_steps=5,
+        inner_lr=0.01,
+    ),
+    Workload("anil_5w1s", 32, family="anil", queries=5, inner_steps=5, inner_lr=0.1),
     Workload("first_order_5w1s", 32, first_order=True),
     Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
     replace(_SINUSOID, name="in_context_sinusoid", family="in_context", inner_steps=0),

@@ -25,7 +25,7 @@ def engines(problem: Problem) -> list[Engine]:
     torchopt = package("torchopt")
     work = problem.workload
     if work.family != "maml":
-        raise LeftOut("torchopt differentiates through optimizers, and ProtoNet has no inner one")
+        raise LeftOut("torchopt differentiates through optimizers: it is timed on MAML alone")
     loop = _functional if work.first_order else _meta_sgd
     forms = [loop(problem, torchopt, module(problem))]
     if work.model == "mlp" or problem.device != "cpu":

@@ -125,6 +125,17 @@ def task_loss(j: Any, work: Workload) -> Any:
             params = j.jax.tree.map(lambda p, g: p - work.inner_lr * g, params, grads)
         return loss(params, qx, qy)
 
+    def head_loss(head: Any, z: Any, y: Any) -> Any:
+        return criterion(j, work, z @ head["head.weight"].T + head["head.bias"], y)
+
+    def adapted_head(params: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
+        z, q = features(j, work, params, sx), features(j, work, params, qx)
+        head = {name: params[name] for name in ("head.weight", "head.bias")}
+        for _ in range(work.inner_steps):
+            grads = j.jax.grad(head_loss)(head, z, sy)
+            head = j.jax.tree.map(lambda p, g: p - work.inner_lr * g, head, grads)
+        return head_loss(head, q, qy)
+
     def compared(params: Any, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
         z, q = features(j, work, params, sx), features(j, work, params, qx)
         member = (sy[:, None] == j.np.arange(work.ways)).astype(z.dtype)
@@ -132,4 +143,4 @@ def task_loss(j: Any, work: Workload) -> Any:
         predictions = -j.np.square(q[:, None] - centres).sum(-1)
         return criterion(j, work, predictions, qy)
 
-    return compared if work.family == "proto_net" else adapted
+    return {"proto_net": compared, "anil": adapted_head}.get(work.family, adapted)

@@ -129,13 +129,12 @@ def reference(problem: Problem, episodes: Episode) -> Params:
         params = dict(start)
         for _ in range(work.inner_steps):
             loss = criterion(work, functional_call(model, params, (sx,)), sy)
+            moved = [name for name in params if work.family != "anil" or name.startswith("head.")]
             grads = torch.autograd.grad(
-                loss, list(params.values()), create_graph=not work.first_order
+                loss, [params[name] for name in moved], create_graph=not work.first_order
             )
-            params = {
-                name: value - work.inner_lr * grad
-                for (name, value), grad in zip(params.items(), grads)
-            }
+            for name, grad in zip(moved, grads):
+                params[name] = params[name] - work.inner_lr * grad
         if work.family == "proto_net":
             predictions = prototype_logits(model, params, sx, sy, qx, work.ways)
         else:

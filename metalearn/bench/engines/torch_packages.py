@@ -23,8 +23,9 @@ def engine(name: str, problem: Problem) -> Engine:
         if name != "learn2learn":
             raise LeftOut(f"{name} patches inner loops, and ProtoNet has none")
         return engine_of(problem, model, partial(_prototypes, problem, model, found.nn))
+    on_head = work.family == "anil"
     adapt = INNER_LOOPS[name](
-        model,
+        model.head if on_head else model,  # type: ignore[arg-type]
         partial(criterion, work),
         lr=work.inner_lr,
         steps=work.inner_steps,
@@ -33,6 +34,8 @@ def engine(name: str, problem: Problem) -> Engine:
 
     def backward(episodes: Episode) -> None:
         for sx, sy, qx, qy in each_task(episodes):
+            if on_head:
+                sx, qx = _features(model, sx), _features(model, qx)
             adapted = adapt(sx, sy)
             adapted.backward(criterion(work, adapted.network(qx), qy) / work.tasks)
 
