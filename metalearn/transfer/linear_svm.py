@@ -26,6 +26,12 @@ class LinearSVM(MethodComponent):
     minimise over W:  1/2 sum_c |w_c|^2 + strength * sum of slacks,  slack = max over c of
     (1 [c != y] + w_c z) - w_y z,  z = f(x) / |f(x)|. The logits are W z. No steps: one constant
     point at every step of a curve.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.LinearSVM().build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     family: ClassVar[str] = "transfer"

@@ -17,6 +17,12 @@ class MetaOptSVM(MetaOptNet):
 
     minimise over W 1/2 sum_n |w_n|^2 + penalty * sum of slacks, by its dual of fixed
     iterations, whose derivative is exact;  logits = scale * z W. Loss and meta as in MetaOptNet.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.MetaOptSVM(iterations=20).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: projected descent and one linear solve in the place of an interior-point solver.
