@@ -59,7 +59,7 @@ NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its we
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
     maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
-    compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots \
+    compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots outer-gradients \
     omniglot-1-shot omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
@@ -160,6 +160,10 @@ cifar-fs-1-shot: $(STAMP) ## The 1-shot half of compare-cifar-fs.
 cifar-fs-5-shots: $(STAMP) ## The 5-shot half of compare-cifar-fs.
 	$(BIN)/metalearn compare experiments/compare_cifar_fs.yaml $(FIVE) $(FIVE_CIFAR) \
 	    --out $(CIFAR_FS)/5_shots
+
+outer-gradients: $(STAMP) ## Error, time and memory of estimators of the outer gradient (a minute, no data needed).
+	OMP_NUM_THREADS=1 $(BIN)/python -m metalearn.bench.outer_gradients \
+	    --out experiments/results/outer_gradients.json
 
 l2o-quadratics: $(STAMP) ## Meta-train an LSTM optimizer on quadratics; compare with tuned SGD, Adam, ...
 	$(BIN)/metalearn l2o experiments/l2o_quadratics.yaml --out runs/l2o_quadratics
