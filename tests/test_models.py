@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from metalearn.component import Component, ModelComponent
 from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
-from metalearn.models import MLP, MODELS, Conv4, ResNet12
+from metalearn.models import MLP, MODELS, Conv4, ResNet12, WideResNet
 from metalearn.models.conv4 import FourBlocks, pool
 from metalearn.models.mlp import Perceptron
 from metalearn.models.norm import MOMENTUM, Norm
 from metalearn.models.resnet12 import ResNet
+from metalearn.models.wide_resnet import WideNet
 from metalearn.rng import fold_in, normal
 from metalearn.testing.models import IMAGE, KEY, MODEL_CHECKS, VECTOR, ModelCase, data, shaken
 from metalearn.types import EpisodeSpec, Learner
@@ -37,6 +38,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [{"sizes": (7, 5)}, {"sizes": (4,), "activation": "gelu"}],
     "conv4": [{"filters": 4}, {"filters": 4, "downsample": "pool", "flatten": True}],
     "resnet12": [{"widths": (3, 4, 5, 6), "drop": 0.0}],
+    "wide_resnet": [{"depth": 10, "width": 1}],
 }
 # Those with an option for it; tests/test_objectives.py looks at the others.
 NETWORKS = {name: part for name, part in MODELS.items() if "norm" in part.model_fields}
@@ -62,6 +64,8 @@ def module_of(component: Any) -> nn.Module:
     c = component
     if isinstance(component, ResNet12):
         return ResNet(IMAGE.x_shape, component, 3).double()
+    if isinstance(component, WideResNet):
+        return WideNet(1, component, 3).double()
     return FourBlocks(
         IMAGE.x_shape, c.filters, 3, c.downsample == "stride", c.flatten, c.norm
     ).double()
@@ -163,8 +167,10 @@ def test_running_statistics_are_refreshed_and_read(name: str) -> None:
         new[n] is params[n] or torch.equal(new[n], params[n]) for n in params if n not in stats
     )
     first = stats[0].rpartition(".")[0]
-    assert name == "resnet12" or first == "stats.norms.0"
-    if name == "resnet12":
+    assert name in ("resnet12", "wide_resnet") or first == "stats.norms.0"
+    if name == "wide_resnet":
+        z = F.conv2d(x, params["stem.weight"], padding=1).transpose(0, 1).flatten(1).T
+    elif name == "resnet12":
         z = F.conv2d(x, params["blocks.0.convs.0.conv.weight"], padding=1)
         z = z.transpose(0, 1).flatten(1).T
     elif name == "mlp":

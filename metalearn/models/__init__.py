@@ -11,6 +11,7 @@ from metalearn.models.pretrained import Pretrained
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.sized_mlp import SizedMLP
 from metalearn.models.standardised import Standardised
+from metalearn.models.wide_resnet import WideResNet
 
 MODELS: dict[str, type[ModelComponent]] = {
     "mlp": MLP,
@@ -21,6 +22,7 @@ MODELS: dict[str, type[ModelComponent]] = {
     "sized_mlp": SizedMLP,
     "pretrained": Pretrained,
     "standardised": Standardised,
+    "wide_resnet": WideResNet,
 }
 
 __all__ = [
@@ -34,5 +36,6 @@ __all__ = [
     "ResNet12",
     "SizedMLP",
     "Standardised",
+    "WideResNet",
     "from_module",
 ]
