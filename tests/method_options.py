@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cg_steps": 3,
         "outer": Adam(lr=0.02),
     },
+    "t_net": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
     "alfa": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
     "relation_net": {"hidden": 8, "outer": Adam(lr=0.02)},
     "metaopt_net": {"strength": 1.0, "outer": Adam(lr=0.02)},
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "simple_shot": {"outer": Adam(lr=0.02)},
     "logistic_regression": {"strength": 10.0, "outer": Adam(lr=0.02)},
     "rfs": {"strength": 10.0, "copies": 0, "outer": Adam(lr=0.02)},
+    "rfs_distill": {"strength": 10.0, "copies": 0, "outer": Adam(lr=0.02)},
     "linear_svm": {"strength": 10.0, "outer": Adam(lr=0.02)},
     "knn": {"outer": Adam(lr=0.02)},
     "conditional_neural_process": {"width": 16, "outer": Adam(lr=0.02)},
@@ -92,6 +94,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # (method, check): why it does not apply.
 EXEMPT = {
+    (
+        "rfs_distill",
+        "check_every_leaf_receives_gradient",
+    ): "the start and the teacher of a generation stay as they are",
     (
         "gradient_boosting",
         "check_queries_see_each_other_only_if_transductive",

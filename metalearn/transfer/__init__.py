@@ -12,6 +12,7 @@ from metalearn.transfer.linear_svm import LinearSVM
 from metalearn.transfer.logistic_regression import LogisticRegression
 from metalearn.transfer.nearest_centroid import NearestCentroid
 from metalearn.transfer.rfs import RFS
+from metalearn.transfer.rfs_distill import RFSDistill
 from metalearn.transfer.scratch import Scratch
 from metalearn.transfer.simple_shot import SimpleShot
 
@@ -24,6 +25,7 @@ TRANSFER: dict[str, type[MethodComponent]] = {
     "simple_shot": SimpleShot,
     "logistic_regression": LogisticRegression,
     "rfs": RFS,
+    "rfs_distill": RFSDistill,
     "knn": KNN,
     "gradient_boosting": GradientBoosting,
     "linear_svm": LinearSVM,
@@ -40,6 +42,7 @@ __all__ = [
     "LinearSVM",
     "LogisticRegression",
     "NearestCentroid",
+    "RFSDistill",
     "Scratch",
     "SimpleShot",
 ]

@@ -1,0 +1,128 @@
+"""RFS-distill (Tian et al. 2020, arXiv:2003.11539, section 3.2): born-again generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import option
+from metalearn.inner.heads import linear
+from metalearn.inner.method import init_state, outer_update, step_on_examples
+from metalearn.inner.statistics import movement_of, with_movement
+from metalearn.losses import criterion, metrics
+from metalearn.noise import noise_from
+from metalearn.padding import cleaned, padded
+from metalearn.scopes import running_statistics
+from metalearn.transfer.pretrain import HEAD, LINEAR, start_meta
+from metalearn.transfer.rfs import RFS
+from metalearn.tree import STATS, from_named, named_leaves, tree_map
+from metalearn.types import (
+    Batch,
+    EpisodeSpec,
+    Grads,
+    Key,
+    Learner,
+    Meta,
+    MetaState,
+    Method,
+    Metrics,
+)
+
+FRESH, TEACHER = "fresh", "teacher"  # branches of the meta, which the outer rule does not move
+NETWORK = ("params", HEAD)
+STEPS = 100  # of all generations where their number is not given
+
+
+class RFSDistill(RFS):
+    """RFS whose features are distilled, generation after generation, from those before them.
+
+    minimise  alpha CE(y, p) + (1 - alpha) T^2 KL(p_teacher, p),  p by softmax at temperature T in
+    the second term (equation 7; T as in the authors' code);  the first generation learns the labels
+    alone, each later one begins anew, its teacher the one before. `generations` share the
+    meta-steps, and the schedule of `outer` begins anew with each.
+    """
+
+    name: Literal["rfs_distill"] = option("rfs_distill", "The method.")  # type: ignore[assignment]
+    generations: int = option(2, "Networks trained in turn.", acts="train", ge=2, le=10)
+    alpha: float = option(0.5, "Weight of the labels' loss.", acts="train", ge=0, le=1)
+    temperature: float = option(4.0, "T of both softmax.", acts="train", gt=0)
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        """The method for tasks of `spec`; `meta_steps` are divided among the generations."""
+        length = max((meta_steps or STEPS) // self.generations, 1)
+        outer, base = self.outer.build(length), super().build(learner, spec, length)
+        update, gradient = outer_update(outer), self._gradient(learner, spec)
+
+        def init(key: Key) -> MetaState:
+            start = start_meta(learner, spec, LINEAR, key)
+            copies = (tree_map(torch.clone, held(start)) for _ in range(2))
+            return init_state({**start, **dict(zip((FRESH, TEACHER), copies))}, outer)
+
+        def begun(state: MetaState) -> MetaState:
+            """The state of a new generation where the step begins one."""
+            network = {name: state.meta[name] for name in NETWORK}
+            fresh, old = released(network, state.meta[FRESH]), state.meta[FRESH]
+            meta = {**fresh, FRESH: old, TEACHER: held(network)}
+            new = init_state(meta, outer)._replace(step=state.step)
+            whole = length * self.generations
+            begins = (state.step % length == 0) & (state.step > 0) & (state.step < whole)
+            found: MetaState = tree_map(lambda a, b: torch.where(begins, a, b), new, state)
+            return found
+
+        def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
+            with_teacher = partial(gradient, later=state.step >= length)
+            noisy = learner.draws_noise
+            made = step_on_examples(with_teacher, update, spec, draws_noise=noisy)
+            return made(begun(state), batch)
+
+        return base._replace(init=init, update=update, step=step)
+
+    def _gradient(
+        self, learner: Learner, spec: EpisodeSpec
+    ) -> Callable[..., tuple[Grads, Metrics]]:
+        """(meta, batch, later []) -> gradients and metrics, with the teacher where `later`."""
+        loss_of = criterion(spec)
+
+        def loss(network: Meta, meta: Meta, later: Tensor, batch: Batch) -> tuple[Tensor, Any]:
+            with padded(batch.weight), running_statistics.training() as scope:
+                logits = linear(network[HEAD], learner.features(network["params"], batch.x))
+            teacher = released(network, meta[TEACHER])
+            with noise_from(None), padded(batch.weight):  # tested, not trained
+                target = linear(teacher[HEAD], learner.features(teacher["params"], batch.x))
+            labels = loss_of(logits, *batch[1:])
+            both = self.alpha * labels + (1 - self.alpha) * self._distance(logits, target, batch)
+            found = metrics(spec, logits, *batch[1:])
+            return torch.where(later, both, labels), (found, movement_of(scope, network))
+
+        def gradient(meta: Meta, batch: Batch, later: Tensor) -> tuple[Grads, Metrics]:
+            network, batch = {name: meta[name] for name in NETWORK}, cleaned(batch)
+            differentiate = torch.func.grad(loss, has_aux=True)
+            grads, (found, movement) = differentiate(network, meta, later, batch)
+            still = {name: tree_map(torch.zeros_like, meta[name]) for name in (FRESH, TEACHER)}
+            return {**with_movement(grads, movement), **still}, found
+
+        return gradient
+
+    def _distance(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        """Mean of T^2 KL(p_teacher, p) over examples: []."""
+        p, q = ((x / self.temperature).log_softmax(-1) for x in (logits, target))
+        each = self.temperature**2 * (q.exp() * (q - p)).sum(-1)
+        return each.mean() if batch.weight is None else weighted_mean(each, batch.weight)
+
+
+def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    return (weight * x).sum() / weight.sum()
+
+
+def held(network: Meta) -> Any:
+    """A network's leaves under names that no rule moves."""
+    return {STATS + name: value for name, value in named_leaves(network).items()}
+
+
+def released(like: Meta, leaves: Any) -> Any:
+    """The network [as `like`] of `held` leaves."""
+    return from_named(like, {name: leaves[STATS + name] for name in named_leaves(like)})
