@@ -8,6 +8,7 @@ from metalearn.algorithms.cavia import CAVIA
 from metalearn.algorithms.gradient.alfa import ALFA
 from metalearn.algorithms.gradient.imaml import IMAML
 from metalearn.algorithms.gradient.maml_plus_plus import MAMLPlusPlus
+from metalearn.algorithms.gradient.t_net import TNet
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.matching_net import MatchingNet
 from metalearn.algorithms.meta_curvature import MetaCurvature
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, type[MethodComponent]] = {
     "maml_plus_plus": MAMLPlusPlus,
     "imaml": IMAML,
     "alfa": ALFA,
+    "t_net": TNet,
     "relation_net": RelationNet,
     "metaopt_net": MetaOptNet,
     "metaopt_svm": MetaOptSVM,
@@ -66,4 +68,5 @@ __all__ = [
     "ProtoNet",
     "RelationNet",
     "Reptile",
+    "TNet",
 ]

@@ -1,0 +1,67 @@
+"""T-nets (Lee & Choi 2018, arXiv:1801.05558, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import option
+from metalearn.inner.adapt import adapt
+from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.objective import support_loss
+from metalearn.inner.options import InnerLoop
+from metalearn.inner.requirements import require_queries
+from metalearn.inner.rules import Adam, Rule
+from metalearn.tree import trainable
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
+
+T = "transform."  # of the fixed parameters, in front of the leaf that a transformation belongs to
+
+
+class TNet(InnerLoop):
+    """MAML with a linear transformation behind each layer, which a new task leaves alone.
+
+    Layer l computes T_l (W_l x) + b_l (equation 1);  the inner loop moves W and b, whose steps T
+    makes longer or shorter in learned directions (section 4.2);  meta = {"params", "transforms"},
+    T [out, out], at first the identity, so that the start is MAML's.
+    """
+
+    # Departure: no transformation of the input, and the bias is added behind T.
+    name: Literal["t_net"] = option("t_net", "The method.")
+    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        require_queries(self.name, spec)
+        rule, loss_of = self.inner_rule(spec), support_loss(learner, spec)
+
+        def loss(at: Params, batch: Batch, step: int) -> Tensor:
+            return loss_of(transformed(at), batch, step)
+
+        def init(key: Key) -> Meta:
+            params = learner.init(key)
+            layers = {n: x for n, x in trainable(params)[0].items() if x.dim() > 1}
+            eyes = {n: torch.eye(len(x), dtype=x.dtype, device=x.device) for n, x in layers.items()}
+            return {"params": params, "transforms": eyes}
+
+        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
+            fixed = {f"{T}{name}": x for name, x in meta["transforms"].items()}
+            options: Any = {"keep": at, "fixed": fixed}
+            points = adapt(loss, meta["params"], rule, support, at[-1], **options).points
+            return [transformed({**point, **fixed}) for point in points]
+
+        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply(params, query_x, context=support.x)
+
+        options: Any = {"inner_steps": self.inner_steps, "init": init}
+        return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+
+
+def transformed(at: Params) -> Params:
+    """The network's parameters: T W in the place of each W [out, ...] that has a T [out, out]."""
+    params = {name: x for name, x in at.items() if not name.startswith(T)}
+    return {
+        name: torch.einsum("oi,i...->o...", at[T + name], x) if T + name in at else x
+        for name, x in params.items()
+    }
