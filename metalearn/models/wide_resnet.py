@@ -84,7 +84,13 @@ class WideNet(nn.Module):
 
 
 class WideResNet(ModelComponent):
-    """A wide residual network; its defaults are WRN-28-10, with 36.5 million parameters."""
+    """A wide residual network; its defaults are WRN-28-10, with 36.5 million parameters.
+
+    >>> spec = ml.tasks.Glyphs(ways=5).build().spec
+    >>> learner = ml.models.WideResNet(depth=10, width=1).build(spec)
+    >>> learner.apply(learner.init(ml.fold_in(0)), torch.rand(2, *spec.x_shape)).shape
+    torch.Size([2, 5])
+    """
 
     name: Literal["wide_resnet"] = option("wide_resnet", "The model.")
     depth: int = option(28, "Convolutions, 6 n + 4.", ge=10, le=1000)

@@ -44,6 +44,12 @@ class RFSDistill(RFS):
     the second term (equation 7; T as in the authors' code);  the first generation learns the labels
     alone, each later one begins anew, its teacher the one before. `generations` share the
     meta-steps, and the schedule of `outer` begins anew with each.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.RFSDistill(copies=0).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     name: Literal["rfs_distill"] = option("rfs_distill", "The method.")  # type: ignore[assignment]

@@ -26,6 +26,12 @@ class TNet(InnerLoop):
     Layer l computes T_l (W_l x) + b_l (equation 1);  the inner loop moves W and b, whose steps T
     makes longer or shorter in learned directions (section 4.2);  meta = {"params", "transforms"},
     T [out, out], at first the identity, so that the start is MAML's.
+
+    >>> source = ml.tasks.Sinusoid(shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.algorithms.TNet(inner_lr=0.01).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
     """
 
     # Departure: no transformation of the input, and the bias is added behind T.
