@@ -23,6 +23,7 @@ import yaml
 
 SERVER = """
 import json, os, sys, traceback
+import scipy.special, scipy.stats
 from metalearn.cli import commands, doctor  # what a command needs, imported once
 from metalearn.cli.main import main
 from metalearn.report import page

@@ -54,6 +54,11 @@ PER_TASK = {
     "candidates": 3,
     "search_steps": 2,
 }
+# every task is a search
+FEW_TASKS: dict[str, Any] = {
+    "run": {"meta_steps": 4, "validate": {"every": 10, "episodes": 2}},
+    "evaluate": {"episodes": 4},
+}
 
 
 @pytest.mark.parametrize("own", [SHARED, PER_TASK], ids=["all", "one"])
@@ -63,9 +68,9 @@ def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(
     """Also where it meets the counting of FLOPs: 75, and after resuming the same cost as an
     undisturbed run.
     """
-    whole = trained(metalearn, f"whole-{own['name']}", own, run={"meta_steps": 4})
+    whole = trained(metalearn, f"whole-{own['name']}", own, **FEW_TASKS)
     name = f"stopped-{own['name']}"
-    file = write(metalearn.folder, name, tiny(own, run={"meta_steps": 4}))
+    file = write(metalearn.folder, name, tiny(own, **FEW_TASKS))
     running = metalearn.start("train", file, "--out", name)
     folder = metalearn.folder / name
     assert running.wait_for((folder / "config.yaml").exists)
@@ -122,9 +127,8 @@ def test_trials_of_a_row_that_starts_from_another_do_not_pay_for_it_again(
 
 @pytest.mark.parametrize("name", ["scratch", "per_task_nas"])
 def test_a_kill_during_the_test_keeps_the_bill_of_the_look(metalearn: Commands, name: str) -> None:
-    folder = trained(
-        metalearn, f"look-{name}", PER_TASK if name == "per_task_nas" else {"name": name}
-    )
+    method = PER_TASK if name == "per_task_nas" else {"name": name}
+    folder = trained(metalearn, f"look-{name}", method, **FEW_TASKS)
     before = result(folder)["cost"]["tune"]
     (folder / "result.json").unlink()
     assert metalearn("resume", folder).code == 0

@@ -39,7 +39,9 @@ SHARED = {
 }
 FILE: dict[str, Any] = {
     **sinusoid(
-        method=None, experiment="searches", run={"meta_steps": 6, "seeds": [0, 1], "threads": 1}
+        method=None,
+        experiment="searches",
+        run={"meta_steps": 6, "seeds": [0, 1], "validate": {"every": 10, "episodes": 2}},
     ),
     "methods": [{"name": "maml"}, PER_TASK, SHARED],
     "budget": {"trials": 2, "once": True},
