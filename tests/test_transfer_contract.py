@@ -15,13 +15,21 @@ from clusters import POLICIES, Clusters, make, of_task, predictions_of
 from metalearn.component import Component
 from metalearn.evaluate.curves import learning_curve
 from metalearn.rng import fold_in
-from metalearn.transfer import TRANSFER, BaselinePlusPlus, FineTune, LinearProbe, Scratch
+from metalearn.transfer import (
+    TRANSFER,
+    BaselinePlusPlus,
+    FineTune,
+    LinearProbe,
+    RFSDistill,
+    Scratch,
+)
 from metalearn.tree import leaves
 from metalearn.types import Batch, Episode
 
 # Methods that draw no start for a task.
 WITHOUT_START = {
     *("nearest_centroid", "simple_shot", "logistic_regression", "rfs", "knn"),
+    *("rfs_distill", "linear_svm"),
     "gradient_boosting",
 }
 WITHOUT_NETWORK = {"gradient_boosting"}  # nothing that a policy could normalise
@@ -143,7 +151,8 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
     names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
     names |= {"strength", "iterations", "copies", "augment", "neighbours", "temperature"}
     names |= {"rate", "depth", "subsample"}
-    names -= {"temperature"} if component is BaselinePlusPlus else set()  # of both phases
+    # of both phases, or of the pretraining
+    names -= {"temperature"} if component in (BaselinePlusPlus, RFSDistill) else set()
     adapt = names & set(component.model_fields)
     assert component.fields_at_adapt() == adapt
     assert all(info.description for info in component.model_fields.values())
