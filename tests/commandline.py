@@ -7,6 +7,7 @@ installed console script, as a user does."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ for line in sys.stdin:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(order["cwd"])
+        os.environ.clear()
         os.environ.update(order["env"])
         sys.argv = ["metalearn", *order["args"]]
         exec(order["before"], {})
@@ -67,7 +69,7 @@ class Ended(NamedTuple):
 class Running:
     """A command that has been started."""
 
-    server: Commands
+    server: Server
     pid: int
     out: Path
     err: Path
@@ -91,6 +93,33 @@ class Running:
         return True
 
 
+class Server:
+    """The process that forks commands; one serves all tests of a pytest process."""
+
+    _process: subprocess.Popen[str] | None = None
+
+    def tell(self, order: dict[str, Any]) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            atexit.register(self._process.communicate)  # no more orders: it ends
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+_SERVER = Server()
+
+
 def _zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
@@ -101,7 +130,6 @@ class Commands:
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
-    _server: subprocess.Popen[str] | None = None
     _count: int = 0
 
     def start(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Running:
@@ -110,44 +138,20 @@ class Commands:
         """
         self._count += 1
         out, err = (self.folder / f".output-{self._count}.{name}" for name in ("out", "err"))
-        words, env = [str(arg) for arg in args], {**self.env, **(env or {})}
+        words = [str(arg) for arg in args]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **self.env, **(env or {})}
         where = {"cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)}
-        self.tell({"args": words, "before": before, **where})
-        return Running(self, int(self.answer()), out, err)
+        _SERVER.tell({"args": words, "before": before, **where})
+        return Running(_SERVER, int(_SERVER.answer()), out, err)
 
     def __call__(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Ended:
         return self.start(*args, env=env, before=before).wait()
 
-    def tell(self, order: dict[str, Any]) -> None:
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", SERVER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(order) + "\n")
-        self._server.stdin.flush()
-
-    def answer(self) -> str:
-        assert self._server is not None and self._server.stdout is not None
-        return self._server.stdout.readline()
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.communicate()  # no more orders: it ends
-
 
 @contextmanager
 def commands_in(folder: Path, env: dict[str, str] | None = None) -> Iterator[Commands]:
-    """Commands that run in `folder`; the process that forks them ends with the block."""
-    made = Commands(folder, env or {})
-    try:
-        yield made
-    finally:
-        made.close()
+    """Commands that run in `folder`."""
+    yield Commands(folder, env or {})
 
 
 def console(folder: Path, *args: object, env: dict[str, str] | None = None) -> Ended:
