@@ -248,6 +248,9 @@ def test_what_names_its_parts_is_counted_by_them() -> None:
     assert cached_count(Twice(), torch.zeros(3, 4)) == (0, 24)
 
 
+UNCOUNTED = {"gradient_boosting"}  # scikit-learn's trees compare numbers and multiply none
+
+
 @pytest.mark.parametrize("name", TABLES["methods"])
 def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> None:
     """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the
@@ -259,6 +262,9 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
     given.method.learn(state.meta, episode.support, episode.query.x, (0, 3), ledger=ledger)
     assert not ledger.uncounted
     cost = ledger.cost()
+    if name in UNCOUNTED:
+        assert {cost[phase]["flops"] for phase in given.method.traits.phases} == {None}
+        return
     spent = sum(cost[phase]["flops"] for phase in given.method.traits.phases)
     if (
         given.method.traits.host_side
@@ -272,9 +278,11 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
         episode.query.x,
     )
     # A supernet's mixture before the first step is one for all tasks, and worked out once, and so
-    # is the shift by CAVIA's zero context: the ledger writes it to each.
-    shared = {"meta_nas": 3 * 2048, "cavia": 160}.get(name, 0)
-    assert spent - shared == whole.matrix > 0
+    # is the shift by CAVIA's zero context, and T W of a T-net at the start, of which the ledger
+    # writes half to each. A part of a FLOP of prior_fitted's solve is rounded up.
+    products = 2 * (8 * 8 * 6 + 7 * 7 * 8 + 3 * 3 * 7)
+    shared = {"meta_nas": 3 * 2048, "cavia": 160, "t_net": 2 * products, "prior_fitted": 1}
+    assert spent - shared.get(name, 0) == whole.matrix > 0
     if given.method.step is not None:
         assert count(given.method.step, state, given.data(0)).matrix > 0
 
