@@ -122,10 +122,13 @@ def best_file(place: Path) -> Path:
 
 
 def _spent(result: dict[str, Any]) -> dict[str, Entry]:
-    """What the other run spent before any new task; what it did not measure stays not measured."""
+    """What the other run spent before any new task; what it did not measure stays not measured.
+
+    What was paid elsewhere for given weights is left out: each run adds it by itself."""
     unknown = math.nan
     names = ("seconds", *FLOPS, *COUNTS, "energy_joules")
-    found = {phase: result["cost"].get(phase) or {} for phase in ONCE}
+    entries = {phase: result["cost"].get(phase) or {} for phase in ONCE}
+    found = {phase: entry | (entry.get("own") or {}) for phase, entry in entries.items()}
     return {
         phase: {key: unknown if entry[key] is None else entry[key] for key in names if key in entry}
         for phase, entry in found.items()
