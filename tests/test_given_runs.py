@@ -13,7 +13,7 @@ import metalearn as ml
 from metalearn.models.backbones import UNKNOWN
 
 __all__ = ["tiny"]  # the fixture
-PRICE = {"pretrain_flops": 1e15, "pretrain_source": "a paper"}
+PRICE: dict[str, Any] = {"pretrain_flops": 1e15, "pretrain_source": "a paper"}
 
 
 def result_of(folder: Path) -> Any:

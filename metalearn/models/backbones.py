@@ -17,6 +17,7 @@ from metalearn.errors import ConfigError, did_you_mean
 
 UNKNOWN: Literal["unknown"] = "unknown"
 TIMM = "timm/"  # what names of timm's models begin with
+UNKNOWN_OVERLAP = f"{UNKNOWN}: compare the classes of its training set with those of the test"
 IMAGENET = (
     "its 1000 classes of photographs (animals, vehicles, household objects, food) cover most "
     "concepts of CIFAR-100, miniImageNet and other sets of everyday photographs, and hardly any "
@@ -38,6 +39,7 @@ class Backbone:
     overlap: str  # of its training classes with what few-shot tasks are made of
     flops: float | Literal["unknown"] = UNKNOWN  # of its pretraining, as published
     source: str = ""  # of that number
+    classifier: tuple[str, ...] = ()  # layers left out, which a file of weights may hold
 
 
 class _Features(nn.Module):
@@ -81,6 +83,7 @@ BACKBONES: dict[str, Backbone] = {
         licence="Apache-2.0",
         trained_on="ImageNet (ILSVRC 2012), 1.28 M labelled photographs",
         overlap=IMAGENET,
+        classifier=("_fc",),
     ),
 }
 
@@ -108,9 +111,10 @@ def _of_timm(name: str) -> Backbone:
     def make(size: int, trained: bool) -> nn.Module:
         options = {"pretrained": trained, "num_classes": 0}
         try:
-            net: nn.Module = timm.create_model(name, **options, **_sized(size))
-        except TypeError:  # networks of convolutions take any size
-            net = timm.create_model(name, **options)
+            try:
+                net: nn.Module = timm.create_model(name, **options, **_sized(size))
+            except TypeError:  # networks of convolutions take any size
+                net = timm.create_model(name, **options)
         except (OSError, RuntimeError) as error:
             text = f"timm could not give the weights of {name}: {error}"
             raise ConfigError(("model.backbone", text)) from error
@@ -118,13 +122,15 @@ def _of_timm(name: str) -> Backbone:
 
     found = timm.get_pretrained_cfg(name)
     facts = found.to_dict() if found is not None else {}
+    classifier = facts.get("classifier") or ()
     return Backbone(
         make=make,
         mean=tuple(facts.get("mean") or (0.485, 0.456, 0.406)),
         std=tuple(facts.get("std") or (0.229, 0.224, 0.225)),
         licence=str(facts.get("license") or UNKNOWN),
         trained_on=str(facts.get("tag") or UNKNOWN),
-        overlap=f"{UNKNOWN}: compare the classes of its training set with those of the test",
+        overlap=UNKNOWN_OVERLAP,
+        classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +15,22 @@ from torch.nn import functional as F
 
 from metalearn.component import ModelComponent, option
 from metalearn.errors import ConfigError
-from metalearn.in_memory import hash_of
+from metalearn.in_memory import hash_of, name_of
 from metalearn.kernels.feature_cache import FrozenNetwork
-from metalearn.models.backbones import find_backbone
+from metalearn.models.backbones import UNKNOWN, UNKNOWN_OVERLAP, find_backbone
 from metalearn.models.external.from_module import from_module
 from metalearn.models.init import start
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 HEAD = ("head.weight", "head.bias")
+VERSION = 1  # of how features are computed: stored ones of another version are not used
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class Prepared(nn.Module):
     """Images [B, 1 or 3, H, W] in 0..1, as a backbone takes them, and its features [B, D].
 
-    Bilinear to size x size (with an antialiasing filter where images are larger), gray repeated to
+    Bilinear to size x size (with an antialiasing filter where one side is larger), gray repeated to
     three channels, (x - mean) / std."""
 
     mean: Tensor
@@ -43,7 +45,7 @@ class Prepared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = (self.size, self.size)
         if tuple(x.shape[-2:]) != size:
-            larger = min(x.shape[-2:]) > self.size
+            larger = max(x.shape[-2:]) > self.size
             x = F.interpolate(x, size=size, mode="bilinear", antialias=larger)
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         z: Tensor = self.body((x - self.mean) / self.std)
@@ -89,7 +91,9 @@ class Pretrained(ModelComponent):
         "in training.",
     )
     pretrain_flops: float | Literal["unknown"] | None = option(
-        None, "FLOPs of its pretraining; null: as registered with the backbone.", ge=0
+        None,
+        "FLOPs of its pretraining; null: as registered for the published weights, else unknown.",
+        ge=0,
     )
     pretrain_source: str = option("", "Where that number was published.")
 
@@ -113,12 +117,17 @@ class Pretrained(ModelComponent):
             return _frozen_learner(prepared, network, spec)
         module = Classifier(copy.deepcopy(prepared), network.width, spec.outputs)
         module.requires_grad_(True).eval()
-        return from_module(module, spec, head="new", policy=self.statistics, keep=True)
+        fixed = self.statistics == "frozen" and not _has_batch_norm(module)  # no policy to state
+        policy = None if fixed else self.statistics
+        return from_module(module, spec, head="new", policy=policy, keep=True)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What the report says of a network that was trained elsewhere."""
         found, (prepared, _) = find_backbone(self.backbone), self._network("cpu", torch.float32)
+        if self.weights is not None:  # what is registered holds for the published weights
+            found = replace(found, licence=UNKNOWN, trained_on=UNKNOWN, overlap=UNKNOWN_OVERLAP)
+            found = replace(found, flops=UNKNOWN, source="")
         own = self.pretrain_flops is not None
         return {
             "backbone": self.backbone,
@@ -147,12 +156,24 @@ def _load(
     found = find_backbone(name)
     body = found.make(size, weights is None)
     if weights is not None:
-        _load_weights(body, Path(weights))
+        _load_weights(body, Path(weights), found.classifier)
     prepared = Prepared(body, size, found.mean, found.std).to(device, dtype)
     prepared.requires_grad_(False).eval()
     with torch.no_grad():
         width = int(prepared(torch.zeros(1, 3, size, size, device=device, dtype=dtype)).shape[-1])
-    return prepared, FrozenNetwork(prepared, width, hash_of((prepared, size)))
+    return prepared, FrozenNetwork(prepared, width, _hash_of(prepared))
+
+
+def _hash_of(prepared: Prepared) -> str:
+    """SHA-256 of what features depend on: weights, all buffers, and the code of every layer."""
+    kinds = {kind for part in prepared.modules() for kind in type(part).__mro__}
+    code = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+    buffers, versions = dict(prepared.named_buffers()), (VERSION, torch.__version__)
+    return hash_of((*versions, prepared.size, prepared, buffers, sorted(code, key=name_of)))
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, BATCH_NORM) for part in module.modules())
 
 
 def _modified(path: Path) -> int:
@@ -162,8 +183,10 @@ def _modified(path: Path) -> int:
         raise ConfigError(("model.weights", f"cannot be read: {error}")) from error
 
 
-def _load_weights(body: nn.Module, path: Path) -> None:
-    """Fill the network from a file of `torch.save(net.state_dict(), path)`."""
+def _load_weights(body: nn.Module, path: Path, classifier: tuple[str, ...]) -> None:
+    """Fill the network from a file of `torch.save(net.state_dict(), path)`.
+
+    The file may hold the layers of the `classifier`, which are not used."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in many ways
@@ -171,9 +194,13 @@ def _load_weights(body: nn.Module, path: Path) -> None:
         raise ConfigError(("model.weights", text)) from error
     own = getattr(body, "net", body)
     try:
-        absent = own.load_state_dict(state, strict=False).missing_keys
+        absent, other = own.load_state_dict(state, strict=False)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ConfigError(("model.weights", f"{path} does not fit: {error}")) from error
+    other = [name for name in other if not name.startswith(tuple(f"{c}." for c in classifier))]
+    if other:
+        text = f"{path} has tensors that the backbone lacks, such as {other[0]}"
+        raise ConfigError(("model.weights", f"{text}: it is of another network"))
     if absent:
         text = f"{path} lacks {len(absent)} tensors of the backbone, such as {absent[0]}"
         raise ConfigError(("model.weights", text))
@@ -197,17 +224,17 @@ def _frozen_learner(prepared: Prepared, network: FrozenNetwork, spec: EpisodeSpe
         return F.linear(network(x), params["head.weight"], params["head.bias"])
 
     def module(params: Params) -> nn.Module:
-        whole = Classifier(prepared, network.width, spec.outputs).to(spec.device, spec.dtype)
+        own = copy.deepcopy(prepared)  # the caller may change it
+        whole = Classifier(own, network.width, spec.outputs).to(spec.device, spec.dtype)
         whole.load_state_dict({leaf: params[leaf] for leaf in HEAD}, strict=False)
         return whole.eval()
 
-    normalised = any(isinstance(part, BATCH_NORM) for part in prepared.modules())
     return Learner(
         init=init,
         features=features,
         apply=apply,
         stats=lambda params, x: params,
-        normalisation="frozen" if normalised else "none",
+        normalisation="frozen" if _has_batch_norm(prepared) else "none",
         outputs=spec.outputs,
         x_shape=spec.x_shape,
         fixed=tuple(f"backbone.{name}" for name, _ in prepared.named_parameters()),

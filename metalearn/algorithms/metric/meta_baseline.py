@@ -42,8 +42,9 @@ class MetaBaseline(MethodComponent):
         require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
-            params = partition(learner.init(key), is_head)[1]
-            like = next(iter(params.values()))
+            start = learner.init(key)
+            params = partition(start, is_head)[1]  # empty for a frozen network
+            like = next(iter(start.values()))
             return {"params": params, CLASSIFIER: {"scale": like.new_full((), self.scale)}}
 
         def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:

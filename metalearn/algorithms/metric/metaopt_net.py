@@ -49,8 +49,9 @@ class MetaOptNet(MethodComponent):
         require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
-            params = partition(learner.init(key), is_head)[1]
-            like = next(iter(params.values()))
+            start = learner.init(key)
+            params = partition(start, is_head)[1]  # empty for a frozen network
+            like = next(iter(start.values()))
             return {"params": params, "log_scale": like.new_full((), self.scale).log()}
 
         def fit(meta: Meta, z: Tensor, support: Batch) -> Tensor:

@@ -47,8 +47,9 @@ class RelationNet(MethodComponent):
         require_queries(self.name, spec)
 
         def init(key: Key) -> Meta:
-            params = partition(learner.init(key), is_head)[1]
-            like = next(iter(params.values()))
+            start = learner.init(key)
+            params = partition(start, is_head)[1]  # empty for a frozen network
+            like = next(iter(start.values()))
             width = learner.features(params, like.new_zeros(2, *spec.x_shape)).shape[-1]
             relation: Params = {}
             for layer, size, outputs in (
