@@ -136,7 +136,8 @@ class ModelComponent(Component, ABC):
         """Of weights that were trained elsewhere: what they are and what was paid for them.
 
         `backbone`, `licence`, `trained_on`, `overlap`, `parameters`, `pretrain_flops` (a number or
-        "unknown") and its `pretrain_source`. None where training starts here."""
+        "unknown") and its `pretrain_source`; with `weights_sha256`, a run is refused where these
+        are not the weights that it was made with. None where training starts here."""
         return None
 
 

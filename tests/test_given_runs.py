@@ -1,4 +1,4 @@
-"""Runs with weights that were trained elsewhere."""
+"""Runs with weights that were trained elsewhere: a start from another run, and other weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_pretrained import experiment, tiny
+from torch import nn
 
 import metalearn as ml
+from metalearn.errors import ConfigError
+from metalearn.models import pretrained
 from metalearn.models.backbones import UNKNOWN
 
 __all__ = ["tiny"]  # the fixture
@@ -34,3 +38,34 @@ def test_a_run_starts_from_another_one_and_counts_given_weights_once(
     own = before["pretrain"]["own"]
     assert own["flops"] > 0 and after["pretrain"]["own"] == own
     assert after["pretrain"]["flops"] == (1e15 + own["flops"] if given else UNKNOWN)
+
+
+def with_file(file: Path, seed: int) -> dict[str, Any]:
+    """An experiment with weights of a file, which is written."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()),
+        )
+    torch.save(net.state_dict(), file)
+    pretrained._load.cache_clear()
+    data = experiment()
+    data["model"] |= {"weights": str(file)}
+    return data
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    file, folder = tmp_path / "mine.pt", tmp_path / "run"
+    ml.train(with_file(file, 1), out=folder)
+    facts = json.loads((folder / "environment.json").read_text())
+    assert facts["weights_sha256"] == result_of(folder)["provenance"]["weights_sha256"]
+    ml.load_run(folder)
+    data = with_file(file, 2)
+    with pytest.raises(ConfigError, match=r"made with weights of SHA-256 .*: restore the former"):
+        ml.load_run(folder)
+    (folder / "result.json").unlink()
+    with pytest.raises(ConfigError, match="made with weights of SHA-256"):
+        ml.train(data, out=folder)
+    data = with_file(file, 1)
+    ml.load_run(folder)

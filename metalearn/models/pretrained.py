@@ -132,6 +132,7 @@ class Pretrained(ModelComponent):
         return {
             "backbone": self.backbone,
             "weights": self.weights or "published",
+            "weights_sha256": hash_of(prepared.body.state_dict()),
             "licence": found.licence,
             "trained_on": found.trained_on,
             "parameters": sum(value.numel() for value in prepared.body.parameters()),

@@ -73,7 +73,11 @@ def as_asked(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """The config as first written: its hash, and one that is the same for all seeds."""
+    """The config as first written: its hash, one that is the same for all seeds, and the SHA-256 of
+    weights that were trained elsewhere.
+
+    ConfigError where these are not those that the run began with."""
+    check_weights(folder, experiment)
     old = _environment(folder)
     first = as_asked(experiment, folder)
     new = {
@@ -81,7 +85,23 @@ def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "request": first.with_seed(0).hash(),
         "config": first.resolved(),
     }
+    if (weights := weights_sha256(experiment)) is not None:
+        new["weights_sha256"] = weights
     return {name: old.get(name, value) for name, value in new.items()}
+
+
+def weights_sha256(experiment: Experiment) -> str | None:
+    """The SHA-256 of weights that were trained elsewhere; None where there are none."""
+    return (experiment.model.provenance or {}).get("weights_sha256")
+
+
+def check_weights(folder: Path, experiment: Experiment) -> None:
+    """ConfigError where a run was made with other given weights than the experiment has now."""
+    recorded = _environment(folder).get("weights_sha256")
+    found = weights_sha256(experiment) if recorded is not None else None
+    if recorded is not None and found is not None and found != recorded:
+        text = f"{folder} was made with weights of SHA-256 {recorded[:12]}, these have {found[:12]}"
+        raise ConfigError(("model.weights", f"{text}: restore the former, or begin a new run"))
 
 
 def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:

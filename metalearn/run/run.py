@@ -24,7 +24,7 @@ from metalearn.logger import log
 from metalearn.machine import device_of
 from metalearn.report.run_figures import figures
 from metalearn.run.checkpoints import save, select_checkpoint
-from metalearn.run.directory import request, status, stored_experiment, write_start
+from metalearn.run.directory import check_weights, request, status, stored_experiment, write_start
 from metalearn.run.extra_tests.along import test_along
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
@@ -136,7 +136,8 @@ def begin(
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
     if experiment.start:
-        folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
+        place = folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
+        check_weights(place, experiment)
     asked = ranks.on_rank0(lambda: request(experiment, folder))
     searching, chosen = parts.method.prepare is not None, experiment.run.executor != "auto"
     planned = stored is not None and not searching and (chosen or parts.method.step is None)

@@ -228,6 +228,7 @@ class Environment(Open):
     argv: list[str] | str | None = None
     device: Text | None = None
     config_hash: Text | None = None
+    weights_sha256: Text | None = None  # of weights that were trained elsewhere
     tasks: dict[Literal["train", "test"], _Tasks] = {}
 
 

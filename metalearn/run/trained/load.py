@@ -11,7 +11,7 @@ from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.models.module import as_model
 from metalearn.rng import fold_in
-from metalearn.run.directory import recorded_tasks, stored_experiment
+from metalearn.run.directory import check_weights, recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task
 from metalearn.run.warm_start import best_file
 from metalearn.storage import checkpoint
@@ -69,6 +69,7 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     given = (None if model is None else as_model(model), None if loss is None else hold_loss(loss))
     experiment = stored_experiment(folder)
     parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
+    check_weights(folder, experiment)
     if parts.method.prepare is not None:
         raise ConfigError(
             (str(folder), f"its search has not ended: go on with metalearn resume {folder}")
