@@ -257,7 +257,7 @@ FREE = frozenset(
         unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy
         permute_copy expand_copy as_strided_scatter bitwise_and diagonal_scatter
         nan_to_num random uniform normal _reshape_alias set_ unique_dim one_hot
-        split_with_sizes_copy squeeze_""",
+        split_with_sizes_copy squeeze_ metalearn::frozen_features""",
         0,
     )
 )

@@ -50,17 +50,18 @@ class FrozenNetwork:
     """A network without parameters that move: x [B, *X] -> features [B, D].
 
     `sha256` is that of its weights and of how inputs are prepared. A call computes a few images at
-    a time, whatever is batched around it; within `using` a table, images on the CPU are looked up.
-    Traces, exports and counts of FLOPs hold the operators of the network."""
+    a time, whatever is batched around it; within `using` a table, images on the CPU are looked up,
+    also in traces and counts of FLOPs. Elsewhere these, and compiled and exported programs
+    everywhere, hold the operators of the network."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], width: int, sha256: str) -> None:
         self.network, self.width, self.sha256 = network, width, sha256
-        self.table: FeatureTable | None = None
+        self.looks_up = False  # a part of what determines FLOPs, as the table is not
         self._number = next(_numbers)
         _networks[self._number] = self
 
     def __call__(self, x: Tensor) -> Tensor:
-        if _recorded():
+        if _compiled() or (_recorded() and not self.looks_up):
             return self.network(x)
         found: Tensor = _frozen_features(x, self._number)
         return found
@@ -73,11 +74,13 @@ class FrozenNetwork:
     @contextmanager
     def using(self, table: FeatureTable) -> Iterator[None]:
         """Look features up in `table` during a block."""
-        before, self.table = self.table, table
+        before, _tables[self._number] = _tables.get(self._number), table
+        self.looks_up = True
         try:
             yield
         finally:
-            self.table = before
+            self.looks_up = before is not None
+            _tables[self._number] = before
 
 
 def digests_of(x: Tensor) -> list[bytes]:
@@ -86,22 +89,26 @@ def digests_of(x: Tensor) -> list[bytes]:
     return [hashlib.sha256(row.data).digest()[:DIGEST] for row in rows]
 
 
+def _compiled() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
 def _recorded() -> bool:
-    """Whether operators are recorded, counted or compiled, and not only computed."""
-    compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return compiling or torch._C._len_torch_dispatch_stack() > 0
+    """Whether operators are recorded or counted, and not only computed."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 _networks: weakref.WeakValueDictionary[int, FrozenNetwork] = weakref.WeakValueDictionary()
+_tables: dict[int, FeatureTable | None] = {}  # in use, by the number of the network
 _numbers: Iterator[int] = iter(range(1 << 62))
 
 
 @torch.library.custom_op("metalearn::frozen_features", mutates_args=())
 def _frozen_features(x: Tensor, network: int) -> Tensor:
-    own = _networks[network]
-    if own.table is None or x.device.type != "cpu":
+    own, table = _networks[network], _tables.get(network)
+    if table is None or x.device.type != "cpu":
         return own.compute(x)
-    return own.table.look_up(x, own.compute)
+    return table.look_up(x, own.compute)
 
 
 @_frozen_features.register_fake

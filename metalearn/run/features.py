@@ -1,8 +1,9 @@
 """Features of a frozen network on the tasks of a curve, computed once an image and stored.
 
 What a new task costs does not change by it: its images are new to who learns it, so that FLOPs and
-seconds of a task are those of the network (run/cost.py). Here measuring is made cheaper, and what
-it still takes is set-up."""
+seconds of a task are those of the network (run/cost.py). Validation and tuning look at the same
+images again and again: they take the network once for each image that no file holds, and then
+look-ups."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from torch import Tensor
 from metalearn.config.build import Parts
 from metalearn.distributed.curve import TaskSet
 from metalearn.distributed.ranks import ALONE, Ranks
-from metalearn.evaluate.flops import UnknownFlops, cached_count
+from metalearn.evaluate.flops import Flops, UnknownFlops, cached_count
+from metalearn.evaluate.ledger import FLOPS
 from metalearn.kernels.feature_cache import DIGEST, FeatureTable, FrozenNetwork, digests_of
 from metalearn.logger import log
 from metalearn.rng import fold_in
@@ -31,20 +33,26 @@ from metalearn.types import Ledger, TaskSource
 
 @contextmanager
 def features_once(
-    parts: Parts, tasks: TaskSet, chunk: int, ledger: Ledger, ranks: Ranks = ALONE
+    parts: Parts,
+    tasks: TaskSet,
+    chunk: int,
+    ledger: Ledger,
+    ranks: Ranks = ALONE,
+    phase: str = "setup",
 ) -> Iterator[None]:
     """Within the block the learner's frozen network, if it has one, looks the images of `tasks` up.
 
-    Features that no file holds are computed and stored first. FLOPs of all of them, whoever has
-    computed them, and the seconds that it took here stand under `setup`, once."""
+    Features that no file holds are computed and stored first. Their FLOPs and seconds stand under
+    `phase`, that of the curve in the block, whose own FLOPs are those of look-ups."""
     network, source = parts.learner.frozen, getattr(parts, tasks.split)
     if network is None or parts.device != "cpu":
         yield
         return
-    with ledger.span("setup"):
+    with ledger.span(phase):
         path = _path(network, source)
-        table, used = _complete(network, source, tasks, chunk, ranks, path)
-        ledger.add("setup", 0.0, examples=used, flops=_flops(network, source, used))
+        table, new = _complete(network, source, tasks, chunk, ranks, path)
+        count = sum(ranks.gather(new))  # all ranks together, as those of the curve
+        ledger.add(phase, 0.0, examples=count, **_flops(network, source, count))
     with network.using(table):
         yield
 
@@ -57,41 +65,39 @@ def _complete(
     ranks: Ranks,
     path: Path | None,
 ) -> tuple[FeatureTable, int]:
-    """(a table with every image of this rank's tasks, the number of these images)."""
+    """(a table with every image of this rank's tasks, the number of those computed here)."""
     stored = _read(path, network.width, source.spec.dtype)
     new: dict[bytes, Tensor] = {}
-    used: set[bytes] = set()
     first, count = ranks.share(tasks.episodes) if ranks.size > 1 else (0, tasks.episodes)
     key = fold_in(tasks.seed, "episodes")
     for start in range(first, first + count, chunk):
         episodes = source.sample(key, min(chunk, first + count - start), start)
         for x in (episodes.support.x.flatten(0, 1), episodes.query.x.flatten(0, 1)):
-            used.update(digests := digests_of(x))
             rows = {
                 digest: row
-                for row, digest in enumerate(digests)
+                for row, digest in enumerate(digests_of(x))
                 if digest not in stored and digest not in new
             }
             if rows:
                 features = network.compute(x[list(rows.values())])
                 new.update(zip(rows, features, strict=True))
     if not new:
-        return stored, len(used)
+        return stored, 0
     table = stored.add(list(new), torch.stack(list(new.values())))
     if path is not None:
         log.info(f"{len(new)} features computed, {len(table)} stored in {path}")
         _write(path, table)
-    return table, len(used)
+    return table, len(new)
 
 
-def _flops(network: FrozenNetwork, source: TaskSource, images: int) -> float | None:
-    """FLOPs of the network on so many images, of matrix products and convolutions."""
-    spec = source.spec
+def _flops(network: FrozenNetwork, source: TaskSource, images: int) -> dict[str, float | None]:
+    """FLOPs of the network on so many images, as the ledger names them."""
+    one = torch.zeros((1, *source.spec.x_shape), dtype=source.spec.dtype)
     try:
-        one = torch.zeros((1, *spec.x_shape), dtype=spec.dtype)
-        return float(cached_count(network.network, one).matrix * images)
+        found = cached_count(network.network, one).times(images) if images else Flops()
     except UnknownFlops:
-        return None
+        return dict.fromkeys(FLOPS)
+    return dict(zip(FLOPS, map(float, (*found, found.matrix)), strict=True))
 
 
 def _path(network: FrozenNetwork, source: TaskSource) -> Path | None:

@@ -198,7 +198,7 @@ def _score_split(
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
     tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
     ledger = job.ledger.under(phase)
-    with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
+    with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks, phase):
         found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     loss = found.loss[:, at]  # [E]

@@ -60,7 +60,7 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
         parts = rebuild(parts, experiment)
     evaluate = experiment.evaluate
     tasks = TaskSet("valid", experiment.run.validate.episodes, job.seed)
-    with features_once(parts, tasks, evaluate.chunk, job.ledger, job.ranks):
+    with features_once(parts, tasks, evaluate.chunk, job.ledger, job.ranks, "tune"):
         found = curve(job.ranks, experiment, parts, [meta], tasks, job.ledger.under("tune"))
     at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
     value = float(found.mean[at])
