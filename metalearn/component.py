@@ -163,6 +163,7 @@ class MethodComponent(Component, ABC):
     contains_by_default: ClassVar[str | None] = None  # of a method that holds another: its name
     can_be_contained: ClassVar[bool] = True  # a search may choose the model that it learns with
     controls_searches: ClassVar[bool] = False  # with its step size tuned, it stands beside a search
+    needs_meta_steps: ClassVar[bool] = False  # a training step depends on how many there will be
     # branch of the meta with a learned rule, which begins anew where `start` learned none
     rule_branch: ClassVar[str | None] = None
     name: str

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from metalearn.inner.heads import fresh_linear
 from metalearn.models.mlp import MLP
 from metalearn.rng import fold_in
+from metalearn.testing.case import META_STEPS
 from metalearn.testing.clusters import WIDTH, Clusters
 from metalearn.transfer import TRANSFER
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, Learner, Meta, Method
 
 __all__ = ["WIDTH", "Clusters"]
 STEPS = (0, 1, 2, 5)
-PRETRAINED = [name for name in TRANSFER if name != "scratch"]
+PRETRAINED = [name for name, kind in TRANSFER.items() if kind.family != "scratch"]
 OF_REGRESSION = ["scratch", "fine_tune", "linear_probe"]
 POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
 
@@ -48,7 +49,8 @@ def spec_like(spec: EpisodeSpec) -> Tensor:
 
 def make(name: str, spec: EpisodeSpec, norm: str = "none", **options: Any) -> Method:
     learner = MLP(sizes=(8, 7), activation="tanh", norm=norm).build(spec)
-    return TRANSFER[name](**options).build(learner, spec)
+    meta_steps = META_STEPS if TRANSFER[name].needs_meta_steps else None
+    return TRANSFER[name](**options).build(learner, spec, meta_steps)
 
 
 def predictions_of(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metalearn.errors import ConfigError
 from metalearn.inner.heads import linear
 from metalearn.inner.rules import SGD
 from metalearn.models import MLP
@@ -65,6 +67,16 @@ def test_new_tasks_are_learned_as_by_rfs() -> None:
         one.learn(meta, tasks.support, tasks.query.x, (0,)).predictions for one in (method, plain)
     )
     assert torch.equal(found, other)
+
+
+def test_a_training_step_needs_the_number_of_meta_steps() -> None:
+    """Without it there is no length of a generation, and no step of a guessed schedule."""
+    source = Clusters("train", 9)
+    learner = MLP(sizes=(8, 7), activation="tanh").build(source.spec)
+    method = RFSDistill().build(learner, source.spec)
+    assert method.step is not None
+    with pytest.raises(ConfigError, match="generations share meta_steps"):
+        method.step(method.init(fold_in(0)), source.examples(fold_in(1), 16))
 
 
 def test_the_teacher_of_running_statistics_is_tested_and_not_moved() -> None:

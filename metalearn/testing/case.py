@@ -27,6 +27,7 @@ TASKS = 5
 STEPS = (0, 1, 3)
 POLICIES = ("none", "query_batch", "support", "support_plus_one", "running")
 TRAINING = 60  # meta-steps after which the package's own methods have learned the problem
+META_STEPS = 100  # of methods that need their number
 # what a method that searches first learns each architecture with
 CONTAINED = MAML(inner_steps=2, inner_lr=0.3, outer=Adam(lr=0.02))
 NEEDS: dict[str, tuple[Callable[[Method], bool], str]] = {
@@ -90,7 +91,8 @@ def method_case(
 def build(component: MethodComponent, learner: Learner, source: Any) -> Method:
     """The method for the tasks of `source`; of one that searches first, what its search returns."""
     if component.contains_by_default is None:
-        return component.build(learner, source.spec)
+        meta_steps = META_STEPS if component.needs_meta_steps else None
+        return component.build(learner, source.spec, meta_steps=meta_steps)
     waiting = component.build(learner, source.spec, contained=CONTAINED)  # type: ignore[call-arg]
     assert waiting.prepare is not None
     with tempfile.TemporaryDirectory() as folder:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metalearn.component import option
+from metalearn.errors import ConfigError
 from metalearn.inner.heads import linear
 from metalearn.inner.method import init_state, outer_update, step_on_examples
 from metalearn.inner.statistics import movement_of, with_movement
@@ -34,7 +35,6 @@ from metalearn.types import (
 
 FRESH, TEACHER = "fresh", "teacher"  # branches of the meta, which the outer rule does not move
 NETWORK = ("params", HEAD)
-STEPS = 100  # of all generations where their number is not given
 
 
 class RFSDistill(RFS):
@@ -43,7 +43,7 @@ class RFSDistill(RFS):
     minimise  alpha CE(y, p) + (1 - alpha) T^2 KL(p_teacher, p),  p by softmax at temperature T in
     the second term (equation 7; T as in the authors' code);  the first generation learns the labels
     alone, each later one begins anew, its teacher the one before. `generations` share the
-    meta-steps, and the schedule of `outer` begins anew with each.
+    meta-steps, whose number training therefore needs, and the schedule of `outer` begins anew.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -52,14 +52,19 @@ class RFSDistill(RFS):
     ('adapt', 'predict')
     """
 
+    # Departure in cost: one graph serves all steps, so the first generation computes the logits of
+    # a teacher that its loss leaves out, and the ledger has that forward pass.
+    needs_meta_steps: ClassVar[bool] = True
     name: Literal["rfs_distill"] = option("rfs_distill", "The method.")  # type: ignore[assignment]
     generations: int = option(2, "Networks trained in turn.", acts="train", ge=2, le=10)
     alpha: float = option(0.5, "Weight of the labels' loss.", acts="train", ge=0, le=1)
     temperature: float = option(4.0, "T of both softmax.", acts="train", gt=0)
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
-        """The method for tasks of `spec`; `meta_steps` are divided among the generations."""
-        length = max((meta_steps or STEPS) // self.generations, 1)
+        """The method for tasks of `spec`; `meta_steps` are divided among the generations.
+
+        Without `meta_steps` it learns new tasks, and a training step raises ConfigError."""
+        length = None if meta_steps is None else max(meta_steps // self.generations, 1)
         outer, base = self.outer.build(length), super().build(learner, spec, length)
         update, gradient = outer_update(outer), self._gradient(learner, spec)
 
@@ -68,7 +73,7 @@ class RFSDistill(RFS):
             copies = (tree_map(torch.clone, held(start)) for _ in range(2))
             return init_state({**start, **dict(zip((FRESH, TEACHER), copies))}, outer)
 
-        def begun(state: MetaState) -> MetaState:
+        def begun(state: MetaState, length: int) -> MetaState:
             """The state of a new generation where the step begins one."""
             network = {name: state.meta[name] for name in NETWORK}
             fresh, old = released(network, state.meta[FRESH]), state.meta[FRESH]
@@ -80,10 +85,13 @@ class RFSDistill(RFS):
             return found
 
         def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
+            if length is None:
+                text = "its generations share meta_steps: give their number to build"
+                raise ConfigError(("meta_steps", f"{self.name} is trained for none; {text}"))
             with_teacher = partial(gradient, later=state.step >= length)
             noisy = learner.draws_noise
             made = step_on_examples(with_teacher, update, spec, draws_noise=noisy)
-            return made(begun(state), batch)
+            return made(begun(state, length), batch)
 
         return base._replace(init=init, update=update, step=step)
 
