@@ -120,7 +120,10 @@ def of_two_classes(episode: Episode) -> Episode:
     return episode._replace(support=part(episode.support), query=part(episode.query))
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "boil", "proto_net", "nearest_centroid"])
+@pytest.mark.parametrize(
+    "name",
+    ["maml", "anil", "boil", "proto_net", "nearest_centroid", "metaopt_svm", "linear_svm"],
+)
 def test_a_class_that_is_padding_is_no_class(name: str) -> None:
     given = case(name, METHODS[name])
     episode, meta = without_class(given, 2), given.state().meta

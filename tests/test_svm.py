@@ -90,6 +90,32 @@ def test_padding_changes_no_machine() -> None:
     torch.testing.assert_close(found[:-2], fewer, rtol=1e-9, atol=1e-12)
 
 
+def test_rows_of_padding_change_no_step_of_the_descent() -> None:
+    """Few iterations, after which the size of a step shows, beside padding of large features."""
+    z, y, _ = examples(1.0)
+    labels, bound = F.one_hot(y, WAYS).double(), torch.full((len(y),), 0.1, dtype=F64)
+    bound[-2:] = 0
+    z[-2:] *= 100
+    kernel = z @ z.T + torch.eye(len(y), dtype=F64)
+    found = coefficients(kernel, labels, bound, 3)
+    fewer = coefficients(kernel[:-2, :-2], labels[:-2], bound[:-2], 3)
+    torch.testing.assert_close(found[:-2], fewer, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("iterations", [1, 15, 100])
+def test_a_solution_never_leaves_its_bounds(iterations: int) -> None:
+    """25 rows of features of norm 10, for which so many iterations are too few."""
+    y = torch.arange(25) % 5
+    z = 10 * F.normalize(normal(fold_in(4, "z"), (25, 16), F64) + F.one_hot(y, 16), dim=-1)
+    z.requires_grad_()
+    labels, bound = F.one_hot(y, 5).double(), torch.full((25,), 0.1, dtype=F64)
+    alpha = coefficients(z @ z.T + torch.eye(25, dtype=F64), labels, bound, iterations)
+    assert alpha.sum(-1).abs().max() < 1e-9
+    assert (0.1 * labels - alpha).min() > -1e-4 * 0.1 - 1e-12
+    (z.T @ alpha).square().sum().backward()
+    assert z.grad is not None and z.grad.isfinite().all()
+
+
 def test_metaopt_svm_and_linear_svm_answer_by_these_machines() -> None:
     source = Clusters("train", 24)
     learner = MLP(sizes=(8,), activation="tanh").build(source.spec)

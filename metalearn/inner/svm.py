@@ -6,36 +6,49 @@ import torch
 from torch import Tensor
 
 FREE = 1e-6  # share of the bound above which a coefficient can move
+OVER = 1e-4  # share of the bound by which a solution may exceed it
 
 
 def coefficients(kernel: Tensor, y: Tensor, bound: Tensor, iterations: int) -> Tensor:
     """alpha [B, N] of the machine of Crammer & Singer 2001 (Lee et al. 2019, section 3.2).
 
     minimise 1/2 tr(alpha' K alpha) - sum_n alpha_n[y_n],  alpha_n <= bound_n y_n,  sum of each row
-    0;  K [B, B] positive definite, y one-hot [B, N], bound [B] (C, 0 for padding). `iterations` of
-    projected descent with momentum (Beck & Teboulle 2009) find which coefficients are at their
-    bound; the others then solve a linear system, whose derivative is that of the solution
-    (implicit function theorem)."""
-    alpha = _descend(kernel.detach(), y, bound.unsqueeze(-1), iterations)
-    limit = bound.unsqueeze(-1) * y
-    free = (limit - alpha > FREE * bound.unsqueeze(-1)).to(kernel.dtype)
-    return _solve(kernel, y, limit, free)
+    0;  K [B, B] positive definite, y one-hot [B, N], bound [B] (C, 0 for padding). A class without
+    an example of positive bound has alpha 0. `iterations` of projected descent with momentum (Beck
+    & Teboulle 2009) find which coefficients are at their bound; the others then solve a linear
+    system, whose derivative is that of the solution (implicit function theorem). Where they were
+    too few, so that the solution leaves the bounds, alpha is that of the descent, a constant for
+    whoever differentiates."""
+    bounds = bound.unsqueeze(-1)
+    alpha, limit = _descend(kernel.detach(), y, bounds, iterations), bounds * y
+    free = (limit - alpha > FREE * bounds).to(kernel.dtype)
+    found = _solve(kernel, y, limit, free)
+    return torch.where((limit - found >= -OVER * bounds).all(), found, alpha)
 
 
 def _descend(kernel: Tensor, y: Tensor, bound: Tensor, iterations: int) -> Tensor:
-    """Accelerated projected descent from 0; the step is 1 over the largest sum of a row of |K|."""
-    rate = 1 / kernel.abs().sum(-1).amax(-1)
+    """Accelerated projected descent from 0; the step is 1 over the largest sum of a row of |K|.
+
+    Rows and columns of padding count for nothing: coefficients are 0 there."""
+    there = (bound > 0).to(kernel.dtype)  # [B, 1]
+    rate = 1 / (there * kernel.abs() * there.T).sum(-1).amax(-1)
+    present = (bound * y).amax(0) > 0  # [N]
     alpha = ahead = torch.zeros_like(y)
     for number in range(iterations):
         moved = ahead - rate * (kernel @ ahead - y)
-        new = bound * y - to_simplex(bound * y - moved, bound)
+        new = bound * y - to_simplex(bound * y - moved, bound, present)
         ahead = new + number / (number + 3) * (new - alpha)
         alpha = new
     return alpha
 
 
-def to_simplex(x: Tensor, total: Tensor) -> Tensor:
-    """The nearest rows >= 0 with sums `total` [B, 1]: [B, N] (Duchi et al. 2008, figure 1)."""
+def to_simplex(x: Tensor, total: Tensor, present: Tensor | None = None) -> Tensor:
+    """The nearest rows >= 0 with sums `total` [B, 1]: [B, N] (Duchi et al. 2008, figure 1).
+
+    Columns that are not `present` [N] are 0 in them."""
+    if present is not None:
+        lowest = torch.finfo(x.dtype).min / (4 * x.shape[-1])  # so low that sums of them are finite
+        x = torch.where(present, x, torch.full_like(x, lowest))
     high = x.sort(-1, descending=True).values
     places = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     shifts = (high.cumsum(-1) - total) / places
