@@ -138,6 +138,14 @@ def test_gradients_of_convolutions_are_the_native_ones_under_every_policy(
     assert gradients(engine, MAML(inner_steps=2, inner_lr=0.1), learner, IMAGES, images()) < EQUAL
 
 
+@pytest.mark.parametrize("name", ["anil", "boil", "meta_sgd"])
+def test_running_averages_move_as_natively_whatever_the_inner_loop_moves(
+    engine: str, name: str
+) -> None:
+    learner = Conv4(filters=4, downsample="stride", norm="running").build(IMAGES)
+    assert gradients(engine, METHODS[name], learner, IMAGES, images()) < EQUAL
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "maml"])
 def test_gradients_of_pooled_convolutions_are_the_native_ones(engine: str, name: str) -> None:
     learner = Conv4(filters=4, downsample="pool").build(IMAGES)

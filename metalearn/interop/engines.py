@@ -72,13 +72,9 @@ def _task_grad(
     """
     spec, loss_of = native.spec, criterion(native.spec)
 
-    def params_of(meta: Meta) -> Params:
-        params: Params = meta["params"] if _has_rates(meta) else meta
-        return params
-
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
         require_no_padding("run.engine", spec, episode.support, episode.query)
-        params = params_of(meta)
+        params: Params = meta["params"] if _has_rates(meta) else meta
         (moving, rest), statistics = _parts(params, MOVES[component.engine_trains])
         still = {leaf: value.detach().clone().requires_grad_() for leaf, value in rest.items()}
         network = Network(learner, moving, {**still, **statistics})
@@ -94,6 +90,8 @@ def _task_grad(
         with training(records=False):
             adapted = adapt(*episode.support[:2])
         with training() as scope:
+            if component.engine_trains == "head":
+                _move_averages(learner, params, episode.support.x)
             predictions = adapted.network(episode.query.x, context=episode.support.x)
         adapted.backward(loss_of(predictions, episode.query.y))
         leaf = {**dict(zip(moving, network.parameters())), **still, **statistics}
@@ -104,6 +102,14 @@ def _task_grad(
         return with_movement(grads, scope.differences(params)), found
 
     return task_grad
+
+
+def _move_averages(learner: Learner, params: Params, x: Tensor) -> None:
+    """Record the running statistics of x [B, *X], whose features natively lie before all inner
+    steps."""
+    if learner.normalisation == "running":
+        with torch.no_grad():
+            learner.features(params, x)
 
 
 def _rates(meta: Meta, moving: Params) -> list[nn.Parameter] | None:
