@@ -3,21 +3,27 @@ batch norm in its two modes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commandline import sinusoid
 from small import F64, gap, pictures
 from torch import Tensor, nn
 
 from metalearn.algorithms import ANIL, MAML, MetaOptNet, ProtoNet, Reptile
+from metalearn.config.experiment import parse
+from metalearn.errors import ConfigError
 from metalearn.executors import executor
 from metalearn.inner.recompute import recomputed
 from metalearn.inner.rules import SGD
 from metalearn.models import Conv4
 from metalearn.models.external.from_module import from_module
 from metalearn.rng import fold_in, normal
+from metalearn.run.directory import status, why_other
+from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 from metalearn.transfer import LinearProbe
 from metalearn.tree import stack, take
@@ -180,6 +186,32 @@ def test_a_run_is_resumed_with_its_averages(tmp_path: Path) -> None:
     for step in (2, 3):
         again, _ = method.step(again, source.sample(fold_in(1, step), 2))  # type: ignore[misc]
     assert all(torch.equal(again.meta[leaf], value) for leaf, value in state.meta.items())
+
+
+@pytest.mark.parametrize("norm", ["running", "query_batch"])
+def test_runs_of_versions_with_other_training_steps_are_not_continued(
+    norm: str, tmp_path: Path
+) -> None:
+    """Their environment.json lacks the mark of training steps that normalise by the batch."""
+    run = {"meta_steps": 2, "checkpoint_every": 1, "validate": {"every": None}}
+    data = sinusoid(model={"name": "mlp", "sizes": [4], "norm": norm}, run=run)
+    one = parse({**data, "evaluate": {"episodes": 2, "steps": [0, 1]}}).experiments[0]
+    run_one(one, tmp_path)
+    path = tmp_path / "environment.json"
+    facts = json.loads(path.read_text())
+    assert facts.pop("training_statistics") == "batch"
+    assert status(tmp_path, one) == "finished"
+    path.write_text(json.dumps(facts))
+    assert status(tmp_path, one) == ("other" if norm == "running" else "finished")
+    if norm == "running":
+        assert "older version" in why_other(tmp_path)
+    (tmp_path / "result.json").unlink()
+    if norm == "running":
+        with pytest.raises(ConfigError, match="older version"):
+            run_one(one, tmp_path)
+        return
+    run_one(one, tmp_path)
+    assert status(tmp_path, one) == "finished"
 
 
 def test_a_module_from_outside_trains_as_in_training_mode() -> None:

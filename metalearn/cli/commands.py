@@ -36,6 +36,7 @@ from metalearn.run.directory import (
     run_folders,
     status,
     stored_experiment,
+    why_other,
 )
 from metalearn.run.features import features_once
 from metalearn.run.final_test import describe_result
@@ -101,7 +102,7 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
                 )
             )
         elif state == "other":
-            problems.append((str(folder), "holds something else: give another --out, or remove it"))
+            problems.append((str(folder), why_other(folder)))
     if problems:
         raise ConfigError(*problems)
 

@@ -14,12 +14,10 @@ from metalearn.errors import ConfigError, Diverged
 from metalearn.logger import log
 from metalearn.report.page import write_report
 from metalearn.results.comparison import write_comparison
-from metalearn.run.directory import status
+from metalearn.run.directory import status, why_other
 from metalearn.run.run import locked, run_locked
 from metalearn.storage.files import write_json
 from metalearn.tracking.tracker import group_of, grouped, log_page
-
-OTHER = "holds a run of another config: give another --out, or remove it"
 
 
 def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
@@ -53,7 +51,7 @@ def check(plan: Plan, out: Path) -> None:
         problems.append((str(out), "holds something that is no comparison: give another --out"))
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "other":
-            problems.append((str(folder), OTHER))
+            problems.append((str(folder), why_other(folder)))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
 
@@ -70,7 +68,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     def left_alone(name: str, experiment: Experiment, folder: Path) -> bool:
         found = ranks.on_rank0(lambda: status(folder, experiment))
         if found == "other":  # another comparison has begun in this folder since the check
-            raise ConfigError((str(folder), OTHER))
+            raise ConfigError((str(folder), why_other(folder)))
         if found == "finished":
             log.info(f"{name}: finished already, left alone")
         return bool(found == "finished")

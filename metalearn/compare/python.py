@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.compare.compare import OTHER
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.comparison import Comparison
 from metalearn.compare.controls import with_controls
@@ -21,7 +20,7 @@ from metalearn.errors import ConfigError
 from metalearn.in_memory import Held
 from metalearn.logger import log
 from metalearn.models.module import as_model
-from metalearn.run.directory import run_folders, status
+from metalearn.run.directory import run_folders, status, why_other
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.tasks.given import as_tasks
@@ -142,7 +141,7 @@ def train(
     todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]
     other = [where for one, where in todo if status(where, one) == "other"]
     if other:
-        raise ConfigError(*((str(where), OTHER) for where in other))
+        raise ConfigError(*((str(where), why_other(where)) for where in other))
     runs: list[LoadedRun] = []
     for one, where in todo:
         if status(where, one) != "finished":

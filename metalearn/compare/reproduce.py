@@ -16,7 +16,7 @@ from metalearn.logger import log
 from metalearn.results.published import cell_result, left_out, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
-from metalearn.run.directory import run_folders, status
+from metalearn.run.directory import run_folders, status, why_other
 from metalearn.run.run import run_one
 from metalearn.storage.files import write_atomic, write_json
 
@@ -118,9 +118,7 @@ def _check(plans: Sequence[Plan], out: Path) -> None:
             build(plan.experiments[0], to_train=True)
             for one, folder in _runs(plan, out / plan.name):
                 if status(folder, one) == "other":
-                    problems.append(
-                        (str(folder), "holds something else: give another --out, or remove it")
-                    )
+                    problems.append((str(folder), why_other(folder)))
         except ConfigError as error:
             problems += [(f"{plan.name}: {place}", text) for place, text in error.problems]
     if problems:

@@ -18,7 +18,7 @@ from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.kernels.norm_relu_pool import EPS, norm_relu_pool, with_moments
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Norm, Policy, batch_normalised
+from metalearn.models.norm import RUNNING, Norm, Policy, batch_normalised
 from metalearn.types import EpisodeSpec, Learner
 
 BLOCKS = 4
@@ -136,7 +136,7 @@ class Conv4(ModelComponent):
     flatten: bool = option(
         False, "Flatten the last map instead of averaging it (MAML's Omniglot code averages)."
     )
-    norm: Policy = option("query_batch", "Whose statistics normalise each block.")
+    norm: Policy = option("query_batch", f"Whose statistics normalise each block; {RUNNING}")
     head_std: float | None = option(
         None,
         "Deviation of a normal start of the head (MAML's Omniglot code: 1); null: Glorot, as the "

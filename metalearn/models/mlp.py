@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.component import ModelComponent, option
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Norm, Policy
+from metalearn.models.norm import RUNNING, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -61,7 +61,7 @@ class MLP(ModelComponent):
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
         "relu", "Activation after every hidden layer."
     )
-    norm: Policy = option("none", "Whose statistics normalise each hidden layer.")
+    norm: Policy = option("none", f"Whose statistics normalise each hidden layer; {RUNNING}")
     init: Literal["uniform", "truncated_normal"] = option(
         "uniform",
         "Start of the weights: uniform within 1/sqrt(fan in), as torch's layers, or truncated "

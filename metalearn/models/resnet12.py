@@ -15,7 +15,7 @@ from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.models.conv4 import pool
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Norm, Policy
+from metalearn.models.norm import RUNNING, Norm, Policy
 from metalearn.types import EpisodeSpec, Learner
 
 SLOPE = 0.1  # of the leaky ReLU below zero
@@ -115,7 +115,7 @@ class ResNet12(ModelComponent):
         5, "Side of the squares of DropBlock: 5 for 84 pixels, 2 for 32.", acts="train", ge=1
     )
     flatten: bool = option(False, "Flatten the last map instead of averaging it.")
-    norm: Policy = option("query_batch", "Whose statistics normalise each convolution.")
+    norm: Policy = option("query_batch", f"Whose statistics normalise each convolution; {RUNNING}")
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W] of `spec`, at least 16 x 16."""

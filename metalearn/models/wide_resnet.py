@@ -14,7 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.models.functional import module_learner
-from metalearn.models.norm import Norm, Policy
+from metalearn.models.norm import RUNNING, Norm, Policy
 from metalearn.models.resnet12 import drop_blocks
 from metalearn.types import EpisodeSpec, Learner
 
@@ -96,7 +96,9 @@ class WideResNet(ModelComponent):
     depth: int = option(28, "Convolutions, 6 n + 4.", ge=10, le=1000)
     width: int = option(10, "Factor k of the channels 16, 32 and 64.", ge=1, le=64)
     drop: float = option(0.0, "Share dropped inside a block in training.", acts="train", ge=0, lt=1)
-    norm: Policy = option("query_batch", "Whose statistics normalise each convolution's input.")
+    norm: Policy = option(
+        "query_batch", f"Whose statistics normalise each convolution's input; {RUNNING}"
+    )
 
     @field_validator("depth")
     @classmethod

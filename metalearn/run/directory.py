@@ -13,6 +13,14 @@ from metalearn.storage.schema import Environment, checked, read_result
 
 # how a run is executed: resume takes it as it is
 EXECUTION = tuple(f"run.{name}" for name in NOT_IN_HASH)
+OTHER = "holds something else, such as a run of another config: give another --out, or remove it"
+# In environment.json of runs whose training steps normalise by the batch under `norm: running`.
+# Before, they normalised by the running averages.
+STATISTICS = "training_statistics"
+OUTDATED = (
+    "holds a run of an older version, whose training steps under norm: running normalised by the "
+    "running averages, not by the batch: give another --out, or remove it"
+)
 
 
 def run_folders(experiment: Experiment, out: Path) -> list[tuple[int, Path]]:
@@ -32,9 +40,33 @@ def status(folder: Path, experiment: Experiment) -> str:
     if not (folder / "config.yaml").exists():
         visible = any(not entry.name.startswith(".") for entry in folder.iterdir())
         return "other" if visible else "fresh"
-    if request_hash(folder) != experiment.hash():
+    if request_hash(folder) != experiment.hash() or _has_outdated_result(folder):
         return "other"
     return "finished" if (folder / "result.json").exists() else "unfinished"
+
+
+def why_other(folder: Path) -> str:
+    """The sentence about a folder of status other."""
+    return OUTDATED if _has_outdated_result(folder) else OTHER
+
+
+def require_same_statistics(folder: Path) -> None:
+    """Refuse to go on with a run under `norm: running` that an older version began."""
+    if _is_outdated(folder):
+        raise ConfigError((str(folder), OUTDATED))
+
+
+def _is_outdated(folder: Path) -> bool:
+    return (folder / "environment.json").exists() and STATISTICS not in _environment(folder)
+
+
+def _has_outdated_result(folder: Path) -> bool:
+    """Whether an older version has trained the finished run of the folder, by other steps."""
+    if not (folder / "result.json").exists() or not _is_outdated(folder):
+        return False
+    result = read_result(folder)
+    trained = (result.get("traits") or {}).get("consumes") != "nothing"
+    return trained and result.get("normalisation") == "running"
 
 
 def request_hash(folder: Path) -> str:
@@ -73,10 +105,10 @@ def as_asked(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """The config as first written: its hash, one that is the same for all seeds, and the SHA-256 of
-    weights that were trained elsewhere.
+    """The config as first written: its hash, one that is the same for all seeds, the SHA-256 of
+    weights that were trained elsewhere, and `STATISTICS`.
 
-    ConfigError where these are not those that the run began with."""
+    ConfigError where the weights are not those that the run began with."""
     check_weights(folder, experiment)
     old = _environment(folder)
     first = as_asked(experiment, folder)
@@ -87,7 +119,8 @@ def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
     }
     if (weights := weights_sha256(experiment)) is not None:
         new["weights_sha256"] = weights
-    return {name: old.get(name, value) for name, value in new.items()}
+    mark = {} if _is_outdated(folder) else {STATISTICS: "batch"}
+    return {**{name: old.get(name, value) for name, value in new.items()}, **mark}
 
 
 def weights_sha256(experiment: Experiment) -> str | None:

@@ -24,7 +24,14 @@ from metalearn.logger import log
 from metalearn.machine import device_of
 from metalearn.report.run_figures import figures
 from metalearn.run.checkpoints import save, select_checkpoint
-from metalearn.run.directory import check_weights, request, status, stored_experiment, write_start
+from metalearn.run.directory import (
+    check_weights,
+    request,
+    require_same_statistics,
+    status,
+    stored_experiment,
+    write_start,
+)
 from metalearn.run.extra_tests.along import test_along
 from metalearn.run.final_test import test
 from metalearn.run.job import Job
@@ -135,6 +142,8 @@ def begin(
     experiment = experiment if stored is None else parse(stored).experiments[0]
     parts = build(experiment, to_train=True) if parts is None else parts
     check_ranks(ranks, experiment, parts)
+    if parts.learner.normalisation == "running" and parts.method.step is not None:
+        ranks.on_rank0(lambda: require_same_statistics(folder))
     if experiment.start:
         place = folder_of(experiment.start, start_folder or folder, experiment.run.seeds[0])
         check_weights(place, experiment)
