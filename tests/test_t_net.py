@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from small import F64, gap
+from torch import Tensor, nn
 
 from metalearn.algorithms import MAML, TNet
 from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import SGD
 from metalearn.models import MLP
+from metalearn.models.external.from_module import from_module
 from metalearn.rng import fold_in, normal
 from metalearn.testing.clusters import Clusters
 from metalearn.tree import take
@@ -52,3 +54,23 @@ def test_t_nets_begin_as_maml_and_learn_their_transformations(steps: int) -> Non
     assert gap(found, expected) < 1e-10
     grads, _ = net.task_grad(meta, episode)
     assert all((x != 0).any() for x in grads["transforms"].values())
+
+
+def test_linear_layers_and_convolutions_alone_have_transformations() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(3, 6))
+            self.conv, self.back = nn.Conv1d(1, 3, 1), nn.ConvTranspose1d(3, 2, 1)
+            self.last = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.back((self.conv(x.unsqueeze(1)) + self.place).tanh())
+            out: Tensor = self.last(z.flatten(1))
+            return out
+
+    source = Clusters("train", 24)
+    learner = from_module(Net, source.spec)
+    meta = TNet().build(learner, source.spec).init(fold_in(0)).meta
+    sizes = {name: tuple(x.shape) for name, x in meta["transforms"].items()}
+    assert sizes == {"conv.weight": (3, 3), "head.weight": (3, 3)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.component import option
 from metalearn.inner.adapt import adapt
@@ -17,15 +17,16 @@ from metalearn.inner.rules import Adam, Rule
 from metalearn.tree import trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # with weights [out, ...]
 T = "transform."  # of the fixed parameters, in front of the leaf that a transformation belongs to
 
 
 class TNet(InnerLoop):
-    """MAML with a linear transformation behind each layer, which a new task leaves alone.
+    """MAML with linear transformations behind its layers, which a new task leaves alone.
 
-    Layer l computes T_l (W_l x) + b_l (equation 1);  the inner loop moves W and b, whose steps T
-    makes longer or shorter in learned directions (section 4.2);  meta = {"params", "transforms"},
-    T [out, out], at first the identity, so that the start is MAML's.
+    A linear layer or convolution l computes T_l (W_l x) + b_l (equation 1);  the inner loop moves W
+    and b, whose steps T makes longer or shorter in learned directions (section 4.2);  meta =
+    {"params", "transforms"}, T [out, out], at first the identity, so that the start is MAML's.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -47,8 +48,8 @@ class TNet(InnerLoop):
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
-            layers = {n: x for n, x in trainable(params)[0].items() if x.dim() > 1}
-            eyes = {n: torch.eye(len(x), dtype=x.dtype, device=x.device) for n, x in layers.items()}
+            layers = weights_of_layers(learner, params).items()
+            eyes = {n: torch.eye(len(x), dtype=x.dtype, device=x.device) for n, x in layers}
             return {"params": params, "transforms": eyes}
 
         def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
@@ -62,6 +63,21 @@ class TNet(InnerLoop):
 
         options: Any = {"inner_steps": self.inner_steps, "init": init}
         return episodic(learner, spec, self.outer.build(meta_steps), fit, predict, **options)
+
+
+def weights_of_layers(learner: Learner, params: Params) -> Params:
+    """Weights [out, ...] of linear layers and convolutions, without embeddings and the like.
+
+    Networks that came from no torch module have no other leaves of two or more dimensions."""
+    found = {name: x for name, x in trainable(params)[0].items() if x.dim() > 1}
+    if learner.module is None:
+        return found
+    leaf_of, others = dict(learner.aliases), set[str]()
+    for place, layer in learner.module(params).named_modules():
+        if not isinstance(layer, LAYERS):
+            names = (name for name, _ in layer.named_parameters(prefix=place, recurse=False))
+            others |= {leaf_of.get(name, name) for name in names}
+    return {name: x for name, x in found.items() if name not in others}
 
 
 def transformed(at: Params) -> Params:
