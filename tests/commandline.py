@@ -78,7 +78,7 @@ class Running:
         os.kill(self.pid, number)
 
     def wait(self) -> Ended:
-        self.server.tell({"wait": self.pid})
+        self.server.send({"wait": self.pid})
         code = int(self.server.answer())
         # A process that was killed at birth has not opened them yet.
         texts = [path.read_text() if path.exists() else "" for path in (self.out, self.err)]
@@ -98,7 +98,7 @@ class Server:
 
     _process: subprocess.Popen[str] | None = None
 
-    def tell(self, order: dict[str, Any]) -> None:
+    def send(self, order: dict[str, Any]) -> None:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", SERVER],
@@ -141,7 +141,7 @@ class Commands:
         words = [str(arg) for arg in args]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **self.env, **(env or {})}
         where = {"cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)}
-        _SERVER.tell({"args": words, "before": before, **where})
+        _SERVER.send({"args": words, "before": before, **where})
         return Running(_SERVER, int(_SERVER.answer()), out, err)
 
     def __call__(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Ended:

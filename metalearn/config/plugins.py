@@ -196,8 +196,8 @@ def _tables() -> list[dict[str, Any]]:
 def _defines(module: ModuleType) -> bool:
     """Whether a component of the tables is defined in the module, as where it was known before."""
     known = [component for table in _tables() for component in table.values()]
-    homes = {getattr(one, "data", one).__module__ for one in known}  # a section is its function
-    return any(_is_inside(home, module.__name__) for home in homes)
+    modules = {getattr(one, "data", one).__module__ for one in known}  # a section is its function
+    return any(_is_inside(name, module.__name__) for name in modules)
 
 
 def unloaded(names: Iterable[str]) -> list[str]:
@@ -219,11 +219,11 @@ def as_options(names: Iterable[str]) -> list[str]:
 
 def plugins_of(components: Iterable[Any], named: Iterable[str] = ()) -> set[str]:
     """The plug-ins `named`, and those that define these components, losses, or parts of them."""
-    homes = {one.__module__ for component in components for one in _parts(component)}
+    modules = {one.__module__ for component in components for one in _parts(component)}
     found = set(named)
     known = {_modules[name].__name__ for name in found if name in _modules}
     for name, module in _modules.items():
-        inside = any(_is_inside(home, module.__name__) for home in homes)
+        inside = any(_is_inside(one, module.__name__) for one in modules)
         if inside and module.__name__ not in known:
             known.add(module.__name__)
             found.add(name)
@@ -275,12 +275,11 @@ def _imported(name: str, folder: Path | None) -> ModuleType:
 
 
 def _from_file(name: str, folder: Path | None) -> ModuleType:
-    homes = [Path()] if folder is None else [folder, Path()]
-    path = next((home / name for home in homes if (home / name).is_file()), None)
+    folders = [Path()] if folder is None else [folder, Path()]
+    path = next((parent / name for parent in folders if (parent / name).is_file()), None)
     if path is None:
-        raise ConfigError(
-            ("plugins", f"no file {name} in {' or '.join(str(home.resolve()) for home in homes)}")
-        )
+        places = " or ".join(str(parent.resolve()) for parent in folders)
+        raise ConfigError(("plugins", f"no file {name} in {places}"))
     path = path.resolve()
     name = f"metalearn_plugin_{path.stem}"
     known = sys.modules.get(name)

@@ -34,7 +34,7 @@ TITLES = {
     "spaces": "Spaces",
     "searchers": "Searchers",
 }
-HOMES = (
+PACKAGES = (
     *("tasks", "models", "algorithms", "in_context", "transfer", "learned_optimizers", "nas"),
     "inner",
 )
@@ -65,12 +65,10 @@ def examples(component: type[Component]) -> str:
 
 def python_name(component: type[Component]) -> str:
     """How Python reaches a component, such as ml.algorithms.MAML."""
-    for home in HOMES:
-        if (
-            getattr(importlib.import_module(f"metalearn.{home}"), component.__name__, 0)
-            is component
-        ):
-            return f"ml.{home}.{component.__name__}"
+    for package in PACKAGES:
+        module = importlib.import_module(f"metalearn.{package}")
+        if getattr(module, component.__name__, None) is component:
+            return f"ml.{package}.{component.__name__}"
     return f"{component.__module__}.{component.__name__}"
 
 
