@@ -258,7 +258,8 @@ def test_step_0_knows_nothing(name: str) -> None:
 
     given = case(name, METHODS[name])
     curve = learning_curve(given.method, given.state().meta, Shuffled("test", 24), (0, 3), 600)
-    assert abs(curve.mean[0] - 1 / 3) < 4 * curve.ci95[0] / 1.96
+    # A constant answer is right for a third of each task, without any spread: 1/3 up to rounding.
+    assert abs(curve.mean[0] - 1 / 3) < 4 * curve.ci95[0] / 1.96 + 1e-12
     # An optimizer that was never trained moves nothing, an untrained context next to nothing.
     if name not in ("learn_optimizer", "cavia"):
         assert curve.mean[1] > 1 / 3 + 4 * curve.ci95[1] / 1.96

@@ -150,7 +150,7 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
     assert component.model_validate_json(made.model_dump_json()) == made
     names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
     names |= {"strength", "iterations", "copies", "augment", "neighbours", "temperature"}
-    names |= {"rate", "depth", "subsample"}
+    names |= {"rate", "depth", "subsample", "head_start"}
     # of both phases, or of the pretraining
     names -= {"temperature"} if component in (BaselinePlusPlus, RFSDistill) else set()
     adapt = names & set(component.model_fields)
