@@ -130,6 +130,17 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
     assert half == (looks[1000], 0.012)
     assert iso_compute.last_within(run, 600 * each - 1, 600) == (None, None)
     assert iso_compute.last_within(run, 1e18, 600).value == looks[2000]
+    # what somebody else paid for given weights is up front, and no part of the curve
+
+    def priced(result: dict[str, Any]) -> None:
+        own = {"flops": 0, "seconds": 0.0}
+        entry = {**result["cost"]["meta_train"], "flops": 5e12, "seconds": "unknown", "own": own}
+        result["cost"]["pretrain"] = entry
+
+    (bought,) = groups_of(write_run(tmp_path / "b", "maml", "maml", change=priced))
+    budget = 5e12 + training / 2 + 600 * each
+    assert iso_compute.last_within(bought.first, budget, 600) == half
+    assert iso_compute.last_within(bought.first, budget - training / 4, 600) != half
 
 
 # break-even

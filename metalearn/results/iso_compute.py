@@ -78,7 +78,7 @@ def last_within(run: Run, budget: float, tasks: int) -> Score:
     # spent before this row's own first step, whatever its phase
     started = run.result.get("started") or {}
     training = sum(
-        float(run.phase(phase).get("flops") or 0) - float(started.get(phase) or 0)
+        float(_spent_here(run, phase).get("flops") or 0) - float(started.get(phase) or 0)
         for phase in ("pretrain", "meta_train")
     )
     last = max(int(line["step"]) for line in points)
@@ -91,3 +91,9 @@ def last_within(run: Run, budget: float, tasks: int) -> Score:
     if not inside:
         return Score(None, None)
     return Score(float(inside[-1][run.metric]), inside[-1].get(f"{run.metric}_ci95"))
+
+
+def _spent_here(run: Run, phase: str) -> Json:
+    """A phase without the price of weights that were trained elsewhere, which no step spreads."""
+    entry: Json = run.phase(phase)
+    return entry.get("own") or entry
