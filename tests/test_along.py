@@ -13,6 +13,9 @@ from metalearn.cli.recommend import paragraph, recommendation
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.evaluate.decision.totals import Choice, decide
+from metalearn.report.figures.decision import map_text
+from metalearn.results.break_even.decision_map import Choices
+from metalearn.results.break_even.recommendation import Question, recommend
 from metalearn.results.costs import up_front
 from metalearn.results.records import load
 from metalearn.storage import checkpoint
@@ -110,6 +113,62 @@ def test_a_recommendation_says_where_to_stop(tmp_path: Path, compared: Any) -> N
     found, comparison = recommendation(compared.folder, "1000", "1", "1000.0", "flops")
     named = paragraph(found._replace(label="maml", step=5), comparison)
     assert "maml, stopped after 5 meta-steps, is the cheapest" in named
+
+
+def crossing_choices() -> list[Choice]:
+    """1000 + n of `a`, 100 + 2 n of its checkpoint, 5000 + n / 2 of `b`."""
+    ones, solved = np.ones(2), np.ones((1, 2, 10), bool)
+    half = solved.copy()
+    half[..., 5:] = False
+    return [
+        Choice("a", 1000 * ones, ones, 0 * ones, solved, "a"),
+        Choice("a", 100 * ones, ones, 0 * ones, half, "a", 10),
+        Choice("b", 5000 * ones, 0.5 * ones, 0 * ones, solved, "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "label", "step"), [(1, "a", 10), (2000, "a", None), (9000, "b", None)]
+)
+def test_the_border_is_that_of_the_checkpoint_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, label: str, step: int | None
+) -> None:
+    """The checkpoint would meet `b` at 3,267 tasks, where all of `a` is cheaper than both."""
+    made = Choices(crossing_choices(), {}, "")
+    monkeypatch.setattr("metalearn.results.break_even.recommendation.choices_of", lambda *_: made)
+    asked = Question(tasks, 1, 0.9, "flops")
+    found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
+    assert (found.label, found.step) == (label, step)
+    assert found.border is not None and found.border.value == pytest.approx(8000)
+
+
+def test_the_runner_up_may_be_a_checkpoint(monkeypatch: pytest.MonkeyPatch, compared: Any) -> None:
+    whole, early, rival = crossing_choices()
+    cheap = rival._replace(up_front=np.zeros(2), adapt=3 * np.ones(2))
+    made = Choices([whole, early, cheap], {}, "")
+    monkeypatch.setattr("metalearn.results.break_even.recommendation.choices_of", lambda *_: made)
+    asked = Question(1, 1, 0.9, "flops")
+    found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
+    assert (found.label, found.runner_up, found.runner_up_step) == ("b", "a", 10)
+    assert "The runner-up is a, stopped after 10 meta-steps: " in paragraph(found, compared.data)
+
+
+def test_the_map_as_text_marks_where_a_winner_stops() -> None:
+    shown = {
+        "axis": "flops",
+        "metric": "accuracy",
+        "tasks": [1, 3, 10, 30],
+        "targets": [0.9],
+        "queries": [1],
+        "as_tested": 1,
+        "winner": [[["a", "a", "b", None]]],
+        "settled": [[[True, False, True, False]]],
+        "along": {"a": [5, 10]},
+        "stops_after": [[[10, None, None, None]]],
+    }
+    text = map_text(shown).splitlines()
+    assert text[1] == "  90 %  A2   a    B    ."
+    assert "A a, also stopped after 5, 10 meta-steps (A1, A2)" in text
 
 
 def test_shares_lie_inside_the_training() -> None:

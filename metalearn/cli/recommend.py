@@ -111,8 +111,8 @@ def _answer(found: Recommendation) -> list[str]:
     if found.interval is not None:
         low, high = (amount(end, axis) for end in found.interval)
         ends = f" (95 % interval {low} to {high})"
-    after = "" if found.step is None else f", stopped after {found.step:,} meta-steps,"
-    parts = [f"{found.label}{after} is the cheapest: {amount(total, axis)} in total{ends}."]
+    name = f"{found.label}{_stopped(found.step, ',')}"
+    parts = [f"{name} is the cheapest: {amount(total, axis)} in total{ends}."]
     if found.solved < 1:
         parts.append(
             f"It solves {found.solved:.0%} of the test tasks; totals are those of "
@@ -121,7 +121,8 @@ def _answer(found: Recommendation) -> list[str]:
     if found.runner_up is not None and found.runner_up_total is not None:
         ratio = found.runner_up_total / total if total else math.inf
         other = amount(found.runner_up_total, axis)
-        parts.append(f"The runner-up is {found.runner_up}: {other}, {ratio:.3g} times as much.")
+        name = f"{found.runner_up}{_stopped(found.runner_up_step)}"
+        parts.append(f"The runner-up is {name}: {other}, {ratio:.3g} times as much.")
     else:
         known = " whose cost is known" if found.left_out else ""
         parts.append(f"No other method{known} reaches the target.")
@@ -132,6 +133,10 @@ def _answer(found: Recommendation) -> list[str]:
         why = found.unsettled or draws
         parts.append(f"The data do not settle this: {why}.")
     return parts
+
+
+def _stopped(step: int | None, end: str = "") -> str:
+    return "" if step is None else f", stopped after {step:,} meta-steps{end}"
 
 
 def _caveats(found: Recommendation, comparison: Json, metric: str) -> list[str]:

@@ -94,9 +94,10 @@ def decide(
 ) -> Decision:
     """The cheapest method for every number of queries and tasks and every target.
 
-    A method costs what the cheapest of its checkpoints costs. `share` is from a bootstrap over
-    seeds and tasks: tasks are drawn alike for all methods, seeds alike for those of one origin. The
-    first of equally cheap methods wins, but no draw.
+    A method costs what the cheapest of its checkpoints costs. That is somewhat too low where there
+    are several, as the scores that price them choose among them; no interval corrects for it.
+    `share` is from a bootstrap over seeds and tasks: tasks are drawn alike for all methods, seeds
+    alike for those of one origin. The first of equally cheap methods wins, but no draw.
 
     `settled`: the share is at least CLEAR, and the winner's total is below that of every other
     method that reaches the target by the 95 % interval of fieller.py. The bootstrap alone knows too

@@ -107,7 +107,9 @@ def _level(value: float, metric: str) -> str:
 
 
 def map_text(shown: Json | None) -> str:
-    """The map as text for a terminal: letters of the winners, small where it is not settled."""
+    """The map as text for a terminal: letters of the winners, small where it is not settled.
+
+    A number behind a letter says after which checkpoint along meta-training the winner stops."""
     if not shown or not winners(shown):
         return "no decision map: no target was set, or no method of known cost reaches one"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(shown))}
@@ -118,23 +120,36 @@ def map_text(shown: Json | None) -> str:
         lines += _rows(shown, number, letters)
     along = shown.get("along") or {}
     for name, letter in letters.items():
-        steps = ", ".join(f"{step:,}" for step in along.get(name, ()))
-        lines.append(
-            f"{letter} {name}" + (f", also stopped after {steps} meta-steps" * bool(steps))
-        )
+        steps = along.get(name, ())
+        listed = ", ".join(f"{step:,}" for step in steps)
+        cells = ", ".join(f"{letter}{number}" for number, _ in enumerate(steps, 1))
+        stopped = f", also stopped after {listed} meta-steps ({cells})" if steps else ""
+        lines.append(f"{letter} {name}{stopped}")
     return "\n".join([*lines, "small letter: not settled by the data; .: no method reaches it"])
 
 
 def _rows(shown: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
     winner, settled = shown["winner"][number], shown["settled"][number]
     names = [_level(value, shown["metric"]) for value in shown["targets"]]
-    width = max(map(len, names))
+    width, stops = max(map(len, names)), shown.get("stops_after")
     lines = []
     for row in reversed(range(len(names))):
+        after = stops[number][row] if stops else [None] * len(winner[row])
         cells = (
-            "." if name is None else letters[name] if clear else letters[name].lower()
-            for name, clear in zip(winner[row], settled[row], strict=True)
+            "." if name is None else (letters[name] if clear else letters[name].lower()) + stop
+            for name, clear, stop in zip(
+                winner[row], settled[row], _stops(shown, winner[row], after), strict=True
+            )
         )
-        lines.append(f"  {names[row].rjust(width)}  {'    '.join(cells)}")
+        line = "".join(cell.ljust(5) for cell in cells)
+        lines.append(f"  {names[row].rjust(width)}  {line}".rstrip())
     heads = "".join(_power(tasks).ljust(5) for tasks in shown["tasks"])
     return [*lines, f"  {' ' * width}  {heads}".rstrip() + "  tasks"]
+
+
+def _stops(shown: Json, names: Sequence[str | None], after: Sequence[int | None]) -> list[str]:
+    """The place of each winner's last step among those tested; empty for its whole training."""
+    pairs = zip(names, after, strict=True)
+    return [
+        "" if step is None else f"{shown['along'][name].index(step) + 1}" for name, step in pairs
+    ]

@@ -49,6 +49,7 @@ class Recommendation(NamedTuple):
     solved: float | None = None  # share of the test tasks that it solves
     runner_up: str | None = None
     runner_up_total: float | None = None
+    runner_up_step: int | None = None  # as `step`
     border: Border | None = None
     settled: bool = False  # whether the data settle that it is the cheapest
     step: int | None = None  # after which its meta-training stops; None: all of it
@@ -82,6 +83,7 @@ def recommend(
         settled=bool(found.settled[0, 0, 0]) and not made.unsettled,
         runner_up=None if other is None else made.found[other].label,
         runner_up_total=None if other is None else float(cells[other]),
+        runner_up_step=None if other is None else made.found[other].step,
         border=border,
     )
 
@@ -94,7 +96,9 @@ def _border(
     choices: Sequence[Choice],
     place: int,
 ) -> Border | None:
-    """The nearest change of the winner along tasks, in factors; else along targets of the map."""
+    """The nearest change of the winner along tasks, in factors; else along targets of the map.
+
+    The totals that cross are those of the checkpoints on both sides of the border."""
     if place >= 0:
         numbers = np.unique(np.concatenate([np.logspace(0, LARGEST, PLACES), [asked.tasks]]))
         winners = decide(choices, numbers, [asked.queries], draws=1).winner[0, 0]
@@ -103,7 +107,8 @@ def _border(
         if others.size:
             far = np.abs(np.log(numbers[others]) - np.log(asked.tasks))
             near = int(others[far.argmin()])
-            value = _crossing(choices, place, int(winners[near]), asked.queries)
+            inner = int(winners[near - 1 if numbers[near] > asked.tasks else near + 1])
+            value = _crossing(choices, inner, int(winners[near]), asked.queries)
             label = choices[int(winners[near])].label
             return Border("tasks", value or float(numbers[near]), label)
     return _target_border(groups, target, levels, asked, choices, place)
