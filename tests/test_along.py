@@ -171,6 +171,12 @@ def test_the_map_as_text_marks_where_a_winner_stops() -> None:
     assert "A a, also stopped after 5, 10 meta-steps (A1, A2)" in text
 
 
+def test_an_ensemble_has_no_price_along_its_training() -> None:
+    section = {"along": [0.25], "checkpoint": "ensemble"}
+    with pytest.raises(ConfigError, match="leave out along, or test last or best"):
+        parse({"task": {"source": "sinusoid"}, "evaluate": section})
+
+
 def test_shares_lie_inside_the_training() -> None:
     section = {"along": [0.5, 0.25]}
     with pytest.raises(ConfigError, match=r"should be shares between 0 and 1, ascending"):

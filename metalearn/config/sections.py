@@ -220,6 +220,16 @@ class Evaluate(Component):
             raise ValueError(f"headline_step {self.headline_step} should be one of steps {steps}")
         return self
 
+    @model_validator(mode="after")
+    def _along_one_checkpoint(self) -> Evaluate:
+        if self.along and self.checkpoint == "ensemble":
+            raise ValueError(
+                "along compares the tested checkpoint with shorter trainings, and checkpoint: "
+                "ensemble tests several, which answer at several times its price: leave out along, "
+                "or test last or best"
+            )
+        return self
+
     @property
     def headline(self) -> int | str:
         return self.steps[-1] if self.headline_step is None else self.headline_step
