@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from clusters import Clusters
 
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
+from metalearn.evaluate.cost_block import learning_cost
 from metalearn.models import MLP, Standardised
 from metalearn.padding import standardise
 from metalearn.rng import fold_in
+from metalearn.run.cost import _of_a_task
+from metalearn.run.run import run_one
 from metalearn.tasks import RealTables
 from metalearn.transfer import GradientBoosting, LogisticRegression
 from metalearn.tree import take
@@ -58,6 +65,27 @@ def test_trees_answer_each_query_alone() -> None:
         method.learn({}, support, x, (3,)).predictions for x in (query.x, query.x[:, :1])
     )
     assert torch.equal(together[:, :, :1], alone) and not method.traits.transductive
+
+
+def test_the_seconds_of_trees_are_those_of_one_pass(tmp_path: Path) -> None:
+    """All points are predicted in one pass, and a curve of rounds begins with no cost."""
+    pytest.importorskip("sklearn")
+    data = {
+        "task": {"source": "real_tables", "tables": ["iris"], "ways": 3, "shots": 4, "queries": 2},
+        "method": {"name": "gradient_boosting"},
+        "run": {"validate": {"every": None}},
+        "evaluate": {"steps": [0, 1, 4], "episodes": 3},
+    }
+    cost = run_one(parse(data).experiments[0], tmp_path / "run")["cost"]
+    assert cost["adapt"]["seconds_at_start"] == 0
+    seconds = learning_cost(cost, "seconds", [0, 1, 4])
+    assert seconds is not None and seconds[0] == 0 and seconds[1] == pytest.approx(seconds[2] / 4)
+    parts = build(parse(data).experiments[0])
+    whole = cost["predict"] | {"seconds": 6.0}
+    evaluate = parse(data).experiments[0].evaluate
+    for alone, expected in ((1.9, 1.9), (5.0, 2.0)):  # no more than in the test of 3 tasks
+        row, rest = _of_a_task("predict", whole, None, parts, evaluate, alone)
+        assert row["seconds"] == expected and rest == pytest.approx(6 - 3 * expected)
 
 
 def test_a_task_of_one_class_is_answered_with_it() -> None:

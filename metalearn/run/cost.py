@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from metalearn.config.build import Parts
@@ -47,13 +48,13 @@ def cost_block(
         if before is not None and phase not in traits.phases:
             continue  # spent for all tasks together
         entry = batched.cost()[phase] if batched else None
-        row, measuring = _of_a_task(phase, once[phase], entry, parts, evaluate)
+        row, measuring = _of_a_task(phase, once[phase], entry, parts, evaluate, alone)
         table["setup"]["seconds"] += measuring
         table[phase] = row | {"seconds_batched": row["seconds"], "seconds_alone": alone}
         table[phase] |= {"tasks": evaluate.episodes} | ({"once": before} if before else {})
     _add_labels(table, parts.test, experiment.base_method.minibatches[1])
     if stepped:
-        _add_start(table, at_start, tasks)
+        _add_start(table, at_start, tasks, traits.phases)
     if (given := experiment.model.provenance) is not None:
         _add_given(table, given["pretrain_flops"])
     return _with_queries(table, parts.test, evaluate)
@@ -97,16 +98,21 @@ def _part(value: float, count: int) -> float:
 
 
 def _of_a_task(
-    phase: str, whole: Row, batched: Row | None, parts: Parts, evaluate: Evaluate
+    phase: str, whole: Row, batched: Row | None, parts: Parts, evaluate: Evaluate, alone: float
 ) -> tuple[Row, float]:
     """The entry of one new task, and which of the seconds of the `whole` test were measuring.
 
-    Where features were looked up in the test, it is the entry of a batch, which computed them."""
+    Where features were looked up in the test, it is the entry of a batch, which computed them.
+    Without a batch, seconds of predicting are those of a task `alone`, at one point: the test may
+    have predicted all points in one pass."""
     tested, looked_up = _shared(whole, evaluate.episodes), parts.learner.frozen is not None
     if batched is not None and (looked_up or phase == "predict"):
         row = _shared(batched, min(evaluate.chunk, evaluate.episodes))
+    elif phase == "predict":
+        seconds = min(alone, tested["seconds"])
+        row = _shared(tested, len(evaluate.steps)) | {"seconds": seconds}
     else:
-        row = _shared(tested, len(evaluate.steps)) if phase == "predict" else tested
+        row = tested
     if looked_up:
         names = ("seconds", "seconds_batched", "seconds_alone")
         return row | {"first_pass": dict.fromkeys(names, tested["seconds"])}, 0.0
@@ -125,14 +131,17 @@ def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None
         row |= {"labels": min(labelled, used), "examples": used}
 
 
-def _add_start(table: dict[str, Row], begun: CostLedger | None, tasks: int) -> None:
+def _add_start(
+    table: dict[str, Row], begun: CostLedger | None, tasks: int, phases: Collection[str]
+) -> None:
     """What learning takes before the first step, so that cost at any step is known: it grows evenly
     from there.
 
-    `begun` is what so many tasks took in no step; None of a search on the host, whose training
-    begins with nothing."""
+    `begun` is what so many tasks took in no step; None of a method on the host, whose training
+    begins with nothing: that is `retrain` after a search, else `adapt`."""
     if begun is None:
-        table["retrain"] |= {"flops_at_start": 0, "seconds_at_start": 0.0}
+        training = "retrain" if "retrain" in phases else "adapt"
+        table[training] |= {"flops_at_start": 0, "seconds_at_start": 0.0}
         return
     at_start = begun.cost()
     for phase in ("retrain", "adapt"):
