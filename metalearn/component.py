@@ -121,6 +121,11 @@ class TaskComponent(Component, ABC):
         """From inputs [B, *X] as a user has them to those of the tasks; None: the same."""
         return None
 
+    @property
+    def transforms_inputs(self) -> bool:
+        """Whether a resolved task has a `transform`."""
+        return self.transform is not None
+
 
 class ModelComponent(Component, ABC):
     """What learns, as pure functions of its parameters."""

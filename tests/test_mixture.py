@@ -55,6 +55,10 @@ def test_hold_out_leaves_a_source_to_the_test() -> None:
         ({"sources": [{"source": "nowhere"}]}, "'nowhere' is no source"),
         ({"sources": [{"source": "sinusoid", "shot": 3}]}, "sources.0.*shot"),
         ({"sources": [WAVES], "hold_out": "sinusoid"}, "at least 2 sources"),
+        (
+            {"sources": [WAVES, {"source": "arrays", "path": "a.csv", "standardise": True}]},
+            "sources.1: standardise: .* a mixture cannot standardise them",
+        ),
         ({"sources": [WAVES, WAVES], "hold_out": "x"}, "valid: sinusoid, sinusoid-2"),
         ({"sources": [{"source": "mixture", "sources": [WAVES]}]}, "'mixture' is no source"),
     ],

@@ -215,7 +215,12 @@ class Arrays(TaskComponent):
 
     @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        return None if self.moments is None else partial(standardise, found=self.moments)
+        found = self.moments if self.standardise else None
+        return None if found is None else partial(standardise, found=found)
+
+    @property
+    def transforms_inputs(self) -> bool:
+        return self.standardise
 
     def _moments(self) -> Moments:
         columns = self._read()

@@ -18,6 +18,10 @@ from metalearn.tasks.store import sha256_of_text
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
 SAME = ("kind", "ways", "shots", "queries", "x_shape", "outputs")
+TRANSFORMED = (
+    "standardise: inputs given to a trained run do not say which source they are of, so a mixture "
+    "cannot standardise them: set it to false, and standardise the rows beforehand"
+)
 
 
 class Mixture(TaskComponent):
@@ -56,9 +60,11 @@ class Mixture(TaskComponent):
         problems = []
         for number, section in enumerate(sources):
             try:
-                _component(section)
+                transforms = _component(section).transforms_inputs
             except (ConfigError, ValidationError) as error:
                 problems.append(f"sources.{number}: {_sentences(error)}")
+            else:
+                problems += [f"sources.{number}: {TRANSFORMED}"] * transforms
         if problems:
             raise ValueError("; ".join(problems))
         return sources
