@@ -13,6 +13,7 @@ import metalearn as ml
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.tasks import Arrays
+from metalearn.tasks.tables.standardise import moments
 
 
 def readings(offset: float = 1000.0) -> dict[str, Any]:
@@ -86,3 +87,11 @@ def test_standardise_leaves_older_hashes_alone(tmp_path: Path) -> None:
     on = parse({"task": {**section, "standardise": True}, "method": {"name": "maml"}})
     assert off.experiments[0].hash() == plain.hash() != on.experiments[0].hash()
     assert parse(on.experiments[0].resolved()).experiments[0].hash() == on.experiments[0].hash()
+
+
+def test_a_constant_is_one_up_to_rounding() -> None:
+    """The mean of 160 times 0.1 is not 0.1, so that the deviation is not 0."""
+    x = np.stack([np.full(160, 0.1), np.arange(160.0)], 1)
+    assert x[:, 0].std() > 0
+    means, deviations = moments(x, np.arange(160))
+    assert deviations == pytest.approx((1.0, x[:, 1].std())) and means[0] == pytest.approx(0.1)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from metalearn.errors import ConfigError
 
+ROUNDING = 1e-6  # deviations up to this share of a mean are those of a constant in float32
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # means [F], standard deviations [F]
 
 
 def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
-    """Of each input over some rows of x [R, F]; a deviation of 0 counts as 1.
+    """Of each input over some rows of x [R, F]; a deviation within rounding of 0 counts as 1.
 
     ConfigError for inputs that are no columns of numbers, and without a row."""
     if x.ndim != 2:
@@ -24,9 +25,9 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
     if not len(rows):
         raise ConfigError(("standardise", "needs rows of the training split, and there are none"))
     known = x[rows].astype(np.float64)
-    deviations = known.std(0)
-    deviations[deviations == 0] = 1
-    return tuple(known.mean(0).tolist()), tuple(deviations.tolist())
+    means, deviations = known.mean(0), known.std(0)
+    deviations[deviations <= ROUNDING * np.abs(means)] = 1
+    return tuple(means.tolist()), tuple(deviations.tolist())
 
 
 def standardise(x: Tensor, found: Moments) -> Tensor:
