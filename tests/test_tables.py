@@ -94,3 +94,16 @@ def test_a_table_with_more_classes_than_ways_shows_some() -> None:
     assert support.weight is None
     digits = info["class_ids"][info["source"] == 0]
     assert len({tuple(sorted(row)) for row in digits.tolist()}) > 5
+
+
+def test_tables_that_are_left_out_give_no_examples_and_no_limit() -> None:
+    source = RealTables(tables=("wine",), ways=3, shots=2, queries=2).build("train")
+    whole = RealTables(ways=3, shots=2, queries=2).build("train")
+    assert set(source.examples(KEY, 200).y.tolist()) == {0, 1, 2}
+    assert len(set(whole.examples(KEY, 400).y.tolist())) == source.spec.num_classes == 20
+    with pytest.raises(ConfigError, match="more than the 16 rows"):
+        RealTables(shots=30, queries=10).build("test")
+    large = RealTables(tables=("digits",), ways=20, shots=30, queries=10).build("test")
+    support, _, _ = large.sample(KEY, 8)
+    assert support.weight is not None
+    assert torch.equal(support.weight.sum(1), torch.full((8,), 300.0))

@@ -57,11 +57,12 @@ class RealTables(TaskComponent):
         if problems := split_problem(split):
             raise ConfigError(*problems)
         rows, counts, of, digest = _pool(split)
-        if self.shots + self.queries > min(counts):
-            text = f"{self.shots} shots + {self.queries} queries are more than the {min(counts)}"
+        numbers = [NAMES.index(name) for name in dict.fromkeys(self.tables)]
+        least = min(count for count, number in zip(counts, of) if number in numbers)
+        if self.shots + self.queries > least:
+            text = f"{self.shots} shots + {self.queries} queries are more than the {least}"
             text = f"{text} rows that the smallest class has in the split {split}"
             raise ConfigError(("shots", f"{text}: ask for fewer"))
-        numbers = [NAMES.index(name) for name in dict.fromkeys(self.tables)]
         spec = EpisodeSpec(
             kind="classification",
             ways=self.ways,
@@ -119,6 +120,13 @@ class RealTableSource(RowSource):
         drawn = rng.uniform(rng.fold_in(keys, "classes"), (len(self._of),), dtype=torch.float64)
         other = self._of != self._numbers[self._table(keys)].unsqueeze(-1)
         return (drawn + other).argsort(-1)[:, : self.spec.ways]
+
+    def _classes_of_examples(self) -> Tensor:
+        return torch.isin(self._of, self._numbers).nonzero().squeeze(-1)
+
+    def _rows(self, keys: Tensor, ids: Tensor) -> Tensor:
+        """As of rows; a class of another table, which is padding, may have too few of its own."""
+        return super()._rows(keys, ids).clamp(max=len(self._x) - 1)
 
     def _table(self, keys: Tensor) -> Tensor:
         """[T] -> [T], places in `names`."""

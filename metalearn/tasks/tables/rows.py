@@ -51,10 +51,15 @@ class RowSource:
     def examples(self, key: Key, size: int) -> Batch:
         """x [B, *X] of random classes with their labels [B], or of random groups with values."""
         key = key.to(self.spec.device)
-        labels = rng.integers(rng.fold_in(key, "class"), (size,), len(self._counts))
+        classes = self._classes_of_examples()
+        labels = classes[rng.integers(rng.fold_in(key, "class"), (size,), len(classes))]
         fraction = rng.integers(rng.fold_in(key, "row"), (size,), 1 << 31)
         rows = self._starts[labels] + ((fraction * self._counts[labels]) >> 31)
         return Batch(self._x[rows], labels if self._y is None else self._y[rows])
+
+    def _classes_of_examples(self) -> Tensor:
+        """The classes or groups that `examples` draws from: all."""
+        return torch.arange(len(self._counts), device=self.spec.device)
 
     def _classes(self, keys: Tensor) -> Tensor:
         """The classes of each task in the order of their labels: keys [T] -> [T, N]."""
