@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from checks import F64, case, episodes
 from clusters import Clusters
+from run_folders import groups_of, write_rows
 
+from metalearn.compare.comparison import Comparison
 from metalearn.evaluate.curves import Curve, learning_curve, mean_ci95
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.in_context import IN_CONTEXT, ConditionalNeuralProcess
 from metalearn.losses import BINS, calibration_counts, calibration_error
 from metalearn.models import MLP
+from metalearn.results.comparison import write_comparison
+from metalearn.results.summary import summary
 from metalearn.rng import fold_in, normal
-from metalearn.run.final_test import points
+from metalearn.run.final_test import points, write_scores
 from metalearn.tasks import Sinusoid
 from metalearn.types import Learned, Method
 
@@ -114,3 +122,39 @@ def test_an_ensemble_has_the_deviation_of_its_mixture() -> None:
     assert found.log_deviation is not None
     torch.testing.assert_close(found.predictions, draws.mean)
     torch.testing.assert_close(found.log_deviation.exp(), draws.stddev)
+
+
+def test_mean_and_interval_are_over_the_tasks_of_every_seed(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["proto_net"], seeds=2, episodes=10)
+    generator = np.random.default_rng(0)
+    column = generator.normal(1, 0.3, (2, 10))
+    column[0, 3], column[1, 7] = np.inf, np.nan
+    for seed, values in enumerate(column):
+        folder = tmp_path / "methods" / "proto_net" / f"seed-{seed}"
+        result = json.loads((folder / "result.json").read_text())
+        own = values[np.isfinite(values)]
+        result["test"] |= {
+            "nll": [own.mean()] * 6,
+            "nll_ci95": [0.1] * 6,
+            "nll_left_out": [0.1] * 6,
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+        scores = dict(np.load(folder / "scores.npz"))
+        np.savez(folder / "scores.npz", **scores, nll=np.repeat(values[:, None], 6, 1))
+    there = np.isfinite(column).all(0)
+    found = summary(groups_of(tmp_path)[0])
+    assert found["nll"] == pytest.approx(column[:, there].mean())
+    assert found["nll_left_out"] == pytest.approx(0.2)
+    half = mean_ci95(torch.from_numpy(column[:, there].mean(0)))
+    assert found["nll_ci95"] == pytest.approx(float(half))
+    write_comparison(tmp_path)
+    assert f"{found['nll']:.3f} without 20 %" in Comparison(tmp_path).table()
+
+
+def test_scores_of_tasks_that_diverged_are_no_likelihoods(tmp_path: Path) -> None:
+    """The file holds what the mean of the test was taken of."""
+    ones = torch.ones(3, 1, dtype=F64)
+    gone = torch.tensor([[False], [True], [False]])
+    write_scores(tmp_path / "scores.npz", Curve((0,), "loss", ones, ones, gone, nll=2 * ones))
+    nll = np.load(tmp_path / "scores.npz")["nll"]
+    assert np.isnan(nll[1, 0]) and (nll[[0, 2], 0] == 2).all()

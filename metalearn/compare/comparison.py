@@ -52,6 +52,7 @@ class Comparison:
         """One line a method: the headline metric with its 95 % interval over tasks, and costs.
 
         Beside them the negative log-likelihood (nats) and the calibration error (%), where known.
+        The former may be `without` a share of the tasks: those that diverged or have none.
         """
         return _text(self._rows())
 
@@ -134,13 +135,19 @@ class Comparison:
             step = "" if row["step"] is None else str(row["step"])
             spent = [numbers.plain_cost(_up_front(group, axis), axis) for axis in AXES]
             spent += [numbers.plain_cost(_of_a_task(group, axis), axis) for axis in AXES]
-            values = [value, *(numbers.score(row.get(key), key != "nll") for key in likely)]
+            values = [value, *(_likely(row, key) for key in likely)]
             rows.append([row["label"], row["metric"], *values, step, *spent])
         return rows
 
 
 def _has(key: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: row.get(key) is not None
+
+
+def _likely(row: Mapping[str, Any], key: str) -> str:
+    text, left_out = numbers.score(row.get(key), key != "nll"), row.get("nll_left_out")
+    marked = key == "nll" and row.get(key) is not None and left_out
+    return f"{text} without {numbers.share(left_out)}" if marked else text
 
 
 def _up_front(group: records.Group, axis: Axis) -> float | None:

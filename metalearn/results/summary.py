@@ -23,7 +23,7 @@ def summary(group: Group) -> Json:
     `auc_linear` over steps, both divided by the width and of the mean curve that the figures show
     (of a loss, over the tasks that did not diverge where some did); a method without steps has its
     constant. `reliability` and `agreement` as in results/reliability.py. `nll` leaves out the share
-    `nll_left_out` of the tasks, which diverged."""
+    `nll_left_out` of the tasks, which diverged or have no finite likelihood for some seed."""
     column = group.at_headline()
     shown = curve(group)
     heights = [math.nan if value is None else value for value in shown.mean]
@@ -39,9 +39,7 @@ def summary(group: Group) -> Json:
         "reliability": None if column is None else _reliability(group, column),
         "agreement": None if column is None else agreement(column),
         "diverged": group.diverged(),
-        "nll": _of_test(group, "nll"),
-        "nll_ci95": _nll_over_tasks(group),
-        "nll_left_out": _of_test(group, "nll_left_out"),
+        **_likelihood(group),
         "calibration_error": _of_test(group, "calibration_error"),
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
@@ -57,13 +55,16 @@ def _of_test(group: Group, name: str) -> float | None:
     return mean([at(run.test.get(name), run.headline_point) for run in group.runs])
 
 
-def _nll_over_tasks(group: Group) -> float | None:
-    """Half width over the tasks that no seed left out."""
-    if len(group.runs) == 1 or (scores := group.pooled("nll")) is None:
-        return _of_test(group, "nll_ci95")
+def _likelihood(group: Group) -> Json:
+    """`nll` and its half width over the tasks that no seed left out, and the others' share."""
+    names = ("nll", "nll_ci95", "nll_left_out")
+    found = {name: _of_test(group, name) for name in names}
+    if len(group.runs) == 1 or found["nll"] is None or (scores := group.pooled("nll")) is None:
+        return found
     column = np.stack([part[:, run.headline_point] for part, run in zip(scores, group.runs)])
-    column = column[:, np.isfinite(column).all(0)]
-    return stats.describe(column.mean(0)).ci95 if column.shape[1] else None
+    there = np.isfinite(column).all(0)
+    over = stats.describe(column[:, there].mean(0))
+    return dict(zip(names, (over.value, over.ci95, 1 - float(there.mean())), strict=True))
 
 
 def _over_seeds(group: Group) -> float | None:

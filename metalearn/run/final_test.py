@@ -186,7 +186,8 @@ def points(curve: Curve) -> dict[str, Any]:
 def _likelihood(curve: Curve) -> dict[str, Any]:
     """`nll` with its interval and `calibration_error` [P]; None where none was predicted.
 
-    Both leave out the tasks that diverged; `nll_left_out` is their share.
+    Both leave out tasks: those that diverged, and `nll` those without a finite likelihood as well.
+    `nll_left_out` is the share that `nll` leaves out.
     """
     names, found = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
     if found is None:
@@ -217,14 +218,18 @@ def headline(experiment: Experiment, curve: Curve) -> dict[str, Any]:
 
 
 def write_scores(path: Path, curve: Curve) -> None:
-    """`accuracy` (NaN for regression), `loss` and `nll` (NaN where none is predicted), [E, P]."""
+    """`accuracy` (NaN for regression), `loss` and `nll`, each [E, P].
+
+    `nll` is NaN where none is predicted, and of a task that diverged, which its mean leaves out."""
     loss = curve.loss.cpu().numpy().astype(np.float32)
     accuracy = (
         curve.scores.cpu().numpy().astype(np.float32)
         if curve.metric == "accuracy"
         else np.full_like(loss, np.nan)
     )
-    nll = np.full_like(loss, np.nan) if curve.nll is None else curve.nll.cpu().numpy()
+    nll = np.full_like(loss, np.nan)
+    if curve.nll is not None:
+        nll = curve.nll.masked_fill(curve.diverged, np.nan).cpu().numpy()
     _write_arrays(path, accuracy=accuracy, loss=loss, nll=nll.astype(np.float32))
 
 
