@@ -249,11 +249,16 @@ def _by_source(row: Group) -> Json:
 
 
 def _ranked(rows: list[Json], first: Run) -> list[Json]:
-    """The rows with `mean_rank` over sources: 1 is the best, equal scores share the mean rank."""
+    """The rows with `mean_rank` over the sources that every row has a score of.
+
+    1 is the best, and equal scores share the mean rank."""
     sign = 1 if first.metric == "accuracy" else -1
     ranks: list[list[float]] = [[] for _ in rows]
     for name in rows[0].get("by_source", {}) if rows else ():
-        scores = [sign * (row.get("by_source", {}).get(name) or 0.0) for row in rows]
+        found = [row.get("by_source", {}).get(name) for row in rows]
+        scores = [sign * score for score in found if score is not None]
+        if len(scores) < len(rows):
+            continue
         for own, score in zip(ranks, scores):
             above, same = sum(one > score for one in scores), scores.count(score)
             own.append(above + (same + 1) / 2)
