@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from run_folders import write_rows
 from metalearn.errors import ConfigError
 from metalearn.report.results_page import page, write_page
 from metalearn.results.comparison import write_comparison
-from metalearn.results.published import comparison_result, left_out, read_results, verdict
+from metalearn.results.published import (
+    _ranked,
+    comparison_result,
+    left_out,
+    read_results,
+    verdict,
+)
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -112,3 +119,26 @@ def test_a_finished_comparison_becomes_a_result_file(tmp_path: Path) -> None:
     text = " ".join(page(tmp_path).split())
     assert "`make some`: glyphs, 5-way 1-shot, 15 queries a class; 60 test tasks, 3 seeds" in text
     assert "| maml − fine_tune | " in text
+
+
+def test_a_source_that_a_row_lacks_has_no_ranks() -> None:
+    """Of a loss, a missing score would be the best one."""
+    rows = [
+        {"label": "a", "by_source": {"x": 1.0, "y": 2.0, "z": None}},
+        {"label": "b", "by_source": {"x": 3.0, "z": 1.0}},
+    ]
+    first: Any = SimpleNamespace(metric="loss")
+    assert [row["mean_rank"] for row in _ranked(rows, first)] == [1, 2]
+    alone = _ranked([{**row, "by_source": {"z": None}} for row in rows], first)
+    assert "mean_rank" not in alone[0]
+
+
+def test_failed_checks_of_a_comparison_are_listed(tmp_path: Path) -> None:
+    stored = json.loads((EXPERIMENTS / "results" / "compare_tables.json").read_text())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "RESULTS.md.j2").write_text("{{ comparison('some') }}")
+    for names, expected in ((["one", "two"], "that failed: one; two."), ([], "")):
+        stored["failed_checks"] = names
+        (tmp_path / "results" / "some.json").write_text(json.dumps(stored))
+        text = page(tmp_path)
+        assert ("failed" in text) == bool(names) and expected in text

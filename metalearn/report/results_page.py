@@ -142,7 +142,9 @@ def _comparison(one: Json) -> str:
         f"`{one['command']}`: {one['task']}; {one['tasks']} test tasks, {seeds}; schedule "
         f"{one['schedule']}: {one['schedule_why']}; {where}."
     )
-    return f"{about}\n\n{_markdown(heads, rows)}"
+    failed = "; ".join(one.get("failed_checks") or ())
+    checks = f"\nChecks of the report that failed: {failed}.\n" if failed else ""
+    return f"{about}\n\n{_markdown(heads, rows)}{checks}"
 
 
 def _line(row: Json, one: Json, percent: bool) -> list[str]:
@@ -167,9 +169,9 @@ def _by_source(one: Json) -> str:
         [
             row["label"],
             *(score(row["by_source"].get(name), percent) for name in sources),
-            f"{row['mean_rank']:.1f}",
+            f"{row['mean_rank']:.1f}" if "mean_rank" in row else NONE,
         ]
-        for row in sorted(one["rows"], key=lambda row: float(row["mean_rank"]))
+        for row in sorted(one["rows"], key=lambda row: float(row.get("mean_rank", 0)))
     ]
     return _markdown(["row", *sources, "mean rank"], rows)
 
