@@ -41,7 +41,7 @@ class PriorFitted(CAML):
     # table at test; no ensemble; queries and keys of a block begin as the same map, so that rows
     # attend to similar rows from the first step on. A query's code begins as that of the posterior
     # of a regularised discriminant analysis in closed form, whose log p is added to the logits:
-    # the network learns what differs from it, which takes minutes where TabPFN takes GPU days.
+    # the network learns what differs from it.
     name: Literal["prior_fitted"] = option(  # type: ignore[assignment]
         "prior_fitted", "The method."
     )
