@@ -111,6 +111,23 @@ def test_a_rule_is_torchs_own(rule: Any) -> None:
     assert moved > 1e-3 * rule.lr
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_steps_at_milestones_are_those_of_torchs_scheduler(name: str) -> None:
+    """With and without the length of the run, which milestones do not depend on."""
+    rule = RULES[name](lr=0.1, schedule="steps", milestones=(2, 3, 5), gamma=0.2)
+    weight = torch.zeros(1, requires_grad=True)
+    plain = torch.optim.SGD([weight], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(plain, [2, 3, 5], gamma=0.2)
+    factors = []
+    for _ in range(COUNT):
+        factors.append(plain.param_groups[0]["lr"])
+        plain.step()
+        scheduler.step()
+    theirs = run_torch(torchs(rule), factors)
+    for length in (None, 5):
+        torch.testing.assert_close(run(rule.build(length))[0], theirs, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("curve", FACTORS)
 @pytest.mark.parametrize("name", RULES)
 def test_clipping_and_weight_decay_are_those_around_torchs_rule(name: str, curve: str) -> None:
@@ -235,6 +252,10 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
         {"lr": math.inf},
         {"lr": math.nan},
         {"schedule": "steps"},
+        {"milestones": [3]},
+        {"schedule": "steps", "milestones": [4, 2]},
+        {"schedule": "steps", "milestones": [0]},
+        {"schedule": "steps", "milestones": [2], "gamma": 1.0},
         {"momentum_": 1},
     ]
     wrong += [{field: 1} for field in fields & {"decay", "beta1", "beta2"}] + [

@@ -69,6 +69,23 @@ def test_splits_have_their_published_sizes_and_are_disjoint(
     )
 
 
+@pytest.mark.parametrize("scheme", ["vinyals", "lake", "random"])
+def test_training_can_draw_from_the_validation_classes_too(synthetic: Path, scheme: str) -> None:
+    apart = Omniglot(split_scheme=scheme, split_seed=3)
+    joined = apart.model_copy(update={"train_on_valid": True})
+    train, valid, test = (rows_of(apart.build(split)) for split in images.SPLITS)
+    source = joined.build("train")
+    assert rows_of(source) == sorted(train + valid)
+    assert source.facts["train_on_valid"] is True
+    assert [rows_of(joined.build(split)) for split in ("valid", "test")] == [valid, test]
+
+
+def test_ways_may_fill_the_classes_of_training_and_validation(synthetic: Path) -> None:
+    assert Omniglot(ways=1200, train_on_valid=True).build("train").spec.num_classes == 1200
+    with pytest.raises(ConfigError, match="1201"):
+        Omniglot(ways=1201, train_on_valid=True).build("train")
+
+
 def test_the_random_split_follows_its_recorded_seed(synthetic: Path) -> None:
     task = Omniglot(split_scheme="random")
     assert (

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import OneOf, RuleComponent, option
@@ -162,12 +163,23 @@ def schedule(name: str, total: int | None) -> Rate | None:
     return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / total).clamp(max=1)))
 
 
+def drops(milestones: Sequence[int], gamma: float) -> Rate:
+    """The factor gamma^(milestones reached), as torch.optim.lr_scheduler.MultiStepLR."""
+    return lambda count: gamma ** sum((count >= at).to(count.dtype) for at in milestones)
+
+
 class _Rule(RuleComponent):
     lr: float = option(0.001, "step size", gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = option(
+    schedule: Literal["constant", "linear", "cosine", "steps"] = option(
         "constant",
-        "step size over the run: to zero linearly or along a half cosine; constant where build "
-        "gets no meta_steps",
+        "step size over the run: to zero linearly or along a half cosine, constant where build "
+        "gets no meta_steps; steps: times gamma at each of milestones",
+    )
+    milestones: tuple[int, ...] = option(
+        (), "steps at which the step size falls, under schedule steps", later=True
+    )
+    gamma: float = option(
+        0.1, "factor of the step size at each of milestones", gt=0, lt=1, later=True
     )
     clip: float | None = option(
         None, "largest norm of a gradient over all parameters; null: any", gt=0, later=True
@@ -177,11 +189,21 @@ class _Rule(RuleComponent):
     )
 
     def build(self, steps: int | None = None) -> UpdateRule:
-        factor = schedule(self.schedule, steps)
+        at = self.milestones
+        factor = drops(at, self.gamma) if at else schedule(self.schedule, steps)
         rule = self.plain(factor)
         rule = rule if self.clip is None else clipped(rule, self.clip)
         decay = self.weight_decay
         return decayed(rule, self.lr, factor, decay) if decay else rule
+
+    @model_validator(mode="after")
+    def _milestones(self) -> _Rule:
+        at = self.milestones
+        if (self.schedule == "steps") != bool(at):
+            raise ValueError("schedule steps and milestones belong together: give both or neither")
+        if any(step < 1 for step in at) or list(at) != sorted(set(at)):
+            raise ValueError(f"milestones are {list(at)}; they must rise, from 1 on")
+        return self
 
     @abstractmethod
     def plain(self, factor: Rate | None) -> UpdateRule:

@@ -63,6 +63,10 @@ class Omniglot(images.ImageTask):
     same in training only (MAML++); `classes_train` each rotation is a separate class, in training
     only (Reptile); `classes` in every split (ProtoNet).
 
+    `train_on_valid` trains on the validation classes too, as the last run of Snell et al. 2017 and
+    Nichol et al. 2018 does: the number of steps is then fixed before, and `evaluate.checkpoint` is
+    `last`.
+
     Images are [1, 28, 28] in 0..1, ink bright. Raises ConfigError, DataError.
 
     >>> source = ml.tasks.Omniglot(ways=5, shots=1).build()
@@ -76,6 +80,12 @@ class Omniglot(images.ImageTask):
     )
     split_seed: int | None = option(
         None, "Seed of the random split; null: the run's seed, which is recorded.", ge=0
+    )
+    train_on_valid: bool = option(
+        False,
+        "Training draws from the validation classes too, which then choose nothing.",
+        acts="train",
+        later=True,
     )
     rotations: Rotations = option(
         "none", "Convention of quarter turns, in which published protocols differ."
@@ -100,7 +110,7 @@ class Omniglot(images.ImageTask):
         )
         self._check(split, turned_classes)
         data = load()
-        rows = split_classes(data, self.split_scheme, self.resolve(seed).split_seed or 0)[split]
+        rows = self._rows(data, split, self.resolve(seed).split_seed or 0)
         pool = torch.from_numpy(data["images"][rows]).unsqueeze(2)
         source = images.image_source(
             images.four_rotations(pool) if turned_classes else pool,
@@ -116,15 +126,25 @@ class Omniglot(images.ImageTask):
         if self.split_scheme != "vinyals":
             used = self.resolve(seed).split_seed if self.split_scheme == "random" else LAKE_SEED
             source.facts["split_seed"] = int(used or 0)
+        if self.train_on_valid:
+            source.facts["train_on_valid"] = True
         return source
+
+    def _pools(self, split: str) -> tuple[str, ...]:
+        """The splits whose classes `split` draws from."""
+        return ("train", "valid") if self.train_on_valid and split == "train" else (split,)
+
+    def _rows(self, data: Any, split: str, seed: int) -> Any:
+        """The rows of the prepared file that `split` draws from, sorted."""
+        parts = split_classes(data, self.split_scheme, seed)
+        return np.sort(np.concatenate([parts[name] for name in self._pools(split)]))
 
     def _check(self, split: str, turned_classes: bool) -> None:
         """Raise all problems at once; the sizes are known without the file."""
         problems = images.split_problem(split)
         if not problems:
-            classes = _SIZES[self.split_scheme][images.SPLITS.index(split)] * (
-                4 if turned_classes else 1
-            )
+            sizes = dict(zip(images.SPLITS, _SIZES[self.split_scheme]))
+            classes = sum(sizes[name] for name in self._pools(split)) * (4 if turned_classes else 1)
             problems = images.episode_problems(
                 self.ways, self.shots, self.queries, classes, DRAWINGS, split
             )
