@@ -125,7 +125,7 @@ def _cell(one: Json) -> list[str]:
         _half(one["ci95_seeds"]),
         seeds,
         f"{one['tasks']:,}",
-        f"{one['schedule']}: {one.get('schedule_why', '')}",
+        ": ".join(filter(None, (one["schedule"], one.get("schedule_why")))),
         f"**{verdict(one)}**",
     ]
 
