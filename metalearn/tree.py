@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
 STATS = "stats."  # prefix of running statistics: gradients and update rules skip them
+Type = TypeVar("Type", bound=type)
+
+
+class _Field(str):
+    """The name of a field whose class torch's pytree does not take for a plain namedtuple.
+
+    In a namedtuple None is a leaf, whatever is registered, and `torch.func.vmap` refuses it.
+    """
+
+
+def optional_leaves(kind: Type) -> Type:
+    """A NamedTuple whose fields with a default are no leaves of torch's pytrees where None."""
+    names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
+    optional: dict[str, Any] = kind._field_defaults  # type: ignore[attr-defined]
+    kind._fields = tuple(map(_Field, names))  # type: ignore[attr-defined]
+
+    def present(values: Any) -> list[tuple[str, Any]]:
+        named = zip(names, values, strict=True)
+        return [(name, value) for name, value in named if not (value is None and name in optional)]
+
+    def flatten(values: Any) -> tuple[list[Any], tuple[str, ...]]:
+        held = present(values)
+        return [value for _, value in held], tuple(name for name, _ in held)
+
+    def flatten_with_keys(values: Any) -> tuple[list[Any], tuple[str, ...]]:
+        held = present(values)
+        keyed = [(_pytree.GetAttrKey(name), value) for name, value in held]
+        return keyed, tuple(name for name, _ in held)
+
+    _pytree.register_pytree_node(
+        kind,
+        flatten,
+        lambda values, held: kind(**dict(zip(held, values, strict=True))),
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+        to_dumpable_context=list,
+        from_dumpable_context=tuple,
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+    return kind
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

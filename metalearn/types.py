@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from metalearn.tree import optional_leaves
+
 Key = Tensor  # 0-d int64, or [*B] int64 where a function says so; see metalearn/rng.py
 Params = dict[str, Tensor]  # flat; names as in the module; "stats." marks running statistics
 Grads = Any  # a pytree like the parameters it belongs to
@@ -28,6 +30,7 @@ Metrics = dict[str, Tensor]
 Result = TypeVar("Result")
 
 
+@optional_leaves
 class Batch(NamedTuple):
     """Labelled examples of one task."""
 
@@ -105,6 +108,7 @@ class MetaState(NamedTuple):
     step: Tensor  # []
 
 
+@optional_leaves
 class Learned(NamedTuple):
     """Predictions after chosen numbers of steps on each task's support set."""
 
