@@ -7,6 +7,10 @@ for torch.
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.2.0"
@@ -42,6 +46,15 @@ NAMES = {
     "ConfigError": "metalearn.errors",
     "option": "metalearn.component",
 }
+# Former names of modules, as written in older scripts: they and their submodules give the new ones.
+MOVED = {
+    "metalearn.run.bench": "metalearn.bench",
+    "metalearn.run.commands": "metalearn.cli.commands",
+    "metalearn.run.l2o": "metalearn.l2o",
+    "metalearn.run.learned_optimizer": "metalearn.run.trained.learned_optimizer",
+    "metalearn.run.load": "metalearn.run.trained.load",
+    "metalearn.run.sweep": "metalearn.sweep",
+}
 __all__ = [*MODULES, *NAMES]
 
 
@@ -55,3 +68,30 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _MovedModules:
+    """Finder and loader of MOVED: a module whose names are those of the new one."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        moved = any(f"{name}.".startswith(f"{former}.") for former in MOVED)
+        return ModuleSpec(name, _MovedModules, is_package=True) if moved else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        return None
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        former = next(name for name in MOVED if f"{module.__name__}.".startswith(f"{name}."))
+        present = MOVED[former] + module.__name__.removeprefix(former)
+        new = importlib.import_module(present)
+        warnings.warn(f"{module.__name__} is now {present}", DeprecationWarning, stacklevel=2)
+        module.__dict__.update(
+            {name: value for name, value in vars(new).items() if name not in vars(module)}
+        )
+
+
+if _MovedModules not in sys.meta_path:
+    sys.meta_path.append(_MovedModules)
