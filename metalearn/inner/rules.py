@@ -165,7 +165,12 @@ def schedule(name: str, total: int | None) -> Rate | None:
 
 def drops(milestones: Sequence[int], gamma: float) -> Rate:
     """The factor gamma^(milestones reached), as torch.optim.lr_scheduler.MultiStepLR."""
-    return lambda count: gamma ** sum((count >= at).to(count.dtype) for at in milestones)
+
+    def rate(count: Tensor) -> Tensor:
+        reached = sum(((count >= at).to(count.dtype) for at in milestones), torch.zeros_like(count))
+        return gamma**reached
+
+    return rate
 
 
 class _Rule(RuleComponent):
