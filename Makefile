@@ -88,7 +88,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'set-up: done'
 
 # Two processes share the rows, one core each.
-demo: $(STAMP) ## Compare ten ways of learning new letters: runs/demo/report.html (4 minutes, no data).
+demo: $(STAMP) ## Compare eleven ways of learning new letters: runs/demo/report.html (4 minutes, no data).
 	@$(DEMO) & $(DEMO); code=$$?; wait $$! && exit $$code
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 
