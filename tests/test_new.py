@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 from commandline import Commands, refused, sinusoid, write
 
 from metalearn.cli.new import KINDS, camel_case, snake_case, write_new
+from metalearn.config.plugins import ALL_KINDS
 from metalearn.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +32,8 @@ def test_names_of_files_and_classes(name: str, module: str, cls: str) -> None:
     [
         ("methd", "Mine", "did you mean 'method'"),
         ("method", "MAML", "maml is the name of a method that exists"),
+        ("estimator", "TBPTT", "tbptt is the name of an estimator that exists"),
+        ("loss", "huber", "huber is the name of a loss that exists"),
         ("model", "3 layers", "cannot name a class"),
         ("task", "json", "would hide the module json"),
     ],
@@ -52,22 +52,24 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     assert [place for place, _ in error.value.problems] == ["KIND", "3 layers"]
 
 
+def test_there_is_one_for_every_kind_of_plugin() -> None:
+    assert sorted(KINDS.values()) == sorted(ALL_KINDS)
+
+
 def test_everything_it_writes_passes_its_test_and_ruff(metalearn: Commands) -> None:
     """One file and one test of each kind, all in one folder; a second time nothing is touched."""
     folder = metalearn.folder / "fresh"
     for kind in KINDS:
-        done = metalearn("new", kind, f"My{kind.title()}", "--out", folder)
-        assert done.code == 0, done.err
+        write_new(kind, f"My{kind.title()}", folder)
     refused(metalearn("new", "task", "MyTask", "--out", folder), "exists already")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ruff = ["--isolated", "--line-length", "100", "."]
-    commands = (["ruff", "check", "--select", "E,F,B", *ruff], ["ruff", "format", "--check", *ruff])
-    for command in (*commands, ["pytest", "-q", "-p", "no:cacheprovider", "."]):
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True
-        )
+    ruff = ["--isolated", "--line-length", "100", folder]
+    for command in (["check", "--select", "E,F,B", *ruff], ["format", "--check", *ruff]):
+        words = [sys.executable, "-m", "ruff", *map(str, command)]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    ended = metalearn(before=f"import pytest; raise SystemExit(pytest.main({options}))")
+    assert ended.code == 0 and f"{len(KINDS) + 2} passed" in ended.out, ended.out + ended.err
 
 
 def test_a_new_method_trains_on_a_new_task(metalearn: Commands) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,19 @@ import typer
 
 from metalearn.errors import ConfigError, did_you_mean, exit_codes
 
-KINDS = {  # and the tables whose names are taken
+KINDS = {  # and the kinds of `metalearn.register`
     "method": "methods",
     "task": "tasks",
     "model": "models",
+    "loss": "losses",
     "rule": "rules",
+    "learned_rule": "learned_rules",
+    "estimator": "estimators",
+    "horizon": "horizons",
+    "space": "spaces",
     "searcher": "searchers",
-    "report": None,
+    "tracker": "trackers",
+    "report": "report",
 }
 
 
@@ -31,9 +38,7 @@ def new(
     with exit_codes():
         file, test = write_new(kind, name, out)
         print(f"{kind}: {file}\ntest: {test}\nrun: pytest {test}")
-        table = KINDS[kind]
-        if table is not None:
-            print(f"list: metalearn list {table} --plugin {file}")
+        print(f"list: metalearn list {KINDS[kind]} --plugin {file}")
 
 
 def write_new(kind: str, name: str, folder: Path) -> list[Path]:
@@ -74,14 +79,16 @@ def camel_case(name: str) -> str:
 def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
     """Why a name cannot be that of a file and a component."""
     from metalearn.config.registry import TABLES
+    from metalearn.losses import FUNCTIONS, LOSSES
 
     if not module.isascii() or not module.isidentifier() or keyword.iskeyword(module):
         return [(name, "cannot name a class and a file: use letters, digits and _, a letter first")]
     if module in sys.stdlib_module_names or module == "metalearn":
         return [(name, f"{module}.py would hide the module {module}: choose another name")]
-    table = KINDS.get(kind)
-    if table is not None and module in TABLES[table]:
-        return [(name, f"{module} is the name of a {kind} that exists: choose another")]
+    taken: dict[str, Collection[str]] = {**TABLES, "losses": [*FUNCTIONS, *LOSSES]}
+    if module in taken.get(KINDS.get(kind, ""), ()):
+        what = ("an " if kind[0] in "aeiou" else "a ") + kind.replace("_", " ")
+        return [(name, f"{module} is the name of {what} that exists: choose another")]
     return []
 
 
