@@ -226,7 +226,7 @@ def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
 
     run = write_run(tmp_path / "run", "maml", "maml", change=unmeasured)
     groups = records.group([records.load(run)])
-    assert cost.seconds_figure((groups, compare(groups))) is None
+    assert cost.cost_figure((groups, compare(groups)), "seconds") is None
     page = check_page(write_report([run], tmp_path / "report.html"))
     assert "It cost nothing measured beforehand." in page.text
 

@@ -58,7 +58,7 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
         folder = tmp_path / f"methods/{name}/seed-0"
         write_run(folder, name, "maml", change=lambda one, cost=larger: one.update(cost=cost))
     groups = groups_of(tmp_path)
-    drawn = cost.flops_figure((groups, compare(groups)))
+    drawn = cost.cost_figure((groups, compare(groups)), "flops")
     assert drawn is not None
     (axes,), width = drawn.axes, 72 * SIZE[0]
     font, box = float(axes.xaxis.label.get_fontsize()), axes.get_position()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -13,14 +14,14 @@ from metalearn.report.figures.tuning import tuning_figure
 FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "steps": curves.steps_figure,
     "training": curves.training_figure,
-    "flops": cost.flops_figure,
-    "seconds": cost.seconds_figure,
-    "reached-flops": cost.reached_figure,
-    "reached-seconds": cost.reached_seconds_figure,
+    "flops": partial(cost.cost_figure, axis="flops"),
+    "seconds": partial(cost.cost_figure, axis="seconds"),
+    "reached-flops": partial(cost.reached_figure, axis="flops"),
+    "reached-seconds": partial(cost.reached_figure, axis="seconds"),
     "pareto": cost.pareto_figure,
     "break-even": cost.break_even_figure,
-    "decision-flops": decision.decision_figure,
-    "decision-seconds": decision.decision_seconds_figure,
+    "decision-flops": partial(decision.decision_figure, axis="flops"),
+    "decision-seconds": partial(decision.decision_figure, axis="seconds"),
     "selection": cost.selection_figure,
     "tuning": tuning_figure,
 }

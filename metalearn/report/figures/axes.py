@@ -35,6 +35,37 @@ def array(values: Sequence[float | None]) -> Array:
     return np.asarray([np.nan if value is None else value for value in values], np.float64)
 
 
+def title(axes: Axes, text: str) -> None:
+    """What the height of a line means, above the axes."""
+    axes.set_title(text, loc="left", size="medium", color=INK, pad=8)
+
+
+def band(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:
+    """An interval around a line."""
+    axes.fill_between(x, low, high, color=style.color, alpha=0.16, lw=0)
+
+
+def line(axes: Axes, x: Array, y: Array, style: Style, marker: str) -> None:
+    """A line that may reach over the edge of the axes."""
+    edge: Any = {"ms": 4.6, "mec": "white", "mew": 0.7, "solid_capstyle": "round"}
+    look: Any = {"color": style.color, "ls": style.dash, "lw": 1.8, "marker": marker}
+    axes.plot(x, y, **look, **edge, clip_on=False, zorder=3)
+
+
+def panels(
+    labels: Sequence[str], colors: Sequence[str], columns: int, height: float, **grid: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of one panel a label in rows of `columns`, each `height` inches high."""
+    rows = -(-len(labels) // columns)
+    figure = Drawing((SIZE[0], height * rows + 0.6), layout="constrained")
+    drawn = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+    for axes in drawn[len(labels) :]:
+        axes.set_visible(False)
+    for axes, label, color in zip(drawn, labels, colors):
+        axes.set_title(label, loc="left", size="medium", color=dark(color), weight="bold")
+    return figure, drawn[: len(labels)]
+
+
 def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
     """Steps on a symmetric logarithm, linear up to 1 so that 0 shows.
 
@@ -55,9 +86,7 @@ def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 
 def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> None:
-    axes.set_title(
-        f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
-    )
+    title(axes, f"{metric_name(groups)}, {direction(groups)}")
     values = np.concatenate([array(found["mean"]) for found in curves])
     values = values[np.isfinite(values)]
     if groups[0].higher_better:

@@ -14,17 +14,21 @@ from metalearn.evaluate.cost_block import Axis
 from metalearn.report.figures.axes import (
     Compared,
     array,
+    band,
     by_label,
     direction,
     empty_figure,
     end_labels,
+    line,
     metric_name,
+    panels,
     round_ticks,
     scale_of,
     shortened,
+    title,
     value_axis,
 )
-from metalearn.report.figures.style import GREY, INK, SIZE, Drawing, Style, dark, styled, styles
+from metalearn.report.figures.style import GREY, INK, Style, styled, styles
 from metalearn.report.numbers import duration, operations
 from metalearn.results.records import Array
 from metalearn.results.searches import selections
@@ -33,18 +37,8 @@ MOST_TASKS = 1_000_000  # of the break-even picture
 
 
 @styled
-def flops_figure(what: Compared) -> Figure | None:
-    """The headline metric against FLOPs of one new task; None when nothing was counted."""
-    return _against_cost(what, "flops")
-
-
-@styled
-def seconds_figure(what: Compared) -> Figure | None:
-    """The same against seconds."""
-    return _against_cost(what, "seconds")
-
-
-def _against_cost(what: Compared, axis: Axis) -> Figure | None:
+def cost_figure(what: Compared, axis: Axis) -> Figure | None:
+    """The headline metric against the cost of one new task; None when nothing was measured."""
     groups, found = what
     figure, axes = empty_figure()
     style_of, ends, curves = styles(groups), [], []
@@ -57,13 +51,12 @@ def _against_cost(what: Compared, axis: Axis) -> Figure | None:
         curves.append(whole[group.label])
         low, mean, high = (array(curve[name]) * scale for name in ("low", "mean", "high"))
         cost = array(curve["cost"])
-        _shade(axes, cost, low, high, style)
         if len(mean) == 1:
-            axes.plot(
-                cost, mean, style.marker, color=style.color, ms=7.5, mec="white", mew=0.7, zorder=4
-            )
+            _bar(axes, [*cost, *cost], [*low, *high], style)
+            _mark(axes, cost, mean, style, 7.5)
         else:
-            _stroke(axes, cost, mean, style)
+            band(axes, cost, low, high, style)
+            line(axes, cost, mean, style, style.marker)
         ends.append((group.label, float(mean[np.isfinite(mean)][-1])))
     if not curves:
         return None
@@ -77,18 +70,8 @@ def _against_cost(what: Compared, axis: Axis) -> Figure | None:
 
 
 @styled
-def reached_figure(what: Compared) -> Figure | None:
-    """Share of tasks that reached the target by FLOPs; None without target or costs."""
-    return _reached(what, "flops")
-
-
-@styled
-def reached_seconds_figure(what: Compared) -> Figure | None:
-    """The same for a budget of seconds."""
-    return _reached(what, "seconds")
-
-
-def _reached(what: Compared, axis: Axis) -> Figure | None:
+def reached_figure(what: Compared, axis: Axis) -> Figure | None:
+    """Share of tasks that reached the target by cost; None without target or costs."""
     groups, found = what
     solved = by_label(found, "solved")
     within = {label: row["within"].get(axis) for label, row in solved.items()}
@@ -103,20 +86,12 @@ def _reached(what: Compared, axis: Axis) -> Figure | None:
         style = style_of[label]
         x, y = np.maximum(part["cost"], least / 2), 100 * array(part["share"])
         axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
-        axes.plot(
-            x[-1:], y[-1:], style.marker, color=style.color, ms=5, mec="white", mew=0.7, zorder=4
-        )
+        _mark(axes, x[-1:], y[-1:], style, 5)
         ends.append((label, float(y[-1])))
     axes.set_xscale("log")
     axes.set_xlim(least / 2, most * 1.15)
     axes.set_ylim(0, 102)
-    axes.set_title(
-        "tasks that reached the target, %, higher is better",
-        loc="left",
-        size="medium",
-        color=INK,
-        pad=8,
-    )
+    title(axes, "tasks that reached the target, %, higher is better")
     axes.set_xlabel(f"{'FLOPs' if axis == 'flops' else 'time'} spent on the task, logarithmic")
     end_labels(axes, ends, style_of)
     round_ticks(axes, _words(axis))
@@ -154,9 +129,7 @@ def pareto_figure(what: Compared) -> Figure | None:
         axes.plot([total], [value], style.marker, color=style.color, **mark)
     axes.margins(x=0.14, y=0.12)
     axes.set_xscale("log")
-    axes.set_title(
-        f"{metric_name(groups)}, {direction(groups)}", loc="left", size="medium", color=INK, pad=8
-    )
+    title(axes, f"{metric_name(groups)}, {direction(groups)}")
     axes.set_xlabel(f"FLOPs in all: beforehand, and {tasks:,} new tasks, logarithmic")
     end_labels(axes, [(label, value) for label, _, value, _ in points], style_of)
     round_ticks(axes, operations)
@@ -172,19 +145,12 @@ def break_even_figure(what: Compared) -> Figure | None:
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
-    for label, line in by_label(found, "break_even_lines").items():
-        total, style = line["up_front"] + tasks * line["per_solved"], style_of[label]
-        faint = line["share"] < 0.5
-        axes.plot(
-            tasks,
-            total,
-            color=style.color,
-            ls=style.dash,
-            lw=0.9 if faint else 1.8,
-            alpha=0.45 if faint else 1,
-        )
-        ends.append((f"{label} {100 * line['share']:.0f} %", float(total[-1])))
-        style_of[ends[-1][0]] = Style(style.color, style.marker, style.dash)
+    for label, costs in by_label(found, "break_even_lines").items():
+        total, style = costs["up_front"] + tasks * costs["per_solved"], style_of[label]
+        width, alpha = (0.9, 0.45) if costs["share"] < 0.5 else (1.8, 1.0)
+        axes.plot(tasks, total, color=style.color, ls=style.dash, lw=width, alpha=alpha)
+        ends.append((f"{label} {100 * costs['share']:.0f} %", float(total[-1])))
+        style_of[ends[-1][0]] = style
     if not ends:
         return None
     axes.set_xscale("log")
@@ -193,9 +159,7 @@ def break_even_figure(what: Compared) -> Figure | None:
     axes.yaxis.set_major_locator(LogLocator(numticks=9))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: operations(value)))
-    axes.set_title(
-        "FLOPs in all, logarithmic, lower is better", loc="left", size="medium", color=INK, pad=8
-    )
+    title(axes, "FLOPs in all, logarithmic, lower is better")
     axes.set_xlabel("new tasks learned to the target, logarithmic")
     end_labels(axes, ends, style_of)
     round_ticks(axes, operations)
@@ -209,61 +173,32 @@ def selection_figure(what: Compared) -> Figure | None:
     found = selections(groups)
     if not found:
         return None
-    columns = min(len(found), 2)
-    rows = -(-len(found) // columns)
-    figure = Drawing((SIZE[0], 2.2 * rows + 0.6), layout="constrained")
     style_of, text_style = styles(groups), {"size": "medium", "color": INK}
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(found) :]:
-        axes.set_visible(False)
-    for (group, score, truth, picks, _), axes in zip(found, panels):
-        style = style_of[group.label]
-        axes.plot(score.ravel(), truth.ravel(), ".", color=style.color, ms=4, alpha=0.5, mew=0)
+    colors = [style_of[group.label].color for group, *_ in found]
+    names = [shortened(group.label, 26) for group, *_ in found]
+    figure, drawn = panels(names, colors, min(len(found), 2), 2.2)
+    for (_, score, truth, picks, _), axes, color in zip(found, drawn, colors):
+        axes.plot(score.ravel(), truth.ravel(), ".", color=color, ms=4, alpha=0.5, mew=0)
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
-        axes.set_title(
-            shortened(group.label, 26),
-            loc="left",
-            size="medium",
-            color=dark(style.color),
-            weight="bold",
-        )
         axes.xaxis.set_major_locator(MaxNLocator(4))
     figure.supxlabel("score that chose (minus a loss), higher is better", **text_style)
-    figure.supylabel(
-        "minus the loss on queries" + (", higher is better" if rows > 1 else ""), **text_style
-    )
+    better = ", higher is better" if len(found) > 2 else ""
+    figure.supylabel(f"minus the loss on queries{better}", **text_style)
     return figure
 
 
 def _words(axis: Axis) -> Callable[[float], str]:
     """How an axis says a cost; seconds stay seconds, as round ones are no round minutes."""
-    return (
-        operations
-        if axis == "flops"
-        else lambda value: f"{value:g} s" if value >= 1 else duration(value)
-    )
+    if axis == "flops":
+        return operations
+    return lambda value: f"{value:g} s" if value >= 1 else duration(value)
 
 
-def _shade(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:
-    if len(x) > 1:
-        axes.fill_between(x, low, high, color=style.color, alpha=0.16, lw=0)
-    else:
-        axes.plot([x[0], x[0]], [low[0], high[0]], color=style.color, lw=1.2)
+def _mark(axes: Axes, x: Array, y: Array, style: Style, size: float) -> None:
+    edge: Any = {"mec": "white", "mew": 0.7, "zorder": 4}
+    axes.plot(x, y, style.marker, color=style.color, ms=size, **edge)
 
 
 def _bar(axes: Axes, x: Any, y: Any, style: Style) -> None:
     axes.plot(x, y, color=style.color, lw=1.0, zorder=2)
-
-
-def _stroke(axes: Axes, x: Array, y: Array, style: Style) -> None:
-    shared: Any = {
-        "mec": "white",
-        "mew": 0.7,
-        "solid_capstyle": "round",
-        "clip_on": False,
-        "zorder": 3,
-    }
-    axes.plot(
-        x, y, color=style.color, linestyle=style.dash, lw=1.8, marker=style.marker, ms=4.6, **shared
-    )

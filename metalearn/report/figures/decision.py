@@ -22,18 +22,8 @@ HATCH = "////"  # where the bootstrap does not settle the winner
 
 
 @styled
-def decision_figure(what: Compared) -> Figure | None:
-    """The cheapest method in FLOPs, one panel for each number of queries; None without a map."""
-    return _figure(what, "flops")
-
-
-@styled
-def decision_seconds_figure(what: Compared) -> Figure | None:
-    """The same in seconds."""
-    return _figure(what, "seconds")
-
-
-def _figure(what: Compared, axis: Axis) -> Figure | None:
+def decision_figure(what: Compared, axis: Axis) -> Figure | None:
+    """The cheapest method, one panel for each number of queries; None without a map."""
     groups, found = what
     shown: Json | None = found.get(MAPS[axis])
     if not shown or not winners(shown):
@@ -81,7 +71,7 @@ def _panel(
     axes.set_xticks([place + 0.5 for place in powers], [_power(tasks[place]) for place in powers])
     every = -(-len(targets) // MOST_LABELS)
     rows = range(0, len(targets), every)
-    written = ["" if inner else _level(targets[row], shown["metric"]) for row in rows]
+    written = ["" if inner else level(targets[row], shown["metric"]) for row in rows]
     axes.set_yticks([row + 0.5 for row in rows], written)
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -100,10 +90,6 @@ def _power(tasks: float) -> str:
         if tasks >= unit:
             return f"{tasks / unit:g}{word}"
     return f"{tasks:g}"
-
-
-def _level(value: float, metric: str) -> str:
-    return level(value, metric)
 
 
 def map_text(shown: Json | None) -> str:
@@ -130,7 +116,7 @@ def map_text(shown: Json | None) -> str:
 
 def _rows(shown: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
     winner, settled = shown["winner"][number], shown["settled"][number]
-    names = [_level(value, shown["metric"]) for value in shown["targets"]]
+    names = [level(value, shown["metric"]) for value in shown["targets"]]
     width, stops = max(map(len, names)), shown.get("stops_after")
     lines = []
     for row in reversed(range(len(names))):

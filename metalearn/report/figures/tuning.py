@@ -15,8 +15,9 @@ from metalearn.report.figures.axes import (
     end_labels,
     metric_name,
     scale_of,
+    title,
 )
-from metalearn.report.figures.style import INK, styled, styles
+from metalearn.report.figures.style import styled, styles
 
 
 @styled
@@ -37,13 +38,7 @@ def tuning_figure(what: Compared) -> Figure | None:
         places = np.arange(1, last + 1)
         axes.step(places, heights, where="post", color=style.color, lw=1.6, marker=style.marker)
         ends.append((group.label, float(heights[-1])))
-    axes.set_title(
-        f"best {metric_name(groups)} of validation tasks, {direction(groups)}",
-        loc="left",
-        size="medium",
-        color=INK,
-        pad=8,
-    )
+    title(axes, f"best {metric_name(groups)} of validation tasks, {direction(groups)}")
     axes.set_xlim(1, last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("tuning trials")
