@@ -1,8 +1,7 @@
 """Meta-learning, measured: how fast, and at what total cost, is a new task learned?
 
 Names resolve at first use (PEP 562), so that `import metalearn` and `metalearn --help` do not wait
-for torch.
-"""
+for torch."""
 
 from __future__ import annotations
 

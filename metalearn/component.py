@@ -235,8 +235,7 @@ class OneOf:
     """Marks the type of a field as one of the components of a table, by their names.
 
     The table may grow: what `register` adds to it is accepted, too. In pydantic's terms it is a
-    union with the discriminator `name` whose members are looked up when a value is validated.
-    """
+    union with the discriminator `name` whose members are looked up when a value is validated."""
 
     table: Mapping[str, type[Component]]
     base: type[Component]
@@ -280,7 +279,6 @@ def option(
     """A field with its sentence, its limits and the phase that it acts in.
 
     `later` marks a field younger than schema 1, which enters a config's hash only where it differs
-    from its default.
-    """
+    from its default."""
     extra: dict[str, Any] = {"acts": acts, "later": True} if later else {"acts": acts}
     return Field(default, description=sentence, json_schema_extra=extra, **limits)

@@ -48,8 +48,7 @@ def name_of(value: Any) -> str:
 def hash_of(value: Any) -> str:
     """SHA-256 of tensors, modules, classes, functions, and tuples and dicts of them.
 
-    Classes and functions count by their source, anything else by its repr.
-    """
+    Classes and functions count by their source, anything else by its repr."""
     digest = hashlib.sha256()
     for part in _content(value):
         digest.update(part)

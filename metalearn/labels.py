@@ -17,8 +17,7 @@ Labels = npt.NDArray[np.int64]
 def check_targets(episodes: Episode, spec: EpisodeSpec) -> None:
     """ConfigError for targets of episodes [T, ...] that the loss of `spec` is not defined for.
 
-    Nothing is checked on other devices and inside a trace.
-    """
+    Nothing is checked on other devices and inside a trace."""
     if spec.classification:
         check_labels(episodes, spec.outputs)
     elif spec.loss in PROBABILITIES:
@@ -37,8 +36,7 @@ def check_example_targets(batch: Batch, spec: EpisodeSpec) -> None:
 def check_labels(episodes: Episode, ways: int) -> None:
     """ConfigError for labels of episodes [T, ...] that are no classes 0 .. N-1.
 
-    Also for queries of a class without support examples.
-    """
+    Also for queries of a class without support examples."""
     support, query = (_labels(batch, ways, name) for batch, name in _sets(episodes))
     if support is None or query is None or query.ndim != 2 or not query.size:
         return

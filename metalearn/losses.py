@@ -47,8 +47,7 @@ def squared_error(
 
 def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
     """Mean of d^2/2 where |d| < 1, else |d| - 1/2, d = prediction - y (Huber 1964, delta 1):
-    [B, *Y], [B, *Y] -> [].
-    """
+    [B, *Y], [B, *Y] -> []."""
     _same_shape(predictions, y)
     size = (predictions - y).abs()
     # The clamped distance c gives both branches, c |d| - c^2 / 2, without a second branch to mask.
@@ -60,8 +59,7 @@ def binary_cross_entropy(
     logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
 ) -> Tensor:
     """Mean of -y log s - (1 - y) log(1 - s), s = sigmoid(logits), for multi-label targets in 0..1:
-    [B, *Y], [B, *Y] -> [].
-    """
+    [B, *Y], [B, *Y] -> []."""
     _same_shape(logits, y)
     return _mean(F.softplus(logits) - y * logits, weight, lead)
 
@@ -71,8 +69,7 @@ def gaussian_nll(
 ) -> Tensor:
     """Mean of -log N(y | mean, s^2), in nats a number: 3 x [B, *Y] -> [].
 
-    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation
-    """
+    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation"""
     _same_shape(mean, y)
     residual = (y - mean) * torch.exp(-log_deviation)
     return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
@@ -97,8 +94,7 @@ def calibration_counts(
 
 def calibration_error(counts: Tensor) -> Tensor:
     """sum over bins of |right - confidence| / labels, the expected calibration error (Guo et al.
-    2017, arXiv:1706.04599, equation 3): [..., BINS, 3] -> [...].
-    """
+    2017, arXiv:1706.04599, equation 3): [..., BINS, 3] -> [...]."""
     gap = (counts[..., 2] - counts[..., 1]).abs().sum(-1)
     return gap / counts[..., 0].sum(-1)
 
@@ -122,8 +118,7 @@ def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int 
 def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
     """The loss of the tasks, or one by name.
 
-    By default cross_entropy for classes and mse for regression.
-    """
+    By default cross_entropy for classes and mse for regression."""
     name = spec.loss if name is None else name  # type: ignore[assignment]
     if name is None:
         return cross_entropy if spec.classification else squared_error

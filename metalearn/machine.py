@@ -40,8 +40,7 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
     By default torch rounds those of convolutions to TF32. Nothing is done for a CPU.
 
     cuDNN always takes kernels whose results repeat; `deterministic` demands it of every operator,
-    RuntimeError where one has no such kernel.
-    """
+    RuntimeError where one has no such kernel."""
     if not device.startswith("cuda"):
         return
     if ":" in device:
@@ -96,8 +95,7 @@ def driver_version() -> str | None:
 def finishes(device: str, seconds: Callable[[], float]) -> bool:
     """Whether a device ends its work within so many seconds; a CPU has ended it.
 
-    The seconds may become fewer in the meantime.
-    """
+    The seconds may become fewer in the meantime."""
     if not device.startswith("cuda"):
         return True
     event, begin = torch.cuda.Event(), time.monotonic()
@@ -135,8 +133,7 @@ def cpu_name() -> str:
 def load_average() -> list[float] | None:
     """Processes that ran or waited, mean over 1, 5 and 15 minutes.
 
-    None where the system does not report it.
-    """
+    None where the system does not report it."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
@@ -171,8 +168,7 @@ class Activity(NamedTuple):
 
 def _busy_seconds() -> float | None:
     """Seconds that the cores of this process were at work since the system started (Linux,
-    proc_stat(5)).
-    """
+    proc_stat(5))."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:

@@ -89,8 +89,7 @@ def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tenso
     """((x - mean) / deviation of each column, whether the column varies); cut off at 5 deviations.
 
     Mean and deviation are those of `context` [K, *X], default x itself, weighted as the scope of
-    `padded` says; a column that is constant there becomes 0. x [B, *X] -> [B, F], [F].
-    """
+    `padded` says; a column that is constant there becomes 0. x [B, *X] -> [B, F], [F]."""
     x = x.flatten(1)
     weight = current().weight if context is None else current().context
     base = x if context is None else context.flatten(1)

@@ -16,8 +16,7 @@ Type = TypeVar("Type", bound=type)
 class _Field(str):
     """The name of a field whose class torch's pytree does not take for a plain namedtuple.
 
-    In a namedtuple None is a leaf, whatever is registered, and `torch.func.vmap` refuses it.
-    """
+    In a namedtuple None is a leaf, whatever is registered, and `torch.func.vmap` refuses it."""
 
 
 def optional_leaves(kind: Type) -> Type:
@@ -111,8 +110,7 @@ def mean_over_tasks(tree: Any) -> Any:
 def vmap(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
     """`torch.func.vmap` that passes None through, such as the weight of a Batch without one.
 
-    `in_dims` is 0 or None for all arguments, or a tuple with one of them for each.
-    """
+    `in_dims` is 0 or None for all arguments, or a tuple with one of them for each."""
 
     def mapped(*args: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)

@@ -4,8 +4,7 @@ Axis letters, the same in every comment of the project:
 
     T tasks in a batch · N ways · K shots · Q queries per class · M query examples · S inner steps
     B examples · X example shape · D features · C outputs · E evaluation episodes · P points of a
-    learning curve
-"""
+    learning curve"""
 
 from __future__ import annotations
 

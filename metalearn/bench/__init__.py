@@ -10,5 +10,4 @@ measure     time in turns, peak memory, quartiles
 bench       workload by workload: check the gradients, then time; rows
 scaling     seconds against tasks per batch, and memory in chunks
 table, markdown, plot     the same rows for people
-command     the options of the command line
-"""
+command     the options of the command line"""

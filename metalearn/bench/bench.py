@@ -116,8 +116,7 @@ def _prepared(
     outcome: Outcome,
 ) -> list[Ready]:
     """The contender's engines, built, stepped once, checked; where several forms are one row, the
-    fastest.
-    """
+    fastest."""
     found: list[Ready] = []
     first: Row = _row(problem, contender)
     try:
@@ -163,8 +162,7 @@ def _row_of_form(row: Row, engine: Engine) -> Row:
 
 def _agrees(problem: Problem, ready: Ready, expected: Params | None, settings: Settings) -> bool:
     """Whether the engine computes the reference's gradient; if not, its row says so and it is not
-    timed.
-    """
+    timed."""
     if expected is None or ready.engine.gradient is None:
         return True
     bound = BOUND_TF32 if settings.tf32 else BOUND
@@ -192,8 +190,7 @@ def _fail(
 
 def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
     """The form that needs least for a step, of three each in turns; the rows of the others are
-    dropped.
-    """
+    dropped."""
     times = in_turns({ready.engine.form: ready.engine for ready in forms}, Turns(3, 0))
     order = sorted(forms, key=lambda ready: quartiles(times[ready.engine.form])[1])
     for slower in order[1:]:
@@ -209,8 +206,7 @@ def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
 
 def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome) -> None:
     """Peak memory of each engine, then all in turns, with a plain convolution among them where
-    there are any.
-    """
+    there are any."""
     alive: list[Ready] = []
     for one in ready:
         try:

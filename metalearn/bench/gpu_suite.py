@@ -84,8 +84,7 @@ def pieces(out: Path) -> list[Piece]:
 def suite(out: Path, markdown: Path | None, seconds: float | None = None) -> dict[str, Any]:
     """Work through the pieces, at most for so many seconds; returns the state of each.
 
-    `pieces.json` in `out` holds it. ConfigError without a CUDA device.
-    """
+    `pieces.json` in `out` holds it. ConfigError without a CUDA device."""
     _check_device()
     out.mkdir(parents=True, exist_ok=True)
     deadline = None if seconds is None else time.monotonic() + seconds

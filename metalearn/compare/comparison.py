@@ -52,8 +52,7 @@ class Comparison:
         """One line a method: the headline metric with its 95 % interval over tasks, and costs.
 
         Beside them the negative log-likelihood (nats) and the calibration error (%), where known.
-        The former may be `without` a share of the tasks: those that diverged or have none.
-        """
+        The former may be `without` a share of the tasks: those that diverged or have none."""
         return _text(self._rows())
 
     def break_even(self) -> str:

@@ -39,8 +39,7 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
 
 def _same(row: Experiment, one: Experiment, method: MethodComponent) -> bool:
     """Whether a row is `one` with another search method: the same tasks, training, contained
-    method, test.
-    """
+    method, test."""
     return bool(
         row.method == method
         and row.replace(label="", method=None) == one.replace(label="", method=None)
@@ -56,8 +55,7 @@ def _free(label: str, rows: Sequence[Experiment]) -> str:
 
 def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
     """The fixed network with tuning, where the file has no such row and there are trials to tune
-    with.
-    """
+    with."""
     like = next((row for row in rows if row.method.controls), None)
     if (
         like is None

@@ -134,8 +134,7 @@ def train(
         one, or a mapping, with `overrides` as on the command line.
 
     Other arguments as of `compare`; `out` is by default runs/<name of the method>. A finished run
-    of the same config is loaded, an interrupted one goes on.
-    """
+    of the same config is loaded, an interrupted one goes on."""
     made, given = _experiment(method, task, model, name, loss, overrides, options)
     folder = Path("runs") / made.name if out is None else Path(out)
     todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]

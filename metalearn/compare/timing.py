@@ -3,8 +3,7 @@
 Each row is timed ROUNDS times. A round goes through all rows, so that a slow moment of the machine
 meets all of them alike. timing.json holds the rounds so far: an interrupted timing goes on with the
 next round, a finished one is not repeated. Where the rows are others than those of timing.json, it
-begins again.
-"""
+begins again."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ Json = dict[str, Any]
 def time_rows(out: Path, folders: Sequence[Path]) -> bool:
     """Time the finished rows of a comparison, and write the medians to their result.json.
 
-    `folders` are run directories under `out`. False where all of them were timed before.
-    """
+    `folders` are run directories under `out`. False where all of them were timed before."""
     finished = [folder for folder in folders if (folder / "result.json").exists()]
     rows = {str(folder.relative_to(out)): folder for folder in finished}
     known = _stored(out, rows)

@@ -151,8 +151,7 @@ def _methods(
     experiment: Experiment, train: EpisodeSpec, test: EpisodeSpec, problems: Problems
 ) -> tuple[Learner, Method, Method]:
     """(learner and method for training tasks, method for test tasks); ConfigError with `problems`
-    and all that are found.
-    """
+    and all that are found."""
     learner, method = _method(experiment, train, experiment.run.meta_steps, problems)
     if method is not None and method.traits.fixed_ways and train.outputs != test.outputs:
         text = (
@@ -186,8 +185,7 @@ def _test_problems(experiment: Experiment, test: EpisodeSpec) -> Problems:
 
 def _shapes(learner: Learner) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's parameters but for the number of outputs: what the shape of the inputs
-    decides.
-    """
+    decides."""
     first = {name: tuple(value.shape) for name, value in learner.init(fold_in(0, "shapes")).items()}
     return {name: shape[1:] if name.startswith("head.") else shape for name, shape in first.items()}
 
@@ -256,8 +254,7 @@ def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learn
 def batch_sampler(experiment: Experiment, parts: Parts) -> Callable[[Key, int, int], Any]:
     """The function that draws the input of a step: tasks, or a batch of examples.
 
-    (key, count, first) -> the tasks first .. first + count - 1
-    """
+    (key, count, first) -> the tasks first .. first + count - 1"""
     if parts.method.traits.consumes == "examples":
         size = experiment.run.examples_per_step
         return lambda key, count, first: parts.train.examples(key, size)

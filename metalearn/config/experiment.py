@@ -109,8 +109,7 @@ class Experiment:
     def hash(self) -> str:
         """SHA-256 of the resolved config.
 
-        It leaves out where and how it is executed, and later fields at their defaults.
-        """
+        It leaves out where and how it is executed, and later fields at their defaults."""
         data = self.resolved()
         data.pop("plugins", None)
         for section in ("task", "model", "method", "run", "evaluate", "budget"):
@@ -125,8 +124,7 @@ class Experiment:
         """The experiment as the text of a file, written to `path` where one is given.
 
         `metalearn train` reads it back to the same hash. Components and data given in Python appear
-        by name and hash: such a file works in this process alone, and its first line says so.
-        """
+        by name and hash: such a file works in this process alone, and its first line says so."""
         text: str = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
         if in_python := self.in_python():
             text = f"# Needs what was given in Python: {', '.join(in_python)}.\n{text}"
@@ -174,8 +172,7 @@ def find_file(name: str) -> Path:
 def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> Plan:
     """Read, override, check; raises ConfigError with every problem.
 
-    `plugins`: whether to import the plug-ins that the file names.
-    """
+    `plugins`: whether to import the plug-ins that the file names."""
     path = find_file(name)
     data = read_yaml(path)
     if not isinstance(data, dict):

@@ -37,8 +37,7 @@ def apply_overrides(
 ) -> tuple[dict[str, Any], list[str]]:
     """A changed copy, and notes: a new `name` (a task's `source`) drops the section's other keys.
 
-    Values are YAML; that of a text field is taken as it stands, unless it is quoted.
-    """
+    Values are YAML; that of a text field is taken as it stands, unless it is quoted."""
     data, notes = copy.deepcopy(data), []
     problems: list[tuple[str, str]] = []
     parsed = []
@@ -98,8 +97,7 @@ def _set(data: dict[str, Any], path: list[str], value: Any) -> str:
 
 def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
     """Drop what belonged to another component of this section; a method's label stays in a
-    comparison.
-    """
+    comparison."""
     section: Any = data
     for part in path[:-1]:
         section = section.get(part) if isinstance(section, dict) else None

@@ -61,8 +61,7 @@ def register(kind: str, component: Any) -> Any:
 
     Returns the component, so that it serves as `functools.partial(register, "models")` on a class.
     Raises ConfigError for another kind, for what is no such component, and for the name of another
-    one; while a plug-in is imported, these errors are collected and raised at its end.
-    """
+    one; while a plug-in is imported, these errors are collected and raised at its end."""
     try:
         return _register(kind, component)
     except ConfigError as error:
@@ -123,8 +122,7 @@ def _register_loss(function: Any) -> Any:
 def _refuse_taken(kind: str, name: str, tag: str, known: Any, new: Any) -> None:
     """ConfigError where a name stands for something else.
 
-    What is defined again, as in a notebook, stays the same component.
-    """
+    What is defined again, as in a notebook, stays the same component."""
     if known is None or (known.__module__, known.__qualname__) == (
         new.__module__,
         new.__qualname__,
@@ -138,8 +136,7 @@ def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
     """Import modules or .py files, and register the components that they define.
 
     A file is looked for beside `folder`, then in the working directory. Raises ConfigError with
-    every problem of every plug-in; one that has any leaves nothing in the tables.
-    """
+    every problem of every plug-in; one that has any leaves nothing in the tables."""
     load_entry_points()
     problems: Problems = []
     for name in dict.fromkeys(names):
@@ -249,8 +246,7 @@ def load_entry_points() -> None:
     """Register the components and report sections that installed packages declare.
 
     The groups are metalearn.tasks, metalearn.models, and so on. What cannot be loaded is left out,
-    with a warning. Packages count as plug-ins: a config names them beside their components.
-    """
+    with a warning. Packages count as plug-ins: a config names them beside their components."""
     for kind in ALL_KINDS:
         for entry in entry_points(group=f"metalearn.{kind}"):
             try:

@@ -119,8 +119,7 @@ class Run(Component):
     @classmethod
     def _other_engines_loop(cls, data: Any) -> Any:
         """What other packages' backward passes run under, chosen here: there is nothing for `auto`
-        to try.
-        """
+        to try."""
         foreign = isinstance(data, dict) and data.get("engine", "native") in (
             "learn2learn",
             "higher",

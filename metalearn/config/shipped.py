@@ -1,7 +1,6 @@
 """The YAML files that a name on the command line may stand for: experiments and sweeps.
 
-A wheel holds them in `metalearn/experiments/`, a checkout in `experiments/` beside the package.
-"""
+A wheel holds them in `metalearn/experiments/`, a checkout in `experiments/` beside the package."""
 
 from __future__ import annotations
 

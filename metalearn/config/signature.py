@@ -17,8 +17,7 @@ from metalearn.types import EpisodeSpec
 def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
     """A hash of all that speed depends on.
 
-    That is method, model, shapes, machine, threads, versions, and this code.
-    """
+    That is method, model, shapes, machine, threads, versions, and this code."""
     run = experiment.run
     free = {"outer"}
     if experiment.base_method.rate_is_input and not device.startswith("cuda"):

@@ -1,8 +1,7 @@
 """The `tune` block of a method: ranges of its fields, checked against the fields' limits.
 
 A field of a component inside the method is named by its path, `outer.lr`; a file may also nest it,
-as in `tune: {outer: {lr: {min: 0.001, max: 0.1}}}`.
-"""
+as in `tune: {outer: {lr: {min: 0.001, max: 0.1}}}`."""
 
 from __future__ import annotations
 

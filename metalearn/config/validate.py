@@ -61,8 +61,7 @@ def _truth_for_number(kind: type[Component], key: str, value: Any) -> bool:
 
 def _cross(kind: type[Component], values: dict[str, Any], bad: set[str], place: str) -> Problems:
     """The cross-field rules, which pydantic skips where a field is wrong, but for those about a
-    wrong field.
-    """
+    wrong field."""
     try:
         kind.model_validate(_with_tags(kind, values))
     except ValidationError as error:

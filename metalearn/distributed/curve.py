@@ -42,8 +42,7 @@ def curve(
 ) -> Curve:
     """The learning curve of one meta, or of the ensemble of several; the same on all ranks.
 
-    The ledger of rank 0 gets what all ranks spent; seconds are its own.
-    """
+    The ledger of rank 0 gets what all ranks spent; seconds are its own."""
     source: TaskSource = getattr(parts, tasks.split)
     method, evaluate = parts.test_method, experiment.evaluate
     method = method if len(metas) == 1 else ensemble(method, metas)

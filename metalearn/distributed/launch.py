@@ -143,8 +143,7 @@ class _Group:
     def passed_on(self, *_: Any) -> None:
         """Pass a signal to the launcher on to the ranks.
 
-        The first one asks rank 0 to save and stop, the second ends everything at once.
-        """
+        The first one asks rank 0 to save and stop, the second ends everything at once."""
         self.signals += 1
         if self.signals > 1:
             self.send(signal.SIGKILL)

@@ -191,8 +191,7 @@ def has_card_each(processes: int) -> bool:
 def check_cards(ranks: Ranks, device: str) -> None:
     """ConfigError where processes of a run on CUDA would share a device.
 
-    SHARE_CARD=1 allows it, to test them on one card.
-    """
+    SHARE_CARD=1 allows it, to test them on one card."""
     if not device.startswith("cuda") or ranks.size == 1 or os.environ.get(SHARE_CARD) == "1":
         return
     if not has_card_each(ranks.local_size):

@@ -42,8 +42,7 @@ class MethodCosts(NamedTuple):
 class BreakEven(NamedTuple):
     """Whether the dearer start `a` is repaid against `b`, and from which new task on.
 
-    Where the starts are not distinguished, `a` is the method with the cheaper task.
-    """
+    Where the starts are not distinguished, `a` is the method with the cheaper task."""
 
     a: str
     b: str
@@ -73,8 +72,7 @@ def break_evens(
     where both start from the same trained network, and independent otherwise.
 
     Raises:
-        ValueError: a cost is not finite.
-    """
+        ValueError: a cost is not finite."""
     chosen = combinations(range(len(methods)), 2) if pairs is None else pairs
     return [_break_even(methods[a], methods[b]) for a, b in chosen]
 
@@ -189,8 +187,7 @@ def _is_same(line: Line) -> bool:
 
 def _gate(pair: _Pair) -> tuple[Verdict, str]:
     """Whether the tasks that both solve are enough and alike, by intervals; ("undecided", "") if
-    so, else a verdict and its reason.
-    """
+    so, else a verdict and its reason."""
     doubts: list[str] = []
     for method in pair[:2]:
         share = estimate(_reached(method).solved.astype(np.float64))
@@ -245,8 +242,7 @@ def _too_few(pair: _Pair) -> str:
 
 def _aligned(one: MethodCosts, other: MethodCosts) -> _Pair | str:
     """Both on the tasks that both met, and on common seeds where they are paired; a sentence where
-    a cost was not measured.
-    """
+    a cost was not measured."""
     both = (one, other)
     missing = [each.label for each in both if each.up_front is None or each.found is None]
     if missing:
@@ -265,8 +261,7 @@ def _aligned(one: MethodCosts, other: MethodCosts) -> _Pair | str:
 
 def _oriented(pair: _Pair) -> _Pair:
     """The dearer start first, by its interval; of starts that are not distinguished the cheaper
-    task.
-    """
+    task."""
     up = [float(_up_front(method).mean()) for method in pair[:2]]
     each = [_each(method) for method in pair[:2]]
     apart = _without_rounding(*up) != 0
@@ -281,8 +276,7 @@ def _line(pair: _Pair) -> Line:
 
     That cost is the ratio r of all cost to all solved tasks; each task enters by r + (cost - r
     solved) / share, whose mean is r and whose variance is that of r to first order (Cochran 1977,
-    Sampling Techniques, section 2.11).
-    """
+    Sampling Techniques, section 2.11)."""
     tables = []
     for method in pair[:2]:
         found, each = _reached(method), _each(method)

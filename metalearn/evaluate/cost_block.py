@@ -89,8 +89,7 @@ def per_query(entry: Mapping[str, Any], queries: int) -> dict[str, Any]:
 def total_seconds(cost: Cost) -> float | None:
     """All seconds of a run.
 
-    Phases of new tasks count once for each of their tasks, with the seconds of the run itself.
-    """
+    Phases of new tasks count once for each of their tasks, with the seconds of the run itself."""
     phases = [phase for phase in PHASES if phase in cost or phase not in NOT_IN_OLD]
     entries = [phase_entry(cost, phase) for phase in phases]
     return _sum(

@@ -49,8 +49,7 @@ class Curve:
     """One method on E episodes at P points.
 
     `scores` is accuracy for classes, and for regression the loss: squared error, unless the tasks
-    have another.
-    """
+    have another."""
 
     steps: tuple[int, ...]
     metric: str
@@ -171,8 +170,7 @@ def learning_curve(
 
     Raises:
         ConfigError: the method was built for another kind, ways, input shape or outputs.
-        MissingPhase: it does not write to the ledger.
-    """
+        MissingPhase: it does not write to the ledger."""
     points = curve_points(method, source, steps, episodes)
     found = score_episodes(
         method,
@@ -260,8 +258,7 @@ def learner_inputs(episodes: Episode) -> tuple[Batch, Tensor]:
     """What a method receives of new tasks: support sets and query inputs, as copies.
 
     A source may cut support and query out of one tensor, and a view of it would give access to the
-    labels of the queries.
-    """
+    labels of the queries."""
     return tree_map(torch.clone, episodes.support), episodes.query.x.clone()
 
 

@@ -1,6 +1,5 @@
 """Ensembles: the averaged predictions of several meta-parameters of one method (Antoniou et al.
-2019, MAML++).
-"""
+2019, MAML++)."""
 
 from __future__ import annotations
 

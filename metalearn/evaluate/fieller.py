@@ -6,8 +6,7 @@ estimated difference U + n c is not distinguished from 0 by its t interval (Fiel
 the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean over seeds and tasks
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
-Letters: S seeds, E tasks, N numbers of tasks.
-"""
+Letters: S seeds, E tasks, N numbers of tasks."""
 
 from __future__ import annotations
 
@@ -70,8 +69,7 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
     """The line of a - b; both meet the same tasks.
 
     `paired`: seed number s of both shares something, such as the network that it starts from.
-    Otherwise the seeds of a and b are independent, and may differ in number.
-    """
+    Otherwise the seeds of a and b are independent, and may differ in number."""
     gap = a.per_task.mean(0) - b.per_task.mean(0)
     start = float(a.up_front.mean() - b.up_front.mean())
     sides = [Costs(a.up_front - b.up_front, a.per_task - b.per_task)] if paired else [a, b]
@@ -101,8 +99,7 @@ def root_interval(line: Line) -> tuple[float, float]:
     """Smallest and largest n >= 0 at which the difference may be 0; both infinite where none is.
 
     The set is found on a grid of numbers of tasks around the estimate, then on finer ones at both
-    ends. Where it has a gap, the interval bridges it.
-    """
+    ends. Where it has a gap, the interval bridges it."""
     middle = abs(root(line))
     if not 0 < middle < math.inf:
         middle = 1.0

@@ -63,8 +63,7 @@ def _plain(thing: Any) -> Any:
 
 def _function(thing: Any, visited: dict[int, int]) -> Any:
     """Code with its names and constants, so that two lambdas of a line differ; then all that it
-    closes over.
-    """
+    closes over."""
     code = thing.__code__
     cells = []
     for cell in thing.__closure__ or ():
@@ -139,8 +138,7 @@ def _name(thing: Any) -> str:
 
 class _Itself:
     """An object as a key, equal to itself alone; holding it keeps its identity from being given to
-    another.
-    """
+    another."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = thing

@@ -6,8 +6,7 @@ convolutions by torch's own formulas, two FLOPs each; and elementwise work, one 
 of an arithmetic result or of a reduced input. Comparisons, selections, copies, integers and indices
 are free. An operator that neither table lists counts one FLOP for an element of its result, which
 is logged; one of linear algebra or of Fourier transforms, whose cost is not proportional to that,
-is an error.
-"""
+is an error."""
 
 from __future__ import annotations
 
@@ -179,8 +178,7 @@ def convolution_backward(
     """Each of the two gradients costs what the convolution itself costs, whatever the groups.
 
     Departure from torch 2.13's own rule, whose weight gradient leaves out `groups`: vmap turns
-    tasks into groups, and it counts a training step of 32 tasks twelvefold.
-    """
+    tasks into groups, and it counts a training step of 32 tasks twelvefold."""
     once: int = conv_flop_count(list(x), list(w), list(grad), transposed=transposed)
     return once * (int(mask[0]) + int(mask[1]))
 
@@ -204,8 +202,7 @@ def _native_weight(x: Shape, g: Shape, *rest: int, out_shape: Shape) -> int:
 
 def _solve(order: Callable[[int, int], float], right: int | None) -> Rule:
     """The rule of a factorisation or a solution with the n x n matrices of the first argument;
-    `right` is the place of the argument with its right-hand sides.
-    """
+    `right` is the place of the argument with its right-hand sides."""
 
     def rule(*args: Any, out_shape: Any, **kwargs: Any) -> int:
         n = args[0][-1]
@@ -308,8 +305,7 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
     """Elementwise FLOPs of one operator: one for an element of its result or of a reduced input.
 
     Raises:
-        UnknownFlops: an operator of linear algebra or of Fourier transforms without a rule.
-    """
+        UnknownFlops: an operator of linear algebra or of Fourier transforms without a rule."""
     space, _, name = func._schema.name.rpartition("::")
     name = name if name in FREE else name.rstrip("_")
     name = name if space == "aten" else f"{space}::{name}"

@@ -18,8 +18,7 @@ def peak_bytes(device: str) -> int | None:
     """Peak memory since the last call, and reset it; None where the machine does not report it.
 
     CUDA: torch's allocations on the device. CPU: the whole process's resident size, torch's own
-    libraries included.
-    """
+    libraries included."""
     if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -48,8 +47,7 @@ def energy_joules(device: str) -> float | None:
 @functools.cache
 def _counter(device: str) -> Callable[[], float | None] | None:
     """The counter of one card through NVIDIA's management library, found by the card's own name;
-    None without it.
-    """
+    None without it."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         if library.nvmlInit_v2() != 0:

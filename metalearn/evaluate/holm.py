@@ -10,8 +10,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     Of m tests in order of p, `max over j <= i of min(1, (m - j + 1) p_j)`. None stays None and
     counts: a contrast that was named and could not be tested is still one of the family.
-    ValueError for a p outside 0 to 1.
-    """
+    ValueError for a p outside 0 to 1."""
     known = [(p, place) for place, p in enumerate(p_values) if p is not None]
     if any(not 0 <= p <= 1 for p, _ in known):
         raise ValueError(f"p values must lie between 0 and 1; got {list(p_values)}")

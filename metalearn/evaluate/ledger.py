@@ -1,8 +1,7 @@
 """The cost ledger: seconds, FLOPs and counts of each phase of a run.
 
 Every second belongs to one phase: of nested spans, to that of the innermost. FLOPs are counted from
-shapes, once for each function and shapes, after the call and outside its time.
-"""
+shapes, once for each function and shapes, after the call and outside its time."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ class CostLedger:
 
         `times` is the number of units of `counts` in the call. FLOPs follow from the shapes of
         `args`, which should hold every tensor that is worked on; pass `flops=` and
-        `flops_elementwise=` where they do not.
-        """
+        `flops_elementwise=` where they do not."""
         given = {
             name: UNKNOWN if count is None else count * times for name, count in counts.items()
         }
@@ -78,8 +76,7 @@ class CostLedger:
     def span(self, phase: str, **counts: float) -> Iterator[None]:
         """Write the time of a block to a phase, and to no span around it.
 
-        It waits for the device at both ends.
-        """
+        It waits for the device at both ends."""
         _check(phase, counts)
         with self._owner(phase):
             try:
@@ -115,8 +112,7 @@ class CostLedger:
 
         NaN, and a reason in `uncounted`, where they are not known.
         `architecture`: whether all work is that of the chosen architecture, as it is everywhere but
-        in supernets.
-        """
+        in supernets."""
         names = FLOPS if architecture else FLOPS[:2]
         found = self._count(phase, function, args) if self.counting else None
         if found is None:

@@ -12,8 +12,7 @@ def front(
 ) -> list[bool]:
     """Whether no other point costs at most as much, scores at least as well, and is better in one.
 
-    A point without cost or score is not on the front, and keeps no other point off it.
-    """
+    A point without cost or score is not on the front, and keeps no other point off it."""
     sign = 1.0 if higher else -1.0
     points = [_point(cost, score, sign) for cost, score in zip(costs, scores, strict=True)]
     known = [point for point in points if point is not None]
@@ -42,8 +41,7 @@ def place_by_interval(
     Of its cost, and of each other method: its cost, and the difference of its score to this one's,
     above 0 where the other is better. `off` where another is surely no dearer and surely better;
     `on` where every other is surely dearer, or surely worse; else `open`. None for a method without
-    cost. A method without cost or difference keeps no other off the front, as in `front`.
-    """
+    cost. A method without cost or difference keeps no other off the front, as in `front`."""
     if cost is None:
         return None
     known = [(spent, apart) for spent, apart in others if spent is not None and apart is not None]

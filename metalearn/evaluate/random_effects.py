@@ -8,8 +8,7 @@ the two effects are crossed, and the mean of the table has the variance
 in the mean squares of a two-way analysis of variance (Searle, Casella & McCulloch 1992, Variance
 Components, section 4.5), here at least the larger of MS_seed and MS_task over S E. Its degrees of
 freedom are Satterthwaite's (1946, Biometrics Bulletin 2(6), equation 17). An interval holds for new
-seeds and new tasks; with one seed it holds for new tasks of this one trained network alone.
-"""
+seeds and new tasks; with one seed it holds for new tasks of this one trained network alone."""
 
 from __future__ import annotations
 
@@ -105,8 +104,7 @@ def standard_error(values: Array) -> tuple[Array, Array]:
 def interval(values: ArrayLike) -> tuple[Array, Array]:
     """95 % interval of the mean over seeds and tasks: [S, E, ...] -> low [...], high [...].
 
-    NaN where a value is not finite, and for a single value.
-    """
+    NaN where a value is not finite, and for a single value."""
     table = np.asarray(values, np.float64)
     if table.shape[0] * table.shape[1] < 2:
         return np.full(table.shape[2:], np.nan), np.full(table.shape[2:], np.nan)
@@ -144,8 +142,7 @@ def _p_value(table: Array, error: float, freedom: float) -> float:
 
     Holm's method reads p values far in the tail, where Satterthwaite's degrees of freedom are too
     many: with 3 seeds and a nominal 0.5 % they reject 2 % of true hypotheses. The first p therefore
-    uses their geometric mean with S - 1, and the second is exact where seeds vary most.
-    """
+    uses their geometric mean with S - 1, and the second is exact where seeds vary most."""
     seeds, mean = len(table), float(table.mean())
     over_both = two_sided_p(mean, error, math.sqrt(freedom * (seeds - 1)))
     over_seeds = table.mean(1).std(ddof=1) / math.sqrt(seeds)

@@ -1,8 +1,7 @@
 """Whether a search selected better candidates or noise: scores of candidates against their truth.
 
 Letters of this file: R searches (tasks or seeds), A candidates of each. Higher is better, for
-scores and truth.
-"""
+scores and truth."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ def noise(
     their difference is optimism.
 
     Raises:
-        ValueError: shapes differ, or a truth is not finite.
-    """
+        ValueError: shapes differ, or a truth is not finite."""
     picks: Sequence[int | None] = [None] * len(score) if pick is None else list(pick)
     found = [
         _one(np.asarray(s, np.float64), np.asarray(t, np.float64), choice)
@@ -89,16 +87,14 @@ def _one(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
     """Kendall's tau-b (Kendall 1945, Biometrika 33(3)), from scipy: [A], [A] -> -1..1.
 
-    NaN where one of them is constant.
-    """
+    NaN where one of them is constant."""
     return _correlation("kendalltau", a, b)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Spearman's correlation of ranks (1904, American Journal of Psychology 15(1)), from scipy.
 
-    [A], [A] -> -1..1; NaN where one of them is constant.
-    """
+    [A], [A] -> -1..1; NaN where one of them is constant."""
     return _correlation("spearmanr", a, b)
 
 

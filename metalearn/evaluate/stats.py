@@ -2,8 +2,7 @@
 
 Letters: E evaluation episodes (tasks), P points of a curve, S training seeds. A score that is not
 finite is never dropped: what it enters is undefined, which is None for a number and NaN inside an
-array. Means over seeds and tasks together are in random_effects.py.
-"""
+array. Means over seeds and tasks together are in random_effects.py."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def ci95(scores: ArrayLike) -> Array:
     """Half width of the 95 % interval of the mean over tasks, given the network: [E, ...] -> [...].
 
     t(0.975, E - 1) sd / sqrt(E), with E - 1 in the deviation; NaN for one task or where a score is
-    not finite. With 600 tasks t is 1.964, where papers write 1.96.
-    """
+    not finite. With 600 tasks t is 1.964, where papers write 1.96."""
     values = np.asarray(scores, np.float64)
     if values.shape[0] < 2:
         return np.full(values.shape[1:], np.nan)
@@ -62,8 +60,7 @@ def describe(scores: ArrayLike) -> Mean:
 def seeds_ci95(values: Sequence[float | None]) -> float | None:
     """Half width of the 95 % t interval over seeds: t(0.975, S - 1) sd / sqrt(S).
 
-    None for one seed or where a value is undefined.
-    """
+    None for one seed or where a value is undefined."""
     found = np.asarray([math.nan if value is None else value for value in values], np.float64)
     if found.size < 2 or not np.isfinite(found).all():
         return None
@@ -107,8 +104,7 @@ def diverged(loss: ArrayLike, start: float | None = None) -> NDArray[np.bool_]:
     """Which tasks have diverged at which point: [E, P] -> [E, P] bool.
 
     A loss that is not finite, or above ten times the mean loss of step 0: `start`, by default the
-    mean of the finite losses in the first column.
-    """
+    mean of the finite losses in the first column."""
     values = np.asarray(loss, np.float64)
     first = values[:, 0][np.isfinite(values[:, 0])]
     limit = DIVERGED * (start if start is not None else first.mean() if first.size else math.inf)

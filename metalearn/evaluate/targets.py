@@ -1,8 +1,7 @@
 """Tasks that reach a target: which, when, and at what cost.
 
 Letters as everywhere: E tasks, P points of a curve, S training seeds. A task that does not reach
-the target is never dropped: its cost is shared by the tasks that do.
-"""
+the target is never dropped: its cost is shared by the tasks that do."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ def reaches(scores: ArrayLike, target: float, *, higher: bool) -> Bools:
 def at_step(scores: ArrayLike, cost: float, target: float, *, higher: bool) -> Reached:
     """Tasks stopped at one step, chosen before they were seen: scores [...] there -> [...].
 
-    Every task costs the same, whether it is solved or not.
-    """
+    Every task costs the same, whether it is solved or not."""
     solved = reaches(scores, target, higher=higher)
     return Reached(solved, np.full(solved.shape, float(cost)))
 
@@ -54,8 +52,7 @@ def at_step(scores: ArrayLike, cost: float, target: float, *, higher: bool) -> R
 def admissible_point(steps: Sequence[int], point: int, *, starts_at_chance: bool) -> int:
     """The point of a curve at which tasks are judged: `point`, or the first with a step.
 
-    A method that has not seen the support set at step 0 solves tasks by luck there, at no cost.
-    """
+    A method that has not seen the support set at step 0 solves tasks by luck there, at no cost."""
     later_points = [place for place, step in enumerate(steps) if step > 0]
     return max(point, later_points[0]) if starts_at_chance and later_points else point
 
@@ -91,8 +88,7 @@ def cost_per_solved(found: Reached) -> float | None:
     """All cost, that of the failed tasks too, over the tasks solved; None where no task was.
 
     This is the expected cost of one success (ERT, Hansen et al. 2009, INRIA report RR-6829,
-    section 5).
-    """
+    section 5)."""
     solved = int(found.solved.sum())
     return float(found.cost.sum() / solved) if solved else None
 

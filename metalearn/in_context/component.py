@@ -32,8 +32,7 @@ class InContext(MethodComponent):
     """A network that reads the support set once and answers queries without a gradient step.
 
     meta = {"params": the model without its head, "context": the parameters of `start`}. The cost of
-    the support set is that of `adapt`, each query's that of `predict`.
-    """
+    the support set is that of `adapt`, each query's that of `predict`."""
 
     family: ClassVar[str] = "in_context"
     fixed_labels: ClassVar[bool] = True  # the labels' codes are an input of fixed width

@@ -1,8 +1,7 @@
 """Layers of networks that read a support set, as functions of a flat dict of parameters.
 
 H heads; L tokens in a sequence. Attention is written as matrix products, so that every executor
-runs it and its FLOPs are counted.
-"""
+runs it and its FLOPs are counted."""
 
 from __future__ import annotations
 

@@ -68,8 +68,7 @@ def _task_grad(
     inner_loop: InnerLoop, component: Any, learner: Learner, native: Method
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
     """`Method.task_grad` of one task: the package's inner loop, then a backward pass of the query
-    loss.
-    """
+    loss."""
     spec, loss_of = native.spec, criterion(native.spec)
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:

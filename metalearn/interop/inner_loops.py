@@ -38,8 +38,7 @@ class InnerLoop(Protocol):
         """A function (support x, support y) -> the adapted network.
 
         `rates`, one for each of the network's parameters and of its shape, replace `lr` (Meta-SGD);
-        their gradients are added to, too.
-        """
+        their gradients are added to, too."""
 
 
 def by_learn2learn(

@@ -67,8 +67,7 @@ def learn2learn() -> ModuleType:
 
 def _part(name: str) -> Any:
     """A part of learn2learn that was left out, imported now; AttributeError where there is none of
-    that name.
-    """
+    that name."""
     try:
         return importlib.import_module(f"learn2learn.{name}")
     except ModuleNotFoundError as error:

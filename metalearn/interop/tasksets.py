@@ -105,8 +105,7 @@ class TasksetSource:
 
     def _draw(self, key: Key) -> tuple[Tensor, Tensor, Tensor]:
         """One task: x [N*(K+Q), *X], the rows of each class in it [N, K+Q], the class of each row
-        [N*(K+Q)].
-        """
+        [N*(K+Q)]."""
         taskset = self._taskset
         of_task = rng.fold_in(key, "task")
         if taskset.num_tasks > 0:
@@ -156,8 +155,7 @@ class TasksetSource:
 
     def _part(self, x: Tensor, rows: Tensor, key: Key) -> Batch:
         """Examples at rows [N, R], labelled by their place along N, in an order drawn from the
-        key.
-        """
+        key."""
         order = rng.permutation(key, rows.numel())
         labels = order // rows.shape[1] if rows.numel() else order
         picked = x[rows.flatten()[order]]
@@ -166,8 +164,7 @@ class TasksetSource:
 
 def _classes_of(taskset: Any) -> list[int]:
     """The labels that tasks are drawn from: the data set's, but for those that a transform filters
-    out.
-    """
+    out."""
     needed = ("dataset", "num_tasks", "task_transforms", "task_collate")
     if not all(hasattr(taskset, name) for name in needed):
         text = f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}"

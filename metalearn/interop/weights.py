@@ -77,8 +77,7 @@ def _number(key: str) -> int:
 
 def _without_twins(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once, under its first name: learn2learn's OmniglotCNN lists its blocks under two
-    names.
-    """
+    names."""
     known: set[tuple[int, tuple[int, ...]]] = set()
     once = {}
     for name, value in state.items():
@@ -101,8 +100,7 @@ def _layers(state: Mapping[str, Tensor]) -> tuple[Layers, Layers]:
 
 def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str]:
     """Their layer -> our layer; ConfigError with every layer that has no counterpart of its
-    shapes.
-    """
+    shapes."""
     _check_names(theirs, ours, names)
     if theirs.keys() == ours.keys() and not names:
         names = {name: name for name in theirs}

@@ -233,8 +233,7 @@ def _baseline(
 
 def _given(experiment: Experiment, parts: Parts, options: L2OOptions) -> list[Problem]:
     """Test problems in chunks [I * T]: the same tasks once for every inner seed, one seed after
-    another.
-    """
+    another."""
     evaluate, last = experiment.evaluate, experiment.evaluate.steps[-1]
     key, chunks = fold_in(evaluate.seed, "episodes"), []
     for start in range(0, evaluate.episodes, evaluate.chunk):
@@ -249,8 +248,7 @@ def _given(experiment: Experiment, parts: Parts, options: L2OOptions) -> list[Pr
 
 def _over(chunks: Sequence[Problem], measure: Any, inner: int) -> Losses:
     """Chunk by chunk, put together along the tasks: [..., I, T, P]; paths are not needed any
-    more.
-    """
+    more."""
     found = [measure(chunk) for chunk in chunks]
     train, held = (
         torch.cat([getattr(one, part).unflatten(-2, (inner, -1)) for one in found], -2)
@@ -263,8 +261,7 @@ def _adam(
     experiment: Experiment, target: Optimizee, given: Sequence[Problem], tuned: Measured
 ) -> tuple[Measured, tuning.Levels]:
     """(Adam at the best rate of every single task, the least mean loss that some rate has reached
-    by each step).
-    """
+    by each step)."""
     points, headline = experiment.evaluate.steps, int(experiment.evaluate.headline)
     rates = tuning.grid(given[0])
     rule = tuning.rule_of("adam", "constant", points[-1])

@@ -109,8 +109,7 @@ def _adam(row: Row) -> str:
 
 def _against(row: Row, adam: Row, headline: int, cost: str) -> str:
     """What those steps of tuned Adam cost, as a multiple of what the row's steps to its headline
-    cost.
-    """
+    cost."""
     steps, mine, its = (row.get("adam_steps") or {}).get("steps"), row.get(cost), adam.get(cost)
     return f"{steps * its / (headline * mine):.2g}x" if steps is not None and mine and its else ""
 
@@ -155,8 +154,7 @@ def picture(result: dict[str, Any]) -> str:
 
 def _panel(axes: Any, problem: dict[str, Any], points: Sequence[int]) -> None:
     """Learned rules thick and black, each hand-made one in a colour, its cosine schedule dashed in
-    the same.
-    """
+    the same."""
     shown = [row for row in problem["rows"] if row["kind"] != "per_task"]
     rules = list(
         dict.fromkeys(row["label"].split(",")[0] for row in shown if row["kind"] == "baseline")

@@ -48,8 +48,7 @@ def tuned(
 ) -> Baseline:
     """The rate of least mean training loss over the tasks, for each point as the end of a run.
 
-    ConfigError where the best lies on an edge of the grid. A mean that is not finite loses.
-    """
+    ConfigError where the best lies on an edge of the grid. A mean that is not finite loses."""
     rates = grid(given)
     chosen: dict[int, float] = {}
     for point, mean in _means(target, given, name, shape, points, rates).items():
@@ -68,8 +67,7 @@ def _means(
     target: Optimizee, given: Problem, name: str, shape: str, points: Sequence[int], rates: Tensor
 ) -> dict[int, Tensor]:
     """Point -> mean training loss of every rate [L]; a schedule has a run of its own for every
-    point.
-    """
+    point."""
     if shape == "constant":
         found = over_rates(
             target, rule_of(name, shape, points[-1]), rates, given, points
@@ -125,8 +123,7 @@ class Levels(NamedTuple):
 
     def steps_to(self, loss: float) -> int | None:
         """Steps, between points by straight lines and rounded up, to a loss as low as `loss`; None:
-        not within them.
-        """
+        not within them."""
         place = next((place for place, level in enumerate(self.losses) if level <= loss), None)
         if not place:
             return None if place is None else self.points[0]

@@ -163,8 +163,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _parameters(self) -> Params:
         """The parameters that the rule moves, by the names that the optimizer was given, or else by
-        their numbers among all.
-        """
+        their numbers among all."""
         return {name: param for name, param in self._named().items() if not _left_alone(param)}
 
     def _named(self) -> Params:

@@ -1,7 +1,6 @@
 """Four convolutional blocks, the field's common small network.
 
-Vinyals et al. 2016 pool; MAML's variant has strides.
-"""
+Vinyals et al. 2016 pool; MAML's variant has strides."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ class FourBlocks(nn.Module):
     """(3 x 3 convolution, norm, ReLU, pooling) four times, then the head.
 
     With strides there is no pooling. Inside, channels come last: neighbours in memory, whatever the
-    stride of pooling or convolution.
-    """
+    stride of pooling or convolution."""
 
     def __init__(
         self,

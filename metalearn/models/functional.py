@@ -92,8 +92,7 @@ def running_norms(module: nn.Module) -> list[str]:
 
 def _call(body: nn.Module, params: Params, *args: Any) -> Tensor:
     """The body as a function: statistics go under the buffers' names, the head's leaves stay
-    outside.
-    """
+    outside."""
     named = {
         name.removeprefix(STATS): value
         for name, value in params.items()

@@ -6,8 +6,7 @@ support            the support set passed as context; the batch in hand where th
 support_plus_one   the support set and the one query in question (Reptile's non-transductive rows)
 running            the batch in hand in training steps, which move running averages (leaves of the
 parameters under "stats."); those averages on new tasks
-none               no normalisation
-"""
+none               no normalisation"""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's bat
 class Norm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1), statistics by policy.
 
-    Over all axes but the channels.
-    """
+    Over all axes but the channels."""
 
     mean: Tensor
     var: Tensor
@@ -65,8 +63,7 @@ class Norm(nn.Module):
         """[B, channels, ...], or [B, ..., channels] -> same.
 
         Statistics are those of the first `rows` examples, or of all; from `forward_pass` where
-        `rows` is not given.
-        """
+        `rows` is not given."""
         x = x.to(self.weight.dtype)  # of autocast's bfloat16 too, statistics are in float32
         rows = statistics_rows() if rows is None else rows
         places = x.dim() - 2

@@ -1,7 +1,6 @@
 """A perceptron whose widths differ from start to start, in one shape of tensors.
 
-Objectives of all sizes then form a batch.
-"""
+Objectives of all sizes then form a batch."""
 
 from __future__ import annotations
 

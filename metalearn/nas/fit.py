@@ -41,8 +41,7 @@ def lanes_of(spec: EpisodeSpec, folds: int, repeats: int) -> tuple[int, bool]:
     """(L, whether examples are held out): the largest number of equal folds up to `folds`.
 
     With one shot L is `repeats`. Where no number from 2 to `folds` divides the K shots, every shot
-    is held out in turn.
-    """
+    is held out in turn."""
     if spec.shots == 1:
         return repeats, False
     divisors = [count for count in range(2, min(folds, spec.shots) + 1) if spec.shots % count == 0]
@@ -116,8 +115,7 @@ def held_loss(
     """Loss of a candidate on one lane, lower is better: (initial params, train, held) -> [].
 
     The loss of the held-out examples after training; with one shot the mean training loss along the
-    path (Ru et al. 2021, arXiv:2006.04492, equation 1, divided by the number of steps).
-    """
+    path (Ru et al. 2021, arXiv:2006.04492, equation 1, divided by the number of steps)."""
     run, loss_of = fit(learner, spec, rule, (steps,)), criterion(spec)
 
     def one(start: Params, train: Batch, held: Batch) -> Tensor:

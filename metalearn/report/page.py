@@ -154,8 +154,7 @@ def _spent(group: Group) -> list[str]:
 
 def _origin(runs: Sequence[Run]) -> Json:
     """Commands and environments, each once; the command, the time of the start, and what the
-    machine did then are no part of an environment.
-    """
+    machine did then are no part of an environment."""
     commands: dict[str, None] = {}
     environments: dict[str, list[str]] = {}
     for run in runs:

@@ -123,8 +123,7 @@ def _searcher(group: Group) -> str:
 
 def _tuned(run: Run) -> str:
     """The chosen fields; the headline step has its own column, and what lies on an edge its
-    check.
-    """
+    check."""
     values = run.result.get("tuned") or {}
     shown = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"

@@ -1,8 +1,7 @@
 """experiments/results/*.json and a hand-written template -> experiments/RESULTS.md: `make results`.
 
 python -m metalearn.report.results_page experiments
-python -m metalearn.report.results_page experiments --add runs/demo demo "make demo" WHY
-"""
+python -m metalearn.report.results_page experiments --add runs/demo demo "make demo" WHY"""
 
 from __future__ import annotations
 

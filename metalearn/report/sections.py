@@ -46,8 +46,7 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
     """One section for each comparison, and one for each task among the loose runs.
 
     Raises:
-        ConfigError: directories without a finished run or with unreadable files, all at once.
-    """
+        ConfigError: directories without a finished run or with unreadable files, all at once."""
     problems: list[tuple[str, str]] = []
     sections: list[Section] = []
     loose: dict[str, list[Run]] = {}

@@ -1,7 +1,6 @@
 """Pages of the documentation site that are made of data: components, results and benchmarks.
 
-`docs/hooks.py` adds them when the site is built.
-"""
+`docs/hooks.py` adds them when the site is built."""
 
 from __future__ import annotations
 

@@ -41,8 +41,7 @@ def is_sweep(folder: Path) -> bool:
 def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page for the folders of one sweep or several; the same folders give the same bytes.
 
-    Raises ConfigError where a file of theirs is unreadable.
-    """
+    Raises ConfigError where a file of theirs is unreadable."""
     found = [read_swept(folder) for folder in folders]
     title = ", ".join(swept.name for swept in found)
     sweeps = [_view(swept, f"w{place}") for place, swept in enumerate(found)]

@@ -56,8 +56,7 @@ def _of_new_tasks(group: Group, name: str) -> list[float | None]:
 
 def _entries(run: Run, phase: str) -> tuple[Json, Json]:
     """(what was spent once, what one new task takes) of one phase; empty where nothing of that kind
-    was.
-    """
+    was."""
     entry = run.phase(phase)
     if not per_task(entry):
         return entry, {}

@@ -101,8 +101,7 @@ def _same_normalisation(groups: Sequence[Group]) -> Check:
 
 def _chance(runs: Sequence[Run]) -> Check:
     """Before any step a method that has not used the support set can only guess: 1/N within 4
-    standard errors.
-    """
+    standard errors."""
     name = "step 0 is chance"
     wrong: list[str] = []
     tested = 0
@@ -219,8 +218,7 @@ def _short(value: Any) -> str:
 
 def _both_curves(groups: Sequence[Group]) -> Check:
     """A method that learns across tasks shows what it loses between tasks that it trained on and
-    new ones.
-    """
+    new ones."""
     name = "train-task against validation-task curves"
     missing: list[str] = []
     gaps: list[str] = []

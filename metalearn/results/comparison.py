@@ -104,8 +104,7 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
         comparison-request.json, the experiment or validation tasks say.
 
     Raises:
-        ConfigError: no row is finished, or a file is unreadable.
-    """
+        ConfigError: no row is finished, or a file is unreadable."""
     finished, unfinished = data.run_directories(root)
     if not finished:
         raise ConfigError(

@@ -3,8 +3,7 @@
 An experiment file names them under `contrasts`. Otherwise they follow from what the rows are, in
 the order of the file: searched architectures against fixed ones, learned update rules against Adam
 from the same start, meta-learned rows against transfer, and each family against scratch. All other
-pairs are estimates without a test.
-"""
+pairs are estimates without a test."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ def contrasts(
 ) -> list[Pair]:
     """The pairs of labels to test: `named` in the experiment file, else those by family.
 
-    `order`: labels as the file lists them; rows without a place in it come last, by name.
-    """
+    `order`: labels as the file lists them; rows without a place in it come last, by name."""
     if named is not None:
         return list(named)
     places = {label: place for place, label in enumerate(order)}
@@ -79,8 +77,7 @@ def _is_adam_twin(other: Group, row: Group) -> bool:
 
 def _families(rows: Sequence[Group]) -> list[Pair]:
     """The first meta-learned row against the first transfer row, and the first row of each family
-    against scratch.
-    """
+    against scratch."""
     firsts: dict[str, Group] = {}
     for row in rows:
         hand_made = _family(row) == "optimizer" and cell_of(row.first).optimizer in HAND_MADE

@@ -75,8 +75,7 @@ def _equal_flops(groups: Sequence[Group]) -> Check:
 
 def _untuned_searches(groups: Sequence[Group]) -> str:
     """What to know of a search that was not tuned: its candidates are no trials, so it fails the
-    check by itself.
-    """
+    check by itself."""
     rows = {
         group.label: group.first
         for group in groups
@@ -94,8 +93,7 @@ def _untuned_searches(groups: Sequence[Group]) -> str:
 
 def _search_seeds(groups: Sequence[Group]) -> Check:
     """Every seed of a run draws its search anew; a row may say otherwise, where one search served
-    all its seeds.
-    """
+    all its seeds."""
     name = f"at least {SEARCH_SEEDS} search seeds"
     found = {group.label: _seeds(group) for group in groups if any(map(searched, group.runs))}
     few = [f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS]
@@ -112,8 +110,7 @@ def _seeds(group: Group) -> int:
 
 def _random_control(groups: Sequence[Group]) -> Check:
     """Random search with as many candidates stands beside every other searcher (Li & Talwalkar
-    2019).
-    """
+    2019)."""
     name = "random search beside every searcher"
     rows = {group.label: group.first for group in groups if any(map(searched, group.runs))}
     controls = {_setting(run) for run in rows.values() if is_control(run)}
@@ -179,8 +176,7 @@ def _sums(runs: Sequence[Run]) -> Check:
 
 def _idle(groups: Sequence[Group]) -> Check:
     """Seconds of new tasks are compared only where all rows were timed in turns on an idle
-    machine.
-    """
+    machine."""
     name = "new tasks were timed alone on the machine"
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one row")

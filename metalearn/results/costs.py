@@ -45,8 +45,7 @@ def up_front(run: Run, axis: Axis, *, tuning: bool = True, given: bool = True) -
 
 def answering(run: Run, axis: Axis, queries: int | None = None) -> float | None:
     """Cost of answering so many queries of one task, by default those of the test; None where it
-    was not measured.
-    """
+    was not measured."""
     try:
         whole = cost_block.answering_cost(run.cost, axis)
     except MissingPhase:
@@ -112,8 +111,7 @@ def total_cost(groups: Sequence[Group], tasks: int, paired: Sequence[Json] = ())
     """The `total_cost` rows of comparison.json: everything beforehand and so many new tasks.
 
     `on_front`: no other label is at most as dear and at least as good, by the means. `front`: the
-    same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each cost.
-    """
+    same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each cost."""
     fronts = {axis: on_front(groups, axis, tasks) for axis in AXES}
     ends = {axis: [total_interval(group, axis, tasks) for group in groups] for axis in AXES}
     return [

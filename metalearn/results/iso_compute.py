@@ -1,8 +1,7 @@
 """Scores at the same total compute: what each method's validation curve had reached by a budget.
 
 The last validation within a budget counts, not the best: the maximum of noisy scores is too high,
-the more so the more often a method was scored.
-"""
+the more so the more often a method was scored."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ def _score(group: Group, budget: float, tasks: int) -> Score:
 def last_within(run: Run, budget: float, tasks: int) -> Score:
     """The last validation of a run that fits a budget of FLOPs.
 
-    The budget covers tuning, training so far, and new tasks.
-    """
+    The budget covers tuning, training so far, and new tasks."""
     before, each = costs.up_front(run, "flops"), costs.learning(run, "flops")
     points = [line for line in run.valid("valid") if line.get(run.metric) is not None]
     if before is None or each is None or not points:

@@ -2,8 +2,7 @@
 
 Three kinds of file: a `cell` is one number of a paper, measured; a `comparison` is the summary of
 one comparison; a `table` is any other measurement. RESULTS.md is made of them alone
-(report/results_page.py).
-"""
+(report/results_page.py)."""
 
 from __future__ import annotations
 
@@ -107,8 +106,7 @@ def verdict(cell: Mapping[str, Any] | None) -> Verdict:
     """What a measured number says of the published one.
 
     `reproduced` where both 95 % intervals overlap, that of the measured number being the wider of
-    those over seeds and over tasks; else `below` or `above`. A reduced schedule has no verdict.
-    """
+    those over seeds and over tasks; else `below` or `above`. A reduced schedule has no verdict."""
     if cell is None or cell["value"] is None:
         return "not run"
     if cell["schedule"] == "reduced":
@@ -129,8 +127,7 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     """One published number as a file of `experiments/results/`: a row at one step of its curve.
 
     `reduced` says why the schedule is not the published one; empty: it is.
-    Of a loss of which tasks diverged, the mean over the others counts, and the share is given.
-    """
+    Of a loss of which tasks diverged, the mean over the others counts, and the share is given."""
     first, metric = row.first, row.metric
     head, point = first.result["headline"], first.steps.index(step)
     gone = [at(run.test.get("diverged"), point) for run in row.runs]

@@ -69,8 +69,7 @@ class Run:
         self, name: str, of: Callable[[type[MethodComponent]], Any], unknown: Any = None
     ) -> Any:
         """A fact about the method: what the result says; where it was written before that, what the
-        method of that name says today.
-        """
+        method of that name says today."""
         if self.result.get(name) is not None:
             return self.result[name]
         kind = METHODS.get(str(self.result.get("method")))

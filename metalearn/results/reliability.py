@@ -3,8 +3,7 @@
 A task's accuracy is a share of Q right answers, so with a true share p it has the variance
 p (1 - p) / Q by chance alone. Reliability is the rest of the observed variance over tasks, divided
 by it (Lord & Novick 1968, Statistical Theories of Mental Test Scores, chapter 23): 1 where every
-difference between two tasks is real, 0 where all of it is chance. S seeds, E tasks.
-"""
+difference between two tasks is real, 0 where all of it is chance. S seeds, E tasks."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def binomial_reliability(accuracy: ArrayLike, queries: int) -> float | None:
 
     The mean over seeds. The noise of a task is estimated by p (1 - p) / (Q - 1), which has no bias.
     None for fewer than 2 tasks or queries, where accuracies are not finite, and where no task
-    differs from another.
-    """
+    differs from another."""
     table = np.asarray(accuracy, np.float64)
     if queries < 2 or table.ndim != 2 or table.shape[1] < 2 or not np.isfinite(table).all():
         return None
@@ -34,8 +32,7 @@ def agreement(scores: ArrayLike) -> float | None:
 
     (MS_task - MS_residual) / (MS_task + (S - 1) MS_residual), the ICC(C,1) of McGraw & Wong (1996,
     Psychological Methods 1(1), table 4). None with fewer than 2 seeds or tasks, where scores are
-    not finite, and where no task differs from another.
-    """
+    not finite, and where no task differs from another."""
     table = np.asarray(scores, np.float64)
     if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all():
         return None

@@ -79,8 +79,7 @@ def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
 
 def _regime(run: Run) -> tuple[str, ...]:
     """What must agree before a row is held against a control: method, space, contained method,
-    training tasks.
-    """
+    training tasks."""
     method = run.config.get("method") or {}
     inside = {
         key: value for key, value in (method.get("contains") or {}).items() if key != "inner_lr"
@@ -143,8 +142,7 @@ def selections(groups: Sequence[Group]) -> list[Selection]:
 
 def _arrays(path: Path) -> dict[str, Array]:
     """score, truth, pick and one_unit of selection.npz; a pick that is missing (or -1) is the best
-    score.
-    """
+    score."""
     if not path.exists():
         return {}
     arrays = {name: np.atleast_2d(value) for name, value in read_npz(path).items()}

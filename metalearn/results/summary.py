@@ -73,8 +73,7 @@ def _over_seeds(group: Group) -> float | None:
 
 def _over_both(column: Array | None) -> Json:
     """`interval` [low, high] over seeds and tasks, its degrees of freedom, what it holds for, and
-    each seed's own value.
-    """
+    each seed's own value."""
     if column is None:
         return {"interval": None, "freedom": None, "covers": None, "per_seed": None}
     found = random_effects.estimate(column)

@@ -122,8 +122,7 @@ def _of_a_task(
 
 def _add_labels(table: dict[str, Row], source: TaskSource, minibatch: int | None) -> None:
     """A method that adapts to a support set uses its labels, once, and at every step its examples,
-    or a minibatch of them.
-    """
+    or a minibatch of them."""
     row, spec = table["adapt"], source.spec
     if row.get("seconds_batched") and not row["labels"]:
         labelled = spec.ways * spec.shots

@@ -150,8 +150,7 @@ def recorded_tasks(folder: Path) -> dict[str, Any]:
 
 def changed(folder: Path, experiment: Experiment) -> list[str]:
     """What differs between the config that a run began with and the one that lies there: `key:
-    before -> now`.
-    """
+    before -> now`."""
     recorded = _environment(folder).get("config")
     # as it is read today, so that fields that came later have their defaults on both sides
     before = flat(parse(recorded).experiments[0].resolved()) if recorded else {}

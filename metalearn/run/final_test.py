@@ -187,8 +187,7 @@ def _likelihood(curve: Curve) -> dict[str, Any]:
     """`nll` with its interval and `calibration_error` [P]; None where none was predicted.
 
     Both leave out tasks: those that diverged, and `nll` those without a finite likelihood as well.
-    `nll_left_out` is the share that `nll` leaves out.
-    """
+    `nll_left_out` is the share that `nll` leaves out."""
     names, found = ("nll", "nll_ci95", "nll_left_out"), curve.likelihood()
     if found is None:
         return {**dict.fromkeys(names), "calibration_error": None}

@@ -169,8 +169,7 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
 def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
     """(examples, labels) that training uses of one task.
 
-    Support and query set once, or minibatches, where a method draws them from the support set.
-    """
+    Support and query set once, or minibatches, where a method draws them from the support set."""
     size = getattr(method, "minibatches", (None, None))[0]
     if size is None:
         count = spec.ways * (spec.shots + spec.queries)
@@ -213,8 +212,7 @@ def _score_split(
 def headline_index(steps: tuple[int, ...], headline: int | str, mean: Tensor, metric: str) -> int:
     """The index of the headline step in `steps`; `tuned`: of the best mean.
 
-    The highest accuracy or lowest loss; NaN is worst.
-    """
+    The highest accuracy or lowest loss; NaN is worst."""
     if isinstance(headline, int):
         return steps.index(headline)
     if metric == "accuracy":

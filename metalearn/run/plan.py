@@ -74,8 +74,7 @@ def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
 def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     """Choose executor, piece size and threads, unless config.yaml has them.
 
-    They are written there and to environment.json.
-    """
+    They are written there and to environment.json."""
     run, ranks = job.experiment.run, job.ranks
     threads = run.threads or max(1, default_threads(state) // ranks.local_size)
     threads = set_threads(threads)
@@ -99,8 +98,7 @@ def decide(
     """Predict memory, run the trials of auto, and choose executor and piece size of a run.
 
     ConfigError for what cannot be done. Of several processes rank 0 decides, by what its own tasks
-    take.
-    """
+    take."""
     run = experiment.run
     if parts.method.step is None or run.meta_steps == 0 or run.engine != "native":
         executor = "vmap" if run.executor == "auto" else run.executor
@@ -156,8 +154,7 @@ def _fitting(
     data: Any,
 ) -> int:
     """The number of tasks at once that memory holds; adds what was predicted, and what a precision
-    costs, to the facts.
-    """
+    costs, to the facts."""
     run = experiment.run
     if parts.method.task_grad is None:
         return run.tasks_per_step
@@ -183,8 +180,7 @@ def _fitting(
 
 def _messages(experiment: Experiment, plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
     """What a run logs before its first step: auto's choice, what a precision costs, memory that
-    does not suffice.
-    """
+    does not suffice."""
     found, run = _memory_warning(plan, tasks, workers), experiment.run
     if run.executor == "auto":
         found.append(f"executor {plan.choice} ({plan.why})")
@@ -308,8 +304,7 @@ def replan_if_slow(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Jo
 def store_timing(job: Job, steps: TrainingSteps) -> None:
     """Store how fast a training was.
 
-    Not on CUDA, where calls return before their work is done.
-    """
+    Not on CUDA, where calls return before their work is done."""
     run, times = job.experiment.run, steps.times
     if job.ranks.size > 1 or job.parts.device != "cpu" or run.engine != "native":
         return

@@ -1,7 +1,6 @@
 """One method and one seed, from config.yaml to result.json: a list of stages.
 
-Each stage leaves its files in the run directory. Running the list again goes on where it ended.
-"""
+Each stage leaves its files in the run directory. Running the list again goes on where it ended."""
 
 from __future__ import annotations
 
@@ -214,8 +213,7 @@ def tune_training(
 
 def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, float]:
     """One training with `values` in tune/<number>/; (validation score, step, spread), the worst if
-    it diverges. It has a ledger of its own, which is then added as tuning.
-    """
+    it diverges. It has a ledger of its own, which is then added as tuning."""
     experiment = with_choice(job.experiment, {"parameters": values}).replace(tune={})
     folder, ledger = trial_folder(job.folder, number), _ledger(experiment, job.ranks)
     parts = rebuild(job.parts, experiment)

@@ -1,8 +1,7 @@
 """Seconds of one new task for a finished run, measured after all rows of a comparison are trained.
 
 The rows of a comparison are trained at different moments, beside different other work. Here each is
-timed again with the same instrument: new tasks learned one at a time, and in a batch.
-"""
+timed again with the same instrument: new tasks learned one at a time, and in a batch."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ class TimedRun:
 
         `batched` is a task of a batch, `at_start` the same without a step. Task `number` is learned
         alone, as a search may take longer for one task than for another; a search on the host has
-        no batch.
-        """
+        no batch."""
         set_threads(self.threads)
         found = {"alone": self._seconds(number % self.evaluate.episodes, 1)}
         if self.method.traits.host_side:
@@ -82,8 +80,7 @@ def with_timing(result: Json, rounds: Sequence[Mapping[str, Seconds]], facts: Js
     """A result.json with the medians of these rounds as the seconds of new tasks.
 
     In each phase of new tasks, `first_pass` keeps the seconds that the run itself measured, and
-    `rounds` has those of every round. `timing` is `facts`.
-    """
+    `rounds` has those of every round. `timing` is `facts`."""
     cost = {
         phase: _timed(entry, phase, rounds) if phase in EACH and per_task(entry) else entry
         for phase, entry in result["cost"].items()

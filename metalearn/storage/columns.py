@@ -25,8 +25,7 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     A .csv file is separated by commas, or by semicolons or tabs where its header has no comma, in
     UTF-8, or in UTF-16 with a byte order mark. A .npy file has the one column x. Raises ConfigError
     for another kind of file and for columns of unequal length, DataError for a file that cannot be
-    read.
-    """
+    read."""
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".npz": _npz, ".npy": _npy}
     if not path.is_file():
         raise ConfigError((place, f"{path} is not a file"))

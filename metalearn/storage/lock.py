@@ -22,8 +22,7 @@ class Busy(ConfigError):
 def held(folder: Path) -> Iterator[None]:
     """Hold a run directory for this process; Busy while another one does. Only the run remains.
 
-    OSError where the file system has no locks.
-    """
+    OSError where the file system has no locks."""
     made = not folder.exists()
     lock = _locked(folder)
     try:

@@ -153,8 +153,7 @@ class Categorical(Distribution):
 class Interval(Distribution):
     """Numbers between min and max, uniform themselves or in their logarithm.
 
-    For log_uniform, inv_log_uniform and q_log_uniform min and max are exponents of e.
-    """
+    For log_uniform, inv_log_uniform and q_log_uniform min and max are exponents of e."""
 
     distribution: Literal[
         "uniform",

@@ -44,8 +44,7 @@ def _run(queue: TrialQueue, trial: Trial, threads: int | None) -> bool:
     back unfinished.
 
     False where a process that was taken for dead still holds its run directory; the trial is given
-    back then, too.
-    """
+    back then, too."""
     with prefixed(f"trial {trial.number}"):
         log.info(_drawn(queue.sweep, trial))
         try:

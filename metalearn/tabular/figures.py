@@ -282,8 +282,7 @@ def figure(found: Json, size: tuple[float, float]) -> Figure:
 
 def _curve(axes: Axes, row: Json) -> None:
     """A line with its band; a searcher that asks once has a line across, which
-    others may lie on.
-    """
+    others may lie on."""
     style, x = LOOK[row["searcher"]], np.asarray(row["evaluations"], np.float64)
     style_of: Json = {"color": style.color, "ls": style.dash, "label": row["searcher"]}
     if _asks_once(row):
@@ -316,8 +315,7 @@ def _asks_once(row: Json) -> bool:
 
 def _band(row: Json) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ends of the 95 % interval at each number of evaluations; both the mean where
-    there is none.
-    """
+    there is none."""
     y = np.asarray(row["regret"], np.float64)
     half = np.asarray([value or 0.0 for value in row["ci95"]], np.float64)
     return y - half, y + half
@@ -325,8 +323,7 @@ def _band(row: Json) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _scales(axes: Axes, rows: Sequence[Json], top: float) -> None:
     """Evaluations on a logarithm; regret, too, where it spans more than a factor of 8, linear
-    around a regret of 0.
-    """
+    around a regret of 0."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(count) for count in rows[0]["evaluations"]]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

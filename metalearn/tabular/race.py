@@ -98,8 +98,7 @@ def _paired(curves: Sequence[Json], fields: dict[str, list[results.Landscape]]) 
 
 def _picks(ready: Ready, name: str, options: RaceOptions) -> Json:
     """The places of the picks of a searcher that trains: it is given one task after the other, and
-    no query.
-    """
+    no query."""
     assert ready.tasks is not None
     folds, keys = ready.tasks
     rows, lands = results.row_numbers(ready.table), results.landscapes(ready.table)["scores"]

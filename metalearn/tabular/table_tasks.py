@@ -85,8 +85,7 @@ def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space,
 
 def _tasks(header: Json, source: TaskSource, options: PerTaskNAS) -> Tasks:
     """The folds and keys with which per-task search meets these tasks when the evaluator hands it
-    them.
-    """
+    them."""
     episodes = source.sample(fold_in(header["episodes_seed"], "episodes"), header["tasks"])
     keys = fold_in(episodes.info["key"], "learn", "search")
     divided = vmap(lambda one, key: divide(source.spec, one, key, options.folds, options.repeats))

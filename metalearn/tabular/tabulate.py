@@ -119,8 +119,7 @@ def _parts(
 
 def _space_of(name: str, experiment: config.Experiment) -> dict[str, Any]:
     """The space with what the experiment's model says of the fields that they share, such as
-    filters.
-    """
+    filters."""
     fields = SPACES[name].model_fields
     model = experiment.model.model_dump(mode="json")
     return {**{key: value for key, value in model.items() if key in fields}, "name": name}
@@ -148,8 +147,7 @@ def _fill(
     path: Path,
 ) -> Table:
     """Train what is not trained yet; what is there is written every few seconds, and whatever ends
-    this.
-    """
+    this."""
     todo = [number for number, done in enumerate(table.done) if not done]
     begin = written = time.monotonic()
     try:

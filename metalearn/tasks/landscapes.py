@@ -72,8 +72,7 @@ class LandscapeSource(GeneratedSource):
     """f(theta) = |r(z_0 + A theta)|^2 with A a random rotation and scales.
 
     x holds the rows of A and sqrt(d) is part of the residuals: the mean of the squared error is the
-    sum of squares. Support and query set are the same.
-    """
+    sum of squares. Support and query set are the same."""
 
     def __init__(self, options: Landscapes, spec: EpisodeSpec) -> None:
         super().__init__(spec)

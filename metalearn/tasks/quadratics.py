@@ -19,8 +19,7 @@ class QuadraticSource(GeneratedSource):
     """f(theta) = |W theta - y|^2.
 
     A task's examples are the rows of sqrt(d) W and sqrt(d) y: the mean over d rows of the squared
-    error is then the sum of squares. Support and query set are the same.
-    """
+    error is then the sum of squares. Support and query set are the same."""
 
     def __init__(self, options: Quadratics, spec: EpisodeSpec) -> None:
         super().__init__(spec)

@@ -181,8 +181,7 @@ def _distances(pictures: Pixels) -> Array:
     """Largest differences of patch means between pictures [L, 56, 56]: [L, L], exact.
 
     Patches are 10x10 pixels of the canvas, which are 5x5 of a drawing, at every fourth pixel; their
-    means are whole numbers.
-    """
+    means are whole numbers."""
     sums = (
         np.pad(pictures.astype(np.int32), ((0, 0), (6, 6), (6, 6)))
         .cumsum(1, dtype=np.int32)
@@ -220,8 +219,7 @@ def alphabet(faces: dict[str, list[str]]) -> Alphabet:
 
     Letters that coincide are merged, transitively, with the first of them, whose script the class
     belongs to; then a class that is too near to an earlier one is dropped. Both act across scripts,
-    so that no shape is in two splits.
-    """
+    so that no shape is in two splits."""
     letters, distances = list(faces), nearest_faces(faces)
     first = list(range(len(letters)))  # the earliest letter that each coincides with
 
@@ -259,8 +257,7 @@ def _affine(draws: Array, extent: Array) -> tuple[Array, Array]:
     """Random matrices [B, 2, 2] from canvas (x, y) to drawing, and shifts [B, 2].
 
     They keep the ink inside. draws [B, 6] in -1..1; extent [B, 2] is half the ink's width and
-    height on the canvas.
-    """
+    height on the canvas."""
     angle, shear = draws[:, 0] * TURN, draws[:, 1] * SHEAR
     wide, high = np.exp(draws[:, 2] * STRETCH), np.exp(draws[:, 3] * STRETCH)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -318,8 +315,7 @@ def _soften(canvas: Array) -> Array:
 def drawings(letter: str, faces: list[str], seed: int) -> Pixels:
     """The 20 drawings of a letter, a function of the letter and the seed: [20, 28, 28].
 
-    All faces are used equally often, to within one.
-    """
+    All faces are used equally often, to within one."""
     key = rng.fold_in(seed, "glyphs", ord(letter))
     order = rng.permutation(rng.fold_in(key, "faces"), len(faces)).tolist()
     used = [upright(letter, faces[order[i % len(faces)]]) for i in range(DRAWINGS)]

@@ -3,8 +3,7 @@
 from metalearn.testing import check_method
 
 def test_contract():
-    check_method(SignMAML(inner_lr=0.1))
-"""
+    check_method(SignMAML(inner_lr=0.1))"""
 
 from metalearn.testing.case import Case, method_case
 from metalearn.testing.clusters import Clusters

@@ -14,8 +14,7 @@ SIGNAL = torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64)
 class Clusters:
     """Classes differ in the first half of WIDTH numbers, the rest is loud noise.
 
-    Every split has other classes.
-    """
+    Every split has other classes."""
 
     def __init__(self, split: str, classes: int, ways: int = 3, shots: int = 2) -> None:
         self.spec = EpisodeSpec(

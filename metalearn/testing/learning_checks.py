@@ -33,8 +33,7 @@ from metalearn.types import Batch
 def check_predictions_have_their_shape(given: Case) -> None:
     """Predictions are [T, P, M, C] and finite, for any number of queries.
 
-    The points asked for are those of the whole path.
-    """
+    The points asked for are those of the whole path."""
     state, episode = given.state(), episodes(given)
     spec, keys = given.method.spec, fold_in(episode.info["key"], "learn")
     few, path = (
@@ -72,8 +71,7 @@ def check_learning_is_a_function_of_the_tasks_key(given: Case) -> None:
 def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
     """Other queries change a prediction under `query_batch` and no other policy.
 
-    Labels have no way in.
-    """
+    Labels have no way in."""
     assert list(inspect.signature(given.method.learn).parameters)[:3] == [
         "meta",
         "support",
@@ -99,8 +97,7 @@ def check_every_leaf_receives_gradient(given: Case) -> None:
     """One step moves every leaf of the meta.
 
     With running statistics these, and what moves without them: not a bias that the mean of the
-    batch takes out again.
-    """
+    batch takes out again."""
     still = {}
     for policy in ("none", "query_batch", "running"):
         one = given.rebuild(norm=policy)
@@ -137,8 +134,7 @@ MARGIN = 0.06
 def check_it_learns(given: Case) -> None:
     """New tasks are learned better than from the start, by three seeds.
 
-    Without training, better than not at all.
-    """
+    Without training, better than not at all."""
     tests = Clusters("test", 24)
     points = (0, 5) if given.method.traits.uses_steps else (0,)
     count = 100 if given.method.traits.host_side else 300  # a task may be a whole search

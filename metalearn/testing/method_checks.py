@@ -28,8 +28,7 @@ from metalearn.tree import leaves, named_leaves, take, tree_map
 def check_component(given: Case) -> None:
     """A component is frozen, default-constructible, and the same after JSON and back.
 
-    Every field has a sentence; unknown fields are refused.
-    """
+    Every field has a sentence; unknown fields are refused."""
     for options in ({}, given.options):
         check_form(given.component, options)
     default: Any = given.component
@@ -39,8 +38,7 @@ def check_component(given: Case) -> None:
 def check_init_is_a_function_of_the_key(given: Case) -> None:
     """The same key gives the same bits whatever torch's own generator holds.
 
-    Another key gives other numbers.
-    """
+    Another key gives other numbers."""
     before = torch.get_rng_state()
     first = given.method.init(fold_in(0, "init"))
     assert torch.equal(torch.get_rng_state(), before)  # torch's generator is not drawn from
@@ -67,8 +65,7 @@ def check_inputs_are_left_as_they_were(given: Case) -> None:
 def check_a_step_keeps_the_form_of_the_state(given: Case) -> None:
     """A step keeps structure, shapes and dtypes of the state, in float64 and float32.
 
-    Metrics are numbers without a graph; the count goes up.
-    """
+    Metrics are numbers without a graph; the count goes up."""
     for dtype in (F64, torch.float32):
         one = given.rebuild(dtype=dtype)
         state = one.state()

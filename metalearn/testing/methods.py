@@ -28,8 +28,7 @@ def check_method(
         problem of 3 ways, 2 shots and 6 numbers, such as MAML(inner_lr=0.3, outer=Adam(lr=0.02)).
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no MethodComponent.
-    """
+    Raises AssertionError with every check that fails; TypeError for what is no MethodComponent."""
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, MethodComponent):
         raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.MethodComponent")

@@ -110,8 +110,7 @@ def check_a_batch_of_parameters_gives_what_each_gives_alone(given: ModelCase) ->
 def check_only_query_batch_lets_queries_see_each_other(given: ModelCase) -> None:
     """Other queries change a prediction under query_batch alone.
 
-    The support set changes it under support and support_plus_one alone.
-    """
+    The support set changes it under support and support_plus_one alone."""
     learner = given.learner()
     policy = learner.normalisation
     params, x, context = shaken(learner), data(learner, 5), data(learner, 6, "context")
@@ -144,8 +143,7 @@ def check_model(
         model refuses numbers.
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent.
-    """
+    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent."""
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, ModelComponent):
         raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.ModelComponent")

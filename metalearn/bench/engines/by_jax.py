@@ -91,8 +91,7 @@ def sampling_inside(j: Any, problem: Problem, meta_gradient: Any, params: Any) -
 
 def whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
     """Meta-gradient and update in one jitted function of the state and of episodes drawn
-    beforehand.
-    """
+    beforehand."""
     ready = [models.arrays(j, episodes) for episodes in problem.ready]
 
     def learn(state: Any, episodes: Any) -> Any:
@@ -111,8 +110,7 @@ def whole(j: Any, problem: Problem, meta_gradient: Any, params: Any) -> Engine:
 
 def _by_task(j: Any, problem: Problem, task_grad: Any, params: Any) -> Engine:
     """One task's gradient added to a sum, jitted, called T times by Python; then the jitted
-    update.
-    """
+    update."""
     tasks = problem.workload.tasks
     ready = [_apart(models.arrays(j, episodes), tasks) for episodes in problem.ready]
 

@@ -92,8 +92,7 @@ def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
 
 def _pool(j: Any, x: Any) -> Any:
     """2 x 2 maxima as maxima of strided views: on a CPU faster than reduce_window, whose gradient
-    scatters.
-    """
+    scatters."""
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = j.np.maximum(x[:, 0:height:2], x[:, 1:height:2])
     return j.np.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])

@@ -5,8 +5,7 @@
 U is spent before the first task, `adapt` on learning one task, `query` on answering one query; the
 share of tasks solved makes it the cost of n solved tasks. A method with a share below LEAST_SOLVED
 does not reach the target. Letters: S seeds, E tasks, A targets, Q numbers of queries, N numbers of
-tasks, R draws of the bootstrap, L methods.
-"""
+tasks, R draws of the bootstrap, L methods."""
 
 from __future__ import annotations
 
@@ -154,8 +153,7 @@ def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array
 
 def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
     """Costs of the tasks `solved` [S, E]: each enters by the linearised ratio of cost to share
-    (Cochran 1977, Sampling Techniques, section 2.11).
-    """
+    (Cochran 1977, Sampling Techniques, section 2.11)."""
     share = float(solved.mean())
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
     each = float(cost.mean()) / share

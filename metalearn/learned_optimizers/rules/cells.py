@@ -36,8 +36,7 @@ def init_mlp(key: Key, sizes: Sequence[int], dtype: torch.dtype) -> Theta:
 def mlp(theta: Theta, x: Tensor, shared: Tensor, layers: int) -> Tensor:
     """ReLU layers on features of each coordinate, x [n, F], and shared ones [G]: [n, out].
 
-    The first weight is [out, F + G]; the shared part is multiplied once, not n times.
-    """
+    The first weight is [out, F + G]; the shared part is multiplied once, not n times."""
     features = x.shape[-1]
     for layer in range(layers):
         matrix, bias = theta[f"mlp.{layer}.weight"], theta[f"mlp.{layer}.bias"]
@@ -70,8 +69,7 @@ def lstm(theta: Theta, x: Tensor, memory: list[Memory]) -> tuple[Tensor, list[Me
     """One step of stacked LSTM layers: x [n, in] -> h [n, H], and the new memory.
 
     i, f, o = sigmoid, c~ = tanh of W (x, h) + b;  c <- f c + i c~;  h <- o tanh(c) (Hochreiter &
-    Schmidhuber 1997; Gers et al. 2000)
-    """
+    Schmidhuber 1997; Gers et al. 2000)"""
     after: list[Memory] = []
     for layer, (h, c) in enumerate(memory):
         matrix, bias = theta[f"lstm.{layer}.weight"], theta[f"lstm.{layer}.bias"]

@@ -63,8 +63,7 @@ def per_tensor_rule(
     """`LearnedRule.rule` made of two functions of one parameter tensor.
 
     `time_features(step)` is computed once for all tensors. State: {"count": [], "horizon": [],
-    "slots": [result of `start` or `move` for each tensor]}.
-    """
+    "slots": [result of `start` or `move` for each tensor]}."""
 
     def rule(theta: Theta, horizon: Tensor | int) -> UpdateRule:
         def init(params: Any) -> State:
@@ -108,8 +107,7 @@ def bind_theta(learned: LearnedRule, theta: Theta, horizon: Tensor | int) -> Upd
     """The pair for one task with theta in its state: {"theta", "state"}.
 
     A gradient then reaches theta also where `inner/recompute` repeats steps. Not for a state that
-    outlives an outer step, as it would keep its first theta.
-    """
+    outlives an outer step, as it would keep its first theta."""
     fresh = learned.rule(theta, horizon)
     return UpdateRule(
         lambda params: {"theta": theta, "state": fresh.init(params)}, update_of(learned)

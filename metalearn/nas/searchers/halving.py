@@ -47,8 +47,7 @@ class Halving(SearcherComponent):
     def plan(self, budget: int) -> list[tuple[int, float]]:
         """(candidates, share of the full training) of each rung, as large as `budget` allows.
 
-        A budget too small for one candidate on every rung gets fewer rungs.
-        """
+        A budget too small for one candidate on every rung gets fewer rungs."""
 
         def of(first: int, rungs: int) -> list[tuple[int, float]]:
             eta = self.factor

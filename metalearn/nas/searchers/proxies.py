@@ -61,8 +61,7 @@ def jacob_cov(
     """Dissimilarity of the inputs' gradients (Mellor et al. 2020, arXiv:2006.04647v1, eq. 2): [].
 
     -sum of log(v + k) + 1 / (v + k) over the eigenvalues v of the correlations [B, B]; k = 1e-5.
-    The score is noisy for few images: five images give five eigenvalues.
-    """
+    The score is noisy for few images: five images give five eigenvalues."""
     grads = torch.func.grad(lambda x: learner.apply(params, x).sum())(batch.x).flatten(1)
     grads = grads - grads.mean(-1, keepdim=True)
     grads = grads * torch.rsqrt(grads.square().sum(-1, keepdim=True) + 1e-12)

@@ -69,8 +69,7 @@ def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -
     """Run one search for each task in lockstep and score their candidates together; their trials.
 
     A candidate that a search asks for again is answered from memory at no cost. RuntimeError where
-    a search asks for more than `budget` full trainings.
-    """
+    a search asks for more than `budget` full trainings."""
     trials: list[list[Trial]] = [[] for _ in searches]
     known: dict[Request, Score] = {}
     asks = [next(search, None) for search in searches]
@@ -120,8 +119,7 @@ def choose(space: Space, trials: Sequence[Trial], standard_errors: float) -> Tri
 
     That is the cheapest fully trained candidate within `standard_errors` of the best (Breiman et
     al. 1984, section 3.4.3): fewer FLOPs, then fewer parameters, then asked for earlier. With 0
-    standard errors it is the best. Where none was trained fully, the most trained ones count.
-    """
+    standard errors it is the best. Where none was trained fully, the most trained ones count."""
     most = max(trial.share for trial in trials)
     full = [trial for trial in trials if trial.share == most]
     best = max(full, key=lambda trial: trial.score.value)

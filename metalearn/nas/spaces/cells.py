@@ -159,8 +159,7 @@ def expression_of(
     """(the function of a cell as an expression; the expression of each convolution, by edge).
 
     `none` adds nothing, `skip` is the identity, avg3 is linear, sums have no order. `labels`
-    distinguish convolutions, each of which has its own weights.
-    """
+    distinguish convolutions, each of which has its own weights."""
     terms: dict[int, list[str]] = {0: ["x"]}
     convs: dict[int, str] = {}
     for target in range(1, nodes):

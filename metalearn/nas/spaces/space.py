@@ -206,8 +206,7 @@ def embed(space: Space, genotype: Genotype, params: Params) -> Params:
 
     Leaves are padded with zeros and may have leading axes. The initial values of a narrow layer
     keep the scale of its own fan-in. ValueError for a genotype that is not canonical: operations
-    that do not reach its output would reach the supernet's.
-    """
+    that do not reach its output would reach the supernet's."""
     if space.canonical(genotype) != genotype:
         raise ValueError(
             f"genotype {genotype} should be its representative {space.canonical(genotype)}"

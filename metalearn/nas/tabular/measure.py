@@ -31,8 +31,7 @@ def measure(
     """Train one network on every task, `seeds` times on the support set and once on each fold.
 
     keys [T] are the keys that `learn` gets for these tasks: the first seed and the folds are then
-    those of per-task search, number by number.
-    """
+    those of per-task search, number by number."""
     spec, tasks = space.spec, episodes.support.x.shape[0]
     learner = space.learner(genotype)
     train_one = fit(learner, spec, options.inner_rule(), tuple(points))

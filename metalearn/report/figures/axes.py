@@ -223,8 +223,7 @@ def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
 
 def _apart(places: list[float], least: float) -> list[float]:
     """Falling places moved as little as needed to lie `least` apart, kept inside 0..1 where there
-    is room.
-    """
+    is room."""
     moved = list(places)
     for _ in range(200):
         for upper in range(len(moved) - 1):

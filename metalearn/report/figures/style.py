@@ -1,7 +1,6 @@
 """How every figure looks: colours, markers, type; and its SVG.
 
-Deterministic: a fixed salt for identifiers, no dates; text stays text.
-"""
+Deterministic: a fixed salt for identifiers, no dates; text stays text."""
 
 from __future__ import annotations
 

@@ -151,8 +151,7 @@ def parallel_figure(swept: Swept) -> Figure | None:
 
 def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[float]:
     """Heights of all trials on one axis, whose ends (or values) are written beside it; wide ranges
-    are logarithmic.
-    """
+    are logarithmic."""
     raw = [trial["parameters"].get(name) for trial in trials]
     numbers = all(type(value) in (int, float) for value in raw)
     texts = sorted({word(value) for value in raw})

@@ -121,8 +121,7 @@ def break_even(
 ) -> list[Json]:
     """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds.
 
-    Empty without a target. Pairs that are not `tested` are estimates.
-    """
+    Empty without a target. Pairs that are not `tested` are estimates."""
     if target is None or len(groups) < 2:
         return []
     rule = rule_of(groups, tested)
@@ -136,8 +135,7 @@ def break_even(
 
 def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> list[Json]:
     """Every pair at one level, with its variants: without tuning, with answering, and with given
-    weights for free, where there are any; `by_queries` of contrasts has so many queries a task.
-    """
+    weights for free, where there are any; `by_queries` of contrasts has so many queries a task."""
     pairs = list(combinations(range(len(groups)), 2))
     tested = [pair for pair in pairs if {groups[n].label for n in pair} in rule.tested]
 

@@ -1,8 +1,7 @@
 """Which method is the cheapest for so many new tasks, queries a task, and a target: `decision_map`.
 
 A row whose cost before the first task is unknown, or was not measured, is no choice: it is left out
-and named, with the reason.
-"""
+and named, with the reason."""
 
 from __future__ import annotations
 
@@ -129,8 +128,7 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
 
 def grid_of(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:
     """Targets of the map, from the easiest to the hardest: every 5 points above chance; of a loss
-    from 16 times the target down to a quarter, in factors of the root of 2; `levels` are in it.
-    """
+    from 16 times the target down to a quarter, in factors of the root of 2; `levels` are in it."""
     value = float(target["value"])
     if target["metric"] == "accuracy":
         least = groups[0].first.chance + 0.05

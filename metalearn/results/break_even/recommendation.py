@@ -1,7 +1,6 @@
 """The cheapest way for so many new tasks: one cell of the decision map, and what would change it.
 
-The same totals and the same bootstrap as `decision_map`, so that both agree.
-"""
+The same totals and the same bootstrap as `decision_map`, so that both agree."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """How the break-even number of tasks depends on choices that are no property of the methods.
 
-These are level, stopping rule, length of the curve, tuning, answering, and unit of cost.
-"""
+These are level, stopping rule, length of the curve, tuning, answering, and unit of cost."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ def sensitivity(
 ) -> list[Json]:
     """The `sensitivity` rows of comparison.json: one a contrast, with estimates under each choice.
 
-    Empty without a target.
-    """
+    Empty without a target."""
     rows = {group.label: group for group in groups}
     if target is None:
         return []

@@ -1,8 +1,7 @@
 """Tasks that reach the target: how many, at what cost, and by which budget.
 
 A task is judged, and its cost taken, at the step that validation tasks chose for its method. That
-is never step 0 for a method that has not seen the support set there.
-"""
+is never step 0 for a method that has not seen the support set there."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ def reached(
     """Which tasks of which seed reached the target where they were stopped, and their cost: [S, E].
 
     None where scores or costs are missing. `answers`: the cost of predicting a task's queries once
-    is in it. `last`: the point at which curves end, under `stop` "solved".
-    """
+    is in it. `last`: the point at which curves end, under `stop` "solved"."""
     if target is None:
         return None
     if stop == "solved":
@@ -85,8 +83,7 @@ def when_reached(
     """The same, each task up to the first point from which on it stays at the target.
 
     This is the curve of a reader who knows when to stop. Curves end at the point `last`, by default
-    their last.
-    """
+    their last."""
     end = None if last is None else last + 1
     pooled, found = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):

@@ -15,8 +15,7 @@ SCORES = "inductive.npz"  # scores [E] of the headline step
 
 def inductive_rows(groups: Sequence[Group]) -> list[Json]:
     """One line for each row that was tested under inductive normalisation, or that says why not:
-    its mean, and by how much the transductive mean is higher, both with intervals.
-    """
+    its mean, and by how much the transductive mean is higher, both with intervals."""
     return [row for group in groups if (row := _row(group)) is not None]
 
 

@@ -13,8 +13,7 @@ def tuning_rows(groups: Sequence[Group]) -> list[Json]:
     """The `tuning` rows of comparison.json, where scores on validation and test tasks are known.
 
     The best score on validation tasks after each number of trials, mean over seeds, beside the
-    score on test tasks.
-    """
+    score on test tasks."""
     rows = []
     for group in groups:
         tested, series = group.value(), [_best_so_far(run, group) for run in group.runs]

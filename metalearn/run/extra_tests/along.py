@@ -1,8 +1,7 @@
 """Checkpoints along meta-training, tested on the same tasks: a shorter training costs less.
 
 `evaluate.along` names shares of the meta-steps. The state there is kept, and tested at the headline
-step alone; what training spent after it is the difference of the ledger from that of the end.
-"""
+step alone; what training spent after it is the difference of the ledger from that of the end."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ class Along(NamedTuple):
 
 def test_along(job: Job, last: MetaState) -> Along:
     """Score the checkpoints along a training that has ended; their test is set-up, no cost of the
-    method.
-    """
+    method."""
     there = job.ranks.on_rank0(lambda: checkpoint.steps_in(job.checkpoints))
     steps = [step for step in steps_along(job.experiment) if step in there]
     if job.parts.method.step is None or not steps:

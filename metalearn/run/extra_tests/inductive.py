@@ -3,8 +3,7 @@
 Under `query_batch` the queries of a task are normalised by statistics of all of them, so that a
 single one could not be answered in that way. Here the same trained meta learns and answers the same
 test tasks under `support`: statistics of the support set alone (the batch in hand while it learns,
-which is the support set).
-"""
+which is the support set)."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class Inductive(NamedTuple):
 def inductive_test(job: Job, metas: Sequence[Meta]) -> Inductive:
     """The headline value of `metas` under inductive normalisation.
 
-    Its time is set-up, as it is no part of what the method costs.
-    """
+    Its time is set-up, as it is no part of what the method costs."""
     evaluate, traits = job.experiment.evaluate, job.parts.test_method.traits
     if not traits.transductive:
         return Inductive(None)

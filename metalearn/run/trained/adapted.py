@@ -51,8 +51,7 @@ class AdaptedTask:
         """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
 
         Where the method normalises by the query batch, the answers depend on the inputs that are
-        predicted together.
-        """
+        predicted together."""
         found = self.outputs(x)
         if self.classes is None:
             return _like(found, x)
@@ -85,8 +84,7 @@ class AdaptedTask:
     def export(self, path: str | Path) -> Path:
         """Write the predictions for inputs [M, *X] as a program of torch's operators alone.
 
-        `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`.
-        """
+        `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`."""
         if self.method.predict is None:
             raise ConfigError(("export", "this method answers on the host alone: use predict"))
         predict = self.method.predict
@@ -115,8 +113,7 @@ def adapt_task(
     `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks,
     whose component has `transform`.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
-    method's head was learned for another number of classes.
-    """
+    method's head was learned for another number of classes."""
     if steps < 0:
         raise ConfigError(("steps", f"must be >= 0 (got {steps})"))
     support_x = inputs(x, spec, True, transform)

@@ -40,8 +40,7 @@ def read_examples(
     A folder: one folder of images a class where labelled, else images at any depth; `invert` turns
     dark ink on light paper into bright ink. A table: one column called `target`, y, label or
     target, and one column for each input: those named `inputs`, else all others. An .npz file:
-    x [B, *X] and y [B].
-    """
+    x [B, *X] and y [B]."""
     if path.is_dir():
         found = _images(path, spec, place, labelled, invert)
     else:

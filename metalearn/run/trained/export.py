@@ -43,8 +43,7 @@ def export(
     """Write `predict` of one task to `path`, in the format of its ending; the path.
 
     The program takes any number of inputs. Raises ConfigError for another ending, for a package
-    that is missing, and for what torch cannot export, with its reason.
-    """
+    that is missing, and for what torch cannot export, with its reason."""
     write = {".pt2": _exported, ".pt": _scripted, ".onnx": _onnx}.get(path.suffix)
     if write is None:
         raise ConfigError(("path", f"ends with {path.suffix or 'nothing'}: use {FORMATS}"))

@@ -35,8 +35,7 @@ class LoadedRun:
 
         x is [B, *X], images as floats in 0..1; y is [B] labels of any kind and number a class, or
         [B, C] values. `steps` is by default the step of the run's headline result. Raises
-        ConfigError for examples that do not fit the run.
-        """
+        ConfigError for examples that do not fit the run."""
         if steps is None:
             steps = self._headline_step()
         spec, config = self.method.spec, self.config

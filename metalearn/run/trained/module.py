@@ -14,8 +14,7 @@ class AdaptedModule(nn.Module):
     """The adapted network as an ordinary module: its `state_dict` has the learner's names.
 
     Where normalisation uses the support set, that set is a buffer of the module. It computes the
-    same in training and in evaluation mode.
-    """
+    same in training and in evaluation mode."""
 
     def __init__(self, learner: Learner, params: Params, support_x: Tensor) -> None:
         super().__init__()
@@ -44,8 +43,7 @@ def ordinary(learner: Learner, params: Params, x: Tensor, outputs: Tensor) -> nn
     """A module with these parameters that gives `outputs` for x; None where there is none.
 
     A network that came from a module is a copy of that module, where its evaluation mode gives the
-    same.
-    """
+    same."""
     found: list[nn.Module] = [] if learner.module is None else [learner.module(params).eval()]
     for module in (*found, AdaptedModule(learner, params, x)):
         given = _outputs(module, x)

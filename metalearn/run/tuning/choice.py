@@ -37,8 +37,7 @@ def tunes(experiment: Experiment) -> bool:
 def take_over(job: Job) -> None:
     """Under `budget.once`: copy the choice of an earlier, finished seed of this row, and its cost.
 
-    The copied trials are then recorded like those of an interrupted run.
-    """
+    The copied trials are then recorded like those of an interrupted run."""
     if job.experiment.budget.once:
         job.ranks.on_rank0(lambda: _copy_choice(job.folder))
 

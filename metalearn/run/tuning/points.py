@@ -1,8 +1,7 @@
 """Values that tuning tries: scrambled Sobol points over the ranges, none twice.
 
 Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points"; the sequence is that of scipy. The
-first 2^m points have one in each of 2^m equal parts of every range.
-"""
+first 2^m points have one in each of 2^m equal parts of every range."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ def trial_points(own: Component, ranges: Mapping[str, TuneRange], key: Key) -> I
 
     First those of `own`, where they lie inside the ranges, then Sobol points. No values come twice.
     The iterator ends where every combination of finite ranges was given. The first n values do not
-    depend on how many follow.
-    """
+    depend on how many follow."""
     whole = {name: numbers_of(own, name) == {int} for name in ranges}
     default = {name: _default(own, name, span) for name, span in ranges.items()}
     total = math.prod(_size(span, whole[name]) for name, span in ranges.items())

@@ -71,8 +71,7 @@ def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, 
 def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> dict[str, Any]:
     """Evaluate one point of the ranges after another while the budget lasts.
 
-    Recorded trials of an interrupted search are not repeated. All ranks try the same.
-    """
+    Recorded trials of an interrupted search are not repeated. All ranks try the same."""
     own, label = job.experiment.base_method, job.experiment.label
     key = fold_in(job.experiment.budget.seed, "tune", label, job.seed, *sorted(ranges))
     record = job.folder / "tune" / "trials.json"

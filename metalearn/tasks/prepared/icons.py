@@ -101,8 +101,7 @@ class Icons(images.ImageTask):
 class UnseenDesigners:
     """Episodes whose support set comes from one source and whose queries from another.
 
-    Both draw the same classes, by the same keys.
-    """
+    Both draw the same classes, by the same keys."""
 
     def __init__(self, support: images.ImageSource, query: images.ImageSource) -> None:
         self._support, self._query = support, query

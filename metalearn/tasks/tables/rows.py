@@ -16,8 +16,7 @@ class RowSource:
 
     rows [R, *X] class after class (or group after group), `counts` rows each; values [R, C] in
     regression. Support and query rows are different; both sets are permuted in every episode.
-    Every draw of task t is a function of (key, start + t).
-    """
+    Every draw of task t is a function of (key, start + t)."""
 
     def __init__(
         self,
@@ -36,8 +35,7 @@ class RowSource:
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """support.x [T, N*K, *X], query.x [T, N*Q, *X]; info: key [T], step [T], class_ids [T, N].
 
-        In regression N is 1, and class_ids [T, 1] names the group.
-        """
+        In regression N is 1, and class_ids [T, 1] names the group."""
         spec = self.spec
         numbers = torch.arange(start, start + num_tasks, device=spec.device)
         keys = rng.fold_in(key.to(spec.device), spec.split, numbers)
@@ -69,8 +67,7 @@ class RowSource:
         """K + Q different rows of each class: keys [T], ids [T, N] -> [T, N, K + Q].
 
         The rows of a class get random numbers, and those with the smallest ones are taken; rows
-        beyond a class's own count get the largest.
-        """
+        beyond a class's own count get the largest."""
         places = torch.arange(self.spec.ways, device=keys.device)
         width = int(self._counts.max())
         drawn = rng.uniform(rng.fold_in(keys.unsqueeze(-1), places), (width,), dtype=torch.float64)
