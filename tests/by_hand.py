@@ -1,6 +1,5 @@
 """A small classifier, its tasks and its losses in torch alone, for references that are written out
-by hand; float64.
-"""
+by hand; float64."""
 
 from __future__ import annotations
 
@@ -77,8 +76,7 @@ def by_hand(
     first_order: bool = False,
 ) -> tuple[Params, Params]:
     """(gradients of the query loss for meta, for rates) through a written-out inner loop that keeps
-    its graph.
-    """
+    its graph."""
     start = {name: value.clone().requires_grad_() for name, value in meta.items()}
     rates = {name: value.clone().requires_grad_() for name, value in rates.items()}
     now = dict(start)

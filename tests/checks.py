@@ -45,8 +45,7 @@ def case(
 
 def why_not(name: str, component: type[MethodComponent], check: Check) -> str:
     """Why a check does not apply to a method; empty where it does, and where the method cannot even
-    be built.
-    """
+    be built."""
     if hasattr(check, "needs"):
         try:
             why = inapplicable(_built(name, component), check)
@@ -67,8 +66,7 @@ def parametrize(
     table: dict[str, type[MethodComponent]], checks: Iterable[Check]
 ) -> pytest.MarkDecorator:
     """`@parametrize(TABLE, CHECKS) def test(name, component, check)`: every check that applies to
-    each line.
-    """
+    each line."""
     pairs = [
         (name, part, check)
         for name, part in table.items()

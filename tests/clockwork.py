@@ -39,8 +39,7 @@ def clockwork(
 @pytest.fixture(name="clock")
 def clock_of_trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
     """The clock of auto's trials, moved by their calls alone; the seconds they took. Nothing was
-    compiled before.
-    """
+    compiled before."""
     monkeypatch.setattr(auto, "COMPILER_CACHE", tmp_path)
     spent = [0.0]
 
@@ -70,8 +69,7 @@ def small(
     step: float, first: float, gain: float = 10.0
 ) -> dict[ExecutorChoice, tuple[float, float]]:
     """Seconds of each way on a small model, as measured: chunks and loops pay the same overhead for
-    every piece.
-    """
+    every piece."""
     return {
         VMAP: (5 * step, step),
         FOUR: (5 * step, 4 * step),

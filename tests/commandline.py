@@ -134,8 +134,7 @@ class Commands:
 
     def start(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Running:
         """Start a command; `before` is Python that its process runs first: a fault
-        planted in it.
-        """
+        planted in it."""
         self._count += 1
         out, err = (self.folder / f".output-{self._count}.{name}" for name in ("out", "err"))
         words = [str(arg) for arg in args]

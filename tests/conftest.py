@@ -1,6 +1,5 @@
 """What every test run has: one thread, no network, the data beside the checkout where they are
-there.
-"""
+there."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ def _local_only(connect: Any) -> Any:
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Refuse every connection that leaves this machine's processes (sockets in the file system are
-    fine).
-    """
+    fine)."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
@@ -101,8 +99,7 @@ def float64() -> Iterator[torch.dtype]:
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder with the prepared Omniglot; a test that needs it is skipped where it is not
-    there.
-    """
+    there."""
     folder = Path(os.environ.get("METALEARN_DATA") or "~/.cache/metalearn").expanduser()
     if not (folder / "omniglot28.npz").is_file():
         pytest.skip(

@@ -1,6 +1,5 @@
 """Small problems for a CUDA device: every kind of task source, model, method, learned rule and
-searcher.
-"""
+searcher."""
 
 from __future__ import annotations
 

@@ -89,8 +89,7 @@ def place_in(root: Path) -> Place:
 
 def command(place: Place, *words: str) -> tuple[int, str]:
     """(exit code, output) of a command, in this process; anything but SystemExit comes out
-    as it is.
-    """
+    as it is."""
     before, argv = Path.cwd(), sys.argv
     out = io.StringIO()
     os.chdir(place.root)
@@ -158,8 +157,7 @@ def check_overrides(place: Place, words: list[str]) -> None:
 
 def check_sweep(place: Place, text: str) -> None:
     """Read and checked with its experiment, as the command does first; what it would run is not
-    run.
-    """
+    run."""
     file = write_text(place.fresh() / "sweep.yaml", text)
     before, here = state(place), Path.cwd()
     os.chdir(place.root)
@@ -204,8 +202,7 @@ def damage(path: Path, how: str, what: Any) -> None:
 
 def check_run(place: Place, parts: tuple[str, tuple[str, Any], str, bool]) -> None:
     """A finished run, or one that was stopped after its last checkpoint but one, with one file
-    harmed.
-    """
+    harmed."""
     name, (how, what), verb, stopped = parts
     folder = place.fresh() / "run"
     shutil.copytree(place.run, folder)

@@ -1,6 +1,5 @@
 """What is thrown at the program: edited documents, hostile values, archives and images that lie
-about themselves.
-"""
+about themselves."""
 
 from __future__ import annotations
 
@@ -149,8 +148,7 @@ NAMES = [
 
 def pictures() -> dict[str, bytes]:
     """Files that a folder of images may hold: good ones of many kinds, and ones that lie about
-    themselves.
-    """
+    themselves."""
     found = {}
     for kind in (
         "L PNG",

@@ -33,8 +33,7 @@ class Net(NamedTuple):
 
     def gradient(self, batch: int) -> int:
         """Forward, weight gradients, and input gradients of all layers but the first, which sees
-        data.
-        """
+        data."""
         return 2 * self.forward(batch) + self.hidden(batch)
 
     def hidden(self, batch: int) -> int:
@@ -55,16 +54,14 @@ def maml(net: Net, support: int, query: int, steps: int, *, first_order: bool) -
     """One task of one meta-step: each inner gradient, the query's, and, at second order, each inner
     one's derivative.
 
-    The derivative of the first inner step is the same work: its weights are the meta-parameters.
-    """
+    The derivative of the first inner step is the same work: its weights are the meta-parameters."""
     once = steps * net.gradient(support) + net.gradient(query)
     return once if first_order else once + steps * net.second(support)
 
 
 def proto_net(net: Net, ways: int, support: int, query: int) -> int:
     """Features of both sets and their gradient; class means are a product [N, B] x [B, D] and its
-    transpose.
-    """
+    transpose."""
     both = [net.layers(size)[:-1] for size in (support, query)]
     forward = sum(map(sum, both))
     hidden = sum(sum(layers[1:]) for layers in both)

@@ -24,8 +24,7 @@ def newest(folder: Path) -> int:
 
 def same_end(a: Path, b: Path) -> None:
     """Two finished runs learned the same: parameters, metrics and test, bit for bit; and say they
-    spent the same.
-    """
+    spent the same."""
     (step, mine), (other_step, other) = last(a), last(b)
     assert step == other_step and set(mine) == set(other)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
@@ -52,8 +51,7 @@ def killed(metalearn: Commands, ready: Callable[[], bool], *args: object) -> End
 
 def going_on(folder: Path, *train: object) -> tuple[object, ...]:
     """The command that continues a folder: train before config.yaml is there, resume from then
-    on.
-    """
+    on."""
     return (
         ("resume", folder)
         if (folder / "config.yaml").exists()
@@ -89,6 +87,5 @@ for name in ("fsync", "replace", "open"):
 
 def planted(word: str, number: int, what: str = "kill") -> str:
     """A fault at the n-th (from 0) change to files whose path holds `word`; `what`: kill, or an
-    error number.
-    """
+    error number."""
     return PLANTED.format(word=word, number=number, what=what)

@@ -236,8 +236,7 @@ def unfinished(path: str, text: str) -> Iterator[str]:
 
 def machine_path(path: str, text: str) -> Iterator[str]:
     """Folders of one machine (the pattern is put together here, so that this file does not meet
-    it).
-    """
+    it)."""
     roots = "|".join(("work", "root", "home", "Users"))
     pattern = re.compile(rf"(?:^|[^\w.\-])/(?:{roots})/\w")
     for number, line in enumerate(text.splitlines(), 1):

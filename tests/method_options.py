@@ -1,6 +1,5 @@
 """How the common suite builds each method for its small problem, and the single exceptions from its
-checks.
-"""
+checks."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ SIDE = 4
 def numbered(classes: int, examples: int) -> torch.Tensor:
     """A pool whose corner pixels encode class and example: [classes, examples, 1, 4, 4].
 
-    Pixel (0, 0) is 255 and the other corners are not, so that a rotation can be read too.
-    """
+    Pixel (0, 0) is 255 and the other corners are not, so that a rotation can be read too."""
     pool = torch.zeros(classes, examples, 1, SIDE, SIDE, dtype=torch.uint8)
     pool[..., 0, 0] = 255
     pool[..., 1, 1] = torch.arange(classes, dtype=torch.uint8).view(-1, 1, 1)

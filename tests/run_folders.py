@@ -135,8 +135,7 @@ def write_regression(
     path: Path, label: str, method: str = "maml", seed: int = 0, *, exploding: int = 0
 ) -> Path:
     """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first
-    step.
-    """
+    step."""
     generator = np.random.default_rng([sum(map(ord, label)), seed])
     level = np.asarray(
         [4.9, 0.66, 0.52, 0.45, 0.38, 0.36]
@@ -227,8 +226,7 @@ def _result(
 
 def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str, Any]:
     """A whole ledger: 2,000 steps of training, 20 of adaptation; `flops` a gradient step of one
-    task.
-    """
+    task."""
     nothing = {
         "flops": 0,
         "flops_elementwise": 0,

@@ -3,8 +3,7 @@ them.
 
 Accuracies are in points of 100: tasks differ by 5, a seed's score of a task by 9 around that, and
 seeds by `seed_sd`, of which 1 is the median of the measured comparisons (RESULTS.md). S seeds, E
-tasks.
-"""
+tasks."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ def simulate_methods(
 ) -> list[MethodCosts]:
     """Methods "a", "b", ... with these (up-front cost, cost of a task, share solved).
 
-    Up-front costs differ by 5 % between seeds.
-    """
+    Up-front costs differ by 5 % between seeds."""
     common = generator.normal(0, TASK_PROBIT, tasks)
     made = []
     for label, (up, each, share) in zip("abcdef", costs):
@@ -198,8 +196,7 @@ CONTRASTS = (*((0, other) for other in range(1, 6)), (6, 7), (8, 9), (10, 11), (
 
 def study_family(seeds: int, repeats: int, gain: float = 0.0) -> tuple[float, float]:
     """24 equally good methods, of which number 0 is better by `gain` points: (how often a contrast
-    without a difference is called one, how often contrast 0 is), Holm at 5 %.
-    """
+    without a difference is called one, how often contrast 0 is), Holm at 5 %."""
     generator = np.random.default_rng([3, seeds])
     false = true = 0
     for _ in range(repeats):

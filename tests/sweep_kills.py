@@ -2,8 +2,7 @@
 torture-sweep` runs it large.
 
 A random search draws a trial's values from its number, and a resumed run is exact; so both must end
-with the same sweep.json, to the last digit.
-"""
+with the same sweep.json, to the last digit."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ def sweep_with_kills(
     metalearn: Commands, file: Path, out: str, workers: int, kills: int
 ) -> dict[str, Any]:
     """Run a sweep with `workers` processes, `kills` of which are killed, each in the middle of a
-    trial.
-    """
+    trial."""
     folder = metalearn.folder / out
     running = [metalearn.start("sweep", file, "--out", out) for _ in range(workers)]
     killed = []

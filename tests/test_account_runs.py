@@ -1,6 +1,5 @@
 """The cost of whole runs: signals in a search, tuned starts, starts from other rows, what a kill
-must not lose.
-"""
+must not lose."""
 
 from __future__ import annotations
 
@@ -66,8 +65,7 @@ def test_a_signal_in_a_search_ends_it_and_nothing_is_lost(
     metalearn: Commands, own: dict[str, Any]
 ) -> None:
     """Also where it meets the counting of FLOPs: 75, and after resuming the same cost as an
-    undisturbed run.
-    """
+    undisturbed run."""
     whole = trained(metalearn, f"whole-{own['name']}", own, **FEW_TASKS)
     name = f"stopped-{own['name']}"
     file = write(metalearn.folder, name, tiny(own, **FEW_TASKS))

@@ -1,6 +1,5 @@
 """Methods against an independent computation: heads from class means, attention, ridge regression,
-transformed gradients and contexts.
-"""
+transformed gradients and contexts."""
 
 from __future__ import annotations
 

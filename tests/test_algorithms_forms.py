@@ -1,8 +1,7 @@
 """Algorithms against closed forms and against plain loops written out by hand, all in float64.
 
 Two problems: least squares, whose solution is known at every step, and a small classifier, whose
-reference is a loop of `torch.autograd.grad` over `torch` alone.
-"""
+reference is a loop of `torch.autograd.grad` over `torch` alone."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ def line_learner() -> Learner:
 
 def line_task() -> tuple[Episode, Tensor, Tensor, Tensor, Tensor]:
     """An episode whose support and query have different solutions and Hessians; (episode, H_s, c_s,
-    H_q, c_q).
-    """
+    H_q, c_q)."""
     x_s, x_q = normal("xs", DIM, DIM), normal("xq", DIM + 1, DIM)
     c_s, c_q = normal("cs", DIM), normal("cq", DIM)
     episode = Episode(
@@ -77,8 +75,7 @@ def line_task() -> tuple[Episode, Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_maml_on_least_squares(steps: int) -> None:
     """phi_S = c_s + (I - a H_s)^S (theta - c_s);  MAML: (I - a H_s)^S H_q (phi_S - c_q);  FOMAML:
-    H_q (phi_S - c_q).
-    """
+    H_q (phi_S - c_q)."""
     episode, h_s, c_s, h_q, c_q = line_task()
     theta = normal("theta", DIM)
     pull = torch.linalg.matrix_power(torch.eye(DIM, dtype=F64) - 0.1 * h_s, steps)
@@ -106,8 +103,7 @@ def test_maml_on_least_squares(steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_meta_sgd_on_least_squares(steps: int) -> None:
     """phi_S = c_s + (I - R H_s)^S (theta - c_s), which is not symmetric; for one step dL/dr = -g_s
-    * g_q(phi).
-    """
+    * g_q(phi)."""
     episode, h_s, c_s, h_q, c_q = line_task()
     # of both signs: nothing is clamped
     theta, rates = (normal("theta", DIM), 0.1 * normal("rates", DIM))
@@ -197,8 +193,7 @@ def test_meta_sgd_equals_a_loop_by_hand() -> None:
 
 def test_meta_sgd_starts_with_one_common_rate() -> None:
     """One value for all, in the range, from the key; and the outer rule moves parameters and
-    rates.
-    """
+    rates."""
     method = MetaSGD(outer=OUTER).build(classifier(), SPEC)
     seen = set()
     for seed in range(20):
@@ -218,8 +213,7 @@ def test_meta_sgd_starts_with_one_common_rate() -> None:
 
 def test_gradcheck_of_the_whole_two_step_loss() -> None:
     """The meta-gradient is the slope of the query loss after two steps, by finite differences in
-    every direction.
-    """
+    every direction."""
     method = METHODS["maml"].build(classifier(), SPEC)
     meta, episode = method.init(rng.fold_in(0, "init")).meta, episode_of("a")
     rates = {name: torch.full_like(value, 0.4) for name, value in meta.items()}
@@ -321,8 +315,7 @@ def test_proto_net_refuses_regression() -> None:
 
 def test_the_table_holds_each_name() -> None:
     """A component's key is its name; fields that act only on new tasks are known for cheap
-    tuning.
-    """
+    tuning."""
     first = ["maml", "anil", "boil", "reptile", "meta_sgd", "proto_net"]
     assert list(ALGORITHMS)[: len(first)] == first
     assert all(part().name == name for name, part in ALGORITHMS.items())  # type: ignore[attr-defined]

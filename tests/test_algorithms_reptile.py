@@ -20,8 +20,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 
 def published_minibatches(key: Tensor, count: int, size: int, steps: int) -> Iterator[list[int]]:
     """Shuffle, walk through, shuffle again; a batch is full when it has `size` examples, wherever
-    the walk stands.
-    """
+    the walk stands."""
     piece: list[int] = []
     made = 0
     for shuffled in rng.bits(key, (100, count)).argsort(-1).tolist():
@@ -37,8 +36,7 @@ def published_minibatches(key: Tensor, count: int, size: int, steps: int) -> Ite
 @pytest.mark.parametrize(("size", "steps"), [(5, 7), (12, 2), (1, 13), (30, 3)])
 def test_minibatches_are_cut_from_fresh_permutations(size: int, steps: int) -> None:
     """The published order, without replacement inside a permutation; the first batches do not
-    depend on the count.
-    """
+    depend on the count."""
     support, key = episode_of("a").support, rng.fold_in(5, "order")
     count = support.x.shape[0]
     numbered = Batch(torch.arange(count), support.y)
@@ -65,8 +63,7 @@ def test_minibatches_are_cut_from_fresh_permutations(size: int, steps: int) -> N
 
 def reptile_by_hand(theta: Params, episodes: list[Episode], meta_steps: int) -> Iterator[Params]:
     """One task a step: one torch Adam for the whole run, whose parameters alone are reset; yields
-    theta.
-    """
+    theta."""
     live = {name: value.clone().requires_grad_() for name, value in theta.items()}
     adam = torch.optim.Adam(live.values(), lr=0.02, betas=(0.0, 0.999), eps=1e-8)
     for number, episode in enumerate(episodes):
@@ -90,8 +87,7 @@ REPTILE = Reptile(inner_steps=4, inner_lr=0.02, inner_batch=5, adapt_batch=5)
 
 def test_reptile_with_one_task_a_step_is_the_published_algorithm() -> None:
     """Five steps of ten: slots and their count live on from task to task, the outer step falls
-    linearly.
-    """
+    linearly."""
     method = REPTILE.build(classifier(), SPEC, meta_steps=10)
     state = method.init(rng.fold_in(0, "init"))
     episodes = [episode_of(name) for name in "abcde"]
@@ -115,8 +111,7 @@ def one_lane(lanes: Any) -> Any:
 
 def test_reptile_gives_theta_minus_phi() -> None:
     """One step on the whole set from empty slots: Adam is then lr times each gradient's sign, g /
-    (|g| + eps).
-    """
+    (|g| + eps)."""
     method = Reptile(inner_steps=1, inner_lr=0.02, inner_batch=None).build(classifier(), SPEC)
     state, episode = method.init(rng.fold_in(0, "init")), episode_of("a")
     assert method.task_grad is not None
@@ -137,8 +132,7 @@ def test_reptile_gives_theta_minus_phi() -> None:
 
 def test_reptile_keeps_one_set_of_slots_a_lane() -> None:
     """Two tasks a step: each lane goes on as if it were alone with the same theta; the update takes
-    the mean.
-    """
+    the mean."""
     method = REPTILE.build(classifier(), SPEC)
     state = method.init(rng.fold_in(0, "init"))
     assert method.step is not None and method.task_grad is not None and method.lanes is not None
@@ -163,8 +157,7 @@ def test_reptile_keeps_one_set_of_slots_a_lane() -> None:
 
 def test_reptile_learns_a_new_task_from_fresh_slots() -> None:
     """`learn` is torch's Adam from nothing on minibatches of `adapt_batch`, in the order that the
-    task's key gives.
-    """
+    task's key gives."""
     method = Reptile(inner_lr=0.02, inner_batch=3, adapt_batch=5).build(classifier(), SPEC)
     meta, episode = method.init(rng.fold_in(0, "init")).meta, episode_of("new")
     live = {name: value.clone().requires_grad_() for name, value in meta.items()}
@@ -186,8 +179,7 @@ def test_reptile_learns_a_new_task_from_fresh_slots() -> None:
 
 def test_reptile_compiles_whole() -> None:
     """The step is one graph for the compiler (here traced and run eagerly), with
-    the same result.
-    """
+    the same result."""
     method = Reptile(inner_steps=2, inner_batch=5).build(classifier(), SPEC)
     state = method.init(rng.fold_in(0, "init"))
     episodes = stacked([episode_of("a")])

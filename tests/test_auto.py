@@ -1,6 +1,5 @@
 """What `auto` chooses and when, on a clock of the test's own; what it remembers, writes down and
-resumes with.
-"""
+resumes with."""
 
 from __future__ import annotations
 

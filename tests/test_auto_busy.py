@@ -26,8 +26,7 @@ def test_a_machine_that_is_busy_at_times_does_not_change_the_choice(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, busy: tuple[int, ...]
 ) -> None:
     """A step takes eight times as long whenever another program runs: the least of several turns
-    counts.
-    """
+    counts."""
     calls, timed = [0], trials.timed
 
     def slow_now_and_then(work: Any, choice: Any, number: int) -> float:
@@ -50,8 +49,7 @@ def test_a_program_that_starts_during_a_compilation_does_not_change_the_choice(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, slow: tuple[float, ...]
 ) -> None:
     """Eager steps were timed before it started, all others beside it: twice as long, by the clock
-    and, with two workers, by the processors too.
-    """
+    and, with two workers, by the processors too."""
     timed, calls = trials.timed, [0]
 
     def beside_another(work: Any, choice: Any, number: int) -> float:

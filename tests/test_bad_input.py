@@ -72,8 +72,7 @@ def bad(
     command: str = "train",
 ) -> str:
     """Refused with all the words; the folder is as it was. Returns the message. Its data folder
-    is `data`.
-    """
+    is `data`."""
     file = write(metalearn.folder, "bad", data)
     before = files_of(metalearn.folder)
     away = {

@@ -299,8 +299,7 @@ print(peak, peak_bytes(Engine(lambda: None, None)), len(kept))
 
 def test_peak_memory_is_that_of_the_step() -> None:
     """In a process of its own: where freed memory is kept, an aligned array may not fit the place
-    of the last one.
-    """
+    of the last one."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     if done.stdout.startswith("None"):
         pytest.skip("this system does not tell the peak of the resident set")

@@ -1,6 +1,5 @@
 """The workloads of in-context learners: every engine computes the gradient of plain modules in
-float64.
-"""
+float64."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """The workloads of learned optimizers: every engine computes the gradient of plain autograd in
-float64.
-"""
+float64."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Comparisons with known up-front cost, cost of a task and success: comparison.json holds the
-analytic count and verdict at every edge.
-"""
+analytic count and verdict at every edge."""
 
 from __future__ import annotations
 

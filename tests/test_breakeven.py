@@ -25,8 +25,7 @@ def method(
     label: str, up: float, each: float, share: float = 1.0, seeds: int = 3, **how: Any
 ) -> MethodCosts:
     """E tasks of which a share is solved, all costing the same; `spread`: seeds differ in cost by
-    this factor; `origin`: the network that it starts from.
-    """
+    this factor; `origin`: the network that it starts from."""
     tasks, spread = int(how.get("tasks", 200)), float(how.get("spread", 1.0))
     solved = np.tile(np.arange(tasks) < round(share * tasks), (seeds, 1))
     factors = np.geomspace(1 / spread, spread, seeds)[:, None] if seeds > 1 else np.ones((1, 1))
@@ -179,8 +178,7 @@ def test_seeds_that_share_a_start_are_paired() -> None:
 
 def test_a_wide_interval_is_undecided() -> None:
     """Prices a task of 10 to 12 against 11: the saving is of either sign, depending
-    on the seeds.
-    """
+    on the seeds."""
     noisy = method("maml", 1000, 10, spread=1.5)
     found = one(noisy, method("scratch", 0, 11))
     assert found.verdict == "undecided" and found.ci95 is not None and math.isinf(found.ci95[1])
@@ -244,8 +242,7 @@ def test_fewer_tasks_are_compared_on_those_that_both_met() -> None:
 
 def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
     """At 0.9 only `good` gets there; at 0.5 `fair` does too, and pays; `poor` reaches nothing that
-    others reach.
-    """
+    others reach."""
     shares = {0.9: (1.0, 0.2, 0.0), 0.5: (1.0, 1.0, 0.1), 0.3: (1.0, 1.0, 0.4)}
     levels: list[float] = []
 
@@ -276,8 +273,7 @@ def test_each_pair_is_compared_at_the_hardest_level_that_both_reach() -> None:
 
 def test_the_interval_is_fiellers_closed_form() -> None:
     """Paired seeds and no spread over tasks: the roots of (U + n c)^2 = t^2 Var(U + n c), a
-    quadratic in n, with t at 2 degrees of freedom.
-    """
+    quadratic in n, with t at 2 degrees of freedom."""
     up, each = np.array([1000.0, 1100, 950]), np.array([9.0, 10.5, 10.0])
     flat = np.ones((3, 50))
     line = difference(

@@ -122,8 +122,7 @@ def test_what_is_missing_or_beyond_reading_falls_back_too(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_whole_file_of_another_kind_falls_back(folder: Path) -> None:
     """A file that matches its checksum and is no checkpoint: someone's own, or a pickle of code,
-    which is not run.
-    """
+    which is not run."""
     path = checkpoint.path_of(folder, 15)
     for content in (b"hello", b"\x80\x04cos\nsystem\n(S'true'\ntR."):
         path.write_bytes(content)

@@ -1,6 +1,5 @@
 """Every command, in processes of its own: what it writes, what it leaves alone, what it says, its
-exit code.
-"""
+exit code."""
 
 from __future__ import annotations
 

@@ -148,8 +148,7 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
 
 def test_break_even_is_in_the_comparison(tmp_path: Path) -> None:
     """fine_tune, pretrained for 9.6e10 FLOPs, adapts at a tenth of maml's price; both solve nearly
-    all tasks.
-    """
+    all tasks."""
 
     def cheap(result: dict[str, Any]) -> None:
         result["cost"] = cost_block("examples", True, flops=1e6)
@@ -222,8 +221,7 @@ def test_seconds_decide_nothing_unless_rows_were_timed_alone(tmp_path: Path) -> 
 
 def test_the_count_under_other_choices_is_one_table(tmp_path: Path) -> None:
     """Without tuning (300 gradient steps of each) fine_tune begins 9e8 FLOPs cheaper; a curve to
-    step 5 makes what is never solved cheaper.
-    """
+    step 5 makes what is never solved cheaper."""
     write_rows(tmp_path, ["maml", "fine_tune"], seeds=3)
     (tmp_path / "comparison-request.json").write_text('{"contrasts": [["maml", "fine_tune"]]}')
     found = collect(tmp_path, target={"metric": "accuracy", "value": 0.5})

@@ -1,6 +1,5 @@
 """From experiment file and overrides to a resolved experiment: every key of the contract, and every
-error at once.
-"""
+error at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """The convolution of models/: conv.cpp against torch's own, its derivatives, vmap, and life without
-a compiler.
-"""
+a compiler."""
 
 from __future__ import annotations
 
@@ -94,8 +93,7 @@ def test_second_derivatives_are_the_numerical_ones(stride: int) -> None:
 @pytest.mark.parametrize("dims", [(0, 0), (0, None), (None, 0), (2, 1)])
 def test_vmap_is_a_loop(stride: int, dims: tuple[int | None, int | None]) -> None:
     """Also inside another vmap, where groups and images are folded together; and through two
-    derivatives.
-    """
+    derivatives."""
     native.kernel()
     outer, inner = 3, 2
     x, w = draw("x", outer, inner, 2, 6, 5, 3), draw("w", outer, inner, 4, 3, 3, 3)

@@ -1,7 +1,6 @@
 """A CUDA device gives the numbers of the CPU, and no step makes the host wait for it.
 
-Run on a real card, or on an emulated one (test_cuda_emulated.py).
-"""
+Run on a real card, or on an emulated one (test_cuda_emulated.py)."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ def no_waits() -> Iterator[None]:
 
 def check_equal(found: Any, expected: Any) -> None:
     """Results of the device, all of which lie there, and of the CPU: 1e-6 of the largest number of
-    each leaf in float64, as the order of sums differs.
-    """
+    each leaf in float64, as the order of sums differs."""
     here, there = named_leaves(expected), named_leaves(found)
     assert here.keys() == there.keys()
     assert [name for name, leaf in there.items() if leaf.device.type != "cuda"] == []
@@ -99,8 +97,7 @@ def three_steps(problem: Problem, device: str, executor: str) -> Any:
 @pytest.mark.parametrize("name", LEARNING)
 def test_executors_give_the_numbers_of_the_cpu_and_never_wait(name: str) -> None:
     """Each executor that needs no compiler with every method; two with what may differ inside a
-    task: sources, models, learned rules.
-    """
+    task: sources, models, learned rules."""
     expected = three_steps(LEARNING[name], "cpu", "vmap")
     executors = EXECUTORS if name in METHODS else BATCHED
     for executor in executors:

@@ -1,8 +1,7 @@
 """The tests of a CUDA device on an emulated one, in processes of their own.
 
 The emulator is a CUDA device of host memory: it computes real numbers, refuses mixed devices,
-counts waits, and records and replays graphs. torch must not have been imported before it.
-"""
+counts waits, and records and replays graphs. torch must not have been imported before it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The convolutions and normalisations of kernels/ on a CUDA device: the numbers of the CPU's
 operators, in few launches.
 
-Run on a real card, or on an emulated one (test_cuda_emulated.py).
-"""
+Run on a real card, or on an emulated one (test_cuda_emulated.py)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Runs on a CUDA device: precision inside captured graphs, captures that fail or record nothing,
 checkpoints that move between devices, what is recorded.
 
-Run on a real card, or on an emulated one (test_cuda_emulated.py).
-"""
+Run on a real card, or on an emulated one (test_cuda_emulated.py)."""
 
 from __future__ import annotations
 
@@ -169,8 +168,7 @@ def with_run(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("devices", [("cpu", "cuda", "cpu"), ("cuda", "cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(devices: tuple[str, ...], tmp_path: Path) -> None:
     """Three steps on each device in turn, under vmap on the CPU and as a graph on CUDA: the end of
-    a run on the CPU alone, within rounding.
-    """
+    a run on the CPU alone, within rounding."""
     straight, moved = tmp_path / "straight", tmp_path / "moved"
     run_one(experiment(device="cpu", executor="vmap", meta_steps=9), straight)
     for number, device in enumerate(devices, 1):

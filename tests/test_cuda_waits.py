@@ -1,8 +1,7 @@
 """When the host waits for a CUDA device in a run: at log lines, checkpoints, spans and captures,
 and never in a step. Two processes may share a card.
 
-Run on an emulated device, which names the line of each wait (test_cuda_emulated.py).
-"""
+Run on an emulated device, which names the line of each wait (test_cuda_emulated.py)."""
 
 from __future__ import annotations
 

@@ -71,8 +71,7 @@ def test_large_networks_are_tested_few_tasks_at_once() -> None:
 
 def test_scores_of_a_regression_are_squared_errors() -> None:
     """The answer 0.5 everywhere: every score is mean (y - 0.5)^2, and mean, interval and median are
-    numpy's.
-    """
+    numpy's."""
     curve = learning_curve(
         answering(WAVES.spec, constant(0.5, 1)), {}, WAVES, (0, 1, 5), episodes=70, seed=4
     )
@@ -92,8 +91,7 @@ def test_scores_of_a_regression_are_squared_errors() -> None:
 
 def test_scores_of_a_classification_are_accuracies() -> None:
     """Confident answers, right for the first k queries of 12 at point k: accuracy k / 12, loss 10
-    (12 - k) / 12.
-    """
+    (12 - k) / 12."""
     source = Clusters("test", 12)
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
@@ -122,8 +120,7 @@ def test_steps_as_a_number_are_all_points_to_it() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_chunks_change_nothing(name: str) -> None:
     """Nor does the number of episodes: the first ones stay what they were; another seed draws
-    others.
-    """
+    others."""
     given, tests = case(name, METHODS[name]), Clusters("test", 24)
     meta = given.state().meta
     whole, pieces, few = (
@@ -189,8 +186,7 @@ def tensors(thing: Any) -> Iterator[Tensor]:
 
 def finds(thing: Any, labels: Tensor) -> bool:
     """Whether the memory under any tensor inside holds these labels, the parts that the tensor does
-    not show too.
-    """
+    not show too."""
     wanted = labels.contiguous().numpy().tobytes()
     return any(wanted in bytes(found.untyped_storage()) for found in tensors(thing))
 
@@ -240,8 +236,7 @@ def test_a_method_that_asks_for_query_labels_cannot_be_asked() -> None:
 )
 def test_step_0_knows_nothing(name: str) -> None:
     """Before the support set is used accuracy is 1/N within 4 standard errors, with random labels
-    as in real tasks.
-    """
+    as in real tasks."""
 
     class Shuffled(Clusters):
         def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -270,8 +265,7 @@ def test_step_0_knows_nothing(name: str) -> None:
 
 def test_what_is_not_finite_is_counted_and_never_dropped() -> None:
     """A NaN or an infinity in one of twelve predictions: that task has diverged at that point and
-    scores as wrong.
-    """
+    scores as wrong."""
     source = Clusters("test", 12)
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:
@@ -291,8 +285,7 @@ def test_what_is_not_finite_is_counted_and_never_dropped() -> None:
 
 def test_a_regression_that_explodes_is_counted() -> None:
     """Above ten times the mean loss of step 0, or not finite; the mean holds them, `converged` does
-    not.
-    """
+    not."""
     y = WAVES.sample(fold_in(1, "episodes"), 6).query.y
 
     def answer(support: Batch, x: Tensor, points: tuple[int, ...], keys: Tensor) -> Tensor:

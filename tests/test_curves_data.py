@@ -89,8 +89,7 @@ def test_an_ensemble_of_regressions_is_the_mean() -> None:
 
 def test_learning_is_written_to_its_phases() -> None:
     """11 tasks of 3 steps in pieces of 4: gradient steps and tasks under adapt, tasks under
-    predict.
-    """
+    predict."""
     given, tests, ledger = case("maml", METHODS["maml"]), Clusters("test", 12), CostLedger()
     learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=ledger)
     cost = ledger.cost()

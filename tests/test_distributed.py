@@ -1,6 +1,5 @@
 """Several processes at one run: the same numbers as one, signals and deaths on the way, one that
-writes.
-"""
+writes."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ class Meeting(Exception):
 
 class Rank:
     """One of several ranks in this process. Steps are pure: each is made twice, up to the meeting
-    and through it.
-    """
+    and through it."""
 
     def __init__(self, given: Case, choice: tuple[str, int | None], rank: int, size: int) -> None:
         self.state = Ranks(World(rank, size, rank, size)).own_state(given.state(), TASKS)
@@ -120,8 +118,7 @@ def test_split_steps_equal_whole_ones_under_every_executor(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of five tasks, lanes and the outer rule's state included; traces run operation by
-    operation.
-    """
+    operation."""
     monkeypatch.setattr(trace, "compile_flat", trace.interpret_unchanged)
     given = case(name, METHODS[name])
     assert given.method.step is not None
@@ -152,8 +149,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def agree(a: Path, b: Path) -> None:
     """Two finished float64 runs learned and measured the same, and say that they computed the
-    same.
-    """
+    same."""
     torch.testing.assert_close(last(a), last(b), **EXACT)
     for mine, other in zip(rows(a, "metrics.jsonl"), rows(b, "metrics.jsonl"), strict=True):
         assert mine.keys() == other.keys()
@@ -181,8 +177,7 @@ def test_a_run_does_not_depend_on_the_number_of_processes(
     metalearn: Commands, name: str, sizes: tuple[int, ...]
 ) -> None:
     """Training, Reptile's slots, validation, tuning on new tasks, 21 test episodes: five tasks, two
-    or three ranks.
-    """
+    or three ranks."""
     tune = {"inner_lr": {"values": [0.005, 0.02]}} if name == "maml" else {}
     data = sinusoid(
         method=None, run=FIVE, evaluate={"episodes": 21}, budget={"trials": 2 if tune else 0}

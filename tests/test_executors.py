@@ -1,6 +1,5 @@
 """Executors: equal numbers, whoever runs the steps, compiled by tracing or captured; none where it
-cannot run.
-"""
+cannot run."""
 
 from __future__ import annotations
 
@@ -70,8 +69,7 @@ def test_executors_are_equal_in_float64(
     name: str, choice: tuple[str, int | None], uncompiled: None
 ) -> None:
     """Two steps of five tasks (a chunk of 2 leaves a piece of 1), lanes and the outer rule's state
-    included.
-    """
+    included."""
     given = case(name, METHODS[name])
     assert given.method.step is not None
     close(
@@ -83,8 +81,7 @@ def test_executors_are_equal_in_float64(
 @pytest.mark.parametrize("name", EPISODIC)
 def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) -> None:
     """Relative distance of the meta-gradient to the loop's in float64: 1e-5, a hundred times the
-    unit of rounding.
-    """
+    unit of rounding."""
     exact, rough = case(name, METHODS[name]), case(name, METHODS[name], dtype=torch.float32)
     state, data = exact.state(), exact.data(0)
     truth = leaves(gradient(exact.method, state, data))
@@ -121,8 +118,7 @@ def advanced(
 @needs_compiler
 def test_the_compiler_makes_the_same_steps_sampling_included() -> None:
     """The real compiler: the whole step with its sampling, and pieces of 2 of 5 tasks; odd numbers
-    of everything.
-    """
+    of everything."""
     method = tiny()
     expected = advanced(method, SOURCE, ("vmap", None))
     close(advanced(method, SOURCE, ("compiled", None)), expected)
@@ -140,8 +136,7 @@ def test_the_compiler_makes_the_same_steps_sampling_included() -> None:
 @pytest.mark.parametrize("size", [23, 1028])
 def test_compiled_random_numbers_are_right_at_odd_sizes(size: int) -> None:
     """Counters come from outside: torch 2.13's CPU compiler goes wrong on large numbers times
-    `arange` (see rng.py).
-    """
+    `arange` (see rng.py)."""
 
     def draw(key: torch.Tensor) -> torch.Tensor:
         return uniform(fold_in(key, torch.arange(size)), (3,), dtype=F64)
@@ -242,8 +237,7 @@ def test_a_run_refuses_what_its_device_cannot_do(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", [MAML, ANIL, BOIL, Reptile])
 def test_a_step_of_another_inner_rate_is_the_same_code_or_another_signature(kind: Any) -> None:
     """The rate is an input of the step: a sweep over it compiles once. Where it is not, what is
-    known is not shared.
-    """
+    known is not shared."""
     data = SOURCE.sample(fold_in(1), 3)
     found = []
     for rate in (0.01, 0.1):

@@ -1,6 +1,5 @@
 """What a sceptical reader asks for: a test without transduction, minibatches counted as such, and
-the protocol in one paragraph.
-"""
+the protocol in one paragraph."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def test_a_transductive_row_is_tested_by_the_support_set_too(
     metalearn: Commands, name: str
 ) -> None:
     """The same meta and tasks; the value is that of a method that was built for `support`, and no
-    query has a say in the answer to another.
-    """
+    query has a say in the answer to another."""
     folder, found = trained(metalearn, name, glyphs({"name": name}))
     again = found["inductive"]
     assert (again["normalisation"], again["step"]) == ("support", 3) and found["transductive"]

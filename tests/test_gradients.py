@@ -1,6 +1,5 @@
 """Meta-gradients in float64 against plain loops, learn2learn and higher; every executor against
-every other.
-"""
+every other."""
 
 from __future__ import annotations
 
@@ -97,8 +96,7 @@ def test_executors_agree_on_the_meta_gradient(executor: str, chunk: int, first_o
 
 def test_the_mean_is_over_tasks() -> None:
     """The gradient of four tasks is the mean of those of each: sums and other
-    weights would show.
-    """
+    weights would show."""
     meta, episodes = start()
     method = MAML(inner_steps=2, inner_lr=LR).build(LEARNER, SOURCE.spec)
     assert method.task_grad is not None
@@ -158,8 +156,7 @@ def test_meta_sgd_equals_learn2learn(steps: int) -> None:
 @pytest.mark.parametrize(("executor", "chunk"), EXECUTORS)
 def test_reptile_is_theta_minus_phi(executor: str, chunk: int) -> None:
     """phi by torch's own Adam with beta1 = 0, from theta, on the whole support set; the mean over
-    tasks.
-    """
+    tasks."""
     meta, episodes = start()
     method = Reptile(inner_steps=4, inner_lr=0.01, inner_batch=None).build(LEARNER, SOURCE.spec)
     ours = meta_gradient(method, meta, episodes, executor, chunk)
@@ -243,8 +240,7 @@ def test_conv4_equals_a_loop_in_torch_alone(downsample: Any) -> None:
 
 def test_gradcheck_of_the_two_step_loss() -> None:
     """The query loss after two steps of `adapt`, by finite differences in every direction: slopes
-    and their slopes.
-    """
+    and their slopes."""
     learner = MLP(sizes=(4,), activation="tanh").build(SOURCE.spec)
     meta, one = learner.init(fold_in(0, "init")), task(SOURCE.sample(fold_in(1, "episodes"), 1), 0)
     names = list(meta)

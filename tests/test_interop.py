@@ -1,6 +1,5 @@
 """`run.engine`: learn2learn and higher against the native gradients; what is refused; what is
-imported when.
-"""
+imported when."""
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ def gradients(
     engine: str, component: Any, learner: Learner, spec: EpisodeSpec, episode: Episode
 ) -> float:
     """The distance of the engine's gradient from the native one; metrics and structure must be the
-    same.
-    """
+    same."""
     native, other = pair(engine, component, learner, spec)
     meta = native.init(fold_in(0, "init")).meta
     # A start away from zero biases, unit gains and one common rate.

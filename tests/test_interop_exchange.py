@@ -35,8 +35,7 @@ CLASSES, EACH, WAYS, SHOTS, QUERIES = 8, 6, 3, 1, 2
 
 class Noisy(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """x = [class, example, three draws of torch, numpy and Python's random]; labels may start
-    anywhere.
-    """
+    anywhere."""
 
     def __init__(self, first: int = 10, noise: bool = True) -> None:
         self.first, self.noise = first, noise
@@ -71,8 +70,7 @@ def taskset(
 @pytest.mark.parametrize("num_tasks", [-1, 4])
 def test_an_episode_depends_on_its_key_and_number_alone(num_tasks: int) -> None:
     """In any batch, after any history, from another Taskset; and the global generators stay where
-    they were.
-    """
+    they were."""
     source = interop.TasksetSource(taskset(num_tasks), shots=SHOTS, dtype=F64)
     key = fold_in(0, "tasks")
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
@@ -240,8 +238,7 @@ class Block(nn.Module):
 
 class Theirs(nn.Module):
     """As learn2learn's OmniglotCNN: the same blocks under two names, then the mean over places and
-    a linear layer.
-    """
+    a linear layer."""
 
     def __init__(self, filters: int = 4) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """`metalearn l2o`: hand-made rules against torch's, tuning and its edges, Adam's steps, the command
-from end to end.
-"""
+from end to end."""
 
 from __future__ import annotations
 
@@ -149,8 +148,7 @@ def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
 
 def test_steps_that_the_best_rates_need() -> None:
     """Two rates: one falls fast and stops, the other slowly and far; a run that is not finite
-    counts for nothing.
-    """
+    counts for nothing."""
     nan = float("nan")
     train = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])  # [L, T, P]
     found = tuning.levels(Losses(train, train, train), (0, 10, 20, 30))
@@ -169,8 +167,7 @@ def test_steps_that_the_best_rates_need() -> None:
 @pytest.mark.parametrize("batch", [None, 8])
 def test_adam_needs_no_more_than_its_own_steps_for_its_own_loss(batch: int | None) -> None:
     """On the tasks and with the losses of the rows: nothing lags, and the best rate is one of those
-    that are tried.
-    """
+    that are tried."""
     source = SOURCE if batch is None else Digits(ways=3, shots=6, queries=1).build()
     target = TARGET if batch is None else target_of(source, MLP(sizes=(4,)), batch)
     given = problems(source, KEY, 3, 0, 40, 0)
@@ -288,8 +285,7 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
 
 def test_tuned_adam_has_a_price_beside_every_row() -> None:
     """Twice the steps, at a fifth of the FLOPs and half of the seconds of each: 0.4 and 1 times the
-    row's own.
-    """
+    row's own."""
     shared = {
         "loss": [1.0, 0.1],
         "loss_ci95_tasks": [None] * 2,

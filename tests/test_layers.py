@@ -110,8 +110,7 @@ SOURCE_RULES: list[Rule] = [
 
 def project_files() -> list[Path]:
     """Tracked files and new ones that git does not ignore; without git, all but environment and
-    outputs.
-    """
+    outputs."""
     ask = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         found = subprocess.run(

@@ -96,8 +96,7 @@ def test_and_the_same_in_a_loop(name: str, executor: str) -> None:
 @pytest.mark.parametrize("tasks", [1, 32])
 def test_pretraining_and_fine_tuning_are_counted_as_by_hand(tasks: int) -> None:
     """Pretraining: a gradient with a head over 20 classes. Adapting: a gradient a step; answering:
-    a pass a point.
-    """
+    a pass a point."""
     method = FineTune(inner_lr=0.1).build(conv4(), SPEC)
     state, batch = (
         method.init(rng.fold_in(0, "init")),
@@ -117,8 +116,7 @@ def test_pretraining_and_fine_tuning_are_counted_as_by_hand(tasks: int) -> None:
 
 def test_a_small_cell_is_counted_as_by_hand() -> None:
     """conv 1 x 1 on the edge into the first node, conv 3 x 3 on the second, the sum of both, a mean
-    and a head.
-    """
+    and a head."""
     side, width, batch = 14, 4, 3
 
     def cell(weights: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
@@ -143,8 +141,7 @@ def test_a_small_cell_is_counted_as_by_hand() -> None:
 
 def test_elementwise_work_is_counted_one_by_one() -> None:
     """Descent on P numbers: a product and a sum each; a squared error of B x C: a difference, a
-    square, a mean.
-    """
+    square, a mean."""
     assert count(lambda p, g: p + (-0.1 * g), torch.zeros(7, 3), torch.zeros(7, 3)) == (0, 42)
     assert count(lambda a, b: (a - b).square().mean(), torch.zeros(5, 2), torch.zeros(5, 2)) == (
         0,
@@ -254,8 +251,7 @@ UNCOUNTED = {"gradient_boosting"}  # scikit-learn's trees compare numbers and mu
 @pytest.mark.parametrize("name", TABLES["methods"])
 def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> None:
     """S steps of T tasks from one task in 0 and 1 step: the same matrix products as those of the
-    whole call.
-    """
+    whole call."""
     given = case(name, TABLES["methods"][name])
     state, tests = given.state(), Clusters("test", 12)
     episode, ledger = tests.sample(rng.fold_in(0, "e"), 4), CostLedger()

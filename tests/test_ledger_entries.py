@@ -135,8 +135,7 @@ def test_counting_is_off_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_phase_is_refused() -> None:
     """A method that adapts and answers without writing it down costs nothing, and is not
-    believed.
-    """
+    believed."""
     given, tests = case("maml", TABLES["methods"]["maml"]), Clusters("test", 12)
 
     def silent(

@@ -48,8 +48,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_memory_is_predicted_from_two_tasks_and_four() -> None:
     """Within 5 percent of the tensors that are counted as they live and die; of one task alone,
-    never too little.
-    """
+    never too little."""
     mlp = Sinusoid(shots=10).build()
     small_one = MAML(inner_steps=2).build(MLP(sizes=(40, 40)).build(mlp.spec), mlp.spec)
     for source, method in ((mlp, small_one), conv_task(1, torch.float32)):
@@ -157,8 +156,7 @@ def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None
 
 def test_checkpointed_inner_steps_take_less_memory() -> None:
     """Eight steps of a convolutional network: less than half, and hardly more than a quarter as
-    many steps take.
-    """
+    many steps take."""
     peaks = {}
     for steps in (2, 8):
         source, method = conv_task(steps)
@@ -174,8 +172,7 @@ def test_checkpointed_inner_steps_take_less_memory() -> None:
 
 def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
     """A loss that closes over meta parameters would lose their gradient: the run is refused, not
-    trained wrongly.
-    """
+    trained wrongly."""
     learner = MLP(sizes=(6,)).build(SOURCE.spec)
 
     def task_loss(meta: Any, episode: Any) -> Any:

@@ -100,8 +100,7 @@ def test_one_compiled_task_in_a_loop_equals_eager(
 )
 def test_the_compiled_step_equals_eager() -> None:
     """The real compiler, meta-update and Adam's count included; few layers, as every loop of C++ is
-    paid for here.
-    """
+    paid for here."""
     source = Sinusoid(shots=5, queries=4).build(dtype=torch.float64)
     method = MAML(inner_steps=1, inner_lr=0.1).build(
         MLP(sizes=(6,)).build(source.spec), source.spec
@@ -122,8 +121,7 @@ def test_a_method_that_learns_nothing_across_tasks_has_no_executor() -> None:
 
 def test_lanes_are_made_for_a_number_of_tasks_and_keep_it() -> None:
     """One lane is copied at the first step; another number of tasks later is refused with a
-    sentence.
-    """
+    sentence."""
     given = case("reptile", METHODS["reptile"])
     state = given.method.init(fold_in(0, "init"))
     assert state.lanes is not None and state.lanes["count"].shape == (1,)

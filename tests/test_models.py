@@ -1,6 +1,5 @@
 """Every model of the table under every norm policy: the module as a function, its names, and who
-sees whom.
-"""
+sees whom."""
 
 from __future__ import annotations
 
@@ -94,8 +93,7 @@ def test_apply_is_the_module_with_these_parameters(name: str, component: Compone
 
 def test_parameter_names_are_as_recorded() -> None:
     """A renamed parameter makes old checkpoints unreadable: write the file anew only when that is
-    meant.
-    """
+    meant."""
     found = {
         param.id: {n: list(v.shape) for n, v in learner_of(*param.values).init(KEY).items()}
         for param in CASES
@@ -214,8 +212,7 @@ def test_conv4_refuses_what_is_no_image_or_too_small() -> None:
 @pytest.mark.parametrize(("scheme", "bound"), [("uniform", 100**-0.5), ("truncated_normal", 0.02)])
 def test_starts_have_their_distribution(scheme: Any, bound: float) -> None:
     """Uniform within 1/sqrt(fan in); normal of deviation 0.01 cut at two deviations, which leaves
-    0.88 of it.
-    """
+    0.88 of it."""
     spec = EpisodeSpec("regression", 1, 5, 5, (100,), 1, 0, dtype=F64)
     params = MLP(sizes=(400,), init=scheme).build(spec).init(KEY)
     weight = params["layers.0.weight"]

@@ -1,6 +1,5 @@
 """The race on a table: its numbers against the table's own functions and against theory, its picks,
-its refusals.
-"""
+its refusals."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ def cheap(space: Space) -> Space:
 
 def filled(table: Table, noise: float) -> Table:
     """Numbers in which neighbours are alike, a little different from task to task; scores agree
-    with them in part.
-    """
+    with them in part."""
     draw = np.random.default_rng(0)
     height = (
         np.sin(table.genotypes @ np.arange(1, table.genotypes.shape[1] + 1))
@@ -138,8 +136,7 @@ def test_the_last_point_of_a_curve_is_what_the_table_says_of_a_simulated_search(
 
 def test_halving_is_counted_in_full_trainings_and_told_what_it_paid_for() -> None:
     """Nine candidates at a ninth are one evaluation; the most trained count; a share shows the
-    truth of then.
-    """
+    truth of then."""
     space = cheap(Conv4Micro(filters=2).build(image_spec(), "query_batch"))
     some = classes(space)[:12]
     trials = [Trial(one, 1 / 9, Score(float(place))) for place, one in enumerate(some[:9])]
@@ -163,8 +160,7 @@ def landscape(scores: Any, worth: Any) -> Landscape:
 @pytest.mark.parametrize("scores", [[4, 1, 5, 3, 2, 6, 0], [1, 1, 2, -math.inf, -math.inf, 2, 2]])
 def test_the_expectation_is_the_mean_over_all_orders(scores: list[float]) -> None:
     """Of every order of 7 networks, the first of the best of the first n: mean and variance; equals
-    included.
-    """
+    included."""
     worth = [0.1, 0.9, 0.4, 0.7, 0.2, 0.5, 0.3]
     land = landscape(scores, worth)
     for draws in (1, 2, 5, 7):
@@ -178,8 +174,7 @@ def test_the_expectation_is_the_mean_over_all_orders(scores: list[float]) -> Non
 
 def test_random_search_agrees_with_theory_and_who_cheats_does_not() -> None:
     """Simulated on the table it agrees; given other scores than theory knows, or drawn in order, it
-    does not.
-    """
+    does not."""
     table, space = images()
     evaluations = race_results.counts(16)
     for lands in landscapes(table).values():
@@ -201,8 +196,7 @@ def test_a_race_says_that_theory_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """A random search that knows the best network: shown on the terminal, as a warning and in what
-    is returned.
-    """
+    is returned."""
     table, _ = images()
     best = tuple(map(int, table.genotypes[table.values(None).argmax()]))
 
@@ -281,8 +275,7 @@ def test_a_pick_is_that_of_per_task_search(
     name: str, sets: dict[str, Any], searcher: Any, tmp_path: Path, wave_table: Table
 ) -> None:
     """Task for task, when the evaluator hands per-task search the same episodes; its place is the
-    table's.
-    """
+    table's."""
     texts = [f"{name}.{field}={value}" for field, value in sets.items()]
     found = race_program.race(
         RaceOptions(stored(tmp_path, wave_table), (name,), texts, budget=4, seeds=2)

@@ -23,8 +23,7 @@ from metalearn.tabular.race_options import RaceOptions, check
 
 def test_the_command_prints_and_writes(metalearn: Commands, wave_table: Table) -> None:
     """Everything in one run; a second one, with a remedy, replaces its section of the Markdown
-    file.
-    """
+    file."""
     path = stored(metalearn.folder, wave_table)
     names = ("random", "evolution", "tpe", "halving", "params", "darts")
     chosen = [word for name in names for word in ("--searcher", name)]

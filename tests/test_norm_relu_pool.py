@@ -1,6 +1,5 @@
 """Normalisation, ReLU and pooling in one operator: norm_relu_pool.cpp against torch's operators,
-derivatives, vmap, threads.
-"""
+derivatives, vmap, threads."""
 
 from __future__ import annotations
 

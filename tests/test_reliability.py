@@ -1,6 +1,5 @@
 """What goes wrong around a run: full disks, changed configs, numbers not finite, clocks, locks, old
-formats.
-"""
+formats."""
 
 from __future__ import annotations
 
@@ -127,8 +126,7 @@ def test_a_lock_whose_name_was_taken_away_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening and locking, its holder may end and remove the file: then it is another
-    process's to make.
-    """
+    process's to make."""
     real, opened = fcntl.flock, []
 
     def late(handle: Any, how: int) -> None:

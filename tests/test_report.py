@@ -165,8 +165,7 @@ def test_a_label_looks_the_same_in_every_report(comparison: Path) -> None:
 
 def test_a_method_of_another_package_says_what_it_is(tmp_path: Path) -> None:
     """Family and place in the palette stand in its result; an earlier result has those of the
-    method that is registered under its name.
-    """
+    method that is registered under its name."""
     facts = {"method": "theirs", "family": "scratch", "place": 4, "acts_on_new_tasks": False}
     theirs = write_run(
         tmp_path / "methods/theirs/seed-0",

@@ -1,6 +1,5 @@
 """What a report says of cost: the ledger, targets, break-even, searches; and what it says it cannot
-tell.
-"""
+tell."""
 
 from __future__ import annotations
 
@@ -144,8 +143,7 @@ def test_regressions_have_targets_and_break_even_too(tmp_path: Path) -> None:
 
 def test_parts_are_compared_on_the_tasks_that_both_met(tmp_path: Path) -> None:
     """A row of fewer tasks: the difference is the paired one, not that of two means over different
-    tasks.
-    """
+    tasks."""
     write_rows(tmp_path, ["maml", "scratch"])
     write_run(tmp_path / "methods/few/seed-0", "few", "fine_tune", episodes=40)
     paired = collect(tmp_path)["paired"]

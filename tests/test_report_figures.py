@@ -50,8 +50,7 @@ def test_one_svg_serves_every_width(comparison: Path) -> None:
 
 def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> None:
     """No name leaves the picture, the axes make room, and no two ticks touch, over
-    whatever span.
-    """
+    whatever span."""
     names = ["maml", "shared_nas_of_reptile_by_evolution", "shared_nas_of_reptile_by_tpe"]
     for number, name in enumerate(names):
         larger = cost_block("episodes", True, flops=3e6 * 100.0**number)

@@ -1,6 +1,5 @@
 """Kills: a run that is killed at any moment and resumed ends as one that was never disturbed, bit
-for bit.
-"""
+for bit."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ def surely_killed(
 
 def later(folder: Path, more: int, seconds: float) -> Callable[[], bool]:
     """A condition that comes true some checkpoints from now, and a little later: a kill between any
-    two lines.
-    """
+    two lines."""
     begin = newest(folder)
 
     def ready() -> bool:

@@ -1,6 +1,5 @@
 """A comparison whose rows several processes share: each row made once, in an order that gives it
-what it needs.
-"""
+what it needs."""
 
 from __future__ import annotations
 

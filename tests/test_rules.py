@@ -1,6 +1,5 @@
 """Update rules against torch.optim over their settings, and what every rule of the table keeps;
-float64.
-"""
+float64."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ def gradient(params: dict[str, Tensor], step: int) -> dict[str, Tensor]:
 
 def run_torch(make: Any, factors: list[float]) -> list[dict[str, Tensor]]:
     """The same by a rule of torch.optim, whose step size is multiplied by a factor
-    at every step.
-    """
+    at every step."""
     params = {name: value.clone().requires_grad_() for name, value in tree("start").items()}
     theirs, points = make(params.values()), []
     base = theirs.param_groups[0]["lr"]
@@ -193,8 +191,7 @@ each_rule = pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("curve", FACTORS)
 def test_state_has_the_parameters_dtype_and_keeps_its_form(name: str, curve: Any) -> None:
     """Float leaves only, counts included: a step compiles once, and a checkpoint is
-    only tensors.
-    """
+    only tensors."""
     for dtype in (torch.float32, F64):
         rule = RULES[name](schedule=curve).build(10)
         params = {leaf: value.to(dtype) for leaf, value in tree("start").items()}

@@ -1,6 +1,5 @@
 """What a run chooses and carries along: tuning, another run's start, which checkpoint is tested,
-the executor.
-"""
+the executor."""
 
 from __future__ import annotations
 
@@ -24,8 +23,7 @@ LOG = {"min": 0.001, "max": 0.2, "distribution": "log_uniform"}
 
 def trained(metalearn: Commands, name: str, **sections: Any) -> Path:
     """The finished run directory of an experiment file; sections as in `sinusoid`, `method`
-    whole.
-    """
+    whole."""
     method = sections.pop("method", {"name": "maml", "inner_lr": 0.01})
     file = write(metalearn.folder, name, {**sinusoid(method=None, **sections), "method": method})
     done = metalearn("train", file, "--out", name)

@@ -156,8 +156,7 @@ def test_the_version_stands_in_one_form_everywhere() -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None]) -> None:
     """Let importlib.metadata answer these versions (None: not installed) and the truth for all
-    else.
-    """
+    else."""
     truth = importlib.metadata.version
 
     def version(name: str) -> str:

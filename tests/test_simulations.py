@@ -1,8 +1,7 @@
 """Every interval, test and verdict against simulations whose answer is known.
 
 These are the fast versions, with few repeats and fixed seeds: a rate is allowed two standard errors
-beyond its bound. `make simulate` runs the long ones.
-"""
+beyond its bound. `make simulate` runs the long ones."""
 
 from __future__ import annotations
 

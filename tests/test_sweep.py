@@ -1,6 +1,5 @@
 """Sweeps: W&B's file, checked with its experiment; workers that are killed, stopped, added; what
-sweep.json says.
-"""
+sweep.json says."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
 
 def test_a_worker_that_was_taken_for_dead_keeps_its_run(metalearn: Commands) -> None:
     """Its claim is gone, its lock is not: the trial is neither failed nor run twice, but waited
-    for.
-    """
+    for."""
     file = swept(metalearn.folder, "asleep", parameters={"method.inner_lr": {"values": [0.01]}})
     folder = metalearn.folder / "runs" / "asleep"
     claim_folder(read(str(file)), folder)

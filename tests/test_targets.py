@@ -52,8 +52,7 @@ def share_at(curve: Share, budget: float) -> float:
 
 def test_kaplan_meier_is_the_published_example() -> None:
     """Remission times of 21 patients under 6-MP (Freireich et al. 1963, as in every textbook): S(6)
-    = 0.857, ...
-    """
+    = 0.857, ..."""
     weeks = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
     ended = [1, 1, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
     curve = kaplan_meier(Reached(np.array(ended, bool), np.array(weeks, float)))

@@ -101,8 +101,7 @@ def test_nearest_mean_of_intents(ways: int, shots: int, figure: float) -> None:
 
 def prior_errors(train: Any, test: Any, shots: int, jitter: float) -> tuple[float, float, float]:
     """Squared errors of the training mean, the mean of the shots, and a Gaussian prior of the
-    training curves, on the other points of curves [curves, points].
-    """
+    training curves, on the other points of curves [curves, points]."""
     mean, cov = train.mean(0), np.cov(train.T) + jitter * np.eye(train.shape[1])
     generator, found = np.random.default_rng(0), []
     for curve in test:

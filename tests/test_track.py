@@ -1,6 +1,5 @@
 """Sinks: what they receive, that none stops or holds up a run, that an offline W&B run holds what
-the report does.
-"""
+the report does."""
 
 from __future__ import annotations
 
@@ -144,8 +143,7 @@ def test_its_telemetry_is_off_before_it_begins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """W&B's own reporter of errors waits half a minute at the end of a process for a server that
-    never answers.
-    """
+    never answers."""
     name, seen = "WANDB_ERROR_REPORTING", list[str | None]()
     monkeypatch.setenv(name, "restored after the test")
     monkeypatch.delenv(name)

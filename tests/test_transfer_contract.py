@@ -1,6 +1,5 @@
 """What holds for every method of transfer: batching, keys, policies, names, and no way in for
-query labels.
-"""
+query labels."""
 
 from __future__ import annotations
 

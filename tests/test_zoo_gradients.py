@@ -1,6 +1,5 @@
 """MAML's meta-gradient on the zoo against a plain loop over tasks with create_graph, in float64, by
-every executor.
-"""
+every executor."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 undisturbed.
 
 What it prints stands in the README's table of reliability. A smaller version of every part is in
-the suite (test_resume.py, test_distributed.py).
-"""
+the suite (test_resume.py, test_distributed.py)."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ def some_process(draw: random.Random) -> Callable[[Running], None]:
 
 def moments(draw: random.Random, folder: Path, whole: float) -> Iterator[Callable[[], bool]]:
     """Moments at random: some time after the start, or some checkpoints further on and a little
-    later.
-    """
+    later."""
     while True:
         if draw.random() < 0.5:
             yield at_time(time.monotonic() + draw.uniform(0, whole))
@@ -105,8 +103,7 @@ def at_step(folder: Path, step: int, more: float) -> Callable[[], bool]:
 
 def torn(folder: Path) -> set[str]:
     """What kills have left half written: temporary files, and checksums without their
-    checkpoints.
-    """
+    checkpoints."""
     home = folder / "checkpoints"
     sums = {path.name.removesuffix(".sha256") for path in home.glob("step-*.sha256")}
     return {path.name for path in home.glob(".*.tmp")} | (
@@ -144,8 +141,7 @@ class Torture:
         exact: bool = True,
     ) -> dict[str, int]:
         """Strike so often; every time that a run ends by itself it must be the undisturbed one, and
-        another begins.
-        """
+        another begins."""
         counts = {"killed": 0, "torn": 0, "resumed": 0, "finished": 0}
         while counts["killed"] < count:
             counts["resumed"] += (self.folder / "config.yaml").exists()
@@ -169,8 +165,7 @@ class Torture:
 
     def compare(self, exact: bool) -> None:
         """Parameters bit for bit; of runs that were killed also metrics, test and cost, as
-        test_resume asks.
-        """
+        test_resume asks."""
         (step, mine), (other_step, other) = last(self.folder), last(self.straight)
         must(
             step == other_step and all(torch.equal(mine[name], other[name]) for name in other),

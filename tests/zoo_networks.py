@@ -1,6 +1,5 @@
 """The whole zoo: after perceptrons and convolutional networks, those of sequences, sets, graphs and
-words, and those with noise.
-"""
+words, and those with noise."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Write the recorded losses again: `python tests/golden/regenerate.py [METHOD ...]`; the diff is
-reviewed like code.
-"""
+reviewed like code."""
 
 from __future__ import annotations
 
