@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,26 +34,15 @@ class Digits(images.ImageTask):
     shots: int = option(20, "K, training images of each class in a task.", ge=1)
     queries: int = option(10, "Q, held-out images of each class in a task; may be 0.", ge=0)
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> images.ImageSource:
-        """The source of one split; `seed` has no effect."""
-        del seed
-        problems = images.split_problem(split)
-        if not problems:
-            problems = images.episode_problems(
-                self.ways, self.shots, self.queries, 10, SMALLEST[split], split
-            )
+    def source_of(self, **where: Any) -> images.ImageSource:
+        split = where["split"]
+        problems = images.episode_problems(
+            self.ways, self.shots, self.queries, 10, SMALLEST[split], split
+        )
         if problems:
             raise ConfigError(*problems)
         pool, counts, digest = _split(split)
-        return images.image_source(
-            pool, self, split=split, device=device, dtype=dtype, data_sha256=digest, counts=counts
-        )
+        return images.image_source(pool, self, data_sha256=digest, counts=counts, **where)
 
 
 def _split(split: str) -> tuple[torch.Tensor, list[int], str]:

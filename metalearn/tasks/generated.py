@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import TaskComponent
-from metalearn.errors import ConfigError
-from metalearn.tasks.images import split_problem
+from metalearn.tasks.images import SplitTask
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 
@@ -49,23 +47,8 @@ class GeneratedSource(ABC):
         return Batch(batch.x[:, 0], batch.y[:, 0])
 
 
-class GeneratedTask(TaskComponent):
-    """A distribution of tasks."""
-
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> GeneratedSource:
-        """A source; splits are different tasks of one distribution, and `seed` has no effect.
-
-        Raises ConfigError for an unknown split."""
-        del seed
-        if problems := split_problem(split):
-            raise ConfigError(*problems)
-        return self.source_of(split=split, device=device, dtype=dtype)
+class GeneratedTask(SplitTask):
+    """A distribution of tasks, of which every split has others."""
 
     @abstractmethod
     def source_of(self, **where: Any) -> GeneratedSource:

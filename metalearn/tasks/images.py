@@ -9,6 +9,7 @@ so that neither label nor position carries information."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from metalearn.augment import Change, augment
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.tasks import native
-from metalearn.types import Batch, Episode, EpisodeSpec, Key
+from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
 SPLITS = ("train", "valid", "test")
 # uint8 gathered at a time on a CPU: a block and its floats stay in the cache between two passes.
@@ -27,7 +28,37 @@ _BLOCK_BYTES = 1 << 18
 _SUPPORT, _QUERY, _EXAMPLES = (int(rng.fold_in(0, f"augment {part}")) for part in range(3))
 
 
-class ImageTask(TaskComponent):
+class SplitTask(TaskComponent):
+    """A component with one source a split, which `seed` has no effect on."""
+
+    def build(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TaskSource:
+        """The source of one split; ConfigError for an unknown one."""
+        del seed
+        if problems := split_problem(split):
+            raise ConfigError(*problems)
+        return self.source_of(split=split, device=device, dtype=dtype)
+
+    def source_of(self, **where: Any) -> TaskSource:
+        """The source; `where` holds the fields `split`, `device` and `dtype` of its spec."""
+        raise NotImplementedError
+
+    def spec_of(self, x_shape: tuple[int, ...], classes: int = 0, **more: Any) -> EpisodeSpec:
+        """The spec of tasks of the component's ways, shots and queries.
+
+        classes: those of the split; 0: regression on one number. `more`: other fields."""
+        own, kind = dict(self), "classification" if classes else "regression"
+        ways, shots, queries = own["ways"], own["shots"], own["queries"]
+        sizes: Any = (kind, ways, shots, queries, x_shape, ways, classes)
+        return EpisodeSpec(*sizes, **more)
+
+
+class ImageTask(SplitTask):
     """The fields of every image data set."""
 
     ways: int = option(5, "N, classes in a task.", ge=2)
@@ -237,18 +268,8 @@ def image_source(
 
     Images of other splits than `train` are as they are."""
     classes = int(pool.shape[0]) if counts is None else len(counts)
-    spec = EpisodeSpec(
-        kind="classification",
-        ways=task.ways,
-        shots=task.shots,
-        queries=task.queries,
-        x_shape=tuple(int(size) for size in pool.shape[-3:]),
-        outputs=task.ways,
-        num_classes=classes,
-        split=split,
-        dtype=dtype,
-        device=device,
-    )
+    shape = tuple(int(size) for size in pool.shape[-3:])
+    spec = task.spec_of(shape, classes, split=split, dtype=dtype, device=device)
     changes = task.augment if split == "train" else ()
     return ImageSource(pool, spec, rotate_per_task, data_sha256, counts, changes)
 

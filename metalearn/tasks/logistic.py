@@ -56,14 +56,4 @@ class Logistic(GeneratedTask):
     noise: float = option(0.05, "Share of labels that are flipped.", ge=0, lt=0.5)
 
     def source_of(self, **where: Any) -> LogisticSource:
-        spec = EpisodeSpec(
-            kind="classification",
-            ways=2,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=(self.dims,),
-            outputs=2,
-            num_classes=2,
-            **where,
-        )
-        return LogisticSource(self, spec)
+        return LogisticSource(self, self.spec_of((self.dims,), 2, **where))

@@ -90,14 +90,4 @@ class Sinusoid(GeneratedTask):
         return self
 
     def source_of(self, **where: Any) -> SinusoidSource:
-        spec = EpisodeSpec(
-            kind="regression",
-            ways=1,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=(1,),
-            outputs=1,
-            num_classes=0,
-            **where,
-        )
-        return SinusoidSource(self, spec)
+        return SinusoidSource(self, self.spec_of((1,), **where))

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from metalearn.component import option
-from metalearn.errors import ConfigError
 from metalearn.tasks import images
 from metalearn.tasks.prepared import cifar100
 from metalearn.tasks.prepared.splits import published
@@ -24,16 +23,9 @@ class _Cifar(images.ImageTask):
     def split_file(self) -> str:
         """Name of the published split."""
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> images.ImageSource:
+    def source_of(self, **where: Any) -> images.ImageSource:
         """The source of one split; its `facts` say which pixels were read."""
-        if problems := images.split_problem(split):
-            raise ConfigError(*problems)
+        split = where["split"]
         file, parts = cifar100.prepared(), published(self.split_file)
         classes = {name: cifar100.class_numbers(parts[name]) for name in images.SPLITS}
         pool = cifar100.images_of(classes[split])
@@ -42,9 +34,8 @@ class _Cifar(images.ImageTask):
             kept = cifar100.first_copies(list(classes.values()))[images.SPLITS.index(split)]
             counts = [int(row.sum()) for row in kept]
             pool = pool[torch.from_numpy(kept)]
-        options: dict[str, Any] = {"split": split, "device": device, "dtype": dtype}
-        options["counts"] = counts if pool.dim() == 4 else None
-        source = images.image_source(pool, self, data_sha256=file.data_sha256(), **options)
+        where["counts"] = counts if pool.dim() == 4 else None
+        source = images.image_source(pool, self, data_sha256=file.data_sha256(), **where)
         copies = "JPEG copies, quality 95"
         source.facts["pixels"] = copies if file is cifar100.JPEG else "as published"
         source.facts["repeated_images"] = self.repeated_images

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from metalearn.component import TaskComponent, option
+from metalearn.component import option
 from metalearn.errors import ConfigError
-from metalearn.tasks.images import SPLITS, episode_problems, split_problem
+from metalearn.tasks.images import SPLITS, SplitTask, episode_problems
 from metalearn.tasks.prepared.file import PreparedFile
 from metalearn.tasks.tables.rows import RowSource
-from metalearn.types import EpisodeSpec
 
 FILE = PreparedFile(
     source="clinc150",
@@ -28,7 +27,7 @@ FILE = PreparedFile(
 EACH = 150  # requests an intent
 
 
-class Clinc150(TaskComponent):
+class Clinc150(SplitTask):
     """Intents of short English requests ("book a flight"), as 384 numbers of a sentence encoder.
 
     90 / 30 / 30 intents, whole domains; 150 requests each. x [384] has length 1. Near the ceiling
@@ -45,33 +44,13 @@ class Clinc150(TaskComponent):
     shots: int = option(1, "K, labelled requests of each intent in a task.", ge=1)
     queries: int = option(5, "Q, query requests of each intent in a task.", ge=0)
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> RowSource:
-        """The source of one split."""
-        if problems := split_problem(split):
-            raise ConfigError(*problems)
-        data = FILE.load()
+    def source_of(self, **where: Any) -> RowSource:
+        data, split = FILE.load(), where["split"]
         classes = np.flatnonzero(data["split"] == SPLITS.index(split))
         problems = episode_problems(self.ways, self.shots, self.queries, len(classes), EACH, split)
         if problems:
             raise ConfigError(*problems)
-        spec = EpisodeSpec(
-            kind="classification",
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=(data["embedding"].shape[1],),
-            outputs=self.ways,
-            num_classes=len(classes),
-            split=split,
-            dtype=dtype,
-            device=device,
-        )
+        spec = self.spec_of((data["embedding"].shape[1],), len(classes), **where)
         rows = [np.flatnonzero(data["label"] == number) for number in classes]
         x = torch.as_tensor(data["embedding"][np.concatenate(rows)])
         return RowSource(x, None, [len(of) for of in rows], spec, FILE.data_sha256())

@@ -11,6 +11,7 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.errors import ConfigError
 from metalearn.tasks.generated import GeneratedSource
+from metalearn.tasks.images import SplitTask
 from metalearn.types import Batch, Episode, EpisodeSpec, Key
 
 
@@ -47,18 +48,11 @@ class CurveSource(GeneratedSource, ABC):
         """Inputs [T, B, *X] and values [T, B] of curves [T] at places [T, B]."""
 
 
-def curve_spec(shots: int, queries: int, points: int, inputs: int, **where: Any) -> EpisodeSpec:
+def curve_spec(task: SplitTask, points: int, inputs: int, **where: Any) -> EpisodeSpec:
     """The spec of points of a curve; ConfigError where it has fewer than shots + queries."""
+    spec = task.spec_of((inputs,), **where)
+    shots, queries = spec.shots, spec.queries
     if shots + queries > points:
         text = f"{shots} shots + {queries} queries = {shots + queries} different points"
         raise ConfigError(("shots", f"{text}, but a curve has {points}"))
-    return EpisodeSpec(
-        kind="regression",
-        ways=1,
-        shots=shots,
-        queries=queries,
-        x_shape=(inputs,),
-        outputs=1,
-        num_classes=0,
-        **where,
-    )
+    return spec

@@ -54,19 +54,10 @@ class Icons(images.ImageTask):
         "all", "Designers of queries: all, or in validation and test none of the support sets."
     )
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> images.ImageSource | UnseenDesigners:
-        """The source of one split."""
-        if problems := images.split_problem(split):
-            raise ConfigError(*problems)
+    def source_of(self, **where: Any) -> images.ImageSource | UnseenDesigners:
+        split = where["split"]
         data, code = FILE.load(), images.SPLITS.index(split)
         classes = np.flatnonzero(data["split"] == code)
-        where: dict[str, Any] = {"split": split, "device": device, "dtype": dtype}
         if self.designers == "all":
             return self._source(_rows(classes, data["label"]), where)
         drawn_by = data["family_split"][data["family"]]

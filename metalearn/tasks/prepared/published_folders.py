@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from metalearn.component import option
-from metalearn.errors import ConfigError, DataError
+from metalearn.errors import DataError
 from metalearn.tasks import images, store
 from metalearn.tasks.folders.decode import decoded
 from metalearn.tasks.folders.listing import Listing, image_files, some
@@ -35,16 +35,9 @@ class PublishedFolder(images.ImageTask):
     def origin(self) -> str:
         """Where the images come from, a sentence."""
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> images.ImageSource:
+    def source_of(self, **where: Any) -> images.ImageSource:
         """The source of one split; images of its classes alone are read."""
-        if problems := images.split_problem(split):
-            raise ConfigError(*problems)
+        split = where["split"]
         root, names = self._root(), published(self.source)[split]
         if is_archive(root):
             pool, counts, digest = decoded_archive(root, names, self.size)
@@ -54,15 +47,8 @@ class PublishedFolder(images.ImageTask):
         if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
             text = f"{root} has no images of {len(absent)} of {len(names)} {split} classes: "
             raise DataError(("path", f"{text}{some(absent)}. It must be {LAYOUT}"))
-        source = images.image_source(
-            torch.from_numpy(pool if pool.flags.writeable else pool.copy()),
-            self,
-            split=split,
-            device=device,
-            dtype=dtype,
-            data_sha256=digest,
-            counts=counts,
-        )
+        own = torch.from_numpy(pool if pool.flags.writeable else pool.copy())
+        source = images.image_source(own, self, data_sha256=digest, counts=counts, **where)
         fewest, most = min(counts), max(counts)
         source.facts["images_a_class"] = fewest if fewest == most else f"{fewest} to {most}"
         return source
@@ -159,7 +145,8 @@ def data_set(task: PublishedFolder, sentence: str) -> store.DataSet:
 
     def verify() -> list[str]:
         one = task.model_copy(update={"shots": 1, "queries": 1})
-        sources = {split: one.build(split) for split in images.SPLITS}
+        where: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+        sources = {split: one.source_of(split=split, **where) for split in images.SPLITS}
         return [
             f"{split}: {source.spec.num_classes} classes, {source.facts['images_a_class']} images"
             for split, source in sources.items()

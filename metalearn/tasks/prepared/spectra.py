@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.component import TaskComponent, option
-from metalearn.errors import ConfigError
+from metalearn.component import option
 from metalearn.tasks import store
-from metalearn.tasks.images import SPLITS, split_problem
+from metalearn.tasks.images import SPLITS, SplitTask
 from metalearn.tasks.prepared.curves import CurveSource, curve_spec
 from metalearn.tasks.prepared.file import PreparedFile
 from metalearn.types import EpisodeSpec
@@ -30,7 +29,7 @@ FILE = PreparedFile(
 )
 
 
-class Spectra(TaskComponent):
+class Spectra(SplitTask):
     """Reflectance of a soil at all wavelengths, from a few of them.
 
     A task is one curve of 180 bands, 400 to 2450 nm with two gaps; K (wavelength, reflectance)
@@ -51,22 +50,12 @@ class Spectra(TaskComponent):
     queries: int = option(50, "Q, bands in the query set.", ge=0)
     standardise: bool = option(True, "Targets of mean 0 and deviation 1 over the training curves.")
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> SpectraSource:
-        """The source of one split."""
-        if problems := split_problem(split):
-            raise ConfigError(*problems)
-        where = {"split": split, "device": device, "dtype": dtype}
-        spec = curve_spec(self.shots, self.queries, BANDS, 1, **where)
+    def source_of(self, **where: Any) -> SpectraSource:
+        spec = curve_spec(self, BANDS, 1, **where)
         data = FILE.load()
         train = data["reflectance"][data["split"] == 0].astype(np.float64)
         mean, deviation = (train.mean(), train.std()) if self.standardise else (0.0, 1.0)
-        y = data["reflectance"][data["split"] == SPLITS.index(split)].astype(np.float64)
+        y = data["reflectance"][data["split"] == SPLITS.index(where["split"])].astype(np.float64)
         x = (data["wavelength"].astype(np.float64) - 1425) / 600
         source = SpectraSource(spec, x, (y - mean) / deviation)
         source.facts["scale"] = round(float(deviation), 6)

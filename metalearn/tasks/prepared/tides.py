@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import TaskComponent, option
-from metalearn.errors import ConfigError
+from metalearn.component import option
 from metalearn.tasks import store
-from metalearn.tasks.images import SPLITS, split_problem
+from metalearn.tasks.images import SPLITS, SplitTask
 from metalearn.tasks.prepared.curves import CurveSource, curve_spec
 from metalearn.tasks.prepared.file import PreparedFile
 from metalearn.types import EpisodeSpec
@@ -35,7 +34,7 @@ FILE = PreparedFile(
 HOURS, POINTS, YEAR = 168, 336, 8766  # window, its half-hour steps, hours in a year
 
 
-class Tides(TaskComponent):
+class Tides(SplitTask):
     """Tide height at a station over a week, from a few readings: the real sinusoid.
 
     height(t) = sum_c amplitude_c cos(speed_c t + phase_c), c = M2, S2, ... (21 constituents), t in
@@ -65,22 +64,12 @@ class Tides(TaskComponent):
         "unit", "Heights divided by the station's own root mean square, or in metres."
     )
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> TideSource:
-        """The source of one split."""
-        if problems := split_problem(split):
-            raise ConfigError(*problems)
-        data, code = FILE.load(), SPLITS.index(split)
+    def source_of(self, **where: Any) -> TideSource:
+        data, code = FILE.load(), SPLITS.index(where["split"])
         of = data["split" if self.split_scheme == "cells" else "shift_split"]
         rows = np.flatnonzero(of == code)
         width = 1 if self.inputs == "time" else 2 * CONSTITUENTS
-        where = {"split": split, "device": device, "dtype": dtype}
-        spec = curve_spec(self.shots, self.queries, POINTS, width, **where)
+        spec = curve_spec(self, POINTS, width, **where)
         amplitude, phase = (data[name][rows].astype(np.float64) for name in ("amplitude", "phase"))
         if self.scale == "unit":
             amplitude /= np.sqrt((amplitude**2).sum(1, keepdims=True) / 2)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from metalearn import rng
-from metalearn.component import TaskComponent, option
+from metalearn.component import option
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import store
-from metalearn.tasks.images import split_problem
+from metalearn.tasks.images import SplitTask
 from metalearn.tasks.tables.rows import RowSource
 from metalearn.types import Episode, EpisodeSpec, Key
 
@@ -22,7 +22,7 @@ SHARES = {"train": (0, 1 / 3), "valid": (1 / 3, 2 / 3), "test": (2 / 3, 1)}  # o
 WIDTH = 64  # columns of digits, the widest
 
 
-class RealTables(TaskComponent):
+class RealTables(SplitTask):
     """Random support and query rows of scikit-learn's five bundled tables; needs scikit-learn.
 
     A task is one table, each as likely, with its classes under permuted labels: wine (3 classes, 13
@@ -45,17 +45,8 @@ class RealTables(TaskComponent):
     shots: int = option(10, "K, labelled rows of each class.", ge=1)
     queries: int = option(6, "Q, rows of each class in the query set.", ge=0)
 
-    def build(
-        self,
-        split: str = "train",
-        seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> RealTableSource:
-        """The source of one split; `seed` has no effect."""
-        del seed
-        if problems := split_problem(split):
-            raise ConfigError(*problems)
+    def source_of(self, **where: Any) -> RealTableSource:
+        split = where["split"]
         rows, counts, of, digest = _pool(split)
         numbers = [NAMES.index(name) for name in dict.fromkeys(self.tables)]
         least = min(count for count, number in zip(counts, of) if number in numbers)
@@ -63,19 +54,8 @@ class RealTables(TaskComponent):
             text = f"{self.shots} shots + {self.queries} queries are more than the {least}"
             text = f"{text} rows that the smallest class has in the split {split}"
             raise ConfigError(("shots", f"{text}: ask for fewer"))
-        spec = EpisodeSpec(
-            kind="classification",
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=(WIDTH,),
-            outputs=self.ways,
-            num_classes=len(counts),
-            split=split,
-            device=device,
-            dtype=dtype,
-            padded=min(of.count(number) for number in numbers) < self.ways,
-        )
+        padded = min(of.count(number) for number in numbers) < self.ways
+        spec = self.spec_of((WIDTH,), len(counts), padded=padded, **where)
         return RealTableSource(rows, counts, spec, digest, of, numbers)
 
 

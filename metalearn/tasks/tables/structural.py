@@ -57,16 +57,7 @@ class Tables(GeneratedTask):
         return self
 
     def source_of(self, **where: Any) -> TableSource:
-        spec = EpisodeSpec(
-            kind="classification",
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            x_shape=(self.width,),
-            outputs=self.ways,
-            num_classes=self.ways,
-            **where,
-        )
+        spec = self.spec_of((self.width,), self.ways, **where)
         return TableSource(spec, self.columns, self.ranges.get("ways", (self.ways, self.ways)))
 
 
