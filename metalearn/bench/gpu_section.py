@@ -7,8 +7,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from metalearn.bench.markdown import every_row, grid, ratios, replace_section
+from metalearn.bench.markdown import every_row, ratios
 from metalearn.bench.table import speedup
+from metalearn.report.markdown import replace_section, table
 from metalearn.storage.files import read_json
 
 HEAD = """# Results on GPUs
@@ -66,7 +67,7 @@ def _targets(out: Path) -> str:
         ],
         ["accuracy of that run", "≥ 98.3 %", _number(score and 100 * score, ".2f")],
     ]
-    return grid(["target", "asked for", "measured"], lines, left=1)
+    return table(["target", "asked for", "measured"], lines, left=1)
 
 
 def _accuracy(result: dict[str, Any]) -> float | None:
@@ -83,7 +84,7 @@ def _pieces(state: dict[str, dict[str, Any]]) -> str:
         [f"`{name}`", entry["status"], str(entry.get("seconds", "–")), _plain(entry.get("last"))]
         for name, entry in state.items()
     ]
-    return grid(["piece", "status", "seconds", "last line"], lines, left=2)
+    return table(["piece", "status", "seconds", "last line"], lines, left=2)
 
 
 def _plain(text: str | None) -> str:
@@ -101,7 +102,7 @@ def _precisions(out: Path) -> list[str]:
         cells = [_number(error, ".1e"), _number(score and 100 * score, ".2f")]
         lines.append([folder.name.removeprefix("precision-"), *cells])
     head = ["precision", "gradient error", "accuracy after 500 steps, %"]
-    return ["### Precision", grid(head, lines, left=1)] if lines else []
+    return ["### Precision", table(head, lines, left=1)] if lines else []
 
 
 def _json(path: Path) -> dict[str, Any]:

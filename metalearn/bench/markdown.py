@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from metalearn.bench.table import (
     speedup,
     times,
 )
+from metalearn.report.markdown import image, replace_section, table
 from metalearn.report.numbers import duration
-from metalearn.storage.files import write_atomic
 
 HEAD = """# Benchmarks
 
@@ -33,26 +31,7 @@ machine is replaced by its next run, text outside of the marked sections stays.
 def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
     """Write the run's section in the place of that of the same machine, else at the end."""
     name = f"bench: {_machine(data['environment'])}"
-    replace_section(path, name, render(data, [_relative(plot, path) for plot in plots]), HEAD)
-
-
-def replace_section(path: Path, name: str, content: str, head: str) -> None:
-    """Replace the section with this name, or append it; `head` begins a new file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else head
-    begin, end = (f"<!-- {what}{name.replace('--', '-')} -->" for what in ("", "end of "))
-    section = f"{begin}\n{content}{end}\n"
-    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
-    new = (
-        pattern.sub(lambda _: section, text)
-        if pattern.search(text)
-        else text.rstrip("\n") + "\n\n" + section
-    )
-    write_atomic(path, new.encode())
-
-
-def _relative(plot: Path, path: Path) -> str:
-    """The picture's place as seen from the text."""
-    return Path(os.path.relpath(plot.resolve(), path.resolve().parent)).as_posix()
+    replace_section(path, name, render(data, [image(plot, path) for plot in plots]), HEAD)
 
 
 def _machine(env: Row) -> str:
@@ -65,24 +44,17 @@ def _machine(env: Row) -> str:
 def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
     """The section: machine and versions, ratios, every row, curves over tasks, memory, absences."""
     parts = [f"## {_machine(data['environment'])}", _versions(data["environment"])]
-    parts += [f"![{Path(plot).stem}]({plot})" for plot in plots or []]
-    if data["rows"]:
-        parts += [
-            ratios(data["rows"], data.get("workloads", {})),
-            "### Every row",
-            every_row(data["rows"]),
-        ]
+    parts += plots or []
+    if rows := data["rows"]:
+        parts += [ratios(rows, data.get("workloads", {})), "### Every row", every_row(rows)]
     if data.get("scaling"):
         parts += ["### Tasks per batch: milliseconds a task", _scaling(data["scaling"])]
-    if isinstance(
-        data.get("memory"), list
-    ):  # a file of an earlier version has one row without live tensors
+    # a file of an earlier version has one row without live tensors
+    if isinstance(data.get("memory"), list):
         parts.append(_memory(data["memory"]))
     if data.get("skipped"):
-        parts += [
-            "### Left out",
-            "\n".join(f"- {_where(row)}: {row['why']}" for row in data["skipped"]),
-        ]
+        absent = [f"- {_where(row)}: {row['why']}" for row in data["skipped"]]
+        parts += ["### Left out", "\n".join(absent)]
     parts.append(NOTES)
     return "\n\n".join(parts) + "\n"
 
@@ -105,9 +77,8 @@ def _versions(env: Row) -> str:
     versions = [f"{name} {env[name]}" for name in names if env.get(name)]
     commit = f"commit {env['git'][:10]}" if env.get("git") else ""
     facts = [env.get("started", "")[:10], commit, f"Python {env.get('python')}"]
-    return (
-        "; ".join([*(fact for fact in facts if fact), *versions]) + f". Command: `{_command(env)}`"
-    )
+    known = "; ".join([*filter(None, facts), *versions])
+    return f"{known}. Command: `{_command(env)}`"
 
 
 def _command(env: Row) -> str:
@@ -117,55 +88,35 @@ def _command(env: Row) -> str:
 
 
 def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
-    head = [
-        "workload",
-        "tasks",
-        "ours",
-        *PEERS,
-        "speed over best peer",
-        "share of limit",
-        "auto's total",
-    ]
+    head = ["workload", "tasks", "ours", *PEERS, "speed over best peer", "share of limit"]
+    head.append("auto's total")
     lines = []
     for (workload, tasks), group in groups(rows).items():
         ours = best(group, ("native",))
         share = share_of_limit(ours, facts.get(workload, {}))
-        mine = (
-            "–"
-            if ours is None
-            else f"**{duration(ours['median_seconds'])}** {detail_of(ours)}".strip()
-        )
+        mine = "–"
+        if ours is not None:
+            mine = f"**{duration(ours['median_seconds'])}** {detail_of(ours)}".strip()
         theirs = [_peer(group, engine) for engine in PEERS]
         ratio = "–" if speedup(group) is None else f"**{times(speedup(group))}**"
         limit = "–" if share is None else f"{share:.0%}"
         total = auto_over_best(group)
         whole = "–" if total is None else f"{total:.2f}"
         lines.append([f"`{workload}`", str(tasks), mine, *theirs, ratio, limit, whole])
-    return grid(head, lines, left=1)
+    return table(head, lines, left=1)
 
 
 def _peer(group: list[Row], engine: str) -> str:
     row = best(group, (engine,))
-    return (
-        "–"
-        if row is None
-        else f"{duration(row['median_seconds'])} ({times(speedup(group, (engine,)))})"
-    )
+    if row is None:
+        return "–"
+    return f"{duration(row['median_seconds'])} ({times(speedup(group, (engine,)))})"
 
 
 def every_row(rows: list[Row]) -> str:
-    head = [
-        "workload",
-        "engine",
-        "tasks",
-        "median",
-        "IQR",
-        "rounds",
-        "first step",
-        "peak",
-        "gradient error",
-    ]
-    return grid(head, [_cells(row) for row in rows], left=2)
+    head = ["workload", "engine", "tasks", "median", "IQR", "rounds", "first step", "peak"]
+    head.append("gradient error")
+    return table(head, [_cells(row) for row in rows], left=2)
 
 
 def _cells(row: Row) -> list[str]:
@@ -181,18 +132,15 @@ def _scaling(rows: list[Row]) -> str:
     counts = sorted({row["tasks"] for row in rows})
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for row in rows:
-        text = (
-            "–"
-            if not row.get("median_seconds")
-            else f"{row['median_seconds'] / row['tasks'] * 1e3:.3g}"
-        )
+        seconds = row.get("median_seconds")
+        text = f"{seconds / row['tasks'] * 1e3:.3g}" if seconds else "–"
         lines.setdefault((row["workload"], name_of(row)), {})[row["tasks"]] = text
     head = ["workload", "engine", *map(str, counts)]
     cells = [
         [f"`{name}`", who, *(line.get(count, "–") for count in counts)]
         for (name, who), line in lines.items()
     ]
-    return grid(head, cells, left=2)
+    return table(head, cells, left=2)
 
 
 def _memory(rows: list[Row]) -> str:
@@ -212,8 +160,3 @@ def _memory(rows: list[Row]) -> str:
 
 def _where(row: Row) -> str:
     return f"{row['engine']}, `{row['workload']}`" if row.get("workload") else str(row["engine"])
-
-
-def grid(head: list[str], lines: list[list[str]], left: int) -> str:
-    marks = [":---" if place < left else "---:" for place in range(len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, marks, *lines))

@@ -12,21 +12,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from metalearn.bench.contenders import ENGINES
 from metalearn.bench.table import Row, best, groups, speedup, times
-from metalearn.report.figures.style import MARKERS, PALETTE, svg
+from metalearn.report.figures.style import MARKERS, PALETTE, RC, SOFT, svg
 from metalearn.report.numbers import duration
 
 COLOURS = dict(zip(ENGINES, PALETTE))
 SHAPES = dict(zip(ENGINES, MARKERS))
-SOFT, GRID = "#57606a", "#ECEEF0"
-_RC: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],
-}
+WHITE_EDGE: Any = {"mec": "white", "mew": 0.6}
+_RC: Any = RC | {"font.size": 9}
 
 
 def workloads_figure(rows: Sequence[Row]) -> str:
@@ -56,7 +48,6 @@ def workloads_figure(rows: Sequence[Row]) -> str:
         what = "time of a meta-step (sampling: of an episode)"
         axes.set_xlabel(f"{what} over our median, logarithmic")
         _logarithmic(axes, "x", lambda value: f"{value:g}x")
-        axes.grid(axis="both", color=GRID)
         _legend(figure, rows)
         return svg(figure, "bench")
 
@@ -72,23 +63,10 @@ def _points(axes: Any, place: int, rows: Sequence[Row | None], unit: float) -> N
             continue
         y, engine = place + (number - 2) * 0.13, row["engine"]
         low, high = row["quartiles_seconds"]
-        axes.plot(
-            [low / unit, high / unit],
-            [y, y],
-            color=COLOURS[engine],
-            lw=2.4,
-            alpha=0.55,
-            solid_capstyle="butt",
-        )
-        axes.plot(
-            row["median_seconds"] / unit,
-            y,
-            SHAPES[engine],
-            color=COLOURS[engine],
-            ms=5.5,
-            mec="white",
-            mew=0.6,
-        )
+        bar: Any = {"color": COLOURS[engine], "lw": 2.4, "alpha": 0.55}
+        axes.plot([low / unit, high / unit], [y, y], **bar, solid_capstyle="butt")
+        mark: Any = {"marker": SHAPES[engine], "ms": 5.5, **WHITE_EDGE}
+        axes.plot(row["median_seconds"] / unit, y, color=COLOURS[engine], **mark)
 
 
 def scaling_figure(rows: Sequence[Row]) -> str:
@@ -104,7 +82,6 @@ def scaling_figure(rows: Sequence[Row]) -> str:
             _logarithmic(axes, "y")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.grid(color=GRID)
         figure.supxlabel("tasks per batch", size=9)
         panels[0].set_ylabel("seconds a task")
         _legend(figure, rows, "outside upper left")
@@ -118,16 +95,8 @@ def _curve(axes: Any, rows: list[Row], engine: str) -> None:
     if not timed:
         return
     tasks = [row["tasks"] for row in timed]
-    axes.plot(
-        tasks,
-        [row["median_seconds"] / row["tasks"] for row in timed],
-        color=COLOURS[engine],
-        marker=SHAPES[engine],
-        ms=4.6,
-        mec="white",
-        mew=0.6,
-        lw=1.6,
-    )
+    look: Any = {"color": COLOURS[engine], "marker": SHAPES[engine], "ms": 4.6, **WHITE_EDGE}
+    axes.plot(tasks, [row["median_seconds"] / row["tasks"] for row in timed], **look, lw=1.6)
     low, high = ([row["quartiles_seconds"][end] / row["tasks"] for row in timed] for end in (0, 1))
     axes.fill_between(tasks, low, high, color=COLOURS[engine], alpha=0.16, lw=0)
 

@@ -13,6 +13,7 @@ from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, DataError, Diverged
 from metalearn.logger import log
+from metalearn.report import markdown
 from metalearn.results.published import cell_result, left_out, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
@@ -206,8 +207,7 @@ def _record(out: Path, cells: Sequence[Json]) -> None:
 
 def table(cells: Sequence[Json]) -> list[str]:
     """The record as lines of Markdown."""
-    rows = [HEAD, ("---",) * len(HEAD), *map(_line, cells)]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return markdown.table(HEAD, map(_line, cells)).splitlines()
 
 
 def _line(cell: Json) -> Sequence[str]:

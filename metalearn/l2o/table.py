@@ -9,18 +9,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from metalearn.report.figures.style import MARKERS, PALETTE, svg
+from metalearn.report.figures.style import MARKERS, PALETTE, RC, svg
+from metalearn.report.markdown import table
 
 Row = dict[str, Any]
-_RC: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans"],
-}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -30,7 +22,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [
             f"## {problem['name']}",
             "",
-            *_table(problem["rows"], result["points"], result["headline"]),
+            _table(problem["rows"], result["points"], result["headline"]),
             "",
         ]
         lines += [*_paired(problem["paired"], result["headline"]), ""]
@@ -51,17 +43,11 @@ def _what(result: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> list[str]:
+def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> str:
     shown = [point for point in points if point]
-    head = [
-        "optimizer",
-        *(f"step {point}" for point in shown),
-        "rate",
-        "diverged",
-        "Adam's steps for the same",
-    ]
-    head += ["its FLOPs", "its seconds", "us a step", "FLOPs a step"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = ["optimizer", *(f"step {point}" for point in shown), "rate", "diverged"]
+    head += ["Adam's steps for the same", "its FLOPs", "its seconds", "us a step", "FLOPs a step"]
+    lines = []
     place = list(points).index(headline)
     adam = next((row for row in rows if row["label"] == "adam"), {})
     for row in sorted(
@@ -73,8 +59,8 @@ def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> list[st
             _against(row, adam, headline, cost) for cost in ("flops_per_step", "seconds_per_step")
         ]
         cells += [f"{1e6 * row['seconds_per_step']:.1f}", _count(row["flops_per_step"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append(cells)
+    return table(head, lines)
 
 
 def _worst_last(value: float | None) -> float:
@@ -140,7 +126,7 @@ def picture(result: dict[str, Any]) -> str:
     problems = result["problems"]
     columns = min(len(problems), 3)
     lines = -(-len(problems) // columns)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC | {"font.size": 9}):
         figure = Figure((4.2 * columns + 1.6, 3.2 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False)
         for place, problem in enumerate(problems):

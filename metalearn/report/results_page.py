@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, load
+from metalearn.report import markdown
 from metalearn.report.numbers import NONE, operations, p_value, score
 from metalearn.results.published import (
     cells_of,
@@ -227,8 +228,7 @@ def _schedule(file: Path) -> str:
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(heads), ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown.table(heads, rows) + "\n"
 
 
 def _number(value: float | None, half: float | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from metalearn.component import Component, MethodComponent
 from metalearn.config.registry import TABLES
 from metalearn.losses import LOSSES
+from metalearn.report import markdown
 from metalearn.tasks import DATA_SETS
 
 # Page -> (heading, its tables)
@@ -140,8 +141,7 @@ def _first(text: str | None) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(heads, [[_cell(cell) for cell in row] for row in rows])
 
 
 def _cell(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +15,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.report.figures.style import INK, MARKERS, PALETTE, SCRATCH, SOFT, Style, styled, svg
-from metalearn.storage.files import write_atomic
+from metalearn.report.figures.style import (
+    GREY,
+    INK,
+    MARKERS,
+    PALETTE,
+    SCRATCH,
+    SOFT,
+    Style,
+    styled,
+    svg,
+)
+from metalearn.report.markdown import image, replace_section, table
 
 Json = dict[str, Any]
 RECKONINGS = {
@@ -50,19 +58,14 @@ def show(found: Json, console: Console | None = None) -> None:
     screen = console or Console()
     screen.print(title(found), style="bold", highlight=False, soft_wrap=True)
     for grid in grids(found):
-        table = Table(
-            title=grid.title,
-            title_justify="left",
-            title_style="bold",
-            box=SIMPLE,
-            padding=(0, 1, 0, 0),
-        )
+        look: Json = {"title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+        shown = Table(title=grid.title, box=SIMPLE, **look)
         for place, name in enumerate(grid.head):
-            table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+            shown.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
         for line in grid.lines:
-            table.add_row(*(cell.replace(" ± ", "\n±") for cell in line))
+            shown.add_row(*(cell.replace(" ± ", "\n±") for cell in line))
         if grid.lines:
-            screen.print(table)
+            screen.print(shown)
         for sentence in grid.below:
             screen.print(sentence, highlight=False, soft_wrap=True)
     screen.print()
@@ -72,11 +75,8 @@ def title(found: Json) -> str:
     """What was raced on: the table and its tasks."""
     header, spec = found["header"], found["header"]["spec"]
     source = (header.get("task") or {}).get("source", "tasks")
-    shape = (
-        f"{spec['ways']}-way {spec['shots']}-shot"
-        if spec["kind"] == "classification"
-        else f"{spec['shots']}-shot"
-    )
+    ways = f"{spec['ways']}-way " if spec["kind"] == "classification" else ""
+    shape = f"{ways}{spec['shots']}-shot"
     return (
         f"{header['space']}, {found['networks']} networks; {source} {shape}, {header['tasks']} "
         f"tasks, {header['seeds']} trainings of each; regret in {metric(found)}, lower is better"
@@ -140,15 +140,8 @@ def _paired(found: Json) -> Grid:
         ]
         for row in found["paired"]
     ]
-    head = [
-        "searcher",
-        "reckoning",
-        "regret",
-        "over random's",
-        "95 % interval",
-        "verdict",
-        "over theory's",
-    ]
+    head = ["searcher", "reckoning", "regret", "over random's", "95 % interval", "verdict"]
+    head.append("over theory's")
     below = [
         f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. Over "
         "theory's: against random search's exact expectation, so without the noise of its seeds."
@@ -215,31 +208,15 @@ text outside of the marked sections stays.
 
 def write_markdown(path: Path, found: Json, plot: Path | None) -> None:
     """Write the race's section in the place of that of the same table, else at the end."""
-    text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-    name = Path(found["table"]).stem.replace("--", "-")
-    begin, end = f"<!-- race: {name} -->", f"<!-- end of race: {name} -->"
-    picture = (
-        ""
-        if plot is None
-        else f"![{name}]({Path(os.path.relpath(plot.resolve(), path.resolve().parent)).as_posix()})"
-    )
-    section = f"{begin}\n{markdown(found, picture)}{end}\n"
-    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
-    new = (
-        pattern.sub(lambda _: section, text)
-        if pattern.search(text)
-        else text.rstrip("\n") + "\n\n" + section
-    )
-    write_atomic(path, new.encode())
+    content = markdown(found, "" if plot is None else image(plot, path))
+    replace_section(path, f"race: {Path(found['table']).stem}", content, HEAD)
 
 
 def markdown(found: Json, picture: str = "") -> str:
     """The section: what was raced on, the picture, every grid."""
     parts = [f"## {Path(found['table']).stem}", f"{title(found)}.", picture]
     for grid in grids(found):
-        marks = [":---" if place == 0 else "---:" for place in range(len(grid.head))]
-        lines = ["| " + " | ".join(line) + " |" for line in (grid.head, marks, *grid.lines)]
-        parts += [f"### {grid.title}", "\n".join(lines), *grid.below]
+        parts += [f"### {grid.title}", table(grid.head, grid.lines, left=1), *grid.below]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -264,14 +241,8 @@ def figure(found: Json, size: tuple[float, float]) -> Figure:
         _scales(axes, rows, top)
         for row in rows:
             _curve(axes, row)
-        axes.axhline(
-            top,
-            color="#8A9199",
-            lw=0.9,
-            ls=(0, (1, 2)),
-            zorder=1,
-            label="a network drawn at random",
-        )
+        dots: Json = {"color": GREY, "lw": 0.9, "ls": (0, (1, 2)), "zorder": 1}
+        axes.axhline(top, **dots, label="a network drawn at random")
         axes.set_title(title, loc="left", size="medium", color=INK)
     drawn.supxlabel("evaluations, in full trainings (logarithmic)", size="medium", color=INK)
     drawn.supylabel(f"regret in {metric(found)}, lower is better", size="medium", color=INK)
@@ -292,17 +263,8 @@ def _curve(axes: Axes, row: Json) -> None:
     axes.fill_between(
         x, np.maximum(low, axes.get_ylim()[0]), high, color=style.color, alpha=0.14, lw=0
     )
-    axes.plot(
-        x,
-        row["regret"],
-        **style_of,
-        lw=1.6,
-        marker=style.marker,
-        ms=4.6,
-        mec="white",
-        mew=0.7,
-        zorder=3,
-    )
+    marks: Json = {"marker": style.marker, "ms": 4.6, "mec": "white", "mew": 0.7}
+    axes.plot(x, row["regret"], **style_of, **marks, lw=1.6, zorder=3)
     if "exact" in row:
         axes.plot(
             x, row["exact"], color=INK, lw=1.1, ls=(0, (4, 2)), zorder=4, label="random, exact"

@@ -38,7 +38,7 @@ SCRATCH = "#5B5B5B"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 SHIFT = 3  # in the row of markers, from one use of a colour to the next
 
-_RC: Any = {
+RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "metalearn",
     "font.family": ["DejaVu Sans"],
@@ -92,7 +92,7 @@ def styled(draw: Callable[Options, Drawn]) -> Callable[Options, Drawn]:
 
     @functools.wraps(draw)
     def inner(*args: Options.args, **kwargs: Options.kwargs) -> Drawn:
-        with matplotlib.rc_context(_RC | {"font.size": FONT}):
+        with matplotlib.rc_context(RC | {"font.size": FONT}):
             return draw(*args, **kwargs)
 
     return inner
@@ -128,7 +128,7 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
 
 def svg(figure: Figure, name: str) -> str:
     """A standalone SVG; identifiers begin with `name`, so that several can stand in one page."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         file = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", metadata=nothing, transparent=True)

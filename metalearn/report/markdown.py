@@ -1,0 +1,37 @@
+"""Markdown of measurements: tables, and files whose sections are each written anew."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from metalearn.storage.files import write_atomic
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> str:
+    """A table; `left` columns are aligned to the left, the others to the right; None: no matter."""
+    marks = ["---"] * len(heads)
+    if left is not None:
+        marks = [":---" if place < left else "---:" for place in range(len(heads))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, marks, *rows))
+
+
+def image(picture: Path, beside: Path) -> str:
+    """A picture in a text that is stored as `beside`."""
+    place = os.path.relpath(picture.resolve(), beside.resolve().parent)
+    return f"![{picture.stem}]({Path(place).as_posix()})"
+
+
+def replace_section(path: Path, name: str, content: str, head: str) -> None:
+    """Replace the section with this name, or append it; `head` begins a new file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else head
+    begin, end = (f"<!-- {what}{name.replace('--', '-')} -->" for what in ("", "end of "))
+    section = f"{begin}\n{content}{end}\n"
+    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end) + r"\n", re.DOTALL)
+    if pattern.search(text):
+        new = pattern.sub(lambda _: section, text)
+    else:
+        new = text.rstrip("\n") + "\n\n" + section
+    write_atomic(path, new.encode())
