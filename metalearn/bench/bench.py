@@ -85,9 +85,8 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
         f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} "
         f"thread{'s' if threads > 1 else ''}"
     )
-    outcome = Outcome(
-        [], [], {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads}
-    )
+    facts: Row = {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads}
+    outcome = Outcome([], [], facts)
     expected = None
     if work.family != "sampling":
         expected, outcome.facts["flops"] = reference_and_flops(problem)
@@ -138,9 +137,8 @@ def _prepared(
             {"workload": problem.workload.name, "engine": contender.engine, "why": str(why)}
         )
         log.info(f"  skipped: {contender.label}: {why}")
-    except (
-        Exception
-    ) as error:  # one engine that fails, in whatever way, must not cost the others their rows
+    # one engine that fails, in whatever way, must not cost the others their rows
+    except Exception as error:
         _fail(problem, contender, None, error, outcome)
     return found if contender.every_form or len(found) < 2 else [_fastest(found, outcome)]
 
@@ -219,11 +217,8 @@ def _time(problem: Problem, ready: list[Ready], turns: Turns, outcome: Outcome) 
     if not alive:
         return
     engines = {str(place): one.engine for place, one in enumerate(alive)}
-    plain = (
-        convolution(problem)
-        if problem.workload.model == "conv4" and outcome.facts.get("flops")
-        else None
-    )
+    has_limit = problem.workload.model == "conv4" and outcome.facts.get("flops")
+    plain = convolution(problem) if has_limit else None
     if plain is not None:
         engines[LIMIT] = plain.engine
     times = in_turns(engines, turns)

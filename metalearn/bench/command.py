@@ -116,13 +116,8 @@ def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -
 
     environment = describe(device) | _versions() | {"tf32": options.tf32}
     del environment["threads"]  # each workload has its own
-    data: dict[str, Any] = {
-        "schema": 1,
-        "environment": environment,
-        "rows": [],
-        "skipped": [],
-        "workloads": {},
-    }
+    data: dict[str, Any] = {"schema": 1, "environment": environment}
+    data |= {"rows": [], "skipped": [], "workloads": {}}
     if earlier is None:
         return data
     other = [name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]]
@@ -130,9 +125,7 @@ def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -
         raise ConfigError(
             (str(options.out), f"was measured with another {', '.join(other)}: give another --out")
         )
-    return data | {
-        name: value for name, value in earlier.items() if name not in ("environment", "schema")
-    }
+    return data | {name: value for name, value in earlier.items() if name != "environment"}
 
 
 def _versions() -> dict[str, str]:
@@ -185,13 +178,10 @@ def _draw(options: BenchOptions, data: dict[str, Any]) -> None:
     if target is not None:
         from metalearn.bench.plot import scaling_figure, workloads_figure
 
+        beside = target.with_name(f"{target.stem}-scaling{target.suffix}")
         for rows, draw, path in (
             (data["rows"], workloads_figure, target),
-            (
-                data.get("scaling", []),
-                scaling_figure,
-                target.with_name(f"{target.stem}-scaling{target.suffix}"),
-            ),
+            (data.get("scaling", []), scaling_figure, beside),
         ):
             if any(row.get("median_seconds") for row in rows):
                 write_atomic(path, draw(rows).encode())

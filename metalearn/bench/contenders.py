@@ -53,30 +53,23 @@ def contenders(
             Contender("native", lambda row: [sampling.ours(problem)]),
             Contender("learn2learn", lambda row: sampling.theirs(problem), every_form=True),
         ]
-    elif isinstance(problem, l2o.LearnedProblem):
-        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
-        found += [
-            Contender(name, _left_out(name, "unrolls no learned optimizer")) for name in PEERS[:3]
-        ]
+        return [one for one in found if one.engine in wanted]
+    found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+    if isinstance(problem, l2o.LearnedProblem):
+        found += [_left_out(name, "unrolls no learned optimizer") for name in PEERS[:3]]
         found += [
             Contender("jax", lambda row: [l2o_jax.engine(problem)]),
             Contender("torch", lambda row: [l2o.engine(problem)]),
         ]
     elif isinstance(problem, in_context.InContextProblem):
-        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
-        found += [
-            Contender(name, _left_out(name, "has no in-context learner")) for name in PEERS[:3]
-        ]
+        found += [_left_out(name, "has no in-context learner") for name in PEERS[:3]]
         found += [
             Contender("jax", lambda row: [in_context_jax.engine(problem)]),
             Contender("torch", lambda row: [in_context.engine(problem)]),
         ]
     else:
-        found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
         found += [
-            Contender(
-                "torch", _left_out("torch", "plain autograd is timed on learned optimizers alone")
-            ),
+            _left_out("torch", "plain autograd is timed on learned optimizers alone"),
             Contender("learn2learn", lambda row: [torch_packages.engine("learn2learn", problem)]),
             Contender("higher", lambda row: [torch_packages.engine("higher", problem)]),
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),
@@ -85,12 +78,12 @@ def contenders(
     return [one for one in found if one.engine in wanted]
 
 
-def _left_out(name: str, why: str) -> Callable[[Row], list[Engine]]:
+def _left_out(name: str, why: str) -> Contender:
     def build(row: Row) -> list[Engine]:
         del row
         raise LeftOut(f"{name}: {why}")
 
-    return build
+    return Contender(name, build)
 
 
 def _native(problem: Problem, text: str) -> Contender:

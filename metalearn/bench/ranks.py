@@ -30,6 +30,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.executors.pieces import identity
 from metalearn.executors.step import Executable, Total, make_step_fn
 from metalearn.machine import set_threads
+from metalearn.report import markdown
 from metalearn.rng import fold_in
 from metalearn.run.warm_start import initial_state
 from metalearn.storage.environment import describe
@@ -205,26 +206,15 @@ def _in_turns(
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines of Markdown."""
-    names = (
-        "tasks",
-        "parameters",
-        "ranks",
-        "one",
-        "alone",
-        "together",
-        "the rest",
-        "speed-up",
-        "of CPU time",
-    )
-    head = f"| experiment | {' | '.join(names)} |"
-    lines = [head, "|---|" + "---:|" * 9]
+    heads = ["experiment", "tasks", "parameters", "ranks", "one", "alone", "together", "the rest"]
+    lines = []
     for row in rows:
+        sizes = [str(row["tasks"]), f"{row['parameters']:,}", str(row["ranks"])]
         one, alone, together = (
             1000 * row["median_seconds"][name] for name in ("one", "alone", "together")
         )
-        lines.append(
-            f"| {row['experiment']} | {row['tasks']} | {row['parameters']:,} | {row['ranks']} | "
-            f"{one:.3g} ms | {alone:.3g} ms | {together:.3g} ms | {together - alone:.2g} ms | "
-            f"{row['speedup']:.2f} | {row['cpu_ratio']:.2f} |"
-        )
-    return lines
+        times = [f"{value:.3g} ms" for value in (one, alone, together)]
+        ratios = [f"{row[name]:.2f}" for name in ("speedup", "cpu_ratio")]
+        rest = f"{together - alone:.2g} ms"
+        lines.append([row["experiment"], *sizes, *times, rest, *ratios])
+    return markdown.table([*heads, "speed-up", "of CPU time"], lines, left=1).splitlines()

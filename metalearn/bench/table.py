@@ -56,11 +56,9 @@ def speedup(rows: Iterable[Row], engines: Sequence[str] = PEERS) -> float | None
     """Time of the best of `engines` over that of our best executor; None without both."""
     rows = list(rows)
     ours, theirs = best(rows, ("native",)), best(rows, engines)
-    return (
-        None
-        if ours is None or theirs is None
-        else theirs["median_seconds"] / ours["median_seconds"]
-    )
+    if ours is None or theirs is None:
+        return None
+    return float(theirs["median_seconds"] / ours["median_seconds"])
 
 
 def auto_over_best(rows: Sequence[Row]) -> float | None:
@@ -90,21 +88,11 @@ def share_of_limit(row: Row | None, facts: Row) -> float | None:
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
     """One table of all rows on the terminal; ratios are to the best executor of ours."""
-    table = Table(
-        title="one meta-step: sample, meta-gradient, meta-update (sampling: one episode)",
-        title_justify="left",
-        box=SIMPLE,
-        padding=0,
-    )
+    title = "one meta-step: sample, meta-gradient, meta-update (sampling: one episode)"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     table.add_column("workload, tasks / engine", overflow="fold")
-    for head, width in (
-        ("median", 7),
-        ("IQR", 7),
-        ("x ours", 6),
-        ("1st step", 8),
-        ("peak", 8),
-        ("error", 5),
-    ):
+    columns = {"median": 7, "IQR": 7, "x ours": 6, "1st step": 8, "peak": 8, "error": 5}
+    for head, width in columns.items():
         table.add_column(head, justify="right", no_wrap=True, min_width=width)
     for (workload, tasks), group in groups(rows).items():
         ours = best(group, ("native",))
@@ -118,15 +106,9 @@ def _cells(row: Row, ours: Row | None) -> list[str]:
     if row.get("error"):
         return [f"  {name_of(row)}", "error", *[""] * 4, _error(row)]
     ratio = None if ours is None else row["median_seconds"] / ours["median_seconds"]
-    return [
-        f"  {name_of(row)}",
-        duration(row["median_seconds"]),
-        duration(row["iqr_seconds"]),
-        times(ratio),
-        duration(row["compile_seconds"]),
-        size(row["peak_bytes"]),
-        _error(row),
-    ]
+    seconds = [duration(row["median_seconds"]), duration(row["iqr_seconds"]), times(ratio)]
+    first = duration(row["compile_seconds"])
+    return [f"  {name_of(row)}", *seconds, first, size(row["peak_bytes"]), _error(row)]
 
 
 def _error(row: Row) -> str:

@@ -87,93 +87,37 @@ class Workload:
         return "x".join(map(str, self.x_shape))
 
 
-def _omniglot(
-    name: str, queries: int, tasks: int, downsample: Literal["pool", "stride"]
-) -> Workload:
-    return Workload(name, tasks, queries=queries, downsample=downsample)
-
-
-# One thread for the sinusoid: its matrices are too small to share, and a second thread only costs.
-_SINUSOID = Workload(
-    "sinusoid_1step",
-    25,
-    model="mlp",
-    ways=1,
-    shots=10,
-    queries=10,
-    x_shape=(1,),
-    inner_lr=0.01,
-    threads=1,
-)
+# Perceptrons have one thread: their matrices are too small to share, and a second one only costs.
+_MLP = Workload("", 25, model="mlp", ways=1, shots=10, queries=10, inner_lr=0.01, threads=1)
+_SINUSOID = replace(_MLP, name="sinusoid_1step", x_shape=(1,))
+_L2O = replace(_MLP, family="l2o", inner_steps=100)
+# MAML's setting on colour images
+_COLOUR = Workload("", 4, queries=15, filters=32, flatten=True, inner_steps=5, inner_lr=0.01)
+_IN_CONTEXT = Workload("in_context_omniglot", 16, family="in_context", queries=5, inner_steps=0)
 
 _TABLE = (
     _SINUSOID,
     replace(_SINUSOID, name="sinusoid_5steps", inner_steps=5),
-    _omniglot("conv4_pool_5w1s_q1", 1, 32, "pool"),
-    _omniglot("conv4_pool_5w1s_q5", 5, 16, "pool"),
-    _omniglot("conv4_pool_5w1s_q15", 15, 8, "pool"),
-    _omniglot("conv4_stride_5w1s_q1", 1, 32, "stride"),
-    _omniglot("conv4_stride_5w1s_q5", 5, 16, "stride"),
-    _omniglot("conv4_stride_5w1s_q15", 15, 8, "stride"),
+    Workload("conv4_pool_5w1s_q1", 32),
+    Workload("conv4_pool_5w1s_q5", 16, queries=5),
+    Workload("conv4_pool_5w1s_q15", 8, queries=15),
+    Workload("conv4_stride_5w1s_q1", 32, downsample="stride"),
+    Workload("conv4_stride_5w1s_q5", 16, queries=5, downsample="stride"),
+    Workload("conv4_stride_5w1s_q15", 8, queries=15, downsample="stride"),
     # at 0.1 float32 is off by 2 %, anybody's
     Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.02),
-    Workload(
-        "conv4_84_5w5s",
-        4,
-        shots=5,
-        queries=15,
-        x_shape=(3, 84, 84),
-        filters=32,
-        flatten=True,
-        inner_steps=5,
-        inner_lr=0.01,
-    ),
-    # MAML's setting on CIFAR-FS
-    Workload(
-        "conv4_cifar_5w1s",
-        4,
-        queries=15,
-        x_shape=(3, 32, 32),
-        filters=32,
-        flatten=True,
-        inner_steps=5,
-        inner_lr=0.01,
-    ),
+    replace(_COLOUR, name="conv4_84_5w5s", shots=5, x_shape=(3, 84, 84)),
+    replace(_COLOUR, name="conv4_cifar_5w1s", x_shape=(3, 32, 32)),
     Workload("anil_5w1s", 32, family="anil", queries=5, inner_steps=5, inner_lr=0.1),
     Workload("first_order_5w1s", 32, first_order=True),
     Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
     replace(_SINUSOID, name="in_context_sinusoid", family="in_context", inner_steps=0),
-    Workload(
-        "in_context_omniglot",
-        16,
-        family="in_context",
-        queries=5,
-        downsample="stride",
-        norm=False,
-        inner_steps=0,
-    ),
+    replace(_IN_CONTEXT, downsample="stride", norm=False),
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
-    replace(
-        _SINUSOID,
-        name="l2o_quadratics",
-        tasks=32,
-        family="l2o",
-        shots=10,
-        x_shape=(10,),
-        inner_steps=100,
-    ),
+    replace(_L2O, name="l2o_quadratics", tasks=32, x_shape=(10,)),
     # Few tasks: what back-propagation keeps of 100 steps on 1,510 parameters is 0.3 GB a task where
     # all is kept.
-    replace(
-        _SINUSOID,
-        name="l2o_mlp",
-        tasks=4,
-        family="l2o",
-        ways=10,
-        shots=5,
-        x_shape=(1, 8, 8),
-        inner_steps=100,
-    ),
+    replace(_L2O, name="l2o_mlp", tasks=4, ways=10, shots=5, x_shape=(1, 8, 8)),
 )
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _TABLE}

@@ -18,24 +18,12 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
         text = f"what is computed twice is merged, so that it saves nothing under {run.executor}"
         found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))
     if run.precision == "tf32" and not device.startswith("cuda"):
-        found.append(
-            (
-                "run.precision",
-                f"tf32 is a format of CUDA devices, and the device is {device}: use float32",
-            )
-        )
+        text = f"tf32 is a format of CUDA devices, and the device is {device}: use float32"
+        found.append(("run.precision", text))
     if run.precision != "float32" and run.dtype != "float32":
-        found.append(
-            (
-                "run.precision",
-                f"{run.precision} goes with run.dtype float32, not {run.dtype}: leave one out",
-            )
-        )
+        text = f"{run.precision} goes with run.dtype float32, not {run.dtype}: leave one out"
+        found.append(("run.precision", text))
     if run.engine != "native" and (run.precision != "float32" or run.checkpoint_inner):
-        found.append(
-            (
-                "run.engine",
-                f"{run.engine} knows no run.precision and no run.checkpoint_inner: leave them out",
-            )
-        )
+        text = f"{run.engine} knows no run.precision and no run.checkpoint_inner: leave them out"
+        found.append(("run.engine", text))
     return found

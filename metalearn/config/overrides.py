@@ -112,11 +112,8 @@ def _retag(data: dict[str, Any], path: list[str], value: Any) -> list[str]:
 
 def _labels(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     items = data.get("methods")
-    return (
-        {label_of(item): item for item in items if isinstance(item, dict)}
-        if isinstance(items, list)
-        else {}
-    )
+    rows = items if isinstance(items, list) else []
+    return {label_of(item): item for item in rows if isinstance(item, dict)}
 
 
 def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:

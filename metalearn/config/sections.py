@@ -120,15 +120,10 @@ class Run(Component):
     def _other_engines_loop(cls, data: Any) -> Any:
         """What other packages' backward passes run under, chosen here: there is nothing for `auto`
         to try."""
-        foreign = isinstance(data, dict) and data.get("engine", "native") in (
-            "learn2learn",
-            "higher",
-        )
-        return (
-            {**data, "executor": "loop"}
-            if foreign and data.get("executor", "auto") == "auto"
-            else data
-        )
+        if not isinstance(data, dict) or data.get("executor", "auto") != "auto":
+            return data
+        foreign = data.get("engine", "native") in ("learn2learn", "higher")
+        return {**data, "executor": "loop"} if foreign else data
 
     @model_validator(mode="after")
     def _executor_fits_engine(self) -> Run:
@@ -291,20 +286,15 @@ class TuneRange(Component):
     @model_validator(mode="after")
     def _one_form(self) -> TuneRange:
         if self.values is not None:
-            if (
-                self.min is not None
-                or self.max is not None
-                or self.distribution not in (None, "categorical")
-            ):
-                raise ValueError(
-                    "give either values, or min and max with a distribution of numbers"
-                )
+            ends = self.min is not None or self.max is not None
+            if ends or self.distribution not in (None, "categorical"):
+                text = "give either values, or min and max with a distribution of numbers"
+                raise ValueError(text)
             return self
         if self.min is None or self.max is None or self.distribution == "categorical":
             raise ValueError("give either min and max, or values")
-        if self.min is not None and self.max is not None:
-            if self.min >= self.max:
-                raise ValueError(f"min {self.min} should be below max {self.max}")
-            if self.distribution == "log_uniform" and self.min <= 0:
-                raise ValueError(f"log_uniform needs min above 0, not {self.min}")
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min} should be below max {self.max}")
+        if self.distribution == "log_uniform" and self.min <= 0:
+            raise ValueError(f"log_uniform needs min above 0, not {self.min}")
         return self

@@ -41,13 +41,8 @@ def find(name: str, kind: str, sub: str = "") -> Path:
             (name, f"is a folder: give the file of {_article(kind)}, or the name of a shipped one")
         )
     if not known:
-        raise ConfigError(
-            (
-                name,
-                f"no such file, and this copy of metalearn holds no {kind}s: install its wheel, or "
-                f"run in a checkout",
-            )
-        )
+        text = f"no such file, and this copy of metalearn holds no {kind}s: install its wheel"
+        raise ConfigError((name, f"{text}, or run in a checkout"))
     raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, list(known))}"))
 
 

@@ -138,10 +138,6 @@ def kilojoules(value: float | None) -> str:
 
 def word(value: Any) -> str:
     """A parameter's value as one writes it."""
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -30,26 +30,14 @@ def across(groups: Sequence[Group]) -> list[Across]:
     found = []
     for group in groups:
         for run in group.runs:
-            scores = [
-                (run.result, run.result["headline"]),
-                *((one, one["headline"]) for one in evaluations(run)),
-            ]
-            rows = [
-                Across(
-                    group,
-                    run.seed,
-                    trained_on(run),
-                    str((result.get("task") or {}).get("source")),
-                    head.get("value"),
-                    head.get("ci95"),
-                )
-                for result, head in scores
-                if head.get("metric") == group.metric
-            ]
-            if (
-                any(one.tested != one.trained for one in rows)
-                and run.traits.get("consumes") != "nothing"
-            ):
+            rows = []
+            for result in (run.result, *evaluations(run)):
+                head, source = result["headline"], str((result.get("task") or {}).get("source"))
+                if head.get("metric") == group.metric:
+                    score = head.get("value"), head.get("ci95")
+                    rows.append(Across(group, run.seed, trained_on(run), source, *score))
+            shifted = any(one.tested != one.trained for one in rows)
+            if shifted and run.traits.get("consumes") != "nothing":
                 found += sorted(rows, key=lambda one: one.tested != one.trained)
     return found
 

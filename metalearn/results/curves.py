@@ -74,11 +74,9 @@ def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
     shown = curve(group)  # of a loss over the tasks that did not diverge, where some did
     low, high = (np.full(len(cost), np.nan),) * 2 if shown.converged_only else interval(pooled)
     middle = np.asarray([np.nan if value is None else value for value in shown.mean])
-    places = (
-        [place for place in range(len(cost)) if cost[place] > 0]
-        if group.uses_steps
-        else [len(cost) - 1]
-    )
+    places = [len(cost) - 1]
+    if group.uses_steps:
+        places = [place for place in range(len(cost)) if cost[place] > 0]
     return CostCurve(cost[places], middle[places], low[places], high[places])
 
 

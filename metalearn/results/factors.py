@@ -41,9 +41,8 @@ def family_of(run: Run) -> str:
     start = (run.result.get("factors") or {}).get("start")
     consumes = run.traits.get("consumes", "nothing")
     if consumes == "nothing":
-        return {"pretrained": "transfer", None: "scratch", "random": "scratch"}.get(
-            start, "meta-learned"
-        )
+        families = {"pretrained": "transfer", None: "scratch", "random": "scratch"}
+        return families.get(start, "meta-learned")
     return "transfer" if consumes == "examples" else "meta-learned"
 
 

@@ -102,11 +102,9 @@ class Run:
     @property
     def headline_point(self) -> int:
         """The place of the headline step on the curve; of a single point, that one."""
-        return (
-            self.steps.index(self.headline_step)
-            if self.headline_step in self.steps
-            else len(self.steps) - 1
-        )
+        if self.headline_step not in self.steps:
+            return len(self.steps) - 1
+        return self.steps.index(self.headline_step)
 
     @property
     def diverged(self) -> float | None:
@@ -117,18 +115,13 @@ class Run:
     def scores(self) -> dict[str, Array]:
         """`accuracy` and `loss`, each [E, P]; empty where the file is missing."""
         file = self.path / "scores.npz"
-        if not file.exists():
-            return {}
-        return read_npz(file)
+        return read_npz(file) if file.exists() else {}
 
     def scores_of(self, metric: str) -> Array | None:
         """[E, P], or None where they were not written."""
         found = self.scores.get(metric)
-        return (
-            found
-            if found is not None and found.ndim == 2 and found.shape[1] == len(self.steps)
-            else None
-        )
+        fits = found is not None and found.ndim == 2 and found.shape[1] == len(self.steps)
+        return found if fits else None
 
     @property
     def cost(self) -> Json:
@@ -142,11 +135,8 @@ class Run:
 
     def valid(self, split: str) -> list[Json]:
         """Validation points on tasks of `split`, in order of the step."""
-        found = [
-            line
-            for line in self.metrics
-            if line.get("kind") == "valid" and line.get("split") == split
-        ]
+        points = [line for line in self.metrics if line.get("kind") == "valid"]
+        found = [line for line in points if line.get("split") == split]
         return sorted(found, key=lambda line: int(line["step"]))
 
 
@@ -198,13 +188,11 @@ class Group:
     def pooled(self, metric: str) -> Array | None:
         """Scores [S, E, P] where every seed has them for the same tasks and steps, else None."""
         found = [run.scores_of(metric) for run in self.runs]
-        if any(scores is None for scores in found) or any(
-            run.steps != self.first.steps for run in self.runs
-        ):
+        known = [scores for scores in found if scores is not None]
+        same = all(run.steps == self.first.steps for run in self.runs)
+        if len(known) < len(found) or not same or len({scores.shape for scores in known}) != 1:
             return None
-        if len({scores.shape for scores in found if scores is not None}) != 1:
-            return None
-        return np.stack([scores for scores in found if scores is not None])
+        return np.stack(known)
 
     def at_headline(self) -> Array | None:
         """Scores at each seed's headline step: [S, E]."""
@@ -329,12 +317,10 @@ def _read_lines(path: Path) -> list[Json]:
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         try:
             rows += [checked(Line, json.loads(line), f"{path}:{number}")] if line.strip() else []
+        except ConfigError:
+            raise
         except (ValueError, RecursionError) as error:
-            raise (
-                error
-                if isinstance(error, ConfigError)
-                else ConfigError((f"{path}:{number}", str(error)))
-            ) from error
+            raise ConfigError((f"{path}:{number}", str(error))) from error
     return rows
 
 

@@ -208,8 +208,9 @@ text outside of the marked sections stays.
 
 def write_markdown(path: Path, found: Json, plot: Path | None) -> None:
     """Write the race's section in the place of that of the same table, else at the end."""
-    content = markdown(found, "" if plot is None else image(plot, path))
-    replace_section(path, f"race: {Path(found['table']).stem}", content, HEAD)
+    name = Path(found["table"]).stem
+    content = markdown(found, "" if plot is None else image(plot, path, name))
+    replace_section(path, f"race: {name}", content, HEAD)
 
 
 def markdown(found: Json, picture: str = "") -> str:

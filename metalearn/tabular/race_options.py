@@ -38,6 +38,9 @@ BY_TRAINING: dict[str, tuple[str, Json]] = {
     "snip": ("proxy", {"measure": "snip"}),
     "jacob_cov": ("proxy", {"measure": "jacob_cov"}),
 }
+UNBOUNDED = (
+    "half of the networks diverge at the first point on some task: train with a smaller inner_lr"
+)
 RACERS = {**BY_TABLE, **BY_TRAINING}
 
 
@@ -130,30 +133,17 @@ def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> di
         except ConfigError:
             path, value = [], None
         if len(path) != 2:
-            problems.append(
-                (
-                    "--set",
-                    f"{text!r} should be SEARCHER.FIELD=VALUE, such as evolution.population=8",
-                )
-            )
+            why = " should be SEARCHER.FIELD=VALUE, such as evolution.population=8"
         elif path[0] not in RACERS:
-            problems.append(
-                (
-                    "--set",
-                    f"{text!r}: unknown searcher {path[0]!r}; {did_you_mean(path[0], RACERS)}",
-                )
-            )
+            why = f": unknown searcher {path[0]!r}; {did_you_mean(path[0], RACERS)}"
         elif path[0] not in names:
-            problems.append(
-                (
-                    "--set",
-                    f"{text!r}: {path[0]} is not among the searchers; add --searcher {path[0]}",
-                )
-            )
+            why = f": {path[0]} is not among the searchers; add --searcher {path[0]}"
         elif path[1] in ("name", *RACERS[path[0]][1]):
-            problems.append(("--set", f"{text!r}: {path[1]} is what the name {path[0]} stands for"))
+            why = f": {path[1]} is what the name {path[0]} stands for"
         else:
             given.setdefault(path[0], {})[path[1]] = value
+            continue
+        problems.append(("--set", f"{text!r}{why}"))
     return given
 
 
@@ -182,16 +172,9 @@ def _usable(table: Table, options: RaceOptions, problems: Problems) -> None:
     """A table on which a race means something."""
     place, done, networks = str(options.table), int(table.done.sum()), len(table.done)
     if not table.complete:
-        text = (
-            f"holds {done} of {networks} networks: finish it with the metalearn nas "
-            f"tabulate that began it"
-        )
-        problems.append((place, text))
+        text = f"holds {done} of {networks} networks"
+        problems.append((place, f"{text}: finish it with the metalearn nas tabulate that began it"))
     elif table.unbounded:
-        text = (
-            "half of the networks diverge at the first point on some task: train with a "
-            "smaller inner_lr"
-        )
-        problems.append((place, text))
+        problems.append((place, UNBOUNDED))
     if options.budget > networks:
         problems.append(("--budget", f"{options.budget} is above the table's {networks} networks"))

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from metalearn import interop
 from metalearn.errors import ConfigError
 from metalearn.types import Episode, Params
@@ -31,6 +34,11 @@ class Engine:
     wait: Callable[[], None] = nothing  # until everything that was started has ended
     form: str = ""  # which of several ways of using the package this is
     per: int = 1  # seconds of a step are divided by it: the episodes of one call of a sampler
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """A copy of the .grad of a leaf; zeros where nothing has reached it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()
 
 
 def package(name: str) -> Any:

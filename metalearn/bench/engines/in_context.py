@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn.bench.engines.engine import Engine
+from metalearn.bench.engines.engine import Engine, gradient_of
 from metalearn.bench.engines.plain import FourBlocks, Perceptron
 from metalearn.bench.engines.torch_loop import engine_of
 from metalearn.bench.problem import Problem
@@ -146,7 +146,7 @@ def reference(problem: InContextProblem, episodes: Episode) -> Params:
     network = Network(problem).double()
     wide: Any = (part.double() if part.is_floating_point() else part for part in parts(episodes))
     network(*wide).backward()
-    return {name: _grad(value) for name, value in network.named_parameters()}
+    return {name: gradient_of(value) for name, value in network.named_parameters()}
 
 
 def engine(problem: InContextProblem) -> Engine:
@@ -158,7 +158,3 @@ def engine(problem: InContextProblem) -> Engine:
         loss(*parts(episodes)).backward()
 
     return engine_of(problem, network, backward, "torch.compile, all tasks at once", fused=True)
-
-
-def _grad(leaf: nn.Parameter) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()

@@ -66,22 +66,14 @@ def features(j: Any, work: Workload, params: Any, x: Any) -> Any:
         return x
     stride = 2 if work.downsample == "stride" else 1
     for place in range(4):
-        x = (
-            j.lax.conv_general_dilated(
-                x,
-                params[f"convs.{place}.weight"],
-                (stride, stride),
-                ((1, 1), (1, 1)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            + params[f"convs.{place}.bias"]
-        )
+        strides, padding, layout = (stride, stride), ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+        weight, bias = params[f"convs.{place}.weight"], params[f"convs.{place}.bias"]
+        x = j.lax.conv_general_dilated(x, weight, strides, padding, dimension_numbers=layout) + bias
         if work.norm:
             mean = x.mean((0, 1, 2))
             var = j.np.square(x - mean).mean((0, 1, 2))
-            x = (x - mean) * j.lax.rsqrt(var + EPS) * params[f"norms.{place}.weight"] + params[
-                f"norms.{place}.bias"
-            ]
+            gain, bias = params[f"norms.{place}.weight"], params[f"norms.{place}.bias"]
+            x = (x - mean) * j.lax.rsqrt(var + EPS) * gain + bias
         x = j.np.maximum(x, 0)
         if stride == 1:
             x = _pool(j, x)

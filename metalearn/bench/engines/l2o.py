@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.bench.engines.engine import Engine
+from metalearn.bench.engines.engine import Engine, gradient_of
 from metalearn.bench.problem import OUTER_LR, READY, Problem, synchronise
 from metalearn.learned_optimizers import LSTM, Constant, LearnOptimizer
 from metalearn.losses import criterion
@@ -78,25 +78,19 @@ class LearnedProblem(Problem):
 
 def unrolled(problem: LearnedProblem, theta: Params, x: Tensor, y: Tensor, start: Params) -> Tensor:
     """The mean loss after a step of one task's run: a plain loop over torch.autograd.grad."""
-    rule = (
-        LSTM(preprocess=PREPROCESS, scale=SCALE)
-        .build(x.dtype)
-        .rule(theta, problem.workload.inner_steps)
-    )
-    loss_of, params = (
-        criterion(problem.source.spec),
-        {name: value.requires_grad_() for name, value in start.items()},
-    )
+    steps, kind = problem.workload.inner_steps, LSTM(preprocess=PREPROCESS, scale=SCALE)
+    rule, loss_of = kind.build(x.dtype).rule(theta, steps), criterion(problem.source.spec)
+    params = {name: value.requires_grad_() for name, value in start.items()}
     state, total = rule.init(params), x.new_zeros(())
-    for step in range(problem.workload.inner_steps + 1):
+    for step in range(steps + 1):
         loss = loss_of(problem.learner.apply(params, x), y)
         total = total + loss if step else total
-        if step == problem.workload.inner_steps:
+        if step == steps:
             break
         found = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
         updates, state = rule.update(dict(zip(params, found, strict=True)), state, params, loss)
         params = {name: value + updates[name] for name, value in params.items()}
-    return total / problem.workload.inner_steps
+    return total / steps
 
 
 def add_gradients(problem: LearnedProblem, theta: Params, given: Given) -> None:
@@ -114,7 +108,7 @@ def reference(problem: LearnedProblem, episodes: Episode) -> Params:
     y = given.y.double() if given.y.is_floating_point() else given.y
     wide = {name: value.double() for name, value in given.starts.items()}
     add_gradients(problem, theta, Given(given.x.double(), y, wide))
-    return {name: _grad(value) for name, value in theta.items()}
+    return {name: gradient_of(value) for name, value in theta.items()}
 
 
 def engine(problem: LearnedProblem) -> Engine:
@@ -132,10 +126,6 @@ def engine(problem: LearnedProblem) -> Engine:
     def gradient(episodes: Episode) -> Params:
         fresh = {name: value.clone().requires_grad_() for name, value in problem.start.items()}
         add_gradients(problem, fresh, problem.plain(episodes))
-        return {name: _grad(value) for name, value in fresh.items()}
+        return {name: gradient_of(value) for name, value in fresh.items()}
 
     return Engine(step, gradient, lambda: synchronise(problem.device), "autograd, a task at a time")
-
-
-def _grad(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach().clone()

@@ -57,13 +57,8 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
 
     Nothing is known of it beforehand."""
     tasks, state = problem.workload.tasks, fresh(problem)
-    most, found, free = (
-        tasks,
-        memory.predict(problem.method, state, problem.check),
-        memory.room(problem.device),
-    )
-    if found is not None:
-        most = found.fits(tasks, free)
+    found, free = memory.predict(problem.method, state, problem.check), memory.room(problem.device)
+    most = tasks if found is None else found.fits(tasks, free)
     sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
     work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
     trials = choose(work, {})

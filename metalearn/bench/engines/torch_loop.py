@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from metalearn.bench.engines.engine import Engine
+from metalearn.bench.engines.engine import Engine, gradient_of
 from metalearn.bench.problem import OUTER_LR, Problem, synchronise
 from metalearn.types import Episode, Params
 
@@ -38,10 +38,6 @@ def engine_of(
     def gradient(episodes: Episode) -> Params:
         model.load_state_dict(problem.start)
         learn(episodes)
-        return {name: _gradient(value) for name, value in model.named_parameters()}
+        return {name: gradient_of(value) for name, value in model.named_parameters()}
 
     return Engine(step, gradient, lambda: synchronise(problem.device), form)
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()

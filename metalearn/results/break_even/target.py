@@ -24,10 +24,8 @@ def target_of(groups: Sequence[Group]) -> Json | None:
     label = (max if up else min)(known, key=lambda name: known[name])
     value = from_validation(known[label], higher=up, share=SHARE)
     how = f"{SHARE:.0%} of" if up else "a tenth above"
-    why = (
-        f"{how} {label}'s mean {groups[0].metric} on validation tasks, {known[label]:.4g}: "
-        f"the best of all methods"
-    )
+    mean_of = f"{label}'s mean {groups[0].metric} on validation tasks, {known[label]:.4g}"
+    why = f"{how} {mean_of}: the best of all methods"
     return {"metric": groups[0].metric, "value": round(value, 6), "why": why}
 
 
@@ -49,11 +47,9 @@ def levels_of(groups: Sequence[Group], target: Json | None) -> list[float]:
 
 def _asked(run: Run) -> Json | None:
     target = (run.config.get("evaluate") or {}).get("target")
-    return (
-        {"metric": target["metric"], "value": float(target["value"])}
-        if isinstance(target, dict)
-        else None
-    )
+    if not isinstance(target, dict):
+        return None
+    return {"metric": target["metric"], "value": float(target["value"])}
 
 
 def _best(run: Run, up: bool) -> float | None:

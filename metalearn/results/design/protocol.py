@@ -174,9 +174,8 @@ def _other_shots(groups: Sequence[Group]) -> str:
     def shots(run: Run) -> str:
         own, test = _section(run, "task").get("shots"), (run.result.get("task") or {}).get("shots")
         learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
-        return (
-            f"{own} in training, {test} in the test" if learns and own not in (None, test) else ""
-        )
+        differ = learns and own not in (None, test)
+        return f"{own} in training, {test} in the test" if differ else ""
 
     return _by_value(groups, shots)
 
