@@ -46,7 +46,8 @@ class SplitTask(TaskComponent):
 
     def source_of(self, **where: Any) -> TaskSource:
         """The source; `where` holds the fields `split`, `device` and `dtype` of its spec."""
-        raise NotImplementedError
+        del where
+        raise TypeError(f"{type(self).__name__} defines neither source_of nor build")
 
     def spec_of(self, x_shape: tuple[int, ...], classes: int = 0, **more: Any) -> EpisodeSpec:
         """The spec of tasks of the component's ways, shots and queries.
