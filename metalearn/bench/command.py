@@ -122,9 +122,8 @@ def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -
         return data
     other = [name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]]
     if other:
-        raise ConfigError(
-            (str(options.out), f"was measured with another {', '.join(other)}: give another --out")
-        )
+        text = f"was measured with another {', '.join(other)}: give another --out"
+        raise ConfigError((str(options.out), text))
     return data | {name: value for name, value in earlier.items() if name != "environment"}
 
 

@@ -207,9 +207,8 @@ class Evaluate(Component):
     def _steps_ascend(self) -> Evaluate:
         steps = list(self.steps)
         if steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > 100_000:
-            raise ValueError(
-                f"steps {steps} should be ascending, without repeats, from 0 to 100,000"
-            )
+            text = f"steps {steps} should be ascending, without repeats, from 0 to 100,000"
+            raise ValueError(text)
         if isinstance(self.headline_step, int) and self.headline_step not in steps:
             raise ValueError(f"headline_step {self.headline_step} should be one of steps {steps}")
         return self

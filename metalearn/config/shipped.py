@@ -37,9 +37,8 @@ def find(name: str, kind: str, sub: str = "") -> Path:
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
     if path.is_dir():
-        raise ConfigError(
-            (name, f"is a folder: give the file of {_article(kind)}, or the name of a shipped one")
-        )
+        why = f"is a folder: give the file of {_article(kind)}, or the name of a shipped one"
+        raise ConfigError((name, why))
     if not known:
         text = f"no such file, and this copy of metalearn holds no {kind}s: install its wheel"
         raise ConfigError((name, f"{text}, or run in a checkout"))

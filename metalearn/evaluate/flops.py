@@ -327,9 +327,8 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
 def _assume(full: str, name: str) -> None:
     """Log, once, that an operator is counted as elementwise work."""
     if name.startswith(NOT_ELEMENTWISE):
-        raise UnknownFlops(
-            f"the operator {full} is in no table of evaluate/flops.py: add a line with its cost"
-        )
+        text = f"the operator {full} is in no table of evaluate/flops.py: add a line with its cost"
+        raise UnknownFlops(text)
     if full not in _assumed:
         _assumed.add(full)
         log.warning(

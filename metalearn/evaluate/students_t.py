@@ -16,9 +16,8 @@ def t_quantile(probability: float, freedom: ArrayLike) -> Array:
     """Quantile of Student's t: degrees of freedom [...] -> [...]; ValueError outside its domain."""
     degrees = np.asarray(freedom, np.float64)
     if not 0 < probability < 1 or (degrees < 1).any():
-        raise ValueError(
-            f"needs 0 < probability < 1 and freedom >= 1; got {probability} and {degrees}"
-        )
+        text = f"needs 0 < probability < 1 and freedom >= 1; got {probability} and {degrees}"
+        raise ValueError(text)
     return np.asarray(scipy_module("special").stdtrit(degrees, probability))
 
 
@@ -35,7 +34,6 @@ def scipy_module(name: str) -> Any:
         import scipy.special
         import scipy.stats
     except ImportError as error:
-        raise ConfigError(
-            ("scipy", "is not installed, and intervals need it: pip install scipy")
-        ) from error
+        text = "is not installed, and intervals need it: pip install scipy"
+        raise ConfigError(("scipy", text)) from error
     return getattr(scipy, name)

@@ -38,12 +38,8 @@ def learn2learn() -> ModuleType:
         return loaded
     found = importlib.util.find_spec("learn2learn")
     if found is None:
-        raise ConfigError(
-            (
-                "",
-                "learn2learn is not installed: run `make setup`, which builds it with a C compiler",
-            )
-        )
+        text = "learn2learn is not installed: run `make setup`, which builds it with a C compiler"
+        raise ConfigError(("", text))
     # with its path and spec, but nothing of it has run
     package = importlib.util.module_from_spec(found)
     sys.modules["learn2learn"] = package
@@ -58,9 +54,8 @@ def learn2learn() -> ModuleType:
         for name in [name for name in sys.modules if name.partition(".")[0] == "learn2learn"]:
             del sys.modules[name]
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            ("", f"learn2learn is there but cannot be imported ({why}); it needs {BESIDE}")
-        ) from error
+        text = f"learn2learn is there but cannot be imported ({why}); it needs {BESIDE}"
+        raise ConfigError(("", text)) from error
     package.__getattr__ = _part  # type: ignore[method-assign]
     return package
 

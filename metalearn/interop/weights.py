@@ -58,12 +58,8 @@ def _with_rates(
     """The meta of Meta-SGD; ConfigError where the rates do not have the parameters' shapes."""
     order = [f"{pairs[name]}.{leaf}" for name, leaves in theirs.items() for leaf in leaves]
     if [tuple(rate.shape) for rate in rates] != [tuple(like[name].shape) for name in order]:
-        raise ConfigError(
-            (
-                "lrs",
-                f"{len(rates)} rates, which do not have the shapes of the {len(order)} parameters",
-            )
-        )
+        text = f"{len(rates)} rates, which do not have the shapes of the {len(order)} parameters"
+        raise ConfigError(("lrs", text))
     ordered = dict(zip(order, rates, strict=True))
     return {
         "params": params,
@@ -135,13 +131,11 @@ def _check_names(theirs: Layers, ours: Layers, names: dict[str, str]) -> None:
     problems = []
     for name, layer in names.items():
         if name not in theirs:
-            problems.append(
-                ("names", f"{name!r} is no layer of the model; {did_you_mean(name, theirs)}")
-            )
+            text = f"{name!r} is no layer of the model; {did_you_mean(name, theirs)}"
+            problems.append(("names", text))
         if layer not in ours:
-            problems.append(
-                ("names", f"{layer!r} is no layer of the learner; {did_you_mean(layer, ours)}")
-            )
+            text = f"{layer!r} is no layer of the learner; {did_you_mean(layer, ours)}"
+            problems.append(("names", text))
     problems += [
         ("names", f"{layer!r} stands there twice")
         for layer in ours

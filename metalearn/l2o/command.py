@@ -136,9 +136,8 @@ def _trained(experiment: Experiment, out: Path) -> list[Meta]:
     ):
         one = experiment.with_seed(seed)
         if status(folder, one) == "other":
-            raise ConfigError(
-                (str(folder), "holds a run of another config: give another --out, or remove it")
-            )
+            text = "holds a run of another config: give another --out, or remove it"
+            raise ConfigError((str(folder), text))
         if status(folder, one) != "finished":
             run_one(one, folder)
         metas.append(load_run(folder).state.meta)

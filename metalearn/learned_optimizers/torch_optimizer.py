@@ -84,9 +84,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of an optimizer with this rule; ConfigError for that of any other."""
         if not all("num_steps" in group for group in state_dict.get("param_groups", [{}])):
-            raise ConfigError(
-                ("state_dict", "is of another optimizer: its groups hold no num_steps")
-            )
+            text = "is of another optimizer: its groups hold no num_steps"
+            raise ConfigError(("state_dict", text))
         groups = [{**OPTIONS, **group} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
@@ -104,9 +103,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if not isinstance(value, Tensor) and not value >= 0:
                 raise ConfigError((name, f"must be >= 0 (got {value!r})"))
         if self._initialized:
-            raise ConfigError(
-                ("params", "a learned rule's state is of all parameters: give every group at once")
-            )
+            why = "a learned rule's state is of all parameters: give every group at once"
+            raise ConfigError(("params", why))
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -259,9 +257,8 @@ def _gradient(name: str, param: Tensor) -> Tensor:
     if param.grad is None or not param.requires_grad:
         return torch.zeros_like(param)
     if param.grad.is_sparse:
-        raise ConfigError(
-            ("params", f"{name} has a sparse gradient: build its layer with sparse=False")
-        )
+        text = f"{name} has a sparse gradient: build its layer with sparse=False"
+        raise ConfigError(("params", text))
     return param.grad
 
 

@@ -146,21 +146,17 @@ class Conv4(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
-            raise ConfigError(
-                (
-                    "model",
-                    f"conv4 needs images [channels, H, W], this task gives "
-                    f"{list(spec.x_shape)}: use mlp",
-                )
+            text = (
+                f"conv4 needs images [channels, H, W], this task gives "
+                f"{list(spec.x_shape)}: use mlp"
             )
+            raise ConfigError(("model", text))
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-            raise ConfigError(
-                (
-                    "model.downsample",
-                    f"pooling four times needs at least 16 x 16, this task gives "
-                    f"{list(spec.x_shape)}: use stride",
-                )
+            text = (
+                f"pooling four times needs at least 16 x 16, this task gives "
+                f"{list(spec.x_shape)}: use stride"
             )
+            raise ConfigError(("model.downsample", text))
         return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,

@@ -69,10 +69,8 @@ def start(
         )
     if isinstance(owner, nn.Embedding):
         return rng.normal(key, shape, dtype=dtype)
-    raise ConfigError(
-        (
-            name,
-            f"no known start for a parameter of {type(owner).__name__}: "
-            "pass init=, a function (key, name, shape, dtype) -> tensor",
-        )
+    text = (
+        f"no known start for a parameter of {type(owner).__name__}: "
+        "pass init=, a function (key, name, shape, dtype) -> tensor"
     )
+    raise ConfigError((name, text))

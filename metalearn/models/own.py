@@ -27,9 +27,8 @@ class Own(ModelComponent):
         """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""
         objective = spec.objective
         if objective is None:
-            raise ConfigError(
-                ("model.name", "is own, but these tasks bring no parameters of their own: use mlp")
-            )
+            text = "is own, but these tasks bring no parameters of their own: use mlp"
+            raise ConfigError(("model.name", text))
 
         def init(key: Key) -> Params:
             return {

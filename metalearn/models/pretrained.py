@@ -102,9 +102,8 @@ class Pretrained(ModelComponent):
         if isinstance(self.pretrain_flops, float) and not self.pretrain_source:
             raise ValueError("pretrain_flops needs pretrain_source: where it was published")
         if self.frozen and self.statistics != "frozen":
-            raise ValueError(
-                f"statistics {self.statistics} are moved, and frozen: true moves nothing"
-            )
+            text = f"statistics {self.statistics} are moved, and frozen: true moves nothing"
+            raise ValueError(text)
         return self
 
     def build(self, spec: EpisodeSpec) -> Learner:

@@ -50,11 +50,8 @@ def _same_task(runs: Sequence[Run]) -> Check:
     name = "same new tasks"
     found = sorted({str(_task(run)) for run in runs})
     if len(found) > 1:
-        return Check(
-            name,
-            False,
-            f"rows differ in source, split, ways, shots, queries or data: {'; '.join(found)}",
-        )
+        text = f"rows differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
+        return Check(name, False, text)
     return Check(name, True, "one source, split, number of ways, shots and queries")
 
 
@@ -123,17 +120,11 @@ def _chance(runs: Sequence[Run]) -> Check:
         if problem:
             wrong.append(f"{run.label} seed {run.seed}: {problem}")
     if wrong:
-        return Check(
-            name,
-            False,
-            f"step 0 should be 1/N and is not, so labels or support leak: {'; '.join(wrong)}",
-        )
+        text = f"step 0 should be 1/N and is not, so labels or support leak: {'; '.join(wrong)}"
+        return Check(name, False, text)
     if not tested:
-        return Check(
-            name,
-            True,
-            "does not apply: no row takes steps from a start that cannot know the classes",
-        )
+        text = "does not apply: no row takes steps from a start that cannot know the classes"
+        return Check(name, True, text)
     return Check(name, True, f"{tested} rows start at 1/N, within 4 standard errors")
 
 
@@ -167,9 +158,8 @@ def _diverged(groups: Sequence[Group]) -> Check:
         )
     worst = max((share or 0.0 for share in shares.values()), default=0.0)
     if worst > DIVERGED:
-        return Check(
-            name, False, f"above {DIVERGED:.0%} of the test tasks at the headline step: {listed}"
-        )
+        text = f"above {DIVERGED:.0%} of the test tasks at the headline step: {listed}"
+        return Check(name, False, text)
     return Check(name, True, f"at the headline step: {listed or 'none'}")
 
 
@@ -177,9 +167,8 @@ def _seeds(groups: Sequence[Group]) -> Check:
     few = [f"{group.label} {len(group.runs)}" for group in groups if len(group.runs) < SEEDS]
     name = f"at least {SEEDS} seeds"
     if few:
-        return Check(
-            name, False, f"how much another seed would change is not known well: {', '.join(few)}"
-        )
+        text = f"how much another seed would change is not known well: {', '.join(few)}"
+        return Check(name, False, text)
     return Check(name, True, f"fewest: {min((len(group.runs) for group in groups), default=0)}")
 
 
@@ -187,9 +176,8 @@ def _episodes(runs: Sequence[Run]) -> Check:
     fewest = min(
         (int((run.result.get("episodes") or {}).get("count") or 0) for run in runs), default=0
     )
-    return Check(
-        f"at least {EPISODES} test episodes", fewest >= EPISODES, f"fewest in a row: {fewest}"
-    )
+    text = f"fewest in a row: {fewest}"
+    return Check(f"at least {EPISODES} test episodes", fewest >= EPISODES, text)
 
 
 def _edges(groups: Sequence[Group]) -> Check:
@@ -198,9 +186,8 @@ def _edges(groups: Sequence[Group]) -> Check:
     tuned = [run for group in groups for run in group.runs if run.result.get("tuned")]
     edges = [_edge(run, key) for run in tuned for key in run.result["tuned"].get("on_edge") or []]
     if edges:
-        return Check(
-            name, False, f"on the edge, so a wider range may do better: {'; '.join(edges)}"
-        )
+        text = f"on the edge, so a wider range may do better: {'; '.join(edges)}"
+        return Check(name, False, text)
     if not tuned:
         return Check(name, True, "does not apply: no row was tuned")
     return Check(name, True, f"{len(tuned)} tuned rows, none on the edge of a range")

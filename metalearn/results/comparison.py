@@ -107,9 +107,8 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
         ConfigError: no row is finished, or a file is unreadable."""
     finished, unfinished = data.run_directories(root)
     if not finished:
-        raise ConfigError(
-            (str(root), "holds no finished run (methods/<label>/seed-<n>/result.json)")
-        )
+        text = "holds no finished run (methods/<label>/seed-<n>/result.json)"
+        raise ConfigError((str(root), text))
     groups = data.group(data.load(path) for path in finished)
     missing = [str(path.relative_to(root)) for path in unfinished]
     request = read_request(root)

@@ -117,14 +117,12 @@ def _random_control(groups: Sequence[Group]) -> Check:
     others = {label: run for label, run in rows.items() if not is_control(run)}
     without = [label for label, run in others.items() if _setting(run) not in controls]
     if without:
-        return Check(
-            name, False, f"no random search with the same budget and space: {', '.join(without)}"
-        )
+        text = f"no random search with the same budget and space: {', '.join(without)}"
+        return Check(name, False, text)
     if not rows:
         return Check(name, True, "does not apply: no row searched architectures")
-    return Check(
-        name, True, f"random search: {', '.join(label for label in rows if label not in others)}"
-    )
+    text = f"random search: {', '.join(label for label in rows if label not in others)}"
+    return Check(name, True, text)
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
@@ -147,9 +145,8 @@ def _phases(runs: Sequence[Run]) -> Check:
     )
     if listed:
         reasons = f"; why: {'; '.join(why)}" if why else ""
-        return Check(
-            name, False, f"not measured, so costs are not compared ({'; '.join(listed)}){reasons}"
-        )
+        text = f"not measured, so costs are not compared ({'; '.join(listed)}){reasons}"
+        return Check(name, False, text)
     return Check(name, True, f"{len(runs)} rows, every phase with FLOPs and seconds")
 
 

@@ -300,9 +300,8 @@ def load(path: Path) -> Run:
 
 def _read_object(path: Path) -> Json:
     if not path.exists():
-        raise ConfigError(
-            (str(path), "is not there: the run has not finished, or this is no run directory")
-        )
+        text = "is not there: the run has not finished, or this is no run directory"
+        raise ConfigError((str(path), text))
     found = read_json(path)
     if not isinstance(found, dict):
         raise ConfigError((str(path), "is not a JSON object"))

@@ -43,13 +43,11 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
     for place in places_of(start, folder, seed):
         if (place / "result.json").is_file():
             return place
-    raise ConfigError(
-        (
-            "method.start",
-            f"no finished run is found for {start!r}: give a run directory, the label of another "
-            f"method of this comparison, or an experiment that was trained to runs/{start}",
-        )
+    text = (
+        f"no finished run is found for {start!r}: give a run directory, the label of another "
+        f"method of this comparison, or an experiment that was trained to runs/{start}"
     )
+    raise ConfigError(("method.start", text))
 
 
 def initial_state(experiment: Experiment, parts: Parts, folder: Path | None = None) -> MetaState:
@@ -111,13 +109,11 @@ def best_file(place: Path) -> Path:
     folder = place / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:
-        raise ConfigError(
-            (
-                str(place),
-                "has no checkpoint of what was tested: it learned nothing across tasks, or "
-                "they were removed",
-            )
+        text = (
+            "has no checkpoint of what was tested: it learned nothing across tasks, or "
+            "they were removed"
         )
+        raise ConfigError((str(place), text))
     return checkpoint.path_of(folder, int(step))
 
 

@@ -54,9 +54,8 @@ def read(path: Path) -> dict[str, Tensor]:
     except (OSError, IndexError, UnicodeDecodeError) as error:
         raise ConfigError((str(path), f"cannot be read with its checksum file: {error}")) from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise ConfigError(
-            (str(path), "does not match its SHA-256: the file was truncated or changed")
-        )
+        text = "does not match its SHA-256: the file was truncated or changed"
+        raise ConfigError((str(path), text))
     try:
         named = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (
@@ -78,9 +77,8 @@ def load(path: Path, like: MetaState) -> MetaState:
     try:
         state: MetaState = from_named(like, named)
     except KeyError as error:
-        raise ConfigError(
-            (str(path), f"belongs to another method or model: {error.args[0]}")
-        ) from error
+        text = f"belongs to another method or model: {error.args[0]}"
+        raise ConfigError((str(path), text)) from error
     wrong = [
         f"{name} is {list(named[name].shape)}, should be {list(value.shape)}"
         for name, value in named_leaves(like).items()

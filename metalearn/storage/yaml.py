@@ -67,6 +67,5 @@ def read_yaml(path: Path) -> Any:
             raise ValueError(f"it has more than {BYTES >> 20} MiB")
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ConfigError(
-            (str(path), f"cannot be read as YAML: {' '.join(str(error).split())}")
-        ) from error
+        text = f"cannot be read as YAML: {' '.join(str(error).split())}"
+        raise ConfigError((str(path), text)) from error

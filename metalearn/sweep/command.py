@@ -80,9 +80,8 @@ def conclusion(found: Sweep, folder: Path) -> str:
         )
     seeds = found.experiment.run.seeds
     if len(seeds) > 1 and "run.seeds" not in found.parameters:
-        lines.append(
-            f"note: every trial ran seed {seeds[0]} alone, the first of run.seeds {list(seeds)}"
-        )
+        text = f"note: every trial ran seed {seeds[0]} alone, the first of run.seeds {list(seeds)}"
+        lines.append(text)
     return "\n".join([*lines, f"sweep: {queue.write()}"])
 
 

@@ -118,9 +118,8 @@ class Categorical(Distribution):
         if len(chances) != len(self.values):
             raise ValueError(f"{len(self.values)} values and {len(chances)} probabilities")
         if min(chances) < 0 or not math.isclose(sum(chances), 1, rel_tol=1e-6):
-            raise ValueError(
-                f"probabilities should be at least 0 with the sum 1, not {sum(chances):g}"
-            )
+            text = f"probabilities should be at least 0 with the sum 1, not {sum(chances):g}"
+            raise ValueError(text)
         return self
 
     @property

@@ -38,9 +38,8 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
     try:
         import submitit
     except ImportError as error:
-        raise ConfigError(
-            ("--slurm", "needs the package submitit: pip install submitit")
-        ) from error
+        why = "needs the package submitit: pip install submitit"
+        raise ConfigError(("--slurm", why)) from error
     cluster = options.pop("cluster", None)
 
     def executor_in(place: Path) -> Any:

@@ -115,9 +115,8 @@ def _regrets(found: Json, which: str) -> Grid:
         if "exact" in row:
             lines.append(["random, exact", *map(number, row["exact"])])
             where = "lies within" if row["agrees"] else "DOES NOT lie within"
-            below.append(
-                f"Random search {where} 4 standard errors of its exact expectation at every n."
-            )
+            text = f"Random search {where} 4 standard errors of its exact expectation at every n."
+            below.append(text)
     below.append(f"A network drawn at random: {number(found['chance'][which])}.")
     head = ["searcher, n", *map(str, rows[0]["evaluations"])]
     heading = (

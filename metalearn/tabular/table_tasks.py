@@ -40,12 +40,8 @@ def opened(path: Path) -> Table:
     table = load(path)
     lacks = [name for name in HEADER if name not in table.header]
     if lacks:
-        raise DataError(
-            (
-                str(path),
-                f"is no table of metalearn nas tabulate: its header lacks {', '.join(lacks)}",
-            )
-        )
+        text = f"is no table of metalearn nas tabulate: its header lacks {', '.join(lacks)}"
+        raise DataError((str(path), text))
     return table
 
 

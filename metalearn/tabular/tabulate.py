@@ -82,9 +82,8 @@ def points_of(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     points = tuple(int(part) for part in parts if part.isdecimal())
     if len(points) != len(parts) or list(points) != sorted(set(points)) or points[0] < 1:
-        raise ConfigError(
-            ("--points", f"{text!r} should be ascending whole numbers above 0, such as 1,2,5,10,20")
-        )
+        why = f"{text!r} should be ascending whole numbers above 0, such as 1,2,5,10,20"
+        raise ConfigError(("--points", why))
     return points
 
 

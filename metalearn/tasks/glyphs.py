@@ -118,9 +118,8 @@ def _read(path: Path) -> render.Rendered:
         or len(scripts) != len(letters)
         or not len(letters)
     ):
-        raise DataError(
-            (str(path), f"images are {images_.dtype} {images_.shape}, must be uint8 {shape}")
-        )
+        text = f"images are {images_.dtype} {images_.shape}, must be uint8 {shape}"
+        raise DataError((str(path), text))
     return render.Rendered(images_, letters.tolist(), scripts.tolist())
 
 

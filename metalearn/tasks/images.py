@@ -102,9 +102,8 @@ def episode_problems(
     with the fewest, `smallest` its name."""
     problems = []
     if ways > classes:
-        problems.append(
-            ("ways", f"{ways} ways, but the {split} split has {classes} classes: at most {classes}")
-        )
+        why = f"{ways} ways, but the {split} split has {classes} classes: at most {classes}"
+        problems.append(("ways", why))
     if shots + queries > examples:
         where = f"class {smallest!r} of the {split}" if smallest else f"a class of the {split}"
         text = (
@@ -283,9 +282,8 @@ def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
             f"{tuple(spec.x_shape)}"
         )
     if len(sizes) != spec.num_classes or sum(sizes) != images.shape[0]:
-        raise ValueError(
-            f"{len(sizes)} classes with {sum(sizes)} images, the spec says {spec.num_classes}"
-        )
+        text = f"{len(sizes)} classes with {sum(sizes)} images, the spec says {spec.num_classes}"
+        raise ValueError(text)
     if not spec.classification or spec.outputs != spec.ways:
         raise ValueError("an image source needs a classification spec with outputs = ways")
     fewest = min(sizes, default=0)

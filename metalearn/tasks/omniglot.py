@@ -179,12 +179,8 @@ def _checked(path: Path, arrays: Any) -> str:
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != dtype:
             form = "missing" if found is None else f"{found.dtype} {found.shape}"
-            raise DataError(
-                (
-                    str(path),
-                    f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again",
-                )
-            )
+            text = f"array {name!r} is {form}, must be {dtype} {shape}; prepare omniglot again"
+            raise DataError((str(path), text))
     return store.sha256_of_arrays(arrays["images"])
 
 
@@ -256,9 +252,8 @@ def verify() -> list[str]:
         tuple(counts.values()) != _SIZES["vinyals"]
         or int(data["is_evaluation"].sum()) != CLASSES - BACKGROUND
     ):
-        raise DataError(
-            (str(prepared_path()), f"classes of the splits are {counts}; prepare omniglot again")
-        )
+        why = f"classes of the splits are {counts}; prepare omniglot again"
+        raise DataError((str(prepared_path()), why))
     if data["sha256"] != IMAGES_SHA256:
         text = (
             f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file "
@@ -280,9 +275,8 @@ def read_archives(background: Path, evaluation: Path) -> list[Drawings]:
         for name, content in store.archive_members(path, ".png"):
             parsed = _MEMBER.fullmatch("/".join(name.parts[-3:]))
             if parsed is None:
-                raise DataError(
-                    (str(path), f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png")
-                )
+                text = f"holds {str(name)!r}, not ALPHABET/characterNN/NNNN_NN.png"
+                raise DataError((str(path), text))
             alphabet, character, file_number, drawer = parsed.groups()
             place = (alphabet, int(character), int(file_number))
             characters.setdefault(place, {})[int(drawer)] = _ink(path, str(name), content)

@@ -84,9 +84,8 @@ def load_npz(path: Path) -> Mapping[str, Array]:
         state = path.stat()
         return _load(str(path), state.st_mtime_ns, state.st_size)
     except UNREADABLE as error:
-        raise DataError(
-            (str(path), f"cannot be read as a prepared data set: {error}; prepare it again")
-        ) from error
+        text = f"cannot be read as a prepared data set: {error}; prepare it again"
+        raise DataError((str(path), text)) from error
 
 
 @lru_cache(maxsize=4)
@@ -126,12 +125,8 @@ def _temporary_beside(path: Path) -> tuple[int, Path]:
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error for a prepared file that cannot be written."""
-    return DataError(
-        (
-            str(path),
-            f"cannot be written ({error}); set METALEARN_DATA to a folder that can be written to",
-        )
-    )
+    text = f"cannot be written ({error}); set METALEARN_DATA to a folder that can be written to"
+    return DataError((str(path), text))
 
 
 def sha256_of_arrays(*arrays: Array) -> str:
@@ -171,28 +166,19 @@ def archive_members(path: Path, suffix: str) -> Iterator[tuple[PurePosixPath, by
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 name = PurePosixPath(info.filename)
                 if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
-                    raise DataError(
-                        (
-                            str(path),
-                            f"holds the name {info.filename!r}, which leads out of the archive",
-                        )
-                    )
+                    text = f"holds the name {info.filename!r}, which leads out of the archive"
+                    raise DataError((str(path), text))
                 if info.is_dir() or name.suffix != suffix or "__MACOSX" in name.parts:
                     continue
                 if info.file_size > _MEMBER_BYTES:
-                    raise DataError(
-                        (
-                            str(path),
-                            f"{info.filename!r} unpacks to {info.file_size} bytes; at most 1 MiB",
-                        )
-                    )
+                    text = f"{info.filename!r} unpacks to {info.file_size} bytes; at most 1 MiB"
+                    raise DataError((str(path), text))
                 yield name, archive.read(info)
     except DataError:
         raise
     except UNREADABLE as error:
-        raise DataError(
-            (str(path), f"cannot be read as a zip archive: {error}; fetch it again")
-        ) from error
+        text = f"cannot be read as a zip archive: {error}; fetch it again"
+        raise DataError((str(path), text)) from error
 
 
 def download(
@@ -212,19 +198,14 @@ def download(
         found = digest(temporary)
         if found != expected:
             kind = digest.__name__.replace("_", " ")
-            raise DataError(
-                (
-                    path.name,
-                    f"what {url} sent has {kind} {found}, not {expected}; nothing was kept",
-                )
-            )
+            text = f"what {url} sent has {kind} {found}, not {expected}; nothing was kept"
+            raise DataError((path.name, text))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         remedy = f"fetch it on another machine and put it in {path.parent}"
-        raise DataError(
-            (path.name, f"could not be fetched from {url} ({reason}); {remedy}")
-        ) from error
+        text = f"could not be fetched from {url} ({reason}); {remedy}"
+        raise DataError((path.name, text)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -240,12 +240,8 @@ def new_sweep(data: Json, program: str) -> str:
 
     ConfigError without an account."""
     if not has_key():
-        raise ConfigError(
-            (
-                "--wandb",
-                "needs an account: `wandb login` first, or leave --wandb out and run it here",
-            )
-        )
+        text = "needs an account: `wandb login` first, or leave --wandb out and run it here"
+        raise ConfigError(("--wandb", text))
     try:
         import wandb
     except ImportError as error:
@@ -260,8 +256,7 @@ def new_sweep(data: Json, program: str) -> str:
         Exception
     ) as error:  # W&B's own errors, the network's and the server's have no common type
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            ("--wandb", f"W&B did not take the sweep: {why}; leave --wandb out to run it here")
-        ) from error
+        text = f"W&B did not take the sweep: {why}; leave --wandb out to run it here"
+        raise ConfigError(("--wandb", text)) from error
     entity = f"{config['entity']}/" if "entity" in config else ""
     return f"wandb agent {entity}{config['project']}/{made}"

@@ -54,6 +54,5 @@ def package(name: str) -> Any:
     except ConfigError as error:
         raise LeftOut("; ".join(text for _, text in error.problems)) from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise LeftOut(
-            f"{name} is there but cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        why = f"{name} is there but cannot be imported: {type(error).__name__}: {error}"
+        raise LeftOut(why) from error

@@ -71,8 +71,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError(
-            ("method.searcher.name", "tpe needs the package optuna: pip install optuna")
-        ) from error
+        text = "tpe needs the package optuna: pip install optuna"
+        raise ConfigError(("method.searcher.name", text)) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -56,9 +56,8 @@ def _tested(folder: Path) -> Path:
         return best_file(folder)
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps:
-        raise ConfigError(
-            (str(folder), f"holds no checkpoint yet: go on with metalearn resume {folder}")
-        )
+        text = f"holds no checkpoint yet: go on with metalearn resume {folder}"
+        raise ConfigError((str(folder), text))
     return checkpoint.path_of(folder / "checkpoints", steps[-1])
 
 

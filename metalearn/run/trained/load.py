@@ -70,9 +70,8 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
     check_weights(folder, experiment)
     if parts.method.prepare is not None:
-        raise ConfigError(
-            (str(folder), f"its search has not ended: go on with metalearn resume {folder}")
-        )
+        text = f"its search has not ended: go on with metalearn resume {folder}"
+        raise ConfigError((str(folder), text))
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
         state = _trained_state(folder, state)
