@@ -31,13 +31,7 @@ from metalearn.learned_optimizers import (
 from metalearn.models import MLP, Conv4, Own, SizedMLP
 from metalearn.rng import fold_in
 from metalearn.tasks import Digits, Glyphs, Landscapes, Logistic, Quadratics, Sinusoid
-from metalearn.transfer import (
-    BaselinePlusPlus,
-    FineTune,
-    LinearProbe,
-    NearestCentroid,
-    Scratch,
-)
+from metalearn.transfer import BaselinePlusPlus, FineTune, LinearProbe, NearestCentroid, Scratch
 from metalearn.types import Method, NullLedger
 
 F64 = torch.float64
@@ -119,41 +113,41 @@ MODELS: dict[str, Problem] = {
     "nb201": Problem(GLYPHS, nas.Architecture(space=nas.NB201Conv4(filters=4)), MAML()),
 }
 LSTM4 = LSTM(hidden=4)
+
+
+def waves(method: Any) -> Problem:
+    return Problem(SINUSOID, SMALL, method)
+
+
+def digits(method: Any) -> Problem:
+    return Problem(DIGITS, SMALL, method)
+
+
 METHODS: dict[str, Problem] = {
-    "maml": Problem(SINUSOID, SMALL, MAML(inner_steps=2, inner_lr=0.1)),
-    "maml-momentum": Problem(SINUSOID, SMALL, MAML(outer=Momentum(schedule="cosine"))),
-    "maml-first_order": Problem(
-        SINUSOID, SMALL, MAML(first_order=True, outer=SGD(schedule="linear"))
-    ),
-    "anil": Problem(DIGITS, SMALL, ANIL(inner_steps=2)),
-    "boil": Problem(DIGITS, SMALL, BOIL()),
-    "reptile": Problem(DIGITS, SMALL, Reptile(inner_steps=2, inner_batch=2, adapt_batch=2)),
-    "meta_sgd": Problem(SINUSOID, SMALL, MetaSGD()),
-    "proto_net": Problem(DIGITS, SMALL, ProtoNet()),
-    "scratch": Problem(DIGITS, SMALL, Scratch()),
-    "fine_tune": Problem(DIGITS, SMALL, FineTune()),
-    "linear_probe": Problem(DIGITS, SMALL, LinearProbe()),
-    "nearest_centroid": Problem(DIGITS, SMALL, NearestCentroid()),
-    "baseline_plus_plus": Problem(DIGITS, SMALL, BaselinePlusPlus()),
-    "tuned_adam": Problem(DIGITS, SMALL, TunedAdam()),
-    "learned-meta": Problem(
-        SINUSOID, SMALL, LearnToOptimize(rule=LSTM4, inner_steps=2, init="meta")
-    ),
-    "learned-pretrained": Problem(
-        DIGITS, SMALL, LearnToOptimize(rule=LSTM4, inner_steps=2, init="pretrained")
-    ),
+    "maml": waves(MAML(inner_steps=2, inner_lr=0.1)),
+    "maml-momentum": waves(MAML(outer=Momentum(schedule="cosine"))),
+    "maml-first_order": waves(MAML(first_order=True, outer=SGD(schedule="linear"))),
+    "anil": digits(ANIL(inner_steps=2)),
+    "boil": digits(BOIL()),
+    "reptile": digits(Reptile(inner_steps=2, inner_batch=2, adapt_batch=2)),
+    "meta_sgd": waves(MetaSGD()),
+    "proto_net": digits(ProtoNet()),
+    "scratch": digits(Scratch()),
+    "fine_tune": digits(FineTune()),
+    "linear_probe": digits(LinearProbe()),
+    "nearest_centroid": digits(NearestCentroid()),
+    "baseline_plus_plus": digits(BaselinePlusPlus()),
+    "tuned_adam": digits(TunedAdam()),
+    "learned-meta": waves(LearnToOptimize(rule=LSTM4, inner_steps=2, init="meta")),
+    "learned-pretrained": digits(LearnToOptimize(rule=LSTM4, inner_steps=2, init="pretrained")),
 }
 RULES: dict[str, Problem] = {
     **{
-        f"learned-{name}": Problem(SINUSOID, SMALL, LearnToOptimize(rule=rule(), inner_steps=2))
+        f"learned-{name}": waves(LearnToOptimize(rule=rule(), inner_steps=2))
         for name, rule in LEARNED_RULES.items()
     },
     **{
-        f"learn-{name}": Problem(
-            SINUSOID,
-            SMALL,
-            LearnOptimizer(rule=rule(), unroll=3, horizon=Constant(steps=6)),
-        )
+        f"learn-{name}": waves(LearnOptimizer(rule=rule(), unroll=3, horizon=Constant(steps=6)))
         for name, rule in LEARNED_RULES.items()
         if not rule.fixed_shapes
     },
@@ -175,9 +169,7 @@ RULES: dict[str, Problem] = {
 SHORT: dict[str, Any] = {"candidates": 2, "search_steps": 1}
 SEARCHES: dict[str, Problem] = {
     **{
-        f"per_task-{name}": Problem(
-            SINUSOID, SMALL, nas.PerTaskNAS(space=nas.MLPReg(), searcher=searcher, **SHORT)
-        )
+        f"per_task-{name}": waves(nas.PerTaskNAS(space=nas.MLPReg(), searcher=searcher, **SHORT))
         for name, searcher in {
             "random": nas.RandomSearch(),
             "evolution": nas.Evolution(),
@@ -188,18 +180,12 @@ SEARCHES: dict[str, Problem] = {
             "snip": nas.Proxy(measure="snip", pool=3),
         }.items()
     },
-    "per_task-masks": Problem(
-        SINUSOID, SMALL, nas.PerTaskNAS(space=nas.MLPReg(), batching="masks", **SHORT)
-    ),
+    "per_task-masks": waves(nas.PerTaskNAS(space=nas.MLPReg(), batching="masks", **SHORT)),
     "per_task-conv4": Problem(
         GLYPHS, SMALL, nas.PerTaskNAS(space=nas.Conv4Micro(filters=4), **SHORT)
     ),
-    "shared": Problem(
-        SINUSOID, SMALL, nas.SharedNAS(space=nas.MLPReg(), search_tasks=2, score_tasks=3, **SHORT)
-    ),
-    "meta_nas": Problem(
-        SINUSOID, SMALL, nas.MetaNAS(space=nas.MLPReg(), inner_steps=2, split="shared")
-    ),
+    "shared": waves(nas.SharedNAS(space=nas.MLPReg(), search_tasks=2, score_tasks=3, **SHORT)),
+    "meta_nas": waves(nas.MetaNAS(space=nas.MLPReg(), inner_steps=2, split="shared")),
 }
 EVERY = {**SOURCES, **MODELS, **METHODS, **RULES, **SEARCHES}
 LEARNING = {**SOURCES, **MODELS, **METHODS, **RULES}

@@ -9,58 +9,48 @@ from metalearn.inner.rules import SGD, Adam
 from metalearn.learned_optimizers import LSTM, Constant, LearnedSGD
 from metalearn.nas import MLPReg
 
+ADAM, RULE = Adam(lr=0.02), LSTM(hidden=5, layers=1)
 # What makes a method learn the small problem in few steps; a method that is not here is built from
 # its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "boil": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "meta_sgd": {"inner_steps": 2, "outer": Adam(lr=0.02)},
+    "maml": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
+    "anil": {"inner_steps": 3, "inner_lr": 0.3, "outer": ADAM},
+    "boil": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
+    "meta_sgd": {"inner_steps": 2, "outer": ADAM},
     "reptile": {"inner_steps": 4, "inner_lr": 0.02, "inner_batch": 4, "outer": SGD(lr=0.5)},
-    "proto_net": {"outer": Adam(lr=0.02)},
-    "proto_maml": {"inner_steps": 2, "inner_lr": 0.05, "outer": Adam(lr=0.02)},
-    "matching_net": {"scale": 10.0, "outer": Adam(lr=0.02)},
-    "r2d2": {"scale": 3.0, "outer": Adam(lr=0.02)},
-    "meta_curvature": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "cavia": {"inner_steps": 2, "inner_lr": 1.0, "outer": Adam(lr=0.02), "bias": "layers.0.bias"},
-    "maml_plus_plus": {
-        "inner_steps": 2,
-        "inner_lr": 0.3,
-        "multi_steps": 20,
-        "outer": Adam(lr=0.02),
-    },
-    "imaml": {
-        "inner_steps": 8,
-        "inner_lr": 0.5,
-        "strength": 0.5,
-        "cg_steps": 3,
-        "outer": Adam(lr=0.02),
-    },
-    "t_net": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "alfa": {"inner_steps": 2, "inner_lr": 0.3, "outer": Adam(lr=0.02)},
-    "relation_net": {"hidden": 8, "outer": Adam(lr=0.02)},
-    "metaopt_net": {"strength": 1.0, "outer": Adam(lr=0.02)},
-    "metaopt_svm": {"scale": 7.0, "iterations": 20, "outer": Adam(lr=0.02)},
-    "meta_baseline": {"outer": Adam(lr=0.02)},
-    "pmf": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
-    "simple_shot": {"outer": Adam(lr=0.02)},
-    "logistic_regression": {"strength": 10.0, "outer": Adam(lr=0.02)},
-    "rfs": {"strength": 10.0, "copies": 0, "outer": Adam(lr=0.02)},
-    "rfs_distill": {"strength": 10.0, "copies": 0, "outer": Adam(lr=0.02)},
-    "linear_svm": {"strength": 10.0, "outer": Adam(lr=0.02)},
-    "knn": {"outer": Adam(lr=0.02)},
-    "conditional_neural_process": {"width": 16, "outer": Adam(lr=0.02)},
+    "proto_net": {"outer": ADAM},
+    "proto_maml": {"inner_steps": 2, "inner_lr": 0.05, "outer": ADAM},
+    "matching_net": {"scale": 10.0, "outer": ADAM},
+    "r2d2": {"scale": 3.0, "outer": ADAM},
+    "meta_curvature": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
+    "cavia": {"inner_steps": 2, "inner_lr": 1.0, "outer": ADAM, "bias": "layers.0.bias"},
+    "maml_plus_plus": {"inner_steps": 2, "inner_lr": 0.3, "multi_steps": 20, "outer": ADAM},
+    "imaml": {"inner_steps": 8, "inner_lr": 0.5, "strength": 0.5, "cg_steps": 3, "outer": ADAM},
+    "t_net": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
+    "alfa": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
+    "relation_net": {"hidden": 8, "outer": ADAM},
+    "metaopt_net": {"strength": 1.0, "outer": ADAM},
+    "metaopt_svm": {"scale": 7.0, "iterations": 20, "outer": ADAM},
+    "meta_baseline": {"outer": ADAM},
+    "pmf": {"inner_lr": 0.1, "outer": ADAM},
+    "simple_shot": {"outer": ADAM},
+    "logistic_regression": {"strength": 10.0, "outer": ADAM},
+    "rfs": {"strength": 10.0, "copies": 0, "outer": ADAM},
+    "rfs_distill": {"strength": 10.0, "copies": 0, "outer": ADAM},
+    "linear_svm": {"strength": 10.0, "outer": ADAM},
+    "knn": {"outer": ADAM},
+    "conditional_neural_process": {"width": 16, "outer": ADAM},
     "attentive_neural_process": {"width": 16, "heads": 2, "outer": Adam(lr=0.01)},
     "transformer_neural_process": {"width": 16, "heads": 2, "layers": 2, "outer": Adam(lr=0.01)},
     "gpicl": {"width": 16, "heads": 2, "layers": 2, "outer": SGD(lr=0.5)},
     "snail": {"width": 8, "span": 4, "outer": Adam(lr=0.01)},
-    "caml": {"width": 16, "heads": 2, "outer": Adam(lr=0.02)},
-    "prior_fitted": {"width": 16, "heads": 2, "layers": 2, "outer": Adam(lr=0.02)},
+    "caml": {"width": 16, "heads": 2, "outer": ADAM},
+    "prior_fitted": {"width": 16, "heads": 2, "layers": 2, "outer": ADAM},
     "scratch": {"inner_lr": 0.3},
-    "fine_tune": {"inner_lr": 0.1, "outer": Adam(lr=0.02)},
-    "linear_probe": {"outer": Adam(lr=0.02)},
-    "nearest_centroid": {"outer": Adam(lr=0.02)},
-    "baseline_plus_plus": {"outer": Adam(lr=0.02)},
+    "fine_tune": {"inner_lr": 0.1, "outer": ADAM},
+    "linear_probe": {"outer": ADAM},
+    "nearest_centroid": {"outer": ADAM},
+    "baseline_plus_plus": {"outer": ADAM},
     "learn_optimizer": {
         "rule": LearnedSGD(lr=0.01),
         "unroll": 5,
@@ -76,11 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "search_tasks": 4,
         "score_tasks": 10,
     },
-    "learned_optimizer": {
-        "rule": LSTM(hidden=5, layers=1),
-        "inner_steps": 3,
-        "outer": Adam(lr=0.03),
-    },
+    "learned_optimizer": {"rule": RULE, "inner_steps": 3, "outer": Adam(lr=0.03)},
     "tuned_adam": {"inner_lr": 0.1},
     "meta_nas": {
         "space": MLPReg(),
@@ -91,50 +77,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "outer": SGD(lr=0.5),
     },
 }
-# (method, check): why it does not apply.
+GRADIENT, LEARNS = "check_every_leaf_receives_gradient", "check_it_learns"
+QUERIES = "check_queries_see_each_other_only_if_transductive"
+INIT = "check_init_is_a_function_of_the_key"
+NO_HEAD = "it has no use for the learner's head"
+SLOW = "a network that is not built to compare examples takes more than 60 steps"
+SLOWLY = (
+    *("conditional_neural_process", "attentive_neural_process", "transformer_neural_process"),
+    "gpicl",
+)
+# (method, check): why it does not apply, and which tests look at it instead.
 EXEMPT = {
-    (
-        "rfs_distill",
-        "check_every_leaf_receives_gradient",
-    ): "the start and the teacher of a generation stay as they are",
-    (
-        "gradient_boosting",
-        "check_queries_see_each_other_only_if_transductive",
-    ): "it has no network that a policy could normalise; tests/test_transfer_tables.py looks at it",
-    (
-        "proto_net",
-        "check_every_leaf_receives_gradient",
-    ): "its meta is the learner's dict, and it has no use for the head",
-    **{
-        (
-            name,
-            "check_it_learns",
-        ): "a network that is not built to compare examples takes more than "
-        "60 steps; tests/test_in_context.py looks at it"
-        for name in (
-            "conditional_neural_process",
-            "attentive_neural_process",
-            "transformer_neural_process",
-            "gpicl",
-        )
-    },
-    **{
-        (name, "check_every_leaf_receives_gradient"): "it has no use for the learner's head"
-        for name in ("proto_maml", "matching_net", "r2d2")
-    },
-    (
-        "cavia",
-        "check_it_learns",
-    ): "a context before the first layer does not permute labels in 60 steps; "
+    ("rfs_distill", GRADIENT): "the start and the teacher of a generation stay as they are",
+    ("proto_net", GRADIENT): "its meta is the learner's dict, and it has no use for the head",
+    **{(name, GRADIENT): NO_HEAD for name in ("proto_maml", "matching_net", "r2d2")},
+    **{(name, LEARNS): f"{SLOW}; tests/test_in_context.py looks at it" for name in SLOWLY},
+    ("gradient_boosting", QUERIES): "it has no network that a policy could normalise; "
+    "tests/test_transfer_tables.py looks at it",
+    ("cavia", LEARNS): "a context before the first layer does not permute labels in 60 steps; "
     "tests/test_algorithms_closed_form.py looks at sinusoids",
-    (
-        "learn_optimizer",
-        "check_init_is_a_function_of_the_key",
-    ): "a learned step size begins at its option, whatever the key; "
+    ("learn_optimizer", INIT): "a learned step size begins at its option, whatever the key; "
     "tests/test_learned_rules.py looks at networks",
-    (
-        "meta_nas",
-        "check_it_learns",
-    ): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; "
+    ("meta_nas", LEARNS): "a mixture of six kinds of perceptrons learns too slowly for 60 steps; "
     "tests/test_nas_meta.py looks at it",
 }

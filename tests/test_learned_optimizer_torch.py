@@ -231,52 +231,35 @@ def test_frozen_and_half_parameters_are_left_alone(caplog: pytest.LogCaptureFixt
     assert all((value == 1).all() for value in (still, half, frozen))
 
 
+def made(params: Any, rule: Any = None, theta: Any = None) -> LearnedOptimizer:
+    """The optimizer of these parameters, by default with a learned rate, for 9 steps."""
+    rule = rule or LearnedSGD()
+    return LearnedOptimizer(params, rule, theta or theta_of(rule), 9)
+
+
+MORE = {"params": [torch.ones(2)]}
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps_zero": (lambda: optimizer_of(LearnedSGD(), module(), 0), "num_steps"),
     "steps_part": (lambda: optimizer_of(LearnedSGD(), module(), 2.5), "num_steps"),  # type: ignore[arg-type]
     "own_options": (
-        lambda: LearnedOptimizer(
-            [{"params": module().parameters(), "eps": 1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
-        ),
+        lambda: made([{"params": module().parameters(), "eps": 1.0}]),
         "eps: a learned rule updates all parameters alike",
     ),
     "negative_factor": (
-        lambda: LearnedOptimizer(
-            [{"params": module().parameters(), "lr": -1.0}], LearnedSGD(), theta_of(LearnedSGD()), 9
-        ),
+        lambda: made([{"params": module().parameters(), "lr": -1.0}]),
         "lr: must be >= 0",
     ),
-    "group_later": (
-        lambda: optimizer_of(LearnedSGD(), module()).add_param_group({"params": [torch.ones(2)]}),
-        "once",
-    ),
-    "half": (
-        lambda: LearnedOptimizer(
-            module().half().parameters(), LearnedSGD(), theta_of(LearnedSGD()), 9
-        ),
-        "float16",
-    ),
+    "group_later": (lambda: made(module().parameters()).add_param_group(MORE), "once"),
+    "half": (lambda: made(module().half().parameters()), "float16"),
     "mixed": (
-        lambda: LearnedOptimizer(
-            [*module().parameters(), *module().float().parameters()],
-            LearnedSGD(),
-            theta_of(LearnedSGD()),
-            9,
-        ),
+        lambda: made([*module().parameters(), *module().float().parameters()]),
         "float32",
     ),
     "other_theta": (
-        lambda: LearnedOptimizer(
-            module().parameters(), LSTM(hidden=3), theta_of(LSTM(hidden=4)), 9
-        ),
+        lambda: made(module().parameters(), LSTM(hidden=3), theta_of(LSTM(hidden=4))),
         "lstm.0.weight",
     ),
-    "other_network": (
-        lambda: LearnedOptimizer(
-            module().parameters(), LearnedRates(), theta_of(LearnedRates()), 9
-        ),
-        "learned_rates",
-    ),
+    "other_network": (lambda: made(module().parameters(), LearnedRates()), "learned_rates"),
     "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "reads the loss"),
 }
 
