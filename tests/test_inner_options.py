@@ -141,7 +141,7 @@ def test_a_file_sets_the_rule_and_keeps_its_hash_without_it() -> None:
     later = {"inner", "adapts"}
     data_of_hash = plain.method.without_later(plain.resolved()["method"])
     assert later & set(plain.resolved()["method"]) == later and not later & set(data_of_hash)
-    assert not {"clip", "weight_decay", "eps_root"} & set(data_of_hash["outer"])
+    assert not {"clip", "clip_value", "weight_decay", "l2", "eps_root"} & set(data_of_hash["outer"])
     rule = {"name": "adam", "lr": 0.02, "clip": 1.0}
     other = parse({**data, "method": {"name": "maml", "inner": rule}}).experiments[0]
     assert other.method.inner == Adam(lr=0.02, clip=1.0) and other.hash() != plain.hash()

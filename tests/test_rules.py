@@ -253,6 +253,10 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
         {"schedule": "steps", "milestones": [4, 2]},
         {"schedule": "steps", "milestones": [0]},
         {"schedule": "steps", "milestones": [2], "gamma": 1.0},
+        {"schedule": "steps", "milestones": [2], "gamma": [0.5, 0.5]},
+        {"schedule": "steps", "milestones": [2, 3], "gamma": [0.5, 1.5]},
+        {"l2": 0.1, "weight_decay": 0.1},
+        {"clip": 1.0, "clip_value": 1.0},
         {"momentum_": 1},
     ]
     wrong += [{field: 1} for field in fields & {"decay", "beta1", "beta2"}] + [

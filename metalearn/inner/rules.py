@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import mul
 from typing import Annotated, Any, Literal
 
 import torch
@@ -63,8 +65,13 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
     return UpdateRule(lambda params: {"count": _count(params)}, update)
 
 
-def momentum(lr: float, decay: float, factor: Rate | None = None) -> UpdateRule:
-    """Heavy-ball momentum (Polyak 1964), as torch.optim.SGD: m = decay * m + g; u = -lr * m."""
+def momentum(
+    lr: float, decay: float, factor: Rate | None = None, *, nesterov: bool = False
+) -> UpdateRule:
+    """Heavy-ball momentum (Polyak 1964), as torch.optim.SGD: m = decay * m + g; u = -lr * m.
+
+    Nesterov's (Sutskever et al. 2013) goes on along m: u = -lr * (g + decay * m).
+    """
 
     def init(params: Any) -> Any:
         return {"count": _count(params), "velocity": zeros_like(params)}
@@ -72,7 +79,8 @@ def momentum(lr: float, decay: float, factor: Rate | None = None) -> UpdateRule:
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
         rate = lr if factor is None else lr * factor(state["count"])
-        return tree_map(lambda m: -rate * m, velocity), {
+        ahead = tree_map(lambda m, g: g + decay * m, velocity, grads) if nesterov else velocity
+        return tree_map(lambda m: -rate * m, ahead), {
             "count": state["count"] + 1,
             "velocity": velocity,
         }
@@ -129,6 +137,28 @@ def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
     return UpdateRule(rule.init, update)
 
 
+def clipped_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
+    """`rule` with every number of a gradient clamped to [-limit, limit]."""
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        bounded = tree_map(lambda g: g.clamp(-limit, limit), grads)
+        return rule.update(bounded, state, params, loss)
+
+    return UpdateRule(rule.init, update)
+
+
+def with_l2(rule: UpdateRule, strength: float) -> UpdateRule:
+    """`rule` on the loss + strength / 2 * |p|^2: g + strength * p in the place of g.
+
+    It is the weight_decay of torch.optim.SGD and Adam; momentum and moments contain it."""
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        total = tree_map(lambda g, p: g + strength * p, grads, params)
+        return rule.update(total, state, params, loss)
+
+    return UpdateRule(rule.init, update)
+
+
 def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> UpdateRule:
     """`rule` with decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -163,12 +193,18 @@ def schedule(name: str, total: int | None) -> Rate | None:
     return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / total).clamp(max=1)))
 
 
-def drops(milestones: Sequence[int], gamma: float) -> Rate:
-    """The factor gamma^(milestones reached), as torch.optim.lr_scheduler.MultiStepLR."""
+def drops(milestones: Sequence[int], gamma: float | Sequence[float]) -> Rate:
+    """The factor gamma^(milestones reached), as torch.optim.lr_scheduler.MultiStepLR.
+
+    With one gamma a milestone, it is the product of those of the milestones reached.
+    """
 
     def rate(count: Tensor) -> Tensor:
-        reached = sum(((count >= at).to(count.dtype) for at in milestones), torch.zeros_like(count))
-        return gamma**reached
+        reached = [(count >= at).to(count.dtype) for at in milestones]
+        if isinstance(gamma, Sequence):
+            parts = [share**here for share, here in zip(gamma, reached, strict=True)]
+            return reduce(mul, parts, torch.ones_like(count))
+        return gamma ** sum(reached, torch.zeros_like(count))
 
     return rate
 
@@ -183,21 +219,31 @@ class _Rule(RuleComponent):
     milestones: tuple[int, ...] = option(
         (), "steps at which the step size falls, under schedule steps", later=True
     )
-    gamma: float = option(
-        0.1, "factor of the step size at each of milestones", gt=0, lt=1, later=True
+    gamma: float | tuple[float, ...] = option(
+        0.1, "factor of the step size at each of milestones, or one for each", later=True
     )
     clip: float | None = option(
         None, "largest norm of a gradient over all parameters; null: any", gt=0, later=True
     )
+    clip_value: float | None = option(
+        None, "largest absolute value of a gradient's numbers; null: any", gt=0, later=True
+    )
     weight_decay: float = option(
         0.0, "share of a parameter that a step takes away, times lr", ge=0, later=True
+    )
+    l2: float = option(
+        0.0,
+        "share of a parameter that is added to its gradient, as torch's weight_decay",
+        ge=0,
+        later=True,
     )
 
     def build(self, steps: int | None = None) -> UpdateRule:
         at = self.milestones
         factor = drops(at, self.gamma) if at else schedule(self.schedule, steps)
-        rule = self.plain(factor)
+        rule = with_l2(self.plain(factor), self.l2) if self.l2 else self.plain(factor)
         rule = rule if self.clip is None else clipped(rule, self.clip)
+        rule = rule if self.clip_value is None else clipped_by_value(rule, self.clip_value)
         decay = self.weight_decay
         return decayed(rule, self.lr, factor, decay) if decay else rule
 
@@ -208,6 +254,20 @@ class _Rule(RuleComponent):
             raise ValueError("schedule steps and milestones belong together: give both or neither")
         if any(step < 1 for step in at) or list(at) != sorted(set(at)):
             raise ValueError(f"milestones are {list(at)}; they must rise, from 1 on")
+        gammas = (self.gamma,) if isinstance(self.gamma, float) else self.gamma
+        if not all(0 < one < 1 for one in gammas):
+            raise ValueError(f"gamma is {self.gamma}; it must lie between 0 and 1")
+        if not isinstance(self.gamma, float) and len(gammas) != len(at):
+            raise ValueError(f"gamma has {len(gammas)} factors for {len(at)} milestones")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_a_kind(self) -> _Rule:
+        if self.l2 and self.weight_decay:
+            text = "l2 acts through the gradient, weight_decay beside it: give one of them"
+            raise ValueError(text)
+        if self.clip is not None and self.clip_value is not None:
+            raise ValueError("clip bounds the norm, clip_value each number: give one of them")
         return self
 
     @abstractmethod
@@ -241,9 +301,10 @@ class Momentum(_Rule):
 
     name: Literal["momentum"] = option("momentum", "the rule")
     decay: float = option(0.9, "share of the last step that is kept", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's momentum, as torch.optim.SGD's", later=True)
 
     def plain(self, factor: Rate | None) -> UpdateRule:
-        return momentum(self.lr, self.decay, factor)
+        return momentum(self.lr, self.decay, factor, nesterov=self.nesterov)
 
 
 class Adam(_Rule):

@@ -22,9 +22,8 @@ class RFS(LogisticRegression):
     ('adapt', 'predict')
     """
 
-    # Departures: weight decay of the pretraining is decoupled (the rule's own), so that theirs of
-    # 0.0005, which goes through a momentum of 0.9, is 0.005 here; the step size follows a schedule
-    # of `outer` in the place of factors of 0.1 at epochs 60 and 80.
+    # The default of `outer` follows a cosine, which fits any length of a run; the experiments rfs_*
+    # have the authors' rule: l2 of 0.0005, factors of 0.1 at epochs 60 and 80 of 100.
     name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
     copies: int = option(
         5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100
