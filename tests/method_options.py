@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cavia": {"inner_steps": 2, "inner_lr": 1.0, "outer": ADAM, "bias": "layers.0.bias"},
     "maml_plus_plus": {"inner_steps": 2, "inner_lr": 0.3, "multi_steps": 20, "outer": ADAM},
     "imaml": {"inner_steps": 8, "inner_lr": 0.5, "strength": 0.5, "cg_steps": 3, "outer": ADAM},
+    "imaml_hessian_free": {"newton_cg_steps": 3, "strength": 0.5, "cg_steps": 3, "outer": ADAM},
     "t_net": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
     "alfa": {"inner_steps": 2, "inner_lr": 0.3, "outer": ADAM},
     "relation_net": {"hidden": 8, "outer": ADAM},

@@ -17,6 +17,7 @@ from metalearn.algorithms import (
     IMAML,
     MAML,
     PMF,
+    HessianFreeIMAML,
     MAMLPlusPlus,
     MetaBaseline,
     MetaOptNet,
@@ -213,13 +214,14 @@ def test_maml_plus_plus_has_those_of_every_network_and_leaves_running_statistics
         assert means and all(meta["params"][name].dim() == 1 for name in means)
 
 
+@pytest.mark.parametrize("component", [IMAML, HessianFreeIMAML])
 @pytest.mark.parametrize("damping", [0.0, 1.0])
-def test_the_implicit_gradient_is_that_of_a_linear_solve(damping: float) -> None:
+def test_the_implicit_gradient_is_that_of_a_linear_solve(damping: float, component: Any) -> None:
     """Against a dense Hessian: (I + H / lambda)^-1 times the gradient of the query loss."""
     source, learner = classes()
     episode = one_episode(source)
     options = {"inner_steps": 4, "inner_lr": 0.2, "strength": 0.7, "damping": damping}
-    method = IMAML(cg_steps=100, **options).build(learner, source.spec)
+    method = component(cg_steps=100, **options).build(learner, source.spec)
     meta = method.init(KEY).meta
     assert method.adapt is not None and method.task_grad is not None
     phi = method.adapt(meta, episode.support, 4, KEY)

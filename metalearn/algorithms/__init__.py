@@ -7,6 +7,7 @@ from metalearn.algorithms.boil import BOIL
 from metalearn.algorithms.cavia import CAVIA
 from metalearn.algorithms.gradient.alfa import ALFA
 from metalearn.algorithms.gradient.imaml import IMAML
+from metalearn.algorithms.gradient.imaml_hessian_free import HessianFreeIMAML
 from metalearn.algorithms.gradient.maml_plus_plus import MAMLPlusPlus
 from metalearn.algorithms.gradient.t_net import TNet
 from metalearn.algorithms.maml import MAML
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, type[MethodComponent]] = {
     "cavia": CAVIA,
     "maml_plus_plus": MAMLPlusPlus,
     "imaml": IMAML,
+    "imaml_hessian_free": HessianFreeIMAML,
     "alfa": ALFA,
     "t_net": TNet,
     "relation_net": RelationNet,
@@ -57,6 +59,7 @@ __all__ = [
     "MAML",
     "PMF",
     "R2D2",
+    "HessianFreeIMAML",
     "MAMLPlusPlus",
     "MatchingNet",
     "MetaBaseline",

@@ -27,11 +27,11 @@ def conjugate_gradients(matrix: Matrix, b: Params, steps: int) -> Params:
     square = dot(rest, rest)
     for _ in range(steps):
         product = matrix(direction)
-        length = _ratio(square, dot(direction, product))
+        length = ratio(square, dot(direction, product))
         x = add(x, scale(direction, length))
         rest = sub(rest, scale(product, length))
         new = dot(rest, rest)
-        factor = _ratio(new, square)
+        factor = ratio(new, square)
         direction = tree_map(lambda r, d, factor=factor: r + factor * d, rest, direction)
         square = new
     return x
@@ -65,6 +65,6 @@ def dot(a: Params, b: Params) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(leaves(a), leaves(b), strict=True)]).sum()
 
 
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
+def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0, as in a solved system."""
     return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
