@@ -13,8 +13,13 @@ from test_bench import one_thread as one_thread  # fixtures
 from test_bench import run as run
 
 from metalearn.bench import markdown as notes
+from metalearn.bench.page import page
 from metalearn.bench.plot import scaling_figure, workloads_figure
 from metalearn.bench.table import groups, share_of_limit, show, speedup
+from metalearn.report.markdown import image
+from metalearn.storage.files import read_json, write_json
+
+MEASURED = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 
 
 def row(
@@ -82,10 +87,7 @@ def test_the_markdown_has_ratios_and_keeps_what_others_wrote(tmp_path: Path) -> 
     )
     assert line.split(" | ")[3:] == [
         "3 s (6.00x)",
-        "–",
-        "–",
         "1.5 s (3.00x)",
-        "–",
         "**3.00x**",
         "50%",
         "1.10 |",
@@ -139,3 +141,29 @@ def test_ratios_and_the_share_of_the_limit() -> None:
         row("w", "native", 0.5), {"flops": 2e9, "conv_flops_per_second": 1e10}
     ) == pytest.approx(0.4)
     assert share_of_limit(row("w", "native", 0.5), {"flops": 2e9}) is None
+
+
+def test_the_sites_page_has_every_row_and_figure_of_every_file(tmp_path: Path) -> None:
+    facts = {"w": {"sentence": "a workload", "flops": 1e9, "conv_flops_per_second": 4e9}}
+    data = example() | {"workloads": facts}
+    data["environment"]["started"] = "2026-11-29T05:19:32+00:00"
+    for name in ("one", "two"):
+        write_json(tmp_path / f"{name}.json", data)
+    text, drawn = page(tmp_path)
+    assert text.count("## A CPU, 2 cores, 2026-11-29") == 2
+    assert text.count('??? note "All 6 rows"') == 2 and "    - `w`: a workload" in text
+    for path, figure in drawn.items():
+        assert f"]({path})" in text and "w, 4:" in figure
+    assert list(drawn) == ["figures/one.svg", "figures/two.svg"]
+
+
+def test_the_tables_of_the_project_are_those_of_its_files() -> None:
+    """Nothing in them was written by hand; the site draws the same files."""
+    path = MEASURED / "RESULTS.md"
+    data = read_json(MEASURED / "bench_cpu.json")
+    picture = image(MEASURED.parent / "figures" / "bench_cpu.svg", path)
+    assert notes.render(data, [picture]) in path.read_text("utf-8")
+    text, _ = page(MEASURED)
+    for file in MEASURED.glob("*.json"):
+        for name in read_json(file)["workloads"]:
+            assert f"| `{name}` |" in text

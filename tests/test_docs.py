@@ -37,7 +37,8 @@ PAGES = (
     "migrate",
 )
 DOCS += [ROOT / "docs" / f"{name}.md" for name in (*PAGES, "faq")]
-GENERATED = {*(f"components/{page}.md" for page in COMPONENTS), *RESULTS}  # when the site is built
+# when the site is built
+GENERATED = {*(f"components/{page}.md" for page in COMPONENTS), *RESULTS, "benchmarks.md"}
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 # Long work is cut short: the same command with these words behind it.
 SHORTER = {

@@ -30,11 +30,12 @@ machine is replaced by its next run, text outside of the marked sections stays.
 
 def write(path: Path, data: dict[str, Any], plots: list[Path]) -> None:
     """Write the run's section in the place of that of the same machine, else at the end."""
-    name = f"bench: {_machine(data['environment'])}"
+    name = f"bench: {machine(data['environment'])}"
     replace_section(path, name, render(data, [image(plot, path) for plot in plots]), HEAD)
 
 
-def _machine(env: Row) -> str:
+def machine(env: Row) -> str:
+    """The machine of a file: card, processor and cores."""
     cpu = f"{env.get('cpu') or env.get('platform', '')}, {env.get('cores')} cores"
     if env.get("device", "cpu") == "cpu":
         return cpu
@@ -43,7 +44,7 @@ def _machine(env: Row) -> str:
 
 def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
     """The section: machine and versions, ratios, every row, curves over tasks, memory, absences."""
-    parts = [f"## {_machine(data['environment'])}", _versions(data["environment"])]
+    parts = [f"## {machine(data['environment'])}", facts_of(data["environment"])]
     parts += plots or []
     if rows := data["rows"]:
         parts += [ratios(rows, data.get("workloads", {})), "### Every row", every_row(rows)]
@@ -53,8 +54,7 @@ def render(data: dict[str, Any], plots: list[str] | None = None) -> str:
     if isinstance(data.get("memory"), list):
         parts.append(_memory(data["memory"]))
     if data.get("skipped"):
-        absent = [f"- {_where(row)}: {row['why']}" for row in data["skipped"]]
-        parts += ["### Left out", "\n".join(absent)]
+        parts += ["### Left out", left_out(data["skipped"])]
     parts.append(NOTES)
     return "\n\n".join(parts) + "\n"
 
@@ -72,7 +72,8 @@ what was held before (CUDA: torch's allocator, first step included). Sampling: s
 the same by the best executor in the table."""
 
 
-def _versions(env: Row) -> str:
+def facts_of(env: Row) -> str:
+    """Date, commit, versions and command in a line."""
     names = ("torch", "learn2learn", "higher", "torchopt", "jax")
     versions = [f"{name} {env[name]}" for name in names if env.get(name)]
     commit = f"commit {env['git'][:10]}" if env.get("git") else ""
@@ -88,7 +89,9 @@ def _command(env: Row) -> str:
 
 
 def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
-    head = ["workload", "tasks", "ours", *PEERS, "speed over best peer", "share of limit"]
+    """Our best time beside that of every peer that was timed, a line a workload."""
+    peers = [engine for engine in PEERS if best(rows, (engine,))]
+    head = ["workload", "tasks", "ours", *peers, "speed over best peer", "share of limit"]
     head.append("auto's total")
     lines = []
     for (workload, tasks), group in groups(rows).items():
@@ -97,7 +100,7 @@ def ratios(rows: list[Row], facts: dict[str, Row]) -> str:
         mine = "–"
         if ours is not None:
             mine = f"**{duration(ours['median_seconds'])}** {detail_of(ours)}".strip()
-        theirs = [_peer(group, engine) for engine in PEERS]
+        theirs = [_peer(group, engine) for engine in peers]
         ratio = "–" if speedup(group) is None else f"**{times(speedup(group))}**"
         limit = "–" if share is None else f"{share:.0%}"
         total = auto_over_best(group)
@@ -158,5 +161,13 @@ def _memory(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _where(row: Row) -> str:
-    return f"{row['engine']}, `{row['workload']}`" if row.get("workload") else str(row["engine"])
+def left_out(rows: list[Row]) -> str:
+    """A line for each engine and reason, with its workloads."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        names = [f"`{row['workload']}`"] if row.get("workload") else []
+        what = str(row["engine"]), row["why"].removeprefix(f"{row['engine']}: ")
+        lines[what] = lines.get(what, []) + names
+    return "\n".join(
+        f"- {', '.join([engine, *names])}: {why}" for (engine, why), names in lines.items()
+    )

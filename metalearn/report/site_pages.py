@@ -1,6 +1,6 @@
-"""Pages of the documentation site that are made of data: components, results and benchmarks.
+"""Pages of the documentation site that are made of data: components and results.
 
-`docs/hooks.py` adds them when the site is built."""
+`docs/hooks.py` adds them when the site is built, and that of benchmarks (bench/page.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PACKAGES = (
     *("tasks", "models", "algorithms", "in_context", "transfer", "learned_optimizers", "nas"),
     "inner",
 )
-RESULTS = {"reproduced.md": "RESULTS.md", "benchmarks.md": "benchmarks/RESULTS.md"}
+RESULTS = {"reproduced.md": "RESULTS.md"}
 FIGURE = re.compile(r"\]\((?:\.\./)?(figures/[\w.-]+)\)")
 
 
