@@ -17,21 +17,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(12)
 )
 WORDS = [
-    "",
-    "a",
-    "../..",
-    "/",
-    "a/b",
-    "\0",
-    "-",
-    "~",
-    "nan",
-    "1e-3",
-    SCRIPT,
-    "${HOME}",
-    "x" * 400,
-    "é\u202e☃",
-    "maml",
+    *("", "a", "../..", "/", "a/b", "\0", "-", "~", "nan", "1e-3", "${HOME}", "maml"),
+    *(SCRIPT, "x" * 400, "é\u202e☃"),
 ]
 WHOLE = [-1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**18, -(10**30), 10**200]
 NUMBERS = [*WHOLE, 0.5, -0.1, 1e-320, 1e308, float("inf"), float("nan")]
@@ -44,37 +31,16 @@ hostile = st.recursive(
     max_leaves=8,
 )
 ODD = [
-    *(
-        "",
-        "[" * 3000,
-        BOMB,
-        "a: &a {b: *a}",
-        "? [a, b]\n: 1",
-        "!!python/object/apply:os.system [exit]",
-    ),
-    *(
-        "1: 2\n1: 3",
-        f"run: {{meta_steps: {'9' * 5000}}}",
-        "x: " + ":".join(["1"] * 5000),
-        "--- 1\n--- 2",
-    ),
-    *(
-        "\ufeffa: 1",
-        "run: {<<: 3}",
-        "task: &t {source: sinusoid}\nmodel: *t",
-        "method: {name: [maml]}",
-    ),
+    *("", "[" * 3000, BOMB, "a: &a {b: *a}", "? [a, b]\n: 1", "1: 2\n1: 3", "--- 1\n--- 2"),
+    *(f"run: {{meta_steps: {'9' * 5000}}}", "x: " + ":".join(["1"] * 5000), "\ufeffa: 1"),
+    *("!!python/object/apply:os.system [exit]", "run: {<<: 3}", "method: {name: [maml]}"),
+    "task: &t {source: sinusoid}\nmodel: *t",
 ]
 
 
 def paths_of(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = (
-        data.items()
-        if isinstance(data, dict)
-        else enumerate(data)
-        if isinstance(data, list)
-        else ()
-    )
+    inner: Any = data.items() if isinstance(data, dict) else ()
+    inner = enumerate(data) if isinstance(data, list) else inner
     return [prefix, *(path for key, value in inner for path in paths_of(value, (*prefix, key)))]
 
 
@@ -134,15 +100,8 @@ harm = st.one_of(
     st.tuples(st.just("edit"), st.tuples(st.floats(0, 1), hostile)),
 )
 NAMES = [
-    "a.png",
-    ".hidden",
-    "a b.png",
-    "<script>.png",
-    "-rf.png",
-    "é.png",
-    "\n.png",
+    *("a.png", ".hidden", "a b.png", "<script>.png", "-rf.png", "é.png", "\n.png", "a.gif"),
     "x" * 120,
-    "a.gif",
 ]
 
 
@@ -150,55 +109,23 @@ def pictures() -> dict[str, bytes]:
     """Files that a folder of images may hold: good ones of many kinds, and ones that lie about
     themselves."""
     found = {}
-    for kind in (
-        "L PNG",
-        "RGBA PNG",
-        "P GIF",
-        "1 PNG",
-        "I;16 PNG",
-        "CMYK JPEG",
-        "F TIFF",
-        "RGB BMP",
-    ):
-        mode, form = kind.split()
+    forms = {"L": "PNG", "RGBA": "PNG", "P": "GIF", "1": "PNG", "I;16": "PNG", "CMYK": "JPEG"}
+    for mode, form in {**forms, "F": "TIFF", "RGB": "BMP"}.items():
         buffer = io.BytesIO()
         Image.new(mode, (3, 5)).save(buffer, form)
-        found[kind] = buffer.getvalue()
+        found[f"{mode} {form}"] = buffer.getvalue()
     huge = bytearray(found["L PNG"])
-    huge[16:24] = (10**6).to_bytes(
-        4, "big"
-    ) * 2  # a header that promises a million by a million pixels
-    lies = {
-        "huge": bytes(huge),
-        "empty": b"",
-        "text": b"no image",
-        "svg": b"<svg/>",
-        "cut": found["RGB BMP"][:-20],
-    }
-    return {**found, **lies}
+    # a header that promises a million by a million pixels
+    huge[16:24] = (10**6).to_bytes(4, "big") * 2
+    lies = {"huge": bytes(huge), "empty": b"", "text": b"no image", "svg": b"<svg/>"}
+    return {**found, **lies, "cut": found["RGB BMP"][:-20]}
 
 
 PICTURES = pictures()
 KEYS = [
-    *(
-        "method.inner_lr",
-        "task.shots",
-        "run.meta_steps",
-        "evaluate.steps",
-        "model.sizes",
-        "method.name",
-        "task.source",
-    ),
-    *(
-        "run.seeds",
-        "method.tune",
-        "run.track.wandb.project",
-        "experiment",
-        "evaluate.task.shots",
-        "x",
-        "a.b.c",
-        "",
-    ),
+    *("method.inner_lr", "task.shots", "run.meta_steps", "evaluate.steps", "model.sizes"),
+    *("method.name", "task.source", "run.seeds", "method.tune", "run.track.wandb.project"),
+    *("experiment", "evaluate.task.shots", "x", "a.b.c", ""),
     *("methods.maml.inner_lr", "budget.trials", "run.validate.every", "method.start", "run.device"),
 ]
 COMPARISON = {
@@ -225,12 +152,7 @@ words_of = st.lists(
     max_size=3,
 )
 MEMBERS = [
-    "a.png",
-    "../a.png",
-    "/a.png",
-    "a/../../b.png",
-    "a\\..\\b.png",
-    "C:\\a.png",
+    *("a.png", "../a.png", "/a.png", "a/../../b.png", "a\\..\\b.png", "C:\\a.png"),
     "Latin/character01/0001_01.png",
 ]
 members = st.lists(

@@ -35,22 +35,9 @@ PUBLISHED = [
     {"published": value, "published_ci95": half, "source": "Finn et al. 2017, table 1"}
     for value, half in ((None, None), (0.987, 0.004))
 ]
-GLYPHS = {
-    "source": "glyphs",
-    "split": "test",
-    "ways": 5,
-    "shots": 1,
-    "queries": 15,
-    "data_sha256": "d" * 64,
-}
-SINUSOID = {
-    "source": "sinusoid",
-    "split": "test",
-    "ways": 1,
-    "shots": 5,
-    "queries": 100,
-    "data_sha256": None,
-}
+FACTS = ("source", "split", "ways", "shots", "queries", "data_sha256")
+GLYPHS = dict(zip(FACTS, ("glyphs", "test", 5, 1, 15, "d" * 64), strict=True))
+SINUSOID = dict(zip(FACTS, ("sinusoid", "test", 1, 5, 100, None), strict=True))
 
 
 def write_run(
@@ -75,28 +62,15 @@ def write_run(
     accuracy = np.round(known * 75) / 75
     loss = -np.log(np.clip(accuracy, 0.02, 1)) + 0.05
     test = _test(STEPS, accuracy, loss)
-    headline = 10 if uses_steps else 20
-    place = STEPS.index(headline)
+    tuned = {"inner_lr": 0.05, "headline_step": 10, "on_edge": []}
     result = _result(label, method, seed, episodes, test) | {
         "task": dict(GLYPHS),
         "normalisation": "query_batch",
         "transductive": True,
-        "headline": {
-            "metric": "accuracy",
-            "step": headline,
-            "value": test["accuracy"][place],
-            "ci95": test["accuracy_ci95"][place],
-            **PUBLISHED[method == "maml"],
-        },
-        "traits": {
-            "uses_steps": uses_steps,
-            "support_at_step_0": not uses_steps,
-            "transductive": True,
-            "consumes": consumes,
-        },
-        "tuned": {"inner_lr": 0.05, "headline_step": 10, "on_edge": []}
-        if consumes != "episodes"
-        else None,
+        "headline": _headline("accuracy", 10 if uses_steps else 20, test)
+        | PUBLISHED[method == "maml"],
+        "traits": _traits(uses_steps, consumes) | {"transductive": True},
+        "tuned": None if consumes == "episodes" else tuned,
         "cost": cost_block(consumes, uses_steps),
     }
     result["tuning"] = _tuning(end) if result["tuned"] else None
@@ -125,9 +99,8 @@ def _write_image_episodes(path: Path) -> None:
     drawn = np.random.default_rng(3).random((3, 5, 1, 28, 28)) ** 6
     asked = np.random.default_rng(4).random((3, 15, 1, 28, 28)) ** 6
     labels = np.stack([np.random.default_rng(place).permutation(5) for place in range(3)])
-    many = np.stack(
-        [np.random.default_rng(place).permutation(np.arange(15) % 5) for place in range(3)]
-    )
+    twice = np.arange(15) % 5
+    many = np.stack([np.random.default_rng(place).permutation(twice) for place in range(3)])
     np.savez(path / "episodes.npz", support_x=drawn, support_y=labels, query_x=asked, query_y=many)
 
 
@@ -137,14 +110,10 @@ def write_regression(
     """A plausible finished sinusoid run; `exploding` tasks leave every bound after the first
     step."""
     generator = np.random.default_rng([sum(map(ord, label)), seed])
-    level = np.asarray(
-        [4.9, 0.66, 0.52, 0.45, 0.38, 0.36]
-        if method == "maml"
-        else [4.2, 2.4, 2.35, 2.3, 2.25, 2.2]
-    )
-    loss = (
-        level * generator.gamma(2.0, 0.5, (600, 1)) * generator.uniform(0.8, 1.2, (600, len(STEPS)))
-    )
+    fast, slow = [4.9, 0.66, 0.52, 0.45, 0.38, 0.36], [4.2, 2.4, 2.35, 2.3, 2.25, 2.2]
+    level = np.asarray(fast if method == "maml" else slow)
+    loss = level * generator.gamma(2.0, 0.5, (600, 1))
+    loss = loss * generator.uniform(0.8, 1.2, (600, len(STEPS)))
     loss[:exploding, 2:] = 1e6
     loss[: exploding // 2, 4:] = math.inf
     test = _test(STEPS, None, loss)
@@ -153,22 +122,10 @@ def write_regression(
         "task": dict(SINUSOID),
         "normalisation": "none",
         "transductive": False,
-        "headline": {
-            "metric": "loss",
-            "step": 1,
-            "value": test["loss"][1],
-            "ci95": test["loss_ci95"][1],
-            "published": 0.67,
-            "published_ci95": None,
-            "source": "Finn et al. 2017",
-            "published_curve": {"1": 0.67, "5": 0.38},
-        },
-        "traits": {
-            "uses_steps": True,
-            "support_at_step_0": False,
-            "transductive": False,
-            "consumes": "episodes",
-        },
+        "headline": _headline("loss", 1, test)
+        | {"published": 0.67, "published_ci95": None, "source": "Finn et al. 2017"}
+        | {"published_curve": {"1": 0.67, "5": 0.38}},
+        "traits": _traits(True, "episodes"),
         "tuned": None,
         "cost": cost_block("episodes", True),
     }
@@ -177,14 +134,19 @@ def write_regression(
     _write(path, result, config, [], {"accuracy": np.full_like(loss, np.nan), "loss": loss})
     x = generator.uniform(-5, 5, (3, 5, 1))
     query = generator.uniform(-5, 5, (3, 100, 1))
-    np.savez(
-        path / "episodes.npz",
-        support_x=x,
-        support_y=3 * np.sin(x),
-        query_x=query,
-        query_y=3 * np.sin(query),
-    )
+    targets = {"support_y": 3 * np.sin(x), "query_y": 3 * np.sin(query)}
+    np.savez(path / "episodes.npz", support_x=x, query_x=query, **targets)
     return path
+
+
+def _headline(metric: str, step: int, test: dict[str, Any]) -> dict[str, Any]:
+    value, half = (test[name][STEPS.index(step)] for name in (metric, f"{metric}_ci95"))
+    return {"metric": metric, "step": step, "value": value, "ci95": half}
+
+
+def _traits(uses_steps: bool, consumes: str) -> dict[str, Any]:
+    steps = {"uses_steps": uses_steps, "support_at_step_0": not uses_steps}
+    return {**steps, "transductive": False, "consumes": consumes}
 
 
 def _test(steps: list[int], accuracy: np.ndarray | None, loss: np.ndarray) -> dict[str, Any]:
@@ -227,29 +189,17 @@ def _result(
 def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str, Any]:
     """A whole ledger: 2,000 steps of training, 20 of adaptation; `flops` a gradient step of one
     task."""
-    nothing = {
-        "flops": 0,
-        "flops_elementwise": 0,
-        "flops_architecture": 0,
-        "seconds": 0.0,
-        "device": "cpu",
-        "peak_bytes": 0,
-        "gradient_steps": 0,
-        "examples": 0,
-        "labels": 0,
-        "candidates": 0,
-        "energy_joules": None,
-        "tasks": 0,
-    }
+    counts = ("flops", "flops_elementwise", "flops_architecture", "peak_bytes", "gradient_steps")
+    nothing: dict[str, Any] = dict.fromkeys(
+        (*counts, "examples", "labels", "candidates", "tasks"), 0
+    )
+    nothing |= {"seconds": 0.0, "device": "cpu", "energy_joules": None}
 
     def spent(steps: int, seconds: float, tasks: int = 1, **more: Any) -> dict[str, Any]:
         work = {"flops": steps * tasks * flops, "flops_elementwise": steps * tasks * flops // 6}
-        row = (
-            nothing
-            | work
-            | {"flops_architecture": work["flops"], "seconds": seconds, "gradient_steps": steps}
-        )
-        return row | {"peak_bytes": 2**28, "examples": 10 * steps * tasks} | more
+        row = {**nothing, **work, "flops_architecture": work["flops"], "seconds": seconds}
+        row |= {"gradient_steps": steps, "peak_bytes": 2**28, "examples": 10 * steps * tasks}
+        return row | more
 
     def new(steps: int, batched: float, alone: float, **more: Any) -> dict[str, Any]:
         row = spent(steps, batched) if batched else nothing
@@ -267,34 +217,19 @@ def cost_block(consumes: str, uses_steps: bool, flops: float = 3e6) -> dict[str,
     start = {"flops_at_start": 0, "seconds_at_start": 0.0} if uses_steps else {}
     adapt = (20, 0.012, 0.031) if uses_steps else (1, 0.0007, 0.002)
     table |= {"search": new(0, 0.0, 0.0), "retrain": new(0, 0.0, 0.0)}
-    table |= {
-        "adapt": new(*adapt, labels=5, **start),
-        "predict": new(1, 0.0006, 0.002, gradient_steps=0),
-    }
-    return table
+    predict = new(1, 0.0006, 0.002, gradient_steps=0)
+    return table | {"adapt": new(*adapt, labels=5, **start), "predict": predict}
 
 
 def _metrics(generator: np.random.Generator, end: float) -> list[dict[str, Any]]:
     lines = []
     for step in range(0, 2001, 200):
         for split, lost in (("train", 0.0), ("valid", 0.06)):
-            level = (
-                0.2
-                + (end - 0.2) * step / (step + 250)
-                - lost * step / 2000
-                + generator.normal(0, 0.008)
-            )
-            lines.append(
-                {
-                    "kind": "valid",
-                    "step": step,
-                    "split": split,
-                    "accuracy": level,
-                    "accuracy_ci95": 0.012,
-                    "loss": 1 - level,
-                    "loss_ci95": 0.02,
-                }
-            )
+            level = 0.2 + (end - 0.2) * step / (step + 250) - lost * step / 2000
+            level += generator.normal(0, 0.008)
+            line = {"kind": "valid", "step": step, "split": split}
+            line |= {"accuracy": level, "accuracy_ci95": 0.012}
+            lines.append(line | {"loss": 1 - level, "loss_ci95": 0.02})
     return lines
 
 
@@ -304,20 +239,13 @@ def _write(
     path.mkdir(parents=True)
     (path / "result.json").write_text(json.dumps(plain(result)))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr'
-    )
-    environment = {
-        "python": "3.11.7",
-        "torch": "2.13.0",
-        "threads": 2,
-        "started": "2026-01-01T00:00:00",
-        "argv": ["metalearn", "compare", "demo"],
-    }
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    (path / "metrics.jsonl").write_text(whole + '{"kind": "tr')
+    environment = {"python": "3.11.7", "torch": "2.13.0", "threads": 2}
+    environment |= {"started": "2026-01-01T00:00:00", "argv": ["metalearn", "compare", "demo"]}
     (path / "environment.json").write_text(json.dumps(environment))
-    np.savez(
-        path / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()}
-    )
+    arrays = {name: values.astype(np.float32) for name, values in scores.items()}
+    np.savez(path / "scores.npz", **arrays)
 
 
 def write_rows(root: Path, labels: list[str], seeds: int = 1, **how: Any) -> Path:
@@ -332,37 +260,26 @@ def groups_of(root: Path) -> list[Group]:
 
 
 def the_check(root: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(
-        check for check in collect(root)["checks"] if check["name"] == name
-    )
-    return found
+    found = {check["name"]: check for check in collect(root)["checks"]}
+    return dict(found[name])
 
 
 def searching(
     tmp_path: Path, label: str, searcher: str, count: int = 16, seeds: int = 3, **more: Any
 ) -> None:
     def change(result: dict[str, Any]) -> None:
-        result["cost"]["search"] |= {
-            "flops": 5e8,
-            "seconds": 0.5,
-            "seconds_batched": 0.5,
-            "candidates": count,
-        }
+        spent = {"flops": 5e8, "seconds": 0.5, "seconds_batched": 0.5}
+        result["cost"]["search"] |= {**spent, "candidates": count}
         result["method"] = "per_task_nas"
         result["seconds"] = total_seconds(result["cost"])
 
     for seed in range(seeds):
-        folder = write_run(
-            tmp_path / f"methods/{label}/seed-{seed}", label, "scratch", seed, change=change
-        )
-        words = (
-            f"name: per_task_nas, space: {{name: conv4-micro}}, searcher: {{name: "
-            f"{searcher}}}, candidates: {count}"
-        )
-        config = f"\nmethod: {{{words}}}\n"
+        folder = tmp_path / f"methods/{label}/seed-{seed}"
+        write_run(folder, label, "scratch", seed, change=change)
+        words = f"searcher: {{name: {searcher}}}, candidates: {count}"
+        config = f"\nmethod: {{name: per_task_nas, space: {{name: conv4-micro}}, {words}}}\n"
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(text[: text.index("method:")] + config)
         if more:
-            np.savez(
-                folder / "selection.npz", **{name: values[seed] for name, values in more.items()}
-            )
+            arrays = {name: values[seed] for name, values in more.items()}
+            np.savez(folder / "selection.npz", **arrays)

@@ -51,27 +51,15 @@ def example(device: str = "cpu", ours_: float = 0.5) -> dict[str, Any]:
         row("v", "higher", None, error="out of memory"),
     ]
     return {
-        "environment": {
-            "cpu": "A CPU",
-            "cores": 2,
-            "device": device,
-            "torch": "2",
-            "argv": ["metalearn"],
-        },
+        "environment": {"cpu": "A CPU", "cores": 2, "torch": "2", "argv": ["metalearn"]}
+        | {"device": device},
         "rows": rows,
         "workloads": {"w": {"flops": 1e9, "conv_flops_per_second": 4e9}},
         "skipped": [{"workload": "w", "engine": "higher", "why": "not installed"}],
         "scaling": [row("w", "native", 0.25 * tasks, tasks, executor="vmap") for tasks in (1, 4)],
         "memory": [
-            {
-                "workload": "w",
-                "chunk": 2,
-                "tasks": [2, 8],
-                "peak_bytes": [2**20, 2**21],
-                "ratio": 2.0,
-                "live_bytes": [2**20, 2**20],
-                "live_ratio": 1.0,
-            }
+            {"workload": "w", "chunk": 2, "tasks": [2, 8], "peak_bytes": [2**20, 2**21]}
+            | {"ratio": 2.0, "live_bytes": [2**20, 2**20], "live_ratio": 1.0}
         ],
     }
 

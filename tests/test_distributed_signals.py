@@ -53,34 +53,22 @@ def have_ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def send(number: int, chosen: slice) -> Callable[[int, list[int]], None]:
+    """Send a signal to some of the processes: the launcher, then the ranks."""
+
+    def act(launcher: int, ranks: list[int]) -> None:
+        for pid in [launcher, *ranks][chosen]:
+            os.kill(pid, number)
+
+    return act
+
+
 STRIKES: dict[str, tuple[Callable[[int, list[int]], None], int, str]] = {
-    "launcher signalled": (
-        lambda launcher, ranks: os.kill(launcher, signal.SIGTERM),
-        75,
-        "metalearn resume",
-    ),
-    "rank 1 signalled": (
-        lambda launcher, ranks: os.kill(ranks[1], signal.SIGUSR1),
-        75,
-        "metalearn resume",
-    ),
-    "all signalled": (
-        lambda launcher, ranks: (
-            [os.kill(pid, signal.SIGTERM) for pid in (launcher, *ranks)] and None
-        ),
-        75,
-        "metalearn resume",
-    ),
-    "rank 1 killed": (
-        lambda launcher, ranks: os.kill(ranks[1], signal.SIGKILL),
-        1,
-        "rank 1 was killed by SIGKILL",
-    ),
-    "rank 0 killed": (
-        lambda launcher, ranks: os.kill(ranks[0], signal.SIGKILL),
-        1,
-        "rank 0 was killed by SIGKILL",
-    ),
+    "launcher signalled": (send(signal.SIGTERM, slice(1)), 75, "metalearn resume"),
+    "rank 1 signalled": (send(signal.SIGUSR1, slice(2, 3)), 75, "metalearn resume"),
+    "all signalled": (send(signal.SIGTERM, slice(None)), 75, "metalearn resume"),
+    "rank 1 killed": (send(signal.SIGKILL, slice(2, 3)), 1, "rank 1 was killed by SIGKILL"),
+    "rank 0 killed": (send(signal.SIGKILL, slice(1, 2)), 1, "rank 0 was killed by SIGKILL"),
 }
 
 
