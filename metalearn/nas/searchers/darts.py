@@ -97,7 +97,6 @@ class DARTS(SearcherComponent):
         return True
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
         rule = self._rule()
         gradients = 2 if self.first_order else 3
 

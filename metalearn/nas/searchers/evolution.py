@@ -36,8 +36,6 @@ class Evolution(SearcherComponent):
     )
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
-
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             size = min(self.population or max(2, budget // 4), budget)
             fresh = shuffled(space, fold_in(key, "start"))

@@ -31,8 +31,6 @@ class Halving(SearcherComponent):
     rungs: int = option(3, "Number of rungs; the last one trains fully.", ge=1, le=10)
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
-
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             plan = self.plan(budget)
             candidates = tuple(itertools.islice(shuffled(space, key), plan[0][0]))

@@ -51,7 +51,6 @@ class OneShot(SearcherComponent):
         return True
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
         train_path, held_loss = _steps(space, self.lr)
 
         def search(key: Key, budget: int, data: Data | None = None) -> Search:

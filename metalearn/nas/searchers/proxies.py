@@ -26,11 +26,12 @@ from metalearn.tree import trainable, vmap
 from metalearn.types import Batch, Key, Learner, Params
 
 Measure = Literal["params", "flops", "grad_norm", "snip", "jacob_cov"]
-OnData = Callable[[Learner, Callable[[Tensor, Tensor], Tensor], Params, Batch], Tensor]
+LossOf = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> []
+OnData = Callable[[Learner, LossOf, Params, Batch], Tensor]
 
 
 def _gradient(
-    learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
+    learner: Learner, loss_of: LossOf, params: Params, batch: Batch
 ) -> tuple[Params, Params]:
     moving, still = trainable(params)
     grads = torch.func.grad(
@@ -39,25 +40,19 @@ def _gradient(
     return moving, grads
 
 
-def grad_norm(
-    learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
-) -> Tensor:
+def grad_norm(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
     """Euclidean norm of the training loss's initial gradient (Abdelfattah et al. 2021, 3.2): []."""
     _, grads = _gradient(learner, loss_of, params, batch)
     return torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
 
 
-def snip(
-    learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
-) -> Tensor:
+def snip(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
     """Sum of |weight * gradient| (Lee et al. 2019, equation 4): []."""
     moving, grads = _gradient(learner, loss_of, params, batch)
     return torch.stack([(moving[name] * grads[name]).abs().sum() for name in moving]).sum()
 
 
-def jacob_cov(
-    learner: Learner, loss_of: Callable[[Tensor, Tensor], Tensor], params: Params, batch: Batch
-) -> Tensor:
+def jacob_cov(learner: Learner, loss_of: LossOf, params: Params, batch: Batch) -> Tensor:
     """Dissimilarity of the inputs' gradients (Mellor et al. 2020, arXiv:2006.04647v1, eq. 2): [].
 
     -sum of log(v + k) + 1 / (v + k) over the eigenvalues v of the correlations [B, B]; k = 1e-5.
@@ -94,8 +89,6 @@ class Proxy(SearcherComponent):
         return self.measure in ON_DATA
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
-
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             pool = list(itertools.islice(shuffled(space, key), self.pool))
             values = {genotype: self.value(space, genotype, data) for genotype in pool}

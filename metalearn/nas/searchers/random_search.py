@@ -24,8 +24,6 @@ class RandomSearch(SearcherComponent):
     name: Literal["random"] = option("random", "The searcher.")
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space."""
-
         def search(key: Key, budget: int, data: Data | None = None) -> Search:
             yield Ask(tuple(itertools.islice(shuffled(space, key), budget)))
 
