@@ -124,7 +124,7 @@ def _common(section: Section) -> Json:
         "found": section.found,
         "lines": section.lines,
         "lacking": [name for name in Comparison.model_fields if name not in section.found],
-        "task": {"queries": None, "split": None, **(first.result.get("task") or {})},
+        "task": {"queries": None, "split": None, **first.task},
         "episodes": {"count": None, "seed": None, "fingerprint": None}
         | (first.result.get("episodes") or {}),
         "colors": {label: style.color for label, style in styles(section.groups).items()},
@@ -167,6 +167,6 @@ def _origin(runs: Sequence[Run]) -> Json:
             for key, value in run.environment.items()
             if key not in MOMENTARY
         )
-        environments.setdefault(text, []).append(f"{run.label} seed {run.seed}")
+        environments.setdefault(text, []).append(run.name)
     known = list(environments.items()) if any(environments) else []
     return {"commands": list(commands), "environments": known}

@@ -80,7 +80,7 @@ def _runs(root: Path) -> list[Run]:
 
 
 def _task_name(run: Run) -> str:
-    task = run.result.get("task") or {}
+    task = run.task
     shots = f"{task.get('shots')}-shot"
     ways = f"{task.get('ways')}-way " if run.metric == "accuracy" else ""
     return f"{ways}{shots} {task.get('source', 'tasks')}"

@@ -44,7 +44,7 @@ def across(groups: Sequence[Group]) -> list[Across]:
 
 def trained_on(run: Run) -> str:
     task: Any = run.config.get("task") or {}
-    return str(task.get("source") or (run.result.get("task") or {}).get("source"))
+    return str(task.get("source") or run.task.get("source"))
 
 
 def evaluations(run: Run) -> list[Json]:
@@ -65,7 +65,7 @@ def settings(sections: Sequence[Section]) -> list[Json]:
     rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
     for section in sections:
-        ranked, task = section.ranked, section.groups[0].first.result.get("task") or {}
+        ranked, task = section.ranked, section.groups[0].first.task
         if len(ranked) < 2:
             continue
         source = str(task.get("source"))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.results.cost_checks import Check, cost_checks
+from metalearn.results.break_even.solved import starts_at_chance
+from metalearn.results.cost_checks import Check, check, cost_checks, in_one_line, owners
 from metalearn.results.records import Array, Group, Run
 
 SEEDS, EPISODES = 3, 600
@@ -35,65 +36,47 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
 
 
 def _finished(unfinished: Sequence[str]) -> Check:
-    if unfinished:
-        return Check("every row is finished", False, f"not finished: {', '.join(unfinished)}")
-    return Check("every row is finished", True, "each run directory holds a result")
+    wrong = f"not finished: {', '.join(unfinished)}" if unfinished else ""
+    return check("every row is finished", wrong, "each run directory holds a result")
 
 
 def _task(run: Run) -> tuple[Any, ...]:
-    task = run.result.get("task") or {}
     names = ("source", "split", "ways", "shots", "queries", "data_sha256", "ranges")
-    return tuple(task.get(name) for name in names)
+    return tuple(run.task.get(name) for name in names)
 
 
 def _same_task(runs: Sequence[Run]) -> Check:
-    name = "same new tasks"
     found = sorted({str(_task(run)) for run in runs})
-    if len(found) > 1:
-        text = f"rows differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
-        return Check(name, False, text)
-    return Check(name, True, "one source, split, number of ways, shots and queries")
+    wrong = f"rows differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
+    fine = "one source, split, number of ways, shots and queries"
+    return check("same new tasks", wrong if len(found) > 1 else "", fine)
 
 
 def _same_episodes(runs: Sequence[Run]) -> Check:
     name = "same test episodes"
-    prints: dict[str, list[str]] = {}
-    counts: dict[int, list[str]] = {}
-    for run in runs:
-        episodes, who = run.result.get("episodes") or {}, f"{run.label} seed {run.seed}"
-        prints.setdefault(str(episodes.get("fingerprint"))[:12], []).append(who)
-        counts.setdefault(int(episodes.get("count") or 0), []).append(who)
+    prints = owners((_print(run), run.name) for run in runs)
     if len(prints) > 1:
-        return Check(
-            name, False, "; ".join(f"{mark}: {', '.join(who)}" for mark, who in prints.items())
-        )
+        return Check(name, False, in_one_line(prints))
     if "None" in prints:
         return Check(name, False, "no row holds a fingerprint of its episodes")
-    most = max(counts, default=0)
-    fewer = [
-        f"the first {count}: {', '.join(who)}"
-        for count, who in sorted(counts.items())
-        if count < most
-    ]
-    listed = f"every row: {most} episodes, {next(iter(prints), '')}"
-    if fewer:  # episode number t is the same whatever their number
-        listed = (
-            f"{most} episodes, {next(iter(prints), '')}; pairs are compared on common "
-            f"ones ({'; '.join(fewer)})"
-        )
-    return Check(name, True, listed)
+    most = max((run.episodes for run in runs), default=0)
+    short = sorted((run for run in runs if run.episodes < most), key=lambda run: run.episodes)
+    fewer = owners((f"the first {run.episodes}", run.name) for run in short)
+    text = f"{most} episodes, {next(iter(prints), '')}"
+    # episode number t is the same whatever their number
+    common = f"{text}; pairs are compared on common ones ({in_one_line(fewer)})"
+    return Check(name, True, common if fewer else f"every row: {text}")
+
+
+def _print(run: Run) -> str:
+    return str((run.result.get("episodes") or {}).get("fingerprint"))[:12]
 
 
 def _same_normalisation(groups: Sequence[Group]) -> Check:
-    name = "same normalisation policy"
-    policies: dict[str, list[str]] = {}
-    for group in groups:
-        for policy in sorted({str(run.result.get("normalisation")) for run in group.runs}):
-            policies.setdefault(policy, []).append(group.label)
-    if len(policies) == 1:
-        return Check(name, True, f"every row: {next(iter(policies))}")
-    listed = "; ".join(f"{policy}: {', '.join(labels)}" for policy, labels in policies.items())
-    return Check(name, False, f"accuracies under different policies are not comparable ({listed})")
+    policies = owners((policy, group.label) for group in groups for policy in group.normalisations)
+    wrong = f"accuracies under different policies are not comparable ({in_one_line(policies)})"
+    fine = f"every row: {next(iter(policies), '')}"
+    return check("same normalisation policy", "" if len(policies) == 1 else wrong, fine)
 
 
 def _chance(runs: Sequence[Run]) -> Check:
@@ -103,22 +86,13 @@ def _chance(runs: Sequence[Run]) -> Check:
     wrong: list[str] = []
     tested = 0
     for run in runs:
-        guesses = not run.traits.get("support_at_step_0", False) and run.traits.get(
-            "uses_steps", True
-        )
         scores = run.scores_of("accuracy")
-        if (
-            run.metric != "accuracy"
-            or not guesses
-            or not run.chance
-            or 0 not in run.steps
-            or scores is None
-        ):
+        guesses = starts_at_chance(run) and run.metric == "accuracy" and run.chance
+        if not guesses or 0 not in run.steps or scores is None:
             continue
         tested += 1
-        problem = _not_chance(scores[:, run.steps.index(0)], run.chance)
-        if problem:
-            wrong.append(f"{run.label} seed {run.seed}: {problem}")
+        if problem := _not_chance(scores[:, run.steps.index(0)], run.chance):
+            wrong.append(f"{run.name}: {problem}")
     if wrong:
         text = f"step 0 should be 1/N and is not, so labels or support leak: {'; '.join(wrong)}"
         return Check(name, False, text)
@@ -130,13 +104,9 @@ def _chance(runs: Sequence[Run]) -> Check:
 
 def _new_classes(runs: Sequence[Run]) -> list[Check]:
     """A check that fails where test tasks have training classes; none where classes are new."""
-    same = sorted(
-        {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
-    )
-    if not same:
-        return []
-    text = f"test tasks have the classes of training, in new images: {', '.join(same)}"
-    return [Check("test classes are new", False, text)]
+    same = {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
+    text = f"test tasks have the classes of training, in new images: {', '.join(sorted(same))}"
+    return [Check("test classes are new", False, text)] if same else []
 
 
 def _not_chance(scores: Array, chance: float) -> str | None:
@@ -151,31 +121,26 @@ def _diverged(groups: Sequence[Group]) -> Check:
     name = "few tasks diverged"
     shares = {group.label: group.diverged() for group in groups}
     unknown = [label for label, share in shares.items() if share is None]
-    listed = ", ".join(f"{label} {share:.2%}" for label, share in shares.items() if share)
+    known = ", ".join(f"{label} {share:.2%}" for label, share in shares.items() if share)
     if unknown:
-        return Check(
-            name, False, f"not measured: {', '.join(unknown)}" + (f"; {listed}" if listed else "")
-        )
+        text = f"not measured: {', '.join(unknown)}"
+        return Check(name, False, f"{text}; {known}" if known else text)
     worst = max((share or 0.0 for share in shares.values()), default=0.0)
-    if worst > DIVERGED:
-        text = f"above {DIVERGED:.0%} of the test tasks at the headline step: {listed}"
-        return Check(name, False, text)
-    return Check(name, True, f"at the headline step: {listed or 'none'}")
+    wrong = f"above {DIVERGED:.0%} of the test tasks at the headline step: {known}"
+    return check(
+        name, wrong if worst > DIVERGED else "", f"at the headline step: {known or 'none'}"
+    )
 
 
 def _seeds(groups: Sequence[Group]) -> Check:
     few = [f"{group.label} {len(group.runs)}" for group in groups if len(group.runs) < SEEDS]
-    name = f"at least {SEEDS} seeds"
-    if few:
-        text = f"how much another seed would change is not known well: {', '.join(few)}"
-        return Check(name, False, text)
-    return Check(name, True, f"fewest: {min((len(group.runs) for group in groups), default=0)}")
+    wrong = f"how much another seed would change is not known well: {', '.join(few)}"
+    fine = f"fewest: {min((len(group.runs) for group in groups), default=0)}"
+    return check(f"at least {SEEDS} seeds", wrong if few else "", fine)
 
 
 def _episodes(runs: Sequence[Run]) -> Check:
-    fewest = min(
-        (int((run.result.get("episodes") or {}).get("count") or 0) for run in runs), default=0
-    )
+    fewest = min((run.episodes for run in runs), default=0)
     text = f"fewest in a row: {fewest}"
     return Check(f"at least {EPISODES} test episodes", fewest >= EPISODES, text)
 
@@ -194,9 +159,9 @@ def _edges(groups: Sequence[Group]) -> Check:
 
 
 def _edge(run: Run, key: str) -> str:
-    span = ((run.config.get("method") or {}).get("tune") or {}).get(key)
+    span = (run.method_config.get("tune") or {}).get(key)
     limits = f" of {span.get('min')} to {span.get('max')}" if isinstance(span, dict) else ""
-    return f"{run.label} seed {run.seed} {key} {_short(run.result['tuned'].get(key))}{limits}"
+    return f"{run.name} {key} {_short(run.result['tuned'].get(key))}{limits}"
 
 
 def _short(value: Any) -> str:
@@ -210,36 +175,33 @@ def _both_curves(groups: Sequence[Group]) -> Check:
     missing: list[str] = []
     gaps: list[str] = []
     for group in groups:
-        found = gap(group)
-        if found is not None:
-            amount = f"{found * 100:+.1f} points" if group.higher_better else f"{found:+.3f}"
+        points = gap(group)
+        if points is not None:
+            amount = f"{points * 100:+.1f} points" if group.higher_better else f"{points:+.3f}"
             gaps.append(f"{group.label} {amount}")
         elif group.first.traits.get("consumes", "nothing") != "nothing":
             missing.append(group.label)
-    listed = "no method learns across tasks"
-    if gaps:
-        listed = f"training minus validation tasks at the end: {', '.join(gaps)}"
+    found = f"training minus validation tasks at the end: {', '.join(gaps)}"
     if missing:
-        return Check(
-            name, False, f"not recorded: {', '.join(missing)}" + (f"; {listed}" if gaps else "")
-        )
-    return Check(name, True, listed)
+        text = f"not recorded: {', '.join(missing)}"
+        return Check(name, False, f"{text}; {found}" if gaps else text)
+    return Check(name, True, found if gaps else "no method learns across tasks")
 
 
 def gap(group: Group) -> float | None:
     """Training minus validation tasks at the last point of both, mean over seeds; or None."""
     gaps: list[float] = []
     for run in group.runs:
-        series = [
-            {line["step"]: line.get(run.metric) for line in run.valid(split)}
+        train, valid = (
+            {
+                line["step"]: line[run.metric]
+                for line in run.valid(split)
+                if line.get(run.metric) is not None
+            }
             for split in ("train", "valid")
-        ]
-        both = [
-            step
-            for step in series[0]
-            if series[0][step] is not None and series[1].get(step) is not None
-        ]
+        )
+        both = train.keys() & valid.keys()
         if not both:
             return None
-        gaps.append(float(series[0][max(both)] or 0.0) - float(series[1][max(both)] or 0.0))
+        gaps.append(float(train[max(both)]) - float(valid[max(both)]))
     return float(np.mean(gaps)) if gaps and np.isfinite(gaps).all() else None

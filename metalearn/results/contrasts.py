@@ -107,4 +107,4 @@ def _family(row: Group) -> str:
 
 
 def _start(row: Group) -> object:
-    return (row.first.config.get("method") or {}).get("start")
+    return row.first.method_config.get("start")

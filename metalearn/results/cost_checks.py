@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metalearn.results import costs
@@ -10,6 +10,7 @@ from metalearn.results.records import Group, Run
 from metalearn.results.searches import candidates, is_control, searched, trials, tuning_flops
 
 SEARCH_SEEDS = 3
+NO_SEARCH = "does not apply: no row searched architectures"
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
 
@@ -19,6 +20,23 @@ class Check(NamedTuple):
     name: str
     passed: bool
     why: str
+
+
+def check(name: str, wrong: str, fine: str) -> Check:
+    """A check that fails where something is `wrong`, and says what."""
+    return Check(name, not wrong, wrong or fine)
+
+
+def owners(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """(value, owner) -> the owners of each value, each once, in their order."""
+    found: dict[str, list[str]] = {}
+    for value, owner in dict.fromkeys(pairs):
+        found.setdefault(value, []).append(owner)
+    return found
+
+
+def in_one_line(found: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())
 
 
 def cost_checks(groups: Sequence[Group]) -> list[Check]:
@@ -39,38 +57,28 @@ def tunable(run: Run) -> bool:
     """Whether there is anything to tune.
 
     A row that starts from another's meta and has no option of its own has not."""
-    return run.acts_on_new_tasks or not (run.config.get("method") or {}).get("start")
+    return run.acts_on_new_tasks or not run.method_config.get("start")
 
 
 def _equal_tuning(groups: Sequence[Group]) -> Check:
     """Equal trials, or equal FLOPs where the budget is in FLOPs."""
-    if any(tuning_flops(run) is not None for group in groups for run in group.runs):
-        return _equal_flops(groups)
-    name = "equal tuning trials"
-    found: dict[int, list[str]] = {}
-    for group in groups:
-        for count in sorted({trials(run) for run in group.runs if tunable(run)}):
-            found.setdefault(count, []).append(group.label)
-    if len(found) > 1:
-        listed = "; ".join(
-            f"{count}: {', '.join(labels)}" for count, labels in sorted(found.items())
-        )
-        why = f"a method that was tuned more had more chances ({listed})"
-        return Check(name, False, why + _untuned_searches(groups))
-    return Check(name, True, f"every row: {next(iter(found), 0)}")
+    rows = [(run, group.label) for group in groups for run in group.runs]
+    tuned = [(run, label) for run, label in rows if tunable(run)]
+    if any(tuning_flops(run) is not None for run, _ in rows):
+        found = owners((_flops(run), label) for run, label in tuned)
+        wrong = f"rows were tuned with unequal compute ({in_one_line(dict(sorted(found.items())))})"
+        fine = f"every row: {next(iter(found), 'none')}"
+        return check("equal tuning compute", wrong if len(found) > 1 else "", fine)
+    counts = sorted(tuned, key=lambda row: trials(row[0]))
+    found = owners((str(trials(run)), label) for run, label in counts)
+    wrong = f"a method that was tuned more had more chances ({in_one_line(found)})"
+    wrong = wrong + _untuned_searches(groups) if len(found) > 1 else ""
+    return check("equal tuning trials", wrong, f"every row: {next(iter(found), 0)}")
 
 
-def _equal_flops(groups: Sequence[Group]) -> Check:
-    name = "equal tuning compute"
-    found: dict[str, list[str]] = {}
-    for group in groups:
-        given = {tuning_flops(run) for run in group.runs if tunable(run)}
-        for words in sorted("trials" if one is None else f"{one:.3g} FLOPs" for one in given):
-            found.setdefault(words, []).append(group.label)
-    if len(found) > 1:
-        listed = "; ".join(f"{words}: {', '.join(who)}" for words, who in sorted(found.items()))
-        return Check(name, False, f"rows were tuned with unequal compute ({listed})")
-    return Check(name, True, f"every row: {next(iter(found), 'none')}")
+def _flops(run: Run) -> str:
+    budget = tuning_flops(run)
+    return "trials" if budget is None else f"{budget:.3g} FLOPs"
 
 
 def _untuned_searches(groups: Sequence[Group]) -> str:
@@ -83,11 +91,10 @@ def _untuned_searches(groups: Sequence[Group]) -> str:
     }
     if not rows:
         return ""
-    listed = ", ".join(f"{label} {candidates(run) or 'by gradient'}" for label, run in rows.items())
+    counts = ", ".join(f"{label} {candidates(run) or 'by gradient'}" for label, run in rows.items())
     return (
-        f"; searches without tuning cannot be equal here: their candidates ({listed}) are paid "
-        f"as search and are no "
-        "tuning trials; with tune: in their methods they could be"
+        f"; searches without tuning cannot be equal here: their candidates ({counts}) are paid as "
+        "search and are no tuning trials; with tune: in their methods they could be"
     )
 
 
@@ -96,12 +103,11 @@ def _search_seeds(groups: Sequence[Group]) -> Check:
     all its seeds."""
     name = f"at least {SEARCH_SEEDS} search seeds"
     found = {group.label: _seeds(group) for group in groups if any(map(searched, group.runs))}
-    few = [f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS]
-    if few:
-        return Check(name, False, f"another search could find something else: {', '.join(few)}")
     if not found:
-        return Check(name, True, "does not apply: no row searched architectures")
-    return Check(name, True, f"fewest: {min(found.values())}")
+        return Check(name, True, NO_SEARCH)
+    few = ", ".join(f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS)
+    wrong = f"another search could find something else: {few}" if few else ""
+    return check(name, wrong, f"fewest: {min(found.values())}")
 
 
 def _seeds(group: Group) -> int:
@@ -115,39 +121,29 @@ def _random_control(groups: Sequence[Group]) -> Check:
     rows = {group.label: group.first for group in groups if any(map(searched, group.runs))}
     controls = {_setting(run) for run in rows.values() if is_control(run)}
     others = {label: run for label, run in rows.items() if not is_control(run)}
-    without = [label for label, run in others.items() if _setting(run) not in controls]
-    if without:
-        text = f"no random search with the same budget and space: {', '.join(without)}"
-        return Check(name, False, text)
     if not rows:
-        return Check(name, True, "does not apply: no row searched architectures")
-    text = f"random search: {', '.join(label for label in rows if label not in others)}"
-    return Check(name, True, text)
+        return Check(name, True, NO_SEARCH)
+    without = ", ".join(label for label, run in others.items() if _setting(run) not in controls)
+    wrong = f"no random search with the same budget and space: {without}" if without else ""
+    return check(
+        name, wrong, f"random search: {', '.join(label for label in rows if label not in others)}"
+    )
 
 
 def _setting(run: Run) -> tuple[Any, ...]:
-    method = run.config.get("method") or {}
-    inside = method.get("contains") or {}
-    return (
-        method.get("name"),
-        str(method.get("space")),
-        method.get("candidates"),
-        inside.get("name"),
-    )
+    method, space = run.method_config, str(run.method_config.get("space"))
+    inside = (method.get("contains") or {}).get("name")
+    return method.get("name"), space, method.get("candidates"), inside
 
 
 def _phases(runs: Sequence[Run]) -> Check:
-    name = "no missing phase"
-    missing = {f"{run.label} seed {run.seed}": costs.missing_phases(run) for run in runs}
-    listed = [f"{who}: {', '.join(what[:4])}{_more(what)}" for who, what in missing.items() if what]
-    why = dict.fromkeys(
-        str(reason) for run in runs for reason in (run.result.get("uncounted") or {}).values()
-    )
-    if listed:
-        reasons = f"; why: {'; '.join(why)}" if why else ""
-        text = f"not measured, so costs are not compared ({'; '.join(listed)}){reasons}"
-        return Check(name, False, text)
-    return Check(name, True, f"{len(runs)} rows, every phase with FLOPs and seconds")
+    missing = {run.name: what for run in runs if (what := costs.missing_phases(run))}
+    rows = "; ".join(f"{who}: {', '.join(what[:4])}{_more(what)}" for who, what in missing.items())
+    reasons = [reason for run in runs for reason in (run.result.get("uncounted") or {}).values()]
+    why = f"; why: {'; '.join(dict.fromkeys(map(str, reasons)))}" if reasons else ""
+    wrong = f"not measured, so costs are not compared ({rows}){why}" if missing else ""
+    fine = f"{len(runs)} rows, every phase with FLOPs and seconds"
+    return check("no missing phase", wrong, fine)
 
 
 def _more(what: Sequence[str]) -> str:
@@ -160,15 +156,14 @@ def _sums(runs: Sequence[Run]) -> Check:
     for run in runs:
         wall, whole = run.result.get("seconds"), costs.whole_seconds(run)
         if wall and whole is not None:
-            gaps[f"{run.label} seed {run.seed}"] = whole / float(wall) - 1
+            gaps[run.name] = whole / float(wall) - 1
     if not gaps:
         return Check(name, False, "no row says how long it took by the wall clock")
     worst = max(gaps, key=lambda who: abs(gaps[who]))
     gaps = {who: gap if abs(gap) > 5e-4 else 0.0 for who, gap in gaps.items()}  # no minus nought
-    wrong = [f"{who} {gap:+.1%}" for who, gap in gaps.items() if abs(gap) > SUM_WITHIN]
-    if wrong:
-        return Check(name, False, f"more than {SUM_WITHIN:.0%} apart: {', '.join(wrong)}")
-    return Check(name, True, f"{len(gaps)} rows; furthest apart: {worst} {gaps[worst]:+.1%}")
+    wide = ", ".join(f"{who} {gap:+.1%}" for who, gap in gaps.items() if abs(gap) > SUM_WITHIN)
+    wrong = f"more than {SUM_WITHIN:.0%} apart: {wide}" if wide else ""
+    return check(name, wrong, f"{len(gaps)} rows; furthest apart: {worst} {gaps[worst]:+.1%}")
 
 
 def _idle(groups: Sequence[Group]) -> Check:
@@ -178,16 +173,14 @@ def _idle(groups: Sequence[Group]) -> Check:
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one row")
     runs = [run for group in groups for run in group.runs]
-    problems: dict[str, list[str]] = {}
-    for run in runs:
-        if problem := costs.timing_problem(run):
-            problems.setdefault(problem, []).append(f"{run.label} seed {run.seed}")
+    problems = owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
     if problems:
-        listed = "; ".join(
-            f"{text} ({'every row' if len(who) == len(runs) else ', '.join(who)})"
+        rows = {
+            text: "every row" if len(who) == len(runs) else ", ".join(who)
             for text, who in problems.items()
-        )
-        return Check(name, False, f"no verdict in seconds: {listed}")
+        }
+        why = "; ".join(f"{text} ({who})" for text, who in rows.items())
+        return Check(name, False, f"no verdict in seconds: {why}")
     timings = [run.result["timing"] for run in runs]
     others = max(timing["others"] for timing in timings)
     rounds = min(timing["rounds"] for timing in timings)
@@ -196,10 +189,6 @@ def _idle(groups: Sequence[Group]) -> Check:
 
 
 def _policy(runs: Sequence[Run]) -> Check:
-    name = "normalisation policy stated"
-    without = [
-        f"{run.label} seed {run.seed}" for run in runs if not run.result.get("normalisation")
-    ]
-    if without:
-        return Check(name, False, f"not stated: {', '.join(without)}")
-    return Check(name, True, "in every row")
+    without = ", ".join(run.name for run in runs if not run.result.get("normalisation"))
+    wrong = f"not stated: {without}" if without else ""
+    return check("normalisation policy stated", wrong, "in every row")

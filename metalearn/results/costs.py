@@ -65,9 +65,8 @@ def answering_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
     whole, queries = answering(run, axis), queries_of(run)
     if whole is None or queries is None:
         return None
-    task = run.result.get("task") or {}
     beside = run.result.get("normalisation") == "support"
-    support = int(task.get("ways") or 1) * int(task.get("shots") or 0) if beside else 0
+    support = int(run.task.get("ways") or 1) * int(run.task.get("shots") or 0) if beside else 0
     each = whole / (support + queries)
     return support * each, each
 
@@ -77,8 +76,7 @@ def queries_of(run: Run) -> int | None:
     entry = run.phase("predict").get("queries")
     if entry:
         return int(entry)
-    task = run.result.get("task") or {}
-    return int(task.get("ways") or 1) * int(task.get("queries") or 0) or None
+    return int(run.task.get("ways") or 1) * int(run.task.get("queries") or 0) or None
 
 
 def total(group: Group, axis: Axis, tasks: int) -> float | None:

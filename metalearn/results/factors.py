@@ -27,7 +27,7 @@ def cell_of(run: Run) -> Cell:
     pretrained = "pretrained" if consumes == "examples" else "random"
     start = "meta-learned" if consumes == "episodes" else pretrained
     architecture = str(model.get("name", "fixed"))
-    if (run.config.get("method") or {}).get("space"):
+    if run.method_config.get("space"):
         architecture = "drawn at random" if candidates(run) == 1 else "searched"
     return Cell(
         str(stated.get("start", start)),

@@ -195,7 +195,7 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
     found = checked(Comparison, read_json(root / "comparison.json"), root / "comparison.json")
     groups = {one.label: one for one in group(map(load, run_directories(root)[0]))}
     first = next(iter(groups.values())).first
-    task = first.result.get("task") or {}
+    task = first.task
     return {
         "schema": 1,
         "kind": "comparison",
@@ -221,9 +221,8 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
 def _row(row: Group, line: Mapping[str, Any]) -> Json:
     spent = [up_front(run, "flops") for run in row.runs]
     each = [learning(run, "flops") for run in row.runs]
-    at_headline = [
-        None if one is None else float(one[run.headline_point]) for one, run in zip(each, row.runs)
-    ]
+    points = [run.headline_point for run in row.runs]
+    at_headline = [None if one is None else float(one[n]) for one, n in zip(each, points)]
     kept = ("label", "value", "ci95_tasks", "ci95_seeds", "interval", "per_seed", "step")
     return {
         **{name: line.get(name) for name in kept},

@@ -42,6 +42,20 @@ class Run:
     metrics: list[Json]
 
     @property
+    def name(self) -> str:
+        return f"{self.label} seed {self.seed}"
+
+    @property
+    def task(self) -> Json:
+        """The new tasks, as the result states them; empty where it does not."""
+        return self.result.get("task") or {}
+
+    @property
+    def method_config(self) -> Json:
+        """The `method` of the configuration."""
+        return self.config.get("method") or {}
+
+    @property
     def test(self) -> Json:
         return dict(self.result["test"])
 
@@ -78,9 +92,8 @@ class Run:
     @property
     def chance(self) -> float:
         """Accuracy of a guess: 1/N, its mean over tasks of variable N; 0 where N is not known."""
-        task = self.result.get("task") or {}
-        ways = int(task.get("ways") or 0)
-        return float(task.get("chance") or 0.0) or (1 / ways if ways else 0.0)
+        ways = int(self.task.get("ways") or 0)
+        return float(self.task.get("chance") or 0.0) or (1 / ways if ways else 0.0)
 
     @property
     def steps(self) -> list[int]:
@@ -197,11 +210,8 @@ class Group:
     def at_headline(self) -> Array | None:
         """Scores at each seed's headline step: [S, E]."""
         found = [run.scores_of(self.metric) for run in self.runs]
-        columns = [
-            scores[:, run.headline_point]
-            for run, scores in zip(self.runs, found)
-            if scores is not None
-        ]
+        points = [run.headline_point for run in self.runs]
+        columns = [part[:, point] for part, point in zip(found, points) if part is not None]
         whole = len(columns) == len(self.runs) and len({column.shape for column in columns}) == 1
         return np.stack(columns) if whole else None
 
@@ -284,6 +294,7 @@ def load(path: Path) -> Run:
     config, environment = path / "config.yaml", path / "environment.json"
     text = read_text(config) if config.exists() else ""
     parsed = read_yaml(config) if config.exists() else {}
+    facts = _read_object(environment) if environment.exists() else {}
     return Run(
         path=path,
         label=str(result["label"]),
@@ -291,9 +302,7 @@ def load(path: Path) -> Run:
         result=result,
         config=checked(Config, parsed, config) if isinstance(parsed, dict) else {},
         config_text=text,
-        environment=checked(Environment, _read_object(environment), environment)
-        if environment.exists()
-        else {},
+        environment=checked(Environment, facts, environment),
         metrics=_read_lines(path / "metrics.jsonl"),
     )
 

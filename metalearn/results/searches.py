@@ -20,15 +20,14 @@ SELECTION = "selection.npz"
 
 def trials(run: Run) -> int:
     """Tuning trials of a run: `budget.trials` where it had fields to tune."""
-    tuned = (run.config.get("method") or {}).get("tune")
-    return int((run.config.get("budget") or {}).get("trials") or 0) if tuned else 0
+    trials = (run.config.get("budget") or {}).get("trials")
+    return int(trials or 0) if run.method_config.get("tune") else 0
 
 
 def tuning_flops(run: Run) -> float | None:
     """`budget.flops` of a run that had fields to tune; 0 without such fields, None under trials."""
-    budget = run.config.get("budget") or {}
-    tuned = (run.config.get("method") or {}).get("tune")
-    return budget.get("flops") if tuned or budget.get("flops") is None else 0.0
+    budget: Any = (run.config.get("budget") or {}).get("flops")
+    return budget if run.method_config.get("tune") or budget is None else 0.0
 
 
 def searched(run: Run) -> bool:
@@ -39,13 +38,13 @@ def searched(run: Run) -> bool:
 
 def searcher(run: Run) -> str:
     """The name of the searcher of a row, "" where it has none."""
-    found: Any = (run.config.get("method") or {}).get("searcher")
+    found: Any = run.method_config.get("searcher")
     return str(found.get("name") if isinstance(found, dict) else found or "")
 
 
 def candidates(run: Run) -> int:
     """How many architectures a row may score."""
-    return int((run.config.get("method") or {}).get("candidates") or 0)
+    return int(run.method_config.get("candidates") or 0)
 
 
 def searches(groups: Sequence[Group]) -> list[Group]:
@@ -80,16 +79,11 @@ def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
 def _regime(run: Run) -> tuple[str, ...]:
     """What must agree before a row is held against a control: method, space, contained method,
     training tasks."""
-    method = run.config.get("method") or {}
-    inside = {
-        key: value for key, value in (method.get("contains") or {}).items() if key != "inner_lr"
-    }  # may be tuned
-    return (
-        str(method.get("name")),
-        str(method.get("space")),
-        str(inside),
-        str(run.config.get("task")),
-    )
+    method = run.method_config
+    inside = {**(method.get("contains") or {})}
+    inside.pop("inner_lr", None)  # may be tuned
+    facts = (method.get("name"), method.get("space"), inside, run.config.get("task"))
+    return tuple(map(str, facts))
 
 
 def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
@@ -100,15 +94,9 @@ def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
     low, high = float(other[:, :tasks].mean()), float(own[:, :tasks].mean())
     if not low or not np.isfinite([low, high]).all():
         return None
-    row: Json = {
-        "label": group.label,
-        "base": base.label,
-        "relative": (high - low) / low,
-        "ci95": None,
-    }
-    pair = next(
-        (entry for entry in paired if {entry["a"], entry["b"]} == {group.label, base.label}), None
-    )
+    row: Json = {"label": group.label, "base": base.label, "relative": (high - low) / low}
+    row["ci95"], names = None, {group.label, base.label}
+    pair = next((entry for entry in paired if {entry["a"], entry["b"]} == names), None)
     if pair is not None and pair["ci95"] is not None:
         sign = 1 if pair["a"] == group.label else -1
         row["ci95"] = sorted(sign * end / low for end in pair["ci95"])
@@ -131,10 +119,8 @@ def selections(groups: Sequence[Group]) -> list[Selection]:
     for group in groups:
         parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
         if parts and len({part["score"].shape[1:] for part in parts}) == 1:
-            score, truth, pick = (
-                np.concatenate([part[name] for part in parts])
-                for name in ("score", "truth", "pick")
-            )
+            names = ("score", "truth", "pick")
+            score, truth, pick = (np.concatenate([part[name] for part in parts]) for name in names)
             one_unit = all(bool(part["one_unit"].all()) for part in parts)
             found.append(Selection(group, score, truth, pick[:, 0].astype(int), one_unit))
     return found
@@ -150,23 +136,16 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise ConfigError((str(path), "should hold score and truth, both [searches, candidates]"))
     best = np.where(np.isfinite(arrays["score"]), arrays["score"], -np.inf).argmax(1, keepdims=True)
     pick = arrays.get("pick", np.full(best.shape, -1.0))
-    return {
-        **arrays,
-        "pick": np.where(pick >= 0, pick, best),
-        "one_unit": arrays.get("one_unit", np.ones((1, 1))),
-    }
+    one_unit = arrays.get("one_unit", np.ones((1, 1)))
+    return {**arrays, "pick": np.where(pick >= 0, pick, best), "one_unit": one_unit}
 
 
 def selection_rows(groups: Sequence[Group]) -> list[Json]:
     """The `selection` rows: rank correlation, regret and optimism of each search.
 
     Of every search whose candidates are all known."""
-    return [
-        {
-            "label": one.group.label,
-            **noise(
-                list(one.score), list(one.truth), one.pick.tolist(), one_unit=one.one_unit
-            )._asdict(),
-        }
-        for one in selections(groups)
-    ]
+    rows = []
+    for group, score, truth, pick, one_unit in selections(groups):
+        found = noise(list(score), list(truth), pick.tolist(), one_unit=one_unit)
+        rows.append({"label": group.label, **found._asdict()})
+    return rows

@@ -27,6 +27,7 @@ def summary(group: Group) -> Json:
     column = group.at_headline()
     shown = curve(group)
     heights = [math.nan if value is None else value for value in shown.mean]
+    worst = -math.inf if group.higher_better else math.inf
     return {
         "label": group.label,
         "metric": group.metric,
@@ -44,9 +45,7 @@ def summary(group: Group) -> Json:
         "auc": stats.auc(np.log2(1 + np.asarray(shown.steps)), heights),
         "auc_axis": AUC_AXIS,
         "auc_linear": stats.auc(shown.steps, heights),
-        "iqm": None
-        if column is None
-        else stats.iqm(column, -math.inf if group.higher_better else math.inf),
+        "iqm": None if column is None else stats.iqm(column, worst),
     }
 
 
@@ -87,7 +86,7 @@ def _over_both(column: Array | None) -> Json:
 
 def _reliability(group: Group, column: Array) -> float | None:
     """Of the headline accuracy of one task; None for a loss."""
-    task = group.first.result.get("task") or {}
+    task = group.first.task
     queries = int(task.get("ways") or 0) * int(task.get("queries") or 0)
     return binomial_reliability(column, queries) if group.metric == "accuracy" else None
 
@@ -116,9 +115,8 @@ def paired(a: Group, b: Group) -> Json:
     tasks = min(first.shape[1], second.shape[1])
     entry |= {"tasks": tasks}
     if tasks < LEAST_TASKS:
-        return entry | {
-            "why": f"{tasks} common tasks are too few for an interval: it takes {LEAST_TASKS}"
-        }
+        why = f"{tasks} common tasks are too few for an interval: it takes {LEAST_TASKS}"
+        return entry | {"why": why}
     found = random_effects.paired(first[:, :tasks], second[:, :tasks])
     if found.undefined:
         return entry | {"why": f"undefined: the score of {found.undefined} tasks is not finite"}

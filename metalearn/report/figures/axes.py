@@ -90,7 +90,7 @@ def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> N
     values = np.concatenate([array(found["mean"]) for found in curves])
     values = values[np.isfinite(values)]
     if groups[0].higher_better:
-        chance = 100 / int((groups[0].first.result.get("task") or {}).get("ways") or 1)
+        chance = 100 / int(groups[0].first.task.get("ways") or 1)
         if chance < 100:
             axes.axhline(chance, color=GREY, lw=0.9, ls=(0, (1, 2)), zorder=1)
             axes.annotate(

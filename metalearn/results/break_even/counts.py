@@ -113,7 +113,7 @@ def costs_of(
 
 def origin(group: Group) -> str:
     """The row whose trained network this one starts from; its own label where it has none."""
-    return str((group.first.config.get("method") or {}).get("start") or group.label)
+    return str(group.first.method_config.get("start") or group.label)
 
 
 def break_even(

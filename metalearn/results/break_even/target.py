@@ -38,9 +38,8 @@ def levels_of(groups: Sequence[Group], target: Json | None) -> list[float]:
         return []
     run = groups[0].first
     named = (run.config.get("evaluate") or {}).get("targets") or []
-    task = run.result.get("task") or {}
-    size = int(task.get("ways") or 0) * int(task.get("queries") or 0)
-    on_grid = target["metric"] == "accuracy" and size > 0 and not task.get("ranges")
+    size = int(run.task.get("ways") or 0) * int(run.task.get("queries") or 0)
+    on_grid = target["metric"] == "accuracy" and size > 0 and not run.task.get("ranges")
     raised = [math.ceil(float(level) * size - 1e-6) / size if on_grid else level for level in named]
     return sorted({float(level) for level in raised}) or [float(target["value"])]
 

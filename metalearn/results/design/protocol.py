@@ -67,7 +67,7 @@ def _validation(run: Run) -> str:
 
 
 def _queries(run: Run) -> str:
-    task = run.result.get("task") or {}
+    task = run.task
     ways, queries = int(task.get("ways") or 0), int(task.get("queries") or 0)
     if run.metric != "accuracy" or not ways * queries:
         return f"{queries} a task" if queries else ""
@@ -172,7 +172,7 @@ def _schedule(run: Run) -> str:
 
 def _other_shots(groups: Sequence[Group]) -> str:
     def shots(run: Run) -> str:
-        own, test = _section(run, "task").get("shots"), (run.result.get("task") or {}).get("shots")
+        own, test = _section(run, "task").get("shots"), run.task.get("shots")
         learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
         differ = learns and own not in (None, test)
         return f"{own} in training, {test} in the test" if differ else ""
