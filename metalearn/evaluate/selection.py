@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.students_t import scipy_module
-
 Array = NDArray[np.float64]
 
 
@@ -102,7 +100,9 @@ def _correlation(name: str, a: ArrayLike, b: ArrayLike) -> float:
     x, y = (np.asarray(values, np.float64) for values in (a, b))
     if (x == x[0]).all() or (y == y[0]).all():
         return math.nan
-    return float(getattr(scipy_module("stats"), name)(x, y).statistic)
+    from scipy import stats
+
+    return float(getattr(stats, name)(x, y).statistic)
 
 
 def _mean(values: Sequence[float]) -> float | None:

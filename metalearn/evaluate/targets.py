@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.students_t import scipy_module
-
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 ROUNDING = 1e-6  # scores are stored in 32 bits: 19 of 25 right is 0.75999999
@@ -101,11 +99,12 @@ def kaplan_meier(found: Reached) -> Share:
     1 minus the product over the costs c at which some were solved of (1 - solved at c / not yet
     solved or lost at c). Tasks that never reach it leave the count at their cap. Without tasks the
     share is 0."""
+    from scipy import stats
+
     solved, cost = found.solved.ravel(), found.cost.ravel()
     if not solved.any():
         end = [float(cost.max())] if cost.size else []
         return Share(np.asarray([0.0, *end]), np.zeros(1 + len(end)))
-    stats = scipy_module("stats")
     steps = stats.ecdf(stats.CensoredData(cost[solved], right=cost[~solved])).cdf
     return Share(
         np.concatenate([[0.0], np.asarray(steps.quantiles, np.float64)]),

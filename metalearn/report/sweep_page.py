@@ -87,11 +87,8 @@ def importance(swept: Swept) -> dict[str, float]:
     names = swept.varied
     if len(done) < FEWEST or len({trial["value"] for trial in done}) < 2 or not names:
         return {}
-    try:
-        import optuna
-        import sklearn  # noqa: F401  what Optuna's forest is made of
-    except ImportError:
-        return {}
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     spread = {
         name: _distribution(optuna, [trial["parameters"].get(name) for trial in swept.trials])

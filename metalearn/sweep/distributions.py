@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import model_validator
 
 from metalearn.component import Component, option
-from metalearn.errors import ConfigError
 
 GRID_MOST = 100_000  # points that a grid may have
 EDGE = 1e-6  # distance from 0 and 1 at which distributions without ends are tried
@@ -265,11 +264,8 @@ class Beta(Distribution):
     b: float = option(1.0, "Second shape parameter.", gt=0)
 
     def value_of(self, drawn: Any) -> Any:
-        try:
-            from scipy.stats import beta
-        except ImportError as error:
-            text = "a beta distribution needs scipy: pip install scipy"
-            raise ConfigError(("parameters", text)) from error
+        from scipy.stats import beta
+
         return self.rounded(float(beta.ppf(drawn, self.a, self.b)))
 
 

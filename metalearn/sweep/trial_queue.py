@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.errors import ConfigError
 from metalearn.storage.files import write_json
 from metalearn.sweep.distributions import Unit
 from metalearn.sweep.file import Sweep
@@ -59,7 +58,7 @@ class TrialQueue:
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
-        self._optuna = _import_optuna(sweep.file)
+        self._optuna = _import_optuna()
         self.leases = Leases(folder / "claims")
         digest = hashlib.sha256(json.dumps(sweep.data.get("parameters")).encode()).hexdigest()
         self._seed = int(digest[:8], 16)
@@ -219,13 +218,10 @@ class TrialQueue:
         return {one.number: one.user_attrs["failed"] for one in found if "failed" in one.user_attrs}
 
 
-def _import_optuna(place: str) -> Any:
-    """The package, quiet; ConfigError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        text = "a sweep needs the package optuna: pip install optuna"
-        raise ConfigError((place, text)) from error
+def _import_optuna() -> Any:
+    """The package, quiet."""
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

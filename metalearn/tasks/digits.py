@@ -9,7 +9,7 @@ import torch
 
 from metalearn import rng
 from metalearn.component import option
-from metalearn.errors import ConfigError, DataError
+from metalearn.errors import ConfigError
 from metalearn.tasks import images, store
 
 # Shares of the images of every class.
@@ -47,11 +47,8 @@ class Digits(images.ImageTask):
 
 def _split(split: str) -> tuple[torch.Tensor, list[int], str]:
     """(uint8 images [B, 1, 8, 8] ordered by class, images of each class, hash of the data set)."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        text = "digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        raise DataError(("source", text)) from error
+    from sklearn.datasets import load_digits
+
     found = load_digits()
     pixels, labels = np.asarray(found.images), np.asarray(found.target)
     parts, counts = [], []

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.errors import ConfigError
 from metalearn.inner.method import points_of, task_keys
 from metalearn.inner.requirements import require_classes
 from metalearn.padding import cleaned
@@ -90,11 +89,8 @@ class GradientBoosting(MethodComponent):
 
     def _fit(self, support: Batch, keys: Tensor, rounds: int) -> list[Any]:
         """A classifier of each task [T]; of a task with one class, that class."""
-        try:
-            from sklearn.ensemble import GradientBoostingClassifier
-        except ImportError as error:
-            text = "needs scikit-learn, which is not installed: pip install scikit-learn"
-            raise ConfigError(("method.name", text)) from error
+        from sklearn.ensemble import GradientBoostingClassifier
+
         models: list[Any] = []
         for task, key in enumerate(keys.tolist()):
             x, y = _rows(support.x[task]), support.y[task].cpu().numpy()

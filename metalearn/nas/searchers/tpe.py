@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal
 
 from metalearn.component import option
-from metalearn.errors import ConfigError
 from metalearn.nas.searchers.search import Ask, Data, Search, Searcher, SearcherComponent
 from metalearn.nas.spaces.space import Genotype, Space, shuffled
 from metalearn.rng import fold_in
@@ -30,7 +29,7 @@ class TPE(SearcherComponent):
     multivariate: bool = option(True, "Model the joint distribution of the places, not each alone.")
 
     def build(self, space: Space) -> Searcher:
-        """The searcher of a space; ConfigError where Optuna is not installed."""
+        """The searcher of a space."""
         optuna = _optuna()
         categorical = optuna.distributions.CategoricalDistribution
         distributions = {
@@ -68,10 +67,7 @@ class TPE(SearcherComponent):
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        text = "tpe needs the package optuna: pip install optuna"
-        raise ConfigError(("method.searcher.name", text)) from error
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -16,7 +16,6 @@ import numpy as np
 from metalearn.component import Component
 from metalearn.config.sections import TuneRange
 from metalearn.config.tuning import numbers_of, value_at, with_values
-from metalearn.evaluate.students_t import scipy_module
 from metalearn.rng import MASK
 from metalearn.types import Key
 
@@ -57,8 +56,10 @@ def _mark(values: Values) -> str:
 
 def _sobol(dimensions: int, key: Key) -> Iterator[np.ndarray[Any, Any]]:
     """Points [dimensions] in [0, 1), without an end."""
+    from scipy.stats import qmc
+
     generator = np.random.default_rng(int(key) & MASK)
-    sampler = scipy_module("stats").qmc.Sobol(dimensions, rng=generator)
+    sampler = qmc.Sobol(dimensions, rng=generator)
     yield from sampler.random(8)  # blocks of powers of two, so that scipy does not warn
     for power in itertools.count(3):
         yield from sampler.random(2**power)

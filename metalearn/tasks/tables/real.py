@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import option
-from metalearn.errors import ConfigError, DataError
+from metalearn.errors import ConfigError
 from metalearn.tasks import store
 from metalearn.tasks.images import SplitTask
 from metalearn.tasks.tables.rows import RowSource
@@ -131,12 +131,9 @@ def _pool(split: str) -> tuple[Tensor, list[int], list[int], str]:
 
 
 def _table(name: str) -> tuple[Any, Any]:
-    """(x [R, F] float64, y [R] int64) of a table; DataError without scikit-learn."""
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        text = "these tables come with scikit-learn, which is not installed"
-        raise DataError(("source", f"{text}: pip install scikit-learn")) from error
+    """(x [R, F] float64, y [R] int64) of a table that comes with scikit-learn."""
+    from sklearn import datasets
+
     found = getattr(datasets, f"load_{name}")()
     x, y = np.asarray(found.data, dtype=np.float64), np.asarray(found.target)
     above = y > np.median(y) if found.get("target_names") is None else y
