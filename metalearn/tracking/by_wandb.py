@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.logger import log
-from metalearn.storage.files import read_json, write_json
+from metalearn.storage.files import read_json, read_lines, write_json
 from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 WAIT = 4.0  # seconds for a server's answer at the start, and for the last data at the end
@@ -74,11 +74,8 @@ class _Run:
 
     def __init__(self, options: WandB, tracked: TrackedRun, mode: str) -> None:
         self._tracked, self._options = tracked, options
-        config = {
-            **tracked.config,
-            "code": {"git": tracked.facts.get("git")},
-            "environment": tracked.facts,
-        }
+        code = {"git": tracked.facts.get("git")}
+        config = {**tracked.config, "code": code, "environment": tracked.facts}
         self._run = _opened(options, tracked, mode, config)
         self._run.define_metric("step")
         self._run.define_metric("adapt_step")
@@ -97,56 +94,40 @@ class _Run:
         columns = ["steps", *(key for key, value in test.items() if key != "steps" and value)]
         points = list(zip(*(test[key] for key in columns)))
         for step, *values in points:
-            named = {
-                f"test/{key}": value for key, value in zip(columns[1:], values) if value is not None
-            }
-            self._run.log({"adapt_step": step, **named})
-        counts = sorted({key for entry in result["cost"].values() for key in entry})
-        costs = [
-            [phase, *(_cell(None if (v := entry.get(key)) == "unknown" else v) for key in counts)]
+            named = {f"test/{key}": value for key, value in zip(columns[1:], values)}
+            known = {name: value for name, value in named.items() if value is not None}
+            self._run.log({"adapt_step": step, **known})
+        phases = [
+            {"phase": phase} | {key: None if v == "unknown" else v for key, v in entry.items()}
             for phase, entry in result["cost"].items()
         ]
+        counts = sorted({key for row in phases for key in row if key != "phase"})
+        rows = [dict(zip(columns, point)) for point in points]
+        images = self._tracked.figures(self._tracked.folder)
         self._run.log(
             {
-                "tables/test": wandb.Table(
-                    columns=columns, data=[list(map(_cell, point)) for point in points]
-                ),
-                "tables/cost": wandb.Table(columns=["phase", *counts], data=costs),
-                **{
-                    f"figures/{name}": wandb.Image(image)
-                    for name, image in self._tracked.figures(self._tracked.folder).items()
-                },
+                "tables/test": _table(columns, rows),
+                "tables/cost": _table(["phase", *counts], phases),
+                **{f"figures/{name}": wandb.Image(image) for name, image in images.items()},
             }
         )
-        self._run.summary.update(
-            {**_flat(result), f"test/{head['metric']}": head["value"], **self._best(result)}
-        )
+        headline = {f"test/{head['metric']}": head["value"]}
+        self._run.summary.update({**_flat(result), **headline, **self._best(result)})
 
     def _best(self, result: Json) -> dict[str, float]:
         """The validation of the tested state, which W&B's sweeps compare."""
-        from metalearn.storage.files import read_lines
-
-        rows = [
-            row
-            for row in read_lines(self._tracked.folder / "metrics.jsonl")
-            if row.get("split") == "valid"
-        ]
+        lines = read_lines(self._tracked.folder / "metrics.jsonl")
+        rows = [row for row in lines if row.get("split") == "valid"]
         tested = [row for row in rows if row["step"] == result.get("checkpoint_step")]
         return scalars(tested[-1] if tested else rows[-1]) if rows else {}
 
     def page(self, folder: Path, page: Path) -> None:
-        import wandb
-
-        found: dict[str, Any] = {
-            "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)
-        }
+        found: Json = {"report": _html(page)}
         for name in ("comparison.json", "sweep.json"):
             if (folder / name).exists():
                 found |= _tables(read_json(folder / name))
         for file in sorted((folder / "figures").glob("*.svg")):
-            found[f"figures/{file.stem}"] = wandb.Html(
-                file.read_text(encoding="utf-8"), inject=False
-            )
+            found[f"figures/{file.stem}"] = _html(file)
         self._run.log(found)
 
     def close(self) -> None:
@@ -177,9 +158,8 @@ def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any
         given["id"] = _number(tracked.folder)
         given["resume"] = "allow" if mode == "online" else None
     waits: Any = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), WAIT)
-    settings = wandb.Settings(
-        **waits, silent=True, console="off", disable_git=True, save_code=False
-    )
+    quiet: Any = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
+    settings = wandb.Settings(**waits, **quiet)
     if mode == "online":
         try:
             return wandb.init(mode="online", settings=settings, **given)
@@ -187,9 +167,8 @@ def _opened(options: WandB, tracked: TrackedRun, mode: str, config: Json) -> Any
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _UNREACHABLE.append(why)
             files = tracked.folder / "wandb"
-            log.warning(
-                f"wandb: {why}; continuing offline; later: wandb sync {files}/offline-run-*"
-            )
+            later = f"wandb sync {files}/offline-run-*"
+            log.warning(f"wandb: {why}; continuing offline; later: {later}")
             wandb.teardown()
     return wandb.init(mode="offline", settings=settings, **{**given, "resume": None})
 
@@ -199,6 +178,19 @@ def _number(folder: Path) -> str:
     if not mark.exists():
         write_json(mark, {"wandb": uuid.uuid4().hex[:12]})
     return str(read_json(mark)["wandb"])
+
+
+def _html(file: Path) -> Any:
+    import wandb
+
+    return wandb.Html(file.read_text(encoding="utf-8"), inject=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Json]) -> Any:
+    import wandb
+
+    data = [[_cell(row.get(key)) for key in columns] for row in rows]
+    return wandb.Table(columns=list(columns), data=data)
 
 
 def _cell(value: Any) -> Any:
@@ -218,20 +210,12 @@ def _flat(data: Json, prefix: str = "") -> Json:
 
 def _tables(data: Json) -> dict[str, Any]:
     """Every list of objects as a table."""
-    import wandb
-
     found = {}
     for name, rows in data.items():
-        if (
-            isinstance(rows, list)
-            and rows
-            and all(isinstance(row, dict) for row in rows)
-            and name != "rows"
-        ):
+        listed = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if listed and name != "rows":
             columns = list(dict.fromkeys(key for row in rows for key in row))
-            found[f"tables/{name}"] = wandb.Table(
-                columns=columns, data=[[_cell(row.get(key)) for key in columns] for row in rows]
-            )
+            found[f"tables/{name}"] = _table(columns, rows)
     return found
 
 
@@ -242,19 +226,15 @@ def new_sweep(data: Json, program: str) -> str:
     if not has_key():
         text = "needs an account: `wandb login` first, or leave --wandb out and run it here"
         raise ConfigError(("--wandb", text))
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(("--wandb", "needs the package wandb: pip install wandb")) from error
+    import wandb
+
     # An agent's trial is `metalearn train` with dotted overrides, in a folder of its own.
     run = 'exec metalearn train "$0" "$@" --out "runs/sweeps/$WANDB_SWEEP_ID/$WANDB_RUN_ID"'
     command = ["${env}", "sh", "-c", run, "${program}", "${args_no_hyphens}"]
     config = {"project": "metalearn", "command": command, **data, "program": program}
     try:
         made = wandb.sweep(config)
-    except (
-        Exception
-    ) as error:  # W&B's own errors, the network's and the server's have no common type
+    except Exception as error:  # those of W&B, the network and the server have no common type
         why = " ".join(str(error).split()) or type(error).__name__
         text = f"W&B did not take the sweep: {why}; leave --wandb out to run it here"
         raise ConfigError(("--wandb", text)) from error
