@@ -38,13 +38,10 @@ def check(plan: Plan, out: Path) -> None:
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(problem, []).append(experiment.label)
-    problems: list[tuple[str, str]] = [
-        (
-            f"methods.{labels[0]}: {place}",
-            text + (f" (and {len(labels) - 1} more methods)" if labels[1:] else ""),
-        )
-        for (place, text), labels in found.items()
-    ]
+    problems = list[tuple[str, str]]()
+    for (place, text), labels in found.items():
+        more = f" (and {len(labels) - 1} more methods)" if labels[1:] else ""
+        problems.append((f"methods.{labels[0]}: {place}", text + more))
     if out.exists() and not out.is_dir():
         problems.append((str(out), "is a file: give another --out"))
     elif out.exists() and any(out.iterdir()) and not (out / "methods").is_dir():

@@ -37,20 +37,16 @@ def recorded(folder: Path) -> int | None:
 
     As many go on with it, so that it ends bit for bit as if never interrupted."""
     try:
-        devices = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get(
-            "devices", 1
-        )
+        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        devices = facts.get("devices", 1)
     except (OSError, ValueError, AttributeError):
         return None  # the command itself says what is wrong with the folder
     finished = (folder / "result.json").exists()
     if type(devices) is int and devices > MOST:  # somebody else's file must not start so many
         text = f"says that {devices} processes began this run, more than {MOST}: give --devices N"
         raise ConfigError((str(folder / "environment.json"), text))
-    return (
-        devices
-        if type(devices) is int and devices > 1 and world().size == 1 and not finished
-        else None
-    )
+    several = type(devices) is int and devices > 1
+    return devices if several and world().size == 1 and not finished else None
 
 
 def on_devices(devices: int | None, work: Work) -> None:
@@ -186,11 +182,9 @@ class _Group:
 
 
 def _how(code: int) -> str:
-    return (
-        f"was killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"ended with exit code {code}"
-    )
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
 
 
 def _nothing_to_save(*_: Any) -> None:

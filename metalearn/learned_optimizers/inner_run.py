@@ -122,12 +122,11 @@ def _unit_factors(params: Params, problem: Problem, rescale: float) -> Params:
     if rescale == 1.0:
         return {}
     reach, key = math.log(rescale), rng.fold_in(problem.key, "units")
-    return {
-        UNITS + name: rng.uniform(
-            rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype
-        ).exp()
-        for name, value in trainable(params)[0].items()
-    }
+
+    def factor(name: str, value: Tensor) -> Tensor:
+        return rng.uniform(rng.fold_in(key, name), (), -reach, reach, dtype=value.dtype).exp()
+
+    return {UNITS + name: factor(name, value) for name, value in trainable(params)[0].items()}
 
 
 def _rescaled(params: Params) -> Params:

@@ -41,11 +41,8 @@ def _fit(arrays: dict[str, Array]) -> bool:
     whole = all(
         len(x) >= 3 and len(y) >= 2 and x[:2] == y[:2] and 0 not in (*x, *y) for x, y in pairs
     )
-    return (
-        whole
-        and len({shape[0] for shape in shapes}) == 1
-        and all(np.isfinite(one).all() for one in arrays.values())
-    )
+    as_many = len({shape[0] for shape in shapes}) == 1
+    return whole and as_many and all(np.isfinite(one).all() for one in arrays.values())
 
 
 def _images(arrays: dict[str, Array]) -> Json:

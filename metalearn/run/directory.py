@@ -26,9 +26,9 @@ OUTDATED = (
 def run_folders(experiment: Experiment, out: Path) -> list[tuple[int, Path]]:
     """(seed, run directory): DIR itself for one seed, DIR/seed-<n> for several."""
     seeds = experiment.run.seeds
-    return (
-        [(seeds[0], out)] if len(seeds) == 1 else [(seed, out / f"seed-{seed}") for seed in seeds]
-    )
+    if len(seeds) == 1:
+        return [(seeds[0], out)]
+    return [(seed, out / f"seed-{seed}") for seed in seeds]
 
 
 def status(folder: Path, experiment: Experiment) -> str:
@@ -112,11 +112,8 @@ def request(experiment: Experiment, folder: Path) -> dict[str, Any]:
     check_weights(folder, experiment)
     old = _environment(folder)
     first = as_asked(experiment, folder)
-    new = {
-        "config_hash": first.hash(),
-        "request": first.with_seed(0).hash(),
-        "config": first.resolved(),
-    }
+    new: dict[str, Any] = {"config_hash": first.hash(), "request": first.with_seed(0).hash()}
+    new["config"] = first.resolved()
     if (weights := weights_sha256(experiment)) is not None:
         new["weights_sha256"] = weights
     mark = {} if _is_outdated(folder) else {STATISTICS: "batch"}

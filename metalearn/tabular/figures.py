@@ -35,10 +35,9 @@ RECKONINGS = {
 }
 LOOK = {
     "random": Style(SCRATCH, "o", "-"),
-    **{
-        name: Style(PALETTE[place], MARKERS[place], "-")
-        for name, place in (("evolution", 0), ("tpe", 1), ("halving", 2))
-    },
+    "evolution": Style(PALETTE[0], MARKERS[0], "-"),
+    "tpe": Style(PALETTE[1], MARKERS[1], "-"),
+    "halving": Style(PALETTE[2], MARKERS[2], "-"),
     "params": Style(PALETTE[3], "", "-"),
     "flops": Style(PALETTE[4], "", "--"),  # where both coincide, both stay visible
 }
@@ -145,9 +144,8 @@ def _paired(found: Json) -> Grid:
         f"Verdicts: {found['rule']}. Intervals are not corrected for the number of searchers. Over "
         "theory's: against random search's exact expectation, so without the noise of its seeds."
     ]
-    return Grid(
-        f"Against random search at {found['budget']} evaluations, same seeds", head, lines, below
-    )
+    heading = f"Against random search at {found['budget']} evaluations, same seeds"
+    return Grid(heading, head, lines, below)
 
 
 def _picks(found: Json) -> Grid:
