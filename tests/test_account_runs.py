@@ -88,10 +88,8 @@ def test_a_tuned_field_that_decides_the_start_is_used(metalearn: Commands) -> No
         "tune": {"rate_range": {"values": [[0.03, 0.03]]}},
     }
     tuned = trained(metalearn, "tuned", method, budget={"trials": 1}, run={"meta_steps": 0})
-    assert yaml.safe_load((tuned / "config.yaml").read_text())["method"]["rate_range"] == [
-        0.03,
-        0.03,
-    ]
+    expected = [0.03, 0.03]
+    assert yaml.safe_load((tuned / "config.yaml").read_text())["method"]["rate_range"] == expected
     meta = checkpoint.read(checkpoint.path_of(tuned / "checkpoints", 0))
     rates = [value for name, value in meta.items() if name.startswith("meta.") and "rate" in name]
     assert rates and all(((value - 0.03).abs() < 1e-6).all() for value in rates)

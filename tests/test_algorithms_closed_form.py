@@ -114,11 +114,8 @@ def test_meta_curvature_multiplies_along_every_axis() -> None:
 
     grad = normal(fold_in(KEY, "g"), (4, 3, 2, 5), dtype=F64)
     curvature = identities(grad)
-    assert {name: len(m) for name, m in curvature.items()} == {
-        "outputs": 4,
-        "inputs": 3,
-        "rest": 10,
-    }
+    expected = {"outputs": 4, "inputs": 3, "rest": 10}
+    assert {name: len(m) for name, m in curvature.items()} == expected
     curvature = {
         name: m + 0.1 * normal(fold_in(KEY, name), m.shape, dtype=F64)
         for name, m in curvature.items()

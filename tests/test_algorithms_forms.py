@@ -303,9 +303,8 @@ def test_tasks_without_queries_serve_reptile_alone() -> None:
     state, metrics = method.step(
         method.init(rng.fold_in(0, "init")), stacked([episode_of("a", queries=0)] * 2)
     )
-    assert metrics["support_loss"].isfinite() and all(
-        v.isfinite().all() for v in state.meta.values()
-    )
+    assert metrics["support_loss"].isfinite()
+    assert all(v.isfinite().all() for v in state.meta.values())
 
 
 def test_proto_net_refuses_regression() -> None:

@@ -189,15 +189,12 @@ def test_compiled_pieces_are_a_share_of_each_worker(
 
 def test_a_config_that_fixes_the_chunk_is_kept(clock: list[float]) -> None:
     assert auto.choose(clockwork(small(0.0045, 18.0), 2000)[0], {}, chunk=4).choice == FOUR
-    assert auto.configured_choice("chunk", None, 16, 16) == FOUR and auto.configured_choice(
-        "chunk", 9, 16, 16
-    ) == ExecutorChoice("chunk", 9)
+    assert auto.configured_choice("chunk", None, 16, 16) == FOUR
+    assert auto.configured_choice("chunk", 9, 16, 16) == ExecutorChoice("chunk", 9)
     assert auto.configured_choice("chunk", None, 16, 2) == ExecutorChoice("chunk", 2)
     assert auto.configured_choice("chunk", None, 16, 6, workers=3) == ExecutorChoice("chunk", 2)
-    assert (
-        auto.configured_choice("compiled", None, 16, 16) == WHOLE
-        and auto.configured_choice("compiled", None, 16, 5).chunk == 5
-    )
+    assert auto.configured_choice("compiled", None, 16, 16) == WHOLE
+    assert auto.configured_choice("compiled", None, 16, 5).chunk == 5
 
 
 @pytest.mark.parametrize("name", sorted(files()))
@@ -253,9 +250,8 @@ def test_auto_is_written_down_and_reused_by_resume(
         == ("chunk", 3)
         == (chosen["executor"], chosen["chunk"])
     )
-    assert any("executor chunk of 3" in line for line in messages) and facts["executor"][
-        "why"
-    ] in "".join(messages)
+    assert any("executor chunk of 3" in line for line in messages)
+    assert facts["executor"]["why"] in "".join(messages)
     assert [trial["executor"] for trial in facts["executor"]["trials"]] == ["chunk"]
     assert facts["memory"]["predicted_peak"] > 0
     assert list((own_cache / "cache" / "speed").glob("*.json"))

@@ -108,10 +108,8 @@ def test_in_a_fresh_process_all_errors_at_once_and_nothing_written(tmp_path: Pat
         "did you mean",
         "bad.yaml",
     )
-    assert (
-        files_of(tmp_path) == before
-        and ended.err.count("error: ") == len(ended.err.splitlines()) == 4
-    )
+    assert files_of(tmp_path) == before
+    assert ended.err.count("error: ") == len(ended.err.splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -312,11 +312,9 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(scaling, "CHUNK", 2)
     messages = collect_messages()
     found = scaling.memory(QUICK, "sinusoid_1step", few=2, many=4)
-    assert (
-        found["tasks"] == [2, 4]
-        and len(found["peak_bytes"]) == 2
-        and "4 tasks in chunks of 2" in messages[-1]
-    )
+    assert found["tasks"] == [2, 4]
+    assert len(found["peak_bytes"]) == 2
+    assert "4 tasks in chunks of 2" in messages[-1]
     few, many = found["live_bytes"]
     assert few <= many < 1.5 * few and found["live_ratio"] == many / few
     monkeypatch.setattr(scaling, "CHUNK", 8)  # all at once: what grows with the tasks is seen
@@ -324,9 +322,8 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
     assert row["live_ratio"] > 2
     alone = dataclasses.replace(QUICK, engines=("native",))
     outcome = scaling.curve("sinusoid_1step", alone, tasks=(1, 2))
-    assert [one["tasks"] for one in outcome.rows] == [1, 2] and all(
-        one["median_seconds"] for one in outcome.rows
-    )
+    assert [one["tasks"] for one in outcome.rows] == [1, 2]
+    assert all(one["median_seconds"] for one in outcome.rows)
 
 
 def test_sampling_is_timed_by_the_episode() -> None:
@@ -341,12 +338,10 @@ def test_sampling_is_timed_by_the_episode() -> None:
     problem = Problem(WORKLOADS["sampling_5w1s"].with_tasks(3), "cpu")
     assert sampling.ours(problem).per == 3
     image, label = sampling.Images(problem.workload, beforehand=False)[25]
-    assert (
-        image.dtype == torch.float32
-        and float(image.min()) >= 0
-        and float(image.max()) <= 1
-        and label == 1
-    )
+    assert image.dtype == torch.float32
+    assert float(image.min()) >= 0
+    assert float(image.max()) <= 1
+    assert label == 1
 
 
 def test_more_rows_join_a_file_of_the_same_machine(
@@ -368,9 +363,8 @@ def test_more_rows_join_a_file_of_the_same_machine(
     bench(more)
     joined = json.loads(path.read_text())
     assert joined["rows"][:-1] == json.loads((folder / "b.json").read_text())["rows"]
-    assert joined["rows"][-1]["workload"] == "sinusoid_5steps" and set(joined["workloads"]) == set(
-        ALL[:2]
-    )
+    assert joined["rows"][-1]["workload"] == "sinusoid_5steps"
+    assert set(joined["workloads"]) == set(ALL[:2])
     other = json.loads(path.read_text())
     other["environment"]["cpu"] = "another"
     path.write_text(json.dumps(other))

@@ -65,11 +65,8 @@ def test_a_piece_that_is_stopped_is_continued_and_one_that_is_done_is_not_repeat
     todo = [Piece("short", (sys.executable, "-c", "print('12 passed')")), Piece("broken", failing)]
     todo.append(Piece("long", words, words))
     state = work_through(todo, tmp_path)
-    assert {name: entry["status"] for name, entry in state.items()} == {
-        "short": "done",
-        "broken": "failed",
-        "long": "done",
-    }
+    expected = {"short": "done", "broken": "failed", "long": "done"}
+    assert {name: entry["status"] for name, entry in state.items()} == expected
     assert state["short"]["last"] == "12 passed" and state["broken"]["code"] == 4
     assert (tmp_path / "long.log").read_text().splitlines() == ["begun", "continued"]
     assert json.loads((tmp_path / "pieces.json").read_text()) == state

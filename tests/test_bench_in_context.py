@@ -53,9 +53,8 @@ def test_every_engine_computes_the_same_gradient(
 def test_every_engine_has_its_row_or_its_reason() -> None:
     problem = small("in_context_omniglot")
     assert {one.engine for one in contenders.contenders(problem, NAMES)} == set(NAMES)
-    assert "vmap" in native.candidates(problem) and "without normalisation" in (
-        problem.workload.sentence()
-    )
+    assert "vmap" in native.candidates(problem)
+    assert "without normalisation" in problem.workload.sentence()
     for one in contenders.contenders(problem, ("learn2learn", "higher", "torchopt")):
         with pytest.raises(LeftOut, match="has no in-context learner"):
             one.build({})

@@ -136,9 +136,8 @@ def test_a_whole_file_of_another_kind_falls_back(folder: Path) -> None:
 
 def test_only_the_wanted_checkpoints_are_kept(folder: Path) -> None:
     checkpoint.keep_only(folder, {5, 15, 20})
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"step-{step:09d}.pt{end}" for step in (5, 15) for end in ("", ".sha256")
-    ]
+    expected = [f"step-{step:09d}.pt{end}" for step in (5, 15) for end in ("", ".sha256")]
+    assert sorted(path.name for path in folder.iterdir()) == expected
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -154,9 +153,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         files.write_yaml(path, {"a": 2})
-    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [
-        "config.yaml"
-    ]
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["config.yaml"]
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:

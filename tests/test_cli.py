@@ -82,10 +82,8 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     result = strict((run / "result.json").read_text())
     assert set(f"{SCHEMA} headline cost".split()) <= set(result) and result["schema"] == 1
     assert set(result["task"]) == {"source", "split", "ways", "shots", "queries", "data_sha256"}
-    assert (
-        set(result["episodes"]) == {"count", "seed", "fingerprint"}
-        and len(result["episodes"]["fingerprint"]) == 64
-    )
+    assert set(result["episodes"]) == {"count", "seed", "fingerprint"}
+    assert len(result["episodes"]["fingerprint"]) == 64
     points = ("steps", "accuracy", "accuracy_ci95", "loss", "loss_ci95", "diverged")
     assert set(points) <= set(result["test"]) and result["test"]["steps"] == [0, 1, 3]
     assert result["test"]["accuracy"] is None  # regression has none
@@ -95,10 +93,8 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     for phase in PHASES:
         assert {*COST.split(), "energy_joules", "tasks"} <= set(result["cost"][phase])
     for phase in ("adapt", "predict"):
-        assert (
-            result["cost"][phase]["seconds_alone"] > 0
-            and result["cost"][phase]["seconds_batched"] > 0
-        )
+        assert result["cost"][phase]["seconds_alone"] > 0
+        assert result["cost"][phase]["seconds_batched"] > 0
     spent = result["cost"]["meta_train"]
     # By hand, 5 points through 1-8-1: forward 160 (80 a layer), a gradient 400, its derivative 640;
     # 80 tasks of 1,440.
@@ -111,9 +107,8 @@ def test_a_run_directory_and_schema_1(run: Path) -> None:
     for name in ("metrics.jsonl", "timing.jsonl"):
         assert [strict(line) for line in (run / name).read_text().splitlines()]
     with np.load(run / "scores.npz") as scores:
-        assert {name: (scores[name].shape, scores[name].dtype) for name in scores} == {
-            name: ((20, 3), np.dtype("float32")) for name in ("accuracy", "loss", "nll")
-        }
+        expected = {name: ((20, 3), np.dtype("float32")) for name in ("accuracy", "loss", "nll")}
+        assert {name: (scores[name].shape, scores[name].dtype) for name in scores} == expected
         assert scores["loss"].mean(0) == pytest.approx(result["test"]["loss"], rel=1e-5)
     steps = [strict(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 20
@@ -142,10 +137,8 @@ def test_a_dry_run_prints_the_resolved_config_and_writes_nothing(metalearn: Comm
     several = metalearn(
         "compare", write(metalearn.folder, "dry", COMPARED), "--out", "dry", "--dry-run"
     )
-    assert [data["method"]["label"] for data in yaml.safe_load_all(several.out)] == [
-        "maml",
-        "alone",
-    ]
+    expected = ["maml", "alone"]
+    assert [data["method"]["label"] for data in yaml.safe_load_all(several.out)] == expected
     refused(
         metalearn(
             "train", write(metalearn.folder, "dry", sinusoid(task={"shots": 0})), "--dry-run"
@@ -180,11 +173,9 @@ def test_several_seeds(metalearn: Commands) -> None:
     assert results[0]["episodes"] == results[1]["episodes"]
     assert results[0]["headline"]["value"] != results[1]["headline"]["value"]
     more_seeds = metalearn("train", file, "run.seeds=[4, 2, 7]")
-    assert (
-        more_seeds.code == 0
-        and more_seeds.err.count("left alone") == 2
-        and (folder / "seed-7" / "result.json").exists()
-    )
+    assert more_seeds.code == 0
+    assert more_seeds.err.count("left alone") == 2
+    assert (folder / "seed-7" / "result.json").exists()
 
 
 def test_train_and_compare_name_each_other(metalearn: Commands) -> None:
@@ -207,10 +198,8 @@ def test_evaluate_writes_beside_and_never_over(metalearn: Commands, run: Path) -
     assert other.code == 0, other.err
     same, second = (strict((run / "evaluations" / f"{n}.json").read_text()) for n in (1, 2))
     result = strict(before["result.json"].decode())
-    assert (
-        same["headline"]["value"] == result["headline"]["value"]
-        and same["episodes"] == result["episodes"]
-    )
+    assert same["headline"]["value"] == result["headline"]["value"]
+    assert same["episodes"] == result["episodes"]
     assert second["task"]["shots"] == 3 and second["episodes"]["count"] == 30
     assert second["episodes"]["fingerprint"] != result["episodes"]["fingerprint"]
     waves = metalearn(

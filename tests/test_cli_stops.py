@@ -119,11 +119,9 @@ def test_compare_skips_what_is_finished_and_writes_one_report(
     assert list((pair / "figures").glob("*.svg")) and (pair / "report.html").stat().st_size > 10_000
     before = files_of(pair / "methods")
     again = metalearn("compare", metalearn.folder / "pair.yaml")
-    assert (
-        again.code == 0
-        and again.err.count("finished already") == 4
-        and files_of(pair / "methods") == before
-    )
+    assert again.code == 0
+    assert again.err.count("finished already") == 4
+    assert files_of(pair / "methods") == before
     refused(
         metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1"),
         "methods/maml",
@@ -138,10 +136,8 @@ def test_report_on_runs_and_comparisons(metalearn: Commands, run: Path, pair: Pa
     page = (metalearn.folder / "page.html").read_text()
     assert page.startswith("<!") and "maml" in page and "alone" in page and "<svg" in page
     (pair / "comparison.json").unlink()
-    assert (
-        metalearn("report", pair, "--out", "second.html").code == 0
-        and (pair / "comparison.json").exists()
-    )
+    assert metalearn("report", pair, "--out", "second.html").code == 0
+    assert (pair / "comparison.json").exists()
     refused(metalearn("report", "nowhere"), "nowhere")
     refused(metalearn("report", metalearn.folder / "page.html"), "page.html")
 
@@ -179,12 +175,10 @@ def test_doctor_and_data(metalearn: Commands, tmp_path: Path) -> None:
     assert done.code == 0 and torch.__version__ in done.out and "python" in done.out.lower(), done
     env = {"METALEARN_DATA": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     listed = metalearn("data", "list", env=env)
-    assert (
-        listed.code == 0
-        and "glyphs" in listed.out
-        and "not prepared" in listed.out
-        and str(tmp_path) in listed.out
-    )
+    assert listed.code == 0
+    assert "glyphs" in listed.out
+    assert "not prepared" in listed.out
+    assert str(tmp_path) in listed.out
     refused(metalearn("data", "prepare", "omniglott"), "did you mean 'omniglot'")
     refused(metalearn("data", "verify", "omniglot", env=env), "omniglot", str(tmp_path))
     assert not list(tmp_path.iterdir())

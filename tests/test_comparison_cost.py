@@ -49,9 +49,8 @@ def test_the_phases_of_a_run_add_up_to_its_seconds(tmp_path: Path) -> None:
     result = run_one(parse(data).experiments[0], tmp_path / "run")
     wall = time.perf_counter() - begin
     whole = total_seconds(result["cost"])
-    assert whole == pytest.approx(wall, rel=0.05) and result["seconds"] == pytest.approx(
-        wall, rel=0.05
-    )
+    assert whole == pytest.approx(wall, rel=0.05)
+    assert result["seconds"] == pytest.approx(wall, rel=0.05)
     cost = result["cost"]
     assert result["uncounted"] == {} and costs.missing_phases(records.load(tmp_path / "run")) == []
     # one task: an inner gradient, the query's, and a second derivative
@@ -112,9 +111,8 @@ def test_cost_grows_with_steps_from_the_price_of_an_answer(tmp_path: Path) -> No
     (stepping,) = groups_of(write_run(tmp_path / "a", "maml", "maml"))
     for axis, each, answer in (("flops", 3e6, 3e6), ("seconds", 0.012 / 20, 0.0006)):
         found = cost_curve(stepping, axis)  # type: ignore[arg-type]
-        assert found is not None and found.cost == pytest.approx(
-            [answer + each * step for step in STEPS]
-        )
+        assert found is not None
+        assert found.cost == pytest.approx([answer + each * step for step in STEPS])
         assert (found.low < found.mean).all() and (found.mean < found.high).all()
     (still,) = groups_of(write_run(tmp_path / "b", "proto_net", "proto_net"))
     found = cost_curve(still, "seconds")
@@ -228,17 +226,8 @@ def test_the_count_under_other_choices_is_one_table(tmp_path: Path) -> None:
     (row,) = found["sensitivity"]
     assert row["level"] == 0.5 and {row["a"], row["b"]} == {"maml", "fine_tune"}
     names = [one["choice"] for one in row["choices"]]
-    assert names == [
-        "base",
-        "level",
-        "level",
-        "stop",
-        "stop",
-        "curve",
-        "tuning",
-        "answering",
-        "axis",
-    ]
+    expected = ["base", "level", "level", "stop", "stop", "curve", "tuning", "answering", "axis"]
+    assert names == expected
     base = row["choices"][0]
     main = next(one for one in found["break_even"] if one["axis"] == "flops")
     assert (base["a"], base["tasks"], base["ci95"]) == (main["a"], main["tasks"], main["ci95"])
@@ -327,9 +316,8 @@ def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path)
     for config in tmp_path.glob("methods/scratch/*/config.yaml"):
         config.write_text(config.read_text() + "budget: {trials: 20}\n")
     found = the_check(tmp_path, "equal tuning trials")
-    assert (
-        not found["passed"] and "their candidates (searched 16) are paid as search" in found["why"]
-    )
+    assert not found["passed"]
+    assert "their candidates (searched 16) are paid as search" in found["why"]
 
 
 def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> None:

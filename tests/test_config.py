@@ -150,9 +150,8 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
         "budget.trials",
     }
     assert "did you mean 'shots'" in problems["task.shotz"] and "queries" in problems["task.shotz"]
-    assert (
-        "greater than 0" in problems["method.inner_lr"] and "got 0" in problems["method.inner_lr"]
-    )
+    assert "greater than 0" in problems["method.inner_lr"]
+    assert "got 0" in problems["method.inner_lr"]
     assert any("ascending" in text for _, text in problems_of(sinusoid(evaluate={"steps": [3, 1]})))
 
 
@@ -252,17 +251,13 @@ def test_yaml_numbers_and_missing_tags() -> None:
         "method.inner_lr=1e-3",
         "evaluate.target={value: 9e-1}",
     )
-    assert (
-        found.method.inner_lr == 0.001
-        and found.method.outer.name == "adam"
-        and found.method.outer.lr == 0.001
-    )
+    assert found.method.inner_lr == 0.001
+    assert found.method.outer.name == "adam"
+    assert found.method.outer.lr == 0.001
     assert found.evaluate.target is not None and found.evaluate.target.value == 0.9
-    assert (
-        one({}).task.source == "glyphs"
-        and one({}).method.name == "maml"
-        and one({}).model.name == "conv4"
-    )
+    assert one({}).task.source == "glyphs"
+    assert one({}).method.name == "maml"
+    assert one({}).model.name == "conv4"
     assert one({"task": {"source": "sinusoid"}}).model.name == "mlp"
 
 
@@ -285,10 +280,8 @@ def test_a_changed_name_inside_a_section_drops_what_belonged_to_the_old_one() ->
         method={"outer": {"name": "adam", "lr": 0.1, "beta1": 0.5}}, evaluate={"task": {"shots": 3}}
     )
     changed, notes = apply_overrides(data, ["method.outer.lr=0.2", "method.outer.name=sgd"])
-    assert (
-        changed["method"]["outer"] == {"name": "sgd", "lr": 0.2}
-        and changed["method"]["inner_lr"] == 0.01
-    )
+    assert changed["method"]["outer"] == {"name": "sgd", "lr": 0.2}
+    assert changed["method"]["inner_lr"] == 0.01
     assert "method.outer.name=sgd drops the file's beta1, lr" in notes
     resolved = one(data).resolved()
     changed, notes = apply_overrides(resolved, ["evaluate.task.source=glyphs"])
@@ -301,12 +294,7 @@ def test_overrides_that_are_no_overrides_are_all_named() -> None:
         apply_overrides(
             {}, ["method.inner_lr", "=3", "a..b=1", "a=[1", "methods.x.y=1", "run.seeds=[1]"]
         )
-    assert [place for place, _ in caught.value.problems] == [
-        "method.inner_lr",
-        "=3",
-        "a..b=1",
-        "a=[1",
-        "methods.x.y=1",
-    ]
+    expected = ["method.inner_lr", "=3", "a..b=1", "a=[1", "methods.x.y=1"]
+    assert [place for place, _ in caught.value.problems] == expected
     with pytest.raises(ConfigError, match="not a mapping"):
         apply_overrides({"run": {"seeds": [0]}}, ["run.seeds.first=1"])

@@ -41,9 +41,8 @@ def test_contrasts_follow_from_the_families_in_the_order_of_the_file(comparison:
     ]
     marked = [entry for entry in found["paired"] if entry["contrast"]]
     assert len(marked) == 4 and len(found["paired"]) == 10
-    assert {frozenset((entry["a"], entry["b"])) for entry in marked} == {
-        frozenset(pair) for pair in found["contrasts"]
-    }
+    expected = {frozenset(pair) for pair in found["contrasts"]}
+    assert {frozenset((entry["a"], entry["b"])) for entry in marked} == expected
     smallest = min(marked, key=lambda entry: entry["p"])
     assert smallest["p_holm"] == pytest.approx(min(1, 4 * smallest["p"]))
     assert all(entry["p_holm"] is None for entry in found["paired"] if not entry["contrast"])
@@ -85,12 +84,8 @@ def test_learned_rules_and_searches_have_their_counterparts(tmp_path: Path) -> N
         row("rule_x", "learned_optimizer", factors={**learned, "start": "pretrained"}, start="x"),
     ]
     order = [group.label for group in rows]
-    assert contrasts(rows[::-1], None, order) == [
-        ("search", "scratch"),
-        ("rule", "adam"),
-        ("rule_x", "adam_x"),
-        ("rule", "scratch"),
-    ]
+    expected = [("search", "scratch"), ("rule", "adam"), ("rule_x", "adam_x"), ("rule", "scratch")]
+    assert contrasts(rows[::-1], None, order) == expected
     entry = {"a": "rule", "b": "adam", "p": None}
     (marked,) = mark_contrasts([entry], [("adam", "rule")])
     assert marked["contrast"] and marked["p_holm"] is None

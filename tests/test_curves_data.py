@@ -94,11 +94,9 @@ def test_learning_is_written_to_its_phases() -> None:
     learning_curve(given.method, given.state().meta, tests, (0, 3), 11, chunk=4, ledger=ledger)
     cost = ledger.cost()
     assert list(cost) == list(PHASES)
-    assert (
-        cost["adapt"]["gradient_steps"] == 33
-        and cost["adapt"]["tasks"] == 11
-        and cost["adapt"]["seconds"] > 0
-    )
+    assert cost["adapt"]["gradient_steps"] == 33
+    assert cost["adapt"]["tasks"] == 11
+    assert cost["adapt"]["seconds"] > 0
     assert cost["predict"]["tasks"] == 11 and cost["predict"]["gradient_steps"] == 0
     assert cost["meta_train"]["seconds"] == 0 and cost["meta_train"]["flops"] == 0
 
@@ -107,9 +105,8 @@ def test_counts_add_up_and_unknown_words_are_refused() -> None:
     ledger = CostLedger()
     assert ledger.run("search", lambda a, b: a + b, 2, 3, times=4, candidates=2, labels=5) == 5
     ledger.add("search", 1.5, labels=1)
-    assert (
-        ledger.totals()["search"]["candidates"] == 8 and ledger.totals()["search"]["labels"] == 21
-    )
+    assert ledger.totals()["search"]["candidates"] == 8
+    assert ledger.totals()["search"]["labels"] == 21
     assert ledger.seconds("search") >= 1.5 and ledger.seconds("adapt") == 0
     with pytest.raises(ValueError, match="no phase 'tuning'; phases: setup, compile, tune"):
         ledger.add("tuning", 1.0)

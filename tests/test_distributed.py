@@ -218,9 +218,8 @@ def test_a_comparison_and_an_evaluation_on_two(metalearn: Commands) -> None:
         json.loads((metalearn.folder / f"pair-{n}" / "comparison.json").read_text()) for n in (1, 2)
     )
     for mine, other in zip(one["summary"], two["summary"], strict=True):
-        assert mine["label"] == other["label"] and mine["value"] == pytest.approx(
-            other["value"], rel=1e-9
-        )
+        assert mine["label"] == other["label"]
+        assert mine["value"] == pytest.approx(other["value"], rel=1e-9)
     run = metalearn.folder / "pair-1" / "methods" / "maml" / "seed-0"
     assert metalearn("evaluate", run, "evaluate.episodes=7", "--devices", 2).code == 0
     assert metalearn("evaluate", run, "evaluate.episodes=7").code == 0

@@ -223,11 +223,8 @@ def test_a_run_refuses_what_its_device_cannot_do(monkeypatch: pytest.MonkeyPatch
     ).experiments[0]
     with pytest.raises(ConfigError) as found:
         build(bad, to_train=True)
-    assert [place for place, _ in found.value.problems] == [
-        "run.executor",
-        "run.precision",
-        "run.precision",
-    ]
+    expected = ["run.executor", "run.precision", "run.precision"]
+    assert [place for place, _ in found.value.problems] == expected
     build(bad)
     monkeypatch.setattr(executor, "compiler_found", lambda: False)
     with pytest.raises(ConfigError, match="C\\+\\+ compiler"):

@@ -62,11 +62,8 @@ def test_yaml_that_is_an_attack(text: str, word: str) -> None:
 
 def test_yaml_that_is_none(tmp_path: Path) -> None:
     shared = "base: &b {x: [1, 2]}\na: {<<: *b, y: 1.5e-3}\nb: *b\n"
-    assert parse_yaml(shared) == {
-        "base": {"x": [1, 2]},
-        "a": {"x": [1, 2], "y": 1.5e-3},
-        "b": {"x": [1, 2]},
-    }
+    expected = {"base": {"x": [1, 2]}, "a": {"x": [1, 2], "y": 1.5e-3}, "b": {"x": [1, 2]}}
+    assert parse_yaml(shared) == expected
     assert (
         parse_yaml("") is None and parse_yaml("1e-3") == "1e-3" and parse_yaml("[" * 50 + "]" * 50)
     )
@@ -104,9 +101,8 @@ def test_nothing_is_fetched_without_https_and_a_checksum(
     monkeypatch.setattr(store.urllib.request, "urlopen", lambda *_, **__: page.open("rb"))
     with pytest.raises(store.DataError, match="nothing was kept"):
         store.download("https://example.org/a.zip", tmp_path / "a.zip", "0" * 40)
-    assert {path.name for path in tmp_path.iterdir()} == {"page"} and os.listdir(tmp_path) == [
-        "page"
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"page"}
+    assert os.listdir(tmp_path) == ["page"]
 
 
 def test_state_tells_a_changed_file(place: Place) -> None:

@@ -221,10 +221,8 @@ def test_a_pattern_of_nothing_is_refused_with_the_names() -> None:
     with pytest.raises(ConfigError, match="nothing is no parameter"):
         MAML(adapts=()).build(learner, spec)
     method = MAML(adapts=("body.*",)).build(learner, spec)
-    assert moved(method, start(method).meta, source().sample(KEY, 1)) == {
-        "body.weight",
-        "body.bias",
-    }
+    expected = {"body.weight", "body.bias"}
+    assert moved(method, start(method).meta, source().sample(KEY, 1)) == expected
 
 
 def test_scratch_on_the_weights_of_a_module_is_refused() -> None:

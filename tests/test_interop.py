@@ -225,11 +225,9 @@ def test_methods_without_a_counterpart_are_refused_with_those_that_have_one(
 def test_other_executors_are_refused_and_auto_is_the_loop(executor: str) -> None:
     for name in interop.INNER_LOOPS:
         found = refused(engine=name, executor=executor)
-        assert (
-            [place for place, _ in found] == ["run"]
-            and executor in found[0][1]
-            and "loop" in found[0][1]
-        )
+        assert [place for place, _ in found] == ["run"]
+        assert executor in found[0][1]
+        assert "loop" in found[0][1]
         assert Run(engine=name).executor == Run(engine=name, executor="loop").executor == "loop"
     assert Run().executor == "auto"
     assert "higher" in refused(engine="torchopt")[0][1]

@@ -140,17 +140,13 @@ def test_a_taskset_of_few_tasks_and_one_of_few_classes() -> None:
     assert len(tasks) == 4
     some_labels = [12, 14, 15, 17]
     source = interop.TasksetSource(taskset(labels=some_labels), shots=SHOTS)
-    assert (
-        source.spec.num_classes == 4 and source.sample(fold_in(0), 30).info["class_ids"].max() == 3
-    )
+    assert source.spec.num_classes == 4
+    assert source.sample(fold_in(0), 30).info["class_ids"].max() == 3
     batch = source.examples(fold_in(0, "pretrain"), 400)
-    assert batch.x.shape == (400, 5) and torch.equal(
-        torch.tensor(some_labels)[batch.y] - 10, batch.x[:, 0].long()
-    )
-    assert (
-        set(batch.x[:, 1].tolist()) == set(range(EACH))
-        and min(Counter(batch.y.tolist()).values()) > 60
-    )
+    assert batch.x.shape == (400, 5)
+    assert torch.equal(torch.tensor(some_labels)[batch.y] - 10, batch.x[:, 0].long())
+    assert set(batch.x[:, 1].tolist()) == set(range(EACH))
+    assert min(Counter(batch.y.tolist()).values()) > 60
     assert torch.equal(batch.x, source.examples(fold_in(0, "pretrain"), 400).x)
 
 
@@ -345,12 +341,8 @@ def test_models_that_do_not_fit_are_refused_with_every_layer() -> None:
     with pytest.raises(ConfigError) as caught:
         interop.from_learn2learn(their_model(), learner)
     places = [place for place, _ in caught.value.problems]
-    assert places == [
-        *[f"norms.{i}" for i in range(4)],
-        "head",
-        *[f"convs.{i}" for i in range(4)],
-        "",
-    ]
+    expected = [*[f"norms.{i}" for i in range(4)], "head", *[f"convs.{i}" for i in range(4)], ""]
+    assert places == expected
     assert "names={their layer: our layer}" in str(caught.value)
     plain = Conv4(filters=4, downsample="stride", norm="none").build(IMAGES)
     with pytest.raises(

@@ -98,11 +98,9 @@ def test_nadamw_by_hand() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_cosine_ends_at_zero_and_a_grid_runs_side_by_side(name: str) -> None:
     last = path_of(BASELINES[name](0.01, schedule("cosine", 4)), 6)
-    assert (
-        torch.equal(last[5], last[6])
-        and torch.equal(last[4], last[5])
-        and not torch.equal(last[2], last[3])
-    )
+    assert torch.equal(last[5], last[6])
+    assert torch.equal(last[4], last[5])
+    assert not torch.equal(last[2], last[3])
     rates = torch.tensor([0.01, 0.1], dtype=F64)
     grid = over_rates(TARGET, tuning.rule_of(name, "cosine", 8), rates, GIVEN, (0, 8))
     for place, rate in enumerate(rates):
@@ -136,11 +134,9 @@ def test_a_best_rate_on_an_edge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_grid_is_half_decades_from_a_millionth_to_a_hundred() -> None:
-    assert (
-        len(tuning.GRID) == 17
-        and tuning.GRID[0] == pytest.approx(1e-6)
-        and tuning.GRID[-1] == pytest.approx(100)
-    )
+    assert len(tuning.GRID) == 17
+    assert tuning.GRID[0] == pytest.approx(1e-6)
+    assert tuning.GRID[-1] == pytest.approx(100)
     assert all(
         high / low == pytest.approx(10**0.5) for low, high in itertools.pairwise(tuning.GRID)
     )
@@ -153,15 +149,8 @@ def test_steps_that_the_best_rates_need() -> None:
     train = torch.tensor([[[8.0, 2, 2, 2]], [[8.0, 6, 4, 1]], [[8.0, nan, nan, nan]]])  # [L, T, P]
     found = tuning.levels(Losses(train, train, train), (0, 10, 20, 30))
     assert found.losses == [8, 2, 2, 1]
-    assert [found.steps_to(loss) for loss in (9.0, 8.0, 5.0, 2.0, 1.75, 1.0, 0.5)] == [
-        0,
-        0,
-        5,
-        10,
-        23,
-        30,
-        None,
-    ]
+    expected = [0, 0, 5, 10, 23, 30, None]
+    assert [found.steps_to(loss) for loss in (9.0, 8.0, 5.0, 2.0, 1.75, 1.0, 0.5)] == expected
 
 
 @pytest.mark.parametrize("batch", [None, 8])
@@ -197,10 +186,8 @@ def test_rows_hold_means_intervals_and_what_diverged() -> None:
         {},
     )
     found = row(given, (0, 5))
-    assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2]) and found["diverged"] == [
-        0.0,
-        1 / 8,
-    ]
+    assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2])
+    assert found["diverged"] == [0.0, 1 / 8]
     assert found["loss_by_seed"] == [pytest.approx([2.0, 91.3 / 4]), pytest.approx([2.0, 2.0])]
     base = Measured("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
     gap = differences(given, [base], 1)[0]
@@ -256,10 +243,8 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     done = metalearn("l2o", "l2o_quadratics", *words, *options)
     assert done.code == 0, done.err
     found = json.loads((metalearn.folder / "out" / "optimizers.json").read_text())
-    assert [problem["name"] for problem in found["problems"]] == [
-        "as trained",
-        "task.draws=normal task.dims=3",
-    ]
+    expected = ["as trained", "task.draws=normal task.dims=3"]
+    assert [problem["name"] for problem in found["problems"]] == expected
     for problem in found["problems"]:
         assert len(problem["rows"]) == 14 and len(problem["paired"]) == 12
         assert all(len(line["loss"]) == 3 for line in problem["rows"])
@@ -278,9 +263,8 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
     }
     again = metalearn("l2o", "l2o_quadratics", *words, *options)  # trained seeds are left alone
     assert before and before == {path: path.stat().st_mtime_ns for path in before}
-    assert again.code == 0 and json.loads(
-        (metalearn.folder / "out" / "optimizers.json").read_text()
-    )["seeds"] == [0, 1]
+    assert again.code == 0
+    assert json.loads((metalearn.folder / "out" / "optimizers.json").read_text())["seeds"] == [0, 1]
 
 
 def test_tuned_adam_has_a_price_beside_every_row() -> None:
@@ -314,11 +298,8 @@ def test_tuned_adam_has_a_price_beside_every_row() -> None:
     lines = _table(rows, (0, 20), 20)
     at = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines}
     first = at["optimizer"].index("its FLOPs")
-    assert [at[name][first - 1 : first + 2] for name in ("adam", "lstm", "far")] == [
-        ["20", "1x", "1x"],
-        ["40", "0.4x", "1x"],
-        ["over 80", "", ""],
-    ]
+    expected = [["20", "1x", "1x"], ["40", "0.4x", "1x"], ["over 80", "", ""]]
+    assert [at[name][first - 1 : first + 2] for name in ("adam", "lstm", "far")] == expected
 
 
 def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
@@ -350,9 +331,8 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         "--also",
         "oops",
     )
-    assert done.code == 2 and all(
-        hint in done.err for hint in ("begin with 0", "run.seeds=[1]", "oops")
-    )
+    assert done.code == 2
+    assert all(hint in done.err for hint in ("begin with 0", "run.seeds=[1]", "oops"))
 
 
 def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
@@ -363,10 +343,7 @@ def test_the_other_networks_of_make_are_problems_that_there_are() -> None:
         "l2o_mlp", (), None, tuple(shlex.split(line.partition(":=")[2])[1::2]), 1, 2
     )
     made = [_other(options, one).model for one in options.also]
-    assert [(model.sizes, model.activation) for model in made] == [
-        ((40,), "sigmoid"),
-        ((20, 20), "sigmoid"),
-        ((20,), "relu"),
-    ]
+    expected = [((40,), "sigmoid"), ((20, 20), "sigmoid"), ((20,), "relu")]
+    assert [(model.sizes, model.activation) for model in made] == expected
     both = _other(options, "model.sizes=[20,20] task.shots=5")
     assert both.model.sizes == (20, 20) and both.task.shots == 5

@@ -239,10 +239,8 @@ def test_starts_come_from_other_rows_and_are_paid_for(cross: Path) -> None:
 def test_the_report_tells_start_and_optimizer_apart(cross: Path) -> None:
     page = (cross / "report.html").read_text()
     assert "learned_adam instead of Adam" in page or "Adam instead of learned_adam" in page
-    assert result(cross, "network_pretrained")["factors"] == {
-        "start": "pretrained",
-        "optimizer": "adafactor_mlp",
-    }
+    expected = {"start": "pretrained", "optimizer": "adafactor_mlp"}
+    assert result(cross, "network_pretrained")["factors"] == expected
     pairs = json.loads((cross / "comparison.json").read_text())["break_even"]
     assert {"scalars_meta", "network_random"} <= {row[side] for row in pairs for side in "ab"}
 

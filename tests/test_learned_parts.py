@@ -38,9 +38,8 @@ def test_rates_need_the_network_that_they_are_for() -> None:
         LearnedRates().build(F64)
     made = LearnedRates(lr=0.1).build(F64, like={**PARAMS, "stats.mean": PARAMS["b"]})
     theta = made.init(fold_in(0))
-    assert {leaf: value.shape for leaf, value in theta.items()} == {
-        leaf: v.shape for leaf, v in PARAMS.items()
-    }
+    expected = {leaf: v.shape for leaf, v in PARAMS.items()}
+    assert {leaf: value.shape for leaf, value in theta.items()} == expected
     theta["w"][0, 0] = -0.3  # a rate may turn negative
     updates, _ = made.rule(theta, 1).update(
         PARAMS, made.rule(theta, 1).init(PARAMS), PARAMS, PARAMS["s"]
@@ -113,11 +112,9 @@ def test_log_sign_features() -> None:
 def test_time_features() -> None:
     found = time_features(torch.tensor(100.0, dtype=F64))
     assert found.shape == (11,)
-    assert (
-        found[4] == 0
-        and found[0] == pytest.approx(math.tanh(99))
-        and found[-1] == pytest.approx(math.tanh(-0.999))
-    )
+    assert found[4] == 0
+    assert found[0] == pytest.approx(math.tanh(99))
+    assert found[-1] == pytest.approx(math.tanh(-0.999))
 
 
 def test_features_have_unit_size() -> None:
@@ -145,9 +142,8 @@ def test_the_number_of_features_is_the_papers(name: str, features: int) -> None:
 
 def test_moments_are_factored_over_the_two_largest_dimensions() -> None:
     """Where the squared gradient is a product of rows and columns, factoring loses nothing."""
-    assert (
-        largest_axes(torch.Size((5, 3, 7, 2))) == (0, 2) and largest_axes(torch.Size((4,))) is None
-    )
+    assert largest_axes(torch.Size((5, 3, 7, 2))) == (0, 2)
+    assert largest_axes(torch.Size((4,))) is None
     rows, cols = drawn("rows", (5, 1)).abs() + 0.1, drawn("cols", (1, 7)).abs() + 0.1
     grad = (rows * cols).unsqueeze(1) * drawn("sign", (5, 1, 7)).sign()
     theta = LEARNED_RULES["adafactor_mlp"]().build(F64).init(fold_in(0))  # type: ignore[attr-defined]
@@ -184,9 +180,8 @@ def test_a_hyper_network_mixes_its_bank() -> None:
             return norm(rule.update(PARAMS, rule.init(PARAMS), PARAMS, PARAMS["s"])[0])
 
         grads = torch.func.grad(size)(theta)
-        assert (
-            bool(norm(grads["mix.weight"]) > 0) == (bank == 2) and norm(grads["bank.0.weight"]) > 0
-        )
+        assert bool(norm(grads["mix.weight"]) > 0) == (bank == 2)
+        assert norm(grads["bank.0.weight"]) > 0
     rule = made.rule(theta, 9)
     _, state = rule.update(PARAMS, rule.init(PARAMS), PARAMS, torch.tensor(1.0, dtype=F64))
     low, high = (

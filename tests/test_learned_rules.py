@@ -248,9 +248,8 @@ def test_the_state_keeps_its_form(name: str, dtype: torch.dtype) -> None:
             {leaf: (value.shape, value.dtype) for leaf, value in named_leaves(state).items()}
         )
         updates, state = rule.update(params, state, params, params["s"])
-        assert {leaf: (u.shape, u.dtype) for leaf, u in updates.items()} == {
-            leaf: (p.shape, dtype) for leaf, p in params.items()
-        }
+        expected = {leaf: (p.shape, dtype) for leaf, p in params.items()}
+        assert {leaf: (u.shape, u.dtype) for leaf, u in updates.items()} == expected
         assert all(bool(u.isfinite().all()) for u in updates.values())
     assert forms[0] == forms[1] == forms[2] and {kind for _, kind in forms[0].values()} == {dtype}
     assert state["count"] == 3 and state["horizon"] == 9
@@ -321,9 +320,8 @@ def test_options_of_a_rule(name: str) -> None:
     kind = LEARNED_RULES[name]
     made = kind()
     assert made.name == name and kind.model_validate(made.model_dump(mode="json")) == made  # type: ignore[attr-defined]
-    assert kind.sentence().endswith(".") and all(
-        field.description for field in kind.model_fields.values()
-    )
+    assert kind.sentence().endswith(".")
+    assert all(field.description for field in kind.model_fields.values())
     with pytest.raises(ValueError, match="frozen"):
         made.name = "other"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="not_a_field"):

@@ -82,10 +82,8 @@ def test_null_is_not_measured_and_zero_is_zero() -> None:
     assert {row["energy_joules"] for row in cost.values()} == {None}  # a CPU reports none
     ledger.add("search", 1.0, flops=5, flops_elementwise=None)
     ledger.add("search", 1.0, flops=5, flops_elementwise=7)
-    assert (
-        ledger.cost()["search"]["flops"] == 10
-        and ledger.cost()["search"]["flops_elementwise"] is None
-    )
+    assert ledger.cost()["search"]["flops"] == 10
+    assert ledger.cost()["search"]["flops_elementwise"] is None
     keys = {
         "flops",
         "flops_elementwise",

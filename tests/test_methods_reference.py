@@ -193,9 +193,8 @@ def test_maml_plus_plus_has_a_gain_and_a_shift_for_each_step() -> None:
     source, learner = classes(norm="query_batch")
     method = MAMLPlusPlus(inner_steps=2, inner_lr=0.1).build(learner, source.spec)
     meta, episode = method.init(KEY).meta, one_episode(source)
-    assert meta["params"]["norms.0.weight"].shape == (2, 8) and not any(
-        name.startswith("norms.") for name in meta["rates"]
-    )
+    assert meta["params"]["norms.0.weight"].shape == (2, 8)
+    assert not any(name.startswith("norms.") for name in meta["rates"])
     before = [answer(method, meta, episode, step) for step in (1, 2, 3)]
     meta["params"]["norms.1.weight"] = meta["params"]["norms.1.weight"].clone()
     meta["params"]["norms.1.weight"][1] *= 2

@@ -346,9 +346,8 @@ def test_parameters_go_into_the_supernet_and_come_back(
             extract_subnet(space, genotype, twice)["head.weight"], 2 * params["head.weight"]
         )
         masks = {name: value for name, value in full.items() if name.startswith(MASK)}
-        assert {name: value[0].argmax() for name, value in masks.items()} == {
-            MASK + place.name: choice for place, choice in zip(space.places, genotype)
-        }
+        expected = {MASK + place.name: choice for place, choice in zip(space.places, genotype)}
+        assert {name: value[0].argmax() for name, value in masks.items()} == expected
         assert all(value.sum() == 2 for value in masks.values())
 
 

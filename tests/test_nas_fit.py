@@ -104,9 +104,8 @@ def test_folds_hold_out_every_shot_once_and_classes_evenly(
     made = divide(spec, support, fold_in(1), folds, 3)
     assert made.keys.shape == (lanes,) and len(set(made.keys.tolist())) == lanes
     if shots == 1:
-        assert torch.equal(made.train.x, support.x.expand(3, *support.x.shape)) and torch.equal(
-            made.held.y[1], y
-        )
+        assert torch.equal(made.train.x, support.x.expand(3, *support.x.shape))
+        assert torch.equal(made.held.y[1], y)
         return
     seen = []
     for train, held in zip(made.train.x.flatten(1).tolist(), made.held.x.flatten(1).tolist()):

@@ -91,9 +91,8 @@ def test_the_winner_is_trained_on_the_whole_support_set(shots: int, batching: st
         torch.testing.assert_close(learned.predictions[task], wanted, rtol=1e-8, atol=1e-10)
         assert learned.notes["architecture_flops"][task] == space.cost(genotype).flops
     assert learned.notes["candidates"].tolist() == [4.0] * 3
-    assert learned.notes["trial_score"].shape == (3, 4) and learned.notes[
-        "trial_genotype"
-    ].shape == (3, 4, 3)
+    assert learned.notes["trial_score"].shape == (3, 4)
+    assert learned.notes["trial_genotype"].shape == (3, 4, 3)
     assert torch.equal(learned.notes["trial_score"].amax(1), learned.notes["best_score"])
 
 
@@ -241,14 +240,8 @@ def test_queries_are_out_of_a_searchers_reach(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["per_task_nas", "meta_nas"])
 def test_query_labels_have_no_way_in(name: str) -> None:
     method = image_method(NAS[name])
-    assert list(inspect.signature(method.learn).parameters) == [
-        "meta",
-        "support",
-        "query_x",
-        "steps",
-        "key",
-        "ledger",
-    ]
+    expected = ["meta", "support", "query_x", "steps", "key", "ledger"]
+    assert list(inspect.signature(method.learn).parameters) == expected
     episode = Images(image_spec()).sample(fold_in(1), 2)
     meta = method.init(fold_in(0)).meta
     with pytest.raises(TypeError):
@@ -304,9 +297,8 @@ def test_shared_search_gives_back_the_contained_method_on_its_winner(tmp_path: P
     spent = ledger.totals()["search"]
     assert spent["candidates"] == 3 == choice["trials"]
     episode = source.spec.ways * (source.spec.shots + source.spec.queries)
-    assert spent["labels"] == 3 * episode * (2 * 3 + 4) and spent["gradient_steps"] == 3 * (
-        2 * 3 * 2 + 4 * 5
-    )
+    assert spent["labels"] == 3 * episode * (2 * 3 + 4)
+    assert spent["gradient_steps"] == 3 * (2 * 3 * 2 + 4 * 5)
 
 
 class Forbidden(Clusters):
@@ -343,9 +335,8 @@ def test_an_interrupted_search_goes_on_and_pays_for_what_it_had(tmp_path: Path) 
     assert len(fresh) == 3 and fresh[:2] == [json.loads(line) for line in rows[:2]]
     mine, other = ledger.totals()["search"], paid.totals()["search"]
     measured = {"seconds", "peak_bytes", "energy_joules"}
-    assert {k: v for k, v in mine.items() if k not in measured} == {
-        k: v for k, v in other.items() if k not in measured
-    }
+    expected = {k: v for k, v in other.items() if k not in measured}
+    assert {k: v for k, v in mine.items() if k not in measured} == expected
     assert mine["seconds"] > sum(json.loads(row)["cost"]["seconds"] for row in rows[:2])
 
 

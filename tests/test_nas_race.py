@@ -229,10 +229,8 @@ def test_verdicts_follow_the_rule() -> None:
         low, high = found["ci95"]
         assert found["verdict"] == verdict and low < found["difference"] < high
         assert found["difference"] == pytest.approx(found["regret"] - found["random"])
-        assert (
-            found["over_exact"] == pytest.approx(found["regret"] - 0.4)
-            and found["over_exact_ci95"] > 0
-        )
+        assert found["over_exact"] == pytest.approx(found["regret"] - 0.4)
+        assert found["over_exact_ci95"] > 0
     # surely above 0, and below the tolerance
     small = race_results.paired(random + 0.009, random, 0.5, of_chance=1.0)
     assert small["verdict"] == "not worse" and small["ci95"][0] > 0
@@ -251,9 +249,8 @@ def test_what_diverged_makes_no_regret_infinite(wave_table: Table) -> None:
     wild = dataclasses.replace(wave_table, rows=wave_table.rows._replace(loss=loss))
     fields = landscapes(wild)
     assert all(np.isfinite(land.regret).all() for lands in fields.values() for land in lands)
-    assert np.isfinite(fields["truth"][0].scores(1.0)).all() and math.isfinite(
-        race_results.noise(wild)["tau"]
-    )
+    assert np.isfinite(fields["truth"][0].scores(1.0)).all()
+    assert math.isfinite(race_results.noise(wild)["tau"])
     assert fields["scores"][2].worth[4] == pytest.approx(
         -(wild.largest_loss[0, 2, 0, 0] + loss[4, 2, 0, -1]) / 2
     )
@@ -357,10 +354,8 @@ def test_noise_is_tau_between_score_and_truth_and_its_ceiling(wave_table: Table)
     assert found["tau"] == found["one_seed"] == found["ceiling"] == 1 and found["tau_ci95"] == 0
     assert found["regret_of_best_score"] == pytest.approx(0, abs=1e-7)
     noisy = race_results.noise(wave_table)
-    assert (
-        0 < noisy["one_seed"] < noisy["tau"] < 1
-        and 0 < noisy["ceiling"] < 1
-        and 0 < noisy["between_tasks"] < 1
-    )
+    assert 0 < noisy["one_seed"] < noisy["tau"] < 1
+    assert 0 < noisy["ceiling"] < 1
+    assert 0 < noisy["between_tasks"] < 1
     one = wave_table.rows._replace(loss=wave_table.rows.loss[:, :, :1])
     assert race_results.noise(dataclasses.replace(wave_table, rows=one))["ceiling"] is None

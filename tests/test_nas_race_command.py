@@ -45,9 +45,8 @@ def test_the_command_prints_and_writes(metalearn: Commands, wave_table: Table) -
         "diverged",
     }
     assert keys <= set(found) and found["schema"] == 1
-    assert [row["searcher"] for row in found["curves"]] == [
-        name for name in names[:-1] for _ in range(2)
-    ]
+    expected = [name for name in names[:-1] for _ in range(2)]
+    assert [row["searcher"] for row in found["curves"]] == expected
     assert {row["searcher"] for row in found["paired"]} == set(names[1:-1])
     assert found["header"] == wave_table.header and found["picks"][0]["options"]["steps"] == 2
     assert {row["verdict"] for row in found["paired"]} <= {"better", "worse", "not worse"}
@@ -66,12 +65,8 @@ def test_the_command_prints_and_writes(metalearn: Commands, wave_table: Table) -
     again = metalearn("nas", "race", path, *changed, *short[:4], *files)
     assert again.code == 0, again
     found = json.loads((metalearn.folder / "r.json").read_text())
-    assert [row["options"].get("population") for row in found["curves"]] == [
-        None,
-        None,
-        3,
-        3,
-    ] and not found["picks"]
+    assert [row["options"].get("population") for row in found["curves"]] == [None, None, 3, 3]
+    assert not found["picks"]
     new = (metalearn.folder / "r.md").read_text()
     assert new.count("<!-- race: t -->") == 1 and new.endswith("\nMine.\n") and "tpe" not in new
 
@@ -142,7 +137,6 @@ def test_a_picture_shows_regrets_of_nothing(tmp_path: Path) -> None:
     options = RaceOptions(stored(tmp_path, table), ("random", "halving"), budget=70, seeds=2)
     found = race_program.race(options)
     assert found["curves"][0]["regret"][-1] == 0
-    assert figures.drawing(found).startswith("<?xml") and set(figures.LOOK) == set(
-        race_program.BY_TABLE
-    )
+    assert figures.drawing(found).startswith("<?xml")
+    assert set(figures.LOOK) == set(race_program.BY_TABLE)
     assert all(name in figures.markdown(found) for name in ("halving", "random, exact"))

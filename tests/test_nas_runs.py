@@ -103,10 +103,8 @@ def test_the_found_network_is_what_is_trained_and_loaded(finished: Path) -> None
     folder = finished / "methods" / "shared_nas" / "seed-0"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     choice = json.loads((folder / "search" / "architecture.json").read_text())
-    assert (
-        config["method"]["found"] == choice["genotype"]
-        and config["method"]["contains"]["name"] == "maml"
-    )
+    assert config["method"]["found"] == choice["genotype"]
+    assert config["method"]["contains"]["name"] == "maml"
     run = ml.load_run(folder)
     episode = run.source.sample(ml.fold_in(1, "episodes"), 2)
     learned = run.method.learn(run.state.meta, episode.support, episode.query.x, (0, 1))

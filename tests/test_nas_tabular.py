@@ -253,14 +253,11 @@ def test_what_diverged_counts_as_the_largest_loss_that_counts() -> None:
         [-cap[1], -cap[2], -cap[0]]
     )
     same = np.isfinite(loss) & (loss < 1e30)
-    assert np.array_equal(good[same], -loss[same]) and np.array_equal(
-        tame.quality(), -tame.rows.loss
-    )
-    assert (
-        wild.diverged == pytest.approx(4 / loss[..., -1].size)
-        and tame.diverged == 0
-        and not wild.unbounded
-    )
+    assert np.array_equal(good[same], -loss[same])
+    assert np.array_equal(tame.quality(), -tame.rows.loss)
+    assert wild.diverged == pytest.approx(4 / loss[..., -1].size)
+    assert tame.diverged == 0
+    assert not wild.unbounded
     worst = tuple(map(int, wild.genotypes[5]))
     assert rank(wild, space, worst, task=0) == len(loss)
     assert regret(wild, space, worst, task=0) == pytest.approx(cap[0] + wild.values(0).max())

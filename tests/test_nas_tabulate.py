@@ -104,10 +104,8 @@ def test_tabulate_trains_and_scores(
 ) -> None:
     """The real thing, on some of the networks."""
     table = load(tabulated(tmp_path, "inner_lr=0.05", "run.dtype=float64"))
-    assert (
-        table.complete
-        and np.isfinite(table.rows.loss).all()
-        and np.isfinite(table.rows.score).all()
-    )
+    assert table.complete
+    assert np.isfinite(table.rows.loss).all()
+    assert np.isfinite(table.rows.score).all()
     assert table.header["training"]["inner_lr"] == 0.05 and table.header["dtype"] == "float64"
     assert (table.rows.loss[:, :, :, 1] != table.rows.loss[:, :, :, 0]).all()

@@ -146,12 +146,10 @@ def test_networks_of_all_sizes_are_what_their_masks_leave() -> None:
         grads = torch.func.grad(lambda p, x=x, y=y: criterion(source.spec)(learner.apply(p, x), y))(
             params
         )
-        assert (grads["layers.1.weight"][second:] == 0).all() and (
-            grads["layers.1.weight"][:, first:] == 0
-        ).all()
-        assert (grads["stats.mask.0"] == 0).all() and grads["layers.0.weight"][
-            :first
-        ].abs().max() > 0
+        assert (grads["layers.1.weight"][second:] == 0).all()
+        assert (grads["layers.1.weight"][:, first:] == 0).all()
+        assert (grads["stats.mask.0"] == 0).all()
+        assert grads["layers.0.weight"][:first].abs().max() > 0
 
 
 # f at the standard start (Moré, Garbow & Hillstrom 1981: 24.2 and 215 are printed there; the others

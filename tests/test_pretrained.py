@@ -96,10 +96,8 @@ def test_frozen_features_are_those_of_the_network(channels: int) -> None:
     tasks = source(channels)
     learner = Pretrained(backbone="tiny", size=16).build(tasks.spec)
     params = learner.init(fold_in(0, "start"))
-    assert {name: tuple(leaf.shape) for name, leaf in params.items()} == {
-        "head.weight": (3, 5),
-        "head.bias": (3,),
-    }
+    expected = {"head.weight": (3, 5), "head.bias": (3,)}
+    assert {name: tuple(leaf.shape) for name, leaf in params.items()} == expected
     x = tasks.sample(fold_in(1, "x"), 2).query.x
     z = torch.func.vmap(lambda one: learner.features({}, one))(x)
     torch.testing.assert_close(z.flatten(0, 1), by_hand(x.flatten(0, 1), 16))
@@ -136,10 +134,8 @@ def test_a_network_that_moves_starts_at_its_weights_and_takes_patterns() -> None
     support = type(episode.support)(*(part[0] for part in episode.support[:2]))
     adapted = method.adapt(meta, support, 2, episode.info["key"][0])  # type: ignore[misc]
     moved = {name for name in params if not torch.equal(adapted[name], params[name])}
-    assert moved == {
-        *("backbone.body.3.weight", "backbone.body.3.bias"),
-        *("head.weight", "head.bias"),
-    }
+    expected = {*("backbone.body.3.weight", "backbone.body.3.bias"), *("head.weight", "head.bias")}
+    assert moved == expected
     running = component.model_copy(update={"statistics": "running"})
     assert running.build(tasks.spec).normalisation == "running"
 

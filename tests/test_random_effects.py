@@ -49,9 +49,8 @@ def test_the_interval_is_the_published_formula() -> None:
     freedom = whole**2 / (squares.seeds**2 / 2 + squares.tasks**2 / 39 + squares.residual**2 / 78)
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(whole / 120)
     assert found.freedom == pytest.approx(freedom) and half_width(found) == pytest.approx(half)
-    assert found.value == pytest.approx(values.mean()) and found.per_seed == pytest.approx(
-        values.mean(1)
-    )
+    assert found.value == pytest.approx(values.mean())
+    assert found.per_seed == pytest.approx(values.mean(1))
     both = values.mean() / math.sqrt(whole / 120)
     seeds = values.mean() / math.sqrt(squares.seeds / 120)
     tails = scipy.stats.t.sf([abs(both), abs(seeds)], [math.sqrt(2 * freedom), 2])

@@ -95,11 +95,9 @@ def test_means_leave_skipped_steps_out_and_bad_ones_are_named() -> None:
         return list(enumerate(named, 5))
 
     means, steps = nonfinite.summary(rows((1.0, 0.0), (0.0, 1.0), (3.0, 0.0)))
-    assert (
-        means["loss"] == pytest.approx(2.0)
-        and means["skipped"] == pytest.approx(1 / 3)
-        and steps == [6]
-    )
+    assert means["loss"] == pytest.approx(2.0)
+    assert means["skipped"] == pytest.approx(1 / 3)
+    assert steps == [6]
     for bad in (rows((0.0, 1.0)), rows((float("nan"), 0.0))):
         with pytest.raises(nonfinite.NotFinite, match="loss not finite by step 5"):
             nonfinite.summary(bad)

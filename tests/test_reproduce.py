@@ -84,11 +84,9 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     assert found["config_hash"] == results[0]["config_hash"] and found["schedule"] == "full"
     before = files_of(metalearn.folder / "all" / "one")
     again = metalearn("reproduce", "one.yaml", "--out", "all")
-    assert (
-        again.code == 0
-        and "left alone" in again.err
-        and files_of(metalearn.folder / "all" / "one") == before
-    )
+    assert again.code == 0
+    assert "left alone" in again.err
+    assert files_of(metalearn.folder / "all" / "one") == before
 
 
 def test_what_cannot_be_reproduced_is_refused_before_anything_runs(metalearn: Commands) -> None:

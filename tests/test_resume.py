@@ -147,11 +147,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     harm(path)
     done = metalearn("resume", folder)
     assert done.code == 0, done.err
-    assert (
-        f"{path.name}" in done.err
-        and "falling back" in done.err
-        and f"going on from step {good}" in done.err
-    )
+    assert f"{path.name}" in done.err
+    assert "falling back" in done.err
+    assert f"going on from step {good}" in done.err
     same_end(folder, straight)
 
 
@@ -301,7 +299,6 @@ def test_a_killed_comparison_continues_and_finishes(metalearn: Commands) -> None
     for label in ("maml", "reptile", "fine_tune"):
         same_end(folder / "methods" / label / "seed-0", whole / "methods" / label / "seed-0")
     values = [json.loads((place / "comparison.json").read_text()) for place in (folder, whole)]
-    assert (
-        values[0]["summary"] == values[1]["summary"] and values[0]["paired"] == values[1]["paired"]
-    )
+    assert values[0]["summary"] == values[1]["summary"]
+    assert values[0]["paired"] == values[1]["paired"]
     assert (folder / "report.html").exists()

@@ -198,9 +198,8 @@ def test_state_has_the_parameters_dtype_and_keeps_its_form(name: str, curve: Any
         before = named_leaves(rule.init(params))
         points, state = run(rule, dtype=dtype)
         after = named_leaves(state)
-        assert {n: (v.shape, v.dtype) for n, v in before.items()} == {
-            n: (v.shape, v.dtype) for n, v in after.items()
-        }
+        expected = {n: (v.shape, v.dtype) for n, v in after.items()}
+        assert {n: (v.shape, v.dtype) for n, v in before.items()} == expected
         assert {v.dtype for v in [*after.values(), *points[-1].values()]} == {dtype}
         assert "count" not in after or after["count"] == COUNT
 
@@ -274,11 +273,9 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
 
 
 def test_a_schedule_needs_a_length() -> None:
-    assert (
-        schedule("linear", None) is None
-        and schedule("cosine", None) is None
-        and schedule("constant", 5) is None
-    )
+    assert schedule("linear", None) is None
+    assert schedule("cosine", None) is None
+    assert schedule("constant", 5) is None
     points = {name: schedule(name, 4) for name in ("linear", "cosine")}
     counts = torch.arange(6, dtype=F64)
     assert points["linear"](counts).tolist() == [1, 0.75, 0.5, 0.25, 0, 0]  # type: ignore[misc]
@@ -364,9 +361,8 @@ def test_a_rate_as_an_input_is_the_number_to_the_last_bit(dtype: torch.dtype) ->
         rate = any_rate(0.1, spec)
     updates = [sgd(lr).update(grads, {}, grads, torch.zeros(()))[0] for lr in (0.1, rate)]
     for name, value in updates[0].items():
-        assert value.dtype == updates[1][name].dtype == dtype and torch.equal(
-            value, updates[1][name]
-        )
+        assert value.dtype == updates[1][name].dtype == dtype
+        assert torch.equal(value, updates[1][name])
 
 
 def test_on_cuda_a_rate_is_the_number() -> None:

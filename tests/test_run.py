@@ -71,10 +71,8 @@ def test_a_field_that_acts_on_new_tasks_is_tuned_on_the_trained_meta(metalearn: 
     experiment = parse(yaml.safe_load((metalearn.folder / "late.yaml").read_text())).experiments[0]
     assert result["config_hash"] == experiment.hash()
     before = files_of(folder)
-    assert (
-        metalearn("train", metalearn.folder / "late.yaml", "--out", folder).code == 0
-        and files_of(folder) == before
-    )
+    assert metalearn("train", metalearn.folder / "late.yaml", "--out", folder).code == 0
+    assert files_of(folder) == before
 
 
 def test_a_field_that_acts_in_training_is_tuned_by_whole_trainings(metalearn: Commands) -> None:

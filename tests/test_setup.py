@@ -139,12 +139,8 @@ def test_continuous_integration_checks_tests_and_installs_the_wheel() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100
     lines = script.read_text("utf-8").splitlines()
-    assert [line for line in lines if line.startswith("make ")] == [
-        "make check",
-        "make wheel",
-        "make test",
-        "make docs",
-    ]
+    expected = ["make check", "make wheel", "make test", "make docs"]
+    assert [line for line in lines if line.startswith("make ")] == expected
 
 
 def test_the_version_stands_in_one_form_everywhere() -> None:

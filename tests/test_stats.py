@@ -96,10 +96,7 @@ def test_auc_of_lines() -> None:
 
 def test_diverged_is_ten_times_the_start_or_not_finite() -> None:
     loss = [[1.0, 30.0, 1.0], [3.0, 19.9, math.nan], [2.0, 20.1, math.inf]]
-    assert stats.diverged(loss).tolist() == [
-        [False, True, False],
-        [False, False, True],
-        [False, True, True],
-    ]
+    expected = [[False, True, False], [False, False, True], [False, True, True]]
+    assert stats.diverged(loss).tolist() == expected
     assert stats.diverged([[math.nan, 1.0]]).tolist() == [[True, False]]
     assert stats.diverged([[1.0, 6.0]], start=0.5).tolist() == [[False, True]]

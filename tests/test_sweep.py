@@ -262,12 +262,8 @@ def test_workers_of_one_command(metalearn: Commands) -> None:
         "sweep", file, "--workers", "2", "--out", "several", env={"PYTHONPATH": str(ROOT)}
     )
     assert done.code == 0 and "4 trials: 4 complete" in done.out, done.err
-    assert [trial["number"] for trial in sweep_file(metalearn.folder / "several")["trials"]] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    trials = sweep_file(metalearn.folder / "several")["trials"]
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
 
 
 def test_workers_as_jobs_of_a_cluster(metalearn: Commands) -> None:
@@ -339,10 +335,8 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
     assert "share of the variance" in page and "1 ended early" in page and "1 failed" in page
     assert importance(read_swept(folder)) == read_swept(folder).importance
     shares = read_swept(folder).importance
-    assert (
-        max(shares, key=lambda name: shares[name]) == "method.inner_lr"
-        and shares["method.inner_lr"] > 0.5
-    )
+    assert max(shares, key=lambda name: shares[name]) == "method.inner_lr"
+    assert shares["method.inner_lr"] > 0.5
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     again = metalearn("report", folder, "--out", tmp_path / "again.html")
     assert again.code == 0 and (tmp_path / "again.html").read_text() == page

@@ -102,13 +102,8 @@ def test_every_distribution_against_its_definition() -> None:
 
 def test_weighted_values_and_default_distributions() -> None:
     weighted = distribution_of({"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]})
-    assert [weighted.value_of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == [
-        "a",
-        "a",
-        "c",
-        "c",
-        "c",
-    ]
+    expected = ["a", "a", "c", "c", "c"]
+    assert [weighted.value_of(drawn) for drawn in (0.0, 0.19, 0.2, 0.99, 1.0)] == expected
     kinds = [{"min": 1, "max": 3}, {"min": 1.0, "max": 3}, {"values": [1]}, {"value": 1}, {"mu": 1}]
     assert [default_distribution(kind) for kind in kinds] == [
         "int_uniform",
@@ -149,13 +144,11 @@ def test_a_value_comes_back_the_same_from_its_override(value: Any) -> None:
 
 def test_leases_of_the_dead_the_living_and_the_silent(tmp_path: Path) -> None:
     mine, other = Leases(tmp_path), Leases(tmp_path)
-    assert (
-        mine.is_free(3)
-        and mine.take(3) == 0
-        and mine.is_mine(3)
-        and not other.is_mine(3)
-        and not other.is_free(3)
-    )
+    assert mine.is_free(3)
+    assert mine.take(3) == 0
+    assert mine.is_mine(3)
+    assert not other.is_mine(3)
+    assert not other.is_free(3)
     path = mine.path(3)
     held = json.loads(path.read_text())
     path.write_text(json.dumps({**held, "pid": 2**22 + 1}))  # no such process: dead at once
@@ -382,7 +375,5 @@ def test_a_trial_that_breaks_the_program_ends_no_other(
         worker.work(sweep, tmp_path / "out")
     worker.work(sweep, tmp_path / "out")
     rows = TrialQueue(sweep, tmp_path / "out").records()
-    assert tried == [0, 1, 1, 2, 3] and [row["state"] for row in rows] == [
-        "failed",
-        *["complete"] * 3,
-    ]
+    assert tried == [0, 1, 1, 2, 3]
+    assert [row["state"] for row in rows] == ["failed", *["complete"] * 3]

@@ -25,9 +25,8 @@ def test_columns_and_classes_vary_and_the_rest_is_padding() -> None:
     ways = info["ways"]
     shown = torch.stack([((support.y == n) * support.weight).sum(1) for n in range(6)], 1)
     assert torch.equal(shown > 0, torch.arange(6) < ways.unsqueeze(-1))
-    assert set(ways.tolist()) == {2, 3, 4, 5, 6} and set(shown[shown > 0].tolist()) == {
-        *range(1, 6)
-    }
+    assert set(ways.tolist()) == {2, 3, 4, 5, 6}
+    assert set(shown[shown > 0].tolist()) == {*range(1, 6)}
     ids = info["class_ids"]
     for count, row in zip(ways.tolist(), ids.tolist()):
         assert sorted(row[:count]) == list(range(count))  # the intervals of n classes, not of N

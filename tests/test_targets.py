@@ -102,10 +102,8 @@ def test_what_is_paid_once_and_what_each_task_takes() -> None:
         adapt={**each, "flops": 50, "flops_at_start": 10, "seconds_at_start": 0.0},
         predict={**each, "flops": 4},
     )
-    assert (
-        cost_block.up_front_cost(cost, "flops") == 1005
-        and cost_block.up_front_cost(cost, "seconds") == 10.5
-    )
+    assert cost_block.up_front_cost(cost, "flops") == 1005
+    assert cost_block.up_front_cost(cost, "seconds") == 10.5
     steps = cost_block.learning_cost(cost, "flops", [0, 1, 4])
     assert steps is not None and steps.tolist() == [40, 50, 80]  # the search, and 10 + 40 s / 4
     seconds = cost_block.learning_cost(cost, "seconds", [0, 1, 4])
@@ -118,10 +116,8 @@ def test_an_absent_phase_is_an_error_and_null_is_unknown() -> None:
     cost = block(adapt={"seconds_batched": 1.0, "flops": None})
     assert cost_block.learning_cost(cost, "flops", [1]) is None
     cost["meta_train"]["flops"] = None
-    assert (
-        cost_block.up_front_cost(cost, "flops") is None
-        and cost_block.up_front_cost(cost, "seconds") == 0
-    )
+    assert cost_block.up_front_cost(cost, "flops") is None
+    assert cost_block.up_front_cost(cost, "seconds") == 0
     del cost["tune"]
     with pytest.raises(MissingPhase, match="'tune'"):
         cost_block.up_front_cost(cost, "seconds")

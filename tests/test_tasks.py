@@ -113,9 +113,8 @@ def test_components_keep_their_form(name: str, component: type[Component]) -> No
     given = {name: value for name, value in given.items() if name in required}
     made = component(**given)
     assert made.source == name and component.model_validate_json(made.model_dump_json()) == made  # type: ignore[attr-defined]
-    assert all(
-        info.description for info in component.model_fields.values()
-    ) and component.sentence().endswith(".")
+    assert all(info.description for info in component.model_fields.values())
+    assert component.sentence().endswith(".")
     with pytest.raises(ValueError, match="frozen"):
         made.source = name  # type: ignore[attr-defined]
     for wrong in ({"shot": 1}, {"shots": 0}, {"queries": -1}, {"ways": 0}):

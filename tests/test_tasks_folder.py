@@ -72,9 +72,8 @@ def greys(x: torch.Tensor) -> torch.Tensor:
 def test_a_folder_gives_every_image_of_its_classes_and_no_other(folder: Path) -> None:
     sources = {split: task_of(folder).build(split) for split in images.SPLITS}
     assert [sources[split].spec.num_classes for split in images.SPLITS] == [6, 2, 2]
-    assert sources["train"].spec.x_shape == (1, 5, 5) and sources["train"].facts == {
-        "split_seed": 0
-    }
+    assert sources["train"].spec.x_shape == (1, 5, 5)
+    assert sources["train"].facts == {"split_seed": 0}
     names = task_of(folder).split(tuple(COUNTS), 0)
     every: list[int] = []
     for split, source in sources.items():
@@ -98,9 +97,8 @@ def test_a_folder_gives_every_image_of_its_classes_and_no_other(folder: Path) ->
 def test_split_seed_and_its_record(folder: Path) -> None:
     task = task_of(folder)
     names = tuple(COUNTS)
-    assert (
-        task.resolve(3).split_seed == 3 and task_of(folder, split_seed=1).resolve(3).split_seed == 1
-    )
+    assert task.resolve(3).split_seed == 3
+    assert task_of(folder, split_seed=1).resolve(3).split_seed == 1
     assert task.split(names, 3) == task.split(names, 3) != task.split(names, 4)
     assert task.build("test", seed=3).facts["split_seed"] == 3
     assert sorted(name for part in task.split(names, 3).values() for name in part) == list(names)
@@ -236,9 +234,8 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     (root / "only").mkdir(parents=True)
     with pytest.raises(DataError) as caught:
         task_of(root).build()
-    assert "holds 1 class folders" in str(caught.value) and "without images: only" in str(
-        caught.value
-    )
+    assert "holds 1 class folders" in str(caught.value)
+    assert "without images: only" in str(caught.value)
     (root / "second" / "inner" / "third").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no folders below: .*third"):
         task_of(root).build()

@@ -263,12 +263,8 @@ def test_turns_are_one_for_each_class_of_each_task_and_uniform() -> None:
 
 def test_four_rotations_are_quarter_turns_and_need_squares() -> None:
     image = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
-    assert images.four_rotations(image).tolist() == [
-        [[1, 2], [3, 4]],
-        [[2, 4], [1, 3]],
-        [[4, 3], [2, 1]],
-        [[3, 1], [4, 2]],
-    ]
+    expected = [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
+    assert images.four_rotations(image).tolist() == expected
     with pytest.raises(ConfigError, match="square"):
         images.four_rotations(torch.zeros(1, 2, 3))
 

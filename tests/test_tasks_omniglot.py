@@ -64,9 +64,8 @@ def test_splits_have_their_published_sizes_and_are_disjoint(
     assert sorted(rows[0] + rows[1] + rows[2]) == list(range(1623))
     if scheme == "lake":
         assert rows[2] == list(range(964, 1623))
-    assert (
-        len({source.data_sha256 for source in sources}) == 1 and len(sources[0].data_sha256) == 64
-    )
+    assert len({source.data_sha256 for source in sources}) == 1
+    assert len(sources[0].data_sha256) == 64
 
 
 @pytest.mark.parametrize("scheme", ["vinyals", "lake", "random"])
@@ -88,10 +87,8 @@ def test_ways_may_fill_the_classes_of_training_and_validation(synthetic: Path) -
 
 def test_the_random_split_follows_its_recorded_seed(synthetic: Path) -> None:
     task = Omniglot(split_scheme="random")
-    assert (
-        task.resolve(4).split_seed == 4
-        and Omniglot(split_scheme="random", split_seed=0).resolve(4).split_seed == 0
-    )
+    assert task.resolve(4).split_seed == 4
+    assert Omniglot(split_scheme="random", split_seed=0).resolve(4).split_seed == 0
     assert Omniglot().resolve(4).split_seed is None
     four = task.build("test", seed=4)
     assert four.facts == {"split_scheme": "random", "split_seed": 4}
@@ -128,10 +125,8 @@ def test_the_rotation_conventions(
         turns = upright(source.sample(KEY, 60).support.x)[1]
         assert bool((turns > 0).any()) == turn
         examples = source.examples(KEY, 200)
-        assert (
-            int(examples.y.max()) < size * factor
-            and bool((upright(examples.x)[1] > 0).any()) == turn
-        )
+        assert int(examples.y.max()) < size * factor
+        assert bool((upright(examples.x)[1] > 0).any()) == turn
         if (
             factor == 4
         ):  # a turn is part of the class, so a class of a task has one turn and the label tells it

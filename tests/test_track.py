@@ -107,9 +107,8 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     folder = metalearn.folder / "pair"
     runs = [offline_run(folder / "methods" / label / "seed-0")[0] for label in ("maml", "scratch")]
     page, _, _ = offline_run(folder)
-    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)} and page[
-        "job_type"
-    ] == "report"
+    assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)}
+    assert page["job_type"] == "report"
     files = {
         path.name.split("_")[0]
         for path in folder.glob("wandb/offline-run-*/files/media/**/*")
@@ -321,10 +320,8 @@ def test_tensorboard_files(tmp_path: Path) -> None:
 
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(3, 0.5)]
-    assert [(event.step, event.value) for event in found.Scalars("test/loss")] == [
-        (0, 2.0),
-        (1, 1.0),
-    ]
+    expected = [(0, 2.0), (1, 1.0)]
+    assert [(event.step, event.value) for event in found.Scalars("test/loss")] == expected
 
 
 def test_config_of_the_sinks(metalearn: Commands) -> None:

@@ -73,9 +73,8 @@ def test_queries_see_each_other_only_where_the_traits_say_so(name: str, policy: 
         for x in (episode.query.x, other)
     )
     assert one.isfinite().all()
-    assert method.traits.normalisation == policy and method.traits.transductive == (
-        policy == "query_batch"
-    )
+    assert method.traits.normalisation == policy
+    assert method.traits.transductive == (policy == "query_batch")
     assert torch.allclose(one[:, :, :3], two[:, :, :3], atol=1e-9) != method.traits.transductive
 
 
@@ -99,15 +98,8 @@ def test_under_policy_support_queries_are_normalised_by_the_support_set(name: st
 @pytest.mark.parametrize("name", TRANSFER)
 def test_query_labels_have_no_way_in(name: str) -> None:
     method = make(name, Clusters("train", 9).spec)
-    assert list(inspect.signature(method.learn).parameters) == [
-        "meta",
-        "support",
-        "query_x",
-        "steps",
-        "key",
-        "ledger",
-        "query_weight",
-    ]
+    expected = ["meta", "support", "query_x", "steps", "key", "ledger", "query_weight"]
+    assert list(inspect.signature(method.learn).parameters) == expected
     assert method.task_grad is None
 
 
@@ -143,9 +135,8 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
 ) -> None:
     made = component()
     name = component.model_fields["name"]
-    assert TRANSFER[name.default] is component and typing.get_args(name.annotation) == (
-        name.default,
-    )
+    assert TRANSFER[name.default] is component
+    assert typing.get_args(name.annotation) == (name.default,)
     assert component.model_validate_json(made.model_dump_json()) == made
     names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
     names |= {"strength", "iterations", "copies", "augment", "neighbours", "temperature"}

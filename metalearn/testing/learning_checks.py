@@ -40,10 +40,8 @@ def check_predictions_have_their_shape(given: Case) -> None:
         predictions_of(given, state.meta, episode, STEPS, keys),
         predictions_of(given, state.meta, episode, STEPS[-1], keys),
     )
-    assert (
-        few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
-        and few.dtype == F64
-    )
+    assert few.shape == (TASKS, len(STEPS), spec.ways * spec.queries, spec.outputs)
+    assert few.dtype == F64
     assert few.isfinite().all()
     close(few, path[:, list(STEPS)])
     moves = bool((path[:, 0] - path[:, -1]).abs().max() > 1e-6)
@@ -72,11 +70,8 @@ def check_queries_see_each_other_only_if_transductive(given: Case) -> None:
     """Other queries change a prediction under `query_batch` and no other policy.
 
     Labels have no way in."""
-    assert list(inspect.signature(given.method.learn).parameters)[:3] == [
-        "meta",
-        "support",
-        "query_x",
-    ]
+    expected = ["meta", "support", "query_x"]
+    assert list(inspect.signature(given.method.learn).parameters)[:3] == expected
     for policy in POLICIES:
         one = given.rebuild(norm=policy)
         meta, episode = one.state().meta, episodes(one)

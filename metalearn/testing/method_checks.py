@@ -74,13 +74,11 @@ def check_a_step_keeps_the_form_of_the_state(given: Case) -> None:
         )
         after, metrics = one.step(state, data)
         old, new = named_leaves(state), named_leaves(after)
-        assert {n: (v.shape, v.dtype) for n, v in old.items()} == {
-            n: (v.shape, v.dtype) for n, v in new.items()
-        }
+        expected = {n: (v.shape, v.dtype) for n, v in new.items()}
+        assert {n: (v.shape, v.dtype) for n, v in old.items()} == expected
         assert {value.dtype for value in new.values()} == {dtype}
-        assert metrics and all(
-            v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values()
-        )
+        assert metrics
+        assert all(v.shape == () and v.dtype == dtype and v.isfinite() for v in metrics.values())
         assert not any(v.requires_grad for v in [*new.values(), *metrics.values()])
         assert after.step == 1
 
