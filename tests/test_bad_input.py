@@ -48,12 +48,8 @@ def own(images: Path, **task: Any) -> dict[str, Any]:
         "validate": {"episodes": 2},
     }
     evaluate = {"episodes": 4, "steps": [0, 1]}
-    return {
-        "task": values,
-        "model": {"name": "conv4", "filters": 4},
-        "run": run,
-        "evaluate": evaluate,
-    }
+    model = {"name": "conv4", "filters": 4}
+    return {"task": values, "model": model, "run": run, "evaluate": evaluate}
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +71,9 @@ def bad(
     is `data`."""
     file = write(metalearn.folder, "bad", data)
     before = files_of(metalearn.folder)
-    away = {
-        "HOME": str(metalearn.folder / "home"),
-        "XDG_CACHE_HOME": str(metalearn.folder / "home"),
-    }
-    env = (
-        {"METALEARN_DATA": str(metalearn.folder / "data"), **away}
-        if "glyphs" not in str(data)
-        else {}
-    )
+    away = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(metalearn.folder / "home"))
+    away["METALEARN_DATA"] = str(metalearn.folder / "data")
+    env = {} if "glyphs" in str(data) else away
     ended = metalearn(command, file, *overrides, "--out", "never", env=env)
     refused(ended, *words)
     assert not (metalearn.folder / "never").exists() and not ended.out
@@ -167,31 +157,15 @@ def test_a_comparison_names_the_method_of_each_error(metalearn: Commands) -> Non
         {"name": "reptle"},
         {"name": "maml"},
     ]
-    bad(
-        metalearn,
-        {**GLYPHS, "methods": items},
-        "methods.maml.inner_lr",
-        "methods.reptle",
-        "label",
-        command="compare",
-    )
+    words = ("methods.maml.inner_lr", "methods.reptle", "label")
+    bad(metalearn, {**GLYPHS, "methods": items}, *words, command="compare")
     two = [{"name": "maml"}, {"name": "proto_net"}]
     data = sinusoid(method=None)
-    bad(
-        metalearn,
-        {**data, "methods": two},
-        "methods.proto_net",
-        "classification",
-        command="compare",
-    )
+    words = ("methods.proto_net", "classification")
+    bad(metalearn, {**data, "methods": two}, *words, command="compare")
     bad(metalearn, {**data, "methods": []}, "methods", command="compare")
-    bad(
-        metalearn,
-        {**data, "methods": 3},
-        "methods",
-        overrides=("method.inner_lr=1",),
-        command="compare",
-    )
+    options: Any = {"overrides": ("method.inner_lr=1",), "command": "compare"}
+    bad(metalearn, {**data, "methods": 3}, "methods", **options)
 
 
 def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) -> None:
@@ -208,13 +182,8 @@ def test_more_ways_and_images_than_there_are(metalearn: Commands, images: Path) 
 
 def test_data_that_are_not_there(metalearn: Commands, images: Path) -> None:
     omniglot = {**GLYPHS, "task": {"source": "omniglot", "ways": 2}}
-    bad(
-        metalearn,
-        omniglot,
-        "omniglot28.npz",
-        str(metalearn.folder / "data"),
-        "metalearn data prepare omniglot",
-    )
+    data = str(metalearn.folder / "data")
+    bad(metalearn, omniglot, "omniglot28.npz", data, "metalearn data prepare omniglot")
     folder = metalearn.folder / "data"
     folder.mkdir(exist_ok=True)
     (folder / "omniglot28.npz").write_bytes(b"PK\x03\x04 not really")
@@ -240,15 +209,10 @@ def test_a_method_built_for_other_ways(metalearn: Commands, images: Path, run: P
         metalearn, data, "evaluate.task.ways", "3", "proto_net", overrides=("evaluate.task.ways=3",)
     )
     before = files_of(run)
-    refused(
-        metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]"),
-        "evaluate.task.ways",
-    )
-    refused(
-        metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x"),
-        "evaluate.episodes",
-        "task.shots",
-    )
+    ended = metalearn("evaluate", run, "task.ways=3", "task.fractions=[0.4, 0.3, 0.3]")
+    refused(ended, "evaluate.task.ways")
+    refusal = metalearn("evaluate", run, "evaluate.episodes=-1", "task.shots=x")
+    refused(refusal, "evaluate.episodes", "task.shots")
     refused(
         metalearn("evaluate", run, "task.channels=3"), "evaluate.task", "(3, 8, 8)", "(1, 8, 8)"
     )
@@ -312,10 +276,8 @@ def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
     blocked = metalearn.folder / "fine.yaml" / "below"
     refused(metalearn("train", file, "--out", blocked), "fine.yaml")
     refused(metalearn("train", file, "--out", "/proc/nothing"), "/proc/nothing")
-    refused(
-        metalearn("train", file, "run.seeds=[0, 1]", "--out", metalearn.folder / "fine.yaml"),
-        "fine.yaml",
-    )
+    ended = metalearn("train", file, "run.seeds=[0, 1]", "--out", metalearn.folder / "fine.yaml")
+    refused(ended, "fine.yaml")
     refused(metalearn("compare", pair, "--out", "/proc/nothing"), "/proc/nothing")
     refused(metalearn("compare", pair, "--out", blocked), "fine.yaml")
     refused(metalearn("evaluate", run, "--out", blocked), "fine.yaml")

@@ -139,12 +139,10 @@ def test_a_dry_run_prints_the_resolved_config_and_writes_nothing(metalearn: Comm
     )
     expected = ["maml", "alone"]
     assert [data["method"]["label"] for data in yaml.safe_load_all(several.out)] == expected
-    refused(
-        metalearn(
-            "train", write(metalearn.folder, "dry", sinusoid(task={"shots": 0})), "--dry-run"
-        ),
-        "task.shots",
+    ended = metalearn(
+        "train", write(metalearn.folder, "dry", sinusoid(task={"shots": 0})), "--dry-run"
     )
+    refused(ended, "task.shots")
     (metalearn.folder / "dry.yaml").unlink()
     after = files_of(metalearn.folder)
     assert {name for name in after if not name.startswith(".")} == set(before) - {"dry.yaml"}

@@ -122,11 +122,8 @@ def test_compare_skips_what_is_finished_and_writes_one_report(
     assert again.code == 0
     assert again.err.count("finished already") == 4
     assert files_of(pair / "methods") == before
-    refused(
-        metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1"),
-        "methods/maml",
-        "--out",
-    )
+    ended = metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1")
+    refused(ended, "methods/maml", "--out")
     assert files_of(pair / "methods") == before
 
 

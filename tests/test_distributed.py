@@ -235,15 +235,13 @@ def test_bad_input_is_told_once_and_nothing_is_written(metalearn: Commands) -> N
     ended = metalearn("train", file, "--devices", 2, "--out", "few")
     refused(ended, "run.tasks_per_step", "fewer than the 2 processes")
     assert ended.err.count("error:") == 1 and not (metalearn.folder / "few").exists()
-    refused(
-        metalearn(
-            "train",
-            file,
-            "--devices",
-            2,
-            "--out",
-            "few",
-            env={"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"},
-        ),
-        "the launcher has started 3",
+    refusal = metalearn(
+        "train",
+        file,
+        "--devices",
+        2,
+        "--out",
+        "few",
+        env={"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"},
     )
+    refused(refusal, "the launcher has started 3")

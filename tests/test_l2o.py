@@ -79,12 +79,8 @@ def test_hand_made_rules_are_torchs(rule: Any, make: Any) -> None:
 
 def test_nadamw_by_hand() -> None:
     """Two steps by the formula: g = 2 (x - 1), weight decay 0.1."""
-    x, m, v, points = (
-        torch.tensor([0.0, 3.0], dtype=F64),
-        torch.zeros(2, dtype=F64),
-        torch.zeros(2, dtype=F64),
-        [],
-    )
+    x, points = torch.tensor([0.0, 3.0], dtype=F64), []
+    m, v = torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64)
     for t in (1, 2):
         g = 2 * (x - 1)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -113,10 +109,8 @@ def test_the_best_rate_of_every_point_is_found_and_used() -> None:
     rates = torch.tensor(tuning.GRID, dtype=F64)
     means = over_rates(TARGET, lambda rate: sgd(rate), rates, GIVEN, (2, 20)).train.mean(1)
     for place, point in enumerate((2, 20)):
-        assert (
-            found.rates[point]
-            == tuning.GRID[int(means[:, place].nan_to_num(nan=torch.inf).argmin())]
-        )
+        best = int(means[:, place].nan_to_num(nan=torch.inf).argmin())
+        assert found.rates[point] == tuning.GRID[best]
     fresh = problems(SOURCE, fold_in(2, "test"), 5, 0, 20, 0)
     there = tuning.measured(TARGET, fresh, found, (0, 2, 20))
     for place, point in ((1, 2), (2, 20)):
@@ -178,23 +172,16 @@ def test_rows_hold_means_intervals_and_what_diverged() -> None:
     train = torch.tensor([[[1.0, 0.5], [3.0, 0.7]], [[1.0, 0.1], [3.0, 90.0]]])  # [I, T, P]
     other = train.clone()
     other[..., 1] = 2.0
-    given = Measured(
-        "mine",
-        "learned",
-        [Losses(train, train, train), Losses(other, other, other)],
-        overhead_of(),
-        {},
-    )
+    losses = [Losses(train, train, train), Losses(other, other, other)]
+    given = Measured("mine", "learned", losses, overhead_of(), {})
     found = row(given, (0, 5))
     assert found["loss"] == pytest.approx([2.0, (91.3 / 4 + 2) / 2])
     assert found["diverged"] == [0.0, 1 / 8]
     assert found["loss_by_seed"] == [pytest.approx([2.0, 91.3 / 4]), pytest.approx([2.0, 2.0])]
     base = Measured("sgd", "baseline", [Losses(other, other, other)], overhead_of(), {})
     gap = differences(given, [base], 1)[0]
-    assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0) and (gap["a"], gap["b"]) == (
-        "mine",
-        "sgd",
-    )
+    assert gap["difference"] == pytest.approx(found["loss"][1] - 2.0)
+    assert (gap["a"], gap["b"]) == ("mine", "sgd")
 
 
 def overhead_of() -> Any:
@@ -270,26 +257,14 @@ def test_the_command_from_end_to_end(metalearn: Commands) -> None:
 def test_tuned_adam_has_a_price_beside_every_row() -> None:
     """Twice the steps, at a fifth of the FLOPs and half of the seconds of each: 0.4 and 1 times the
     row's own."""
-    shared = {
-        "loss": [1.0, 0.1],
-        "loss_ci95_tasks": [None] * 2,
-        "loss_ci95_seeds": [None] * 2,
-        "diverged": [0, 0],
-    }
-    adam = {
-        "label": "adam",
-        "kind": "baseline",
-        "flops_per_step": 100,
-        "seconds_per_step": 1e-3,
-        **shared,
-    }
-    mine = {
-        "label": "lstm",
-        "kind": "learned",
-        "flops_per_step": 500,
-        "seconds_per_step": 2e-3,
-        **shared,
-    }
+    half = {f"loss_ci95_{over}": [None] * 2 for over in ("tasks", "seeds")}
+    shared = {"loss": [1.0, 0.1], **half, "diverged": [0, 0]}
+    cheap, dear = (
+        {**shared, "flops_per_step": flops, "seconds_per_step": seconds}
+        for flops, seconds in ((100, 1e-3), (500, 2e-3))
+    )
+    adam = {"label": "adam", "kind": "baseline", **cheap}
+    mine = {"label": "lstm", "kind": "learned", **dear}
     rows = [
         {**adam, "adam_steps": {"steps": 20, "within": 80}},
         {**mine, "adam_steps": {"steps": 40, "within": 80}},
@@ -318,10 +293,8 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         ),
     ):
         done = metalearn("l2o", *words, "--out", "no")
-        assert done.code == 2 and hint in done.err and not (metalearn.folder / "no").exists(), (
-            words,
-            done.err,
-        )
+        assert done.code == 2 and hint in done.err, (words, done.err)
+        assert not (metalearn.folder / "no").exists(), words
     done = metalearn(
         "l2o",
         "l2o_quadratics",

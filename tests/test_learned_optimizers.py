@@ -324,10 +324,8 @@ def test_starts_that_cannot_be_are_refused(cross: Path, metalearn: Commands) -> 
         ({"name": "learned_optimizer", "rule": {"name": "lstmm"}}, ("method.rule", "lstm")),
     ]
     for number, (method, words) in enumerate(cases):
-        refused(
-            metalearn(
-                "train", write(metalearn.folder, f"bad{number}", method=method), "--out", "bad"
-            ),
-            *words,
+        ended = metalearn(
+            "train", write(metalearn.folder, f"bad{number}", method=method), "--out", "bad"
         )
+        refused(ended, *words)
     assert not (metalearn.folder / "bad").exists()

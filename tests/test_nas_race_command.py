@@ -100,17 +100,11 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "part.npz: holds 556 of 560",
         "'gpu' should be auto",
     )
-    refused(
-        metalearn("nas", "race", path, "--out", path, "--budget", 0),
-        "is the table itself",
-        "0 should be at least 1",
-    )
+    ended = metalearn("nas", "race", path, "--out", path, "--budget", 0)
+    refused(ended, "is the table itself", "0 should be at least 1")
     refused(metalearn("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
-    refused(
-        metalearn("nas", "race", "absent.npz", "--seeds", 0),
-        "absent.npz: is no table",
-        "0 should be at least 2",
-    )
+    refusal = metalearn("nas", "race", "absent.npz", "--seeds", 0)
+    refused(refusal, "absent.npz: is no table", "0 should be at least 2")
     refused(metalearn("nas", "race", "torn.npz"), "torn.npz: is no table")
     refused(metalearn("nas", "race", path, "--budget", "many"), "--budget", "integer")
     assert files_of(metalearn.folder) == before

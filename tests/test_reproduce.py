@@ -92,11 +92,8 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
 def test_what_cannot_be_reproduced_is_refused_before_anything_runs(metalearn: Commands) -> None:
     write(metalearn.folder, "bare", sinusoid(experiment="bare"))
     write(metalearn.folder, "good", sinusoid(experiment="good", published={"value": 1.0}))
-    refused(
-        metalearn("reproduce", "bare.yaml", "good.yaml", "missing", "--out", "none"),
-        "bare.yaml",
-        "missing",
-    )
+    ended = metalearn("reproduce", "bare.yaml", "good.yaml", "missing", "--out", "none")
+    refused(ended, "bare.yaml", "missing")
     assert not (metalearn.folder / "none").exists()
 
 

@@ -110,11 +110,8 @@ def test_a_sweep_grows_and_other_sweeps_are_refused_its_folder(metalearn: Comman
     assert sweep_file(metalearn.folder / "runs" / "grows")["trials"][:1] == first
     before = files_of(metalearn.folder / "runs" / "grows")
     keys["parameters"] = {"method.inner_lr": {"min": 0.001, "max": 0.2}}
-    refused(
-        metalearn("sweep", swept(metalearn.folder, "grows", run_cap=3, **keys)),
-        "parameters",
-        "--out",
-    )
+    ended = metalearn("sweep", swept(metalearn.folder, "grows", run_cap=3, **keys))
+    refused(ended, "parameters", "--out")
     keys["parameters"] = {"method.inner_lr": {"min": 0.001, "max": 0.1}}
     other = swept(metalearn.folder, "grows", sinusoid(run={"meta_steps": 6}), run_cap=3, **keys)
     refused(metalearn("sweep", other), "experiment file")
@@ -213,11 +210,8 @@ def test_every_error_at_once_and_nothing_written(metalearn: Commands) -> None:
     ],
 )
 def test_one_wrong_key(metalearn: Commands, keys: dict[str, Any], word: str) -> None:
-    refused(
-        metalearn("sweep", swept(metalearn.folder, "one", **keys), "--out", "never"),
-        word,
-        "one.yaml",
-    )
+    ended = metalearn("sweep", swept(metalearn.folder, "one", **keys), "--out", "never")
+    refused(ended, word, "one.yaml")
     assert not (metalearn.folder / "never").exists()
 
 
@@ -341,11 +335,8 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
     again = metalearn("report", folder, "--out", tmp_path / "again.html")
     assert again.code == 0 and (tmp_path / "again.html").read_text() == page
     (folder / "sweep.json").write_text(json.dumps({**data, "trials": [{"number": "x"}]}))
-    refused(
-        metalearn("report", folder, "--out", tmp_path / "never.html"),
-        "sweep.json",
-        "trials.0.number",
-    )
+    ended = metalearn("report", folder, "--out", tmp_path / "never.html")
+    refused(ended, "sweep.json", "trials.0.number")
     refused(
         metalearn("report", folder, tmp_path, "--out", tmp_path / "never.html"), "page of their own"
     )

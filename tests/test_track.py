@@ -45,11 +45,14 @@ def offline_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict
     for record in found:
         if record["type"] == "summary":
             summary |= record["summary"].get("update") or {}
-    return (
-        run,
-        summary,
-        [record["history"]["item"] for record in found if record["type"] == "history"],
-    )
+    history = [record["history"]["item"] for record in found if record["type"] == "history"]
+    return run, summary, history
+
+
+def media_of(folder: Path) -> set[str]:
+    """The first words of the names of a run's tables, figures and pages."""
+    files = folder.glob("wandb/offline-run-*/files/media/**/*")
+    return {path.name.split("_")[0] for path in files if path.is_file()}
 
 
 def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) -> None:
@@ -64,11 +67,8 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
     folder = metalearn.folder / "one"
     result = json.loads((folder / "result.json").read_text())
     run, summary, history = offline_run(folder)
-    assert (run["project"], run["run_group"], run["tags"]) == (
-        "waves",
-        "mine",
-        ["a"],
-    ) and "maml" in run["display_name"]
+    assert (run["project"], run["run_group"], run["tags"]) == ("waves", "mine", ["a"])
+    assert "maml" in run["display_name"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert run["config"]["update"]["method"] == config["method"]
     assert run["config"]["update"]["code"]["git"] == result["git"]
@@ -77,20 +77,12 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
     for line in lines:  # every number of metrics.jsonl is a point of a curve
         point = {"step": line["step"], **scalars(line)}
         assert any(point.items() <= item.items() for item in history), point
-    losses = {
-        item["adapt_step"]: item["test/loss"]
-        for item in history
-        if "test/loss" in item and "adapt_step" in item
-    }
+    tested = [item for item in history if "test/loss" in item and "adapt_step" in item]
+    losses = {item["adapt_step"]: item["test/loss"] for item in tested}
     assert losses == dict(zip(result["test"]["steps"], result["test"]["loss"]))
     assert summary["headline.value"] == summary["test/loss"] == result["headline"]["value"]
     assert summary["cost.meta_train.flops"] == result["cost"]["meta_train"]["flops"]
-    media = {
-        path.name.split("_")[0]
-        for path in folder.glob("wandb/offline-run-*/files/media/**/*")
-        if path.is_file()
-    }
-    assert {"test", "cost", "steps", "training"} <= media
+    assert {"test", "cost", "steps", "training"} <= media_of(folder)
     looks = {line["step"]: line["loss"] for line in lines if line.get("split") == "valid"}
     assert summary["valid/loss"] == looks[result["checkpoint_step"]]
 
@@ -98,10 +90,8 @@ def test_an_offline_run_holds_what_the_run_directory_holds(metalearn: Commands) 
 def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     metalearn: Commands,
 ) -> None:
-    data = {
-        **sinusoid(method=None, experiment="pair", run=SHORT),
-        "methods": [{"name": "maml"}, {"name": "scratch"}],
-    }
+    methods = [{"name": "maml"}, {"name": "scratch"}]
+    data = {**sinusoid(method=None, experiment="pair", run=SHORT), "methods": methods}
     file = write(metalearn.folder, "pair", data)
     assert metalearn("compare", file, "--out", "pair", env=OFFLINE).code == 0
     folder = metalearn.folder / "pair"
@@ -109,11 +99,7 @@ def test_runs_of_a_comparison_share_a_group_and_its_report_is_there_too(
     page, _, _ = offline_run(folder)
     assert {run["run_group"] for run in (*runs, page)} == {group_of("pair", folder)}
     assert page["job_type"] == "report"
-    files = {
-        path.name.split("_")[0]
-        for path in folder.glob("wandb/offline-run-*/files/media/**/*")
-        if path.is_file()
-    }
+    files = media_of(folder)
     assert {"report", "summary", "checks"} <= files and any("steps" in name for name in files)
     under_test = next(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
     assert under_test.read_text() == (folder / "report.html").read_text()
@@ -309,12 +295,8 @@ def test_tensorboard_files(tmp_path: Path) -> None:
     sink = SINKS["tensorboard"](on=True).build(TrackedRun(tmp_path, "run", {}, {}, 0, print))
     assert sink is not None
     sink.rows([{"kind": "train", "step": 3, "loss": 0.5}])
-    sink.result(
-        {
-            "test": {"steps": [0, 1], "accuracy": None, "loss": [2.0, 1.0]},
-            "headline": {"value": 1.0},
-        }
-    )
+    test = {"steps": [0, 1], "accuracy": None, "loss": [2.0, 1.0]}
+    sink.result({"test": test, "headline": {"value": 1.0}})
     sink.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
