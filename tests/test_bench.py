@@ -102,11 +102,8 @@ def test_the_workloads_are_the_contracts() -> None:
         work.name for work in chosen(["proto_net_5w1s", "sinusoid_1step", "proto_net_5w1s"])
     ] == ["proto_net_5w1s", "sinusoid_1step"]
     tasks = {name: WORKLOADS[name].tasks for name in ALL}
-    assert (tasks["sinusoid_1step"], tasks["conv4_pool_5w1s_q5"], tasks["conv4_84_5w5s"]) == (
-        25,
-        16,
-        4,
-    )
+    names = ("sinusoid_1step", "conv4_pool_5w1s_q5", "conv4_84_5w5s")
+    assert [tasks[name] for name in names] == [25, 16, 4]
     assert all(name in WORKLOADS for name in (*SCALING, *IN_CHUNKS))
 
 

@@ -56,11 +56,8 @@ def test_comparison_is_schema_1(comparison: Path) -> None:
         "inductive",
         "protocol",
     ]
-    assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == (
-        1,
-        "accuracy",
-        30,
-    )
+    expected = (1, "accuracy", 30)
+    assert (found["schema"], found["target"]["metric"], len(found["break_even"])) == expected
     assert len(found["rows"]) == 18 and len(found["paired"]) == 15
     on_disk = json.loads((comparison / "methods/maml/seed-1/result.json").read_text())
     assert on_disk in found["rows"]

@@ -155,10 +155,8 @@ def test_elementwise_work_is_counted_one_by_one() -> None:
         EpisodeSpec("regression", 1, 4, 4, (2,), 3, 0)
     )
     params = learner.init(rng.fold_in(0, "init"))
-    assert count(learner.apply, params, torch.zeros(batch, 2)) == (
-        2 * batch * (2 * width + width * 3),
-        0,
-    )
+    expected = (2 * batch * (2 * width + width * 3), 0)
+    assert count(learner.apply, params, torch.zeros(batch, 2)) == expected
 
 
 def test_the_planted_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,10 +240,8 @@ def test_costs_are_those_counted_by_hand() -> None:
     assert micro.cost(skips) == ((9 + 3) * 16 + 17 * 5, 2 * (14 * 14 * 9 * 16 + 16 * 5))
     mlp = MLPReg().build(REGRESSION, "none")
     widest = (3, 3, 0, 1, 1, 1)  # 4 layers of 128, layer norm, Fourier inputs
-    assert mlp.cost(widest) == (
-        10 * 128 + 3 * 129 * 128 + 4 * 256 + 129,
-        2 * (9 * 128 + 3 * 128 * 128 + 128),
-    )
+    expected = (10 * 128 + 3 * 129 * 128 + 4 * 256 + 129, 2 * (9 * 128 + 3 * 128 * 128 + 128))
+    assert mlp.cost(widest) == expected
     size = Conv4Size().build(image_spec(side=28, outputs=5), "query_batch")
     narrow = (0, 0, 0, 0, 2, 0)  # four times 8 channels, no norm, flattened 2 x 2
     assert size.cost(narrow).params == 10 * 8 + 3 * 73 * 8 + 33 * 5

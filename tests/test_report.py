@@ -175,11 +175,8 @@ def test_a_method_of_another_package_says_what_it_is(tmp_path: Path) -> None:
     maml = write_run(tmp_path / "methods/maml/seed-0", "maml", "maml")
     run, known = records.load(theirs), records.load(maml)
     assert (run.family, run.palette_index, run.acts_on_new_tasks) == ("scratch", 4, False)
-    assert (known.family, known.palette_index, known.acts_on_new_tasks) == (
-        "initialization",
-        0,
-        True,
-    )
+    expected = ("initialization", 0, True)
+    assert (known.family, known.palette_index, known.acts_on_new_tasks) == expected
     text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     assert "points above training from scratch" in text
     found = styles(records.group([run, known]))

@@ -247,9 +247,5 @@ def test_describe_result_says_the_published_value_of_the_headline_step() -> None
         parts.test_method, state.meta, parts.test, (0, 1, 3), 4, seed=1
     )
     head = describe_result(experiment, 0, parts, curve)["headline"]
-    assert (head["step"], head["published"], head["published_ci95"], head["source"]) == (
-        1,
-        0.67,
-        0.1,
-        "a table",
-    )
+    expected = (1, 0.67, 0.1, "a table")
+    assert (head["step"], head["published"], head["published_ci95"], head["source"]) == expected

@@ -155,13 +155,8 @@ def test_build_reads_the_file(cached: Path) -> None:
     assert train.spec.num_classes > test.spec.num_classes >= 60
     assert train.data_sha256 == test.data_sha256 != ""
     episode = test.sample(rng.fold_in(0, "glyphs test"), 2)
-    assert episode.support.x.shape == (2, 5, 1, 28, 28) and episode.query.x.shape == (
-        2,
-        15,
-        1,
-        28,
-        28,
-    )
+    assert episode.support.x.shape == (2, 5, 1, 28, 28)
+    assert episode.query.x.shape == (2, 15, 1, 28, 28)
     assert episode.support.x.dtype == torch.float64
     assert episode.query.x.min() == 0 and 0.5 < episode.query.x.max() <= 1
     assert episode.query.x.mean() < 0.3  # ink bright, paper dark

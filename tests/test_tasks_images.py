@@ -150,13 +150,8 @@ def test_info_and_spec() -> None:
     assert torch.equal(episode.info["key"], rng.fold_in(KEY, torch.arange(2, 5)))
     assert torch.equal(episode.info["step"], torch.zeros(3, dtype=torch.float64))
     spec = source.spec
-    assert (spec.kind, spec.ways, spec.outputs, spec.num_classes, spec.split) == (
-        "classification",
-        5,
-        5,
-        12,
-        "test",
-    )
+    expected = ("classification", 5, 5, 12, "test")
+    assert (spec.kind, spec.ways, spec.outputs, spec.num_classes, spec.split) == expected
     assert (spec.shots, spec.queries, spec.x_shape, source.data_sha256) == (
         2,
         3,

@@ -244,10 +244,8 @@ def test_conversion_equals_the_prepared_pixels(data_root: Path, tmp_path: Path) 
     prepared = store.load_npz(data_root / omniglot.FILE)
     assert [character.is_evaluation for character in found] == [False, False, True]
     for character, row in zip(found, (2, 3, 1000), strict=True):
-        assert (character.character, character.file_number) == (
-            prepared["character"][row],
-            prepared["file_number"][row],
-        )
+        expected = (prepared["character"][row], prepared["file_number"][row])
+        assert (character.character, character.file_number) == expected
         assert np.array_equal(omniglot.shrink(character.ink), prepared["images"][row])
     with pytest.raises(DataError, match="must be 964 and 659"):
         omniglot.convert(found)

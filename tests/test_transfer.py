@@ -328,12 +328,8 @@ def test_a_test_spec_with_other_classes_and_shots_takes_the_same_meta(name: str)
     assert ours.shape == (4, len(STEPS), 12, 3)
     assert torch.equal(ours, predictions_of(make(name, train.spec), meta, episode))
     wide = Clusters("test", 7, ways=5)
-    assert predictions_of(make(name, wide.spec), meta, wide.sample(fold_in(1), 2)).shape == (
-        2,
-        len(STEPS),
-        20,
-        5,
-    )
+    predictions = predictions_of(make(name, wide.spec), meta, wide.sample(fold_in(1), 2))
+    assert predictions.shape == (2, len(STEPS), 20, 5)
 
 
 def test_learning_reads_nothing_of_the_old_head_but_its_width() -> None:
