@@ -84,8 +84,11 @@ def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
 def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
     run = sinusoid
     x = np.linspace(-5, 5, 8)[:, None]
-    task = run.adapt(x, np.sin(x[:, 0]), steps=3)
+    flat = run.adapt(x, np.sin(x[:, 0]), steps=3).predict(x)
+    assert flat.shape == (8,), "values have the axes of those that were given"
+    task = run.adapt(x, np.sin(x), steps=3)
     assert task.predict(x).shape == (8, 1)
+    np.testing.assert_array_equal(flat, task.predict(x)[:, 0])
     with pytest.raises(ConfigError, match="regression"):
         task.predict_proba(x)
     module = task.module()
@@ -160,7 +163,7 @@ def test_the_command_answers_for_rows(
     x = np.array([[0.0], [1.0], [2.0]])
     expected = sinusoid.adapt(x, [1, 2.5, 3], steps=2).predict(np.array([[0.5], [1.5]]))
     assert lines[0] == "query,prediction"
-    np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], expected[:, 0])
+    np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], expected)
     (tmp_path / "bad.csv").write_text("t,y\n0,1\n1\n")
     with pytest.raises(ConfigError, match=r"line 3.*not 2 fields"):
         predict(sinusoid.folder, tmp_path / "bad.csv", tmp_path / "query.csv", 2, None, False)

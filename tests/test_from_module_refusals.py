@@ -232,3 +232,10 @@ def test_a_network_without_what_a_step_needs_is_refused() -> None:
 def test_classes_on_another_axis_are_named() -> None:
     with pytest.raises(ConfigError, match=r"classes on axis 1 of \[4, 3, 8, 8\].*movedim"):
         from_module(nn.Conv2d(2, 3, 1), IMAGE)
+
+
+def test_what_makes_no_module_is_refused() -> None:
+    with pytest.raises(ConfigError, match="3 is no torch module, and no class or function"):
+        from_module(3, VECTOR)
+    with pytest.raises(ConfigError, match=r"Linear: is called without arguments.*lambda: Linear"):
+        from_module(nn.Linear, VECTOR)

@@ -35,12 +35,10 @@ def predict(
     columns: list[str] = []
     values: list[list[Any]] = [[] for _ in queries.names]
     if learned.classes is None:
-        columns = (
-            ["prediction"]
-            if answers.shape[1] == 1
-            else [f"prediction_{n}" for n in range(answers.shape[1])]
-        )
-        values = [[f"{value:.9g}" for value in row] for row in np.asarray(answers)]
+        rows = np.asarray(answers).reshape(len(answers), -1)
+        numbered = [f"prediction_{n}" for n in range(rows.shape[1])]
+        columns = ["prediction"] if rows.shape[1] == 1 else numbered
+        values = [[f"{value:.9g}" for value in row] for row in rows]
     else:
         columns = ["prediction", *(f"p({name})" for name in learned.classes)]
         shares = learned.predict_proba(queries.x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ def copied(module: nn.Module, share: bool = False) -> nn.Module:
 
 def made(make: Any, seed: int) -> nn.Module:
     """What a class or function makes with torch's generator at `seed`, which is then put back."""
+    _refuse_arguments(make)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make()
@@ -44,6 +46,20 @@ def made(make: Any, seed: int) -> nn.Module:
         text = f"gives a {type(module).__name__}, not a torch.nn.Module"
         raise ConfigError((getattr(make, "__name__", "net"), text))
     return module
+
+
+def _refuse_arguments(make: Any) -> None:
+    if not callable(make):
+        text = f"{make!r} is no torch module, and no class or function that makes one"
+        raise ConfigError(("net", text))
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        name = getattr(make, "__name__", "net")
+        text = f"is called without arguments, but has a {error}: give a function of none"
+        raise ConfigError((name, f"{text}, such as lambda: {name}(...)")) from error
+    except ValueError:
+        return  # a callable whose signature Python does not know
 
 
 def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:

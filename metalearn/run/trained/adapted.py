@@ -37,6 +37,7 @@ class AdaptedTask:
     classes: Any  # [N] labels as they were given; None in regression
     # from inputs as they are given to those that the method learned; None: the same
     transform: Transform | None = None
+    flat: bool = False  # values were given as [B], without an axis of outputs
 
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
@@ -50,11 +51,13 @@ class AdaptedTask:
     def predict(self, x: Any) -> Any:
         """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
 
+        Values are [M] where those of the support set were given as [B], so that both can be
+        compared.
         Where the method normalises by the query batch, the answers depend on the inputs that are
         predicted together."""
         found = self.outputs(x)
         if self.classes is None:
-            return _like(found, x)
+            return _like(found.squeeze(-1) if self.flat else found, x)
         place = found.argmax(-1).cpu()  # [M, *Y]
         return self.classes[place if isinstance(self.classes, Tensor) else place.numpy()]
 
@@ -130,10 +133,12 @@ def adapt_task(
     if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
         text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
         raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
+    given = support_y.dim()
     support_y = _fitting(support_y, learner, support_x, classes is not None)
+    flat = given < support_y.dim()
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
-    return AdaptedTask(method, learner, meta, support, steps, item, classes, transform)
+    return AdaptedTask(method, learner, meta, support, steps, item, classes, transform, flat)
 
 
 def inputs(

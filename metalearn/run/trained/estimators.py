@@ -91,7 +91,6 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> FewShotRegressor:
         """Learn the values y of the examples X."""
         X, y = validate_data(self, X, y, allow_nd=True, multi_output=True, y_numeric=True)
-        self._one_column = y.ndim == 1
         self._fit(X, y)
         return self
 
@@ -103,5 +102,4 @@ class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
     def predict(self, X: Any) -> Any:
         """The value of each example: [M] or [M, C], as y had it."""
         x = self._checked(X)
-        found = self.task_.predict(x)
-        return found[:, 0] if self._one_column and found.ndim == 2 else found
+        return self.task_.predict(x)

@@ -1,0 +1,115 @@
+"""Objects given in Python are known by what they compute."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import metalearn as ml
+from metalearn.in_memory import hash_of
+from metalearn.types import EpisodeSpec
+
+SPEC = EpisodeSpec("classification", 3, 2, 2, (5,), 3, 20)
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: Any = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.factor = factor
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(x) * self.factor
+        return out
+
+
+@dataclass
+class Options:
+    factor: float
+
+
+class Weighted:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.factor * (outputs - y).abs()
+
+    def method(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self(outputs, y)
+
+
+def changed(change: Callable[[nn.Sequential], Any]) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3))
+    with torch.no_grad():
+        net[2].weight.copy_(net[0].weight)
+    change(net)
+    return net
+
+
+def tie(net: nn.Sequential) -> None:
+    net[2].weight = net[0].weight
+
+
+def closure(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "attribute": (Scaled(1.0), Scaled(100.0)),
+    "tensor attribute": (Scaled(torch.ones(3)), Scaled(torch.zeros(3))),
+    "frozen": (changed(lambda net: None), changed(lambda net: net[0].requires_grad_(False))),
+    "tied": (changed(lambda net: None), changed(tie)),
+    "hook": (
+        changed(lambda net: None),
+        changed(lambda net: net[3].register_forward_hook(lambda module, x, out: 2 * out)),
+    ),
+    "mode": (changed(lambda net: None), changed(lambda net: net[1].eval())),
+    "option of a loss": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "default": tuple(lambda k=k: Scaled(k) for k in (1.0, 2.0)),  # type: ignore[misc]
+    "partial": (partial(Scaled, 1.0), partial(Scaled, 2.0)),
+    "instance": (Weighted(1.0), Weighted(2.0)),
+    "method": (Weighted(1.0).method, Weighted(2.0).method),
+    "closed-over object": (closure(Options(1.0)), closure(Options(2.0))),
+    "closed-over array": (closure(np.ones(2)), closure(np.zeros(2))),
+    "closed-over function": (closure(lambda: 1), closure(lambda: 2)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_objects_that_compute_something_else_have_another_hash(name: str) -> None:
+    first, second = PAIRS[name]
+    assert hash_of(first) != hash_of(second)
+    assert hash_of(first) == hash_of(copy.deepcopy(first)), "equal objects have one hash"
+
+
+def test_modules_that_differ_in_an_attribute_are_different_models() -> None:
+    x, key = torch.ones(2, 5), ml.fold_in(0)
+    models = [ml.models.Module(Scaled(factor), keep=True) for factor in (1.0, 100.0)]
+    first, second = (
+        learner.apply(learner.init(key), x) for learner in (m.build(SPEC) for m in models)
+    )
+    torch.testing.assert_close(100 * first, second)
+
+
+def test_a_learner_of_a_shipped_model_has_a_hash() -> None:
+    """Its module has no memory behind its tensors."""
+    one, same, other = (ml.models.MLP(sizes=(n,)).build(SPEC) for n in (4, 4, 6))
+    assert hash_of(one) == hash_of(same) != hash_of(other)
+    assert isinstance(ml.models.Module(one).build(SPEC), ml.Learner)
+
+
+def test_weights_have_the_hash_of_earlier_versions() -> None:
+    """Run directories hold it."""
+    weights = {"weight": torch.arange(4.0), "number": torch.tensor(3)}
+    assert hash_of(weights) == "7af406aa4b72676d29c95d111ab7ed94cba7e7fc13ce36ddcb61e446ef721424"
