@@ -52,11 +52,9 @@ def killed(metalearn: Commands, ready: Callable[[], bool], *args: object) -> End
 def going_on(folder: Path, *train: object) -> tuple[object, ...]:
     """The command that continues a folder: train before config.yaml is there, resume from then
     on."""
-    return (
-        ("resume", folder)
-        if (folder / "config.yaml").exists()
-        else ("train", *train, "--out", folder)
-    )
+    if (folder / "config.yaml").exists():
+        return ("resume", folder)
+    return ("train", *train, "--out", folder)
 
 
 # Python for `before`: the process dies, or meets a full disk, at the n-th thing that it does to

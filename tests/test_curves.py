@@ -173,13 +173,10 @@ def tensors(thing: Any) -> Iterator[Tensor]:
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, (tuple, list, dict)) or hasattr(thing, "__dict__"):
-        parts = (
-            thing.values()
-            if isinstance(thing, dict)
-            else thing
-            if isinstance(thing, (tuple, list))
-            else ()
-        )
+        if isinstance(thing, dict):
+            parts = thing.values()
+        else:
+            parts = thing if isinstance(thing, (tuple, list)) else ()
         for part in (*parts, *getattr(thing, "__dict__", {}).values()):
             yield from tensors(part)
 

@@ -45,11 +45,10 @@ class Noisy(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         label, example = divmod(row, EACH)
-        noise = (
-            [float(torch.rand(())), float(np.random.rand()), random.random()]
-            if self.noise
-            else [0.0] * 3
-        )
+        if self.noise:
+            noise = [float(torch.rand(())), float(np.random.rand()), random.random()]
+        else:
+            noise = [0.0] * 3
         return torch.tensor([label, example, *noise]), self.first + label
 
 

@@ -66,11 +66,10 @@ def test_episodes_in_machine_code_are_those_of_torch(
         (True, None),
         (True, [examples - row % 2 for row in range(classes)]),
     ):
-        rows = (
-            pool
-            if counts is None
-            else torch.cat([pool[row, :count] for row, count in enumerate(counts)])
-        )
+        if counts is None:
+            rows = pool
+        else:
+            rows = torch.cat([pool[row, :count] for row, count in enumerate(counts)])
         task = Glyphs(ways=ways, shots=shots, queries=1)
         source = image_source(rows, task, rotate_per_task=rotate, counts=counts, dtype=dtype)
         torch.set_num_threads(threads)

@@ -192,11 +192,10 @@ def comparison(metalearn: Commands, draw: random.Random, count: int) -> dict[str
     ended = Ended(-9, "", "")
     while counts["killed"] < count or ended.code != 0:
         counts["resumed"] += folder.exists()
-        end = (
-            time.monotonic() + draw.uniform(0, 0.7 * lasts)
-            if counts["killed"] < count
-            else float("inf")
-        )
+        if counts["killed"] < count:
+            end = time.monotonic() + draw.uniform(0, 0.7 * lasts)
+        else:
+            end = float("inf")
         ended = run_and_strike(
             metalearn.start("compare", file, "--out", folder), at_time(end), kill
         )

@@ -57,11 +57,10 @@ class Workload:
                 f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through "
                 f"{self.inner_steps} inner steps"
             )
-        model = (
-            "MLP 40-40"
-            if self.regression
-            else f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
-        )
+        if self.regression:
+            model = "MLP 40-40"
+        else:
+            model = f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
         if self.family == "proto_net":
             return f"ProtoNet, {model}, {shape}"

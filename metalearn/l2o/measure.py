@@ -57,11 +57,10 @@ def run_rule(
     ends = [{**point, **units} for point in path.points]
     train = torch.stack([target.loss(end, problem.support) for end in ends])
     empty = problem.query.x.shape[0] == 0
-    held = (
-        torch.full_like(train, torch.nan)
-        if empty
-        else torch.stack([target.held_out(end, problem) for end in ends])
-    )
+    if empty:
+        held = torch.full_like(train, torch.nan)
+    else:
+        held = torch.stack([target.held_out(end, problem) for end in ends])
     return Losses(train.detach(), held.detach(), path.losses.detach())
 
 

@@ -50,11 +50,10 @@ def needs_start(init: Init) -> str:
     """Why a method with this start needs another run; empty where it does not."""
     if init == "random":
         return ""
-    other = (
-        "an experiment or row that learns an initialization, such as maml"
-        if init == "meta"
-        else "fine_tune's"
-    )
+    if init == "meta":
+        other = "an experiment or row that learns an initialization, such as maml"
+    else:
+        other = "fine_tune's"
     return (
         f"is missing: init {init} begins from another run's network; give start, {other}, "
         f"or say init: random"

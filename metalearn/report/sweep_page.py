@@ -56,11 +56,10 @@ def read_swept(folder: Path) -> Swept:
     split, _, name = metric["name"].partition("/")
     curves: dict[int, list[tuple[int, float]]] = {}
     for trial in trials:
-        rows = (
-            read_lines(folder / "trials" / str(trial["number"]) / "metrics.jsonl")
-            if split == "valid"
-            else []
-        )
+        if split == "valid":
+            rows = read_lines(folder / "trials" / str(trial["number"]) / "metrics.jsonl")
+        else:
+            rows = []
         looks = [(row.get("step"), row.get(name)) for row in rows if row.get("split") == "valid"]
         numbers = [
             (at, float(value))

@@ -221,11 +221,10 @@ def write_scores(path: Path, curve: Curve) -> None:
 
     `nll` is NaN where none is predicted, and of a task that diverged, which its mean leaves out."""
     loss = curve.loss.cpu().numpy().astype(np.float32)
-    accuracy = (
-        curve.scores.cpu().numpy().astype(np.float32)
-        if curve.metric == "accuracy"
-        else np.full_like(loss, np.nan)
-    )
+    if curve.metric == "accuracy":
+        accuracy = curve.scores.cpu().numpy().astype(np.float32)
+    else:
+        accuracy = np.full_like(loss, np.nan)
     nll = np.full_like(loss, np.nan)
     if curve.nll is not None:
         nll = curve.nll.masked_fill(curve.diverged, np.nan).cpu().numpy()

@@ -57,11 +57,10 @@ def scalars(row: Json) -> dict[str, float]:
 
     train/... of steps, valid/... and train_tasks/... of validations."""
     valid = row.get("kind") == "valid"
-    prefix = (
-        ("valid" if row.get("split") == "valid" else "train_tasks")
-        if valid
-        else str(row.get("kind", "train"))
-    )
+    if valid:
+        prefix = "valid" if row.get("split") == "valid" else "train_tasks"
+    else:
+        prefix = str(row.get("kind", "train"))
     skipped = {"kind", "step", "split", "at"}
     found = {
         name: value

@@ -81,11 +81,10 @@ class SizeNet(nn.Module):
     ) -> None:
         super().__init__()
         self.pooled = downsample == "pool"
-        widths = (
-            [WIDTHS[-1]] * BLOCKS
-            if genotype is None
-            else [WIDTHS[choice] for choice in genotype[:BLOCKS]]
-        )
+        if genotype is None:
+            widths = [WIDTHS[-1]] * BLOCKS
+        else:
+            widths = [WIDTHS[choice] for choice in genotype[:BLOCKS]]
         kind = None if genotype is None else NORMS[genotype[BLOCKS]]
         self.flatten = None if genotype is None else HEADS[genotype[-1]] == "flatten"
         inputs = (spec.x_shape[0], *widths)
@@ -120,11 +119,10 @@ def last_area(spec: EpisodeSpec, downsample: Downsample) -> int:
     """Pixels of the last feature map."""
     height, width = spec.x_shape[1:]
     for _ in range(BLOCKS):
-        height, width = (
-            (height // 2, width // 2)
-            if downsample == "pool"
-            else ((height + 1) // 2, (width + 1) // 2)
-        )
+        if downsample == "pool":
+            height, width = height // 2, width // 2
+        else:
+            height, width = (height + 1) // 2, (width + 1) // 2
     return height * width
 
 
