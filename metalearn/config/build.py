@@ -215,11 +215,8 @@ def _searching(
 ) -> Method:
     """A method whose shared search is still to come."""
     if experiment.run.engine != "native":
-        text = (
-            f"{experiment.run.engine} has no counterpart of {experiment.method.name}: use "
-            "run.engine=native"
-        )
-        raise ConfigError(("run.engine", text))
+        text = f"{experiment.run.engine} has no counterpart of {experiment.method.name}"
+        raise ConfigError(("run.engine", f"{text}: use run.engine=native"))
     options = {"meta_steps": meta_steps, "contained": experiment.contains}
     return experiment.method.build(learner, spec, **options)  # type: ignore[no-any-return]
 

@@ -56,11 +56,8 @@ def on_devices(devices: int | None, work: Work) -> None:
     here = world()
     if here.size > 1:
         if devices not in (None, here.size):
-            text = (
-                f"{devices}, but the launcher has started {here.size} processes: leave "
-                f"--devices out"
-            )
-            raise ConfigError(("--devices", text))
+            text = f"{devices}, but the launcher has started {here.size} processes"
+            raise ConfigError(("--devices", f"{text}: leave --devices out"))
         _member(here, work)
     elif devices in (None, 1):
         work(None)

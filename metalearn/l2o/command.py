@@ -120,11 +120,8 @@ def _same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) 
         for _, parts in (home, other)
     )
     if one != two:
-        text = (
-            f"has parameters of its own for every network: {home[0].method.rule.name} "
-            f"cannot be tested on another"
-        )
-        raise ConfigError(("method.rule", text))
+        text = f"has parameters of its own for every network: {home[0].method.rule.name}"
+        raise ConfigError(("method.rule", f"{text} cannot be tested on another"))
 
 
 def _trained(experiment: Experiment, out: Path) -> list[Meta]:

@@ -105,11 +105,8 @@ class LearnToOptimize(MethodComponent):
     def _check_loss_at(self) -> LearnToOptimize:
         at = self.losses_at
         if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > self.inner_steps:
-            text = (
-                f"loss_at: {list(at)} should be ascending, without repeats, from 1 to "
-                f"inner_steps {self.inner_steps}"
-            )
-            raise ValueError(text)
+            text = f"loss_at: {list(at)} should be ascending, without repeats, from 1 to"
+            raise ValueError(f"{text} inner_steps {self.inner_steps}")
         return self
 
     @property

@@ -93,11 +93,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Raise ConfigError for groups with other options, and after construction."""
         options = sorted(set(param_group) - {"params", "param_names", "num_steps", *OPTIONS})
         if options:
-            text = (
-                f"{', '.join(options)}: a learned rule updates all parameters alike; groups may "
-                f"differ in lr (a factor) and weight_decay"
-            )
-            raise ConfigError(("params", text))
+            text = f"{', '.join(options)}: a learned rule updates all parameters alike; groups may"
+            raise ConfigError(("params", f"{text} differ in lr (a factor) and weight_decay"))
         for name in OPTIONS:
             value = param_group.get(name, 0)
             if not isinstance(value, Tensor) and not value >= 0:
@@ -182,11 +179,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)).replace(
                 "torch.", ""
             )
-            text = (
-                f"are {found}: a learned rule updates float32 or float64 on one device "
-                f"(autocast keeps parameters float32)"
-            )
-            raise ConfigError(("params", text))
+            text = f"are {found}: a learned rule updates float32 or float64 on one device"
+            raise ConfigError(("params", f"{text} (autocast keeps parameters float32)"))
         named = self._named()
         if len(named) != len(given):
             raise ConfigError(("params", "two parameters have the same name"))
@@ -230,11 +224,8 @@ def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         ValueError,
     ) as error:
         why = " ".join(str(error).split())[:200]
-        text = (
-            f"holds no learned optimizer ({why}): give a run directory, or a file of "
-            f"LearnedOptimizer.save"
-        )
-        raise ConfigError((str(path), text)) from error
+        text = f"holds no learned optimizer ({why}): give a run directory, or a file of"
+        raise ConfigError((str(path), f"{text} LearnedOptimizer.save")) from error
 
 
 def rule_of(options: Any) -> LearnedRuleComponent:

@@ -146,17 +146,11 @@ class Conv4(ModelComponent):
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W]; pooled inputs need at least 16 x 16."""
         if len(spec.x_shape) != 3:
-            text = (
-                f"conv4 needs images [channels, H, W], this task gives "
-                f"{list(spec.x_shape)}: use mlp"
-            )
-            raise ConfigError(("model", text))
+            text = "conv4 needs images [channels, H, W], this task gives"
+            raise ConfigError(("model", f"{text} {list(spec.x_shape)}: use mlp"))
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-            text = (
-                f"pooling four times needs at least 16 x 16, this task gives "
-                f"{list(spec.x_shape)}: use stride"
-            )
-            raise ConfigError(("model.downsample", text))
+            text = "pooling four times needs at least 16 x 16, this task gives"
+            raise ConfigError(("model.downsample", f"{text} {list(spec.x_shape)}: use stride"))
         return module_learner(
             lambda: FourBlocks(
                 spec.x_shape,

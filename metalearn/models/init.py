@@ -69,8 +69,5 @@ def start(
         )
     if isinstance(owner, nn.Embedding):
         return rng.normal(key, shape, dtype=dtype)
-    text = (
-        f"no known start for a parameter of {type(owner).__name__}: "
-        "pass init=, a function (key, name, shape, dtype) -> tensor"
-    )
-    raise ConfigError((name, text))
+    text = f"no known start for a parameter of {type(owner).__name__}"
+    raise ConfigError((name, f"{text}: pass init=, a function (key, name, shape, dtype) -> tensor"))

@@ -86,11 +86,8 @@ def shots_by_class(spec: EpisodeSpec, support: Batch) -> Tensor:
 def check_shots(spec: EpisodeSpec, support: Batch) -> None:
     """ConfigError where support sets [T, N*K, *X] do not have K shots of every class."""
     if support.x.shape[1] != spec.ways * spec.shots:
-        text = (
-            f"is {spec.shots}, but support sets have {support.x.shape[1]} examples: build "
-            f"the method with the spec of these tasks"
-        )
-        raise ConfigError(("task.shots", text))
+        text = f"is {spec.shots}, but support sets have {support.x.shape[1]} examples"
+        raise ConfigError(("task.shots", f"{text}: build the method with the spec of these tasks"))
 
 
 def fit(

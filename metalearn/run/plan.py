@@ -59,11 +59,8 @@ def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
     check_cards(ranks, parts.device)
     run, problems = experiment.run, list[tuple[str, str]]()
     if parts.method.task_grad is not None and run.tasks_per_step < ranks.size:
-        text = (
-            f"is {run.tasks_per_step}, fewer than the {ranks.size} processes of --devices: "
-            f"each needs a task"
-        )
-        problems.append(("run.tasks_per_step", text))
+        text = f"is {run.tasks_per_step}, fewer than the {ranks.size} processes of --devices"
+        problems.append(("run.tasks_per_step", f"{text}: each needs a task"))
     if ranks.size > 1 and run.device.startswith("cuda:"):
         text = f"is {run.device}, and every process has a card of its own: say cuda, or auto"
         problems.append(("run.device", text))

@@ -109,11 +109,8 @@ def best_file(place: Path) -> Path:
     folder = place / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:
-        text = (
-            "has no checkpoint of what was tested: it learned nothing across tasks, or "
-            "they were removed"
-        )
-        raise ConfigError((str(place), text))
+        text = "has no checkpoint of what was tested: it learned nothing across tasks, or"
+        raise ConfigError((str(place), f"{text} they were removed"))
     return checkpoint.path_of(folder, int(step))
 
 

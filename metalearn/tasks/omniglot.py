@@ -232,11 +232,8 @@ def prepare() -> list[str]:
     published = all(store.git_blob_id(archive) == ARCHIVES[archive.name] for archive in archives)
     arrays, ink_sha256 = convert(read_archives(*archives))
     if not published and ink_sha256 != INK_SHA256:
-        text = (
-            f"{' and '.join(ARCHIVES)} are not the publisher's; move them away and prepare "
-            f"omniglot again"
-        )
-        raise DataError((str(target.parent), text))
+        text = f"{' and '.join(ARCHIVES)} are not the publisher's; move them away and prepare"
+        raise DataError((str(target.parent), f"{text} omniglot again"))
     try:
         store.write_npz(target, arrays)
     except OSError as error:
@@ -255,11 +252,8 @@ def verify() -> list[str]:
         why = f"classes of the splits are {counts}; prepare omniglot again"
         raise DataError((str(prepared_path()), why))
     if data["sha256"] != IMAGES_SHA256:
-        text = (
-            f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file "
-            f"away and prepare omniglot"
-        )
-        raise DataError((str(prepared_path()), text))
+        text = f"pixels have sha256 {data['sha256']}, must be {IMAGES_SHA256}; move the file"
+        raise DataError((str(prepared_path()), f"{text} away and prepare omniglot"))
     return [
         f"{prepared_path()}: {CLASSES} classes of {DRAWINGS} drawings, pixels as published "
         f"(sha256 {IMAGES_SHA256})",
@@ -320,11 +314,8 @@ def convert(characters: list[Drawings]) -> tuple[dict[str, store.Array], str]:
         raise DataError(("archives", text))
     evaluation = sum(c.is_evaluation for c in characters)
     if (len(characters), evaluation) != (CLASSES, CLASSES - BACKGROUND):
-        text = (
-            f"{len(characters) - evaluation} background and {evaluation} evaluation "
-            f"characters, must be 964 and 659"
-        )
-        raise DataError(("archives", text))
+        text = f"{len(characters) - evaluation} background and {evaluation} evaluation"
+        raise DataError(("archives", f"{text} characters, must be 964 and 659"))
     alphabets = list(dict.fromkeys(c.alphabet for c in characters))
     packed = np.stack([np.packbits(c.ink.reshape(DRAWINGS, -1), axis=-1) for c in characters])
     arrays = {

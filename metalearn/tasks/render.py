@@ -103,11 +103,8 @@ def _fonts() -> Path:
     try:
         import matplotlib
     except ImportError:
-        text = (
-            "the letters come from matplotlib's fonts, and matplotlib is not installed: pip "
-            "install matplotlib"
-        )
-        raise DataError(("glyphs", text)) from None
+        text = "the letters come from matplotlib's fonts, and matplotlib is not installed"
+        raise DataError(("glyphs", f"{text}: pip install matplotlib")) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 

@@ -216,17 +216,11 @@ def representatives(nodes: int, strided: bool) -> dict[Genotype, Genotype]:
 def check_images(name: str, spec: EpisodeSpec, downsample: Downsample) -> None:
     """ConfigError for tasks without images, or with images too small to be halved four times."""
     if len(spec.x_shape) != 3:
-        text = (
-            f"{name} needs images [channels, H, W], this task gives {list(spec.x_shape)}: "
-            f"use mlp-reg"
-        )
-        raise ConfigError(("method.space", text))
+        text = f"{name} needs images [channels, H, W], this task gives {list(spec.x_shape)}"
+        raise ConfigError(("method.space", f"{text}: use mlp-reg"))
     if downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
-        text = (
-            f"pooling four times needs at least 16 x 16, this task gives "
-            f"{list(spec.x_shape)}: use stride"
-        )
-        raise ConfigError(("method.space.downsample", text))
+        text = "pooling four times needs at least 16 x 16, this task gives"
+        raise ConfigError(("method.space.downsample", f"{text} {list(spec.x_shape)}: use stride"))
 
 
 class CellSpaceComponent(SpaceComponent):

@@ -42,11 +42,8 @@ def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleCompone
     method = stored_experiment(folder).base_method
     rule = method.learned_rule
     if not isinstance(rule, LearnedRuleComponent):
-        text = (
-            f"its method, {method.name}, learns no optimizer: give a run of one that does, "
-            f"such as learned_optimizer"
-        )
-        raise ConfigError((str(folder), text))
+        text = f"its method, {method.name}, learns no optimizer: give a run of one that does,"
+        raise ConfigError((str(folder), f"{text} such as learned_optimizer"))
     return rule, _theta(file, place, method.rule_branch)
 
 
