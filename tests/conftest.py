@@ -102,10 +102,8 @@ def data_root() -> Path:
     there."""
     folder = Path(os.environ.get("METALEARN_DATA") or "~/.cache/metalearn").expanduser()
     if not (folder / "omniglot28.npz").is_file():
-        pytest.skip(
-            "omniglot28.npz is not prepared: set METALEARN_DATA, or run `metalearn data "
-            "prepare omniglot`"
-        )
+        text = "omniglot28.npz is not prepared"
+        pytest.skip(f"{text}: set METALEARN_DATA, or run `metalearn data prepare omniglot`")
     return folder
 
 

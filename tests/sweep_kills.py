@@ -101,14 +101,10 @@ def main(trials: int = 40, workers: int = 4, kills: int = 2) -> None:
         assert metalearn("sweep", file, "--out", "alone").code == 0
         straight = json.loads((Path(name) / "alone" / "sweep.json").read_text())
     numbers = [trial["number"] for trial in found["sweep"]["trials"]]
-    print(
-        f"{workers} workers, {found['killed']} killed in a trial, {found['taken_over']} trials "
-        f"taken over"
-    )
-    print(
-        f"{len(numbers)} results, {len(set(numbers))} different; undisturbed the same: "
-        f"{found['sweep'] == straight}"
-    )
+    text = f"{workers} workers, {found['killed']} killed in a trial, {found['taken_over']} trials"
+    print(f"{text} taken over")
+    text = f"{len(numbers)} results, {len(set(numbers))} different; undisturbed the same"
+    print(f"{text}: {found['sweep'] == straight}")
     assert (
         numbers == list(range(trials)) and found["sweep"] == straight and found["killed"] == kills
     )

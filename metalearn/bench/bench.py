@@ -81,10 +81,8 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
     threads = set_threads(settings.threads or work.threads or cores())
     set_precision(settings)
     problem = PROBLEMS.get(work.family, Problem)(work, settings.device)
-    log.info(
-        f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads} "
-        f"thread{'s' if threads > 1 else ''}"
-    )
+    text = f"{work.name}: {work.sentence()}; {work.tasks} tasks, {threads}"
+    log.info(f"{text} thread{'s' if threads > 1 else ''}")
     facts: Row = {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads}
     outcome = Outcome([], [], facts)
     expected = None
@@ -194,10 +192,8 @@ def _fastest(forms: list[Ready], outcome: Outcome) -> Ready:
     for slower in order[1:]:
         ratio = quartiles(times[slower.engine.form])[1] / quartiles(times[order[0].engine.form])[1]
         faster = order[0].engine.form
-        log.info(
-            f"  {slower.contender.label}: {faster} is timed; {slower.engine.form} takes "
-            f"{ratio:.2f} times as long"
-        )
+        text = f"  {slower.contender.label}: {faster} is timed; {slower.engine.form} takes"
+        log.info(f"{text} {ratio:.2f} times as long")
         outcome.rows.remove(slower.row)
     return order[0]
 

@@ -248,10 +248,8 @@ class Budget(Component):
     @model_validator(mode="after")
     def _one_of_both(self) -> Budget:
         if self.trials and self.flops is not None:
-            raise ValueError(
-                f"gives both trials ({self.trials}) and flops ({self.flops:g}): give trials, or "
-                "flops with trials: 0"
-            )
+            text = f"gives both trials ({self.trials}) and flops ({self.flops:g})"
+            raise ValueError(f"{text}: give trials, or flops with trials: 0")
         return self
 
     @property

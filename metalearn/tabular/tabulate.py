@@ -159,10 +159,8 @@ def _fill(
                 write_atomic(path, table.save())
                 written = time.monotonic()
                 left = (written - begin) / count * (len(todo) - count)
-                log.info(
-                    f"{int(table.done.sum())} of {len(table.done)} networks, about "
-                    f"{left / 60:.0f} min left"
-                )
+                text = f"{int(table.done.sum())} of {len(table.done)} networks, about"
+                log.info(f"{text} {left / 60:.0f} min left")
     except BaseException:
         if table.done.any():
             write_atomic(path, table.save())
@@ -185,10 +183,8 @@ def _show(table: Table, space: Space) -> None:
         )
     Console().print(grid)
     if table.unbounded:
-        print(
-            "half of the networks diverge at the first point on some task: train with a "
-            "smaller inner_lr"
-        )
+        text = "half of the networks diverge at the first point on some task"
+        print(f"{text}: train with a smaller inner_lr")
     elif table.diverged:
         counted = "" if table.classification else " and count as the largest loss that counts"
         print(f"{table.diverged:.2%} of the trainings diverged{counted}")
@@ -196,10 +192,8 @@ def _show(table: Table, space: Space) -> None:
     for draws in (4, 16, 64):
         if draws < len(values):
             exact, drawn = random_control(table, draws, truth=True), random_control(table, draws)
-            print(
-                f"random search, {draws} candidates: regret {exact:.4f}, by support sets alone "
-                f"{drawn:.4f}"
-            )
+            text = f"random search, {draws} candidates: regret {exact:.4f}, by support sets alone"
+            print(f"{text} {drawn:.4f}")
     default = space.canonical(space.default)
     print(
         f"the field's own network: regret {values.max() - values[table.index(space, default)]:.4f}"
