@@ -75,6 +75,10 @@ def test_a_comparison_of_ones_own_has_tables_and_figures(compared: Any) -> None:
     assert "verdict" in compared.break_even() or "no target" in compared.break_even()
     assert compared.plot("steps").axes and compared.report.is_file()
     assert "<table>" in compared._repr_html_() and str(compared.folder) in repr(compared)
+    assert str(compared.report) in compared._repr_html_()
+    for text in (compared.table(), compared.break_even(), compared.decision_map()):
+        assert repr(text) == text  # a notebook shows lines
+        assert text._repr_html_().startswith("<pre>") and "<b>" not in text._repr_html_()
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         compared.plot("step")
     try:
@@ -101,6 +105,8 @@ def test_trained_rows_answer_new_examples(compared: Any) -> None:
         run = compared.load(label)
         task = run.adapt(x, y)
         assert set(task.predict(x)) <= set(y)
+        assert repr(task).startswith("AdaptedTask(6 examples, 3 classes, ")
+        assert "tensor" not in repr(run) and " on new tasks; " in repr(run)
     assert type(compared.load("MAML").adapt(x, y).module()) is Net
     with pytest.raises(ConfigError, match="no finished row has this label"):
         compared.load("maml")

@@ -347,7 +347,9 @@ def test_tables_as_other_programs_write_them(
     with pytest.raises(ConfigError, match="is not UTF-8: save it"):
         Arrays(tmp_path / "old.csv").build()
     (tmp_path / "words.csv").write_text('a,y\n1,u\n"2,5",v\n')
-    with pytest.raises(ConfigError, match=r"'a' must hold numbers \(row 2 holds '2,5'\)"):
+    with pytest.raises(
+        ConfigError, match=r"'a' must hold numbers \(row 2 holds '2,5'\): write 2.5"
+    ):
         Arrays(tmp_path / "words.csv", ways=2, shots=1, queries=0, fractions=(1, 0, 0)).build()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from messages import collect_messages
 
 import metalearn as ml
 from metalearn.config.experiment import parse
@@ -44,6 +45,19 @@ def test_inputs_are_standardised_by_the_training_split(tmp_path: Path) -> None:
         resolved.model_copy(update={"inputs": ("a",)}).build()
     with pytest.raises(ConfigError, match="standardise: is for columns of numbers"):
         Arrays(np.zeros((160, 2, 2)), np.repeat(np.arange(20), 8), standardise=True).build()
+
+
+def test_values_far_from_unit_size_are_named_once() -> None:
+    lines = collect_messages()
+    columns = readings(2000.0) | {"y": 60 + readings()["y"]}
+    for _ in range(2):
+        task = Arrays(columns, inputs=["a"], group="sensor", shots=3, queries=2)
+        task.build("train"), task.build("test")
+    inputs, targets = lines
+    assert "inputs have mean 2e+03 and deviation" in inputs and "standardise: true" in inputs
+    assert "targets have mean 7" in targets and "subtract a constant" in targets
+    Arrays({**columns, "y": columns["y"] / 60}, standardise=True, group="sensor", shots=3).build()
+    assert len(lines) == 2
 
 
 def test_a_run_standardises_what_it_is_given(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from metalearn.report.render import VERDICTS
 from metalearn.results import records
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
 from metalearn.results.costs import AXES, learning, up_front
+from metalearn.results.shown import Text, columns, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 
 # Figures that no single axes can hold.
@@ -48,30 +49,31 @@ class Comparison:
         """The page."""
         return self.folder / "report.html"
 
-    def table(self) -> str:
+    def table(self) -> Text:
         """One line a method: the headline metric with its 95 % interval over tasks, and costs.
 
         Beside them the negative log-likelihood (nats) and the calibration error (%), where known.
         The former may be `without` a share of the tasks: those that diverged or have none."""
-        return _text(self._rows())
+        return columns(self._rows())
 
-    def break_even(self) -> str:
+    def break_even(self) -> Text:
         """After how many new tasks the dearer method of each pair is repaid."""
         rows = [["method", "against", "axis", "level", "verdict", "tasks"]]
         for row in self.data["break_even"]:
             level = numbers.level(row["level"], str(self.data["target"]["metric"]))
             tasks = numbers.tasks(row["tasks"], "")
             rows.append([row["a"], row["b"], row["axis"], level, VERDICTS[row["verdict"]], tasks])
-        return _text(rows) if len(rows) > 1 else "no target was set or reached: no break-even count"
+        none = "no target was set or reached: no break-even count"
+        return columns(rows) if len(rows) > 1 else Text(none)
 
-    def decision_map(self, axis: Axis = "flops") -> str:
+    def decision_map(self, axis: Axis = "flops") -> Text:
         """Which method is the cheapest, by numbers of new tasks and queries and by target, as text.
 
         `data["decision_map"]` and `data["decision_map_seconds"]` hold the same as lists."""
         if axis not in MAPS:
             text = f"unknown axis {axis!r}; {did_you_mean(axis, MAPS)}"
             raise ConfigError(("decision_map", text))
-        return map_text(self.data.get(MAPS[axis]))
+        return Text(map_text(self.data.get(MAPS[axis])))
 
     def to_pandas(self, name: str = "summary") -> Any:
         """A list of comparison.json as a pandas DataFrame: summary, paired, break_even, ..."""
@@ -119,9 +121,7 @@ class Comparison:
         return f"{self.table()}\n{self.folder}"
 
     def _repr_html_(self) -> str:
-        head, *rows = self._rows()
-        lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
-        return f"<table>{''.join(lines)}</table>"
+        return f"{html_table(self._rows())}<p>{html.escape(str(self.report))}</p>"
 
     def _rows(self) -> list[list[str]]:
         likely = [key for key in LIKELY if any(map(_has(key), self.data["summary"]))]
@@ -157,13 +157,3 @@ def _of_a_task(group: records.Group, axis: Axis) -> float | None:
     """Learning one new task up to the headline step."""
     costs = [(run.headline_point, learning(run, axis)) for run in group.runs]
     return records.mean([None if each is None else float(each[at]) for at, each in costs])
-
-
-def _text(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cells(tag: str, row: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"

@@ -17,6 +17,7 @@ from metalearn.errors import ConfigError, DataError
 from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
+GAPS = "leave out rows without a value, or fill them in"
 
 
 def read_columns(path: Path, place: str) -> dict[str, Array]:
@@ -48,12 +49,12 @@ def numbers(column: Array, name: str, place: str) -> Array:
             raise TypeError(f"it holds {column.dtype}")
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
-        text = _first_text(column) or str(error)
-        raise ConfigError((place, f"column {name!r} must hold numbers ({text})")) from error
+        text = f"column {name!r} must hold numbers "
+        raise ConfigError((place, text + (_first_text(column) or f"({error})"))) from error
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
         rows = ", ".join(str(row + 1) for row in bad[:5])
-        raise ConfigError((place, f"column {name!r} is not finite in rows {rows}"))
+        raise ConfigError((place, f"column {name!r} is not finite in rows {rows}: {GAPS}"))
     return values
 
 
@@ -92,15 +93,25 @@ def is_missing(column: Array) -> NDArray[np.bool_]:
 
 
 def _first_text(column: Array) -> str:
-    """Which row is the first that holds no number; empty where the column is no text."""
+    """The first row that holds no number, and what to do; empty where the column is no text."""
     if column.dtype.kind not in "OUS" or column.ndim > 1:
         return ""
     for row, value in enumerate(column, 1):
         try:
             float(value)
         except (ValueError, TypeError):
-            return f"row {row} holds {str(value)!r}"
+            return f"(row {row} holds {str(value)!r}): {_remedy(str(value).strip())}"
     return ""
+
+
+def _remedy(value: str) -> str:
+    """What to do about a text in the place of a number."""
+    if value in ("", "None", "NA", "<NA>"):
+        return GAPS
+    point = value.replace(",", ".")
+    if point.count(".") == 1 and point.replace(".", "").lstrip("+-").isdecimal():
+        return f"write {point}"
+    return "leave the column out, or replace it by numbers, such as 0 and 1 for each of its values"
 
 
 def _csv(path: Path, place: str) -> dict[str, Array]:

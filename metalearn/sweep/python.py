@@ -11,6 +11,7 @@ import yaml
 
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
+from metalearn.results.shown import Text, columns, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage.files import read_json, write_atomic
 from metalearn.sweep.command import run_sweep
@@ -50,12 +51,9 @@ class SweepResult:
         place = self.folder / "trials" / str(self.best["number"] if number is None else number)
         return load_run(place)
 
-    def table(self) -> str:
+    def table(self) -> Text:
         """One line a trial, the best first."""
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+        return columns(self._rows())
 
     def to_pandas(self) -> Any:
         """One row a trial, with its parameters as columns."""
@@ -80,9 +78,7 @@ class SweepResult:
         return f"{self.table()}\n{self.folder}"
 
     def _repr_html_(self) -> str:
-        cells = [[html.escape(cell) for cell in row] for row in self._rows()]
-        rows = ["".join(f"<td>{cell}</td>" for cell in row) for row in cells]
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        return f"{html_table(self._rows())}<p>{html.escape(str(self.report))}</p>"
 
     def _rows(self) -> list[list[str]]:
         names = list(dict.fromkeys(key for one in self.trials for key in one["parameters"]))

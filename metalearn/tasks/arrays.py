@@ -23,7 +23,7 @@ from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
-from metalearn.tasks.tables.standardise import Moments, moments, standardise
+from metalearn.tasks.tables.standardise import Moments, moments, standardise, warn_of_scale
 from metalearn.types import EpisodeSpec
 
 BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
@@ -153,6 +153,7 @@ class Arrays(TaskComponent):
         if self.standardise:
             found = self.moments or moments(x, np.flatnonzero(np.isin(place, splits["train"])))
             rows = standardise(rows.double(), _fitting(found, x))
+        warn_of_scale(split, rows, values)
         digest = self.data_sha256 or hash_of(columns)
         return RowSource(rows, values, counts, spec, digest)
 

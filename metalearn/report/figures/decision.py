@@ -99,10 +99,11 @@ def map_text(shown: Json | None) -> str:
     if not shown or not winners(shown):
         return "no decision map: no target was set, or no method of known cost reaches one"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(shown))}
-    lines: list[str] = []
+    lines = [f"rows: {shown['metric']} that a task has to reach; columns: number of new tasks"]
     for number, queries in enumerate(shown["queries"]):
         tested = " (as tested)" if queries == shown["as_tested"] else ""
-        lines.append(f"{queries:,} queries a task{tested}, cheapest in {shown['axis']}:")
+        noun = "query" if queries == 1 else "queries"
+        lines.append(f"{queries:,} {noun} a task{tested}, cheapest in {shown['axis']}:")
         lines += _rows(shown, number, letters)
     along = shown.get("along") or {}
     for name, letter in letters.items():

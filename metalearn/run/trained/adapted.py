@@ -24,7 +24,7 @@ Transform = Callable[[Tensor], Tensor]
 MISSING = "holds examples without a label (None or NaN): leave them out"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptedTask:
     """What a method has learned of one task."""
 
@@ -38,6 +38,12 @@ class AdaptedTask:
     # from inputs as they are given to those that the method learned; None: the same
     transform: Transform | None = None
     flat: bool = False  # values were given as [B], without an axis of outputs
+
+    def __repr__(self) -> str:
+        """What was learned from, without tensors."""
+        spec, rows = self.method.spec, len(self.support.x)
+        what = f"{spec.outputs} values" if self.classes is None else f"{len(self.classes)} classes"
+        return f"AdaptedTask({rows} examples, {what}, {self.steps} steps)"
 
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""

@@ -10,6 +10,7 @@ from metalearn.config.build import build_to_test, hold_loss, learner_and_method
 from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.models.module import as_model
+from metalearn.report.numbers import with_ci
 from metalearn.rng import fold_in
 from metalearn.run.directory import check_weights, recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task
@@ -20,7 +21,7 @@ from metalearn.tree import leaves
 from metalearn.types import EpisodeSpec, Learner, MetaState, Method, TaskSource
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """What `load_run` gives."""
 
@@ -45,6 +46,18 @@ class LoadedRun:
 
         change = config.test_task.transform
         return adapt_task(build, self.state.meta, spec, x, y, steps, seed, change)
+
+    def __repr__(self) -> str:
+        """Method, tasks and the headline result, and the folder; no tensors."""
+        config, result = self.config, ""
+        if (self.folder / "result.json").exists():
+            head = read_result(self.folder)["headline"]
+            value = with_ci(head["value"], head["ci95"], head["metric"] == "accuracy")
+            steps = "1 step" if head["step"] == 1 else f"{head['step']} steps"
+            result = f": {head['metric']} {value} after {steps} on new tasks"
+        tasks = str(dict(config.task)["source"])
+        trained = f"{int(self.state.step)} of {config.run.meta_steps} meta-steps"
+        return f"{config.method.name} on {tasks}, {trained}{result}; {self.folder}"
 
     def __reduce__(self) -> Any:
         """A copy or pickle names the folder."""
