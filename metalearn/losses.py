@@ -221,9 +221,7 @@ def _classes(logits: Tensor, y: Tensor) -> Tensor:
         text = f"are {str(y.dtype).removeprefix('torch.')}: classes are integers 0 .. C-1"
         raise ConfigError(("labels", text))
     if logits.shape[:-1] != y.shape:
-        text = (
-            f"have shape {list(y.shape)}, the outputs have {list(logits.shape)}: labels "
-            "[B, *Y] need outputs [B, *Y, C], the classes on the last axis"
-        )
-        raise ConfigError(("labels", text))
+        text = f"have shape {list(y.shape)}, the outputs have {list(logits.shape)}"
+        why = "labels [B, *Y] need outputs [B, *Y, C], the classes on the last axis"
+        raise ConfigError(("labels", f"{text}: {why}"))
     return y if y.dtype == torch.int64 else y.long()

@@ -195,11 +195,9 @@ def check_cards(ranks: Ranks, device: str) -> None:
     if not device.startswith("cuda") or ranks.size == 1 or os.environ.get(SHARE_CARD) == "1":
         return
     if not has_card_each(ranks.local_size):
-        text = (
-            f"{ranks.local_size} processes on a machine with {torch.cuda.device_count()} CUDA "
-            f"devices: give each one of its own, or say run.device=cpu"
-        )
-        raise ConfigError(("--devices", text))
+        text = f"{ranks.local_size} processes on a machine with {torch.cuda.device_count()} CUDA"
+        advice = "give each one of its own, or say run.device=cpu"
+        raise ConfigError(("--devices", f"{text} devices: {advice}"))
 
 
 def on_cpu(tree: Any) -> Any:

@@ -54,11 +54,9 @@ def tuned(
     for point, mean in _means(target, given, name, shape, points, rates).items():
         best = int(mean.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin())
         if best in (0, len(GRID) - 1):
-            text = (
-                f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}, an "
-                f"edge of the grid"
-            )
-            raise ConfigError(("baselines", f"{text}: a rate beyond it may be better"))
+            text = f"the best rate of {name} ({shape}) at step {point} is {GRID[best]:g}"
+            why = "an edge of the grid: a rate beyond it may be better"
+            raise ConfigError(("baselines", f"{text}, {why}"))
         chosen[point] = GRID[best]
     return Baseline(name, shape, chosen)
 

@@ -101,10 +101,8 @@ def _check_lanes(state: MetaState, tasks: int) -> None:
     lanes = leaves(state.lanes)
     held = int(lanes[0].shape[0]) if lanes else tasks
     if held not in (1, tasks):  # one: before the first step
-        text = (
-            f"is {tasks}, but the checkpoint holds the state of {held} tasks: set it back to {held}"
-        )
-        raise ConfigError(("run.tasks_per_step", text))
+        text = f"is {tasks}, but the checkpoint holds the state of {held} tasks"
+        raise ConfigError(("run.tasks_per_step", f"{text}: set it back to {held}"))
 
 
 def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation]) -> None:

@@ -163,11 +163,9 @@ def _fitting(
         exact = with_precision(parts.method, "float32", run.checkpoint_inner, parts.device)
         error = gradient_error(parts.method, exact, state, few, "float32")
         if error is None or not error < FAR:
-            text = (
-                f"changes the gradient of {experiment.base_method.name} by {error:.0e}: a part "
-                f"of it flows past `adapt`; leave it out"
-            )
-            raise ConfigError(("run.checkpoint_inner", text))
+            text = f"changes the gradient of {experiment.base_method.name} by {error:.0e}"
+            why = "a part of it flows past `adapt`; leave it out"
+            raise ConfigError(("run.checkpoint_inner", f"{text}: {why}"))
     found, room = memory.predict(method, state, data), memory.room(parts.device)
     if found is None:
         return run.tasks_per_step

@@ -96,10 +96,8 @@ def _leaves_of(
             leaves[name] = found.to(value)
     missing = [name for name in own if name not in leaves and (name not in own_start or not leaves)]
     if missing:
-        text = (
-            f"{place} learned another model: {', '.join(missing[:4])} are not there in this shape"
-        )
-        raise ConfigError(("method.start", text))
+        text = f"{', '.join(missing[:4])} are not there in this shape"
+        raise ConfigError(("method.start", f"{place} learned another model: {text}"))
     return {**own_start, **leaves}
 
 

@@ -67,10 +67,8 @@ def rebuilt(table: Table, place: str, trains: bool, device: str) -> tuple[Space,
     space: Space = options.space.build(spec if source is None else source.spec, policy)
     rows = results.row_numbers(table)
     if sorted(rows) != sorted(classes(space)):
-        text = (
-            f"holds {len(rows)} networks, which are not the {len(classes(space))} of {space.name}"
-        )
-        raise ConfigError((place, text))
+        text = f"holds {len(rows)} networks, which are not"
+        raise ConfigError((place, f"{text} the {len(classes(space))} of {space.name}"))
 
     def cost(genotype: Genotype) -> Cost:
         return Cost(int(table.params[rows[genotype]]), int(table.flops[rows[genotype]]))

@@ -53,11 +53,9 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
         return {"x": array_of(data)}
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return _of_rows(data, target)
-    text = (
-        f"is a {type(data).__name__}: give an array, columns by name, or a data set with a length"
-    )
+    text = "give an array, columns by name, or a data set with a length"
     hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
-    raise ConfigError(("x", text + hint))
+    raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
 
 
 def _is_row(item: Any) -> bool:
@@ -97,10 +95,9 @@ def _of_rows(data: Any, target: str) -> dict[str, Array]:
     if all(isinstance(row, Mapping) for row in rows):
         names = set(rows[0])
         if other := [number for number, row in enumerate(rows, 1) if set(row) != names]:
-            text = (
-                f"row {other[0]} has the columns {', '.join(map(str, rows[other[0] - 1]))}, row 1"
-            )
-            raise ConfigError(("x", f"{text} has {', '.join(map(str, rows[0]))}"))
+            named, first = (", ".join(map(str, rows[n])) for n in (other[0] - 1, 0))
+            text = f"row {other[0]} has the columns {named}, row 1 has {first}"
+            raise ConfigError(("x", text))
         return {str(name): array_of([row[name] for row in rows]) for name in rows[0]}
     if all(isinstance(row, tuple) and len(row) == 2 for row in rows):
         return {"x": array_of([row[0] for row in rows]), target: array_of([row[1] for row in rows])}
