@@ -39,14 +39,8 @@ from metalearn.storage.yaml import read_yaml
 
 HELD = {"sha256", "data_sha256"}  # fields with the hash of an object that was given in Python
 NOT_IN_HASH = (
-    "executor",
-    "chunk",
-    "checkpoint_inner",
-    "device",
-    "threads",
-    "workers",
-    "track",
-    "keep_last",
+    *("executor", "chunk", "checkpoint_inner", "device"),
+    *("threads", "workers", "track", "keep_last"),
 )
 
 
@@ -91,12 +85,8 @@ class Experiment:
         if self.found is not None:
             method["found"] = list(self.found)
         evaluate = {**_dump(self.evaluate), "task": _dump(self.test_task)}
-        data: dict[str, Any] = {
-            "experiment": self.name,
-            "task": _dump(self.task),
-            "model": _dump(self.model),
-            "method": method,
-        }
+        data: dict[str, Any] = {"experiment": self.name, "task": _dump(self.task)}
+        data |= {"model": _dump(self.model), "method": method}
         data |= {"run": _dump(self.run), "evaluate": evaluate, "budget": _dump(self.budget)}
         if self.loss is not None:
             data["loss"] = self.loss
@@ -176,9 +166,8 @@ def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> P
     path = find_file(name)
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise ConfigError(
-            (str(path), "should be a mapping of sections: " + ", ".join(File.model_fields))
-        )
+        text = f"should be a mapping of sections: {', '.join(File.model_fields)}"
+        raise ConfigError((str(path), text))
     named = data.get("plugins")
     if plugins and isinstance(named, list) and all(isinstance(one, str) for one in named):
         load_plugins(named, path.parent)
@@ -187,9 +176,9 @@ def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> P
     try:
         return parse(data, default_name=path.stem, notes=tuple(notes), file=str(path))
     except ConfigError as error:
-        raise ConfigError(
-            *((f"{path}: {place}" if place else str(path), text) for place, text in error.problems)
-        ) from None
+        places = [f"{path}: {place}" if place else str(path) for place, _ in error.problems]
+        texts = [text for _, text in error.problems]
+        raise ConfigError(*zip(places, texts, strict=True)) from None
 
 
 def parse(
@@ -343,9 +332,8 @@ def _low_targets(evaluate: Any, task: Any) -> Problems:
 
 def _laid_over(base: dict[str, Any], over: dict[str, Any], tag: str) -> dict[str, Any]:
     """A section with an overlay, key by key; another component takes none of the base's keys."""
-    other = tag in over and over[tag] != base.get(
-        tag, DEFAULT_TASK if tag == "source" else over[tag]
-    )
+    known = base.get(tag, DEFAULT_TASK if tag == "source" else over.get(tag))
+    other = tag in over and over[tag] != known
     return dict(over) if other else {**base, **over}
 
 
@@ -383,8 +371,5 @@ def _sizes(task: Any) -> Problems:
 
 def once(problems: Problems) -> Problems:
     """Each problem once; those of the task section are not repeated for the test task."""
-    own = {
-        (place.removeprefix("task."), text) for place, text in problems if place.startswith("task.")
-    }
-    inherited = {(f"evaluate.task.{key}", text) for key, text in own}
+    inherited = {(f"evaluate.{at}", text) for at, text in problems if at.startswith("task.")}
     return [problem for problem in dict.fromkeys(problems) if problem not in inherited]

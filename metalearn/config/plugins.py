@@ -123,10 +123,11 @@ def _refuse_taken(kind: str, name: str, tag: str, known: Any, new: Any) -> None:
     """ConfigError where a name stands for something else.
 
     What is defined again, as in a notebook, stays the same component."""
-    if known is None or (known.__module__, known.__qualname__) == (
-        new.__module__,
-        new.__qualname__,
-    ):
+
+    def place(one: Any) -> tuple[str, str]:
+        return one.__module__, one.__qualname__
+
+    if known is None or place(known) == place(new):
         return
     text = f"{name!r} is the {tag} of {known.__module__}.{known.__qualname__}"
     raise ConfigError((kind, f"{text}: give {new.__qualname__} another"))
