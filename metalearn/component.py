@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class Component(BaseModel):
     """A frozen, validated set of options; the subclasses below say what `build` makes of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_paths(cls, data: Any) -> Any:
+        """A path is the text that stands in a file."""
+        if not isinstance(data, dict):
+            return data
+        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in data.items()}
 
     @classmethod
     def sentence(cls) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,10 @@ def test_what_is_exported_consists_of_torchs_operators(name: str, policy: Any) -
         assert "metalearn" not in str(exported.graph)
         for found in (torch.jit.load(file)(x), exported.module()(x)):
             torch.testing.assert_close(found, net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_images_with_channels_last_are_refused() -> None:
+    spec = EpisodeSpec("classification", 3, 1, 1, (32, 32, 3), 3, 9)
+    with pytest.raises(ConfigError, match=r"looks like \[H, W, channels\].*transpose"):
+        Conv4().build(spec)
+    assert Conv4().build(replace(spec, x_shape=(6, 32, 1))).x_shape == (6, 32, 1)

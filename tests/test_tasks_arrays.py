@@ -366,3 +366,15 @@ def test_files_may_order_their_columns_otherwise(tmp_path: Path) -> None:
     assert resolved.inputs == ("b", "a")
     later = resolved.model_copy(update={"path": str(tmp_path / "two.csv")}).build()
     assert (later.examples(KEY, 50).x[:, 0] > 0).all()
+
+
+def test_half_precision_and_paths_are_taken(tmp_path: Path) -> None:
+    x, y = torch.randn(60, 4).bfloat16(), torch.arange(20).repeat_interleave(3)
+    options = {"ways": 2, "shots": 1, "queries": 1}
+    held = Arrays(x, y, **options).build()
+    np.savez(tmp_path / "rows.npz", x=x.float().numpy(), y=y.numpy())
+    read = [Arrays(path=tmp_path / "rows.npz", **options), Arrays(tmp_path / "rows.npz", **options)]
+    assert all(one.model_dump(mode="json")["path"] == str(tmp_path / "rows.npz") for one in read)
+    expected = held.sample(fold_in(0), 2)
+    for one in read:
+        assert torch.equal(one.build().sample(fold_in(0), 2).query.x, expected.query.x)

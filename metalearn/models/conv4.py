@@ -148,6 +148,11 @@ class Conv4(ModelComponent):
         if len(spec.x_shape) != 3:
             text = "conv4 needs images [channels, H, W], this task gives"
             raise ConfigError(("model", f"{text} {list(spec.x_shape)}: use mlp"))
+        first, second, last = spec.x_shape
+        if min(first, second) > 4 and (last in (3, 4) or (last == 1 and first == second)):
+            text = f"conv4 needs images [channels, H, W], and {list(spec.x_shape)} looks like"
+            hint = "move the channels to the front, x.transpose(0, 3, 1, 2)"
+            raise ConfigError(("model", f"{text} [H, W, channels]: {hint}"))
         if self.downsample == "pool" and min(spec.x_shape[1:]) < 2**BLOCKS:
             text = "pooling four times needs at least 16 x 16, this task gives"
             raise ConfigError(("model.downsample", f"{text} {list(spec.x_shape)}: use stride"))

@@ -114,13 +114,19 @@ def _pair(row: Any) -> Any:
     return row
 
 
+def _in_numpy(values: torch.Tensor) -> Array:
+    """The array of a tensor; numpy has no bfloat16."""
+    values = values.detach().cpu().resolve_conj().resolve_neg()
+    return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
+
+
 def array_of(values: Any) -> Array:
     """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
     if isinstance(values, torch.Tensor):
-        return np.asarray(values.detach().cpu().numpy())
+        return _in_numpy(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
         if isinstance(values[0], torch.Tensor):
-            values = [one.detach().cpu().numpy() for one in values]
+            values = [_in_numpy(one) for one in values]
         elif hasattr(values[0], "getbands"):  # a PIL image: [channels, H, W] in 0..1
             values = [_pixels(one) for one in values]
     try:
