@@ -97,17 +97,16 @@ def _length(size: int, kernel: int, stride: int) -> int:
 def _conv_fake(x: Tensor, w: Tensor, stride: int) -> Tensor:
     groups, batch, height, width, _ = x.shape
     size = w.shape[1]
-    return x.new_empty(
-        groups, batch, _length(height, size, stride), _length(width, size, stride), w.shape[-1]
-    )
+    extents = _length(height, size, stride), _length(width, size, stride)
+    return gather_conv.new_images(x, (groups, batch, *extents, w.shape[-1]))
 
 
 def _conv_input_fake(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
-    return g.new_empty(g.shape[0], g.shape[1], height, width, w.shape[3])
+    return gather_conv.new_images(g, (*g.shape[:2], height, width, w.shape[3]))
 
 
 def _conv_weight_fake(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
-    return x.new_empty(x.shape[0], size, size, x.shape[-1], g.shape[-1])
+    return gather_conv.new_weights(x, (x.shape[0], size, size, x.shape[-1], g.shape[-1]))
 
 
 def _conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -138,7 +137,7 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, stride: int) -> Tensor:
-        return cast(Tensor, _ops.conv(x.contiguous(), w.contiguous(), stride))
+        return cast(Tensor, _ops.conv(native.in_order(x), native.in_order(w), stride))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -164,7 +163,8 @@ class _ConvInput(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
-        return cast(Tensor, _ops.conv_input(g.contiguous(), w.contiguous(), stride, height, width))
+        g, w = native.in_order(g), native.in_order(w)
+        return cast(Tensor, _ops.conv_input(g, w, stride, height, width))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -196,7 +196,7 @@ class _ConvWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
-        return cast(Tensor, _ops.conv_weight(x.contiguous(), g.contiguous(), stride, size))
+        return cast(Tensor, _ops.conv_weight(native.in_order(x), native.in_order(g), stride, size))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,14 +1,16 @@
 """The three convolutions of conv.py on CUDA: a gather of patches and one batched product.
 
-    conv         y = P(x) w                 P(x): the k k patch of every output place
-    conv_weight  dw = P(x)^T g
-    conv_input   dx = S(g w^T)              S: the sum over the outputs that read a place
+    conv         y = w P(x)                 P(x): the C k k patch of every output place
+    conv_weight  dw = g P(x)^T
+    conv_input   dx = S(w^T g)              S: the sum over the outputs that read a place
 
 x [G, B, H, W, C], w [Gw, k, k, C, F], y and g [G, B, Ho, Wo, F]; Gw = G, or 1 for weights that all
-groups share, which make one wide product. Where a patch leaves the image it reads a row of zeros
-that is put behind it. The places are made once for each shape and stay on the device, so that a
-call is three or four kernels, waits for nothing and can be captured. Products follow torch's
-precision flags."""
+groups share. In memory the order of results is [G, C, B, H, W] and that of weights torch's, [G, F,
+C, k, k]: then neither weights nor their gradients are copied into another order, and a channel of a
+task is one row for the normalisation. Where a patch leaves the image it reads a zero that is put
+behind the row. The places are made once for each shape and stay on the device, so that a call is
+three or four kernels, waits for nothing and can be captured. Products follow torch's precision
+flags."""
 
 from __future__ import annotations
 
@@ -20,40 +22,70 @@ from torch import Tensor
 
 def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
     """y of x and w."""
-    groups, batch, height, width, _ = x.shape
-    size, filters = w.shape[1], w.shape[-1]
-    flat = w.reshape(w.shape[0], -1, filters)
-    if w.shape[0] == 1:  # one wide product
-        y = torch.mm(_patches(x, size, stride).flatten(0, 1), flat[0])
-    else:
-        y = torch.bmm(_patches(x, size, stride), flat)
-    return y.reshape(
-        groups, batch, length(height, size, stride), length(width, size, stride), filters
-    )
+    size = w.shape[1]
+    extents = (length(extent, size, stride) for extent in x.shape[2:4])
+    return conv_of_patches(patches(x, size, stride), w, x.shape[1], *extents)
+
+
+def conv_of_patches(taken: Tensor, w: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """y [G, B, Ho, Wo, F] of `patches` and w."""
+    return images(torch.bmm(_matrices(w, taken.shape[0]), taken), batch, height, width)
 
 
 def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
     """dx of g and w."""
-    groups, batch, rows, columns, filters = g.shape
+    groups, batch = g.shape[:2]
     size, channels = w.shape[1], w.shape[3]
-    flat = w.reshape(w.shape[0], -1, filters).transpose(1, 2)
-    if w.shape[0] == 1:
-        parts = torch.mm(g.reshape(-1, filters), flat[0])
-    else:
-        parts = torch.bmm(g.reshape(groups, -1, filters), flat)
-    readers = _readers(height, width, size, stride, str(g.device))
-    parts = parts.reshape(groups * batch, rows * columns * size * size, channels)
-    found = _with_zeros(parts).index_select(1, readers)
-    return found.reshape(groups, batch, height, width, -1, channels).sum(4)
+    parts = torch.bmm(_matrices(w, groups).transpose(1, 2), _with_zero(planes(g)))
+    readers = _readers(batch, height, width, size, stride, str(g.device))
+    found = parts.reshape(groups, channels, -1).index_select(2, readers)
+    found = found.reshape(groups, channels, -1, batch * height * width).sum(2)
+    return images(found, batch, height, width)
 
 
 def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
     """dw of x and g."""
-    groups, channels, filters = x.shape[0], x.shape[-1], g.shape[-1]
-    patches = _patches(x, size, stride).transpose(1, 2)
-    return torch.bmm(patches, g.reshape(groups, -1, filters)).reshape(
-        groups, size, size, channels, filters
-    )
+    return conv_weight_of_patches(patches(x, size, stride), g, size)
+
+
+def conv_weight_of_patches(taken: Tensor, g: Tensor, size: int) -> Tensor:
+    """dw [G, k, k, C, F] of `patches` and g."""
+    found = torch.bmm(planes(g), taken.transpose(1, 2))  # [G, F, C k k]
+    return found.reshape(*found.shape[:2], -1, size, size).permute(0, 3, 4, 2, 1)
+
+
+def patches(x: Tensor, size: int, stride: int) -> Tensor:
+    """[G, B, H, W, C] -> [G, C k k, B Ho Wo]."""
+    groups, batch, height, width, channels = x.shape
+    read = _taps(batch, height, width, size, stride, str(x.device))
+    found = _with_zero(planes(x)).index_select(2, read)
+    return found.reshape(groups, channels * size * size, -1)
+
+
+def planes(x: Tensor) -> Tensor:
+    """[G, B, H, W, C] -> [G, C, B H W], a view where the memory has this order."""
+    return x.permute(0, 4, 1, 2, 3).reshape(x.shape[0], x.shape[-1], -1)
+
+
+def images(x: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """The inverse of `planes`: [G, C, B H W] -> [G, B, H, W, C], a view."""
+    return x.view(*x.shape[:2], batch, height, width).permute(0, 2, 3, 4, 1)
+
+
+def new_images(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A new tensor [G, B, H, W, C], on CUDA in the order of `images`."""
+    if not like.is_cuda:
+        return like.new_empty(shape)
+    groups, *extents, channels = shape
+    return like.new_empty(groups, channels, *extents).permute(0, 2, 3, 4, 1)
+
+
+def new_weights(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A new tensor [G, k, k, C, F], on CUDA in the order of torch's weights."""
+    if not like.is_cuda:
+        return like.new_empty(shape)
+    groups, rows, columns, channels, filters = shape
+    return like.new_empty(groups, filters, channels, rows, columns).permute(0, 3, 4, 2, 1)
 
 
 def length(extent: int, size: int, stride: int) -> int:
@@ -61,66 +93,74 @@ def length(extent: int, size: int, stride: int) -> int:
     return (extent + 2 * (size // 2) - size) // stride + 1
 
 
-def _patches(x: Tensor, size: int, stride: int) -> Tensor:
-    """[G, B, H, W, C] -> [G, B Ho Wo, k k C]."""
-    groups, batch, height, width, channels = x.shape
-    read = _taps(height, width, size, stride, str(x.device))
-    rows = _with_zeros(x.reshape(groups * batch, height * width, channels))
-    return rows.index_select(1, read).reshape(groups, -1, size * size * channels)
+def _matrices(w: Tensor, groups: int) -> Tensor:
+    """[Gw, k, k, C, F] -> [G, F, C k k]."""
+    matrices = w.permute(0, 4, 3, 1, 2).reshape(w.shape[0], w.shape[-1], -1)
+    return matrices.expand(groups, -1, -1)
 
 
-def _with_zeros(rows: Tensor) -> Tensor:
-    """[N, P, C] -> [N, P + 1, C], zeros behind."""
-    zeros = _zeros(rows.shape[-1], rows.dtype, str(rows.device))
-    return torch.cat([rows, zeros.expand(rows.shape[0], -1, -1)], 1)
+def _with_zero(rows: Tensor) -> Tensor:
+    """[G, C, N] -> [G, C, N + 1], a zero behind."""
+    zero = _zero(rows.dtype, str(rows.device))
+    return torch.cat([rows, zero.expand(*rows.shape[:2], 1)], 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _zero(dtype: torch.dtype, device: str) -> Tensor:
+    return torch.zeros(1, 1, 1, dtype=dtype, device=device)
 
 
 @functools.lru_cache(maxsize=1024)
-def _zeros(channels: int, dtype: torch.dtype, device: str) -> Tensor:
-    return torch.zeros(1, 1, channels, dtype=dtype, device=device)
-
-
-@functools.lru_cache(maxsize=1024)
-def _taps(height: int, width: int, size: int, stride: int, device: str) -> Tensor:
-    """The place that tap (a, b) of output (i, j) reads, H W outside: [Ho Wo k k]."""
-    rows, row_inside = _tap_places(height, size, stride)  # [Ho, k]
-    columns, column_inside = _tap_places(width, size, stride)  # [Wo, k]
-    place = rows[:, None, :, None] * width + columns[None, :, None, :]
-    inside = row_inside[:, None, :, None] & column_inside[None, :, None, :]
-    return torch.where(inside, place, height * width).flatten().to(device)
+def _taps(batch: int, height: int, width: int, size: int, stride: int, device: str) -> Tensor:
+    """The place that tap (a, b) of output (n, i, j) reads, B H W outside: [k k B Ho Wo]."""
+    row, row_inside = _tap_places(height, size, stride)  # [k, Ho]
+    column, column_inside = _tap_places(width, size, stride)  # [k, Wo]
+    image = torch.arange(batch)[None, None, :, None, None] * height
+    place = (image + row[:, None, None, :, None]) * width + column[None, :, None, None, :]
+    inside = row_inside[:, None, None, :, None] & column_inside[None, :, None, None, :]
+    return torch.where(inside, place, batch * height * width).flatten().int().to(device)
 
 
 def _tap_places(extent: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
     outputs = torch.arange(length(extent, size, stride))
-    place = outputs[:, None] * stride + torch.arange(size) - size // 2
+    place = outputs * stride + torch.arange(size)[:, None] - size // 2
     return place, (place >= 0) & (place < extent)
 
 
 @functools.lru_cache(maxsize=1024)
-def _readers(height: int, width: int, size: int, stride: int, device: str) -> Tensor:
-    """The outputs and taps (i, j, a, b) that read a place, Ho Wo k k for none: [H W n n] with n the
-    most along an axis.
+def _readers(batch: int, height: int, width: int, size: int, stride: int, device: str) -> Tensor:
+    """The taps and outputs (a, b, n, i, j) that read a place, of k k (B Ho Wo + 1) with the zero
+    for none: [m m B H W] with m the most along an axis.
     """
-    columns = length(width, size, stride)
-    none = length(height, size, stride) * columns * size * size
-    row, row_tap, row_reads = _reader_places(height, size, stride)  # [H, n]
-    column, column_tap, column_reads = _reader_places(width, size, stride)  # [W, n]
-    output = row[:, None, :, None] * columns + column[None, :, None, :]
-    tap = row_tap[:, None, :, None] * size + column_tap[None, :, None, :]
-    reads = row_reads[:, None, :, None] & column_reads[None, :, None, :]
-    return torch.where(reads, output * size * size + tap, none).flatten().to(device)
+    rows, columns = length(height, size, stride), length(width, size, stride)
+    none = batch * rows * columns
+    row, row_tap, row_reads = _reader_places(height, size, stride)  # [m, H]
+    column, column_tap, column_reads = _reader_places(width, size, stride)  # [m, W]
+    image = torch.arange(batch)[None, None, :, None, None] * rows
+    output = (image + row[:, None, None, :, None]) * columns + column[None, :, None, None, :]
+    tap = row_tap[:, None, None, :, None] * size + column_tap[None, :, None, None, :]
+    reads = row_reads[:, None, None, :, None] & column_reads[None, :, None, None, :]
+    return torch.where(reads, tap * (none + 1) + output, none).flatten().int().to(device)
 
 
 def _reader_places(extent: int, size: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, tap and whether there is such an output, of each place: [extent, ceil(k / s)]."""
-    place = torch.arange(extent)[:, None] + size // 2
-    tap = place % stride + stride * torch.arange(-(-size // stride))
+    """Output, tap and whether there is such an output, of each place: [ceil(k / s), extent]."""
+    place = torch.arange(extent) + size // 2
+    tap = place % stride + stride * torch.arange(-(-size // stride))[:, None]
     output = torch.div(place - tap, stride, rounding_mode="floor")
     there = (tap < size) & (output >= 0) & (output < length(extent, size, stride))
     return output, tap, there
 
 
 def register(library: torch.library.Library) -> None:
-    """As the operators' kernels on CUDA."""
-    for operator in (conv, conv_input, conv_weight):
+    """As the operators' kernels on CUDA; `patches` and what follows it are operators of their own,
+    for several convolutions of one input (executors/shared_patches.py).
+    """
+    library.define("patches(Tensor x, int size, int stride) -> Tensor")
+    library.define(
+        "conv_of_patches(Tensor taken, Tensor w, int batch, int height, int width) -> Tensor"
+    )
+    library.define("conv_weight_of_patches(Tensor taken, Tensor g, int size) -> Tensor")
+    operators = conv, conv_input, conv_weight, patches, conv_of_patches, conv_weight_of_patches
+    for operator in operators:
         library.impl(operator.__name__, operator, "CUDA")

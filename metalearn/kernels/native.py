@@ -77,3 +77,8 @@ def usable(x: torch.Tensor) -> bool:
     if x.device.type == "cuda":
         return x.is_floating_point() and own_kernels()
     return _loaded is not None and x.device.type == "cpu" and x.dtype in TYPES
+
+
+def in_order(x: torch.Tensor) -> torch.Tensor:
+    """x contiguous, for the compiled functions; on CUDA as it is, for every order of memory."""
+    return x if x.is_cuda else x.contiguous()

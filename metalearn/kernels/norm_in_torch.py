@@ -1,38 +1,53 @@
 """The three operators of norm_relu_pool.py in few of torch's operators: their kernels on CUDA.
 
-Formulas and names as in norm_relu_pool.cpp; y [G, B, H, W, F], gain, bias, mean, scale [G, F]."""
+Formulas and names as in norm_relu_pool.cpp; y [G, B, H, W, F], gain, bias, mean, scale [G, F]. A
+channel of a task is a row [B H W] of torch's batch normalisation: r (u - A / n - x D / n) is its
+derivative, which the second gradient takes of v and of k u + l v."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metalearn.kernels.gather_conv import images, planes
+
 EPS = 1e-5
-AXES = (1, 2, 3)
 Three = tuple[Tensor, Tensor, Tensor]
 
 
 def norm_relu_pool(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
     """(p, mean, scale)."""
-    var, mean = torch.var_mean(y, AXES, correction=0)
-    scale = (var + EPS).rsqrt_()
-    z = torch.addcmul(_wide(bias), _normalised(y, mean, scale), _wide(gain))
-    p = z if window == 1 else _windows(z, window).amax(4)
-    return p.relu_(), mean, scale
+    rows = planes(y)
+    each = rows.reshape(1, -1, rows.shape[-1])
+    x, mean, scale = torch.native_batch_norm(each, None, None, None, None, True, 0.0, EPS)
+    z = torch.addcmul(bias.unsqueeze(2), x.view(rows.shape), gain.unsqueeze(2))
+    if window == 1:
+        p = images(z.relu_(), *y.shape[1:4])
+    else:
+        maxima, _ = _pooled(z, y, window)
+        p = images(maxima.relu_().flatten(2), *maxima.shape[2:])
+    return p, mean.view(gain.shape).to(y.dtype), scale.view(gain.shape).to(y.dtype)
 
 
 def norm_relu_pool_grad(
-    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+    g: Tensor,
+    y: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    p: Tensor,
+    window: int,
 ) -> Three:
     """(dy, dgain, dbias)."""
-    x = _normalised(y, mean, scale)
-    u = _spread(g, torch.addcmul(_wide(bias), x, _wide(gain)), window)
-    dbias, dgain = u.sum(AXES), (u * x).sum(AXES)
-    slope = gain * scale
-    each = slope * (-1 / _places(y))
-    dy = torch.addcmul(_wide(each * dbias), u, _wide(slope))
-    return dy.addcmul_(x, _wide(each * dgain)), dgain, dbias
+    u = _positive(g, p)
+    if window > 1:
+        u = _spread(u, _places(y, gain, bias, mean, scale, window), y, window)
+    dy, dgain, dbias = _centred(u.flatten(2), y, mean, scale)
+    return images(dy.mul_(gain.unsqueeze(2)), *y.shape[1:4]), dgain, dbias
 
 
 def norm_relu_pool_second(
@@ -47,75 +62,88 @@ def norm_relu_pool_second(
     scale: Tensor,
     dgain: Tensor,
     dbias: Tensor,
+    p: Tensor,
     window: int,
 ) -> Three:
     """(dg, dy, dgain) of v for _grad's dy, s for its dgain and t for its dbias."""
-    share = 1 / _places(y)
+    share, v = -1 / (y.shape[1] * y.shape[2] * y.shape[3]), planes(v)
     x = _normalised(y, mean, scale)
-    z = torch.addcmul(_wide(bias), x, _wide(gain))
-    u = _spread(g, z, window)
-    v1, v2, vu = v.sum(AXES), (v * x).sum(AXES), (v * u).sum(AXES)
-    slope = gain * scale
-    each = slope * -share
-    k, less = torch.addcmul(s, each, v2), each * dgain  # `less` is l of the formulas
-    du = torch.addcmul(_wide(torch.addcmul(t, each, v1)), v, _wide(slope)).addcmul_(x, _wide(k))
-    dg = _gathered(du, z, window)
-    q = vu - (dbias * v1).addcmul_(dgain, v2).mul_(share)
-    gained = scale * q
-    k, less = k * scale, less * scale
-    shift = (k * dbias).addcmul_(less, v1).mul_(-share)
-    along = (k * dgain).addcmul_(less, v2).addcmul_(slope, gained).mul_(-share)
-    dy = torch.addcmul(_wide(shift), u, _wide(k))
-    return dg, dy.addcmul_(v, _wide(less)).addcmul_(x, _wide(along)), gained
+    w, v2, _ = _centred(v, y, mean, scale)
+    du = torch.addcmul(t.unsqueeze(2), w, gain.unsqueeze(2)).addcmul_(x, s.unsqueeze(2))
+    u = _positive(g, p)
+    if window == 1:
+        dg = _positive(images(du, *y.shape[1:4]), p)
+    else:
+        places = _places(y, gain, bias, mean, scale, window)
+        u = _spread(u, places, y, window)
+        chosen = du.view(*places.shape[:3], -1).gather(3, places.flatten(3)).flatten(2)
+        dg = _positive(images(chosen, *p.shape[1:4]), p)
+    u = u.flatten(2)
+    slope, gained = gain * scale, (u * w).sum(2)
+    h = u.mul_(torch.addcmul(s, slope, v2, value=share).unsqueeze(2))
+    h.addcmul_(v, (slope * dgain).unsqueeze(2), value=share)
+    dy, *_ = _centred(h, y, mean, scale)
+    dy.addcmul_(x, (slope * gained).unsqueeze(2), value=share)
+    return images(dg.flatten(2), *p.shape[1:4]), images(dy, *y.shape[1:4]), gained
 
 
-def _wide(value: Tensor) -> Tensor:
-    """[G, F] -> [G, 1, 1, 1, F]."""
-    return value[:, None, None, None]
-
-
-def _places(y: Tensor) -> int:
-    return y.shape[1] * y.shape[2] * y.shape[3]
+def _centred(u: Tensor, y: Tensor, mean: Tensor, scale: Tensor) -> Three:
+    """(r (u - A / n - x D / n), D, A) of rows u [G, F, n]: [G, F, n], [G, F], [G, F]."""
+    kind = torch.promote_types(y.dtype, torch.float32)
+    statistics = mean.reshape(-1).to(kind), scale.reshape(-1).to(kind)
+    u, rows = (a.reshape(1, -1, a.shape[-1]) for a in (u, planes(y)))
+    found = torch.ops.aten.native_batch_norm_backward(
+        u, rows, None, None, None, *statistics, True, EPS, [True, True, True]
+    )
+    dx, dgain, dbias = cast(Three, found)
+    dgain, dbias = (a.view(mean.shape).to(y.dtype) for a in (dgain, dbias))
+    return dx.view(*mean.shape, -1), dgain, dbias
 
 
 def _normalised(y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return (y - _wide(mean)).mul_(_wide(scale))
+    """x as rows [G, F, n]."""
+    return (planes(y) - mean.unsqueeze(2)).mul_(scale.unsqueeze(2))
 
 
-def _windows(z: Tensor, window: int) -> Tensor:
-    """[G, B, H, W, F] -> [G, B, h, w, window ** 2, F], an odd border left out."""
-    height, width = z.shape[2] // window, z.shape[3] // window
-    parts = z[:, :, : height * window, : width * window]
-    parts = parts.reshape(*z.shape[:2], height, window, width, window, z.shape[-1])
-    return parts.movedim(3, 4).flatten(4, 5)
+def _channels_first(x: Tensor) -> Tensor:
+    """[G, B, H, W, F] -> [G, F, B, H, W]."""
+    return x.permute(0, 4, 1, 2, 3)
 
 
-def _chosen(z: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """(place of the first largest of each window, whether it is positive): [G, B, h, w, 1, F]."""
-    parts = _windows(z, window)
-    place = parts.argmax(4, keepdim=True)
-    return place, parts.gather(4, place) > 0
+def _positive(g: Tensor, p: Tensor) -> Tensor:
+    """g [G, B, h, w, F] where p is positive, else 0, in this order: [G, F, B, h, w]."""
+    g, p = _channels_first(g), _channels_first(p)
+    out = torch.empty(g.shape, dtype=g.dtype, device=g.device)
+    torch.ops.aten.threshold_backward(g, p, 0, grad_input=out)
+    return out
 
 
-def _spread(g: Tensor, z: Tensor, window: int) -> Tensor:
-    """g [G, B, h, w, F] at the first largest place of each window of z, where that is positive."""
-    if window == 1:
-        return torch.ops.aten.threshold_backward(g, z, 0)  # type: ignore[no-any-return]
-    place, positive = _chosen(z, window)
-    numbers = torch.arange(window**2, device=z.device)[:, None]
-    chosen = positive & (place == numbers)
-    whole = torch.where(chosen, g.unsqueeze(4), 0)
-    whole = whole.unflatten(4, (window, window)).movedim(4, 3).flatten(4, 5).flatten(2, 3)
-    height, width = (size - size // window * window for size in z.shape[2:4])
-    return F.pad(whole, (0, 0, 0, width, 0, height)) if height or width else whole
+def _pooled(z: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Maxima of rows z [G, F, B H W] and the first place of each in its image: [G, F, B, h, w]."""
+    whole = z.view(-1, *y.shape[1:4])  # [G F, B, H, W]
+    found = torch.ops.aten.max_pool2d_with_indices(whole, [window, window])
+    maxima, places = (a.view(*z.shape[:2], *a.shape[1:]) for a in found)
+    return maxima, places
 
 
-def _gathered(u: Tensor, z: Tensor, window: int) -> Tensor:
-    """The transpose of `_spread`: [G, B, H, W, F] -> [G, B, h, w, F]."""
-    if window == 1:
-        return torch.ops.aten.threshold_backward(u, z, 0)  # type: ignore[no-any-return]
-    place, positive = _chosen(z, window)
-    return torch.where(positive, _windows(u, window).gather(4, place), 0).squeeze(4)
+def _places(
+    y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+) -> Tensor:
+    """The chosen place of each window, h W + w of its image: [G, F, B, h, w] int64."""
+    x = _normalised(y, mean, scale)
+    return _pooled(torch.addcmul(bias.unsqueeze(2), x, gain.unsqueeze(2)), y, window)[1]
+
+
+def _spread(u: Tensor, places: Tensor, y: Tensor, window: int) -> Tensor:
+    """u [G, F, B, h, w] at the chosen place of each window, else 0: [G, F, B, H, W]."""
+    (height, width), (rows, columns) = y.shape[2:4], places.shape[3:]
+    row = torch.arange(rows * window, device=u.device).view(rows, window, 1, 1)
+    number = row * width + torch.arange(columns * window, device=u.device).view(columns, window)
+    chosen = places[..., :, None, :, None] == number  # [G, F, B, h, window, w, window]
+    whole = torch.where(chosen, u[..., :, None, :, None], 0)
+    whole = whole.view(*u.shape[:3], rows * window, columns * window)
+    border = 0, width - columns * window, 0, height - rows * window
+    return F.pad(whole, border) if any(border) else whole
 
 
 def register(library: torch.library.Library) -> None:

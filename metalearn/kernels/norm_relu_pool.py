@@ -5,10 +5,11 @@
 with mean and var of a group's channel over images and places (Ioffe & Szegedy 2015, algorithm 1).
 Written in torch's operators a step's passes over the largest arrays cost more than its
 convolutions. Here one operator does the three, one its gradient, one the gradient of that, on a CPU
-by norm_relu_pool.cpp, which has the formulas, on CUDA by norm_in_torch.py; further derivatives are
-those of the same gradient written in torch's operators. Which place a window passes on is a
-constant in every derivative; of equal ones it is the first, as in max_pool2d. vmap turns a batch of
-tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
+by norm_relu_pool.cpp, which has the formulas, on CUDA by norm_in_torch.py, in the order of memory
+of gather_conv.py; further derivatives are those of the same gradient written in torch's operators.
+Which place a window passes on is a constant in every derivative; of equal ones it is the first, as
+in max_pool2d. Gradients get the result p besides, which says where it is positive. vmap turns a
+batch of tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn.kernels import native, norm_in_torch
+from metalearn.kernels.gather_conv import new_images
 from metalearn.kernels.norm_in_torch import EPS as EPS
 
 _library = torch.library.Library("metalearn", "FRAGMENT")
@@ -28,11 +30,11 @@ _library.define(
 )
 _library.define(
     "norm_relu_pool_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale, "
-    "int window) -> (Tensor, Tensor, Tensor)"
+    "Tensor p, int window) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
     "norm_relu_pool_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain,"
-    " Tensor bias, Tensor mean, Tensor scale, Tensor dgain, Tensor dbias, int window)"
+    " Tensor bias, Tensor mean, Tensor scale, Tensor dgain, Tensor dbias, Tensor p, int window)"
     " -> (Tensor, Tensor, Tensor)"
 )
 _ops = torch.ops.metalearn
@@ -69,33 +71,32 @@ def _run(what: int, window: int, y: Tensor, inputs: tuple[Tensor, ...], outputs:
 
 def _fake(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
     groups, batch, height, width, filters = y.shape
-    p = y.new_empty(groups, batch, height // window, width // window, filters)
+    p = new_images(y, (groups, batch, height // window, width // window, filters))
     return p, y.new_empty(groups, filters), y.new_empty(groups, filters)
 
 
 def _grad_fake(
-    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
+    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, *rest: Any
 ) -> Three:
-    return y.new_empty(y.shape), y.new_empty(gain.shape), y.new_empty(gain.shape)
+    return new_images(y, y.shape), y.new_empty(gain.shape), y.new_empty(gain.shape)
 
 
 def _second_fake(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
-    return y.new_empty(g.shape), y.new_empty(y.shape), y.new_empty(s.shape)
+    return new_images(y, g.shape), new_images(y, y.shape), y.new_empty(s.shape)
 
 
 def _forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
     return _run(0, window, y, (y, gain, bias), _fake(y, gain, bias, window))
 
 
-def _grad(
-    g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
-) -> Three:
-    given = (g, y, gain, bias, mean, scale)
-    return _run(1, window, y, given, _grad_fake(*given, window))
+def _grad(g: Tensor, y: Tensor, gain: Tensor, *rest: Any) -> Three:
+    *others, _, window = rest  # the places are found again in y: p is not read
+    given = (g, y, gain, *others)
+    return _run(1, window, y, given, _grad_fake(*given))
 
 
 def _second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -> Three:
-    *others, window = rest
+    *others, _, window = rest
     return _run(2, window, y, (v, s, t, g, y, *others), _second_fake(v, s, t, g, y))
 
 
@@ -115,20 +116,19 @@ class _NormReluPool(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
-        return cast(
-            Three, _ops.norm_relu_pool(y.contiguous(), gain.contiguous(), bias.contiguous(), window)
-        )
+        return cast(Three, _ops.norm_relu_pool(*map(native.in_order, (y, gain, bias)), window))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
-        _, mean, scale = output
+        p, mean, scale = output
         ctx.mark_non_differentiable(mean, scale)
-        ctx.save_for_backward(*inputs[:3], mean, scale)
+        ctx.save_for_backward(*inputs[:3], mean, scale, p)
         ctx.window = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Grad.apply(g, *ctx.saved_tensors, ctx.window), None  # type: ignore[no-untyped-call]
+        *given, p = ctx.saved_tensors  # no gradient flows through p
+        return *_Grad.apply(g, *given, p.detach(), ctx.window), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(
@@ -138,28 +138,22 @@ class _NormReluPool(torch.autograd.Function):
 
 
 class _Grad(torch.autograd.Function):
-    """(dy, dgain, dbias) of g, y, gain; bias tells which places are chosen, and moves none."""
+    """(dy, dgain, dbias) of g, y, gain; bias and p tell which places are chosen, and move none."""
 
     @staticmethod
-    def forward(
-        g: Tensor, y: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, window: int
-    ) -> Three:
-        return cast(
-            Three,
-            _ops.norm_relu_pool_grad(
-                *(a.contiguous() for a in (g, y, gain, bias, mean, scale)), window
-            ),
-        )
+    def forward(*inputs: Any) -> Three:
+        *arrays, window = inputs
+        return cast(Three, _ops.norm_relu_pool_grad(*map(native.in_order, arrays), window))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
-        ctx.save_for_backward(*inputs[:6], output[1], output[2])
-        ctx.window = inputs[6]
+        *arrays, p, ctx.window = inputs
+        ctx.save_for_backward(*arrays, output[1], output[2], p)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor | None, ...]:
         found = _Second.apply(v, s, t, *ctx.saved_tensors, ctx.window)  # type: ignore[no-untyped-call]
-        return *found, None, None, None, None
+        return *found, *[None] * 5
 
     @staticmethod
     def vmap(
@@ -174,7 +168,7 @@ class _Second(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Three:
         *arrays, window = inputs
-        return cast(Three, _ops.norm_relu_pool_second(*(a.contiguous() for a in arrays), window))
+        return cast(Three, _ops.norm_relu_pool_second(*map(native.in_order, arrays), window))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -191,7 +185,7 @@ class _Second(torch.autograd.Function):
             return cast(Three, back((v, s, t)))
 
         _, back = vjp(second, v, s, t, g, y, gain)
-        return *back(grads), None, None, None, None, None, None
+        return *back(grads), *[None] * 7
 
     @staticmethod
     def vmap(

@@ -4,7 +4,7 @@ Vinyals et al. 2016 pool; MAML's variant has strides."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -38,6 +38,31 @@ def pool(x: Tensor) -> Tensor:
 
 def _widths(filters: int | tuple[int, ...]) -> tuple[int, ...]:
     return (filters,) * BLOCKS if isinstance(filters, int) else filters
+
+
+class _Beside(torch.autograd.Function):
+    """The first of two tensors of one shape; the gradient of the second is zero, not none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, other: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros((), dtype=grad.dtype, device=grad.device).expand(grad.shape)
+
+
+def _beside(value: Tensor, other: Tensor) -> Tensor:
+    """`value` + 0 * `other`, on CUDA without arithmetic."""
+    if not value.is_cuda:
+        return value + 0 * other
+    return cast(Tensor, _Beside.apply(value, other))  # type: ignore[no-untyped-call]
 
 
 class FourBlocks(nn.Module):
@@ -90,7 +115,7 @@ class FourBlocks(nn.Module):
                 # Without the convolution's bias: the batch's own mean takes it out again. Its
                 # gradient is zero, and not none, for who asks for all of them (learn2learn's
                 # MetaSGD does).
-                shift = norm.bias if conv.bias is None else norm.bias + 0 * conv.bias
+                shift = norm.bias if conv.bias is None else _beside(norm.bias, conv.bias)
                 z = conv2d(z, conv.weight, None, stride)
                 if native.usable(z):
                     z = z.to(norm.weight.dtype)  # of autocast's bfloat16 too
