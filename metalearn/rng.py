@@ -139,7 +139,12 @@ def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
 
 def integers(key: Key, shape: Sequence[int], high: int) -> Tensor:
     """Integers in [0, high): [*B, *shape]; bias below high / 2^31."""
-    return (_shift(bits(key, shape), 33) * high) >> 31
+    return below(bits(key, shape), high)
+
+
+def below(words: Tensor, high: int) -> Tensor:
+    """`integers` of random bits: [*B] -> [*B]."""
+    return (_shift(words, 33) * high) >> 31
 
 
 def permutation(key: Key, size: int) -> Tensor:
@@ -150,19 +155,89 @@ def permutation(key: Key, size: int) -> Tensor:
 def choice(key: Key, size: int, count: int) -> Tensor:
     """`count` different numbers of 0 .. size-1 in random order: [*B, count].
 
-    Few of many by Floyd's sampling (Bentley & Floyd 1987, CACM 30(9)): `count` rounds over the
-    whole batch of keys instead of sorting `size` numbers. Its set is uniform; a permutation makes
-    the order uniform too. ValueError where `count` is larger than `size`."""
+    Few of many by `floyd` instead of sorting `size` numbers; a permutation makes their order
+    uniform too. ValueError where `count` is larger than `size`."""
     if count > size:
         raise ValueError(f"cannot choose {count} different of {size}")
-    if size <= 4 * count or size <= 32:
+    if sorts_all(size, count):
         return permutation(key, size)[..., :count]
-    draws = _shift(bits(key, (count,)), 33)
-    chosen = torch.full((*key.shape, count), -1, dtype=torch.int64, device=key.device)
-    for place in range(count):
-        top = size - count + place
-        drawn = (draws[..., place] * (top + 1)) >> 31
-        repeats = (chosen == drawn.unsqueeze(-1)).any(-1)
-        value = torch.where(repeats, top, drawn).unsqueeze(-1)
-        chosen = torch.where(torch.arange(count, device=key.device) == place, value, chosen)
-    return chosen.gather(-1, permutation(fold_in(key, "order"), count))
+    return floyd(bits(key, (count,)), bits(fold_in(key, "order"), (count,)), size)
+
+
+def sorts_all(size: int, count: int) -> bool:
+    """Whether `choice` permutes all numbers and takes the first ones."""
+    return size <= 4 * count or size <= 32
+
+
+def floyd(words: Tensor, order: Tensor, size: int | Tensor) -> Tensor:
+    """Different numbers of 0 .. size-1 (Bentley & Floyd 1987, CACM 30(9)): [*B, count].
+
+        t_p = size - count + p,  d_p uniform in 0 .. t_p
+        chosen_p = d_p, or t_p where d_p was chosen before
+
+    words [*B, count] are the bits of the draws, order [*B, count] those of the order in which they
+    are returned; size an int or [*B] of at least `count`. All rounds at once: d_p was chosen before
+    if an earlier draw equals it, or if it is an earlier t_j and round j chose that; these pointers
+    from p to j < p are followed by doubling."""
+    count = words.shape[-1]
+    least = (size.unsqueeze(-1) if isinstance(size, Tensor) else size) - count
+    places = torch.arange(count, device=words.device)
+    drawn = (_shift(words, 33) * (places + (least + 1))) >> 31
+    earlier = places < places.unsqueeze(-1)
+    repeats = ((drawn.unsqueeze(-1) == drawn.unsqueeze(-2)) & earlier).any(-1)
+    source = (drawn - least).clamp(min=0)  # place 0 repeats nothing
+    doublings = max(count - 2, 0).bit_length()
+    for doubling in range(doublings):
+        repeats = repeats | repeats.gather(-1, source)
+        source = source.gather(-1, source) if doubling < doublings - 1 else source
+    return torch.where(repeats, places + least, drawn).gather(-1, order.argsort(-1))
+
+
+Chain = tuple[int, ...]  # what is added to a key before each of the mixes that lead to a number
+
+
+def chain(*names: str | int) -> Chain:
+    """The chain of fold_in(key, *names)."""
+    numbers = [number(name) + 1 for name in names]
+    return tuple(_signed(value * factor) for value in numbers for factor in (_SALT, _GAMMA))
+
+
+def chains(start: Chain, count: int) -> list[Chain]:
+    """Those of bits(key, (count,)), key the end of `start`."""
+    return [(*start, _signed((place + 1) * _GAMMA)) for place in range(count)]
+
+
+class Words:
+    """Several draws of one key in few operations: equal to `bits` of keys folded from it.
+
+        words = Words([chains(chain(name), n), ...], device);   words(key) -> [bits [*B, n], ...]
+
+    Numbers at the end of chains of equal length are mixed together, and beginnings that they have
+    in common once. Make it outside of traces: it holds tensors."""
+
+    def __init__(self, draws: Sequence[Sequence[Chain]], device: str | torch.device) -> None:
+        self._depths = [len(chains[0]) if chains else 0 for chains in draws]
+        self._counts = [len(chains) for chains in draws]
+        self._rounds: list[tuple[Tensor | None, Tensor]] = []  # (columns of the last, added) [K]
+        last: dict[Chain, int] = {(): 0}
+        for depth in range(1, max(self._depths) + 1):
+            ends = [chain for chains in draws for chain in chains if len(chain) == depth]
+            longer = [c[:depth] for chains in draws for c in chains if len(c) > depth]
+            prefixes = [*ends, *(prefix for prefix in dict.fromkeys(longer))]
+            columns = [last[prefix[:-1]] for prefix in prefixes]
+            plain = len(last) == 1 or columns == list(range(len(last)))
+            added = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.int64)
+            places = None if plain else torch.tensor(columns).to(device)
+            self._rounds.append((places, added.to(device)))
+            last = {prefix: place for place, prefix in enumerate(prefixes)}
+
+    def __call__(self, key: Key) -> list[Tensor]:
+        value, found = key.unsqueeze(-1), dict[int, Tensor]()
+        for depth, (columns, added) in enumerate(self._rounds, 1):
+            value = value if columns is None else value.index_select(-1, columns)
+            value = _mix(value + added)
+            sizes = [n if d == depth else 0 for n, d in zip(self._counts, self._depths)]
+            pieces = value.split([*sizes, value.shape[-1] - sum(sizes)], -1)
+            found |= {place: pieces[place] for place, size in enumerate(sizes) if size}
+        empty = key.unsqueeze(-1)[..., :0]
+        return [found.get(place, empty) for place in range(len(self._counts))]

@@ -296,3 +296,39 @@ def test_more_than_there_are_cannot_be_chosen() -> None:
         rng.choice(KEY, 5, 6)
     assert sorted(rng.choice(KEY, 5, 5).tolist()) == [0, 1, 2, 3, 4]
     assert sorted(rng.choice(KEY, 400, 400).tolist()) == list(range(400))
+
+
+def test_draws_made_together_are_those_of_folded_keys() -> None:
+    keys = rng.fold_in(KEY, torch.arange(12))
+    starts = [rng.chain("a", place) for place in range(3)]
+    words = rng.Words(
+        [
+            rng.chains(rng.chain(4), 5),
+            [one for start in starts for one in rng.chains(start, 2)],
+            [],
+            rng.chains((), 3),
+        ],
+        "cpu",
+    )
+    each = rng.fold_in(keys.unsqueeze(-1), "a", torch.arange(3))
+    one, two, none, three = words(keys)
+    assert torch.equal(one, rng.bits(rng.fold_in(keys, 4), (5,)))
+    assert torch.equal(two, rng.bits(each, (2,)).flatten(1)) and none.shape == (12, 0)
+    assert torch.equal(three, rng.bits(keys, (3,)))
+    assert all(torch.equal(a[0], b) for a, b in zip(words(keys), words(keys[0]), strict=True))
+
+
+@FAST
+@given(seed=INT64, least=st.integers(0, 6), count=st.integers(0, 12))
+def test_floyd_takes_the_last_number_where_a_draw_was_chosen(
+    seed: int, least: int, count: int
+) -> None:
+    """Round after round, as in the paper; few numbers, so that many draws repeat."""
+    words, size = rng.bits(key_of(seed), (count,)), least + count
+    expected: list[int] = []
+    for place, word in enumerate(words.tolist()):
+        drawn = (((word >> 33) & (2**31 - 1)) * (least + place + 1)) >> 31
+        expected.append(least + place if drawn in expected else drawn)
+    order = torch.arange(count)
+    for form in (size, torch.tensor(size)):
+        assert rng.floyd(words, order, form).tolist() == expected

@@ -146,6 +146,7 @@ class ImageSource:
         same = sizes[0] if len(set(sizes)) == 1 else None
         turned = int(pool.shape[0]) if rotate_per_task else 0
         self._pool = native.Pool(rows, numbers, numbers.cumsum(0) - numbers, same, turned)
+        self._words = _words_of(spec, same)
         self._scale = torch.tensor(1.0 / 255.0, dtype=spec.dtype, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -180,17 +181,23 @@ class ImageSource:
         spec = self.spec
         key = key.to(self._pool.rows.device)
         keys = rng.fold_in(key, torch.arange(start, start + num_tasks, device=key.device))
-        # Five keys for each task in one call: small calls are half of the time.
-        purposes = rng.fold_in(keys.unsqueeze(-1), torch.arange(5, device=key.device))
-        of_classes, of_examples, of_turns, of_support, of_query = purposes.unbind(-1)
-        class_ids = rng.choice(of_classes, spec.num_classes, spec.ways)
-        rows = self._choose_rows(of_examples, class_ids)
+        classes, class_order, examples, example_order, turns, support, query = self._words(keys)
+        if class_order.shape[-1]:
+            class_ids = rng.floyd(classes, class_order, spec.num_classes)
+        else:
+            class_ids = classes.argsort(-1)[..., : spec.ways]
+        rows = self._choose_rows(examples, example_order, class_ids)
         if self.rotate_per_task:
-            rows = rows + rng.integers(of_turns, (spec.ways, 1), 4) * self._pool.turned
-        support = self._part(of_support, rows[..., : spec.shots])
-        query = self._part(of_query, rows[..., spec.shots :])
-        step = torch.zeros(num_tasks, dtype=spec.dtype, device=key.device)
-        return Episode(support, query, {"key": keys, "step": step, "class_ids": class_ids})
+            rows = rows + rng.below(turns.unsqueeze(-1), 4) * self._pool.turned
+        return Episode(
+            self._part(support, rows[..., : spec.shots]),
+            self._part(query, rows[..., spec.shots :]),
+            {
+                "key": keys,
+                "step": torch.zeros(num_tasks, dtype=spec.dtype, device=key.device),
+                "class_ids": class_ids,
+            },
+        )
 
     def examples(self, key: Key, size: int) -> Batch:
         """Images labelled over all classes of the split: x [B, *X], y [B] int64, B = size.
@@ -209,22 +216,27 @@ class ImageSource:
             x = self._augment(x, rng.fold_in(key, _EXAMPLES, torch.arange(size, device=key.device)))
         return Batch(x, labels)
 
-    def _choose_rows(self, keys: Tensor, class_ids: Tensor) -> Tensor:
-        """K + Q different rows of each class, in random order: [T, N, K + Q]."""
-        each = self.spec.shots + self.spec.queries
-        places = torch.arange(self.spec.ways, device=keys.device)
-        draws = rng.fold_in(keys.unsqueeze(-1), places)
-        if self._pool.same is not None:
-            chosen = rng.choice(draws, self._pool.same, each)
+    def _choose_rows(self, words: Tensor, order: Tensor, class_ids: Tensor) -> Tensor:
+        """K + Q different rows of each class, in random order: [T, N, K + Q].
+
+        words [T, N m] and order [T, N (K + Q)] or [T, 0] are those of `_words_of`."""
+        each, tasks = self.spec.shots + self.spec.queries, class_ids.shape[0]
+        words = words.reshape(tasks, self.spec.ways, words.shape[-1] // self.spec.ways)
+        if order.shape[-1]:
+            order = order.reshape(words.shape)
+            same = self._pool.same
+            chosen = rng.floyd(words, order, self._pool.counts[class_ids] if same is None else same)
         else:
-            chosen = _choice_of(draws, self._pool.counts[class_ids], each)
+            chosen = words.argsort(-1)[..., :each]
         return chosen + self._pool.starts[class_ids].unsqueeze(-1)
 
-    def _part(self, keys: Tensor, rows: Tensor) -> Batch:
-        """The images of rows [T, N, R] as one permuted set for each task, labelled along N."""
+    def _part(self, words: Tensor, rows: Tensor) -> Batch:
+        """The images of rows [T, N, R] as one set for each task, permuted by words [T, N R],
+        labelled along N.
+        """
         tasks, ways, each = rows.shape
-        order = rng.permutation(keys, ways * each)
-        labels = order // each if each else order
+        order = words.argsort(-1)
+        labels = order // each if each > 1 else order
         x = self._gather(rows.reshape(tasks, ways * each).gather(-1, order).flatten())
         return Batch(x.reshape(tasks, ways * each, *self.spec.x_shape), labels)
 
@@ -290,19 +302,27 @@ def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
         raise ConfigError(*problems)
 
 
-def _choice_of(keys: Tensor, sizes: Tensor, count: int) -> Tensor:
-    """rng.choice with one size for each key: keys [*B], sizes [*B] >= count -> [*B, count].
+def _words_of(spec: EpisodeSpec, same: int | None) -> rng.Words:
+    """All random numbers of an episode: draws and order of classes, draws and order of the examples
+    of each class, turns, permutations of support and query.
 
-    Floyd's sampling (Bentley & Floyd 1987), whose rounds accept a tensor of sizes."""
-    draws = rng.integers(keys, (count,), 1 << 31)
-    chosen: list[Tensor] = []
-    for place in range(count):
-        top = sizes - count + place
-        drawn = (draws[..., place] * (top + 1)) >> 31
-        repeats = torch.zeros_like(drawn, dtype=torch.bool)
-        for earlier in chosen:
-            repeats = repeats | (drawn == earlier)
-        chosen.append(torch.where(repeats, top, drawn))
-    if not chosen:
-        return torch.empty((*keys.shape, 0), dtype=torch.int64, device=keys.device)
-    return torch.stack(chosen, -1).gather(-1, rng.permutation(rng.fold_in(keys, "order"), count))
+    `same` is the number of examples of every class, None where they differ."""
+    each, places = spec.shots + spec.queries, range(spec.ways)
+
+    def choice(starts: Sequence[rng.Chain], size: int | None, count: int) -> list[list[rng.Chain]]:
+        all_sorted = size is not None and rng.sorts_all(size, count)
+        draws = size if size is not None and all_sorted else count
+        order = [] if all_sorted else [(*start, *rng.chain("order")) for start in starts]
+        return [
+            [one for start in starts for one in rng.chains(start, draws)],
+            [one for start in order for one in rng.chains(start, count)],
+        ]
+
+    draws = [
+        *choice([rng.chain(0)], spec.num_classes, spec.ways),
+        *choice([rng.chain(1, place) for place in places], same, each),
+        rng.chains(rng.chain(2), spec.ways),
+        rng.chains(rng.chain(3), spec.ways * spec.shots),
+        rng.chains(rng.chain(4), spec.ways * spec.queries),
+    ]
+    return rng.Words(draws, spec.device)
