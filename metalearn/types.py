@@ -88,6 +88,7 @@ class UpdateRule(NamedTuple):
 
     init: Callable[[Any], State]
     update: Callable[[Grads, State, Any, Tensor], tuple[Updates, State]]  # last argument: the loss
+    elementwise: bool = False  # it treats all numbers alike, whichever parameter they belong to
 
 
 class Path(NamedTuple):

@@ -16,7 +16,9 @@ from torch import Tensor
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors.precision import gradient_error, with_precision
+from metalearn.executors.simplify import shorten_for_capture
 from metalearn.executors.step import make_step_fn
+from metalearn.executors.trace import trace
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
 from metalearn.kernels.norm_relu_pool import norm_relu_pool
@@ -25,7 +27,7 @@ from metalearn.rng import fold_in, normal
 pytestmark = pytest.mark.gpu
 F64 = torch.float64
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-NODES = 966  # of the captured strided Conv4-64 step; 1,352 with torch's operators
+NODES = 498  # of the captured strided Conv4-64 step; 1,352 with torch's operators
 
 
 def draw(name: str, *shape: int) -> Tensor:
@@ -114,3 +116,20 @@ def test_a_captured_step_has_few_nodes() -> None:
     made = make_step_fn(problem.method, draw, problem.key, tasks=2, device="cuda", executor="graph")
     made.step(problem.method.init(problem.key), made.sample(0))
     assert emulator.GRAPHS[-1].size <= NODES
+
+
+def test_convolutions_of_one_input_gather_its_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are small; the numbers are the same."""
+    native.kernel()
+    x, w = draw("x", 2, 6, 5, 3).cuda(), draw("w", 4, 3, 3, 3).cuda()
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return torch.func.grad(lambda w: conv2d(x, w, None, 2).square().sum())(w)
+
+    for largest, gathers in ((1 << 26, 1), (0, 0)):
+        monkeypatch.setattr("metalearn.executors.shared_patches.LARGEST", largest)
+        found = trace(function, x, w)
+        graph = shorten_for_capture(found)
+        names = [str(node.target) for node in graph.graph.nodes]
+        assert names.count("metalearn.patches.default") == gathers
+        torch.testing.assert_close(graph(x, w, *found.constants)[0], function(x, w), **EXACT)

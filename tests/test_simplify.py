@@ -206,3 +206,47 @@ def test_arithmetic_that_changes_something_is_the_same(name: str, dtype: torch.d
     )
     assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
     assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
+
+
+def test_joined_pieces_of_one_vector_are_the_vector() -> None:
+    """Of a split, of slices in their order, and where something is added to each."""
+    sizes = [2, 3, 4]
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pieces = [piece.reshape(2, -1, 1) for piece in x.split(sizes, 1)]
+        joined = torch.cat([piece.reshape(2, -1) for piece in pieces], 1)
+        slices = x[:, :2], x[:, 2:5], x[:, 5:]
+        others = [piece.reshape(2, -1, 1).exp() for piece in y.split(sizes, 1)]
+        sums = [(a.reshape(2, -1, 1) + b).reshape(2, -1) for a, b in zip(slices, others)]
+        turned = [(b + a).reshape(2, -1) for a, b in zip(pieces, others)]
+        return joined * 2, torch.cat(sums, 1), torch.cat(turned, 1)
+
+    x, y = torch.randn(2, 9), torch.randn(2, 9)
+    short = operations(simplify_graph(trace(function, x, y).graph))
+    assert short.count("aten.cat.default") == 2  # of the others, once for each sum
+    assert short.count("aten.add.Tensor") == 2
+    found = specialize_by_shape(function, interpret_simplified)(x, y)
+    assert all(torch.equal(a, b) for a, b in zip(found, function(x, y), strict=True))
+
+
+APART: dict[str, Any] = {
+    "other order": lambda x: torch.cat(x.split([2, 3, 4], 1)[::-1], 1),
+    "not all": lambda x: torch.cat(x.split([2, 3, 4], 1)[:2], 1),
+    "another axis": lambda x: torch.cat(x.split([3, 3, 3], 1), 0),
+    "turned": lambda x: torch.cat([p.t().reshape(2, -1) for p in x.split([2, 3, 4], 1)], 1),
+    "of two": lambda x: torch.cat([x.split([4, 5], 1)[0], x.exp().split([4, 5], 1)[1]], 1),
+    "steps": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+    "spread sums": lambda x: torch.cat([p + p[:1] for p in x.split([2, 3, 4], 1)], 1),
+    "scaled sums": lambda x: torch.cat(
+        [torch.add(p, p.exp(), alpha=2) for p in x.split([2, 3, 4], 1)], 1
+    ),
+    "numbers": lambda x: torch.cat([p + 1 for p in x.split([2, 3, 4], 1)], 1),
+    "types": lambda x: torch.cat([p + p.double() for p in x.split([2, 3, 4], 1)], 1),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_other_concatenations_are_the_same(name: str) -> None:
+    x = torch.randn(2, 9)
+    found, expected = specialize_by_shape(APART[name], interpret_simplified)(x), APART[name](x)
+    assert torch.equal(found, expected) and found.dtype == expected.dtype

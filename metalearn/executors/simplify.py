@@ -4,8 +4,9 @@ Expansions and views to the shape that is there, a transposition taken back, a v
 same operation on the same values twice; and arithmetic with constants that changes nothing (times
 one, plus zero, to the power of one), of which derivatives are full: the seed of a gradient is a
 tensor of ones, that of a product's other factor one of zeros. That takes 9 to 13 % of the
-operations of a sinusoid step. Results are those of the longer list, bit for bit but for the sign of
-a zero (0 + -0 is 0, and stays -0 here) and what is divided by it."""
+operations of a sinusoid step. Pieces that are joined again are in rejoin.py. Results are those of
+the longer list, bit for bit but for the sign of a zero (0 + -0 is 0, and stays -0 here) and what is
+divided by it."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from metalearn.executors.rejoin import rejoin
+from metalearn.executors.shared_patches import share_patches
 from metalearn.executors.trace import Flat, Trace, writes
 
 _aten = torch.ops.aten
@@ -56,8 +59,17 @@ def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
 def interpret_shortened(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as a short list of operations, run by Python: for a capture, which happens once."""
     del tensors
-    graph, constants = simplify_graph(traced.graph), traced.constants
+    graph, constants = shorten_for_capture(traced), traced.constants
     return lambda *inputs: graph(*inputs, *constants)
+
+
+def shorten_for_capture(traced: Trace) -> GraphModule:
+    """`simplify_graph` in few kernels; the graph of `traced` is used up."""
+    graph = simplify_graph(traced.graph)
+    if not any(writes(node) for node in graph.graph.nodes):
+        share_patches(graph)
+        graph.recompile()
+    return graph
 
 
 def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
@@ -119,6 +131,8 @@ def simplify_graph(graph: GraphModule) -> GraphModule:
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             _shorten(node)
+    graph.graph.eliminate_dead_code()
+    rejoin(graph)
     graph.graph.eliminate_dead_code()
     shorter: Graph = fx_graph_cse(graph.graph)
     shorter.eliminate_dead_code()

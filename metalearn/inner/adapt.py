@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from metalearn import noise, padding
+from metalearn.inner.one_vector import apply_rule
 from metalearn.inner.recompute import checkpointed
 from metalearn.inner.stepwise import is_active, loop
 from metalearn.scopes import running_statistics
-from metalearn.tree import add, detach, trainable
+from metalearn.tree import detach, trainable
 from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
 
 PRESENT = "padding.present"  # of the fixed parameters: the classes of the task, for the loss
@@ -142,5 +143,5 @@ def _step(
 
     with noise.noise_from(key), running_statistics.training(training, records=False):
         grads, value = torch.func.grad_and_value(loss_at)(moving)
-    updates, state = rule.update(detach(grads) if first_order else grads, state, moving, value)
-    return add(moving, updates), state, value
+    grads = detach(grads) if first_order else grads
+    return *apply_rule(rule, grads, state, moving, value), value

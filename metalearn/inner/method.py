@@ -242,17 +242,8 @@ def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
         moving = {name: grad for name, grad in flat_grads.items() if not is_stats(name)}
         zero = torch.zeros((), dtype=state.step.dtype, device=state.step.device)
-        params, opt = {name: flat[name] for name in moving}, state.opt
-        together = zero.is_cuda and len(moving) > 1  # there launches cost more than numbers
-        if together:
-            names, like = list(moving), params
-            opt = one_vector.map_state(opt, lambda value: one_vector.join(value, names))
-            params, moving = one_vector.join(params, names), one_vector.join(moving, names)
-        updates, opt = rule.update(moving, opt, params, zero)
-        moved = {name: params[name] + updates[name] for name in params}
-        if together:
-            opt = one_vector.map_state(opt, lambda value: one_vector.split(value, like))
-            moved = one_vector.split(moved, like)
+        params = {name: flat[name] for name in moving}
+        moved, opt = one_vector.apply_rule(rule, moving, state.opt, params, zero)
         new = {
             name: moved[name] if name in moved else flat[name] - flat_grads[name] for name in flat
         }
@@ -328,7 +319,7 @@ def step_over_tasks(
         state = broadcast_task_state(state, episodes.support.x.shape[0])
         grads, metrics, lanes = grads_of_tasks(task_grad, state.meta, episodes, state.lanes)
         state = state._replace(lanes=lanes)
-        return update(state, mean_over_tasks(grads)), mean_over_tasks(metrics)
+        return update(state, one_vector.mean_over_tasks(grads)), mean_over_tasks(metrics)
 
     return step
 

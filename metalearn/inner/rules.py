@@ -56,13 +56,14 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
         return UpdateRule(
             lambda params: {},
             lambda grads, state, params, loss: (tree_map(lambda g: _times(down, g), grads), state),
+            elementwise=True,
         )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         rate = lr * factor(state["count"])
         return tree_map(lambda g: -rate * g, grads), {"count": state["count"] + 1}
 
-    return UpdateRule(lambda params: {"count": _count(params)}, update)
+    return UpdateRule(lambda params: {"count": _count(params)}, update, elementwise=True)
 
 
 def momentum(
@@ -85,7 +86,7 @@ def momentum(
             "velocity": velocity,
         }
 
-    return UpdateRule(init, update)
+    return UpdateRule(init, update, elementwise=True)
 
 
 def adam(
@@ -119,7 +120,7 @@ def adam(
         )
         return updates, {"count": count, "first": first, "second": second}
 
-    return UpdateRule(init, update)
+    return UpdateRule(init, update, elementwise=True)
 
 
 def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
@@ -134,7 +135,7 @@ def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
         share = (limit / size).clamp(max=1)
         return rule.update(tree_map(lambda g: share * g, grads), state, params, loss)
 
-    return UpdateRule(rule.init, update)
+    return rule._replace(update=update)
 
 
 def clipped_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
@@ -170,7 +171,7 @@ def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> U
         updates, state = rule.update(grads, state, params, loss)
         return tree_map(lambda u, p: u - rate * decay * p, updates, params), state
 
-    return UpdateRule(rule.init, update)
+    return rule._replace(update=update)
 
 
 def per_parameter(rates: Any) -> UpdateRule:
