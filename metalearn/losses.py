@@ -41,15 +41,13 @@ def squared_error(
     predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
 ) -> Tensor:
     """Mean squared error: [B, *Y], [B, *Y] -> []."""
-    _same_shape(predictions, y)
-    return _mean((predictions - y).square(), weight, lead)
+    return _mean((predictions - _values(predictions, y)).square(), weight, lead)
 
 
 def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
     """Mean of d^2/2 where |d| < 1, else |d| - 1/2, d = prediction - y (Huber 1964, delta 1):
     [B, *Y], [B, *Y] -> []."""
-    _same_shape(predictions, y)
-    size = (predictions - y).abs()
+    size = (predictions - _values(predictions, y)).abs()
     # The clamped distance c gives both branches, c |d| - c^2 / 2, without a second branch to mask.
     near = size.clamp(max=1)
     return _mean(near * (size - near / 2), weight, lead)
@@ -70,8 +68,7 @@ def gaussian_nll(
     """Mean of -log N(y | mean, s^2), in nats a number: 3 x [B, *Y] -> [].
 
     log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation"""
-    _same_shape(mean, y)
-    residual = (y - mean) * torch.exp(-log_deviation)
+    residual = (_values(mean, y) - mean) * torch.exp(-log_deviation)
     return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
 
 
@@ -196,6 +193,12 @@ def _mean(each: Tensor, weight: Tensor | None, lead: int) -> Tensor:
     # where, not a product: padding may hold what gives no finite loss
     there = torch.where(weight > 0, examples, torch.zeros_like(examples))
     return (weight * there).sum(-1) / weight.sum(-1)
+
+
+def _values(predictions: Tensor, y: Tensor) -> Tensor:
+    """Targets of the predictions' shape; true counts as 1, false as 0."""
+    _same_shape(predictions, y)
+    return y.to(predictions.dtype) if y.dtype == torch.bool else y
 
 
 def _same_shape(predictions: Tensor, y: Tensor) -> None:

@@ -109,11 +109,19 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
         (np.zeros((3, 1, 28, 28)), [0.0, 1.0, np.nan], "without a label"),
         (np.zeros((3, 1, 28, 28)), ["a", None, "b"], "without a label"),
         (np.zeros((3, 1, 28, 28), complex), [0, 1, 2], "must be real"),
+        (np.zeros((3, 1, 28, 28)), ["a", 1, 2.5], "mixes texts with other labels"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(maml: LoadedRun, x: Any, y: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         maml.adapt(x, y)
+
+
+def test_steps_are_whole_numbers(maml: LoadedRun) -> None:
+    x = np.zeros((3, 1, 28, 28))
+    assert maml.adapt(x, [0, 1, 2], steps=np.int64(2)).steps == 2
+    with pytest.raises(ConfigError, match=r"steps: must be a whole number >= 0 \(got 2.5\)"):
+        maml.adapt(x, [0, 1, 2], steps=2.5)  # type: ignore[arg-type]
 
 
 def test_a_metric_learner_has_no_weights_to_take_away(proto_net: LoadedRun) -> None:

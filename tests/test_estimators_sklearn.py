@@ -104,3 +104,11 @@ def test_a_run_is_fitted_to_values(folders: tuple[Path, Path]) -> None:
     assert flat.shape == (8,) and column.shape == (8, 1)
     np.testing.assert_allclose(flat, column[:, 0])
     np.testing.assert_allclose(column, ml.load_run(folders[1]).adapt(x, np.sin(x), 3).predict(x))
+
+
+def test_a_run_of_the_other_kind_is_refused(folders: tuple[Path, Path]) -> None:
+    x = np.zeros((4, 1))
+    with pytest.raises(ConfigError, match="for classification: its estimator is FewShotClass"):
+        ml.FewShotRegressor(folders[0]).fit(x, np.arange(4.0))
+    with pytest.raises(ConfigError, match="for regression: its estimator is FewShotRegressor"):
+        ml.FewShotClassifier(folders[1]).fit(x, ["a", "b", "a", "b"])

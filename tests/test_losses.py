@@ -119,3 +119,10 @@ def test_distances_of_many_ways_are_those_of_few(monkeypatch: pytest.MonkeyPatch
     expected = negative_squared_distance(z, centres)
     monkeypatch.setattr(heads, "LARGE", 0)
     torch.testing.assert_close(negative_squared_distance(z, centres), expected)
+
+
+def test_targets_that_are_true_or_false_are_ones_and_zeros() -> None:
+    outputs, y = torch.randn(5, 2), torch.tensor([True, False]).expand(5, 2)
+    for name in ("mse", "huber", "bce"):
+        loss = LOSSES[name]
+        assert torch.equal(loss(outputs, y), loss(outputs, y.to(outputs.dtype)))

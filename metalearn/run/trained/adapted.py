@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,9 @@ def adapt_task(
     whose component has `transform`.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
     method's head was learned for another number of classes."""
-    if steps < 0:
-        raise ConfigError(("steps", f"must be >= 0 (got {steps})"))
+    if not isinstance(steps, int | np.integer) or steps < 0:
+        raise ConfigError(("steps", f"must be a whole number >= 0 (got {steps!r})"))
+    steps = int(steps)
     support_x = inputs(x, spec, True, transform)
     if len(y) != len(support_x):
         raise ConfigError(("y", f"has {len(y)} entries for {len(support_x)} inputs"))
@@ -188,11 +189,19 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         given = np.asarray(y)
         if is_missing(given).any():
             raise ConfigError(("y", MISSING))
+        if given.dtype.kind == "U" and not all(isinstance(one, str) for one in _entries(y)):
+            raise ConfigError(("y", "mixes texts with other labels: give labels of one kind"))
         classes, found = np.unique(given, return_inverse=True)
         place = torch.as_tensor(found).reshape(given.shape)
     if len(classes) < 2:
         raise ConfigError(("y", f"must be labels of at least 2 classes (got {len(classes)})"))
     return classes, place.to(spec.device)
+
+
+def _entries(y: Any) -> Iterator[Any]:
+    """Labels of a nested sequence, one by one; of an array they are of one kind."""
+    for one in () if isinstance(y, np.ndarray) else y:
+        yield from _entries(one) if isinstance(one, list | tuple) else (one,)
 
 
 def _fitting(y: Tensor, learner: Learner, x: Tensor, labels: bool) -> Tensor:

@@ -31,6 +31,11 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         if self.run is None:
             raise ConfigError(("run", "is None: give a run directory, or what load_run gives"))
         self.run_ = load_run(self.run) if isinstance(self.run, (str, Path)) else self.run
+        wanted = "classification" if isinstance(self, ClassifierMixin) else "regression"
+        kind = getattr(self.run_.method.spec, "kind", wanted)
+        if kind != wanted:
+            other = "FewShotRegressor" if kind == "regression" else "FewShotClassifier"
+            raise ConfigError(("run", f"was trained for {kind}: its estimator is {other}"))
         self._examples = (x, y)
         self.task_: AdaptedTask = self.run_.adapt(self._shaped(x), y, self.steps, self.seed)
 
