@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -110,6 +111,13 @@ def data_root() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests come first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting the tests made stays: the search for cycles, which tracing starts often, need
+    not read it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
