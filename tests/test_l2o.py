@@ -270,7 +270,7 @@ def test_tuned_adam_has_a_price_beside_every_row() -> None:
         {**mine, "adam_steps": {"steps": 40, "within": 80}},
         {**mine, "label": "far", "adam_steps": {"steps": None, "within": 80}},
     ]
-    lines = _table(rows, (0, 20), 20)
+    lines = _table(rows, (0, 20), 20).splitlines()
     at = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines}
     first = at["optimizer"].index("its FLOPs")
     expected = [["20", "1x", "1x"], ["40", "0.4x", "1x"], ["over 80", "", ""]]
