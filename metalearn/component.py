@@ -288,6 +288,14 @@ def option(
     """A field with its sentence, its limits and the phase that it acts in.
 
     `later` marks a field younger than schema 1, which enters a config's hash only where it differs
-    from its default."""
+    from its default.
+
+    >>> from typing import Literal
+    >>> class Wide(ml.models.MLP):
+    ...     name: Literal["wide"] = ml.option("wide", "The model.")
+    ...     factor: int = ml.option(2, "How much wider.", ge=1)
+    >>> Wide(factor=3).factor
+    3
+    """
     extra: dict[str, Any] = {"acts": acts, "later": True} if later else {"acts": acts}
     return Field(default, description=sentence, json_schema_extra=extra, **limits)

@@ -33,7 +33,11 @@ class DataError(ConfigError):
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """A closing half sentence with the nearest valid name and all of them."""
+    """A closing half sentence with the nearest valid name and all of them.
+
+    >>> ml.errors.did_you_mean("mamal", ["maml", "anil"])
+    "did you mean 'maml'? valid: anil, maml"
+    """
     names = sorted(valid)
     near = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -54,7 +58,13 @@ class RankLost(RuntimeError):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Log errors as sentences and exit: 2 bad input, 3 diverged, 75 stopped after saving."""
+    """Log errors as sentences and exit: 2 bad input, 3 diverged, 75 stopped after saving.
+
+    >>> with ml.errors.exit_codes():
+    ...     raise ml.ConfigError(("task.shots", "should be at least 1"))
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
     try:
         yield
     except ConfigError as error:

@@ -23,30 +23,51 @@ Criterion = Callable[..., Tensor]  # (predictions, y, weight=None, lead=0) -> []
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """[B] int64 -> [B, C]; torch's own one_hot does not run under vmap."""
+    """[B] int64 -> [B, C]; torch's own one_hot does not run under vmap.
+
+    >>> ml.losses.one_hot(torch.tensor([1, 0]), 2, torch.float32)
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
     return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(dtype)
 
 
 def cross_entropy_each(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] of each label: [..., C], [...] -> [...], nats."""
+    """-log softmax(logits)[y] of each label: [..., C], [...] -> [...], nats.
+
+    >>> ml.losses.cross_entropy_each(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
+    tensor([4., 4.])
+    """
     return -torch.log_softmax(logits, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
-    """Mean cross-entropy: [B, *Y, C], integer classes [B, *Y] -> []."""
+    """Mean cross-entropy: [B, *Y, C], integer classes [B, *Y] -> [].
+
+    >>> ml.losses.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
+    tensor(4.)
+    """
     return _mean(cross_entropy_each(logits, _classes(logits, y)), weight, lead)
 
 
 def squared_error(
     predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
 ) -> Tensor:
-    """Mean squared error: [B, *Y], [B, *Y] -> []."""
+    """Mean squared error: [B, *Y], [B, *Y] -> [].
+
+    >>> ml.losses.squared_error(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
+    tensor(5.)
+    """
     return _mean((predictions - _values(predictions, y)).square(), weight, lead)
 
 
 def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
     """Mean of d^2/2 where |d| < 1, else |d| - 1/2, d = prediction - y (Huber 1964, delta 1):
-    [B, *Y], [B, *Y] -> []."""
+    [B, *Y], [B, *Y] -> [].
+
+    >>> ml.losses.huber(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))  # (1/2 + 5/2) / 2
+    tensor(1.5000)
+    """
     size = (predictions - _values(predictions, y)).abs()
     # The clamped distance c gives both branches, c |d| - c^2 / 2, without a second branch to mask.
     near = size.clamp(max=1)
@@ -57,7 +78,11 @@ def binary_cross_entropy(
     logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
 ) -> Tensor:
     """Mean of -y log s - (1 - y) log(1 - s), s = sigmoid(logits), for multi-label targets in 0..1:
-    [B, *Y], [B, *Y] -> []."""
+    [B, *Y], [B, *Y] -> [].
+
+    >>> ml.losses.binary_cross_entropy(torch.zeros(1, 3), torch.ones(1, 3)).exp()
+    tensor(2.)
+    """
     _same_shape(logits, y)
     return _mean(F.softplus(logits) - y * logits, weight, lead)
 
@@ -67,7 +92,12 @@ def gaussian_nll(
 ) -> Tensor:
     """Mean of -log N(y | mean, s^2), in nats a number: 3 x [B, *Y] -> [].
 
-    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation"""
+    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation
+
+    >>> y = torch.zeros(2, 1)
+    >>> ml.losses.gaussian_nll(y, y, y)  # log(2 pi) / 2
+    tensor(0.9189)
+    """
     residual = (_values(mean, y) - mean) * torch.exp(-log_deviation)
     return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
 
@@ -77,7 +107,12 @@ def calibration_counts(
 ) -> Tensor:
     """What the calibration error of several batches is made of, by bins of confidence.
 
-    [*L, B, *Y, C], [*L, B, *Y] -> [*L, BINS, 3]: labels, their confidence, and right ones."""
+    [*L, B, *Y, C], [*L, B, *Y] -> [*L, BINS, 3]: labels, their confidence, and right ones.
+
+    >>> counts = ml.losses.calibration_counts(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    >>> counts.sum(0)  # labels, their confidence, and right ones
+    tensor([4., 2., 3.])
+    """
     confidence, answer = logits.softmax(-1).max(-1)  # [*L, B, *Y]
     right = (answer == _classes(logits, y)).to(logits.dtype)
     each = torch.ones_like(right)
@@ -91,7 +126,12 @@ def calibration_counts(
 
 def calibration_error(counts: Tensor) -> Tensor:
     """sum over bins of |right - confidence| / labels, the expected calibration error (Guo et al.
-    2017, arXiv:1706.04599, equation 3): [..., BINS, 3] -> [...]."""
+    2017, arXiv:1706.04599, equation 3): [..., BINS, 3] -> [...].
+
+    >>> counts = ml.losses.calibration_counts(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))
+    >>> ml.losses.calibration_error(counts)  # half sure, right in three of four
+    tensor(0.2500)
+    """
     gap = (counts[..., 2] - counts[..., 1]).abs().sum(-1)
     return gap / counts[..., 0].sum(-1)
 
@@ -108,14 +148,23 @@ FUNCTIONS: dict[str, Function] = {}  # losses of other packages, by name: see `o
 
 
 def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
-    """Share of labels that are the largest output: [B, *Y, C], [B, *Y] -> []."""
+    """Share of labels that are the largest output: [B, *Y, C], [B, *Y] -> [].
+
+    >>> ml.losses.accuracy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+    tensor(0.5000)
+    """
     return _mean((logits.argmax(-1) == _classes(logits, y)).to(logits.dtype), weight, lead)
 
 
 def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
     """The loss of the tasks, or one by name.
 
-    By default cross_entropy for classes and mse for regression."""
+    By default cross_entropy for classes and mse for regression.
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> ml.losses.criterion(spec)(torch.zeros(2, 1), torch.ones(2, 1))
+    tensor(1.)
+    """
     name = spec.loss if name is None else name  # type: ignore[assignment]
     if name is None:
         return cross_entropy if spec.classification else squared_error
@@ -131,14 +180,25 @@ def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a name that is no loss."""
+    """Raise ConfigError for a name that is no loss.
+
+    >>> ml.losses.check_name("hubert")
+    Traceback (most recent call last):
+    metalearn.errors.ConfigError: loss: unknown loss 'hubert'; did you mean 'huber'? ...
+    """
     known = [*LOSSES, *FUNCTIONS]
     if name not in known:
         raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, known)}"))
 
 
 def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
-    """A loss of one's own: (predictions, y) -> that of each example [B, ...], or their mean []."""
+    """A loss of one's own: (predictions, y) -> that of each example [B, ...], or their mean [].
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> loss = ml.losses.of_function(torch.nn.L1Loss(reduction="none"), spec)
+    >>> loss(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
+    tensor(2.)
+    """
 
     def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
         if lead:
@@ -173,7 +233,12 @@ def metrics(
     weight: Tensor | None = None,
     loss: Criterion | None = None,
 ) -> dict[str, Tensor]:
-    """Detached `query_loss` and, for classes, `query_accuracy`."""
+    """Detached `query_loss` and, for classes, `query_accuracy`.
+
+    >>> spec = ml.tasks.Sinusoid().build().spec
+    >>> ml.losses.metrics(spec, torch.zeros(2, 1), torch.ones(2, 1))
+    {'query_loss': tensor(1.)}
+    """
     predictions = predictions.detach()
     found = {"query_loss": (loss or criterion(spec))(predictions, y, weight)}
     if spec.classification:

@@ -55,6 +55,11 @@ def _mix_int(z: int) -> int:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # hashing is not traced: a name is a constant
 def number(name: str | int) -> int:
+    """The integer below 2^64 of a name.
+
+    >>> ml.rng.number(7), ml.rng.number("train") == ml.rng.number("train")
+    (7, True)
+    """
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return int(name) & MASK
@@ -76,6 +81,10 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
 
     fold_in(fold_in(k, "a"), "b") equals fold_in(k, "a", "b"). Integers stay in Python up to the
     first tensor.
+
+    >>> a, b = ml.fold_in(0, "train", 3), ml.fold_in(ml.fold_in(0, "train"), 3)
+    >>> bool(a == b), bool(a == ml.fold_in(0, "train", 4))
+    (True, False)
     """
     key: int | Tensor = seed_or_key if isinstance(seed_or_key, Tensor) else int(seed_or_key) & MASK
     for name in names:
@@ -109,7 +118,11 @@ def _counters(count: int, device: torch.device) -> Tensor:
 def bits(key: Key, shape: Sequence[int]) -> Tensor:
     """64 random bits for each element: keys [*B] -> int64 [*B, *shape].
 
-    Element i is output i of SplitMix64 from that key."""
+    Element i is output i of SplitMix64 from that key.
+
+    >>> ml.rng.bits(ml.fold_in(0), (2, 3)).shape
+    torch.Size([2, 3])
+    """
     counters = _counters(math.prod(shape), key.device)
     return _mix(key.unsqueeze(-1) + counters).reshape((*key.shape, *shape))
 
@@ -123,7 +136,12 @@ def uniform(
 ) -> Tensor:
     """Uniform on [low, high): [*B, *shape].
 
-    float64 takes the top 53 bits, float32 the top 24 bits of the same number."""
+    float64 takes the top 53 bits, float32 the top 24 bits of the same number.
+
+    >>> x = ml.rng.uniform(ml.fold_in(0), (100,), -1, 1)
+    >>> bool((x >= -1).all() and (x < 1).all())
+    True
+    """
     precision = 53 if dtype == torch.float64 else 24
     unit = _shift(bits(key, shape), 64 - precision).to(dtype) * 2.0**-precision
     return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
@@ -132,23 +150,40 @@ def uniform(
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal: [*B, *shape], from two uniforms each, the first in (0, 1].
 
-    Box and Muller 1958."""
+    Box and Muller 1958.
+
+    >>> keys = ml.fold_in(0, torch.arange(5))  # one for each of 5 tasks
+    >>> ml.rng.normal(keys, (3,)).shape
+    torch.Size([5, 3])
+    """
     radius, angle = uniform(key, (*shape, 2), dtype=torch.float64).unbind(-1)
     return ((-2.0 * torch.log1p(-radius)).sqrt() * torch.cos(2.0 * math.pi * angle)).to(dtype)
 
 
 def integers(key: Key, shape: Sequence[int], high: int) -> Tensor:
-    """Integers in [0, high): [*B, *shape]; bias below high / 2^31."""
+    """Integers in [0, high): [*B, *shape]; bias below high / 2^31.
+
+    >>> sorted(set(ml.rng.integers(ml.fold_in(0), (100,), 3).tolist()))
+    [0, 1, 2]
+    """
     return below(bits(key, shape), high)
 
 
 def below(words: Tensor, high: int) -> Tensor:
-    """`integers` of random bits: [*B] -> [*B]."""
+    """`integers` of random bits: [*B] -> [*B].
+
+    >>> ml.rng.below(ml.rng.bits(ml.fold_in(0), (100,)), 3).unique()
+    tensor([0, 1, 2])
+    """
     return (_shift(words, 33) * high) >> 31
 
 
 def permutation(key: Key, size: int) -> Tensor:
-    """A random permutation of 0 .. size-1: [*B, size]."""
+    """A random permutation of 0 .. size-1: [*B, size].
+
+    >>> sorted(ml.rng.permutation(ml.fold_in(0), 4).tolist())
+    [0, 1, 2, 3]
+    """
     return bits(key, (size,)).argsort(-1)
 
 
@@ -156,7 +191,11 @@ def choice(key: Key, size: int, count: int) -> Tensor:
     """`count` different numbers of 0 .. size-1 in random order: [*B, count].
 
     Few of many by `floyd` instead of sorting `size` numbers; a permutation makes their order
-    uniform too. ValueError where `count` is larger than `size`."""
+    uniform too. ValueError where `count` is larger than `size`.
+
+    >>> len(set(ml.rng.choice(ml.fold_in(0), 1000, 5).tolist()))
+    5
+    """
     if count > size:
         raise ValueError(f"cannot choose {count} different of {size}")
     if sorts_all(size, count):

@@ -190,7 +190,11 @@ def evaluate_run(
     out: str | Path | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Test a run on the same or other episodes: (the result, its file evaluations/<n>.json)."""
+    """Test a run on the same or other episodes: (the result, its file evaluations/<n>.json).
+
+    >>> ml.evaluate_run("runs/example", ["evaluate.episodes=6"])[0]["test"]["steps"]  # of `train`
+    [0, 1]
+    """
     folder, out = Path(folder), None if out is None else Path(out)
     loaded = load_run(folder)
     if not (folder / "result.json").exists():

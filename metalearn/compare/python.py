@@ -13,7 +13,7 @@ from metalearn.compare.files import is_file, plan_of, refuse_sections
 from metalearn.compare.reproduce import reproduce as run_published
 from metalearn.component import Component, MethodComponent
 from metalearn.config.build import hold_loss
-from metalearn.config.experiment import Experiment
+from metalearn.config.experiment import Experiment, Plan
 from metalearn.config.plugins import KINDS, register
 from metalearn.config.registry import TABLES
 from metalearn.errors import ConfigError
@@ -55,7 +55,31 @@ def compare(
         whole sections run, evaluate, budget as mappings.
 
     An interrupted comparison goes on when it is called again. Raises ConfigError with all problems
-    before anything is written."""
+    before anything is written.
+
+    >>> methods = {"MAML": ml.algorithms.MAML(), "scratch": ml.transfer.Scratch()}
+    >>> task, model = ml.tasks.Sinusoid(shots=4), ml.models.MLP(sizes=(8,))
+    >>> quick = {"meta_steps": 2, "episodes": 4, "steps": (0, 1), "executor": "vmap"}
+    >>> ml.compare(methods, task=task, model=model, out="runs/compared", **quick).labels
+    ['MAML', 'scratch']
+    """
+    plan, given = _plan(methods, task, model, name, loss, contrasts, overrides, options)
+    folder = Path(out or Path("runs") / plan.name)
+    compare_plan(plan, folder)
+    return Comparison(folder, plan, given)
+
+
+def _plan(
+    methods: Any,
+    task: Any,
+    model: Any,
+    name: str,
+    loss: Loss,
+    contrasts: Sequence[Sequence[str]] | None,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Plan, list[Any]]:
+    """(the rows with their controls, what has to live as long as they are used)."""
     data, given = methods, list[Any]()
     if is_file(methods):
         refuse_sections(methods, task, model, loss, contrasts, *options)
@@ -66,9 +90,7 @@ def compare(
     plan, notes = with_controls(plan)
     for note in (*plan.notes, *notes):
         log.info(note)
-    folder = Path(out or Path("runs") / plan.name)
-    compare_plan(plan, folder)
-    return Comparison(folder, plan, given)
+    return plan, given
 
 
 def _rows(methods: Mapping[str, Any], contrasts: Any) -> dict[str, Any]:
@@ -89,7 +111,12 @@ def experiment(
 ) -> Experiment:
     """What `train` would run, checked: `experiment(...).to_yaml("mine.yaml")` is its file.
 
-    Arguments as of `train`. Raises ConfigError with all problems."""
+    Arguments as of `train`. Raises ConfigError with all problems.
+
+    >>> made = ml.experiment(ml.algorithms.MAML(), task=ml.tasks.Sinusoid(), meta_steps=100)
+    >>> made.run.meta_steps, made.method.name
+    (100, 'maml')
+    """
     return _experiment(method, task, model, name, loss, overrides, options)[0]
 
 
@@ -133,8 +160,15 @@ def train(
     method: a component; or an experiment file with one `method:`, as a path, the name of a shipped
         one, or a mapping, with `overrides` as on the command line.
 
-    Other arguments as of `compare`; `out` is by default runs/<name of the method>. A finished run
-    of the same config is loaded, an interrupted one goes on."""
+    Other arguments as of `compare`; `out` is by default runs/NAME, of the method. A finished run
+    of the same config is loaded, an interrupted one goes on.
+
+    >>> task, model = ml.tasks.Sinusoid(shots=4), ml.models.MLP(sizes=(8,))
+    >>> quick = {"meta_steps": 2, "episodes": 4, "steps": (0, 1), "executor": "vmap"}
+    >>> run = ml.train(ml.algorithms.MAML(), task=task, model=model, out="runs/example", **quick)
+    >>> run.method.spec.kind
+    'regression'
+    """
     made, given = _experiment(method, task, model, name, loss, overrides, options)
     folder = Path("runs") / made.name if out is None else Path(out)
     todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]
@@ -155,7 +189,12 @@ def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
 
     Returns one mapping a published number, as experiments/results/ has them; the record is
     written to out/reproduced.md. What is finished is left alone. Raises ConfigError with every
-    name that is unknown or has no published number."""
+    name that is unknown or has no published number.
+
+    >>> ml.reproduce("maml_sinusoids")
+    Traceback (most recent call last):
+    metalearn.errors.ConfigError: ...did you mean 'maml_sinusoid'...
+    """
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ConfigError(("names", f"are texts, one an argument, not {wrong[0]!r}"))
     return run_published(names, Path(out))

@@ -61,7 +61,13 @@ def register(kind: str, component: Any) -> Any:
 
     Returns the component, so that it serves as `functools.partial(register, "models")` on a class.
     Raises ConfigError for another kind, for what is no such component, and for the name of another
-    one; while a plug-in is imported, these errors are collected and raised at its end."""
+    one; while a plug-in is imported, these errors are collected and raised at its end.
+
+    >>> def absolute(predictions, y):
+    ...     return (predictions - y).abs()
+    >>> ml.register("losses", absolute) is absolute
+    True
+    """
     try:
         return _register(kind, component)
     except ConfigError as error:

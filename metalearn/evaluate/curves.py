@@ -168,9 +168,15 @@ def learning_curve(
     numbers beyond rounding. `draw_seed` is the seed of the method's own draws on the same tasks,
     such as fresh networks and heads, or the candidates of a search.
 
-    Raises:
-        ConfigError: the method was built for another kind, ways, input shape or outputs.
-        MissingPhase: it does not write to the ledger."""
+    Raises ConfigError where the method was built for another kind, ways, input shape or outputs,
+    MissingPhase where it does not write to the ledger.
+
+    >>> source = ml.tasks.Sinusoid(shots=10).build(split="test")
+    >>> method = ml.algorithms.MAML().build(ml.models.MLP().build(source.spec), source.spec)
+    >>> meta = method.init(ml.fold_in(0, "init")).meta
+    >>> ml.evaluate.learning_curve(method, meta, source, (0, 1), episodes=8).steps
+    (0, 1)
+    """
     points = curve_points(method, source, steps, episodes)
     found = score_episodes(
         method,

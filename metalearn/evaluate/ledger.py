@@ -34,7 +34,13 @@ class MissingPhase(ValueError):
 
 
 class CostLedger:
-    """Seconds, FLOPs, memory, energy and counts by phase; functions are called through `run`."""
+    """Seconds, FLOPs, memory, energy and counts by phase; functions are called through `run`.
+
+    >>> ledger = ml.evaluate.CostLedger()
+    >>> product = ledger.run("adapt", torch.matmul, torch.ones(2, 3), torch.ones(3, 4))
+    >>> ledger.totals()["adapt"]["flops"]  # 2 x 3 x 4 products and sums
+    48.0
+    """
 
     def __init__(self, device: str = "cpu", *, counting: bool = True) -> None:
         self.device = device

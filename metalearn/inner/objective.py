@@ -12,7 +12,16 @@ from metalearn.types import Batch, EpisodeSpec, Learner, Params
 
 
 def support_loss(learner: Learner, spec: EpisodeSpec) -> Loss:
-    """Loss of the learner's outputs on a batch: (params, batch, step) -> []."""
+    """Loss of the learner's outputs on a batch: (params, batch, step) -> [].
+
+    >>> source = ml.tasks.Sinusoid(shots=10).build()
+    >>> learner = ml.models.MLP(sizes=(8,)).build(source.spec)
+    >>> loss = ml.inner.support_loss(learner, source.spec)
+    >>> support = ml.tree.take(source.sample(ml.fold_in(0, "task"), 1), 0).support
+    >>> path = ml.inner.adapt(loss, learner.init(ml.fold_in(0)), ml.inner.sgd(0.01), support, 5)
+    >>> len(path.points), bool(path.losses[-1] < path.losses[0])
+    (6, True)
+    """
     if learner.outputs != spec.outputs:
         text = f"has {learner.outputs} outputs, the task needs {spec.outputs}"
         raise ConfigError(("model", text))

@@ -50,7 +50,13 @@ def _times(rate: float | Tensor, g: Tensor) -> Tensor:
 
 
 def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
-    """Gradient descent: u = -lr * g."""
+    """Gradient descent: u = -lr * g.
+
+    >>> rule, params = ml.inner.sgd(0.5), {"w": torch.tensor([2.0])}
+    >>> updates, _ = rule.update({"w": torch.tensor([4.0])}, rule.init(params), params, None)
+    >>> updates["w"]  # added to the parameters by the caller
+    tensor([-2.])
+    """
     if factor is None:
         down = -lr
         return UpdateRule(
@@ -101,7 +107,13 @@ def adam(
 
     The smallest normal number stands beside `eps_root`: it changes no value, and gives the root a
     finite slope at zero, where a gradient is taken through the rule. A larger `eps_root` bounds
-    that slope further."""
+    that slope further.
+
+    >>> rule, params = ml.inner.adam(0.01), {"w": torch.tensor([2.0])}
+    >>> updates, _ = rule.update({"w": torch.tensor([4.0])}, rule.init(params), params, None)
+    >>> updates["w"]  # the first step has the size of the rate
+    tensor([-0.0100])
+    """
 
     def init(params: Any) -> Any:
         return {"count": _count(params), "first": zeros_like(params), "second": zeros_like(params)}

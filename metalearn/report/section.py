@@ -39,7 +39,14 @@ def section(title: str, *, template: str) -> Callable[[Data], Question]:
 
     `rows.groups` are the rows of one comparison, the best first, `rows.found` is comparison.json;
     `pages` are the rows of everything on the page. The section appears once the module that
-    defines it is imported: by `--plugin`, `plugins:`, or an entry point of metalearn.report."""
+    defines it is imported: by `--plugin`, `plugins:`, or an entry point of metalearn.report.
+
+    >>> @ml.section("How many methods?", template="<p>{{ count }}.</p>")
+    ... def how_many(rows, pages):
+    ...     return {"count": len(rows.groups)}
+    >>> how_many.title
+    'How many methods?'
+    """
 
     def mark(function: Data) -> Question:
         made: Question = register(REPORT_KIND, Question(title, function, template))

@@ -102,7 +102,23 @@ def sweep(
     workers: processes that share the trials; 1: this process.
 
     Raises ConfigError with all problems before anything is written, and where the folder holds
-    another sweep; Stopped after a signal."""
+    another sweep; Stopped after a signal.
+
+    >>> program = ml.experiment(
+    ...     ml.algorithms.MAML(),
+    ...     task=ml.tasks.Sinusoid(shots=4),
+    ...     model=ml.models.MLP(sizes=(8,)),
+    ...     meta_steps=2,
+    ...     episodes=4,
+    ...     steps=(0, 1),
+    ...     executor="vmap",
+    ... ).resolved()
+    >>> rates = {"method.inner_lr": {"values": [0.01, 0.1]}}
+    >>> file = {"program": program, "method": "grid", "parameters": rates}
+    >>> found = ml.sweep(file, out="runs/swept")
+    >>> len(found.trials)
+    2
+    """
     if isinstance(file, Mapping):
         name = str(file.get("name") or "sweep")
         folder = Path("runs") / name if out is None else Path(out)

@@ -143,7 +143,11 @@ def check_model(
         model refuses numbers.
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent."""
+    Raises AssertionError with every check that fails; TypeError for what is no ModelComponent.
+
+    >>> from metalearn.testing import check_model
+    >>> check_model(ml.models.MLP(sizes=(4,)))  # raises where the contract is broken
+    """
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, ModelComponent):
         raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.ModelComponent")

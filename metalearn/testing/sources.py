@@ -200,7 +200,11 @@ def check_source(given: Any, *, skip: Mapping[str, str] | None = None) -> None:
         mapping of task sources by split.
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no task source."""
+    Raises AssertionError with every check that fails; TypeError for what is no task source.
+
+    >>> from metalearn.testing import check_source
+    >>> check_source(ml.tasks.Sinusoid(shots=3, queries=3))  # raises where the contract is broken
+    """
     run_checks(_name(given), lambda: _case(given), SOURCE_CHECKS, inapplicable, skip)
 
 

@@ -107,7 +107,16 @@ def bind_theta(learned: LearnedRule, theta: Theta, horizon: Tensor | int) -> Upd
     """The pair for one task with theta in its state: {"theta", "state"}.
 
     A gradient then reaches theta also where `inner/recompute` repeats steps. Not for a state that
-    outlives an outer step, as it would keep its first theta."""
+    outlives an outer step, as it would keep its first theta.
+
+    >>> learned = ml.learned_optimizers.LearnedSGD(lr=0.1).build()
+    >>> theta, params = learned.init(ml.fold_in(0)), {"w": torch.tensor([2.0])}
+    >>> rule = ml.learned_optimizers.bind_theta(learned, theta, horizon=10)
+    >>> grads, loss = {"w": torch.tensor([4.0])}, torch.tensor(4.0)
+    >>> updates, _ = rule.update(grads, rule.init(params), params, loss)
+    >>> updates["w"]
+    tensor([-0.4000])
+    """
     fresh = learned.rule(theta, horizon)
     return UpdateRule(
         lambda params: {"theta": theta, "state": fresh.init(params)}, update_of(learned)

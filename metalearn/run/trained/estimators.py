@@ -91,7 +91,12 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
 class FewShotRegressor(RegressorMixin, _FewShot):  # type: ignore[misc]
     """A regressor that a trained run adapts to a few examples; options as of FewShotClassifier.
 
-    y is [B] or [B, C] numbers, and predictions have its form."""
+    y is [B] or [B, C] numbers, and predictions have its form.
+
+    >>> x, y = torch.rand(4, 1).numpy(), torch.rand(4).numpy()
+    >>> ml.FewShotRegressor("runs/example").fit(x, y).predict(x).shape  # the run of `train`
+    (4,)
+    """
 
     def fit(self, X: Any, y: Any) -> FewShotRegressor:
         """Learn the values y of the examples X."""

@@ -76,6 +76,11 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     Data are needed only for what asks `source` for episodes. `model` and `loss` are a torch module
     and a function that the run was given in Python, where this process has not got them. Raises
     ConfigError when the folder is no run directory or holds no checkpoint that matches its SHA-256.
+
+    >>> run = ml.load_run("runs/example")  # that of `train`
+    >>> task = run.adapt(torch.rand(4, 1), torch.rand(4, 1))
+    >>> tuple(task.predict(torch.rand(2, 1)).shape)
+    (2, 1)
     """
     folder = Path(folder)
     given = (None if model is None else as_model(model), None if loss is None else hold_loss(loss))
