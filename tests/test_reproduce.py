@@ -89,6 +89,27 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     assert files_of(metalearn.folder / "all" / "one") == before
 
 
+def test_an_ensemble_has_a_row_for_its_best_checkpoint_alone(metalearn: Commands) -> None:
+    run = {"meta_steps": 6, "seeds": [0, 1], "validate": {"every": 2, "episodes": 4, "keep": 3}}
+    parts: dict[str, Any] = {"published": {"value": 2.0, "source": "A paper"}, "run": run}
+    file = sinusoid(experiment="several", **parts)
+    file["evaluate"] = {**file.get("evaluate", {}), "checkpoint": "ensemble"}
+    write(metalearn.folder, "several", file)
+    done = metalearn("reproduce", "several.yaml", "--out", "ensemble")
+    assert done.code == 0, done.err
+    rows = json.loads((metalearn.folder / "ensemble" / "reproduced.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["maml", "maml, best checkpoint alone"]
+    assert rows[1]["verdict"] == "reduced schedule" and rows[0]["schedule"] == "full"
+    assert rows[0]["value"] != rows[1]["value"]
+    for seed in (0, 1):
+        run_folder = metalearn.folder / f"ensemble/several/seed-{seed}"
+        alone = metalearn("evaluate", run_folder, "evaluate.checkpoint=best", "--out", f"{seed}")
+        assert alone.code == 0, alone.err
+        tested = json.loads((metalearn.folder / f"{seed}" / "1.json").read_text())
+        assert rows[1]["per_seed"][seed]["value"] == pytest.approx(tested["headline"]["value"])
+    assert len(read_results(metalearn.folder / "ensemble" / "results")) == 2
+
+
 def test_what_cannot_be_reproduced_is_refused_before_anything_runs(metalearn: Commands) -> None:
     write(metalearn.folder, "bare", sinusoid(experiment="bare"))
     write(metalearn.folder, "good", sinusoid(experiment="good", published={"value": 1.0}))

@@ -14,7 +14,7 @@ from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, DataError, Diverged
 from metalearn.logger import log
 from metalearn.report import markdown
-from metalearn.results.published import cell_result, left_out, verdict
+from metalearn.results.published import cell_result, left_out, single_cell, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
 from metalearn.run.directory import run_folders, status, why_other
@@ -161,8 +161,11 @@ def _cells(plan: Plan, out: Path) -> list[Json]:
         for step, value in _numbers(one, row.first.result).items():
             data = cell_result(row, step, value, f"metalearn reproduce {plan.name}", reduced)
             place = f"{plan.name}-{one.label}" if plan.comparison else plan.name
-            write_json(out / "results" / f"{place}-{step}.json", data)
-            cells.append({**data, "seeds": len(data["per_seed"]), "verdict": verdict(data)})
+            for suffix, cell in (("", data), ("-single", single_cell(data, row))):
+                if cell is not None:
+                    write_json(out / "results" / f"{place}-{step}{suffix}.json", cell)
+                    count = len(cell["per_seed"])
+                    cells.append({**cell, "seeds": count, "verdict": verdict(cell)})
     return cells
 
 

@@ -164,6 +164,30 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
     }
 
 
+def single_cell(cell: Json, row: Group) -> Json | None:
+    """The same row by its best checkpoint alone, where `cell` is an ensemble's; else None."""
+    found: list[Json] = [run.result.get("single") or {} for run in row.runs]
+    if not all(one.get("step") == cell["step"] for one in found):
+        return None
+    values, halves = ([one[name] for one in found] for name in ("value", "ci95"))
+    why = (cell["schedule_why"], "one checkpoint, where the published number is an ensemble's")
+    return {
+        **cell,
+        "label": f"{cell['label']}, best checkpoint alone",
+        "schedule": "reduced",
+        "schedule_why": "; ".join(filter(None, why)),
+        "value": mean(values),
+        "per_seed": [
+            {"seed": run.seed, "value": value, "ci95_tasks": half}
+            for run, value, half in zip(row.runs, values, halves)
+        ],
+        "ci95_tasks": max(halves),
+        "ci95_seeds": stats.seeds_ci95(values),
+        "interval": None,
+        "converged_only": False,
+    }
+
+
 def left_out(cell: Mapping[str, Any]) -> str:
     """That tasks which diverged do not count in the number; empty where none did."""
     shares = [seed.get("diverged") or 0.0 for seed in cell.get("per_seed", ())]

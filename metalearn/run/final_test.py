@@ -22,6 +22,7 @@ from metalearn.run.cost import cost_block
 from metalearn.run.directory import request_hash
 from metalearn.run.extra_tests.along import Along
 from metalearn.run.extra_tests.inductive import Inductive, inductive_test
+from metalearn.run.extra_tests.single import single_test
 from metalearn.run.features import features_once
 from metalearn.run.job import Job, wall_seconds
 from metalearn.run.tuning.choice import tuned_values, tuning_record
@@ -40,8 +41,8 @@ def test(job: Job, metas: Sequence[Meta], step: int | None, along: Along) -> dic
     tasks = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed)
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks):
         found = curve(job.ranks, job.experiment, job.parts, metas, tasks, spent)
-    again = inductive_test(job, metas)
-    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, (again, along)))
+    others = inductive_test(job, metas), single_test(job, metas), along
+    return job.ranks.on_rank0(lambda: _write_result(job, metas, step, found, spent, others))
 
 
 def _write_result(
@@ -50,10 +51,10 @@ def _write_result(
     step: int | None,
     found: Curve,
     spent: CostLedger,
-    others: tuple[Inductive, Along],
+    others: tuple[Inductive, dict[str, Any] | None, Along],
 ) -> dict[str, Any]:
-    """`spent` has what learning the test tasks took; `others` are two more tests."""
-    again, along = others
+    """`spent` has what learning the test tasks took; `others` are more tests."""
+    again, single, along = others
     experiment, parts, method = job.experiment, job.parts, job.parts.test_method
     method = method if len(metas) == 1 else ensemble(method, metas)
     write_scores(job.folder / "scores.npz", found)
@@ -68,6 +69,7 @@ def _write_result(
         "config_hash": request_hash(job.folder),
         "git": git_commit(),
         "inductive": again.record,
+        **({"single": single} if single else {}),
         **({"along": along.rows} if along.rows else {}),
         "checkpoint_step": step,
         "cost": cost_block(job.ledger, spent, method, metas[0], parts, experiment),

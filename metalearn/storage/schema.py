@@ -119,6 +119,12 @@ class _Tuning(Open):
     stages: list[_Stage] = Field(default=[], max_length=10)
 
 
+class _Single(Open):
+    step: Count
+    value: Maybe
+    ci95: Maybe
+
+
 class _Later(Open):
     flops: Maybe = None
     seconds: Maybe = None
@@ -150,6 +156,7 @@ class Result(Open):
     timing: _Timing | None = None
     tuning: _Tuning | None = None
     inductive: _Inductive | None = None
+    single: _Single | None = None
     along: list[_Along] | None = None
     uncounted: dict[str, str] | None = None
     factors: dict[str, Any] | None = None

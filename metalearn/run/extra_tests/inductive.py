@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from metalearn.config.build import rebuild
-from metalearn.distributed.curve import TaskSet, curve
-from metalearn.evaluate.ledger import known
+from metalearn.run.extra_tests.headline import headline_test
 from metalearn.run.job import Job
 from metalearn.types import Meta
 
@@ -28,34 +27,16 @@ class Inductive(NamedTuple):
 
 
 def inductive_test(job: Job, metas: Sequence[Meta]) -> Inductive:
-    """The headline value of `metas` under inductive normalisation.
-
-    Its time is set-up, as it is no part of what the method costs."""
-    evaluate, traits = job.experiment.evaluate, job.parts.test_method.traits
+    """The headline value of `metas` under inductive normalisation."""
+    traits = job.parts.test_method.traits
     if not traits.transductive:
         return Inductive(None)
     if traits.host_side:
         return Inductive({"why": "the search on every new task would have to be repeated"})
     if "norm" not in type(job.experiment.model).model_fields:
         return Inductive({"why": "the model has no field `norm`"})
-    step = evaluate.headline if isinstance(evaluate.headline, int) else evaluate.steps[-1]
-    evaluate = evaluate.model_copy(update={"steps": tuple(sorted({0, step}))})
     model = job.experiment.model.model_copy(update={"norm": POLICY})
-    changed = job.experiment.replace(model=model, evaluate=evaluate)
+    changed = job.experiment.replace(model=model)
     job = replace(job, experiment=changed, parts=rebuild(job.parts, changed))
-    tasks, spent = TaskSet("test", evaluate.episodes, evaluate.seed, job.seed), job.ledger.aside()
-    found = curve(job.ranks, changed, job.parts, metas, tasks, spent)
-    cost = spent.totals().values()
-    seconds = sum(entry["seconds"] for entry in cost)
-    job.ledger.add("setup", seconds)
-    flops = known(sum(entry.get("flops", 0.0) for entry in cost))
-    record = {
-        "normalisation": POLICY,
-        "metric": found.metric,
-        "step": step,
-        "value": float(found.mean[-1]),
-        "ci95": float(found.ci95[-1]),
-        "diverged": float(found.diverged_share[-1]),
-        "cost": {"phase": "setup", "flops": flops, "seconds": seconds},
-    }
-    return Inductive(record, found.scores[:, -1].float().cpu().numpy())
+    record, scores = headline_test(job, metas)
+    return Inductive({"normalisation": POLICY, **record}, scores.numpy())
