@@ -42,8 +42,8 @@ ROW = {
 ALL = [
     *("sinusoid_1step", "sinusoid_5steps"),
     *(f"conv4_{kind}_5w1s_q{queries}" for kind in ("pool", "stride") for queries in (1, 5, 15)),
-    *("conv4_pool_20w1s", "conv4_84_5w5s", "conv4_cifar_5w1s", "anil_5w1s"),
-    *("first_order_5w1s", "proto_net_5w1s"),
+    *("conv4_pool_20w1s", "conv4_84_5w5s", "conv4_cifar_5w1s", "resnet12_84_5w1s", "anil_5w1s"),
+    *("first_order_5w1s", "imaml_5w1s", "proto_net_5w1s", "r2d2_5w1s"),
     *("in_context_sinusoid", "in_context_omniglot", "sampling_5w1s"),
     *("l2o_quadratics", "l2o_mlp"),
 ]

@@ -12,9 +12,11 @@ import torch
 
 from metalearn.bench.contenders import Contender, contenders
 from metalearn.bench.engines.engine import Engine, LeftOut
+from metalearn.bench.engines.imaml import ImplicitProblem
 from metalearn.bench.engines.in_context import InContextProblem
 from metalearn.bench.engines.l2o import LearnedProblem
 from metalearn.bench.engines.native import STEPS
+from metalearn.bench.engines.r2d2 import R2D2Problem
 from metalearn.bench.limit import LIMIT, convolution, reference_and_flops
 from metalearn.bench.measure import (
     Turns,
@@ -61,7 +63,12 @@ class Ready:
 
 
 # of the families that build more than a model and MAML or ProtoNet
-PROBLEMS: dict[str, type[Problem]] = {"l2o": LearnedProblem, "in_context": InContextProblem}
+PROBLEMS: dict[str, type[Problem]] = {
+    "l2o": LearnedProblem,
+    "in_context": InContextProblem,
+    "r2d2": R2D2Problem,
+    "imaml": ImplicitProblem,
+}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from metalearn.bench.engines import (
     l2o,
     l2o_jax,
     native,
+    r2d2,
     sampling,
     torch_packages,
 )
@@ -69,7 +70,9 @@ def contenders(
         ]
     else:
         found += [
-            _left_out("torch", "plain autograd is timed on learned optimizers alone"),
+            Contender("torch", lambda row: [r2d2.engine(problem)])
+            if problem.workload.family == "r2d2"
+            else _left_out("torch", "plain autograd is timed where no peer has the method"),
             Contender("learn2learn", lambda row: [torch_packages.engine("learn2learn", problem)]),
             Contender("higher", lambda row: [torch_packages.engine("higher", problem)]),
             Contender("torchopt", lambda row: by_torchopt.engines(problem)),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalearn.bench.engines import in_context, l2o
+from metalearn.bench.engines import imaml, in_context, l2o, r2d2
 from metalearn.bench.engines.engine import Engine
 from metalearn.bench.engines.plain import reference
 from metalearn.bench.problem import Problem, synchronise
-from metalearn.types import Params
+from metalearn.types import Episode, Params
 
 LIMIT = "plain convolution"
 
@@ -25,11 +27,13 @@ def reference_and_flops(problem: Problem) -> tuple[Params, int]:
 
 
 def _reference(problem: Problem) -> Params:
-    if isinstance(problem, l2o.LearnedProblem):
-        return l2o.reference(problem, problem.check)
-    if isinstance(problem, in_context.InContextProblem):
-        return in_context.reference(problem, problem.check)
-    return reference(problem, problem.check)
+    families: dict[str, Callable[[Any, Episode], Params]] = {
+        "l2o": l2o.reference,
+        "in_context": in_context.reference,
+        "r2d2": r2d2.reference,
+        "imaml": imaml.reference,
+    }
+    return families.get(problem.workload.family, reference)(problem, problem.check)
 
 
 @dataclass(frozen=True)

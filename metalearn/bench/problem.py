@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.bench.workloads import Workload
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.models.norm import Policy
 from metalearn.rng import fold_in
 from metalearn.tasks import Sinusoid
@@ -61,6 +61,9 @@ class Problem:
         work = self.workload
         if work.model == "mlp":
             return MLP(sizes=(40, 40)).build(self.source.spec)
+        if work.model == "resnet12":
+            a, b, c, d = (width * work.filters // 64 for width in (64, 160, 320, 640))
+            return ResNet12(widths=(a, b, c, d), drop=0.0).build(self.source.spec)
         norm: Policy = "query_batch" if work.norm else "none"
         conv4 = Conv4(
             filters=work.filters, downsample=work.downsample, flatten=work.flatten, norm=norm

@@ -7,7 +7,7 @@ from typing import Literal
 
 from metalearn.errors import ConfigError, did_you_mean
 
-Family = Literal["maml", "anil", "proto_net", "in_context", "sampling", "l2o"]
+Family = Literal["maml", "anil", "imaml", "proto_net", "r2d2", "in_context", "sampling", "l2o"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Workload:
     name: str
     tasks: int  # T
     family: Family = "maml"
-    model: Literal["mlp", "conv4"] = "conv4"
+    model: Literal["mlp", "conv4", "resnet12"] = "conv4"
     ways: int = 5  # N; 1 for regression
     shots: int = 1  # K
     queries: int = 1  # Q
@@ -57,17 +57,18 @@ class Workload:
                 f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through "
                 f"{self.inner_steps} inner steps"
             )
-        if self.regression:
-            model = "MLP 40-40"
-        else:
-            model = f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
+        conv4 = f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
+        known = {"mlp": "MLP 40-40", "resnet12": f"ResNet-12, {self._images()}", "conv4": conv4}
+        model = known[self.model]
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
-        if self.family == "proto_net":
-            return f"ProtoNet, {model}, {shape}"
+        if self.family in ("proto_net", "r2d2"):
+            return f"{'R2-D2' if self.family == 'r2d2' else 'ProtoNet'}, {model}, {shape}"
         if self.family == "in_context":
             return f"transformer neural process, 3 blocks of width 64 on {model}, {shape}"
         order = "first order" if self.first_order else "second order"
         steps = f"{self.inner_steps} inner step{'s' if self.inner_steps > 1 else ''}"
+        if self.family == "imaml":
+            return f"iMAML, {model}, {shape}, {steps}, 5 conjugate gradients"
         return f"{self.family.upper()}, {model}, {shape}, {steps}, {order}"
 
     def _ways(self) -> str:
@@ -107,9 +108,14 @@ _TABLE = (
     Workload("conv4_pool_20w1s", 16, ways=20, inner_steps=5, inner_lr=0.02),
     replace(_COLOUR, name="conv4_84_5w5s", shots=5, x_shape=(3, 84, 84)),
     replace(_COLOUR, name="conv4_cifar_5w1s", x_shape=(3, 32, 32)),
+    Workload(
+        "resnet12_84_5w1s", 2, model="resnet12", queries=15, x_shape=(3, 84, 84), inner_lr=0.01
+    ),
     Workload("anil_5w1s", 32, family="anil", queries=5, inner_steps=5, inner_lr=0.1),
     Workload("first_order_5w1s", 32, first_order=True),
+    Workload("imaml_5w1s", 8, family="imaml", downsample="stride", inner_steps=16, inner_lr=0.1),
     Workload("proto_net_5w1s", 16, family="proto_net", queries=5, inner_steps=0),
+    Workload("r2d2_5w1s", 16, family="r2d2", queries=5, inner_steps=0),
     replace(_SINUSOID, name="in_context_sinusoid", family="in_context", inner_steps=0),
     replace(_IN_CONTEXT, downsample="stride", norm=False),
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),

@@ -24,7 +24,10 @@ def engine(problem: Problem) -> Engine:
     """The form that is fastest on this device.
 
     LeftOut where JAX is absent or has no such device."""
-    j, work = load(problem.device), problem.workload
+    work = problem.workload
+    if work.model == "resnet12" or work.family in ("imaml", "r2d2"):
+        raise LeftOut("jax: no example of its packages has this workload")
+    j = load(problem.device)
     params = {name: models.to_jax(j, value) for name, value in problem.start.items()}
     task_grad = j.jax.grad(models.task_loss(j, work))
     if work.model == "conv4" and work.family == "maml" and problem.device == "cpu":

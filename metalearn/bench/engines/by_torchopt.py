@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from metalearn.bench.engines import imaml
 from metalearn.bench.engines.engine import Engine, LeftOut, package
 from metalearn.bench.engines.plain import criterion, each_task, module
 from metalearn.bench.engines.torch_loop import engine_of
@@ -24,8 +25,12 @@ def engines(problem: Problem) -> list[Engine]:
     functional rule does."""
     torchopt = package("torchopt")
     work = problem.workload
+    if work.family == "imaml":
+        return [imaml.engine(problem)]
     if work.family != "maml":
-        raise LeftOut("torchopt differentiates through optimizers: it is timed on MAML alone")
+        raise LeftOut(
+            "torchopt differentiates through optimizers: it is timed on MAML and iMAML alone"
+        )
     loop = _functional if work.first_order else _meta_sgd
     forms = [loop(problem, torchopt, module(problem))]
     if work.model == "mlp" or problem.device != "cpu":

@@ -24,6 +24,8 @@ def candidates(problem: Problem) -> tuple[str, ...]:
         return ("vmap", "compiled_steps")
     if problem.workload.model == "mlp" or problem.workload.family == "in_context":
         return ("vmap", "traced", "compiled", "auto")
+    if problem.workload.model == "resnet12":
+        return ("chunk:1", "vmap", "auto")  # the compiler needs minutes
     return ("chunk:4", "compiled:4", "compiled_loop", "auto")
 
 

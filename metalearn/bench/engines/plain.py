@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from metalearn.bench.engines.plain_resnet import TwelveLayers
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import Workload
 from metalearn.types import Episode, Params
@@ -69,9 +70,9 @@ class FourBlocks(nn.Module):
 
 def module(problem: Problem) -> nn.Module:
     """The workload's model in plain torch with the problem's starting parameters."""
-    made: nn.Module = (
-        Perceptron() if problem.workload.model == "mlp" else FourBlocks(problem.workload)
-    )
+    work = problem.workload
+    made: nn.Module = Perceptron() if work.model == "mlp" else FourBlocks(work)
+    made = TwelveLayers(work) if work.model == "resnet12" else made
     made.load_state_dict(problem.start)
     made.to(problem.device)
     return made

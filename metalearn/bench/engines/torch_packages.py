@@ -14,10 +14,17 @@ from metalearn.bench.problem import Problem
 from metalearn.interop import INNER_LOOPS
 from metalearn.types import Episode
 
+WITHOUT = {
+    "r2d2": "has no ridge regression head: plain torch is timed",
+    "imaml": "has no implicit differentiation",
+}
+
 
 def engine(name: str, problem: Problem) -> Engine:
     """As in the packages' own examples: losses divided by T, one Adam over all tasks."""
     work, found = problem.workload, package(name)
+    if work.family in WITHOUT:
+        raise LeftOut(f"{name} {WITHOUT[work.family]}")
     model = module(problem)
     if work.family == "proto_net":
         if name != "learn2learn":

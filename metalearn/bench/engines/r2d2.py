@@ -1,0 +1,75 @@
+"""R2-D2 as a workload, and the same in plain torch, one task after the other.
+
+Of the peers none has a ridge regression head (learn2learn's MetaOptNet solves a support vector
+machine), so that plain torch is what one would write with any of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn.algorithms import R2D2
+from metalearn.bench.engines.engine import Engine, gradient_of
+from metalearn.bench.engines.plain import FourBlocks, criterion, each_task
+from metalearn.bench.engines.torch_loop import engine_of
+from metalearn.bench.problem import Problem
+from metalearn.rng import fold_in
+from metalearn.tree import named_leaves
+from metalearn.types import Episode, Method, Params
+
+
+class R2D2Problem(Problem):
+    """The workload r2d2_5w1s."""
+
+    @cached_property
+    def method(self) -> Method:
+        return R2D2().build(self.learner, self.source.spec)
+
+    @cached_property
+    def start(self) -> Params:
+        """The meta-parameters, which every engine begins from, under dotted names."""
+        return named_leaves(self.method.init(fold_in(0, "bench", "init")).meta)
+
+
+class Ridge(nn.Module):
+    """Features, the logarithm of the ridge and the scale, named as in our meta."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.params = FourBlocks(problem.workload)
+        self.log_ridge, self.scale = (nn.Parameter(torch.zeros(())) for _ in range(2))
+        self.load_state_dict(problem.start)
+
+    def forward(self, sx: Tensor, sy: Tensor, qx: Tensor) -> Tensor:
+        """Logits [M, N] of the queries (equations 6 and 7)."""
+        z, q = self.params.features(sx), self.params.features(qx)
+        y = F.one_hot(sy, self.params.head.out_features).to(z.dtype)
+        ridge = self.log_ridge.exp() * torch.eye(len(z), dtype=z.dtype, device=z.device)
+        logits: Tensor = self.scale * q @ (z.T @ torch.linalg.solve(z @ z.T + ridge, y))
+        return logits
+
+
+def add_gradients(problem: Problem, network: Ridge, episodes: Episode) -> None:
+    """Adds the gradient of the mean query loss over the tasks to .grad."""
+    for sx, sy, qx, qy in each_task(episodes):
+        sx, qx = (x.to(network.scale.dtype) for x in (sx, qx))
+        loss = criterion(problem.workload, network(sx, sy, qx), qy)
+        (loss / problem.workload.tasks).backward()
+
+
+def reference(problem: Problem, episodes: Episode) -> Params:
+    """The meta-gradient in float64."""
+    network = Ridge(problem).double()
+    add_gradients(problem, network, episodes)
+    return {name: gradient_of(value) for name, value in network.named_parameters()}
+
+
+def engine(problem: Problem) -> Engine:
+    """Plain torch: autograd and torch's Adam."""
+    network = Ridge(problem).to(problem.device)
+    return engine_of(
+        problem, network, lambda episodes: add_gradients(problem, network, episodes), "autograd"
+    )
