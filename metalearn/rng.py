@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metalearn.errors import ConfigError
 from metalearn.types import Key
 
 MASK = (1 << 64) - 1
@@ -62,7 +63,10 @@ def number(name: str | int) -> int:
     """
     if isinstance(name, str):
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return int(name) & MASK
+    whole = int(name)
+    if whole != name:
+        raise ConfigError(("name", f"{name!r} is cut to {whole} in a key: give str({name!r})"))
+    return whole & MASK
 
 
 def _device(name: str | int | Tensor) -> torch.device | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metalearn import rng
+from metalearn.errors import ConfigError
 
 KEY = rng.fold_in(11, "tests")
 MASK = (1 << 64) - 1
@@ -332,3 +333,9 @@ def test_floyd_takes_the_last_number_where_a_draw_was_chosen(
     order = torch.arange(count)
     for form in (size, torch.tensor(size)):
         assert rng.floyd(words, order, form).tolist() == expected
+
+
+def test_a_name_that_is_no_whole_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"0.1 is cut to 0 in a key: give str\(0.1\)"):
+        rng.fold_in(0, 0.1)  # type: ignore[arg-type]
+    assert rng.fold_in(0, 2.0) == rng.fold_in(0, 2)  # type: ignore[arg-type]
