@@ -156,6 +156,15 @@ def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int 
     return _mean((logits.argmax(-1) == _classes(logits, y)).to(logits.dtype), weight, lead)
 
 
+def mean_prediction(outputs: Tensor, classification: bool) -> Tensor:
+    """The prediction of an ensemble, of the outputs of its members: [R, ..., C] -> [..., C].
+
+    Classes: the log of the mean of the softmax outputs. Regression: the mean output."""
+    if not classification:
+        return outputs.mean(0)
+    return torch.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))
+
+
 def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
     """The loss of the tasks, or one by name.
 

@@ -20,6 +20,7 @@ __all__ = ["WIDTH", "Clusters"]
 STEPS = (0, 1, 2, 5)
 PRETRAINED = [name for name, kind in TRANSFER.items() if kind.family != "scratch"]
 OF_REGRESSION = ["scratch", "fine_tune", "linear_probe"]
+OF_REGRESSION += ["fine_tune_ensemble", "fine_tune_cross_validated"]
 POLICIES = ["none", "query_batch", "support", "support_plus_one", "running"]
 
 

@@ -49,6 +49,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prior_fitted": {"width": 16, "heads": 2, "layers": 2, "outer": ADAM},
     "scratch": {"inner_lr": 0.3},
     "fine_tune": {"inner_lr": 0.1, "outer": ADAM},
+    "fine_tune_ensemble": {"inner_lr": 0.1, "outer": ADAM},
+    "fine_tune_cross_validated": {"inner_lr": 0.1, "outer": ADAM},
     "linear_probe": {"outer": ADAM},
     "nearest_centroid": {"outer": ADAM},
     "baseline_plus_plus": {"outer": ADAM},

@@ -273,9 +273,12 @@ def test_every_method_is_counted_and_its_steps_and_tasks_add_up(name: str) -> No
     )
     # A supernet's mixture before the first step is one for all tasks, and worked out once, and so
     # is the shift by CAVIA's zero context, and T W of a T-net at the start, of which the ledger
-    # writes half to each. A part of a FLOP of prior_fitted's solve is rounded up.
+    # writes half to each. A part of a FLOP of prior_fitted's solve is rounded up. Held-out shots (3
+    # step sizes, 2 folds, 6 examples, 4 tasks) are predicted at each of 2 points; one of them is
+    # what learning in 3 steps costs.
     products = 2 * (8 * 8 * 6 + 7 * 7 * 8 + 3 * 3 * 7)
     shared = {"meta_nas": 3 * 2048, "cavia": 160, "t_net": 2 * products, "prior_fitted": 1}
+    shared["fine_tune_cross_validated"] = -3 * 2 * 6 * 4 * 2 * (8 * 6 + 7 * 8 + 3 * 7)
     assert spent - shared.get(name, 0) == whole.matrix > 0
     if given.method.step is not None:
         assert count(given.method.step, state, given.data(0)).matrix > 0

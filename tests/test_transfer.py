@@ -276,7 +276,7 @@ def test_pretraining_learns_and_new_classes_are_told_apart(name: str, seed: int)
     state, rows = after(method, train, 150, seed=seed)
     assert rows[-1]["query_loss"] < 0.5 * rows[0]["query_loss"]
     assert rows[-1]["query_accuracy"] > 0.6  # chance: 1/12
-    new = make(name, test.spec, **({"inner_lr": 0.1} if name == "fine_tune" else {}))
+    new = make(name, test.spec, **({"inner_lr": 0.1} if name.startswith("fine_tune") else {}))
     curve, untrained = (
         learning_curve(new, meta, test, steps=(0, 20), episodes=200, seed=1)
         for meta in (state.meta, method.init(fold_in(seed, "init")).meta)

@@ -141,6 +141,7 @@ def test_components_are_named_after_their_line_and_say_which_fields_adapt(
     names = {"inner", "inner_lr", "inner_momentum", "weight_decay", "normalise", "adapts"}
     names |= {"strength", "iterations", "copies", "augment", "neighbours", "temperature"}
     names |= {"rate", "depth", "subsample", "head_start"}
+    names |= {"lr_factors", "head_lr_factors", "folds"}
     # of both phases, or of the pretraining
     names -= {"temperature"} if component in (BaselinePlusPlus, RFSDistill) else set()
     adapt = names & set(component.model_fields)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from metalearn.losses import mean_prediction
 from metalearn.types import Learned, Meta, Method
 
 
@@ -24,12 +24,11 @@ def ensemble(method: Method, metas: Sequence[Meta]) -> Method:
         del meta
         members = [method.learn(one, *args, **kwargs) for one in metas]
         outputs = torch.stack([one.predictions for one in members])
-        if method.spec.classification:
-            return Learned(torch.log_softmax(outputs, -1).logsumexp(0) - math.log(len(metas)), {})
+        mean = mean_prediction(outputs, method.spec.classification)
         deviations = [one.log_deviation for one in members if one.log_deviation is not None]
         if len(deviations) < len(members):
-            return Learned(outputs.mean(0), {})
+            return Learned(mean, {})
         variance = (2 * torch.stack(deviations)).exp().mean(0) + outputs.var(0, correction=0)
-        return Learned(outputs.mean(0), {}, variance.log() / 2)
+        return Learned(mean, {}, variance.log() / 2)
 
     return method._replace(learn=learn)

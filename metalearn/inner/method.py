@@ -108,10 +108,16 @@ class LearnFunctions(NamedTuple):
 
 
 def learn_functions(
-    adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
+    adapt: Adapt,
+    predict: Predict,
+    *,
+    uses_steps: bool = True,
+    features: Features | None = None,
+    paths: int = 1,
 ) -> LearnFunctions:
     """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`.
 
+    `paths` is how many inner loops `adapt` runs side by side, for the count of gradient steps.
     Weights of examples are those of `support.weight`, and `query_weight` [M] of the queries."""
     adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
 
@@ -121,7 +127,7 @@ def learn_functions(
         return predict_all(meta, [item], support, query_x, query_weight)[0]
 
     return LearnFunctions(
-        vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features),
+        vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features, paths=paths),
         lambda meta, support, step, key: adapt_one(meta, support, (step,), key)[-1],
         predict_one,
     )
@@ -157,14 +163,21 @@ def points_of(steps: int | Sequence[int]) -> StepNumbers:
 
 
 def vmapped_learn(
-    adapt: Adapt, predict: Predict, *, uses_steps: bool = True, features: Features | None = None
+    adapt: Adapt,
+    predict: Predict,
+    *,
+    uses_steps: bool = True,
+    features: Features | None = None,
+    paths: int = 1,
 ) -> Callable[..., Learned]:
     """`Method.learn` made of two functions of one task; leaves with a leading T.
 
     Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
-    `adapt` is a constant point at every step. `features` as in `episodic`.
-    """
+    `adapt` is a constant point at every step. Options are those of `learn_functions`."""
     adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
+
+    def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
+        return lambda meta, support, key: list(adapt_one(meta, support, points, key))
 
     def learn(
         meta: Meta,
@@ -175,21 +188,15 @@ def vmapped_learn(
         ledger: Ledger | None = None,
         query_weight: Tensor | None = None,
     ) -> Learned:
-        points = points_of(steps)
-        tasks = support.x.shape[0]
+        points, tasks = points_of(steps), support.x.shape[0]
         keys = task_keys(key, tasks).to(support.x.device)
         ledger = NullLedger() if ledger is None else ledger
-        last = points[-1] if uses_steps else 0
-
-        def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
-            return lambda meta, support, key: list(adapt_one(meta, support, points, key))
-
-        work = OverTasks(adapt_to, points if uses_steps else (0,), meta)
-        items = ledger.run("adapt", work, support, keys, gradient_steps=last * tasks, tasks=tasks)
+        made = points if uses_steps else (0,)
+        work, gradients = OverTasks(adapt_to, made, meta), paths * made[-1] * tasks
+        items = ledger.run("adapt", work, support, keys, gradient_steps=gradients, tasks=tasks)
         stacked = OverTasks(lambda _: lambda *args: torch.stack(predict_all(*args)), (0,), meta)
-        given: tuple[Any, ...] = (items, support, query_x)
-        given = given if query_weight is None else (*given, query_weight)
-        predictions = ledger.run("predict", stacked, *given, tasks=tasks)
+        weights = () if query_weight is None else (query_weight,)
+        predictions = ledger.run("predict", stacked, items, support, query_x, *weights, tasks=tasks)
         if predictions.shape[1] != len(points):
             predictions = predictions.expand(-1, len(points), *predictions.shape[2:])
         return Learned(predictions, {})

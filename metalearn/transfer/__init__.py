@@ -5,6 +5,8 @@ from __future__ import annotations
 from metalearn.component import MethodComponent
 from metalearn.transfer.baseline_plus_plus import BaselinePlusPlus
 from metalearn.transfer.fine_tune import FineTune
+from metalearn.transfer.fine_tuning.cross_validated import FineTuneCrossValidated
+from metalearn.transfer.fine_tuning.ensemble import FineTuneEnsemble
 from metalearn.transfer.gradient_boosting import GradientBoosting
 from metalearn.transfer.knn import KNN
 from metalearn.transfer.linear_probe import LinearProbe
@@ -19,6 +21,8 @@ from metalearn.transfer.simple_shot import SimpleShot
 TRANSFER: dict[str, type[MethodComponent]] = {
     "scratch": Scratch,
     "fine_tune": FineTune,
+    "fine_tune_ensemble": FineTuneEnsemble,
+    "fine_tune_cross_validated": FineTuneCrossValidated,
     "linear_probe": LinearProbe,
     "nearest_centroid": NearestCentroid,
     "baseline_plus_plus": BaselinePlusPlus,
@@ -37,6 +41,8 @@ __all__ = [
     "TRANSFER",
     "BaselinePlusPlus",
     "FineTune",
+    "FineTuneCrossValidated",
+    "FineTuneEnsemble",
     "GradientBoosting",
     "LinearProbe",
     "LinearSVM",

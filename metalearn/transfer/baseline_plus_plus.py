@@ -57,8 +57,9 @@ class BaselinePlusPlus(MethodComponent):
         require_classes(self.name, spec)
         head = Head(_fresh_directions, lambda leaves, z: cosine(leaves, z, self.temperature))
         rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
-        learning = learn_head(learner, spec, rule, head, weight_decay=self.weight_decay)
-        return pretrained(learner, spec, self.outer.build(meta_steps), learning, head)
+        adaptation = learn_head(learner, spec, head, weight_decay=self.weight_decay)
+        outer = self.outer.build(meta_steps)
+        return pretrained(learner, spec, outer, adaptation.by_rule(rule), head)
 
 
 def _fresh_directions(key: Key, outputs: int, like: Tensor) -> Params:

@@ -9,15 +9,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor
 
+from metalearn.augment import Change as ImageChange
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
 from metalearn.inner.heads import fresh_linear, imprinted, is_head
-from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
+from metalearn.inner.method import LearnFunctions
 from metalearn.inner.objective import support_loss
 from metalearn.inner.options import Patterns, inner_rule_option, moved_by, refuse_two_rules
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
-from metalearn.transfer.linear_probe import Start, learn_head
+from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
+from metalearn.transfer.linear_probe import Change, Start, learn_head
+from metalearn.transfer.logistic_regression import with_copies
 from metalearn.transfer.pretrain import HEAD, RULE, pretrained, rule_of_task
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
@@ -29,7 +31,9 @@ class FineTune(MethodComponent):
     theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a
     head drawn from the task's key (step 0 is a guess, 1/N), or at the class means of the support
     set (`head_start: prototypes`, `inner.heads.imprinted`);  phi_{s+1} = phi_s - inner_lr * m_s,
-    m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). In regression the outputs stay the same
+    m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). With `copies`, steps learn from changed
+    copies of the support images in their place, and class means are those of the images, as in
+    P>M>F (Hu et al. 2022, arXiv:2204.07305, section 3.3). In regression the outputs stay the same
     and the pretrained head is kept at the start.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
@@ -59,6 +63,18 @@ class FineTune(MethodComponent):
         0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
     )
     inner: Rule | None = inner_rule_option(RULE, acts="adapt")
+    copies: int = option(
+        0,
+        "Changed copies in the place of each support image, for the steps; 0: the image. Rows have "
+        "none.",
+        acts="adapt",
+        ge=0,
+        le=100,
+        later=True,
+    )
+    augment: tuple[ImageChange, ...] = option(
+        ("crop", "flip", "colour"), "Changes of the copies.", acts="adapt", later=True
+    )
     outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
 
     @model_validator(mode="after")
@@ -68,17 +84,35 @@ class FineTune(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
-
-        start = prototype_head(spec) if self.head_start == "prototypes" else usual_head(spec)
-        if self.adapts == "head":
-            learning = learn_head(learner, spec, rule, start=start)
-        else:
-            moves = moved_by(None if self.adapts == "all" else self.adapts, learner)
-            learning = _learn_layers(learner, spec, rule, moves, start)
+        learning = self.learning(self._adaptation(learner, spec), spec)
         method = pretrained(learner, spec, self.outer.build(meta_steps), learning)
         begun = replace(method.traits, support_at_step_0=self.head_start == "prototypes")
         return method._replace(traits=begun)
+
+    def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
+        """Learning of a task from the parts of it; a variant overrides it."""
+        return adaptation.by_rule(self.rule())
+
+    def rule(self) -> UpdateRule:
+        """The rule that a new task follows."""
+        return rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+
+    def moves(self, learner: Learner) -> Callable[[str], bool]:
+        """Whether a new task moves the parameter of a name."""
+        if self.adapts == "head":
+            return is_head
+        return moved_by(None if self.adapts == "all" else self.adapts, learner)
+
+    def _adaptation(self, learner: Learner, spec: EpisodeSpec) -> Adaptation:
+        start = prototype_head(spec) if self.head_start == "prototypes" else usual_head(spec)
+        copies = self.copies if len(spec.x_shape) == 3 else 0
+
+        def change(support: Batch, key: Key) -> Batch:
+            return with_copies(support, key, copies, self.augment)
+
+        if self.adapts == "head":
+            return learn_head(learner, spec, start=start, change=change)
+        return _learn_layers(learner, spec, self.moves(learner), start, change)
 
 
 def usual_head(spec: EpisodeSpec) -> Start:
@@ -101,20 +135,17 @@ def prototype_head(spec: EpisodeSpec) -> Start:
 def _learn_layers(
     learner: Learner,
     spec: EpisodeSpec,
-    rule: UpdateRule,
     moves: Callable[[str], bool],
     head_start: Start,
-) -> LearnFunctions:
-    loss = support_loss(learner, spec)
-
-    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+    change: Change,
+) -> Adaptation:
+    def start(meta: Meta, support: Batch, key: Key) -> Problem:
         body, x = meta["params"], support.x
         head = head_start(meta, key, support, lambda: learner.features(body, x))
         moving, fixed = partition({**body, **head}, moves)
-        path = adapt(loss, moving, rule, support, points[-1], keep=points, fixed=fixed)
-        return [{**fixed, **point} for point in path.points]
+        return Problem(moving, fixed, change(support, key))
 
     def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)
 
-    return learn_functions(adapt_task, predict)
+    return Adaptation(support_loss(learner, spec), start, predict)

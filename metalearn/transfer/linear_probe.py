@@ -10,39 +10,69 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import Loss
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
 from metalearn.inner.objective import weighted_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
+from metalearn.padding import padded
+from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
 from metalearn.transfer.pretrain import LINEAR, RULE, Head, pretrained, rule_of_task
-from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
+from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 # (meta, the task's key, support set, its features z [B, D] when called) -> the new head
 Start = Callable[[Meta, Key, Batch, Callable[[], Tensor]], Params]
+Change = Callable[[Batch, Key], Batch]  # (support set, the task's key) -> what steps learn from
+
+
+def unchanged(support: Batch, key: Key) -> Batch:
+    return support
 
 
 def learn_head(
     learner: Learner,
     spec: EpisodeSpec,
-    rule: UpdateRule,
     head: Head = LINEAR,
     *,
     start: Start | None = None,
+    change: Change = unchanged,
     weight_decay: float = 0.0,
     normalise: bool = False,
-) -> LearnFunctions:
-    """Learning of a task that moves a new head and nothing else (`inner.method.learn_functions`).
+) -> Adaptation:
+    """Learning of a task that moves a new head and nothing else.
 
-    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of the
-    support set, which are computed once a task. `start` gives the head at step 0 (default: fresh,
-    from the task's key)."""
+    Minimises L(head(z), y) + weight_decay / 2 * |head|^2 over the head, z the features of what
+    `change` makes of the support set, which are computed once a task. `start` gives the head at
+    step 0 (default: fresh, from the task's key)."""
     require_head("a method that learns a head alone", learner)
-    loss_of = criterion(spec)
     preprocess = unit if normalise else identity
+
+    def features_of(meta: Meta, batch: Batch) -> Tensor:
+        with padded(batch.weight):
+            return preprocess(learner.features(meta["params"], batch.x))
+
+    def start_task(meta: Meta, support: Batch, key: Key) -> Problem:
+        batch = change(support, key)
+        z = features_of(meta, batch)
+        fresh = start or (lambda meta, key, support, z: head.init(key, spec.outputs, z()))
+        leaves = fresh(
+            meta, key, support, lambda: z if batch is support else features_of(meta, support)
+        )
+        return Problem(leaves, {}, batch._replace(x=z))
+
+    def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
+        return preprocess(learner.features(meta["params"], query_x, context=support.x))
+
+    def predict(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
+        return head.apply(leaves, z)
+
+    return Adaptation(_loss(head, spec, weight_decay), start_task, predict, features)
+
+
+def _loss(head: Head, spec: EpisodeSpec, weight_decay: float) -> Loss:
+    loss_of = criterion(spec)
 
     def loss(leaves: Params, batch: Batch, step: int) -> Tensor:
         error = weighted_loss(loss_of, head.apply(leaves, batch.x), batch)
@@ -51,19 +81,7 @@ def learn_head(
         squares = torch.stack([leaf.square().sum() for leaf in leaves.values()])
         return error + weight_decay / 2 * squares.sum()
 
-    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
-        z = preprocess(learner.features(meta["params"], support.x))
-        fresh = start or (lambda meta, key, support, z: head.init(key, spec.outputs, z()))
-        leaves = fresh(meta, key, support, lambda: z)
-        return adapt(loss, leaves, rule, support._replace(x=z), points[-1], keep=points).points
-
-    def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
-        return preprocess(learner.features(meta["params"], query_x, context=support.x))
-
-    def predict(meta: Meta, leaves: Any, support: Batch, z: Tensor) -> Tensor:
-        return head.apply(leaves, z)
-
-    return learn_functions(adapt_task, predict, features=features)
+    return loss
 
 
 class LinearProbe(MethodComponent):
@@ -106,11 +124,9 @@ class LinearProbe(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` where the outer rule has a schedule."""
-        learning = learn_head(
-            learner,
-            spec,
-            rule_of_task(self.inner, self.inner_lr, self.inner_momentum),
-            weight_decay=self.weight_decay,
-            normalise=self.normalise,
+        rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
+        adaptation = learn_head(
+            learner, spec, weight_decay=self.weight_decay, normalise=self.normalise
         )
-        return pretrained(learner, spec, self.outer.build(meta_steps), learning)
+        outer = self.outer.build(meta_steps)
+        return pretrained(learner, spec, outer, adaptation.by_rule(rule))

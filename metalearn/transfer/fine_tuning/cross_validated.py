@@ -1,0 +1,123 @@
+"""A step size for each task, chosen by cross-validation over its support set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.component import option
+from metalearn.errors import ConfigError
+from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
+from metalearn.inner.weighted import weighted_predict
+from metalearn.losses import criterion
+from metalearn.padding import padded
+from metalearn.transfer.fine_tuning.adaptation import Adaptation
+from metalearn.transfer.fine_tuning.grid import FineTuneGrid
+from metalearn.tree import vmap
+from metalearn.types import Batch, EpisodeSpec, Key, Meta, Params
+
+# (meta, support set, points, key) -> held-out losses [P, R], number of held-out examples []
+HeldOut = Callable[[Meta, Batch, StepNumbers, Key], tuple[Tensor, Tensor]]
+
+
+class FineTuneCrossValidated(FineTuneGrid):
+    """Fine-tune a new task with the step size of least loss on held-out shots of its support set.
+
+    r* = argmin_r sum_f L(f(x_f; phi_{r,f}), y_f),  phi_{r,f} after s steps of fine_tune by inner_lr
+    times the r-th of `lr_factors`, on the support set without fold f. Fold f holds out shots f,
+    f + F, ... of each class that has two, F the least of `folds` and the shots: by default one shot
+    a class, as many folds are better for a choice (Shimabucoro et al. 2023, arXiv:2307.02732). The
+    choice is made anew for each number of steps; steps on the folds, and on the whole support set
+    with every step size, are on the account. A task without a class of two shots takes the factor
+    nearest to 1.
+
+    >>> source = ml.tasks.Digits(ways=3, shots=5).build()
+    >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
+    >>> method = ml.transfer.FineTuneCrossValidated(inner_lr=0.1).build(learner, source.spec)
+    >>> method.traits.phases
+    ('adapt', 'predict')
+    """
+
+    name: Literal["fine_tune_cross_validated"] = option(  # type: ignore[assignment]
+        "fine_tune_cross_validated", "The method."
+    )
+    folds: int = option(
+        10, "Most folds; with as many as shots a fold is one shot a class.", acts="adapt", ge=2
+    )
+
+    def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
+        if spec.shots < 2:
+            text = f"is {spec.shots}, and {self.name} holds out one shot of each class and learns"
+            hint = "from another: give at least 2, or take fine_tune_ensemble, which holds out none"
+            raise ConfigError(("task.shots", f"{text} {hint}"))
+        losses = self._held_out(adaptation, spec)
+        distance = [abs(body - 1) + abs(head - 1) for body, head in self.grid]
+        usual = distance.index(min(distance))
+
+        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+            loss, held = losses(meta, support, points, key)
+            best = torch.where(loss.isnan(), torch.inf, loss).argmin(-1)  # [P]
+            best = torch.where(held > 0, best, usual)
+            problem = adaptation.start(meta, support, key)
+            paths = self.paths(adaptation, problem, points)
+            chosen = [
+                {name: leaf.index_select(0, at).squeeze(0) for name, leaf in point.items()}
+                for point, at in zip(paths, best.split(1), strict=True)
+            ]
+            return [{**problem.fixed, **point} for point in chosen]
+
+        loops = (min(self.folds, spec.shots) + 1) * len(self.grid)
+        return learn_functions(
+            adapt_task, adaptation.predict, features=adaptation.features, paths=loops
+        )
+
+    def _held_out(self, adaptation: Adaptation, spec: EpisodeSpec) -> HeldOut:
+        """The losses of all paths on held-out shots."""
+        loss_of = criterion(spec)
+        predict = weighted_predict(adaptation.predict, adaptation.features)
+
+        def losses(
+            meta: Meta, support: Batch, points: StepNumbers, key: Key
+        ) -> tuple[Tensor, Tensor]:
+            def fold(weight: Tensor, held: Tensor) -> Tensor:
+                """[R, P], summed over examples."""
+                part = support._replace(weight=weight)
+                with padded(weight):
+                    problem = adaptation.start(meta, part, key)
+                    # A start for each fold, so that the first step costs what all others do.
+                    own = {n: leaf + 0 * weight.sum() for n, leaf in problem.params.items()}
+                    paths = self.paths(adaptation, problem._replace(params=own), points)
+
+                def summed(path: list[Params]) -> Tensor:
+                    items = [{**problem.fixed, **point} for point in path]
+                    found = predict(meta, items, part, support.x, held)
+                    means = torch.stack([loss_of(one, support.y, held) for one in found])
+                    return torch.where(held.sum() > 0, held.sum() * means, 0)
+
+                total: Tensor = vmap(summed)(paths)
+                return total
+
+            shots = max(len(support.y) // spec.ways, 2)
+            weights, held = folds_of(support, min(self.folds, shots), spec)
+            return vmap(fold)(weights, held).sum(0).T, held.sum()
+
+        return losses
+
+
+def folds_of(support: Batch, count: int, spec: EpisodeSpec) -> tuple[Tensor, Tensor]:
+    """Weights [F, B] of the examples that each of `count` folds learns from, and holds out.
+
+    Example n of its class, from 0, is held out in fold n mod F, if its class has two; in regression
+    all examples are of one class."""
+    y, weight = support.y, support.weight
+    weight = torch.ones(len(y), dtype=spec.dtype, device=y.device) if weight is None else weight
+    classes = spec.classification and y.dim() == 1
+    labels = y if classes else torch.zeros(len(y), dtype=torch.int64, device=y.device)
+    same = (labels.unsqueeze(1) == labels) & (weight > 0)  # [B, B]
+    number, total = same.tril(-1).sum(1), same.sum(1)
+    fold = torch.arange(count, device=y.device).unsqueeze(1)
+    held = (number % count == fold) & (total > 1)  # [F, B]
+    return torch.where(held, 0, weight), torch.where(held, weight, 0)

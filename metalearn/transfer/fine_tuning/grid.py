@@ -1,0 +1,88 @@
+"""Options of methods that fine-tune with several step sizes side by side, from one start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from metalearn.component import MethodComponent, option
+from metalearn.errors import ConfigError
+from metalearn.inner.heads import WEIGHT, is_head
+from metalearn.inner.method import StepNumbers
+from metalearn.transfer.fine_tune import FineTune
+from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
+from metalearn.tree import tree_map, vmap
+from metalearn.types import EpisodeSpec, Learner, Method, Params, UpdateRule
+
+Factors = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=100)]
+
+
+class FineTuneGrid(FineTune):
+    """Fine-tuning whose rule has its step size times each of `lr_factors`."""
+
+    palette_index: ClassVar[int] = MethodComponent.palette_index
+    lr_factors: Factors = option(
+        (0.2, 1.0, 5.0), "Factors on the step size, each a path of its own.", acts="adapt"
+    )
+    head_lr_factors: Factors | None = option(
+        None,
+        "Factors on the step size of the head, each with each of lr_factors; null: the same.",
+        acts="adapt",
+    )
+
+    @model_validator(mode="after")
+    def _check_factors(self) -> FineTuneGrid:
+        for name in ("lr_factors", "head_lr_factors"):
+            given = getattr(self, name) or ()
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} are {list(given)}: a factor stands there twice")
+        if self.adapts == "head" and self.head_lr_factors is not None:
+            raise ValueError(
+                "with adapts: head, lr_factors are those of the head: no head_lr_factors"
+            )
+        return self
+
+    def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
+        if self.head_lr_factors is not None and not self.moves(learner)(WEIGHT):
+            text = "are given, and adapts leaves the head as it is: leave out one of the two"
+            raise ConfigError(("method.head_lr_factors", text))
+        return super().build(learner, spec, meta_steps)
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """Factors of each path: on the step size of the body, and of the head."""
+        if self.head_lr_factors is None:
+            return [(factor, factor) for factor in self.lr_factors]
+        return list(product(self.lr_factors, self.head_lr_factors))
+
+    def paths(self, adaptation: Adaptation, problem: Problem, points: StepNumbers) -> list[Params]:
+        """What steps move, at each of `points`, leaves [R, ...]: a path for each of `grid`."""
+        rule, grid = self.rule(), self.grid
+
+        def path(params: Params, factors: Tensor) -> list[Params]:
+            body, head = factors.unbind()
+            scaled = times(rule, lambda name: head if is_head(name) else body)
+            return adaptation.points(problem._replace(params=params), scaled, points)
+
+        like = next(iter(problem.params.values()))
+        factors = torch.tensor(grid, dtype=like.dtype, device=like.device)  # [R, 2]
+        # A start for each path, so that the first step is computed for each, as all others are: the
+        # account takes their costs for equal.
+        params = tree_map(lambda leaf: leaf.expand(len(grid), *leaf.shape), problem.params)
+        found: list[Params] = vmap(path)(params, factors)
+        return found
+
+
+def times(rule: UpdateRule, factor: Callable[[str], Tensor]) -> UpdateRule:
+    """`rule` with its updates of flat parameters times `factor(name)`, as by another step size."""
+
+    def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
+        updates, state = rule.update(grads, state, params, loss)
+        return {name: factor(name) * value for name, value in updates.items()}, state
+
+    return UpdateRule(rule.init, update)
