@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 from metalearn.bench.page import page
 from metalearn.report.site_pages import figures, pages
 
-ARGUMENT = re.compile(r"^(\w+): ")
+ARGUMENT = re.compile(r"^([a-z_]\w*): ")
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 

@@ -106,6 +106,11 @@ class TaskComponent(Component, ABC):
         """The ranges of `ways` and `shots`, where they are variable."""
         return self._ranges
 
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether training draws from the validation classes, which then may choose nothing."""
+        return False
+
     @abstractmethod
     def build(
         self,

@@ -167,7 +167,7 @@ def test_the_map_as_text_marks_where_a_winner_stops() -> None:
         "stops_after": [[[10, None, None, None]]],
     }
     text = map_text(shown).splitlines()
-    assert text[1] == "  90 %  A2   a    B    ."
+    assert text[2] == "  90 %  A2   a    B    ."
     assert "A a, also stopped after 5, 10 meta-steps (A1, A2)" in text
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from pictures import KEY, equal, upright
 from PIL import Image
 
 from metalearn.cli import data as data_commands
+from metalearn.config.build import build
+from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError, DataError
 from metalearn.tasks import images, omniglot, store
 from metalearn.tasks.images import ImageSource
@@ -83,6 +86,27 @@ def test_ways_may_fill_the_classes_of_training_and_validation(synthetic: Path) -
     assert Omniglot(ways=1200, train_on_valid=True).build("train").spec.num_classes == 1200
     with pytest.raises(ConfigError, match="1201"):
         Omniglot(ways=1201, train_on_valid=True).build("train")
+
+
+def test_classes_seen_in_training_choose_nothing(synthetic: Path) -> None:
+    data: dict[str, Any] = {
+        "experiment": "seen",
+        "task": {"source": "omniglot", "ways": 2, "train_on_valid": True},
+        "model": {"name": "conv4", "filters": 2},
+        "method": {
+            "name": "fine_tune",
+            "tune": {"inner_lr": {"values": [0.1, 0.2]}},
+        },
+        "evaluate": {"checkpoint": "best", "headline_step": "tuned"},
+        "budget": {"trials": 2},
+    }
+    with pytest.raises(ConfigError) as error:
+        build(parse(data).experiments[0], to_train=True)
+    places = [place for place, _ in error.value.problems]
+    assert places == ["evaluate.checkpoint", "evaluate.headline_step", "method.tune"]
+    del data["method"]["tune"], data["budget"]
+    data["evaluate"] = {"checkpoint": "last", "headline_step": 0, "steps": [0, 1]}
+    build(parse(data).experiments[0], to_train=True)
 
 
 def test_the_random_split_follows_its_recorded_seed(synthetic: Path) -> None:

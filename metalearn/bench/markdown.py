@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def left_out(rows: list[Row]) -> str:
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         names = [f"`{row['workload']}`"] if row.get("workload") else []
-        what = str(row["engine"]), row["why"].removeprefix(f"{row['engine']}: ")
+        what = str(row["engine"]), re.sub(rf"^{re.escape(str(row['engine']))}:? ", "", row["why"])
         lines[what] = lines.get(what, []) + names
     return "\n".join(
         f"- {', '.join([engine, *names])}: {why}" for (engine, why), names in lines.items()

@@ -187,9 +187,10 @@ def train(
 def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Run experiments with a published number, and compare with it; default: all of them.
 
-    Returns one mapping a published number, as experiments/results/ has them; the record is
-    written to out/reproduced.md. What is finished is left alone. Raises ConfigError with every
-    name that is unknown or has no published number.
+    Returns one mapping a published number, as experiments/results/ has them, and one more where
+    an ensemble's best checkpoint was tested alone; the record is written to out/reproduced.md.
+    What is finished is left alone. Raises ConfigError with every name that is unknown or has no
+    published number.
 
     >>> ml.reproduce("maml_sinusoids")
     Traceback (most recent call last):

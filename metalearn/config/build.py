@@ -11,7 +11,7 @@ import torch
 
 from metalearn.config.experiment import Experiment, once
 from metalearn.config.file import PYTHON
-from metalearn.config.misfits import misfits
+from metalearn.config.misfits import choices_by_seen_classes, misfits
 from metalearn.config.sources import LazySource, record_of
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
@@ -47,6 +47,7 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     prepare_device(device, experiment.run.deterministic)
     if to_train:  # a finished run is opened wherever it is looked at
         problems.extend(misfits(experiment.run, device))
+        problems.extend(choices_by_seen_classes(experiment))
 
     def source(component: Any, split: str, place: str) -> Any:
         try:

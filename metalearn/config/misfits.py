@@ -1,7 +1,8 @@
-"""Options of a run that its device or its other options rule out."""
+"""Options that the device or other options of an experiment rule out."""
 
 from __future__ import annotations
 
+from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Run
 from metalearn.executors.executor import COMPILED, why_not
 
@@ -26,4 +27,20 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
     if run.engine != "native" and (run.precision != "float32" or run.checkpoint_inner):
         text = f"{run.engine} knows no run.precision and no run.checkpoint_inner: leave them out"
         found.append(("run.engine", text))
+    return found
+
+
+def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
+    """What validation tasks would choose where training draws from their classes, too."""
+    if not experiment.task.trains_on_validation:
+        return []
+    why = "training draws from the validation classes, which then may choose nothing"
+    found = []
+    if experiment.evaluate.checkpoint != "last":
+        text = f"is {experiment.evaluate.checkpoint}, and {why}: use last"
+        found.append(("evaluate.checkpoint", text))
+    if experiment.evaluate.headline_step == "tuned":
+        found.append(("evaluate.headline_step", f"is tuned, and {why}: give a number of steps"))
+    if experiment.tune:
+        found.append(("method.tune", f"tunes by validation tasks, and {why}: leave it out"))
     return found

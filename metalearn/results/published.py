@@ -181,7 +181,7 @@ def single_cell(cell: Json, row: Group) -> Json | None:
             {"seed": run.seed, "value": value, "ci95_tasks": half}
             for run, value, half in zip(row.runs, values, halves)
         ],
-        "ci95_tasks": max(halves),
+        "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
         "interval": None,
         "converged_only": False,

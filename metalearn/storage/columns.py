@@ -110,7 +110,9 @@ def _remedy(value: str) -> str:
         return GAPS
     point = value.replace(",", ".")
     if point.count(".") == 1 and point.replace(".", "").lstrip("+-").isdecimal():
-        return f"write {point}"
+        whole = value.replace(",", "")
+        thousands = "," in value and len(point.split(".")[1]) == 3
+        return f"write {whole} or {point}, whichever is meant" if thousands else f"write {point}"
     return "leave the column out, or replace it by numbers, such as 0 and 1 for each of its values"
 
 

@@ -91,6 +91,10 @@ class Omniglot(images.ImageTask):
         "none", "Convention of quarter turns, in which published protocols differ."
     )
 
+    @property
+    def trains_on_validation(self) -> bool:
+        return self.train_on_valid
+
     def resolve(self, seed: int) -> Omniglot:
         """The task with an explicit split seed, for a resolved config."""
         if self.split_scheme != "random" or self.split_seed is not None:

@@ -25,6 +25,7 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
         "not tuned": _not_tuned(groups),
         "schedules": _by_value(groups, _schedule),
         "shots of training tasks": _other_shots(groups),
+        "training classes": _by_value(groups, _seen_validation),
         "minibatches": _minibatches(groups),
     }
     return [{"topic": topic, "text": text} for topic, text in found.items() if text]
@@ -178,6 +179,11 @@ def _other_shots(groups: Sequence[Group]) -> str:
         return f"{own} in training, {test} in the test" if differ else ""
 
     return _by_value(groups, shots)
+
+
+def _seen_validation(run: Run) -> str:
+    facts = run.result.get("facts") or {}
+    return "those of training and validation" if facts.get("train_on_valid") else ""
 
 
 def _minibatches(groups: Sequence[Group]) -> str:
