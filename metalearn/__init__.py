@@ -93,4 +93,5 @@ class _MovedModules:
 
 
 if _MovedModules not in sys.meta_path:
-    sys.meta_path.append(_MovedModules)
+    # First: a folder that is left of a former package would be found as a namespace package.
+    sys.meta_path.insert(0, _MovedModules)

@@ -104,8 +104,10 @@ def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tenso
 
 
 def present_classes(batch: Batch, classes: int) -> Tensor:
-    """[C] float, 1 for classes with an example of positive weight: of y [B] int64."""
+    """[C] float, 1 for classes with an example of positive weight: of y [B, *Y] int64."""
     same = batch.y.unsqueeze(-1) == torch.arange(classes, device=batch.y.device)
+    if batch.y.dim() > 1:
+        same = same.flatten(1, -2).any(1)  # [B, C]
     if batch.weight is None:
         return same.any(0).to(torch.get_default_dtype())
     counts = batch.weight.unsqueeze(-1) * same.to(batch.weight.dtype)

@@ -97,14 +97,24 @@ def test_classes_seen_in_training_choose_nothing(synthetic: Path) -> None:
             "name": "fine_tune",
             "tune": {"inner_lr": {"values": [0.1, 0.2]}},
         },
-        "evaluate": {"checkpoint": "best", "headline_step": "tuned"},
+        "run": {"validate": {"patience": 3}},
+        "evaluate": {"checkpoint": "best", "headline_step": "tuned", "split": "valid"},
         "budget": {"trials": 2},
     }
     with pytest.raises(ConfigError) as error:
         build(parse(data).experiments[0], to_train=True)
     places = [place for place, _ in error.value.problems]
-    assert places == ["evaluate.checkpoint", "evaluate.headline_step", "method.tune"]
-    del data["method"]["tune"], data["budget"]
+    assert places == [
+        "evaluate.checkpoint",
+        "evaluate.split",
+        "run.validate.patience",
+        "evaluate.headline_step",
+        "method.tune",
+    ]
+    mixed = {"source": "mixture", "sources": [data["task"], {**data["task"], "label": "more"}]}
+    with pytest.raises(ConfigError, match=r"evaluate\.checkpoint"):
+        build(parse({**data, "task": mixed}).experiments[0], to_train=True)
+    del data["method"]["tune"], data["budget"], data["run"]
     data["evaluate"] = {"checkpoint": "last", "headline_step": 0, "steps": [0, 1]}
     build(parse(data).experiments[0], to_train=True)
 

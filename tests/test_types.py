@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +57,17 @@ def test_former_names_of_modules_give_the_new_ones(former: str, name: str) -> No
         module = importlib.reload(importlib.import_module(f"metalearn.{former}"))
     present = {new for old, new in ml.MOVED.items() if f"metalearn.{former}".startswith(old)}
     assert any(getattr(module, name).__module__.startswith(new) for new in present)
+
+
+def test_an_empty_folder_of_a_former_name_hides_nothing(tmp_path: Path) -> None:
+    """Caches of compiled modules leave such folders behind in a checkout."""
+    shutil.copytree(Path(ml.__file__).parent, tmp_path / "metalearn")
+    (tmp_path / "metalearn" / "run" / "sweep").mkdir(exist_ok=True)
+    code = "import metalearn.run.sweep as found; print(found.__file__ is not None)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_module_that_never_was_is_missing() -> None:

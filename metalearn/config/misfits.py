@@ -39,6 +39,11 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
     if experiment.evaluate.checkpoint != "last":
         text = f"is {experiment.evaluate.checkpoint}, and {why}: use last"
         found.append(("evaluate.checkpoint", text))
+    if experiment.evaluate.split == "valid":
+        found.append(("evaluate.split", "is valid, whose classes training has seen: use test"))
+    if experiment.run.validate.patience is not None:
+        text = f"ends training by validation tasks, and {why}: leave it out"
+        found.append(("run.validate.patience", text))
     if experiment.evaluate.headline_step == "tuned":
         found.append(("evaluate.headline_step", f"is tuned, and {why}: give a number of steps"))
     if experiment.tune:

@@ -37,6 +37,8 @@ def rejoin(graph: GraphModule) -> None:
 
 def _rejoin(graph: GraphModule, node: Node) -> None:
     parts, dim = list(node.args[0]), _axis(node, node.args[1:])  # type: ignore[arg-type]
+    if dim is None:
+        return
     whole = _whole(parts, parts, dim)
     if whole is not None and _form(whole) == _form(node):
         node.replace_all_uses_with(whole)
@@ -57,9 +59,11 @@ def _rejoin(graph: GraphModule, node: Node) -> None:
         return
 
 
-def _axis(node: Node, rest: Sequence[Any]) -> int:
-    dims: int = node.meta["val"].dim()
-    return int(rest[0] if rest else 0) % dims
+def _axis(node: Node, rest: Sequence[Any]) -> int | None:
+    """The axis that `rest` begins with; None for a constant, which has no recorded form."""
+    if not isinstance(node, Node) or not isinstance(node.meta.get("val"), Tensor):
+        return None
+    return int(rest[0] if rest else 0) % int(node.meta["val"].dim())
 
 
 def _source(value: Any) -> Any:
@@ -92,7 +96,7 @@ def _piece(part: Any, place: int, dim: int) -> tuple[Node, int] | None:
         whole, sizes = source.args[:2]
         return (whole, sum(sizes[:place])) if _axis(whole, source.args[2:]) == dim else None
     if part.target is SLICE and len(part.args) == 4 and _axis(source, part.args[1:]) == dim:
-        return source, int(part.args[2])  # type: ignore[arg-type]
+        return source, int(part.args[2] or 0)  # type: ignore[arg-type]
     return None
 
 

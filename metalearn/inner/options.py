@@ -35,7 +35,7 @@ def refuse_two_rules(component: Any, *names: str, scheduled: bool = True) -> Non
     both = [name for name in names if getattr(component, name) != fields[name].default]
     if both:
         raise ValueError(f"inner is a rule with its own lr: leave out {', '.join(both)}")
-    if not scheduled and inner.schedule != "constant":
+    if not scheduled and inner.schedule not in ("constant", "steps"):
         text = f"inner.schedule {inner.schedule} needs a number of steps, which new tasks of"
         raise ValueError(f"{text} {component.name} do not have: use constant")
 

@@ -157,7 +157,7 @@ def clipped_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
         bounded = tree_map(lambda g: g.clamp(-limit, limit), grads)
         return rule.update(bounded, state, params, loss)
 
-    return UpdateRule(rule.init, update)
+    return rule._replace(update=update)
 
 
 def with_l2(rule: UpdateRule, strength: float) -> UpdateRule:
@@ -169,7 +169,7 @@ def with_l2(rule: UpdateRule, strength: float) -> UpdateRule:
         total = tree_map(lambda g, p: g + strength * p, grads, params)
         return rule.update(total, state, params, loss)
 
-    return UpdateRule(rule.init, update)
+    return rule._replace(update=update)
 
 
 def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> UpdateRule:

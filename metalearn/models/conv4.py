@@ -174,7 +174,7 @@ class Conv4(ModelComponent):
             text = "conv4 needs images [channels, H, W], this task gives"
             raise ConfigError(("model", f"{text} {list(spec.x_shape)}: use mlp"))
         first, second, last = spec.x_shape
-        if min(first, second) > 4 and (last in (3, 4) or (last == 1 and first == second)):
+        if first == second > 4 and last in (1, 3, 4):
             text = f"conv4 needs images [channels, H, W], and {list(spec.x_shape)} looks like"
             hint = "move the channels to the front, x.transpose(0, 3, 1, 2)"
             raise ConfigError(("model", f"{text} [H, W, channels]: {hint}"))

@@ -87,6 +87,10 @@ class Mixture(TaskComponent):
             found.append(f"{name}-{same + 1}" if same else name)
         return found
 
+    @property
+    def trains_on_validation(self) -> bool:
+        return any(_component(section).trains_on_validation for section in self.sources)
+
     def resolve(self, seed: int) -> Mixture:
         """The task with explicit split seeds, for a resolved config."""
         sections = []

@@ -86,4 +86,4 @@ def with_copies(support: Batch, key: Key, copies: int, changes: tuple[Change, ..
     keys = (fold_in(key, number, places) for number in range(copies))
     x = torch.cat([augment(support.x, one, changes) for one in keys])
     weight = None if support.weight is None else support.weight.repeat(copies)
-    return Batch(x, support.y.repeat(copies), weight)
+    return Batch(x, torch.cat([support.y] * copies), weight)
