@@ -45,6 +45,8 @@ def prepare_device(device: str, deterministic: bool = False) -> None:
     if ":" in device:
         torch.cuda.set_device(device)
     backends: Any = torch.backends
+    # The older flags too: torch.export reads them, and torch refuses where the two disagree.
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
     for part in (backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn):
         part.fp32_precision = "none"  # what other code set there would go on
     backends.fp32_precision = "ieee"

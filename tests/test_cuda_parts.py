@@ -82,6 +82,7 @@ def test_a_numbered_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPat
     prepare_device("cuda")
     assert chosen == ["cuda:1"]
     assert before.cudnn.conv.fp32_precision == before.cuda.matmul.fp32_precision == "ieee"
+    assert before.cudnn.allow_tf32 is before.cuda.matmul.allow_tf32 is False  # can be read
 
 
 def test_the_ledger_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

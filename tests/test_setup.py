@@ -139,7 +139,8 @@ def test_continuous_integration_checks_tests_and_installs_the_wheel() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100
     lines = script.read_text("utf-8").splitlines()
-    expected = ["make check", "make wheel", "make test", "make docs"]
+    once = 'make test PYTEST_ARGS="--ignore=tests/test_wheel.py" # `make wheel` has run it'
+    expected = ["make check", "make wheel", once, "make docs"]
     assert [line for line in lines if line.startswith("make ")] == expected
 
 
