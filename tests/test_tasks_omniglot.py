@@ -74,49 +74,31 @@ def test_splits_have_their_published_sizes_and_are_disjoint(
 @pytest.mark.parametrize("scheme", ["vinyals", "lake", "random"])
 def test_training_can_draw_from_the_validation_classes_too(synthetic: Path, scheme: str) -> None:
     apart = Omniglot(split_scheme=scheme, split_seed=3)
-    joined = apart.model_copy(update={"train_on_valid": True})
     train, valid, test = (rows_of(apart.build(split)) for split in images.SPLITS)
-    source = joined.build("train")
-    assert rows_of(source) == sorted(train + valid)
-    assert source.facts["train_on_valid"] is True
+    update = {"train_on_valid": True, "ways": len(train + valid)}
+    source = apart.model_copy(update=update).build("train")
+    assert rows_of(source) == sorted(train + valid) and source.facts["train_on_valid"] is True
+    joined = apart.model_copy(update={"train_on_valid": True})
     assert [rows_of(joined.build(split)) for split in ("valid", "test")] == [valid, test]
 
 
-def test_ways_may_fill_the_classes_of_training_and_validation(synthetic: Path) -> None:
-    assert Omniglot(ways=1200, train_on_valid=True).build("train").spec.num_classes == 1200
-    with pytest.raises(ConfigError, match="1201"):
-        Omniglot(ways=1201, train_on_valid=True).build("train")
-
-
 def test_classes_seen_in_training_choose_nothing(synthetic: Path) -> None:
-    data: dict[str, Any] = {
-        "experiment": "seen",
-        "task": {"source": "omniglot", "ways": 2, "train_on_valid": True},
-        "model": {"name": "conv4", "filters": 2},
-        "method": {
-            "name": "fine_tune",
-            "tune": {"inner_lr": {"values": [0.1, 0.2]}},
-        },
-        "run": {"validate": {"patience": 3}},
-        "evaluate": {"checkpoint": "best", "headline_step": "tuned", "split": "valid"},
-        "budget": {"trials": 2},
-    }
-    with pytest.raises(ConfigError) as error:
-        build(parse(data).experiments[0], to_train=True)
-    places = [place for place, _ in error.value.problems]
-    assert places == [
-        "evaluate.checkpoint",
-        "evaluate.split",
-        "run.validate.patience",
-        "evaluate.headline_step",
-        "method.tune",
-    ]
-    mixed = {"source": "mixture", "sources": [data["task"], {**data["task"], "label": "more"}]}
-    with pytest.raises(ConfigError, match=r"evaluate\.checkpoint"):
-        build(parse({**data, "task": mixed}).experiments[0], to_train=True)
-    del data["method"]["tune"], data["budget"], data["run"]
-    data["evaluate"] = {"checkpoint": "last", "headline_step": 0, "steps": [0, 1]}
-    build(parse(data).experiments[0], to_train=True)
+    task = {"source": "omniglot", "ways": 2, "train_on_valid": True}
+    data: dict[str, Any] = {"task": task, "model": {"name": "conv4", "filters": 2}}
+    method = {"name": "fine_tune", "tune": {"inner_lr": {"values": [0.1, 0.2]}}}
+    chosen = {"checkpoint": "best", "headline_step": "tuned", "split": "valid"}
+    run = {"validate": {"patience": 3}}
+    choosing = {**data, "method": method, "run": run, "evaluate": chosen, "budget": {"trials": 2}}
+    places = ["evaluate.checkpoint", "evaluate.split", "run.validate.patience"]
+    mixed = {"source": "mixture", "sources": [task, {**task, "label": "more"}]}
+    for wrong in (choosing, {**choosing, "task": mixed}):
+        with pytest.raises(ConfigError) as error:
+            build(parse(wrong).experiments[0], to_train=True)
+        found = [place for place, _ in error.value.problems]
+        assert found == [*places, "evaluate.headline_step", "method.tune"]
+    fixed = {"checkpoint": "last", "headline_step": 0, "steps": [0, 1]}
+    fine = {**data, "method": {"name": "fine_tune"}, "evaluate": fixed}
+    build(parse(fine).experiments[0], to_train=True)
 
 
 def test_the_random_split_follows_its_recorded_seed(synthetic: Path) -> None:
