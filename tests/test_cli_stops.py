@@ -18,6 +18,8 @@ from test_cli import run as run
 
 import metalearn as ml
 from metalearn.storage import checkpoint
+from metalearn.storage.files import write_json
+from metalearn.storage.schema import read_result
 from metalearn.tree import named_leaves
 
 
@@ -96,6 +98,10 @@ def test_a_test_that_diverges_is_reported_and_has_no_nan(metalearn: Commands) ->
     assert not math.isfinite(np.load(metalearn.folder / "scratch" / "scores.npz")["loss"][0, -1])
     assert ml.load_run(metalearn.folder / "scratch").method.step is None
     assert metalearn("evaluate", "scratch", "method.inner_lr=0.01").code == 0
+    # finite, and beyond what readers take: written as not finite, so that a report can be made
+    result["test"]["loss"][-1] = 1e32
+    write_json(metalearn.folder / "scratch" / "result.json", result)
+    assert read_result(metalearn.folder / "scratch")["test"]["loss"][-1] is None
 
 
 def test_compare_skips_what_is_finished_and_writes_one_report(

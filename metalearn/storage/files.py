@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import struct
@@ -25,6 +24,7 @@ UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
+LARGEST = 1e30  # of a number in a JSON file
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -62,9 +62,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """The same data with null in the place of NaN and infinities, which JSON does not have."""
+    """The same data with null in the place of NaN, infinities (JSON has neither) and values beyond
+    LARGEST, of a run that diverged, which no figure can draw and which readers refuse."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if abs(value) <= LARGEST else None
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn.errors import ConfigError
-from metalearn.storage.files import read_json, read_lines
+from metalearn.storage.files import LARGEST, read_json, read_lines
 
-Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Maybe = Number | None
 Row = Annotated[list[Maybe], Field(max_length=100_000)] | None
