@@ -199,13 +199,13 @@ def test_undefined_numbers_are_none_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_comparison_reads_whatever_it_writes(tmp_path: Path) -> None:
-    """Candidates that explode have scores far above what a run's own file may hold."""
+    """Candidates that explode have scores far above what a file may hold."""
     write_rows(tmp_path, ["maml", "scratch"])
     score = np.array([[1.0, -3e35, 0.5], [0.2, -1e37, 0.1]])
     place = tmp_path / "methods/maml/seed-0/selection.npz"
     np.savez(place, score=score, truth=score / 2)
     found = json.loads(write_comparison(tmp_path).read_text())
-    assert found["selection"][0]["gain"] > 1e34
+    assert found["selection"][0]["gain"] is None  # beyond what files hold
     groups = groups_of(tmp_path)
     assert read_comparison(tmp_path, groups) == found
     check_page(write_report([tmp_path], tmp_path / "report.html"))
