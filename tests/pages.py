@@ -10,7 +10,7 @@ from pathlib import Path
 class Page(HTMLParser):
     """Reads a page and remembers what does not close, what it would load, and its identifiers."""
 
-    VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
+    VOID = frozenset({"meta", "img", "br", "hr", "link", "input", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -48,9 +48,9 @@ def _difference(pair: Json, sign: int, up: bool) -> Entry:
 
 
 def break_even_matrix(groups: Sequence[Group], rows: Sequence[Json], axis: str) -> Matrix:
-    """From which new task on the row's dearer start is repaid against the column.
+    """From which new task on the row's higher up-front cost is repaid against the column.
 
-    At the hardest level of each pair; a pair stands in the row of its dearer start."""
+    At the hardest level of each pair; the method with the higher up-front cost has the row."""
     found: dict[tuple[str, str], Entry] = {}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:

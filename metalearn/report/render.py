@@ -59,6 +59,7 @@ def environment() -> Environment:
     made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
     made.filters |= {"entries": _entries, "unnamed": _unnamed, "by_verdict": _by_verdict}
     made.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
+    made.filters |= {"breakable": _breakable}
     made.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
     return made
 
@@ -66,6 +67,11 @@ def environment() -> Environment:
 def _squeeze(text: str) -> Markup:
     """Escaped text of several lines in one, without blanks before punctuation."""
     return Markup(re.sub(r" (?=[.,;])", "", " ".join(escape(text).split())))
+
+
+def _breakable(label: str) -> Markup:
+    """A label that a narrow column may break behind its underscores."""
+    return Markup("_<wbr>").join(label.split("_"))
 
 
 def _inline(svg: str, caption: Markup) -> Markup:
