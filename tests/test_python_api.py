@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import metalearn as ml
+from metalearn.compare.python import PUBLISHED
 from metalearn.component import option
 from metalearn.errors import ConfigError
+from metalearn.results.shown import Rows
 
 QUICK: dict[str, Any] = {
     "meta_steps": 4,
@@ -170,7 +174,16 @@ class Signs(ml.algorithms.MAML):
         return ml.UpdateRule(lambda params: {}, update)
 
 
-def test_train_takes_a_method_of_ones_own_and_seeds(tmp_path: Path) -> None:
+class Frame(list[Any]):
+    """The part of a pandas DataFrame that is used, where pandas is not installed."""
+
+    def set_index(self, names: Any) -> Frame:
+        return self
+
+
+def test_train_takes_a_method_of_ones_own_and_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {**QUICK, "seeds": (0, 1)}
     given = {"task": ml.tasks.Sinusoid(shots=4), "model": ml.models.MLP(sizes=(8,))}
     runs = ml.train(Signs(inner_lr=0.01), out=tmp_path / "signs", **given, **options)
@@ -183,6 +196,18 @@ def test_train_takes_a_method_of_ones_own_and_seeds(tmp_path: Path) -> None:
     result, path = ml.evaluate_run(one.folder, ["evaluate.episodes=3"])
     assert result["episodes"]["count"] == 3 and path.name == "1.json"
     assert ml.report([one.folder], tmp_path / "page.html").is_file()
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Frame))
+    for shown, rows in (
+        (one, 3),
+        (ml.evaluate_run(one.folder, ["evaluate.episodes=3"]), 3),
+        (runs, 6),
+    ):
+        assert len(shown.table().splitlines()) == rows + 1 and shown.plot("steps").axes
+        assert [row["step"] for row in shown.to_pandas()] == [0, 1, 3] * (rows // 3)
+        assert str(one.folder) in repr(shown) or shown is runs
+    assert "<table>" in one._repr_html_() and one.plot("flops").axes
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        one.plot("step")
     with pytest.raises(ConfigError, match="another config"):
         ml.train(ml.algorithms.MAML, out=tmp_path / "maml", loss="huber", **given, **QUICK)
 
@@ -291,3 +316,12 @@ def test_one_folder_stands_for_a_list_of_one(tmp_path: Path) -> None:
 def test_reproduce_in_python_refuses_what_has_no_published_number(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no published number"):
         ml.reproduce("demo", out=tmp_path)
+
+
+def test_a_record_of_reproductions_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"experiment": "maml_sinusoid", "step": 1, "published": 0.67, "value": None}
+    rows = Rows([row], PUBLISHED)
+    assert rows == [row] and rows.table().splitlines()[1].split()[:2] == ["maml_sinusoid", "–"]
+    assert "<td>0.67</td>" in rows._repr_html_()
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Frame))
+    assert rows.to_pandas() == [row]

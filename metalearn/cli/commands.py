@@ -26,6 +26,7 @@ from metalearn.logger import log
 from metalearn.losses import FUNCTIONS, LOSSES
 from metalearn.machine import cores, set_threads
 from metalearn.report.questions import all_questions
+from metalearn.report.run_figures import Evaluation
 from metalearn.report.section import Question
 from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
@@ -189,7 +190,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     ranks: Ranks | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> Evaluation:
     """Test a run on the same or other episodes: (the result, its file evaluations/<n>.json).
 
     >>> ml.evaluate_run("runs/example", ["evaluate.episodes=6"])[0]["test"]["steps"]  # of `train`
@@ -223,7 +224,8 @@ def evaluate_run(
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    return result, ranks.on_rank0(lambda: _write_numbered(out or folder / "evaluations", result))
+    path = ranks.on_rank0(lambda: _write_numbered(out or folder / "evaluations", result))
+    return Evaluation(result, path)
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:

@@ -16,11 +16,8 @@ from metalearn.report.render import VERDICTS
 from metalearn.results import records
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
 from metalearn.results.costs import AXES, learning, up_front
-from metalearn.results.shown import Text, columns, html_table
+from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
-
-# Figures that no single axes can hold.
-SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
 
 LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns beside the metric
 
@@ -77,35 +74,19 @@ class Comparison:
 
     def to_pandas(self, name: str = "summary") -> Any:
         """A list of comparison.json as a pandas DataFrame: summary, paired, break_even, ..."""
-        try:
-            import pandas
-        except ImportError as error:
-            text = "needs pandas: pip install pandas; `data` holds the same as plain Python"
-            raise ConfigError(("to_pandas", text)) from error
         lists = [key for key, rows in self.data.items() if isinstance(rows, list)]
         if name not in lists:
             raise ConfigError(("to_pandas", f"unknown list {name!r}; {did_you_mean(name, lists)}"))
-        frame = pandas.DataFrame(self.data[name])
+        frame = data_frame(self.data[name], "`data`")
         return frame.set_index("label") if "label" in frame else frame
 
     def plot(self, name: str = "steps", ax: Any = None) -> Any:
         """A figure of the page: steps, training, flops, seconds, pareto, break-even, ...
 
         Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
-        from metalearn.report.figures import FIGURES, drawing_on
+        from metalearn.report.figures import FIGURES, draw
 
-        if name not in FIGURES:
-            raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
-        if ax is None:
-            figure = FIGURES[name]((self._groups, self.data))
-        else:
-            if name in SEVERAL_PANELS:
-                raise ConfigError(("plot", f"the figure {name} has several panels: leave ax out"))
-            with drawing_on(ax):
-                figure = FIGURES[name]((self._groups, self.data))
-        if figure is None:
-            raise ConfigError(("plot", f"this comparison has no numbers for the figure {name}"))
-        return figure if ax is None else ax
+        return draw(name, (self._groups, self.data), ax, list(FIGURES))
 
     def load(self, label: str, seed: int | None = None) -> LoadedRun:
         """The trained run of a method, by default that of its first seed."""

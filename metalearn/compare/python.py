@@ -20,6 +20,8 @@ from metalearn.errors import ConfigError
 from metalearn.in_memory import Held
 from metalearn.logger import log
 from metalearn.models.module import as_model
+from metalearn.report.run_figures import Runs
+from metalearn.results.shown import Rows
 from metalearn.run.directory import run_folders, status, why_other
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import LoadedRun, load_run
@@ -181,13 +183,14 @@ def train(
             run_one(one, where)
         runs.append(load_run(where))
     del given
-    return runs[0] if len(runs) == 1 else runs
+    return runs[0] if len(runs) == 1 else Runs(runs)
 
 
-def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
+def reproduce(*names: str, out: str | Path = "runs") -> Rows:
     """Run experiments with a published number, and compare with it; default: all of them.
 
-    Returns one mapping a published number, as experiments/results/ has them, and one more where
+    Returns a list of one mapping a published number, as experiments/results/ has them, which has
+    `table` and `to_pandas`, and one more where
     an ensemble's best checkpoint was tested alone; the record is written to out/reproduced.md.
     What is finished is left alone. Raises ConfigError with every name that is unknown or has no
     published number.
@@ -198,7 +201,7 @@ def reproduce(*names: str, out: str | Path = "runs") -> list[dict[str, Any]]:
     """
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ConfigError(("names", f"are texts, one an argument, not {wrong[0]!r}"))
-    return run_published(names, Path(out))
+    return Rows(run_published(names, Path(out)), PUBLISHED)
 
 
 def _sections(
@@ -265,6 +268,7 @@ def _register_contained(component: Component) -> None:
             _register_contained(value)
 
 
+PUBLISHED = ("experiment", "label", "step", "published", "value", "ci95_tasks", "verdict")
 _PLACES = {"tasks": "tasks", "models": "models", "methods": "algorithms and metalearn.transfer"}
 
 

@@ -1,10 +1,106 @@
-"""The figures of one run as images, for loggers that show them."""
+"""Table and figures of the result of one run, in Python and for loggers that show images."""
 
 from __future__ import annotations
 
+import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from metalearn.errors import ConfigError
+from metalearn.results import records
+from metalearn.results.shown import Text, cells_of, columns, curve_rows, data_frame, html_table
+
+FIGURES = ("steps", "training", "flops", "seconds")  # those that one run has
+
+
+class TestedRun:
+    """What shows the test of one run."""
+
+    __test__ = False  # no class of tests
+
+    def record(self) -> records.Run:
+        """The result, and what else is on disk of it."""
+        raise NotImplementedError
+
+    def table(self) -> Text:
+        """One line a point of the learning curve of new tasks."""
+        return columns(self._cells())
+
+    def to_pandas(self) -> Any:
+        """One row a point of the learning curve of new tasks, with all that was measured there."""
+        return data_frame(curve_rows(self.record().test), "result.json").set_index("step")
+
+    def plot(self, name: str = "steps", ax: Any = None) -> Any:
+        """A figure of the page: steps, training, flops or seconds.
+
+        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
+        from metalearn.report.figures import draw
+
+        return draw(name, _compared(self.record()), ax, FIGURES)
+
+    def _repr_html_(self) -> str:
+        try:
+            shown = html_table(self._cells())
+        except ConfigError:  # not finished
+            shown = ""
+        return f"<p>{html.escape(repr(self))}</p>{shown}"
+
+    def _cells(self) -> list[list[str]]:
+        run = self.record()
+        heads = ["step", run.metric, f"{run.metric}_ci95", "diverged"]
+        return cells_of(curve_rows(run.test), heads)
+
+
+class _Stored(NamedTuple):
+    result: records.Json
+    path: Path
+
+
+class Evaluation(_Stored, TestedRun):
+    """What `evaluate_run` returns: (result, path of its file)."""
+
+    def record(self) -> records.Run:
+        """The result alone."""
+        return records.Run(
+            self.path,
+            str(self.result["label"]),
+            int(self.result["seed"]),
+            self.result,
+            {},
+            "",
+            {},
+            [],
+        )
+
+    def __repr__(self) -> str:
+        task = self.result["task"]
+        return f"{self.result['label']} on {task['source']}, split {task['split']}; {self.path}"
+
+
+class Runs(list[Any]):
+    """Runs of one experiment under several seeds."""
+
+    def table(self) -> Text:
+        """One line a seed and point of the learning curve."""
+        rows = self._rows()
+        metric = self[0].record().metric
+        return columns(cells_of(rows, ["seed", "step", metric, f"{metric}_ci95", "diverged"]))
+
+    def to_pandas(self) -> Any:
+        """One row a seed and point of the learning curve."""
+        return data_frame(self._rows(), "result.json").set_index(["seed", "step"])
+
+    def plot(self, name: str = "steps", ax: Any = None) -> Any:
+        """A figure of the page, as that of one run, over all seeds."""
+        from metalearn.report.figures import draw
+
+        return draw(name, _compared(*(run.record() for run in self)), ax, FIGURES)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        found: Sequence[records.Run] = [run.record() for run in self]
+        return [{"seed": run.seed, **row} for run in found for row in curve_rows(run.test)]
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -12,11 +108,8 @@ def figures(folder: Path) -> dict[str, Any]:
     from PIL import Image
 
     from metalearn.report.figures.curves import steps_figure, training_figure
-    from metalearn.results import records
-    from metalearn.results.curves import curves
 
-    groups = records.group([records.load(folder)])
-    compared = groups, {"curves": curves(groups)}
+    compared = _compared(records.load(folder))
     found: dict[str, Any] = {}
     for name, draw in {"steps": steps_figure, "training": training_figure}.items():
         figure = draw(compared)
@@ -25,3 +118,11 @@ def figures(folder: Path) -> dict[str, Any]:
             figure.savefig(buffer, format="png", dpi=110)
             found[name] = Image.open(buffer)
     return found
+
+
+def _compared(*runs: records.Run) -> tuple[list[records.Group], records.Json]:
+    """What figures are drawn of."""
+    from metalearn.results.curves import cost_curves, curves
+
+    groups = records.group(runs)
+    return groups, {"curves": curves(groups), "cost_curves": cost_curves(groups)}

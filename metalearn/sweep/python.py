@@ -11,7 +11,7 @@ import yaml
 
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
-from metalearn.results.shown import Text, columns, html_table
+from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage.files import read_json, write_atomic
 from metalearn.sweep.command import run_sweep
@@ -57,13 +57,8 @@ class SweepResult:
 
     def to_pandas(self) -> Any:
         """One row a trial, with its parameters as columns."""
-        try:
-            import pandas
-        except ImportError as error:
-            text = "needs pandas: pip install pandas; `trials` holds the same as plain Python"
-            raise ConfigError(("to_pandas", text)) from error
         rows = [{**one, **one["parameters"]} for one in self.trials]
-        return pandas.DataFrame(rows).drop(columns="parameters").set_index("number")
+        return data_frame(rows, "`trials`").drop(columns="parameters").set_index("number")
 
     def plot(self, name: str = "history") -> Any:
         """A matplotlib figure of the page: history, curves, importance, parallel."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from metalearn.errors import ConfigError, did_you_mean
 from metalearn.report.figures import cost, curves, decision
 from metalearn.report.figures.axes import Compared, drawing_on
 from metalearn.report.figures.tuning import tuning_figure
@@ -25,5 +27,26 @@ FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
     "selection": cost.selection_figure,
     "tuning": tuning_figure,
 }
+# Figures that no single axes can hold.
+SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
 
-__all__ = ["FIGURES", "Compared", "drawing_on"]
+
+def draw(name: str, what: Compared, ax: Any, names: Sequence[str]) -> Any:
+    """The figure `name`, one of `names`; with `ax`, these Axes, drawn upon.
+
+    ConfigError for another name, for axes that cannot hold it, and where numbers are missing."""
+    if name not in names:
+        raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, names)}"))
+    if ax is None:
+        figure = FIGURES[name](what)
+    else:
+        if name in SEVERAL_PANELS:
+            raise ConfigError(("plot", f"the figure {name} has several panels: leave ax out"))
+        with drawing_on(ax):
+            figure = FIGURES[name](what)
+    if figure is None:
+        raise ConfigError(("plot", f"these results have no numbers for the figure {name}"))
+    return figure if ax is None else ax
+
+
+__all__ = ["FIGURES", "Compared", "draw", "drawing_on"]

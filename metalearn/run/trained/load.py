@@ -11,6 +11,8 @@ from metalearn.config.experiment import Experiment
 from metalearn.errors import ConfigError
 from metalearn.models.module import as_model
 from metalearn.report.numbers import with_ci
+from metalearn.report.run_figures import TestedRun
+from metalearn.results import records
 from metalearn.rng import fold_in
 from metalearn.run.directory import check_weights, recorded_tasks, stored_experiment
 from metalearn.run.trained.adapted import AdaptedTask, adapt_task
@@ -22,8 +24,8 @@ from metalearn.types import EpisodeSpec, Learner, MetaState, Method, TaskSource
 
 
 @dataclass(frozen=True, repr=False)
-class LoadedRun:
-    """What `load_run` gives."""
+class LoadedRun(TestedRun):
+    """What `train` and `load_run` return."""
 
     method: Method  # built for the test tasks
     state: MetaState
@@ -46,6 +48,10 @@ class LoadedRun:
 
         change = config.test_task.transform
         return adapt_task(build, self.state.meta, spec, x, y, steps, seed, change)
+
+    def record(self) -> records.Run:
+        """The files of the run; ConfigError where it is not finished."""
+        return records.load(self.folder)
 
     def __repr__(self) -> str:
         """Method, tasks and the headline result, and the folder; no tensors."""
