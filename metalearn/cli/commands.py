@@ -196,13 +196,11 @@ def evaluate_run(
     >>> ml.evaluate_run("runs/example", ["evaluate.episodes=6"])[0]["test"]["steps"]  # of `train`
     [0, 1]
     """
-    folder, out = Path(folder), None if out is None else Path(out)
+    folder = Path(folder)
     loaded = load_run(folder)
     if not (folder / "result.json").exists():
-        log.info(
-            f"note: {folder} is not finished: testing its newest checkpoint, step "
-            f"{int(loaded.state.step)}"
-        )
+        step = int(loaded.state.step)
+        log.info(f"note: {folder} is not finished: testing its newest checkpoint, step {step}")
     data, notes = apply_overrides(loaded.config.resolved(), _in_evaluate(overrides, loaded.config))
     for note in notes:
         log.info(f"note: {note}")
@@ -224,8 +222,8 @@ def evaluate_run(
         "evaluates": str(folder),
         "overrides": list(overrides),
     }
-    path = ranks.on_rank0(lambda: _write_numbered(out or folder / "evaluations", result))
-    return Evaluation(result, path)
+    place = Path(out or folder / "evaluations")
+    return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(place, result)))
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,14 @@ from metalearn.results.shown import Text, cells_of, columns, curve_rows, data_fr
 FIGURES = ("steps", "training", "flops", "seconds")  # those that one run has
 
 
-class TestedRun:
+class TestedRun(ABC):
     """What shows the test of one run."""
 
     __test__ = False  # no class of tests
 
+    @abstractmethod
     def record(self) -> records.Run:
         """The result, and what else is on disk of it."""
-        raise NotImplementedError
 
     def table(self) -> Text:
         """One line a point of the learning curve of new tasks."""
