@@ -11,15 +11,18 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from metalearn.evaluate.breakeven import MethodCosts, break_evens
+from metalearn.evaluate import breakeven
+from metalearn.evaluate.breakeven import MethodCosts, break_evens, total_difference
+from metalearn.evaluate.fieller import Costs, Stretch, difference
 from metalearn.evaluate.holm import holm
 from metalearn.evaluate.random_effects import estimate, paired
-from metalearn.evaluate.targets import Reached
+from metalearn.evaluate.targets import Reached, share_interval
 
 Array = NDArray[np.float64]
 SEED_SDS = (0.0, 0.7, 1.3, 3.0, 7.0)
@@ -189,6 +192,39 @@ def study_crossings(
         covered += ends[0] <= truth <= ends[1]
         verdicts[verdict] += 1
     return Crossings(covered / repeats, {name: n / repeats for name, n in verdicts.items()})
+
+
+class Shares(NamedTuple):
+    """Coverage of the intervals that a break-even count is made of, over many simulated pairs."""
+
+    share: float  # of the solved tasks of the first method
+    symmetric: float  # the same by the interval of a mean, which was used before
+    gap: float  # of both shares
+    number: float
+    symmetric_number: float  # the same without the stretch of both limits
+
+
+def study_shares(
+    costs: tuple[tuple[float, float, float], ...], seeds: int, seed_sd: float, repeats: int
+) -> Shares:
+    """Coverage of the interval of a share, of a gap of two, and of the count at its true value."""
+    generator = np.random.default_rng([4, seeds, round(10 * seed_sd)])
+    share, other, n = costs[0][2], costs[1][2], crossing(costs)
+    inside = np.zeros(5)
+    for _ in range(repeats):
+        a, b = simulate_methods(generator, costs, seeds, seed_sd)
+        solved = [method.found.solved.astype(float) for method in (a, b)]  # type: ignore[union-attr]
+        _, low, high = share_interval(a.found.solved)  # type: ignore[union-attr]
+        ends = estimate(solved[0]).ci95
+        assert ends is not None
+        line = difference(*(Costs(np.zeros(seeds), table) for table in solved), paired=False)
+        _, least, most, _ = line.at([math.inf]).one()
+        with mock.patch.object(breakeven, "stretch_of_cost", lambda solved: Stretch()):
+            older = total_difference(a, b, paired=False).at([n]).holds_zero[0]
+        count = total_difference(a, b, paired=False).at([n]).holds_zero[0]
+        whole = ends[0] <= share <= ends[1]
+        inside += (low <= share <= high, whole, least <= share - other <= most, count, older)
+    return Shares(*(float(value) for value in inside / repeats))
 
 
 CONTRASTS = (*((0, other) for other in range(1, 6)), (6, 7), (8, 9), (10, 11), (12, 13), (14, 15))

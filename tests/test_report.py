@@ -268,6 +268,27 @@ def test_an_earlier_comparison_gives_a_page_that_says_what_is_missing(tmp_path: 
         assert f"Not in this comparison.json: {name}." in text
 
 
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (None, "percentile bootstraps"),
+        (1, "percentile bootstraps"),
+        (2, "every pair has a break-even verdict"),
+        (3, "symmetric, which is too narrow"),
+        (4, ""),
+    ],
+)
+def test_an_earlier_comparison_says_by_which_rules_it_was_made(
+    tmp_path: Path, rules: int | None, words: str
+) -> None:
+    write_rows(tmp_path, ["maml", "scratch"], seeds=2)
+    file = write_comparison(tmp_path)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rules": rules}))
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert ("written by an earlier version" in text) == bool(words) and words in text
+    assert "does not hold" not in text
+
+
 def test_a_damaged_comparison_is_refused_with_a_way_out(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"])
     file = write_comparison(tmp_path)

@@ -18,6 +18,7 @@ from simulated import (
     study_crossings,
     study_family,
     study_means,
+    study_shares,
 )
 
 REPEATS = 400
@@ -41,6 +42,22 @@ def test_the_older_bootstrap_of_a_mean_is_refused() -> None:
     for seeds, seed_sd in ((3, 3.0), (3, 7.0), (5, 7.0)):
         found = study_means(seeds, seed_sd, REPEATS // 2, pigeonhole_bootstrap)
         assert found.coverage < 0.92 - slack(0.92, REPEATS // 2)
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("seed_sd", (0.0, 1.3, 7.0))
+def test_intervals_of_shares_and_of_a_count_cover_them(seeds: int, seed_sd: float) -> None:
+    """Of a gap where seeds do not differ, the interval is wider than it need be."""
+    found = study_shares(PAYS, seeds, seed_sd, REPEATS)
+    for coverage in (found.share, found.number):
+        assert 0.92 - slack(0.92) <= coverage <= 0.98 + slack(0.98)
+    assert 0.92 - slack(0.92) <= found.gap <= (0.98 if seed_sd else 0.99) + slack(0.98)
+
+
+def test_symmetric_intervals_of_a_share_and_of_a_count_are_refused() -> None:
+    found = study_shares(PAYS, 3, 7.0, 1000)
+    assert found.symmetric < 0.92 - slack(0.92, 1000)
+    assert found.symmetric_number < found.number - 0.02
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from metalearn.evaluate import cost_block, targets
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
+from metalearn.evaluate.random_effects import estimate
 from metalearn.evaluate.selection import kendall, noise, spearman
 from metalearn.evaluate.targets import (
     Reached,
@@ -70,6 +71,26 @@ def test_with_one_cap_it_is_the_share_of_all_tasks() -> None:
     assert targets.median_cost(Share(np.array([0.0, 3]), np.array([0.0, 0.49]))) is None
     nobody = kaplan_meier(Reached(np.zeros(2, bool), np.full(2, 7.0)))
     assert nobody.share.tolist() == [0, 0] and share_at(nobody, 100) == 0
+
+
+def test_the_interval_of_a_share_is_symmetric_in_its_log_odds() -> None:
+    solved = np.random.default_rng(0).random((3, 200)) < np.array([[0.8], [0.9], [0.97]])
+    share, low, high = targets.share_interval(solved)
+    linear = estimate(solved.astype(float)).ci95
+    assert share == pytest.approx(solved.mean()) and linear is not None and linear[1] > 1 > high
+    half = (linear[1] - share) / (share * (1 - share))
+    log_odds = [math.log(p / (1 - p)) for p in (low, share, high)]
+    assert np.diff(log_odds) == pytest.approx([half, half])
+    below, above = targets.stretch_of_cost(solved)  # 1 / high and 1 / low around 1 / share
+    assert 1 / share - below * half * (1 - share) / share == pytest.approx(1 / high)
+    assert 1 / share + above * half * (1 - share) / share == pytest.approx(1 / low)
+
+
+@pytest.mark.parametrize("all_solved", [True, False])
+def test_a_share_of_all_or_none_has_no_width(all_solved: bool) -> None:
+    table = np.full((3, 50), all_solved)
+    assert targets.share_interval(table) == (all_solved, all_solved, all_solved)
+    assert targets.stretch_of_cost(table) == (1, 1)
 
 
 def test_the_target_is_nine_tenths_of_the_best_on_validation() -> None:

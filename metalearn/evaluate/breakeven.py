@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metalearn.evaluate.fieller import PRECISION, Costs, Line, difference, root_interval
-from metalearn.evaluate.random_effects import LEAST_SEEDS, estimate
-from metalearn.evaluate.targets import Reached, cost_per_solved
+from metalearn.evaluate.random_effects import LEAST_SEEDS
+from metalearn.evaluate.targets import Reached, cost_per_solved, share_interval, stretch_of_cost
 
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
@@ -134,7 +134,7 @@ def _break_even(one: MethodCosts, other: MethodCosts) -> BreakEven:
     found = found._replace(tasks=whole, crossing=tasks, leave_one_out=_left_out(pair))
     if few:
         return found
-    line = _line(pair)
+    line = total_difference(*pair[:2], paired=pair.paired)
     low, high = (max(1.0, end) for end in root_interval(line))
     if not why:
         verdict, why = _verdict(pair, line, low, high)
@@ -148,21 +148,21 @@ def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict,
     a, b = pair.a.label, pair.b.label
     start, slope = line.sign(0.0), line.sign(math.inf)
     if slope < 0:
-        value, half, rounding = (float(part[0]) for part in line.at([1.0]))
-        if value + half <= rounding:
+        _, _, upper, rounding = line.at([1.0]).one()
+        if upper <= rounding:
             return "always", f"{a} is no dearer than {b} from the first new task on"
         if high <= FACTOR * low:
             return "pays", f"{a} costs more beforehand than {b} and less a solved task"
         ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
         return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
-    value, half, rounding = (float(part[0]) for part in line.at([math.inf]))
-    if start > 0 and value - half >= -rounding:
+    value, lower, upper, rounding = line.at([math.inf]).one()
+    if start > 0 and lower >= -rounding:
         return "never", f"{a} costs more beforehand than {b} and no less a solved task"
     if _is_same(line):
         return "same", f"{a} and {b} cost the same, within {SAME:.0%}, beforehand and a solved task"
     return "undecided", (
         f"which of the two is cheaper a solved task is open: the difference {a} - {b} is "
-        f"{value:.3g} (95 % interval {value - half:.3g} to {value + half:.3g})"
+        f"{value:.3g} (95 % interval {lower:.3g} to {upper:.3g})"
     )
 
 
@@ -179,8 +179,8 @@ def _unsolved(pair: _Pair) -> str:
 def _is_same(line: Line) -> bool:
     """Whether the intervals of both differences lie within SAME of the mean cost."""
     for place, size in zip((0.0, math.inf), line.size):
-        value, half, rounding = (float(part[0]) for part in line.at([place]))
-        if abs(value) + half > SAME * size / 2 + rounding:
+        _, low, high, rounding = line.at([place]).one()
+        if max(-low, high) > SAME * size / 2 + rounding:
             return False
     return True
 
@@ -190,10 +190,8 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
     so, else a verdict and its reason."""
     doubts: list[str] = []
     for method in pair[:2]:
-        share = estimate(_reached(method).solved.astype(np.float64))
-        assert share.value is not None and share.ci95 is not None
-        low, high = share.ci95
-        text = f"{method.label} solved {_percent(share.value, max(0.0, low), high)} of its tasks"
+        share, low, high = share_interval(_reached(method).solved)
+        text = f"{method.label} solved {_percent(share, low, high)} of its tasks"
         if high < LEAST_SOLVED - PRECISION:
             return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
         if low < LEAST_SOLVED - PRECISION:
@@ -214,8 +212,8 @@ def _gap(pair: _Pair) -> tuple[float, float]:
     nothing = [np.zeros(len(method.seeds)) for method in pair[:2]]
     shares = [_reached(method).solved.astype(np.float64) for method in pair[:2]]
     line = difference(*map(Costs, nothing, shares), paired=pair.paired)
-    value, half, _ = line.at([math.inf])
-    return float(value[0]), float(half[0])
+    value, _, high, _ = line.at([math.inf]).one()
+    return value, high - value
 
 
 def _percent(value: float, low: float, high: float) -> str:
@@ -266,24 +264,29 @@ def _oriented(pair: _Pair) -> _Pair:
     each = [_each(method) for method in pair[:2]]
     apart = _without_rounding(*up) != 0
     if apart and min(map(_seeds, pair[:2])) >= 2 and all(map(math.isfinite, each)):
-        apart = _line(pair).sign(0.0) != 0 if _reached(pair.a).cost.shape[1] > 1 else apart
+        apart = (
+            total_difference(*pair[:2], paired=pair.paired).sign(0.0) != 0
+            if _reached(pair.a).cost.shape[1] > 1
+            else apart
+        )
     swap = up[0] < up[1] if apart else _without_rounding(*each) > 0
     return _Pair(pair.b, pair.a, pair.paired) if swap else pair
 
 
-def _line(pair: _Pair) -> Line:
+def total_difference(a: MethodCosts, b: MethodCosts, *, paired: bool) -> Line:
     """The difference of total costs a - b, with the cost of one solved task as a mean of [S, E].
 
     That cost is the ratio r of all cost to all solved tasks; each task enters by r + (cost - r
     solved) / share, whose mean is r and whose variance is that of r to first order (Cochran 1977,
-    Sampling Techniques, section 2.11)."""
+    Sampling Techniques, section 2.11). Its interval is that of the odds of failure
+    (targets.py)."""
     tables = []
-    for method in pair[:2]:
+    for method in (a, b):
         found, each = _reached(method), _each(method)
         solved = found.solved.astype(np.float64)
         per_task = each + (found.cost - each * solved) / solved.mean()
-        tables.append(Costs(_up_front(method), per_task))
-    return difference(*tables, paired=pair.paired)
+        tables.append(Costs(_up_front(method), per_task, stretch_of_cost(found.solved)))
+    return difference(*tables, paired=paired)
 
 
 def _crossing(pair: _Pair) -> float:

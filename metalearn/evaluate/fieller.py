@@ -6,6 +6,10 @@ estimated difference U + n c is not distinguished from 0 by its t interval (Fiel
 the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean over seeds and tasks
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
+A cost whose own interval is not symmetric enters with a `Stretch`: the lower limit of a - b is made
+of the lower limit of a and the upper one of b (MOVER; Zou & Donner 2008, Statistics in Medicine
+27(10), section 2).
+
 Letters: S seeds, E tasks, N numbers of tasks."""
 
 from __future__ import annotations
@@ -24,29 +28,47 @@ PRECISION = 1e-9  # relative: a smaller difference of two costs is rounding
 DECADES, POINTS = 9, 721  # the numbers of tasks that are tried, around the estimate
 
 
+class Stretch(NamedTuple):
+    """Distance of both limits of a 95 % interval, relative to the symmetric interval's."""
+
+    below: float = 1.0
+    above: float = 1.0
+
+
 class Costs(NamedTuple):
     """One method: what it spends before the first task, and on each."""
 
     up_front: Array  # [S]
     per_task: Array  # [S, E], its mean is the cost of one solved task
+    stretch: Stretch = Stretch()  # of the interval of that mean
 
 
-class Line(NamedTuple):
-    """The difference `start + n slope` of two total costs, and its variance as a function of n."""
+class Limits(NamedTuple):
+    """A difference with its 95 % interval, and how much of it may be rounding: [N] each."""
 
-    start: float
-    slope: float
-    size: tuple[float, float]  # |U_a| + |U_b|, |c_a| + |c_b|: what rounding is relative to
+    value: Array
+    low: Array
+    high: Array
+    rounding: Array
+
+    @property
+    def holds_zero(self) -> NDArray[np.bool_]:
+        return np.asarray((self.low <= self.rounding) & (self.high >= -self.rounding))
+
+    def one(self) -> tuple[float, float, float, float]:
+        """The first of them as numbers."""
+        value, low, high, rounding = (float(part[0]) for part in self)
+        return value, low, high, rounding
+
+
+class Spread(NamedTuple):
+    """Variance of `start + n slope` as a function of n, for one of its two limits."""
+
     seeds: tuple[tuple[Array, float], ...]  # (covariance [2, 2] of start and slope, freedom)
     tasks: tuple[tuple[float, float], ...]  # (variance of the slope over tasks, freedom)
 
-    def at(self, tasks: ArrayLike) -> tuple[Array, Array, Array]:
-        """(difference, half width of its 95 % interval, rounding) after n tasks: [N] -> [N] each.
-
-        An infinite n stands for the slope alone."""
-        n = np.asarray(tasks, np.float64)
-        endless = np.isinf(n)
-        weights = np.stack([np.where(endless, 0.0, 1.0), np.where(endless, 1.0, n)])  # [2, N]
+    def half_width(self, weights: Array) -> Array:
+        """Distance of the limit from the estimate: weights [2, N] of start and slope -> [N]."""
         parts: list[tuple[ArrayLike, float]] = [
             (np.einsum("in,ij,jn->n", weights, covariance, weights), freedom)
             for covariance, freedom in self.seeds
@@ -55,14 +77,34 @@ class Line(NamedTuple):
         over_tasks = [(weights[1] ** 2 * variance, freedom) for variance, freedom in self.tasks]
         variance = bounded_sum([over_seeds, *(each for each, _ in over_tasks)])
         freedom = satterthwaite(variance, [*parts, *over_tasks])
-        half = t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
+        return np.asarray(t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+
+
+class Line(NamedTuple):
+    """The difference `start + n slope` of two total costs, with what its interval is made of."""
+
+    start: float
+    slope: float
+    size: tuple[float, float]  # |U_a| + |U_b|, |c_a| + |c_b|: what rounding is relative to
+    below: Spread
+    above: Spread
+
+    def at(self, tasks: ArrayLike) -> Limits:
+        """The difference after n tasks: [N] -> [N] each.
+
+        An infinite n stands for the slope alone."""
+        n = np.asarray(tasks, np.float64)
+        endless = np.isinf(n)
+        weights = np.stack([np.where(endless, 0.0, 1.0), np.where(endless, 1.0, n)])  # [2, N]
+        value = self.start * weights[0] + self.slope * weights[1]
+        below, above = self.below.half_width(weights), self.above.half_width(weights)
         rounding = PRECISION * (np.asarray(self.size) @ weights)
-        return self.start * weights[0] + self.slope * weights[1], half, rounding
+        return Limits(value, value - below, value + above, rounding)
 
     def sign(self, tasks: float) -> int:
         """1 or -1 where the difference after n tasks is distinguished from 0, else 0."""
-        value, half, rounding = (float(part[0]) for part in self.at([tasks]))
-        return 0 if abs(value) <= half + rounding else int(math.copysign(1, value))
+        found = self.at([tasks])
+        return 0 if found.holds_zero[0] else int(math.copysign(1, found.value[0]))
 
 
 def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
@@ -70,8 +112,22 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
 
     `paired`: seed number s of both shares something, such as the network that it starts from.
     Otherwise the seeds of a and b are independent, and may differ in number."""
-    gap = a.per_task.mean(0) - b.per_task.mean(0)
     start = float(a.up_front.mean() - b.up_front.mean())
+    slope = float((a.per_task.mean(0) - b.per_task.mean(0)).mean())
+    size = [float(np.abs(one.mean()) + np.abs(other.mean())) for one, other in zip(a[:2], b[:2])]
+    below = _spread(a, b, a.stretch.below, b.stretch.above, paired)
+    symmetric = a.stretch == b.stretch == Stretch()
+    above = below if symmetric else _spread(a, b, a.stretch.above, b.stretch.below, paired)
+    return Line(start, slope, (size[0], size[1]), below, above)
+
+
+def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool) -> Spread:
+    """The spread of a - b, with the deviations of each from its mean stretched."""
+    a, b = (
+        Costs(side.up_front, factor * side.per_task)
+        for side, factor in ((a, stretch_a), (b, stretch_b))
+    )
+    gap = a.per_task.mean(0) - b.per_task.mean(0)
     sides = [Costs(a.up_front - b.up_front, a.per_task - b.per_task)] if paired else [a, b]
     seeds, tasks = [], [(float(gap.var(ddof=1)) / len(gap), len(gap) - 1.0)]
     for side in sides:
@@ -80,8 +136,7 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
         seeds.append((np.cov(both, ddof=1) / count, count - 1.0))
         residual = float(mean_squares(side.per_task).residual)
         tasks.append((-residual / (count * width), (count - 1.0) * (width - 1.0)))
-    size = [float(np.abs(one.mean()) + np.abs(other.mean())) for one, other in zip(a, b)]
-    return Line(start, float(gap.mean()), (size[0], size[1]), tuple(seeds), tuple(tasks))
+    return Spread(tuple(seeds), tuple(tasks))
 
 
 def root(line: Line) -> float:
@@ -104,7 +159,7 @@ def root_interval(line: Line) -> tuple[float, float]:
     if not 0 < middle < math.inf:
         middle = 1.0
     grid = np.concatenate([[0.0], middle * np.logspace(-DECADES, DECADES, POINTS), [math.inf]])
-    places = np.flatnonzero(_not_apart(line, grid))
+    places = np.flatnonzero(line.at(grid).holds_zero)
     if places.size == 0 or math.isinf(grid[places[0]]):
         return math.inf, math.inf
     low, high = float(grid[places[0]]), float(grid[places[-1]])
@@ -115,15 +170,10 @@ def root_interval(line: Line) -> tuple[float, float]:
     return low, high
 
 
-def _not_apart(line: Line, tasks: ArrayLike) -> NDArray[np.bool_]:
-    value, half, rounding = line.at(tasks)
-    return np.asarray(np.abs(value) <= half + rounding)
-
-
 def _edge(line: Line, outside: float, inside: float) -> float:
     """The last number of tasks, from `inside` to `outside`, at which the difference may be 0."""
     for _ in range(3):
         between = np.linspace(outside, inside, 65)
-        place = int(np.flatnonzero(_not_apart(line, between))[0])
+        place = int(np.flatnonzero(line.at(between).holds_zero)[0])
         outside, inside = float(between[max(place - 1, 0)]), float(between[place])
     return inside

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metalearn.evaluate.fieller import Stretch
+from metalearn.evaluate.random_effects import LEVEL, standard_error
+from metalearn.evaluate.students_t import t_quantile
+
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 ROUNDING = 1e-6  # scores are stored in 32 bits: 19 of 25 right is 0.75999999
@@ -89,6 +93,40 @@ def cost_per_solved(found: Reached) -> float | None:
     section 5)."""
     solved = int(found.solved.sum())
     return float(found.cost.sum() / solved) if solved else None
+
+
+def share_interval(solved: Bools) -> tuple[float, float, float]:
+    """The share of tasks solved, and its 95 % interval over new seeds and tasks: [S, E] -> 3.
+
+    The interval is symmetric in the log odds (Newcombe 2001, The American Statistician 55(3),
+    section 1): a share near 1 varies downwards more than upwards, and a symmetric interval of it
+    covers 88 % where seeds differ much."""
+    share, half = float(solved.mean()), _log_odds_half_width(solved)
+    if not 0 < share < 1:
+        return share, share, share
+    low, high = (share / (share + (1 - share) * math.exp(-change)) for change in (-half, half))
+    return share, low, high
+
+
+def stretch_of_cost(solved: Bools) -> Stretch:
+    """How far the limits of a cost per solved task lie from it: [S, E] -> Stretch.
+
+    With the share p solved, the cost is proportional to 1 / p = 1 + (1 - p) / p. In an interval of
+    half width h for the log odds, the odds (1 - p) / p of failure vary by the factors exp(-h) and
+    exp(h), where the linear interval has 1 - h and 1 + h."""
+    half = _log_odds_half_width(solved)
+    return Stretch(-math.expm1(-half) / half, math.expm1(half) / half) if half else Stretch()
+
+
+def _log_odds_half_width(solved: Bools) -> float:
+    """Of the 95 % interval of log(p / (1 - p)), by its derivative 1 / (p (1 - p)); 0 for p of 0 or
+    1, and where nothing varies."""
+    table = solved.astype(np.float64)
+    share = float(table.mean())
+    if not 0 < share < 1:
+        return 0.0
+    error, freedom = (float(part) for part in standard_error(table))
+    return float(t_quantile((1 + LEVEL) / 2, freedom)) * error / (share * (1 - share))
 
 
 def kaplan_meier(found: Reached) -> Share:

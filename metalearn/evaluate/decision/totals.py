@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.breakeven import LEAST_SOLVED
 from metalearn.evaluate.fieller import Costs, difference
+from metalearn.evaluate.targets import stretch_of_cost
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -147,8 +148,8 @@ def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array
         return np.zeros(tasks.shape, bool)
     paired = bool(one.origin) and one.origin == other.origin and len(solved[0]) == len(solved[1])
     spent = [_spent(choice, part, queries) for choice, part in zip((one, other), solved)]
-    value, half, rounding = difference(*spent, paired=paired).at(tasks)
-    return np.asarray(value + half < -rounding)
+    found = difference(*spent, paired=paired).at(tasks)
+    return np.asarray(found.high < -found.rounding)
 
 
 def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
@@ -157,7 +158,8 @@ def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
     share = float(solved.mean())
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
     each = float(cost.mean()) / share
-    return Costs(choice.up_front, each + (cost - each * solved) / share)
+    per_task = each + (cost - each * solved) / share
+    return Costs(choice.up_front, per_task, stretch_of_cost(solved))
 
 
 def _first(whole: Array) -> NDArray[np.int64]:
@@ -202,8 +204,6 @@ def total_interval(choice: Choice, tasks: float, queries: float) -> tuple[float,
     if min(solved.shape) < 2 or float(solved.mean()) < LEAST_SOLVED - ROUNDING:
         return None
     spent = _spent(choice, solved, queries)
-    nothing = Costs(*(np.zeros_like(part) for part in spent))
-    value, half, _ = (
-        float(part[0]) for part in difference(spent, nothing, paired=True).at([tasks])
-    )
-    return max(0.0, value - half), value + half
+    nothing = Costs(np.zeros_like(spent.up_front), np.zeros_like(spent.per_task))
+    _, low, high, _ = difference(spent, nothing, paired=True).at([tasks]).one()
+    return max(0.0, low), high
