@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import yaml
 
 SERVER = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
 import scipy.special, scipy.stats
 from metalearn.cli import commands, doctor  # what a command needs, imported once
 from metalearn.cli.main import main
 from metalearn.report import page
 from metalearn.run.trained import load
+gc.collect()
+gc.freeze()  # else each command's collections read, and so copy, all that is imported
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
