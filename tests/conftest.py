@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # before torch, and for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+# torch.compile reads a step twice where its state holds a float64 scalar (the count of steps), to
+# learn that no float of Python depends on it. No graph that metalearn itself compiles has such one.
+os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
 if not os.environ.get("METALEARN_DATA") and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["METALEARN_DATA"] = str(ROOT.parent / "shared" / "data")
 
