@@ -20,7 +20,7 @@ from torch import Tensor
 from metalearn.executors.allocator import keep_freed_memory
 from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
-from metalearn.executors.trace import interpret_unchanged, light, specialize_by_shape, traceable
+from metalearn.executors.trace import interpret_unchanged, light, traceable
 from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
 from metalearn.types import Key, MetaState, Method, Metrics
@@ -111,10 +111,13 @@ def _sampling_recorded(
 def _sampling_separate(
     wrap: Wrap, local: LocalStep, sample: StepSampler, key: Key, device: str
 ) -> Executable:
-    if device.startswith("cuda") and traceable(sample, key, _number(device, 0)) is not None:
-        # Its constants stay on the device: copying them makes the host wait.
-        sample = specialize_by_shape(sample, interpret_unchanged)
-    return Executable(lambda number: sample(key, _number(device, number)), wrap(local))
+    number = _number(device, 0)
+    traced = traceable(sample, key, number) if device.startswith("cuda") else None
+    if traced is None:
+        return Executable(lambda number: sample(key, _number(device, number)), wrap(local))
+    # Its constants stay on the device: copying them makes the host wait.
+    flat = interpret_unchanged(traced, [key, number])
+    return Executable(lambda number: traced.whole(flat(key, _number(device, number))), wrap(local))
 
 
 def _number(device: str, number: int) -> Tensor:
