@@ -10,8 +10,8 @@ import pytest
 from run_folders import METHODS, cost_block, groups_of, write_rows, write_run
 
 from metalearn.report.figures import FIGURES, cost
-from metalearn.report.figures.axes import text_width
-from metalearn.report.figures.style import SIZE, inline, svg
+from metalearn.report.figures.axes import empty_figure, end_labels, text_width
+from metalearn.report.figures.style import SIZE, Style, inline, svg
 from metalearn.report.numbers import operations
 from metalearn.results.comparison import compare
 
@@ -75,3 +75,19 @@ def test_names_fit_beside_the_lines_and_words_under_the_axis(tmp_path: Path) -> 
     gaps = np.diff(np.log10(ticks)) * span
     assert len(ticks) > 1
     assert all(gap > one + two for gap, one, two in zip(gaps, halves, halves[1:]))
+
+
+def test_the_figure_grows_with_the_number_of_names() -> None:
+    """Twenty names stand beside the axes, none over another, none above or below them."""
+    figure, axes = empty_figure()
+    before = figure.get_size_inches()[1]
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("steps")
+    names = [f"row {number}" for number in range(20)]
+    looks = {name: Style("#0072b2", "o", "solid") for name in names}
+    end_labels(axes, [(name, 0.05) for name in names], looks)
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    high = 72 * figure.get_size_inches()[1] * axes.get_position().height
+    assert figure.get_size_inches()[1] > before and len(heights) == 20
+    assert heights[0] >= -1e-6 and heights[-1] <= 1 + 1e-6
+    assert np.diff(heights).min() * high >= float(axes.xaxis.label.get_fontsize())

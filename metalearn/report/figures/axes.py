@@ -22,6 +22,7 @@ from metalearn.results.records import Array, Group, Json
 Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 # points right of the axes: a line's end, its marker, its name
 LINE, MARK, NAME = ((4.5, 8.0, 12.0), 16.0, 21.0)
+APART = 1.3  # names, in sizes of their letters
 WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
@@ -140,10 +141,12 @@ def direction(groups: Sequence[Group]) -> str:
 def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
     """Names in the right margin at the height of each line's end, without overlap.
 
-    The axes give way to the longest name; their own name is there already."""
+    The axes give way to the longest name, and the figure grows with their number; the axes' own
+    name is there already."""
     if axes is _given.get():
         _legend(axes, ends, style_of)
         return
+    _make_room(axes, len(ends))
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(
         ((float(to_axes.transform((1, value))[1]), label) for label, value in ends), reverse=True
@@ -160,7 +163,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
     )
     _keep_inside(axes, size, width)
     right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
-    moved = _apart([place for place, _ in places], 1.3 * size / (box.height * height))
+    moved = _apart([place for place, _ in places], APART * size / (box.height * height))
     for (wanted, label), place in zip(places, moved):
         style = style_of[label]
         shared: Any = {"transform": axes.transAxes, "clip_on": False}
@@ -169,6 +172,15 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
         axes.text(
             right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared
         )
+
+
+def _make_room(axes: Axes, names: int) -> None:
+    """Make the figure so high that `names` fit beside the axes, one under the other."""
+    figure = axes.get_figure(root=True)
+    width, height = figure.get_size_inches()  # type: ignore[union-attr]
+    needed = (names - 1) * APART * float(axes.xaxis.label.get_fontsize())
+    high = 72 * height * axes.get_position().height
+    figure.set_size_inches(width, height * max(1.0, needed / high))  # type: ignore[union-attr]
 
 
 def _legend(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
@@ -222,8 +234,8 @@ def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
 
 
 def _apart(places: list[float], least: float) -> list[float]:
-    """Falling places moved as little as needed to lie `least` apart, kept inside 0..1 where there
-    is room."""
+    """Falling places moved as little as needed to lie `least` apart, kept above 0, and below 1
+    where there is room."""
     moved = list(places)
     for _ in range(200):
         for upper in range(len(moved) - 1):
@@ -233,6 +245,9 @@ def _apart(places: list[float], least: float) -> list[float]:
                 moved[upper + 1] -= overlap / 2
         over = max(0.0, moved[0] - 1.0) if moved else 0.0
         moved = [place - over for place in moved]
+    moved[-1:] = [max(place, 0.0) for place in moved[-1:]]
+    for lower in range(len(moved) - 1, 0, -1):
+        moved[lower - 1] = max(moved[lower - 1], moved[lower] + least)
     return moved
 
 
