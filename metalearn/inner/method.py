@@ -236,6 +236,8 @@ def task_keys(key: Key | None, tasks: int) -> Tensor:
 
 def init_state(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
     """The state before the first step; the outer rule does not see running statistics."""
+    if not leaves(meta):
+        raise ConfigError(("model", "has no parameters, so that nothing could be meta-learned"))
     like = leaves(meta)[0]
     moving = {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
     zero = torch.zeros((), dtype=like.dtype, device=like.device)

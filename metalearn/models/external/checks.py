@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn import noise, rng
 from metalearn.errors import ConfigError
 from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
-from metalearn.models.external.module import Inputs, Output, called, copied, entry
+from metalearn.models.external.leaves import named_tensors
+from metalearn.models.external.module import Inputs, Output, called, copied, entry, first_line
 from metalearn.tree import STATS, partition
 from metalearn.types import EpisodeSpec, Learner, Params
 
@@ -46,6 +48,36 @@ class _RandomOperators(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+class _Reads(TorchFunctionMode):
+    """Collects which of some tensors, by id, functions of torch are given."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names, self.found = names, set[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if (name := self.names.get(id(one))) is not None:
+                    self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_foreign_tensors(
+    module: nn.Module, originals: Iterable[nn.Module], x: Tensor, inputs: Inputs
+) -> None:
+    """ConfigError where a copy of a module computes with tensors of the module it is a copy of.
+
+    A function in an attribute may hold on to those, which no step would move."""
+    names = {id(value): name for net in originals for name, value in named_tensors(net).items()}
+    with _Reads(names) as reads, torch.no_grad():
+        called(copied(module), x.clone(), inputs)
+    if reads.found:
+        text = "is read by a function in an attribute, which reads the same tensor in a copy of the"
+        text += " module: make it a method"
+        raise ConfigError(*((name, text) for name in sorted(reads.found)))
 
 
 class Found(NamedTuple):
@@ -160,7 +192,7 @@ def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
                 learner.apply(perturbed(params), torch.cat([x[:1], rest]))[0]
                 for rest in (x[1:], others)
             )
-    except (IndexError, RuntimeError):  # a look-up table of one row
+    except (ConfigError, RuntimeError):  # a look-up table of one row
         return False
     return not torch.allclose(one, two, rtol=1e-3, atol=1e-5, equal_nan=True)
 
@@ -194,14 +226,14 @@ def check_batched(learner: Learner, params: Params, x: Tensor) -> None:
     except ConfigError:
         raise
     except Exception as error:
-        text = f"cannot be batched over tasks by torch.func.vmap: {_first_line(error)}"
+        text = f"cannot be batched over tasks by torch.func.vmap: {first_line(error)}"
         raise ConfigError(("net", text)) from error
     try:
         torch.func.vmap(torch.func.grad(after_a_step), in_dims=(None, 0))(moving, pair)
     except Exception as error:
         logging.getLogger("metalearn").warning(
             "this module has no second derivative, so only first-order methods can train it: %s",
-            _first_line(error),
+            first_line(error),
         )
 
 
@@ -221,8 +253,3 @@ def check_outputs(spec: EpisodeSpec, out: Tensor, place: str) -> None:
             text = f"puts the classes on axis 1 of {list(out.shape)}: they belong on the last axis,"
             text += " out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
         raise ConfigError((place, text))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

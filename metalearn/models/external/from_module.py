@@ -18,7 +18,8 @@ from metalearn.models.external.batch_norm import (
     layer_policies,
     module_policy,
 )
-from metalearn.models.external.head import Head, StopAtHead, find_head, replace_layer
+from metalearn.models.external.class_axis import check_class_axis
+from metalearn.models.external.head import Head, find_head, replace_layer, stop_at_head, unchanged
 from metalearn.models.external.leaves import Leaves, leaves_of, named_tensors
 from metalearn.models.external.module import (
     Inputs,
@@ -79,6 +80,8 @@ def from_module(
     output: the entry of what forward returns, where that is a dict, a tuple or an object.
     inputs: a function from x [B, *X] to the arguments of forward: a tensor, tuple or dict.
 
+    Labels [B, *Y] need outputs [B, *Y, C], the classes on the last axis (a convolution's are on
+    axis 1), and values [B, *Y] outputs of the same shape, axis by axis.
     Tied weights are one leaf; buffers and parameters that ask for no gradient are leaves behind
     "stats.", which nothing moves. Raises ConfigError, with the layer and the reason, for what
     cannot be computed as its author meant it."""
@@ -187,6 +190,8 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
     policies = layer_policies(original, policy)
     noisy = substitute(copied(original), policies)
     quiet = copied(noisy, share=True).eval()
+    nets = [original, source.net] if source.is_instance else [original]
+    checks.refuse_foreign_tensors(quiet, nets, x, inputs)
     seen = checks.watch_forward(quiet, noisy, x, inputs, output)
     leaves = leaves_of(noisy, source.head)
     pure = PureModule(quiet, noisy, leaves, inputs, output, seen.attends)
@@ -198,6 +203,8 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
         out = apply(leaves.values(noisy), x)
     if source.must_fit:
         checks.check_outputs(spec, out, source.head.name if source.head else "net")
+        if spec.classification:
+            check_class_axis(quiet, x, inputs, output, spec.outputs)
     learner = Learner(
         init=of_values({}),
         features=features,
@@ -222,7 +229,8 @@ def _body(pure: PureModule, head: Head | None) -> PureModule:
         return pure
     quiet, noisy = (copied(module, share=True) for module in (pure.quiet, pure.noisy))
     for module in (quiet, noisy):
-        replace_layer(module, head.name, nn.Identity() if head.last else StopAtHead())
+        # the layer itself, as a list of the module may hold it beside its name
+        module.get_submodule(head.name).forward = unchanged if head.last else stop_at_head
     leaves = pure.leaves.body()
     return PureModule(quiet, noisy, leaves, pure.inputs, pure.output, pure.attends)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
-from metalearn.models.external.module import Inputs, Output, called, entry
+from metalearn.models.external.module import Inputs, Output, called, entry, first_line
 
 
 class Head(NamedTuple):
@@ -37,7 +37,7 @@ def find_head(
     hooked = {key for key, part in layers.items() if part._forward_hooks or part._forward_pre_hooks}
     hooks = [part.register_forward_hook(record(key)) for key, part in layers.items()]
     with torch.enable_grad():
-        out = entry(called(module, x, inputs), output)
+        out = entry(_with_gradients(module, x, inputs), output)
     for hook in hooks:
         hook.remove()
     for key, value in reversed(calls):
@@ -53,6 +53,14 @@ def find_head(
         text = f"{name!r} has no trainable weight of its own that forward uses: head=None for none"
         raise ConfigError(("head", text))
     return None
+
+
+def _with_gradients(module: nn.Module, x: Tensor, inputs: Inputs) -> Any:
+    try:
+        return called(module, x, inputs)
+    except Exception as error:
+        text = f"forward fails where gradients are recorded: {first_line(error)}"
+        raise ConfigError((type(module).__name__, text)) from error
 
 
 def _depends(out: Tensor, value: Tensor) -> bool:
@@ -78,11 +86,14 @@ def _is_own(module: nn.Module, name: str) -> bool:
     return True
 
 
-class StopAtHead(nn.Module):
-    """In the place of a head after which the module goes on: ends the pass with what came in."""
+def unchanged(z: Tensor) -> Tensor:
+    """`forward` of a head whose output is the module's, in a body."""
+    return z
 
-    def forward(self, z: Tensor) -> Tensor:
-        raise Reached(z)
+
+def stop_at_head(z: Tensor) -> Tensor:
+    """`forward` of a head after which the module goes on: ends the pass with what came in."""
+    raise Reached(z)
 
 
 class Reached(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from metalearn import rng
 from metalearn.errors import ConfigError
@@ -27,12 +27,15 @@ def copied(module: nn.Module, share: bool = False) -> nn.Module:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # torch.nn.utils.weight_norm's
                 memo[id(value)] = value.detach()
+        for buffer in part._buffers.values():
+            if isinstance(buffer, UninitializedBuffer):  # which has no deep copy of its own
+                memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
     if share:
         memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
-        text = f"cannot be copied ({_first_line(error)}): pass a function that makes it"
+        text = f"cannot be copied ({first_line(error)}): pass a function that makes it"
         raise ConfigError((type(module).__name__, text)) from error
 
 
@@ -50,7 +53,8 @@ def made(make: Any, seed: int) -> nn.Module:
 
 def _refuse_arguments(make: Any) -> None:
     if not callable(make):
-        text = f"{make!r} is no torch module, and no class or function that makes one"
+        shown = repr(make) if len(repr(make)) < 60 else f"a {type(make).__name__}"
+        text = f"{shown} is no torch module, and no class or function that makes one"
         raise ConfigError(("net", text))
     try:
         inspect.signature(make).bind()
@@ -85,10 +89,13 @@ def refuse_unsupported(module: nn.Module) -> None:
             continue
         problems.append((name or type(part).__name__, text))
         break
+    problems.extend(
+        (name, "is on the meta device and has no values: load them first")
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+        if value.is_meta
+    )
     for name, value in module.named_parameters():
-        if value.is_meta:
-            problems.append((name, "is on the meta device and has no values: load them first"))
-        elif value.requires_grad and not value.is_floating_point():
+        if value.requires_grad and not value.is_floating_point():
             text = (
                 "is complex: hold a real parameter [..., 2], and torch.view_as_complex in forward"
             )
@@ -96,17 +103,25 @@ def refuse_unsupported(module: nn.Module) -> None:
         elif value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
             text = "has a hook on its gradient, which a function of parameters never calls: change"
             problems.append((name, f"{text} the parameter or the activations in forward instead"))
-    problems.extend(
-        (
-            name or type(part).__name__,
-            "has max_norm, by which forward changes its weight: leave it out",
-        )
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None
-    )
+    for name, part in module.named_modules():
+        problems.extend((name or type(part).__name__, text) for text in _unsupported_layer(part))
     problems.extend(_unregistered(module))
     if problems:
         raise ConfigError(*problems)
+
+
+def _unsupported_layer(part: nn.Module) -> list[str]:
+    """Why a layer itself is refused."""
+    found = []
+    if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+        if part.max_norm is not None:
+            found.append("has max_norm, by which forward changes its weight: leave it out")
+        if part.sparse:
+            found.append("has sparse gradients, which cannot be batched over tasks: sparse=False")
+    if part._backward_hooks or part._backward_pre_hooks:
+        text = "has a hook on its backward pass, which a function of parameters never calls: change"
+        found.append(f"{text} the activations in forward instead, or remove it")
+    return found
 
 
 def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
@@ -141,7 +156,7 @@ def _tensors_in(value: Any) -> Iterable[Tensor]:
 
 def initialise_lazy_layers(module: nn.Module, x: Tensor, inputs: Inputs, seed: int) -> None:
     """One forward pass, which gives LazyLinear and its kin their parameters."""
-    if any(isinstance(value, UninitializedParameter) for value in module.parameters()):
+    if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         modes = {part: part.training for part in module.modules()}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -171,10 +186,8 @@ def entry(out: Any, output: Output) -> Tensor:
     elif isinstance(out, Tensor):
         text = f"{output!r} names an entry of what forward returns, which is one tensor here"
         raise ConfigError(("output", f"{text}: leave it out, or hand over net.eval()"))
-    elif isinstance(out, Mapping) or isinstance(output, int):
-        found = out[output]
     else:
-        found = getattr(out, output)
+        found = _chosen(out, output)
     if not isinstance(found, Tensor):
         kind, names = type(found).__name__, _entries(found)
         text = f"forward returns a {kind}, not a tensor: name its entry, output= one of {names}"
@@ -182,9 +195,21 @@ def entry(out: Any, output: Output) -> Tensor:
     return found
 
 
+def _chosen(out: Any, output: str | int) -> Any:
+    try:
+        if isinstance(out, Mapping) or isinstance(output, int):
+            return out[output]
+        return getattr(out, output)
+    except (LookupError, AttributeError, TypeError) as error:
+        text = f"forward returns a {type(out).__name__} without {output!r}; it has {_entries(out)}"
+        raise ConfigError(("output", text)) from error
+
+
 def _entries(out: Any) -> str:
     if isinstance(out, Mapping):
         return ", ".join(repr(name) for name in out)
+    if hasattr(out, "_fields"):  # of a named tuple
+        return ", ".join(map(repr, out._fields))
     return ", ".join(str(n) for n in range(len(out))) if isinstance(out, tuple | list) else "none"
 
 
@@ -198,15 +223,19 @@ def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
     places = torch.arange(numbers.numel(), device=spec.device).reshape(shape)
     for x in (numbers, (places % 3 != 1).long(), torch.zeros_like(places)):
         try:
+            given = x.clone()
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                called(copied(module).eval(), x, inputs)
+                called(copied(module).eval(), given, inputs)
+            if not torch.equal(given, x):
+                text = "changes x in place, which others read too: compute another tensor"
+                raise ConfigError((type(module).__name__, text))
             return x
         except ConfigError:
             raise
         except Exception as error:
             problem = problem or error
     assert problem is not None
-    text = f"forward fails on x {list(shape)} of {spec.dtype}: {_first_line(problem)}"
+    text = f"forward fails on x {list(shape)} of {spec.dtype}: {first_line(problem)}"
     raise ConfigError((type(module).__name__, text)) from problem
 
 
@@ -236,7 +265,8 @@ def of_integers(inputs: Inputs) -> Callable[[Tensor], Any]:
     return given
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
     return (
         f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if str(error)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from torch import Tensor, nn
 
 from metalearn import noise
+from metalearn.errors import ConfigError
 from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
 from metalearn.models.external.head import Reached
 from metalearn.models.external.leaves import Leaves
@@ -48,6 +49,9 @@ class PureModule:
                 out = functional_call(module, named, args, kwargs, tie_weights=tied)
             except Reached as end:
                 return end.features
+            except IndexError as error:
+                text = f"holds a number for which a look-up table of the module has no row: {error}"
+                raise ConfigError(("x", text)) from error
         return entry(out, self.output)
 
     def refreshed(self, params: Params, x: Tensor) -> Params:

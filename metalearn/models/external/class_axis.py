@@ -1,0 +1,74 @@
+"""On which axis of its outputs a module puts the classes, where shapes alone cannot tell.
+
+Labels [B, *Y] need outputs [B, *Y, C]. Outputs [B, C, H, W] of a convolution have the same shape
+where the images are C pixels wide, and would be compared with the labels of other places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from metalearn.errors import ConfigError
+from metalearn.logger import log
+from metalearn.models.external.module import Inputs, Output, called, copied, entry
+
+
+def check_class_axis(
+    module: nn.Module, x: Tensor, inputs: Inputs, output: Output, classes: int
+) -> None:
+    """ConfigError where outputs [B, C, *Y, C] have the classes on axis 1.
+
+    A warning where it cannot be found out; nothing for outputs of another shape."""
+    made: list[tuple[int, Tensor]] = []  # (axis of the classes, output) of every layer with C
+
+    def record(axis: int) -> Any:
+        return lambda layer, args, out: made.append((axis, out))
+
+    module = copied(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == classes:
+            layer.register_forward_hook(record(-1))
+        if isinstance(layer, _ConvNd) and layer.out_channels == classes:
+            layer.register_forward_hook(record(1))
+    with torch.enable_grad():
+        out = entry(called(module, x.clone(), inputs), output)
+    if out.dim() < 3 or classes < 2 or not out.shape[1] == out.shape[-1] == classes:
+        return
+    found = [_axis(out, value, axis) for axis, value in reversed(made)]
+    axis = next((one for one in found if one), 0)
+    if axis == 1:
+        text = f"puts the classes on axis 1 of {list(out.shape)}: they belong on the last axis, "
+        text += "out.movedim(1, -1), as labels [B, *Y] need outputs [B, *Y, C]"
+        raise ConfigError((type(module).__name__, text))
+    if axis == 0:
+        log.warning(
+            "outputs %s are read with the classes on the last axis; axis 1 has the same size: a "
+            "network with the classes there needs out.movedim(1, -1)",
+            list(out.shape),
+        )
+
+
+def _axis(out: Tensor, value: Tensor, axis: int) -> int:
+    """1 or -1, where out [B, C, *Y, C] has the classes that `value` has on `axis`; else 0."""
+    if value is out:
+        return axis
+    if not value.requires_grad or value.dim() < 3:
+        return 0
+    # place 0 of axis 1, place 1 of the last axis
+    chosen = out[(slice(None), 0, *[0] * (out.dim() - 3), 1)].sum()
+    grad = torch.autograd.grad(chosen, value, retain_graph=True, allow_unused=True)[0]
+    if grad is None:
+        return 0
+    met = grad.movedim(axis, -1).abs().sum(0).nonzero()  # [*, places of value and class]
+    classes = set(met[:, -1].tolist())
+    if len(classes) == 1:
+        return {0: 1, 1: -1}.get(classes.pop(), 0)
+    places = {tuple(place) for place in met[:, :-1].tolist()}
+    first = (*[0] * (out.dim() - 3), 1)  # where the last axis is one of places
+    last = (0,) * (out.dim() - 2)
+    if (first in places) != (last in places) and len(places) == 1:
+        return 1 if first in places else -1
+    return 0
