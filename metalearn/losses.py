@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn.errors import ConfigError, did_you_mean
@@ -209,6 +209,8 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
     tensor(2.)
     """
 
+    _refuse_sum(function, (2, spec.outputs), (2,) if spec.classification else (2, spec.outputs))
+
     def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
         if lead:
             dims = (0, 0) if weight is None else (0, 0, 0)
@@ -220,8 +222,11 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
             y = _classes(predictions, y)
         else:
             _same_axes(predictions, y)
+        _refuse_class_axis(function, predictions, y)
         each = function(predictions, y)
         if each.dim() == 0 and weight is None:
+            if predictions.dim() > 2:  # the form of such tasks is not known before
+                _refuse_sum(function, tuple(predictions.shape), tuple(y.shape))
             return each
         if each.dim() == 0 or each.shape[0] != y.shape[0]:
             text = f"gives shape {list(each.shape)} for {y.shape[0]} examples: it should give the "
@@ -229,6 +234,39 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
         return _mean(each, weight, 0)
 
     return loss
+
+
+def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    """ConfigError for a function that adds up the losses of a batch: twice the batch, twice the
+    loss. Nothing where it does not take a batch of these shapes, and inside a trace."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return
+    size = math.prod(outputs)
+    p = torch.linspace(0.2, 0.7, size).reshape(outputs)
+    y = torch.linspace(0.6, 0.3, math.prod(targets)).reshape(targets)
+    if len(targets) < len(outputs):
+        y = torch.arange(math.prod(targets)).reshape(targets) % outputs[-1]
+    try:
+        once, twice = function(p, y), function(torch.cat([p, p]), torch.cat([y, y]))
+        if once.dim() or twice.dim():
+            return
+        sizes = float(once), float(twice)
+    except Exception:  # of a function for other shapes or types, which says so where it is used
+        return
+    if math.isclose(sizes[1], 2 * sizes[0], rel_tol=1e-4) and abs(sizes[0]) > 1e-6:
+        text = "gives the sum over the examples, which grows with their number: it should give the "
+        raise ConfigError(("loss", text + "loss of each, reduction='none', or their mean"))
+
+
+def _refuse_class_axis(function: Function, predictions: Tensor, y: Tensor) -> None:
+    """ConfigError where torch's cross entropy would take axis 1 of [B, *Y, C] for the classes."""
+    inner = function.func if isinstance(function, partial) else function
+    torchs = inner in (F.cross_entropy, F.nll_loss)
+    torchs = torchs or isinstance(inner, nn.CrossEntropyLoss | nn.NLLLoss)
+    if torchs and predictions.dim() > 2 and predictions.dim() == y.dim() + 1:
+        text = f"takes axis 1 of {list(predictions.shape)} for the classes, which are on the last: "
+        text += "use loss='cross_entropy', or move the axis, predictions.movedim(-1, 1)"
+        raise ConfigError(("loss", text))
 
 
 def _at(loss: Criterion, lead: int, predictions: Tensor, y: Tensor, *weight: Tensor) -> Tensor:

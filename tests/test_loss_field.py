@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,36 @@ def test_a_function_is_a_loss_with_weights_and_leading_axes() -> None:
     wide = criterion(dataclasses.replace(spec, loss=lambda p, y: own(p[:, :3], y) * p[:, 3:].exp()))
     both = torch.cat([p[0], y[0]], 1)
     torch.testing.assert_close(wide(both, y[0]), (own(p[0], y[0]) * y[0].exp()).mean())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.nn.MSELoss(reduction="sum"),
+        lambda p, y: own(p, y).sum(1).sum(),
+        lambda p, y: F.binary_cross_entropy_with_logits(p, y, reduction="sum"),
+    ],
+)
+def test_a_sum_over_the_examples_is_refused(function: Any) -> None:
+    spec = EpisodeSpec("regression", 1, 1, 1, (2,), 3, 0, dtype=F64, loss=function)
+    with pytest.raises(ConfigError, match="loss: gives the sum over the examples"):
+        criterion(spec)
+    MAML().build(MLP().build(spec), dataclasses.replace(spec, loss=lambda p, y: own(p, y).mean()))
+
+
+def test_the_loss_of_dense_classes_is_checked_where_it_is_used() -> None:
+    def spec(loss: Any) -> EpisodeSpec:
+        return EpisodeSpec("classification", 4, 1, 1, (2,), 4, 4, loss=loss)
+
+    def total(logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits.movedim(-1, 1), y, reduction="sum") if y.dim() > 1 else y
+
+    logits, y = torch.randn(2, 5, 4, 4, 4), torch.zeros(2, 5, 4, 4, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="gives the sum"):
+        criterion(spec(total))(logits, y, lead=1)
+    for torchs in (torch.nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy)):
+        with pytest.raises(ConfigError, match=r"takes axis 1 of \[5, 4, 4, 4\] for the classes"):
+            criterion(spec(torchs))(logits, y, lead=1)
 
 
 def test_classes_take_a_function_too() -> None:
