@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from metalearn.errors import ConfigError
 from metalearn.tree import optional_leaves
 
 Key = Tensor  # 0-d int64, or [*B] int64 where a function says so; see metalearn/rng.py
@@ -156,6 +157,12 @@ class EpisodeSpec:
     objective: Objective | None = field(default=None, repr=False, compare=False)
     # Tasks have at most `ways` classes and `shots` examples; `Batch.weight` says which.
     padded: bool = False
+
+    def __post_init__(self) -> None:
+        """ConfigError for classification with one class, whose accuracy is always 1."""
+        if self.kind == "classification" and self.ways < 2:
+            text = f"is {self.ways}: a classification task needs at least 2 classes"
+            raise ConfigError(("ways", text))
 
     @property
     def classification(self) -> bool:

@@ -104,6 +104,7 @@ def test_a_column_says_the_split(tmp_path: Path) -> None:
     ("changes", "why"),
     [
         ({"ways": 14}, "13 classes, and a task needs 14"),
+        ({"ways": 1}, "ways: is 1: a classification task needs at least 2 classes; .*group"),
         ({"shots": 4, "queries": 5}, r"shots \+ queries = 9 rows"),
         ({"target": "z"}, "no column 'z'"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum 1"),

@@ -18,6 +18,11 @@ from metalearn.tree import named_leaves
 from metalearn.types import Batch, Learned
 
 
+def test_one_class_is_no_classification() -> None:
+    with pytest.raises(ml.ConfigError, match="ways: is 1: a classification task needs at least 2"):
+        ml.EpisodeSpec("classification", 1, 2, 2, (3,), 1, 5)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_batch_passes_through_torch_with_or_without_weight(weighted: bool) -> None:
     weight = torch.ones(3, 4) if weighted else None

@@ -172,7 +172,10 @@ class Arrays(TaskComponent):
         return tables["train"] if len(tables) == 1 else _by_file(tables)
 
     def _check_columns(self, columns: dict[str, Array]) -> None:
-        """ConfigError with every column that is named and not there."""
+        """ConfigError with every column that is named and not there, and for one class a task."""
+        if not self.group and self.ways < 2:
+            text = "is 1: a classification task needs at least 2 classes; values need `group`"
+            raise ConfigError(("ways", text))
         named = (self.group, self._target, *(self.inputs or ()))
         absent = [name for name in dict.fromkeys(named) if name and name not in columns]
         if absent:
