@@ -26,6 +26,7 @@ NAMES = {
     "register": "metalearn.config.plugins",
     "train": "metalearn.compare.python",
     "experiment": "metalearn.compare.python",
+    "resume": "metalearn.compare.python",
     "section": "metalearn.report.section",
     "reproduce": "metalearn.compare.python",
     "evaluate_run": "metalearn.cli.commands",

@@ -212,6 +212,20 @@ def test_train_takes_a_method_of_ones_own_and_seeds(
         ml.train(ml.algorithms.MAML, out=tmp_path / "maml", loss="huber", **given, **QUICK)
 
 
+def test_an_interrupted_run_is_resumed_by_its_own_function(tmp_path: Path) -> None:
+    given = {"task": data(), "model": pretrained(), "out": tmp_path / "run", **QUICK}
+    first = ml.train(METHODS["MAML"], **given)
+    (tmp_path / "run" / "result.json").unlink()  # as if the process had been killed before its test
+    with pytest.raises(ConfigError, match=r"unfinished run: continue it with metalearn\.resume"):
+        ml.train(METHODS["MAML"], **given)
+    again = ml.resume(tmp_path / "run", task=given["task"], model=given["model"])
+    assert torch.equal(again.state.meta["head.weight"], first.state.meta["head.weight"])
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert ml.resume(tmp_path / "run").state.step == again.state.step  # a finished one is loaded
+    with pytest.raises(ConfigError, match="is no run directory"):
+        ml.resume(tmp_path)
+
+
 def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
     def sources(split: str) -> Any:
         return ml.tasks.Sinusoid(shots=4, queries=4).build(split=split)

@@ -72,3 +72,19 @@ def test_data_of_another_form_are_refused(run: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=generator.normal(size=(96, 5)), y=y)
     with pytest.raises(ConfigError, match=r"x_shape \(3,\) -> \(5,\)"):
         ml.load_run(run).source.examples(ml.fold_in(0, "k"), 3)
+
+
+def test_classes_that_training_has_seen_test_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [f"task.path={run.parent / 'moved.npz'}", "evaluate.checkpoint=last"]
+    ml.evaluate_run(run, [*new, "evaluate.split=valid", "task.fractions=[0,1,0]"])
+    monkeypatch.setattr(ml.tasks.Arrays, "trains_on_validation", property(lambda self: True))
+    ml.evaluate_run(run, new)
+    for wrong, place in (("evaluate.split=valid", "split"), ("evaluate.checkpoint=best", "check")):
+        with pytest.raises(ConfigError, match=rf"evaluate\.{place}.*training"):
+            ml.evaluate_run(run, [*new, wrong])
+    other = ["task.source=real_tables", "evaluate.split=valid"]
+    with pytest.raises(ConfigError) as error:  # of other data, whatever else does not fit
+        ml.evaluate_run(run, [*other, "evaluate.checkpoint=last"])
+    assert "training has seen" not in str(error.value)

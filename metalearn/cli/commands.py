@@ -16,6 +16,7 @@ from metalearn.component import Component
 from metalearn.config import shipped
 from metalearn.config.build import build, build_to_test
 from metalearn.config.experiment import Experiment, Plan, load, parse
+from metalearn.config.misfits import choices_by_seen_classes
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.plugins import LOSS_KIND, REPORT_KIND, load_entry_points
 from metalearn.config.registry import TABLES
@@ -30,13 +31,11 @@ from metalearn.report.run_figures import Evaluation
 from metalearn.report.section import Question
 from metalearn.run.checkpoints import select_checkpoint
 from metalearn.run.directory import (
-    as_asked,
-    changed,
+    UNFINISHED,
     recorded_tasks,
-    request_hash,
+    resumable,
     run_folders,
     status,
-    stored_experiment,
     why_other,
 )
 from metalearn.run.features import features_once
@@ -96,12 +95,7 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
     for one, folder in todo:
         state = status(folder, one)
         if state == "unfinished":
-            problems.append(
-                (
-                    str(folder),
-                    f"holds an unfinished run: continue it with metalearn resume {folder}",
-                )
-            )
+            problems.append((str(folder), f"{UNFINISHED} metalearn resume {folder}"))
         elif state == "other":
             problems.append((str(folder), why_other(folder)))
     if problems:
@@ -140,38 +134,12 @@ def _plan(name: str, overrides: Sequence[str]) -> Plan:
 def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None:
     """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
     ranks = ranks or ALONE
-    stored = ranks.on_rank0(lambda: _resumable(folder, allow_change))
+    stored = ranks.on_rank0(lambda: resumable(folder, allow_change))
     if stored is None:
         log.info(f"{folder}: this run is finished")
         return
     print(line(run_one(parse(stored).experiments[0], folder, ranks=ranks)))
     print(f"run directory: {folder}")
-
-
-def _resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
-    """The config of an interrupted run, None of a finished one; refuses one that was edited."""
-    experiment = stored_experiment(folder)
-    if (folder / "result.json").exists():
-        return None
-    differing = _edited(folder, experiment)
-    if differing is not None and not allow_change:
-        changes = "".join(f"\n  {text}" for text in differing)
-        text = f"was changed since the run began: change it back, or use --allow-change{changes}"
-        raise ConfigError((str(folder / "config.yaml"), text))
-    return experiment.resolved()
-
-
-def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
-    """What somebody changed in config.yaml since the run began; None where nobody did. Tuning
-    writes there too.
-    """
-    if request_hash(folder) == as_asked(experiment, folder).hash():
-        return None
-    found = changed(folder, experiment)
-    if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
-        return found
-    own = [f"{place}.{key}" for key in experiment.tune for place in ("method", "method.contains")]
-    return [text for text in found if not text.startswith(("evaluate.headline_step", *own))] or None
 
 
 def evaluate(
@@ -206,9 +174,7 @@ def evaluate_run(
         log.info(f"note: {note}")
     experiment = parse(data).experiments[0]
     settings = experiment.evaluate
-    if settings.headline == "tuned":
-        text = "is tuned while a run is trained: give a number of steps here"
-        raise ConfigError(("evaluate.headline_step", text))
+    _check_settings(experiment)
     set_threads(loaded.config.run.threads or cores())
     parts = build_to_test(experiment, recorded_tasks(folder))
     metas = _metas(loaded, experiment)
@@ -224,6 +190,15 @@ def evaluate_run(
     }
     place = Path(out or folder / "evaluations")
     return Evaluation(result, ranks.on_rank0(lambda: _write_numbered(place, result)))
+
+
+def _check_settings(experiment: Experiment) -> None:
+    if experiment.evaluate.headline == "tuned":
+        text = "is tuned while a run is trained: give a number of steps here"
+        raise ConfigError(("evaluate.headline_step", text))
+    seen = choices_by_seen_classes(experiment)
+    if seen := [(place, text) for place, text in seen if place.startswith("evaluate")]:
+        raise ConfigError(*seen)
 
 
 def _write_numbered(folder: Path, result: dict[str, Any]) -> Path:

@@ -13,7 +13,7 @@ from metalearn.compare.files import is_file, plan_of, refuse_sections
 from metalearn.compare.reproduce import reproduce as run_published
 from metalearn.component import Component, MethodComponent
 from metalearn.config.build import hold_loss
-from metalearn.config.experiment import Experiment, Plan
+from metalearn.config.experiment import Experiment, Plan, parse
 from metalearn.config.plugins import KINDS, register
 from metalearn.config.registry import TABLES
 from metalearn.errors import ConfigError
@@ -22,7 +22,7 @@ from metalearn.logger import log
 from metalearn.models.module import as_model
 from metalearn.report.run_figures import Runs
 from metalearn.results.shown import Rows
-from metalearn.run.directory import run_folders, status, why_other
+from metalearn.run.directory import UNFINISHED, resumable, run_folders, status, why_other
 from metalearn.run.run import run_one
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.tasks.given import as_tasks
@@ -163,7 +163,7 @@ def train(
         one, or a mapping, with `overrides` as on the command line.
 
     Other arguments as of `compare`; `out` is by default runs/NAME, of the method. A finished run
-    of the same config is loaded, an interrupted one goes on.
+    of the same config is loaded. ConfigError for an interrupted one, which `resume` continues.
 
     >>> task, model = ml.tasks.Sinusoid(shots=4), ml.models.MLP(sizes=(8,))
     >>> quick = {"meta_steps": 2, "episodes": 4, "steps": (0, 1), "executor": "vmap"}
@@ -174,9 +174,7 @@ def train(
     made, given = _experiment(method, task, model, name, loss, overrides, options)
     folder = Path("runs") / made.name if out is None else Path(out)
     todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]
-    other = [where for one, where in todo if status(where, one) == "other"]
-    if other:
-        raise ConfigError(*((str(where), why_other(where)) for where in other))
+    _refuse_other(todo)
     runs: list[LoadedRun] = []
     for one, where in todo:
         if status(where, one) != "finished":
@@ -184,6 +182,50 @@ def train(
         runs.append(load_run(where))
     del given
     return runs[0] if len(runs) == 1 else Runs(runs)
+
+
+def _refuse_other(todo: Sequence[tuple[Experiment, Path]]) -> None:
+    """ConfigError for folders that hold an unfinished run or something else."""
+    problems = []
+    for one, where in todo:
+        found = status(where, one)
+        if found == "other":
+            problems.append((str(where), why_other(where)))
+        elif found == "unfinished":
+            problems.append((str(where), f"{UNFINISHED} metalearn.resume({str(where)!r})"))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    task: Any = None,
+    model: Any = None,
+    loss: Any = None,
+    allow_change: bool = False,
+) -> LoadedRun:
+    """Continue an interrupted run; a finished one is loaded.
+
+    `task`, `model` and `loss` are what the run was given in Python, where this process has not got
+    them. Raises ConfigError where the folder is no run directory, and where its config.yaml was
+    edited, unless `allow_change`.
+
+    >>> ml.resume("runs/example").state.step  # the run of `train`, which is finished
+    tensor(2.)
+    """
+    folder = Path(folder)
+    given = (
+        None if task is None else as_tasks(task),
+        None if model is None else as_model(model),
+        None if loss is None else _loss(loss),
+    )
+    stored = resumable(folder, allow_change)
+    if stored is not None:
+        run_one(parse(stored).experiments[0], folder)
+    run = load_run(folder)
+    del given  # the experiment holds it now
+    return run
 
 
 def reproduce(*names: str, out: str | Path = "runs") -> Rows:

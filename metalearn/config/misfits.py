@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from metalearn.config.experiment import Experiment
 from metalearn.config.sections import Run
 from metalearn.executors.executor import COMPILED, why_not
@@ -39,7 +41,7 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
     if experiment.evaluate.checkpoint != "last":
         text = f"is {experiment.evaluate.checkpoint}, and {why}: use last"
         found.append(("evaluate.checkpoint", text))
-    if experiment.evaluate.split == "valid":
+    if experiment.evaluate.split == "valid" and _same_source(experiment):
         found.append(("evaluate.split", "is valid, whose classes training has seen: use test"))
     if experiment.run.validate.patience is not None:
         text = f"ends training by validation tasks, and {why}: leave it out"
@@ -49,3 +51,20 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
     if experiment.tune:
         found.append(("method.tune", f"tunes by validation tasks, and {why}: leave it out"))
     return found
+
+
+def _same_source(experiment: Experiment) -> bool:
+    """Whether the test tasks are of a source that training draws from."""
+    tested, trained = (
+        _sources_in(task.model_dump()) for task in (experiment.test_task, experiment.task)
+    )
+    return bool(tested & trained)
+
+
+def _sources_in(section: Any) -> set[str]:
+    """The names of the sources of a task section, also of those that it mixes."""
+    inside = section.values() if isinstance(section, dict) else section
+    if not isinstance(section, dict | list | tuple):
+        return set()
+    own = {str(section["source"])} if isinstance(section, dict) and "source" in section else set()
+    return own.union(*map(_sources_in, inside))

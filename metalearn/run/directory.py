@@ -14,6 +14,7 @@ from metalearn.storage.schema import Environment, checked, read_result
 # how a run is executed: resume takes it as it is
 EXECUTION = tuple(f"run.{name}" for name in NOT_IN_HASH)
 OTHER = "holds something else, such as a run of another config: give another --out, or remove it"
+UNFINISHED = "holds an unfinished run: continue it with"
 # In environment.json of runs whose training steps normalise by the batch under `norm: running`.
 # Before, they normalised by the running averages.
 STATISTICS = "training_statistics"
@@ -172,3 +173,29 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _environment(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     return checked(Environment, read_json(path), path) if path.exists() else {}
+
+
+def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
+    """The config of an interrupted run, None of a finished one; refuses one that was edited."""
+    experiment = stored_experiment(folder)
+    if (folder / "result.json").exists():
+        return None
+    differing = _edited(folder, experiment)
+    if differing is not None and not allow_change:
+        changes = "".join(f"\n  {text}" for text in differing)
+        text = f"was changed since the run began: change it back, or use --allow-change{changes}"
+        raise ConfigError((str(folder / "config.yaml"), text))
+    return experiment.resolved()
+
+
+def _edited(folder: Path, experiment: Experiment) -> list[str] | None:
+    """What somebody changed in config.yaml since the run began; None where nobody did. Tuning
+    writes there too.
+    """
+    if request_hash(folder) == as_asked(experiment, folder).hash():
+        return None
+    found = changed(folder, experiment)
+    if not any((folder / "tune" / f"{name}.json").exists() for name in ("training", "best")):
+        return found
+    own = [f"{place}.{key}" for key in experiment.tune for place in ("method", "method.contains")]
+    return [text for text in found if not text.startswith(("evaluate.headline_step", *own))] or None
