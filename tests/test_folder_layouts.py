@@ -226,3 +226,17 @@ def test_too_few_classes_for_a_test_name_the_fractions(tmp_path: Path) -> None:
         folder(tmp_path).build("test")
     episode = folder(tmp_path, fractions=(0, 0, 1)).build("test").sample(KEY, 2)
     assert torch.isfinite(episode.query.x).all() and np.unique(episode.query.y).tolist() == [0, 1]
+
+
+def test_equal_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = fill(tmp_path / "photos", [f"c{n}" for n in range(6)])
+    folder(path).build()
+    assert not caplog.messages
+    content = (path / "c0" / "0.png").read_bytes()
+    for copy in ("c0/copy.png", "c5/copy.png"):
+        (path / copy).write_bytes(content)
+    folder(path).build()
+    folder(path).build("train")
+    across, within = caplog.messages
+    assert "1 equal images are in two classes" in across and "c5/copy.png" in across
+    assert "1 equal images are twice in a class" in within and "c0/copy.png" in within

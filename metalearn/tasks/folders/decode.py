@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metalearn.errors import DataError
+from metalearn.logger import log
 from metalearn.tasks import store
-from metalearn.tasks.folders.listing import Listing
+from metalearn.tasks.folders.listing import Listing, some
 
 _FORMAT = 2  # of the decoded cache: increment it with every change of decoding
 _SHOWN = 10  # unreadable files that are listed before "and n more"
@@ -30,6 +31,7 @@ def decoded(
     cannot be written. Raises DataError naming every file that is not an image.
     """
     counts = [len(files) for files in listing.files]
+    _warn_of_copies(listing)
     key = _content_hash(listing, size, channels, invert)
     path = store.cache_root() / "image_folder" / f"{key}.npz"
     if path.exists():
@@ -50,6 +52,28 @@ def _content_hash(listing: Listing, size: int, channels: int, invert: bool) -> s
     for name, files in zip(listing.names, listing.files, strict=True):
         content.append([name, [[file.name, _file_hash(file)] for file in files]])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _warn_of_copies(listing: Listing) -> None:
+    """Warnings, once, of equal files in two classes and twice in a class."""
+    first: dict[str, tuple[str, Path]] = {}
+    across, within = list[str](), list[str]()
+    for name, files in zip(listing.names, listing.files, strict=True):
+        for file in files:
+            known, where = first.setdefault(_file_hash(file) or str(file), (name, file))
+            if where != file:
+                (within if known == name else across).append(f"{where} and {file}")
+    if across:
+        text = "are in two classes and contradict each other (and may be in two splits)"
+        _warn_once(f"path: {len(across)} equal images {text}: {some(across)}")
+    if within:
+        text = "are twice in a class, so that a query may be an image of the support set"
+        _warn_once(f"path: {len(within)} equal images {text}: {some(within)}")
+
+
+@lru_cache(maxsize=1 << 10)
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def _file_hash(file: Path) -> str:
