@@ -58,7 +58,7 @@ def _axis(out: Tensor, value: Tensor, axis: int) -> int:
     if not value.requires_grad or value.dim() < 3:
         return 0
     # place 0 of axis 1, place 1 of the last axis
-    chosen = out[(slice(None), 0, *[0] * (out.dim() - 3), 1)].sum()
+    chosen = out[:, 0].flatten(1)[:, 1].sum()
     grad = torch.autograd.grad(chosen, value, retain_graph=True, allow_unused=True)[0]
     if grad is None:
         return 0

@@ -29,7 +29,8 @@ def copied(module: nn.Module, share: bool = False) -> nn.Module:
                 memo[id(value)] = value.detach()
         for buffer in part._buffers.values():
             if isinstance(buffer, UninitializedBuffer):  # which has no deep copy of its own
-                memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+                like: Any = {"device": buffer.device, "dtype": buffer.dtype}
+                memo[id(buffer)] = UninitializedBuffer(**like)
     if share:
         memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
     try:
