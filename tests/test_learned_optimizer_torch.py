@@ -260,6 +260,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "lstm.0.weight",
     ),
     "other_network": (lambda: made(module().parameters(), LearnedRates()), "learned_rates"),
+    "factor_of_text": (lambda: made([{"params": module().parameters(), "lr": "1"}]), "lr: must be"),
+    "loss_as_closure": (
+        lambda: made(module().parameters()).step(torch.ones(())),
+        r"Tensor in the place of a closure: step\(loss=loss\)",
+    ),
+    "losses": (
+        lambda: made(module().parameters()).step(loss=torch.ones(3)),
+        r"loss: must be one number \(got shape \[3\]\)",
+    ),
+    "no_number": (lambda: made(module().parameters()).step(loss="x"), "loss: must be a number"),
     "no_loss": (lambda: optimizer_of(Hyper(hidden=3), module()).step(), "reads the loss"),
 }
 

@@ -97,7 +97,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("params", f"{text} differ in lr (a factor) and weight_decay"))
         for name in OPTIONS:
             value = param_group.get(name, 0)
-            if not isinstance(value, Tensor) and not value >= 0:
+            if not isinstance(value, Tensor | int | float) or not value >= 0:
                 raise ConfigError((name, f"must be >= 0 (got {value!r})"))
         if self._initialized:
             why = "a learned rule's state is of all parameters: give every group at once"
@@ -109,6 +109,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient; returns the loss.
 
         Some rules read the loss: they need `closure` or `loss`."""
+        if closure is not None and not callable(closure):
+            text = f"got a {type(closure).__name__} in the place of a closure: step(loss=loss)"
+            raise ConfigError(("step", text))
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -119,10 +122,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params = self._parameters()
         grads = {name: _gradient(name, param) for name, param in params.items()}
         like = next(iter(params.values()))
-        value = like.new_zeros(()) if loss is None else torch.as_tensor(loss).to(like)
+        value = like.new_zeros(()) if loss is None else _loss(loss, like)
         rule = self._update_rule()
         state = self._state(rule, params)
-        updates, state = rule.update(grads, state, params, value.detach())
+        updates, state = rule.update(grads, state, params, value)
         self.state[like][STATE] = named_leaves(state)
         options = self._options()
         for name, param in params.items():
@@ -237,6 +240,18 @@ def rule_of(options: Any) -> LearnedRuleComponent:
             *((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())
         ) from error
     return found
+
+
+def _loss(loss: Any, like: Tensor) -> Tensor:
+    """The loss as one number []; ConfigError for anything else."""
+    try:
+        value = torch.as_tensor(loss).detach().to(like)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(("loss", f"must be a number (got {loss!r})")) from error
+    if value.numel() != 1:
+        text = f"must be one number (got shape {list(value.shape)}): give its mean"
+        raise ConfigError(("loss", text))
+    return value.reshape(())
 
 
 def _left_alone(param: Tensor) -> bool:
