@@ -110,11 +110,35 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
         (np.zeros((3, 1, 28, 28)), ["a", None, "b"], "without a label"),
         (np.zeros((3, 1, 28, 28), complex), [0, 1, 2], "must be real"),
         (np.zeros((3, 1, 28, 28)), ["a", 1, 2.5], "mixes texts with other labels"),
+        (np.zeros((3, 1, 28, 28)), np.array(["a", 1, 2], object), "mixes texts with other labels"),
+        (np.zeros((3, 1, 28, 28)), np.array(["a", "b", np.nan]), "without a label"),
+        (np.zeros((3, 1, 28, 28)), ["a", "b", ""], "without a label"),
+        (np.zeros((3, 1, 28, 28)), ["a", "a ", "b"], "differ in spaces or Unicode form alone, 'a'"),
+        (np.zeros((3, 1, 28, 28)), ["é", "e\u0301", "b"], "differ in spaces or Unicode form alone"),
+        (np.zeros((3, 1, 28, 28)), np.eye(3), r"one-hot rows are labels by y\.argmax\(1\)"),
+        (np.zeros((3, 1, 28, 28)), iter([0, 1, 2]), "is a list_iterator: give a list"),
+        (np.zeros((3, 1, 28, 28)), np.ma.masked_array([0, 1, 2], [0, 1, 0]), "y: has masked"),
+        (np.zeros((3, 1, 28, 28), "U1"), [0, 1, 2], r"x: must hold numbers \(got <U1\)"),
+        (torch.zeros(3, 1, 28, 28).to_sparse(), [0, 1, 2], r"x: is sparse: give \.to_dense"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(maml: LoadedRun, x: Any, y: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         maml.adapt(x, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "why"),
+    [
+        ([*"abc"], r"y: must hold numbers \(got <U1\)"),
+        ([1, 2, None], "y: must be finite"),
+        ([1, 2, 3j], "y: must be real"),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(sinusoid: LoadedRun, y: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        sinusoid.adapt(np.zeros((3, 1)), y)
+    assert sinusoid.adapt(np.zeros((2, 1), object), np.array([1, 2.5], object)).steps >= 0
 
 
 def test_steps_are_whole_numbers(maml: LoadedRun) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError, DataError
+from metalearn.logger import log
 from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
 GAPS = "leave out rows without a value, or fill them in"
+NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
 
 
 def read_columns(path: Path, place: str) -> dict[str, Array]:
@@ -63,8 +68,11 @@ def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Ar
 
     Bytes of images [rows, ..., H, W] become numbers in 0..1."""
     parts = [numbers(columns[name], name, place) for name in names]
+    if len(set(names)) < len(names):
+        raise ConfigError((place, f"names a column twice: {', '.join(names)}"))
     if len(parts) == 1 and parts[0].ndim > 1:
         image = columns[names[0]].dtype == np.uint8 and parts[0].ndim > 2
+        _check_channels(parts[0].shape[1:], image, place)
         return parts[0] / 255 if image else parts[0]
     if wide := [name for name, part in zip(names, parts, strict=True) if part.ndim > 1]:
         text = f"column {wide[0]!r} is an array beside other columns ({', '.join(names)}): name one"
@@ -72,11 +80,73 @@ def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Ar
     return np.stack(parts, 1) if parts else np.zeros((0, 0))
 
 
+def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
+    """ConfigError for bytes of images [H, W, channels]; a warning for numbers of that form."""
+    if len(shape) != 3 or shape[-1] not in (3, 4) or min(shape[:2]) < 8 or shape[0] in (3, 4):
+        return
+    text = f"have rows of shape {list(shape)}, and images are [channels, H, W]: give "
+    text += "x.transpose(0, 3, 1, 2)"
+    if image:
+        raise ConfigError((place, text))
+    _warn_once(f"{place} {text}, if they are images")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
+def found_inputs(columns: Sequence[str], place: str) -> list[str]:
+    """The columns of inputs where none are named; ConfigError for one without a name.
+
+    That is the index of a DataFrame, which tells classes in the order of a file apart."""
+    nameless = [name for name in columns if not name or name.startswith("Unnamed: ")]
+    if nameless:
+        text = f"column {nameless[0]!r} has no name, as the index of a DataFrame: write the file "
+        raise ConfigError((place, text + "with to_csv(index=False), or name the inputs"))
+    return list(columns)
+
+
 def stacked(column: Array) -> Array:
     """A column of arrays or lists of one length as one array; any other as it is."""
     if column.dtype == object and len(column) and isinstance(column.flat[0], np.ndarray | list):
         return np.stack([np.asarray(one) for one in column])
     return column
+
+
+def dense(values: Any, place: str) -> Any:
+    """The values; ConfigError where they hold less than numbers for all of their places."""
+    text = ""
+    if np.ma.is_masked(values):
+        text = "has masked entries, which have no value: " + GAPS
+    elif str(getattr(values, "layout", "")).startswith("torch.sparse"):
+        text = "is sparse: give .to_dense()"
+    elif hasattr(values, "nnz") and hasattr(values, "toarray"):
+        text = "is sparse: give .toarray()"
+    elif getattr(values, "is_quantized", False):
+        text = "is quantized: give .dequantize()"
+    if text:
+        raise ConfigError((place, text))
+    return values
+
+
+def has_no_label(column: Array) -> NDArray[np.bool_]:
+    """Where a column names no class: no value, an empty text, or what programs write for one."""
+    found = is_missing(column)
+    if column.dtype.kind in "OUS":
+        found = found | np.isin(np.char.strip(column.astype(str)), NO_LABEL)
+    return found
+
+
+def alike(names: Sequence[str]) -> str:
+    """Two names that differ in spaces around them or in Unicode form alone; empty without any."""
+    seen: dict[str, str] = {}
+    for name in names:
+        name = str(name)  # of numpy
+        other = seen.setdefault(unicodedata.normalize("NFC", name.strip()), name)
+        if other != name:
+            return f"{other!r} and {name!r}"
+    return ""
 
 
 def is_missing(column: Array) -> NDArray[np.bool_]:
@@ -131,6 +201,9 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
     if len(rows) < 2:
         raise ConfigError((place, f"{path} needs a header and at least one row"))
     header = [name.strip() for name in rows[0][1]]
+    if _are_values(header):
+        text = f"{path} begins with a row of numbers: its first line should name the columns"
+        raise ConfigError((place, text))
     if len(set(header)) < len(header):
         raise ConfigError((place, f"{path} names a column twice: {', '.join(header)}"))
     wrong = [f"line {n}" for n, row in rows[1:] if len(row) != len(header)]
@@ -143,9 +216,20 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
     }
 
 
+def _are_values(header: list[str]) -> bool:
+    """Whether a header is a row of numbers, and not the numbers of the columns."""
+    try:
+        return [float(name) for name in header] not in (
+            [float(n) for n in range(first, first + len(header))] for first in (0, 1)
+        )
+    except ValueError:
+        return False
+
+
 def _delimiter(text: str) -> str:
     """A comma, or what else separates the names of the header."""
     header = next((line for line in text.splitlines() if line.strip()), "")
+    header = re.sub('"[^"]*"', "", header)  # a name may have commas
     others = [mark for mark in ";\t" if mark in header]
     return others[0] if "," not in header and others else ","
 
@@ -168,11 +252,24 @@ def _npz(path: Path, place: str) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except UNREADABLE as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
+        raise _unreadable(path, place, error) from error
+
+
+def by_field(array: Array) -> dict[str, Array]:
+    """The columns of an array with named fields; any other array is the column x."""
+    fields = array.dtype.names
+    return {"x": array} if fields is None else {name: array[name] for name in fields}
 
 
 def _npy(path: Path, place: str) -> dict[str, Array]:
     try:
-        return {"x": np.load(path, allow_pickle=False)}
+        return by_field(np.load(path, allow_pickle=False))
     except UNREADABLE as error:
-        raise DataError((place, f"{path} cannot be read: {error}")) from error
+        raise _unreadable(path, place, error) from error
+
+
+def _unreadable(path: Path, place: str, error: Exception) -> DataError:
+    if "Object arrays" in str(error):
+        text = f"{path} holds objects, which are not loaded: save texts as y.astype(str), and rows"
+        return DataError((place, f"{text} as one array of numbers"))
+    return DataError((place, f"{path} cannot be read: {error}"))

@@ -17,13 +17,19 @@ from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.in_memory import Held, held, hold
-from metalearn.storage.columns import inputs_of, is_missing, numbers, read_columns
+from metalearn.storage.columns import (
+    found_inputs,
+    has_no_label,
+    inputs_of,
+    numbers,
+    read_columns,
+)
 from metalearn.tasks.images import SPLITS, split_problem
 from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
-from metalearn.tasks.tables.standardise import Moments, moments, standardise, warn_of_scale
+from metalearn.tasks.tables.standardise import Moments, check_scale, moments, standardise
 from metalearn.types import EpisodeSpec
 
 BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
@@ -100,7 +106,9 @@ class Arrays(TaskComponent):
             fields["data_sha256"] = hash_of(columns)
         super().__init__(**fields)
         if columns:
-            self._columns = hold(columns, str(self.data_sha256))
+            # copies, as the caller may change the arrays
+            own = {name: column.copy() for name, column in columns.items()}
+            self._columns = hold(own, str(self.data_sha256))
 
     @model_validator(mode="after")
     def _find(self) -> Arrays:
@@ -153,7 +161,7 @@ class Arrays(TaskComponent):
         if self.standardise:
             found = self.moments or moments(x, np.flatnonzero(np.isin(place, splits["train"])))
             rows = standardise(rows.double(), _fitting(found, x))
-        warn_of_scale(split, rows, values)
+        check_scale(split, rows, values, dtype)
         digest = self.data_sha256 or hash_of(columns)
         return RowSource(rows, values, counts, spec, digest)
 
@@ -191,6 +199,11 @@ class Arrays(TaskComponent):
         """Names of the columns of inputs."""
         others = {self._target, self.group, self._split_column(columns)}
         found = ["x"] if "x" in columns else [name for name in columns if name not in others]
+        if self.inputs is None:
+            found = found_inputs(found, "inputs")
+        if self._target in (self.inputs or ()):
+            text = f"{self._target!r} is the target, which a task would read off: leave it out"
+            raise ConfigError(("inputs", text))
         names = [self._column(name, columns) for name in self.inputs or found]
         if not names:
             raise ConfigError(("inputs", "there are no columns of inputs"))
@@ -311,18 +324,17 @@ def _names(column: Array) -> Array:
     column = column.reshape(len(column)) if column.size == len(column) else column
     if column.ndim > 1:
         text = f"names the tasks and must be one column (got {list(column.shape)})"
+        text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
         raise ConfigError(("target", text))
-    if (gone := np.flatnonzero(is_missing(column))).size:
+    if (gone := np.flatnonzero(has_no_label(column))).size:
         raise ConfigError(("target", f"has no label in row {gone[0] + 1}: leave such rows out"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError(("target", "holds labels that are not finite"))
-        if (column == np.round(column)).all():
+        if (column == np.round(column)).all() and np.abs(column).max() < 2**53:
             column = column.astype(np.int64)
-    names = np.array([unicodedata.normalize("NFC", name) for name in column.astype(str)])
-    if (blank := np.flatnonzero(names == "")).size:
-        raise ConfigError(("target", f"is empty in row {blank[0] + 1}"))
-    return np.asarray(names)
+    names = [unicodedata.normalize("NFC", name.strip()) for name in column.astype(str)]
+    return np.array(names)
 
 
 def _by_class(task: Arrays, columns: dict[str, Array]) -> dict[str, Array]:

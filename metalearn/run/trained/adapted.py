@@ -16,12 +16,12 @@ from metalearn.inner.statistics import params_of
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
-from metalearn.storage.columns import is_missing
+from metalearn.storage.columns import alike, dense, has_no_label
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 Transform = Callable[[Tensor], Tensor]
-MISSING = "holds examples without a label (None or NaN): leave them out"
+MISSING = "holds examples without a label (None, NaN or an empty text): leave them out"
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,8 +127,7 @@ def adapt_task(
         raise ConfigError(("steps", f"must be a whole number >= 0 (got {steps!r})"))
     steps = int(steps)
     support_x = inputs(x, spec, True, transform)
-    if len(y) != len(support_x):
-        raise ConfigError(("y", f"has {len(y)} entries for {len(support_x)} inputs"))
+    _check_length(y, len(support_x))
     classes, support_y = _labels(y, spec) if spec.classification else (None, _values(y, spec))
     ways = 1 if classes is None else len(classes)
     if classes is not None:
@@ -152,14 +151,12 @@ def inputs(
     x: Any, spec: EpisodeSpec, integers: bool = False, transform: Transform | None = None
 ) -> Tensor:
     """Inputs [B, *X] as a tensor of the spec's dtype, or int64, on its device; else ConfigError."""
-    values = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
+    values = _numbers(x, "x")
     if tuple(values.shape[1:]) != tuple(spec.x_shape) or not len(values):
         text = f"must have shape [B, {', '.join(map(str, spec.x_shape))}], B >= 1"
         raise ConfigError(("x", f"{text} (got {list(values.shape)})"))
     if values.dtype == torch.uint8 and len(spec.x_shape) == 3:
         raise ConfigError(("x", "images must be floats in 0..1, ink bright; got bytes"))
-    if values.is_complex():
-        raise ConfigError(("x", "must be real (got complex numbers)"))
     if integers and transform is None and not values.is_floating_point():
         return values.to(spec.device, torch.int64)
     values = values.to(spec.device)
@@ -171,11 +168,35 @@ def inputs(
 
 
 def _values(y: Any, spec: EpisodeSpec) -> Tensor:
-    values = torch.as_tensor(y if isinstance(y, Tensor) else np.asarray(y))
-    values = values.to(spec.device, spec.dtype)
+    values = _numbers(y, "y").to(spec.device, spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("y", "must be finite"))
     return values
+
+
+def _check_length(y: Any, examples: int) -> None:
+    if not hasattr(y, "__len__"):
+        raise ConfigError(("y", f"is a {type(y).__name__}: give a list or an array"))
+    if len(dense(y, "y")) != examples:
+        raise ConfigError(("y", f"has {len(y)} entries for {examples} inputs"))
+
+
+def _numbers(values: Any, place: str) -> Tensor:
+    """Real numbers as a tensor; ConfigError for anything else."""
+    given = dense(values, place)
+    if not isinstance(given, Tensor):
+        given = np.asarray(given)
+        if given.dtype == object:
+            try:
+                given = given.astype(np.float64)
+            except (ValueError, TypeError) as error:
+                raise ConfigError((place, f"must hold numbers ({error})")) from error
+        if given.dtype.kind not in "fiubc":
+            raise ConfigError((place, f"must hold numbers (got {given.dtype})"))
+        given = torch.as_tensor(given)
+    if given.is_complex():
+        raise ConfigError((place, "must be real (got complex numbers)"))
+    return given
 
 
 def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
@@ -187,20 +208,31 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         classes, place = torch.unique(y.cpu(), return_inverse=True)
     else:
         given = np.asarray(y)
-        if is_missing(given).any():
+        if has_no_label(given).any():
             raise ConfigError(("y", MISSING))
-        if given.dtype.kind == "U" and not all(isinstance(one, str) for one in _entries(y)):
+        entries = list(_entries(given if given.dtype == object else y))
+        texts = sum(isinstance(one, str) for one in entries)
+        if given.dtype.kind in "UO" and entries and 0 < texts < len(entries):
             raise ConfigError(("y", "mixes texts with other labels: give labels of one kind"))
         classes, found = np.unique(given, return_inverse=True)
+        refuse_alike(classes)
         place = torch.as_tensor(found).reshape(given.shape)
     if len(classes) < 2:
         raise ConfigError(("y", f"must be labels of at least 2 classes (got {len(classes)})"))
     return classes, place.to(spec.device)
 
 
+def refuse_alike(classes: Any) -> None:
+    """ConfigError for two labels that differ in spaces or in Unicode form alone."""
+    texts = [name for name in classes if isinstance(name, str)]
+    if pair := alike(texts):
+        text = f"holds labels that differ in spaces or Unicode form alone, {pair}: write them alike"
+        raise ConfigError(("y", text))
+
+
 def _entries(y: Any) -> Iterator[Any]:
     """Labels of a nested sequence, one by one; of an array they are of one kind."""
-    for one in () if isinstance(y, np.ndarray) else y:
+    for one in () if isinstance(y, np.ndarray) and y.dtype != object else y:
         yield from _entries(one) if isinstance(one, list | tuple) else (one,)
 
 
@@ -217,7 +249,10 @@ def _fitting(y: Tensor, learner: Learner, x: Tensor, labels: bool) -> Tensor:
     if not labels and y.dim() == 1 and wanted == [1]:
         return y.unsqueeze(-1)
     shape = "".join(f", {size}" for size in wanted)
-    raise ConfigError(("y", f"must have shape [B{shape}] (got {list(y.shape)})"))
+    hint = ""
+    if labels and y.dim() == 2:
+        hint = ": y[:, 0] has" if y.shape[1] == 1 else ": one-hot rows are labels by y.argmax(1)"
+    raise ConfigError(("y", f"must have shape [B{shape}] (got {list(y.shape)}){hint}"))
 
 
 def _like(values: Tensor, given: Any) -> Any:

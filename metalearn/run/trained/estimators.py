@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.run.trained.adapted import AdaptedTask
+from metalearn.run.trained.adapted import AdaptedTask, refuse_alike
 from metalearn.run.trained.load import load_run
 
 try:
@@ -31,6 +31,9 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
         if self.run is None:
             raise ConfigError(("run", "is None: give a run directory, or what load_run gives"))
         self.run_ = load_run(self.run) if isinstance(self.run, (str, Path)) else self.run
+        if not hasattr(self.run_, "adapt"):
+            text = f"is a {type(self.run).__name__}: give a run directory, or what load_run gives"
+            raise ConfigError(("run", text))
         wanted = "classification" if isinstance(self, ClassifierMixin) else "regression"
         kind = getattr(self.run_.method.spec, "kind", wanted)
         if kind != wanted:
@@ -74,6 +77,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         if len(self.classes_) < 2:
             text = f"y holds one class, {self.classes_[0]!r}: a classifier needs at least 2"
             raise ConfigError(("y", text))
+        refuse_alike(self.classes_)
         self._fit(X, place)
         return self
 

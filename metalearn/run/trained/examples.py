@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metalearn.errors import ConfigError
-from metalearn.storage.columns import inputs_of, numbers, read_columns
+from metalearn.storage.columns import found_inputs, inputs_of, numbers, read_columns
 from metalearn.tasks.image_folder import decode_images, image_files, list_folder
 from metalearn.types import EpisodeSpec
 
@@ -86,6 +86,8 @@ def _rows(
         y = numbers(y, targets[0], place)
     table = "x" not in columns or columns["x"].ndim == 1
     names = list(columns) if table else ["x"]
+    if table and inputs is None:
+        names = found_inputs(names, place)
     if table and inputs is not None:
         names = list(inputs)
         if lost := [name for name in names if name not in columns]:

@@ -64,11 +64,11 @@ def _warn_of_copies(listing: Listing) -> None:
             if where != file:
                 (within if known == name else across).append(f"{where} and {file}")
     if across:
-        text = "are in two classes and contradict each other (and may be in two splits)"
-        _warn_once(f"path: {len(across)} equal images {text}: {some(across)}")
+        text = "equal images are in two classes, of which one is wrong, and perhaps in two splits"
+        _warn_once(f"path: {text}: {some(across)}")
     if within:
-        text = "are twice in a class, so that a query may be an image of the support set"
-        _warn_once(f"path: {len(within)} equal images {text}: {some(within)}")
+        text = "equal images are in one class, so that a query may be an image of the support set"
+        _warn_once(f"path: {text}: {some(within)}")
 
 
 @lru_cache(maxsize=1 << 10)
@@ -114,16 +114,23 @@ def decode_images(files: Sequence[Path], size: int, channels: int, invert: bool)
 def decode_image(file: Path | IO[bytes], size: int, channels: int) -> store.Array:
     """One image as uint8 [channels, size, size]."""
     with Image.open(file) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode in ("I", "F"):
-            raise ValueError("32-bit pixels have no standard white; save it with 8 bits")
-        if image.has_transparency_data:
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-            )
+        image = standard(opened)
         image = image.convert("L" if channels == 1 else "RGB").resize(
             (size, size), Image.Resampling.LANCZOS
         )
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def standard(image: Image.Image) -> Image.Image:
+    """The image upright by its EXIF tag, of 8 bits, and on white where it is transparent.
+
+    ValueError for pixels of 32 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's conversion would clip these at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no standard white; save it with 8 bits")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
-from metalearn.storage.columns import is_missing, read_columns
+from metalearn.storage.columns import has_no_label, read_columns
 
 SPLIT_NAMES = {
     "train": "train",
@@ -167,7 +167,7 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
     names = [_relative(nfc(str(name)), root, there) for name in columns[place]]
     lost = [name for name in names if name not in there]
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-    gone = is_missing(columns[label]) | (columns[label].astype(str) == "")
+    gone = has_no_label(columns[label])
     blank = [name for name, no_label in zip(names, gone, strict=True) if no_label]
     texts = [
         (f"{labels} names files that are not in {root}: ", lost),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from metalearn.errors import ConfigError
-from metalearn.storage.columns import is_missing, stacked
+from metalearn.storage.columns import by_field, dense, is_missing, stacked
 
 Array = npt.NDArray[Any]
 SPLITS = {
@@ -34,7 +34,10 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
     An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
     columns by name. Rows of a torch Dataset are (x, y), a dict, or x alone. A mapping of splits to
     any of these (such as a DatasetDict) gets a column `split`. ConfigError for anything else."""
-    if isinstance(data, torch.Tensor | np.ndarray):
+    data = dense(data, "x")
+    if isinstance(data, np.ndarray):
+        return {name: array_of(column) for name, column in by_field(data).items()}
+    if isinstance(data, torch.Tensor):
         return {"x": array_of(data)}
     if isinstance(data, Mapping):
         if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
@@ -42,6 +45,7 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
         return {str(name): array_of(column) for name, column in data.items()}
     names = getattr(data, "column_names", None)
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
+        _check_class_labels(data)
         return {str(name): array_of(data[name]) for name in names}
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         if len(set(data.columns)) < len(data.columns):
@@ -56,6 +60,15 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
     text = "give an array, columns by name, or a data set with a length"
     hint = ": list(data) has one" if hasattr(data, "__iter__") else ""
     raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
+
+
+def _check_class_labels(data: Any) -> None:
+    """ConfigError for rows of a Hugging Face Dataset without a label, which are -1 there."""
+    features = getattr(data, "features", None)
+    for name, feature in features.items() if isinstance(features, Mapping) else ():
+        if hasattr(feature, "int2str") and any(isinstance(v, int) and v < 0 for v in data[name]):
+            text = f"column {name!r} has rows without a label (-1): leave them out, by filter"
+            raise ConfigError(("x", text))
 
 
 def _is_row(item: Any) -> bool:
@@ -122,6 +135,7 @@ def _in_numpy(values: torch.Tensor) -> Array:
 
 def array_of(values: Any) -> Array:
     """Values as one array [rows, ...]; ConfigError where rows differ in shape."""
+    values = dense(values, "x")
     if isinstance(values, torch.Tensor):
         return _in_numpy(values)
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values):
@@ -129,6 +143,9 @@ def array_of(values: Any) -> Array:
             values = [_in_numpy(one) for one in values]
         elif hasattr(values[0], "getbands"):  # a PIL image: [channels, H, W] in 0..1
             values = [_pixels(one) for one in values]
+            if len(shapes := {one.shape for one in values}) > 1:
+                text = f"images have shapes {sorted(map(list, shapes))}: convert them to one"
+                raise ConfigError(("x", text))
     try:
         found = np.asarray(values)
     except ValueError as error:
@@ -145,14 +162,22 @@ def array_of(values: Any) -> Array:
     there = found[~gone]
     if there.size and not isinstance(there[0], str):
         if not all(isinstance(one, int | float | np.number) for one in there):
-            raise ConfigError(("x", f"rows hold {type(there[0]).__name__}, not numbers"))
+            text = f"rows hold {', '.join(sorted({type(one).__name__ for one in there.flat}))}"
+            raise ConfigError(("x", f"{text}: give numbers, or texts for labels"))
         values = [math.nan if lost else one for one, lost in zip(found.flat, gone.flat)]
         return np.array(values).reshape(found.shape)
     return found
 
 
 def _pixels(image: Any) -> Array:
-    pixels = np.asarray(image, dtype=np.float32) / 255
+    from metalearn.tasks.folders.decode import standard
+
+    grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+    try:
+        plain = standard(image).convert("L" if grey else "RGB")
+    except ValueError as error:
+        raise ConfigError(("x", f"holds an image of mode {image.mode}: {error}")) from error
+    pixels = np.asarray(plain, dtype=np.float32) / 255
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -39,8 +39,14 @@ def standardise(x: Tensor, found: Moments) -> Tensor:
     return (x - mean) / deviation
 
 
-def warn_of_scale(split: str, inputs: Tensor, targets: Tensor | None) -> None:
-    """A warning, once, where training rows [R, ...] of a regression make gradient steps diverge."""
+def check_scale(split: str, inputs: Tensor, targets: Tensor | None, dtype: torch.dtype) -> None:
+    """ConfigError for numbers that `dtype` has not, in rows [R, ...].
+
+    A warning, once, where columns vary by less than it resolves, and where training rows of a
+    regression make gradient steps diverge."""
+    _check_type("inputs", inputs, dtype)
+    if targets is not None:
+        _check_type("targets", targets, dtype)
     if split == "train" and targets is not None:
         _warn_if_large("inputs", inputs, "set standardise: true")
         _warn_if_large("targets", targets, "subtract a constant from the column, and divide it")
@@ -58,3 +64,17 @@ def _warn_if_large(name: str, values: Tensor, remedy: str) -> None:
 @functools.cache
 def _warn_once(text: str) -> None:
     log.warning(text)
+
+
+def _check_type(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    kind, made = str(dtype).removeprefix("torch."), values.to(dtype)
+    if not made.isfinite().all():
+        text = f"hold {float(values.abs().max()):.3g}, which {kind} has no number for: scale them"
+        raise ConfigError((name, text))
+    if values.dim() != 2 or not len(values) or values.dtype == dtype:
+        return
+    varies = values.amax(0) > values.amin(0)
+    lost = (varies & (made.amax(0) == made.amin(0))).nonzero().flatten().tolist()
+    if lost:
+        text = f"task: {name} of column {lost[0] + 1} vary by less than {kind} resolves and all"
+        _warn_once(f"{text} become {float(made[0, lost[0]]):.6g}: subtract a constant from them")

@@ -1,0 +1,132 @@
+"""Rows as users have them, whose meaning other readers lose: taken as meant, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metalearn.errors import ConfigError
+from metalearn.rng import fold_in
+from metalearn.tasks import Arrays
+
+KEY = fold_in(17, "edges of rows")
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(60, 4))
+Y = np.repeat([f"c{n:02}" for n in range(12)], 5)
+SMALL: dict[str, Any] = {"ways": 2, "shots": 2, "queries": 2}
+
+
+def build(*data: Any, **fields: Any) -> Any:
+    return Arrays(*data, **{**SMALL, **fields}).build()
+
+
+def table(path: Path, header: str, extra: Any = lambda n: "", mark: str = ",") -> Path:
+    """Two inputs and a label a row."""
+    rows = (f"{extra(n)}{n / 2}{mark}{n % 7}{mark}{Y[n]}" for n in range(60))
+    path.write_text("\n".join([header, *rows]))
+    return path
+
+
+class Labelled:
+    """A Hugging Face Dataset with class labels."""
+
+    column_names = ("x", "label")
+
+    def __init__(self, label: int) -> None:
+        self.columns = {"x": X.tolist(), "label": [label, *(np.arange(1, 60) // 5).tolist()]}
+        self.features = {"label": type("ClassLabel", (), {"int2str": str})()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        return 60
+
+
+MISSING = np.where(np.arange(60) == 3, "nan", Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "fields", "words"),
+    [
+        ((X, MISSING), {}, "has no label in row 4"),
+        ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
+        ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: give \.to_dense"),
+        ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),
+        ((X, [*Y[:30].tolist(), *range(30)]), {"target": "y"}, "ways|shots"),
+        ((X * 1e39, Y), {}, r"inputs: hold \d\.\d+e\+39, which float32 has no number for"),
+        ((X, X * 1e39), {"group": Y}, "targets: hold"),
+        (({"a": X[:, 0], "y": Y},), {"inputs": ("a", "y")}, "inputs: 'y' is the target"),
+        (({"a": X[:, 0], "y": Y},), {"inputs": ("a", "a")}, "inputs: names a column twice: a, a"),
+        ((np.zeros((60, 9, 8, 3), np.uint8), Y), {}, r"inputs: have rows of shape \[9, 8, 3\]"),
+        ((Labelled(-1),), {"target": "label"}, r"rows without a label \(-1\)"),
+        (([Image.new("F", (8, 8))] * 60, Y), {}, "x: holds an image of mode F: 32-bit"),
+        (
+            ([Image.new("L", (8, 8)), *[Image.new("RGB", (8, 8))] * 59], Y),
+            {},
+            r"images have shapes \[\[1, 8, 8\], \[3, 8, 8\]\]",
+        ),
+    ],
+)
+def test_what_would_be_read_otherwise_is_refused(data: Any, fields: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(*data, **fields)
+
+
+def test_an_index_and_a_missing_header_are_refused(tmp_path: Path) -> None:
+    index = table(tmp_path / "index.csv", ",a,b,y", lambda n: f"{n},")
+    with pytest.raises(ConfigError, match=r"inputs: column '' has no name.*index=False"):
+        build(index)
+    assert build(index, inputs=("a", "b")).spec.x_shape == (2,)
+    (tmp_path / "bare.csv").write_text("".join(f"{n / 3},{n % 7},{n // 5}\n" for n in range(60)))
+    with pytest.raises(ConfigError, match="begins with a row of numbers: its first line"):
+        build(tmp_path / "bare.csv")
+    numbered = table(tmp_path / "numbered.csv", "0,1,2")
+    assert build(numbered, target="2").spec.x_shape == (2,)
+    np.savez(tmp_path / "objects.npz", x=X, y=Y.astype(object))
+    with pytest.raises(ConfigError, match=r"holds objects.*astype\(str\)"):
+        build(tmp_path / "objects.npz")
+
+
+def test_commas_in_names_and_named_fields_are_read(tmp_path: Path) -> None:
+    path = table(tmp_path / "marks.csv", 'a;"b, in m";y', mark=";")
+    assert build(path).spec.x_shape == (2,)
+    rows = np.zeros(60, [("x", "f4", 4), ("y", "U3")])
+    rows["x"], rows["y"] = X, Y
+    np.save(tmp_path / "rows.npy", rows)
+    expected = build(X.astype(np.float32), Y).sample(KEY, 2)
+    for data in (rows, tmp_path / "rows.npy"):
+        assert torch.equal(build(data).sample(KEY, 2).support.x, expected.support.x)
+
+
+def test_spaces_around_labels_do_not_count() -> None:
+    spaced = [f" {name}" if n % 2 else name for n, name in enumerate(Y)]
+    assert torch.equal(build(X, spaced).sample(KEY, 2).query.x, build(X, Y).sample(KEY, 2).query.x)
+
+
+def test_images_in_memory_are_read_as_those_in_folders() -> None:
+    colour = Image.new("RGB", (8, 8), (255, 0, 153))
+    palette, clear = colour.convert("P"), Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    deep = Image.fromarray(np.full((8, 8), 65535, np.uint16))
+    for image, expected in (
+        (palette, (1.0, 0.0, 153 / 255)),
+        (clear, (1.0, 1.0, 1.0)),
+        (Image.new("1", (8, 8), 1), (1.0,)),
+        (deep, (1.0,)),
+    ):
+        x = build([image] * 60, Y).sample(KEY, 1).support.x[0, 0, :, 0, 0]
+        assert x.tolist() == pytest.approx(expected, abs=0.02)
+
+
+def test_what_a_type_cannot_resolve_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    seconds = np.c_[X[:, 0], 2.0**40 + np.arange(60)]
+    build(seconds, Y)
+    assert "inputs of column 2 vary by less than float32 resolves" in caplog.text
+    caplog.clear()
+    build(GENERATOR.random((60, 9, 8, 3)), Y)
+    assert "have rows of shape [9, 8, 3], and images are [channels, H, W]" in caplog.text
