@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -113,3 +114,24 @@ def test_weights_have_the_hash_of_earlier_versions() -> None:
     """Run directories hold it."""
     weights = {"weight": torch.arange(4.0), "number": torch.tensor(3)}
     assert hash_of(weights) == "7af406aa4b72676d29c95d111ab7ed94cba7e7fc13ce36ddcb61e446ef721424"
+
+
+def test_what_is_changed_after_it_was_given_is_refused() -> None:
+    """Another mode would be another policy of normalisation under the same hash."""
+    net = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    model = ml.models.Module(net, head=None)
+    assert model.build(SPEC).normalisation == "query_batch"
+    net.eval()
+    assert model.build(SPEC).normalisation == "query_batch", "what was made stays"
+    with pytest.raises(ml.ConfigError, match="model: was changed after it was given"):
+        model.build(dataclasses.replace(SPEC, shots=7))
+    net.train()
+    assert model.build(dataclasses.replace(SPEC, shots=7)).normalisation == "query_batch"
+
+
+def test_rows_may_be_changed_after_they_were_given() -> None:
+    x, y = np.arange(60.0).reshape(20, 3), np.repeat(np.arange(4), 5)
+    task = ml.tasks.Arrays(x, y, ways=2, shots=1, queries=1, fractions=(1, 0, 0))
+    before = task.build().sample(ml.fold_in(0), 2)
+    x[:] = 0
+    assert torch.equal(task.build().sample(ml.fold_in(0), 2).support.x, before.support.x)

@@ -48,7 +48,7 @@ class Module(ModelComponent):
     def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:
         given: Held | None = None
         if net is not None:
-            sha256 = hash_of((net, inputs) if inputs is not None else net)
+            sha256 = _hash_of(net, inputs)
             given = hold((net, inputs), sha256)
             fields |= {"object": name_of(net), "sha256": sha256}
         super().__init__(**fields)
@@ -71,6 +71,9 @@ class Module(ModelComponent):
             return net
         key = (spec, self.model_dump_json())
         if key not in self._held.made:  # its checks take seconds of a large network
+            if isinstance(net, nn.Module) and _hash_of(net, inputs) != self._held.sha256:
+                text = "was changed after it was given, such as by training, net.eval() or a hook"
+                raise ConfigError(("model", f"{text}: undo that, or give a copy.deepcopy of it"))
             self._held.made[key] = self._learner(net, inputs, spec)
         learner: Learner = self._held.made[key]
         return learner
@@ -91,6 +94,10 @@ class Module(ModelComponent):
             if not any("head='new'" in text for _, text in error.problems):
                 raise
         return from_module(net, spec, head=NEW, **options)
+
+
+def _hash_of(net: Any, inputs: Any) -> str:
+    return hash_of((net, inputs) if inputs is not None else net)
 
 
 def as_model(net: Any) -> ModelComponent:
