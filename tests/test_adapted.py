@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import metalearn as ml
 from metalearn.cli.predict import predict
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
@@ -139,6 +140,19 @@ def test_values_that_are_no_numbers_are_refused(sinusoid: LoadedRun, y: Any, why
     with pytest.raises(ConfigError, match=why):
         sinusoid.adapt(np.zeros((3, 1)), y)
     assert sinusoid.adapt(np.zeros((2, 1), object), np.array([1, 2.5], object)).steps >= 0
+
+
+def test_labels_of_several_kinds_at_once_are_answered_by_probabilities(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(48, 3))
+    task = ml.tasks.Arrays(x, 1.0 * (x[:, :2] > 0), group=np.arange(48) // 6, shots=3, queries=2)
+    small = {"meta_steps": 1, "episodes": 2, "steps": (0, 1), "executor": "vmap"}
+    method, model = ml.algorithms.MAML(), ml.models.MLP(sizes=(4,))
+    run = ml.train(method, task=task, model=model, loss="bce", out=tmp_path / "run", **small)
+    learned = run.adapt(x[:6], x[:6, :2] > 0)
+    found = learned.predict(x[6:9])
+    np.testing.assert_allclose(found, learned.outputs(x[6:9]).sigmoid().numpy())
+    with pytest.raises(ConfigError, match=r"targets: .* not all within 0 \.\. 1"):
+        run.adapt(x[:6], 2.0 * (x[:6, :2] > 0))
 
 
 def test_steps_are_whole_numbers(maml: LoadedRun) -> None:

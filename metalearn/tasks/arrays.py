@@ -327,7 +327,8 @@ def _names(column: Array) -> Array:
         text += ": one-hot rows are labels by y.argmax(1)" if column.ndim == 2 else ""
         raise ConfigError(("target", text))
     if (gone := np.flatnonzero(has_no_label(column))).size:
-        raise ConfigError(("target", f"has no label in row {gone[0] + 1}: leave such rows out"))
+        text = "has no label" if str(column[gone[0]]).strip() else "is empty"
+        raise ConfigError(("target", f"{text} in row {gone[0] + 1}: leave such rows out"))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError(("target", "holds labels that are not finite"))

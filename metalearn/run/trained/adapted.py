@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from metalearn.errors import ConfigError
 from metalearn.inner.statistics import params_of
+from metalearn.labels import check_example_targets
+from metalearn.losses import PROBABILITIES
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
@@ -58,11 +60,12 @@ class AdaptedTask:
         """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
 
         Values are [M] where those of the support set were given as [B], so that both can be
-        compared.
+        compared. Of a run by the loss `bce` they are the probabilities of the labels in 0..1.
         Where the method normalises by the query batch, the answers depend on the inputs that are
         predicted together."""
         found = self.outputs(x)
         if self.classes is None:
+            found = found.sigmoid() if self.method.spec.loss in PROBABILITIES else found
             return _like(found.squeeze(-1) if self.flat else found, x)
         place = found.argmax(-1).cpu()  # [M, *Y]
         return self.classes[place if isinstance(self.classes, Tensor) else place.numpy()]
@@ -136,13 +139,15 @@ def adapt_task(
     else:
         learner, method = build(replace(spec, shots=len(support_x)))
     support_x = support_x if learner.integers else support_x.to(spec.dtype)
-    if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
-        text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
-        raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
     given = support_y.dim()
     support_y = _fitting(support_y, learner, support_x, classes is not None)
     flat = given < support_y.dim()
+    if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
+        text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
+        raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
+    if classes is None:
+        check_example_targets(support, spec)
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
     return AdaptedTask(method, learner, meta, support, steps, item, classes, transform, flat)
 
