@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,13 +88,13 @@ def test_what_cannot_be_registered_is_refused(kind: str, component: Any, words: 
 def test_entry_points_are_registered_and_broken_ones_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = {
-        "metalearn.models": [
+    found = EntryPoints(
+        [
             EntryPoint("mine", f"{__name__}:Mine", "metalearn.models"),
             EntryPoint("broken", "no.such.module:Net", "metalearn.models"),
         ]
-    }
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
+    )
+    monkeypatch.setattr(plugins, "entry_points", lambda: found)
     plugins.load_entry_points.cache_clear()
     plugins.load_entry_points()
     assert TABLES["models"]["mine"] is Mine

@@ -254,8 +254,9 @@ def load_entry_points() -> None:
 
     The groups are metalearn.tasks, metalearn.models, and so on. What cannot be loaded is left out,
     with a warning. Packages count as plug-ins: a config names them beside their components."""
+    declared = entry_points()  # reads the metadata of every installed package
     for kind in ALL_KINDS:
-        for entry in entry_points(group=f"metalearn.{kind}"):
+        for entry in declared.select(group=f"metalearn.{kind}"):
             try:
                 register(kind, entry.load())
             except (Exception, SystemExit) as error:
