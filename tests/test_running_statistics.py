@@ -156,19 +156,23 @@ def test_recomputed_inner_steps_normalise_by_the_batch_too() -> None:
     assert gap(again.meta, found.meta) < 1e-9
 
 
-@pytest.mark.parametrize("how", ["compiled_steps", "compiled"])
+@pytest.mark.parametrize(
+    ("how", "steps"),
+    [("compiled_steps", 2), ("compiled", 1)],  # C++ of every step of "compiled"
+    ids=["compiled_steps", "compiled"],
+)
 @pytest.mark.skipif(not executor.compiler_found(), reason="no C++ compiler was found")
-def test_compiled_training_leaves_new_tasks_to_the_averages(how: str) -> None:
+def test_compiled_training_leaves_new_tasks_to_the_averages(how: str, steps: int) -> None:
     """A compiled inner step of training is not the one of new tasks."""
     source = pictures()
     learner = Conv4(filters=4, norm="running").build(source.spec)
-    method = MAML(inner_steps=2, inner_lr=0.1).build(learner, source.spec)
+    method = MAML(inner_steps=steps, inner_lr=0.1).build(learner, source.spec)
     state, tasks = method.init(fold_in(0)), source.sample(fold_in(1), 2)
     expected, _ = method.step(state, tasks)  # type: ignore[misc]
-    before = method.learn(state.meta, tasks.support, tasks.query.x, 2).predictions
+    before = method.learn(state.meta, tasks.support, tasks.query.x, steps).predictions
     found, _ = executor.make_step(method, how)(state, tasks)
     assert gap(found.meta, expected.meta) < 1e-7
-    after = method.learn(state.meta, tasks.support, tasks.query.x, 2).predictions
+    after = method.learn(state.meta, tasks.support, tasks.query.x, steps).predictions
     torch.testing.assert_close(after, before)
 
 
