@@ -29,12 +29,18 @@ _B = 0x94D049BB133111EB
 _SALT = 0xD1B54A32D192ED03  # separates the keys of fold_in from the numbers that they generate
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """An integer mod 2^64 as an int64.
+
+    >>> ml.rng.signed(2**64 - 1)
+    -1
+    """
     value &= MASK
     return value - (1 << 64) if value >> 63 else value
 
 
-_GAMMA_S, _A_S, _B_S = _signed(_GAMMA), _signed(_A), _signed(_B)
+GAMMA_SIGNED, SALT_SIGNED = signed(_GAMMA), signed(_SALT)
+A_SIGNED, B_SIGNED = signed(_A), signed(_B)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -43,8 +49,8 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _A_S
-    z = (z ^ _shift(z, 27)) * _B_S
+    z = (z ^ _shift(z, 30)) * A_SIGNED
+    z = (z ^ _shift(z, 27)) * B_SIGNED
     return z ^ _shift(z, 31)
 
 
@@ -76,8 +82,8 @@ def _device(name: str | int | Tensor) -> torch.device | None:
 def _times(name: str | int | Tensor, factor: int) -> Tensor | int:
     """(name + 1) * factor mod 2^64."""
     if isinstance(name, Tensor):
-        return (name.to(torch.int64) + 1) * _signed(factor)
-    return _signed((number(name) + 1) * factor)
+        return (name.to(torch.int64) + 1) * signed(factor)
+    return signed((number(name) + 1) * factor)
 
 
 def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
@@ -96,14 +102,14 @@ def fold_in(seed_or_key: int | Key, *names: str | int | Tensor) -> Key:
             base = (
                 key
                 if isinstance(key, Tensor)
-                else torch.tensor(_signed(key), dtype=torch.int64, device=_device(name))
+                else torch.tensor(signed(key), dtype=torch.int64, device=_device(name))
             )
             key = _mix(_mix(base + _times(name, _SALT)) + _times(name, _GAMMA))
         else:
             number_int = number(name)
             first = _mix_int((key + _SALT * (number_int + 1)) & MASK)
             key = _mix_int((first + _GAMMA * (number_int + 1)) & MASK)
-    return key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64)
+    return key if isinstance(key, Tensor) else torch.tensor(signed(key), dtype=torch.int64)
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
@@ -112,10 +118,10 @@ def _counters(count: int, device: torch.device) -> Tensor:
     Not `GAMMA * arange`, nor a running sum that the compiler rewrites into it: torch 2.13's CPU
     compiler corrupts memory on that product when `count` is no multiple of the vector width
     (tests/test_rng.py compiles odd sizes)."""
-    made = torch.full((1,), _GAMMA_S, dtype=torch.int64, device=device)
+    made = torch.full((1,), GAMMA_SIGNED, dtype=torch.int64, device=device)
     size = 1
     while size < count:
-        made, size = torch.cat([made, made + _signed(size * _GAMMA)]), 2 * size
+        made, size = torch.cat([made, made + signed(size * _GAMMA)]), 2 * size
     return made[:count]
 
 
@@ -242,12 +248,12 @@ Chain = tuple[int, ...]  # what is added to a key before each of the mixes that 
 def chain(*names: str | int) -> Chain:
     """The chain of fold_in(key, *names)."""
     numbers = [number(name) + 1 for name in names]
-    return tuple(_signed(value * factor) for value in numbers for factor in (_SALT, _GAMMA))
+    return tuple(signed(value * factor) for value in numbers for factor in (_SALT, _GAMMA))
 
 
 def chains(start: Chain, count: int) -> list[Chain]:
     """Those of bits(key, (count,)), key the end of `start`."""
-    return [(*start, _signed((place + 1) * _GAMMA)) for place in range(count)]
+    return [(*start, signed((place + 1) * _GAMMA)) for place in range(count)]
 
 
 class Words:

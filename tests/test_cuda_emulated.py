@@ -21,6 +21,7 @@ PARTS = {
     "methods": ("tests/test_cuda.py", "not never_wait"),
     "executors": ("tests/test_cuda.py", "never_wait"),
     "kernels": ("tests/test_cuda_kernels.py", ""),
+    "triton": ("tests/test_cuda_triton.py", ""),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),

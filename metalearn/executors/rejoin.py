@@ -52,7 +52,7 @@ def _rejoin(graph: GraphModule, node: Node) -> None:
         if whole is None or _form(whole) != _form(node) or not _fit(others, sums):
             continue
         with graph.graph.inserting_before(node):
-            flat = [_viewed(graph, other, part) for other, part in zip(others, parts)]
+            flat = [_viewed(graph, *given) for given in zip(others, sums, parts)]
             rest = _new(graph, CAT, (flat, dim), node)
             pair = (whole, rest) if side == 0 else (rest, whole)
             node.replace_all_uses_with(_new(graph, ADD, pair, node))
@@ -101,23 +101,27 @@ def _piece(part: Any, place: int, dim: int) -> tuple[Node, int] | None:
 
 
 def _fit(others: list[Any], sums: list[Node]) -> bool:
-    """Whether the other terms have the sums' own shape and type."""
+    """Whether the other terms have the sums' type, and a shape that spreads to theirs."""
     return all(
         isinstance(other, Node)
         and isinstance(other.meta.get("val"), Tensor)
-        and other.meta["val"].shape == one.meta["val"].shape
+        and other.meta["val"].dim() <= one.meta["val"].dim()
         and other.meta["val"].dtype == one.meta["val"].dtype
         for other, one in zip(others, sums)
     )
 
 
-def _viewed(graph: GraphModule, value: Node, like: Node) -> Node:
-    shape = like.meta["val"].shape
-    if value.meta["val"].shape == shape:
-        return value
-    made = graph.graph.call_function(_aten.reshape.default, (value, list(shape)))
-    made.meta["val"] = value.meta["val"].reshape(shape)
-    return made
+def _viewed(graph: GraphModule, value: Node, summed: Node, like: Node) -> Node:
+    """A term of a sum in the shape of `like`, which is a view of the sum."""
+    for target, shape in (
+        (_aten.expand.default, summed.meta["val"].shape),
+        (_aten.reshape.default, like.meta["val"].shape),
+    ):
+        if value.meta["val"].shape != shape:
+            made = graph.graph.call_function(target, (value, list(shape)))
+            made.meta["val"] = target(value.meta["val"], list(shape))
+            value = made
+    return value
 
 
 def _new(graph: GraphModule, target: Any, args: tuple[Any, ...], like: Node) -> Node:

@@ -21,7 +21,7 @@ from metalearn.executors.allocator import keep_freed_memory
 from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
 from metalearn.executors.trace import interpret_unchanged, light, traceable
-from metalearn.rng import fold_in
+from metalearn.kernels.draw import fold_in
 from metalearn.tree import flatten, scale, unflatten
 from metalearn.types import Key, MetaState, Method, Metrics
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn.kernels import gather_conv, native
+from metalearn.kernels import choice, gather_conv, gather_in_triton, native
 
 _library = torch.library.Library("metalearn", "DEF")
 _library.define("conv(Tensor x, Tensor w, int stride) -> Tensor")
@@ -126,7 +126,17 @@ def _conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
 _library.impl("conv", _conv, "CPU")
 _library.impl("conv_input", _conv_input, "CPU")
 _library.impl("conv_weight", _conv_weight, "CPU")
-gather_conv.register(_library)
+_library.define("patches(Tensor x, int size, int stride) -> Tensor")
+_library.define(
+    "conv_of_patches(Tensor taken, Tensor w, int batch, int height, int width) -> Tensor"
+)
+_library.define("conv_weight_of_patches(Tensor taken, Tensor g, int size) -> Tensor")
+choice.register(
+    _library, gather_in_triton, gather_conv, "conv", "conv_input", "conv_weight", "patches"
+)
+# for several convolutions of one input (executors/shared_patches.py)
+_library.impl("conv_of_patches", gather_conv.conv_of_patches, "CUDA")
+_library.impl("conv_weight_of_patches", gather_conv.conv_weight_of_patches, "CUDA")
 torch.library.register_fake("metalearn::conv", _conv_fake, lib=_library)
 torch.library.register_fake("metalearn::conv_input", _conv_input_fake, lib=_library)
 torch.library.register_fake("metalearn::conv_weight", _conv_weight_fake, lib=_library)

@@ -29,16 +29,16 @@ def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
 
 def conv_of_patches(taken: Tensor, w: Tensor, batch: int, height: int, width: int) -> Tensor:
     """y [G, B, Ho, Wo, F] of `patches` and w."""
-    return images(torch.bmm(_matrices(w, taken.shape[0]), taken), batch, height, width)
+    return images(torch.bmm(matrices(w, taken.shape[0]), taken), batch, height, width)
 
 
 def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
     """dx of g and w."""
     groups, batch = g.shape[:2]
     size, channels = w.shape[1], w.shape[3]
-    parts = torch.bmm(_matrices(w, groups).transpose(1, 2), _with_zero(planes(g)))
-    readers = _readers(batch, height, width, size, stride, str(g.device))
-    found = parts.reshape(groups, channels, -1).index_select(2, readers)
+    parts = torch.bmm(matrices(w, groups).transpose(1, 2), _with_zero(planes(g)))
+    taps = readers(batch, height, width, size, stride, str(g.device))
+    found = parts.reshape(groups, channels, -1).index_select(2, taps)
     found = found.reshape(groups, channels, -1, batch * height * width).sum(2)
     return images(found, batch, height, width)
 
@@ -93,8 +93,8 @@ def length(extent: int, size: int, stride: int) -> int:
     return (extent + 2 * (size // 2) - size) // stride + 1
 
 
-def _matrices(w: Tensor, groups: int) -> Tensor:
-    """[Gw, k, k, C, F] -> [G, F, C k k]."""
+def matrices(w: Tensor, groups: int) -> Tensor:
+    """Weights [Gw, k, k, C, F] as matrices [G, F, C k k]."""
     matrices = w.permute(0, 4, 3, 1, 2).reshape(w.shape[0], w.shape[-1], -1)
     return matrices.expand(groups, -1, -1)
 
@@ -128,7 +128,7 @@ def _tap_places(extent: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _readers(batch: int, height: int, width: int, size: int, stride: int, device: str) -> Tensor:
+def readers(batch: int, height: int, width: int, size: int, stride: int, device: str) -> Tensor:
     """The taps and outputs (a, b, n, i, j) that read a place, of k k (B Ho Wo + 1) with the zero
     for none: [m m B H W] with m the most along an axis.
     """
@@ -150,17 +150,3 @@ def _reader_places(extent: int, size: int, stride: int) -> tuple[Tensor, Tensor,
     output = torch.div(place - tap, stride, rounding_mode="floor")
     there = (tap < size) & (output >= 0) & (output < length(extent, size, stride))
     return output, tap, there
-
-
-def register(library: torch.library.Library) -> None:
-    """As the operators' kernels on CUDA; `patches` and what follows it are operators of their own,
-    for several convolutions of one input (executors/shared_patches.py).
-    """
-    library.define("patches(Tensor x, int size, int stride) -> Tensor")
-    library.define(
-        "conv_of_patches(Tensor taken, Tensor w, int batch, int height, int width) -> Tensor"
-    )
-    library.define("conv_weight_of_patches(Tensor taken, Tensor g, int size) -> Tensor")
-    operators = conv, conv_input, conv_weight, patches, conv_of_patches, conv_weight_of_patches
-    for operator in operators:
-        library.impl(operator.__name__, operator, "CUDA")

@@ -1,4 +1,4 @@
-"""The three operators of norm_relu_pool.py in few of torch's operators: their kernels on CUDA.
+"""The three operators of norm_relu_pool.py in few of torch's operators: on CUDA without Triton.
 
 Formulas and names as in norm_relu_pool.cpp; y [G, B, H, W, F], gain, bias, mean, scale [G, F]. A
 channel of a task is a row [B H W] of torch's batch normalisation: r (u - A / n - x D / n) is its
@@ -144,9 +144,3 @@ def _spread(u: Tensor, places: Tensor, y: Tensor, window: int) -> Tensor:
     whole = whole.view(*u.shape[:3], rows * window, columns * window)
     border = 0, width - columns * window, 0, height - rows * window
     return F.pad(whole, border) if any(border) else whole
-
-
-def register(library: torch.library.Library) -> None:
-    """As the operators' kernels on CUDA."""
-    for operator in (norm_relu_pool, norm_relu_pool_grad, norm_relu_pool_second):
-        library.impl(operator.__name__, operator, "CUDA")

@@ -5,11 +5,11 @@
 with mean and var of a group's channel over images and places (Ioffe & Szegedy 2015, algorithm 1).
 Written in torch's operators a step's passes over the largest arrays cost more than its
 convolutions. Here one operator does the three, one its gradient, one the gradient of that, on a CPU
-by norm_relu_pool.cpp, which has the formulas, on CUDA by norm_in_torch.py, in the order of memory
-of gather_conv.py; further derivatives are those of the same gradient written in torch's operators.
-Which place a window passes on is a constant in every derivative; of equal ones it is the first, as
-in max_pool2d. Gradients get the result p besides, which says where it is positive. vmap turns a
-batch of tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
+by norm_relu_pool.cpp, which has the formulas, on CUDA by triton_norm.py or norm_in_torch.py, in the
+order of memory of gather_conv.py; further derivatives are those of the same gradient written in
+torch's operators. Which place a window passes on is a constant in every derivative; of equal ones
+it is the first, as in max_pool2d. Gradients get the result p besides, which says where it is
+positive. vmap turns a batch of tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn.kernels import native, norm_in_torch
+from metalearn.kernels import choice, native, norm_in_torch, norm_in_triton
 from metalearn.kernels.gather_conv import new_images
 from metalearn.kernels.norm_in_torch import EPS as EPS
 
@@ -103,7 +103,12 @@ def _second(v: Tensor, s: Tensor, t: Tensor, g: Tensor, y: Tensor, *rest: Any) -
 _library.impl("norm_relu_pool", _forward, "CPU")
 _library.impl("norm_relu_pool_grad", _grad, "CPU")
 _library.impl("norm_relu_pool_second", _second, "CPU")
-norm_in_torch.register(_library)
+choice.register(
+    _library,
+    norm_in_triton,
+    norm_in_torch,
+    *("norm_relu_pool", "norm_relu_pool_grad", "norm_relu_pool_second"),
+)
 torch.library.register_fake("metalearn::norm_relu_pool", _fake, lib=_library)
 torch.library.register_fake("metalearn::norm_relu_pool_grad", _grad_fake, lib=_library)
 torch.library.register_fake("metalearn::norm_relu_pool_second", _second_fake, lib=_library)

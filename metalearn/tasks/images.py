@@ -18,6 +18,7 @@ from metalearn import rng
 from metalearn.augment import Change, augment
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
+from metalearn.kernels import draw, draw_in_torch
 from metalearn.tasks import native
 from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
@@ -146,7 +147,9 @@ class ImageSource:
         same = sizes[0] if len(set(sizes)) == 1 else None
         turned = int(pool.shape[0]) if rotate_per_task else 0
         self._pool = native.Pool(rows, numbers, numbers.cumsum(0) - numbers, same, turned)
-        self._words = _words_of(spec, same)
+        sizes_of_draw = spec.ways, spec.shots, spec.queries, len(sizes), same or 0, turned
+        self._sizes = draw_in_torch.Sizes(*sizes_of_draw)
+        draw_in_torch.words_of(self._sizes, str(self._pool.rows.device))  # outside of traces
         self._scale = torch.tensor(1.0 / 255.0, dtype=spec.dtype, device=spec.device)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
@@ -154,10 +157,10 @@ class ImageSource:
 
         info: key [T] int64 of each task, step [T] zeros, class_ids [T, N] int64: the split's class
         of label n."""
-        draw = native.kernel() if _is_plain(key, self._pool.rows) else None
-        if draw is None:
+        kernel = native.kernel() if _is_plain(key, self._pool.rows) else None
+        if kernel is None:
             return self._changed(self._sample(key, num_tasks, start))
-        return self._changed(native.episodes(draw, self.spec, self._pool, key, num_tasks, start))
+        return self._changed(native.episodes(kernel, self.spec, self._pool, key, num_tasks, start))
 
     def _changed(self, episodes: Episode) -> Episode:
         if not self.changes:
@@ -178,26 +181,23 @@ class ImageSource:
 
     def _sample(self, key: Key, num_tasks: int, start: int) -> Episode:
         """The same by torch's operators: on CUDA, in a trace, without a compiler."""
-        spec = self.spec
-        key = key.to(self._pool.rows.device)
-        keys = rng.fold_in(key, torch.arange(start, start + num_tasks, device=key.device))
-        classes, class_order, examples, example_order, turns, support, query = self._words(keys)
-        if class_order.shape[-1]:
-            class_ids = rng.floyd(classes, class_order, spec.num_classes)
-        else:
-            class_ids = classes.argsort(-1)[..., : spec.ways]
-        rows = self._choose_rows(examples, example_order, class_ids)
-        if self.rotate_per_task:
-            rows = rows + rng.below(turns.unsqueeze(-1), 4) * self._pool.turned
+        pool, spec = self._pool, self.spec
+        found = draw.episode_rows(
+            key.to(pool.rows.device), pool.counts, pool.starts, start, num_tasks, self._sizes
+        )
         return Episode(
-            self._part(support, rows[..., : spec.shots]),
-            self._part(query, rows[..., spec.shots :]),
+            self._part(found.support, found.support_y),
+            self._part(found.query, found.query_y),
             {
-                "key": keys,
-                "step": torch.zeros(num_tasks, dtype=spec.dtype, device=key.device),
-                "class_ids": class_ids,
+                "key": found.keys,
+                "step": torch.zeros(num_tasks, dtype=spec.dtype, device=pool.rows.device),
+                "class_ids": found.class_ids,
             },
         )
+
+    def _part(self, rows: Tensor, labels: Tensor) -> Batch:
+        """The images of rows [T, B] with their labels."""
+        return Batch(self._gather(rows.flatten()).reshape(*rows.shape, *self.spec.x_shape), labels)
 
     def examples(self, key: Key, size: int) -> Batch:
         """Images labelled over all classes of the split: x [B, *X], y [B] int64, B = size.
@@ -216,35 +216,11 @@ class ImageSource:
             x = self._augment(x, rng.fold_in(key, _EXAMPLES, torch.arange(size, device=key.device)))
         return Batch(x, labels)
 
-    def _choose_rows(self, words: Tensor, order: Tensor, class_ids: Tensor) -> Tensor:
-        """K + Q different rows of each class, in random order: [T, N, K + Q].
-
-        words [T, N m] and order [T, N (K + Q)] or [T, 0] are those of `_words_of`."""
-        each, tasks = self.spec.shots + self.spec.queries, class_ids.shape[0]
-        words = words.reshape(tasks, self.spec.ways, words.shape[-1] // self.spec.ways)
-        if order.shape[-1]:
-            order = order.reshape(words.shape)
-            same = self._pool.same
-            chosen = rng.floyd(words, order, self._pool.counts[class_ids] if same is None else same)
-        else:
-            chosen = words.argsort(-1)[..., :each]
-        return chosen + self._pool.starts[class_ids].unsqueeze(-1)
-
-    def _part(self, words: Tensor, rows: Tensor) -> Batch:
-        """The images of rows [T, N, R] as one set for each task, permuted by words [T, N R],
-        labelled along N.
-        """
-        tasks, ways, each = rows.shape
-        order = words.argsort(-1)
-        labels = order // each if each > 1 else order
-        x = self._gather(rows.reshape(tasks, ways * each).gather(-1, order).flatten())
-        return Batch(x.reshape(tasks, ways * each, *self.spec.x_shape), labels)
-
     def _gather(self, rows: Tensor) -> Tensor:
         """Rows [B] as floats in 0..1: [B, *X]; one gather, one multiplication that converts."""
         count, width = int(rows.shape[0]), int(self._pool.rows.shape[1])
         if rows.device.type != "cpu":
-            values = self._pool.rows.index_select(0, rows) * self._scale
+            values = draw.scaled_rows(self._pool.rows, rows, self._scale)
             return values.reshape(count, *self.spec.x_shape)
         out = torch.empty((count, width), dtype=self.spec.dtype, device=rows.device)
         block = max(1, _BLOCK_BYTES // width)
@@ -300,29 +276,3 @@ def _check_pool(images: Tensor, sizes: list[int], spec: EpisodeSpec) -> None:
     problems = episode_problems(spec.ways, spec.shots, spec.queries, len(sizes), fewest, spec.split)
     if problems:
         raise ConfigError(*problems)
-
-
-def _words_of(spec: EpisodeSpec, same: int | None) -> rng.Words:
-    """All random numbers of an episode: draws and order of classes, draws and order of the examples
-    of each class, turns, permutations of support and query.
-
-    `same` is the number of examples of every class, None where they differ."""
-    each, places = spec.shots + spec.queries, range(spec.ways)
-
-    def choice(starts: Sequence[rng.Chain], size: int | None, count: int) -> list[list[rng.Chain]]:
-        all_sorted = size is not None and rng.sorts_all(size, count)
-        draws = size if size is not None and all_sorted else count
-        order = [] if all_sorted else [(*start, *rng.chain("order")) for start in starts]
-        return [
-            [one for start in starts for one in rng.chains(start, draws)],
-            [one for start in order for one in rng.chains(start, count)],
-        ]
-
-    draws = [
-        *choice([rng.chain(0)], spec.num_classes, spec.ways),
-        *choice([rng.chain(1, place) for place in places], same, each),
-        rng.chains(rng.chain(2), spec.ways),
-        rng.chains(rng.chain(3), spec.ways * spec.shots),
-        rng.chains(rng.chain(4), spec.ways * spec.queries),
-    ]
-    return rng.Words(draws, spec.device)

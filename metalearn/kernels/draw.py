@@ -1,0 +1,69 @@
+"""Draws of image episodes as operators on CUDA: a Triton kernel each, or torch's operators.
+
+Where Triton is absent, or an episode too large for it, callers take draw_in_torch.py instead."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from metalearn.kernels import choice, draw_in_torch, draw_in_triton
+from metalearn.kernels.draw_in_torch import Rows, Sizes
+from metalearn.kernels.launch import available
+
+_library = torch.library.Library("metalearn", "FRAGMENT")
+_library.define(
+    "episode_rows(Tensor key, Tensor counts, Tensor starts, int first, int tasks, int ways,"
+    " int shots, int queries, int classes, int same, int turned)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define("scaled_rows(Tensor pool, Tensor rows, Tensor scale) -> Tensor")
+_library.define("fold_in(Tensor key, Tensor number) -> Tensor")
+choice.register(
+    _library, draw_in_triton, draw_in_torch, "episode_rows", "scaled_rows", "fold_in", exact=True
+)
+
+
+def _rows_fake(
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, *sizes: int
+) -> Rows:
+    of = Sizes(*sizes)
+    lengths = of.ways, *[of.ways * of.shots] * 2, *[of.ways * of.queries] * 2
+    return Rows(key.new_empty(tasks), *(key.new_empty(tasks, length) for length in lengths))
+
+
+def _scaled_fake(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    return scale.new_empty(rows.shape[0], pool.shape[1])
+
+
+torch.library.register_fake("metalearn::episode_rows", _rows_fake, lib=_library)
+torch.library.register_fake("metalearn::scaled_rows", _scaled_fake, lib=_library)
+torch.library.register_fake(
+    "metalearn::fold_in", lambda key, number: key.new_empty(()), lib=_library
+)
+_ops = torch.ops.metalearn
+
+
+def episode_rows(
+    key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, of: Sizes
+) -> Rows:
+    """The choices of episodes first .. first + T - 1 of a key []."""
+    if key.is_cuda and available() and draw_in_triton.fits(of):
+        return Rows(*_ops.episode_rows(key, counts, starts, first, tasks, *of))
+    return draw_in_torch.episode_rows(key, counts, starts, first, tasks, *of)
+
+
+def scaled_rows(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """Images as numbers: pool [images, bytes] uint8, rows [B], scale [] -> [B, bytes]."""
+    if pool.is_cuda and available():
+        return cast(Tensor, _ops.scaled_rows(pool, rows.contiguous(), scale))
+    return draw_in_torch.scaled_rows(pool, rows, scale)
+
+
+def fold_in(key: Tensor, number: Tensor) -> Tensor:
+    """rng.fold_in of a key [] and a number []."""
+    if key.is_cuda and available():
+        return cast(Tensor, _ops.fold_in(key, number))
+    return draw_in_torch.fold_in(key, number)

@@ -1,0 +1,57 @@
+"""Triton kernels: whether there is Triton, and a launch of a kernel by its name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 1024  # numbers that a program holds of an array
+WIDEST = 1024  # places of a row that it holds
+INTERPRETED = 1 << 16  # in Triton's interpreter, where every program costs a walk through Python
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Triton can be imported; METALEARN_TRITON=0 says no."""
+    if os.environ.get("METALEARN_TRITON", "1") == "0":
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
+def launch(
+    kernel: str, programs: int, arrays: Sequence[Tensor], *numbers: int, **fixed: Any
+) -> None:
+    """Run `file.function` of this package as one launch of so many programs.
+
+    The arrays are contiguous; `fixed` are the arguments that it is compiled for, types by name."""
+    file, name = kernel.split(".")
+    types = importlib.import_module("triton.language")
+    function = getattr(importlib.import_module(f"metalearn.kernels.{file}"), name)
+    fixed = {k: getattr(types, v) if isinstance(v, str) else v for k, v in fixed.items()}
+    if programs:
+        function[(programs,)](*arrays, *numbers, **fixed)
+
+
+def tile(rows: int, places: int) -> tuple[int, int, int]:
+    """(programs, rows, places) such that a program holds rows x places numbers, powers of two."""
+    size = INTERPRETED if os.environ.get("TRITON_INTERPRET") == "1" else TILE
+    wide = min(power_of_two(places), WIDEST)
+    high = max(1, min(size // wide, power_of_two(rows)))
+    return -(-rows // high), high, wide
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def accumulator(dtype: torch.dtype) -> str:
+    """The name of the type in which a kernel adds up numbers of a type."""
+    return "float64" if dtype == torch.float64 else "float32"

@@ -1,0 +1,91 @@
+"""The choice between a Triton kernel and torch's operators, with functions in their places."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn.kernels import choice
+from metalearn.kernels.choice import Ways
+
+
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def added(x: Tensor) -> Tensor:
+    return x + x
+
+
+def tripled(x: Tensor) -> Tensor:
+    return 3 * x
+
+
+def broken(x: Tensor) -> Tensor:
+    raise RuntimeError("no such instruction\nmore")
+
+
+@pytest.fixture(autouse=True)
+def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Callable[..., Tensor], float]:
+    """Triton is there, nothing is chosen yet, and each function takes so long."""
+    found: dict[Callable[..., Tensor], float] = {doubled: 1.0, added: 2.0}
+    monkeypatch.delenv("METALEARN_TRITON", raising=False)
+    monkeypatch.setattr(choice, "available", lambda: True)
+    monkeypatch.setattr(choice, "_seconds", lambda way, args: found[way])
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "_measured", [])
+    return found
+
+
+def runs(in_triton: Callable[..., Tensor], in_torch: Callable[..., Tensor], x: Tensor) -> str:
+    assert torch.equal(choice._run(Ways("twice", in_triton, in_torch, False), x), doubled(x))
+    return choice.measured()[-1][1]
+
+
+def test_the_faster_is_chosen_once_for_each_shape_and_type(
+    seconds: dict[Callable[..., Tensor], float],
+) -> None:
+    assert runs(doubled, added, torch.ones(3)) == "triton"
+    seconds[doubled] = 3.0
+    runs(doubled, added, torch.zeros(3))
+    assert choice.measured() == [("twice 3", "triton", 1.0, 2.0)]
+    assert runs(doubled, added, torch.ones(4)) == "torch"
+    assert runs(doubled, added, torch.ones(3, dtype=torch.float64)) == "torch"
+    assert len(choice.measured()) == 3
+
+
+@pytest.mark.parametrize(("wrong", "why"), [(broken, "no such"), (tripled, "other numbers")])
+def test_a_kernel_that_fails_or_differs_is_left_out_with_a_warning(
+    wrong: Callable[..., Tensor], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="metalearn"):
+        assert runs(wrong, doubled, torch.ones(3)) == "torch"
+        runs(wrong, doubled, torch.zeros(3))
+    assert [why in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_nothing_is_measured_in_a_capture_nor_where_it_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.ones(3)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    choice._run(Ways("twice", broken, added, False), x)
+    choice._run(Ways("twice", broken, added, False), x.long())
+    monkeypatch.setattr(choice, "available", lambda: False)
+    choice._run(Ways("twice", broken, added, False), x)
+    assert choice.measured() == []
+
+
+def test_with_deterministic_algorithms_no_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert runs(added, doubled, torch.ones(3)) == "triton"
+
+
+def test_it_can_be_forced_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALEARN_TRITON", "1")
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        choice._run(Ways("twice", broken, added, False), torch.ones(3))
