@@ -22,6 +22,7 @@ PARTS = {
     "executors": ("tests/test_cuda.py", "never_wait"),
     "kernels": ("tests/test_cuda_kernels.py", ""),
     "triton": ("tests/test_cuda_triton.py", ""),
+    "several": ("tests/test_cuda_several.py", ""),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),

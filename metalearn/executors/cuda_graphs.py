@@ -31,11 +31,63 @@ def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., 
     return specialize_by_shape(function, partial(_capture, compiling=compiling))
 
 
+def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
+    """`function` (state, key, number) -> (state, metrics), captured; number is [] int64.
+
+    `.several(count, state, key, number)` gives the state after `count` steps, the numbers counting
+    up from `number`, and the metrics of each: one graph of all of them, captured at its first use,
+    which gives the bits of so many single replays."""
+    call = captured(function, compiling=compiling)
+
+    def several(count: int, *args: Any) -> tuple[Any, list[Any]]:
+        traced, flat, tensors = call.find(*args)  # type: ignore[attr-defined]
+        state, *metrics = flat.several(count, *tensors)
+        found = [traced.whole([*state, *values]) for values in metrics]
+        return found[-1][0], [each for _, each in found]
+
+    call.several = several  # type: ignore[attr-defined]
+    return call
+
+
 def _capture(traced: Trace, tensors: list[Tensor], compiling: bool) -> Flat:
-    device = _device_of(tensors)
     flat = (compile_flat if compiling else interpret_shortened)(traced, tensors)
+    single = _captured_flat(flat, tensors, traced.constants)
+    graphs: dict[int, Flat] = {}
+
+    def several(count: int, *given: Tensor) -> list[Sequence[Tensor]]:
+        found = graphs.get(count)
+        if found is None:
+            found = graphs[count] = _captured_flat(
+                _repeated(flat, count), tensors, traced.constants
+            )
+        results, size = found(*given), len(given) - 2
+        per_step = (len(results) - size) // count
+        starts = range(size, len(results), per_step)
+        return [results[:size], *(results[start : start + per_step] for start in starts)]
+
+    single.several = several  # type: ignore[attr-defined]
+    return single
+
+
+def _repeated(flat: Flat, count: int) -> Flat:
+    """`count` steps in a row: the last state, then the metrics of each step."""
+
+    def run(*given: Tensor) -> list[Tensor]:
+        *state, key, number = given
+        metrics = list[Tensor]()
+        for place in range(count):
+            found = flat(*state, key, number + place if place else number)
+            state, rest = list(found[: len(state)]), found[len(state) :]
+            metrics += rest
+        return [*state, *metrics]
+
+    return run
+
+
+def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor]) -> Flat:
+    device = _device_of(tensors)
     inputs = [tensor.clone() for tensor in tensors]
-    held = {_place(tensor) for tensor in (*inputs, *traced.constants)}
+    held = {_place(tensor) for tensor in (*inputs, *constants)}
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     # torch.cuda.graph leaves its stream current where a capture fails: the outer block restores it.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):

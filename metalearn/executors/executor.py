@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from metalearn.executors.cuda_graphs import captured
+from metalearn.executors.cuda_graphs import captured, captured_steps
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
 from metalearn.executors.simplify import interpret_simplified
 from metalearn.executors.trace import compiled, specialize_by_shape
@@ -85,6 +85,13 @@ def wrap_of(executor: str) -> Wrap:
     if executor == "compiled_steps":
         return by_steps
     return compiled if executor in COMPILED else identity
+
+
+def wrap_steps(executor: str) -> Wrap:
+    """The same for a function (state, key, number) -> (state, metrics); see `captured_steps`."""
+    if executor in CAPTURED:
+        return partial(captured_steps, compiling=executor in COMPILED)
+    return wrap_of(executor)
 
 
 def make_step(

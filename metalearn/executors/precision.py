@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
-from metalearn.executors.executor import Step, make_step
+from metalearn.executors.executor import make_step
 from metalearn.inner.method import step_over_tasks
 from metalearn.inner.recompute import recomputed
 from metalearn.tree import leaves, norm, sub, take
@@ -17,6 +17,7 @@ from metalearn.types import Episode, MetaState, Method, Metrics
 # relative difference above which checkpointed inner steps have lost a part of the gradient;
 # rounding: 1e-6
 FAR = 1e-3
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def with_precision(method: Method, precision: str, checkpoint_inner: bool, device: str) -> Method:
@@ -45,7 +46,7 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
     )
 
 
-def with_tf32(step: Step, precision: str) -> Step:
+def with_tf32(step: Function, precision: str) -> Function:
     """`step` with float32 products of CUDA rounded to TF32 while it runs, if `precision` is tf32.
 
     So is a capture that it makes.
@@ -53,11 +54,11 @@ def with_tf32(step: Step, precision: str) -> Step:
     if precision != "tf32":
         return step
 
-    def call(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
+    def call(*args: Any) -> Any:
         with _tf32():
-            return step(state, data)
+            return step(*args)
 
-    return call
+    return cast(Function, call)
 
 
 @contextmanager

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from metalearn.executors.allocator import keep_freed_memory
-from metalearn.executors.executor import CAPTURED, Step, in_pieces, make_step, piece_size, wrap_of
+from metalearn.executors.executor import (
+    CAPTURED,
+    Step,
+    in_pieces,
+    make_step,
+    piece_size,
+    wrap_of,
+    wrap_steps,
+)
 from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
 from metalearn.executors.trace import interpret_unchanged, light, traceable
 from metalearn.kernels.draw import fold_in
@@ -32,6 +40,7 @@ LocalStep = Callable[[MetaState, Any], Any]  # what one process computes from it
 
 
 StepSampler = Callable[[Key, Tensor], Any]
+Several = Callable[[MetaState, int, int], tuple[MetaState, list[Metrics]]]
 
 
 class Settings(NamedTuple):
@@ -50,6 +59,9 @@ class Executable(NamedTuple):
     # as a 0-d tensor.
     sample: Callable[[int], Any]
     step: Step
+    # (state, n, count): the state after steps n .. n + count - 1, and the metrics of each; where a
+    # captured graph can hold several steps
+    several: Several | None = None
 
 
 def make_step_fn(
@@ -90,12 +102,14 @@ def make_step_fn(
 
     whole = executor in ("traced", "compiled") and not pieces
     fused = executor in CAPTURED or (whole and light(sample, key, _number(device, 0)))
+    if fused and combine is None:
+        wrap = wrap_steps(executor)
     made = (_sampling_recorded if fused else _sampling_separate)(wrap, local, sample, key, device)
     return made if combine is None else _combined(made, combine)
 
 
 def _combined(made: Executable, combine: Step) -> Executable:
-    return made._replace(step=lambda state, data: combine(state, made.step(state, data)))
+    return Executable(made.sample, lambda state, data: combine(state, made.step(state, data)))
 
 
 def _sampling_recorded(
@@ -103,8 +117,17 @@ def _sampling_recorded(
 ) -> Executable:
     """Sampling is a part of the recorded function."""
     run = wrap(lambda state, key, number: local(state, sample(key, number)))
+    several = getattr(run, "several", None)
+
+    def steps(state: MetaState, number: int, count: int) -> tuple[MetaState, list[Metrics]]:
+        assert several is not None
+        found: tuple[MetaState, list[Metrics]] = several(count, state, key, _number(device, number))
+        return found
+
     return Executable(
-        lambda number: _number(device, number), lambda state, number: run(state, key, number)
+        lambda number: _number(device, number),
+        lambda state, number: run(state, key, number),
+        None if several is None else steps,
     )
 
 

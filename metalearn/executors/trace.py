@@ -74,7 +74,7 @@ def specialize_by_shape(
     Each trace is made callable on flat inputs by `finish`.
 
     `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops
-    (inner/stepwise.py)."""
+    (inner/stepwise.py). `.find(*args)` gives the trace, that callable and the flat arguments."""
     made: dict[Any, tuple[Trace, Flat]] = {}
 
     def find(args: tuple[Any, ...]) -> tuple[Trace, Flat, list[Tensor]]:
@@ -97,6 +97,7 @@ def specialize_by_shape(
         return traced.whole(flat(*tensors))
 
     call.at = lambda *args: find(args)[1]  # type: ignore[attr-defined]
+    call.find = lambda *args: find(args)  # type: ignore[attr-defined]
     return call
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -45,17 +45,18 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
     along = steps_along(job.experiment)
     progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
+    done, known = first, {1}
     with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _raise_diverged(job):
-        for step in range(first, run.meta_steps):
-            if _patience_is_over(job, validations):
-                break
-            # The first step of a process compiles, or fills caches.
-            timed = job.ledger.span("compile") if step == first else nullcontext()
-            with timed, _save_if_rank_lost(job, step, state, validations):
-                step_input = steps.sample(step)  # tasks, or their number if the trace samples
-                state, metrics = steps.step(state, step_input)
-            done, stopping = step + 1, job.ranks.stopping()
-            buffer.append((done, metrics))
+        while done < run.meta_steps and not _patience_is_over(job, validations):
+            count = 1 if done == first else _count_at_once(steps, done, (*along, run.meta_steps))
+            # The first step of a process compiles, or fills caches; so do the first of a graph.
+            new = done == first or count not in known
+            timed = job.ledger.span("compile") if new else nullcontext()
+            with timed, _save_if_rank_lost(job, done, state, validations):
+                state, found = _make_steps(steps, state, done, count)
+            known.add(count)
+            buffer += [(done + place, metrics) for place, metrics in enumerate(found, 1)]
+            done, stopping = done + count, job.ranks.stopping()
             validating = _due(done, run.meta_steps, run.validate.every)
             saving = stopping or validating or _due(done, run.meta_steps, run.checkpoint_every)
             saving = saving or done in along
@@ -77,6 +78,25 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     if run.meta_steps == 0:
         save(job, 0, state, ())  # nothing to learn: the start is what the run is about
     return job, state
+
+
+def _count_at_once(steps: TrainingSteps, done: int, ends: Sequence[int]) -> int:
+    """The number of steps that the next replay makes: none of `ends` lies between them."""
+    count = steps.at_once
+    inside = done % count or any(done < end < done + count for end in ends)
+    return 1 if inside else count
+
+
+def _make_steps(
+    steps: TrainingSteps, state: MetaState, number: int, count: int
+) -> tuple[MetaState, list[Metrics]]:
+    """The state after steps number .. number + count - 1, and the metrics of each."""
+    if count > 1:
+        assert steps.several is not None
+        return steps.several(state, number, count)
+    step_input = steps.sample(number)  # tasks, or their number if the trace samples
+    state, metrics = steps.step(state, step_input)
+    return state, [metrics]
 
 
 @contextmanager

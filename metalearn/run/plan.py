@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metalearn.config.build import Parts, batch_sampler, records_of
 from metalearn.config.experiment import Experiment
+from metalearn.config.sections import Run
 from metalearn.config.signature import signature
 from metalearn.distributed.ranks import ALONE, Ranks, check_cards
 from metalearn.errors import ConfigError
@@ -24,7 +26,7 @@ from metalearn.executors.executor import Step, in_pieces
 from metalearn.executors.nonfinite import guarded
 from metalearn.executors.pieces import identity, workers_on
 from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
-from metalearn.executors.step import Executable, make_step_fn
+from metalearn.executors.step import Executable, Several, make_step_fn
 from metalearn.executors.timings import ExecutorChoice, Timing, load, save
 from metalearn.executors.trials import Trials, clocks, seconds_since
 from metalearn.logger import log
@@ -37,6 +39,7 @@ from metalearn.storage.files import write_yaml
 from metalearn.tree import take
 from metalearn.types import MetaState, Method, Metrics
 
+LONGEST = 50  # steps in one captured graph
 FEW = 2  # tasks whose gradient is compared with that in full precision
 
 
@@ -234,6 +237,9 @@ class TrainingSteps:
     executable: Executable  # without guard and clock
     plan: ExecutionPlan
     times: StepTimes
+    # (state, n, count): the state after steps n .. n + count - 1 and the metrics of each
+    several: Several | None = None
+    at_once: int = 1  # steps that `several` makes, a divisor of what lies between two log lines
 
 
 def training_steps(job: Job, plan: ExecutionPlan) -> TrainingSteps:
@@ -274,7 +280,19 @@ def _composed(job: Job, made: Executable, plan: ExecutionPlan) -> TrainingSteps:
         times.add(seconds_since(begun, "cpu"))
         return found
 
-    return TrainingSteps(sample, step, made, plan, times)
+    at_once = _steps_at_once(run)
+    if made.several is None or run.on_nan == "skip" or at_once == 1:
+        return TrainingSteps(sample, step, made, plan, times)
+    several = with_tf32(made.several, run.precision)
+    return TrainingSteps(sample, step, made, plan, times, several, at_once)
+
+
+def _steps_at_once(run: Run) -> int:
+    """The largest number of steps, at most `LONGEST`, that divides the distances of log lines,
+    checkpoints and validations."""
+    distances = run.log_every, run.checkpoint_every, run.validate.every
+    common = math.gcd(*(distance for distance in distances if distance))
+    return max((size for size in range(1, LONGEST + 1) if common % size == 0), default=1)
 
 
 def replan_if_slow(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Job, TrainingSteps]:
