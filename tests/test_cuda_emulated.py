@@ -23,6 +23,7 @@ PARTS = {
     "kernels": ("tests/test_cuda_kernels.py", ""),
     "triton": ("tests/test_cuda_triton.py", ""),
     "several": ("tests/test_cuda_several.py", ""),
+    "learning": ("tests/test_cuda_learning.py", ""),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),

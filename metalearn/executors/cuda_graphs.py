@@ -1,21 +1,29 @@
-"""CUDA graphs: a pure function recorded once as kernel launches, replayed without the host."""
+"""CUDA graphs: a pure function recorded once as kernel launches, replayed without the host.
+
+A training step, several of them, and the two functions by which a method learns new tasks: looks at
+validation tasks repeat the same thousands of launches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from metalearn.errors import ConfigError
 from metalearn.executors.simplify import interpret_shortened
 from metalearn.executors.trace import Flat, Trace, compile_flat, specialize_by_shape
+from metalearn.logger import log
+from metalearn.scopes.over_tasks import called_by
 
 # calls before the capture, as torch's notes on CUDA graphs ask for: libraries choose and allocate
 # in them
 WARM_UP = 3
+EAGER = 2  # calls of a function of new tasks on the same shapes before it is captured
 # largest difference of a replay from the eager call, in units of a result's largest number; beside
 # it stands what two eager calls differ by, as sums by atomic additions do
 FAR = 1e-3
@@ -177,3 +185,47 @@ def _copy(into: Sequence[Tensor], given: Sequence[Tensor]) -> None:
     for kind in {tensor.dtype for tensor in into}:
         places = [place for place, tensor in enumerate(into) if tensor.dtype == kind]
         torch._foreach_copy_([into[place] for place in places], [given[place] for place in places])
+
+
+class _Function:
+    """A function of new tasks, captured once it has run a few times on the same shapes.
+
+    Where that fails it goes on as it is."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.graph = function, captured(function, compiling=False)
+        self.calls: dict[Any, int] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = _pytree.tree_flatten(args)
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        if not all(type(leaf) is Tensor and leaf.is_cuda for leaf in tensors):
+            return self.function(*args)  # stand-ins, of which FLOPs are counted
+        form = structure, *((leaf.shape, leaf.dtype) for leaf in tensors)
+        made = self.calls.get(form, 0)
+        if made < 0 or made < EAGER:
+            self.calls[form] = made if made < 0 else made + 1
+            return self.function(*args)
+        try:
+            return self.graph(*args)
+        except (RuntimeError, TypeError, ValueError, ConfigError) as error:
+            self.calls[form] = -1
+            log.info(f"learning new tasks is not captured: {str(error).splitlines()[0]}")
+            return self.function(*args)
+
+
+def _call(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
+    made = vars(owner).setdefault("captured", {})  # lives as long as the owner
+    if key not in made:
+        made[key] = _Function(function)
+    return made[key](*args)
+
+
+@contextmanager
+def captured_learning(device: str) -> Iterator[None]:
+    """A context in which methods learn new tasks by captured graphs, on CUDA."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    with called_by(_call):
+        yield

@@ -19,6 +19,7 @@ from metalearn.losses import criterion, metrics
 from metalearn.noise import NOISE, Scope, noise_from
 from metalearn.padding import cleaned
 from metalearn.rng import fold_in
+from metalearn.scopes.over_tasks import call
 from metalearn.scopes.running_statistics import training
 from metalearn.tree import (
     STATS,
@@ -179,6 +180,9 @@ def vmapped_learn(
     def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
         return lambda meta, support, key: list(adapt_one(meta, support, points, key))
 
+    def predict_at(_: StepNumbers) -> Callable[..., Tensor]:
+        return lambda *args: torch.stack(predict_all(*args))
+
     def learn(
         meta: Meta,
         support: Batch,
@@ -194,7 +198,7 @@ def vmapped_learn(
         made = points if uses_steps else (0,)
         work, gradients = OverTasks(adapt_to, made, meta), paths * made[-1] * tasks
         items = ledger.run("adapt", work, support, keys, gradient_steps=gradients, tasks=tasks)
-        stacked = OverTasks(lambda _: lambda *args: torch.stack(predict_all(*args)), (0,), meta)
+        stacked = OverTasks(predict_at, (0,), meta)
         weights = () if query_weight is None else (query_weight,)
         predictions = ledger.run("predict", stacked, items, support, query_x, *weights, tasks=tasks)
         if predictions.shape[1] != len(points):
@@ -218,7 +222,7 @@ class OverTasks:
 
     def __call__(self, *args: Any) -> Any:
         mapped = vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))
-        return mapped(self.shared, *args)
+        return call(mapped, self.one, (self.points, len(args)), self.shared, *args)
 
     def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
         """[(count, function, arguments)]: what tasks share is counted for each, as if alone."""
