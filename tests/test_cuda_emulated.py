@@ -24,6 +24,7 @@ PARTS = {
     "triton": ("tests/test_cuda_triton.py", ""),
     "several": ("tests/test_cuda_several.py", ""),
     "learning": ("tests/test_cuda_learning.py", ""),
+    "search": ("tests/test_cuda_shared_search.py", ""),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),

@@ -41,6 +41,7 @@ def render(facts: dict[str, Any], out: Path, state: dict[str, dict[str, Any]]) -
     for title, name in (
         ("Executors, float32", "executors-float32.json"),
         ("Executors, TF32", "executors-tf32.json"),
+        ("Executors, float32, without Triton", "executors-no-triton.json"),
         ("Executors, float32, torch's convolutions", "executors-torch.json"),
         ("Beside other packages", "bench.json"),
     ):

@@ -29,15 +29,18 @@ STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
 SLICES = 20  # pieces of the long run in one call
 CHECKOUT = Path(__file__).resolve().parents[2]
 TESTS = (
-    *("test_cuda.py", "test_cuda_kernels.py", "test_cuda_runs.py"),
+    *("test_cuda.py", "test_cuda_kernels.py", "test_cuda_runs.py", "test_cuda_triton.py"),
+    *("test_cuda_several.py", "test_cuda_learning.py", "test_cuda_shared_search.py"),
     *("test_executors.py", "test_tasks.py"),
 )
 EXECUTORS = ("vmap", "chunk:8", "traced", "compiled", "graph", "compiled_graph")
 COMPARED = ("sinusoid_1step", "conv4_stride_5w1s_q1", "conv4_pool_5w1s_q1")
-# name, words before and options of a command; `torch`: without the operators of kernels/
+# name, words before and options of a command; `torch`: without the operators of kernels/,
+# `no-triton`: with them, and none of them in Triton
 KINDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("float32", (), ()),
     ("tf32", (), ("--tf32",)),
+    ("no-triton", ("env", "METALEARN_TRITON=0"), ()),
     ("torch", ("env", "METALEARN_CUDA_KERNELS=0"), ()),
 )
 # what the shipped experiment fixes for a CPU

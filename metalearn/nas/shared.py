@@ -24,6 +24,7 @@ from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.nas.spaces.space import Genotype, Space, describe
 from metalearn.rng import fold_in
+from metalearn.scopes.search_steps import steps_of
 from metalearn.storage.files import append_lines, cut_lines, read_lines, write_json
 from metalearn.types import EpisodeSpec, Key, Learner, Ledger, MetaState, Method, TaskSource
 
@@ -229,9 +230,10 @@ class SharedSearch:
         spent = _difference(before.get("search", {}), self.searching.totals().get("search", {}))
         each = {name: spent[name] for name in (*counts, *FREE) if spent.get(name) is not None}
         more = {name: count * (steps - 1) for name, count in each.items() if count is not None}
+        step = steps_of(method, draw, fold_in(self.key, "train"), size, steps - 1)
         with self.searching.span("search", **more):
             for number in range(1, steps):
-                state, _ = method.step(state, draw(fold_in(self.key, "train", number), size))
+                state, _ = step(state, number)
         return state
 
     def _query_losses(self, method: Method, state: MetaState) -> Tensor:

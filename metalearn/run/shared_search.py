@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from metalearn.component import CHOICE
+from metalearn.errors import ConfigError
+from metalearn.executors.step import Executable, make_step_fn
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.rng import fold_in
 from metalearn.run.directory import search_folder
 from metalearn.run.job import Job
+from metalearn.scopes.search_steps import Draw, Step, steps_made_by
 from metalearn.storage.files import read_json, write_json
+from metalearn.types import Key, MetaState, Method, Metrics
 
 SPENT = "spent.json"
+MANY = 50  # steps of a candidate on CUDA from which a capture is shorter than what it saves
 
 
 def search(job: Job) -> Job:
@@ -38,8 +44,37 @@ def _searched(job: Job, folder: Path) -> dict[str, Any]:
     set_threads(job.experiment.run.threads or cores())
     log.info(f"{job.title}: searching an architecture")
     key = fold_in(job.seed, "search")
-    job.parts.method.prepare(job.parts.train, key, job.ledger, folder)
+    with steps_made_by(captured_steps) if job.parts.device != "cpu" else nullcontext():
+        job.parts.method.prepare(job.parts.train, key, job.ledger, folder)
     found: dict[str, Any] = read_json(folder / CHOICE)
     write_json(folder / SPENT, job.ledger.totals()["search"])
     log.info(f"{job.title}: found {found['words']}, after {found['trials']} candidates")
     return found
+
+
+def captured_steps(method: Method, draw: Draw, key: Key, tasks: int, steps: int) -> Step:
+    """Steps of a candidate's training on CUDA: a captured graph where they are many.
+
+    What cannot be captured is made eagerly."""
+    device = method.spec.device
+    settings: Any = {"tasks": tasks, "device": device}
+
+    def made(executor: str) -> Executable:
+        return make_step_fn(
+            method, lambda key, count, _: draw(key, count), key, executor=executor, **settings
+        )
+
+    chosen = made("graph" if steps >= MANY else "vmap")
+
+    def step(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
+        nonlocal chosen
+        try:
+            return chosen.step(state, chosen.sample(number))
+        except (RuntimeError, TypeError, ValueError, ConfigError) as error:
+            if steps < MANY or number > 1:
+                raise
+            log.info(f"the training of a candidate is not captured: {str(error).splitlines()[0]}")
+            chosen = made("vmap")
+            return chosen.step(state, chosen.sample(number))
+
+    return step
