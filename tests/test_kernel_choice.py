@@ -36,6 +36,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Callable[..., Tensor], floa
     monkeypatch.delenv("METALEARN_TRITON", raising=False)
     monkeypatch.setattr(choice, "available", lambda: True)
     monkeypatch.setattr(choice, "_seconds", lambda way, args: found[way])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(choice, "_chosen", {})
     monkeypatch.setattr(choice, "_measured", [])
     return found
