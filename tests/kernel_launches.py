@@ -68,7 +68,7 @@ Numbers, Fixed = tuple[int, ...], dict[str, Any]
 
 
 def _norm(function: Callable[..., tuple[Tensor, ...]], at: int, made: int) -> Callable[..., None]:
-    """A stand-in for a kernel of triton_norm.py: y is array `at`, the last `made` are written."""
+    """A stand-in for a kernel of norm.py: y is array `at`, the last `made` are written."""
 
     def run(arrays: list[Tensor], numbers: Numbers, fixed: Fixed) -> None:
         rows, batch, height, width, filters, *_ = numbers

@@ -94,7 +94,7 @@ def make_step_fn(
     local: LocalStep | None = make_step(*settings) if pieces else method.step
     local, combine = _sharded(settings, tasks, count, total) if sharded else (local, None)
     assert local is not None
-    wrap: Wrap = identity if pieces else wrap_of(executor)
+    wrap: Wrap = identity if pieces else (wrap_of if sharded else wrap_steps)(executor)
     key = key.to(device)
 
     def sample(key: Key, number: Tensor) -> Any:
@@ -102,8 +102,6 @@ def make_step_fn(
 
     whole = executor in ("traced", "compiled") and not pieces
     fused = executor in CAPTURED or (whole and light(sample, key, _number(device, 0)))
-    if fused and combine is None:
-        wrap = wrap_steps(executor)
     made = (_sampling_recorded if fused else _sampling_separate)(wrap, local, sample, key, device)
     return made if combine is None else _combined(made, combine)
 

@@ -175,13 +175,10 @@ def vmapped_learn(
 
     Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
     `adapt` is a constant point at every step. Options are those of `learn_functions`."""
-    adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
+    adapt_one, predict_at = weighted_adapt(adapt), _stacked(weighted_predict(predict, features))
 
     def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
         return lambda meta, support, key: list(adapt_one(meta, support, points, key))
-
-    def predict_at(_: StepNumbers) -> Callable[..., Tensor]:
-        return lambda *args: torch.stack(predict_all(*args))
 
     def learn(
         meta: Meta,
@@ -206,6 +203,11 @@ def vmapped_learn(
         return Learned(predictions, {})
 
     return learn
+
+
+def _stacked(predict_all: Callable[..., Any]) -> Callable[[StepNumbers], Callable[..., Tensor]]:
+    """Predictions of all points as one tensor, in the form of `OverTasks`."""
+    return lambda _: lambda *args: torch.stack(predict_all(*args))
 
 
 class OverTasks:

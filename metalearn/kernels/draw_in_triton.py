@@ -1,4 +1,4 @@
-"""Episodes of images in three Triton kernels (triton_draw.py); bits are those of draw_in_torch.py.
+"""Episodes of images in three Triton kernels (triton_source/draw.py): the bits of draw_in_torch.py.
 
 In torch's operators the choices of an episode are more than a hundred kernels on numbers that fit
 into one program."""
@@ -39,7 +39,7 @@ def episode_rows(
     found = Rows(*(key.new_empty(shape) for shape in shapes))
     sorted_classes, sorted_examples = _sorted(of.classes, of.ways), _sorted(of.same, each)
     launch(
-        "triton_draw.episode_rows",
+        "draw.episode_rows",
         tasks,
         [key, counts, starts, *found],
         first,
@@ -65,12 +65,12 @@ def scaled_rows(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     out = scale.new_empty(count, width)
     places = min(power_of_two(width), BYTES)
     arrays = [pool, rows, scale, out]
-    launch("triton_draw.scaled_rows", count * -(-width // places), arrays, width, PLACES=places)
+    launch("draw.scaled_rows", count * -(-width // places), arrays, width, PLACES=places)
     return out
 
 
 def fold_in(key: Tensor, number: Tensor) -> Tensor:
     """As in draw_in_torch.py."""
     found = key.new_empty(())
-    launch("triton_draw.fold_in", 1, [key, number, found])
+    launch("draw.fold_in", 1, [key, number, found])
     return found

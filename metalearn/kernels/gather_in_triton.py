@@ -1,4 +1,4 @@
-"""The gathers of gather_conv.py as one Triton kernel each (triton_gather.py).
+"""The gathers of gather_conv.py as one Triton kernel each (triton_source/gather.py).
 
 A convolution is then `patches` and a batched product, its gradient for the input a product and
 `sum_readers`. gather_conv.py, which has the same functions, is the reference."""
@@ -44,7 +44,7 @@ def patches(x: Tensor, size: int, stride: int) -> Tensor:
     taken = x.new_empty(groups, channels * size * size, places)
     programs, high, wide = tile(groups * channels * size * size, places)
     launch(
-        "triton_gather.patches",
+        "gather.patches",
         programs * -(-places // wide),
         [planes(x).contiguous(), taken],
         groups * channels,
@@ -68,7 +68,7 @@ def sum_readers(
     x = parts.new_empty(groups, channels, places)
     programs, high, wide = tile(groups * channels, places)
     launch(
-        "triton_gather.sum_readers",
+        "gather.sum_readers",
         programs * -(-places // wide),
         [parts.contiguous(), x],
         groups * channels,

@@ -28,12 +28,12 @@ def available() -> bool:
 def launch(
     kernel: str, programs: int, arrays: Sequence[Tensor], *numbers: int, **fixed: Any
 ) -> None:
-    """Run `file.function` of this package as one launch of so many programs.
+    """Run `file.function` of triton_source/ as one launch of so many programs.
 
     The arrays are contiguous; `fixed` are the arguments that it is compiled for, types by name."""
     file, name = kernel.split(".")
     types = importlib.import_module("triton.language")
-    function = getattr(importlib.import_module(f"metalearn.kernels.{file}"), name)
+    function = getattr(importlib.import_module(f"metalearn.kernels.triton_source.{file}"), name)
     fixed = {k: getattr(types, v) if isinstance(v, str) else v for k, v in fixed.items()}
     if programs:
         function[(programs,)](*arrays, *numbers, **fixed)

@@ -1,4 +1,4 @@
-"""The three operators of norm_relu_pool.py as one Triton kernel each (triton_norm.py).
+"""The three operators of norm_relu_pool.py as one Triton kernel each (triton_source/norm.py).
 
 Shapes as in norm_in_torch.py, which is the reference: y [G, B, H, W, F], gain, bias, mean, scale
 [G, F]. Gains, biases and their tangents may be slices of one vector of all parameters."""
@@ -80,7 +80,7 @@ def _run(
     programs, high, wide = tile(groups * filters, batch * height * width)
     numbers = groups * filters, batch, height, width, filters
     launch(
-        f"triton_norm.{name}",
+        f"norm.{name}",
         programs,
         arrays,
         *numbers,

@@ -5,10 +5,10 @@
 with mean and var of a group's channel over images and places (Ioffe & Szegedy 2015, algorithm 1).
 Written in torch's operators a step's passes over the largest arrays cost more than its
 convolutions. Here one operator does the three, one its gradient, one the gradient of that, on a CPU
-by norm_relu_pool.cpp, which has the formulas, on CUDA by triton_norm.py or norm_in_torch.py, in the
-order of memory of gather_conv.py; further derivatives are those of the same gradient written in
-torch's operators. Which place a window passes on is a constant in every derivative; of equal ones
-it is the first, as in max_pool2d. Gradients get the result p besides, which says where it is
+by norm_relu_pool.cpp, which has the formulas, on CUDA by triton_source/norm.py or norm_in_torch.py,
+in the order of memory of gather_conv.py; further derivatives are those of the same gradient written
+in torch's operators. Which place a window passes on is a constant in every derivative; of equal
+ones it is the first, as in max_pool2d. Gradients get the result p besides, which says where it is
 positive. vmap turns a batch of tasks into groups: y [G, B, H, W, F], gain, bias [G, F]."""
 
 from __future__ import annotations

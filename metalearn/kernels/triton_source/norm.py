@@ -154,6 +154,27 @@ def norm_relu_pool_grad(
 
 
 @triton.jit
+def _sums_of_second(
+    v, g, p, y, rows_y, rows_p, exists, mean, scale, gain, bias, n, H, W,
+    WINDOW: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """Sums of v, v x and v u over the places of each row: three times [ROWS, 1]."""
+    one, two = tl.zeros([ROWS, PLACES], ACC), tl.zeros([ROWS, PLACES], ACC)
+    three = tl.zeros([ROWS, PLACES], ACC)
+    for first in range(0, n, PLACES):
+        place = first + tl.arange(0, PLACES)[None, :]
+        there = exists[:, None] & (place < n)
+        u = _upstream(
+            g, p, y, place, rows_y, rows_p, there, mean, scale, gain, bias, H, W, WINDOW, ACC
+        )
+        c = _read(v, rows_y + place, there, ACC)
+        one += c
+        two += c * (_read(y, rows_y + place, there, ACC) - mean) * scale
+        three += c * u
+    return tl.sum(one, 1)[:, None], tl.sum(two, 1)[:, None], tl.sum(three, 1)[:, None]
+
+
+@triton.jit
 def norm_relu_pool_second(
     v, s, t, g, y, gain, bias, mean, scale, dgain, dbias, p, dg, dy, d2gain, rows, B, H, W, F,
     of_s, of_t, of_gain, of_bias,
@@ -162,32 +183,19 @@ def norm_relu_pool_second(
     """dg, dy and d2gain of v dy + s dgain + t dbias."""
     n, m = B * H * W, B * (H // WINDOW) * (W // WINDOW)
     row, exists, rows_y = _rows_of(rows, n, ROWS)
-    rows_p = row.to(tl.int64)[:, None] * m
+    rows_p = rows_y // n * m
     middle, r = _read(mean, row, exists, ACC)[:, None], _read(scale, row, exists, ACC)[:, None]
     slope = _read_row(gain, row, exists, F, of_gain, ACC)
     shift = _read_row(bias, row, exists, F, of_bias, ACC)
-    one, two, three = (
-        tl.zeros([ROWS, PLACES], ACC),
-        tl.zeros([ROWS, PLACES], ACC),
-        tl.zeros([ROWS, PLACES], ACC),
-    )
-    for first in range(0, n, PLACES):
-        place = first + tl.arange(0, PLACES)[None, :]
-        there = exists[:, None] & (place < n)
-        u = _upstream(
-            g, p, y, place, rows_y, rows_p, there, middle, r, slope, shift, H, W, WINDOW, ACC
-        )
-        c = _read(v, rows_y + place, there, ACC)
-        one += c
-        two += c * (_read(y, rows_y + place, there, ACC) - middle) * r
-        three += c * u
-    V1, V2 = tl.sum(one, 1)[:, None], tl.sum(two, 1)[:, None]
+    V1, V2, Q = _sums_of_second(
+        v, g, p, y, rows_y, rows_p, exists, middle, r, slope, shift, n, H, W,
+        WINDOW, ACC, ROWS, PLACES,
+    )  # fmt: skip
     A, D = _read(dbias, row, exists, ACC)[:, None], _read(dgain, row, exists, ACC)[:, None]
-    Q = tl.sum(three, 1)[:, None] - (A * V1 + D * V2) / n
+    Q -= (A * V1 + D * V2) / n
     k = _read_row(s, row, exists, F, of_s, ACC) - slope * r * V2 / n
     el = -slope * r * D / n
     _write(d2gain, row[:, None], exists[:, None], r * Q)
-    still = -r * (k * A + el * V1) / n
     along = -r * (k * D + el * V2 + slope * r * Q) / n
     for first in range(0, n, PLACES):
         place = first + tl.arange(0, PLACES)[None, :]
@@ -196,8 +204,8 @@ def norm_relu_pool_second(
             g, p, y, place, rows_y, rows_p, there, middle, r, slope, shift, H, W, WINDOW, ACC
         )
         x = (_read(y, rows_y + place, there, ACC) - middle) * r
-        c = _read(v, rows_y + place, there, ACC)
-        _write(dy, rows_y + place, there, r * (k * u + el * c) + still + x * along)
+        u = k * u + el * _read(v, rows_y + place, there, ACC)
+        _write(dy, rows_y + place, there, r * (u - (k * A + el * V1) / n) + x * along)
     level = _read_row(t, row, exists, F, of_t, ACC) - slope * r * V1 / n
     for first in range(0, m, PLACES):
         pooled = first + tl.arange(0, PLACES)[None, :]
@@ -205,6 +213,5 @@ def norm_relu_pool_second(
         corner = rows_y + _corner(pooled, H, W, WINDOW)
         place, x, _ = _chosen(y, corner, there, middle, r, slope, shift, W, WINDOW, ACC)
         positive = there & (_read(p, rows_p + pooled, there, ACC) > 0)
-        c = _read(v, corner + place, positive, ACC)
-        found = slope * r * c + k * x + level
+        found = slope * r * _read(v, corner + place, positive, ACC) + k * x + level
         _write(dg, rows_p + pooled, there, tl.where(positive, found, 0))

@@ -91,6 +91,25 @@ def _place_part(
 
 
 @triton.jit
+def _place_class(
+    support, support_y, query, query_y, row, n, label, of_support, of_query, task, ways, shots,
+    queries, EACH: tl.constexpr, SUPPORT: tl.constexpr, QUERY: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """The rows [EACH] of class n: the first K into the support set, the others into the query."""
+    example = tl.arange(0, EACH)
+    _place_part(
+        support, support_y, row, n * shots + example, example < shots, of_support, task, label,
+        ways * shots, SUPPORT,
+    )  # fmt: skip
+    if QUERIES:
+        inside = (example >= shots) & (example < shots + queries)
+        _place_part(
+            query, query_y, row, n * queries + example - shots, inside, of_query, task, label,
+            ways * queries, QUERY,
+        )  # fmt: skip
+
+
+@triton.jit
 def episode_rows(
     key, counts, starts, keys, class_ids, support, support_y, query, query_y,
     first, ways, shots, queries, classes, same, turned, order,
@@ -111,31 +130,21 @@ def episode_rows(
     tl.store(class_ids + task * ways + way, ids, mask=way < ways)
     of_examples, of_turns = _fold_in(own, one + 1), _fold_in(own, one + 2)
     of_support, of_query = _fold_in(own, one + 3), _fold_in(own, one + 4)
-    each = shots + queries
-    example = tl.arange(0, EACH)
     for n in range(ways):
         class_id = tl.sum(tl.where(way == n, ids, 0), 0)
         label = (tl.zeros([1], tl.int64) + n).to(tl.int64)
-        of_class = tl.sum(_fold_in(of_examples, label + 1), 0)
         size = same
         if not EXAMPLES_SORTED:
             size = tl.load(counts + class_id)
-        row = _choice(of_class, size, each, order, EXAMPLES_SORTED, EXAMPLES, EACH)
+        of_class = tl.sum(_fold_in(of_examples, label + 1), 0)
+        row = _choice(of_class, size, shots + queries, order, EXAMPLES_SORTED, EXAMPLES, EACH)
         row += tl.load(starts + class_id)
         if TURNED:
             row += tl.sum(_below(_bits(of_turns, label), 4), 0) * turned
-        name = tl.sum(label, 0)
-        inside = example < shots
-        _place_part(
-            support, support_y, row, n * shots + example, inside, of_support, task, name,
-            ways * shots, SUPPORT,
+        _place_class(
+            support, support_y, query, query_y, row, n, tl.sum(label, 0), of_support, of_query,
+            task, ways, shots, queries, EACH, SUPPORT, QUERY, QUERIES,
         )  # fmt: skip
-        if QUERIES:
-            inside = (example >= shots) & (example < each)
-            _place_part(
-                query, query_y, row, n * queries + example - shots, inside, of_query, task, name,
-                ways * queries, QUERY,
-            )  # fmt: skip
 
 
 @triton.jit
