@@ -124,7 +124,7 @@ def crossings(repeats: int) -> list[str]:
     return lines
 
 
-STUDIES = ((means, 4000), (families, 2000), (shares, 20_000), (crossings, 1000))
+STUDIES = ((means, 4000), (families, 2000), (shares, 4000), (crossings, 1000))
 
 
 def main(out: Path, scale: float) -> None:

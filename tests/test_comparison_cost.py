@@ -21,6 +21,7 @@ from metalearn.evaluate.pareto import place_by_interval
 from metalearn.report import work
 from metalearn.report.page import write_report
 from metalearn.results import costs, iso_compute, records
+from metalearn.results.break_even.counts import least_level
 from metalearn.results.break_even.target import target_of
 from metalearn.results.comparison import collect
 from metalearn.results.curves import cost_curve
@@ -365,6 +366,19 @@ def test_what_one_task_costs_contains_its_search(tmp_path: Path) -> None:
 )
 def test_the_front_by_intervals(cost: Any, others: Any, expected: str | None) -> None:
     assert place_by_interval(cost, others) == expected
+
+
+@pytest.mark.parametrize(("seeds", "place"), [(2, "open"), (3, "on")])
+def test_the_front_is_decided_by_enough_seeds(tmp_path: Path, seeds: int, place: str) -> None:
+    write_rows(tmp_path, ["proto_net", "scratch"], seeds=seeds)
+    assert {row["front"]["flops"] for row in collect(tmp_path)["total_cost"]} == {place}
+
+
+@pytest.mark.parametrize(
+    ("chance", "least"), [(0.2, 0.4), (0.05, 0.1), (1 / 3, 2 / 3), (0.5, 0.75)]
+)
+def test_no_common_level_is_reached_by_luck(chance: float, least: float) -> None:
+    assert least_level(chance) == pytest.approx(least)
 
 
 def test_total_cost_and_equal_compute_have_intervals(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.results import records
 from metalearn.results.break_even.solved import point_of, reached, starts_at_chance
-from metalearn.results.comparison import collect
+from metalearn.results.comparison import RULES, collect
 from metalearn.results.contrasts import contrasts, mark_contrasts
 
 ROWS = ["proto_net", "maml", "fine_tune", "linear_probe", "scratch"]
@@ -59,7 +59,7 @@ def test_contrasts_are_those_that_the_file_names(comparison: Path) -> None:
     (entry,) = [entry for entry in found["paired"] if entry["contrast"]]
     assert {entry["a"], entry["b"]} == {"maml", "linear_probe"}
     assert entry["p_holm"] == pytest.approx(min(1, 2 * entry["p"]))  # the missing one counts
-    assert collect(comparison, target=TARGET)["rules"] == 3
+    assert collect(comparison, target=TARGET)["rules"] == RULES
 
 
 def test_learned_rules_and_searches_have_their_counterparts(tmp_path: Path) -> None:

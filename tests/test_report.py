@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from metalearn.compare.comparison import Comparison
 from metalearn.errors import ConfigError
 from metalearn.report.figures import cost
 from metalearn.report.figures.style import PALETTE, styles
+from metalearn.report.matrices import paired_matrix
 from metalearn.report.numbers import duration
 from metalearn.report.page import write_report
 from metalearn.results import records
@@ -107,6 +109,33 @@ def test_with_one_seed_the_page_speaks_of_these_networks_only(tmp_path: Path) ->
     write_rows(tmp_path / "three", ["maml", "scratch"], seeds=3)
     text = check_page(write_report([tmp_path / "three"], tmp_path / "three.html")).text
     assert only not in text and "maml is better" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ({"contrast": True, "p_holm": 0.01}, "better"),
+        ({"contrast": True, "p_holm": 0.06}, "open"),
+        ({"contrast": True, "p_holm": None}, "open"),  # too few seeds
+        ({"contrast": False, "p_holm": None}, "open"),  # an estimate
+        ({}, "better"),  # of an earlier version, by its interval
+    ],
+)
+def test_only_a_tested_contrast_has_a_colour(more: dict[str, Any], kind: str) -> None:
+    pair = {"a": "maml", "b": "scratch", "difference": 0.1, "ci95": [0.05, 0.15], **more}
+    rows: Any = [SimpleNamespace(label=label) for label in ("maml", "scratch")]
+    found = paired_matrix(rows, [pair], True)
+    other = {"better": "worse", "open": "open"}[kind]
+    assert [cell.kind for row in found.cells for cell in row] == ["none", kind, other, "none"]
+
+
+def test_the_answer_has_the_interval_of_the_paired_difference(tmp_path: Path) -> None:
+    write_rows(tmp_path, ["maml", "scratch"], seeds=3)
+    pair = json.loads(write_comparison(tmp_path).read_text())["paired"][0]
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert f"{100 * pair['difference']:.1f} points above training from scratch" in text
+    low, high = (f"{100 * end:+.2f}" for end in pair["ci95"])
+    assert f"95 % interval of the paired difference {low} to {high}" in " ".join(text.split())
 
 
 def test_regression_runs(tmp_path: Path) -> None:

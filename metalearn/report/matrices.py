@@ -8,6 +8,8 @@ from typing import NamedTuple
 from metalearn.report import numbers
 from metalearn.results.records import Group, Json
 
+SIGNIFICANT = 0.05
+
 
 class Entry(NamedTuple):
     """A cell: what it shows, what it says on hover, and how it is coloured."""
@@ -26,7 +28,7 @@ class Matrix(NamedTuple):
 
 
 def paired_matrix(groups: Sequence[Group], pairs: Sequence[Json], up: bool) -> Matrix:
-    """Differences row minus column; coloured where the 95 % interval leaves out 0."""
+    """Differences row minus column; coloured where the contrast of both is significant by Holm."""
     found: dict[tuple[str, str], Entry] = {}
     for pair in pairs:
         found[pair["a"], pair["b"]] = _difference(pair, 1, up)
@@ -42,9 +44,17 @@ def _difference(pair: Json, sign: int, up: bool) -> Entry:
     low, high = sorted(sign * end for end in ends)
     shown = numbers.signed(sign * value, up)
     title = f"{a} − {b}: {shown}, {numbers.signed(low, up)} to {numbers.signed(high, up)}"
-    if low <= 0 <= high:
+    if not _is_significant(pair):
         return Entry(shown, title, "open")
-    return Entry(shown, title, "better" if (low > 0) == up else "worse")
+    return Entry(shown, title, "better" if (sign * value > 0) == up else "worse")
+
+
+def _is_significant(pair: Json) -> bool:
+    """By the p of a contrast; of a comparison without contrasts, by the interval."""
+    if "contrast" not in pair:
+        return not pair["ci95"][0] <= 0 <= pair["ci95"][1]
+    adjusted = pair.get("p_holm")
+    return adjusted is not None and bool(adjusted <= SIGNIFICANT)
 
 
 def break_even_matrix(groups: Sequence[Group], rows: Sequence[Json], axis: str) -> Matrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -27,7 +27,7 @@ MOMENTARY = ("argv", "started", "load_average", "clock_mhz")
 # a question that the runs cannot answer: one paragraph that says why
 EMPTY = re.compile(r'\s*<p class="unanswered">((?!</p>).)*</p>\s*', re.DOTALL)
 BEFORE = {
-    "tune": "tuning",
+    "tune": "validation and tuning",
     "search": "search",
     "pretrain": "pretraining",
     "meta_train": "meta-training",
@@ -139,12 +139,24 @@ def _answer(section: Section) -> Json:
     ranked = section.ranked
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.found["paired"]}
     rival = pairs.get(frozenset(group.label for group, _ in ranked[:2]))
+    scratch = next((row for row in ranked if row[0].first.family == "scratch"), None)
     return {
         "ranked": ranked,
-        "scratch": next((row for row in ranked if row[0].first.family == "scratch"), None),
+        "scratch": scratch,
+        "margin": _margin(ranked[0][0].label, scratch[0].label, pairs) if scratch else None,
         "rival": rival if rival and rival["ci95"] else None,
         "spent": _spent(ranked[0][0]) if ranked else [],
     }
+
+
+def _margin(best: str, scratch: str, pairs: Mapping[frozenset[str], Json]) -> Json | None:
+    """The paired difference best - scratch with its interval; None where it is unknown."""
+    pair = pairs.get(frozenset((best, scratch)))
+    if pair is None or pair["difference"] is None or pair["ci95"] is None:
+        return None
+    sign = 1 if pair["a"] == best else -1
+    low, high = sorted(sign * end for end in pair["ci95"])
+    return {"low": low, "high": high, "value": sign * pair["difference"]}
 
 
 def _spent(group: Group) -> list[str]:

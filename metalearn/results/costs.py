@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from metalearn.evaluate import cost_block, pareto, stats
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.ledger import PHASES, MissingPhase
+from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
@@ -132,12 +133,19 @@ def _list(ends: pareto.Ends | None) -> list[float] | None:
 def _front(
     groups: Sequence[Group], place: int, ends: Sequence[pareto.Ends | None], paired: Sequence[Json]
 ) -> pareto.Place | None:
-    others = [
-        (ends[other], _better_by(groups[other], groups[place], paired))
-        for other in range(len(groups))
-        if other != place
+    """Decided by rows of LEAST_SEEDS seeds alone: other intervals do not hold for new seeds."""
+    if ends[place] is None:
+        return None
+    rivals = [
+        (len(group.runs) >= LEAST_SEEDS, ends[other], _better_by(group, groups[place], paired))
+        for other, group in enumerate(groups)
+        if other != place and ends[other] is not None
     ]
-    return pareto.place_by_interval(ends[place], others)
+    found = pareto.place_by_interval(
+        ends[place], [(cost, apart) for enough, cost, apart in rivals if enough]
+    )
+    few = [] if found == "off" else [enough for enough, *_ in rivals if not enough]
+    return "open" if few or len(groups[place].runs) < LEAST_SEEDS else found
 
 
 def _better_by(other: Group, group: Group, paired: Sequence[Json]) -> pareto.Ends | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_levels, break_evens
 from metalearn.evaluate.cost_block import Axis
+from metalearn.evaluate.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved
 from metalearn.results.break_even.solved import Stop, reached
 from metalearn.results.contrasts import Pair
@@ -183,15 +184,21 @@ def break_even_common(
 
 
 def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
-    """Levels from the target down in steps of 5 points to 5 above chance.
+    """Levels from the target down in steps of 5 points to `least_level`.
 
     Of a loss upwards, a quarter more each time."""
     value = float(target["value"])
     if target["metric"] != "accuracy":
         return [value * 1.25**step for step in range(16)]
-    least = min(value, groups[0].first.chance + 0.05)
+    least = least_level(groups[0].first.chance) - PRECISION
     rounded = [number / 20 for number in range(20, 0, -1)]
     return [value, *(level for level in rounded if least <= level < value)]
+
+
+def least_level(chance: float) -> float:
+    """The easiest level that luck does not reach: twice chance; of 2 classes, where that is 1,
+    halfway between chance and 1."""
+    return min(2 * chance, (1 + chance) / 2)
 
 
 def _row(axis: Axis, found: BreakEven, rule: Rule) -> Json:
