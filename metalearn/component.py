@@ -136,8 +136,13 @@ class TaskComponent(Component, ABC):
         return None
 
     @property
-    def transforms_inputs(self) -> bool:
-        """Whether a resolved task has a `transform`."""
+    def target_moments_used(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Means [C] and deviations [C] that the tasks' targets were standardised by, or None."""
+        return None
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether a resolved task has a `transform`, or standardises its targets."""
         return self.transform is not None
 
 

@@ -41,7 +41,7 @@ def test_inputs_are_standardised_by_the_training_split(tmp_path: Path) -> None:
     assert resolved.moments[1] == pytest.approx([float(deviation[0]), 1.0])
     same = resolved.build("test", dtype=torch.float64)._x
     torch.testing.assert_close(same, task.build("test", dtype=torch.float64)._x, rtol=0, atol=0)
-    with pytest.raises(ConfigError, match="moments: are of 2 inputs, and rows have"):
+    with pytest.raises(ConfigError, match="moments: are of 2 columns, and rows have"):
         resolved.model_copy(update={"inputs": ("a",)}).build()
     with pytest.raises(ConfigError, match="standardise: is for columns of numbers"):
         Arrays(np.zeros((160, 2, 2)), np.repeat(np.arange(20), 8), standardise=True).build()
@@ -55,7 +55,7 @@ def test_values_far_from_unit_size_are_named_once() -> None:
         task.build("train"), task.build("test")
     inputs, targets = lines
     assert "inputs have mean 2e+03 and deviation" in inputs and "standardise: true" in inputs
-    assert "targets have mean 7" in targets and "subtract a constant" in targets
+    assert "targets have mean 7" in targets and "standardise_targets: true" in targets
     Arrays({**columns, "y": columns["y"] / 60}, standardise=True, group="sensor", shots=3).build()
     assert len(lines) == 2
 
@@ -91,6 +91,51 @@ def test_a_run_standardises_what_it_is_given(tmp_path: Path) -> None:
     data = run.config.resolved()
     data["evaluate"]["task"] |= {"path": str(elsewhere), "data_sha256": None}
     assert parse(data).experiments[0].test_task.moments == moments
+
+
+def test_targets_are_standardised_and_answers_have_the_units_of_the_data(tmp_path: Path) -> None:
+    """Two targets of unequal size; losses are in deviations of the training split."""
+    rows = readings()
+    two = np.stack([300 + 40 * rows["y"], -2 + 0.01 * rows["a"]], 1)
+    columns = {"a": (rows["a"] - 1000) / 50, "sensor": rows["sensor"], "y": two}
+    named: dict[str, Any] = {"group": "sensor", "shots": 3, "queries": 2, "inputs": ["a"]}
+    plain, task = Arrays(columns, **named), Arrays(columns, standardise_targets=True, **named)
+    raw = plain.build("train", dtype=torch.float64)._y
+    mean, deviation = raw.mean(0), raw.std(0, correction=0)
+    for split in ("train", "test"):
+        found = task.build(split, dtype=torch.float64)
+        y = plain.build(split, dtype=torch.float64)._y
+        torch.testing.assert_close(found._y, (y - mean) / deviation)
+        assert found.facts["target_deviations"] == pytest.approx(deviation.tolist())
+    run = ml.train(
+        ml.algorithms.MAML(inner_lr=0.1),
+        task=task,
+        model=ml.models.MLP(sizes=(8,)),
+        meta_steps=3,
+        episodes=4,
+        steps=(0, 2),
+        executor="vmap",
+        out=tmp_path / "run",
+    )
+    moments = run.config.task.target_moments
+    assert moments is not None and run.config.test_task.target_moments == moments
+    assert run.record().result["facts"]["target_deviations"] == list(moments[1])
+    x, y = columns["a"][:6, None], two[:6]
+    learned = run.adapt(x[:4], y[:4], steps=2)
+    expected = torch.as_tensor((y[:4] - moments[0]) / moments[1], dtype=torch.float32)
+    torch.testing.assert_close(learned.support.y, expected)
+    query = torch.as_tensor(x[4:], dtype=torch.float32)
+    answers = run.method.predict(run.state.meta, learned.item, learned.support, query).detach()
+    found = answers * torch.tensor(moments[1]) + torch.tensor(moments[0])
+    torch.testing.assert_close(learned.outputs(query), found)
+    torch.testing.assert_close(torch.jit.load(learned.export(tmp_path / "task.pt"))(query), found)
+    assert np.abs(learned.predict(x[4:]) - mean.numpy()).max() < 10 * float(deviation.max())
+    with pytest.raises(ConfigError, match="targets of this run are standardised"):
+        learned.module()
+    with pytest.raises(ConfigError, match=r"y: must have shape \[B, 2\]"):
+        run.adapt(x[:4], y[:4, 0])
+    with pytest.raises(ValueError, match="name the column of tasks in group"):
+        Arrays(np.zeros((20, 2)), np.arange(20) % 5, standardise_targets=True)
 
 
 def test_standardise_leaves_older_hashes_alone(tmp_path: Path) -> None:

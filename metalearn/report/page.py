@@ -131,6 +131,7 @@ def _common(section: Section) -> Json:
         "up": up,
         "unit": "points" if up else "squared error",
         "better": "above" if up else "below",
+        "deviations": (first.result.get("facts") or {}).get("target_deviations"),
     }
 
 

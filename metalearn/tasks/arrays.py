@@ -29,7 +29,7 @@ from metalearn.tasks.store import write_npz
 from metalearn.tasks.tables.columns import SPLITS as SPLIT_NAMES
 from metalearn.tasks.tables.columns import Array, array_of, columns_of, hash_of
 from metalearn.tasks.tables.rows import RowSource
-from metalearn.tasks.tables.standardise import Moments, check_scale, moments, standardise
+from metalearn.tasks.tables.standardise import Moments, check_scale, moments_of, standardise
 from metalearn.types import EpisodeSpec
 
 BY_FILE = "split by file"  # the column that `valid_path` and `test_path` make
@@ -82,6 +82,16 @@ class Arrays(TaskComponent):
     moments: Moments | None = option(
         None, "Means and deviations of the inputs; null: those of the training split.", later=True
     )
+    standardise_targets: bool = option(
+        False,
+        "Whether the values of a regression get mean 0 and deviation 1, as inputs do; losses are "
+        "then in units of that deviation, predictions in those of the data.",
+        later=True,
+        strict=True,
+    )
+    target_moments: Moments | None = option(
+        None, "Means and deviations of the targets; null: those of the training split.", later=True
+    )
     data_sha256: str | None = option(None, "Hash of data given in memory; set by Arrays(x, y).")
     _columns: Held | None = PrivateAttr(default=None)
 
@@ -115,6 +125,9 @@ class Arrays(TaskComponent):
         """Data of this hash that were given in this process."""
         if self.path is None:
             self._columns = self._columns or held(self.data_sha256)
+        if self.standardise_targets and not self.group:
+            text = "standardise_targets is for values to predict: name the column of tasks in group"
+            raise ValueError(text)
         return self
 
     @field_validator("fractions")
@@ -158,12 +171,24 @@ class Arrays(TaskComponent):
             device=device,
         )
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
-        if self.standardise:
-            found = self.moments or moments(x, np.flatnonzero(np.isin(place, splits["train"])))
-            rows = standardise(rows.double(), _fitting(found, x))
+        used = self._moments_of(x, y, np.flatnonzero(np.isin(place, splits["train"])))
+        rows = rows if used[0] is None else standardise(rows.double(), used[0])
+        values = (
+            values if used[1] is None or values is None else standardise(values.double(), used[1])
+        )
         check_scale(split, rows, values, dtype)
-        digest = self.data_sha256 or hash_of(columns)
-        return RowSource(rows, values, counts, spec, digest)
+        source = RowSource(rows, values, counts, spec, self.data_sha256 or hash_of(columns))
+        source.facts |= {} if used[1] is None else {"target_deviations": list(used[1][1])}
+        return source
+
+    def _moments_of(
+        self, x: Array, y: Array | None, training: Array
+    ) -> tuple[Moments | None, Moments | None]:
+        """Those of inputs and targets, where they are standardised."""
+        found = moments_of(self.moments, x, training, "moments") if self.standardise else None
+        if y is None or not self.standardise_targets:
+            return found, None
+        return found, moments_of(self.target_moments, y, training, "target_moments")
 
     def _read(self) -> dict[str, Array]:
         if self._columns is not None:
@@ -213,22 +238,24 @@ class Arrays(TaskComponent):
         """The task with what later tasks must share, so that other files may be used with it.
 
         That are the names of its inputs, which may have another order there, and the moments that
-        standardise them."""
+        standardise inputs and targets."""
         found: dict[str, Any] = {}
         try:
             if self.inputs is None and self.path is not None:
                 names = tuple(self._inputs(self._read()))
                 found |= {} if names == ("x",) else {"inputs": names}
-            if self.standardise and self.moments is None:
-                found["moments"] = self._moments()
+            if self.changes_rows:
+                found |= self._training_moments()
         except ConfigError:  # `build` raises it where rows are needed
             pass
         return self.model_copy(update=found) if found else self
 
     def after_training_on(self, trained: TaskComponent) -> Arrays:
-        """The inputs of the test are standardised as those of training were."""
-        known = getattr(trained, "moments", None) if self.standardise else None
-        return self if known is None else self.model_copy(update={"moments": known})
+        """Rows of the test are standardised as those of training were."""
+        known = {"moments": self.standardise, "target_moments": self.standardise_targets}
+        found = {name: getattr(trained, name, None) for name, on in known.items() if on}
+        found = {name: value for name, value in found.items() if value is not None}
+        return self.model_copy(update=found) if found else self
 
     @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -236,14 +263,22 @@ class Arrays(TaskComponent):
         return None if found is None else partial(standardise, found=found)
 
     @property
-    def transforms_inputs(self) -> bool:
-        return self.standardise
+    def target_moments_used(self) -> Moments | None:
+        return self.target_moments if self.standardise_targets else None
 
-    def _moments(self) -> Moments:
+    @property
+    def changes_rows(self) -> bool:
+        return self.standardise or self.standardise_targets
+
+    def _training_moments(self) -> dict[str, Moments]:
+        """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
         names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
         rows = np.isin(place, self._split(columns, names, place)["train"])
-        return moments(inputs_of(columns, self._inputs(columns), "inputs"), np.flatnonzero(rows))
+        x = inputs_of(columns, self._inputs(columns), "inputs")
+        y = self._values(columns) if self.standardise_targets else None
+        found = zip(("moments", "target_moments"), self._moments_of(x, y, np.flatnonzero(rows)))
+        return {name: value for name, value in found if value is not None}
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
@@ -309,14 +344,6 @@ class Arrays(TaskComponent):
             problems.append(("shots", text))
         if problems:
             raise ConfigError(*problems)
-
-
-def _fitting(found: Moments, x: Array) -> Moments:
-    """The moments, once there is one of each input."""
-    if any((len(part),) != x.shape[1:] for part in found):
-        text = f"are of {len(found[0])} inputs, and rows have {list(x.shape[1:])}"
-        raise ConfigError(("moments", text))
-    return found
 
 
 def _names(column: Array) -> Array:

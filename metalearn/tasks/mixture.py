@@ -19,7 +19,7 @@ from metalearn.types import Batch, Episode, EpisodeSpec, Key, TaskSource
 
 SAME = ("kind", "ways", "shots", "queries", "x_shape", "outputs")
 TRANSFORMED = (
-    "standardise: inputs given to a trained run do not say which source they are of, so a mixture "
+    "standardise: rows given to a trained run do not say which source they are of, so a mixture "
     "cannot standardise them: set it to false, and standardise the rows beforehand"
 )
 
@@ -60,7 +60,7 @@ class Mixture(TaskComponent):
         problems = []
         for number, section in enumerate(sources):
             try:
-                transforms = _component(section).transforms_inputs
+                transforms = _component(section).changes_rows
             except (ConfigError, ValidationError) as error:
                 problems.append(f"sources.{number}: {_sentences(error)}")
             else:

@@ -19,6 +19,7 @@ from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
 from metalearn.storage.columns import alike, dense, has_no_label
+from metalearn.tasks.tables.standardise import Moments, restore, standardise
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
@@ -40,6 +41,7 @@ class AdaptedTask:
     # from inputs as they are given to those that the method learned; None: the same
     transform: Transform | None = None
     flat: bool = False  # values were given as [B], without an axis of outputs
+    moments: Moments | None = None  # of the values, where the method learned standardised ones
 
     def __repr__(self) -> str:
         """What was learned from, without tensors."""
@@ -53,8 +55,10 @@ class AdaptedTask:
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
             learned = self.method.learn(self.meta, batch, query_x.unsqueeze(0), (self.steps,))
-            return learned.predictions[0, 0].detach()
-        return self.method.predict(self.meta, self.item, self.support, query_x).detach()
+            found = learned.predictions[0, 0].detach()
+        else:
+            found = self.method.predict(self.meta, self.item, self.support, query_x).detach()
+        return found if self.moments is None else restore(found, self.moments)
 
     def predict(self, x: Any) -> Any:
         """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
@@ -78,8 +82,9 @@ class AdaptedTask:
 
     def module(self) -> nn.Module:
         """An ordinary `torch.nn.Module` with the adapted weights; ConfigError without any."""
-        if self.transform is not None:
-            text = "the inputs of this run are standardised before its network sees them"
+        if self.transform is not None or self.moments is not None:
+            what = "inputs" if self.transform is not None else "targets"
+            text = f"the {what} of this run are standardised before its network sees them"
             raise ConfigError(("module", f"{text}: use predict or export"))
         names = self.learner.init(fold_in(0))
         known = {**params_of(self.meta), **self.item} if isinstance(self.item, dict) else {}
@@ -99,14 +104,13 @@ class AdaptedTask:
         `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`."""
         if self.method.predict is None:
             raise ConfigError(("export", "this method answers on the host alone: use predict"))
-        predict = self.method.predict
-        if (change := self.transform) is not None:
-            given, predict = (
-                predict,
-                lambda meta, item, support, x: given(
-                    meta, item, support, change(x.double()).to(x.dtype)
-                ),
-            )
+        given, change, moments = self.method.predict, self.transform, self.moments
+
+        def predict(meta: Meta, item: Any, support: Batch, x: Tensor) -> Tensor:
+            x = x if change is None else change(x.double()).to(x.dtype)
+            found = given(meta, item, support, x)
+            return found if moments is None else restore(found, moments)
+
         return export(predict, self.meta, self.item, self.support, Path(path))
 
 
@@ -119,11 +123,12 @@ def adapt_task(
     steps: int,
     seed: int = 0,
     transform: Transform | None = None,
+    moments: Moments | None = None,
 ) -> AdaptedTask:
     """Learn one task of labelled examples: x [B, *X], y [B, *Y] labels of any kind, or values.
 
     `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks,
-    whose component has `transform`.
+    whose component has `transform` and standardises its values by `moments`.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
     method's head was learned for another number of classes."""
     if not isinstance(steps, int | np.integer) or steps < 0:
@@ -131,7 +136,9 @@ def adapt_task(
     steps = int(steps)
     support_x = inputs(x, spec, True, transform)
     _check_length(y, len(support_x))
-    classes, support_y = _labels(y, spec) if spec.classification else (None, _values(y, spec))
+    classes, support_y = (
+        _labels(y, spec) if spec.classification else (None, _values(y, spec, moments))
+    )
     ways = 1 if classes is None else len(classes)
     if classes is not None:
         shots = int(support_y.bincount().max()) if support_y.dim() == 1 else len(support_y)
@@ -149,7 +156,9 @@ def adapt_task(
     if classes is None:
         check_example_targets(support, spec)
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
-    return AdaptedTask(method, learner, meta, support, steps, item, classes, transform, flat)
+    return AdaptedTask(
+        method, learner, meta, support, steps, item, classes, transform, flat, moments
+    )
 
 
 def inputs(
@@ -172,8 +181,12 @@ def inputs(
     return values
 
 
-def _values(y: Any, spec: EpisodeSpec) -> Tensor:
-    values = _numbers(y, "y").to(spec.device, spec.dtype)
+def _values(y: Any, spec: EpisodeSpec, moments: Moments | None) -> Tensor:
+    values = _numbers(y, "y").to(spec.device)
+    outputs = values.shape[1:] if values.dim() > 1 else (1,)
+    if moments is not None and tuple(outputs) == (len(moments[0]),):  # else it is refused below
+        values = standardise(values.double(), moments)
+    values = values.to(spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("y", "must be finite"))
     return values

@@ -46,8 +46,9 @@ class LoadedRun(TestedRun):
         def build(spec: EpisodeSpec) -> tuple[Learner, Method]:
             return learner_and_method(config, spec)
 
-        change = config.test_task.transform
-        return adapt_task(build, self.state.meta, spec, x, y, steps, seed, change)
+        task = config.test_task
+        changes = task.transform, task.target_moments_used
+        return adapt_task(build, self.state.meta, spec, x, y, steps, seed, *changes)
 
     def record(self) -> records.Run:
         """The files of the run; ConfigError where it is not finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class RowSource:
         data_sha256: str = "",
     ) -> None:
         self.spec, self.data_sha256 = spec, data_sha256
+        self.facts: dict[str, Any] = {}  # how the component made the rows, for result.json
         self._x = rows.to(spec.device, spec.dtype)
         self._y = None if values is None else values.to(spec.device, spec.dtype)
         self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)

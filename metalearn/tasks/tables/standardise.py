@@ -1,4 +1,4 @@
-"""Inputs of a table with mean 0 and standard deviation 1, by the rows of the training split."""
+"""Columns of a table with mean 0 and standard deviation 1, by the rows of the training split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]  # means [F], standard dev
 
 
 def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
-    """Of each input over some rows of x [R, F]; a deviation within rounding of 0 counts as 1.
+    """Of each column over some rows of x [R, F]; a deviation within rounding of 0 counts as 1.
 
     ConfigError for inputs that are no columns of numbers, and without a row."""
     if x.ndim != 2:
@@ -39,6 +39,27 @@ def standardise(x: Tensor, found: Moments) -> Tensor:
     return (x - mean) / deviation
 
 
+def restore(values: Tensor, found: Moments) -> Tensor:
+    """values * deviation + mean, the inverse of `standardise`: [..., F] -> [..., F]."""
+    mean, deviation = (
+        torch.tensor(part, dtype=values.dtype, device=values.device) for part in found
+    )
+    return values * deviation + mean
+
+
+def moments_of(
+    given: Moments | None, rows: NDArray[Any], training: NDArray[np.int64], name: str
+) -> Moments:
+    """The given moments of rows [R, F], or those of the training rows; `name` is their field.
+
+    ConfigError where there is not one of each column."""
+    found = given or moments(rows, training)
+    if any((len(part),) != rows.shape[1:] for part in found):
+        text = f"are of {len(found[0])} columns, and rows have {list(rows.shape[1:])}"
+        raise ConfigError((name, text))
+    return found
+
+
 def check_scale(split: str, inputs: Tensor, targets: Tensor | None, dtype: torch.dtype) -> None:
     """ConfigError for numbers that `dtype` has not, in rows [R, ...].
 
@@ -49,7 +70,7 @@ def check_scale(split: str, inputs: Tensor, targets: Tensor | None, dtype: torch
         _check_type("targets", targets, dtype)
     if split == "train" and targets is not None:
         _warn_if_large("inputs", inputs, "set standardise: true")
-        _warn_if_large("targets", targets, "subtract a constant from the column, and divide it")
+        _warn_if_large("targets", targets, "set standardise_targets: true")
 
 
 def _warn_if_large(name: str, values: Tensor, remedy: str) -> None:
