@@ -149,9 +149,8 @@ class Arrays(TaskComponent):
             raise ConfigError(*problems)
         columns = self._read()
         self._check_columns(columns)
-        unit = _names(columns[self.group or self._target])
         x = inputs_of(columns, self._inputs(columns), "inputs")
-        names, place = np.unique(unit, return_inverse=True)
+        names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
         splits = self._split(columns, names, place)
         chosen = splits[split]
         self._check(names, np.bincount(place), chosen, split)
@@ -171,15 +170,13 @@ class Arrays(TaskComponent):
             device=device,
         )
         rows, values = torch.as_tensor(x[order]), None if y is None else torch.as_tensor(y[order])
-        used = self._moments_of(x, y, np.flatnonzero(np.isin(place, splits["train"])))
-        rows = rows if used[0] is None else standardise(rows.double(), used[0])
-        values = (
-            values if used[1] is None or values is None else standardise(values.double(), used[1])
-        )
+        of_x, of_y = self._moments_of(x, y, np.flatnonzero(np.isin(place, splits["train"])))
+        rows = rows if of_x is None else standardise(rows.double(), of_x)
+        if values is not None and of_y is not None:
+            values = standardise(values.double(), of_y)
         check_scale(split, rows, values, dtype)
-        source = RowSource(rows, values, counts, spec, self.data_sha256 or hash_of(columns))
-        source.facts |= {} if used[1] is None else {"target_deviations": list(used[1][1])}
-        return source
+        facts = {} if of_y is None else {"target_deviations": list(of_y[1])}
+        return RowSource(rows, values, counts, spec, self.data_sha256 or hash_of(columns), facts)
 
     def _moments_of(
         self, x: Array, y: Array | None, training: Array

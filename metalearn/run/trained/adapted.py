@@ -139,18 +139,13 @@ def adapt_task(
     classes, support_y = (
         _labels(y, spec) if spec.classification else (None, _values(y, spec, moments))
     )
-    ways = 1 if classes is None else len(classes)
-    if classes is not None:
-        shots = int(support_y.bincount().max()) if support_y.dim() == 1 else len(support_y)
-        learner, method = build(replace(spec, ways=ways, outputs=ways, shots=shots))
-    else:
-        learner, method = build(replace(spec, shots=len(support_x)))
+    learner, method = build(_spec_of(spec, classes, support_y))
     support_x = support_x if learner.integers else support_x.to(spec.dtype)
     given = support_y.dim()
     support_y = _fitting(support_y, learner, support_x, classes is not None)
     flat = given < support_y.dim()
-    if method.traits.fixed_ways and classes is not None and ways != spec.outputs:
-        text = f"{ways} classes, and the method's head was learned for {spec.outputs}"
+    if method.traits.fixed_ways and classes is not None and len(classes) != spec.outputs:
+        text = f"{len(classes)} classes, and the method's head was learned for {spec.outputs}"
         raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
     if classes is None:
@@ -159,6 +154,14 @@ def adapt_task(
     return AdaptedTask(
         method, learner, meta, support, steps, item, classes, transform, flat, moments
     )
+
+
+def _spec_of(spec: EpisodeSpec, classes: Any, y: Tensor) -> EpisodeSpec:
+    """The spec with the classes and shots of one task."""
+    if classes is None:
+        return replace(spec, shots=len(y))
+    shots = int(y.bincount().max()) if y.dim() == 1 else len(y)
+    return replace(spec, ways=len(classes), outputs=len(classes), shots=shots)
 
 
 def inputs(

@@ -26,9 +26,10 @@ class RowSource:
         counts: Sequence[int],
         spec: EpisodeSpec,
         data_sha256: str = "",
+        facts: dict[str, Any] | None = None,
     ) -> None:
         self.spec, self.data_sha256 = spec, data_sha256
-        self.facts: dict[str, Any] = {}  # how the component made the rows, for result.json
+        self.facts = facts or {}  # how the component made the rows, for result.json
         self._x = rows.to(spec.device, spec.dtype)
         self._y = None if values is None else values.to(spec.device, spec.dtype)
         self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
