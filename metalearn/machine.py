@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -73,7 +74,15 @@ def cuda_facts(device: str) -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "own_kernels": own_kernels(),
+        "triton": has_triton(),
     }
+
+
+def has_triton() -> bool:
+    """Whether Triton can be imported, for kernels/ on CUDA; METALEARN_TRITON=0 says no."""
+    if os.environ.get("METALEARN_TRITON") == "0":
+        return False
+    return importlib.util.find_spec("triton") is not None
 
 
 def own_kernels() -> bool:

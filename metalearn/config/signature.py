@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from metalearn.config.experiment import Experiment
-from metalearn.machine import cpu_name, own_kernels
+from metalearn.machine import cpu_name, has_triton, own_kernels
 from metalearn.types import EpisodeSpec
 
 
@@ -35,6 +35,7 @@ def signature(experiment: Experiment, spec: EpisodeSpec, device: str) -> str:
         "size": [run.tasks_per_step, run.examples_per_step],
         "precision": [run.dtype, run.precision, run.checkpoint_inner, run.deterministic],
         "own_kernels": own_kernels(),
+        "triton": device.startswith("cuda") and has_triton(),
         "machine": [
             device,
             torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metalearn.machine import has_triton
 
 TILE = 1024  # numbers that a program holds of an array
 WIDEST = 1024  # places of a row that it holds
@@ -19,10 +20,8 @@ INTERPRETED = 1 << 16  # in Triton's interpreter, where every program costs a wa
 
 @functools.cache
 def available() -> bool:
-    """Whether Triton can be imported; METALEARN_TRITON=0 says no."""
-    if os.environ.get("METALEARN_TRITON", "1") == "0":
-        return False
-    return importlib.util.find_spec("triton") is not None
+    """Whether kernels run by Triton; asked once a process."""
+    return has_triton()
 
 
 def launch(
