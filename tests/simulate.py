@@ -78,7 +78,8 @@ def shares(repeats: int) -> list[str]:
         "(`metalearn/evaluate/targets.py`). Before: symmetric intervals, as of a mean. A share",
         "near 1 varies more downwards than upwards, so those were too short on one side where",
         "seeds differ much. The gap of two shares keeps the symmetric interval. Where few seeds",
-        "do not differ, it is wider than it need be: that costs verdicts, and makes none false.",
+        "do not differ, intervals of a share and of a gap are wider than they need be: that costs",
+        "verdicts, and makes none false.",
         "",
         "| seeds | deviation of seeds, points | share | share before | gap of two shares "
         "| count | count before |",
