@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,12 @@ class Net(nn.Module):
         if self.form == "closure":
             return self.call(z)
         out = self.head(z)
+        if self.form == "view":
+            return out.view(4, 3)
+        if self.form == "squeeze":
+            return out.squeeze()
+        if self.form == "object":
+            return SimpleNamespace(logits=out)
         forms = {"tuple": (out, z), "dict": {"logits": out}, "named": Parts(out, z)}
         return forms[self.form]
 
@@ -88,6 +95,12 @@ def on_meta() -> nn.Module:
     return net
 
 
+def shared() -> nn.Module:
+    net = nn.Sequential(nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    net[1].running_mean = net[0].running_mean
+    return net
+
+
 def hooked() -> nn.Module:
     net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
     net[0].register_full_backward_hook(lambda layer, given, taken: None)
@@ -106,6 +119,10 @@ def hooked() -> nn.Module:
         (nn.Linear(8, 3).state_dict(), {}, "net: a OrderedDict is no torch module"),
         (on_meta(), {}, "1.running_var: is on the meta device"),
         (hooked(), {}, "0: has a hook on its backward pass"),
+        (Net("object"), {}, "forward returns a SimpleNamespace.* output= one of 'logits'"),
+        (Net("view"), {}, "Net: takes 4 examples, but not 5: RuntimeError"),
+        (Net("squeeze"), {}, r"outputs \[3\] for 1 examples and \[4, 3\] for 4: .*squeeze\(-1\)"),
+        (shared(), {}, "1.running_mean: is the buffer 0.running_mean, too"),
     ],
 )
 def test_the_reason_is_named(net: Any, options: dict[str, Any], words: str) -> None:

@@ -248,6 +248,26 @@ def test_task_sources_of_ones_own_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: e._replace(info={}), "train: info has no key"),
+        (lambda e: e._replace(support=e.support._replace(x=e.support.x.double())), "torch.float64"),
+        (lambda e: e._replace(query=e.query._replace(y=e.query.y + 1)), "has 0 .. 2"),
+        (lambda e: e._replace(query=e.query._replace(x=e.query.x.numpy())), "give tensors"),
+        (lambda e: e._replace(query=e.query._replace(x=e.query.x[..., 1:])), r"says \[T, B, 5\]"),
+        (lambda e: e._replace(query=e.query._replace(y=e.query.y[:, 1:])), r"query\.y has shape"),
+        (lambda e: e._replace(query=e.query._replace(x=e.query.x / 0)), r"query\.x is not finite"),
+    ],
+)
+def test_sources_whose_tasks_are_not_as_they_say_are_refused(change: Any, words: str) -> None:
+    source = data().build()
+    sample = source.sample
+    source.sample = lambda key, tasks, start=0: change(sample(key, tasks, start))
+    with pytest.raises(ConfigError, match=words):
+        ml.tasks.Given(source)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"task": "photos"}, "'photos' is no TaskComponent"),

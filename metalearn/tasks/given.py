@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PrivateAttr, model_validator
+from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
+from metalearn.labels import check_targets
 from metalearn.tasks.images import SPLITS
-from metalearn.types import TaskSource
+from metalearn.types import Batch, TaskSource
 
 
 class Given(TaskComponent):
@@ -86,8 +88,39 @@ def _source(sources: Any, split: str) -> TaskSource:
 
 def _first_tasks(source: TaskSource) -> list[Any]:
     episodes = source.sample(rng.fold_in(0, "given"), 2)
+    problems = [
+        (f"sources.{source.spec.split}", f"{name}{text}")
+        for name, batch in (("support", episodes.support), ("query", episodes.query))
+        for text in _problems(batch, source)
+    ]
+    if "key" not in episodes.info:
+        problems.append((f"sources.{source.spec.split}", "info has no key [T], one for each task"))
+    if problems:
+        raise ConfigError(*problems)
+    check_targets(episodes, source.spec)
     parts = [leaf for part in (episodes.support, episodes.query) for leaf in (part.x, part.y)]
     return [repr(source.spec.ways), source.spec.split, *parts]
+
+
+def _problems(batch: Batch, source: TaskSource) -> list[str]:
+    """What of two tasks is not as the spec of the source says."""
+    x, y, spec = batch.x, batch.y, source.spec
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        kinds = f"{type(x).__name__} and {type(y).__name__}"
+        return [f" has x and y as {kinds}: give tensors, torch.as_tensor"]
+    found = []
+    if tuple(x.shape[2:]) != tuple(spec.x_shape) or len(x) != 2:
+        shape = ", ".join(["T", "B", *map(str, spec.x_shape)])
+        found.append(f".x has shape {list(x.shape)} for T = 2 tasks: the spec says [{shape}]")
+    elif x.shape[:2] != y.shape[:2]:
+        found.append(f".y has shape {list(y.shape)}, and x has {list(x.shape)}")
+    if x.is_floating_point() and x.dtype != spec.dtype:
+        found.append(f".x is {x.dtype}, and spec.dtype is {spec.dtype}")
+    if not x.isfinite().all():
+        found.append(".x is not finite")
+    if x.requires_grad or y.requires_grad:
+        found.append(" asks for a gradient: give x.detach()")
+    return found
 
 
 def as_tasks(task: Any) -> Any:

@@ -183,6 +183,26 @@ def check_equal(learner: Learner, params: Params, x: Tensor, forward: Callable[.
         raise ConfigError(("net", text))
 
 
+def check_sizes(learner: Learner, params: Params, x: Tensor, name: str) -> None:
+    """ConfigError where the outputs are not one row for each example, for any number of them."""
+    with torch.no_grad(), unfused_attention():
+        row = learner.apply(params, x).shape[1:]
+        for rows in (torch.cat([x, x[:1]]), x[:1]):
+            try:
+                shape = learner.apply(params, rows).shape
+            except Exception as error:
+                if len(rows) == 1:  # as statistics of one example
+                    continue
+                text = f"takes {len(x)} examples, but not {len(rows)}: {first_line(error)}"
+                raise ConfigError((name, text)) from error
+            if shape != (len(rows), *row):
+                text = f"gives outputs {list(shape)} for {len(rows)} examples and {[len(x), *row]}"
+                text += (
+                    f" for {len(x)}: it should give one row for each (squeeze(-1), not squeeze())"
+                )
+                raise ConfigError((name, text))
+
+
 def examples_interact(learner: Learner, params: Params, x: Tensor) -> bool:
     """Whether the output of an example depends on the others in the batch."""
     others = 3 + 2 * x[1:] if x.is_floating_point() else 1 - x[1:]

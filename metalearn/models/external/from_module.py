@@ -111,6 +111,7 @@ def _checked(learner: Learner, source: _Source, values: Params) -> Learner:
     """The learner once it was compared with the module, with what its examples show."""
     x, inputs, output = source.x, source.inputs, source.output
     checks.check_equal(learner, values, x, lambda net, x: entry(called(net, x, inputs), output))
+    checks.check_sizes(learner, values, x, type(source.net).__name__)
     if learner.normalisation not in OF_BATCH and checks.examples_interact(learner, values, x):
         if learner.normalisation == "running":
             text = "reads statistics of the batch beside running ones: hand it over in net.eval()"

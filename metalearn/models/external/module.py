@@ -106,6 +106,7 @@ def refuse_unsupported(module: nn.Module) -> None:
             problems.append((name, f"{text} the parameter or the activations in forward instead"))
     for name, part in module.named_modules():
         problems.extend((name or type(part).__name__, text) for text in _unsupported_layer(part))
+    problems.extend(_shared_buffers(module))
     problems.extend(_unregistered(module))
     if problems:
         raise ConfigError(*problems)
@@ -123,6 +124,18 @@ def _unsupported_layer(part: nn.Module) -> list[str]:
         text = "has a hook on its backward pass, which a function of parameters never calls: change"
         found.append(f"{text} the activations in forward instead, or remove it")
     return found
+
+
+def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
+    """Buffers of two layers, which a change of dtype or device parts."""
+    names: dict[int, str] = {}
+    problems = []
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        first = names.setdefault(id(buffer), name)
+        layers = (module.get_submodule(one.rpartition(".")[0]) for one in (first, name))
+        if first != name and len(set(layers)) > 1:
+            problems.append((name, f"is the buffer {first}, too: give each layer its own"))
+    return problems
 
 
 def _unregistered(module: nn.Module) -> list[tuple[str, str]]:
@@ -211,7 +224,9 @@ def _entries(out: Any) -> str:
         return ", ".join(repr(name) for name in out)
     if hasattr(out, "_fields"):  # of a named tuple
         return ", ".join(map(repr, out._fields))
-    return ", ".join(str(n) for n in range(len(out))) if isinstance(out, tuple | list) else "none"
+    if isinstance(out, tuple | list):
+        return ", ".join(str(n) for n in range(len(out)))
+    return ", ".join(map(repr, getattr(out, "__dict__", {}))) or "none"
 
 
 def example(module: nn.Module, spec: EpisodeSpec, inputs: Inputs) -> Tensor:
