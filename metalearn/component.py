@@ -131,6 +131,11 @@ class TaskComponent(Component, ABC):
         return self
 
     @property
+    def pixels_in_unit(self) -> bool:
+        """Whether inputs are images with pixels in 0..1."""
+        return False
+
+    @property
     def transform(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """From inputs [B, *X] as a user has them to those of the tasks; None: the same."""
         return None

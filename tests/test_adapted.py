@@ -119,6 +119,7 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
         (np.zeros((3, 1, 28, 28)), np.eye(3), r"one-hot rows are labels by y\.argmax\(1\)"),
         (np.zeros((3, 1, 28, 28)), iter([0, 1, 2]), "is a list_iterator: give a list"),
         (np.zeros((3, 1, 28, 28)), np.ma.masked_array([0, 1, 2], [0, 1, 0]), "y: has masked"),
+        (np.full((3, 1, 28, 28), 255.0), [0, 1, 2], r"images in 0\.\.1.*divide bytes by 255"),
         (np.zeros((3, 1, 28, 28), "U1"), [0, 1, 2], r"x: must hold numbers \(got <U1\)"),
         (torch.zeros(3, 1, 28, 28).to_sparse(), [0, 1, 2], r"x: is sparse: give \.to_dense"),
     ],

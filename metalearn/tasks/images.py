@@ -70,6 +70,10 @@ class ImageTask(SplitTask):
         (), "Random changes of training images: crop, flip, colour.", later=True
     )
 
+    @property
+    def pixels_in_unit(self) -> bool:
+        return True
+
 
 def four_rotations(images: Tensor) -> Tensor:
     """Images rotated counter-clockwise by 0, 90, 180, 270 degrees: [A, *, H, H] -> [4 A, *, H, H].

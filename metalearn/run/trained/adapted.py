@@ -42,6 +42,7 @@ class AdaptedTask:
     transform: Transform | None = None
     flat: bool = False  # values were given as [B], without an axis of outputs
     moments: Moments | None = None  # of the values, where the method learned standardised ones
+    pixels: bool = False  # inputs are images in 0..1
 
     def __repr__(self) -> str:
         """What was learned from, without tensors."""
@@ -51,7 +52,8 @@ class AdaptedTask:
 
     def outputs(self, x: Any) -> Tensor:
         """Logits [M, *Y, N] or values [M, *Y] of inputs [M, *X], numpy or torch."""
-        query_x = inputs(x, self.method.spec, self.learner.integers, self.transform)
+        integers, change = self.learner.integers, self.transform
+        query_x = inputs(x, self.method.spec, integers, change, self.pixels)
         if self.method.adapt is None or self.method.predict is None:
             batch = tree_map(lambda leaf: leaf.unsqueeze(0), self.support)
             learned = self.method.learn(self.meta, batch, query_x.unsqueeze(0), (self.steps,))
@@ -124,17 +126,17 @@ def adapt_task(
     seed: int = 0,
     transform: Transform | None = None,
     moments: Moments | None = None,
+    pixels: bool = False,
 ) -> AdaptedTask:
     """Learn one task of labelled examples: x [B, *X], y [B, *Y] labels of any kind, or values.
 
     `build` makes learner and method for the task's spec; `spec` is that of the run's test tasks,
-    whose component has `transform` and standardises its values by `moments`.
+    whose component has `transform` and standardises its values by `moments`; `pixels`: inputs
+    are images in 0..1.
     Raises ConfigError for inputs of another shape, for labels that do not fit, and where the
     method's head was learned for another number of classes."""
-    if not isinstance(steps, int | np.integer) or steps < 0:
-        raise ConfigError(("steps", f"must be a whole number >= 0 (got {steps!r})"))
-    steps = int(steps)
-    support_x = inputs(x, spec, True, transform)
+    steps = _whole(steps)
+    support_x = inputs(x, spec, True, transform, pixels)
     _check_length(y, len(support_x))
     classes, support_y = (
         _labels(y, spec) if spec.classification else (None, _values(y, spec, moments))
@@ -152,7 +154,7 @@ def adapt_task(
         check_example_targets(support, spec)
     item = None if method.adapt is None else method.adapt(meta, support, steps, key)
     return AdaptedTask(
-        method, learner, meta, support, steps, item, classes, transform, flat, moments
+        method, learner, meta, support, steps, item, classes, transform, flat, moments, pixels
     )
 
 
@@ -165,7 +167,11 @@ def _spec_of(spec: EpisodeSpec, classes: Any, y: Tensor) -> EpisodeSpec:
 
 
 def inputs(
-    x: Any, spec: EpisodeSpec, integers: bool = False, transform: Transform | None = None
+    x: Any,
+    spec: EpisodeSpec,
+    integers: bool = False,
+    transform: Transform | None = None,
+    pixels: bool = False,
 ) -> Tensor:
     """Inputs [B, *X] as a tensor of the spec's dtype, or int64, on its device; else ConfigError."""
     values = _numbers(x, "x")
@@ -174,13 +180,17 @@ def inputs(
         raise ConfigError(("x", f"{text} (got {list(values.shape)})"))
     if values.dtype == torch.uint8 and len(spec.x_shape) == 3:
         raise ConfigError(("x", "images must be floats in 0..1, ink bright; got bytes"))
-    if integers and transform is None and not values.is_floating_point():
+    if integers and not pixels and transform is None and not values.is_floating_point():
         return values.to(spec.device, torch.int64)
     values = values.to(spec.device)
     values = values if transform is None else transform(values.double())
     values = values.to(dtype=spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("x", "must be finite"))
+    if pixels and (values.min() < -0.01 or values.max() > 1.01):
+        text = f"must be images in 0..1, as in training (got {float(values.min()):.3g} .. "
+        text += f"{float(values.max()):.3g}): divide bytes by 255, and leave out other scales"
+        raise ConfigError(("x", text))
     return values
 
 
@@ -193,6 +203,12 @@ def _values(y: Any, spec: EpisodeSpec, moments: Moments | None) -> Tensor:
     if not values.isfinite().all():
         raise ConfigError(("y", "must be finite"))
     return values
+
+
+def _whole(steps: Any) -> int:
+    if not isinstance(steps, int | np.integer) or steps < 0:
+        raise ConfigError(("steps", f"must be a whole number >= 0 (got {steps!r})"))
+    return int(steps)
 
 
 def _check_length(y: Any, examples: int) -> None:

@@ -47,7 +47,7 @@ class LoadedRun(TestedRun):
             return learner_and_method(config, spec)
 
         task = config.test_task
-        changes = task.transform, task.target_moments_used
+        changes = task.transform, task.target_moments_used, task.pixels_in_unit
         return adapt_task(build, self.state.meta, spec, x, y, steps, seed, *changes)
 
     def record(self) -> records.Run:
