@@ -6,6 +6,7 @@ warnings, as Python's logging does by default; the command line shows everything
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from contextvars import ContextVar
 
 log = logging.getLogger("metalearn")
 _PREFIXES: ContextVar[tuple[str, ...]] = ContextVar("prefixes", default=())
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A warning, once a process: parts of a run are built for every split."""
+    log.warning(text)
 
 
 @contextmanager

@@ -131,6 +131,16 @@ def test_a_table_may_name_files_as_other_systems_do(tmp_path: Path) -> None:
         task.build()
 
 
+def test_images_of_no_class_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = fill(tmp_path / "loose", [f"c{n}" for n in range(6)])
+    (path / "notes.txt").write_text("of the pictures")
+    folder(path).build()
+    assert not caplog.messages
+    Image.new("L", (8, 8), 250).save(path / "stray.png")
+    assert 250 not in greys(folder(path).build())
+    assert "are of no class and left out: stray.png" in caplog.text
+
+
 def test_what_archives_add_is_passed_over(tmp_path: Path) -> None:
     fill(tmp_path, ["a", "b", "c"])
     (tmp_path / "__MACOSX" / "a").mkdir(parents=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import functools
 import io
 import re
 import unicodedata
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from metalearn.errors import ConfigError, DataError
-from metalearn.logger import log
+from metalearn.logger import warn_once
 from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
@@ -88,12 +87,7 @@ def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
     text += "x.transpose(0, 3, 1, 2)"
     if image:
         raise ConfigError((place, text))
-    _warn_once(f"{place} {text}, if they are images")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
+    warn_once(f"{place} {text}, if they are images")
 
 
 def found_inputs(columns: Sequence[str], place: str) -> list[str]:

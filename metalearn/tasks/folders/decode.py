@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metalearn.errors import DataError
-from metalearn.logger import log
+from metalearn.logger import warn_once
 from metalearn.tasks import store
 from metalearn.tasks.folders.listing import Listing, some
 
@@ -65,15 +65,10 @@ def _warn_of_copies(listing: Listing) -> None:
                 (within if known == name else across).append(f"{where} and {file}")
     if across:
         text = "equal images are in two classes, of which one is wrong, and perhaps in two splits"
-        _warn_once(f"path: {text}: {some(across)}")
+        warn_once(f"path: {text}: {some(across)}")
     if within:
         text = "equal images are in one class, so that a query may be an image of the support set"
-        _warn_once(f"path: {text}: {some(within)}")
-
-
-@lru_cache(maxsize=1 << 10)
-def _warn_once(text: str) -> None:
-    log.warning(text)
+        warn_once(f"path: {text}: {some(within)}")
 
 
 def _file_hash(file: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
+from metalearn.logger import warn_once
 from metalearn.storage.columns import has_no_label, read_columns
 
 SPLIT_NAMES = {
@@ -29,6 +30,7 @@ SPLIT_NAMES = {
 }
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path", "name")
 LABEL_COLUMNS = ("label", "class", "class_name", "target", "y")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _SHOWN = 10  # problems of one kind that are listed before "and n more"
 # Files that desktops create in folders of images, besides names with a leading dot.
 _IGNORED = ("Thumbs.db", "desktop.ini")
@@ -104,6 +106,9 @@ def _from_folders(root: Path) -> list[Entry]:
     known = [SPLIT_NAMES.get(folder.name.lower()) for folder in folders]
     named = [folder.name for folder, split in zip(folders, known) if split and _folders(folder)]
     by_split = len(named) > 1
+    if strays := [file.name for file in _files(root) if file.suffix.lower() in IMAGES]:
+        text = f"path: images in {root} itself are of no class and left out: {some(strays)}"
+        warn_once(text)
     if by_split and (len(named) < len(folders) or len(set(known)) < len(known)):
         others = some(folder.name for folder in folders)
         text = f"{root} holds split folders ({some(named)}): one a split, and none besides"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.logger import log
+from metalearn.logger import warn_once
 
 LARGE = 10.0  # root of the mean square
 ROUNDING = 1e-6  # deviations up to this share of a mean are those of a constant in float32
@@ -79,12 +78,7 @@ def _warn_if_large(name: str, values: Tensor, remedy: str) -> None:
     if size > LARGE:
         mean, deviation = float(flat[:, column].mean()), float(flat[:, column].std())
         text = f"task: {name} have mean {mean:.3g} and deviation {deviation:.3g} in the training "
-        _warn_once(f"{text}split, and gradient steps need numbers of about unit size: {remedy}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
+        warn_once(f"{text}split, and gradient steps need numbers of about unit size: {remedy}")
 
 
 def _check_type(name: str, values: Tensor, dtype: torch.dtype) -> None:
@@ -98,4 +92,4 @@ def _check_type(name: str, values: Tensor, dtype: torch.dtype) -> None:
     lost = (varies & (made.amax(0) == made.amin(0))).nonzero().flatten().tolist()
     if lost:
         text = f"task: {name} of column {lost[0] + 1} vary by less than {kind} resolves and all"
-        _warn_once(f"{text} become {float(made[0, lost[0]]):.6g}: subtract a constant from them")
+        warn_once(f"{text} become {float(made[0, lost[0]]):.6g}: subtract a constant from them")
