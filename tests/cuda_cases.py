@@ -41,6 +41,17 @@ GLYPHS = Glyphs(ways=3, shots=1, queries=2)
 SMALL, CONV = MLP(sizes=(6,)), Conv4(filters=4)
 
 
+_sources: dict[tuple[str, str, torch.dtype], Any] = {}
+
+
+def source_of(task: Any, device: str, dtype: torch.dtype) -> Any:
+    """A source, built once for all tests of a process."""
+    key = (repr(task), device, dtype)
+    if key not in _sources:
+        _sources[key] = task.build(split="train", seed=0, device=device, dtype=dtype)
+    return _sources[key]
+
+
 class Problem(NamedTuple):
     """Components of one problem, to be built on any device."""
 
@@ -50,7 +61,7 @@ class Problem(NamedTuple):
 
     def built(self, device: str, dtype: torch.dtype = F64) -> tuple[Any, Method]:
         """(source, method) on a device; a method that searches first has searched."""
-        source = self.task.build(split="train", seed=0, device=device, dtype=dtype)
+        source = source_of(self.task, device, dtype)
         learner = self.model.build(source.spec)
         if self.method.contains_by_default is None:
             return source, self.method.build(learner, source.spec)
