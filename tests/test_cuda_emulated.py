@@ -22,9 +22,10 @@ PARTS = {
     "executors": ("tests/test_cuda.py", "never_wait"),
     "kernels": ("tests/test_cuda_kernels.py", ""),
     "triton": ("tests/test_cuda_triton.py", ""),
-    "several": ("tests/test_cuda_several.py", ""),
-    "learning": ("tests/test_cuda_learning.py", ""),
-    "search": ("tests/test_cuda_shared_search.py", ""),
+    "replays": (
+        "tests/test_cuda_several.py tests/test_cuda_learning.py tests/test_cuda_shared_search.py",
+        "",
+    ),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),
@@ -41,9 +42,10 @@ def test_an_emulated_device_passes_the_tests_of_a_device(name: str) -> None:
         pytest.skip("the emulator ../shared/tools/fake_cuda is not there")
     if shutil.which("g++") is None:
         pytest.skip("the emulator needs g++")
-    file, chosen = PARTS[name]
+    files, chosen = PARTS[name]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fakecuda", "-p", "no:cacheprovider"]
-    command += ["-p", "no:xdist", "-m", "gpu", *(["-k", chosen] if chosen else []), file]
+    command += ["-p", "no:xdist", "-m", "gpu", *(["-k", chosen] if chosen else [])]
+    command += files.split()
     paths = f"{EMULATOR}{os.pathsep}{ROOT}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     environment = {
