@@ -14,7 +14,7 @@ import metalearn as ml
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.tasks import Arrays
-from metalearn.tasks.tables.standardise import moments
+from metalearn.tasks.tables.standardise import moments, restore, standardise
 
 
 def readings(offset: float = 1000.0) -> dict[str, Any]:
@@ -134,6 +134,9 @@ def test_targets_are_standardised_and_answers_have_the_units_of_the_data(tmp_pat
         learned.module()
     with pytest.raises(ConfigError, match=r"y: must have shape \[B, 2\]"):
         run.adapt(x[:4], y[:4, 0])
+
+
+def test_targets_of_classes_are_not_standardised() -> None:
     with pytest.raises(ValueError, match="name the column of tasks in group"):
         Arrays(np.zeros((20, 2)), np.arange(20) % 5, standardise_targets=True)
 
@@ -154,3 +157,14 @@ def test_a_constant_is_one_up_to_rounding() -> None:
     assert x[:, 0].std() > 0
     means, deviations = moments(x, np.arange(160))
     assert deviations == pytest.approx((1.0, x[:, 1].std())) and means[0] == pytest.approx(0.1)
+
+
+def test_targets_far_from_zero_keep_their_differences() -> None:
+    """Seconds since 1970: float32 has one number for all of them."""
+    y = 1.7e9 + np.arange(4.0)[:, None]
+    found = moments(y, np.arange(4))
+    assert found[1] == pytest.approx((y.std(),))
+    scaled = standardise(torch.as_tensor(y), found).float()
+    torch.testing.assert_close(restore(scaled, found), torch.as_tensor(y), rtol=0, atol=1e-5)
+    small = moments(np.arange(4.0)[:, None], np.arange(4))
+    assert restore(scaled, small).dtype == torch.float32

@@ -13,7 +13,9 @@ from metalearn.errors import ConfigError
 from metalearn.logger import warn_once
 
 LARGE = 10.0  # root of the mean square
-ROUNDING = 1e-6  # deviations up to this share of a mean are those of a constant in float32
+# deviations up to this share of a mean are those of a constant
+ROUNDING, ROUNDING_FLOAT64 = 1e-6, 1e-12
+RESOLVED = 1e-3  # of a deviation, what answers in the units of the data resolve
 Moments = tuple[tuple[float, ...], tuple[float, ...]]  # means [F], standard deviations [F]
 
 
@@ -28,7 +30,9 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
         raise ConfigError(("standardise", "needs rows of the training split, and there are none"))
     known = x[rows].astype(np.float64)
     means, deviations = known.mean(0), known.std(0)
-    deviations[deviations <= ROUNDING * np.abs(means)] = 1
+    short = x.dtype.kind == "f" and x.dtype.itemsize < 8
+    rounding = ROUNDING if short else ROUNDING_FLOAT64
+    deviations[deviations <= rounding * np.abs(means)] = 1
     return tuple(means.tolist()), tuple(deviations.tolist())
 
 
@@ -39,11 +43,16 @@ def standardise(x: Tensor, found: Moments) -> Tensor:
 
 
 def restore(values: Tensor, found: Moments) -> Tensor:
-    """values * deviation + mean, the inverse of `standardise`: [..., F] -> [..., F]."""
+    """values * deviation + mean, the inverse of `standardise`: [..., F] -> [..., F].
+
+    float64 where the type of `values` would not resolve a thousandth of a deviation."""
     mean, deviation = (
-        torch.tensor(part, dtype=values.dtype, device=values.device) for part in found
+        torch.tensor(part, dtype=torch.float64, device=values.device) for part in found
     )
-    return values * deviation + mean
+    step = torch.finfo(values.dtype).eps * max(abs(part) for part in found[0])
+    coarse = step > RESOLVED * min(found[1])
+    whole = values.double() * deviation + mean
+    return whole if coarse else whole.to(values.dtype)
 
 
 def moments_of(
