@@ -44,6 +44,15 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"{hint}valid: {', '.join(names)}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; of an error without one, how Python writes it.
+
+    >>> ml.errors.first_line(RuntimeError("out of memory"))
+    'out of memory'
+    """
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
 class Diverged(RuntimeError):
     """Meta-training met a loss that is not finite: exit code 3."""
 

@@ -46,6 +46,7 @@ def test_a_captured_step_has_few_nodes_and_the_same_numbers(
 ) -> None:
     if sys.modules.get("fakecuda") is None and not available():
         pytest.skip("needs Triton on a card")
+    monkeypatch.setenv("METALEARN_TRITON", "1")  # on a card, too
     found, nodes = two_steps(triton=True)
     monkeypatch.setenv("METALEARN_TRITON", "0")
     monkeypatch.setattr(choice, "available", lambda: False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from metalearn.kernels import choice
+from metalearn.kernels import choice, draw, draw_in_torch
 from metalearn.kernels.choice import Ways
+from metalearn.rng import fold_in
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -42,8 +45,13 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> dict[Callable[..., Tensor], floa
     return found
 
 
-def runs(in_triton: Callable[..., Tensor], in_torch: Callable[..., Tensor], x: Tensor) -> str:
-    assert torch.equal(choice._run(Ways("twice", in_triton, in_torch, False), x), doubled(x))
+def runs(
+    in_triton: Callable[..., Tensor],
+    in_torch: Callable[..., Tensor],
+    x: Tensor,
+    exact: bool = True,
+) -> str:
+    assert torch.equal(choice._run(Ways("twice", in_triton, in_torch, exact), x), doubled(x))
     return choice.measured()[-1][1]
 
 
@@ -75,10 +83,39 @@ def test_nothing_is_measured_in_a_capture_nor_where_it_cannot_run(
     x = torch.ones(3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     choice._run(Ways("twice", broken, added, False), x)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     choice._run(Ways("twice", broken, added, False), x.long())
     monkeypatch.setattr(choice, "available", lambda: False)
     choice._run(Ways("twice", broken, added, False), x)
     assert choice.measured() == []
+
+
+def test_a_clock_decides_only_where_the_bits_are_equal() -> None:
+    assert runs(added, doubled, torch.ones(3)) == "torch"
+    assert runs(added, doubled, torch.ones(4), exact=False) == "triton"
+    assert choice.measured()[-1] == ("twice 4", "triton", None, None)
+
+
+def test_numbers_on_which_no_time_depends_are_no_case_of_their_own(
+    seconds: dict[Callable[..., Tensor], float],
+) -> None:
+    def row(x: Tensor, first: int) -> Tensor:
+        return x + first
+
+    ways, seconds[row] = Ways("row", row, row, True, (1,)), 1.0
+    for first in range(3):
+        assert torch.equal(choice._run(ways, torch.ones(3), first), torch.ones(3) + first)
+    assert len(choice.measured()) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5])
+def test_one_wrong_number_among_many_is_found(value: float) -> None:
+    right = torch.ones(100_000)
+    wrong = right.clone()
+    wrong[7] = value
+    assert choice._near(right, right) and choice._near(right * 1.001, right)
+    assert not choice._near(wrong, right)
+    assert choice._near(wrong, wrong) and not choice._near(right, wrong)
 
 
 def test_with_deterministic_algorithms_no_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +127,21 @@ def test_it_can_be_forced_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("METALEARN_TRITON", "1")
     with pytest.raises(RuntimeError, match="no such instruction"):
         choice._run(Ways("twice", broken, added, False), torch.ones(3))
+
+
+def test_draws_take_torchs_operators_where_own_kernels_are_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draw, "available", lambda: True)
+    given = cast(Tensor, SimpleNamespace(is_cuda=True))
+    for value, expected in (("1", True), ("0", False)):
+        monkeypatch.setenv("METALEARN_CUDA_KERNELS", value)
+        assert draw._is_in_triton(given) is expected
+
+
+@pytest.mark.parametrize("sizes", [(5, 1, 1, 1028, 20, 0), (3, 2, 0, 5, 7, 9), (4, 2, 3, 9, 0, 9)])
+def test_draws_are_of_the_shapes_and_strides_that_traces_assume(sizes: tuple[int, ...]) -> None:
+    counts = torch.tensor([sizes[4] or 40] * sizes[3])
+    given = fold_in(5, "key"), counts, counts.cumsum(0) - counts, 3, 2, *sizes
+    for one, other in zip(draw_in_torch.episode_rows(*given), draw._rows_fake(*given), strict=True):
+        assert (one.shape, one.stride()) == (other.shape, other.stride())

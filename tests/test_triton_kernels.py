@@ -32,7 +32,7 @@ pytestmark = [
 ]
 F64 = torch.float64
 NORMS = ("norm_relu_pool", "norm_relu_pool_grad", "norm_relu_pool_second")
-TOLERANCE = {F64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 3e-2}
+TOLERANCE = {F64: 1e-13, torch.float32: 2e-6}
 # groups, images, height, width, filters, window: odd borders, one image, more places than a tile
 SHAPES = [
     (2, 3, 5, 4, 5, 1),
@@ -135,7 +135,7 @@ def test_draws_are_the_same_bits(sizes: tuple[int, ...]) -> None:
     assert draw_in_triton.fits(of)
     found, expected = (m.episode_rows(*given) for m in (draw_in_triton, draw_in_torch))
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+        assert torch.equal(one, other) and one.is_contiguous() and other.is_contiguous()
 
 
 def test_images_and_keys_are_the_same_bits() -> None:

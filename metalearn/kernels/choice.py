@@ -1,9 +1,10 @@
 """Two implementations of an operator on CUDA, in Triton and in torch's operators: one is chosen for
-each combination of shapes and types, measured at its first use.
+each combination of shapes and types, at its first use.
 
 A Triton kernel that fails, or whose results are not those of torch's operators, is left out with a
-warning. Within a capture nothing can be measured: what is not chosen yet runs by torch's operators.
-With `run.deterministic` clocks decide nothing."""
+warning; any other one runs. A clock decides only where both give the same bits, so that a resumed
+run and every rank compute the same, and never with `run.deterministic`. Within a capture nothing
+can be compared: what is not chosen yet runs by torch's operators."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.errors import first_line
 from metalearn.kernels.launch import available
 from metalearn.logger import log
 
@@ -22,7 +24,9 @@ Operator = Callable[..., Any]
 Choice = tuple[str, str, float | None, float | None]
 TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 REPEATS = 5
-FAR = 1e-2  # of the size of a result: the largest difference between both
+FAR = 1e-2  # in units of a result's largest number: the largest difference between both
+FAR_BFLOAT16 = 3e-2  # the same in a type whose last place is 2^-8
+SLEEP = 1_000_000  # clock cycles in which the host queues what is timed
 _chosen: dict[Any, bool] = {}  # whether Triton runs
 _measured: list[Choice] = []  # what was measured, for a report
 
@@ -34,6 +38,7 @@ class Ways(NamedTuple):
     in_triton: Operator
     in_torch: Operator
     exact: bool
+    data: tuple[int, ...] = ()  # places of numbers on which no time depends
 
 
 def register(
@@ -42,12 +47,14 @@ def register(
     in_torch: Any,
     *names: str,
     exact: bool = False,
+    data: tuple[int, ...] = (),
 ) -> None:
     """The functions `names` of two modules as CUDA kernels of the operators of these names.
 
-    `exact`: their results are equal bit for bit, and their arguments of any type."""
+    `exact`: their results are equal bit for bit, and their arguments of any type. `data`: places
+    of arguments whose values do not count in the choice."""
     for name in names:
-        ways = Ways(name, getattr(in_triton, name), getattr(in_torch, name), exact)
+        ways = Ways(name, getattr(in_triton, name), getattr(in_torch, name), exact, data)
         library.impl(name, partial(_run, ways), "CUDA")
 
 
@@ -65,7 +72,8 @@ def _prefers_triton(ways: Ways, args: tuple[Any, ...]) -> bool:
         return False
     if os.environ.get("METALEARN_TRITON") == "1":
         return True
-    key = ways.name, *(_form(value) for value in args)
+    forms = [_form(value) for place, value in enumerate(args) if place not in ways.data]
+    key = ways.name, torch.are_deterministic_algorithms_enabled(), *forms
     if key not in _chosen:
         if torch.cuda.is_current_stream_capturing():
             return False
@@ -93,13 +101,12 @@ def _is_faster(ways: Ways, args: tuple[Any, ...]) -> bool:
         agree = all(near(one, other) for one, other in zip(_list(found), _list(right)))
         problem = None if agree else "other numbers than torch's operators"
     except Exception as error:  # whatever a compiler raises: torch's operators are always there
-        lines = str(error).strip().splitlines()
-        problem = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        problem = f"{type(error).__name__}: {first_line(error)}"
     if problem is not None:
         log.warning(f"the Triton kernel of {what} is not used: {problem}")
         _measured.append((what, "torch", None, None))
         return False
-    if torch.are_deterministic_algorithms_enabled():
+    if not ways.exact or torch.are_deterministic_algorithms_enabled():
         _measured.append((what, "triton", None, None))
         return True
     ours, theirs = (_seconds(way, args) for way in (ways.in_triton, ways.in_torch))
@@ -112,9 +119,14 @@ def _list(results: Any) -> list[Tensor]:
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
-    """Whether two results agree; what is not finite says nothing."""
-    one, other = one.double(), other.double()
-    return one.shape == other.shape and not bool((one - other).norm() > FAR * other.norm() + 1e-6)
+    """Whether two results agree: finite at the same places, and nowhere far apart there."""
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return False
+    finite, far = other.isfinite(), FAR_BFLOAT16 if other.dtype == torch.bfloat16 else FAR
+    one, other = one[finite].double(), other[finite].double()
+    if not other.numel():
+        return True
+    return bool((one - other).abs().max() <= far * other.abs().max() + 1e-6)
 
 
 def _seconds(way: Operator, args: tuple[Any, ...]) -> float:
@@ -122,6 +134,8 @@ def _seconds(way: Operator, args: tuple[Any, ...]) -> float:
     least = float("inf")
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if hasattr(torch._C, "_cuda_sleep"):  # else the launches of the host are timed
+            torch.cuda._sleep(SLEEP)
         start.record()
         way(*args)
         end.record()

@@ -12,6 +12,7 @@ from torch import Tensor
 from metalearn.kernels import choice, draw_in_torch, draw_in_triton
 from metalearn.kernels.draw_in_torch import Rows, Sizes
 from metalearn.kernels.launch import available
+from metalearn.machine import own_kernels
 
 _library = torch.library.Library("metalearn", "FRAGMENT")
 _library.define(
@@ -22,7 +23,14 @@ _library.define(
 _library.define("scaled_rows(Tensor pool, Tensor rows, Tensor scale) -> Tensor")
 _library.define("fold_in(Tensor key, Tensor number) -> Tensor")
 choice.register(
-    _library, draw_in_triton, draw_in_torch, "episode_rows", "scaled_rows", "fold_in", exact=True
+    _library,
+    draw_in_triton,
+    draw_in_torch,
+    "episode_rows",
+    "scaled_rows",
+    "fold_in",
+    exact=True,
+    data=(3,),
 )
 
 
@@ -46,24 +54,28 @@ torch.library.register_fake(
 _ops = torch.ops.metalearn
 
 
+def _is_in_triton(given: Tensor) -> bool:
+    return given.is_cuda and available() and own_kernels()
+
+
 def episode_rows(
     key: Tensor, counts: Tensor, starts: Tensor, first: int, tasks: int, of: Sizes
 ) -> Rows:
     """The choices of episodes first .. first + T - 1 of a key []."""
-    if key.is_cuda and available() and draw_in_triton.fits(of):
+    if _is_in_triton(key) and draw_in_triton.fits(of):
         return Rows(*_ops.episode_rows(key, counts, starts, first, tasks, *of))
     return draw_in_torch.episode_rows(key, counts, starts, first, tasks, *of)
 
 
 def scaled_rows(pool: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     """Images as numbers: pool [images, bytes] uint8, rows [B], scale [] -> [B, bytes]."""
-    if pool.is_cuda and available():
+    if _is_in_triton(pool):
         return cast(Tensor, _ops.scaled_rows(pool, rows.contiguous(), scale))
     return draw_in_torch.scaled_rows(pool, rows, scale)
 
 
 def fold_in(key: Tensor, number: Tensor) -> Tensor:
     """rng.fold_in of a key [] and a number []."""
-    if key.is_cuda and available():
+    if _is_in_triton(key):
         return cast(Tensor, _ops.fold_in(key, number))
     return draw_in_torch.fold_in(key, number)

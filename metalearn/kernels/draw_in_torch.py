@@ -52,7 +52,8 @@ def episode_rows(
     if of.turned:
         rows = rows + rng.below(turns.unsqueeze(-1), 4) * of.turned
     support_rows = _permuted(support, rows[..., : of.shots])
-    return Rows(keys, class_ids, *support_rows, *_permuted(query, rows[..., of.shots :]))
+    query_rows = _permuted(query, rows[..., of.shots :])
+    return Rows(*(rows.contiguous() for rows in (keys, class_ids, *support_rows, *query_rows)))
 
 
 def _choose_rows(
