@@ -4,17 +4,21 @@ Run on a real card, or on an emulated one (test_cuda_emulated.py)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cuda_cases import METHODS, TASKS, start_of
+from test_cuda_runs import experiment
 from torch import Tensor
 
 from metalearn.evaluate.curves import learning_curve
 from metalearn.executors import cuda_graphs
-from metalearn.executors.cuda_graphs import EAGER, captured_learning
+from metalearn.executors.cuda_graphs import captured_learning
 from metalearn.rng import fold_in
+from metalearn.run import final_test
+from metalearn.run.run import run_one
 from metalearn.scopes.over_tasks import call
 
 pytestmark = pytest.mark.gpu
@@ -44,7 +48,7 @@ def test_captured_learning_gives_the_bits_of_an_eager_call(name: str, captures: 
         found = method.learn(meta, batch.support, batch.query.x, (0, 1, 2), batch.info["key"])
         return found.predictions
 
-    numbers = range(EAGER + 3)
+    numbers = range(3)
     expected = [learned(number) for number in numbers]
     assert captures == []
     with captured_learning("cuda"):
@@ -71,5 +75,21 @@ def test_what_cannot_be_captured_goes_on_as_it_is() -> None:
 
     x = torch.ones(2, device="cuda")
     with captured_learning("cuda"):
-        for _ in range(EAGER + 2):
+        for _ in range(2):
             assert torch.equal(call(decide, owner, "decide", x), x + 1)
+
+
+def test_looks_of_a_run_are_captured_and_its_test_is_not(
+    captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seconds of the test are those of a new task."""
+    before, curve = list[int](), final_test.curve
+
+    def counted(*args: Any) -> Any:
+        before.append(len(captures))
+        return curve(*args)
+
+    monkeypatch.setattr(final_test, "curve", counted)
+    options = {"meta_steps": 2, "checkpoint_every": 1, "validate": {"every": 1, "episodes": 4}}
+    run_one(experiment(device="cuda", executor="vmap", **options), tmp_path)
+    assert before == [len(captures)] and len(captures) == 2

@@ -14,9 +14,10 @@ from cuda_cases import METHODS, TASKS, draw_of, start_of
 from test_cuda import no_waits
 from test_cuda_runs import experiment
 
+from metalearn.executors import cuda_graphs
 from metalearn.executors.step import make_step_fn
 from metalearn.rng import fold_in
-from metalearn.run import plan
+from metalearn.run import loop, plan
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 from metalearn.tree import leaves, named_leaves
@@ -51,6 +52,30 @@ def test_several_steps_of_one_graph_are_single_replays(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(leaves(before), copies, strict=True))
 
 
+@pytest.mark.parametrize("why", ["no memory", "too large"])
+def test_several_steps_that_cannot_be_captured_are_single_replays(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, method = METHODS["maml"].built("cuda")
+    key, draw = fold_in(0, "train"), draw_of(source, method)
+    made = make_step_fn(method, draw, key, tasks=TASKS, device="cuda", executor="graph")
+    state, metrics = made.step(start_of(method), made.sample(0))[0], []
+    expected = state
+    for number in range(1, 1 + COUNT):
+        expected, found = made.step(expected, made.sample(number))
+        metrics.append(found)
+
+    def fail(*args: Any) -> Any:
+        assert why == "no memory"
+        raise RuntimeError
+
+    monkeypatch.setattr(cuda_graphs, "_captured_flat", fail)
+    monkeypatch.setattr(cuda_graphs, "LARGEST", 0 if why == "too large" else 1 << 30)
+    assert made.several is not None
+    for _ in range(2):
+        check_same_bits(made.several(state, 1, COUNT), (expected, metrics))
+
+
 def test_a_run_replays_several_steps_up_to_the_next_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +86,7 @@ def test_a_run_replays_several_steps_up_to_the_next_log_line(
     chosen = experiment(device="cuda", executor="graph", validate={"every": None}, **options)
     for name, longest in (("single", 1), ("several", 50)):
         monkeypatch.setattr(plan, "LONGEST", longest)
+        monkeypatch.setattr(loop, "WORTH", 0)
 
         def watched(*args: Any, **more: Any) -> Any:
             made = several(*args, **more)

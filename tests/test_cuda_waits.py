@@ -18,6 +18,7 @@ import torch
 from commandline import sinusoid
 from test_cuda_runs import experiment
 
+from metalearn.run import loop, plan
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 
@@ -57,8 +58,11 @@ def waits(emulator: Any, folder: Path, steps: int, executor: str) -> Counter[str
 
 @pytest.mark.parametrize("executor", ["vmap", "chunk", "loop", "traced", "graph"])
 def test_a_run_waits_as_often_for_many_steps_as_for_few(
-    executor: str, emulator: Any, tmp_path: Path
+    executor: str, emulator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Replays of two steps at once, too."""
+    monkeypatch.setattr(plan, "LONGEST", 2)
+    monkeypatch.setattr(loop, "WORTH", 0)
     few = waits(emulator, tmp_path / "few", 4, executor)
     many = waits(emulator, tmp_path / "many", 12, executor)
     assert few == many

@@ -20,7 +20,6 @@ from metalearn.evaluate.curves import (
 )
 from metalearn.evaluate.ensemble import ensemble
 from metalearn.evaluate.ledger import CostLedger, Entry
-from metalearn.executors.cuda_graphs import captured_learning
 from metalearn.types import Ledger, Meta, NullLedger, TaskSource
 
 
@@ -44,18 +43,6 @@ def curve(
     """The learning curve of one meta, or of the ensemble of several; the same on all ranks.
 
     The ledger of rank 0 gets what all ranks spent; seconds are its own."""
-    with captured_learning(parts.device):
-        return _curve(ranks, experiment, parts, metas, tasks, ledger)
-
-
-def _curve(
-    ranks: Ranks,
-    experiment: Experiment,
-    parts: Parts,
-    metas: Sequence[Meta],
-    tasks: TaskSet,
-    ledger: Ledger,
-) -> Curve:
     source: TaskSource = getattr(parts, tasks.split)
     method, evaluate = parts.test_method, experiment.evaluate
     method = method if len(metas) == 1 else ensemble(method, metas)

@@ -240,15 +240,12 @@ def score_episodes(
 
 
 def _most_at_once(meta: Meta) -> int:
-    """Tasks whose own parameters, of which a method holds several copies, fit into memory.
+    """Tasks whose own parameters, of which a method holds several copies, fit into a GiB.
 
-    A GiB on a CPU, a fourth of what is free on CUDA, where many tasks cost as many launches as few.
-    """
-    given = leaves(meta)
-    size, room = sum(leaf.numel() * leaf.element_size() for leaf in given), 2**30
-    if given and given[0].is_cuda:
-        room = max(room, torch.cuda.mem_get_info(given[0].device)[0] // 4)
-    return max(1, room // (8 * size)) if size else 2**30
+    On every device: what is free of its memory differs from one moment to the next, and the
+    rounding of a batch with its size."""
+    size = sum(leaf.numel() * leaf.element_size() for leaf in leaves(meta))
+    return max(1, 2**30 // (8 * size)) if size else 2**30
 
 
 def make_curve(found: Scores, source: TaskSource, points: tuple[int, ...], seed: int) -> Curve:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, first_line
 from metalearn.executors.simplify import interpret_shortened
 from metalearn.executors.trace import Flat, Trace, compile_flat, specialize_by_shape
 from metalearn.logger import log
@@ -23,20 +23,26 @@ from metalearn.scopes.over_tasks import called_by
 # calls before the capture, as torch's notes on CUDA graphs ask for: libraries choose and allocate
 # in them
 WARM_UP = 3
-EAGER = 2  # calls of a function of new tasks on the same shapes before it is captured
+LARGEST = 100_000  # operations that a graph of several steps repeats
 # largest difference of a replay from the eager call, in units of a result's largest number; beside
 # it stands what two eager calls differ by, as sums by atomic additions do
 FAR = 1e-3
+# the first of the graphs that share their memory, and the stream on which all are captured: memory
+# that was free in one capture is found by another on the same stream only
+Pool = list[tuple[torch.cuda.CUDAGraph, torch.cuda.Stream]]
 
 
-def captured(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
+def captured(
+    function: Callable[..., Any], *, compiling: bool, pool: Pool | None = None
+) -> Callable[..., Any]:
     """`function` of trees of CUDA tensors, captured anew for every combination of shapes.
 
     First compiled, if asked for. Traced first, so that its constants lie on the device before the
     capture, which allows no copy from the host. Arguments are copied into the graph's own memory,
-    results out of it: what was returned is never written to again. ConfigError where a replay gives
-    other numbers than an eager call."""
-    return specialize_by_shape(function, partial(_capture, compiling=compiling))
+    results out of it: what was returned is never written to again. Graphs of one `pool` share what
+    they compute in, so no two of them may run at once. ConfigError where a replay gives other
+    numbers than an eager call."""
+    return specialize_by_shape(function, partial(_capture, compiling=compiling, pool=pool))
 
 
 def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
@@ -44,7 +50,7 @@ def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable
 
     `.several(count, state, key, number)` gives the state after `count` steps, the numbers counting
     up from `number`, and the metrics of each: one graph of all of them, captured at its first use,
-    which gives the bits of so many single replays."""
+    which gives the bits of so many single replays; these, where it is too large or fails."""
     call = captured(function, compiling=compiling)
 
     def several(count: int, *args: Any) -> tuple[Any, list[Any]]:
@@ -57,18 +63,24 @@ def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable
     return call
 
 
-def _capture(traced: Trace, tensors: list[Tensor], compiling: bool) -> Flat:
+def _capture(
+    traced: Trace, tensors: list[Tensor], compiling: bool, pool: Pool | None = None
+) -> Flat:
+    nodes, pool = len(traced.graph.graph.nodes), [] if pool is None else pool
     flat = (compile_flat if compiling else interpret_shortened)(traced, tensors)
-    single = _captured_flat(flat, tensors, traced.constants)
+    single = _captured_flat(flat, tensors, traced.constants, pool)
     graphs: dict[int, Flat] = {}
 
     def several(count: int, *given: Tensor) -> list[Sequence[Tensor]]:
-        found = graphs.get(count)
-        if found is None:
-            found = graphs[count] = _captured_flat(
-                _repeated(flat, count), tensors, traced.constants
-            )
-        results, size = found(*given), len(given) - 2
+        if count not in graphs:
+            graphs[count] = _repeated(single, count)
+            if count * nodes <= LARGEST:
+                try:
+                    repeated = _repeated(flat, count)
+                    graphs[count] = _captured_flat(repeated, list(given), traced.constants, pool)
+                except (RuntimeError, ConfigError) as error:
+                    log.info(f"{count} steps are so many replays of one: {first_line(error)}")
+        results, size = graphs[count](*given), len(given) - 2
         per_step = (len(results) - size) // count
         starts = range(size, len(results), per_step)
         return [results[:size], *(results[start : start + per_step] for start in starts)]
@@ -92,11 +104,11 @@ def _repeated(flat: Flat, count: int) -> Flat:
     return run
 
 
-def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor]) -> Flat:
+def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor], pool: Pool) -> Flat:
     device = _device_of(tensors)
     inputs = [tensor.clone() for tensor in tensors]
     held = {_place(tensor) for tensor in (*inputs, *constants)}
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph, side = torch.cuda.CUDAGraph(), pool[0][1] if pool else torch.cuda.Stream(device)
     # torch.cuda.graph leaves its stream current where a capture fails: the outer block restores it.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         side.wait_stream(torch.cuda.current_stream(device))
@@ -105,9 +117,11 @@ def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor]) -
                 flat(*inputs)
             expected, again = _copies(flat(*inputs)), _copies(flat(*inputs))
         torch.cuda.current_stream(device).wait_stream(side)
-        with torch.cuda.graph(graph, stream=side):
+        shared = pool[0][0].pool() if pool else None
+        with torch.cuda.graph(graph, pool=shared, stream=side):
             outputs = [_owned(output, held) for output in flat(*inputs)]
         _check_replay(graph, outputs, expected, again)
+        pool[:] = pool or [(graph, side)]
 
     def replay(*given: Tensor) -> list[Tensor]:
         with torch.cuda.device(device):
@@ -156,7 +170,7 @@ def _check_replay(
 def _agree(found: Tensor, one: Tensor, other: Tensor) -> bool:
     """Whether a replayed result equals an eager one, `other` being that of a second eager call."""
     if not one.is_floating_point() or not one.numel():
-        return torch.equal(found, one)
+        return torch.equal(found, one) or not torch.equal(one, other)
     finite = one.isfinite() & found.isfinite()
     gap, noise, size = (
         torch.where(finite, value.abs(), torch.zeros_like(value)).nan_to_num().max()
@@ -188,13 +202,15 @@ def _copy(into: Sequence[Tensor], given: Sequence[Tensor]) -> None:
 
 
 class _Function:
-    """A function of new tasks, captured once it has run a few times on the same shapes.
+    """A function of new tasks, captured for each combination of shapes.
 
-    Where that fails it goes on as it is."""
+    From the first call on, so that no number depends on how many came before. Where that fails it
+    goes on as it is."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.graph = function, captured(function, compiling=False)
-        self.calls: dict[Any, int] = {}
+    def __init__(self, function: Callable[..., Any], owner: Any, pool: Pool) -> None:
+        self.function, self.owner = function, owner
+        self.graph = captured(function, compiling=False, pool=pool)
+        self.failed: set[Any] = set()
 
     def __call__(self, *args: Any) -> Any:
         leaves, structure = _pytree.tree_flatten(args)
@@ -202,30 +218,32 @@ class _Function:
         if not all(type(leaf) is Tensor and leaf.is_cuda for leaf in tensors):
             return self.function(*args)  # stand-ins, of which FLOPs are counted
         form = structure, *((leaf.shape, leaf.dtype) for leaf in tensors)
-        made = self.calls.get(form, 0)
-        if made < 0 or made < EAGER:
-            self.calls[form] = made if made < 0 else made + 1
+        if form in self.failed:
             return self.function(*args)
         try:
             return self.graph(*args)
         except (RuntimeError, TypeError, ValueError, ConfigError) as error:
-            self.calls[form] = -1
-            log.info(f"learning new tasks is not captured: {str(error).splitlines()[0]}")
+            self.failed.add(form)
+            log.info(f"learning new tasks is not captured: {first_line(error)}")
             return self.function(*args)
-
-
-def _call(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
-    made = vars(owner).setdefault("captured", {})  # lives as long as the owner
-    if key not in made:
-        made[key] = _Function(function)
-    return made[key](*args)
 
 
 @contextmanager
 def captured_learning(device: str) -> Iterator[None]:
-    """A context in which methods learn new tasks by captured graphs, on CUDA."""
+    """A context in which methods learn new tasks by captured graphs, on CUDA.
+
+    The graphs share one memory, which is free again at its end."""
     if not device.startswith("cuda"):
         yield
         return
-    with called_by(_call):
+    made: dict[Any, _Function] = {}
+    pool: Pool = []
+
+    def caller(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
+        name = id(owner), key  # _Function keeps the owner
+        if name not in made:
+            made[name] = _Function(function, owner, pool)
+        return made[name](*args)
+
+    with called_by(caller):
         yield

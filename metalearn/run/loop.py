@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from metalearn.distributed.curve import TaskSet, curve
 from metalearn.errors import Diverged, RankLost
 from metalearn.evaluate.curves import mean_ci95
 from metalearn.evaluate.ledger import FLOPS, Entry
+from metalearn.executors.cuda_graphs import captured_learning
 from metalearn.executors.nonfinite import NotFinite, all_finite, summary
 from metalearn.machine import finishes
 from metalearn.rng import fold_in
@@ -35,6 +36,7 @@ from metalearn.run.signals import finishing_step, stop
 from metalearn.tree import tree_map
 from metalearn.types import EpisodeSpec, MetaState, Metrics
 
+WORTH = 10  # replays of several steps that are worth their capture
 WAIT = 10.0  # seconds that a device gets to end its work once another process is gone
 Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
 
@@ -45,10 +47,10 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
     along = steps_along(job.experiment)
     progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
-    done, known = first, {1}
-    with finishing_step(job.ranks), progress, job.ledger.span(job.phase), _raise_diverged(job):
+    done, known, ends = first, {1}, (*along, run.meta_steps)
+    with _captured_looks(job), finishing_step(job.ranks), progress, _training(job):
         while done < run.meta_steps and not _patience_is_over(job, validations):
-            count = 1 if done == first else _count_at_once(steps, done, (*along, run.meta_steps))
+            count = 1 if done == first else _count_at_once(steps, done, ends, known)
             # The first step of a process compiles, or fills caches; so do the first of a graph.
             new = done == first or count not in known
             timed = job.ledger.span("compile") if new else nullcontext()
@@ -80,9 +82,30 @@ def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaSt
     return job, state
 
 
-def _count_at_once(steps: TrainingSteps, done: int, ends: Sequence[int]) -> int:
-    """The number of steps that the next replay makes: none of `ends` lies between them."""
+@contextmanager
+def _training(job: Job) -> Iterator[None]:
+    with job.ledger.span(job.phase), _raise_diverged(job):
+        yield
+
+
+def _captured_looks(job: Job) -> AbstractContextManager[None]:
+    """A context in which validation tasks are learned by captured graphs on CUDA.
+
+    The test of the run is not, as its seconds are the cost of a new task. A frozen network computes
+    a few images at a time, which a trace would not."""
+    return captured_learning("cpu" if job.parts.learner.frozen is not None else job.parts.device)
+
+
+def _count_at_once(
+    steps: TrainingSteps, done: int, ends: Sequence[int], known: Collection[int]
+) -> int:
+    """The number of steps that the next replay makes: none of `ends` lies between them.
+
+    A size that is not among those `known` is captured first, for which many steps have to be left.
+    """
     count = steps.at_once
+    if count not in known and ends[-1] - done < WORTH * count:
+        return 1
     inside = done % count or any(done < end < done + count for end in ends)
     return 1 if inside else count
 

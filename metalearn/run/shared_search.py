@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.component import CHOICE
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, first_line
 from metalearn.executors.step import Executable, make_step_fn
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
@@ -73,7 +73,7 @@ def captured_steps(method: Method, draw: Draw, key: Key, tasks: int, steps: int)
         except (RuntimeError, TypeError, ValueError, ConfigError) as error:
             if steps < MANY or number > 1:
                 raise
-            log.info(f"the training of a candidate is not captured: {str(error).splitlines()[0]}")
+            log.info(f"the training of a candidate is not captured: {first_line(error)}")
             chosen = made("vmap")
             return chosen.step(state, chosen.sample(number))
 
