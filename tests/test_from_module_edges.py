@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -207,3 +208,58 @@ def test_classes_on_the_last_axis_are_taken(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.messages
     assert from_module(Mixed(), TAGS).outputs == 5
     assert "are read with the classes on the last axis" in caplog.text
+
+
+class Block(nn.Module):
+    """A layer with a constant of several layers, and an index of it."""
+
+    def __init__(self, mask: Tensor, row: int = 0) -> None:
+        super().__init__()
+        self.layer, self.row = nn.Linear(8, 8), row
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.mask[self.row]  # type: ignore[index]
+
+
+class Encoded(nn.Module):
+    """A function in an attribute over an encoder, and a last layer called by keyword."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.enc = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)).double()
+        self.enc.requires_grad_(not frozen).train(not frozen)
+        self.fc = nn.Linear(6, 3)
+        self.encode = lambda x: self.enc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(input=self.encode(x))  # type: ignore[no-any-return]
+
+
+def test_constants_of_several_layers_and_of_functions_are_taken() -> None:
+    x = torch.randn(4, 8, dtype=torch.float64)
+    mask = torch.rand(2, 8)
+    blocks = nn.Sequential(Block(mask), Block(mask), nn.Linear(8, 3))
+    for net in (blocks, Encoded(frozen=True)):
+        learner = from_module(net, VECTOR)
+        expected = copy.deepcopy(net).double()(x).detach()
+        torch.testing.assert_close(learner.apply(learner.init(KEY), x), expected)
+        assert learner.readout == "linear" and learner.features(learner.init(KEY), x).dim() == 2
+    assert {"stats.0.mask", "stats.1.mask"} <= set(from_module(blocks, VECTOR).init(KEY))
+    drawn = from_module(lambda: nn.Sequential(Block(mask), Block(mask), nn.Linear(8, 3)), VECTOR)
+    assert torch.equal(drawn.init(KEY)["stats.1.mask"], mask.double())
+    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is read by .* a global variable"):
+        from_module(Encoded(frozen=False), VECTOR)
+    running = Encoded(frozen=True).train()
+    with pytest.raises(ConfigError, match=r"enc\.1\.running_mean: is read by a function"):
+        from_module(running, VECTOR)
+    with pytest.raises(ConfigError, match=r"enc\.0\.weight: is read by a function"):
+        from_module(lambda: Encoded(frozen=True), VECTOR)  # another one for each seed
+
+
+def test_an_index_that_is_no_word_is_named_as_it_is() -> None:
+    learner = from_module(nn.Sequential(Block(torch.ones(2, 8)), nn.Linear(8, 3)), VECTOR)
+    params = learner.init(KEY)
+    params["stats.0.mask"] = torch.ones((), dtype=torch.float64)
+    with pytest.raises(ConfigError, match="forward fails: IndexError"):
+        learner.apply(params, torch.ones(4, 8, dtype=torch.float64))

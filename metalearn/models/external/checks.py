@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,18 +67,33 @@ class _Reads(TorchFunctionMode):
 
 
 def refuse_foreign_tensors(
-    module: nn.Module, originals: Iterable[nn.Module], x: Tensor, inputs: Inputs
+    module: nn.Module,
+    originals: Iterable[nn.Module],
+    x: Tensor,
+    inputs: Inputs,
+    other: Callable[[], nn.Module],
 ) -> None:
     """ConfigError where a copy of a module computes with tensors of the module it is a copy of.
 
-    A function in an attribute may hold on to those, which no step would move."""
-    names = {id(value): name for net in originals for name, value in named_tensors(net).items()}
-    with _Reads(names) as reads, torch.no_grad():
+    A function in an attribute may hold on to those, which no step would move. Constants are taken:
+    what asks for no gradient, is not changed by forward and is the same in `other()`, a module of
+    another seed."""
+    named = [(name, value) for net in originals for name, value in named_tensors(net).items()]
+    still = [(name, value) for name, value in named if not (value.requires_grad or is_lazy(value))]
+    before = [value.clone() for _, value in still]
+    with _Reads({id(value): name for name, value in named}) as reads, torch.no_grad():
         called(copied(module), x.clone(), inputs)
-    if reads.found:
-        text = "is read by a function in an attribute, which reads the same tensor in a copy of the"
-        text += " module: make it a method"
-        raise ConfigError(*((name, text) for name in sorted(reads.found)))
+    if not reads.found:
+        return
+    second, constant = named_tensors(other()), set[int]()
+    for (name, value), old in zip(still, before, strict=True):
+        if _same(value, old) and name in second and _same(second[name].to(old), old):
+            constant.add(id(value))
+    wrong = {name for name, v in named if name in reads.found and id(v) not in constant}
+    if wrong:
+        text = "is read by a function in an attribute or through a global variable, which reads the"
+        text += " same tensor in a copy of the module: make it a method that reads it from self"
+        raise ConfigError(*((name, text) for name in sorted(wrong)))
 
 
 class Found(NamedTuple):

@@ -192,7 +192,7 @@ def _learner(source: _Source, policy: str | None) -> tuple[Learner, nn.Module]:
     noisy = substitute(copied(original), policies)
     quiet = copied(noisy, share=True).eval()
     nets = [original, source.net] if source.is_instance else [original]
-    checks.refuse_foreign_tensors(quiet, nets, x, inputs)
+    checks.refuse_foreign_tensors(quiet, nets, x, inputs, lambda: source.make(1))
     seen = checks.watch_forward(quiet, noisy, x, inputs, output)
     leaves = leaves_of(noisy, source.head)
     pure = PureModule(quiet, noisy, leaves, inputs, output, seen.attends)

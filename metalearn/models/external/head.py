@@ -86,14 +86,14 @@ def _is_own(module: nn.Module, name: str) -> bool:
     return True
 
 
-def unchanged(z: Tensor) -> Tensor:
-    """`forward` of a head whose output is the module's, in a body."""
-    return z
+def unchanged(input: Tensor) -> Tensor:
+    """`forward` of a head whose output is the module's, in a body; its argument as of nn.Linear."""
+    return input
 
 
-def stop_at_head(z: Tensor) -> Tensor:
+def stop_at_head(input: Tensor) -> Tensor:
     """`forward` of a head after which the module goes on: ends the pass with what came in."""
-    raise Reached(z)
+    raise Reached(input)
 
 
 class Reached(Exception):

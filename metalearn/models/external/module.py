@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from metalearn import rng
@@ -75,7 +76,19 @@ def cast(module: nn.Module, spec: EpisodeSpec) -> nn.Module:
         torch.float16: module.half,
         torch.bfloat16: module.bfloat16,
     }
-    return to[spec.dtype]().to(torch.device(spec.device))
+    module = to[spec.dtype]().to(torch.device(spec.device))
+    return _with_own_buffers(module)
+
+
+def _with_own_buffers(module: nn.Module) -> nn.Module:
+    """The module, each of whose layers has a copy of its own of a buffer that several hold."""
+    seen = set[int]()
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and id(buffer) in seen and not is_lazy(buffer):
+                part._buffers[name] = buffer = buffer.clone()
+            seen.add(id(buffer))
+    return module
 
 
 def refuse_unsupported(module: nn.Module) -> None:
@@ -127,13 +140,13 @@ def _unsupported_layer(part: nn.Module) -> list[str]:
 
 
 def _shared_buffers(module: nn.Module) -> list[tuple[str, str]]:
-    """Buffers of two layers, which a change of dtype or device parts."""
+    """Running statistics of two layers, of which each layer gets a copy."""
     names: dict[int, str] = {}
     problems = []
     for name, buffer in module.named_buffers(remove_duplicate=False):
         first = names.setdefault(id(buffer), name)
-        layers = (module.get_submodule(one.rpartition(".")[0]) for one in (first, name))
-        if first != name and len(set(layers)) > 1:
+        layers = {module.get_submodule(one.rpartition(".")[0]) for one in (first, name)}
+        if len(layers) > 1 and any(isinstance(part, _NormBase) for part in layers):
             problems.append((name, f"is the buffer {first}, too: give each layer its own"))
     return problems
 

@@ -11,7 +11,7 @@ from metalearn.errors import ConfigError
 from metalearn.models.external.functions import ATTENTION, DRAWS, Functions
 from metalearn.models.external.head import Reached
 from metalearn.models.external.leaves import Leaves
-from metalearn.models.external.module import Inputs, Output, arguments, entry
+from metalearn.models.external.module import Inputs, Output, arguments, entry, first_line
 from metalearn.models.forward_pass import statistics_of_rows
 from metalearn.models.threads import functional_call
 from metalearn.scopes.running_statistics import training
@@ -50,9 +50,15 @@ class PureModule:
             except Reached as end:
                 return end.features
             except IndexError as error:
-                text = f"holds a number for which a look-up table of the module has no row: {error}"
-                raise ConfigError(("x", text)) from error
+                raise self._index_error(x, error) from error
         return entry(out, self.output)
+
+    def _index_error(self, x: Tensor, error: IndexError) -> ConfigError:
+        tables = (nn.Embedding, nn.EmbeddingBag)
+        if x.is_floating_point() and not any(isinstance(m, tables) for m in self.quiet.modules()):
+            return ConfigError((type(self.quiet).__name__, f"forward fails: {first_line(error)}"))
+        text = f"holds a number for which a look-up table of the module has no row: {error}"
+        return ConfigError(("x", text))
 
     def refreshed(self, params: Params, x: Tensor) -> Params:
         """The parameters, running statistics moved by one batch as torch moves them."""
