@@ -112,7 +112,7 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
         (np.zeros((3, 1, 28, 28), complex), [0, 1, 2], "must be real"),
         (np.zeros((3, 1, 28, 28)), ["a", 1, 2.5], "mixes texts with other labels"),
         (np.zeros((3, 1, 28, 28)), np.array(["a", 1, 2], object), "mixes texts with other labels"),
-        (np.zeros((3, 1, 28, 28)), np.array(["a", "b", np.nan]), "without a label"),
+        (np.zeros((3, 1, 28, 28)), np.array(["a", "b", np.nan]), "label.*'nan'; rename it"),
         (np.zeros((3, 1, 28, 28)), ["a", "b", ""], "without a label"),
         (np.zeros((3, 1, 28, 28)), ["a", "a ", "b"], "differ in spaces or Unicode form alone, 'a'"),
         (np.zeros((3, 1, 28, 28)), ["é", "e\u0301", "b"], "differ in spaces or Unicode form alone"),
@@ -127,6 +127,17 @@ def test_values_are_learned_in_regression(sinusoid: LoadedRun) -> None:
 def test_examples_that_do_not_fit_are_refused(maml: LoadedRun, x: Any, y: Any, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         maml.adapt(x, y)
+
+
+def test_images_a_little_outside_of_their_range_are_taken(
+    proto_net: LoadedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = np.random.default_rng(0).random((6, 1, 28, 28)) * 1.5 - 0.2
+    task = proto_net.adapt(x, [0, 0, 1, 1, 2, 2])
+    assert "some images lie outside 0..1" in caplog.text
+    assert task.predict(x).shape == (6,)
+    with pytest.raises(ConfigError, match=r"must be images in 0\.\.1, .*\(got -1"):
+        task.predict(2 * x.round() - 1)
 
 
 @pytest.mark.parametrize(

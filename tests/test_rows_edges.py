@@ -35,11 +35,13 @@ def table(path: Path, header: str, extra: Any = lambda n: "", mark: str = ",") -
 class Labelled:
     """A Hugging Face Dataset with class labels."""
 
-    column_names = ("x", "label")
+    column_names = ("x", "label", "unused")
 
-    def __init__(self, label: int) -> None:
-        self.columns = {"x": X.tolist(), "label": [label, *(np.arange(1, 60) // 5).tolist()]}
-        self.features = {"label": type("ClassLabel", (), {"int2str": str})()}
+    def __init__(self, label: int, kind: Any = list, unused: int = 0) -> None:
+        labels = [label, *(np.arange(1, 60) // 5).tolist()]
+        self.columns = {"x": X.tolist(), "label": kind(labels), "unused": [unused] * 60}
+        classes = type("ClassLabel", (), {"int2str": str})()
+        self.features = {"label": classes, "unused": classes}
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
@@ -54,7 +56,7 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
 @pytest.mark.parametrize(
     ("data", "fields", "words"),
     [
-        ((X, MISSING), {}, "has no label in row 4"),
+        ((X, MISSING), {}, r"has no label in row 4 \('nan'; rename it if it is a class\): leave"),
         ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
         ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: give \.to_dense"),
         ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),
@@ -65,6 +67,8 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
         (({"a": X[:, 0], "y": Y},), {"inputs": ("a", "a")}, "inputs: names a column twice: a, a"),
         ((np.zeros((60, 9, 8, 3), np.uint8), Y), {}, r"inputs: have rows of shape \[9, 8, 3\]"),
         ((Labelled(-1),), {"target": "label"}, r"rows without a label \(-1\)"),
+        ((Labelled(-1, np.array),), {"target": "label"}, r"rows without a label \(-1\)"),
+        ((Labelled(-1, torch.tensor),), {"target": "label"}, r"rows without a label \(-1\)"),
         (([Image.new("F", (8, 8))] * 60, Y), {}, "x: holds an image of mode F: 32-bit"),
         (
             ([Image.new("L", (8, 8)), *[Image.new("RGB", (8, 8))] * 59], Y),
@@ -118,6 +122,7 @@ def test_images_in_memory_are_read_as_those_in_folders() -> None:
         (clear, (1.0, 1.0, 1.0)),
         (Image.new("1", (8, 8), 1), (1.0,)),
         (deep, (1.0,)),
+        (Image.new("HSV", (8, 8), (255, 0, 153)), (1.0, 0.0, 153 / 255)),
     ):
         x = build([image] * 60, Y).sample(KEY, 1).support.x[0, 0, :, 0, 0]
         assert x.tolist() == pytest.approx(expected, abs=0.02)
@@ -130,3 +135,8 @@ def test_what_a_type_cannot_resolve_is_reported(caplog: pytest.LogCaptureFixture
     caplog.clear()
     build(GENERATOR.random((60, 9, 8, 3)), Y)
     assert "have rows of shape [9, 8, 3], and images are [channels, H, W]" in caplog.text
+
+
+def test_labels_of_a_column_without_use_may_be_missing() -> None:
+    task = build(Labelled(0, unused=-1), target="label", inputs=("x",))
+    assert task.spec.x_shape == (4,)

@@ -168,3 +168,12 @@ def test_targets_far_from_zero_keep_their_differences() -> None:
     torch.testing.assert_close(restore(scaled, found), torch.as_tensor(y), rtol=0, atol=1e-5)
     small = moments(np.arange(4.0)[:, None], np.arange(4))
     assert restore(scaled, small).dtype == torch.float32
+
+
+def test_a_float32_constant_of_own_rows_is_one_up_to_its_rounding() -> None:
+    tenth = np.array([999.99994, 1000, 1000.00006], np.float32)[np.arange(160) % 3]
+    columns = {**readings(), "b": tenth}
+    task = Arrays(columns, standardise=True, group="sensor", shots=3, queries=2).resolve(0)
+    assert task.moments is not None and task.moments[1][1] == 1
+    counts = 1e6 + np.arange(2.0)[:, None]
+    assert moments(counts, np.arange(2))[1] == (0.5,)

@@ -132,6 +132,12 @@ def has_no_label(column: Array) -> NDArray[np.bool_]:
     return found
 
 
+def of_text(label: Any) -> str:
+    """What to do about a text of `NO_LABEL` that names a class; empty for other labels."""
+    text = str(label).strip() if isinstance(label, str) else ""
+    return f" ({text!r}; rename it if it is a class)" if text else ""
+
+
 def alike(names: Sequence[str]) -> str:
     """Two names that differ in spaces around them or in Unicode form alone; empty without any."""
     seen: dict[str, str] = {}

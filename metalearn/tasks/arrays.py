@@ -22,6 +22,7 @@ from metalearn.storage.columns import (
     has_no_label,
     inputs_of,
     numbers,
+    of_text,
     read_columns,
 )
 from metalearn.tasks.images import SPLITS, split_problem
@@ -104,7 +105,8 @@ class Arrays(TaskComponent):
             fields["path"] = str(x)
         elif x is not None:
             target = fields.setdefault("target", "y")
-            columns = columns_of(x, target or "y")
+            group = fields.get("group")
+            columns = columns_of(x, target or "y", group if isinstance(group, str) else None)
             if y is not None:
                 columns[target] = array_of(y)
             for name in ("group", "split"):
@@ -352,7 +354,8 @@ def _names(column: Array) -> Array:
         raise ConfigError(("target", text))
     if (gone := np.flatnonzero(has_no_label(column))).size:
         text = "has no label" if str(column[gone[0]]).strip() else "is empty"
-        raise ConfigError(("target", f"{text} in row {gone[0] + 1}: leave such rows out"))
+        text += f" in row {gone[0] + 1}{of_text(column[gone[0]])}: leave such rows out"
+        raise ConfigError(("target", text))
     if np.issubdtype(column.dtype, np.floating):
         if not np.isfinite(column).all():
             raise ConfigError(("target", "holds labels that are not finite"))

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.statistics import params_of
 from metalearn.labels import check_example_targets
+from metalearn.logger import warn_once
 from metalearn.losses import PROBABILITIES
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
 from metalearn.run.trained.module import ordinary
-from metalearn.storage.columns import alike, dense, has_no_label
+from metalearn.storage.columns import alike, dense, has_no_label, of_text
 from metalearn.tasks.tables.standardise import Moments, restore, standardise
 from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
@@ -187,11 +188,20 @@ def inputs(
     values = values.to(dtype=spec.dtype)
     if not values.isfinite().all():
         raise ConfigError(("x", "must be finite"))
-    if pixels and (values.min() < -0.01 or values.max() > 1.01):
-        text = f"must be images in 0..1, as in training (got {float(values.min()):.3g} .. "
-        text += f"{float(values.max()):.3g}): divide bytes by 255, and leave out other scales"
-        raise ConfigError(("x", text))
+    if pixels:
+        _check_pixels(values)
     return values
+
+
+def _check_pixels(values: Tensor) -> None:
+    """ConfigError for images of another scale than 0..1; a warning where some lie outside, as after
+    interpolation or with noise."""
+    low, high = float(values.min()), float(values.max())
+    if low < -0.5 or high > 2:
+        text = f"must be images in 0..1, as in training (got {low:.3g} .. {high:.3g})"
+        raise ConfigError(("x", f"{text}: divide bytes by 255, and leave out other scales"))
+    if low < -0.01 or high > 1.01:
+        warn_once("x: some images lie outside 0..1, the range in training: clip them if not meant")
 
 
 def _values(y: Any, spec: EpisodeSpec, moments: Moments | None) -> Tensor:
@@ -245,8 +255,8 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         classes, place = torch.unique(y.cpu(), return_inverse=True)
     else:
         given = np.asarray(y)
-        if has_no_label(given).any():
-            raise ConfigError(("y", MISSING))
+        if (gone := has_no_label(given)).any():
+            raise ConfigError(("y", MISSING + of_text(given[gone][0])))
         entries = list(_entries(given if given.dtype == object else y))
         texts = sum(isinstance(one, str) for one in entries)
         if given.dtype.kind in "UO" and entries and 0 < texts < len(entries):

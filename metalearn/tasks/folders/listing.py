@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from metalearn.errors import ConfigError, DataError
 from metalearn.logger import warn_once
-from metalearn.storage.columns import has_no_label, read_columns
+from metalearn.storage.columns import has_no_label, of_text, read_columns
 
 SPLIT_NAMES = {
     "train": "train",
@@ -173,7 +173,8 @@ def _from_table(root: Path, labels: Path) -> list[Entry]:
     lost = [name for name in names if name not in there]
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
     gone = has_no_label(columns[label])
-    blank = [name for name, no_label in zip(names, gone, strict=True) if no_label]
+    labelled = zip(names, columns[label], gone, strict=True)
+    blank = [name + of_text(value) for name, value, no_label in labelled if no_label]
     texts = [
         (f"{labels} names files that are not in {root}: ", lost),
         (f"{labels} names files twice: ", twice),

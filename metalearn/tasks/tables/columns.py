@@ -17,6 +17,7 @@ from metalearn.errors import ConfigError
 from metalearn.storage.columns import by_field, dense, is_missing, stacked
 
 Array = npt.NDArray[Any]
+COLOUR_SPACES = ("HSV", "LAB", "YCbCr")  # of images, whose channels are read as they are
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -28,8 +29,8 @@ SPLITS = {
 }
 
 
-def columns_of(data: Any, target: str) -> dict[str, Array]:
-    """Columns by name, each [rows, ...].
+def columns_of(data: Any, target: str, group: str | None = None) -> dict[str, Array]:
+    """Columns by name, each [rows, ...]; `target` and `group` name those of labels.
 
     An array is the column x. A mapping of columns, a DataFrame and a Hugging Face Dataset have
     columns by name. Rows of a torch Dataset are (x, y), a dict, or x alone. A mapping of splits to
@@ -41,12 +42,15 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
         return {"x": array_of(data)}
     if isinstance(data, Mapping):
         if data and all(str(name) in SPLITS and _is_table(part) for name, part in data.items()):
-            return _joined(data, target)
+            return _joined(data, target, group)
         return {str(name): array_of(column) for name, column in data.items()}
     names = getattr(data, "column_names", None)
     if names is not None and not isinstance(names, Mapping) and hasattr(data, "__getitem__"):
-        _check_class_labels(data)
-        return {str(name): array_of(data[name]) for name in names}
+        columns = {str(name): array_of(data[name]) for name in names}
+        _check_class_labels(
+            data, {name: columns[name] for name in (target, group) if name in columns}
+        )
+        return columns
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         if len(set(data.columns)) < len(data.columns):
             raise ConfigError(("x", f"names a column twice: {', '.join(map(str, data.columns))}"))
@@ -62,11 +66,14 @@ def columns_of(data: Any, target: str) -> dict[str, Array]:
     raise ConfigError(("x", f"is a {type(data).__name__}: {text}{hint}"))
 
 
-def _check_class_labels(data: Any) -> None:
+def _check_class_labels(data: Any, columns: Mapping[str, Array]) -> None:
     """ConfigError for rows of a Hugging Face Dataset without a label, which are -1 there."""
     features = getattr(data, "features", None)
-    for name, feature in features.items() if isinstance(features, Mapping) else ():
-        if hasattr(feature, "int2str") and any(isinstance(v, int) and v < 0 for v in data[name]):
+    if not isinstance(features, Mapping):
+        return
+    for name, column in columns.items():
+        classes = hasattr(features.get(name), "int2str") and column.dtype.kind in "if"
+        if classes and (column < 0).any():
             text = f"column {name!r} has rows without a label (-1): leave them out, by filter"
             raise ConfigError(("x", text))
 
@@ -86,8 +93,8 @@ def _is_table(part: Any) -> bool:
     )
 
 
-def _joined(parts: Mapping[str, Any], target: str) -> dict[str, Array]:
-    tables = {SPLITS[str(name)]: columns_of(part, target) for name, part in parts.items()}
+def _joined(parts: Mapping[str, Any], target: str, group: str | None) -> dict[str, Array]:
+    tables = {SPLITS[str(name)]: columns_of(part, target, group) for name, part in parts.items()}
     names = [set(table) for table in tables.values()]
     if any(one != names[0] for one in names):
         listed = "; ".join(f"{split}: {', '.join(table)}" for split, table in tables.items())
@@ -174,7 +181,9 @@ def _pixels(image: Any) -> Array:
 
     grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
     try:
-        plain = standard(image).convert("L" if grey else "RGB")
+        plain = standard(image)
+        if plain.mode not in COLOUR_SPACES:
+            plain = plain.convert("L" if grey else "RGB")
     except ValueError as error:
         raise ConfigError(("x", f"holds an image of mode {image.mode}: {error}")) from error
     pixels = np.asarray(plain, dtype=np.float32) / 255

@@ -30,10 +30,19 @@ def moments(x: NDArray[Any], rows: NDArray[np.int64]) -> Moments:
         raise ConfigError(("standardise", "needs rows of the training split, and there are none"))
     known = x[rows].astype(np.float64)
     means, deviations = known.mean(0), known.std(0)
-    short = x.dtype.kind == "f" and x.dtype.itemsize < 8
-    rounding = ROUNDING if short else ROUNDING_FLOAT64
+    rounding = np.where(_is_float32(known), ROUNDING, ROUNDING_FLOAT64)
     deviations[deviations <= rounding * np.abs(means)] = 1
     return tuple(means.tolist()), tuple(deviations.tolist())
+
+
+def _is_float32(x: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether columns of [R, F] hold float32 numbers, which may be rounded: [F].
+
+    Whole numbers that float32 counts one by one are not rounded."""
+    with np.errstate(over="ignore"):
+        short = (x == x.astype(np.float32)).all(0)
+    whole = ((x == np.round(x)) & (np.abs(x) < 2**24)).all(0)
+    return np.asarray(short & ~whole)
 
 
 def standardise(x: Tensor, found: Moments) -> Tensor:
