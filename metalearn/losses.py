@@ -210,6 +210,7 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
     """
 
     _refuse_sum(function, (2, spec.outputs), (2,) if spec.classification else (2, spec.outputs))
+    checked = set[tuple[torch.Size, torch.Size]]()
 
     def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
         if lead:
@@ -225,8 +226,10 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
         _refuse_class_axis(function, predictions, y)
         each = function(predictions, y)
         if each.dim() == 0 and weight is None:
-            if predictions.dim() > 2:  # the form of such tasks is not known before
-                _refuse_sum(function, tuple(predictions.shape), tuple(y.shape))
+            shapes = predictions.shape, y.shape
+            if predictions.dim() > 2 and shapes not in checked and not _is_traced():
+                _refuse_sum(function, *shapes)  # the form of such tasks is not known before
+                checked.add(shapes)
             return each
         if each.dim() == 0 or each.shape[0] != y.shape[0]:
             text = f"gives shape {list(each.shape)} for {y.shape[0]} examples: it should give the "
@@ -239,7 +242,7 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
 def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     """ConfigError for a function that adds up the losses of a batch: twice the batch, twice the
     loss. Nothing where it does not take a batch of these shapes, and inside a trace."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if _is_traced():
         return
     size = math.prod(outputs)
     p = torch.linspace(0.2, 0.7, size).reshape(outputs)
@@ -256,6 +259,10 @@ def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int
     if math.isclose(sizes[1], 2 * sizes[0], rel_tol=1e-4) and abs(sizes[0]) > 1e-6:
         text = "gives the sum over the examples, which grows with their number: it should give the "
         raise ConfigError(("loss", text + "loss of each, reduction='none', or their mean"))
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _refuse_class_axis(function: Function, predictions: Tensor, y: Tensor) -> None:

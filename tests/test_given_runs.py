@@ -61,11 +61,11 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["weights_sha256"] == result_of(folder)["provenance"]["weights_sha256"]
     ml.load_run(folder)
-    data = with_file(file, 2)
+    with_file(file, 2)
     with pytest.raises(ConfigError, match=r"made with weights of SHA-256 .*: restore the former"):
         ml.load_run(folder)
     (folder / "result.json").unlink()
     with pytest.raises(ConfigError, match="made with weights of SHA-256"):
-        ml.train(data, out=folder)
-    data = with_file(file, 1)
+        ml.resume(folder)
+    with_file(file, 1)
     ml.load_run(folder)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -194,6 +195,9 @@ def test_schedulers_set_a_factor_on_the_updates() -> None:
         del old["param_groups"][0][name]  # as older versions wrote it
     fresh.load_state_dict(old)
     assert fresh.param_groups[0]["lr"] == 1
+    group = {"params": module().parameters(), "lr": np.float32(0.5), "weight_decay": np.int64(0)}
+    made = LearnedOptimizer([group], LearnedSGD(lr=0.1), theta_of(LearnedSGD()), 9)
+    assert made.param_groups[0]["lr"] == 0.5
 
 
 def test_groups_have_factors_and_weight_decay() -> None:

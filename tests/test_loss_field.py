@@ -226,3 +226,18 @@ def test_targets_that_are_no_probabilities_are_refused() -> None:
         tuned.step(tuned.init(KEY), source.examples(KEY, 8))
     with pytest.raises(ConfigError, match=words):
         learning_curve(maml, maml.init(KEY).meta, source, steps=(0, 1), episodes=4, seed=0)
+
+
+def test_a_mean_of_dense_classes_is_checked_once() -> None:
+    calls = []
+
+    def mean(logits: Tensor, y: Tensor) -> Tensor:
+        calls.append(y.shape)
+        return F.cross_entropy(logits.movedim(-1, 1), y)
+
+    loss = criterion(EpisodeSpec("classification", 4, 1, 1, (2,), 4, 4, loss=mean))
+    calls.clear()
+    logits, y = torch.randn(5, 4, 4, 4), torch.zeros(5, 4, 4, dtype=torch.int64)
+    for _ in range(3):
+        loss(logits, y)
+    assert len(calls) == 3 + 2  # of the check

@@ -189,6 +189,7 @@ def test_train_takes_a_method_of_ones_own_and_seeds(
     runs = ml.train(Signs(inner_lr=0.01), out=tmp_path / "signs", **given, **options)
     assert [run.config.run.seeds for run in runs] == [(0,), (1,)]
     assert type(runs[0].config.method) is Signs
+    assert repr(runs) == str(runs.table()) and "<table>" in runs._repr_html_()
     one = ml.train(ml.algorithms.MAML, out=tmp_path / "maml", **given, **QUICK)
     stamp = (tmp_path / "maml" / "result.json").stat().st_mtime_ns
     ml.train(ml.algorithms.MAML, out=tmp_path / "maml", **given, **QUICK)
@@ -264,6 +265,26 @@ def test_sources_whose_tasks_are_not_as_they_say_are_refused(change: Any, words:
     sample = source.sample
     source.sample = lambda key, tasks, start=0: change(sample(key, tasks, start))
     with pytest.raises(ConfigError, match=words):
+        ml.tasks.Given(source)
+
+
+def test_padding_of_given_sources_may_hold_anything() -> None:
+    source = ml.tasks.Sinusoid(shots=4, queries=4).build()
+    sample = source.sample
+
+    def padded(key: Any, tasks: int, start: int = 0) -> Any:
+        episode = sample(key, tasks, start)
+        x = episode.support.x.clone()
+        x[:, -1] = torch.nan
+        weight = torch.ones(x.shape[:2])
+        weight[:, -1] = last
+        return episode._replace(support=episode.support._replace(x=x, weight=weight))
+
+    source.sample = padded  # type: ignore[method-assign]
+    last = 0.0
+    assert ml.tasks.Given(source).sha256
+    last = 1.0
+    with pytest.raises(ConfigError, match=r"support\.x is not finite"):
         ml.tasks.Given(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise ConfigError(("params", f"{text} differ in lr (a factor) and weight_decay"))
         for name in OPTIONS:
             value = param_group.get(name, 0)
-            if not isinstance(value, Tensor | int | float) or not value >= 0:
+            if not isinstance(value, Tensor | Real) or not float(value) >= 0:
                 raise ConfigError((name, f"must be >= 0 (got {value!r})"))
         if self._initialized:
             why = "a learned rule's state is of all parameters: give every group at once"

@@ -85,9 +85,7 @@ class Runs(list[Any]):
 
     def table(self) -> Text:
         """One line a seed and point of the learning curve."""
-        rows = self._rows()
-        metric = self[0].record().metric
-        return columns(cells_of(rows, ["seed", "step", metric, f"{metric}_ci95", "diverged"]))
+        return columns(self._cells())
 
     def to_pandas(self) -> Any:
         """One row a seed and point of the learning curve."""
@@ -98,6 +96,17 @@ class Runs(list[Any]):
         from metalearn.report.figures import draw
 
         return draw(name, _compared(*(run.record() for run in self)), ax, FIGURES)
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells())
+
+    def _cells(self) -> list[list[str]]:
+        metric = self[0].record().metric if self else "loss"
+        heads = ["seed", "step", metric, f"{metric}_ci95", "diverged"]
+        return cells_of(self._rows(), heads)
 
     def _rows(self) -> list[dict[str, Any]]:
         found: Sequence[records.Run] = [run.record() for run in self]

@@ -183,7 +183,8 @@ def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
     differing = _edited(folder, experiment)
     if differing is not None and not allow_change:
         changes = "".join(f"\n  {text}" for text in differing)
-        text = f"was changed since the run began: change it back, or use --allow-change{changes}"
+        text = "was changed since the run began: change it back, or use --allow-change, in Python "
+        text += f"allow_change=True{changes}"
         raise ConfigError((str(folder / "config.yaml"), text))
     return experiment.resolved()
 
