@@ -318,6 +318,20 @@ def test_an_earlier_comparison_says_by_which_rules_it_was_made(
     assert "does not hold" not in text
 
 
+@pytest.mark.parametrize("tested", [True, False])
+def test_the_matrix_says_by_what_its_cells_are_coloured(tmp_path: Path, tested: bool) -> None:
+    write_rows(tmp_path, ["maml", "scratch", "proto_net"], seeds=2)
+    file = write_comparison(tmp_path)
+    found = json.loads(file.read_text())
+    if not tested:
+        for pair in found["paired"]:
+            del pair["contrast"]
+    file.write_text(json.dumps(found))
+    text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
+    assert ("the column is, by Holm’s p of a contrast" in text) == tested
+    assert ("the column is, by a 95 % interval without 0" in text) != tested
+
+
 def test_a_damaged_comparison_is_refused_with_a_way_out(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"])
     file = write_comparison(tmp_path)

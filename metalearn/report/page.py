@@ -136,7 +136,7 @@ def _common(section: Section) -> Json:
 
 
 def _answer(section: Section) -> Json:
-    """What the first sentence says: the best row, its margins, its price."""
+    """What the first sentence says: the best row, its margins, its cost."""
     ranked = section.ranked
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.found["paired"]}
     rival = pairs.get(frozenset(group.label for group, _ in ranked[:2]))
