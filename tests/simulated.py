@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from metalearn.evaluate import breakeven
+from metalearn.evaluate import targets
 from metalearn.evaluate.breakeven import MethodCosts, break_evens, total_difference
 from metalearn.evaluate.fieller import Costs, Stretch, difference
 from metalearn.evaluate.holm import holm
@@ -219,12 +219,30 @@ def study_shares(
         assert ends is not None
         line = difference(*(Costs(np.zeros(seeds), table) for table in solved), paired=False)
         _, least, most, _ = line.at([math.inf]).one()
-        with mock.patch.object(breakeven, "stretch_of_cost", lambda solved: Stretch()):
+        with mock.patch.object(targets, "stretch_of_cost", lambda solved: Stretch()):
             older = total_difference(a, b, paired=False).at([n]).holds_zero[0]
         count = total_difference(a, b, paired=False).at([n]).holds_zero[0]
         whole = ends[0] <= share <= ends[1]
         inside += (low <= share <= high, whole, least <= share - other <= most, count, older)
     return Shares(*(float(value) for value in inside / repeats))
+
+
+def study_varying_cost(share: float, seed_sd: float, repeats: int) -> tuple[float, float]:
+    """How often the true cost of a solved task is (below, above) its interval.
+
+    3 seeds whose costs differ by 10 %, 100 tasks."""
+    generator = np.random.default_rng([5, round(1000 * share), round(10 * seed_sd)])
+    seeds, tasks = (0, 1, 2), 100
+    free = Reached(np.ones((3, tasks), bool), np.zeros((3, tasks)))
+    missed = np.zeros(2)
+    for _ in range(repeats):
+        found = solved(generator, share, 3, seed_sd, generator.normal(0, TASK_PROBIT, tasks))
+        cost = generator.normal(1, 0.1, 3)[:, None] * np.ones(tasks)
+        a = MethodCosts("a", seeds, np.zeros(3), Reached(found, cost))
+        b = MethodCosts("b", seeds, np.zeros(3), free)
+        _, low, high, _ = total_difference(a, b, paired=False).at([math.inf]).one()
+        missed += (1 / share < low, 1 / share > high)
+    return float(missed[0] / repeats), float(missed[1] / repeats)
 
 
 CONTRASTS = (*((0, other) for other in range(1, 6)), (6, 7), (8, 9), (10, 11), (12, 13), (14, 15))

@@ -115,6 +115,23 @@ def test_gates_are_decided_by_intervals() -> None:
     assert at_the_gate.verdict == "undecided" and "perhaps fewer than 50%" in at_the_gate.why
 
 
+def test_a_failure_more_restores_no_verdict() -> None:
+    """3 seeds with 20 tasks, of which one of as many seeds fails."""
+    of_a = Reached(np.ones((3, 20), bool), np.full((3, 20), 2.0))
+    a = MethodCosts("a", (0, 1, 2), np.full(3, 1000.0), of_a)
+    found = []
+    for failed in range(4):
+        solved = np.ones((3, 20), bool)
+        solved[range(failed), range(failed)] = False
+        of_b = Reached(solved, np.full((3, 20), 12.0))
+        found.append(one(a, MethodCosts("b", (0, 1, 2), np.zeros(3), of_b)))
+    assert [row.verdict for row in found] == ["pays"] * 3 + ["undecided"]
+    assert "perhaps above 10%" in found[-1].why
+    lows, highs = zip(*(row.ci95 or (0, 0) for row in found))
+    assert list(lows) == sorted(lows, reverse=True) and lows[-1] > 80
+    assert max(highs) < 101
+
+
 def test_a_gap_without_spread_may_be_exactly_ten_points() -> None:
     """Shares differ by .1 in every task and seed alike: there is no doubt about the gap."""
     from metalearn.evaluate.breakeven import _gate, _Pair

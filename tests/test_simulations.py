@@ -19,6 +19,7 @@ from simulated import (
     study_family,
     study_means,
     study_shares,
+    study_varying_cost,
 )
 
 REPEATS = 400
@@ -58,6 +59,13 @@ def test_symmetric_intervals_of_a_share_and_of_a_count_are_refused() -> None:
     found = study_shares(PAYS, 3, 7.0, 1000)
     assert found.symmetric < 0.92 - slack(0.92, 1000)
     assert found.symmetric_number < found.number - 0.02
+
+
+@pytest.mark.parametrize("share", (0.9, 0.97, 0.995))
+@pytest.mark.parametrize("seed_sd", (0.0, 1.3, 7.0))
+def test_a_cost_that_differs_between_seeds_is_seldom_missed(share: float, seed_sd: float) -> None:
+    for missed in study_varying_cost(share, seed_sd, REPEATS):
+        assert missed <= 0.04 + slack(0.04)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

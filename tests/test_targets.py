@@ -10,8 +10,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from metalearn.evaluate import cost_block, targets
+from metalearn.evaluate import cost_block, students_t, targets
 from metalearn.evaluate.ledger import PHASES, MissingPhase
 from metalearn.evaluate.pareto import front
 from metalearn.evaluate.random_effects import estimate
@@ -73,24 +74,51 @@ def test_with_one_cap_it_is_the_share_of_all_tasks() -> None:
     assert nobody.share.tolist() == [0, 0] and share_at(nobody, 100) == 0
 
 
-def test_the_interval_of_a_share_is_symmetric_in_its_log_odds() -> None:
+def test_the_limits_of_a_share_are_where_its_distance_is_t_standard_errors() -> None:
     solved = np.random.default_rng(0).random((3, 200)) < np.array([[0.8], [0.9], [0.97]])
     share, low, high = targets.share_interval(solved)
     linear = estimate(solved.astype(float)).ci95
     assert share == pytest.approx(solved.mean()) and linear is not None and linear[1] > 1 > high
-    half = (linear[1] - share) / (share * (1 - share))
-    log_odds = [math.log(p / (1 - p)) for p in (low, share, high)]
-    assert np.diff(log_odds) == pytest.approx([half, half])
+    widths = [abs(share - p) / math.sqrt(p * (1 - p)) for p in (low, high)]
+    half = (linear[1] - share) / math.sqrt(share * (1 - share))
+    assert widths == pytest.approx([half, half], rel=0.01)  # but for the 1/2 in the effective n
     below, above = targets.stretch_of_cost(solved)  # 1 / high and 1 / low around 1 / share
-    assert 1 / share - below * half * (1 - share) / share == pytest.approx(1 / high)
-    assert 1 / share + above * half * (1 - share) / share == pytest.approx(1 / low)
+    unit = (linear[1] - share) / share**2
+    assert 1 / share - below * unit == pytest.approx(1 / high)
+    assert 1 / share + above * unit == pytest.approx(1 / low)
 
 
 @pytest.mark.parametrize("all_solved", [True, False])
-def test_a_share_of_all_or_none_has_no_width(all_solved: bool) -> None:
+def test_a_share_of_all_or_none_has_a_width(all_solved: bool) -> None:
     table = np.full((3, 50), all_solved)
-    assert targets.share_interval(table) == (all_solved, all_solved, all_solved)
+    far = students_t.t_quantile(0.975, 149) ** 2 / 150
+    ends = [1 / (1 + far), 1] if all_solved else [0, far / (1 + far)]
+    assert targets.share_interval(table) == pytest.approx((float(all_solved), *ends))
     assert targets.stretch_of_cost(table) == (1, 1)
+
+
+def test_a_failure_more_lowers_the_limits_of_a_share() -> None:
+    for one_seed in (True, False):
+        lows = [targets.share_interval(failing(number, one_seed))[1] for number in range(4)]
+        assert lows == sorted(lows, reverse=True) and lows[0] > 0.93 and lows[1] > 0.9
+
+
+def failing(number: int, one_seed: bool = False) -> NDArray[np.bool_]:
+    """3 seeds of 20 tasks of which `number` fail, in one seed or in one each: [3, 20]."""
+    solved = np.ones((3, 20), bool)
+    for place in range(number):
+        solved[0 if one_seed else place, place] = False
+    return solved
+
+
+def test_variation_of_cost_is_not_stretched() -> None:
+    cost = np.array([[0.9], [1.0], [1.1]]) * np.ones(20)
+    constant, varying = (
+        targets.costs_of_solved(np.zeros(3), Reached(failing(1), table))
+        for table in (np.ones((3, 20)), cost)
+    )
+    assert varying.failures == pytest.approx(constant.failures)
+    assert varying.per_task - constant.per_task == pytest.approx((cost - 1) / failing(1).mean())
 
 
 def test_the_target_is_nine_tenths_of_the_best_on_validation() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from metalearn.evaluate.fieller import PRECISION, Costs, Line, difference, root_interval
 from metalearn.evaluate.random_effects import LEAST_SEEDS
-from metalearn.evaluate.targets import Reached, cost_per_solved, share_interval, stretch_of_cost
+from metalearn.evaluate.targets import Reached, cost_per_solved, costs_of_solved, share_interval
 
 Array = NDArray[np.float64]
 Verdict = Literal["pays", "always", "never", "not_reached", "undecided", "same"]
@@ -150,7 +150,7 @@ def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict,
     if slope < 0:
         _, _, upper, rounding = line.at([1.0]).one()
         if upper <= rounding:
-            return "always", f"{a} is no dearer than {b} from the first new task on"
+            return "always", f"{a} costs no more than {b} from the first new task on"
         if high <= FACTOR * low:
             return "pays", f"{a} costs more beforehand than {b} and less a solved task"
         ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
@@ -274,19 +274,9 @@ def _oriented(pair: _Pair) -> _Pair:
 
 
 def total_difference(a: MethodCosts, b: MethodCosts, *, paired: bool) -> Line:
-    """The difference of total costs a - b, with the cost of one solved task as a mean of [S, E].
-
-    That cost is the ratio r of all cost to all solved tasks; each task enters by r + (cost - r
-    solved) / share, whose mean is r and whose variance is that of r to first order (Cochran 1977,
-    Sampling Techniques, section 2.11). Its interval is that of the odds of failure
-    (targets.py)."""
-    tables = []
-    for method in (a, b):
-        found, each = _reached(method), _each(method)
-        solved = found.solved.astype(np.float64)
-        per_task = each + (found.cost - each * solved) / solved.mean()
-        tables.append(Costs(_up_front(method), per_task, stretch_of_cost(found.solved)))
-    return difference(*tables, paired=paired)
+    """The difference of total costs a - b."""
+    costs = [costs_of_solved(_up_front(method), _reached(method)) for method in (a, b)]
+    return difference(*costs, paired=paired)
 
 
 def _crossing(pair: _Pair) -> float:

@@ -6,9 +6,9 @@ estimated difference U + n c is not distinguished from 0 by its t interval (Fiel
 the Royal Statistical Society B 16(2), section 2). At each n, U + n c is a mean over seeds and tasks
 with the variance of random_effects.py, so the seeds' covariance of U and c is in it.
 
-A cost whose own interval is not symmetric enters with a `Stretch`: the lower limit of a - b is made
-of the lower limit of a and the upper one of b (MOVER; Zou & Donner 2008, Statistics in Medicine
-27(10), section 2).
+The part of a cost that is due to failed tasks has an interval that is not symmetric, and enters
+with a `Stretch`: the lower limit of a - b is made of the lower limit of a and the upper one of b
+(MOVER; Zou & Donner 2008, Statistics in Medicine 27(10), section 2).
 
 Letters: S seeds, E tasks, N numbers of tasks."""
 
@@ -40,7 +40,8 @@ class Costs(NamedTuple):
 
     up_front: Array  # [S]
     per_task: Array  # [S, E], its mean is the cost of one solved task
-    stretch: Stretch = Stretch()  # of the interval of that mean
+    failures: Array | float = 0.0  # [S, E], the part of it that is due to failed tasks
+    stretch: Stretch = Stretch()  # of the interval of that part
 
 
 class Limits(NamedTuple):
@@ -122,9 +123,9 @@ def difference(a: Costs, b: Costs, *, paired: bool) -> Line:
 
 
 def _spread(a: Costs, b: Costs, stretch_a: float, stretch_b: float, paired: bool) -> Spread:
-    """The spread of a - b, with the deviations of each from its mean stretched."""
+    """The spread of a - b, with the part of the failures of each stretched."""
     a, b = (
-        Costs(side.up_front, factor * side.per_task)
+        Costs(side.up_front, side.per_task + (factor - 1) * side.failures)
         for side, factor in ((a, stretch_a), (b, stretch_b))
     )
     gap = a.per_task.mean(0) - b.per_task.mean(0)

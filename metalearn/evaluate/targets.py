@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metalearn.evaluate.fieller import Stretch
+from metalearn.evaluate.fieller import Costs, Stretch
 from metalearn.evaluate.random_effects import LEVEL, standard_error
 from metalearn.evaluate.students_t import t_quantile
 
@@ -98,35 +98,49 @@ def cost_per_solved(found: Reached) -> float | None:
 def share_interval(solved: Bools) -> tuple[float, float, float]:
     """The share of tasks solved, and its 95 % interval over new seeds and tasks: [S, E] -> 3.
 
-    The interval is symmetric in the log odds (Newcombe 2001, The American Statistician 55(3),
-    section 1): a share near 1 varies downwards more than upwards, and a symmetric interval of it
-    covers 88 % where seeds differ much."""
-    share, half = float(solved.mean()), _log_odds_half_width(solved)
-    if not 0 < share < 1:
-        return share, share, share
-    low, high = (share / (share + (1 - share) * math.exp(-change)) for change in (-half, half))
-    return share, low, high
+    All p with |share - p| <= t sqrt(p (1 - p) / n) (Wilson 1927, JASA 22(158), p. 209): the
+    variance is that at the limit, so a share of 0 or 1 has a width, and no limit is beyond them.
+    The effective n is (k + 1/2) (m - k + 1/2) / (m + 1)^2 over the variance of the share, k of
+    m = S E being solved (after Korn & Graubard 1998, Survey Methodology 24(2)), and at most m.
+    There seeds and tasks show no variation beyond chance, and t has m - 1 degrees of freedom."""
+    size, right = solved.size, int(solved.sum())
+    share, number, freedom = right / size, float(size), size - 1.0
+    error, found = (float(part) for part in standard_error(solved.astype(np.float64)))
+    chance = (right + 0.5) * (size - right + 0.5) / (size + 1) ** 2
+    if error**2 * size > chance:
+        number, freedom = chance / error**2, found
+    more = float(t_quantile((1 + LEVEL) / 2, freedom)) ** 2 / number
+    middle = (share + more / 2) / (1 + more)
+    half = math.sqrt(more * share * (1 - share) + more**2 / 4) / (1 + more)
+    return share, max(0.0, middle - half), min(1.0, middle + half)
+
+
+def costs_of_solved(up_front: Array, found: Reached) -> Costs:
+    """The cost of one solved task as a mean of [S, E]: up-front cost [S], `found` [S, E] -> Costs.
+
+    That cost is the ratio r of all cost to all solved tasks; each task enters by r + (cost - r
+    solved) / share, whose mean is r and whose variance is that of r to first order (Cochran 1977,
+    Sampling Techniques, section 2.11). The part of failures, r (share - solved) / share, is
+    stretched to the limits of the share; the variation of cost is not. Where all are solved, it has
+    no width: equal costs then count as equal."""
+    solved = found.solved.astype(np.float64)
+    share = float(solved.mean())
+    each = float(found.cost.mean()) / share
+    per_task = each + (found.cost - each * solved) / share
+    failures = each * (share - solved) / share
+    return Costs(up_front, per_task, failures, stretch_of_cost(found.solved))
 
 
 def stretch_of_cost(solved: Bools) -> Stretch:
-    """How far the limits of a cost per solved task lie from it: [S, E] -> Stretch.
+    """Distances of 1 / p at the limits of the share p, over the symmetric one: [S, E] -> Stretch.
 
-    With the share p solved, the cost is proportional to 1 / p = 1 + (1 - p) / p. In an interval of
-    half width h for the log odds, the odds (1 - p) / p of failure vary by the factors exp(-h) and
-    exp(h), where the linear interval has 1 - h and 1 + h."""
-    half = _log_odds_half_width(solved)
-    return Stretch(-math.expm1(-half) / half, math.expm1(half) / half) if half else Stretch()
-
-
-def _log_odds_half_width(solved: Bools) -> float:
-    """Of the 95 % interval of log(p / (1 - p)), by its derivative 1 / (p (1 - p)); 0 for p of 0 or
-    1, and where nothing varies."""
-    table = solved.astype(np.float64)
-    share = float(table.mean())
-    if not 0 < share < 1:
-        return 0.0
-    error, freedom = (float(part) for part in standard_error(table))
-    return float(t_quantile((1 + LEVEL) / 2, freedom)) * error / (share * (1 - share))
+    1 where nothing varies."""
+    share, low, high = share_interval(solved)
+    error, freedom = (float(part) for part in standard_error(solved.astype(np.float64)))
+    if not error:
+        return Stretch()
+    half = float(t_quantile((1 + LEVEL) / 2, freedom)) * error / share
+    return Stretch((1 - share / high) / half, (share / low - 1) / half)
 
 
 def kaplan_meier(found: Reached) -> Share:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metalearn.evaluate.breakeven import LEAST_SOLVED
 from metalearn.evaluate.fieller import Costs, difference
-from metalearn.evaluate.targets import stretch_of_cost
+from metalearn.evaluate.targets import Reached, costs_of_solved
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -95,7 +95,7 @@ def decide(
     """The cheapest method for every number of queries and tasks and every target.
 
     A method costs what the cheapest of its checkpoints costs. That is somewhat too low where there
-    are several, as the scores that price them choose among them; no interval corrects for it.
+    are several, as the scores that give their cost choose among them; no interval corrects for it.
     `share` is from a bootstrap over seeds and tasks: tasks are drawn alike for all methods, seeds
     alike for those of one origin. The first of equally cheap methods wins, but no draw.
 
@@ -153,13 +153,9 @@ def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array
 
 
 def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
-    """Costs of the tasks `solved` [S, E]: each enters by the linearised ratio of cost to share
-    (Cochran 1977, Sampling Techniques, section 2.11)."""
-    share = float(solved.mean())
+    """Costs of the tasks `solved` [S, E]."""
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
-    each = float(cost.mean()) / share
-    per_task = each + (cost - each * solved) / share
-    return Costs(choice.up_front, per_task, stretch_of_cost(solved))
+    return costs_of_solved(choice.up_front, Reached(solved, cost))
 
 
 def _first(whole: Array) -> NDArray[np.int64]:
