@@ -159,8 +159,10 @@ class EpisodeSpec:
     padded: bool = False
 
     def __post_init__(self) -> None:
-        """ConfigError for classification with one class, whose accuracy is always 1."""
-        if self.kind == "classification" and self.ways < 2:
+        """ConfigError for classification with one class, whose accuracy is always 1.
+
+        Dense tasks have the classes of all places in `outputs`, with 1 for `ways`."""
+        if self.kind == "classification" and max(self.ways, self.outputs) < 2:
             text = f"is {self.ways}: a classification task needs at least 2 classes"
             raise ConfigError(("ways", text))
 
