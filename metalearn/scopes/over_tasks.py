@@ -6,34 +6,27 @@ caller(function, key, *args); `key` names the function among those made of one o
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+
+from metalearn.scopes.stack import Stack
 
 Caller = Callable[..., Any]  # (function, owner, key, *args) -> function(*args)
 
 
-class _Callers(threading.local):
-    def __init__(self) -> None:
-        self.open: list[Caller] = []
+def _as_it_is(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
+    return function(*args)
 
 
-_callers = _Callers()
+_callers: Stack[Caller] = Stack(_as_it_is)
 
 
-@contextmanager
-def called_by(caller: Caller) -> Iterator[None]:
+def called_by(caller: Caller) -> AbstractContextManager[None]:
     """A context in which functions of many tasks are called by `caller`."""
-    _callers.open.append(caller)
-    try:
-        yield
-    finally:
-        _callers.open.pop()
+    return _callers.holding(caller)
 
 
 def call(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
     """function(*args), by the innermost caller; `owner` outlives the call and never changes."""
-    if not _callers.open:
-        return function(*args)
-    return _callers.open[-1](function, owner, key, *args)
+    return _callers.innermost(function, owner, key, *args)

@@ -5,12 +5,12 @@ what `draw` gives. An executor above opens the scope `steps_made_by(maker)`."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from metalearn.rng import fold_in
+from metalearn.scopes.stack import Stack
 from metalearn.types import Key, MetaState, Method, Metrics
 
 Draw = Callable[[Key, int], Any]
@@ -19,28 +19,20 @@ Step = Callable[[MetaState, int], tuple[MetaState, Metrics]]
 Maker = Callable[[Method, Draw, Key, int, int], Step]  # the last number: steps that will be made
 
 
-class _Makers(threading.local):
-    def __init__(self) -> None:
-        self.open: list[Maker] = []
+def _one_by_one(method: Method, draw: Draw, key: Key, tasks: int, steps: int) -> Step:
+    step = method.step
+    assert step is not None
+    return lambda state, number: step(state, draw(fold_in(key, number), tasks))
 
 
-_makers = _Makers()
+_makers: Stack[Maker] = Stack(_one_by_one)
 
 
-@contextmanager
-def steps_made_by(maker: Maker) -> Iterator[None]:
+def steps_made_by(maker: Maker) -> AbstractContextManager[None]:
     """A context in which searches take the steps that `maker` makes."""
-    _makers.open.append(maker)
-    try:
-        yield
-    finally:
-        _makers.open.pop()
+    return _makers.holding(maker)
 
 
 def steps_of(method: Method, draw: Draw, key: Key, tasks: int, steps: int) -> Step:
     """The training step of a method, which will be made `steps` times."""
-    if _makers.open:
-        return _makers.open[-1](method, draw, key, tasks, steps)
-    step = method.step
-    assert step is not None
-    return lambda state, number: step(state, draw(fold_in(key, number), tasks))
+    return _makers.innermost(method, draw, key, tasks, steps)

@@ -22,7 +22,7 @@ from metalearn.results.records import Array, Group, Json
 Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 # points right of the axes: a line's end, its marker, its name
 LINE, MARK, NAME = ((4.5, 8.0, 12.0), 16.0, 21.0)
-APART = 1.3  # names, in sizes of their letters
+APART = 1.3  # distance of two names, in font sizes
 WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
