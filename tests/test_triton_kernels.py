@@ -23,13 +23,10 @@ from metalearn.kernels import (
 from metalearn.kernels.gather_conv import images, planes
 from metalearn.rng import fold_in, normal
 
-pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs Triton and TRITON_INTERPRET=1 (test_triton.py sets it)",
-    ),
-    pytest.mark.filterwarnings("ignore"),  # of Triton's interpreter
-]
+if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+    text = "needs Triton and TRITON_INTERPRET=1 (test_triton.py sets it)"
+    pytest.skip(text, allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Triton's interpreter
 F64 = torch.float64
 NORMS = ("norm_relu_pool", "norm_relu_pool_grad", "norm_relu_pool_second")
 TOLERANCE = {F64: 1e-13, torch.float32: 2e-6}
