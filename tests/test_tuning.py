@@ -195,6 +195,43 @@ def test_seeds_that_tune_for_themselves_try_other_points(metalearn: Commands) ->
     assert not set(points[0][1:]) & set(points[1][1:])
 
 
+def valid_lines(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "valid"]
+
+
+def test_a_trial_looks_at_validation_tasks_alone_and_is_scored_there(metalearn: Commands) -> None:
+    sections = {"run": {"meta_steps": 4, "validate": {"every": 2, "episodes": 8}}}
+    run(metalearn, "looks", {"name": "maml", "tune": ASKED}, budget={"trials": 2}, **sections)
+    run(metalearn, "plain", {"name": "maml"}, **sections)
+    home = metalearn.folder / "looks"
+    found = json.loads((home / "tune/trials.json").read_text())
+    assert [line["split"] for line in valid_lines(home)] == ["train", "valid"] * 2
+    # the values of the file: the same training and the same looks as of a run that tunes nothing
+    own = [line for line in valid_lines(metalearn.folder / "plain") if line["split"] == "valid"]
+    assert valid_lines(home / "tune/0") == own and len(own) == 2
+    for number, trial in enumerate(found):
+        losses = [line["loss"] for line in valid_lines(home / f"tune/{number}")]
+        assert trial["score"] == -min(losses)
+        learned = trial["cost"]["tasks"]
+        trained = json.loads((home / "result.json").read_text())["cost"]["meta_train"]["tasks"]
+        assert learned == trained + 2 * 8  # two looks, no task more
+
+
+def test_the_trial_that_wins_gives_the_headline_step(metalearn: Commands) -> None:
+    """The step, and the FLOPs, of a run that has the values in its file; learned once."""
+    sections: dict[str, Any] = {"evaluate": {"headline_step": "tuned", "steps": [0, 1, 3, 5]}}
+    tuned = run(
+        metalearn, "won", {"name": "scratch", "tune": ASKED}, budget={"trials": 3}, **sections
+    )
+    rate = tuned["tuned"]["inner_lr"]
+    fixed = run(metalearn, "fixed", {"name": "scratch", "inner_lr": rate}, **sections)
+    assert tuned["tuned"]["headline_step"] == fixed["tuned"]["headline_step"] > 0
+    each = tuned["tuning"]["stages"][0]["flops"] / 3
+    apart = tuned["cost"]["tune"]["flops"] - fixed["cost"]["tune"]["flops"]
+    assert apart == 2 * each > 0  # three trials here, one look for the step there
+
+
 def test_a_killed_search_ends_with_the_same_trials(metalearn: Commands) -> None:
     data = sinusoid(
         method={"name": "maml", "tune": {**ASKED, "outer": {"lr": [0.001, 0.01]}}},

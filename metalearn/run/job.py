@@ -29,6 +29,7 @@ class Job:
     # what the run that it starts from had spent, by phase
     started: Mapping[str, Entry] = field(default_factory=dict)
     tracker: Tracker | None = None  # None: a trial of tuning
+    trial: bool = False  # of tuning: only validation tasks are looked at
     # of a sweep: called with metrics.jsonl after every validation, raises to end the trial
     judge: Callable[[Path], None] | None = None
 

@@ -224,14 +224,15 @@ def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
 def validate(job: Job, done: int, state: MetaState) -> Validation:
     """The score on validation tasks, written to metrics.jsonl.
 
-    So is that on as many training tasks, which chooses nothing: it is set-up and no tuning."""
-    rows = []
-    for split, phase in (("train", "setup"), ("valid", "tune")):
+    So is that on as many training tasks, which chooses nothing: it is set-up and no tuning. A trial
+    of tuning goes without it, as nobody reads it there."""
+    rows, splits = [], (("train", "setup"), ("valid", "tune"))
+    for split, phase in splits[1:] if job.trial else splits:
         with job.ledger.span(phase):
             rows.append(_score_split(job, done, state, split, phase))
     with job.ledger.span("setup"):
         job.record(rows)
-    return validation_of(rows[1])
+    return validation_of(rows[-1])
 
 
 def _score_split(

@@ -55,6 +55,7 @@ from metalearn.run.tuning.choice import (
 from metalearn.run.tuning.trials import (
     measured,
     run_trials,
+    score_in_training,
     score_of,
     trial_folder,
     tune_on_new_tasks,
@@ -119,7 +120,7 @@ def run(job: Job) -> Result:
         job, plan, state = tune_training(job, plan, state)
         job, last = meta_train(job, plan, state)
         states, step = tested_states(job, last)
-        job = tune_on_new_tasks(job, states[0].meta)
+        job = tune_on_new_tasks(job, states[0].meta, step)
         validate_once(job, last, states[0])
         shorter = test_along(job, last)
         return tracker.result(test(job, [state.meta for state in states], step, shorter))
@@ -223,10 +224,10 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
             trial = begin(experiment, folder, parts, ledger, job.ranks, job.folder)
             # the run that the trial belongs to has recorded the cost of its start
             state = initial_state(trial.experiment, parts, job.folder)
-            trial, plan = plan_execution(trial, state)
+            trial, plan = plan_execution(replace(trial, trial=True), state)
             trial, last = meta_train(trial, plan, state)
-            states, _ = tested_states(trial, last)
-            return score_of(trial, states[0].meta, {})
+            states, step = tested_states(trial, last)
+            return score_in_training(trial, step) or score_of(trial, states[0].meta, {})
     except Diverged as error:
         log.info(f"trial {number} scores worst: {error}")
         return -math.inf, experiment.evaluate.steps[0], math.nan

@@ -243,6 +243,7 @@ class _Trial(Open):
     number: Count = 0
     parameters: dict[str, Any] = {}
     score: float | None = None
+    step: Count | None = None
     cost: dict[str, Number | Text | None] = {}
 
 

@@ -14,6 +14,7 @@ from metalearn.errors import ConfigError
 from metalearn.evaluate.ledger import Entry, known, since
 from metalearn.logger import log
 from metalearn.rng import fold_in
+from metalearn.run.checkpoints import validation_of
 from metalearn.run.features import features_once
 from metalearn.run.job import Job
 from metalearn.run.loop import headline_index
@@ -25,16 +26,18 @@ from metalearn.run.tuning.choice import (
     with_choice,
 )
 from metalearn.run.tuning.points import trial_points
-from metalearn.storage.files import read_json, write_json
+from metalearn.storage.files import read_json, read_lines, write_json
 from metalearn.types import Meta
 
-# (values, number of the trial) -> (score, its step, spread)
-Objective = Callable[[dict[str, Any], int], tuple[float, int, float]]
+Found = tuple[float, int, float]  # (score, its step, spread)
+Objective = Callable[[dict[str, Any], int], Found]  # of values and the number of the trial
 Trials = list[dict[str, Any]]
 
 
-def tune_on_new_tasks(job: Job, meta: Meta) -> Job:
-    """The job with adapt-only fields and the headline step chosen on validation tasks."""
+def tune_on_new_tasks(job: Job, meta: Meta, step: int | None) -> Job:
+    """The job with adapt-only fields and the headline step chosen on validation tasks.
+
+    `step` is that of the checkpoint that `meta` is of."""
     _, late = split_fields(job.experiment)
     if not late and job.experiment.evaluate.headline != "tuned":
         return job
@@ -45,14 +48,36 @@ def tune_on_new_tasks(job: Job, meta: Meta) -> Job:
         if late:
             choice |= run_trials(job, late, lambda values, number: score_of(job, meta, values))
         if job.experiment.evaluate.headline == "tuned":
-            values = choice["parameters"]
-            found, cost = measured(job, lambda: score_of(job, meta, values))
-            choice |= {"headline_step": found[1], "headline": {"cost": cost}}
+            choice |= _headline(job, meta, step, choice)
         store_choice(job, "best", choice)
     return job.with_experiment(with_choice(job.experiment, choice))
 
 
-def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> tuple[float, int, float]:
+def _headline(job: Job, meta: Meta, step: int | None, choice: dict[str, Any]) -> dict[str, Any]:
+    """The best step of the values chosen: that of their trial, or without trials that of the
+    checkpoint's validation, neither of which is repeated."""
+    values, trials = choice["parameters"], choice["trials"]
+    known = [one["step"] for one in trials if one["parameters"] == values and "step" in one]
+    if not trials and (seen := score_in_training(job, step)) is not None:
+        known = [seen[1]]
+    if known:
+        return {"headline_step": known[0]}
+    found, cost = measured(job, lambda: score_of(job, meta, values))
+    return {"headline_step": found[1], "headline": {"cost": cost}}
+
+
+def score_in_training(job: Job, step: int | None) -> Found | None:
+    """What `score_of` would give for the checkpoint of a step, from its validation.
+
+    None where there was none."""
+    for row in job.ranks.on_rank0(lambda: read_lines(job.metrics)):
+        if row.get("split") == "valid" and row["step"] == step:
+            spread = row.get("accuracy_ci95") if "accuracy" in row else row.get("loss_ci95")
+            return validation_of(row).score, int(row["at"]), math.nan if spread is None else spread
+    return None
+
+
+def score_of(job: Job, meta: Meta, values: dict[str, Any]) -> Found:
     """(validation score, its step, spread) of the experiment with `values`; higher is better."""
     experiment, parts = job.experiment, job.parts
     if values:
@@ -81,8 +106,7 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
         if job.ranks.on_rank0(lambda: _is_spent(job, trials)):
             break
         old = next((one for one in done if one["number"] == number), None)
-        score, cost = _outcome(job, values, number, old, objective)
-        trials.append({"number": number, "parameters": values, "score": score, "cost": cost})
+        trials.append({"number": number, **_outcome(job, values, number, old, objective)})
         job.ranks.on_rank0(lambda: write_json(record, trials))
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(name, span, best, trials)]
@@ -118,13 +142,13 @@ def _outcome(
     number: int,
     old: dict[str, Any] | None,
     objective: Objective,
-) -> tuple[float, Entry]:
-    """(score, cost) of a trial, or of its record `old`."""
+) -> dict[str, Any]:
+    """Values, score, its step and cost of a trial, or of its record `old`."""
     if old is not None and old["parameters"] == values:
         record_trials(job, [old])
-        return (-math.inf if old["score"] is None else float(old["score"])), old["cost"]
+        return {**old, "score": -math.inf if old["score"] is None else float(old["score"])}
     found, cost = measured(job, lambda: objective(values, number))
-    return float(found[0]), cost
+    return {"parameters": values, "score": float(found[0]), "step": found[1], "cost": cost}
 
 
 def measured(job: Job, act: Callable[[], Any]) -> tuple[Any, Entry]:
