@@ -170,6 +170,23 @@ def test_the_protocol_says_how_rows_were_made(tmp_path: Path) -> None:
     assert "Protocol" in page and "given one tuning" in page
 
 
+def test_the_protocol_says_how_seconds_were_measured(tmp_path: Path) -> None:
+    """One seed of a row in each round, or, in older comparisons, all of them in all."""
+    write_rows(tmp_path, ["maml", "scratch"], seeds=2)
+    older = "timed in 5 rounds through all rows in turns, after training"
+    assert facts(tmp_path)["seconds of new tasks"] == f"every row: {older}"
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "medians of each seed" in page and "each with one seed of a row" not in page
+    for file in tmp_path.glob("methods/*/*/result.json"):
+        data = json.loads(file.read_text())
+        data["timing"]["of_seed"] = 2
+        file.write_text(json.dumps(data))
+    found = facts(tmp_path)["seconds of new tasks"]
+    assert found == f"every row: {older}, a seed of a row in each round"
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "each with one seed of a row" in page and "medians of each seed" not in page
+
+
 def test_the_protocol_names_what_differs(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"], seeds=2)
     files = [tmp_path / f"methods/maml/seed-{seed}/config.yaml" for seed in (0, 1)]

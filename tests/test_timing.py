@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from commandline import sinusoid
+from run_folders import write_rows
 
 from metalearn.compare import timing
 from metalearn.compare.compare import compare
@@ -125,6 +126,43 @@ def test_another_row_makes_all_rows_timed_again(compared: Path) -> None:
     compare(more, compared)
     assert len(rounds(compared)) == 5 and rounds(compared)[0] != before[0]
     assert result(compared, "maml")["timing"]["rows"] == 4
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_each_round_times_one_seed_of_each_row(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds take turns, each at least once; medians are those of a seed's own rounds."""
+    write_rows(tmp_path, ["maml", "scratch"], seeds=count)
+    names = [f"methods/{label}/seed-{n}" for label in ("maml", "scratch") for n in range(count)]
+    (tmp_path / names.pop() / "result.json").unlink()  # it has not finished
+    monkeypatch.setattr(timing, "open_run", Unopened)
+    timing.time_rows(tmp_path, [tmp_path / name for name in names])
+    found = rounds(tmp_path)
+    assert len(found) == max(5, count)
+    for number, one in enumerate(found):
+        seeds = f"maml/seed-{number % count}", f"scratch/seed-{number % (count - 1)}"
+        assert list(one["seconds"]) == [f"methods/{seed}" for seed in seeds]
+    for name in names:
+        row = json.loads((tmp_path / name / "result.json").read_text())
+        own = [float(n) for n, one in enumerate(found) if name in one["seconds"]]
+        assert row["cost"]["adapt"]["rounds"]["seconds_alone"] == own != []
+        assert row["cost"]["adapt"]["seconds_alone"] == statistics.median(own)
+        assert (row["timing"]["of_seed"], row["timing"]["rounds"]) == (len(own), len(found))
+
+
+class Unopened:
+    """A run whose every second is the number of the round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def round(self, number: int) -> dict[str, dict[str, float]]:
+        seconds = dict.fromkeys(EACH, float(number))
+        return {"alone": seconds, "batched": seconds, "at_start": seconds}
+
+    def first_call(self) -> float:
+        return 1.0
 
 
 def test_the_seconds_of_the_run_itself_are_never_lost() -> None:

@@ -1,13 +1,17 @@
 """Seconds of new tasks, measured for all rows of a comparison in turns, once every row is trained.
 
 Each row is timed ROUNDS times. A round goes through all rows, so that a slow moment of the machine
-meets all of them alike. timing.json holds the rounds so far: an interrupted timing goes on with the
-next round, a finished one is not repeated. Where the rows are others than those of timing.json, it
-begins again."""
+meets all of them alike, with one seed of each: the next one in the next round. So the seconds of a
+seed are measured by themselves, and intervals over seeds hold what measurements vary by, as well as
+trained networks. Rows of more than ROUNDS seeds have a round for each.
+
+timing.json holds the rounds so far: an interrupted timing goes on with the next round, a finished
+one is not repeated. Where the rows are others than those of timing.json, it begins again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +35,33 @@ def time_rows(out: Path, folders: Sequence[Path]) -> bool:
     finished = [folder for folder in folders if (folder / "result.json").exists()]
     rows = {str(folder.relative_to(out)): folder for folder in finished}
     known = _stored(out, rows)
-    if len(known["rounds"]) < ROUNDS:
+    if len(known["rounds"]) < _count(rows):
         with signals(_stopped):
             known = _measured(out, rows, known)
-    timed = {name: folder for name, folder in rows.items() if name in known["first_call"]}
+    timed = {name: folder for name, folder in rows.items() if _rounds_of(name, known)}
     new = {name: folder for name, folder in timed.items() if not _has(folder, _facts(name, known))}
     for name, folder in new.items():
-        seconds = [one["seconds"][name] for one in known["rounds"]]
-        result = with_timing(read_result(folder), seconds, _facts(name, known))
+        result = with_timing(read_result(folder), _rounds_of(name, known), _facts(name, known))
         write_json(folder / "result.json", result)
     return bool(new)
+
+
+def _count(rows: Mapping[str, Path]) -> int:
+    """The number of rounds."""
+    return max([ROUNDS, *Counter(folder.parent for folder in rows.values()).values()])
+
+
+def _rounds_of(name: str, known: Json) -> list[Any]:
+    """The rounds in which a seed was timed."""
+    return [one["seconds"][name] for one in known["rounds"] if name in one["seconds"]]
+
+
+def _seeds_of(names: Iterable[str], number: int) -> list[str]:
+    """One seed of every row, for a round of this number."""
+    seeds: dict[str, list[str]] = {}
+    for name in names:
+        seeds.setdefault(str(Path(name).parent), []).append(name)
+    return [own[number % len(own)] for own in seeds.values()]
 
 
 def _has(folder: Path, facts: Json) -> bool:
@@ -49,13 +70,14 @@ def _has(folder: Path, facts: Json) -> bool:
 
 def _measured(out: Path, rows: Mapping[str, Path], known: Json) -> Json:
     """The rounds that are left, each written to timing.json as it ends."""
-    log.info(f"timing {len(rows)} rows in turns, {ROUNDS} rounds: leave the machine alone")
+    count = _count(rows)
+    log.info(f"timing {len(rows)} runs in turns, {count} rounds: leave the machine alone")
     opened = {name: run for name, folder in rows.items() if (run := _open(folder)) is not None}
     first = {name: run.first_call() for name, run in opened.items()}
     known = {**known, "first_call": {**first, **known["first_call"]}}
-    for number in range(len(known["rounds"]), ROUNDS):
+    for number in range(len(known["rounds"]), count):
         before, load = Activity.now(), load_average()
-        seconds = {name: run.round(number) for name, run in opened.items()}
+        seconds = {name: opened[name].round(number) for name in _seeds_of(opened, number)}
         others = Activity.now().others_since(before)
         facts = {"others": others, "load_average": [load, load_average()]}
         one = {**facts, "clock_mhz": clock_mhz(), "seconds": seconds}
@@ -93,6 +115,7 @@ def _facts(name: str, known: Json) -> Json:
     others = [one["others"] for one in rounds]
     return {
         "rounds": len(rounds),
+        "of_seed": len(_rounds_of(name, known)),
         "rows": len(known["first_call"]),
         "others": None if None in others else max(others),
         "load_average": [rounds[0]["load_average"][0], rounds[-1]["load_average"][1]],

@@ -88,6 +88,7 @@ class _Timing(Open):
     """How the seconds of new tasks were measured again after training."""
 
     rounds: Count
+    of_seed: Count | None = None  # rounds in which this seed of the row was timed; None: all
     others: Maybe = None
 
 

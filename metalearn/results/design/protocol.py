@@ -27,6 +27,7 @@ def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
         "shots of training tasks": _other_shots(groups),
         "training classes": _by_value(groups, _seen_validation),
         "minibatches": _minibatches(groups),
+        "seconds of new tasks": _by_value(groups, _timing),
     }
     return [{"topic": topic, "text": text} for topic, text in found.items() if text]
 
@@ -184,6 +185,14 @@ def _other_shots(groups: Sequence[Group]) -> str:
 def _seen_validation(run: Run) -> str:
     facts = run.result.get("facts") or {}
     return "those of training and validation" if facts.get("train_on_valid") else ""
+
+
+def _timing(run: Run) -> str:
+    timing = run.result.get("timing") or {}
+    if not timing:
+        return ""
+    text = f"timed in {timing['rounds']} rounds through all rows in turns, after training"
+    return f"{text}, a seed of a row in each round" if timing.get("of_seed") else text
 
 
 def _minibatches(groups: Sequence[Group]) -> str:
