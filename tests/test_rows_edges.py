@@ -140,3 +140,10 @@ def test_what_a_type_cannot_resolve_is_reported(caplog: pytest.LogCaptureFixture
 def test_labels_of_a_column_without_use_may_be_missing() -> None:
     task = build(Labelled(0, unused=-1), target="label", inputs=("x",))
     assert task.spec.x_shape == (4,)
+
+
+def test_values_of_several_axes_are_refused_instead_of_flattened() -> None:
+    groups = np.arange(60) // 5
+    assert build(X, np.zeros((60, 6)), group=groups).spec.outputs == 6
+    with pytest.raises(ConfigError, match=r"y: has shape \[60, 2, 3\]: values to predict are"):
+        build(X, np.zeros((60, 2, 3)), group=groups)

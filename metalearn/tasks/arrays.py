@@ -281,6 +281,11 @@ class Arrays(TaskComponent):
 
     def _values(self, columns: dict[str, Array]) -> Array:
         values = numbers(columns[self._column(self._target, columns)], self._target, "target")
+        if values.ndim > 2:
+            text = (
+                "values to predict are [rows] or [rows, outputs]: reshape them, and in a loss back"
+            )
+            raise ConfigError((self._target or "y", f"has shape {list(values.shape)}: {text}"))
         return values.reshape(len(values), -1)
 
     def _split(self, columns: dict[str, Array], names: Array, place: Array) -> dict[str, list[int]]:
