@@ -142,6 +142,15 @@ def test_labels_of_a_column_without_use_may_be_missing() -> None:
     assert task.spec.x_shape == (4,)
 
 
+def test_a_gap_does_not_hide_a_column_of_text() -> None:
+    columns = {"a": np.arange(60.0), "b": np.array(["x"] * 60), "y": Y}
+    columns["a"][7] = np.nan
+    with pytest.raises(ConfigError) as error:
+        build(columns)
+    (_, gap), (_, text) = error.value.problems
+    assert "'a' is not finite in rows 8" in gap and "'b' must hold numbers" in text
+
+
 def test_values_of_several_axes_are_refused_instead_of_flattened() -> None:
     groups = np.arange(60) // 5
     assert build(X, np.zeros((60, 6)), group=groups).spec.outputs == 6

@@ -66,7 +66,15 @@ def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Ar
     """The inputs [rows, *X] of columns by name: one array, or [rows, columns] of numbers each.
 
     Bytes of images [rows, ..., H, W] become numbers in 0..1."""
-    parts = [numbers(columns[name], name, place) for name in names]
+    parts: list[Array] = []
+    problems: list[tuple[str, str]] = []
+    for name in names:
+        try:
+            parts.append(numbers(columns[name], name, place))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
     if len(set(names)) < len(names):
         raise ConfigError((place, f"names a column twice: {', '.join(names)}"))
     if len(parts) == 1 and parts[0].ndim > 1:
