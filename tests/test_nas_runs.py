@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commandline import Commands, sinusoid, write
 
@@ -17,6 +18,7 @@ from metalearn.compare.compare import compare
 from metalearn.compare.controls import with_controls
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
+from metalearn.nas.selection import candidates_on_queries
 
 PER_TASK = {
     "name": "per_task_nas",
@@ -116,6 +118,30 @@ def test_what_candidates_were_worth_is_kept(finished: Path) -> None:
         assert found["score"].shape == found["truth"].shape == (4, 3)
         assert np.isfinite(found["truth"]).all() and set(found["pick"].ravel()) <= {0.0, 1.0, 2.0}
     assert not (finished / "methods" / "per_task_nas_mean" / "seed-0" / "selection.npz").exists()
+
+
+def test_of_a_halving_search_only_full_trainings_are_repeated_on_queries() -> None:
+    """Candidates 3 and 4 were trained fully; what the others are worth would be of another kind."""
+    source = ml.tasks.Sinusoid(shots=5).build()
+    batch = source.sample(ml.fold_in(0, "episodes"), 2)
+    share = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1, 1]).expand(2, 5)
+    genotypes = torch.arange(5)[None, :, None].expand(2, 5, 2)
+    notes = {"trial_share": share, "trial_score": -torch.arange(10.0).reshape(2, 5)}
+    notes |= {"trial_genotype": genotypes, "genotype": torch.tensor([[3, 3], [4, 4]])}
+    trained = []
+
+    def train(chosen: Any, support: Any, x: Any, points: Any, keys: Any, ledger: Any) -> Any:
+        trained.append(chosen)
+        return x[:, None] * 0 + chosen[0][0]  # [T, P, M, 1]: the candidate's number
+
+    found = candidates_on_queries(
+        train, source.spec, notes, lambda count: (batch, batch.info["key"]), 20, one_unit=False
+    )
+    assert trained == [[(3, 3)] * 2, [(4, 4)] * 2] and found is not None
+    assert found["score"].tolist() == [[-3, -4], [-8, -9]]
+    assert found["pick"].tolist() == [[0], [1]]
+    losses = [((batch.query.y - n) ** 2).mean((1, 2)) for n in (3, 4)]
+    assert found["truth"] == pytest.approx(-torch.stack(losses, 1).numpy())
 
 
 def test_the_second_seed_takes_over_the_tuning_and_its_bill(finished: Path) -> None:

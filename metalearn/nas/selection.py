@@ -39,9 +39,9 @@ def candidates_on_queries(
         return None
     batch, keys = tasks(TASKS)
     keys, count = fold_in(keys, "retrain"), len(batch.support.x)
-    candidates = notes["trial_genotype"][:count].tolist()
+    candidates, full = notes["trial_genotype"][:count].tolist(), _trained_fully(notes, count)
     loss, right = np.full((2, count, len(candidates[0])), np.nan)
-    for place in range(len(candidates[0])):
+    for place in np.flatnonzero(full):
         rows = [task for task in range(count) if candidates[task][place][0] >= 0]
         chosen = [tuple(candidates[task][place]) for task in rows]
         support, query = (take(part, rows) for part in (batch.support, batch.query))
@@ -49,16 +49,22 @@ def candidates_on_queries(
         loss[rows, place] = criterion(spec)(outputs, query.y, lead=1).cpu()
         if spec.classification:
             right[rows, place] = accuracy(outputs, query.y, lead=1).cpu()
-    return _arrays(notes, loss, right, one_unit)
+    return _arrays(notes, loss, right, full & np.isfinite(loss).any(0), one_unit)
 
 
-def _arrays(notes: Notes, loss: Any, right: Any, one_unit: bool) -> dict[str, Any] | None:
+def _trained_fully(notes: Notes, tasks: int) -> Any:
+    """Which candidates every task has trained fully: [A] bool.
+
+    In a halving search the others were not: a score after fewer steps is of another kind."""
+    share = notes["trial_share"][:tasks].cpu().numpy()
+    return (share == np.nanmax(share)).all(0)
+
+
+def _arrays(
+    notes: Notes, loss: Any, right: Any, full: Any, one_unit: bool
+) -> dict[str, Any] | None:
     tasks = len(loss)
     score = notes["trial_score"][:tasks].cpu().numpy().astype(np.float64)
-    share = notes["trial_share"][:tasks].cpu().numpy()
-    # Of a halving search those that were trained fully: a score after fewer steps is of another
-    # kind.
-    full = (share == np.nanmax(share)).all(0) & np.isfinite(loss).any(0)
     loss, right, score = loss[:, full], right[:, full], score[:, full]
     if loss.shape[1] < 2:
         return None
