@@ -17,15 +17,20 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 RUNS  := runs/maml_sinusoid
 
 # The comparisons at 5 shots, with what one shot does not allow, such as a held-out half of the
-# support set.
+# support set, and shorter schedules: a task costs about twice as much.
 DEMO      := $(BIN)/metalearn compare experiments/demo.yaml --out runs/demo
 GLYPHS    := runs/compare_glyphs
 CIFAR_FS  := runs/compare_cifar_fs
 OMNIGLOT  := runs/compare_omniglot
 FIVE      := task.shots=5 evaluate.task.shots=5 evaluate.task.queries=15
-FIVE_MORE := methods.maml_glyphs.task.shots=5 methods.meta_nas.split=disjoint run.meta_steps=600 \
-    methods.per_task_nas.search_steps=5
-FIVE_CIFAR := methods.meta_nas.split=disjoint run.meta_steps=400 methods.per_task_nas.search_steps=5
+FEWER     := methods.meta_nas.split=disjoint methods.meta_nas.run.meta_steps=40 \
+    methods.meta_nas.evaluate.episodes=30 run.tasks_per_step=8 \
+    methods.learned_mlp.run.meta_steps=40 methods.learned_mlp_pretrained.run.meta_steps=40 \
+    methods.learned_mlp_maml.run.meta_steps=40 methods.per_task_nas.search_steps=5 \
+    methods.per_task_nas.candidates=6 methods.per_task_nas.evaluate.episodes=30 \
+    methods.per_task_nas.run.validate.episodes=6
+FIVE_CIFAR := $(FEWER) run.meta_steps=250
+FIVE_MORE := $(FEWER) run.meta_steps=400 methods.maml_glyphs.task.shots=5
 
 OTHER_NETWORKS := --also 'model.sizes=[40]' --also 'model.sizes=[20,20]' \
     --also 'model.activation=relu'
