@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from checks import (
     GOLDEN,
     TASKS,
@@ -20,13 +19,10 @@ from checks import (
 )
 from method_options import EXEMPT
 
-from metalearn.algorithms import MAML
 from metalearn.component import MethodComponent
 from metalearn.config.registry import METHODS
 from metalearn.executors import executor, trace
-from metalearn.models import MLP
 from metalearn.rng import fold_in
-from metalearn.tasks import Sinusoid
 from metalearn.testing import METHOD_CHECKS
 from metalearn.types import MetaState
 
@@ -93,25 +89,6 @@ def test_one_compiled_task_in_a_loop_equals_eager(
         _after(given, executor.make_step(given.method, "compiled_loop")),
         _after(given, given.method.step),
     )
-
-
-@pytest.mark.skipif(
-    not executor.compiler_found(), reason="torch.compile needs a C++ compiler, and none was found"
-)
-def test_the_compiled_step_equals_eager() -> None:
-    """The real compiler, meta-update and Adam's count included; few layers, as every loop of C++ is
-    paid for here."""
-    source = Sinusoid(shots=5, queries=4).build(dtype=torch.float64)
-    method = MAML(inner_steps=1, inner_lr=0.1).build(
-        MLP(sizes=(6,)).build(source.spec), source.spec
-    )
-    step = executor.make_step(method, "compiled")
-    one = two = method.init(fold_in(0, "init"))
-    for number in range(2):
-        episodes = source.sample(fold_in(number, "train"), 3)
-        one, found = step(one, episodes)
-        two, expected = method.step(two, episodes)  # type: ignore[misc]
-        close((one, found), (two, expected))
 
 
 def test_a_method_that_learns_nothing_across_tasks_has_no_executor() -> None:
