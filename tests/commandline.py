@@ -22,13 +22,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
-SERVER = """
-import gc, json, os, sys, traceback
-import scipy.special, scipy.stats
+IMPORTS = """
+import scipy.special, scipy.stats, torch._inductor.compile_fx
 from metalearn.cli import commands, doctor  # what a command needs, imported once
 from metalearn.cli.main import main
 from metalearn.report import page
 from metalearn.run.trained import load
+"""
+SERVER = """
+import gc, json, os, sys, traceback
+{imports}
 gc.collect()
 gc.freeze()  # else each command's collections read, and so copy, all that is imported
 for line in sys.stdin:
@@ -95,19 +98,28 @@ class Running:
         return True
 
 
+@dataclass
 class Server:
     """The process that forks commands; one serves all tests of a pytest process."""
 
+    imports: str = IMPORTS  # Python that it runs once; `main` is what a command calls
+    env: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
+
+    def start(self, args: Sequence[str], folder: Path, name: str, **order: Any) -> Running:
+        """Start a command whose output lies in `folder`."""
+        out, err = (folder / f"{name}.{stream}" for stream in ("out", "err"))
+        self.send({"args": args, "out": str(out), "err": str(err), **order})
+        return Running(self, int(self.answer()), out, err)
 
     def send(self, order: dict[str, Any]) -> None:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVER],
+                [sys.executable, "-c", SERVER.replace("{imports}", self.imports)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.env},
             )
             atexit.register(self._process.communicate)  # no more orders: it ends
         assert self._process.stdin is not None
@@ -138,12 +150,9 @@ class Commands:
         """Start a command; `before` is Python that its process runs first: a fault
         planted in it."""
         self._count += 1
-        out, err = (self.folder / f".output-{self._count}.{name}" for name in ("out", "err"))
-        words = [str(arg) for arg in args]
+        words, name = [str(arg) for arg in args], f".output-{self._count}"
         env = {**os.environ, "OMP_NUM_THREADS": "1", **self.env, **(env or {})}
-        where = {"cwd": str(self.folder), "env": env, "out": str(out), "err": str(err)}
-        _SERVER.send({"args": words, "before": before, **where})
-        return Running(_SERVER, int(_SERVER.answer()), out, err)
+        return _SERVER.start(words, self.folder, name, cwd=str(self.folder), env=env, before=before)
 
     def __call__(self, *args: object, env: dict[str, str] | None = None, before: str = "") -> Ended:
         return self.start(*args, env=env, before=before).wait()

@@ -1,19 +1,19 @@
 """The tests of a CUDA device on an emulated one, in processes of their own.
 
 The emulator is a CUDA device of host memory: it computes real numbers, refuses mixed devices,
-counts waits, and records and replays graphs. torch must not have been imported before it."""
+counts waits, and records and replays graphs. torch must not have been imported before it, so a
+process of its own imports both and forks the others."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commandline import IMPORTS, Server
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT.parent / "shared" / "tools" / "fake_cuda"
@@ -33,9 +33,19 @@ PARTS = {
 }
 
 
+PATHS = {"PYTHONPATH": f"{EMULATOR}{os.pathsep}{ROOT}"}
+PYTEST = """
+import pytest
+
+def main():
+    sys.exit(pytest.main(sys.argv[1:]))
+"""
+SERVER = Server(f"import fakecuda\n{IMPORTS}{PYTEST}", PATHS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
-def test_an_emulated_device_passes_the_tests_of_a_device(name: str) -> None:
+def test_an_emulated_device_passes_the_tests_of_a_device(name: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a real device runs these tests")
     if not EMULATOR.is_dir():
@@ -43,14 +53,11 @@ def test_an_emulated_device_passes_the_tests_of_a_device(name: str) -> None:
     if shutil.which("g++") is None:
         pytest.skip("the emulator needs g++")
     files, chosen = PARTS[name]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "fakecuda", "-p", "no:cacheprovider"]
-    command += ["-p", "no:xdist", "-m", "gpu", *(["-k", chosen] if chosen else [])]
-    command += files.split()
-    paths = f"{EMULATOR}{os.pathsep}{ROOT}"
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    environment = {
-        key: value for key, value in environment.items() if not key.startswith("PYTEST_")
-    }
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout[-5000:] + ended.stderr[-2000:]
-    assert re.search(r"\d+ passed", ended.stdout), ended.stdout
+    words = ["-q", "-p", "no:cacheprovider", "-m", "gpu", *(["-k", chosen] if chosen else [])]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    # its plugins are of no use here, and importing metalearn may have imported them already
+    environment |= PATHS | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    order = {"cwd": str(ROOT), "env": environment, "before": ""}
+    ended = SERVER.start([*words, *files.split()], tmp_path, "tests", **order).wait()
+    assert ended.code == 0, ended.out[-5000:] + ended.err[-2000:]
+    assert re.search(r"\d+ passed", ended.out), ended.out

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import sinusoid
+from commandline import IMPORTS, Server, sinusoid
 from test_cuda_runs import experiment
 
 from metalearn.run import loop, plan
@@ -71,12 +70,8 @@ def test_a_run_waits_as_often_for_many_steps_as_for_few(
     assert [w for w in training if w.partition(":")[0] not in ALLOWED] == []
 
 
-RANK = """
-import fakecuda, sys
-from metalearn.cli.main import main
-sys.argv = ["metalearn", *sys.argv[1:]]
-main()
-"""
+# one process imports the emulator and all else, and forks the processes of a training
+SERVER = Server(f"import fakecuda\n{IMPORTS}")
 
 
 def test_two_processes_share_a_card(emulator: Any, tmp_path: Path) -> None:
@@ -86,26 +81,19 @@ def test_two_processes_share_a_card(emulator: Any, tmp_path: Path) -> None:
     config.write_text(json.dumps(sinusoid(run=run)))
     ended = {}
     for share in ("0", "1"):
-        processes = []
+        running = []
         for rank in (0, 1):
             environment = {**os.environ, "METALEARN_SHARE_CARD": share, "RANK": str(rank)}
             environment |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
             environment |= {"METALEARN_MEETING": str(tmp_path / f"meeting-{share}")}
-            words = ("train", str(config), "--out", str(tmp_path / share))
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", RANK, *words],
-                    env=environment,
-                    stderr=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        ended[share] = [(*process.communicate(), process.returncode) for process in processes]
-    assert [end[2] for end in ended["0"]] == [2, 2], ended
-    assert "2 processes on a machine with 1 CUDA devices" in ended["0"][0][1]
-    assert "Traceback" not in ended["0"][0][1]
-    assert [end[2] for end in ended["1"]] == [0, 0], ended
+            words = ["train", str(config), "--out", str(tmp_path / share)]
+            order = {"cwd": os.getcwd(), "env": environment, "before": ""}
+            running.append(SERVER.start(words, tmp_path, f"{share}-{rank}", **order))
+        ended[share] = [process.wait() for process in running]
+    assert [end.code for end in ended["0"]] == [2, 2], ended
+    assert "2 processes on a machine with 1 CUDA devices" in ended["0"][0].err
+    assert "Traceback" not in ended["0"][0].err
+    assert [end.code for end in ended["1"]] == [0, 0], ended
     whole = experiment(**{**run, "checkpoint_every": 3})
     run_one(whole, tmp_path / "one")
     one, two = (
