@@ -174,7 +174,8 @@ def test_a_search_that_was_killed_goes_on_and_pays_once(
     metalearn: Commands, finished: Path
 ) -> None:
     """Killed after a candidate: the resumed run finds the same, and counts every candidate once."""
-    file = write(metalearn.folder, "killed", {**FILE, "experiment": "killed", "methods": [SHARED]})
+    data = {**FILE, "experiment": "killed", "methods": [SHARED]}
+    file = write(metalearn.folder, "killed", {**data, "run": {**FILE["run"], "seeds": [0]}})
     running = metalearn.start("compare", file, "--out", "killed")
     folder = metalearn.folder / "killed" / "methods" / "shared_nas" / "seed-0"
     record = folder / "search" / "search.jsonl"
