@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree
@@ -137,7 +138,8 @@ def trace(function: Callable[..., Any], *args: Any) -> Trace:
         end.append((shape, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in results]))
         return tuple(leaf for leaf in results if isinstance(leaf, Tensor))
 
-    with uncollected():
+    # until it runs, the list is not written down as Python: many a list is shortened first
+    with uncollected(), _use_lazy_graph_module(True):
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
         constants = hoist(graph)
     return Trace(graph, constants, *end[-1])
