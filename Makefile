@@ -100,8 +100,9 @@ demo: $(STAMP) ## Compare eleven ways of learning new letters: runs/demo/report.
 	@$(call two,$(DEMO))
 	@echo 'The report: $(CURDIR)/runs/demo/report.html'
 
+# With byte code written: each of the many processes that tests start imports the package.
 test: $(STAMP) ## Run all tests; print which were skipped, and why.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP) ## Run ruff (rules and format) and mypy (strict, on metalearn/).
 	$(BIN)/python -m ruff check .
