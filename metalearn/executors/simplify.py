@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 
 from metalearn.executors.rejoin import rejoin
 from metalearn.executors.shared_patches import share_patches
-from metalearn.executors.trace import Flat, Trace, writes
+from metalearn.executors.trace import Flat, Trace, hoist, writes
 
 _aten = torch.ops.aten
 VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
@@ -64,9 +64,12 @@ def interpret_shortened(traced: Trace, tensors: list[Tensor]) -> Flat:
 
 
 def shorten_for_capture(traced: Trace) -> GraphModule:
-    """`simplify_graph` in few kernels; the graph of `traced` is used up."""
+    """`simplify_graph` in few kernels; the graph of `traced` is used up.
+
+    Small fills are computed here, once: they are added to the constants of `traced`."""
     graph = simplify_graph(traced.graph)
     if not any(writes(node) for node in graph.graph.nodes):
+        traced.constants.extend(hoist(graph, fills=True))
         share_patches(graph)
         graph.recompile()
     return graph

@@ -41,6 +41,12 @@ COMPILER_CACHE = _compiler_cache()
 Flat = Callable[..., Sequence[Tensor]]
 # bytes of constants up to which a function counts as computing its data rather than holding them
 LIGHT = 1 << 20
+_aten = torch.ops.aten
+FILLS: dict[Any, float] = {
+    _aten.ones_like.default: 1.0,
+    _aten.zeros_like.default: 0.0,
+    _aten.new_zeros.default: 0.0,
+}
 
 
 class Trace(NamedTuple):
@@ -166,11 +172,12 @@ def light(function: Callable[..., Any], *args: Any) -> bool:
     return found is not None and sum(value.nbytes for value in found.constants) <= LIGHT
 
 
-def hoist(graph: GraphModule) -> list[Tensor]:
+def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
     """Turn the constants of a graph into further inputs, in place; returns them.
 
     A constant is a stored tensor, a counter (`arange`), a concatenation of constants, or what is
-    computed from those alone. Plain fills stay: the compiler folds them into its loops.
+    computed from those alone. Plain fills stay, as the compiler folds them into its loops; with
+    `fills` small ones are constants, too.
     """
     known: dict[Node, Any] = {}
     hoisted: set[Node] = set()
@@ -178,6 +185,11 @@ def hoist(graph: GraphModule) -> list[Tensor]:
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             known[node] = getattr(graph, str(node.target))
+            hoisted.add(node)
+        elif fills and not _is_small(node):
+            continue
+        elif fills and node.target in FILLS and node not in written:
+            known[node] = _filled(node)
             hoisted.add(node)
         elif (
             node not in written
@@ -188,22 +200,35 @@ def hoist(graph: GraphModule) -> list[Tensor]:
                 map_arg(given, lambda parent: known[parent]) for given in (node.args, node.kwargs)
             )
             known[node] = node.target(*args, **kwargs)
-            if _counts(node) or any(parent in hoisted for parent in node.all_input_nodes):
+            if fills or _counts(node) or any(parent in hoisted for parent in node.all_input_nodes):
                 hoisted.add(node)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     after, constants = inputs[-1], list[Tensor]()
+    first = sum(str(node.target).startswith("constant_") for node in inputs)
     for node in [node for node in known if node in hoisted]:
         outside = [user for user in node.users if user not in hoisted]
         if not outside or not isinstance(known[node], Tensor):
             continue
         with graph.graph.inserting_after(after):
-            after = graph.graph.placeholder(f"constant_{len(constants)}")
+            after = graph.graph.placeholder(f"constant_{first + len(constants)}")
         after.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(after, delete_user_cb=lambda user: user not in hoisted)
         constants.append(known[node].contiguous())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return constants
+
+
+def _is_small(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.nbytes <= LIGHT
+
+
+def _filled(node: Node) -> Tensor:
+    """What one of `FILLS` gives, whatever it is given."""
+    like = node.meta["val"]
+    made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return made.fill_(FILLS[node.target])
 
 
 def _is_pure(node: Node) -> bool:
