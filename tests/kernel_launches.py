@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metalearn.executors.passes import fusion
 from metalearn.kernels import (
     choice,
     draw,
     draw_in_torch,
     draw_in_triton,
+    fused,
     gather_conv,
     gather_in_triton,
     launch,
@@ -30,6 +32,7 @@ from metalearn.kernels import (
 from metalearn.kernels.gather_conv import images, planes
 
 _calls: list[tuple[str, int, tuple[int, ...], dict[str, Any]]] = []
+_fused: dict[str, fused.Fused] = {}  # by the name of the generated kernel
 _library = torch.library.Library("prims", "FRAGMENT")
 _library.define("launch_kernel(Tensor(a!)[] arrays, int call) -> ()")
 
@@ -38,6 +41,11 @@ def _run(arrays: list[Tensor], call: int) -> None:
     kernel, programs, numbers, fixed = _calls[call]
     if os.environ.get("TRITON_INTERPRET") == "1":
         launch.launch(kernel, programs, arrays, *numbers, **fixed)
+    elif kernel.startswith("generated."):
+        one = _fused[kernel]
+        given, made = arrays[: -len(one.made)], arrays[-len(one.made) :]
+        for into, value in zip(made, one.in_torch(*given), strict=True):
+            into.copy_(value)
     else:
         STAND_INS[kernel.split(".")[1]](arrays, numbers, fixed)
 
@@ -52,14 +60,23 @@ def _record(
     torch.ops.prims.launch_kernel(list(arrays), len(_calls) - 1)
 
 
+_in_triton = fused.Fused.in_triton
+
+
+def _named(one: fused.Fused, *given: Tensor) -> list[Tensor]:
+    _fused[f"generated.{one.name}"] = one
+    return _in_triton(one, *given)
+
+
 @contextmanager
 def recorded_launches() -> Iterator[None]:
     """A context in which a CUDA device takes every Triton kernel, and the emulator records it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METALEARN_TRITON", "1")
-        for module in (choice, draw):
+        patch.setattr(fused.Fused, "in_triton", _named)
+        for module in (choice, draw, fusion):
             patch.setattr(module, "available", lambda: True)
-        for module in (norm_in_triton, gather_in_triton, draw_in_triton):
+        for module in (norm_in_triton, gather_in_triton, draw_in_triton, fused):
             patch.setattr(module, "launch", _record)
         yield
 

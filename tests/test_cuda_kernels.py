@@ -128,7 +128,7 @@ def test_convolutions_of_one_input_gather_its_patches_once(monkeypatch: pytest.M
         return torch.func.grad(lambda w: conv2d(x, w, None, 2).square().sum())(w)
 
     for largest, gathers in ((1 << 26, 1), (0, 0)):
-        monkeypatch.setattr("metalearn.executors.shared_patches.LARGEST", largest)
+        monkeypatch.setattr("metalearn.executors.passes.shared_patches.LARGEST", largest)
         found = trace(function, x, w)
         graph = shorten_for_capture(found)
         names = [str(node.target) for node in graph.graph.nodes]

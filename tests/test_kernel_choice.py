@@ -51,7 +51,7 @@ def runs(
     x: Tensor,
     exact: bool = True,
 ) -> str:
-    assert torch.equal(choice._run(Ways("twice", in_triton, in_torch, exact), x), doubled(x))
+    assert torch.equal(choice.run(Ways("twice", in_triton, in_torch, exact), x), doubled(x))
     return choice.measured()[-1][1]
 
 
@@ -82,11 +82,11 @@ def test_nothing_is_measured_in_a_capture_nor_where_it_cannot_run(
 ) -> None:
     x = torch.ones(3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    choice._run(Ways("twice", broken, added, False), x)
+    choice.run(Ways("twice", broken, added, False), x)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    choice._run(Ways("twice", broken, added, False), x.long())
+    choice.run(Ways("twice", broken, added, False), x.long())
     monkeypatch.setattr(choice, "available", lambda: False)
-    choice._run(Ways("twice", broken, added, False), x)
+    choice.run(Ways("twice", broken, added, False), x)
     assert choice.measured() == []
 
 
@@ -104,7 +104,7 @@ def test_numbers_on_which_no_time_depends_are_no_case_of_their_own(
 
     ways, seconds[row] = Ways("row", row, row, True, (1,)), 1.0
     for first in range(3):
-        assert torch.equal(choice._run(ways, torch.ones(3), first), torch.ones(3) + first)
+        assert torch.equal(choice.run(ways, torch.ones(3), first), torch.ones(3) + first)
     assert len(choice.measured()) == 1
 
 
@@ -126,7 +126,7 @@ def test_with_deterministic_algorithms_no_clock_decides(monkeypatch: pytest.Monk
 def test_it_can_be_forced_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_TRITON", "1")
     with pytest.raises(RuntimeError, match="no such instruction"):
-        choice._run(Ways("twice", broken, added, False), torch.ones(3))
+        choice.run(Ways("twice", broken, added, False), torch.ones(3))
 
 
 def test_draws_take_torchs_operators_where_own_kernels_are_switched_off(

@@ -12,7 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from metalearn import losses
+from metalearn.executors.passes import fusion
+from metalearn.executors.simplify import shorten_for_capture
+from metalearn.executors.trace import trace
+from metalearn.inner.rules import adam
 from metalearn.kernels import (
+    choice,
     draw_in_torch,
     draw_in_triton,
     gather_conv,
@@ -145,3 +151,91 @@ def test_images_and_keys_are_the_same_bits() -> None:
             m.scaled_rows(pool, rows, scale) for m in (draw_in_triton, draw_in_torch)
         )
         assert found.dtype == dtype and torch.equal(found, expected)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated kernels for arrays on the CPU, without a choice."""
+    monkeypatch.setenv("METALEARN_TRITON", "1")
+    monkeypatch.setattr(fusion, "DEVICE", "cpu")
+    for module in (fusion, choice):
+        monkeypatch.setattr(module, "available", lambda: True)
+
+
+def adam_step(g: Tensor, first: Tensor, second: Tensor, count: Tensor) -> Any:
+    state = {"count": count, "first": {"all": first}, "second": {"all": second.square()}}
+    return adam(0.1, factor=lambda count: 0.9**count).update({"all": g}, state, None, count)
+
+
+def classification(logits: Tensor, y: Tensor, weight: Tensor) -> Any:
+    """Loss, score, and first and second derivatives: [T, B, C], [T, B], [T, B, C]."""
+
+    def slope(z: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return (torch.func.grad(losses.cross_entropy)(z, y) * weight).sum()
+
+    first, second = torch.func.grad(losses.cross_entropy), torch.func.grad(slope)
+    found = losses.cross_entropy(logits, y, lead=1), losses.accuracy(logits, y, lead=1)
+    return *found, torch.vmap(first)(logits, y), torch.vmap(second)(logits, y, weight)
+
+
+def read_on_the_way(x: Tensor, w: Tensor, unused: Tensor) -> Any:
+    """A product stands between two operations, and another depends on it."""
+    one = x.exp() * 2
+    product = one @ w
+    return (one + 1).sqrt() / x, product, product + one
+
+
+CASES: dict[str, tuple[Any, tuple[Tensor, ...], int]] = {
+    "adam": (
+        adam_step,
+        (draw("g", 3000), draw("m", 3000), draw("v", 3000), draw("n").abs() + 1),
+        1,
+    ),
+    "classes": (
+        classification,
+        (draw("z", 3, 4, 5), torch.arange(12).view(3, 4) % 5, draw("w", 3, 4, 5)),
+        3,
+    ),
+    "rows": (
+        lambda x, row, w: (x * 0.5 + row).exp(),
+        (draw("x", 4, 2000), draw("r", 2000), draw("z")),
+        1,
+    ),
+    "order": (read_on_the_way, (draw("x", 4, 4).abs() + 1, draw("y", 4, 4), draw("z")), 1),
+}
+
+
+# operations that fit into no group: one whose neighbours have another shape, or come too late
+ALONE = {
+    "classes": {torch.ops.aten.neg.default},
+    "order": {torch.ops.aten.add.Tensor},
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_operations_are_one_kernel_each(
+    name: str, dtype: torch.dtype, on_cpu: None
+) -> None:
+    function, inputs, kernels = CASES[name]
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+    traced = trace(function, *inputs)
+    graph = shorten_for_capture(traced)
+    graph.graph.lint()
+    calls = [node.op for node in graph.graph.nodes]
+    assert 1 <= calls.count("call_module") <= kernels
+    left = {node.target for node in graph.graph.nodes} & set(fusion.ELEMENTWISE)
+    assert left <= ALONE.get(name, set())
+    found = traced.whole(graph(*inputs, *traced.constants))
+    close = {F64: 1e-12, torch.float32: 2e-5}[dtype]
+    torch.testing.assert_close(found, function(*inputs), rtol=close, atol=close)
+
+
+def test_a_kernel_on_rows_takes_infinite_numbers_as_torch_does(on_cpu: None) -> None:
+    z, y = draw("z", 2, 3, 6), torch.zeros(2, 3, dtype=torch.int64)
+    z[0, 0, 1], z[0, 1, 2], z[1, 2, 0] = float("-inf"), float("inf"), float("nan")
+    traced = trace(losses.accuracy, z[0], y[0])
+    graph = shorten_for_capture(traced)
+    for logits, labels in zip(z, y, strict=True):
+        found = traced.whole(graph(logits, labels, *traced.constants))
+        assert torch.equal(found, losses.accuracy(logits, labels))

@@ -33,7 +33,11 @@ Pool = list[tuple[torch.cuda.CUDAGraph, torch.cuda.Stream]]
 
 
 def captured(
-    function: Callable[..., Any], *, compiling: bool, pool: Pool | None = None
+    function: Callable[..., Any],
+    *,
+    compiling: bool,
+    pool: Pool | None = None,
+    exact: bool = False,
 ) -> Callable[..., Any]:
     """`function` of trees of CUDA tensors, captured anew for every combination of shapes.
 
@@ -41,8 +45,9 @@ def captured(
     capture, which allows no copy from the host. Arguments are copied into the graph's own memory,
     results out of it: what was returned is never written to again. Graphs of one `pool` share what
     they compute in, so no two of them may run at once. ConfigError where a replay gives other
-    numbers than an eager call."""
-    return specialize_by_shape(function, partial(_capture, compiling=compiling, pool=pool))
+    numbers than an eager call; `exact` asks for its bits."""
+    finish = partial(_capture, compiling=compiling, pool=pool, exact=exact)
+    return specialize_by_shape(function, finish)
 
 
 def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
@@ -64,10 +69,15 @@ def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable
 
 
 def _capture(
-    traced: Trace, tensors: list[Tensor], compiling: bool, pool: Pool | None = None
+    traced: Trace,
+    tensors: list[Tensor],
+    compiling: bool,
+    pool: Pool | None = None,
+    exact: bool = False,
 ) -> Flat:
     nodes, pool = len(traced.graph.graph.nodes), [] if pool is None else pool
-    flat = (compile_flat if compiling else interpret_shortened)(traced, tensors)
+    finish = compile_flat if compiling else partial(interpret_shortened, exact=exact)
+    flat = finish(traced, tensors)
     single = _captured_flat(flat, tensors, traced.constants, pool)
     graphs: dict[int, Flat] = {}
 
@@ -209,7 +219,7 @@ class _Function:
 
     def __init__(self, function: Callable[..., Any], owner: Any, pool: Pool) -> None:
         self.function, self.owner = function, owner
-        self.graph = captured(function, compiling=False, pool=pool)
+        self.graph = captured(function, compiling=False, pool=pool, exact=True)
         self.failed: set[Any] = set()
 
     def __call__(self, *args: Any) -> Any:

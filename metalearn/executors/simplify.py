@@ -20,8 +20,9 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from metalearn.executors.rejoin import rejoin
-from metalearn.executors.shared_patches import share_patches
+from metalearn.executors.passes.fusion import fuse
+from metalearn.executors.passes.rejoin import rejoin
+from metalearn.executors.passes.shared_patches import share_patches
 from metalearn.executors.trace import Flat, Trace, hoist, writes
 
 _aten = torch.ops.aten
@@ -56,21 +57,24 @@ def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
     return lambda *inputs: run(*inputs, *constants)
 
 
-def interpret_shortened(traced: Trace, tensors: list[Tensor]) -> Flat:
+def interpret_shortened(traced: Trace, tensors: list[Tensor], *, exact: bool = False) -> Flat:
     """The trace as a short list of operations, run by Python: for a capture, which happens once."""
     del tensors
-    graph, constants = shorten_for_capture(traced), traced.constants
+    graph, constants = shorten_for_capture(traced, exact=exact), traced.constants
     return lambda *inputs: graph(*inputs, *constants)
 
 
-def shorten_for_capture(traced: Trace) -> GraphModule:
+def shorten_for_capture(traced: Trace, *, exact: bool = False) -> GraphModule:
     """`simplify_graph` in few kernels; the graph of `traced` is used up.
 
-    Small fills are computed here, once: they are added to the constants of `traced`."""
+    Small fills are computed here, once: they are added to the constants of `traced`. `exact` leaves
+    out what rounds otherwise than the operations one by one."""
     graph = simplify_graph(traced.graph)
     if not any(writes(node) for node in graph.graph.nodes):
         traced.constants.extend(hoist(graph, fills=True))
         share_patches(graph)
+        if not exact:
+            fuse(graph)
         graph.recompile()
     return graph
 

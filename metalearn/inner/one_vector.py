@@ -2,7 +2,7 @@
 
 For rules that treat every number alike (`UpdateRule.elementwise`), as those of rules.py do. The
 state keeps its structure; what it holds for each parameter becomes a view of one vector. Captured
-graphs do without most of the joining (executors/rejoin.py)."""
+graphs do without most of the joining (executors/passes/rejoin.py)."""
 
 from __future__ import annotations
 

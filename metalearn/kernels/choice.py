@@ -55,7 +55,7 @@ def register(
     of arguments whose values do not count in the choice."""
     for name in names:
         ways = Ways(name, getattr(in_triton, name), getattr(in_torch, name), exact, data)
-        library.impl(name, partial(_run, ways), "CUDA")
+        library.impl(name, partial(run, ways), "CUDA")
 
 
 def measured() -> list[Choice]:
@@ -63,7 +63,8 @@ def measured() -> list[Choice]:
     return list(_measured)
 
 
-def _run(ways: Ways, *args: Any) -> Any:
+def run(ways: Ways, *args: Any) -> Any:
+    """The results of the implementation that was or is chosen."""
     return (ways.in_triton if _prefers_triton(ways, args) else ways.in_torch)(*args)
 
 
@@ -82,8 +83,9 @@ def _prefers_triton(ways: Ways, args: tuple[Any, ...]) -> bool:
 
 
 def _one_type(args: tuple[Any, ...]) -> bool:
-    """Whether all arrays have one floating-point type."""
-    kinds = {value.dtype for value in args if isinstance(value, Tensor)}
+    """Whether all arrays have one floating-point type, but for those of integers."""
+    arrays = [value for value in args if isinstance(value, Tensor)]
+    kinds = {value.dtype for value in arrays if value.dtype != torch.int64}
     return len(kinds) == 1 and kinds <= TYPES
 
 

@@ -134,7 +134,7 @@ _library.define("conv_weight_of_patches(Tensor taken, Tensor g, int size) -> Ten
 choice.register(
     _library, gather_in_triton, gather_conv, "conv", "conv_input", "conv_weight", "patches"
 )
-# for several convolutions of one input (executors/shared_patches.py)
+# for several convolutions of one input (executors/passes/shared_patches.py)
 _library.impl("conv_of_patches", gather_conv.conv_of_patches, "CUDA")
 _library.impl("conv_weight_of_patches", gather_conv.conv_weight_of_patches, "CUDA")
 torch.library.register_fake("metalearn::conv", _conv_fake, lib=_library)

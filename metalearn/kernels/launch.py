@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import linecache
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from metalearn.machine import has_triton
 
 TILE = 1024  # numbers that a program holds of an array
 WIDEST = 1024  # places of a row that it holds
+GENERATED: dict[str, str] = {}  # source of the kernels that are in no file (fused.py), by name
 INTERPRETED = 1 << 16  # in Triton's interpreter, where every program costs a walk through Python
 
 
@@ -27,15 +29,29 @@ def available() -> bool:
 def launch(
     kernel: str, programs: int, arrays: Sequence[Tensor], *numbers: int, **fixed: Any
 ) -> None:
-    """Run `file.function` of triton_source/ as one launch of so many programs.
+    """Run a kernel, `file.function` of triton_source/ or `generated.name`, as so many programs.
 
     The arrays are contiguous; `fixed` are the arguments that it is compiled for, types by name."""
     file, name = kernel.split(".")
     types = importlib.import_module("triton.language")
-    function = getattr(importlib.import_module(f"metalearn.kernels.triton_source.{file}"), name)
+    if file == "generated":
+        function = _generated(name)
+    else:
+        function = getattr(importlib.import_module(f"metalearn.kernels.triton_source.{file}"), name)
     fixed = {k: getattr(types, v) if isinstance(v, str) else v for k, v in fixed.items()}
     if programs:
         function[(programs,)](*arrays, *numbers, **fixed)
+
+
+@functools.cache
+def _generated(name: str) -> Any:
+    """A kernel of `GENERATED`; Triton reads its source where Python keeps the lines of files."""
+    source, file = GENERATED[name], f"<{name}>"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
+    names = {"triton": importlib.import_module("triton"), "__name__": __name__}
+    names["tl"] = importlib.import_module("triton.language")
+    exec(compile(source, file, "exec"), names)
+    return names[name]
 
 
 def tile(rows: int, places: int) -> tuple[int, int, int]:

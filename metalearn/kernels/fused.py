@@ -1,0 +1,114 @@
+"""Several operations on numbers of one place, or on rows, as one generated Triton kernel.
+
+Values are whole ([*L, C]), columns ([*L, 1] or [*L]: a number for each row), one row for all ([C],
+only read) or single numbers []. A program holds some rows, each in one piece; where no operation is
+along rows an array is cut into pieces that fit. What the kernel computes are lines of text
+(executors/passes/fusion.py); what it must agree with are the operations that they stand for
+(choice.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.kernels.choice import Ways, run
+from metalearn.kernels.launch import GENERATED, WIDEST, accumulator, launch, power_of_two, tile
+
+WHOLE, COLUMN, ROW, NUMBER = "whole", "column", "row", "number"
+HEAD = """@triton.jit
+def {name}({arguments}, rows, C, n, ACC: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    place = tl.arange(0, PLACES)[None, :]
+    exists = row < rows
+    at = row * C + place
+    there = exists & (place < C) & (at < n)
+"""
+LOADS = {
+    WHOLE: "tl.load({0} + at, mask=there, other=0)",
+    COLUMN: "tl.load({0} + row, mask=exists, other=0)",
+    ROW: "tl.load({0} + at % {1}, mask=there, other=0)",
+    NUMBER: "tl.load({0})",
+}
+STORES = {
+    WHOLE: "tl.store({0} + at, {1}.to({0}.dtype.element_ty), mask=there)",
+    COLUMN: "tl.store({0} + row, {1}.to({0}.dtype.element_ty), mask=exists)",
+    NUMBER: "tl.store({0}, {1}.to({0}.dtype.element_ty))",
+}
+
+
+class Value(NamedTuple):
+    """An array that a kernel reads or writes."""
+
+    name: str  # in the lines
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Fused(torch.nn.Module):
+    """Lines on `given` that make `made`: (*given) -> results.
+
+    `shape` is that of whole values, `in_torch` computes the same by torch's operators, `in_rows`
+    says whether C matters. Numbers are computed in float64, all else in the type of sums."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        given: Sequence[Value],
+        made: Sequence[Value],
+        lines: Sequence[str],
+        in_torch: Callable[..., Sequence[Tensor]],
+        *,
+        in_rows: bool,
+    ) -> None:
+        super().__init__()
+        self.made, self.in_torch = list(made), in_torch
+        self.count = math.prod(shape)
+        self.wide = shape[-1] if in_rows else max(1, min(power_of_two(self.count), WIDEST))
+        text = _text(given, made, lines)
+        name = f"fused_{hashlib.sha256(repr((text, shape)).encode()).hexdigest()[:16]}"
+        self.name, GENERATED[name] = name, text.format(name=name)
+        self.ways = Ways(name, self.in_triton, in_torch, exact=False)
+
+    def forward(self, *given: Tensor) -> Sequence[Tensor]:
+        return run(self.ways, *given)  # type: ignore[no-any-return]
+
+    def in_triton(self, *given: Tensor) -> list[Tensor]:
+        """By one launch."""
+        device = given[0].device
+        made = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in self.made]
+        rows = -(-self.count // self.wide)
+        programs, high, wide = tile(rows, self.wide)
+        kind = next(value.dtype for value in made if value.is_floating_point())
+        launch(
+            f"generated.{self.name}",
+            programs,
+            [*(value.contiguous() for value in given), *made],
+            rows,
+            self.wide,
+            self.count,
+            ACC=accumulator(kind),
+            ROWS=high,
+            PLACES=wide,
+        )
+        return made
+
+
+def _text(given: Sequence[Value], made: Sequence[Value], lines: Sequence[str]) -> str:
+    names = [*(f"i{place}" for place in range(len(given)))]
+    outs = [*(f"o{place}" for place in range(len(made)))]
+    text = HEAD.replace("{arguments}", ", ".join((*names, *outs)))
+    for value, name in zip(given, names, strict=True):
+        kept = ".to(tl.float64)" if value.kind == NUMBER else ".to(ACC)"
+        kept = kept if value.dtype.is_floating_point else ""
+        load = LOADS[value.kind].format(name, value.shape[-1] if value.kind == ROW else None)
+        text += f"    {value.name} = {load}{kept}\n"
+    text += "".join(f"    {line}\n" for line in lines)
+    for value, name in zip(made, outs, strict=True):
+        text += f"    {STORES[value.kind].format(name, value.name)}\n"
+    return text
