@@ -100,7 +100,12 @@ def _norm(function: Callable[..., tuple[Tensor, ...]], at: int, made: int) -> Ca
             else:
                 places = extents if value.shape == arrays[at].shape else pooled
                 given.append(images(value.reshape(groups, filters, -1), *places))
-        for into, found in zip(arrays[-made:], function(*given, window), strict=True):
+        if "TO_Y" in fixed:
+            *given, to_y, to_gain = given
+            sums = to_y if fixed["TO_Y"] else None, to_gain if fixed["TO_GAIN"] else None
+        else:
+            sums = ()
+        for into, found in zip(arrays[-made:], function(*given, window, *sums), strict=True):
             found = planes(found) if found.dim() == 5 else found
             into.copy_(found.reshape(into.shape))
 
@@ -113,11 +118,12 @@ def _patches(arrays: list[Tensor], numbers: Numbers, fixed: Fixed) -> None:
 
 
 def _sum_readers(arrays: list[Tensor], numbers: Numbers, fixed: Fixed) -> None:
-    parts, x = arrays
+    parts, to, x = arrays
     (rows, *extents), size = numbers, fixed["SIZE"]
     with_zero = F.pad(parts.reshape(rows, size**2, -1), (0, 1)).reshape(1, rows, -1)
     readers = gather_conv.readers(*extents, size, fixed["STRIDE"], "cpu")
-    x.copy_(with_zero.index_select(2, readers).reshape(rows, -1, x.shape[-1]).sum(1).view(x.shape))
+    found = with_zero.index_select(2, readers).reshape(rows, -1, x.shape[-1]).sum(1).view(x.shape)
+    x.copy_(found + to if fixed["TO"] else found)
 
 
 def _episode_rows(arrays: list[Tensor], numbers: Numbers, fixed: Fixed) -> None:

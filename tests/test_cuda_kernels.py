@@ -136,6 +136,34 @@ def test_convolutions_of_one_input_gather_its_patches_once(monkeypatch: pytest.M
         torch.testing.assert_close(graph(x, w, *found.constants)[0], function(x, w), **EXACT)
 
 
+def test_operators_add_what_a_second_derivative_adds() -> None:
+    """To the gradients of a convolution's input, and of what is normalised and its gain."""
+    native.kernel()
+    shapes = {"x": (2, 6, 5, 3), "w": (4, 3, 3, 3), "gain": (4,), "bias": (4,)}
+    inputs = tuple(draw(name, *shape).cuda() for name, shape in shapes.items())
+
+    def value(x: Tensor, w: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        y = norm_relu_pool(conv2d(x.tanh(), w, None, 2), gain, bias, 1)
+        return (y.square() * y).sum()
+
+    def function(*inputs: Tensor) -> Any:
+        def slopes(*inputs: Tensor) -> Tensor:
+            found = torch.func.grad(value, argnums=(0, 1, 2))(*inputs)
+            return torch.stack([one.square().sum() for one in found]).sum()
+
+        return torch.func.grad(slopes, argnums=(0, 1, 2))(*inputs)
+
+    sums = []
+    for exact in (True, False):
+        found = trace(function, *inputs)
+        graph = shorten_for_capture(found, exact=exact)
+        names = [str(node.target) for node in graph.graph.nodes]
+        sums.append(names.count("aten.add.Tensor"))
+        results = tuple(graph(*inputs, *found.constants))
+        torch.testing.assert_close(results, function(*inputs), **EXACT)
+    assert sums[1] == sums[0] - 3
+
+
 def test_results_that_are_constants_stay_the_callers() -> None:
     call = captured(lambda x: (torch.zeros_like(x), x + 1), compiling=False)
     x = torch.ones(3, device="cuda")

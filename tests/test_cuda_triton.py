@@ -21,7 +21,7 @@ from metalearn.kernels.launch import available
 from metalearn.tree import named_leaves
 
 pytestmark = pytest.mark.gpu
-NODES = 156  # of the captured strided Conv4-64 step with Triton; 469 without
+NODES = 148  # of the captured strided Conv4-64 step with Triton; 469 without
 
 
 def two_steps(triton: bool) -> tuple[Any, int | None]:

@@ -239,3 +239,21 @@ def test_a_kernel_on_rows_takes_infinite_numbers_as_torch_does(on_cpu: None) -> 
     for logits, labels in zip(z, y, strict=True):
         found = traced.whole(graph(logits, labels, *traced.constants))
         assert torch.equal(found, losses.accuracy(logits, labels))
+
+
+def test_derivatives_are_added_to_what_is_there() -> None:
+    for shape in SHAPES:
+        given = norm_inputs(shape, F64)["norm_relu_pool_grad"]
+        sums = draw("y", *given[1].shape), draw("gain", *given[2].shape)
+        for more in (sums, (sums[0], None), (None, sums[1])):
+            found = norm_in_triton.norm_relu_pool_grad(*given, *more)
+            expected = list(norm_in_torch.norm_relu_pool_grad(*given))
+            expected = [a if b is None else a + b for a, b in zip(expected, (*more, None))]
+            torch.testing.assert_close(list(found), expected, rtol=1e-12, atol=1e-12)
+            found = norm_in_torch.norm_relu_pool_grad(*given, *more)
+            torch.testing.assert_close(list(found), expected, rtol=1e-12, atol=1e-12)
+    g, w, before = draw("g", 3, 2, 4, 3, 5), draw("w", 3, 3, 3, 4, 5), draw("x", 3, 2, 7, 6, 4)
+    expected_x = gather_conv.conv_input(g, w, 2, 7, 6) + before
+    for module in (gather_in_triton, gather_conv):
+        found_x = module.conv_input(g, w, 2, 7, 6, before)
+        torch.testing.assert_close(found_x, expected_x, rtol=1e-12, atol=1e-12)

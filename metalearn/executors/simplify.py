@@ -23,6 +23,7 @@ from torch.fx.node import map_arg
 from metalearn.executors.passes.fusion import fuse
 from metalearn.executors.passes.rejoin import rejoin
 from metalearn.executors.passes.shared_patches import share_patches
+from metalearn.executors.passes.sums import add_inside
 from metalearn.executors.trace import Flat, Trace, hoist, writes
 
 _aten = torch.ops.aten
@@ -74,6 +75,7 @@ def shorten_for_capture(traced: Trace, *, exact: bool = False) -> GraphModule:
         traced.constants.extend(hoist(graph, fills=True))
         share_patches(graph)
         if not exact:
+            add_inside(graph)
             fuse(graph)
         graph.recompile()
     return graph

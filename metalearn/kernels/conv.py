@@ -24,7 +24,9 @@ from metalearn.kernels import choice, gather_conv, gather_in_triton, native
 
 _library = torch.library.Library("metalearn", "DEF")
 _library.define("conv(Tensor x, Tensor w, int stride) -> Tensor")
-_library.define("conv_input(Tensor g, Tensor w, int stride, int height, int width) -> Tensor")
+_library.define(
+    "conv_input(Tensor g, Tensor w, int stride, int height, int width, Tensor? to=None) -> Tensor"
+)
 _library.define("conv_weight(Tensor x, Tensor g, int stride, int size) -> Tensor")
 _ops = torch.ops.metalearn
 
@@ -101,7 +103,9 @@ def _conv_fake(x: Tensor, w: Tensor, stride: int) -> Tensor:
     return gather_conv.new_images(x, (groups, batch, *extents, w.shape[-1]))
 
 
-def _conv_input_fake(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
+def _conv_input_fake(
+    g: Tensor, w: Tensor, stride: int, height: int, width: int, to: Tensor | None = None
+) -> Tensor:
     return gather_conv.new_images(g, (*g.shape[:2], height, width, w.shape[3]))
 
 

@@ -32,15 +32,18 @@ def conv_of_patches(taken: Tensor, w: Tensor, batch: int, height: int, width: in
     return images(torch.bmm(matrices(w, taken.shape[0]), taken), batch, height, width)
 
 
-def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """dx of g and w."""
+def conv_input(
+    g: Tensor, w: Tensor, stride: int, height: int, width: int, to: Tensor | None = None
+) -> Tensor:
+    """dx of g and w, added to `to`."""
     groups, batch = g.shape[:2]
     size, channels = w.shape[1], w.shape[3]
     parts = torch.bmm(matrices(w, groups).transpose(1, 2), _with_zero(planes(g)))
     taps = readers(batch, height, width, size, stride, str(g.device))
     found = parts.reshape(groups, channels, -1).index_select(2, taps)
     found = found.reshape(groups, channels, -1, batch * height * width).sum(2)
-    return images(found, batch, height, width)
+    found = images(found, batch, height, width)
+    return found if to is None else found.add_(to)
 
 
 def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:

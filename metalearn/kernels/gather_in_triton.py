@@ -26,10 +26,12 @@ def conv(x: Tensor, w: Tensor, stride: int) -> Tensor:
     return conv_of_patches(patches(x, size, stride), w, x.shape[1], *extents)
 
 
-def conv_input(g: Tensor, w: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """dx of g and w."""
+def conv_input(
+    g: Tensor, w: Tensor, stride: int, height: int, width: int, to: Tensor | None = None
+) -> Tensor:
+    """dx of g and w, added to `to`."""
     parts = torch.bmm(matrices(w, g.shape[0]).transpose(1, 2), planes(g))
-    return sum_readers(parts, w.shape[1], stride, g.shape[1], height, width)
+    return sum_readers(parts, w.shape[1], stride, g.shape[1], height, width, to)
 
 
 def conv_weight(x: Tensor, g: Tensor, stride: int, size: int) -> Tensor:
@@ -60,9 +62,16 @@ def patches(x: Tensor, size: int, stride: int) -> Tensor:
 
 
 def sum_readers(
-    parts: Tensor, size: int, stride: int, batch: int, height: int, width: int
+    parts: Tensor,
+    size: int,
+    stride: int,
+    batch: int,
+    height: int,
+    width: int,
+    to: Tensor | None = None,
 ) -> Tensor:
-    """[G, C k k, B Ho Wo] -> [G, B, H, W, C]: the sum over the outputs that read a place."""
+    """[G, C k k, B Ho Wo] -> [G, B, H, W, C]: the sum over the outputs that read a place, added to
+    `to`."""
     groups, channels = parts.shape[0], parts.shape[1] // size**2
     places = batch * height * width
     x = parts.new_empty(groups, channels, places)
@@ -70,13 +79,14 @@ def sum_readers(
     launch(
         "gather.sum_readers",
         programs * -(-places // wide),
-        [parts.contiguous(), x],
+        [parts.contiguous(), x if to is None else planes(to).contiguous(), x],
         groups * channels,
         batch,
         height,
         width,
         SIZE=size,
         STRIDE=stride,
+        TO=to is not None,
         ACC=accumulator(parts.dtype),
         ROWS=high,
         PLACES=wide,

@@ -41,13 +41,17 @@ def norm_relu_pool_grad(
     scale: Tensor,
     p: Tensor,
     window: int,
+    to_y: Tensor | None = None,
+    to_gain: Tensor | None = None,
 ) -> Three:
-    """(dy, dgain, dbias)."""
+    """(dy, dgain, dbias); with `to_y` and `to_gain`, dy and dgain are added to these."""
     u = _positive(g, p)
     if window > 1:
         u = _spread(u, _places(y, gain, bias, mean, scale, window), y, window)
     dy, dgain, dbias = _centred(u.flatten(2), y, mean, scale)
-    return images(dy.mul_(gain.unsqueeze(2)), *y.shape[1:4]), dgain, dbias
+    dy = images(dy.mul_(gain.unsqueeze(2)), *y.shape[1:4])
+    dy = dy if to_y is None else dy.add_(to_y)
+    return dy, dgain if to_gain is None else dgain + to_gain, dbias
 
 
 def norm_relu_pool_second(

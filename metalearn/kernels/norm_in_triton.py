@@ -32,14 +32,19 @@ def norm_relu_pool_grad(
     scale: Tensor,
     p: Tensor,
     window: int,
+    to_y: Tensor | None = None,
+    to_gain: Tensor | None = None,
 ) -> Three:
-    """(dy, dgain, dbias)."""
+    """(dy, dgain, dbias); with `to_y` and `to_gain`, dy and dgain are added to these."""
     dy, dgain, dbias = _pooled(y, 1), _per_row(y), _per_row(y)
     gain, bias = _sliced(gain), _sliced(bias)
     large = [planes(value).contiguous() for value in (g, y, p)]
     stats = [value.contiguous() for value in (mean, scale)]
-    arrays = [*large[:2], gain, bias, *stats, large[2], dy, dgain, dbias]
-    _run("norm_relu_pool_grad", y, arrays, [gain, bias], window)
+    more_y = dy if to_y is None else planes(to_y).contiguous()
+    more_gain = dgain if to_gain is None else to_gain.contiguous()
+    arrays = [*large[:2], gain, bias, *stats, large[2], more_y, more_gain, dy, dgain, dbias]
+    added = {"TO_Y": to_y is not None, "TO_GAIN": to_gain is not None}
+    _run("norm_relu_pool_grad", y, arrays, [gain, bias], window, **added)
     return _images(dy, y, 1), dgain, dbias
 
 

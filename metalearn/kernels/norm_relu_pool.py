@@ -30,7 +30,7 @@ _library.define(
 )
 _library.define(
     "norm_relu_pool_grad(Tensor g, Tensor y, Tensor gain, Tensor bias, Tensor mean, Tensor scale, "
-    "Tensor p, int window) -> (Tensor, Tensor, Tensor)"
+    "Tensor p, int window, Tensor? to_y=None, Tensor? to_gain=None) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
     "norm_relu_pool_second(Tensor v, Tensor s, Tensor t, Tensor g, Tensor y, Tensor gain,"
@@ -90,7 +90,7 @@ def _forward(y: Tensor, gain: Tensor, bias: Tensor, window: int) -> Three:
 
 
 def _grad(g: Tensor, y: Tensor, gain: Tensor, *rest: Any) -> Three:
-    *others, _, window = rest  # the places are found again in y: p is not read
+    *others, _, window = rest[:5]  # the places are found again in y: p is not read
     given = (g, y, gain, *others)
     return _run(1, window, y, given, _grad_fake(*given))
 

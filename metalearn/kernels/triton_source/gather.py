@@ -31,10 +31,11 @@ def patches(
 
 @triton.jit
 def sum_readers(
-    parts, x, rows, B, H, W, SIZE: tl.constexpr, STRIDE: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, PLACES: tl.constexpr,
+    parts, to, x, rows, B, H, W, SIZE: tl.constexpr, STRIDE: tl.constexpr, TO: tl.constexpr,
+    ACC: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, B H W], the transpose of `patches` applied to parts [rows, k k, B Ho Wo]."""
+    """x [rows, B H W], the transpose of `patches` applied to parts [rows, k k, B Ho Wo]; added to
+    what is there before."""
     h = (H + 2 * (SIZE // 2) - SIZE) // STRIDE + 1
     w = (W + 2 * (SIZE // 2) - SIZE) // STRIDE + 1
     n, places = B * h * w, B * H * W
@@ -44,6 +45,8 @@ def sum_readers(
     there = (row < rows) & (place < places)
     image, inside = place // (H * W), place % (H * W)
     total = tl.zeros([ROWS, PLACES], ACC)
+    if TO:
+        total += tl.load(to + row * places + place, mask=there, other=0).to(ACC)
     for tap in tl.static_range(SIZE * SIZE):
         up = inside // W + SIZE // 2 - tap // SIZE
         left = inside % W + SIZE // 2 - tap % SIZE

@@ -120,10 +120,11 @@ def norm_relu_pool(
 
 @triton.jit
 def norm_relu_pool_grad(
-    g, y, gain, bias, mean, scale, p, dy, dgain, dbias, rows, B, H, W, F, of_gain, of_bias,
+    g, y, gain, bias, mean, scale, p, to_y, to_gain, dy, dgain, dbias, rows, B, H, W, F,
+    of_gain, of_bias, TO_Y: tl.constexpr, TO_GAIN: tl.constexpr,
     WINDOW: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """dy = gain r (u - A / n - x D / n), dgain = D, dbias = A."""
+    """dy = gain r (u - A / n - x D / n), dgain = D, dbias = A; added to what is there before."""
     n, m = B * H * W, B * (H // WINDOW) * (W // WINDOW)
     row, exists, rows_y = _rows_of(rows, n, ROWS)
     rows_p = row.to(tl.int64)[:, None] * m
@@ -142,7 +143,10 @@ def norm_relu_pool_grad(
         two += u * x
     A, D = tl.sum(one, 1), tl.sum(two, 1)
     _write(dbias, row, exists, A)
-    _write(dgain, row, exists, D)
+    if TO_GAIN:
+        _write(dgain, row, exists, D + _read(to_gain, row, exists, ACC))
+    else:
+        _write(dgain, row, exists, D)
     for first in range(0, n, PLACES):
         place = first + tl.arange(0, PLACES)[None, :]
         there = exists[:, None] & (place < n)
@@ -150,7 +154,10 @@ def norm_relu_pool_grad(
             g, p, y, place, rows_y, rows_p, there, middle, r, slope, shift, H, W, WINDOW, ACC
         )
         x = (_read(y, rows_y + place, there, ACC) - middle) * r
-        _write(dy, rows_y + place, there, slope * r * (u - A[:, None] / n - x * (D[:, None] / n)))
+        found = slope * r * (u - A[:, None] / n - x * (D[:, None] / n))
+        if TO_Y:
+            found += _read(to_y, rows_y + place, there, ACC)
+        _write(dy, rows_y + place, there, found)
 
 
 @triton.jit
