@@ -45,7 +45,7 @@ ALL = [
     *("conv4_pool_20w1s", "conv4_84_5w5s", "conv4_cifar_5w1s", "resnet12_84_5w1s", "anil_5w1s"),
     *("first_order_5w1s", "imaml_5w1s", "proto_net_5w1s", "r2d2_5w1s"),
     *("in_context_sinusoid", "in_context_omniglot", "sampling_5w1s"),
-    *("l2o_quadratics", "l2o_mlp"),
+    *("validation_5w1s", "l2o_quadratics", "l2o_mlp"),
 ]
 PEERS = {
     "learn2learn": lambda problem: [torch_packages.engine("learn2learn", problem)],

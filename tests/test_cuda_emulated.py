@@ -26,6 +26,7 @@ PARTS = {
         "tests/test_cuda_several.py tests/test_cuda_learning.py tests/test_cuda_shared_search.py",
         "",
     ),
+    "bench": ("tests/test_cuda_bench.py", ""),
     "waits": ("tests/test_cuda_waits.py", ""),
     "runs": ("tests/test_cuda_runs.py", ""),
     "sources": ("tests/test_tasks.py", ""),

@@ -93,7 +93,7 @@ def measured(workload: Workload, settings: Settings) -> Outcome:
     facts: Row = {"sentence": work.sentence(), "tasks": work.tasks, "threads": threads}
     outcome = Outcome([], [], facts)
     expected = None
-    if work.family != "sampling":
+    if work.family not in ("sampling", "validation"):
         expected, outcome.facts["flops"] = reference_and_flops(problem)
     if not work.regression:
         assert problem.ready  # drawn now, outside of all measurements

@@ -20,6 +20,7 @@ from metalearn.bench.engines import (
 )
 from metalearn.bench.engines.engine import Engine, LeftOut
 from metalearn.bench.problem import Problem
+from metalearn.kernels.launch import available
 
 Row = dict[str, Any]
 PEERS = ("learn2learn", "higher", "torchopt", "jax", "torch")
@@ -49,6 +50,10 @@ def contenders(
 ) -> list[Contender]:
     """The contenders of `engines`; `executors` replace the ones chosen for this workload."""
     wanted = set(engines)
+    if problem.workload.family == "validation":
+        names = ("vmap", "graph") if problem.device.startswith("cuda") else ("vmap",)
+        found = [_validation(problem, name) for name in names]
+        return [one for one in found if one.engine in wanted]
     if problem.workload.family == "sampling":
         found = [
             Contender("native", lambda row: [sampling.ours(problem)]),
@@ -56,6 +61,8 @@ def contenders(
         ]
         return [one for one in found if one.engine in wanted]
     found = [_native(problem, executor) for executor in executors or native.candidates(problem)]
+    if not executors and problem.device.startswith("cuda"):
+        found += _ways_to_replay(problem)
     if isinstance(problem, l2o.LearnedProblem):
         found += [_left_out(name, "unrolls no learned optimizer") for name in PEERS[:3]]
         found += [
@@ -96,6 +103,24 @@ def _native(problem: Problem, text: str) -> Contender:
     return Contender(
         "native", lambda row: [native.engine(problem, choice)], choice.executor, choice.chunk
     )
+
+
+def _validation(problem: Problem, executor: str) -> Contender:
+    captured = executor == "graph"
+    return Contender("native", lambda row: [native.validation(problem, captured)], executor)
+
+
+def _ways_to_replay(problem: Problem) -> list[Contender]:
+    """Captured graphs of several steps, and without Triton where there is any."""
+    one = native.choice_of("graph", problem.workload.tasks)
+    found = [
+        Contender("native", lambda row: [native.engine(problem, one, native.REPLAYED)], "graph")
+    ]
+    if available():
+        found.append(
+            Contender("native", lambda row: [native.without_triton(problem, one)], "graph")
+        )
+    return found
 
 
 def _auto(problem: Problem, row: Row) -> Engine:

@@ -31,6 +31,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TESTS = (
     *("test_cuda.py", "test_cuda_kernels.py", "test_cuda_runs.py", "test_cuda_triton.py"),
     *("test_cuda_several.py", "test_cuda_learning.py", "test_cuda_shared_search.py"),
+    "test_cuda_bench.py",
     *("test_executors.py", "test_tasks.py"),
 )
 EXECUTORS = ("vmap", "chunk:8", "traced", "compiled", "graph", "compiled_graph")

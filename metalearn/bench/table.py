@@ -34,8 +34,9 @@ def detail_of(row: Row) -> str:
     """compiled:4, auto compiled:4, MetaSGD, or nothing."""
     if row.get("chose"):
         return f"auto {row['chose']}"
-    detail = row.get("executor") or row.get("form") or ""
-    return f"{detail}:{row['chunk']}" if row.get("chunk") else detail
+    executor, form = row.get("executor") or "", row.get("form") or ""
+    executor = f"{executor}:{row['chunk']}" if row.get("chunk") else executor
+    return ", ".join(part for part in (executor, form) if part)
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from metalearn.errors import ConfigError, did_you_mean
 
-Family = Literal["maml", "anil", "imaml", "proto_net", "r2d2", "in_context", "sampling", "l2o"]
+Family = Literal[
+    "maml", "anil", "imaml", "proto_net", "r2d2", "in_context", "sampling", "l2o", "validation"
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Workload:
                 f"{self.ways}-way {self.shots}-shot episodes with {self.queries} queries a "
                 f"class, {self._images()}"
             )
+        if self.family == "validation":
+            steps = f"{self.inner_steps} step{'s' if self.inner_steps > 1 else ''} of MAML each"
+            return f"a look at {self.tasks} validation tasks, {steps}, {self._conv4()}"
         if self.family == "l2o":
             what = (
                 "10-d quadratics" if self.name == "l2o_quadratics" else "MLP 64-20-10 on 50 digits"
@@ -57,8 +62,8 @@ class Workload:
                 f"learned optimizer, LSTM 2 x 20, {what}, back-propagation through "
                 f"{self.inner_steps} inner steps"
             )
-        conv4 = f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
-        known = {"mlp": "MLP 40-40", "resnet12": f"ResNet-12, {self._images()}", "conv4": conv4}
+        resnet12 = f"ResNet-12, {self._images()}"
+        known = {"mlp": "MLP 40-40", "resnet12": resnet12, "conv4": self._conv4()}
         model = known[self.model]
         shape = f"{self.shots} + {self.queries} points" if self.regression else self._ways()
         if self.family in ("proto_net", "r2d2"):
@@ -70,6 +75,9 @@ class Workload:
         if self.family == "imaml":
             return f"iMAML, {model}, {shape}, {steps}, 5 conjugate gradients"
         return f"{self.family.upper()}, {model}, {shape}, {steps}, {order}"
+
+    def _conv4(self) -> str:
+        return f"Conv4-{self.filters}, {self._halving()}{self._norm()}, {self._images()}"
 
     def _ways(self) -> str:
         return (
@@ -119,6 +127,7 @@ _TABLE = (
     replace(_SINUSOID, name="in_context_sinusoid", family="in_context", inner_steps=0),
     replace(_IN_CONTEXT, downsample="stride", norm=False),
     Workload("sampling_5w1s", 32, family="sampling", queries=15, inner_steps=0),
+    Workload("validation_5w1s", 100, family="validation", queries=15, downsample="stride"),
     replace(_L2O, name="l2o_quadratics", tasks=32, x_shape=(10,)),
     # Few tasks: what back-propagation keeps of 100 steps on 1,510 parameters is 0.3 GB a task where
     # all is kept.

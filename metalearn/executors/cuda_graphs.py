@@ -246,6 +246,12 @@ def captured_learning(device: str) -> Iterator[None]:
     if not device.startswith("cuda"):
         yield
         return
+    with called_by(learning_by_graphs()):
+        yield
+
+
+def learning_by_graphs() -> Callable[..., Any]:
+    """What `captured_learning` calls functions of new tasks by; it keeps their graphs."""
     made: dict[Any, _Function] = {}
     pool: Pool = []
 
@@ -255,5 +261,4 @@ def captured_learning(device: str) -> Iterator[None]:
             made[name] = _Function(function, owner, pool)
         return made[name](*args)
 
-    with called_by(caller):
-        yield
+    return caller

@@ -20,9 +20,13 @@ GENERATED: dict[str, str] = {}  # source of the kernels that are in no file (fus
 INTERPRETED = 1 << 16  # in Triton's interpreter, where every program costs a walk through Python
 
 
-@functools.cache
 def available() -> bool:
-    """Whether kernels run by Triton; asked once a process."""
+    """Whether kernels run by Triton; METALEARN_TRITON is read at every call."""
+    return os.environ.get("METALEARN_TRITON") != "0" and _found()
+
+
+@functools.cache
+def _found() -> bool:
     return has_triton()
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
 from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
 from metalearn.executors.auto import Work, choose, configured_choice
+from metalearn.executors.cuda_graphs import learning_by_graphs
 from metalearn.executors.pieces import workers_on
 from metalearn.executors.step import Executable, make_step_fn
 from metalearn.executors.timings import ExecutorChoice
+from metalearn.scopes.over_tasks import called_by
 from metalearn.tree import from_named, named_leaves
 from metalearn.types import Episode, MetaState, Params
 
 BETA1 = 0.9  # of the outer Adam: its first moment after one step is (1 - BETA1) times the gradient
+REPLAYED = 20  # steps of one replay, in the row of that name
 STEPS = 2000  # length of the run that auto chooses for, and of which totals are given
 
 
@@ -40,8 +48,10 @@ def text_of(choice: ExecutorChoice) -> str:
     return choice.executor if choice.chunk is None else f"{choice.executor}:{choice.chunk}"
 
 
-def engine(problem: Problem, choice: ExecutorChoice) -> Engine:
-    """Sampling by our TaskSource, meta-gradient and update by `make_step_fn`."""
+def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
+    """Sampling by our TaskSource, meta-gradient and update by `make_step_fn`.
+
+    With more than one of `steps` a captured graph makes so many at a call."""
     made = make_step_fn(
         problem.method,
         problem.source.sample,
@@ -51,7 +61,28 @@ def engine(problem: Problem, choice: ExecutorChoice) -> Engine:
         executor=choice.executor,
         chunk=choice.chunk,
     )
-    return _engine(problem, made)
+    return _engine(problem, made, steps)
+
+
+def without_triton(problem: Problem, choice: ExecutorChoice) -> Engine:
+    """The same by torch's operators in the place of Triton's kernels."""
+    with _no_triton():
+        made = engine(problem, choice)
+    step, gradient = _no_triton()(made.step), made.gradient
+    assert gradient is not None
+    return replace(made, step=step, gradient=_no_triton()(gradient), form="without Triton")
+
+
+@contextmanager
+def _no_triton() -> Iterator[None]:
+    before = os.environ.get("METALEARN_TRITON")
+    os.environ["METALEARN_TRITON"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["METALEARN_TRITON"]
+        if before is not None:
+            os.environ["METALEARN_TRITON"] = before
 
 
 def chosen(problem: Problem) -> tuple[Engine, str, str]:
@@ -68,14 +99,18 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     return _engine(problem, made), text_of(trials.choice), trials.why
 
 
-def _engine(problem: Problem, made: Executable) -> Engine:
+def _engine(problem: Problem, made: Executable, steps: int = 1) -> Engine:
     state = fresh(problem)
     number = 0
 
     def step() -> None:
         nonlocal state, number
-        number += 1
-        state, _ = made.step(state, made.sample(number))
+        if steps == 1:
+            state, _ = made.step(state, made.sample(number + 1))
+        else:
+            assert made.several is not None
+            state, _ = made.several(state, number + 1, steps)
+        number += steps
 
     def gradient(episodes: Episode) -> Params:
         # Of the very function that is timed, which draws its own episodes: those of this number are
@@ -86,7 +121,23 @@ def _engine(problem: Problem, made: Executable) -> Engine:
             name: value / (1 - BETA1) for name, value in named_leaves(after.opt["first"]).items()
         }
 
-    return Engine(step, gradient, lambda: synchronise(problem.device))
+    form = f"{steps} steps a replay" if steps > 1 else ""
+    return Engine(step, gradient, lambda: synchronise(problem.device), form, steps)
+
+
+def validation(problem: Problem, captured: bool) -> Engine:
+    """A look at T validation tasks: S steps on each, and the predictions of their queries."""
+    batches, number = [problem.episodes(CHECK + place) for place in range(2)], 0
+    meta, points = fresh(problem).meta, (0, problem.workload.inner_steps)
+    caller = learning_by_graphs() if captured else None
+
+    def step() -> None:
+        nonlocal number
+        batch, number = batches[number % 2], number + 1
+        with called_by(caller) if caller else nullcontext():
+            problem.method.learn(meta, batch.support, batch.query.x, points, batch.info["key"])
+
+    return Engine(step, None, lambda: synchronise(problem.device))
 
 
 def fresh(problem: Problem) -> MetaState:
