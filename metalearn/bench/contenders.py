@@ -51,9 +51,7 @@ def contenders(
     """The contenders of `engines`; `executors` replace the ones chosen for this workload."""
     wanted = set(engines)
     if problem.workload.family == "validation":
-        names = ("vmap", "graph") if problem.device.startswith("cuda") else ("vmap",)
-        found = [_validation(problem, name) for name in names]
-        return [one for one in found if one.engine in wanted]
+        return [one for one in _validation(problem) if one.engine in wanted]
     if problem.workload.family == "sampling":
         found = [
             Contender("native", lambda row: [sampling.ours(problem)]),
@@ -105,9 +103,11 @@ def _native(problem: Problem, text: str) -> Contender:
     )
 
 
-def _validation(problem: Problem, executor: str) -> Contender:
-    captured = executor == "graph"
-    return Contender("native", lambda row: [native.validation(problem, captured)], executor)
+def _validation(problem: Problem) -> list[Contender]:
+    found = [Contender("native", lambda row: [native.validation(problem, False)], "vmap")]
+    if problem.device.startswith("cuda"):
+        found.append(Contender("native", lambda row: [native.validation(problem, True)], "graph"))
+    return found
 
 
 def _ways_to_replay(problem: Problem) -> list[Contender]:

@@ -179,6 +179,26 @@ def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
     computed from those alone. Plain fills stay, as the compiler folds them into its loops; with
     `fills` small ones are constants, too.
     """
+    known, hoisted = _constants_of(graph, fills)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    after, constants = inputs[-1], list[Tensor]()
+    first = sum(str(node.target).startswith("constant_") for node in inputs)
+    for node in [node for node in known if node in hoisted]:
+        outside = [user for user in node.users if user not in hoisted]
+        if not outside or not isinstance(known[node], Tensor):
+            continue
+        with graph.graph.inserting_after(after):
+            after = graph.graph.placeholder(f"constant_{first + len(constants)}")
+        after.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(after, delete_user_cb=lambda user: user not in hoisted)
+        constants.append(known[node].contiguous())
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return constants
+
+
+def _constants_of(graph: GraphModule, fills: bool) -> tuple[dict[Node, Any], set[Node]]:
+    """(the values that are known, which of them are constants)."""
     known: dict[Node, Any] = {}
     hoisted: set[Node] = set()
     written = _written_nodes(graph)
@@ -202,21 +222,7 @@ def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
             known[node] = node.target(*args, **kwargs)
             if fills or _counts(node) or any(parent in hoisted for parent in node.all_input_nodes):
                 hoisted.add(node)
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    after, constants = inputs[-1], list[Tensor]()
-    first = sum(str(node.target).startswith("constant_") for node in inputs)
-    for node in [node for node in known if node in hoisted]:
-        outside = [user for user in node.users if user not in hoisted]
-        if not outside or not isinstance(known[node], Tensor):
-            continue
-        with graph.graph.inserting_after(after):
-            after = graph.graph.placeholder(f"constant_{first + len(constants)}")
-        after.meta["val"] = node.meta.get("val")
-        node.replace_all_uses_with(after, delete_user_cb=lambda user: user not in hoisted)
-        constants.append(known[node].contiguous())
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return constants
+    return known, hoisted
 
 
 def _is_small(node: Node) -> bool:
