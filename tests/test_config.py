@@ -16,6 +16,7 @@ from metalearn.config.experiment import Experiment, load, parse
 from metalearn.config.overrides import apply_overrides
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
+from metalearn.storage.yaml import parse_yaml
 
 EXAMPLE = """
 experiment: maml_omniglot_5w1s
@@ -298,3 +299,19 @@ def test_overrides_that_are_no_overrides_are_all_named() -> None:
     assert [place for place, _ in caught.value.problems] == expected
     with pytest.raises(ConfigError, match="not a mapping"):
         apply_overrides({"run": {"seeds": [0]}}, ["run.seeds.first=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task: {shots: 3, shots: 2}", "'shots' stands twice (lines 1 and 1)"),
+        ("run: {}\ntask: {}\nrun: {meta_steps: 7}", "'run' stands twice (lines 1 and 3)"),
+    ],
+)
+def test_a_key_stands_once(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(str(tmp_path / "twice.yaml"))
+    assert why in str(error.value)
+    merged = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, y: 4}"
+    assert parse_yaml(merged)["b"] == {"x": 3, "y": 2}

@@ -1,4 +1,6 @@
-"""YAML as data: PyYAML's safe loader, with limits on size, numbers and what aliases unfold into."""
+"""YAML as data: PyYAML's safe loader, without keys that stand twice, and with limits.
+
+They are on size, numbers and what aliases unfold into."""
 
 from __future__ import annotations
 
@@ -12,10 +14,23 @@ from metalearn.errors import ConfigError
 
 BYTES = 4 << 20  # no experiment is a hundredth of this
 VALUES = 1_000_000  # with every alias written out
+MERGE = "tag:yaml.org,2002:merge"
 NUMBER = 100  # characters of a number: base 60 (1:30:00) has no other limit
 
 
 class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)  # merge keys stand as they are written
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                line, known = key.start_mark.line + 1, (key.tag, key.value)
+                if known in lines:
+                    where = f"lines {lines[known]} and {line}"
+                    raise yaml.YAMLError(f"the key {key.value!r} stands twice ({where}): keep one")
+                lines[known] = line
+        return node
+
     def construct_document(self, node: Any) -> Any:
         if _unfolded(node, {}) > VALUES:  # before any of it is built: merge keys unfold, too
             raise yaml.YAMLError(f"its aliases unfold into more than {VALUES} values")
