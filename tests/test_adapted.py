@@ -258,3 +258,56 @@ def test_the_command_knows_columns_by_their_names(
     (tmp_path / "query.csv").write_text("a,c\n1,2\n")
     with pytest.raises(ConfigError, match=r"query\.csv lacks the columns b; it has a, c"):
         predict(run.folder, tmp_path / "support.csv", tmp_path / "query.csv", None, None, False)
+
+
+@pytest.fixture(scope="module")
+def of_groups(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    """A regression on groups of rows of a file."""
+    folder = tmp_path_factory.mktemp("groups")
+    rows = [f"s{n // 8},{n % 8 / 8},{n % 5 / 5},{n % 7 / 7}" for n in range(160)]
+    (folder / "rows.csv").write_text("\n".join(["sensor,a,b,y", *rows]))
+    data = {
+        "experiment": "groups",
+        "task": {"source": "arrays", "path": str(folder / "rows.csv"), "group": "sensor"},
+        "model": {"name": "mlp", "sizes": [4]},
+        "method": {"name": "maml", "inner_lr": 0.1},
+        "run": {"meta_steps": 2, "tasks_per_step": 2, "executor": "vmap"},
+        "evaluate": {"episodes": 2, "steps": [0, 1]},
+    }
+    run_one(parse(data).experiments[0], folder / "run")
+    return load_run(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("support", "query", "why"),
+    [
+        ("AB", "AA", "--support: has rows of 2 tasks by column 'sensor'"),
+        ("AA", "AB", "--query: has rows of 2 tasks by column 'sensor'"),
+        ("AA", "BB", "--query: is of the task 'B', and the support set of 'A'"),
+    ],
+)
+def test_rows_of_several_tasks_are_not_learned_as_one(
+    of_groups: LoadedRun, tmp_path: Path, support: str, query: str, why: str
+) -> None:
+    def write(name: str, groups: str) -> Path:
+        rows = [f"{group},0.{n},0.5,1" for n, group in enumerate(groups)]
+        (tmp_path / name).write_text("\n".join(["sensor,a,b,y", *rows]))
+        return tmp_path / name
+
+    files = write("support.csv", support), write("query.csv", query)
+    with pytest.raises(ConfigError, match=why):
+        predict(of_groups.folder, *files, None, tmp_path / "out.csv", False)
+    assert not (tmp_path / "out.csv").exists()
+    files = write("support.csv", "AA"), write("query.csv", "AA")
+    predict(of_groups.folder, *files, None, tmp_path / "out.csv", False)
+
+
+def test_answers_that_are_not_finite_have_a_warning(
+    of_groups: LoadedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, y = np.full((4, 2), 0.5), np.arange(4.0)
+    caplog.set_level("WARNING", "metalearn")
+    of_groups.adapt(x, y, steps=1).predict(x)
+    assert not caplog.messages
+    of_groups.adapt(1e20 * x, 1e20 * y, steps=5).predict(x)
+    assert "4 of 4 answers are not finite: learning this task diverged" in caplog.text

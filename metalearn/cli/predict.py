@@ -28,7 +28,8 @@ def predict(
     spec = run.method.spec
     task = run.config.test_task
     known, target = getattr(task, "inputs", None), getattr(task, "target", None)
-    read = partial(read_examples, spec=spec, invert=invert, target=target)
+    group = getattr(task, "group", None)
+    read = partial(read_examples, spec=spec, invert=invert, target=target, group=group)
     examples, queries = _examples(read, support, query, known)
     learned = run.adapt(examples.x, examples.y, steps)
     answers = learned.predict(queries.x)
@@ -72,4 +73,7 @@ def _examples(
         problems += error.problems
     if examples is None or queries is None:
         raise ConfigError(*problems)
+    if None not in (examples.group, queries.group) and examples.group != queries.group:
+        text = f"is of the task {queries.group!r}, and the support set of {examples.group!r}"
+        raise ConfigError(("--query", f"{text}: the two must be of one task"))
     return examples, queries

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.statistics import params_of
 from metalearn.labels import check_example_targets
-from metalearn.logger import warn_once
+from metalearn.logger import log, warn_once
 from metalearn.losses import PROBABILITIES
 from metalearn.rng import fold_in
 from metalearn.run.trained.export import export
@@ -61,7 +61,9 @@ class AdaptedTask:
             found = learned.predictions[0, 0].detach()
         else:
             found = self.method.predict(self.meta, self.item, self.support, query_x).detach()
-        return found if self.moments is None else restore(found, self.moments)
+        found = found if self.moments is None else restore(found, self.moments)
+        _warn_if_diverged(found, self.classes is not None)
+        return found
 
     def predict(self, x: Any) -> Any:
         """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
@@ -115,6 +117,14 @@ class AdaptedTask:
             return found if moments is None else restore(found, moments)
 
         return export(predict, self.meta, self.item, self.support, Path(path))
+
+
+def _warn_if_diverged(outputs: Tensor, logits: bool) -> None:
+    """A warning for answers [M, ...] that are no numbers; a logit may be minus infinity."""
+    bad = outputs.isnan() | outputs.isposinf() if logits else ~outputs.isfinite()
+    if count := int(bad.flatten(1).any(1).sum()):
+        text = "learning this task diverged, or inputs are far from those of training"
+        log.warning(f"{count} of {len(outputs)} answers are not finite: {text}")
 
 
 def adapt_task(

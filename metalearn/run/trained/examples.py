@@ -23,6 +23,7 @@ class Examples(NamedTuple):
     y: np.ndarray[Any, Any] | None  # [B] labels or values
     names: list[str]
     columns: tuple[str, ...] | None = None  # of a table: the inputs' names
+    group: str | None = None  # of a table with a column of groups: the one of all rows
 
 
 def read_examples(
@@ -34,17 +35,18 @@ def read_examples(
     invert: bool,
     inputs: Sequence[str] | None = None,
     target: str | None = None,
+    group: str | None = None,
 ) -> Examples:
     """The examples at `path`; `labelled` ones need targets. `place` is named in errors.
 
     A folder: one folder of images a class where labelled, else images at any depth; `invert` turns
     dark ink on light paper into bright ink. A table: one column called `target`, y, label or
-    target, and one column for each input: those named `inputs`, else all others. An .npz file:
-    x [B, *X] and y [B]."""
+    target, and one column for each input: those named `inputs`, else all others. Where it has the
+    column `group`, all rows must be of one. An .npz file: x [B, *X] and y [B]."""
     if path.is_dir():
         found = _images(path, spec, place, labelled, invert)
     else:
-        found = _rows(path, spec, place, inputs, target)
+        found = _rows(path, spec, place, inputs, target, group)
     if labelled and found.y is None:
         text = f"{path} has no labels: name a column (or array) {target or TARGETS[0]}"
         raise ConfigError((place, text))
@@ -75,8 +77,10 @@ def _rows(
     place: str,
     inputs: Sequence[str] | None,
     target: str | None,
+    group: str | None,
 ) -> Examples:
     columns = read_columns(path, place)
+    of_rows = _group(columns, group, place)
     targets = [name for name in columns if name.lower() in TARGETS]
     targets = [target] if target in columns else targets
     if len(targets) > 1:
@@ -100,4 +104,16 @@ def _rows(
         text = f"{path} has {x[:1].size} inputs a row, the run learned {list(spec.x_shape)}"
         raise ConfigError((place, text)) from error
     rows = [f"row {n}" for n in range(1, len(x) + 1)]
-    return Examples(x, y, rows, tuple(names) if table else None)
+    return Examples(x, y, rows, tuple(names) if table else None, of_rows)
+
+
+def _group(columns: dict[str, Any], name: str | None, place: str) -> str | None:
+    """The group of all rows, whose column is taken out; ConfigError where there are several."""
+    column = columns.pop(name, None) if name else None
+    if column is None:
+        return None
+    found = sorted({str(one) for one in column})
+    if len(found) > 1:
+        text = f"has rows of {len(found)} tasks by column {name!r} ({', '.join(found[:3])}"
+        raise ConfigError((place, f"{text}, ...): predict for one task at a time"))
+    return found[0]
