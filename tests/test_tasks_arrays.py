@@ -107,6 +107,7 @@ def test_a_column_says_the_split(tmp_path: Path) -> None:
         ({"ways": 1}, "ways: is 1: a classification task needs at least 2 classes; .*group"),
         ({"shots": 4, "queries": 5}, r"shots \+ queries = 9 rows"),
         ({"target": "z"}, "no column 'z'"),
+        ({"inputs": ()}, "at least 1 item"),
         ({"fractions": (0.5, 0.5, 0.5)}, "sum 1"),
     ],
 )
@@ -117,10 +118,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], w
         Arrays(tmp_path / "rows.npz", **changes).build()
 
 
-def test_all_columns_that_are_absent_are_named_at_once() -> None:
+@pytest.mark.parametrize("scale", [False, True])
+def test_all_columns_that_are_absent_are_named_at_once(scale: bool) -> None:
     table = {"shop": np.arange(40) // 4, "price": np.ones(40), "sales": np.ones(40)}
+    named_wrong = {"inputs": ["prize"], "target": "sale", "group": "shp", "standardise": scale}
     with pytest.raises(ConfigError) as error:
-        Arrays(table, inputs=["prize"], target="sale", group="shp").build()
+        Arrays(table, **named_wrong).resolve(0).build()
     named = [text.split(";")[0] for _, text in error.value.problems]
     assert named == [f"has no column {name!r}" for name in ("shp", "sale", "prize")]
 

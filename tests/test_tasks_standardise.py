@@ -177,3 +177,12 @@ def test_a_float32_constant_of_own_rows_is_one_up_to_its_rounding() -> None:
     assert task.moments is not None and task.moments[1][1] == 1
     counts = 1e6 + np.arange(2.0)[:, None]
     assert moments(counts, np.arange(2))[1] == (0.5,)
+
+
+@pytest.mark.parametrize("deviation", [0.0, -1.0])
+def test_given_deviations_are_above_zero(deviation: float) -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 1)), np.arange(40.0)
+    given = ((0.0,), (deviation,))
+    source = Arrays(x, y, group=np.arange(40) // 8, standardise=True, moments=given)
+    with pytest.raises(ConfigError, match="moments: must be means, and deviations above 0"):
+        source.build()

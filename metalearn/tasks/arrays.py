@@ -56,7 +56,7 @@ class Arrays(TaskComponent):
     source: Literal["arrays"] = option("arrays", "The task source.")
     path: str | None = option(None, "File of rows; null: given in memory.", min_length=1)
     inputs: tuple[str, ...] | None = option(
-        None, "Columns of the inputs; null: x where there is one, else all other numbers."
+        None, "Columns of the inputs; null: x where there is one, else the others.", min_length=1
     )
     valid_path: str | None = option(
         None, "File of the rows for validation.", min_length=1, later=True
@@ -272,6 +272,7 @@ class Arrays(TaskComponent):
     def _training_moments(self) -> dict[str, Moments]:
         """The fields of moments, by the rows of the training split where they are null."""
         columns = self._read()
+        self._check_columns(columns)
         names, place = np.unique(_names(columns[self.group or self._target]), return_inverse=True)
         rows = np.isin(place, self._split(columns, names, place)["train"])
         x = inputs_of(columns, self._inputs(columns), "inputs")

@@ -71,6 +71,8 @@ def moments_of(
 
     ConfigError where there is not one of each column."""
     found = given or moments(rows, training)
+    if min(found[1], default=1) <= 0:
+        raise ConfigError((name, "must be means, and deviations above 0"))
     if any((len(part),) != rows.shape[1:] for part in found):
         text = f"are of {len(found[0])} columns, and rows have {list(rows.shape[1:])}"
         raise ConfigError((name, text))
