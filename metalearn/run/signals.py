@@ -40,6 +40,9 @@ def signals(handler: Callable[[], None], ranks: Ranks = ALONE) -> Iterator[None]
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+        if _RECEIVED and previous[PASSED_ON] is not signal.SIG_DFL:
+            # a member of a group that is ending: the launcher's signal may come after its own
+            signal.signal(PASSED_ON, signal.SIG_IGN)
 
 
 def _count() -> int:
