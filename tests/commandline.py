@@ -214,11 +214,11 @@ def write(folder: Path, name: str, data: Any) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content; the output of commands is left out."""
+    """Every file below a folder with its content, without byte code and the output of commands."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".output-")
+        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".output-")
     }
 
 

@@ -115,13 +115,11 @@ def by_torch(make: Any, steps: int = 7) -> list[Params]:
 
 @pytest.mark.parametrize("which", KNOWN)
 def test_a_rule_that_has_learned_nothing_is_torchs_own(which: str) -> None:
-    """SGD, exactly; momentum and Adam to the last digits, which torch rounds in another order."""
+    """To the last digits, which torch rounds in another order, or once for a product and a sum."""
     component, make = KNOWN[which]
     made = component.build(F64, like=PARAMS)
     ours = follow_rule(made.rule(made.init(fold_in(0, "theta")), 7), steps=7)[1:]
     for mine, theirs in zip(ours, by_torch(make), strict=True):
-        if which == "sgd":
-            assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
         torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-15)
 
 
