@@ -282,6 +282,10 @@ def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
     refused(metalearn("compare", pair, "--out", blocked), "fine.yaml")
     refused(metalearn("evaluate", run, "--out", blocked), "fine.yaml")
     refused(metalearn("report", run, "--out", blocked), "fine.yaml")
+    before = file.read_bytes()
+    refused(metalearn("report", run, "--out", file), "exists and is no page")
+    refused(metalearn("report", run, "--out", run), "is a folder")
+    assert file.read_bytes() == before
 
 
 def test_words_that_the_command_line_does_not_know(metalearn: Commands) -> None:

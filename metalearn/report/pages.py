@@ -27,6 +27,7 @@ def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "repo
         if not folder.is_dir():
             text = "does not exist, or is no folder: give run, comparison or sweep directories"
             raise ConfigError((str(folder), text))
+    _check_page(Path(out))
     if split_kinds(folders):
         return write_sweep_report(folders, Path(out))
     for folder in folders:
@@ -34,3 +35,13 @@ def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "repo
             update_comparison(folder)
             demonstration |= bool(read_request(folder).get("demonstration"))
     return write_report(folders, Path(out), demonstration=demonstration)
+
+
+def _check_page(out: Path) -> None:
+    """ConfigError where something stands at `out` that is no page, before any work is done."""
+    if out.is_dir():
+        raise ConfigError(("--out", f"{out} is a folder: give the path of a page"))
+    if out.exists():
+        with out.open("rb") as file:
+            if not file.read(64).lstrip().lower().startswith(b"<!doctype html"):
+                raise ConfigError(("--out", f"{out} exists and is no page: give another name"))
