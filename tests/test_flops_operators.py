@@ -8,6 +8,7 @@ from small import conv_task
 
 from metalearn.evaluate.flops import Flops, count
 from metalearn.kernels import native, norm_relu_pool
+from metalearn.losses import LOSSES
 from metalearn.rng import fold_in
 
 
@@ -32,3 +33,20 @@ def test_a_step_of_maml_on_conv4_is_counted(steps: int) -> None:
     source, method = conv_task(steps)
     found = count(method.step, method.init(fold_in(0)), source.sample(fold_in(1), 2))
     assert found.matrix > 0 and found.elementwise > 0
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_losses_of_this_project_are_counted_without_a_guess(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In second derivatives, too, as MAML takes them."""
+    targets = torch.tensor([0, 2, 1]) if name == "cross_entropy" else torch.rand(3, 4)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return LOSSES[name](values, targets).sum()
+
+    def second(values: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda v: torch.func.grad(loss)(v).square().sum())(values)
+
+    assert count(second, torch.rand(3, 4)).elementwise > 0
+    assert not caplog.messages

@@ -254,6 +254,7 @@ FREE = frozenset(
         unsafe_index resize detach contiguous _unsafe_view _reshape_copy view_copy
         permute_copy expand_copy as_strided_scatter bitwise_and diagonal_scatter
         nan_to_num random uniform normal _reshape_alias set_ unique_dim one_hot
+        _efficientzerotensor
         split_with_sizes_copy squeeze_ metalearn::frozen_features""",
         0,
     )
@@ -271,6 +272,7 @@ OF_INPUT = {
 # FLOPs for each element of the result, where it is not the one of a plain elementwise operator.
 OF_OUTPUT = {
     **_each("_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data", 4),
+    "prims::add": 1,
     **_each("addcmul addcdiv lerp", 3),
     **_each("gelu silu mish gelu_backward silu_backward mish_backward", 5),
     **_each("tanh_backward sigmoid_backward elu_backward softplus_backward", 3),
