@@ -274,7 +274,8 @@ def of_groups(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
         "run": {"meta_steps": 2, "tasks_per_step": 2, "executor": "vmap"},
         "evaluate": {"episodes": 2, "steps": [0, 1]},
     }
-    run_one(parse(data).experiments[0], folder / "run")
+    result = run_one(parse(data).experiments[0], folder / "run")
+    assert result["episodes"]["pool"] == 4  # groups of the test split
     return load_run(folder / "run")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import metalearn as ml
 from metalearn.algorithms import MAML, Reptile
 from metalearn.evaluate.curves import learning_curve
 from metalearn.report.page import write_report
+from metalearn.results.checks import _pools
 from metalearn.results.comparison import compare
 from metalearn.run.loop import examples_of_task
 
@@ -208,3 +210,22 @@ def test_the_protocol_names_what_differs(tmp_path: Path) -> None:
     assert "outer.lr 0.01: maml" in found["not tuned"]
     assert found["minibatches"] == "5 support examples in a step on a new task: maml"
     assert "fewer: scratch 50" in found["test tasks"]
+
+
+# what an interval over tasks covers
+
+
+def test_the_number_of_sets_of_classes_is_on_record(metalearn: Commands) -> None:
+    data = glyphs({"name": "proto_net"})
+    data["task"] = {"source": "digits", "ways": 2, "shots": 1, "queries": 2}
+    data["model"] = {"name": "mlp", "sizes": [4]}
+    _, found = trained(metalearn, "pool", {**data, "evaluate": {"episodes": 4, "steps": [0]}})
+    assert found["episodes"]["pool"] == 45  # pairs of ten digits
+
+
+@pytest.mark.parametrize(("pool", "shown"), [(None, False), (100, False), (12, True)])
+def test_tasks_that_repeat_groups_fail_a_check(pool: int | None, shown: bool) -> None:
+    run: Any = SimpleNamespace(result={"episodes": {"pool": pool}}, episodes=100)
+    found = _pools([run])
+    assert [check.passed for check in found] == [False] * shown
+    assert not shown or "100 episodes are of 12 different groups" in found[0].why

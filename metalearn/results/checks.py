@@ -24,6 +24,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
         _same_task(runs),
         _same_episodes(runs),
         *_new_classes(runs),
+        *_pools(runs),
         _same_normalisation(groups),
         _chance(runs),
         _diverged(groups),
@@ -107,6 +108,19 @@ def _new_classes(runs: Sequence[Run]) -> list[Check]:
     same = {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
     text = f"test tasks have the classes of training, in new images: {', '.join(sorted(same))}"
     return [Check("test classes are new", False, text)] if same else []
+
+
+def _pools(runs: Sequence[Run]) -> list[Check]:
+    """A check that fails where test tasks repeat groups or sets of classes; none where they are
+    different, or as many as there are is unknown."""
+    known = [(run, (run.result.get("episodes") or {}).get("pool")) for run in runs]
+    small = {(run.episodes, pool) for run, pool in known if pool and pool < run.episodes}
+    if not small:
+        return []
+    episodes, pool = max(small)
+    text = f"{episodes} episodes are of {pool} different groups or sets of classes: intervals over "
+    text += "tasks hold for new tasks of these, and say little of others"
+    return [Check("test tasks are of different groups or classes", False, text)]
 
 
 def _not_chance(scores: Array, chance: float) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,7 @@ def describe_result(
             "count": evaluate.episodes,
             "seed": evaluate.seed,
             "fingerprint": curve.fingerprint,
+            "pool": _pool(parts.test),
         },
         # what was drawn once: a split's seed and held-out classes
         "facts": dict(getattr(parts.train, "facts", {})),
@@ -142,6 +144,17 @@ def describe_result(
         **_by_source(parts.test, curve),
         "headline": headline(experiment, curve),
     }
+
+
+MANY = 10**9  # sets of classes; more are not told apart
+
+
+def _pool(source: TaskSource) -> int | None:
+    """How many different groups or sets of classes test tasks are drawn from; None: unknown."""
+    spec = source.spec
+    if spec.classification and spec.num_classes >= spec.ways:
+        return min(math.comb(spec.num_classes, spec.ways), MANY)
+    return getattr(source, "groups", None)
 
 
 def _variable(source: TaskSource) -> dict[str, Any]:

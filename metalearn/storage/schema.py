@@ -40,6 +40,7 @@ class _Task(Open):
 class _Episodes(Open):
     count: Count | None = None
     fingerprint: Text | None = None
+    pool: Count | None = None
 
 
 class _Traits(Open):

@@ -21,7 +21,7 @@ class CurveSource(GeneratedSource, ABC):
     def __init__(self, spec: EpisodeSpec, count: int, points: int, data_sha256: str) -> None:
         super().__init__(spec)
         self.count, self.points, self.data_sha256 = count, points, data_sha256
-        self.facts: dict[str, Any] = {}
+        self.groups, self.facts = count, dict[str, Any]()
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """support x [T, K, *X], y [T, K, 1], query [T, Q, ...]; info: key, step, curve [T]."""

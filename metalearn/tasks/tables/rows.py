@@ -34,6 +34,7 @@ class RowSource:
         self._y = None if values is None else values.to(spec.device, spec.dtype)
         self._counts = torch.tensor(counts, dtype=torch.int64, device=spec.device)
         self._starts = self._counts.cumsum(0) - self._counts
+        self.groups = None if values is None else len(self._counts)
 
     def sample(self, key: Key, num_tasks: int, start: int = 0) -> Episode:
         """support.x [T, N*K, *X], query.x [T, N*Q, *X]; info: key [T], step [T], class_ids [T, N].
