@@ -275,7 +275,7 @@ def of_groups(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
         "evaluate": {"episodes": 2, "steps": [0, 1]},
     }
     result = run_one(parse(data).experiments[0], folder / "run")
-    assert result["episodes"]["pool"] == 4  # groups of the test split
+    assert result["facts"]["test_pool"] == 4  # groups of the test split
     return load_run(folder / "run")
 
 

@@ -220,12 +220,12 @@ def test_the_number_of_sets_of_classes_is_on_record(metalearn: Commands) -> None
     data["task"] = {"source": "digits", "ways": 2, "shots": 1, "queries": 2}
     data["model"] = {"name": "mlp", "sizes": [4]}
     _, found = trained(metalearn, "pool", {**data, "evaluate": {"episodes": 4, "steps": [0]}})
-    assert found["episodes"]["pool"] == 45  # pairs of ten digits
+    assert found["facts"]["test_pool"] == 45  # pairs of ten digits
 
 
 @pytest.mark.parametrize(("pool", "shown"), [(None, False), (100, False), (12, True)])
 def test_tasks_that_repeat_groups_fail_a_check(pool: int | None, shown: bool) -> None:
-    run: Any = SimpleNamespace(result={"episodes": {"pool": pool}}, episodes=100)
+    run: Any = SimpleNamespace(result={"facts": {"test_pool": pool}}, episodes=100)
     found = _pools([run])
     assert [check.passed for check in found] == [False] * shown
     assert not shown or "100 episodes are of 12 different groups" in found[0].why

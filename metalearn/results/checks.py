@@ -113,7 +113,7 @@ def _new_classes(runs: Sequence[Run]) -> list[Check]:
 def _pools(runs: Sequence[Run]) -> list[Check]:
     """A check that fails where test tasks repeat groups or sets of classes; none where they are
     different, or as many as there are is unknown."""
-    known = [(run, (run.result.get("episodes") or {}).get("pool")) for run in runs]
+    known = [(run, (run.result.get("facts") or {}).get("test_pool")) for run in runs]
     small = {(run.episodes, pool) for run, pool in known if pool and pool < run.episodes}
     if not small:
         return []

@@ -129,10 +129,9 @@ def describe_result(
             "count": evaluate.episodes,
             "seed": evaluate.seed,
             "fingerprint": curve.fingerprint,
-            "pool": _pool(parts.test),
         },
         # what was drawn once: a split's seed and held-out classes
-        "facts": dict(getattr(parts.train, "facts", {})),
+        "facts": {**getattr(parts.train, "facts", {}), **_pool(parts.test)},
         "provenance": experiment.model.provenance,
         "normalisation": traits.normalisation,
         "transductive": traits.transductive,
@@ -149,12 +148,12 @@ def describe_result(
 MANY = 10**9  # sets of classes; more are not told apart
 
 
-def _pool(source: TaskSource) -> int | None:
-    """How many different groups or sets of classes test tasks are drawn from; None: unknown."""
-    spec = source.spec
+def _pool(source: TaskSource) -> dict[str, int]:
+    """How many different groups or sets of classes test tasks are drawn from, where it is known."""
+    spec, found = source.spec, getattr(source, "groups", None)
     if spec.classification and spec.num_classes >= spec.ways:
-        return min(math.comb(spec.num_classes, spec.ways), MANY)
-    return getattr(source, "groups", None)
+        found = min(math.comb(spec.num_classes, spec.ways), MANY)
+    return {} if found is None else {"test_pool": found}
 
 
 def _variable(source: TaskSource) -> dict[str, Any]:

@@ -40,7 +40,6 @@ class _Task(Open):
 class _Episodes(Open):
     count: Count | None = None
     fingerprint: Text | None = None
-    pool: Count | None = None
 
 
 class _Traits(Open):
