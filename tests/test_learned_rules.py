@@ -115,12 +115,14 @@ def by_torch(make: Any, steps: int = 7) -> list[Params]:
 
 @pytest.mark.parametrize("which", KNOWN)
 def test_a_rule_that_has_learned_nothing_is_torchs_own(which: str) -> None:
-    """To the last digits, which torch rounds in another order, or once for a product and a sum."""
+    """To the last digits, which torch rounds in another order; SGD but for the rounding of one
+    product, which some CPUs leave out."""
     component, make = KNOWN[which]
     made = component.build(F64, like=PARAMS)
     ours = follow_rule(made.rule(made.init(fold_in(0, "theta")), 7), steps=7)[1:]
     for mine, theirs in zip(ours, by_torch(make), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-15)
+        limit = 1e-15 if which == "sgd" else 1e-13
+        torch.testing.assert_close(mine, theirs, rtol=limit, atol=1e-15)
 
 
 def test_scalars_mean_what_their_names_say() -> None:

@@ -47,8 +47,9 @@ def test_exceptions_name_methods_and_checks_that_exist() -> None:
 
 
 # Newton steps on a network with kinks make each step's rounding about tenfold: 1e-15 at the first,
-# 1e-9 at the twelfth and 1e-4 at the last between two kinds of CPU.
-COMPARED = {"imaml_hessian_free": 12}
+# 1e-9 at the twelfth and 1e-4 at the last between two kinds of CPU. (steps at the limit of all
+# methods, limit of the others)
+ENLARGES_ROUNDING = {"imaml_hessian_free": (12, 1e-3)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -65,8 +66,9 @@ def test_the_first_steps_are_as_recorded(name: str) -> None:
     recorded = [json.loads(line) for line in path.read_text().splitlines()]
     found = golden_rows(given)
     assert len(found) == len(recorded) == 20
-    for new, old in list(zip(found, recorded, strict=True))[: COMPARED.get(name)]:
-        assert new == pytest.approx(old, rel=1e-7, abs=1e-10)
+    steps, later = ENLARGES_ROUNDING.get(name, (20, 1e-7))
+    for place, (new, old) in enumerate(zip(found, recorded, strict=True)):
+        assert new == pytest.approx(old, rel=1e-7 if place < steps else later, abs=1e-10)
 
 
 def test_golden_files_belong_to_methods() -> None:

@@ -25,9 +25,10 @@ from metalearn.types import Batch, Episode
 REFUSING = {"learn_optimizer", "per_task_nas", "shared_nas", "meta_nas"}
 TAKING = sorted(set(METHODS) - REFUSING)
 DRAWS_BY_WEIGHT = {"reptile"}  # minibatches of weighted support sets are other draws
-# float64 shows that nothing changes; in float32 five steps of Adam and Newton steps make 3e-6 of
-# the rounding of some CPUs
-EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
+EXACT = {torch.float64: 1e-12, torch.float32: 1e-6}
+# Steps that divide by small numbers make up to 3e-6 of the float32 rounding of CPUs with AVX-512;
+# in float64 they keep the limit of all.
+ENLARGE_ROUNDING = {"imaml_hessian_free": 1e-5, "tuned_adam": 1e-5}
 
 
 def weighted(batch: Batch, dtype: torch.dtype, padding: int = 0, junk: float = 0.0) -> Batch:
@@ -70,6 +71,8 @@ def test_padding_changes_nothing(name: str, dtype: torch.dtype, junk: float) -> 
     given = case(name, METHODS[name], dtype=dtype)
     ones, padded = variants(given, dtype, junk)
     state, limit = given.state(), EXACT[dtype]
+    if dtype == torch.float32:
+        limit = ENLARGE_ROUNDING.get(name, limit)
     plain = learned(given, state.meta, ones)
     other = learned(given, state.meta, padded)[:, :, : plain.shape[2]]
     torch.testing.assert_close(other, plain, rtol=limit, atol=limit)
