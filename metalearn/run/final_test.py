@@ -145,7 +145,7 @@ def describe_result(
     }
 
 
-MANY = 10**9  # sets of classes; more are not told apart
+MANY = 10**9  # sets of classes; more are not distinguished
 
 
 def _pool(source: TaskSource) -> dict[str, int]:
