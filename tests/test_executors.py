@@ -301,6 +301,19 @@ def test_threads_share_no_module() -> None:
         assert all(torch.equal(a, b) for a, b in zip(leaves(found[0]), leaves(other), strict=True))
 
 
+def test_threads_do_not_write_the_code_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written under the lock of the trace: written by two threads at once it is wrong."""
+    run = trace.specialize_by_shape(torch.sin, trace.interpret_unchanged)
+    value = torch.ones(3)
+    call = run.at(value)
+
+    def python_code(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("code is written in a call")
+
+    monkeypatch.setattr(torch.fx.Graph, "python_code", python_code)
+    assert torch.equal(*call(value), value.sin())
+
+
 def test_an_error_in_a_piece_is_the_error_of_the_step() -> None:
     given = case("maml", METHODS["maml"])
 

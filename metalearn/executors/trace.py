@@ -284,6 +284,9 @@ def interpret_unchanged(traced: Trace, tensors: list[Tensor]) -> Flat:
     """The trace as it is, one operation after another."""
     del tensors
     graph, constants = traced.graph, traced.constants
+    # the graph's code is written when it is first read; here the caller holds a lock, and threads
+    # that would write it at once in their first calls spoil each other's
+    _ = graph.code
     return lambda *inputs: graph(*inputs, *constants)
 
 
