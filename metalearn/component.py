@@ -52,7 +52,7 @@ class Component(BaseModel):
 
     @classmethod
     def acts_of(cls, field: str) -> str:
-        """When a field acts: at `train`, at `adapt` (when a new task is learned), or at both."""
+        """When a field takes effect: at `train`, at `adapt` (on a new task), or at both."""
         extra = cls.model_fields[field].json_schema_extra
         return str(extra.get("acts", "both")) if isinstance(extra, dict) else "both"
 
@@ -162,11 +162,11 @@ class ModelComponent(Component, ABC):
 
     @property
     def provenance(self) -> dict[str, Any] | None:
-        """Of weights that were trained elsewhere: what they are and what was paid for them.
+        """Origin and training cost of pretrained weights; None without them.
 
         `backbone`, `licence`, `trained_on`, `overlap`, `parameters`, `pretrain_flops` (a number or
-        "unknown") and its `pretrain_source`; with `weights_sha256`, a run is refused where these
-        are not the weights that it was made with. None where training starts here."""
+        "unknown") and its `pretrain_source`; with `weights_sha256`, loading a run raises an error
+        if these are not the weights that it was made with."""
         return None
 
 
@@ -218,7 +218,7 @@ class MethodComponent(Component, ABC):
 
     @property
     def needs_start(self) -> str:
-        """Why it cannot begin without another run's meta, the end of a sentence; else empty."""
+        """Why it requires `start`, another run's meta: the end of a sentence; else empty."""
         return ""
 
     @property
@@ -228,7 +228,7 @@ class MethodComponent(Component, ABC):
 
     @property
     def controls(self) -> dict[str, tuple[str, MethodComponent]]:
-        """What stands beside it in a comparison: {suffix of the label: (sentence, method)}."""
+        """Control methods that a comparison adds: {suffix of the label: (sentence, method)}."""
         return {}
 
     @property
@@ -300,10 +300,10 @@ class OneOf:
 def option(
     default: Any, sentence: str, *, acts: Acts = "both", later: bool = False, **limits: Any
 ) -> Any:
-    """A field with its sentence, its limits and the phase that it acts in.
+    """Declare a field with its help text, its limits and the phase in which it takes effect.
 
-    `later` marks a field younger than schema 1, which enters a config's hash only where it differs
-    from its default.
+    `later` marks a field that was added after schema 1: it enters a config's hash only if it
+    differs from its default.
 
     >>> from typing import Literal
     >>> class Wide(ml.models.MLP):

@@ -60,8 +60,7 @@ class Learner(NamedTuple):
     normalisation: str = "none"  # the policy, for the traits of the methods that use this learner
     outputs: int = 1  # C
     x_shape: tuple[int, ...] = ()  # X
-    # Parameters of a torch module that ask for no gradient, as the module names them: no step
-    # moves them.
+    # Names of the parameters of a torch module with requires_grad=False: no step updates them.
     fixed: tuple[str, ...] = ()
     # How outputs come from features: by head.weight and head.bias alone; by them and more of the
     # module; none: without such leaves.
@@ -93,9 +92,9 @@ class UpdateRule(NamedTuple):
 
 
 class Path(NamedTuple):
-    """What one inner loop passed through."""
+    """The trajectory of one inner loop."""
 
-    points: list[Params]  # the kept points, in order
+    points: list[Params]  # the parameters at the requested steps, in order
     state: State  # of the rule, after the last step
     losses: Tensor  # [S], each before its step
 
@@ -121,7 +120,7 @@ class Learned(NamedTuple):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method is, for the loop, the checks and the report."""
+    """Static properties of a method, for the training loop, the checks and the report."""
 
     consumes: Literal["episodes", "examples", "nothing"]
     uses_steps: bool = True
@@ -159,9 +158,9 @@ class EpisodeSpec:
     padded: bool = False
 
     def __post_init__(self) -> None:
-        """ConfigError for classification with one class, whose accuracy is always 1.
+        """Raise ConfigError for classification with one class, whose accuracy is always 1.
 
-        Dense tasks have the classes of all places in `outputs`, with 1 for `ways`."""
+        Dense tasks have the number of classes in `outputs`, and 1 for `ways`."""
         if self.kind == "classification" and max(self.ways, self.outputs) < 2:
             text = f"is {self.ways}: a classification task needs at least 2 classes"
             raise ConfigError(("ways", text))
@@ -177,7 +176,7 @@ class EpisodeSpec:
 
 
 class Ledger(Protocol):
-    """Where cost is written, by phase; `run` is the one way to spend."""
+    """Records cost by phase: `run` that of a call, `span` the time of a block."""
 
     def run(
         self,
@@ -208,7 +207,7 @@ class Ledger(Protocol):
 
 
 class NullLedger:
-    """A ledger that calls and keeps nothing."""
+    """A ledger that records nothing."""
 
     def run(
         self,
@@ -268,5 +267,5 @@ class Method(NamedTuple):
     update: Callable[[MetaState, Grads], MetaState] | None = None  # the meta-update alone
     # None: nothing is learned across tasks
     step: Callable[[MetaState, Any], tuple[MetaState, Metrics]] | None = None
-    lanes: Callable[[Key, int], Lanes] | None = None  # state by task slot that outlives a step
+    lanes: Callable[[Key, int], Lanes] | None = None  # per-task state that persists across steps
     prepare: Callable[..., Method] | None = None  # once, on the host, before training

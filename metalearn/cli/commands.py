@@ -159,7 +159,7 @@ def evaluate_run(
     out: str | Path | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Test a run on the same or other episodes: (the result, its file evaluations/<n>.json).
+    """Test a run on the same or other episodes. Returns (result, its file evaluations/<n>.json).
 
     >>> ml.evaluate_run("runs/example", ["evaluate.episodes=6"])[0]["test"]["steps"]  # of `train`
     [0, 1]

@@ -23,7 +23,7 @@ LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns beside
 
 
 class Comparison:
-    """The rows of a comparison, as comparison.json has them."""
+    """The results of a comparison, as in comparison.json."""
 
     def __init__(self, folder: Path, plan: Plan | None = None, given: Sequence[Any] = ()) -> None:
         self.folder = folder
@@ -43,18 +43,22 @@ class Comparison:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The path of the HTML report."""
         return self.folder / "report.html"
 
     def table(self) -> Text:
-        """One line a method: the headline metric with its 95 % interval over tasks, and costs.
+        """One line per method: the headline metric with its 95 % interval over tasks, and costs.
 
-        Beside them the negative log-likelihood (nats) and the calibration error (%), where known.
-        The former may be `without` a share of the tasks: those that diverged or have none."""
+        Also the negative log-likelihood (nats) and the calibration error (%), if known. "without
+        x %" says which fraction of the tasks the former excludes, because they diverged or have
+        none."""
         return columns(self._rows())
 
     def break_even(self) -> Text:
-        """After how many new tasks the dearer method of each pair is repaid."""
+        """Return the break-even count of each pair of methods, as text.
+
+        It is the number of new tasks from which on the method with the higher cost before the
+        first task is cheaper in total."""
         rows = [["method", "against", "axis", "level", "verdict", "tasks"]]
         for row in self.data["break_even"]:
             level = numbers.level(row["level"], str(self.data["target"]["metric"]))
@@ -83,13 +87,14 @@ class Comparison:
     def plot(self, name: str = "steps", ax: Any = None) -> Any:
         """A figure of the page: steps, training, flops, seconds, pareto, break-even, ...
 
-        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
+        Returns a matplotlib Figure, which a notebook shows; if `ax` is given, draws on it and
+        returns it."""
         from metalearn.report.figures import FIGURES, draw
 
         return draw(name, (self._groups, self.data), ax, list(FIGURES))
 
     def load(self, label: str, seed: int | None = None) -> LoadedRun:
-        """The trained run of a method, by default that of its first seed."""
+        """Load the trained run of a method, by default that of its first seed."""
         homes = {run.seed: run.path for g in self._groups if g.label == label for run in g.runs}
         if not homes:
             text = f"no finished row has this label; {did_you_mean(label, self.labels)}"

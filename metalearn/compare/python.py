@@ -44,20 +44,21 @@ def compare(
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Comparison:
-    """Run several methods, by label, on the same tasks; what is finished in `out` is left alone.
+    """Run several labelled methods on the same tasks. Finished runs in `out` are reused.
 
     methods: {label: component}; or an experiment file with `methods:`, as a path, the name of a
         shipped one, or a mapping, with `overrides` as on the command line.
-    task: a component, or task sources of one's own: one by split, a function of the split, or one.
-    model: a component, a torch module, a class or function that makes one, or what from_module
-        gives; None: that of the task.
-    loss: of the tasks: a name, or a function (predictions, y) -> the loss of each example.
-    options: meta_steps, tasks_per_step, examples_per_step, seeds, device, executor; of the test
-        episodes (and of a validation, at most 200), steps, headline_step, target, targets; or
-        whole sections run, evaluate, budget as mappings.
+    task: a component, or your own task sources: a mapping by split, a function of the split, or a
+        single source.
+    model: a component, a torch module, a class or function that builds one, or what from_module
+        returns; None: the default model of the task.
+    loss: the loss of the tasks: a name, or a function (predictions, y) -> per-example losses.
+    options: meta_steps, tasks_per_step, examples_per_step, seeds, device, executor (training);
+        episodes, steps, headline_step, target, targets (test; a validation has as many episodes,
+        at most 200); or the sections run, evaluate, budget as mappings.
 
-    An interrupted comparison goes on when it is called again. Raises ConfigError with all problems
-    before anything is written.
+    Call it again to resume an interrupted comparison. Raises ConfigError with all problems before
+    anything is written.
 
     >>> methods = {"MAML": ml.algorithms.MAML(), "scratch": ml.transfer.Scratch()}
     >>> task, model = ml.tasks.Sinusoid(shots=4), ml.models.MLP(sizes=(8,))
@@ -111,9 +112,9 @@ def experiment(
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Experiment:
-    """What `train` would run, checked: `experiment(...).to_yaml("mine.yaml")` is its file.
+    """Build and validate the experiment of `train`; its `to_yaml("mine.yaml")` writes the file.
 
-    Arguments as of `train`. Raises ConfigError with all problems.
+    Arguments as in `train`. Raises ConfigError with all problems.
 
     >>> made = ml.experiment(ml.algorithms.MAML(), task=ml.tasks.Sinusoid(), meta_steps=100)
     >>> made.run.meta_steps, made.method.name
@@ -157,13 +158,14 @@ def train(
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """Train and test one method: a LoadedRun, or a list of them for several seeds.
+    """Train and test one method. Returns a LoadedRun, or a list of them for several seeds.
 
     method: a component; or an experiment file with one `method:`, as a path, the name of a shipped
         one, or a mapping, with `overrides` as on the command line.
 
-    Other arguments as of `compare`; `out` is by default runs/NAME, of the method. A finished run
-    of the same config is loaded. ConfigError for an interrupted one, which `resume` continues.
+    Other arguments as in `compare`; `out` defaults to runs/NAME, with the name of the method. A
+    finished run of the same config is loaded. Raises ConfigError for an interrupted run: use
+    `resume`.
 
     >>> task, model = ml.tasks.Sinusoid(shots=4), ml.models.MLP(sizes=(8,))
     >>> quick = {"meta_steps": 2, "episodes": 4, "steps": (0, 1), "executor": "vmap"}
@@ -205,11 +207,11 @@ def resume(
     loss: Any = None,
     allow_change: bool = False,
 ) -> LoadedRun:
-    """Continue an interrupted run; a finished one is loaded.
+    """Continue an interrupted run, or load a finished one.
 
-    `task`, `model` and `loss` are what the run was given in Python, where this process has not got
-    them. Raises ConfigError where the folder is no run directory, and where its config.yaml was
-    edited, unless `allow_change`.
+    `task`, `model` and `loss` are the objects that were passed in Python when the run was started,
+    if this process does not have them. Raises ConfigError if the folder is not a run directory, or
+    if its config.yaml was edited, unless `allow_change`.
 
     >>> ml.resume("runs/example").state.step  # the run of `train`, which is finished
     tensor(2.)
@@ -231,11 +233,10 @@ def resume(
 def reproduce(*names: str, out: str | Path = "runs") -> Rows:
     """Run experiments with a published number, and compare with it; default: all of them.
 
-    Returns a list of one mapping a published number, as experiments/results/ has them, which has
-    `table` and `to_pandas`, and one more where
-    an ensemble's best checkpoint was tested alone; the record is written to out/reproduced.md.
-    What is finished is left alone. Raises ConfigError with every name that is unknown or has no
-    published number.
+    Returns a list with `table` and `to_pandas`: one mapping per published number, in the format of
+    experiments/results/, and one more if the best checkpoint of an ensemble was also tested alone.
+    The record is written to out/reproduced.md. Finished runs are reused. Raises ConfigError with
+    every name that is unknown or has no published number.
 
     >>> ml.reproduce("maml_sinusoids")
     Traceback (most recent call last):

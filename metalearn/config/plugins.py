@@ -53,15 +53,15 @@ _collections: list[Problems] = []  # of the plug-ins that are being imported, th
 
 
 def register(kind: str, component: Any) -> Any:
-    """Make a component of one's own known by its name.
+    """Register a custom component under its name.
 
     kind: tasks, models, methods, rules, learned_rules, estimators, horizons, spaces, searchers,
-    trackers; losses for a function (predictions, y), known by its name; or report for a section of
-    the page.
+    trackers; losses for a function (predictions, y), under its name; or report for a section of
+    the report.
 
-    Returns the component, so that it serves as `functools.partial(register, "models")` on a class.
-    Raises ConfigError for another kind, for what is no such component, and for the name of another
-    one; while a plug-in is imported, these errors are collected and raised at its end.
+    Returns the component, so that `functools.partial(register, "models")` is a class decorator.
+    Raises ConfigError for an unknown kind, an object of the wrong type, or the name of another
+    component; while a plug-in is imported, these errors are collected and raised at its end.
 
     >>> def absolute(predictions, y):
     ...     return (predictions - y).abs()

@@ -164,12 +164,12 @@ def learning_curve(
 ) -> Curve:
     """Learn `episodes` new tasks and score the queries at every point.
 
-    The method never sees query labels. `chunk` tasks are learned at once; it does not change the
-    numbers beyond rounding. `draw_seed` is the seed of the method's own draws on the same tasks,
-    such as fresh networks and heads, or the candidates of a search.
+    The method never sees query labels. `chunk` tasks are adapted in parallel; up to rounding,
+    results do not depend on it. `draw_seed` seeds the method's own randomness on the same tasks,
+    such as the initialization of networks and heads, or the candidates of a search.
 
-    Raises ConfigError where the method was built for another kind, ways, input shape or outputs,
-    MissingPhase where it does not write to the ledger.
+    Raises ConfigError if the method was built for another kind, ways, input shape or outputs, and
+    MissingPhase if it does not write to the ledger.
 
     >>> source = ml.tasks.Sinusoid(shots=10).build(split="test")
     >>> method = ml.algorithms.MAML().build(ml.models.MLP().build(source.spec), source.spec)

@@ -39,17 +39,17 @@ def adapt(
 
         phi_{s+1} = phi_s + rule(grad loss(phi_s, batch, s))
 
-    `batch` is the support set, or a function of the step that gives a minibatch. `keep` names the
-    points to hold (default all S+1; 0 is the start). `fixed` are parameters that `loss` gets
-    besides and that stay as they are, such as a head that the inner loop leaves alone; points do
-    not hold them. `first_order` treats every gradient as a constant for whoever differentiates
-    through the path. Running statistics (names "stats.") are passed along unmoved. Under
-    `recompute.recomputed` activations are not kept from step to step: a gradient then flows through
-    `params`, `fixed`, `batch` and `state` alone, not through what `loss` and `rule` close over.
-    `step_invariant` promises that `loss` ignores the step, and that neither it nor the update of
-    the rule captures anything task-specific: under `stepwise.stepwise` one compiled step then
-    serves for all, and gradients flow as under `recomputed`, but not through `batch`. losses [S]
-    are taken before each step."""
+    `batch` is the support set, or a function of the step that returns a minibatch. `keep`: the
+    step indices whose parameters are returned (default: all S + 1; 0 is the initialization).
+    `fixed`: further parameters that are passed to `loss` but not updated, such as a head that the
+    inner loop does not adapt; they are not in the points. `first_order` treats every gradient as a
+    constant in derivatives of the path. Running statistics (prefix "stats.") are passed through
+    unchanged. Under `recompute.recomputed` activations are not kept from step to step: a gradient
+    then flows through `params`, `fixed`, `batch` and `state` alone, not through what `loss` and
+    `rule` close over. `step_invariant` promises that `loss` ignores the step, and that neither it
+    nor the update of the rule captures anything task-specific: under `stepwise.stepwise` one
+    compiled step then serves for all, and gradients flow as under `recomputed`, but not through
+    `batch`. The losses [S] of the path are each evaluated before its step."""
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")
     moving, statistics = trainable(params)

@@ -70,15 +70,15 @@ def episodic(
     init: Callable[[Key], Meta] | None = None,
     fixed_ways: bool | None = None,
 ) -> Method:
-    """A method made of two functions of one task.
+    """Build a Method from two functions of one task.
 
     minimise over meta the mean over tasks of L(predict(meta, adapt(meta, support), query.x), y)
 
     `adapt` returns one item for each of its points; with `inner_steps` 0 there are no steps, and
-    it returns a single one. Where the inner loop leaves the features alone, `features` computes
-    those of the queries once, and `predict` gets them as query_x. `init(key)` gives the meta
-    (default: the learner's parameters); `fixed_ways`: it has the head (default: where steps are).
-    """
+    it returns a single one. If the inner loop does not adapt the features, `features` computes
+    those of the queries once, and `predict` gets them as query_x. `init(key)` returns the meta
+    (default: the learner's parameters). `fixed_ways`: it includes the head, so that the ways of
+    the test must be those of training (default: if there are inner steps)."""
     loss_of = criterion(spec)
     learning = learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 

@@ -28,16 +28,15 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """p <- p + rule_theta(grad): `rule` with the learned `theta`, for `num_steps` steps in all.
+    """p <- p + rule_theta(grad): `rule` with the learned `theta`, for a run of `num_steps` steps.
 
         loss = loss_of(model(x), y);  optimizer.zero_grad();  loss.backward();
         optimizer.step(loss=loss)
 
-    or `optimizer.step(closure)`. A rule updates all parameters together; of a group's options `lr`
-    is a factor on its updates (default 1), which torch's schedulers set, and `weight_decay` the
-    share of a parameter that a step takes away, times lr. A parameter without a gradient, a frozen
-    one and one of half precision are left alone. `state_dict()` holds the state but not theta: see
-    `save`."""
+    or `optimizer.step(closure)`. A rule updates all parameters together; per parameter group, `lr`
+    scales the updates (default 1; torch's schedulers set it), and `weight_decay` is a decoupled
+    weight decay, multiplied by lr. Parameters without a gradient, frozen parameters and those of
+    half precision are not updated. `state_dict()` holds the state but not theta: see `save`."""
 
     def __init__(
         self, params: Any, rule: LearnedRuleComponent, theta: Theta, num_steps: int

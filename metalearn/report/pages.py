@@ -13,9 +13,9 @@ from metalearn.results.comparison import read_request, update_comparison
 
 
 def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "report.html") -> Path:
-    """Write one page about runs and comparisons, or about sweeps; its path.
+    """Write one HTML report of runs and comparisons, or of sweeps. Returns its path.
 
-    A comparison.json that is missing, or about other results, is written first.
+    A comparison.json that is missing or out of date is written first.
 
     >>> ml.report("runs/example", "example.html").name  # of the run of `train`
     'example.html'

@@ -31,15 +31,16 @@ class Question:
 
 
 def section(title: str, *, template: str) -> Callable[[Data], Question]:
-    """Make a function (rows, pages) -> {name: value} a section of every page.
+    """Decorator that adds a function (rows, pages) -> {name: value} as a section of every report.
 
     title: the question, which is the heading.
     template: Jinja text, with the filters of the package's own sections. (Those have the name of a
         file in templates/questions/.)
 
-    `rows.groups` are the rows of one comparison, the best first, `rows.found` is comparison.json;
-    `pages` are the rows of everything on the page. The section appears once the module that
-    defines it is imported: by `--plugin`, `plugins:`, or an entry point of metalearn.report.
+    `rows.groups` are the methods of one comparison, best first, each with its runs, and
+    `rows.found` is the content of comparison.json; `pages` has the `rows` of every comparison in
+    the report. The section appears once the module that defines it is imported: by `--plugin`,
+    `plugins:`, or an entry point of metalearn.report.
 
     >>> @ml.section("How many methods?", template="<p>{{ count }}.</p>")
     ... def how_many(rows, pages):

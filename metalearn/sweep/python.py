@@ -90,13 +90,13 @@ class SweepResult:
 def sweep(
     file: str | Path | Mapping[str, Any], *, workers: int = 1, out: str | Path | None = None
 ) -> SweepResult:
-    """Run many settings of one experiment, and return the trials; what is finished is left alone.
+    """Run a hyperparameter sweep and return its trials. Finished trials are reused.
 
     file: a sweep file in W&B's schema, as a path, the name of a shipped one, or a mapping, whose
-        `program` may be a mapping, too: that of an experiment file.
-    workers: processes that share the trials; 1: this process.
+        `program` may be a mapping as well: the content of an experiment file.
+    workers: the number of processes that run the trials; 1: this process only.
 
-    Raises ConfigError with all problems before anything is written, and where the folder holds
+    Raises ConfigError with all problems before anything is written, and if the folder holds
     another sweep; Stopped after a signal.
 
     >>> program = ml.experiment(

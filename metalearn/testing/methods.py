@@ -22,13 +22,13 @@ PATIENCE = 10  # times TRAINING, for options that nobody chose for the small pro
 def check_method(
     component: type[MethodComponent] | MethodComponent, *, skip: Mapping[str, str] | None = None
 ) -> None:
-    """Run the contract suite of methods over a component, on a small problem in float64.
+    """Run the contract tests of methods on a component, with a small problem in float64.
 
     component: a class, which is built from its defaults, or an instance with options that suit a
         problem of 3 ways, 2 shots and 6 numbers, such as MAML(inner_lr=0.3, outer=Adam(lr=0.02)).
     skip: {name of a check: why it does not apply}.
 
-    Raises AssertionError with every check that fails; TypeError for what is no MethodComponent."""
+    Raises AssertionError with every check that fails; TypeError if it is not a MethodComponent."""
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, MethodComponent):
         raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.MethodComponent")

@@ -63,28 +63,28 @@ def from_module(
     output: Output = None,
     inputs: Inputs = None,
 ) -> Learner:
-    """A Learner whose `apply(params, x)` is the forward of `net` with these parameters.
+    """Return a Learner whose `apply(params, x)` is the forward of `net` with these parameters.
 
-    `net` is a module, which stays as it is, or a class or function that makes one. It runs in
-    evaluation mode, but in the modes that it was handed over in where a training step draws noise.
+    `net` is a module, which is not changed, or a class or function that builds one. It runs in
+    evaluation mode; only a training step with noise (dropout) uses the modes it was passed in.
 
-    head: the last linear layer: found ("auto"), by its name in the module, or none (None, for
-        metric methods); "new" puts a linear layer of the task's outputs in its place, or behind a
-        module that has none. Its leaves are head.weight and head.bias.
+    head: the last linear layer: detected ("auto"), a name in the module, or None (no head, for
+        metric methods); "new" replaces it with a linear layer of the task's outputs, or appends
+        one to a module that has none. Its leaves are head.weight and head.bias.
     policy: of torch's batch normalisation: query_batch, support, support_plus_one, running or
-        frozen; None: query_batch where the layer is in training mode or keeps no statistics,
-        frozen where it is in evaluation mode.
-    init: "module": the values of a module, for every seed; what a class or function draws for each
-        key. Else a scheme for torch's layers, or a function (key, name, shape, dtype) -> tensor.
-    keep: the values of `net` (of one call of it) are the start for every seed: pretrained weights.
-    output: the entry of what forward returns, where that is a dict, a tuple or an object.
+        frozen; None: query_batch if the layer is in training mode or keeps no statistics, frozen
+        if it is in evaluation mode.
+    init: "module": the values of a module, for every seed; what a class or function samples for
+        key. Else a scheme for torch's layers, or a function (key, name, shape, dtype) -> values.
+    keep: initialize every seed with the values of `net` (of one call of it): pretrained weights.
+    output: the entry of what forward returns, if that is a dict, a tuple or an object.
     inputs: a function from x [B, *X] to the arguments of forward: a tensor, tuple or dict.
 
     Labels [B, *Y] need outputs [B, *Y, C], the classes on the last axis (a convolution's are on
     axis 1), and values [B, *Y] outputs of the same shape, axis by axis.
-    Tied weights are one leaf; buffers and parameters that ask for no gradient are leaves behind
-    "stats.", which nothing moves. Raises ConfigError, with the layer and the reason, for what
-    cannot be computed as its author meant it."""
+    Tied weights are one leaf; buffers and parameters with requires_grad=False have names with the
+    prefix "stats." and are never updated. Raises ConfigError, with the layer and the reason, for a
+    module that cannot be converted exactly."""
     if keep and init != "module":
         raise ConfigError(("keep", "keeps the module's values, so init should be left out"))
     source = _Source(net, spec, head, output, inputs)

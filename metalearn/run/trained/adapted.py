@@ -30,7 +30,7 @@ MISSING = "holds examples without a label (None, NaN or an empty text): leave th
 
 @dataclass(frozen=True, repr=False)
 class AdaptedTask:
-    """What a method has learned of one task."""
+    """A task that a trained method has adapted to."""
 
     method: Method
     learner: Learner
@@ -66,12 +66,11 @@ class AdaptedTask:
         return found
 
     def predict(self, x: Any) -> Any:
-        """Labels [M, *Y] of the given kind, or values [M, *Y]; numpy in, numpy out.
+        """Return labels [M, *Y] as in the support set, or values [M, *Y]; numpy in, numpy out.
 
-        Values are [M] where those of the support set were given as [B], so that both can be
-        compared. Of a run by the loss `bce` they are the probabilities of the labels in 0..1.
-        Where the method normalises by the query batch, the answers depend on the inputs that are
-        predicted together."""
+        Values are [M] if those of the support set were [B], so that both can be compared. For the
+        loss `bce` they are probabilities in [0, 1]. If the method normalises with the query batch,
+        predictions depend on the inputs that are predicted together."""
         found = self.outputs(x)
         if self.classes is None:
             found = found.sigmoid() if self.method.spec.loss in PROBABILITIES else found
@@ -86,7 +85,9 @@ class AdaptedTask:
         return _like(self.outputs(x).softmax(-1), x)
 
     def module(self) -> nn.Module:
-        """An ordinary `torch.nn.Module` with the adapted weights; ConfigError without any."""
+        """Return the adapted network as a plain `torch.nn.Module`.
+
+        Raises ConfigError if the predictions are not those of one network with adapted weights."""
         if self.transform is not None or self.moments is not None:
             what = "inputs" if self.transform is not None else "targets"
             text = f"the {what} of this run are standardised before its network sees them"
@@ -104,7 +105,7 @@ class AdaptedTask:
         return found
 
     def export(self, path: str | Path) -> Path:
-        """Write the predictions for inputs [M, *X] as a program of torch's operators alone.
+        """Export the prediction for inputs [M, *X] as a standalone PyTorch or ONNX program.
 
         `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`."""
         if self.method.predict is None:

@@ -18,10 +18,10 @@ class LearnedOptimizer(torch_optimizer.LearnedOptimizer):
 
     @classmethod
     def load(cls, path: str | Path, params: Any, num_steps: int) -> LearnedOptimizer:
-        """The optimizer of a run directory, a checkpoint in it, or a saved file.
+        """Load the optimizer of a run directory, a checkpoint in it, or a saved file.
 
-        `num_steps` is how often `params` will be moved in all; a rule that was learned for fewer
-        steps may do worse."""
+        `num_steps` is the total number of steps that will be made; a rule that was trained on
+        shorter runs may perform worse."""
         rule, theta = found_in(Path(path))
         return cls(params, rule, theta, num_steps)
 

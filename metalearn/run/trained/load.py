@@ -25,7 +25,7 @@ from metalearn.types import EpisodeSpec, Learner, MetaState, Method, TaskSource
 
 @dataclass(frozen=True, repr=False)
 class LoadedRun(TestedRun):
-    """What `train` and `load_run` return."""
+    """A trained run, as returned by `train` and `load_run`."""
 
     method: Method  # built for the test tasks
     state: MetaState
@@ -36,9 +36,9 @@ class LoadedRun(TestedRun):
     def adapt(self, x: Any, y: Any, steps: int | None = None, seed: int = 0) -> AdaptedTask:
         """Learn one new task of labelled examples, numpy or torch.
 
-        x is [B, *X], images as floats in 0..1; y is [B] labels of any kind and number a class, or
-        [B, C] values. `steps` is by default the step of the run's headline result. Raises
-        ConfigError for examples that do not fit the run."""
+        x is [B, *X], images as floats in 0..1; y is [B] labels of any type, with any number of
+        examples per class, or [B, C] values. `steps` defaults to the step of the run's headline
+        result. Raises ConfigError for examples that do not fit the run."""
         if steps is None:
             steps = self._headline_step()
         spec, config = self.method.spec, self.config
@@ -78,11 +78,12 @@ class LoadedRun(TestedRun):
 
 
 def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> LoadedRun:
-    """The run in `folder`: the tested state, or the newest valid one if interrupted.
+    """Load the run in `folder`: the tested state, or the newest valid one if interrupted.
 
-    Data are needed only for what asks `source` for episodes. `model` and `loss` are a torch module
-    and a function that the run was given in Python, where this process has not got them. Raises
-    ConfigError when the folder is no run directory or holds no checkpoint that matches its SHA-256.
+    The data are needed only to sample episodes from `source`. `model` and `loss` are the torch
+    module and the function that were passed in Python when the run was started, if this process
+    does not have them. Raises ConfigError if the folder is not a run directory, or has no
+    checkpoint that matches its SHA-256.
 
     >>> run = ml.load_run("runs/example")  # that of `train`
     >>> task = run.adapt(torch.rand(4, 1), torch.rand(4, 1))
