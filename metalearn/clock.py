@@ -8,5 +8,7 @@ _calls = itertools.count()
 
 
 def startup_seconds() -> float:
-    """Seconds since the process began at the first call, 0 later: imports are counted once."""
+    """Return the seconds since process start at the first call, and 0 at later ones.
+
+    Imports are therefore counted once."""
     return 0.0 if next(_calls) else time.perf_counter() - BEGIN

@@ -1,4 +1,4 @@
-"""Targets of episodes, checked before they reach a trace in which their values are out of reach."""
+"""Check the targets of episodes before tracing, where their values are not available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and scores of one task, fit for vmap and double differentiation.
+"""Losses and metrics of one task that support vmap and second derivatives.
 
 Each takes (predictions, y, weight=None, lead=0) and gives the mean over examples and outputs: [].
 `weight` [B] is that of `Batch`: an example of weight 0 is padding and changes nothing. `lead` axes
@@ -201,7 +201,7 @@ def check_name(name: str) -> None:
 
 
 def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
-    """A loss of one's own: (predictions, y) -> that of each example [B, ...], or their mean [].
+    """Wrap a custom loss: (predictions, y) -> per-example losses [B, ...], or their mean [].
 
     >>> spec = ml.tasks.Sinusoid().build().spec
     >>> loss = ml.losses.of_function(torch.nn.L1Loss(reduction="none"), spec)

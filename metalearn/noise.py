@@ -34,7 +34,7 @@ _scopes = _Scopes()
 
 @contextmanager
 def noise_from(key: Key | None) -> Iterator[Scope]:
-    """Inside, networks draw their noise from `key`; None: they draw nothing."""
+    """Context manager in which networks sample their noise from `key`; None disables noise."""
     _scopes.open.append(Scope(key))
     try:
         yield _scopes.open[-1]

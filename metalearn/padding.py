@@ -2,8 +2,8 @@
 
 Tasks of different numbers of classes and shots have one shape in a batch: an example of weight 0
 is padding. A class without an example in a task's support set is no class of that task: its output
-is left out of every softmax. A learner's functions have no argument for weights, so that they
-stand in a scope around the call; no scope is open where no batch has weights."""
+is left out of every softmax. A learner's functions have no argument for weights, so they are
+passed through a context manager around the call; without weights no context is open."""
 
 from __future__ import annotations
 

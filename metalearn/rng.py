@@ -1,4 +1,4 @@
-"""Randomness as a function of names: counter-based SplitMix64 in integer tensor operations.
+"""Counter-based random numbers from keys and names: SplitMix64 in integer tensor operations.
 
 SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17):
 

@@ -21,10 +21,11 @@ WAYS, SHOTS = (int(rng.fold_in(0, "variable", name)) for name in ("ways", "shots
 class VariableSource:
     """Tasks of a source with fewer classes and shots, the rest of their examples as padding.
 
-    The source draws tasks of N classes and K shots. Of each, n ~ U{ways} classes stay, which are
-    those with the labels 0 .. n - 1, and of each class k ~ U{shots} support examples, drawn anew
-    for every class (unequal shots). The others get weight 0 (`Batch.weight`); queries of the n
-    classes all stay. In regression k is drawn once a task. info has `ways` [T] and `shots` [T, N].
+    The source samples tasks of N classes and K shots. Each task uses n ~ U{ways} of the classes,
+    those with the labels 0 .. n - 1, and of each class k ~ U{shots} support examples, sampled
+    separately for every class (unequal shots). The others get weight 0 (`Batch.weight`); all
+    queries of the n classes are used. In regression k is sampled once per task. info has `ways` [T]
+    and `shots` [T, N].
     """
 
     def __init__(self, source: TaskSource, ranges: dict[str, Range]) -> None:

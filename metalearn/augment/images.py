@@ -1,4 +1,4 @@
-"""Random changes of images that keep their class, as functions of keys."""
+"""Random label-preserving augmentations of images, as functions of keys."""
 
 from __future__ import annotations
 

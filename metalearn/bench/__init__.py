@@ -9,5 +9,5 @@ native, by_learn2learn, by_higher, by_torchopt, by_jax, sampling     one engine 
 measure     time in turns, peak memory, quartiles
 bench       workload by workload: check the gradients, then time; rows
 scaling     seconds against tasks per batch, and memory in chunks
-table, markdown, plot     the same rows for people
+table, markdown, plot     the same rows as text, Markdown and a figure
 command     the options of the command line"""

@@ -1,4 +1,4 @@
-"""The contenders of a workload: this project once per executor, and every installed peer."""
+"""Implementations of a workload: this package once per executor, and every installed peer."""
 
 from __future__ import annotations
 

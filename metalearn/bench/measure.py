@@ -37,12 +37,11 @@ class Turns:
 
 
 def in_turns(engines: Mapping[str, Engine], turns: Turns) -> dict[str, list[float]]:
-    """Seconds a step of each engine, one number a round.
+    """Return the seconds per step of each engine, one number per round.
 
     Within a round each has its turn, the first one changing.
 
-    A turn is as many steps as last BLOCK seconds; a noisy moment of the machine meets all engines
-    alike."""
+    A turn is as many steps as last BLOCK seconds; temporary load affects all engines equally."""
     names = list(engines)
     counts = {name: _steps_a_turn(engine) for name, engine in engines.items()}
     found: dict[str, list[float]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""Rows for people: what the terminal shows, and the comparison of ours with the best peer."""
+"""Rows as text for the terminal, and the comparison of ours with the best peer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def size(count: float | None) -> str:
-    """Bytes for people: 0.3 MiB, 118 MiB, 1.4 GiB."""
+    """Format bytes: 0.3 MiB, 118 MiB, 1.4 GiB."""
     if count is None:
         return "–"
     if count >= 2**30:

@@ -1,4 +1,4 @@
-"""Controls that stand beside every architecture search, whether or not the file names them.
+"""Control methods that are added to every architecture search, whether or not the file names them.
 
 Those of the method itself (`MethodComponent.controls`), and the field's network with tuned
 hyper-parameters (Yang et al. 2020, arXiv:1912.12522)."""

@@ -36,8 +36,8 @@ def share(
 
     A row that another process runs is tried again later.
 
-    Returns when all rows were run, here or elsewhere. Rows that need each other in a circle are run
-    all the same: `run` refuses them, because what they start from is missing."""
+    Returns when all rows were run, here or elsewhere. Rows with circular dependencies are started
+    anyway: `run` raises an error, because the run that they start from is missing."""
     waiting = {folder: experiment for experiment, folder in rows}
     logged: set[Path] = set()
     with signals(_stopped, ranks):  # while a row is run it has its own

@@ -1,12 +1,13 @@
 """Seconds of new tasks, measured for all rows of a comparison in turns, once every row is trained.
 
-Each row is timed ROUNDS times. A round goes through all rows, so that a slow moment of the machine
-meets all of them alike, with one seed of each: the next one in the next round. So the seconds of a
-seed are measured by themselves, and intervals over seeds hold what measurements vary by, as well as
-trained networks. Rows of more than ROUNDS seeds have a round for each.
+Each row is timed ROUNDS times. A round goes through all rows, so that temporary load of the machine
+affects all of them equally, with one seed of each: the next one in the next round. The seconds of a
+seed are therefore measured separately, and intervals over seeds include the variation of
+measurements as well as that of trained networks. Rows with more than ROUNDS seeds have a round for
+each.
 
-timing.json holds the rounds so far: an interrupted timing goes on with the next round, a finished
-one is not repeated. Where the rows are others than those of timing.json, it begins again."""
+timing.json holds the rounds so far: an interrupted timing continues with the next round, a finished
+one is not repeated. If the rows are not those of timing.json, it starts again."""
 
 from __future__ import annotations
 

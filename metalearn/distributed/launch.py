@@ -1,8 +1,8 @@
 """Starting one command in several processes, and what becomes of them; torch is not needed here.
 
 `--devices N` forks N copies of the command. Under torchrun they are there already, one in each
-process. Whoever watches them passes signals on, ends the run when one of them dies, and returns
-rank 0's exit code."""
+process. The launcher forwards signals, ends the run when one of them dies, and returns rank 0's
+exit code."""
 
 from __future__ import annotations
 

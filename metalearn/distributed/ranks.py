@@ -60,7 +60,7 @@ class Ranks:
         return share_of(count, self.rank, self.size)
 
     def sum(self, vector: Tensor) -> Tensor:
-        """The sum of a vector [n] over all ranks, on its device; signals travel with it."""
+        """Return the sum of a vector [n] over all ranks, on its device; signals are sent along."""
         sent = torch.cat([vector, vector.new_full((1,), float(self.signalled))])
         sent = sent if self._cards else sent.cpu()  # processes that share a card
         with self._exchange():

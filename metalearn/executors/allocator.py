@@ -18,9 +18,9 @@ OLDER = 1 << 25  # what a glibc takes that refuses more
 
 @cache
 def keep_freed_memory() -> bool:
-    """Ask for it, once for the process; whether it was granted.
+    """Tell glibc to keep freed memory, once per process; return whether it agreed.
 
-    It is refused outside of glibc."""
+    Returns False without glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ask = ctypes.CDLL(None).mallopt
         # The second only with the first: alone it would fix the size of blocks that are handed back

@@ -2,13 +2,13 @@
 
     total(executor) = seconds of the first call (compilation included) + steps * seconds of a step
 
-Eager executors are timed in turns, within a share of the run, so that whatever else the machine
-does hits them alike. A compiled one cannot be timed before it is compiled: that is done where the
-expected saving pays for it, or costs little beside the run. It is then timed in turns with the best
-so far, whose own slowdown since tells how busy the machine is now. Trials start from the state
-before step 0 and their results are thrown away. Timings are stored (timings.py), and where they are
-known nothing is tried. The loop may ask again (`choose_again`) when steps take longer than
-promised."""
+Eager executors are timed in turns, within a fraction of the run, so that other load of the machine
+affects them equally. A compiled one cannot be timed before it is compiled: that is done if the
+expected saving is larger than its cost, or the cost small compared with the run. It is then timed
+in turns with the best so far, whose slowdown since its first timing estimates the current load of
+the machine. Trials start from the state before step 0 and their results are discarded. Timings are
+stored (timings.py), and if they are known, no trials are run. The loop may choose again
+(`choose_again`) when steps take longer than predicted."""
 
 from __future__ import annotations
 

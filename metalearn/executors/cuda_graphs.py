@@ -1,7 +1,7 @@
 """CUDA graphs: a pure function recorded once as kernel launches, replayed without the host.
 
-A training step, several of them, and the two functions by which a method learns new tasks: looks at
-validation tasks repeat the same thousands of launches."""
+A training step, several of them, and the two functions with which a method learns new tasks:
+validation repeats the same thousands of kernel launches."""
 
 from __future__ import annotations
 

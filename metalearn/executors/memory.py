@@ -2,10 +2,10 @@
 
     peak(c tasks at once) = episodes and state + fixed + c * each
 
-`fixed` and `each` come from two small steps whose tensors are counted as they live and die. Within
-5 percent of the tensors of the eager executors, for one task at a time up to 10 percent too much
-(tests/test_memory.py); what libraries take for themselves comes on top (workspaces, allocators'
-slack). The compiled executors fuse and re-use, and take less."""
+`fixed` and `each` come from two small steps whose tensors are tracked from allocation to release.
+The prediction is within 5 percent of the tensors of the eager executors, for one task at a time up
+to 10 percent too much (tests/test_memory.py); it excludes what libraries allocate for themselves
+(workspaces, allocators' slack). The compiled executors fuse and reuse, and need less."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ class NotFinite(Exception):
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """`step` that keeps the old state where the new one, or a metric, is not finite.
+    """Return `step` that keeps the old state if the new one, or a metric, is not finite.
 
-    The device is not waited for."""
+    It does not synchronise with the device."""
 
     def call(state: MetaState, data: Any) -> tuple[MetaState, Metrics]:
         new, metrics = step(state, data)

@@ -1,4 +1,4 @@
-"""A traced list of operations without those that do nothing: an interpreter pays for each.
+"""Remove operations that do nothing from a traced graph: an interpreter has a cost for each.
 
 Expansions and views to the shape that is there, a transposition taken back, a view of a view, the
 same operation on the same values twice; and arithmetic with constants that changes nothing (times
@@ -48,10 +48,10 @@ PAIRS = MUL | DIV | ADD | SUB
 
 
 def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
-    """The trace as a short list of operations, run one after another.
+    """Return an interpreter of the simplified graph, which runs one operation after another.
 
-    There is no compiler, and no overhead of transforms. By torch's interpreter of such lists where
-    it takes this one: it needs less than a microsecond for an operation, Python 2 to 3.
+    There is no compiler, and no overhead of transforms. It is torch's own interpreter if that
+    supports the graph: less than a microsecond per operation, instead of 2 to 3 in Python.
     """
     constants = traced.constants
     run = _interpreter(simplify_graph(traced.graph), [*tensors, *constants])
@@ -59,7 +59,7 @@ def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
 
 
 def interpret_shortened(traced: Trace, tensors: list[Tensor], *, exact: bool = False) -> Flat:
-    """The trace as a short list of operations, run by Python: for a capture, which happens once."""
+    """Return the shortened graph, run in Python: for a CUDA capture, which happens once."""
     del tensors
     graph, constants = shorten_for_capture(traced, exact=exact), traced.constants
     return lambda *inputs: graph(*inputs, *constants)

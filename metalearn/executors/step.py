@@ -6,7 +6,7 @@ Rank r of R processes has tasks of its own, and one flat vector passes between t
     all:      v = v_1 + ... + v_R,   theta <- update(theta, v / T)
 
 Tasks are numbered within a step, so that they are the same tasks whatever R is. Every process makes
-the update: what would have to be sent otherwise is larger than what it computes."""
+the update, because sending the result would cost more than computing it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling by tracing: a pure function runs once on stand-ins and is compiled as a list.
+"""Compile a pure function by tracing it once, with fake tensors, into an FX graph.
 
 `torch.compile` reads Python, and cannot read a custom derivative under torch.func; and it looks its
 assumptions up again at every call, which for a small model takes longer than the work. A trace
@@ -110,9 +110,9 @@ def specialize_by_shape(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A context without Python's search for cycles.
+    """Context manager that disables Python's cyclic garbage collection.
 
-    While operations are listed it finds nothing, for a quarter of the time."""
+    While operations are recorded it finds nothing, and takes a quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -167,7 +167,9 @@ def traceable(function: Callable[..., Any], *args: Any) -> Trace | None:
 
 
 def light(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function is traceable and computes its results instead of looking them up."""
+    """Return whether a function is traceable and has only small constants.
+
+    Such a function computes its results instead of reading them from stored data."""
     found = traceable(function, *args)
     return found is not None and sum(value.nbytes for value in found.constants) <= LIGHT
 

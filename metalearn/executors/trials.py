@@ -76,7 +76,7 @@ class Trials:
         return min(timing.step for choice, timing in found.items() if choice.executor in EAGER)
 
     def total(self, choice: ExecutorChoice, steps: int) -> float:
-        """Seconds still to be spent on a run: what a trial has compiled is paid for."""
+        """Return the remaining seconds of a run, without what a trial has already compiled."""
         timing = self.all()[choice]
         first = 0.0 if choice in self.made else with_warm_cache(timing).first
         return first + steps * timing.step
@@ -119,8 +119,8 @@ def make(work: Trainable, choice: ExecutorChoice, trials: Trials) -> None:
 def compare(work: Trainable, choice: ExecutorChoice, rival: ExecutorChoice, trials: Trials) -> None:
     """Time a new executor in turns with the best one so far, on equal terms.
 
-    The least time of the rival may be of a quieter moment. If it was not met again, the new one's
-    is what it takes relative to the rival in these turns, times that least."""
+    The best time of the rival may be from a moment with less load. If no turn comes near it again,
+    the time of the new one is its ratio to the rival in these turns, times that best time."""
     if rival in trials.known and rival not in trials.made and rival.executor not in COMPILED:
         make(work, rival, trials)
         if rival in trials.timings:

@@ -1,4 +1,4 @@
-"""A transformer that encodes a support set once; queries attend to what each of its layers left.
+"""A transformer that encodes a support set once; queries attend to the memory of each layer.
 
 Support tokens attend to each other, a query token to the support tokens: no token attends to a
 query, so that the memory of a layer is that of the support set alone and serves any query."""

@@ -21,7 +21,7 @@ ALL = "all"
 
 
 def joins(named: Named) -> bool:
-    """Whether one vector is faster: on CUDA, where launches cost more than numbers."""
+    """Return whether to flatten parameters into one vector: on CUDA, where launches dominate."""
     first = next(iter(named.values()), None)
     if first is None or not first.is_cuda or len(named) == 1:
         return False

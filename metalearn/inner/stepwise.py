@@ -1,10 +1,10 @@
 """The inner loop with one compiled step and a loop in Python, for long inner runs.
 
 A compiler that unrolls a hundred steps needs many minutes; one step, forward and backward, needs
-seconds, and is the same code every time. Forward keeps what comes into every step, and backward
+seconds, and is the same code every time. Forward stores the inputs of every step, and backward
 computes the step again before it differentiates it (as in recompute.py): a third more arithmetic
-than keeping all that a step meets on its way. The whole loop is one operation to torch.func, whose
-own work is then done once for a loop and not once for a step."""
+than storing all intermediate activations. The whole loop is one operation to torch.func, whose own
+work is then done once per loop and not once per step."""
 
 from __future__ import annotations
 

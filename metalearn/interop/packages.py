@@ -31,8 +31,8 @@ def learn2learn() -> ModuleType:
 
     A learn2learn that is imported already is taken as it is. Otherwise its own `__init__`, which
     imports gym and torchvision, prints a notice and takes seconds, is not run: the package is put
-    together from its parts, and `vision`, `gym` and `text` are imported when somebody asks for
-    them, with whatever they need then."""
+    together from its parts, and `vision`, `gym` and `text` are imported lazily, with what they
+    need."""
     loaded = sys.modules.get("learn2learn")
     if loaded is not None:
         return loaded

@@ -2,9 +2,9 @@
 each combination of shapes and types, at its first use.
 
 A Triton kernel that fails, or whose results are not those of torch's operators, is left out with a
-warning; any other one runs. A clock decides only where both give the same bits, so that a resumed
-run and every rank compute the same, and never with `run.deterministic`. Within a capture nothing
-can be compared: what is not chosen yet runs by torch's operators."""
+warning; any other one runs. Timing decides only if the results of both are bitwise equal, so that a
+resumed run and every rank compute the same, and never with `run.deterministic`. Within a capture
+nothing can be compared: an operator that is not chosen yet runs with torch's operators."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ UNITS = "units."  # prefix of the factors among the fixed parameters
 
 
 class Problem(NamedTuple):
-    """Data and length of one inner run: tensors alone, so that it can be part of a lane."""
+    """Data and length of one inner run: only tensors, so that `lanes` can store it."""
 
     support: Batch  # x [B, *X]
     query: Batch  # x [M, *X]

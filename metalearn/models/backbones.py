@@ -1,6 +1,6 @@
-"""Public pretrained networks: what each is, where it comes from, what it has seen.
+"""Public pretrained networks: description, source and training data.
 
-Nothing is downloaded here but by timm itself; weights come from installed packages."""
+Nothing is downloaded here except by timm itself; weights come from installed packages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""After the test: what every candidate of a per-task search was worth on queries.
+"""Scores on the queries of every candidate of a per-task search, computed after the test.
 
-The search has ended by then: its choices and its cost stand. This is measuring (`setup`)."""
+The search has ended by then: its choices and its cost do not change. This is measuring (`setup`).
+"""
 
 from __future__ import annotations
 

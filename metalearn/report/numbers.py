@@ -13,7 +13,7 @@ NONE = "–"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people: 85 µs, 12.3 ms, 4.6 s, 12 min, 3.2 h."""
+    """Format seconds: 85 µs, 12.3 ms, 4.6 s, 12 min, 3.2 h."""
     if seconds is None:
         return NONE
     for limit, factor, unit in (
@@ -28,7 +28,7 @@ def duration(seconds: float | None) -> str:
 
 
 def operations(flops: float) -> str:
-    """FLOPs for people: 850, 12.3 k, 4.6 M, 1.2 G, 3 T, 2.5 P."""
+    """Format FLOPs: 850, 12.3 k, 4.6 M, 1.2 G, 3 T, 2.5 P."""
     for power, unit in enumerate(("", " k", " M", " G", " T")):
         if abs(flops) < 1000 ** (power + 1) * 0.9995:
             return f"{flops / 1000**power:.3g}{unit}"

@@ -40,7 +40,7 @@ def in_one_line(found: Mapping[str, Sequence[str]]) -> str:
 
 
 def cost_checks(groups: Sequence[Group]) -> list[Check]:
-    """The checklist of the account, in the order in which a reader should worry."""
+    """Return all cost checks, the most serious first."""
     runs = [run for group in groups for run in group.runs]
     return [
         _equal_tuning(groups),

@@ -32,7 +32,9 @@ class Iso(NamedTuple):
 
 
 def table(groups: Sequence[Group], tasks: int) -> Iso | None:
-    """Four budgets, log-spaced, from the cheapest to the dearest method; None without costs."""
+    """Return the scores at four log-spaced budgets, or None without costs.
+
+    The budgets go from the total cost of the cheapest method to that of the most expensive."""
     spent = [total for group in groups if (total := costs.total(group, "flops", tasks))]
     if len(spent) < 2 or max(spent) <= min(spent):
         return None

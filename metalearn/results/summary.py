@@ -1,4 +1,4 @@
-"""`summary` and `paired` of comparison.json: one label in one line, and two held together."""
+"""`summary` and `paired` of comparison.json: one line per label, and differences of two labels."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ def cost_block(
     parts: Parts,
     experiment: Experiment,
 ) -> dict[str, Row]:
-    """Every phase: `ledger` has what was spent once, `spent` what learning the test tasks took.
+    """Return the cost of every phase: `ledger` has the one-time cost, `spent` that of test tasks.
 
     Phases of new tasks are those of one task: `adapt` with all steps of the curve, `predict` its
-    queries once. That the curve asks at every point is measuring, and stands under `setup`."""
+    queries once. Predictions at every point of the curve are measuring, recorded under `setup`."""
     evaluate, traits = experiment.evaluate, method.traits
     once, tasks = spent.cost(), min(evaluate.chunk, evaluate.episodes)
 

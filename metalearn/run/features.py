@@ -1,9 +1,9 @@
-"""Features of a frozen network on the tasks of a curve, computed once an image and stored.
+"""Features of a frozen network on the tasks of a curve, computed once per image and stored.
 
-What a new task costs does not change by it: its images are new to who learns it, so that FLOPs and
-seconds of a task are those of the network (run/cost.py). Validation and tuning look at the same
-images again and again: they take the network once for each image that no file holds, and then
-look-ups."""
+The cost of a new task does not change: its images are new to the learner, so that FLOPs and seconds
+of a task are those of the network (run/cost.py). Validation and tuning use the same images again
+and again: they run the network once for each image that no file holds, and then read the stored
+features."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
 
 
 def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaState]:
-    """Train from the newest checkpoint, or from `start`, to the last step; the last state."""
+    """Train from the newest checkpoint, or from `start`; return the job and the last state."""
     run, (first, state, validations) = job.experiment.run, resume(job, start)
     flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
     along = steps_along(job.experiment)
@@ -222,10 +222,10 @@ def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
 
 
 def validate(job: Job, done: int, state: MetaState) -> Validation:
-    """The score on validation tasks, written to metrics.jsonl.
+    """Score validation tasks, and write the score to metrics.jsonl.
 
-    So is that on as many training tasks, which chooses nothing: it is set-up and no tuning. A trial
-    of tuning goes without it, as nobody reads it there."""
+    The score on the same number of training tasks is written as well; as it is not used for
+    selection, its cost is set-up and not tuning. Tuning trials skip it."""
     rows, splits = [], (("train", "setup"), ("valid", "tune"))
     for split, phase in splits[1:] if job.trial else splits:
         with job.ledger.span(phase):

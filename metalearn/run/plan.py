@@ -1,4 +1,4 @@
-"""The execution plan: what memory holds, which executor runs, what a precision costs; the steps."""
+"""The execution plan: predicted memory, executor and error of the precision; the training step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ExecutionPlan:
 
 
 def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
-    """ConfigError for what so many processes cannot do."""
+    """Raise ConfigError for settings that are incompatible with the number of processes."""
     check_cards(ranks, parts.device)
     run, problems = experiment.run, list[tuple[str, str]]()
     if parts.method.task_grad is not None and run.tasks_per_step < ranks.size:

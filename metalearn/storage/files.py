@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON without NaN, append-only lines."""
+"""Atomic writes of files, JSON without NaN, and append-only lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGEST = 1e30  # of a number in a JSON file
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write to a neighbour, flush to disk, then take the name in one step."""
+    """Write to a temporary file in the same folder, flush it to disk, then rename it atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # containers share numbers
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -1,4 +1,4 @@
-"""One process on one run directory."""
+"""Lock a run directory for one process."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ NOBODY = 0
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Run the block in one process at a time of all that share the file; the killed hold none."""
+    """Context manager for one process at a time of all that share the file.
+
+    A killed process releases it."""
     lock = FileLock(path, poll_interval=0.01, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -84,7 +84,9 @@ class TrialQueue:
         )
 
     def next(self) -> Trial | bool | None:
-        """A trial to run; None while others run the last ones; False where nothing is left."""
+        """Return the next trial to run.
+
+        None while the last trials run elsewhere, False once the sweep is finished."""
         with self.lock():
             for found in self._trials("RUNNING"):
                 if not self.leases.is_free(found.number):

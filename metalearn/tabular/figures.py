@@ -44,7 +44,7 @@ LOOK = {
 
 
 class Grid(NamedTuple):
-    """A table for people."""
+    """Format a table as text."""
 
     title: str
     head: Sequence[str]

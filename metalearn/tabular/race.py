@@ -1,14 +1,14 @@
 """`metalearn nas race`: searchers on a table of known truth, against random search.
 
-Two reckonings. `truth`: a searcher gets the mean query value over all tasks, so it searches the
-truth itself. `scores`: each task alone; a searcher gets the scores of its support set, and the
-pick is worth what the task's queries say. After n evaluations the pick is the best of what n full
-trainings paid for. Searchers that train networks themselves are given each task's support set, as
-in per-task search, and their pick is placed among all networks.
+Two evaluation protocols. `truth`: a searcher gets the mean query value over all tasks, so it
+searches the truth itself. `scores`: each task alone; a searcher gets the scores of its support set,
+and the value of the pick is that on the task's queries. After n evaluations the pick is the best of
+the candidates that n full trainings allow. Searchers that train networks themselves are given each
+task's support set, as in per-task search, and their pick is ranked among all networks.
 
-A verdict says worse where the 95 % t interval (over seeds) of the paired difference of regret to
-random search lies above 0 and the difference above 1 % of the regret of a network drawn at random,
-better where it lies below 0, and not worse otherwise."""
+A verdict is "worse" if the 95 % t interval (over seeds) of the paired difference of regret to
+random search is above 0 and the difference above 1 % of the regret of a random network, "better" if
+the interval is below 0, and "not worse" otherwise."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ RULE = (
 
 
 class Landscape(NamedTuple):
-    """Scores of a searcher after a share of the full training, and the worth of a pick."""
+    """Scores of all networks after a fraction of the full training, and the value of each pick."""
 
     scores: Callable[[float], Array]  # share -> [G], higher is better
     worth: Array  # [G], higher is better

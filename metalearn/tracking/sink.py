@@ -29,7 +29,7 @@ class TrackedRun(NamedTuple):
 
 
 class Sink(Protocol):
-    """An opened sink. Every call may raise; the tracker then warns once and drops it."""
+    """An open sink of a tracker. If a call raises, the run warns once and drops the sink."""
 
     def rows(self, rows: Sequence[Json]) -> None:
         """Lines of metrics.jsonl, each with `kind` and `step`."""

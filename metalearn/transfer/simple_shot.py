@@ -27,7 +27,7 @@ CENTRE, MEAN = "centre", f"{STATS}mean"
 
 
 class SimpleShot(MethodComponent):
-    """Pretrain on all training classes, then choose the nearest class mean of centred features.
+    """Pretrain on all training classes, then predict the nearest class mean of centred features.
 
     logit_c(x) = -|z - mean of z over the support of c|^2,  z = (f(x) - m) / |f(x) - m|
     (section 3, CL2N), m the mean of f over training examples. meta = {"params", "pretrain_head",

@@ -1,9 +1,9 @@
 """Small operations that stand together in a captured list, as one Triton kernel (kernels/fused.py).
 
 An outer rule and a cross entropy with its derivatives are two dozen operations on the same arrays.
-A group takes one after another what has its shape, until something has not; the operations of a
-group run in the place of its last one, so none of them may read what depends on the group
-otherwise. Where there is no Triton nothing is changed."""
+A group is extended with consecutive operations of its shape until one has another shape; the
+operations of a group run in the position of its last one, so none of them may read a value that
+depends on the group through an operation outside it. Without Triton nothing is changed."""
 
 from __future__ import annotations
 

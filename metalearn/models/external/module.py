@@ -1,4 +1,4 @@
-"""A torch module from outside: copied, cast, given an example and called, never changed."""
+"""Utilities for a user's module: copy, cast, call it with an example, without changing it."""
 
 from __future__ import annotations
 

@@ -66,10 +66,10 @@ class SearcherComponent(Component):
 
 
 def run_searches(searches: Sequence[Search], evaluate: Evaluator, budget: int) -> list[list[Trial]]:
-    """Run one search for each task in lockstep and score their candidates together; their trials.
+    """Run one search per task in lockstep, score their candidates together, and return the trials.
 
-    A candidate that a search asks for again is answered from memory at no cost. RuntimeError where
-    a search asks for more than `budget` full trainings."""
+    The scores of repeated candidates are cached, at no cost. Raises RuntimeError if a search asks
+    for more than `budget` full trainings."""
     trials: list[list[Trial]] = [[] for _ in searches]
     known: dict[Request, Score] = {}
     asks = [next(search, None) for search in searches]

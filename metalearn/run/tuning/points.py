@@ -1,4 +1,4 @@
-"""Values that tuning tries: scrambled Sobol points over the ranges, none twice.
+"""Candidates of tuning: scrambled Sobol points over the ranges, without repetition.
 
 Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points"; the sequence is that of scipy. The
 first 2^m points have one in each of 2^m equal parts of every range."""
