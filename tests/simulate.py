@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 from simulated import (
@@ -22,23 +23,31 @@ from test_simulations import NEVER, PAYS
 
 HEAD = """# Simulations of intervals, tests and verdicts
 
-`make simulate` writes this page; fast versions are in `tests/test_simulations.py`. Synthetic data
-with a known answer: 200 tasks whose true scores differ by 5 points of accuracy, a seed's score of a
-task by 9 around that, and seeds by the deviation in the second column, of which about 1 is measured
-on Omniglot. "Before" is the percentile bootstrap over seeds and tasks that was used until version
+`make simulate` writes this page; fast versions are in `tests/test_simulations.py`. The data are
+synthetic, with a known answer: 200 tasks, whose standard deviation (SD) is 5 points of accuracy
+between tasks, 9 points for a seed on one task, and between seeds as in the second column (about 1
+on Omniglot). "Before" is the percentile bootstrap over seeds and tasks that was used until version
 0.2.0, with fewer repeats.
 
 The rules are in `metalearn/evaluate/random_effects.py`, `fieller.py`, `breakeven.py`, `holm.py`.
 """
 
 
+def wrapped(text: str) -> list[str]:
+    """Lines of at most 100 columns."""
+    return textwrap.wrap(text, 100, break_on_hyphens=False)
+
+
 def means(repeats: int) -> list[str]:
     lines = [
         "## Interval of a mean, or of a paired difference",
         "",
-        f"Nominal 95 %; {repeats:,} repeats. Power: how often a difference of 3 points excludes 0.",
+        *wrapped(
+            f"Nominal 95 %; {repeats:,} repeats. Power: how often the interval excludes 0 for a "
+            "true difference of 3 points."
+        ),
         "",
-        "| seeds | deviation of seeds, points | coverage | power | coverage before |",
+        "| seeds | SD of seeds, points | coverage | power | coverage before |",
         "|---|---|---|---|---|",
     ]
     for seeds in SEEDS:
@@ -53,10 +62,13 @@ def means(repeats: int) -> list[str]:
 
 def families(repeats: int) -> list[str]:
     lines = [
-        "## Equal methods called different",
+        "## False positives among equal methods",
         "",
-        f"24 equally good methods, 10 contrasts, Holm at 5 %; {repeats:,} repeats. Power: how",
-        "often a method that is better by 3 points is called better in one of the 10 contrasts.",
+        *wrapped(
+            f"24 equally good methods, 10 contrasts, Holm at 5 %; {repeats:,} repeats. Power: how "
+            "often a method that is better by 3 points is found to be better in one of the 10 "
+            "contrasts."
+        ),
         "",
         "| seeds | any false contrast | power | any false contrast before |",
         "|---|---|---|---|",
@@ -71,19 +83,22 @@ def families(repeats: int) -> list[str]:
 
 def shares(repeats: int) -> list[str]:
     lines = [
-        "## Shares of solved tasks, and the count made of them",
+        "## Fraction of solved tasks, and the break-even count computed from it",
         "",
-        f"{repeats:,} repeats: a standard error of {math.sqrt(0.95 * 0.05 / repeats):.4f}. The two",
-        "methods of the next table solve 90 % and 87 % of their tasks. The limits of a share are",
-        "Wilson's with an effective number of tasks, and those of the cost of a solved task follow",
-        "from them (`metalearn/evaluate/targets.py`). Before: symmetric intervals, as of a mean. A",
-        "share near 1 varies more downwards than upwards, so those were too short on one side",
-        "where seeds differ much. The gap of two shares keeps the symmetric interval. Where few",
-        "seeds do not differ, intervals of a share and of a gap are wider than they need be: that",
-        "costs verdicts, and makes none false.",
+        *wrapped(
+            f"{repeats:,} repeats: a standard error of {math.sqrt(0.95 * 0.05 / repeats):.4f}. The "
+            "two methods of the next table solve 90 % and 87 % of their tasks. The interval of a "
+            "fraction is Wilson's with an effective number of tasks; the interval of the cost of "
+            "a solved task follows from it (`metalearn/evaluate/targets.py`). Before: symmetric "
+            "intervals, as for a mean. A fraction near 1 varies more downwards than upwards, so "
+            "these were too short on one side if seeds differ much. The difference of two "
+            "fractions keeps the symmetric interval. With few seeds that do not differ, both "
+            "intervals are wider than necessary: that gives fewer verdicts, and none that are "
+            "false."
+        ),
         "",
-        "| seeds | deviation of seeds, points | share | share before | gap of two shares "
-        "| count | count before |",
+        "| seeds | SD of seeds, points | fraction | fraction before | difference | count "
+        "| count before |",
         "|---|---|---|---|---|---|---|",
     ]
     for seeds in SEEDS:
@@ -99,11 +114,14 @@ def varying_costs(repeats: int) -> list[str]:
     lines = [
         "## Costs that differ between seeds",
         "",
-        f"{repeats:,} repeats with 3 seeds, whose costs differ by 10 %, and 100 tasks: how often",
-        "the cost of a solved task is below or above its interval, each nominally 0.025. Where all",
-        "tasks are solved, failures add no width to a cost: equal costs then count as equal.",
+        *wrapped(
+            f"{repeats:,} repeats with 3 seeds, whose costs differ by 10 %, and 100 tasks: how "
+            "often the cost of a solved task is below or above its interval, each nominally "
+            "0.025. If all tasks are solved, failures do not widen the interval of a cost: equal "
+            "costs then count as equal."
+        ),
         "",
-        "| share solved | deviation of seeds, points | below | above |",
+        "| fraction solved | SD of seeds, points | below | above |",
         "|---|---|---|---|",
     ]
     for share in (0.9, 0.97, 0.995):
@@ -117,11 +135,13 @@ def crossings(repeats: int) -> list[str]:
     lines = [
         "## Break-even counts",
         "",
-        f"{repeats:,} repeats. Pays: 1,000 beforehand and 2 a task with 90 % solved, against 0 and",
-        "12 with 87 %, so the analytic answer is 86.4 tasks. Never: the same with equal costs of a",
-        "solved task.",
+        *wrapped(
+            f"{repeats:,} repeats. Pays: 1,000 in advance and 2 per task with 90 % solved, against "
+            "0 and 12 per task with 87 %, so the exact answer is 86.4 tasks. Never: the same with "
+            "equal costs of a solved task."
+        ),
         "",
-        "| seeds | deviation of seeds, points | coverage of the count | verdict pays, true "
+        "| seeds | SD of seeds, points | coverage of the count | verdict pays, true "
         "| verdict pays, false | coverage before | false before |",
         "|---|---|---|---|---|---|---|",
     ]
