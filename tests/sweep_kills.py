@@ -86,7 +86,7 @@ def sweep_with_kills(
     assert all(
         code in ((-9, 0) if worker in killed else (0,)) for code, worker in zip(codes, running)
     ), ended
-    taken = sum(end.err.count("going on from step") for end in ended)
+    taken = sum(end.err.count("resuming from step") for end in ended)
     return {
         "killed": codes.count(-9),
         "taken_over": taken,

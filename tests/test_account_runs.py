@@ -138,7 +138,7 @@ def test_another_genotype_is_another_run(metalearn: Commands) -> None:
     assert result(folder)["cost"]["search"]["flops"] == 0
     changed = {**method, "found": [1, 0, 0, 0, 0, 0]}
     other = write(metalearn.folder, "given", tiny(changed, run={"meta_steps": 2}))
-    refused(metalearn("train", other, "--out", "given"), "holds something else")
+    refused(metalearn("train", other, "--out", "given"), "contains other files")
     assert metalearn("resume", folder).code == 0
 
 

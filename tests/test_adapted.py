@@ -204,7 +204,7 @@ def test_the_command_answers_for_folders_of_images(
         one.query.x[by_folder].numpy()
     ).tolist()
     assert set(rows[0]) == {"query", "prediction", "p(gnu)", "p(ox)", "p(yak)"}
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         predict(proto_net.folder, *folders, None, file, False)
     with pytest.raises(ConfigError, match="--support") as error:
         predict(proto_net.folder, tmp_path / "no", tmp_path / "no.csv", None, None, False)

@@ -263,7 +263,7 @@ def test_folders_that_are_no_run(metalearn: Commands, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for command in ("resume", "evaluate"):
         for place in ("empty", "file", "nowhere"):
-            refused(metalearn(command, tmp_path / place), place, "no run directory")
+            refused(metalearn(command, tmp_path / place), place, "is not a run directory")
     refused(metalearn("report", tmp_path / "empty", "--out", tmp_path / "page.html"), "empty")
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 

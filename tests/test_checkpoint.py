@@ -115,7 +115,11 @@ def test_what_is_missing_or_beyond_reading_falls_back_too(folder: Path) -> None:
     assert newest(folder)[0] == 5
     checkpoint.path_of(folder, 5).write_bytes(b"")
     step, messages = newest(folder)
-    assert step is None and "beginning again" in messages and messages.count("falling back") == 3
+    assert (
+        step is None
+        and "restarting from step 0" in messages
+        and messages.count("falling back") == 3
+    )
     assert newest(folder / "empty") == (None, "")
 
 

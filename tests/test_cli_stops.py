@@ -45,7 +45,7 @@ def test_stopped_by_a_signal_saved_and_continued_to_the_same_parameters(
     refused(metalearn("train", file, "--out", "stopped"), "metalearn resume stopped")
     assert metalearn("evaluate", stopped).code == 0  # of the newest checkpoint
     going_on = metalearn("resume", "stopped")
-    assert going_on.code == 0 and f"going on from step {int(state.step)}" in going_on.err
+    assert going_on.code == 0 and f"resuming from step {int(state.step)}" in going_on.err
     straight = metalearn.folder / "straight"
     assert metalearn("train", file, "--out", straight).code == 0
     mine, other = last_state(stopped), last_state(straight)
@@ -126,7 +126,7 @@ def test_compare_skips_what_is_finished_and_writes_one_report(
     before = files_of(pair / "methods")
     again = metalearn("compare", metalearn.folder / "pair.yaml")
     assert again.code == 0
-    assert again.err.count("finished already") == 4
+    assert again.err.count("already finished") == 4
     assert files_of(pair / "methods") == before
     ended = metalearn("compare", metalearn.folder / "pair.yaml", "methods.maml.inner_lr=1")
     refused(ended, "methods/maml", "--out")

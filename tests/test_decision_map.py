@@ -282,5 +282,5 @@ def test_bad_input_ends_with_2_and_all_errors(
         assert place in caplog.text
     done = CliRunner().invoke(app, ["recommend", str(tmp_path), "--tasks", "5"])
     assert done.exit_code == 2
-    with pytest.raises(ConfigError, match="above that of a guess"):
+    with pytest.raises(ConfigError, match="must be above chance"):
         recommendation(rows, "5", None, "0.2", "flops")

@@ -110,7 +110,7 @@ def resumed(metalearn: Commands, folder: Path, step: int) -> None:
         copy = folder.with_name(f"{folder.name}-{name}")
         shutil.copytree(folder, copy)
         done = metalearn("resume", copy, "--allow-change")
-        assert done.code == 0 and f"going on from step {step}" in done.err, done
+        assert done.code == 0 and f"resuming from step {step}" in done.err, done
         assert json.loads((copy / "result.json").read_text())["devices"] == 2
         ends.append(last(copy))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -62,10 +62,10 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
     assert facts["weights_sha256"] == result_of(folder)["provenance"]["weights_sha256"]
     ml.load_run(folder)
     with_file(file, 2)
-    with pytest.raises(ConfigError, match=r"made with weights of SHA-256 .*: restore the former"):
+    with pytest.raises(ConfigError, match=r"have SHA-256 .*: restore those weights"):
         ml.load_run(folder)
     (folder / "result.json").unlink()
-    with pytest.raises(ConfigError, match="made with weights of SHA-256"):
+    with pytest.raises(ConfigError, match="have SHA-256"):
         ml.resume(folder)
     with_file(file, 1)
     ml.load_run(folder)

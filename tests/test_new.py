@@ -34,8 +34,8 @@ def test_names_of_files_and_classes(name: str, module: str, cls: str) -> None:
         ("method", "MAML", "maml is the name of a method that exists"),
         ("estimator", "TBPTT", "tbptt is the name of an estimator that exists"),
         ("loss", "huber", "huber is the name of a loss that exists"),
-        ("model", "3 layers", "cannot name a class"),
-        ("task", "json", "would hide the module json"),
+        ("model", "3 layers", "is not a valid name"),
+        ("task", "json", "would shadow the module json"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused(
@@ -61,7 +61,7 @@ def test_everything_it_writes_passes_its_test_and_ruff(metalearn: Commands) -> N
     folder = metalearn.folder / "fresh"
     for kind in KINDS:
         write_new(kind, f"My{kind.title()}", folder)
-    refused(metalearn("new", "task", "MyTask", "--out", folder), "exists already")
+    refused(metalearn("new", "task", "MyTask", "--out", folder), "already exists")
     ruff = ["--isolated", "--line-length", "100", folder]
     for command in (["check", "--select", "E,F,B", *ruff], ["format", "--check", *ruff]):
         words = [sys.executable, "-m", "ruff", *map(str, command)]

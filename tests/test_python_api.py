@@ -223,7 +223,7 @@ def test_an_interrupted_run_is_resumed_by_its_own_function(tmp_path: Path) -> No
     assert torch.equal(again.state.meta["head.weight"], first.state.meta["head.weight"])
     assert (tmp_path / "run" / "result.json").is_file()
     assert ml.resume(tmp_path / "run").state.step == again.state.step  # a finished one is loaded
-    with pytest.raises(ConfigError, match="is no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         ml.resume(tmp_path)
 
 

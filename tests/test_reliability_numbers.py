@@ -141,6 +141,6 @@ def test_an_interrupted_run_of_schema_1_is_resumed(
     """`tuned_*` were written by commit 58cc996, with the policy `rollback`."""
     folder = copied(name, tmp_path)
     done = metalearn("resume", folder)
-    assert done.code == 0 and f"going on from step {step}" in done.err, done
+    assert done.code == 0 and f"resuming from step {step}" in done.err, done
     old = checkpoint.read(checkpoint.path_of(OLD / end[0] / "checkpoints", end[1]))
     torch.testing.assert_close(last(folder)[1], old, rtol=1e-4, atol=1e-5)

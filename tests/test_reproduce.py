@@ -85,7 +85,7 @@ def test_runs_are_made_once_held_against_the_paper_and_recorded(metalearn: Comma
     before = files_of(metalearn.folder / "all" / "one")
     again = metalearn("reproduce", "one.yaml", "--out", "all")
     assert again.code == 0
-    assert "left alone" in again.err
+    assert "skipped" in again.err
     assert files_of(metalearn.folder / "all" / "one") == before
 
 

@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert done.code == 0, done.err
     assert f"{path.name}" in done.err
     assert "falling back" in done.err
-    assert f"going on from step {good}" in done.err
+    assert f"resuming from step {good}" in done.err
     same_end(folder, straight)
 
 
@@ -162,7 +162,7 @@ def test_when_all_checkpoints_are_damaged_it_begins_again_and_says_so(
         flip_a_byte(checkpoint.path_of(folder / "checkpoints", step))
     refused(metalearn("evaluate", folder), "all-bad", "no valid checkpoint")
     done = metalearn("resume", folder)
-    assert done.code == 0 and "beginning again at step 0" in done.err, done
+    assert done.code == 0 and "restarting from step 0" in done.err, done
     same_end(folder, straight)
 
 

@@ -216,7 +216,7 @@ def test_the_report_waits_for_a_process_that_is_writing_it(
     with held(out):
         late = metalearn.start("compare", write(metalearn.folder, "shared", FILE), "--out", out)
         assert late.wait_for(
-            lambda: late.err.exists() and late.err.read_text().count("finished already") == 6
+            lambda: late.err.exists() and late.err.read_text().count("already finished") == 6
         )
         assert (out / "comparison.json").stat().st_mtime_ns == before
     assert late.wait().code == 0 and (out / "comparison.json").stat().st_mtime_ns > before

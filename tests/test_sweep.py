@@ -49,7 +49,7 @@ def test_stopped_by_a_signal_and_given_again(metalearn: Commands) -> None:
     ended = worker.wait()
     assert ended.code == 75 and "repeat the command" not in ended.out
     again = metalearn("sweep", file, "--out", "stopped")
-    assert again.code == 0 and "going on from step" in again.err
+    assert again.code == 0 and "resuming from step" in again.err
     assert [trial["state"] for trial in sweep_file(folder)["trials"]] == ["complete"] * 3
 
 

@@ -14,17 +14,20 @@ Names = Annotated[
     list[str] | None, typer.Argument(help="Workloads, such as sinusoid_1step; default: all.")
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="The JSON file to write; a figure is put beside it.")
+    Path | None, typer.Option("--out", help="JSON file to write; a figure is saved next to it.")
 ]
 Plot = Annotated[
-    Path | None, typer.Option("--plot", help="The SVG file to write; default: beside --out.")
+    Path | None, typer.Option("--plot", help="SVG file to write; default: next to --out.")
 ]
 Markdown = Annotated[
     Path | None,
-    typer.Option("--markdown", help="A Markdown file whose section of this machine is replaced."),
+    typer.Option(
+        "--markdown", help="Markdown file in which the section for this machine is replaced."
+    ),
 ]
 Repeats = Annotated[
-    int, typer.Option("--repeats", help="Rounds in which each engine has one turn.", min=1)
+    int,
+    typer.Option("--repeats", help="Number of rounds; every engine runs once per round.", min=1),
 ]
 Seconds = Annotated[
     float, typer.Option("--seconds", help="Time budget per workload, in seconds.", min=0)
@@ -36,7 +39,7 @@ Threads = Annotated[
 ]
 Tasks = Annotated[
     int | None,
-    typer.Option("--tasks", help="Tasks per batch; default: the workload's own number.", min=1),
+    typer.Option("--tasks", help="Tasks per batch; default: as set by the workload.", min=1),
 ]
 Engines = Annotated[
     list[str] | None,
@@ -47,34 +50,41 @@ Engines = Annotated[
 ]
 Executors = Annotated[
     list[str] | None,
-    typer.Option("--executor", help="Executor of native, such as vmap or compiled:4; repeatable."),
+    typer.Option(
+        "--executor",
+        help="Executor of the native engine, such as vmap or compiled:4; repeatable.",
+    ),
 ]
 Scaling = Annotated[
     bool,
     typer.Option(
         "--scaling",
-        help="Time 1 to 512 tasks per batch and measure memory in chunks. Without names of "
-        "workloads nothing else is timed.",
+        help="Time 1 to 512 tasks per batch and measure the memory of chunked steps. If no "
+        "workload is named, nothing else is timed.",
     ),
 ]
-Merge = Annotated[bool, typer.Option("--merge", help="Keep the rows of other workloads in --out.")]
-Cold = Annotated[bool, typer.Option("--cold", help="Compile anew, as in a first run.")]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Keep the results of other workloads already in --out.")
+]
+Cold = Annotated[bool, typer.Option("--cold", help="Ignore the compile cache.")]
 Ranks = Annotated[
     int | None,
     typer.Option(
-        "--ranks", help="Compare steps of this many processes with steps of one; no table.", min=2
+        "--ranks",
+        help="Compare steps on this many processes with steps on one process; writes no table.",
+        min=2,
     ),
 ]
 TF32 = Annotated[
-    bool, typer.Option("--tf32", help="Use TF32 products (ten bits of mantissa) on CUDA.")
+    bool, typer.Option("--tf32", help="Use TF32 matrix products (10-bit mantissa) on CUDA.")
 ]
 
 GpuSuite = Annotated[
     bool,
     typer.Option(
         "--gpu-suite",
-        help="Run everything that a GPU has to show into the folder --out: tests, executors in "
-        "each precision, peers, 60,000 iterations. Repeated, it continues.",
+        help="Run the full GPU suite and write it to the folder --out: tests, executors in each "
+        "precision, other packages, 60,000 iterations. Repeat the command to resume.",
     ),
 ]
 SuiteSeconds = Annotated[
@@ -103,9 +113,9 @@ def bench(
     gpu_suite: GpuSuite = False,
     suite_seconds: SuiteSeconds = None,
 ) -> None:
-    """Time one meta-step against learn2learn, higher, TorchOpt and JAX, in turns.
+    """Benchmark one meta-step against learn2learn, higher, TorchOpt and JAX, interleaved.
 
-    Gradients are compared first."""
+    First checks that all compute the same gradients."""
     with exit_codes():
         if ranks is not None:
             on_devices(ranks, lambda group: _ranks(group, names or [], out, repeats, seconds))

@@ -54,12 +54,10 @@ def train(
 ) -> None:
     """`metalearn train`: every seed of one experiment.
 
-    Refuses an unfinished run (naming resume) and anything else."""
+    Raises ConfigError if the directory contains an unfinished run or other files."""
     plan = _plan(name, overrides)
     if plan.comparison:
-        raise ConfigError(
-            (plan.file, f"holds `methods`, a comparison: run metalearn compare {name}")
-        )
+        raise ConfigError((plan.file, f"lists several `methods`: use metalearn compare {name}"))
     experiment = plan.experiments[0]
     target = out or Path("runs") / plan.name
     todo = [
@@ -72,7 +70,7 @@ def train(
         return
     for one, folder in todo:
         if ranks.on_rank0(partial(status, folder, one)) == "finished":
-            log.info(f"{folder}: a finished run of the same config, left alone")
+            log.info(f"{folder}: already finished with this config; skipped")
             continue
         print(line(run_one(one, folder, parts, ranks=ranks)))
         print(f"run directory: {folder}")
@@ -88,7 +86,7 @@ def _refuse_strangers(todo: Sequence[tuple[Experiment, Path]], target: Path) -> 
             problems.append(
                 (
                     str(target),
-                    f"holds something else ({', '.join(sorted(strangers)[:3])}): give another "
+                    f"contains other files ({', '.join(sorted(strangers)[:3])}): choose another "
                     f"--out",
                 )
             )
@@ -108,7 +106,7 @@ def compare(
     """`metalearn compare`: all methods and seeds, then comparison.json and report.html."""
     plan = _plan(name, overrides)
     if not plan.comparison:
-        raise ConfigError((plan.file, f"holds one `method`: run metalearn train {name}"))
+        raise ConfigError((plan.file, f"has a single `method`: use metalearn train {name}"))
     plan, notes = with_controls(plan)
     for note in notes:
         log.info(f"note: {note}")
@@ -132,7 +130,7 @@ def _plan(name: str, overrides: Sequence[str]) -> Plan:
 
 
 def resume(folder: Path, allow_change: bool, ranks: Ranks | None = None) -> None:
-    """`metalearn resume`: go on with an interrupted run; a finished one is reported."""
+    """`metalearn resume`: continue an interrupted run; a finished one is only reported."""
     ranks = ranks or ALONE
     stored = ranks.on_rank0(lambda: resumable(folder, allow_change))
     if stored is None:
@@ -194,7 +192,7 @@ def evaluate_run(
 
 def _check_settings(experiment: Experiment) -> None:
     if experiment.evaluate.headline == "tuned":
-        text = "is tuned while a run is trained: give a number of steps here"
+        text = "cannot be 'tuned' here: tuning happens during training; give a number of steps"
         raise ConfigError(("evaluate.headline_step", text))
     seen = choices_by_seen_classes(experiment)
     if seen := [(place, text) for place, text in seen if place.startswith("evaluate")]:
@@ -225,7 +223,7 @@ def _metas(loaded: LoadedRun, experiment: Experiment) -> list[Meta]:
 
 
 def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
-    """task.ways=20 means the tested tasks here; what would change what was trained is refused."""
+    """Apply task.* to the test tasks; raises ConfigError for an override of training."""
     kind = type(trained.base_method)
     at_train = {name for name in kind.model_fields if kind.acts_of(name) == "train"} | {
         "name",
@@ -233,7 +231,7 @@ def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
         "tune",
     }
     sentence = (
-        "would change what was trained: override evaluate.*, task.* or a method field "
+        "would change the trained model: override evaluate.*, task.* or a method field "
         "that acts on new tasks"
     )
     changed, problems = [], []
@@ -260,7 +258,7 @@ def _in_evaluate(overrides: Sequence[str], trained: Experiment) -> list[str]:
 
 
 def reproduce(names: Sequence[str], out: Path) -> None:
-    """`metalearn reproduce`: run, compare with the paper, record."""
+    """`metalearn reproduce`: run experiments and compare with published results."""
     from metalearn.compare.reproduce import reproduce, table
 
     print("\n".join(table(reproduce(names, out))))
@@ -268,7 +266,7 @@ def reproduce(names: Sequence[str], out: Path) -> None:
 
 
 def report(dirs: Sequence[Path], out: Path) -> None:
-    """`metalearn report`: one page about runs and comparisons, or about sweeps."""
+    """`metalearn report`: one HTML report of runs and comparisons, or of sweeps."""
     from metalearn.report.pages import write_pages
 
     print(f"report: {write_pages(dirs, out)}")
@@ -282,7 +280,7 @@ def catalogue(table: str | None) -> dict[str, list[dict[str, Any]]]:
     load_entry_points()
     known = [*TABLES, LOSS_KIND, REPORT_KIND, *EXPERIMENTS]
     if table is not None and table not in known:
-        raise ConfigError((table, f"no such table; {did_you_mean(table, known)}"))
+        raise ConfigError((table, f"unknown table; {did_you_mean(table, known)}"))
     found = {}
     for name in [table] if table else known:
         if name in TABLES:

@@ -8,7 +8,7 @@ from metalearn.tasks.store import DataSet, data_root
 
 
 def lines() -> list[str]:
-    """Every data set with its sentence and whether it is here."""
+    """Return every data set with its description and whether it is prepared."""
     width = max(len(name) for name in DATA_SETS)
     head = [f"data folder: {data_root()} (set METALEARN_DATA to use another)"]
     rows = []
@@ -19,8 +19,7 @@ def lines() -> list[str]:
     return [
         *head,
         *rows,
-        "your own images need no preparation: task source image_folder, one folder of images a "
-        "class",
+        "your own images need no preparation: task source image_folder, one folder per class",
     ]
 
 
@@ -36,5 +35,5 @@ def verify(name: str) -> list[str]:
 
 def _entry(name: str) -> DataSet:
     if name not in DATA_SETS:
-        raise ConfigError(("NAME", f"no data set {name!r}; {did_you_mean(name, DATA_SETS)}"))
+        raise ConfigError(("NAME", f"unknown data set {name!r}; {did_you_mean(name, DATA_SETS)}"))
     return DATA_SETS[name]

@@ -1,7 +1,7 @@
-"""`metalearn doctor`: versions, device, optional parts, data; what is missing and how to get it.
+"""`metalearn doctor`: versions, devices and data; what is missing and how to install it.
 
-No check stops another one, and an error in a check is its finding. Packages are looked up without
-being imported, but for torch, which knows the devices."""
+An error in one check is reported as its finding and does not stop the others. No package is
+imported, except torch, which lists the devices."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ def _data() -> Iterable[Finding]:
 
     root, cache = store.data_root(), store.cache_root()
     if not os.environ.get("METALEARN_DATA", "").strip():
-        yield Finding("METALEARN_DATA", "ok", f"not set, so data are in {root}")
+        yield Finding("METALEARN_DATA", "ok", f"not set; data are stored in {root}")
     elif root.is_dir():
         derived = "" if cache == root else f"; it is read-only: derived files are in {cache}"
         yield Finding("METALEARN_DATA", "ok", f"{root}{derived}")
     else:
-        text = f"{root} is not a folder; make it, or name another"
+        text = f"{root} is not a folder: create it, or set METALEARN_DATA to another one"
         yield Finding("METALEARN_DATA", "warning", text)
     for name, entry in DATA_SETS.items():
         files = entry.prepared()
@@ -144,7 +144,7 @@ def _data() -> Iterable[Finding]:
 def _package() -> Iterable[Finding]:
     used, here = Path(__file__).resolve().parents[1], Path.cwd() / "metalearn"
     if (here / "types.py").is_file() and here.resolve() != used:
-        text = f"{used} is in use, not {here}: pip install -e . makes it the one in use"
+        text = f"{used} is imported instead of {here}: run pip install -e . to use the latter"
         yield Finding("metalearn", "warning", text)
     else:
         version = _version("metalearn-lab") or "not installed, run from its folder"
@@ -191,7 +191,7 @@ def lines(findings: Iterable[Finding] | None = None) -> list[str]:
     rows = list(report() if findings is None else findings)
     width = max(len(name) for name, _, _ in rows)
     count = sum(state == "warning" for _, state, _ in rows)
-    verdict = "can run" if healthy(rows) else "cannot run until what is missing is installed"
+    verdict = "can run" if healthy(rows) else "cannot run until the missing packages are installed"
     warnings = f"; {count} warning{'s' if count != 1 else ''} above" if count else ""
     shown = [f"{state:<8}{name:<{width}}  {sentence}" for name, state, sentence in rows]
     return [*shown, f"metalearn {verdict}{warnings}."]

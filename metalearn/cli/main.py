@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Learning to learn, measured: how fast, and at what total cost, is a new task learned?",
+    help="Meta-learning benchmark: how fast, and at what total cost, is a new task learned?",
     epilog="Examples:  metalearn compare demo  |  metalearn train maml_sinusoid "
     "run.meta_steps=99  |  metalearn list",
 )
@@ -49,7 +49,10 @@ Out = Annotated[
 Devices = Annotated[
     int | None,
     typer.Option(
-        "--devices", help="Number of processes that share the tasks of a step; default: 1.", min=1
+        "--devices",
+        help="Number of processes, one GPU each on CUDA; the tasks of each step are split among "
+        "them. Default: 1.",
+        min=1,
     ),
 ]
 DryRun = Annotated[
@@ -99,7 +102,7 @@ def compare(
 ) -> None:
     """Run several methods on the same episodes and write one report.
 
-    Two calls share what is not finished."""
+    Concurrent calls with the same --out divide the remaining runs."""
     args = experiment, overrides or [], out, dry_run
     _on_devices(
         1 if dry_run else devices, lambda commands, ranks: commands.compare(*args, ranks), plugin
@@ -125,25 +128,29 @@ def predict(
     support: Annotated[
         Path,
         typer.Option(
-            "--support", help="Labelled examples: a folder of class folders, .csv or .npz."
+            "--support",
+            help="Labelled examples: a folder with one subfolder per class, or a .csv or .npz "
+            "file.",
         ),
     ],
     query: Annotated[
-        Path, typer.Option("--query", help="Inputs to answer: a folder, .csv or .npz.")
+        Path,
+        typer.Option("--query", help="Inputs to predict: a folder, or a .csv or .npz file."),
     ],
     steps: Annotated[
         int | None,
-        typer.Option("--steps", help="Steps on the task; default the headline step.", min=0),
+        typer.Option("--steps", help="Number of inner steps; default: the headline step.", min=0),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="CSV file; default standard output.")
+        Path | None, typer.Option("--out", help="CSV file; default: standard output.")
     ] = None,
     invert: Annotated[
-        bool, typer.Option("--invert", help="Images show dark ink on light paper.")
+        bool,
+        typer.Option("--invert", help="Invert the images (for dark ink on a light background)."),
     ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Learn one new task from labelled files or rows, and answer unlabelled ones."""
+    """Adapt to one new task from labelled examples and predict unlabelled ones."""
     with exit_codes():
         from metalearn.cli import predict as command
 
@@ -156,14 +163,18 @@ def recommend(
     run_dir: Annotated[Path, typer.Argument(help="The directory of a comparison.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Number of new tasks.")],
     queries: Annotated[
-        str | None, typer.Option("--queries", help="Queries a task; default: as in the test.")
+        str | None, typer.Option("--queries", help="Queries per task; default: as in the test.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="What counts as solved; default: as compared.")
+        str | None,
+        typer.Option(
+            "--target",
+            help="Score at which a task counts as solved; default: the target of the comparison.",
+        ),
     ] = None,
     axis: Annotated[str, typer.Option("--axis", help="Unit of cost: flops or seconds.")] = "flops",
 ) -> None:
-    """The cheapest way for so many new tasks, with its interval and the runner-up."""
+    """Recommend the cheapest method for a given number of new tasks."""
     with exit_codes():
         from metalearn.cli import recommend as command
 
@@ -174,12 +185,12 @@ def recommend(
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
     allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="Continue although config.yaml was edited.")
+        bool, typer.Option("--allow-change", help="Resume even if config.yaml was edited.")
     ] = False,
     devices: Devices = None,
     plugin: Plugins = None,
 ) -> None:
-    """Continue an interrupted run; on a finished one it says so."""
+    """Resume an interrupted run; a finished run is left unchanged."""
     with exit_codes():
         count = devices or recorded(run_dir)
     _on_devices(
@@ -204,19 +215,19 @@ def sweep(
     ] = None,
     wandb: Annotated[
         bool,
-        typer.Option("--wandb", help="Register the file as a sweep of W&B, run by its agents."),
+        typer.Option("--wandb", help="Register the file as a W&B sweep, to be run by W&B agents."),
     ] = False,
     slurm: Annotated[
         bool,
         typer.Option(
-            "--slurm", help="Submit the workers as jobs, with KEY=VALUE as their options."
+            "--slurm", help="Submit the workers as SLURM jobs with the given KEY=VALUE options."
         ),
     ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Run many settings of one experiment.
+    """Run a hyperparameter sweep.
 
-    Give the command again, here or elsewhere, to go on or to add workers."""
+    Repeat the command, here or on another machine, to resume or to add workers."""
     with exit_codes():
         if job_options and not slurm:
             raise ConfigError(
@@ -233,15 +244,15 @@ def sweep(
 def reproduce(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Experiments with a published number; default: all of them."),
+        typer.Argument(help="Experiments with a published result; default: all of them."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", help="Directory of the runs and of the record.")
+        Path, typer.Option("--out", help="Directory for the runs and the summary.")
     ] = Path("runs"),
 ) -> None:
-    """Run experiments with a published number, compare with it, and record both.
+    """Run experiments that have a published result, and compare with that result.
 
-    Finished runs are kept."""
+    Finished runs are reused."""
     with exit_codes():
         from metalearn.cli import commands
 
@@ -253,10 +264,10 @@ def report(
     dirs: Annotated[
         list[Path], typer.Argument(help="Directories of runs and comparisons, or of sweeps.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     plugin: Plugins = None,
 ) -> None:
-    """One self-contained page about runs and comparisons, or about sweeps."""
+    """Write one self-contained HTML report of runs and comparisons, or of sweeps."""
     with exit_codes():
         from metalearn.cli import commands
 
@@ -282,7 +293,11 @@ def l2o(
     ] = None,
     inner_seeds: Annotated[
         int,
-        typer.Option("--inner-seeds", help="Number of starts and data orders of each task.", min=1),
+        typer.Option(
+            "--inner-seeds",
+            help="Number of random initializations and data orders per task.",
+            min=1,
+        ),
     ] = 5,
     tuning_tasks: Annotated[
         int,
@@ -294,7 +309,7 @@ def l2o(
     ] = 500,
     plugin: Plugins = None,
 ) -> None:
-    """Meta-train an update rule and compare it with tuned hand-made optimizers."""
+    """Meta-train an update rule and compare it with tuned hand-designed optimizers."""
     with exit_codes():
         load_plugins(plugin)
         from metalearn.l2o.command import L2OOptions, run
@@ -314,11 +329,11 @@ def list_(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with the fields of components.")
+        bool, typer.Option("--json", help="Print JSON, including the options of components.")
     ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Everything that exists, with its sentence."""
+    """List experiments and components, with a one-line description each."""
     with exit_codes():
         from metalearn.cli.commands import catalogue
 
@@ -335,7 +350,7 @@ def list_(
 
 @app.command()
 def doctor() -> None:
-    """Versions, device, optional parts, what is missing and how to get it."""
+    """Show versions, devices and missing packages, and how to install them."""
     with exit_codes():
         from metalearn.cli import doctor as checks
 
@@ -356,19 +371,19 @@ def _data(act: Callable[[Any], list[str]]) -> None:
 
 @data_app.command("list")
 def data_list() -> None:
-    """The data sets, and which of them are prepared."""
+    """List data sets and show which are prepared."""
     _data(lambda data: data.lines())
 
 
 @data_app.command("prepare")
 def data_prepare(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
-    """Make a data set's prepared file; one that is there is left alone."""
+    """Prepare a data set; an existing file is kept."""
     _data(lambda data: data.prepare(name))
 
 
 @data_app.command("verify")
 def data_verify(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
-    """Check a data set's prepared file."""
+    """Check the prepared file of a data set."""
     _data(lambda data: data.verify(name))
 
 

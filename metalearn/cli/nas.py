@@ -10,13 +10,15 @@ import typer
 from metalearn.cli.plugin_option import Plugins, load
 
 app = typer.Typer(
-    no_args_is_help=True, help="Architecture search: tables of small spaces.", rich_markup_mode=None
+    no_args_is_help=True,
+    help="Architecture search: tables of small search spaces.",
+    rich_markup_mode=None,
 )
 
 
 @app.callback()
 def nas() -> None:
-    """Architecture search: tables of small spaces."""
+    """Architecture search: tables of small search spaces."""
 
 
 Points = Annotated[
@@ -26,19 +28,17 @@ Points = Annotated[
 
 Trainings = Annotated[
     int,
-    typer.Option(
-        "--seeds", help="Number of trainings of each network on each task.", min=1, max=100
-    ),
+    typer.Option("--seeds", help="Number of training runs per network and task.", min=1, max=100),
 ]
 
 
 @app.command()
 def tabulate(
     space: Annotated[
-        str, typer.Argument(help="A small space: conv4-micro, mlp-reg or conv4-size.")
+        str, typer.Argument(help="A small search space: conv4-micro, mlp-reg or conv4-size.")
     ],
     task: Annotated[
-        str, typer.Option("--task", help="An experiment, whose first test tasks are learned.")
+        str, typer.Option("--task", help="Experiment whose first test tasks are used.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def tabulate(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The table to write; default: runs/tables/<space>-<experiment>.npz."
+            "--out", help="Table to write; default: runs/tables/<space>-<experiment>.npz."
         ),
     ] = None,
     tasks: Annotated[
@@ -60,9 +60,9 @@ def tabulate(
     points: Points = "1,2,5,10,20",
     plugin: Plugins = None,
 ) -> None:
-    """Train every network of a small space on the same tasks: the truth for searchers.
+    """Train every network of a small search space on the same tasks, as ground truth.
 
-    Continues where it stopped."""
+    Repeat the command to resume. The table is the ground truth of `metalearn nas race`."""
     from metalearn.errors import exit_codes
 
     with exit_codes():
@@ -77,32 +77,38 @@ Searchers = Annotated[
     list[str] | None,
     typer.Option(
         "--searcher",
-        help="Searcher: random, evolution, tpe, halving, params or flops (the table answers them); "
-        "darts, darts-first-order, one-shot, grad_norm, snip or jacob_cov (they train on the "
-        "table's tasks). Repeatable; default: all.",
+        help="Search algorithm: random, evolution, tpe, halving, params or flops (evaluated from "
+        "the table); darts, darts-first-order, one-shot, grad_norm, snip or jacob_cov (they train "
+        "on the tasks of the table). Repeatable; default: all.",
     ),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A searcher's field: evolution.population=8; repeatable."),
+    typer.Option("--set", help="Option of a search algorithm: evolution.population=8; repeatable."),
 ]
 Budget = Annotated[
-    int, typer.Option("--budget", help="Evaluations of one search, in full trainings.")
+    int, typer.Option("--budget", help="Budget of one search, in full training runs.")
 ]
 Seeds = Annotated[
-    int, typer.Option("--seeds", help="Searches from different starts, the same for each searcher.")
+    int,
+    typer.Option("--seeds", help="Number of search seeds, the same for all search algorithms."),
 ]
-RaceOut = Annotated[Path | None, typer.Option("--out", help="The JSON file to write.")]
+RaceOut = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
 Markdown = Annotated[
     Path | None,
-    typer.Option("--markdown", help="A Markdown file whose section of this table is replaced."),
+    typer.Option(
+        "--markdown", help="Markdown file in which the section for this table is replaced."
+    ),
 ]
 Plot = Annotated[
-    Path | None, typer.Option("--plot", help="The SVG file of regret against evaluations.")
+    Path | None, typer.Option("--plot", help="SVG figure of regret against evaluations.")
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", help="Device of searchers that train: auto, cpu, cuda or cuda:<n>."),
+    typer.Option(
+        "--device",
+        help="Device of search algorithms that train: auto, cpu, cuda or cuda:<n>.",
+    ),
 ]
 
 
@@ -119,9 +125,9 @@ def race(
     device: Device = "cpu",
     plugin: Plugins = None,
 ) -> None:
-    """Compare searchers on a table with random search and its theory.
+    """Compare search algorithms with simulated and exact random search on a table.
 
-    The networks that the training ones choose are ranked."""
+    For algorithms that train networks, the rank of the chosen networks is reported."""
     from metalearn.errors import exit_codes
 
     with exit_codes():

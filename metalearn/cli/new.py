@@ -32,9 +32,9 @@ KINDS = {  # and the kinds of `metalearn.register`
 def new(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
     name: Annotated[str, typer.Argument(help="Its name, such as SignMAML or sign_maml.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the two files.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the two files.")] = Path(),
 ) -> None:
-    """Write a component to start from, one file, and its test."""
+    """Write the file of a template component and its test."""
     with exit_codes():
         file, test = write_new(kind, name, out)
         print(f"{kind}: {file}\ntest: {test}\nrun: pytest {test}")
@@ -44,7 +44,7 @@ def new(
 def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     """Write NAME.py and test_NAME.py into `folder`.
 
-    ConfigError where one of them exists, or where the name cannot be used.
+    Raises ConfigError if one of them exists, or if the name cannot be used.
     """
     module = snake_case(name)
     targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
@@ -82,16 +82,19 @@ def _wrong(kind: str, name: str, module: str) -> list[tuple[str, str]]:
     from metalearn.losses import FUNCTIONS, LOSSES
 
     if not module.isascii() or not module.isidentifier() or keyword.iskeyword(module):
-        return [(name, "cannot name a class and a file: use letters, digits and _, a letter first")]
+        text = (
+            "is not a valid name of a class and a file: use letters, digits and _, a letter first"
+        )
+        return [(name, text)]
     if module in sys.stdlib_module_names or module == "metalearn":
-        return [(name, f"{module}.py would hide the module {module}: choose another name")]
+        return [(name, f"{module}.py would shadow the module {module}: choose another name")]
     taken: dict[str, Collection[str]] = {**TABLES, "losses": [*FUNCTIONS, *LOSSES]}
     if module in taken.get(KINDS.get(kind, ""), ()):
         what = ("an " if kind[0] in "aeiou" else "a ") + kind.replace("_", " ")
-        return [(name, f"{module} is the name of {what} that exists: choose another")]
+        return [(name, f"{module} is the name of {what} that exists: choose another name")]
     return []
 
 
 def _existing(targets: list[Path]) -> list[tuple[str, str]]:
-    text = "exists already: give another name, or another folder by --out"
+    text = "already exists: choose another name, or another folder with --out"
     return [(str(path), text) for path in targets if path.exists()]

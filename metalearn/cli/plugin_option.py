@@ -8,7 +8,7 @@ import typer
 
 Plugins = Annotated[
     list[str] | None,
-    typer.Option("--plugin", help="A module or .py file with components of your own; repeatable."),
+    typer.Option("--plugin", help="Module or .py file with your own components; repeatable."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`metalearn predict`: learn one task from labelled files, answer unlabelled ones."""
+"""`metalearn predict`: adapt to one task from labelled files, predict unlabelled ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from metalearn.storage.files import write_atomic
 def predict(
     run_dir: Path, support: Path, query: Path, steps: int | None, out: Path | None, invert: bool
 ) -> None:
-    """Write a CSV with one row a query: its name, the answer, and each class's probability."""
+    """Write a CSV with one row per query: name, prediction, and probability of each class."""
     if out is not None and out.exists():
-        raise ConfigError(("--out", f"{out} exists already: give another name"))
+        raise ConfigError(("--out", f"{out} already exists: choose another name"))
     run = load_run(run_dir)
     spec = run.method.spec
     task = run.config.test_task
@@ -59,7 +59,7 @@ def predict(
 def _examples(
     read: Callable[..., Examples], support: Path, query: Path, known: Sequence[str] | None
 ) -> tuple[Examples, Examples]:
-    """(support, queries); ConfigError with what is wrong with either file."""
+    """Return (support, queries); raises ConfigError with the problems of both files."""
     problems: list[tuple[str, str]] = []
     examples = queries = None
     try:
@@ -74,6 +74,6 @@ def _examples(
     if examples is None or queries is None:
         raise ConfigError(*problems)
     if None not in (examples.group, queries.group) and examples.group != queries.group:
-        text = f"is of the task {queries.group!r}, and the support set of {examples.group!r}"
-        raise ConfigError(("--query", f"{text}: the two must be of one task"))
+        text = f"is of task {queries.group!r}, but the support set is of task {examples.group!r}"
+        raise ConfigError(("--query", f"{text}: both must be of the same task"))
     return examples, queries

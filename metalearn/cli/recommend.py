@@ -1,4 +1,4 @@
-"""`metalearn recommend`: the cheapest way of a comparison for so many new tasks, in a paragraph."""
+"""`metalearn recommend`: the cheapest method of a comparison for n new tasks, in a paragraph."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def recommendation(
     asked = None if queries is None else _whole("--queries", queries, 0, problems)
     wanted = None if target is None else _number("--target", target, problems)
     if axis not in AXES:
-        problems.append(("--axis", f"{axis!r} should be one of {', '.join(AXES)}"))
+        problems.append(("--axis", f"must be one of {', '.join(AXES)} (got {axis!r})"))
     found, groups = _comparison(root, problems)
     known = found.get("target") if found else None
     if found and len(groups) < 2:
-        problems.append((str(root), "holds one method, and a choice takes two"))
+        text = "contains one method; a recommendation needs at least two"
+        problems.append((str(root), text))
     elif found and known is None:
         text = "the comparison has no target: set evaluate.target, or run it with validation tasks"
         problems.append((str(root), text))
     if known and wanted is not None and known["metric"] == "accuracy" and wanted > 1:
-        problems.append(("--target", f"{wanted:g} is an accuracy and lies in 0 .. 1, such as 0.9"))
+        problems.append(("--target", f"is an accuracy and must be <= 1 (got {wanted:g})"))
     chance = groups[0].first.chance if groups else 0.0
     if known and wanted is not None and known["metric"] == "accuracy" and wanted <= chance:
-        problems.append(("--target", f"{wanted:g} should be above that of a guess, {chance:.3g}"))
+        problems.append(("--target", f"must be above chance, {chance:.3g} (got {wanted:g})"))
     if problems or found is None or known is None or number is None:
         raise ConfigError(*problems)
     tested = (found.get("decision_map") or {}).get("as_tested", 1)
@@ -57,7 +58,7 @@ def _comparison(
 ) -> tuple[Json | None, list[records.Group]]:
     finished, _ = records.run_directories(root) if root.is_dir() else ([], [])
     if not finished:
-        text = "holds no finished run: give the directory of a comparison, such as runs/demo"
+        text = "contains no finished run: use the directory of a comparison, such as runs/demo"
         problems.append((str(root), text))
         return None, []
     try:
@@ -71,7 +72,7 @@ def _comparison(
 def _whole(place: str, text: str, least: int, problems: list[tuple[str, str]]) -> int | None:
     value = _number(place, text, problems, positive=False)
     if value is not None and (value != int(value) or not least <= value <= MOST):
-        problems.append((place, f"{text} should be a whole number from {least} to {MOST:.0e}"))
+        problems.append((place, f"must be an integer from {least} to {MOST:.0e} (got {text})"))
         return None
     return None if value is None else int(value)
 
@@ -84,7 +85,7 @@ def _number(
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or (positive and value <= 0):
-        problems.append((place, f"{text!r} should be a {'positive ' * positive}number"))
+        problems.append((place, f"must be a {'positive ' * positive}number (got {text!r})"))
         return None
     return value
 
@@ -115,8 +116,8 @@ def _answer(found: Recommendation) -> list[str]:
     parts = [f"{name} is the cheapest: {amount(total, axis)} in total{ends}."]
     if found.solved < 1:
         parts.append(
-            f"It solves {found.solved:.0%} of the test tasks; totals are those of "
-            f"{found.question.tasks:,} tasks solved."
+            f"It solves {found.solved:.0%} of the test tasks; totals are for "
+            f"{found.question.tasks:,} solved tasks."
         )
     if found.runner_up is not None and found.runner_up_total is not None:
         ratio = found.runner_up_total / total if total else math.inf
@@ -127,11 +128,11 @@ def _answer(found: Recommendation) -> list[str]:
         known = " whose cost is known" if found.left_out else ""
         parts.append(f"No other method{known} reaches the target.")
     if not found.settled:
-        draws = f"it is the cheapest in {found.share:.0%} of the bootstrap's draws"
+        draws = f"it is the cheapest in {found.share:.0%} of the bootstrap samples"
         if found.share is not None and found.share >= CLEAR:
-            draws = "the 95 % interval of its difference from another method reaches 0"
+            draws = "the 95 % interval of its difference from another method includes 0"
         why = found.unsettled or draws
-        parts.append(f"The data do not settle this: {why}.")
+        parts.append(f"The data are inconclusive: {why}.")
     return parts
 
 
@@ -142,20 +143,19 @@ def _stopped(step: int | None, end: str = "") -> str:
 def _caveats(found: Recommendation, comparison: Json, metric: str) -> list[str]:
     parts, border = [], found.border
     if border is None:
-        parts.append("No number of tasks and no target of the map changes the answer.")
+        parts.append("The recommendation is the same for all task counts and targets of the map.")
     elif border.what == "tasks":
         parts.append(
-            f"Nearest border of the map by tasks: at about {max(1, round(border.value)):,} tasks "
+            f"The recommendation changes at about {max(1, round(border.value)):,} tasks, where "
             f"{border.label} becomes the cheapest."
         )
     else:
         who = "no method reaches it" if border.label is None else f"{border.label} is the cheapest"
-        parts.append(
-            f"Nearest border of the map by target: at {level(border.value, metric)} {who}."
-        )
+        value = level(border.value, metric)
+        parts.append(f"The recommendation changes at a target of {value}: {who}.")
     failed = [check["name"] for check in comparison["checks"] if not check["passed"]]
     if failed:
-        parts.append(f"Checks that failed: {'; '.join(failed)}.")
+        parts.append(f"Failed checks: {'; '.join(failed)}.")
     for label, why in found.left_out.items():
         parts.append(f"Left out: {label} ({why}).")
     return parts

@@ -67,7 +67,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
         if found == "other":  # another comparison has begun in this folder since the check
             raise ConfigError((str(folder), why_other(folder)))
         if found == "finished":
-            log.info(f"{name}: finished already, left alone")
+            log.info(f"{name}: already finished; skipped")
         return bool(found == "finished")
 
     def run(experiment: Experiment, folder: Path) -> None:

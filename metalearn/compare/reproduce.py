@@ -139,7 +139,7 @@ def _run(plan: Plan, target: Path) -> None:
         return
     for one, folder in _runs(plan, target):
         if status(folder, one) == "finished":
-            log.info(f"{folder}: finished already, left alone")
+            log.info(f"{folder}: already finished; skipped")
         else:
             log.info(line(run_one(one, folder)))
 

@@ -72,7 +72,9 @@ def _has(folder: Path, facts: Json) -> bool:
 def _measured(out: Path, rows: Mapping[str, Path], known: Json) -> Json:
     """The rounds that are left, each written to timing.json as it ends."""
     count = _count(rows)
-    log.info(f"timing {len(rows)} runs in turns, {count} rounds: leave the machine alone")
+    log.info(
+        f"timing {len(rows)} runs, {count} rounds, interleaved: avoid other load on this machine"
+    )
     opened = {name: run for name, folder in rows.items() if (run := _open(folder)) is not None}
     first = {name: run.first_call() for name, run in opened.items()}
     known = {**known, "first_call": {**first, **known["first_call"]}}

@@ -109,7 +109,7 @@ def _until_lost(ranks: Any, work: Work) -> int:
         return 0
     except RankLost as error:
         log.disabled = False
-        log.info(f"{error}: ending, too")
+        log.info(f"{error}: shutting down this process too")
         return 75 if ranks.stop else LOST
 
 

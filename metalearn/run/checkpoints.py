@@ -63,7 +63,7 @@ def resume(job: Job, start: MetaState) -> Resumed:
     tasks = job.experiment.run.tasks_per_step
     _check_lanes(state, tasks)
     if named is not None:
-        log.info(f"{job.title}: going on from step {step}")
+        log.info(f"{job.title}: resuming from step {step}")
     if spent is not None:
         this_process = {phase: job.ledger.seconds(phase) for phase in ("setup", "compile")}
         job.ledger.restore(spent)
@@ -101,8 +101,8 @@ def _check_lanes(state: MetaState, tasks: int) -> None:
     lanes = leaves(state.lanes)
     held = int(lanes[0].shape[0]) if lanes else tasks
     if held not in (1, tasks):  # one: before the first step
-        text = f"is {tasks}, but the checkpoint holds the state of {held} tasks"
-        raise ConfigError(("run.tasks_per_step", f"{text}: set it back to {held}"))
+        text = f"is {tasks}, but the checkpoint contains the state of {held} tasks"
+        raise ConfigError(("run.tasks_per_step", f"{text}: set it to {held}"))
 
 
 def save(job: Job, done: int, state: MetaState, validations: Sequence[Validation]) -> None:
@@ -164,5 +164,5 @@ def _best(folder: Path, like: MetaState, count: int) -> list[tuple[int, dict[str
         try:
             found.append((step, on_cpu(named_leaves(checkpoint.load(path, like)))))
         except ConfigError as error:
-            log.warning(f"{error}; taking the next best checkpoint")
+            log.warning(f"{error}; using the next best checkpoint")
     return found

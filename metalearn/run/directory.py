@@ -1,4 +1,4 @@
-"""A run directory from outside: whether a run lies there, which one, and what it was asked for."""
+"""The state of a run directory: whether it contains a run, which one, and its config."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from metalearn.storage.schema import Environment, checked, read_result
 
 # how a run is executed: resume takes it as it is
 EXECUTION = tuple(f"run.{name}" for name in NOT_IN_HASH)
-OTHER = "holds something else, such as a run of another config: give another --out, or remove it"
-UNFINISHED = "holds an unfinished run: continue it with"
+OTHER = "contains other files, such as a run of another config: choose another --out, or remove it"
+UNFINISHED = "contains an unfinished run: continue it with"
 # In environment.json of runs whose training steps normalise by the batch under `norm: running`.
 # Before, they normalised by the running averages.
 STATISTICS = "training_statistics"
 OUTDATED = (
-    "holds a run of an older version, whose training steps under norm: running normalised by the "
-    "running averages, not by the batch: give another --out, or remove it"
+    "contains a run of an older version, whose training steps with norm: running normalised by the "
+    "running averages, not by the batch: choose another --out, or remove it"
 )
 
 
@@ -84,10 +84,10 @@ def request_hash(folder: Path) -> str:
 def stored_experiment(folder: Path) -> Experiment:
     """The experiment of a run directory; ConfigError when there is none."""
     if not (folder / "config.yaml").is_file():
-        text = "is no run directory: it holds no config.yaml"
+        text = "is not a run directory: it has no config.yaml"
         runs = sorted(folder.glob("methods/*/seed-*/config.yaml"))
         if runs:
-            text = f"is a comparison: give one of its runs, such as {runs[0].parent}"
+            text = f"is a comparison: choose one of its runs, such as {runs[0].parent}"
         raise ConfigError((str(folder), text))
     plan = load(str(folder / "config.yaml"), plugins=False)
     if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
@@ -131,8 +131,8 @@ def check_weights(folder: Path, experiment: Experiment) -> None:
     recorded = _environment(folder).get("weights_sha256")
     found = weights_sha256(experiment) if recorded is not None else None
     if recorded is not None and found is not None and found != recorded:
-        text = f"{folder} was made with weights of SHA-256 {recorded[:12]}, these have {found[:12]}"
-        raise ConfigError(("model.weights", f"{text}: restore the former, or begin a new run"))
+        text = f"have SHA-256 {found[:12]}, but {folder} was started with {recorded[:12]}"
+        raise ConfigError(("model.weights", f"{text}: restore those weights, or start a new run"))
 
 
 def write_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
@@ -183,8 +183,8 @@ def resumable(folder: Path, allow_change: bool) -> dict[str, Any] | None:
     differing = _edited(folder, experiment)
     if differing is not None and not allow_change:
         changes = "".join(f"\n  {text}" for text in differing)
-        text = "was changed since the run began: change it back, or use --allow-change, in Python "
-        text += f"allow_change=True{changes}"
+        text = "was changed since the run started: undo the changes, or use --allow-change (in "
+        text += f"Python: allow_change=True){changes}"
         raise ConfigError((str(folder / "config.yaml"), text))
     return experiment.resolved()
 

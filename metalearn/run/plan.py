@@ -63,9 +63,9 @@ def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
     run, problems = experiment.run, list[tuple[str, str]]()
     if parts.method.task_grad is not None and run.tasks_per_step < ranks.size:
         text = f"is {run.tasks_per_step}, fewer than the {ranks.size} processes of --devices"
-        problems.append(("run.tasks_per_step", f"{text}: each needs a task"))
+        problems.append(("run.tasks_per_step", f"{text}: each process needs at least one task"))
     if ranks.size > 1 and run.device.startswith("cuda:"):
-        text = f"is {run.device}, and every process has a card of its own: say cuda, or auto"
+        text = f"is {run.device}, but every process uses its own GPU: use cuda or auto"
         problems.append(("run.device", text))
     if problems:
         raise ConfigError(*problems)

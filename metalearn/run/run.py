@@ -229,7 +229,7 @@ def _trial(job: Job, values: dict[str, Any], number: int) -> tuple[float, int, f
             states, step = tested_states(trial, last)
             return score_in_training(trial, step) or score_of(trial, states[0].meta, {})
     except Diverged as error:
-        log.info(f"trial {number} scores worst: {error}")
+        log.info(f"trial {number} failed and gets the worst score: {error}")
         return -math.inf, experiment.evaluate.steps[0], math.nan
     except Stopped:
         stop(job.folder, f" in trial {number}")
@@ -271,7 +271,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         return None
     found = stored_experiment(folder)
     if found.run.on_nan == "rollback":
-        log.warning(f"{folder}: run.on_nan=rollback no longer exists, going on with raise")
+        log.warning(f"{folder}: run.on_nan=rollback no longer exists; continuing with raise")
         found = found.replace(run=found.run.model_copy(update={"on_nan": "raise"}))
     return found.resolved()
 
@@ -283,7 +283,7 @@ def _resume_hint(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = (
-            f"{error.strerror or error}: the run is whole up to its newest checkpoint; when "
-            f"this is mended, go on with metalearn resume {folder}"
+            f"{error.strerror or error}: the run is intact up to its newest checkpoint; once "
+            f"the cause is fixed, continue with metalearn resume {folder}"
         )
         raise OSError(error.errno, text, error.filename) from error

@@ -61,11 +61,12 @@ def read(path: Path) -> dict[str, Tensor]:
     except (
         Exception
     ) as error:  # on content that is no archive of tensors the unpickler fails in ways of all kinds
-        raise ConfigError((str(path), f"is no file of tensors ({type(error).__name__})")) from error
+        text = f"is not a file of tensors ({type(error).__name__})"
+        raise ConfigError((str(path), text)) from error
     if not isinstance(named, dict) or not all(
         isinstance(value, Tensor) for value in named.values()
     ):
-        raise ConfigError((str(path), "is no checkpoint: it should hold tensors by name"))
+        raise ConfigError((str(path), "is not a checkpoint: it must contain named tensors"))
     return named
 
 
@@ -106,9 +107,9 @@ def newest(folder: Path, like: MetaState) -> tuple[int, MetaState] | None:
         try:
             return step, load(path_of(folder, step), like)
         except ConfigError as error:
-            log.warning(f"{error}; falling back to the checkpoint before it")
+            log.warning(f"{error}; falling back to the previous checkpoint")
     if steps:
-        log.warning(f"no valid checkpoint in {folder}: beginning again at step 0")
+        log.warning(f"no valid checkpoint in {folder}: restarting from step 0")
     return None
 
 

@@ -55,7 +55,7 @@ def _run(queue: TrialQueue, trial: Trial, threads: int | None) -> bool:
             queue.give_back(trial)
             return False
         except Pruned:
-            log.info("ended early, behind the others")
+            log.info("stopped early (worse than other trials)")
             queue.finish(trial, None, "pruned")
         except (OSError, KeyboardInterrupt):  # a full disk, a lost file server
             queue.give_back(trial)
