@@ -171,7 +171,7 @@ class ModelComponent(Component, ABC):
 
 
 class RuleComponent(Component, ABC):
-    """A hand-made update rule."""
+    """A hand-designed update rule."""
 
     name: str
 

@@ -20,7 +20,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class ANIL(InnerLoop):
-    """MAML whose inner loop moves the head alone, on features that are computed once.
+    """MAML whose inner loop updates only the head; features are computed once.
 
     (b, h) = theta;  h_{s+1} = h_s - inner_lr * grad_h L_support(b, h_s);  minimise over b and h_0
     the mean of L_query(b, h_S). The gradient for b goes through the features of both sets.
@@ -35,9 +35,11 @@ class ANIL(InnerLoop):
     palette_index: ClassVar[int] = 5
     engine_trains: ClassVar[Engine] = "head"
     name: Literal["anil"] = option("anil", "The method.")
-    inner_steps: int = option(5, "S, steps of the head in training.", acts="train", ge=1, le=1000)
+    inner_steps: int = option(
+        5, "S, inner steps of the head in training.", acts="train", ge=1, le=1000
+    )
     inner_lr: float = option(0.1, "Inner step size, in training and on new tasks.", gt=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

@@ -18,7 +18,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class BOIL(ANIL):
-    """MAML whose inner loop moves everything but the head, so that a new task changes features.
+    """MAML whose inner loop updates everything except the head.
 
     b_{s+1} = b_s - inner_lr * grad_b L_support(b_s, h);  minimise over b_0, h: mean L_query(b_S, h)
 
@@ -32,7 +32,9 @@ class BOIL(ANIL):
     palette_index: ClassVar[int] = 6
     engine_trains: ClassVar[Engine] = "body"
     name: Literal["boil"] = option("boil", "The method.")  # type: ignore[assignment]
-    inner_steps: int = option(1, "S, steps of the body in training.", acts="train", ge=1, le=1000)
+    inner_steps: int = option(
+        1, "S, inner steps of the body in training.", acts="train", ge=1, le=1000
+    )
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

@@ -20,11 +20,11 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class CAVIA(MethodComponent):
-    """Learn a network and a small context vector; a new task moves the context alone.
+    """Learn a network and a small context vector; only the context is adapted to a new task.
 
     phi_0 = 0;  phi_{s+1} = phi_s - inner_lr * grad_phi L_support(theta, phi_s) (equation 1);
     minimise over theta the mean of L_query(theta, phi_S) (equation 2). phi [k] is an input of the
-    first layer beside x: its bias becomes b + W_phi phi, the same as concatenating phi to x
+    first layer in addition to x: its bias becomes b + W_phi phi, the same as concatenating phi to x
     (equation 4). meta = {"params": theta, "context": W_phi [H, k]}.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
@@ -38,14 +38,14 @@ class CAVIA(MethodComponent):
     rate_is_input: ClassVar[bool] = True
     name: Literal["cavia"] = option("cavia", "The method.")
     inner_steps: int = option(
-        1, "S, steps of the context in training.", acts="train", ge=1, le=1000
+        1, "S, inner steps of the context in training.", acts="train", ge=1, le=1000
     )
     inner_lr: float = option(1.0, "Step size of the context, in training and on new tasks.", gt=0)
-    context_size: int = option(5, "k, numbers that a new task moves.", acts="train", ge=1)
+    context_size: int = option(5, "k, dimension of the context vector.", acts="train", ge=1)
     bias: str | None = option(
-        None, "Leaf that the context shifts; null: the first layer's bias.", acts="train"
+        None, "Parameter that the context shifts; null: the bias of the first layer.", acts="train"
     )
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

@@ -34,8 +34,10 @@ class MAML(InnerLoop):
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["maml"] = option("maml", "The method.")
     adapts: Patterns | None = adapts_option()
-    first_order: bool = option(False, "FOMAML (section 5.2).", acts="train")
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    first_order: bool = option(
+        False, "Use the first-order approximation (FOMAML, section 5.2).", acts="train"
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

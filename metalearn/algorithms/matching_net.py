@@ -17,12 +17,12 @@ from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 
 class MatchingNet(MethodComponent):
-    """Learn features in which attention over the support set names the class of a new example.
+    """Learn features for attention over the support set that predicts the class of a query.
 
     p(n | x) = sum over i with y_i = n of a(x, x_i),
     a(x, x_i) = softmax over i of scale * cos(f(x), f(x_i));  minimise the mean of -log p(y | x)
 
-    No steps: one constant point at every step of a curve. The outputs are log p [M, N].
+    Takes no inner steps: the learning curve is constant. The outputs are log p [M, N].
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -37,8 +37,8 @@ class MatchingNet(MethodComponent):
     family: ClassVar[str] = "metric"
     palette_index: ClassVar[int] = 12
     name: Literal["matching_net"] = option("matching_net", "The method.")
-    scale: float = option(100.0, "Factor of the cosines; 1 in the paper.", gt=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    scale: float = option(100.0, "Scale of the cosine similarities; 1 in the paper.", gt=0)
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

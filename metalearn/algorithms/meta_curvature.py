@@ -37,7 +37,7 @@ class MetaCurvature(MethodComponent):
     name: Literal["meta_curvature"] = option("meta_curvature", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

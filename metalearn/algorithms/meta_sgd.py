@@ -20,7 +20,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class MetaSGD(MethodComponent):
-    """Learn an initialization and a step size for every single parameter.
+    """Learn an initialization and a separate step size for every scalar parameter.
 
     phi_{s+1} = phi_s - rates * grad L_support(phi_s) (elementwise; the paper has S = 1);  minimise
     over meta = {"params": phi_0, "rates"} the mean of L_query(phi_S). A rate may turn negative.
@@ -36,9 +36,9 @@ class MetaSGD(MethodComponent):
     engine_trains: ClassVar[Engine] = "all"
     name: Literal["meta_sgd"] = option("meta_sgd", "The method.")
     inner_steps: int = option(1, "S, inner steps in training.", acts="train", ge=1, le=1000)
-    rate_range: tuple[float, float] = option((0.005, 0.1), "Start of the rates.", acts="train")
+    rate_range: tuple[float, float] = option((0.005, 0.1), "Initial learning rates.", acts="train")
     adapts: Patterns | None = adapts_option()
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     @model_validator(mode="after")
     def _check_rate_range(self) -> MetaSGD:

@@ -19,12 +19,12 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class ProtoMAML(MethodComponent):
-    """MAML whose head starts at the class means, where the logits are those of a ProtoNet.
+    """MAML whose head is initialized from the class means, with the logits of a ProtoNet.
 
     w_n = 2 c_n,  b_n = -|c_n|^2,  c_n the mean feature of class n (equation 8 and below);  all of
-    (body, w, b) then take S gradient steps on the support loss. Gradients flow through the start of
-    the head. The head's leaves in the meta stay unused, so that a meta of other ways works as it
-    is.
+    (body, w, b) then take S gradient steps on the support loss. Gradients flow through the
+    initial head. The head parameters in the meta are unused, so meta-parameters trained with other
+    ways can be used directly.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -39,8 +39,10 @@ class ProtoMAML(MethodComponent):
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.01, "Inner step size, in training and on new tasks.", gt=0)
     # The paper trains without second derivatives; here that is a field, as in MAML.
-    first_order: bool = option(False, "Leave out second derivatives.", acts="train")
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    first_order: bool = option(
+        False, "Use the first-order approximation, without second derivatives.", acts="train"
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

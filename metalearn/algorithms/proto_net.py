@@ -15,12 +15,12 @@ from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 
 class ProtoNet(MethodComponent):
-    """Learn features in which a new example belongs to the class with the nearest mean.
+    """Learn features in which a query is assigned to the class with the nearest mean.
 
     c_n = mean of f(x) over the support of class n (equation 1);  p(n | x) = softmax_n(-|f(x) -
-    c_n|^2) (equation 2);  minimise the mean of -log p(y | x) over queries. No steps: one constant
-    point at every step of a curve. The head's leaves stay unused in the meta, so that a meta of
-    other ways (20 in training, 5 in the test) works as it is.
+    c_n|^2) (equation 2);  minimise the mean of -log p(y | x) over queries. Takes no inner
+    steps: the learning curve is constant. The head parameters are unused, so meta-parameters
+    trained with other ways (20 in training, 5 at test) can be used directly.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -32,7 +32,7 @@ class ProtoNet(MethodComponent):
     family: ClassVar[str] = "metric"
     palette_index: ClassVar[int] = 2
     name: Literal["proto_net"] = option("proto_net", "The method.")
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

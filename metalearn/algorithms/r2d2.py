@@ -17,12 +17,12 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
 class R2D2(MethodComponent):
-    """Learn features on which ridge regression, solved exactly, answers a new task.
+    """Learn features for closed-form ridge regression on each new task.
 
     W = Z' (Z Z' + lambda I)^-1 Y (equation 6);  outputs alpha z W + beta (equation 7);  Z [B, D]
     are the features of the support set, Y [B, C] its one-hot labels or targets. Minimise the query
-    loss over the features, lambda = exp(log_ridge), alpha and beta. No steps: one constant point at
-    every step of a curve. The head's leaves stay unused in the meta.
+    loss over the features, lambda = exp(log_ridge), alpha and beta. Takes no inner steps: the
+    learning curve is constant. The head parameters in the meta are unused.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -34,9 +34,11 @@ class R2D2(MethodComponent):
     family: ClassVar[str] = "metric"
     palette_index: ClassVar[int] = 13
     name: Literal["r2d2"] = option("r2d2", "The method.")
-    ridge: float = option(1.0, "Start of lambda.", acts="train", gt=0)
-    scale: float = option(10.0, "Start of alpha (authors' Omniglot script).", acts="train", gt=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    ridge: float = option(1.0, "Initial value of lambda.", acts="train", gt=0)
+    scale: float = option(
+        10.0, "Initial value of alpha (authors' Omniglot script).", acts="train", gt=0
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

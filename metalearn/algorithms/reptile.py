@@ -51,7 +51,7 @@ ORDER = int(rng.fold_in(0, "minibatches"))
 
 
 class Reptile(MethodComponent):
-    """Learn an initialization by moving it towards where each task's own training ends.
+    """Learn an initialization by moving it towards the parameters after training on each task.
 
     phi = S steps of Adam (beta1 = 0) from theta on minibatches of the support set;
     theta <- theta - eps * mean over tasks of (theta - phi),  eps from `outer` (published: 1 falling
@@ -68,18 +68,22 @@ class Reptile(MethodComponent):
     palette_index: ClassVar[int] = 1
     name: Literal["reptile"] = option("reptile", "The method.")
     inner_steps: int = option(
-        5, "S, steps on minibatches in training.", acts="train", ge=1, le=1000
+        5, "S, inner steps on minibatches in training.", acts="train", ge=1, le=1000
     )
-    inner_lr: float = option(1e-3, "Step size of the inner Adam, also on new tasks.", gt=0)
-    inner: Rule | None = inner_rule_option("Inner rule with its own lr; null: that Adam.")
+    inner_lr: float = option(
+        1e-3, "Step size of the inner Adam, in training and on new tasks.", gt=0
+    )
+    inner: Rule | None = inner_rule_option(
+        "Inner update rule, with its own lr; null: Adam with inner_lr."
+    )
     inner_batch: int | None = option(
-        10, "Support examples in a minibatch of training; null: all of them.", acts="train", ge=1
+        10, "Support examples per minibatch in training; null: all.", acts="train", ge=1
     )
     adapt_batch: int | None = option(
-        5, "Support examples in a minibatch on new tasks; null: all of them.", acts="adapt", ge=1
+        5, "Support examples per minibatch on new tasks; null: all.", acts="adapt", ge=1
     )
     outer: Rule = option(
-        SGD(lr=1.0, schedule="linear"), "Rule of the meta-update, on theta - phi.", acts="train"
+        SGD(lr=1.0, schedule="linear"), "Outer optimizer, applied to theta - phi.", acts="train"
     )
 
     @model_validator(mode="after")

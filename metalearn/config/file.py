@@ -106,16 +106,16 @@ class File(Component):
     )
     run: Section = option({}, "How a run is executed and stored.")
     evaluate: Section = option({}, "The test.")
-    budget: Section = option({}, "What tuning may spend.")
-    published: Section = option({}, "The published number.")
+    budget: Section = option({}, "Tuning budget.")
+    published: Section = option({}, "The published result.")
     contrasts: Annotated[list[list[str]] | None, BeforeValidator(_contrasts)] = option(
-        None, "Pairs of labels to test against each other, chosen before the run; by family."
+        None,
+        "Pre-specified pairs of labels of methods to test against each other; null: "
+        "pairs implied by the families of the methods.",
     )
-    plugins: list[str] = option(
-        [], "Modules or .py files with components of one's own, which are imported first."
-    )
+    plugins: list[str] = option([], "Plug-in modules or .py files, imported first.")
     demonstration: bool = option(
-        False, "Whether the comparison shows features instead of measuring.", strict=True
+        False, "Mark the comparison as a demonstration, not a benchmark.", strict=True
     )
 
 
@@ -127,7 +127,7 @@ class Entry(Component):
     label: Annotated[str | None, BeforeValidator(_label)] = option(None, "Name in results.")
     tune: Section = option({}, "Ranges of the fields to tune.")
     start: Annotated[str | None, BeforeValidator(_start)] = option(
-        None, "A run directory or an experiment whose meta-parameters training starts from."
+        None, "Run directory or experiment whose meta-parameters initialise training."
     )
 
     def overlay(self, section: str) -> dict[str, Any]:
@@ -143,10 +143,12 @@ class Entry(Component):
 class Row(Entry):
     """One method of a comparison, with overlays of the file's sections."""
 
-    task: Section = option({}, "Laid over the task section.")
-    model: Section = option({}, "Laid over the model section.")
-    run: Section = option({}, "Laid over the run section.")
-    evaluate: Section = option({}, "Laid over the evaluate section: episodes, chunk and along.")
+    task: Section = option({}, "Overrides of the task section for this method.")
+    model: Section = option({}, "Overrides of the model section for this method.")
+    run: Section = option({}, "Overrides of the run section for this method.")
+    evaluate: Section = option(
+        {}, "Overrides of the evaluate section for this method: episodes, chunk and along."
+    )
 
     def overlay(self, section: str) -> dict[str, Any]:
         if section not in OVERLAYS:
@@ -160,9 +162,9 @@ class Search(Component):
 
     model_config = ConfigDict(extra="allow")
 
-    contains: Section = option({}, "The method that learns with each architecture.")
+    contains: Section = option({}, "The method that is trained with each architecture.")
     found: Annotated[list[StrictInt] | None, BeforeValidator(_genotype)] = Field(
-        None, description="The genotype that the search has found."
+        None, description="The genotype found by the search."
     )
 
 

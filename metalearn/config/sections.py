@@ -31,7 +31,7 @@ class Validate(Component):
 
     every: int | None = option(1000, "Meta-steps between two validations; null: never.", ge=1)
     episodes: int = option(
-        200, "Validation tasks per validation, and as many training tasks.", ge=2
+        200, "Number of validation tasks, and of training tasks, per validation.", ge=2
     )
     keep: int = option(1, "Number of best checkpoints to keep.", ge=1, le=50)
     patience: int | None = option(
@@ -62,36 +62,37 @@ class Run(Component):
     )
     dtype: Literal["float32", "float64"] = option("float32", "Type of parameters and data.")
     threads: int | None = option(
-        None, "CPU threads of torch; null: torch's choice, which is then recorded.", ge=1, le=1024
+        None, "CPU threads of torch; null: chosen automatically and recorded.", ge=1, le=1024
     )
     engine: Literal["native", "learn2learn", "higher"] = option(
         "native",
-        "Package that computes gradients; learn2learn and higher (one task at a time) are checks.",
+        "Package that computes the meta-gradients; learn2learn and higher are for cross-"
+        "checks (one task at a time).",
     )
     executor: Executor = option(
         "auto", "How a meta-step is executed; auto chooses, and its choice is recorded."
     )
     chunk: int | None = option(
         None,
-        "Tasks at once under chunk and compiled; null: chosen so that a step fits memory, and "
-        "recorded.",
+        "Tasks per chunk (executors chunk and compiled); null: chosen so that a step fits in "
+        "memory, and recorded.",
         ge=1,
     )
     workers: int | None = option(
         None,
-        "Threads that compute the pieces of a step on a CPU, one core each; null: as many as "
-        "run.threads, and recorded. The numbers do not depend on it.",
+        "CPU threads that compute the chunks of a step, one core each; null: as run.threads, "
+        "and recorded. Results do not depend on it.",
         ge=1,
         le=1024,
     )
     precision: Precision = option(
         "float32",
-        "Precision of products in the meta-gradient; the error of tf32 (CUDA) or bf16 is measured "
-        "and recorded.",
+        "Precision of matrix products in the meta-gradient; the error of tf32 (CUDA) or bf16 "
+        "is measured and recorded.",
     )
     deterministic: bool = option(
         False,
-        "On CUDA, refuse operators whose results differ from call to call; a CPU has none.",
+        "Raise an error for nondeterministic CUDA operators; no effect on a CPU.",
         later=True,
     )
     checkpoint_inner: bool = option(
@@ -101,18 +102,18 @@ class Run(Component):
     )
     on_nan: Literal["raise", "skip", "rollback"] = option(
         "raise",
-        "What to do with a step whose numbers are not finite: end the run, or skip the step "
-        "(rollback: of older runs only).",
+        "What to do when a step gives non-finite values: stop the run, or skip the step "
+        "(rollback: accepted in old configs only).",
         later=True,
     )
     keep_last: int = option(
-        2, "Number of newest checkpoints to keep, besides the best ones.", ge=1, le=1000
+        2, "Number of newest checkpoints to keep, in addition to the best ones.", ge=1, le=1000
     )
     checkpoint_every: int = option(500, "Meta-steps between two checkpoints.", ge=1)
     log_every: int = option(50, "Meta-steps between two lines of metrics.jsonl.", ge=1)
     validate: Validate = option(Validate(), "Model selection on validation tasks.")  # type: ignore[assignment]
     track: Track = option(
-        Track(), "Loggers of the run besides metrics.jsonl, which is always complete."
+        Track(), "Loggers of the run, in addition to metrics.jsonl, which is always complete."
     )
 
     @model_validator(mode="before")
@@ -150,23 +151,27 @@ class Run(Component):
 
 
 class Target(Component):
-    """What counts as solved."""
+    "When a task counts as solved."
 
     metric: Literal["accuracy", "loss"] = option("accuracy", "Metric on the query set.")
-    value: float = option(0.9, "Value that counts as solved, or a better one.")
+    value: float = option(0.9, "Threshold at which a task counts as solved.")
 
 
 class Evaluate(Component):
     """The test: the same frozen episodes for every method."""
 
-    task: dict[str, Any] = option({}, "Test tasks, laid over the task section key by key.")
+    task: dict[str, Any] = option(
+        {}, "Overrides of the task section for the test tasks, key by key."
+    )
     split: Literal["train", "valid", "test"] = option(
-        "test", "Split whose classes the new tasks have."
+        "test", "Split from whose classes the new tasks are sampled."
     )
     episodes: int = option(600, "E, number of new tasks.", ge=1, le=1_000_000)
     seed: int = option(1, "Seed of the test episodes.")
     steps: tuple[int, ...] = option(
-        (0, 1, 3, 5, 10), "Points of the learning curve, in steps on the support set.", min_length=1
+        (0, 1, 3, 5, 10),
+        "Points of the learning curve, in inner steps on the support set.",
+        min_length=1,
     )
     headline_step: int | Literal["tuned"] | None = option(
         None,
@@ -175,19 +180,20 @@ class Evaluate(Component):
     checkpoint: Literal["last", "best", "ensemble"] = option(
         "best", "Meta-parameters to test; ensemble: the average over the best checkpoints."
     )
-    target: Target | None = option(None, "What counts as solved.")
+    target: Target | None = option(None, "When a task counts as solved.")
     targets: tuple[float, ...] = option(
         (),
-        "Levels of the headline metric at which break-even counts are given; empty: the target.",
+        "Levels of the headline metric for which break-even counts are reported; empty: the "
+        "target.",
         later=True,
     )
     along: tuple[float, ...] = option(
         (),
-        "Shares of the meta-steps at which the state is tested, too: choices of the decision map "
-        "whose training was shorter.",
+        "Fractions of meta-training at which intermediate checkpoints are also tested, as "
+        "candidates of the decision map with shorter training.",
         later=True,
     )
-    chunk: int = option(50, "Tasks learned at once.", ge=1)
+    chunk: int = option(50, "Number of tasks adapted in parallel.", ge=1)
 
     @field_validator("along")
     @classmethod
@@ -232,17 +238,18 @@ class Budget(Component):
     """What tuning may spend, the same for every method."""
 
     trials: int = option(
-        0, "Tuning trials of every method that has a `tune` block.", ge=0, le=MOST_TRIALS
+        0, "Tuning trials per method that has a `tune` block.", ge=0, le=MOST_TRIALS
     )
     flops: float | None = option(
         None,
-        "FLOPs that tuning of each method may spend, in the place of trials.",
+        "Tuning budget per method in FLOPs, instead of trials.",
         gt=0,
         later=True,
     )
     seed: int = option(0, "Seed of the search.", ge=0, lt=2**32)
     once: bool = option(
-        False, "Tune with the first seed alone; the others take its values and its cost."
+        False,
+        "Tune with the first seed only; the other seeds reuse its values and are charged its cost.",
     )
 
     @model_validator(mode="after")
@@ -266,7 +273,7 @@ class Published(Component):
     curve: dict[int, float] = option({}, "Published values at several steps.")
     source: str = option("", "Paper and table.")
     reduced: str = option(
-        "", "Why the schedule is not the published one; empty: it is.", later=True
+        "", "Reason for a reduced schedule; empty: the published schedule is used.", later=True
     )
 
 
@@ -275,7 +282,7 @@ class TuneRange(Component):
 
     min: float | None = option(None, "Smallest value.")
     max: float | None = option(None, "Largest value.")
-    values: tuple[Any, ...] | None = option(None, "A list to choose from.", min_length=1)
+    values: tuple[Any, ...] | None = option(None, "List of values to choose from.", min_length=1)
     distribution: Literal["uniform", "log_uniform", "int_uniform", "categorical"] | None = option(
         None, "Distribution of the values."
     )

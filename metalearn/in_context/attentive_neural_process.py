@@ -24,7 +24,7 @@ from metalearn.types import Batch, Key, Params
 
 
 class AttentiveNeuralProcess(InContext):
-    """A neural process in which each query attends to the examples that are like it.
+    """A neural process in which each query attends to the support examples.
 
     r_i = h(f(x_i), y_i), then self-attention among them;  r(x) = attention of f(x) to the f(x_i)
     with values r_i (figure 2, the deterministic path);  outputs = g(f(x), r(x));  loss as of the

@@ -29,12 +29,13 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Method, Params
 
 
 class CAML(InContext):
-    """Attention over features beside label codes, alike for every permutation of the classes.
+    """Attention over features and label codes, equivariant to permutations of the classes.
 
     Codes of the classes form an equal-length maximally equiangular set (section 4): c_n =
     sqrt(N / (N - 1)) (e_n - 1/N), <c_n, c_m> = -1/(N - 1); a query's is 0. In each block an
-    example attends with scores q k' / sqrt(D / H) + b_h <c_i, c_j>; features move by the values
-    that it reads, codes by g_h times the codes that it reads. logits = scale * the query's code.
+    example attends with scores q k' / sqrt(D / H) + b_h <c_i, c_j>; the values that it reads are
+    added to features, and g_h times the codes that it reads are added to codes. logits = scale *
+    the query's code.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -48,8 +49,8 @@ class CAML(InContext):
     # after training, and the number of ways may differ between training and test.
     fixed_labels: ClassVar[bool] = False
     name: Literal["caml"] = option("caml", "The method.")
-    width: int = option(64, "Width of the features' tokens.", acts="train", ge=1, le=4096)
-    layers: int = option(2, "Blocks of attention and perceptron.", acts="train", ge=1, le=64)
+    width: int = option(64, "Width of the feature tokens.", acts="train", ge=1, le=4096)
+    layers: int = option(2, "Number of blocks of attention and MLP.", acts="train", ge=1, le=64)
     heads: int = heads_option()
 
     _heads = check_heads()

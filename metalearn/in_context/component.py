@@ -38,7 +38,7 @@ class InContext(MethodComponent):
     fixed_labels: ClassVar[bool] = True  # the labels' codes are an input of fixed width
     # An example sees the earlier ones alone: the order of the support set is part of the input.
     causal: ClassVar[bool] = False
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     @abstractmethod
     def start(self, key: Key, sizes: Sizes, dtype: torch.dtype) -> Params:

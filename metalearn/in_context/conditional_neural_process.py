@@ -15,11 +15,11 @@ from metalearn.types import Batch, Key, Params
 
 
 class ConditionalNeuralProcess(InContext):
-    """Encode each example, average, and decode the average beside each query.
+    """Encode each example, average the encodings, and decode the average with each query.
 
     r_i = h(f(x_i), y_i) (equation 1);  r = mean of r_i (2);  outputs = g(f(x), r) (3);  minimise
     the mean of -log p(y | x, support) over queries (4): of a normal distribution for targets, of
-    classes for labels. Invariant to the order of the support set. h and g are perceptrons, f is the
+    classes for labels. Invariant to the order of the support set. h and g are MLPs, f is the
     model.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()

@@ -11,7 +11,7 @@ from metalearn.component import option
 
 def heads_option() -> Any:
     """The field `heads`."""
-    return option(4, "Heads of attention; they divide the width.", acts="train", ge=1, le=64)
+    return option(4, "Number of attention heads; must divide the width.", acts="train", ge=1, le=64)
 
 
 def check_heads() -> Any:

@@ -20,12 +20,12 @@ ABSENT = -1e4  # score of a class without support rows
 
 
 class PriorFitted(CAML):
-    """A transformer over rows of tables, meta-trained on a prior of tables; TabPFN in small.
+    """A transformer over table rows, meta-trained on a prior over tables (a small TabPFN).
 
     minimise over theta the mean over tables of the prior of -log q_theta(y | x, support), whose
     minimum is the posterior predictive distribution of that prior (Mueller et al. 2022, arXiv:
     2112.10510, equation 2 and corollary 1.1); Hollmann et al. 2023, arXiv:2207.01848, for tables.
-    Columns are standardised by the support set, cut off at 5 deviations, and multiplied by
+    Columns are standardised by the support set, clipped at 5 standard deviations, and multiplied by
     sqrt(F / f), f of the F columns varying there: columns of zeros pad. Rows of the support set
     attend to each other, those of queries to the support set alone. A new table takes no gradient
     step. Invariant to the order of the support set; permuted classes give permuted outputs.
@@ -45,7 +45,7 @@ class PriorFitted(CAML):
     name: Literal["prior_fitted"] = option(  # type: ignore[assignment]
         "prior_fitted", "The method."
     )
-    layers: int = option(3, "Blocks of attention and perceptron.", acts="train", ge=1, le=64)
+    layers: int = option(3, "Number of blocks of attention and MLP.", acts="train", ge=1, le=64)
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         return super().build(_on_standardised(learner), spec, meta_steps)

@@ -16,7 +16,7 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Method, Params
 
 
 class SNAIL(InContext):
-    """Dilated causal convolutions that gather examples, and causal attention that finds them.
+    """Dilated causal convolutions and causal attention over the sequence of examples.
 
     dense block of dilation d: x -> [x, tanh(u_f) * sigmoid(u_g)], u = W_0 x[t - d] + W_1 x[t] + b;
     TC block: dense blocks of dilations 1, 2, 4, ... up to `span`; attention block: x -> [x,
@@ -36,8 +36,13 @@ class SNAIL(InContext):
     # of other shots. Examples of weight 0 stand before the sequence, where the paper has zeros.
     causal: ClassVar[bool] = True
     name: Literal["snail"] = option("snail", "The method.")
-    width: int = option(32, "Filters of a dense block; width of attention.", acts="train", ge=1)
-    span: int = option(32, "Examples that the convolutions reach back.", acts="train", ge=2)
+    width: int = option(32, "Filters of a dense block, and width of attention.", acts="train", ge=1)
+    span: int = option(
+        32,
+        "Number of previous examples in the receptive field of the convolutions.",
+        acts="train",
+        ge=2,
+    )
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

@@ -17,7 +17,7 @@ from metalearn.types import Batch, Key, Params
 
 
 class TransformerNeuralProcess(InContext):
-    """A transformer over examples and queries; queries see the support set and not each other.
+    """A transformer over support and query tokens; queries attend only to the support set.
 
     Tokens are (f(x_i), y_i, 0) of the support set and (f(x), 0, 1) of queries; log p(y_1..M | x,
     support) = sum over m of log p(y_m | x_m, support) (TNP-D, section 3.2), which is maximised.
@@ -36,7 +36,7 @@ class TransformerNeuralProcess(InContext):
         "transformer_neural_process", "The method."
     )
     width: int = option(64, "Width of the tokens.", acts="train", ge=1, le=4096)
-    layers: int = option(3, "Blocks of attention and perceptron.", acts="train", ge=1, le=64)
+    layers: int = option(3, "Number of blocks of attention and MLP.", acts="train", ge=1, le=64)
     heads: int = heads_option()
 
     _heads = check_heads()

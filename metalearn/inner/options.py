@@ -15,7 +15,7 @@ from metalearn.rng import fold_in
 from metalearn.tree import trainable
 from metalearn.types import EpisodeSpec, Learner, UpdateRule
 
-INNER = "Rule of the inner loop with its own lr; null: gradient descent by inner_lr."
+INNER = "Update rule of the inner loop, with its own lr; null: gradient descent with inner_lr."
 
 
 def inner_rule_option(sentence: str = INNER, **options: Any) -> Any:
@@ -68,8 +68,8 @@ class InnerLoop(MethodComponent):
 
 def adapts_option() -> Any:
     """The field `adapts`: which parameters a new task moves."""
-    text = "Parameters that a new task moves, by name or pattern such as [layer4.*, head]; "
-    return option(None, text + "null: all.", later=True)
+    text = "Parameters that are adapted to a new task, by name or pattern such as "
+    return option(None, text + "[layer4.*, head]; null: all.", later=True)
 
 
 def moved_by(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[str], bool]:

@@ -223,30 +223,28 @@ def drops(milestones: Sequence[int], gamma: float | Sequence[float]) -> Rate:
 
 
 class _Rule(RuleComponent):
-    lr: float = option(0.001, "step size", gt=0)
+    lr: float = option(0.001, "Step size.", gt=0)
     schedule: Literal["constant", "linear", "cosine", "steps"] = option(
         "constant",
-        "step size over the run: to zero linearly or along a half cosine, constant where build "
-        "gets no meta_steps; steps: times gamma at each of milestones",
+        "Schedule of the step size: constant, linear or cosine decay to zero (constant if "
+        "the number of steps is unknown), or steps: multiplied by gamma at each milestone.",
     )
     milestones: tuple[int, ...] = option(
-        (), "steps at which the step size falls, under schedule steps", later=True
+        (), "Steps at which the step size is multiplied by gamma (schedule: steps).", later=True
     )
     gamma: float | tuple[float, ...] = option(
-        0.1, "factor of the step size at each of milestones, or one for each", later=True
+        0.1, "Multiplier of the step size at every milestone, or one per milestone.", later=True
     )
     clip: float | None = option(
-        None, "largest norm of a gradient over all parameters; null: any", gt=0, later=True
+        None, "Maximum global norm of the gradient; null: no clipping.", gt=0, later=True
     )
     clip_value: float | None = option(
-        None, "largest absolute value of a gradient's numbers; null: any", gt=0, later=True
+        None, "Maximum absolute value of each gradient entry; null: no clipping.", gt=0, later=True
     )
-    weight_decay: float = option(
-        0.0, "share of a parameter that a step takes away, times lr", ge=0, later=True
-    )
+    weight_decay: float = option(0.0, "Decoupled weight decay, multiplied by lr.", ge=0, later=True)
     l2: float = option(
         0.0,
-        "share of a parameter that is added to its gradient, as torch's weight_decay",
+        "L2 penalty, added to the gradient as weight_decay of torch.optim.SGD.",
         ge=0,
         later=True,
     )
@@ -297,7 +295,7 @@ class SGD(_Rule):
     {'w': tensor([-0.1000, -0.1000])}
     """
 
-    name: Literal["sgd"] = option("sgd", "the rule")
+    name: Literal["sgd"] = option("sgd", "The rule.")
 
     def plain(self, factor: Rate | None) -> UpdateRule:
         return sgd(self.lr, factor)
@@ -312,9 +310,9 @@ class Momentum(_Rule):
     {'w': tensor([-0.1000, -0.1000])}
     """
 
-    name: Literal["momentum"] = option("momentum", "the rule")
-    decay: float = option(0.9, "share of the last step that is kept", ge=0, lt=1)
-    nesterov: bool = option(False, "Nesterov's momentum, as torch.optim.SGD's", later=True)
+    name: Literal["momentum"] = option("momentum", "The rule.")
+    decay: float = option(0.9, "Momentum coefficient.", ge=0, lt=1)
+    nesterov: bool = option(False, "Use Nesterov momentum, as torch.optim.SGD.", later=True)
 
     def plain(self, factor: Rate | None) -> UpdateRule:
         return momentum(self.lr, self.decay, factor, nesterov=self.nesterov)
@@ -329,12 +327,15 @@ class Adam(_Rule):
     {'w': tensor([-0.1000, -0.1000])}
     """
 
-    name: Literal["adam"] = option("adam", "the rule")
-    beta1: float = option(0.9, "decay of the first moment", ge=0, lt=1)
-    beta2: float = option(0.999, "decay of the second moment", ge=0, lt=1)
-    eps: float = option(1e-8, "added to the root of the second moment", gt=0)
+    name: Literal["adam"] = option("adam", "The rule.")
+    beta1: float = option(0.9, "Decay rate of the first moment.", ge=0, lt=1)
+    beta2: float = option(0.999, "Decay rate of the second moment.", ge=0, lt=1)
+    eps: float = option(1e-8, "Added to the square root of the second moment.", gt=0)
     eps_root: float = option(
-        0.0, "added to the second moment; bounds the slope of an inner rule", ge=0, later=True
+        0.0,
+        "Added inside the square root; keeps the derivative of the rule finite.",
+        ge=0,
+        later=True,
     )
 
     def plain(self, factor: Rate | None) -> UpdateRule:

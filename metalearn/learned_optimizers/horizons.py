@@ -42,8 +42,8 @@ class Constant(HorizonComponent):
     tensor(100.)
     """
 
-    name: Literal["constant"] = option("constant", "The schedule of lengths.")
-    steps: int = option(100, "Inner steps of a run.", ge=1, le=1_000_000)
+    name: Literal["constant"] = option("constant", "The schedule of horizons.")
+    steps: int = option(100, "Inner steps per run.", ge=1, le=1_000_000)
 
     @property
     def longest(self) -> int:
@@ -58,16 +58,16 @@ class Constant(HorizonComponent):
 
 
 class LogUniform(HorizonComponent):
-    """Lengths drawn log-uniformly between two bounds for each inner run.
+    """The number of steps of each inner run is sampled log-uniformly between two bounds.
 
     >>> horizon = ml.learned_optimizers.LogUniform(low=20, high=500)
     >>> horizon.draw(ml.fold_in(0), torch.float32).round()
     tensor(343.)
     """
 
-    name: Literal["log_uniform"] = option("log_uniform", "The schedule of lengths.")
-    low: int = option(20, "Fewest inner steps of a run.", ge=1, le=1_000_000)
-    high: int = option(500, "Most inner steps of a run.", ge=1, le=1_000_000)
+    name: Literal["log_uniform"] = option("log_uniform", "The schedule of horizons.")
+    low: int = option(20, "Minimum number of inner steps per run.", ge=1, le=1_000_000)
+    high: int = option(500, "Maximum number of inner steps per run.", ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _check_bounds(self) -> LogUniform:

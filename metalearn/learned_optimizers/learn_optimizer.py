@@ -76,7 +76,7 @@ class LearnOptimizer(MethodComponent):
     the steps of a run. One outer step unrolls `unroll` inner steps of every task; longer runs
     continue in the next outer step, each in its lane, and a lane whose run has ended takes a new
     task. Metrics: `outer_loss` of the windows, `grad_norm` of a task before clipping,
-    `grad_not_finite` and `diverged`, the shares of tasks and of points where that was so.
+    `grad_not_finite` and `diverged`, as fractions of tasks and of points.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -90,51 +90,54 @@ class LearnOptimizer(MethodComponent):
     name: Literal["learn_optimizer"] = option("learn_optimizer", "The method.")
     rule: LearnedRuleChoice = option(LSTM(), "Update rule that is learned.")
     estimator: EstimatorChoice = option(TBPTT(), "Estimator of the outer gradient.", acts="train")
-    unroll: int = option(20, "Inner steps of one outer step.", acts="train", ge=1, le=100_000)
+    unroll: int = option(20, "Inner steps per outer step.", acts="train", ge=1, le=100_000)
     horizon: Horizon = option(
         Constant(), "Lengths of the inner runs, rounded up to whole windows.", acts="train"
     )
     stagger: bool = option(
         False,
-        "Let the first runs end at different times, so that every outer step has all stages.",
+        "Stagger the first inner runs, so that every outer step contains all stages of training.",
         acts="train",
     )
-    batch: int | None = option(
-        None, "Examples of the support set in a minibatch; null: all of them.", ge=1
-    )
+    batch: int | None = option(None, "Support examples per minibatch; null: all.", ge=1)
     outer_on: Literal["support", "query"] = option(
         "support", "Set whose loss the outer loop minimises.", acts="train"
     )
     outer_at: Literal["all", "late", "last"] = option(
         "all",
-        "Points of the outer loss: every step of a window (late: weighted by the step), or the "
-        "last.",
+        "Steps that enter the outer loss: all steps of a window (late: weighted by the "
+        "step), or the last.",
         acts="train",
     )
     outer_of: Literal["loss", "root", "log"] = option(
         "loss",
-        "Transform of each loss; log: tasks and steps of all sizes count alike; root: in between.",
+        "Transform of each loss; log: losses of all magnitudes have equal weight; root: in "
+        "between.",
         acts="train",
     )
     first_order: bool = option(
-        True, "Treat gradients of the objective as constants, as in 2016.", acts="train"
+        True,
+        "Stop gradients through the inner gradients, as in Andrychowicz et al. 2016.",
+        acts="train",
     )
     rescale: float = option(
         1.0,
-        "Draw units of every tensor, from 1/rescale to rescale, anew for every task.",
+        "Random reparametrisation: rescale every tensor by a factor in [1/rescale, rescale], "
+        "per task.",
         acts="train",
         ge=1,
     )
     bound: float = option(
         100.0,
-        "Cap of a loss, in units of the initial one; a larger or not finite loss has diverged.",
+        "Cap of a loss, relative to the initial loss; a run with a larger or non-finite loss "
+        "has diverged.",
         acts="train",
         gt=1,
     )
     clip: float | None = option(
-        None, "Largest norm of one task's outer gradient; null: no clipping.", acts="train", gt=0
+        None, "Maximum norm of the outer gradient of a task; null: no clipping.", acts="train", gt=0
     )
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     @model_validator(mode="after")
     def _check_unroll(self) -> LearnOptimizer:

@@ -57,10 +57,10 @@ THETA = "rule"  # leaf of the meta that the outer rule updates; "params" beside 
 
 
 class LearnToOptimize(MethodComponent):
-    """Learn the update rule of new tasks, from a random, pretrained or meta-learned start.
+    """Learn the update rule for new tasks, from random, pretrained or meta-learned parameters.
 
     phi_{s+1} = phi_s + rule_theta(grad L_support(phi_s));  minimise over theta the mean over tasks,
-    and over the steps s of `loss_at`, of L_query(phi_s). The start phi_0 is not learned here, so
+    and over the steps s of `loss_at`, of L_query(phi_s). phi_0 is not learned here, so
     that the effect of an optimizer is separate from that of an initialization. Departure:
     Andrychowicz et al. minimise the training loss, which overfits on a few examples.
 
@@ -81,25 +81,28 @@ class LearnToOptimize(MethodComponent):
     init: Init = option("random", INIT, acts="train")
     inner_steps: int = option(
         5,
-        "S, steps on the support set during meta-training, and the rule's horizon.",
+        "S, inner steps in meta-training, and the horizon of the rule.",
         ge=1,
         le=1000,
     )
     loss_at: tuple[int, ...] | None = option(
         None,
-        "Steps whose query losses are averaged; null: the last one.",
+        "Inner steps whose query losses are averaged; null: the last one.",
         acts="train",
         min_length=1,
     )
     first_order: bool = option(
         True,
-        "Treat each inner gradient as a constant, as Andrychowicz et al. do (section 2.1).",
+        "Stop gradients through the inner gradients, as Andrychowicz et al. (section 2.1).",
         acts="train",
     )
     clip: float = option(
-        1.0, "Largest norm of one task's meta-gradient; longer ones are scaled.", acts="train", gt=0
+        1.0,
+        "Maximum norm of the meta-gradient of a task; longer gradients are rescaled.",
+        acts="train",
+        gt=0,
     )
-    outer: Rule = option(Adam(lr=0.01), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=0.01), "Outer optimizer.", acts="train")
 
     @model_validator(mode="after")
     def _check_loss_at(self) -> LearnToOptimize:

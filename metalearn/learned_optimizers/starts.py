@@ -13,9 +13,9 @@ from metalearn.types import EpisodeSpec, Key, Learner, Meta, Params
 
 Init = Literal["random", "pretrained", "meta"]
 INIT = (
-    "Initial parameters of a task. random: a network drawn for each task; pretrained: the body of "
-    "`start` with a head drawn for each task (in regression the whole network); meta: the whole "
-    "network of `start`."
+    "Initial parameters of a task. random: random for each task; pretrained: the body of `start` "
+    "with a random head for each task (in regression the whole network); meta: the whole network "
+    "of `start`."
 )
 # Names in the report.
 LABELS = {"random": "random", "pretrained": "pretrained", "meta": "meta-learned"}

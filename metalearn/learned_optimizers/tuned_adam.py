@@ -17,10 +17,10 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, M
 
 
 class TunedAdam(MethodComponent):
-    """Learn each new task by Adam, from a random, pretrained or meta-learned start.
+    """Train on each new task with Adam, from random, pretrained or meta-learned parameters.
 
     phi_{s+1} = phi_s + Adam(grad L_support(phi_s)). Nothing is learned across tasks: tune
-    `inner_lr` on validation tasks. The cost of the start is that of the run that `start` names.
+    `inner_lr` on validation tasks. The up-front cost is that of the run named by `start`.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -34,9 +34,9 @@ class TunedAdam(MethodComponent):
     name: Literal["tuned_adam"] = option("tuned_adam", "The method.")
     init: Init = option("random", INIT, acts="train")
     inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
-    beta1: float = option(0.9, "Decay of the first moment.", acts="adapt", ge=0, lt=1)
-    beta2: float = option(0.999, "Decay of the second moment.", acts="adapt", ge=0, lt=1)
-    eps: float = option(1e-8, "Added to the root of the second moment.", acts="adapt", gt=0)
+    beta1: float = option(0.9, "Decay rate of the first moment.", acts="adapt", ge=0, lt=1)
+    beta2: float = option(0.999, "Decay rate of the second moment.", acts="adapt", ge=0, lt=1)
+    eps: float = option(1e-8, "Added to the square root of the second moment.", acts="adapt", gt=0)
 
     @property
     def needs_start(self) -> str:

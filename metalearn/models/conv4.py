@@ -151,19 +151,20 @@ class Conv4(ModelComponent):
 
     name: Literal["conv4"] = option("conv4", "The model.")
     filters: Width | tuple[Width, Width, Width, Width] = option(
-        64, "Channels of every block, or of each: 96, 192, 384, 512 in R2-D2."
+        64, "Channels of all blocks, or one number per block, such as 96, 192, 384, 512 in R2-D2."
     )
     downsample: Literal["stride", "pool"] = option(
-        "stride", "Halve by stride-2 convolutions or by 2 x 2 max-pooling."
+        "stride", "Downsample by stride-2 convolutions or 2 x 2 max-pooling."
     )
     flatten: bool = option(
-        False, "Flatten the last map instead of averaging it (MAML's Omniglot code averages)."
+        False,
+        "Flatten the last feature map instead of averaging it (MAML's Omniglot code averages).",
     )
-    norm: Policy = option("query_batch", f"Whose statistics normalise each block; {RUNNING}")
+    norm: Policy = option("query_batch", f"Normalisation policy of each block; {RUNNING}")
     head_std: float | None = option(
         None,
-        "Deviation of a normal start of the head (MAML's Omniglot code: 1); null: Glorot, as the "
-        "convolutions.",
+        "Standard deviation of the head's normal initialization (MAML's Omniglot code: 1); "
+        "null: Glorot, as the convolutions.",
         acts="train",
         gt=0,
     )

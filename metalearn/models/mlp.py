@@ -61,11 +61,11 @@ class MLP(ModelComponent):
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
         "relu", "Activation after every hidden layer."
     )
-    norm: Policy = option("none", f"Whose statistics normalise each hidden layer; {RUNNING}")
+    norm: Policy = option("none", f"Normalisation policy of each hidden layer; {RUNNING}")
     init: Literal["uniform", "truncated_normal"] = option(
         "uniform",
-        "Start of the weights: uniform within 1/sqrt(fan in), as torch's layers, or truncated "
-        "normal of deviation 0.01 with zero biases, as in MAML's sinusoid code.",
+        "Weight initialization: uniform in +-1/sqrt(fan in), as torch's layers, or truncated "
+        "normal with standard deviation 0.01 and zero biases, as in MAML's sinusoid code.",
         acts="train",
     )
 

@@ -19,10 +19,10 @@ FIT = "fit"
 
 
 class Module(ModelComponent):
-    """Your own torch module, given in Python: `Module(net)`, with the options of from_module.
+    """A user-supplied torch module, `Module(net)`, with the options of from_module.
 
-    `net` is a module, a class or function that makes one, or what from_module gives. A stored run
-    holds its name and hash: to use the run in another process, give the same `net` again.
+    `net` is a module, a class or function that creates one, or the result of from_module. A run
+    directory stores its name and hash: to use the run in another process, pass the same `net`.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     >>> spec = ml.tasks.Sinusoid().build().spec
@@ -33,16 +33,18 @@ class Module(ModelComponent):
 
     name: Literal["torch_module"] = option("torch_module", "The model.")
     object: str = option("", "Name of the module, class or function.")
-    sha256: str = option("", "Hash of its content; set by Module(net).")
+    sha256: str = option("", "SHA-256 of its content; set by Module(net).")
     head: str | None = option(
         FIT,
-        "The last linear layer: fit (found, and replaced where its outputs are not the task's), "
-        "auto, new, a name, or null for none.",
+        "Which layer is the head: fit (detect the last linear layer, and replace it if its "
+        "output size does not match the task), auto, new, a name, or null for none.",
     )
-    policy: LayerPolicy | None = option(None, "Policy of torch's batch normalisation.")
-    init: Scheme | Literal["module"] = option("module", "Where parameters start.")
-    keep: bool = option(False, "Start every seed from the values of one call of net.")
-    output: str | int | None = option(None, "Entry of what forward returns.")
+    policy: LayerPolicy | None = option(None, "Policy of the batch normalisation layers of torch.")
+    init: Scheme | Literal["module"] = option("module", "Initialization of the parameters.")
+    keep: bool = option(
+        False, "Use the values of one call of net as the initialization of every seed."
+    )
+    output: str | int | None = option(None, "Entry of the output of forward that is used.")
     _held: Held | None = PrivateAttr(default=None)
 
     def __init__(self, net: Any = None, *, inputs: Any = None, **fields: Any) -> None:

@@ -23,7 +23,7 @@ from metalearn.scopes.running_statistics import is_training, record
 
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
 # Of the fields `norm`.
-RUNNING = "running: the batch in training, inner steps too, and running averages on new tasks."
+RUNNING = "running: batch statistics in training and inner steps, running averages on new tasks."
 MOMENTUM = 0.1  # share of a new batch in the running statistics, as torch's batch norm
 
 

@@ -13,7 +13,7 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 
 
 class Own(ModelComponent):
-    """The free parameters of the task itself, such as the point of a quadratic; no network.
+    """Parameters of an objective without a network, such as the point of a quadratic.
 
     >>> spec = ml.tasks.Quadratics(dims=10).build().spec
     >>> learner = ml.models.Own().build(spec)
@@ -21,7 +21,7 @@ class Own(ModelComponent):
     torch.Size([2, 1])
     """
 
-    name: Literal["own"] = option("own", "the model")
+    name: Literal["own"] = option("own", "The model.")
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for tasks of `spec`; ConfigError where the task brings nothing to learn."""

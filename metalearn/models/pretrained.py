@@ -83,12 +83,13 @@ class Pretrained(ModelComponent):
     weights: str | None = option(
         None, "File with a state dict for this backbone; null: the published weights."
     )
-    size: int = option(128, "Height and width that images are resized to.", ge=8, le=1024)
-    frozen: bool = option(True, "No step moves the network; false: its weights are the start.")
+    size: int = option(128, "Height and width to which images are resized.", ge=8, le=1024)
+    frozen: bool = option(
+        True, "Freeze the network; false: fine-tune it from the pretrained weights."
+    )
     statistics: Literal["frozen", "running"] = option(
         "frozen",
-        "Batch normalisation of a network that moves: by its statistics as they are, or refreshed "
-        "in training.",
+        "Batch-norm statistics when fine-tuning: fixed, or updated in training.",
     )
     pretrain_flops: float | Literal["unknown"] | None = option(
         None,

@@ -110,12 +110,14 @@ class ResNet12(ModelComponent):
     widths: tuple[Width, Width, Width, Width] = option(
         (64, 160, 320, 640), "Channels of each block."
     )
-    drop: float = option(0.1, "Share dropped in training; 0: none.", acts="train", ge=0, lt=1)
-    block: int = option(
-        5, "Side of the squares of DropBlock: 5 for 84 pixels, 2 for 32.", acts="train", ge=1
+    drop: float = option(
+        0.1, "Drop rate of dropout and DropBlock in training; 0: none.", acts="train", ge=0, lt=1
     )
-    flatten: bool = option(False, "Flatten the last map instead of averaging it.")
-    norm: Policy = option("query_batch", f"Whose statistics normalise each convolution; {RUNNING}")
+    block: int = option(
+        5, "Block size of DropBlock: 5 for 84 pixels, 2 for 32.", acts="train", ge=1
+    )
+    flatten: bool = option(False, "Flatten the last feature map instead of averaging it.")
+    norm: Policy = option("query_batch", f"Normalisation policy of each convolution; {RUNNING}")
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for image tasks [channels, H, W] of `spec`, at least 16 x 16."""

@@ -22,12 +22,12 @@ Width = Annotated[int, Field(ge=1, le=65536)]
 
 
 class SizedMLP(ModelComponent):
-    """A perceptron with layers of random width, for training learned optimizers on all sizes.
+    """An MLP with layers of random width, for training learned optimizers on networks of all sizes.
 
-    Every start draws the width of each layer log-uniformly between `least` and its size; units
-    beyond it are masked in every pass, and the masks lie with the running statistics, which neither
-    gradients nor rules move. Weights begin uniform within 1 / sqrt(fan in) of the units that are
-    there.
+    Every initialization samples the width of each layer log-uniformly between `least` and its size;
+    units beyond it are masked in every pass. The masks are stored with the running statistics,
+    which neither gradients nor rules update. Weights are initially uniform in +-1 / sqrt(fan in),
+    where fan in counts the units that are not masked.
 
     >>> spec = ml.tasks.Sinusoid().build().spec
     >>> learner = ml.models.SizedMLP(sizes=(32,)).build(spec)
@@ -36,8 +36,8 @@ class SizedMLP(ModelComponent):
     """
 
     name: Literal["sized_mlp"] = option("sized_mlp", "The model.")
-    sizes: tuple[Width, ...] = option((64,), "Largest widths of the hidden layers.", min_length=1)
-    least: int = option(8, "Smallest width of a layer.", ge=1)
+    sizes: tuple[Width, ...] = option((64,), "Maximum widths of the hidden layers.", min_length=1)
+    least: int = option(8, "Minimum width of a layer.", ge=1)
     activation: Literal["relu", "tanh", "sigmoid", "gelu"] = option(
         "relu", "Activation after every hidden layer."
     )

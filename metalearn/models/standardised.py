@@ -17,8 +17,8 @@ from metalearn.types import EpisodeSpec, Key, Learner, Params
 class Standardised(ModelComponent):
     """A linear layer on standardised columns: no network, for methods that work on features.
 
-    features(x) = (x - mean) / deviation of each column over the support set, cut off at 5
-    deviations; a column that is constant there is 0.
+    features(x) = (x - mean) / standard deviation of each column over the support set, clipped at
+    5; a column that is constant there is 0.
 
     >>> source = ml.tasks.RealTables().build()
     >>> learner = ml.models.Standardised().build(source.spec)

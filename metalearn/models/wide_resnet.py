@@ -93,11 +93,11 @@ class WideResNet(ModelComponent):
     """
 
     name: Literal["wide_resnet"] = option("wide_resnet", "The model.")
-    depth: int = option(28, "Convolutions, 6 n + 4.", ge=10, le=1000)
-    width: int = option(10, "Factor k of the channels 16, 32 and 64.", ge=1, le=64)
-    drop: float = option(0.0, "Share dropped inside a block in training.", acts="train", ge=0, lt=1)
+    depth: int = option(28, "Number of convolutions, 6 n + 4.", ge=10, le=1000)
+    width: int = option(10, "Widening factor k of the channels 16, 32 and 64.", ge=1, le=64)
+    drop: float = option(0.0, "Dropout rate inside a block in training.", acts="train", ge=0, lt=1)
     norm: Policy = option(
-        "query_batch", f"Whose statistics normalise each convolution's input; {RUNNING}"
+        "query_batch", f"Normalisation policy of each convolution's input; {RUNNING}"
     )
 
     @field_validator("depth")

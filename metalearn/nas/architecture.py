@@ -22,11 +22,11 @@ class Architecture(ModelComponent):
     """
 
     name: Literal["architecture"] = option("architecture", "The model.")
-    space: SpaceChoice = option(Conv4Micro(), "Space of the genotype.")
+    space: SpaceChoice = option(Conv4Micro(), "Search space of the genotype.")
     genotype: tuple[int, ...] | None = option(
-        None, "One number for each place; null: the hand-designed network of the literature."
+        None, "One number per place; null: the hand-designed network of the literature."
     )
-    norm: Policy = option("query_batch", "Whose statistics normalise.")
+    norm: Policy = option("query_batch", "Normalisation policy.")
 
     def build(self, spec: EpisodeSpec) -> Learner:
         """A learner for tasks of `spec`; ConfigError for a genotype that is not of the space."""

@@ -81,35 +81,42 @@ class MetaNAS(MethodComponent):
     can_be_contained: ClassVar[bool] = False
 
     name: Literal["meta_nas"] = option("meta_nas", "The method.")
-    space: SpaceChoice = option(Conv4Micro(), "Space whose supernet is learned.", acts="train")
-    inner_steps: int = option(
-        5, "S, steps on a task during meta-training.", acts="train", ge=1, le=1000
+    space: SpaceChoice = option(
+        Conv4Micro(), "Search space whose supernet is learned.", acts="train"
     )
+    inner_steps: int = option(5, "S, inner steps in meta-training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.005, "Step size of the weights, in training and on new tasks.", gt=0)
     arch_lr: float = option(
         0.005, "Step size of the architecture, in training and on new tasks.", gt=0
     )
     arch_steps: int = option(
-        5, "First steps on a new task, in which the architecture moves.", acts="adapt", ge=0
+        5,
+        "Number of first steps on a new task that also update the architecture.",
+        acts="adapt",
+        ge=0,
     )
     split: Literal["disjoint", "shared"] = option(
         "disjoint",
-        "Data of the architecture: the other half of the support set, or (as published) the data "
-        "of the weights.",
+        "Data for the architecture: the other half of the support set, or (as published) the "
+        "data for the weights.",
     )
     temperature: float = option(
-        1.0, "Temperature of the mixture when meta-training begins.", acts="train", gt=0
+        1.0, "Temperature of the mixture at the start of meta-training.", acts="train", gt=0
     )
     last_temperature: float = option(
         0.05, "Temperature at the end of meta-training, and on new tasks.", gt=0
     )
     warm_up: float = option(
-        0.5, "Share of meta-training before the architecture moves.", acts="train", ge=0, le=1
+        0.5,
+        "Fraction of meta-training before the architecture is updated.",
+        acts="train",
+        ge=0,
+        le=1,
     )
     arch_rate: float = option(
-        0.6, "Share of the outer step that the architecture takes.", acts="train", ge=0
+        0.6, "Multiplier of the outer step for the architecture.", acts="train", ge=0
     )
-    outer: Rule = option(SGD(lr=1.0), "Rule of the meta-update, on theta - phi.", acts="train")
+    outer: Rule = option(SGD(lr=1.0), "Outer optimizer, applied to theta - phi.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`, normalised as `learner`; warm-up is of `meta_steps`."""

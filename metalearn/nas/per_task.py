@@ -54,7 +54,7 @@ from metalearn.types import (
 
 
 class PerTaskNAS(MethodComponent):
-    """Search an architecture for each new task on its support set, then train it from scratch.
+    """Search for an architecture on the support set of each new task, then train it from scratch.
 
     A candidate's score is the mean held-out loss over leave-shots-out folds of the support set.
     With one shot, where nothing can be held out, it is the mean training loss along the path (Ru et
@@ -74,32 +74,46 @@ class PerTaskNAS(MethodComponent):
     can_be_contained: ClassVar[bool] = False
 
     name: Literal["per_task_nas"] = option("per_task_nas", "The method.")
-    space: SpaceChoice = option(Conv4Micro(), "Space that is searched.", acts="adapt")
+    space: SpaceChoice = option(Conv4Micro(), "Search space.", acts="adapt")
     searcher: SearcherChoice = option(RandomSearch(), "Search algorithm.", acts="adapt")
     candidates: int = option(
-        16, "Budget of a task, in full trainings of a candidate.", acts="adapt", ge=1, le=100_000
+        16, "Budget per task, in full training runs of a candidate.", acts="adapt", ge=1, le=100_000
     )
     search_steps: int = option(
-        20, "Steps of a candidate's full training on one fold.", acts="adapt", ge=1, le=100_000
+        20,
+        "Steps of a full training run of a candidate on one fold.",
+        acts="adapt",
+        ge=1,
+        le=100_000,
     )
-    inner_lr: float = option(0.1, "Step size of candidates and winner.", acts="adapt", gt=0)
+    inner_lr: float = option(
+        0.1, "Step size for the candidates and the chosen network.", acts="adapt", gt=0
+    )
     inner_momentum: float = option(
-        0.0, "Momentum of candidates and winner; 0: plain descent.", acts="adapt", ge=0, lt=1
+        0.0,
+        "Momentum for the candidates and the chosen network; 0: plain gradient descent.",
+        acts="adapt",
+        ge=0,
+        lt=1,
     )
-    folds: int = option(5, "Largest number of folds of a support set.", acts="adapt", ge=2, le=1000)
+    folds: int = option(5, "Maximum number of folds of a support set.", acts="adapt", ge=2, le=1000)
     repeats: int = option(
-        2, "Trainings of a candidate with one shot, in place of folds.", acts="adapt", ge=1, le=1000
+        2,
+        "Training runs per candidate with one shot, instead of folds.",
+        acts="adapt",
+        ge=1,
+        le=1000,
     )
     standard_errors: float = option(
         1.0,
-        "Distance from the best score, in standard errors, within which the cheapest candidate "
-        "wins; 0: the best wins.",
+        "Choose the cheapest candidate within this many standard errors of the best score; "
+        "0: the best.",
         acts="adapt",
         ge=0,
     )
     batching: Batching = option(
         "bucket",
-        "Train together the candidates of one architecture, or all candidates by masks.",
+        "Train the candidates of one architecture together, or all candidates together with masks.",
         acts="adapt",
     )
 

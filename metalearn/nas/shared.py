@@ -33,7 +33,7 @@ RECORD = "search.jsonl"
 
 
 class SharedNAS(MethodComponent):
-    """Search one architecture on training tasks; the contained method then learns with it.
+    """Search for one architecture on training tasks; another method then uses it.
 
     A candidate's score is minus the mean query loss of `score_tasks` other training tasks, after
     `search_steps` meta-steps of the contained method and `adapt_steps` steps on each task.
@@ -53,24 +53,29 @@ class SharedNAS(MethodComponent):
     can_be_contained: ClassVar[bool] = False
 
     name: Literal["shared_nas"] = option("shared_nas", "The method.")
-    space: SpaceChoice = option(Conv4Micro(), "Space that is searched.", acts="train")
+    space: SpaceChoice = option(Conv4Micro(), "Search space.", acts="train")
     searcher: SearcherChoice = option(RandomSearch(), "Search algorithm.", acts="train")
     candidates: int = option(
-        16, "Budget, in full trainings of a candidate.", acts="train", ge=1, le=100_000
+        16, "Budget, in full training runs of a candidate.", acts="train", ge=1, le=100_000
     )
     search_steps: int = option(
-        200, "Meta-steps of a candidate's full training.", acts="train", ge=0
+        200, "Meta-steps of a full training run of a candidate.", acts="train", ge=0
     )
-    search_tasks: int = option(16, "Tasks in one of these meta-steps.", acts="train", ge=1)
+    search_tasks: int = option(16, "Tasks per meta-step of the search.", acts="train", ge=1)
     search_examples: int = option(
-        64, "Examples in one, where the contained method consumes examples.", acts="train", ge=1
+        64,
+        "Examples per meta-step of the search, if the contained method consumes examples.",
+        acts="train",
+        ge=1,
     )
-    score_tasks: int = option(200, "Training tasks that score a candidate.", acts="train", ge=2)
-    adapt_steps: int = option(5, "Steps on each of them.", acts="train", ge=0)
+    score_tasks: int = option(
+        200, "Number of training tasks on which a candidate is scored.", acts="train", ge=2
+    )
+    adapt_steps: int = option(5, "Inner steps on each of these tasks.", acts="train", ge=0)
     standard_errors: float = option(
         0.0,
-        "Distance from the best score, in standard errors, within which the cheapest candidate "
-        "wins; 0: the best wins.",
+        "Choose the cheapest candidate within this many standard errors of the best score; "
+        "0: the best.",
         acts="train",
         ge=0,
     )

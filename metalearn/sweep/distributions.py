@@ -103,8 +103,8 @@ class Categorical(Distribution):
     distribution: Literal["categorical", "categorical_w_probabilities"] = option(
         "categorical", "Name of the distribution."
     )
-    values: list[Any] = option(..., "The list.", min_length=1, max_length=10_000)
-    probabilities: list[float] | None = option(None, "One for each value, with the sum 1.")
+    values: list[Any] = option(..., "List of values.", min_length=1, max_length=10_000)
+    probabilities: list[float] | None = option(None, "One probability per value, with sum 1.")
 
     @model_validator(mode="after")
     def _probabilities_fit(self) -> Categorical:

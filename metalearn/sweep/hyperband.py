@@ -17,7 +17,7 @@ Curve = Mapping[int, float]  # number of the validation, from 1 on -> value, sma
 
 
 class EarlyTerminate(Component):
-    """Ends trials early by hyperband (Li et al. 2018): the best 1/eta pass each band."""
+    """Early termination by Hyperband (Li et al. 2018): the best 1/eta continue after each band."""
 
     type: Literal["hyperband"] = option(..., "The rule: hyperband.")
     min_iter: int | None = option(
@@ -25,14 +25,15 @@ class EarlyTerminate(Component):
     )
     max_iter: int | None = option(
         None,
-        "Validations of a whole trial; bands lie eta, eta^2, ... times before it. With s it "
-        "decides where min_iter is given too, as in W&B.",
+        "Validations of a complete trial; bands are at max_iter / eta, max_iter / eta^2, ... "
+        "Takes precedence over min_iter if s is set, as in W&B.",
         ge=1,
     )
     s: int | None = option(None, "Number of bands, with max_iter.", ge=1, le=100)
-    eta: float = option(3.0, "The best 1/eta of the trials pass a band.", gt=1)
+    eta: float = option(3.0, "The best 1/eta of the trials continue after a band.", gt=1)
     strict: bool = option(
-        True, "Compare the value at the band; false: the best value so far, which ends fewer."
+        True,
+        "Compare the value at the band; false: the best value so far, which stops fewer trials.",
     )
 
     @model_validator(mode="after")

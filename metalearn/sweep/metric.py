@@ -21,9 +21,9 @@ class Metric(Component):
     name: str = option(
         ..., "valid/loss or valid/accuracy (at the best validation), test/loss or test/accuracy."
     )
-    goal: Literal["minimize", "maximize"] = option("minimize", "Which way is better.")
-    target: float | None = option(None, "No new trial begins once one has reached this value.")
-    impute: Literal["worst"] = option("worst", "What a failed trial counts as.")
+    goal: Literal["minimize", "maximize"] = option("minimize", "Direction of the optimisation.")
+    target: float | None = option(None, "Start no new trial once one has reached this value.")
+    impute: Literal["worst"] = option("worst", "Value of a failed trial.")
 
     @model_validator(mode="before")
     @classmethod

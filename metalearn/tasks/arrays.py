@@ -54,46 +54,44 @@ class Arrays(TaskComponent):
 
     default_model: ClassVar[str] = "mlp"
     source: Literal["arrays"] = option("arrays", "The task source.")
-    path: str | None = option(None, "File of rows; null: given in memory.", min_length=1)
+    path: str | None = option(None, "File of examples; null: data in memory.", min_length=1)
     inputs: tuple[str, ...] | None = option(
-        None, "Columns of the inputs; null: x where there is one, else the others.", min_length=1
+        None, "Columns of the inputs; null: x if it exists, else all other columns.", min_length=1
     )
-    valid_path: str | None = option(
-        None, "File of the rows for validation.", min_length=1, later=True
-    )
-    test_path: str | None = option(None, "File of the rows for the test.", min_length=1, later=True)
+    valid_path: str | None = option(None, "File of the validation rows.", min_length=1, later=True)
+    test_path: str | None = option(None, "File of the test rows.", min_length=1, later=True)
     target: str | None = option(
         "y", "Column of class labels, or of values; null: x is [classes, rows of each, *X]."
     )
     group: str | None = option(None, "Column whose values are the tasks of a regression.")
-    split: str | None = option(None, "Column of train, valid or test, constant in a class.")
+    split: str | None = option(None, "Column of train, valid or test, constant per class.")
     fractions: tuple[float, float, float] = option(
-        (0.64, 0.16, 0.20), "Shares of the classes or groups for train, valid and test."
+        (0.64, 0.16, 0.20), "Fractions of the classes or groups for train, valid and test."
     )
     split_seed: int = option(0, "Seed of the split by fractions.", ge=0)
-    ways: int = option(5, "N, classes in a task; ignored in regression.", ge=1)
-    shots: int = option(1, "K, support rows of each class, or of a group.", ge=1)
-    queries: int = option(5, "Q, query rows of each class, or of a group.", ge=0)
+    ways: int = option(5, "N, classes per task; ignored in regression.", ge=1)
+    shots: int = option(1, "K, support rows per class, or per group.", ge=1)
+    queries: int = option(5, "Q, query rows per class, or per group.", ge=0)
     standardise: bool = option(
         False,
-        "Whether each input gets mean 0 and deviation 1, by the rows of the training split.",
+        "Standardise each input with its mean and standard deviation in the training split.",
         later=True,
         strict=True,
     )
     moments: Moments | None = option(
-        None, "Means and deviations of the inputs; null: those of the training split.", later=True
+        None, "Means and standard deviations of inputs; null: of the training split.", later=True
     )
     standardise_targets: bool = option(
         False,
-        "Whether the values of a regression get mean 0 and deviation 1, as inputs do; losses are "
-        "then in units of that deviation, predictions in those of the data.",
+        "Standardise regression targets in the same way; losses are then in units of their "
+        "standard deviation, predictions in units of the data.",
         later=True,
         strict=True,
     )
     target_moments: Moments | None = option(
-        None, "Means and deviations of the targets; null: those of the training split.", later=True
+        None, "Means and standard deviations of targets; null: of the training split.", later=True
     )
-    data_sha256: str | None = option(None, "Hash of data given in memory; set by Arrays(x, y).")
+    data_sha256: str | None = option(None, "SHA-256 of in-memory data; set by Arrays(x, y).")
     _columns: Held | None = PrivateAttr(default=None)
 
     def __init__(self, x: Any = None, y: Any = None, **fields: Any) -> None:

@@ -18,7 +18,7 @@ SMALLEST = {"train": 104, "valid": 34, "test": 35}  # images of the rarest digit
 
 
 class Digits(images.ImageTask):
-    """Digits of 8x8 pixels, real images without a download; splits share the ten classes.
+    """Handwritten digits of 8x8 pixels, no download; all splits contain the ten classes.
 
     1,797 images, 174 to 183 in each class, shuffled once by a fixed key: 60 % for training, a fifth
     each for validation and test. Images are [1, 8, 8] in 0..1, ink bright. Needs scikit-learn.
@@ -30,9 +30,9 @@ class Digits(images.ImageTask):
     """
 
     source: Literal["digits"] = option("digits", "The task source.")
-    ways: int = option(10, "N, digits in a task.", ge=2, le=10)
-    shots: int = option(20, "K, training images of each class in a task.", ge=1)
-    queries: int = option(10, "Q, held-out images of each class in a task; may be 0.", ge=0)
+    ways: int = option(10, "N, digits per task.", ge=2, le=10)
+    shots: int = option(20, "K, support images per class.", ge=1)
+    queries: int = option(10, "Q, query images per class; may be 0.", ge=0)
 
     def source_of(self, **where: Any) -> images.ImageSource:
         split = where["split"]

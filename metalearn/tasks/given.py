@@ -20,7 +20,7 @@ from metalearn.types import Batch, TaskSource
 
 
 class Given(TaskComponent):
-    """Your own task sources: one by split, a function of the split, or one for all.
+    """User-supplied task sources: one per split, a function of the split, or one for all splits.
 
 
 
@@ -35,7 +35,7 @@ class Given(TaskComponent):
 
     source: Literal["task_sources"] = option("task_sources", "The task source.")
     object: str = option("", "Name of the source or function.")
-    sha256: str = option("", "Hash of its first tasks; set by Given(sources).")
+    sha256: str = option("", "SHA-256 of its first tasks; set by Given(sources).")
     _held: Held | None = PrivateAttr(default=None)
 
     def __init__(self, sources: Any = None, **fields: Any) -> None:

@@ -19,7 +19,7 @@ FORMAT = 1  # of the rendering and its file: increment it with every change of e
 
 
 class Glyphs(images.ImageTask):
-    """Letters of 15 scripts, 28x28, rendered with handwriting-like variation; scripts are split.
+    """Letters of 15 scripts, 28x28, with handwriting-like variation; splits share no script.
 
     About 1,270 classes of 20 drawings each (metalearn/tasks/render.py describes how they are made):
     960 for training (Latin, Cyrillic, Canadian syllabics, Arabic, Coptic, Ogham, Lisu, Old Italic),

@@ -19,7 +19,7 @@ __all__ = ["ImageFolder", "decode_images", "image_files", "list_folder"]
 
 
 class ImageFolder(images.ImageTask):
-    """Your images: a folder with one folder of images for each class.
+    """Your own images: a folder with one subfolder of images per class.
 
     Also two levels of folders (GROUP/CLASS), folders train, val and test around either, and images
     in any folders with a CSV file `labels` of the columns file, label and, if you like, split.
@@ -42,35 +42,37 @@ class ImageFolder(images.ImageTask):
     """
 
     source: Literal["image_folder"] = option("image_folder", "The task source.")
-    path: str = option(..., "The folder with one folder of images for each class.", min_length=1)
-    channels: Literal[1, 3] = option(3, "1 for grey, 3 for colour.")
+    path: str = option(..., "Folder with one subfolder of images per class.", min_length=1)
+    channels: Literal[1, 3] = option(3, "Number of channels: 1 for grey, 3 for colour.")
     size: int | None = option(
         None,
         "Height and width in pixels; null: 28 for grey, as Omniglot, and 84 for colour, as "
         "miniImageNet.",
         ge=4,
     )
-    invert: bool = option(False, "Invert images of dark ink on light paper, so that ink is bright.")
+    invert: bool = option(
+        False, "Invert the images (for dark ink on a light background), so that ink is bright."
+    )
     split_file: str | None = option(
         None, 'JSON file {"train": [class, ...], "valid": [...], "test": [...]}.'
     )
     labels: str | None = option(
         None,
-        "CSV file of the columns file (under path), label and perhaps split.",
+        "CSV file with the columns file (relative to path), label and optionally split.",
         min_length=1,
         later=True,
     )
     fractions: tuple[float, float, float] = option(
         (0.64, 0.16, 0.20),
-        "Shares of the classes for train, valid, test without a split_file; their sum is 1.",
+        "Fractions of the classes for train, valid and test if there is no split_file; with sum 1.",
     )
     same_classes: bool = option(
         False,
-        "Every split has all classes, and images of its own; fractions are of the images.",
+        "Use all classes in every split, with different images; fractions are then of the images.",
         later=True,
     )
     min_images: int = option(
-        1, "Classes with fewer images (in a split) are left out.", ge=1, later=True
+        1, "Leave out classes with fewer images (in a split).", ge=1, later=True
     )
     split_seed: int | None = option(
         None,

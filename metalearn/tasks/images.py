@@ -63,11 +63,11 @@ class SplitTask(TaskComponent):
 class ImageTask(SplitTask):
     """The fields of every image data set."""
 
-    ways: int = option(5, "N, classes in a task.", ge=2)
-    shots: int = option(1, "K, labelled images of each class in a task.", ge=1)
-    queries: int = option(15, "Q, query images of each class in a task; may be 0.", ge=0)
+    ways: int = option(5, "N, classes per task.", ge=2)
+    shots: int = option(1, "K, support images per class.", ge=1)
+    queries: int = option(15, "Q, query images per class; may be 0.", ge=0)
     augment: tuple[Change, ...] = option(
-        (), "Random changes of training images: crop, flip, colour.", later=True
+        (), "Random augmentations of training images: crop, flip, colour.", later=True
     )
 
     @property

@@ -93,9 +93,9 @@ class LandscapeSource(GeneratedSource):
 
 
 class Landscapes(GeneratedTask):
-    """Test functions that are hard for descent, such as Rosenbrock's, rotated and scaled.
+    """Test functions that are hard for gradient descent, such as Rosenbrock's, rotated and scaled.
 
-    The start is the standard one of the collection, plus normal noise of deviation `start`.
+    The initial point is the standard one plus normal noise with standard deviation `start`.
 
     >>> source = ml.tasks.Landscapes().build()
     >>> source.sample(ml.fold_in(0), num_tasks=4).support.x.shape
@@ -116,10 +116,10 @@ class Landscapes(GeneratedTask):
     )
     rotated: bool = option(False, "Rotate the axes of every task at random.")
     scales: float = option(
-        1.0, "Largest factor that stretches or shrinks an axis, log-uniform.", ge=1, le=1e4
+        1.0, "Maximum factor by which an axis is stretched or shrunk, log-uniform.", ge=1, le=1e4
     )
     start: float = option(
-        0.1, "Standard deviation of the starting point from the standard one.", ge=0
+        0.1, "Standard deviation of the initial point around the standard one.", ge=0
     )
 
     @model_validator(mode="after")

@@ -52,8 +52,10 @@ class Logistic(GeneratedTask):
     shots: int = option(50, "Half the number of training examples.", ge=1, le=100_000)
     queries: int = option(50, "Half the number of held-out examples.", ge=0, le=100_000)
     dims: int = option(20, "d, number of features.", ge=1, le=10_000)
-    condition: float = option(1.0, "Ratio of the features' variances, largest over smallest.", ge=1)
-    noise: float = option(0.05, "Share of labels that are flipped.", ge=0, lt=0.5)
+    condition: float = option(
+        1.0, "Ratio of the largest to the smallest variance of the features.", ge=1
+    )
+    noise: float = option(0.05, "Fraction of labels that are flipped.", ge=0, lt=0.5)
 
     def source_of(self, **where: Any) -> LogisticSource:
         return LogisticSource(self, self.spec_of((self.dims,), 2, **where))

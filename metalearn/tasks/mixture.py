@@ -25,7 +25,7 @@ TRANSFORMED = (
 
 
 class Mixture(TaskComponent):
-    """Each task from one of several sources, all equally likely.
+    """Each task is sampled from one of several sources, chosen uniformly.
 
     `sources` are task sections, each with its own fields and perhaps a `label`; `ways`, `shots` and
     `queries` here hold for all of them. Their tasks must have one shape. With `hold_out` (a label)
@@ -40,11 +40,13 @@ class Mixture(TaskComponent):
     """
 
     source: Literal["mixture"] = option("mixture", "The task source.")
-    sources: tuple[dict[str, Any], ...] = option(..., "Task sections to draw from.", min_length=1)
+    sources: tuple[dict[str, Any], ...] = option(
+        ..., "Task sections to sample from, by label.", min_length=1
+    )
     hold_out: str | None = option(None, "Label of the source of test tasks, unseen in training.")
-    ways: int | None = option(None, "N of all sources; null: their own.", ge=1)
-    shots: int | None = option(None, "K of all sources; null: their own.", ge=1)
-    queries: int | None = option(None, "Q of all sources; null: their own.", ge=0)
+    ways: int | None = option(None, "N of all sources; null: as set in each source.", ge=1)
+    shots: int | None = option(None, "K of all sources; null: as set in each source.", ge=1)
+    queries: int | None = option(None, "Q of all sources; null: as set in each source.", ge=0)
     _given: dict[str, TaskComponent] = PrivateAttr(default_factory=dict)
 
     def __init__(self, sources: Sequence[Any] = (), **fields: Any) -> None:

@@ -83,12 +83,12 @@ class Omniglot(images.ImageTask):
     )
     train_on_valid: bool = option(
         False,
-        "Training draws from the validation classes too, which then choose nothing.",
+        "Also train on the validation classes, which are then not used for selection.",
         acts="train",
         later=True,
     )
     rotations: Rotations = option(
-        "none", "Convention of quarter turns, in which published protocols differ."
+        "none", "Augmentation by quarter turns (published protocols differ)."
     )
 
     @property

@@ -65,7 +65,7 @@ class QuadraticSource(GeneratedSource):
 
 
 class Quadratics(GeneratedTask):
-    """Quadratics |W theta - y|^2 in d dimensions, as of Andrychowicz et al., or ill-conditioned.
+    """Quadratics |W theta - y|^2 in d dimensions, as in Andrychowicz et al., or ill-conditioned.
 
     `uniform`: W and y uniform on [0, 1), as the authors' code draws them (section 3.1 says normal);
     `normal`: both standard normal; `conditioned`: a random rotation, curvatures spread over
@@ -83,15 +83,17 @@ class Quadratics(GeneratedTask):
     dims: int = option(10, "d, number of parameters.", ge=2, le=1000)
     dims_min: int | None = option(
         None,
-        "Fewest directions of a task, for tasks of different sizes: the others are zero; null: "
-        "`dims`.",
+        "Minimum number of directions of a task, for tasks of different sizes (the others "
+        "are zero); null: `dims`.",
         ge=1,
     )
     draws: Literal["uniform", "normal", "conditioned"] = option(
         "uniform", "Distribution of W and y."
     )
-    condition: float = option(1e4, "Largest over smallest curvature of `conditioned`.", ge=1)
-    start: float = option(0.01, "Standard deviation of the starting point.", ge=0)
+    condition: float = option(
+        1e4, "Ratio of the largest to the smallest curvature of `conditioned`.", ge=1
+    )
+    start: float = option(0.01, "Standard deviation of the initial point.", ge=0)
 
     @model_validator(mode="after")
     def _check_dims(self) -> Quadratics:

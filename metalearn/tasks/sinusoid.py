@@ -67,15 +67,15 @@ class Sinusoid(GeneratedTask):
 
     source: Literal["sinusoid"] = option("sinusoid", "The task source.")
     ways: Literal[1] = option(1, "Always 1: regression has no classes.")
-    shots: int = option(10, "K, points of the support set.", ge=1, le=100_000)
-    queries: int = option(10, "Points of the query set.", ge=0, le=100_000)
+    shots: int = option(10, "K, number of support points.", ge=1, le=100_000)
+    queries: int = option(10, "Q, number of query points.", ge=0, le=100_000)
     amplitude: Range = option((0.1, 5.0), "Range of the amplitude.")
     phase: Range = option(
         (0.0, math.pi), "Range of the phase, in radians; Reptile's variant is [0, 2 pi]."
     )
     frequency: Range = option(
         (1.0, 1.0),
-        "Range of the frequency, in radians for each unit of x; Meta-SGD's variant varies it.",
+        "Range of the frequency, in radians per unit of x; Meta-SGD's variant varies it.",
     )
     x: Range = option((-5.0, 5.0), "Range of the inputs.")
     noise: float = option(0.0, "Standard deviation of normal noise on y.", ge=0)

@@ -20,7 +20,7 @@ class TensorBoard(SinkOptions):
     True
     """
 
-    on: bool = option(False, "Whether they are written; needs the package tensorboard.")
+    on: bool = option(False, "Write event files; needs the package tensorboard.")
 
     def build(self, run: TrackedRun) -> Sink | None:
         return _Events(run) if self.on else None

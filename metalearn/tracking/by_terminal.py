@@ -11,7 +11,7 @@ from metalearn.tracking.sink import Json, Sink, SinkOptions, TrackedRun, scalars
 
 
 class Terminal(SinkOptions):
-    """A line for every validation.
+    """Prints one line per validation.
 
     >>> track = {"terminal": {"on": False}}
     >>> task = ml.tasks.Sinusoid()
@@ -20,7 +20,7 @@ class Terminal(SinkOptions):
     False
     """
 
-    on: bool = option(True, "Whether there are such lines.")
+    on: bool = option(True, "Print one line per validation.")
 
     def build(self, run: TrackedRun) -> Sink | None:
         return _Lines(run) if self.on else None

@@ -36,10 +36,12 @@ class WandB(SinkOptions):
     mode: Literal["auto", "online", "offline", "disabled"] = option(
         "auto", "auto: online with a key, else offline. WANDB_MODE takes precedence."
     )
-    project: str = option("metalearn", "Project.", min_length=1, max_length=128)
-    entity: str | None = option(None, "User or team; null: that of the key.")
-    group: str | None = option(None, "Runs shown together; null: those of one comparison or sweep.")
-    tags: tuple[str, ...] = option((), "Labels.")
+    project: str = option("metalearn", "Name of the project.", min_length=1, max_length=128)
+    entity: str | None = option(None, "User or team; null: that of the API key.")
+    group: str | None = option(
+        None, "Group of the run; null: the comparison or sweep it belongs to."
+    )
+    tags: tuple[str, ...] = option((), "Tags.")
 
     def wanted(self) -> str:
         """online, offline or disabled, by environment, key and options."""

@@ -18,7 +18,7 @@ from metalearn.types import EpisodeSpec, Key, Learner, Method, Params
 
 
 class BaselinePlusPlus(MethodComponent):
-    """Pretrain with a cosine last layer, then learn a new one on the frozen features of a task.
+    """Pretrain with a cosine classifier, then train a new one on frozen features of each new task.
 
     logit_c(x) = temperature * cos(features(x), w_c)   (Chen et al. 2019, section 3.2)
 
@@ -35,17 +35,15 @@ class BaselinePlusPlus(MethodComponent):
     # 4; their damped momentum is ours with a tenth of the step size but for the first step.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 9
-    name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "the method")
-    temperature: float = option(10.0, "factor on the cosine, in pretraining and on new tasks", gt=0)
-    inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
-    inner_momentum: float = option(
-        0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
-    )
+    name: Literal["baseline_plus_plus"] = option("baseline_plus_plus", "The method.")
+    temperature: float = option(10.0, "Scale of the cosine, in pretraining and on new tasks.", gt=0)
+    inner_lr: float = option(0.1, "Step size of the new layer.", acts="adapt", gt=0)
+    inner_momentum: float = option(0.9, "Momentum coefficient; 0: none.", acts="adapt", ge=0, lt=1)
     weight_decay: float = option(
-        1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0
+        1e-3, "Weight of half the squared norm of the new layer.", acts="adapt", ge=0
     )
     inner: Rule | None = inner_rule_option(RULE, acts="adapt")
-    outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     @model_validator(mode="after")
     def _check_inner(self) -> BaselinePlusPlus:

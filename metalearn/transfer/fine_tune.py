@@ -26,13 +26,13 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Para
 
 
 class FineTune(MethodComponent):
-    """Pretrain on examples of all training tasks, then move all layers, or the head, on a new task.
+    """Pretrain on examples of all training tasks, then fine-tune all layers, or only the head.
 
     theta = argmin of the mean loss over all training examples;  phi_0 = theta, for classes with a
-    head drawn from the task's key (step 0 is a guess, 1/N), or at the class means of the support
-    set (`head_start: prototypes`, `inner.heads.imprinted`);  phi_{s+1} = phi_s - inner_lr * m_s,
-    m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). With `copies`, steps learn from changed
-    copies of the support images in their place, and class means are those of the images, as in
+    random head (chance at step 0, 1/N), or a head at the class means of the support set
+    (`head_start: prototypes`, `inner.heads.imprinted`);  phi_{s+1} = phi_s - inner_lr * m_s,
+    m_s = inner_momentum * m_{s-1} + grad L_support(phi_s). With `copies`, steps use augmented
+    copies of the support images, and class means use the original images, as in
     P>M>F (Hu et al. 2022, arXiv:2204.07305, section 3.3). In regression the outputs stay the same
     and the pretrained head is kept at the start.
 
@@ -45,37 +45,35 @@ class FineTune(MethodComponent):
 
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 3
-    name: Literal["fine_tune"] = option("fine_tune", "the method")
+    name: Literal["fine_tune"] = option("fine_tune", "The method.")
     adapts: Literal["all", "head"] | Patterns = option(
         "all",
-        "what a new task moves: all layers, the head alone on features that are computed once, or "
-        "parameters by name or pattern such as [layer4.*, head]",
+        "What is fine-tuned: all layers, only the head on features that are computed once, "
+        "or parameters by name or pattern such as [layer4.*, head].",
         acts="adapt",
     )
     head_start: Literal["random", "prototypes"] = option(
         "random",
-        "where the head of a new task starts: drawn from its key, or at its class means",
+        "Initialization of the head of a new task: random, or the class means.",
         acts="adapt",
         later=True,
     )
-    inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
-    inner_momentum: float = option(
-        0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
-    )
+    inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
+    inner_momentum: float = option(0.0, "Momentum coefficient; 0: none.", acts="adapt", ge=0, lt=1)
     inner: Rule | None = inner_rule_option(RULE, acts="adapt")
     copies: int = option(
         0,
-        "Changed copies in the place of each support image, for the steps; 0: the image. Rows have "
-        "none.",
+        "Augmented copies per support image, used for the steps; 0: the original image. "
+        "Images only.",
         acts="adapt",
         ge=0,
         le=100,
         later=True,
     )
     augment: tuple[ImageChange, ...] = option(
-        ("crop", "flip", "colour"), "Changes of the copies.", acts="adapt", later=True
+        ("crop", "flip", "colour"), "Augmentations of the copies.", acts="adapt", later=True
     )
-    outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     @model_validator(mode="after")
     def _check_inner(self) -> FineTune:

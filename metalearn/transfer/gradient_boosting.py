@@ -33,11 +33,11 @@ UNCOUNTED: dict[str, Any] = dict.fromkeys(("flops", "flops_elementwise", "flops_
 
 
 class GradientBoosting(MethodComponent):
-    """Boosted regression trees on the support set of each new task, with nothing learned before it.
+    """Boosted regression trees, fitted to the support set of each new task without pretraining.
 
     F_s = F_{s-1} + rate * trees fitted to the gradient of the deviance (Friedman 2001, "Greedy
     function approximation", algorithm 6); F_0 are the frequencies of the classes. A step is one
-    round of trees, one tree a class. By sklearn.ensemble.GradientBoostingClassifier, on the host,
+    round of trees, one tree per class. By sklearn.ensemble.GradientBoostingClassifier, on the host,
     one task after another; examples are used as they are, without the model. The outputs are
     log p [M, N].
 
@@ -51,9 +51,11 @@ class GradientBoosting(MethodComponent):
     family: ClassVar[str] = "scratch"
     can_be_contained: ClassVar[bool] = False
     name: Literal["gradient_boosting"] = option("gradient_boosting", "The method.")
-    rate: float = option(0.1, "Factor of each tree.", acts="adapt", gt=0, le=1)
-    depth: int = option(3, "Largest depth of a tree.", acts="adapt", ge=1, le=100)
-    subsample: float = option(1.0, "Share of the rows of each tree.", acts="adapt", gt=0, le=1)
+    rate: float = option(0.1, "Learning rate (shrinkage) of each tree.", acts="adapt", gt=0, le=1)
+    depth: int = option(3, "Maximum depth of a tree.", acts="adapt", ge=1, le=100)
+    subsample: float = option(
+        1.0, "Fraction of the rows used for each tree.", acts="adapt", gt=0, le=1
+    )
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

@@ -21,11 +21,11 @@ LEAST = -30.0  # log p of a class without a vote
 
 
 class KNN(MethodComponent):
-    """Pretrain on all training classes, then let the nearest support examples vote.
+    """Pretrain on all training classes, then classify by the nearest support examples (k-NN).
 
     p(n | x) = sum over the k nearest i with y_i = n of softmax_i(-|z - z_i|^2 / temperature),
-    z = features(x) / |features(x)| (the weights of Goldberger et al. 2005 among k neighbours). No
-    steps: one constant point at every step of a curve. The outputs are log p [M, N].
+    z = features(x) / |features(x)| (the weights of Goldberger et al. 2005 among k neighbours).
+    Takes no inner steps: the learning curve is constant. The outputs are log p [M, N].
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -36,12 +36,10 @@ class KNN(MethodComponent):
 
     family: ClassVar[str] = "transfer"
     name: Literal["knn"] = option("knn", "The method.")
-    neighbours: int = option(
-        1, "k; at most the size of the support set counts.", acts="adapt", ge=1
-    )
+    neighbours: int = option(1, "k, capped at the size of the support set.", acts="adapt", ge=1)
     temperature: float = option(0.1, "Scale of squared distances.", acts="adapt", gt=0)
-    normalise: bool = option(True, "Give the features length 1.", acts="adapt")
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+    normalise: bool = option(True, "L2-normalise the features.", acts="adapt")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

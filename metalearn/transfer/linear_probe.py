@@ -85,7 +85,7 @@ def _loss(head: Head, spec: EpisodeSpec, weight_decay: float) -> Loss:
 
 
 class LinearProbe(MethodComponent):
-    """Pretrain on all training classes, then learn a linear layer on the frozen features of a task.
+    """Pretrain on all training classes, then train a linear layer on frozen features.
 
     minimise over W, b:  L_support(W z + b) + weight_decay / 2 * (|W|^2 + |b|^2),  z = features(x),
     by gradient descent, or by the rule `inner`
@@ -103,19 +103,17 @@ class LinearProbe(MethodComponent):
     # solves the logistic regression.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 4
-    name: Literal["linear_probe"] = option("linear_probe", "the method")
-    inner_lr: float = option(0.1, "step size of the new layer", acts="adapt", gt=0)
-    inner_momentum: float = option(
-        0.9, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
-    )
+    name: Literal["linear_probe"] = option("linear_probe", "The method.")
+    inner_lr: float = option(0.1, "Step size of the new layer.", acts="adapt", gt=0)
+    inner_momentum: float = option(0.9, "Momentum coefficient; 0: none.", acts="adapt", ge=0, lt=1)
     weight_decay: float = option(
-        1e-3, "weight of half the squared norm of the new layer", acts="adapt", ge=0
+        1e-3, "Weight of half the squared norm of the new layer.", acts="adapt", ge=0
     )
     normalise: bool = option(
-        False, "give the features length 1 first (Tian et al. 2020)", acts="adapt"
+        False, "L2-normalise the features first (Tian et al. 2020).", acts="adapt"
     )
     inner: Rule | None = inner_rule_option(RULE, acts="adapt")
-    outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     @model_validator(mode="after")
     def _check_inner(self) -> LinearProbe:

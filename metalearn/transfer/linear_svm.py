@@ -21,11 +21,11 @@ RIDGE = 1e-6  # on the diagonal of the kernel matrix, which equal examples make 
 
 
 class LinearSVM(MethodComponent):
-    """Pretrain on all training classes, then fit a linear support vector machine to a task.
+    """Pretrain on all training classes, then fit a linear support vector machine to each new task.
 
     minimise over W:  1/2 sum_c |w_c|^2 + strength * sum of slacks,  slack = max over c of
-    (1 [c != y] + w_c z) - w_y z,  z = f(x) / |f(x)|. The logits are W z. No steps: one constant
-    point at every step of a curve.
+    (1 [c != y] + w_c z) - w_y z,  z = f(x) / |f(x)|. The logits are W z. Takes no inner
+    steps: the learning curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -36,10 +36,10 @@ class LinearSVM(MethodComponent):
 
     family: ClassVar[str] = "transfer"
     name: Literal["linear_svm"] = option("linear_svm", "The method.")
-    strength: float = option(1.0, "C, weight of the slacks.", acts="adapt", gt=0)
-    normalise: bool = option(True, "Give the features length 1.", acts="adapt")
-    iterations: int = option(300, "Iterations of the dual.", acts="adapt", ge=1, le=10000)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+    strength: float = option(1.0, "C, weight of the slack variables.", acts="adapt", gt=0)
+    normalise: bool = option(True, "L2-normalise the features.", acts="adapt")
+    iterations: int = option(300, "Iterations on the dual problem.", acts="adapt", ge=1, le=10000)
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

@@ -22,12 +22,12 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
 class LogisticRegression(MethodComponent):
-    """Pretrain on all training classes, then solve a logistic regression on a task's features.
+    """Pretrain on all training classes, then fit a logistic regression to features of each task.
 
     minimise over W, b:  strength * sum of L(W z + b, y) + |W|^2 / 2,  z = f(x) / |f(x)| (Tian et
-    al. 2020, arXiv:2003.11539, section 3.1), by L-BFGS to convergence. With `copies`, so many
-    changed copies stand in the place of each support image. No steps: one constant point at every
-    step of a curve.
+    al. 2020, arXiv:2003.11539, section 3.1), by L-BFGS to convergence. With `copies`, each
+    support image is replaced by that many augmented copies. Takes no inner steps: the learning
+    curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -38,20 +38,22 @@ class LogisticRegression(MethodComponent):
 
     family: ClassVar[str] = "transfer"
     name: Literal["logistic_regression"] = option("logistic_regression", "The method.")
-    strength: float = option(1.0, "C, weight of the loss against the penalty.", acts="adapt", gt=0)
-    normalise: bool = option(True, "Give the features length 1.", acts="adapt")
+    strength: float = option(
+        1.0, "C, weight of the loss relative to the penalty.", acts="adapt", gt=0
+    )
+    normalise: bool = option(True, "L2-normalise the features.", acts="adapt")
     iterations: int = option(60, "Iterations of L-BFGS.", acts="adapt", ge=1, le=1000)
     copies: int = option(
         0,
-        "Changed copies in the place of each support image; 0: the image. Rows have none.",
+        "Augmented copies per support image; 0: the original image. Images only.",
         acts="adapt",
         ge=0,
         le=100,
     )
     augment: tuple[Change, ...] = option(
-        ("crop", "flip", "colour"), "Changes of the copies.", acts="adapt"
+        ("crop", "flip", "colour"), "Augmentations of the copies.", acts="adapt"
     )
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

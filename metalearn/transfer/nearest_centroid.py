@@ -32,11 +32,11 @@ class NearestCentroid(MethodComponent):
     # examples would be a second pass after pretraining; `normalise` is its L2N, without it UN.
     family: ClassVar[str] = "transfer"
     palette_index: ClassVar[int] = 8
-    name: Literal["nearest_centroid"] = option("nearest_centroid", "the method")
+    name: Literal["nearest_centroid"] = option("nearest_centroid", "The method.")
     normalise: bool = option(
-        True, "give features length 1 before means and distances", acts="adapt"
+        True, "L2-normalise the features before means and distances.", acts="adapt"
     )
-    outer: Rule = option(Adam(lr=1e-3), "rule of the pretraining", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

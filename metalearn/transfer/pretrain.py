@@ -39,7 +39,10 @@ from metalearn.types import (
 )
 
 HEAD = "pretrain_head"
-RULE = "rule of a new task with its own lr; null: descent by inner_lr and inner_momentum"
+RULE = (
+    "Update rule on a new task, with its own lr; null: gradient descent with inner_lr and "
+    "inner_momentum."
+)
 
 
 class Head(NamedTuple):

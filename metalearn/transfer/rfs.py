@@ -10,7 +10,7 @@ from metalearn.transfer.logistic_regression import LogisticRegression
 
 
 class RFS(LogisticRegression):
-    """Logistic regression on pretrained features, on five changed copies of each support image.
+    """Logistic regression on pretrained features of five augmented copies of each support image.
 
     minimise over W, b:  strength * sum of L(W z + b, y) + |W|^2 / 2 over the copies,
     z = features(x) / |features(x)|; the features are pretrained by gradient descent with momentum.
@@ -26,8 +26,8 @@ class RFS(LogisticRegression):
     # have the authors' rule: l2 of 0.0005, factors of 0.1 at epochs 60 and 80 of 100.
     name: Literal["rfs"] = option("rfs", "The method.")  # type: ignore[assignment]
     copies: int = option(
-        5, "Changed copies of a support image; rows have none.", acts="adapt", ge=0, le=100
+        5, "Augmented copies per support image. Images only.", acts="adapt", ge=0, le=100
     )
     outer: Rule = option(
-        Momentum(lr=0.05, schedule="cosine"), "Rule of the pretraining.", acts="train"
+        Momentum(lr=0.05, schedule="cosine"), "Optimizer of pretraining.", acts="train"
     )

@@ -38,12 +38,12 @@ NETWORK = ("params", HEAD)
 
 
 class RFSDistill(RFS):
-    """RFS whose features are distilled, generation after generation, from those before them.
+    """RFS with features that are distilled repeatedly, each generation from the previous one.
 
     minimise  alpha CE(y, p) + (1 - alpha) T^2 KL(p_teacher, p),  p by softmax at temperature T in
     the second term (equation 7; T as in the authors' code);  the first generation learns the labels
-    alone, each later one begins anew, its teacher the one before. `generations` share the
-    meta-steps, whose number training therefore needs, and the schedule of `outer` begins anew.
+    only, each later one restarts from random parameters with the previous one as its teacher. The
+    meta-steps are divided among the `generations`; the schedule of `outer` restarts in each.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -56,9 +56,11 @@ class RFSDistill(RFS):
     # a teacher that its loss leaves out, and the ledger has that forward pass.
     needs_meta_steps: ClassVar[bool] = True
     name: Literal["rfs_distill"] = option("rfs_distill", "The method.")  # type: ignore[assignment]
-    generations: int = option(2, "Networks trained in turn.", acts="train", ge=2, le=10)
-    alpha: float = option(0.5, "Weight of the labels' loss.", acts="train", ge=0, le=1)
-    temperature: float = option(4.0, "T of both softmax.", acts="train", gt=0)
+    generations: int = option(
+        2, "Number of networks trained one after another.", acts="train", ge=2, le=10
+    )
+    alpha: float = option(0.5, "Weight of the loss of the labels.", acts="train", ge=0, le=1)
+    temperature: float = option(4.0, "Temperature T of both softmaxes.", acts="train", gt=0)
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; `meta_steps` are divided among the generations.

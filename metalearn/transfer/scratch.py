@@ -20,14 +20,14 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, M
 
 
 class Scratch(MethodComponent):
-    """Learn each new task from a fresh random start, with nothing carried over from other tasks.
+    """Train on each new task from random initialization, without transfer.
 
-    phi_0 ~ the learner's own start, drawn from the task's key;  phi_{s+1} = phi_s - inner_lr * m_s,
-    with m_s = inner_momentum * m_{s-1} + grad L_support(phi_s)
+    phi_0 ~ the initialization of the learner, from the key of the task;
+    phi_{s+1} = phi_s - inner_lr * m_s,  m_s = inner_momentum * m_{s-1} + grad L_support(phi_s)
 
     Nothing is learned across tasks: `step` is None and the meta is the empty dict. Under the policy
-    `running` the statistics stay at their start (mean 0, variance 1), so nothing is normalised
-    there.
+    `running` the statistics keep their initial values (mean 0, variance 1), so nothing is
+    normalised.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -39,11 +39,9 @@ class Scratch(MethodComponent):
     family: ClassVar[str] = "scratch"
     palette_index: ClassVar[int] = 99
     controls_searches: ClassVar[bool] = True
-    name: Literal["scratch"] = option("scratch", "the method")
-    inner_lr: float = option(0.01, "step size on a new task", acts="adapt", gt=0)
-    inner_momentum: float = option(
-        0.0, "share of the last step that is kept; 0: none", acts="adapt", ge=0, lt=1
-    )
+    name: Literal["scratch"] = option("scratch", "The method.")
+    inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
+    inner_momentum: float = option(0.0, "Momentum coefficient; 0: none.", acts="adapt", ge=0, lt=1)
 
     inner: Rule | None = inner_rule_option(RULE, acts="adapt")
 

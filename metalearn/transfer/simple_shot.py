@@ -31,7 +31,7 @@ class SimpleShot(MethodComponent):
 
     logit_c(x) = -|z - mean of z over the support of c|^2,  z = (f(x) - m) / |f(x) - m|
     (section 3, CL2N), m the mean of f over training examples. meta = {"params", "pretrain_head",
-    "centre": {"stats.mean": m [D]}}. No steps: one constant point at every step of a curve.
+    "centre": {"stats.mean": m [D]}}. Takes no inner steps: the learning curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -44,8 +44,10 @@ class SimpleShot(MethodComponent):
     # pass over the training examples; it follows the features as running statistics do.
     family: ClassVar[str] = "transfer"
     name: Literal["simple_shot"] = option("simple_shot", "The method.")
-    momentum: float = option(0.05, "Share of a batch in the mean.", acts="train", gt=0, le=1)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the pretraining.", acts="train")
+    momentum: float = option(
+        0.05, "Weight of a batch in the running mean of the features.", acts="train", gt=0, le=1
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Optimizer of pretraining.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         """The method for tasks of `spec`; refuses regression."""

@@ -22,11 +22,11 @@ SMALL = 0.01  # of the last layer of g at the start
 
 
 class ALFA(MethodComponent):
-    """Learn an initialization and a network that gives rate and decay of each leaf at each step.
+    """Learn an initialization and a network that predicts step sizes and decay in the inner loop.
 
     phi_{s+1} = b_s * phi_s - a_s * grad L_support(phi_s) (equation 5),
-    (a_s, b_s) = (inner_lr, 1) * (1 + g(mean of phi_s, mean of grad; each leaf)),
-    g a perceptron of one hidden layer (equation 6). meta = {"params": phi_0, "rule": g};
+    (a_s, b_s) = (inner_lr, 1) * (1 + g(mean of phi_s, mean of grad)) for each parameter tensor,
+    g an MLP with one hidden layer (equation 6). meta = {"params": phi_0, "rule": g};
     minimise over it the mean of L_query(phi_S).
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
@@ -40,8 +40,8 @@ class ALFA(MethodComponent):
     # multiply its outputs by learned factors of each step, in the place of 1 + g.
     name: Literal["alfa"] = option("alfa", "The method.")
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=1000)
-    inner_lr: float = option(0.01, "Rate where g is 0.", acts="train", gt=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    inner_lr: float = option(0.01, "Learning rate where the output of g is 0.", acts="train", gt=0)
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

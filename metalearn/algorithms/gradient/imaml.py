@@ -42,7 +42,7 @@ START = "start."  # of the fixed parameters: theta, towards which the penalty pu
 
 
 class IMAML(MethodComponent):
-    """MAML with the implicit gradient, which needs the end of the inner loop and not its path.
+    """MAML with implicit gradients, which depend only on the solution of the inner problem.
 
     phi = argmin of L_support(phi) + lambda/2 |phi - theta|^2 (equation 3), by `inner_steps` steps
     of gradient descent;  g = (I + H / lambda)^-1 grad L_query(phi), H the Hessian of L_support at
@@ -59,12 +59,14 @@ class IMAML(MethodComponent):
     name: Literal["imaml"] = option("imaml", "The method.")
     inner_steps: int = option(16, "S, inner steps in training.", acts="train", ge=1, le=1000)
     inner_lr: float = option(0.1, "Inner step size, in training and on new tasks.", gt=0)
-    strength: float = option(2.0, "lambda, weight of the penalty.", gt=0)
-    cg_steps: int = option(5, "Steps of conjugate gradients.", acts="train", ge=1, le=100)
+    strength: float = option(2.0, "lambda, weight of the proximal penalty.", gt=0)
+    cg_steps: int = option(5, "Steps of the conjugate gradient method.", acts="train", ge=1, le=100)
     # The authors' code solves with 2 I + H / (lambda + 10): damping 1 gives its 2 I, the 10 is left
     # out. Their test leaves the penalty out, ours keeps it.
-    damping: float = option(0.0, "Added to the identity in the solve.", acts="train", ge=0)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    damping: float = option(
+        0.0, "Damping, added to the identity in the linear solve.", acts="train", ge=0
+    )
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

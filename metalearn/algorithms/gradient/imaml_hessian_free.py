@@ -38,7 +38,7 @@ class HessianFreeIMAML(IMAML):
     rate_is_input: ClassVar[bool] = False
     name: Literal["imaml_hessian_free"] = option("imaml_hessian_free", "The method.")  # type: ignore[assignment]
     inner_steps: int = option(3, "S, Newton steps in training.", acts="train", ge=1, le=1000)
-    newton_cg_steps: int = option(5, "Conjugate gradients in a Newton step.", ge=1, le=100)
+    newton_cg_steps: int = option(5, "Conjugate gradient steps per Newton step.", ge=1, le=100)
 
     def inner_rule(self, spec: EpisodeSpec, objective: Callable[[Params], Tensor]) -> UpdateRule:
         """A Newton step on `objective`, the penalised loss of one task, without noise."""

@@ -48,12 +48,12 @@ class Rates(NamedTuple):
 
 
 class MAMLPlusPlus(MethodComponent):
-    """MAML with a learned rate for each leaf and step, and a loss after every step.
+    """MAML with a learned step size per parameter tensor and step, and a loss after every step.
 
     phi_{s+1} = phi_s - rates[leaf][s] * grad L_support(phi_s) (LSLR);  minimise over meta =
     {"params": phi_0, "rates"} the sum over s of v_s L_query(phi_s), v annealed from 1/S
-    each to the last step alone (MSL, equation 4). Gain and shift of normalisation are learned for
-    each step and not moved by it (BNWB). `first_order_steps` leaves out second derivatives at first
+    each to the last step alone (MSL, equation 4). Gain and shift of normalisation are learned per
+    step and not adapted (BNWB). `first_order_steps` leaves out second derivatives at first
     (DA); cosine annealing (CA) is a schedule of `outer`. Steps beyond S use what step S uses.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
@@ -65,14 +65,17 @@ class MAMLPlusPlus(MethodComponent):
 
     name: Literal["maml_plus_plus"] = option("maml_plus_plus", "The method.")
     inner_steps: int = option(5, "S, inner steps in training.", acts="train", ge=1, le=100)
-    inner_lr: float = option(0.1, "Start of the rates.", acts="train", gt=0)
+    inner_lr: float = option(0.1, "Initial learning rates.", acts="train", gt=0)
     multi_steps: int = option(
-        5000, "Meta-steps until the last inner step alone counts.", acts="train", ge=0
+        5000,
+        "Meta-steps after which only the loss of the last inner step counts.",
+        acts="train",
+        ge=0,
     )
     first_order_steps: int = option(
-        0, "Meta-steps without second derivatives, at the beginning.", acts="train", ge=0
+        0, "Number of first meta-steps without second derivatives.", acts="train", ge=0
     )
-    outer: Rule = option(Adam(lr=1e-3, schedule="cosine"), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3, schedule="cosine"), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

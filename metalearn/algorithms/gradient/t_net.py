@@ -22,11 +22,11 @@ T = "transform."  # of the fixed parameters, in front of the leaf that a transfo
 
 
 class TNet(InnerLoop):
-    """MAML with linear transformations behind its layers, which a new task leaves alone.
+    """MAML with a learned linear map after each layer; the inner loop leaves these maps fixed.
 
-    A linear layer or convolution l computes T_l (W_l x) + b_l (equation 1);  the inner loop moves W
-    and b, whose steps T makes longer or shorter in learned directions (section 4.2);  meta =
-    {"params", "transforms"}, T [out, out], at first the identity, so that the start is MAML's.
+    A linear layer or convolution l computes T_l (W_l x) + b_l (equation 1);  the inner loop updates
+    W and b, whose steps T rescales in learned directions (section 4.2);  meta = {"params",
+    "transforms"}, T [out, out], initially the identity, so that training starts as MAML.
 
     >>> source = ml.tasks.Sinusoid(shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -37,7 +37,7 @@ class TNet(InnerLoop):
 
     # Departure: no transformation of the input, and the bias is added behind T.
     name: Literal["t_net"] = option("t_net", "The method.")
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)

@@ -18,11 +18,11 @@ CLASSIFIER = "classifier"
 
 
 class MetaBaseline(MethodComponent):
-    """Train pretrained features as a nearest-centroid classifier by cosines, with a learned scale.
+    """Meta-train pretrained features for a nearest-centroid classifier with scaled cosines.
 
     p(n | x) = softmax_n(scale * cos(f(x), c_n)),  c_n the mean feature of class n (equation 2);
-    meta = {"params", "classifier"}. `start` names the pretrained run, whose head is left out. No
-    steps: one constant point at every step of a curve.
+    meta = {"params", "classifier"}. `start` names the pretrained run, whose head is left out.
+    Takes no inner steps: the learning curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -34,8 +34,8 @@ class MetaBaseline(MethodComponent):
     family: ClassVar[str] = "metric"
     rule_branch: ClassVar[str | None] = CLASSIFIER
     name: Literal["meta_baseline"] = option("meta_baseline", "The method.")
-    scale: float = option(10.0, "Start of the factor of the cosines.", acts="train", gt=0)
-    outer: Rule = option(Momentum(lr=1e-3), "Rule of the meta-update.", acts="train")
+    scale: float = option(10.0, "Initial scale of the cosine similarities.", acts="train", gt=0)
+    outer: Rule = option(Momentum(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

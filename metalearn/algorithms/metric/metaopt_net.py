@@ -19,11 +19,11 @@ from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method
 
 
 class MetaOptNet(MethodComponent):
-    """Learn features on which a ridge classifier of fixed strength answers a new task.
+    """Learn features for a ridge classifier with fixed regularisation on each new task.
 
     W = Z' (Z Z' + strength I)^-1 Y,  logits = scale * z W, Y one-hot (appendix A, ridge);  minimise
     the cross-entropy with smoothed labels, 1 - smoothing at the true class, over features and
-    scale = exp(log_scale). No steps: one constant point at every step of a curve.
+    scale = exp(log_scale). Takes no inner steps: the learning curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -36,13 +36,15 @@ class MetaOptNet(MethodComponent):
     family: ClassVar[str] = "metric"
     name: Literal["metaopt_net"] = option("metaopt_net", "The method.")
     strength: float = option(50.0, "Weight of the squared norm of W.", gt=0)
-    scale: float = option(7.0, "Start of the scale.", acts="train", gt=0)
+    scale: float = option(7.0, "Initial value of the scale.", acts="train", gt=0)
     smoothing: float = option(
-        0.1, "Share of a label spread over the other classes.", acts="train", ge=0, lt=1
+        0.1,
+        "Label smoothing: fraction of a label spread over the other classes.",
+        acts="train",
+        ge=0,
+        lt=1,
     )
-    outer: Rule = option(
-        Momentum(lr=0.1, schedule="cosine"), "Rule of the meta-update.", acts="train"
-    )
+    outer: Rule = option(Momentum(lr=0.1, schedule="cosine"), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

@@ -13,7 +13,7 @@ from metalearn.inner.svm import coefficients
 
 
 class MetaOptSVM(MetaOptNet):
-    """Learn features on which a multi-class support vector machine answers a new task.
+    """Learn features for a multi-class support vector machine on each new task.
 
     minimise over W 1/2 sum_n |w_n|^2 + penalty * sum of slacks, by its dual of fixed
     iterations, whose derivative is exact;  logits = scale * z W. Loss and meta as in MetaOptNet.
@@ -30,9 +30,9 @@ class MetaOptSVM(MetaOptNet):
     strength: float = option(
         1.0, "Added to the diagonal of the kernel matrix (authors' code).", gt=0
     )
-    penalty: float = option(0.1, "C, weight of the slacks.", gt=0)
-    iterations: int = option(100, "Iterations of projected descent.", ge=1, le=10000)
-    scale: float = option(1.0, "Start of the scale.", acts="train", gt=0)
+    penalty: float = option(0.1, "C, weight of the slack variables.", gt=0)
+    iterations: int = option(100, "Iterations of projected gradient descent.", ge=1, le=10000)
+    scale: float = option(1.0, "Initial value of the scale.", acts="train", gt=0)
 
     def head(self, z: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         bound = self.penalty * (torch.ones_like(z[:, 0]) if weight is None else weight)

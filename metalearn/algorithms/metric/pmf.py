@@ -27,12 +27,12 @@ CHANGED = int(fold_in(0, "changed support"))
 
 
 class PMF(MethodComponent):
-    """Meta-train a ProtoNet, best from a pretrained start, and fine-tune all of it on a new task.
+    """Meta-train a ProtoNet, ideally from pretrained weights, and fine-tune it on each new task.
 
-    logits = -|f(x) - c_n|^2, c_n the mean feature of class n;  on a new task f takes steps of
-    descent on the loss of changed copies of the support set against the means of the unchanged one
-    (section 3.3), and the means follow f. Training is ProtoNet's; step 0 is its prediction. meta =
-    {"params"}, the network without its head, as a pretrained run has it.
+    logits = -|f(x) - c_n|^2, c_n the mean feature of class n;  on a new task f takes gradient
+    steps on the loss of augmented support images, with the class means of the original ones
+    (section 3.3), which are recomputed with f. Training and the prediction at step 0 are those of
+    ProtoNet. meta = {"params"}, the network without its head, as in a pretrained run.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -47,9 +47,11 @@ class PMF(MethodComponent):
     name: Literal["pmf"] = option("pmf", "The method.")
     inner_lr: float = option(0.01, "Step size on a new task.", acts="adapt", gt=0)
     augment: tuple[Change, ...] = option(
-        ("crop", "flip", "colour"), "Changes of the support images; none for rows.", acts="adapt"
+        ("crop", "flip", "colour"),
+        "Augmentations of the support images; not used for other inputs.",
+        acts="adapt",
     )
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

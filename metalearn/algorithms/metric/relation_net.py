@@ -21,11 +21,11 @@ RELATION = "relation"
 
 
 class RelationNet(MethodComponent):
-    """Learn features and a network that compares a new example with each class.
+    """Learn features and a network that scores a query against the mean of each class.
 
-    logit_n = g([c_n, f(x)]),  c_n the mean feature of class n, g a perceptron of one hidden layer
-    on both side by side (equation 1; section 3.2 sums the features of a class). meta = {"params",
-    "relation"}. No steps: one constant point at every step of a curve.
+    logit_n = g([c_n, f(x)]),  c_n the mean feature of class n, g an MLP with one hidden layer
+    on their concatenation (equation 1; section 3.2 sums the features of a class). meta =
+    {"params", "relation"}. Takes no inner steps: the learning curve is constant.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -40,7 +40,7 @@ class RelationNet(MethodComponent):
     family: ClassVar[str] = "metric"
     name: Literal["relation_net"] = option("relation_net", "The method.")
     hidden: int = option(64, "Hidden units of the relation network.", acts="train", ge=1, le=4096)
-    outer: Rule = option(Adam(lr=1e-3), "Rule of the meta-update.", acts="train")
+    outer: Rule = option(Adam(lr=1e-3), "Outer optimizer.", acts="train")
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)

@@ -19,7 +19,7 @@ from metalearn.types import Key
 
 
 class ES(EstimatorComponent):
-    """Antithetic evolution strategies, one pair for each task and window (Salimans et al. 2017).
+    """Antithetic evolution strategies, one pair per task and window (Salimans et al. 2017).
 
     g = e (L(theta + e) - L(theta - e)) / (2 sigma^2),  e ~ N(0, sigma^2) (arXiv:1703.03864). Both
     runs begin where the unperturbed one is. With a window as long as the horizon it is full ES,

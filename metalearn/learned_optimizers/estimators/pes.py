@@ -28,13 +28,13 @@ class Pair(NamedTuple):
 
 
 class PES(EstimatorComponent):
-    """Persistent evolution strategies: windows without bias (Vicol et al. 2021, arXiv:2112.13835).
+    """Persistent evolution strategies: unbiased truncated windows (Vicol et al. 2021).
 
-    e_t ~ N(0, sigma^2) for every window;  g_t = (e_1 + ... + e_t) (L_t(theta + e_1 ... e_t) -
-    L_t(theta - ...)) / (2 sigma^2). Two runs continue from window to window under opposite noise;
-    the sum of the noise credits early windows with their effect on late losses. Summed over a run
-    it is unbiased for the smoothed loss; its variance grows with the number of windows. With one
-    window for each run it is full ES.
+    arXiv:2112.13835: e_t ~ N(0, sigma^2) for every window;
+    g_t = (e_1 + ... + e_t) (L_t(theta + e_1 ... e_t) - L_t(theta - ...)) / (2 sigma^2). Two runs
+    continue from window to window with opposite noise; the sum of the noise credits early windows
+    with their effect on late losses. Summed over a run it is unbiased for the smoothed loss; its
+    variance grows with the number of windows. With one window per run it is full ES.
 
     >>> ml.learned_optimizers.PES(sigma=0.01).build().unrolls
     2

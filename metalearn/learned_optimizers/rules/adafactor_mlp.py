@@ -32,12 +32,12 @@ TINY = 1e-8
 
 
 class AdafactorMLP(LearnedRuleComponent):
-    """One tiny perceptron for every parameter, of the statistics of Adam and Adafactor.
+    """A small MLP applied to every parameter, with Adam and Adafactor statistics as input.
 
     39 features: g, p, m (3 decays), v, m / sqrt(v) (3), 1 / sqrt(v), g by Adafactor's factored
     second moments (3), their rows and columns (6), the inverse roots of these (6), m by the
     factored moments (3), each divided by its root mean square over the tensor; tanh(step / t - 1)
-    at 11 scales.  (d, s) = perceptron(features); u = -step_size * d * e^(exponent * s) (Metz et al.
+    at 11 scales.  (d, s) = mlp(features);  u = -step_size * d * e^(exponent * s) (Metz et al.
     2022, arXiv:2203.11860). The decays are learned too, as log(1 - decay) / 10. Moments are
     factored over a tensor's two largest dimensions (Shazeer & Stern 2018, arXiv:1804.04235); for a
     vector rows and columns are its moments themselves. The rule does not read the horizon.
@@ -51,8 +51,10 @@ class AdafactorMLP(LearnedRuleComponent):
     name: Literal["adafactor_mlp"] = option("adafactor_mlp", "The rule.")
     hidden: int = option(4, "Width of a layer.", ge=1, le=1024)
     layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
-    step_size: float = option(1e-3, "Factor of a step.", gt=0)
-    exponent: float = option(1e-3, "Factor of the logarithm of a step's size.", ge=0)
+    step_size: float = option(1e-3, "Multiplier of the output step.", gt=0)
+    exponent: float = option(
+        1e-3, "Multiplier of the output that is the logarithm of the step's magnitude.", ge=0
+    )
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         sizes = (28 + len(TIMES), *[self.hidden] * self.layers, 2)

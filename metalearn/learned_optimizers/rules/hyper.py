@@ -33,12 +33,12 @@ PARAM_FEATURES, TENSOR_FEATURES = 6, 14
 
 
 class Hyper(LearnedRuleComponent):
-    """An LSTM for every tensor that mixes a bank of small perceptrons for its parameters.
+    """A per-tensor LSTM that mixes a bank of small MLPs applied to its parameters.
 
     Inputs of the LSTM for a tensor: logarithms of the sizes of g, p, m and v, the number of
-    dimensions, changes of the loss, and the share of the horizon that is left; a mean over all
+    dimensions, changes of the loss, and the remaining fraction of the horizon; a mean over all
     tensors is added to each. From its output come mixing weights w (softmax) and a log step size r;
-    (d, s) = perceptron of weights sum_k w_k W_k on 6 features of each parameter;  u = -step_size
+    (d, s) = mlp with weights sum_k w_k W_k on 6 features of each parameter;  u = -step_size
     e^r d e^(exponent * s). The form of VeLO (Metz et al. 2022, arXiv:2211.09760, section 3),
     smaller, with fewer features and other weights. The horizon has an effect: set it.
 
@@ -53,10 +53,12 @@ class Hyper(LearnedRuleComponent):
 
     name: Literal["hyper"] = option("hyper", "The rule.")
     hidden: int = option(32, "Width of the LSTM.", ge=1, le=4096)
-    bank: int = option(8, "Number of perceptrons that are mixed.", ge=1, le=1024)
-    width: int = option(4, "Width of each of their two hidden layers.", ge=1, le=256)
-    step_size: float = option(1e-3, "Factor of a step.", gt=0)
-    exponent: float = option(1e-3, "Factor of the logarithm of a step's size.", ge=0)
+    bank: int = option(8, "Number of MLPs that are mixed.", ge=1, le=1024)
+    width: int = option(4, "Width of the two hidden layers of each MLP.", ge=1, le=256)
+    step_size: float = option(1e-3, "Multiplier of the output step.", gt=0)
+    exponent: float = option(
+        1e-3, "Multiplier of the output that is the logarithm of the step's magnitude.", ge=0
+    )
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         return LearnedRule(lambda key: self._init_theta(key, dtype), self._rule)

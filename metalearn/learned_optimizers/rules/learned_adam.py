@@ -40,7 +40,9 @@ class LearnedAdam(LearnedRuleComponent):
     lr: float = option(0.001, "Initial step size.", gt=0)
     beta1: float = option(0.9, "Initial decay of the first moment.", gt=0, lt=1)
     beta2: float = option(0.999, "Initial decay of the second moment.", gt=0, lt=1)
-    eps: float = option(1e-8, "Initial addend to the root of the second moment.", gt=0)
+    eps: float = option(
+        1e-8, "Initial value that is added to the square root of the second moment.", gt=0
+    )
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         def init(key: Key) -> Theta:

@@ -21,10 +21,10 @@ from metalearn.types import Grads, Key, Params, State, UpdateRule, Updates
 
 
 class LearnedRates(LearnedRuleComponent):
-    """Gradient descent with a learned step size for every parameter of one network.
+    """Gradient descent with a learned step size for every scalar parameter of one network.
 
     u = -(lr + theta) * g, elementwise (Li et al. 2017, arXiv:1707.09835). Theta begins at 0; a rate
-    may become negative, as in Meta-SGD. It fits the network that it was built for and no other.
+    may become negative, as in Meta-SGD. It works only with the network it was built for.
 
     >>> params = {"w": torch.zeros(3, 2)}
     >>> rule = ml.learned_optimizers.LearnedRates(lr=0.1).build(like=params)

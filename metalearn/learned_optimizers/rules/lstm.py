@@ -22,7 +22,7 @@ from metalearn.types import Key, Params, State
 
 
 class LSTM(LearnedRuleComponent):
-    """One small LSTM for every coordinate, with shared weights and a separate memory.
+    """A small LSTM applied to every parameter, with shared weights and separate states.
 
     h, memory = LSTM(features of g, memory);  u = scale * (w h + b). The features are the log-sign
     pair of `features.log_sign`. Departure: initial weights are normal with variance 1 / fan-in,
@@ -39,7 +39,7 @@ class LSTM(LearnedRuleComponent):
     preprocess: float | None = option(
         10.0, "p of the log-sign features; null: the gradient itself.", gt=0, le=50
     )
-    scale: float = option(0.1, "Factor of the output.", gt=0)
+    scale: float = option(0.1, "Multiplier of the output.", gt=0)
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         inputs = 1 if self.preprocess is None else 2

@@ -1,4 +1,4 @@
-"""A small perceptron for every parameter: MLPLOpt of `learned_optimization`."""
+"""A small MLP applied to every parameter: MLPLOpt of `learned_optimization`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
 class MLP(LearnedRuleComponent):
-    """One perceptron for every parameter, of gradient, parameter, six momenta and the time.
+    """A small MLP applied to every parameter, with gradient, parameter, momenta and time as input.
 
     19 features: g, p, m at six decays, each divided by its root mean square over the tensor;
-    tanh(step / t - 1) at 11 scales.  (d, s) = perceptron(features);  u = -step_size * d *
+    tanh(step / t - 1) at 11 scales.  (d, s) = mlp(features);  u = -step_size * d *
     e^(exponent * s) (Metz et al. 2020, arXiv:2009.11243). The rule does not read the horizon.
 
     >>> rule = ml.learned_optimizers.MLP(hidden=4).build()
@@ -44,8 +44,10 @@ class MLP(LearnedRuleComponent):
     name: Literal["mlp"] = option("mlp", "The rule.")
     hidden: int = option(32, "Width of a layer.", ge=1, le=1024)
     layers: int = option(2, "Number of hidden layers.", ge=1, le=8)
-    step_size: float = option(1e-3, "Factor of a step.", gt=0)
-    exponent: float = option(1e-3, "Factor of the logarithm of a step's size.", ge=0)
+    step_size: float = option(1e-3, "Multiplier of the output step.", gt=0)
+    exponent: float = option(
+        1e-3, "Multiplier of the output that is the logarithm of the step's magnitude.", ge=0
+    )
 
     def build(self, dtype: torch.dtype = torch.float32, like: Params | None = None) -> LearnedRule:
         sizes = (2 + len(DECAYS) + len(TIMES), *[self.hidden] * self.layers, 2)

@@ -71,7 +71,7 @@ def start_arch(space: Space, key: Key) -> Arch:
 
 
 class DARTS(SearcherComponent):
-    """Gradient descent on the mixture of a supernet's operations, in the held-out loss of folds.
+    """Gradient descent on the mixture weights of a supernet, with the held-out loss of folds.
 
     The folds share the architecture; each has its own weights. At the end the choice of largest
     weight is taken at every place, `none` included (as NAS-Bench-201's DARTS), and that one
@@ -86,10 +86,10 @@ class DARTS(SearcherComponent):
     steps: int = option(30, "Steps of architecture and weights.", ge=1, le=100_000)
     arch_lr: float = option(0.03, "Step size of the architecture's Adam.", gt=0)
     lr: float = option(
-        0.1, "xi, step size of the weights, also in the architecture's look-ahead step.", gt=0
+        0.1, "xi, step size of the weights, also in the look-ahead step of the architecture.", gt=0
     )
     first_order: bool = option(
-        False, "Set xi = 0 for the architecture: its loss ignores the weights' response."
+        False, "First-order DARTS: use xi = 0 in the gradient of the architecture."
     )
 
     @property

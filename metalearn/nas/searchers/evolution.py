@@ -17,7 +17,7 @@ TRIES = 50
 
 
 class Evolution(SearcherComponent):
-    """Evolution with ageing: the best of a random sample is mutated, the oldest member is removed.
+    """Regularised (ageing) evolution: mutate the best of a random sample, remove the oldest.
 
     Departure: a child that was already scored is mutated again, as its score would be the same.
 

@@ -12,7 +12,7 @@ from metalearn.types import Key
 
 
 class Halving(SearcherComponent):
-    """Many random candidates trained briefly, the best of them longer, and so on for each rung.
+    """Successive halving: train many random candidates briefly, and the best of each rung longer.
 
     Karnin et al. 2013, algorithm 3; arXiv:1502.07943. Every rung trains from scratch, and costs as
     much. A rung is scored completely before the next begins: an asynchronous rule would promote the
@@ -26,9 +26,11 @@ class Halving(SearcherComponent):
 
     name: Literal["halving"] = option("halving", "The searcher.")
     factor: int = option(
-        3, "eta, ratio of the numbers of candidates, and of steps, of two rungs.", ge=2, le=16
+        3, "eta, ratio between two rungs of the numbers of candidates, and of steps.", ge=2, le=16
     )
-    rungs: int = option(3, "Number of rungs; the last one trains fully.", ge=1, le=10)
+    rungs: int = option(
+        3, "Number of rungs; candidates of the last one are fully trained.", ge=1, le=10
+    )
 
     def build(self, space: Space) -> Searcher:
         def search(key: Key, budget: int, data: Data | None = None) -> Search:

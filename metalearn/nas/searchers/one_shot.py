@@ -30,7 +30,7 @@ from metalearn.types import Batch, Key, Params
 
 
 class OneShot(SearcherComponent):
-    """Train shared weights, one random path each step; rank candidates by them; train the best.
+    """Train shared weights on random paths, rank candidates with them, and train the best.
 
     With one shot the pool is ranked by the training loss. Departure: the authors search the pool by
     evolution; here it is drawn at random, as spaces are small and scoring a candidate costs one
@@ -43,8 +43,8 @@ class OneShot(SearcherComponent):
     name: Literal["one-shot"] = option("one-shot", "The searcher.")
     steps: int = option(60, "Single-path steps of the shared weights.", ge=1, le=100_000)
     lr: float = option(0.1, "Step size of the shared weights.", gt=0)
-    pool: int = option(64, "Candidates ranked by the shared weights.", ge=1, le=100_000)
-    keep: int = option(1, "Best candidates trained alone, within the budget.", ge=1)
+    pool: int = option(64, "Number of candidates ranked with the shared weights.", ge=1, le=100_000)
+    keep: int = option(1, "Number of best candidates trained separately, within the budget.", ge=1)
 
     @property
     def uses_data(self) -> bool:

@@ -69,7 +69,7 @@ ON_DATA: dict[str, OnData] = {"grad_norm": grad_norm, "snip": snip, "jacob_cov":
 
 
 class Proxy(SearcherComponent):
-    """Rank random candidates by a score that needs no training, and train the best.
+    """Rank random candidates by a zero-cost proxy and train the best.
 
     `params` and `flops` are the baselines of the other scores: more is better on every task.
 
@@ -80,9 +80,9 @@ class Proxy(SearcherComponent):
     """
 
     name: Literal["proxy"] = option("proxy", "The searcher.")
-    measure: Measure = option("flops", "The score; higher is better.")
-    pool: int = option(64, "Candidates ranked.", ge=1, le=100_000)
-    keep: int = option(1, "Best candidates trained, within the budget.", ge=1)
+    measure: Measure = option("flops", "The zero-cost proxy; higher is better.")
+    pool: int = option(64, "Number of candidates ranked.", ge=1, le=100_000)
+    keep: int = option(1, "Number of best candidates trained, within the budget.", ge=1)
 
     @property
     def uses_data(self) -> bool:

@@ -16,7 +16,7 @@ WORST = -1e30  # value passed to Optuna for a candidate that diverged
 
 
 class TPE(SearcherComponent):
-    """Optuna's TPE over the places of a genotype; repeated proposals are answered from memory.
+    """TPE of Optuna over the places of a genotype; the scores of repeated proposals are reused.
 
     >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "none")
     >>> search = ml.nas.TPE().build(space)
@@ -24,9 +24,13 @@ class TPE(SearcherComponent):
 
     name: Literal["tpe"] = option("tpe", "The searcher.")
     startup: int | None = option(
-        None, "Random candidates before the model is used; null: a quarter of the budget.", ge=1
+        None,
+        "Number of random candidates before the model is used; null: a quarter of the budget.",
+        ge=1,
     )
-    multivariate: bool = option(True, "Model the joint distribution of the places, not each alone.")
+    multivariate: bool = option(
+        True, "Model the joint distribution of the places instead of independent ones."
+    )
 
     def build(self, space: Space) -> Searcher:
         """The searcher of a space."""

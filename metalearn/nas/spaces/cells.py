@@ -19,7 +19,8 @@ from metalearn.nas.spaces.space import Genotype, Place, Space, SpaceComponent, m
 from metalearn.types import EpisodeSpec
 
 Downsample = Literal["stride", "pool"]
-DOWNSAMPLE = "Halve maps by strides or by 2 x 2 max-pooling; both conventions exist for Conv4."
+DOWNSAMPLE = "Downsample by stride-2 convolutions or 2 x 2 max-pooling; both conventions "
+"exist for Conv4."
 OPS = ("none", "skip", "conv1", "conv3", "avg3")  # of NAS-Bench-201 (Dong & Yang 2020, section 2.1)
 NONE = OPS.index("none")
 CONVS = {"conv1": 1, "conv3": 3}

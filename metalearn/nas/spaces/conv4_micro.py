@@ -9,7 +9,7 @@ from metalearn.nas.spaces.cells import CellSpaceComponent
 
 
 class Conv4Micro(CellSpaceComponent):
-    """125 cells of 3 nodes and 3 edges in place of Conv4's last three blocks; one is Conv4.
+    """125 cells of 3 nodes and 3 edges instead of the last three blocks of Conv4; one is Conv4.
 
     >>> space = ml.nas.Conv4Micro(filters=8).build(ml.tasks.Glyphs().build().spec, "query_batch")
     >>> space.size

@@ -127,7 +127,7 @@ def last_area(spec: EpisodeSpec, downsample: Downsample) -> int:
 
 
 class Conv4Size(SpaceComponent):
-    """Conv4 with 8 to 64 channels a block, three normalisations and two heads: 1,536 networks.
+    """Conv4 with 8 to 64 channels per block, three normalisations and two heads: 1,536 networks.
 
     Normalisation is by batch statistics, by group statistics, or none.
 

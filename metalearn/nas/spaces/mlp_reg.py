@@ -132,7 +132,7 @@ class Regressor(nn.Module):
 
 
 class MLPReg(SpaceComponent):
-    """640 perceptrons: depth, width, activation, skip connections, layer norm, Fourier inputs.
+    """640 MLPs: depth, width, activation, skip connections, layer norm, Fourier inputs.
 
     >>> space = ml.nas.MLPReg().build(ml.tasks.Sinusoid().build().spec, "query_batch")
     >>> space.size

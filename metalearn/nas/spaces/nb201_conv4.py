@@ -9,7 +9,7 @@ from metalearn.nas.spaces.cells import CellSpaceComponent
 
 
 class NB201Conv4(CellSpaceComponent):
-    """NAS-Bench-201's 15,625 cells of 4 nodes, in place of Conv4's last three blocks.
+    """The 15,625 cells of NAS-Bench-201, with 4 nodes, instead of the last three blocks of Conv4.
 
     >>> space = ml.nas.NB201Conv4(filters=8).build(ml.tasks.Glyphs().build().spec, "query_batch")
     >>> space.size

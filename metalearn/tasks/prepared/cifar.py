@@ -12,7 +12,8 @@ from metalearn.tasks import images
 from metalearn.tasks.prepared import cifar100
 from metalearn.tasks.prepared.splits import published
 
-REPEATS = "Images of training and validation that a later split holds too, equal in every pixel."
+REPEATS = "What to do with training and validation images that a later split contains pixel "
+"by pixel."
 
 
 class _Cifar(images.ImageTask):

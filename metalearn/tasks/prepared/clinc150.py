@@ -28,7 +28,7 @@ EACH = 150  # requests an intent
 
 
 class Clinc150(SplitTask):
-    """Intents of short English requests ("book a flight"), as 384 numbers of a sentence encoder.
+    """Intents of short English requests ("book a flight"), as 384-d sentence embeddings.
 
     90 / 30 / 30 intents, whole domains; 150 requests each. x [384] has length 1. Near the ceiling
     with 5 shots: 20 ways and 1 shot tell methods apart. Raises ConfigError, DataError.
@@ -40,9 +40,9 @@ class Clinc150(SplitTask):
 
     default_model: ClassVar[str] = "mlp"
     source: Literal["clinc150"] = option("clinc150", "The task source.")
-    ways: int = option(20, "N, intents in a task.", ge=2)
-    shots: int = option(1, "K, labelled requests of each intent in a task.", ge=1)
-    queries: int = option(5, "Q, query requests of each intent in a task.", ge=0)
+    ways: int = option(20, "N, intents per task.", ge=2)
+    shots: int = option(1, "K, support requests per intent.", ge=1)
+    queries: int = option(5, "Q, query requests per intent.", ge=0)
 
     def source_of(self, **where: Any) -> RowSource:
         data, split = FILE.load(), where["split"]

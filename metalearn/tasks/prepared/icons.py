@@ -51,7 +51,9 @@ class Icons(images.ImageTask):
     source: Literal["icons"] = option("icons", "The task source.")
     size: Literal[28, 64] = option(28, "Height and width in pixels.")
     designers: Literal["all", "unseen"] = option(
-        "all", "Designers of queries: all, or in validation and test none of the support sets."
+        "all",
+        "Designers of query images: all, or (validation and test) only designers who "
+        "are not in the support set.",
     )
 
     def source_of(self, **where: Any) -> images.ImageSource | UnseenDesigners:

@@ -30,7 +30,7 @@ FILE = PreparedFile(
 
 
 class Spectra(SplitTask):
-    """Reflectance of a soil at all wavelengths, from a few of them.
+    """Predict the reflectance spectrum of a soil from a few wavelengths.
 
     A task is one curve of 180 bands, 400 to 2450 nm with two gaps; K (wavelength, reflectance)
     points are the support set. Splits are whole 5-degree cells: 2889 / 424 / 848 curves. The input
@@ -48,7 +48,9 @@ class Spectra(SplitTask):
     ways: Literal[1] = option(1, "Always 1: regression has no classes.")
     shots: int = option(5, "K, bands in the support set.", ge=1)
     queries: int = option(50, "Q, bands in the query set.", ge=0)
-    standardise: bool = option(True, "Targets of mean 0 and deviation 1 over the training curves.")
+    standardise: bool = option(
+        True, "Standardise the targets to mean 0 and standard deviation 1 over the training curves."
+    )
 
     def source_of(self, **where: Any) -> SpectraSource:
         spec = curve_spec(self, BANDS, 1, **where)

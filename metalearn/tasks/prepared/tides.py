@@ -35,7 +35,7 @@ HOURS, POINTS, YEAR = 168, 336, 8766  # window, its half-hour steps, hours in a 
 
 
 class Tides(SplitTask):
-    """Tide height at a station over a week, from a few readings: the real sinusoid.
+    """Predict the tide at a station over a week from a few readings, a real sinusoid regression.
 
     height(t) = sum_c amplitude_c cos(speed_c t + phase_c), c = M2, S2, ... (21 constituents), t in
     hours; K of the 336 half-hours are the support set. `fixed`: the window begins at t = 0, a
@@ -53,15 +53,17 @@ class Tides(SplitTask):
     ways: Literal[1] = option(1, "Always 1: regression has no classes.")
     shots: int = option(10, "K, readings in the support set.", ge=1)
     queries: int = option(50, "Q, readings in the query set.", ge=0)
-    window: Literal["fixed", "free"] = option("fixed", "Begin of the week: t = 0, or any hour.")
+    window: Literal["fixed", "free"] = option("fixed", "Start of the week: t = 0, or any hour.")
     split_scheme: Literal["cells", "shift"] = option(
-        "cells", "Stations by whole 15-degree cells, or Americas / Europe / the rest of the world."
+        "cells",
+        "Split of the stations: by whole 15-degree cells, or Americas / Europe / "
+        "the rest of the world.",
     )
     inputs: Literal["time", "harmonics"] = option(
         "time", "Inputs: the time [1], or cos and sin at the known speeds [42]."
     )
     scale: Literal["unit", "metres"] = option(
-        "unit", "Heights divided by the station's own root mean square, or in metres."
+        "unit", "Heights divided by the root mean square of the station, or in metres."
     )
 
     def source_of(self, **where: Any) -> TideSource:

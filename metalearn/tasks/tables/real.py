@@ -23,7 +23,7 @@ WIDTH = 64  # columns of digits, the widest
 
 
 class RealTables(SplitTask):
-    """Random support and query rows of scikit-learn's five bundled tables; needs scikit-learn.
+    """Random support and query rows of the five tables bundled with scikit-learn.
 
     A task is one table, each as likely, with its classes under permuted labels: wine (3 classes, 13
     columns), breast_cancer (2, 30), iris (3, 4), digits (10, 64) and diabetes (2, 10: progression
@@ -40,10 +40,10 @@ class RealTables(SplitTask):
 
     default_model: ClassVar[str] = "standardised"
     source: Literal["real_tables"] = option("real_tables", "The task source.")
-    tables: tuple[Name, ...] = option(NAMES, "Tables that tasks are drawn from.", min_length=1)
-    ways: int = option(10, "N, classes of a task, padding included.", ge=2, le=20)
-    shots: int = option(10, "K, labelled rows of each class.", ge=1)
-    queries: int = option(6, "Q, rows of each class in the query set.", ge=0)
+    tables: tuple[Name, ...] = option(NAMES, "Tables from which tasks are sampled.", min_length=1)
+    ways: int = option(10, "N, classes per task, including padding.", ge=2, le=20)
+    shots: int = option(10, "K, support rows per class.", ge=1)
+    queries: int = option(6, "Q, query rows per class.", ge=0)
 
     def source_of(self, **where: Any) -> RealTableSource:
         split = where["split"]

@@ -22,7 +22,7 @@ F64 = torch.float64
 
 
 class Tables(GeneratedTask):
-    """Tables drawn from random structural models, classes from intervals of a node or from causes.
+    """Tables sampled from random structural causal models, with classes from nodes or causes.
 
     Rows are independent; nodes of layer l are z_l = a(W z_{l-1}) + noise, with causes z_0, a sparse
     random W (each node has at least one parent) and an activation for each node (Hollmann et al.
@@ -42,11 +42,11 @@ class Tables(GeneratedTask):
     default_model: ClassVar[str] = "standardised"
 
     source: Literal["tables"] = option("tables", "The task source.")
-    ways: int = option(10, "N, classes of a task; often a range [2, 10].", ge=2, le=100)
-    shots: int = option(10, "K, labelled rows of each class; may be a range.", ge=1, le=10_000)
-    queries: int = option(10, "Rows of each class in the query set.", ge=0, le=10_000)
-    width: int = option(64, "F, columns of every table, padding included.", ge=2, le=1000)
-    columns: Range = option((2, 64), "Range of the columns that are no padding.")
+    ways: int = option(10, "N, classes per task; often a range [2, 10].", ge=2, le=100)
+    shots: int = option(10, "K, support rows per class; may be a range.", ge=1, le=10_000)
+    queries: int = option(10, "Q, query rows per class.", ge=0, le=10_000)
+    width: int = option(64, "F, columns per table, including padding.", ge=2, le=1000)
+    columns: Range = option((2, 64), "Range of the number of columns that are not padding.")
 
     @model_validator(mode="after")
     def _check_columns(self) -> Tables:

@@ -24,15 +24,15 @@ HeldOut = Callable[[Meta, Batch, StepNumbers, Key], tuple[Tensor, Tensor]]
 
 
 class FineTuneCrossValidated(FineTuneGrid):
-    """Fine-tune a new task with the step size of least loss on held-out shots of its support set.
+    """Fine-tune with the step size that minimises the loss on held-out shots of the support set.
 
     r* = argmin_r sum_f L(f(x_f; phi_{r,f}), y_f),  phi_{r,f} after s steps of fine_tune by inner_lr
     times the r-th of `lr_factors`, on the support set without fold f. Fold f holds out shots f,
     f + F, ... of each class that has two, F the least of `folds` and the shots: by default one shot
     a class, as many folds are better for a choice (Shimabucoro et al. 2023, arXiv:2307.02732). The
-    choice is made anew for each number of steps; steps on the folds, and on the whole support set
-    with every step size, are on the account. A task without a class of two shots takes the factor
-    nearest to 1.
+    choice is repeated for each number of steps; steps on the folds, and on the whole support set
+    with every step size, are included in the cost. A task without a class of two shots uses the
+    factor nearest to 1.
 
     >>> source = ml.tasks.Digits(ways=3, shots=5).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)
@@ -45,7 +45,10 @@ class FineTuneCrossValidated(FineTuneGrid):
         "fine_tune_cross_validated", "The method."
     )
     folds: int = option(
-        10, "Most folds; with as many as shots a fold is one shot a class.", acts="adapt", ge=2
+        10,
+        "Maximum number of folds; with one fold per shot, a fold is one shot per class.",
+        acts="adapt",
+        ge=2,
     )
 
     def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:

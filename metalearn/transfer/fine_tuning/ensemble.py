@@ -24,12 +24,12 @@ class Members(NamedTuple):
 
 
 class FineTuneEnsemble(FineTuneGrid):
-    """Fine-tune a new task with each of several step sizes, and average the predictions.
+    """Fine-tune with each of several step sizes and average the predictions.
 
     p(y | x) = 1/R sum_r softmax(f(x; phi_r)),  phi_r after s steps of fine_tune by inner_lr times
-    the r-th of `lr_factors`, all from one start: the hyper-parameter ensemble of Luo et al. 2026
-    (arXiv:2603.00478), which needs no validation set. logits = log p; in regression the mean of the
-    outputs. Steps of all members are on the account.
+    the r-th of `lr_factors`, all from the same initialization: the hyper-parameter ensemble
+    of Luo et al. 2026 (arXiv:2603.00478), which needs no validation set. logits = log p; in
+    regression the mean of the outputs. Steps of all members are included in the cost.
 
     >>> source = ml.tasks.Digits(ways=3, shots=1).build()
     >>> learner = ml.models.MLP(sizes=(16,)).build(source.spec)

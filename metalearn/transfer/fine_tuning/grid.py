@@ -27,11 +27,12 @@ class FineTuneGrid(FineTune):
 
     palette_index: ClassVar[int] = MethodComponent.palette_index
     lr_factors: Factors = option(
-        (0.2, 1.0, 5.0), "Factors on the step size, each a path of its own.", acts="adapt"
+        (0.2, 1.0, 5.0), "Multipliers of the step size, one inner loop each.", acts="adapt"
     )
     head_lr_factors: Factors | None = option(
         None,
-        "Factors on the step size of the head, each with each of lr_factors; null: the same.",
+        "Multipliers of the step size of the head, combined with each of lr_factors; null: "
+        "the same factor as the other layers.",
         acts="adapt",
     )
 
