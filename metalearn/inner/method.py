@@ -123,9 +123,13 @@ def learn_functions(
     adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
 
     def predict_one(
-        meta: Meta, item: Any, support: Batch, query_x: Tensor, query_weight: Tensor | None = None
+        meta: Meta,
+        adapted: Any,
+        support: Batch,
+        query_x: Tensor,
+        query_weight: Tensor | None = None,
     ) -> Tensor:
-        return predict_all(meta, [item], support, query_x, query_weight)[0]
+        return predict_all(meta, [adapted], support, query_x, query_weight)[0]
 
     return LearnFunctions(
         vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features, paths=paths),

@@ -55,8 +55,8 @@ def gaussian(
         mean, log_deviation = split(found.predictions)
         return found._replace(predictions=mean, log_deviation=log_deviation)
 
-    def mean_of(*args: Any) -> Tensor:
-        return split(outputs_of(*args))[0]
+    def mean_of(*args: Any, **given: Any) -> Tensor:
+        return split(outputs_of(*args, **given))[0]
 
     task_grad = meta_gradient(task_loss, learner)
     step = step_over_tasks(task_grad, made.update, spec)

@@ -258,8 +258,9 @@ class MetaNAS(MethodComponent):
     def _predict_one(self, space: Space) -> Callable[..., Tensor]:
         """(meta, w and a, support, query_x [M, *X]) -> [M, C]."""
 
-        def predict(_: Meta, joint: Params, support: Batch, query_x: Tensor) -> Tensor:
-            arch, weights = split_arch(joint)
+        def predict(meta: Meta, adapted: Params, support: Batch, query_x: Tensor) -> Tensor:
+            del meta
+            arch, weights = split_arch(adapted)
             params = {**weights, **softmax_masks(arch, self.last_temperature)}
             return space.supernet.apply(params, query_x, context=support.x)
 
