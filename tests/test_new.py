@@ -72,6 +72,12 @@ def test_everything_it_writes_passes_its_test_and_ruff(metalearn: Commands) -> N
     assert ended.code == 0 and f"{len(KINDS) + 2} passed" in ended.out, ended.out + ended.err
 
 
+def test_a_section_is_a_kind_too(metalearn: Commands) -> None:
+    done = metalearn("new", "section", "HowMany", "--out", "sections")
+    assert done.code == 0 and "metalearn list report --plugin" in done.out, done.err
+    assert "@ml.section(" in (metalearn.folder / "sections" / "how_many.py").read_text()
+
+
 def test_a_new_method_trains_on_a_new_task(metalearn: Commands) -> None:
     for kind, name in (("method", "Fresh"), ("task", "Straight"), ("model", "Wide")):
         assert metalearn("new", kind, name).code == 0

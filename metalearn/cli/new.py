@@ -27,10 +27,11 @@ KINDS = {  # and the kinds of `metalearn.register`
     "tracker": "trackers",
     "report": "report",
 }
+OTHER_NAMES = {"section": "report"}  # a section of the report
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}, section.")],
     name: Annotated[str, typer.Argument(help="Its name, such as SignMAML or sign_maml.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the two files.")] = Path(),
 ) -> None:
@@ -38,7 +39,7 @@ def new(
     with exit_codes():
         file, test = write_new(kind, name, out)
         print(f"{kind}: {file}\ntest: {test}\nrun: pytest {test}")
-        print(f"list: metalearn list {KINDS[kind]} --plugin {file}")
+        print(f"list: metalearn list {KINDS[OTHER_NAMES.get(kind, kind)]} --plugin {file}")
 
 
 def write_new(kind: str, name: str, folder: Path) -> list[Path]:
@@ -46,7 +47,7 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
 
     Raises ConfigError if one of them exists, or if the name cannot be used.
     """
-    module = snake_case(name)
+    kind, module = OTHER_NAMES.get(kind, kind), snake_case(name)
     targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
     unknown = f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"
     problems = [] if kind in KINDS else [("KIND", unknown)]
