@@ -345,6 +345,8 @@ def test_a_sweep_in_python_has_its_trials(tmp_path: Path) -> None:
     assert found.table().splitlines()[1].split()[0] == str(found.best["number"])
     assert found.load().config.method.inner_lr == found.best["parameters"]["method.inner_lr"]
     assert found.plot("history").axes and "<td>complete</td>" in found._repr_html_()
+    ax = Figure().subplots(1, 2)[1]
+    assert found.plot("history", ax=ax) is ax and ax.get_ylabel() == found.data["metric"]["name"]
     stamp = (tmp_path / "sweep" / "trials" / "0" / "result.json").stat().st_mtime_ns
     ml.sweep(sweep, out=tmp_path / "sweep")
     assert (tmp_path / "sweep" / "trials" / "0" / "result.json").stat().st_mtime_ns == stamp

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from metalearn.errors import ConfigError, did_you_mean
+from metalearn.report.figures.axes import drawing_on
 from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
 from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
@@ -60,14 +62,17 @@ class SweepResult:
         rows = [{**one, **one["parameters"]} for one in self.trials]
         return data_frame(rows, "`trials`").drop(columns="parameters").set_index("number")
 
-    def plot(self, name: str = "history") -> Any:
-        """A matplotlib figure of the page: history, curves, importance, parallel."""
+    def plot(self, name: str = "history", ax: Any = None) -> Any:
+        """A figure of the page: history, curves, importance, parallel.
+
+        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
         if name not in FIGURES:
             raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
-        figure = FIGURES[name](read_swept(self.folder))
+        with nullcontext() if ax is None else drawing_on(ax):
+            figure = FIGURES[name](read_swept(self.folder))
         if figure is None:
             raise ConfigError(("plot", f"this sweep has too few trials for the figure {name}"))
-        return figure
+        return figure if ax is None else ax
 
     def __repr__(self) -> str:
         return f"{self.table()}\n{self.folder}"

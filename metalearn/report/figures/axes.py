@@ -282,6 +282,14 @@ def empty_figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def one_panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """A figure of one panel, with room for its labels; or those of `drawing_on`."""
+    if (given := _given.get()) is not None:
+        return given.get_figure(root=True), given  # type: ignore[return-value]
+    figure = Drawing(size, layout="constrained")
+    return figure, figure.subplots()
+
+
 def scale_of(group: Group) -> float:
     """What a score is multiplied with to be shown: accuracies are percentages."""
     return 100.0 if group.higher_better else 1.0

@@ -14,7 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT, Drawing, styled
+from metalearn.report.figures.axes import one_panel
+from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT, styled
 from metalearn.report.numbers import word
 
 Json = dict[str, Any]
@@ -60,8 +61,7 @@ class Swept:
 @styled
 def history_figure(swept: Swept) -> Figure:
     """Every trial's value in order, and the best so far."""
-    figure = Drawing(SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel()
     for state, (marker, name) in STATES.items():
         shown = [trial for trial in swept.valued if trial["state"] == state]
         if shown:
@@ -100,8 +100,7 @@ def importance_figure(swept: Swept) -> Figure | None:
     if not swept.importance:
         return None
     names = sorted(swept.importance, key=lambda name: swept.importance[name])
-    figure = Drawing((SIZE[0], 0.7 + 0.34 * len(names)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel((SIZE[0], 0.7 + 0.34 * len(names)))
     bars = axes.barh(
         names, [swept.importance[name] for name in names], color=PALETTE[0], height=0.6
     )
@@ -118,8 +117,7 @@ def parallel_figure(swept: Swept) -> Figure | None:
     names, trials = swept.varied, [trial for trial in swept.valued if trial["state"] == "complete"]
     if not names or len(trials) < 2:
         return None
-    figure = Drawing(SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel()
     values = [trial["value"] for trial in trials]
     norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1)
     shades = colormaps["viridis" if swept.goal == "maximize" else "viridis_r"]
@@ -178,8 +176,7 @@ def curves_figure(swept: Swept) -> Figure | None:
     """The metric at every validation; None where there were none, or one a trial."""
     if not any(len(curve) > 1 for curve in swept.curves.values()):
         return None
-    figure = Drawing(SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel()
     state = {trial["number"]: trial["state"] for trial in swept.trials}
     for number, curve in swept.curves.items():
         if number != swept.best:
