@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from metalearn.errors import ConfigError, DataError
+from metalearn.errors import ConfigError, DataError, did_you_mean
 from metalearn.logger import warn_once
 from metalearn.storage.files import UNREADABLE
 
@@ -43,6 +43,14 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     if not lengths or not next(iter(lengths.values())):
         raise ConfigError((place, f"{path} holds no rows"))
     return found
+
+
+def lacks(name: str, columns: Sequence[str] | dict[str, Array]) -> str:
+    """The end of a sentence about a file without the column `name`."""
+    if list(columns) == ["x"]:  # as of a .npy file
+        text = f"has no column {name!r}, but an array x alone: an .npz file holds both; with target"
+        return f"{text} null (None in Python) x is [classes, rows of each, *X]"
+    return f"has no column {name!r}; {did_you_mean(name, columns)}"
 
 
 def numbers(column: Array, name: str, place: str) -> Array:

@@ -15,12 +15,13 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from metalearn import rng
 from metalearn.component import TaskComponent, option
-from metalearn.errors import ConfigError, did_you_mean
+from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, held, hold
 from metalearn.storage.columns import (
     found_inputs,
     has_no_label,
     inputs_of,
+    lacks,
     numbers,
     of_text,
     read_columns,
@@ -209,12 +210,11 @@ class Arrays(TaskComponent):
         named = (self.group, self._target, *(self.inputs or ()))
         absent = [name for name in dict.fromkeys(named) if name and name not in columns]
         if absent:
-            texts = [f"has no column {name!r}; {did_you_mean(name, columns)}" for name in absent]
-            raise ConfigError(*(("path", text) for text in texts))
+            raise ConfigError(*(("path", lacks(name, columns)) for name in absent))
 
     def _column(self, name: str, columns: dict[str, Array]) -> str:
         if name not in columns:
-            raise ConfigError(("path", f"has no column {name!r}; {did_you_mean(name, columns)}"))
+            raise ConfigError(("path", lacks(name, columns)))
         return name
 
     def _inputs(self, columns: dict[str, Array]) -> list[str]:
