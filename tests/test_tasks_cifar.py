@@ -13,6 +13,7 @@ from pictures import KEY
 from PIL import Image
 
 from metalearn.augment import augment
+from metalearn.cli import data
 from metalearn.errors import ConfigError, DataError
 from metalearn.models import Conv4
 from metalearn.rng import fold_in, uniform
@@ -212,3 +213,12 @@ def test_conv4_has_the_widths_of_r2d2() -> None:
     same = Conv4(filters=8).build(spec).init(KEY)
     each = Conv4(filters=(8, 8, 8, 8)).build(spec).init(KEY)
     assert all(torch.equal(same[name], each[name]) for name in same)
+
+
+@pytest.mark.parametrize("name", ["cifar100", "cifar_fs", "fc100"])
+def test_the_data_commands_take_the_names_of_the_sources(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="metalearn data prepare cifar100"):
+        data.verify(name)

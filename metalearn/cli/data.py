@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.tasks import DATA_SETS
+from metalearn.tasks import DATA_SET_OF, DATA_SETS
 from metalearn.tasks.store import DataSet, data_root
 
 
@@ -34,6 +34,8 @@ def verify(name: str) -> list[str]:
 
 
 def _entry(name: str) -> DataSet:
+    """The data set of a name, or that of a task source."""
+    name = DATA_SET_OF.get(name, name)
     if name not in DATA_SETS:
         raise ConfigError(("NAME", f"unknown data set {name!r}; {did_you_mean(name, DATA_SETS)}"))
     return DATA_SETS[name]

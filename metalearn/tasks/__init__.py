@@ -64,11 +64,14 @@ DATA_SETS: dict[str, store.DataSet] = {
     "tides": tides.FILE.data_set("harmonic constants of 3,072 tide stations"),
     "spectra": spectra.FILE.data_set("reflectance curves of 4,161 soils"),
 }
+# Sources whose images are those of a data set of another name.
+DATA_SET_OF = {"cifar_fs": "cifar100", "fc100": "cifar100"}
 
 __all__ = [
     "CIFARFS",
     "CUB200",
     "DATA_SETS",
+    "DATA_SET_OF",
     "FC100",
     "TASKS",
     "Arrays",
