@@ -325,6 +325,7 @@ def test_the_check_of_memory_and_the_curve(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_sampling_is_timed_by_the_episode() -> None:
     outcome = measured(WORKLOADS["sampling_5w1s"], QUICK)
+    assert [one["executor"] for one in outcome.rows if one["engine"] == "native"] == [None]
     rows = {(one["engine"], one.get("form")): one for one in outcome.rows}
     assert ("native", None) in rows
     assert {form for engine, form in rows if engine == "learn2learn"} in (

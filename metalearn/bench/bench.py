@@ -150,8 +150,8 @@ def _prepared(
 
 def _row(problem: Problem, contender: Contender) -> Row:
     row: Row = {"workload": problem.workload.name, "engine": contender.engine}
-    if contender.executor:
-        row["executor"] = contender.executor
+    if contender.engine == "native":
+        row["executor"] = contender.executor  # null of what no executor runs, such as sampling
     if contender.chunk:
         row["chunk"] = contender.chunk
     row["tasks"] = problem.workload.tasks
