@@ -283,8 +283,8 @@ def test_places_that_cannot_be_written(metalearn: Commands, run: Path) -> None:
     refused(metalearn("evaluate", run, "--out", blocked), "fine.yaml")
     refused(metalearn("report", run, "--out", blocked), "fine.yaml")
     before = file.read_bytes()
-    refused(metalearn("report", run, "--out", file), "exists and is no page")
-    refused(metalearn("report", run, "--out", run), "is a folder")
+    refused(metalearn("report", run, "--out", file), "is not a report")
+    refused(metalearn("report", run, "--out", run), "is a directory")
     assert file.read_bytes() == before
 
 

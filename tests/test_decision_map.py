@@ -210,7 +210,7 @@ def test_break_even_counts_the_queries_of_a_task(rows: Path) -> None:
 
 def test_the_page_has_the_count_of_each_number_of_queries(rows: Path, tmp_path: Path) -> None:
     text = write_report([rows], tmp_path / "page.html").read_text()
-    part = text.partition("By the number of queries a task is asked")[2].partition("</details>")[0]
+    part = text.partition("By number of queries per task")[2].partition("</details>")[0]
     found = read_json(rows / "comparison.json")["break_even"]
     tested = [row for row in found if row["contrast"]]
     assert part.count("<tr>") == 1 + len(tested)

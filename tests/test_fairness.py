@@ -162,31 +162,31 @@ def test_the_protocol_says_how_rows_were_made(tmp_path: Path) -> None:
     for config in tmp_path.glob("methods/*/*/config.yaml"):
         config.write_text(config.read_text() + more)
     found = facts(tmp_path)
-    assert found["seeds"] == "3 seeds a row" and found["test tasks"] == "600 tasks a row"
+    assert found["seeds"] == "3 seeds per method" and found["test tasks"] == "600 tasks per method"
     assert found["levels"] == "0.6, 0.8" and "multiple of 1/75" in found["queries"]
     assert found["budget of tuning"].startswith("9 trials: ")
-    assert found["budget of tuning"].endswith("intervals are given one tuning")
+    assert found["budget of tuning"].endswith("intervals are conditional on this tuning")
     assert found["tuned"].startswith("inner_lr 0.001 to 1 (log): ")
-    assert found["normalisation"] == "every row: query_batch (transductive)"
+    assert found["normalisation"] == "all methods: query_batch (transductive)"
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
-    assert "Protocol" in page and "given one tuning" in page
+    assert "Protocol" in page and "conditional on this tuning" in page
 
 
 def test_the_protocol_says_how_seconds_were_measured(tmp_path: Path) -> None:
-    """One seed of a row in each round, or, in older comparisons, all of them in all."""
+    """One seed per method in each round, or, in older comparisons, all of them in all."""
     write_rows(tmp_path, ["maml", "scratch"], seeds=2)
-    older = "timed in 5 rounds through all rows in turns, after training"
-    assert facts(tmp_path)["seconds of new tasks"] == f"every row: {older}"
+    older = "timed in 5 interleaved rounds over all methods, after training"
+    assert facts(tmp_path)["seconds of new tasks"] == f"all methods: {older}"
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
-    assert "medians of each seed" in page and "each with one seed of a row" not in page
+    assert "medians of each seed" in page and "each with one seed per method" not in page
     for file in tmp_path.glob("methods/*/*/result.json"):
         data = json.loads(file.read_text())
         data["timing"]["of_seed"] = 2
         file.write_text(json.dumps(data))
     found = facts(tmp_path)["seconds of new tasks"]
-    assert found == f"every row: {older}, a seed of a row in each round"
+    assert found == f"all methods: {older}, one seed per method in each round"
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
-    assert "each with one seed of a row" in page and "medians of each seed" not in page
+    assert "each with one seed per method" in page and "medians of each seed" not in page
 
 
 def test_the_protocol_names_what_differs(tmp_path: Path) -> None:

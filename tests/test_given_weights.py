@@ -64,9 +64,7 @@ def test_an_unknown_price_decides_nothing_and_the_free_count_stands_beside_it(
 ) -> None:
     row = in_flops(compared(tmp_path))
     assert row["verdict"] == "undecided" and row["tasks"] is None
-    assert row["why"] == (
-        "the pretraining of lite is free to us; its price is unknown to the world"
-    )
+    assert row["why"] == ("the pretraining of lite is excluded, as its published cost is unknown")
     free = row["variants"][-1]
     assert free["with_given"] is False and free["with_tuning"] is True
     assert free["verdict"] != "undecided" or free["tasks"] is not None
@@ -100,8 +98,8 @@ def test_rows_without_given_weights_have_no_such_count(tmp_path: Path) -> None:
 def test_the_page_names_licence_overlap_and_price(tmp_path: Path, flops: Any) -> None:
     compared(tmp_path, flops, "a paper, table 2")
     text = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
-    for part in ("Weights that were trained elsewhere", "MIT", "3,371,008", GIVEN["overlap"]):
+    for part in ("Weights trained by others", "MIT", "3,371,008", GIVEN["overlap"]):
         assert str(part) in text
-    assert ("free to us; unknown to the world" in text) == (flops == "unknown")
+    assert ("excluded; published cost unknown" in text) == (flops == "unknown")
     assert ("a paper, table 2" in text) == (flops != "unknown")
-    assert "free to us" in text
+    assert "pretraining excluded" in text

@@ -82,8 +82,8 @@ def test_every_row_and_every_control_is_there(finished: Path) -> None:
     comparison = json.loads((finished / "comparison.json").read_text())
     assert {row["label"] for row in comparison["rows"]} == set(rows(finished))
     page = (finished / "report.html").read_text()
-    assert "first 4 tasks" in page and "Circles: the picks" in page
-    assert "Controls that this run lacks" not in page
+    assert "first 4 tasks" in page and "Circles: the chosen candidates" in page
+    assert "Missing controls" not in page
 
 
 def test_a_search_is_on_the_bill_and_phases_add_up(finished: Path) -> None:

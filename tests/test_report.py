@@ -150,7 +150,7 @@ def test_regression_runs(tmp_path: Path) -> None:
         "lower is better",
         "median task",
         "left out of the line of maml",
-        "Share of tasks that diverged",
+        "Tasks that diverged, %",
         "published",
     ):
         assert words in page.text, words
@@ -253,7 +253,7 @@ def test_what_was_not_measured_is_no_zero(tmp_path: Path) -> None:
     groups = records.group([records.load(run)])
     assert cost.cost_figure((groups, compare(groups)), "seconds") is None
     page = check_page(write_report([run], tmp_path / "report.html"))
-    assert "It cost nothing measured beforehand." in page.text
+    assert "It has no measured up-front cost." in page.text
 
 
 def test_the_page_says_what_comparison_json_says(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_earlier_comparison_gives_a_page_that_says_what_is_missing(tmp_path: 
     later = list(found)[list(found).index("checks") + 1 :]
     file.write_text(json.dumps({key: found[key] for key in found if key not in later}))
     text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
-    assert f"does not hold {', '.join(later)}: what is made of them is left out" in text
+    assert f"does not contain {', '.join(later)}: the parts that need them are left out" in text
     for name in ("solved", "break_even_lines", "equal_compute", "factors", "total_cost"):
         assert f"Not in this comparison.json: {name}." in text
 
@@ -302,7 +302,7 @@ def test_an_earlier_comparison_gives_a_page_that_says_what_is_missing(tmp_path: 
     [
         (None, "percentile bootstraps"),
         (1, "percentile bootstraps"),
-        (2, "every pair has a break-even verdict"),
+        (2, "a break-even verdict for every pair"),
         (3, "symmetric, which is too narrow"),
         (4, ""),
     ],
@@ -315,7 +315,7 @@ def test_an_earlier_comparison_says_by_which_rules_it_was_made(
     file.write_text(json.dumps({**json.loads(file.read_text()), "rules": rules}))
     text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     assert ("written by an earlier version" in text) == bool(words) and words in text
-    assert "does not hold" not in text
+    assert "does not contain" not in text
 
 
 @pytest.mark.parametrize("tested", [True, False])
@@ -329,7 +329,7 @@ def test_the_matrix_says_by_what_its_cells_are_coloured(tmp_path: Path, tested: 
     file.write_text(json.dumps(found))
     text = check_page(write_report([tmp_path], tmp_path / "report.html")).text
     assert ("the column is, by Holm’s p of a contrast" in text) == tested
-    assert ("the column is, by a 95 % interval without 0" in text) != tested
+    assert ("the column is, by a 95 % interval that excludes 0" in text) != tested
 
 
 def test_a_damaged_comparison_is_refused_with_a_way_out(tmp_path: Path) -> None:

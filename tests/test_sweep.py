@@ -240,7 +240,7 @@ def test_no_label_of_a_test_task_chooses_unless_it_is_asked_for_and_then_it_is_s
         parameters={"task.shots": {"values": [5]}},
     )
     done = metalearn("sweep", file)
-    assert done.code == 0 and "chose on test tasks" in done.out
+    assert done.code == 0 and "selected on test tasks" in done.out
     result = json.loads(
         (metalearn.folder / "runs" / "test" / "trials" / "0" / "result.json").read_text()
     )
@@ -326,7 +326,7 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 4 and f"Trial {best} is the best" in page
     assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
-    assert "share of the variance" in page and "1 ended early" in page and "1 failed" in page
+    assert "fraction of variance" in page and "1 stopped early" in page and "1 failed" in page
     assert importance(read_swept(folder)) == read_swept(folder).importance
     shares = read_swept(folder).importance
     assert max(shares, key=lambda name: shares[name]) == "method.inner_lr"

@@ -25,7 +25,7 @@ def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "repo
     folders, demonstration = [Path(folder) for folder in dirs], False
     for folder in folders:
         if not folder.is_dir():
-            text = "does not exist, or is no folder: give run, comparison or sweep directories"
+            text = "is not a directory: pass directories of runs, comparisons or sweeps"
             raise ConfigError((str(folder), text))
     _check_page(Path(out))
     if split_kinds(folders):
@@ -40,8 +40,10 @@ def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "repo
 def _check_page(out: Path) -> None:
     """ConfigError where something stands at `out` that is no page, before any work is done."""
     if out.is_dir():
-        raise ConfigError(("--out", f"{out} is a folder: give the path of a page"))
+        raise ConfigError(("--out", f"{out} is a directory: pass the path of an HTML file"))
     if out.exists():
         with out.open("rb") as file:
             if not file.read(64).lstrip().lower().startswith(b"<!doctype html"):
-                raise ConfigError(("--out", f"{out} exists and is no page: give another name"))
+                raise ConfigError(
+                    ("--out", f"{out} already exists and is not a report: choose another name")
+                )

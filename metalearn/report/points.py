@@ -46,7 +46,7 @@ def curve_points(groups: Sequence[Group], found: Json) -> list[Points]:
         if any(name in run.test for group in groups for run in group.runs)
     ]
     if any(group.first.test.get("diverged") for group in groups):
-        title = "Share of tasks that diverged, %"
+        title = "Tasks that diverged, %"
         tables.append(Points(title, False, *_table(groups, curves, "diverged", True)))
     return tables
 

@@ -75,7 +75,12 @@ def _runs(root: Path) -> list[Run]:
     """Finished runs at or under a directory."""
     finished, _ = records.run_directories(root)
     if not finished:
-        raise ConfigError((str(root), "holds no finished run: a run directory has a result.json"))
+        raise ConfigError(
+            (
+                str(root),
+                "contains no finished run: the directory of a finished run has a result.json",
+            )
+        )
     return [records.load(path) for path in finished]
 
 

@@ -38,7 +38,7 @@ def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Chec
 
 def _finished(unfinished: Sequence[str]) -> Check:
     wrong = f"not finished: {', '.join(unfinished)}" if unfinished else ""
-    return check("every row is finished", wrong, "each run directory holds a result")
+    return check("every row is finished", wrong, "each run directory contains a result")
 
 
 def _task(run: Run) -> tuple[Any, ...]:
@@ -48,7 +48,7 @@ def _task(run: Run) -> tuple[Any, ...]:
 
 def _same_task(runs: Sequence[Run]) -> Check:
     found = sorted({str(_task(run)) for run in runs})
-    wrong = f"rows differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
+    wrong = f"methods differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
     fine = "one source, split, number of ways, shots and queries"
     return check("same new tasks", wrong if len(found) > 1 else "", fine)
 
@@ -59,14 +59,14 @@ def _same_episodes(runs: Sequence[Run]) -> Check:
     if len(prints) > 1:
         return Check(name, False, in_one_line(prints))
     if "None" in prints:
-        return Check(name, False, "no row holds a fingerprint of its episodes")
+        return Check(name, False, "no run has a fingerprint of its episodes")
     most = max((run.episodes for run in runs), default=0)
     short = sorted((run for run in runs if run.episodes < most), key=lambda run: run.episodes)
     fewer = owners((f"the first {run.episodes}", run.name) for run in short)
     text = f"{most} episodes, {next(iter(prints), '')}"
     # episode number t is the same whatever their number
     common = f"{text}; pairs are compared on common ones ({in_one_line(fewer)})"
-    return Check(name, True, common if fewer else f"every row: {text}")
+    return Check(name, True, common if fewer else f"all methods: {text}")
 
 
 def _print(run: Run) -> str:
@@ -76,7 +76,7 @@ def _print(run: Run) -> str:
 def _same_normalisation(groups: Sequence[Group]) -> Check:
     policies = owners((policy, group.label) for group in groups for policy in group.normalisations)
     wrong = f"accuracies under different policies are not comparable ({in_one_line(policies)})"
-    fine = f"every row: {next(iter(policies), '')}"
+    fine = f"all methods: {next(iter(policies), '')}"
     return check("same normalisation policy", "" if len(policies) == 1 else wrong, fine)
 
 
@@ -95,18 +95,18 @@ def _chance(runs: Sequence[Run]) -> Check:
         if problem := _not_chance(scores[:, run.steps.index(0)], run.chance):
             wrong.append(f"{run.name}: {problem}")
     if wrong:
-        text = f"step 0 should be 1/N and is not, so labels or support leak: {'; '.join(wrong)}"
+        text = f"accuracy at step 0 is not 1/N, so labels or support leak: {'; '.join(wrong)}"
         return Check(name, False, text)
     if not tested:
-        text = "does not apply: no row takes steps from a start that cannot know the classes"
+        text = "does not apply: no method starts from an initialization without class information"
         return Check(name, True, text)
-    return Check(name, True, f"{tested} rows start at 1/N, within 4 standard errors")
+    return Check(name, True, f"{tested} runs start at 1/N, within 4 standard errors")
 
 
 def _new_classes(runs: Sequence[Run]) -> list[Check]:
     """A check that fails where test tasks have training classes; none where classes are new."""
     same = {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
-    text = f"test tasks have the classes of training, in new images: {', '.join(sorted(same))}"
+    text = f"test tasks have the training classes, with new images: {', '.join(sorted(same))}"
     return [Check("test classes are new", False, text)] if same else []
 
 
@@ -119,7 +119,7 @@ def _pools(runs: Sequence[Run]) -> list[Check]:
         return []
     episodes, pool = max(small)
     text = f"{episodes} episodes are of {pool} different groups or sets of classes: intervals over "
-    text += "tasks hold for new tasks of these, and say little of others"
+    text += "tasks hold for new tasks of these, not of others"
     return [Check("test tasks are of different groups or classes", False, text)]
 
 
@@ -148,14 +148,14 @@ def _diverged(groups: Sequence[Group]) -> Check:
 
 def _seeds(groups: Sequence[Group]) -> Check:
     few = [f"{group.label} {len(group.runs)}" for group in groups if len(group.runs) < SEEDS]
-    wrong = f"how much another seed would change is not known well: {', '.join(few)}"
+    wrong = f"the variation over seeds is not well known: {', '.join(few)}"
     fine = f"fewest: {min((len(group.runs) for group in groups), default=0)}"
     return check(f"at least {SEEDS} seeds", wrong if few else "", fine)
 
 
 def _episodes(runs: Sequence[Run]) -> Check:
     fewest = min((run.episodes for run in runs), default=0)
-    text = f"fewest in a row: {fewest}"
+    text = f"fewest in a run: {fewest}"
     return Check(f"at least {EPISODES} test episodes", fewest >= EPISODES, text)
 
 
@@ -165,11 +165,11 @@ def _edges(groups: Sequence[Group]) -> Check:
     tuned = [run for group in groups for run in group.runs if run.result.get("tuned")]
     edges = [_edge(run, key) for run in tuned for key in run.result["tuned"].get("on_edge") or []]
     if edges:
-        text = f"on the edge, so a wider range may do better: {'; '.join(edges)}"
+        text = f"on the edge, so a wider range may be better: {'; '.join(edges)}"
         return Check(name, False, text)
     if not tuned:
-        return Check(name, True, "does not apply: no row was tuned")
-    return Check(name, True, f"{len(tuned)} tuned rows, none on the edge of a range")
+        return Check(name, True, "does not apply: no method was tuned")
+    return Check(name, True, f"{len(tuned)} tuned runs, none on the edge of a range")
 
 
 def _edge(run: Run, key: str) -> str:

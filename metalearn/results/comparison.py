@@ -108,7 +108,7 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
         ConfigError: no row is finished, or a file is unreadable."""
     finished, unfinished = data.run_directories(root)
     if not finished:
-        text = "holds no finished run (methods/<label>/seed-<n>/result.json)"
+        text = "contains no finished run (methods/<label>/seed-<n>/result.json)"
         raise ConfigError((str(root), text))
     groups = data.group(data.load(path) for path in finished)
     missing = [str(path.relative_to(root)) for path in unfinished]
@@ -146,7 +146,7 @@ def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
     try:
         found = checked(Comparison, read_json(file), file)
     except ConfigError as error:
-        advice = "delete it: `metalearn report` computes it again from the run directories"
+        advice = "delete it: `metalearn report` recomputes it from the run directories"
         raise ConfigError(*error.problems, (str(file), advice)) from error
     results = [run.result for group in groups for run in group.runs]
     same = sorted(map(_name, found["rows"])) == sorted(map(_name, results))

@@ -10,7 +10,7 @@ from metalearn.results.records import Group, Run
 from metalearn.results.searches import candidates, is_control, searched, trials, tuning_flops
 
 SEARCH_SEEDS = 3
-NO_SEARCH = "does not apply: no row searched architectures"
+NO_SEARCH = "does not apply: no method searched architectures"
 SUM_WITHIN = 0.05  # of the run's seconds by the wall clock
 
 
@@ -66,14 +66,15 @@ def _equal_tuning(groups: Sequence[Group]) -> Check:
     tuned = [(run, label) for run, label in rows if tunable(run)]
     if any(tuning_flops(run) is not None for run, _ in rows):
         found = owners((_flops(run), label) for run, label in tuned)
-        wrong = f"rows were tuned with unequal compute ({in_one_line(dict(sorted(found.items())))})"
-        fine = f"every row: {next(iter(found), 'none')}"
+        budgets = in_one_line(dict(sorted(found.items())))
+        wrong = f"methods were tuned with unequal compute ({budgets})"
+        fine = f"all methods: {next(iter(found), 'none')}"
         return check("equal tuning compute", wrong if len(found) > 1 else "", fine)
     counts = sorted(tuned, key=lambda row: trials(row[0]))
     found = owners((str(trials(run)), label) for run, label in counts)
-    wrong = f"a method that was tuned more had more chances ({in_one_line(found)})"
+    wrong = f"methods were tuned with different numbers of trials ({in_one_line(found)})"
     wrong = wrong + _untuned_searches(groups) if len(found) > 1 else ""
-    return check("equal tuning trials", wrong, f"every row: {next(iter(found), 0)}")
+    return check("equal tuning trials", wrong, f"all methods: {next(iter(found), 0)}")
 
 
 def _flops(run: Run) -> str:
@@ -93,8 +94,8 @@ def _untuned_searches(groups: Sequence[Group]) -> str:
         return ""
     counts = ", ".join(f"{label} {candidates(run) or 'by gradient'}" for label, run in rows.items())
     return (
-        f"; searches without tuning cannot be equal here: their candidates ({counts}) are paid as "
-        "search and are no tuning trials; with tune: in their methods they could be"
+        f"; searches without a tune: block cannot pass, as the cost of their candidates ({counts}) "
+        "counts as search and not as tuning"
     )
 
 
@@ -106,7 +107,7 @@ def _search_seeds(groups: Sequence[Group]) -> Check:
     if not found:
         return Check(name, True, NO_SEARCH)
     few = ", ".join(f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS)
-    wrong = f"another search could find something else: {few}" if few else ""
+    wrong = f"another search could give another result: {few}" if few else ""
     return check(name, wrong, f"fewest: {min(found.values())}")
 
 
@@ -124,7 +125,7 @@ def _random_control(groups: Sequence[Group]) -> Check:
     if not rows:
         return Check(name, True, NO_SEARCH)
     without = ", ".join(label for label, run in others.items() if _setting(run) not in controls)
-    wrong = f"no random search with the same budget and space: {without}" if without else ""
+    wrong = f"no random search with equal budget and search space: {without}" if without else ""
     return check(
         name, wrong, f"random search: {', '.join(label for label in rows if label not in others)}"
     )
@@ -142,7 +143,7 @@ def _phases(runs: Sequence[Run]) -> Check:
     reasons = [reason for run in runs for reason in (run.result.get("uncounted") or {}).values()]
     why = f"; why: {'; '.join(dict.fromkeys(map(str, reasons)))}" if reasons else ""
     wrong = f"not measured, so costs are not compared ({rows}){why}" if missing else ""
-    fine = f"{len(runs)} rows, every phase with FLOPs and seconds"
+    fine = f"{len(runs)} runs, every phase with FLOPs and seconds"
     return check("no missing phase", wrong, fine)
 
 
@@ -158,12 +159,12 @@ def _sums(runs: Sequence[Run]) -> Check:
         if wall and whole is not None:
             gaps[run.name] = whole / float(wall) - 1
     if not gaps:
-        return Check(name, False, "no row says how long it took by the wall clock")
+        return Check(name, False, "no run recorded its wall-clock time")
     worst = max(gaps, key=lambda who: abs(gaps[who]))
     gaps = {who: gap if abs(gap) > 5e-4 else 0.0 for who, gap in gaps.items()}  # no minus nought
     wide = ", ".join(f"{who} {gap:+.1%}" for who, gap in gaps.items() if abs(gap) > SUM_WITHIN)
     wrong = f"more than {SUM_WITHIN:.0%} apart: {wide}" if wide else ""
-    return check(name, wrong, f"{len(gaps)} rows; furthest apart: {worst} {gaps[worst]:+.1%}")
+    return check(name, wrong, f"{len(gaps)} runs; largest difference: {worst} {gaps[worst]:+.1%}")
 
 
 def _idle(groups: Sequence[Group]) -> Check:
@@ -171,12 +172,12 @@ def _idle(groups: Sequence[Group]) -> Check:
     machine."""
     name = "new tasks were timed alone on the machine"
     if len(groups) < 2:
-        return Check(name, True, "does not apply: there is one row")
+        return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
     problems = owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
     if problems:
         rows = {
-            text: "every row" if len(who) == len(runs) else ", ".join(who)
+            text: "all runs" if len(who) == len(runs) else ", ".join(who)
             for text, who in problems.items()
         }
         why = "; ".join(f"{text} ({who})" for text, who in rows.items())
@@ -184,11 +185,11 @@ def _idle(groups: Sequence[Group]) -> Check:
     timings = [run.result["timing"] for run in runs]
     others = max(timing["others"] for timing in timings)
     rounds = min(timing["rounds"] for timing in timings)
-    why = f"{rounds} rounds in turns; other processes took {others:.1%} of the cores at most"
+    why = f"{rounds} interleaved rounds; other processes used at most {others:.1%} of the cores"
     return Check(name, True, why)
 
 
 def _policy(runs: Sequence[Run]) -> Check:
     without = ", ".join(run.name for run in runs if not run.result.get("normalisation"))
     wrong = f"not stated: {without}" if without else ""
-    return check("normalisation policy stated", wrong, "in every row")
+    return check("normalisation policy stated", wrong, "in all runs")

@@ -164,9 +164,9 @@ def timing_problem(run: Run) -> str:
     if timing is None:
         return "not timed again after training"
     if timing.get("others") is None:
-        return "the system did not report what else ran"
+        return "the load by other processes is unknown"
     if timing["others"] > BUSY:
-        return f"other processes took {timing['others']:.0%} of the cores"
+        return f"other processes used {timing['others']:.0%} of the cores"
     return ""
 
 

@@ -309,7 +309,7 @@ def load(path: Path) -> Run:
 
 def _read_object(path: Path) -> Json:
     if not path.exists():
-        text = "is not there: the run has not finished, or this is no run directory"
+        text = "does not exist: the run has not finished, or this is not a run directory"
         raise ConfigError((str(path), text))
     found = read_json(path)
     if not isinstance(found, dict):

@@ -111,15 +111,15 @@ def paired(a: Group, b: Group) -> Json:
         Group(g.label, [run for run in g.runs if run.seed in shared]).at_headline() for g in (a, b)
     )
     if first is None or second is None or len(first) != len(second) or _prints(a) != _prints(b):
-        return entry | {"why": "the rows were not scored on the same test episodes"}
+        return entry | {"why": "the methods were not scored on the same test episodes"}
     tasks = min(first.shape[1], second.shape[1])
     entry |= {"tasks": tasks}
     if tasks < LEAST_TASKS:
-        why = f"{tasks} common tasks are too few for an interval: it takes {LEAST_TASKS}"
+        why = f"{tasks} common tasks are too few for an interval: at least {LEAST_TASKS}"
         return entry | {"why": why}
     found = random_effects.paired(first[:, :tasks], second[:, :tasks])
     if found.undefined:
-        return entry | {"why": f"undefined: the score of {found.undefined} tasks is not finite"}
+        return entry | {"why": f"undefined: the scores of {found.undefined} tasks are not finite"}
     ci95 = None if found.ci95 is None else list(found.ci95)
     return entry | {
         "difference": found.value,

@@ -75,12 +75,12 @@ def conclusion(found: Sweep, folder: Path) -> str:
         lines.append(f"best: trial {best['number']}, {metric.name} {best['value']:.6g}, {values}")
     if metric.split == "test":
         lines.append(
-            "note: this sweep chose on test tasks: the best value is no estimate for new ones; "
-            "use a metric valid/..."
+            "note: this sweep selected on test tasks, so the best value is biased: use a metric "
+            "valid/..."
         )
     seeds = found.experiment.run.seeds
     if len(seeds) > 1 and "run.seeds" not in found.parameters:
-        text = f"note: every trial ran seed {seeds[0]} alone, the first of run.seeds {list(seeds)}"
+        text = f"note: every trial used only seed {seeds[0]}, the first of run.seeds {list(seeds)}"
         lines.append(text)
     return "\n".join([*lines, f"sweep: {queue.write()}"])
 

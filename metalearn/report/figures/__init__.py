@@ -41,11 +41,11 @@ def draw(name: str, what: Compared, ax: Any, names: Sequence[str]) -> Any:
         figure = FIGURES[name](what)
     else:
         if name in SEVERAL_PANELS:
-            raise ConfigError(("plot", f"the figure {name} has several panels: leave ax out"))
+            raise ConfigError(("plot", f"the figure {name} has several panels: omit ax"))
         with drawing_on(ax):
             figure = FIGURES[name](what)
     if figure is None:
-        raise ConfigError(("plot", f"these results have no numbers for the figure {name}"))
+        raise ConfigError(("plot", f"these results have no data for the figure {name}"))
     return figure if ax is None else ax
 
 

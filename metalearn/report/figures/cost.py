@@ -62,7 +62,7 @@ def cost_figure(what: Compared, axis: Axis) -> Figure | None:
         return None
     axes.set_xscale("log")
     value_axis(axes, groups, curves)
-    each = "to learn one new task and answer, logarithmic"
+    each = "to learn and predict one new task, logarithmic"
     axes.set_xlabel(f"FLOPs {each}" if axis == "flops" else f"time {each}")
     end_labels(axes, ends, style_of)
     round_ticks(axes, _words(axis))

@@ -106,7 +106,7 @@ def importance_figure(swept: Swept) -> Figure | None:
     )
     axes.bar_label(bars, fmt="%.2f", padding=3, color=INK)
     axes.set_xlim(0, 1.12)
-    axes.set_xlabel("share of the variance explained")
+    axes.set_xlabel("fraction of variance explained")
     axes.grid(axis="y", visible=False)
     return figure
 

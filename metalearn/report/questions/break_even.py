@@ -1,4 +1,4 @@
-"""After how many new tasks is an up-front cost repaid?"""
+"""After how many new tasks does a higher up-front cost break even?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from metalearn.results.costs import AXES
 from metalearn.results.records import Json
 
 
-@section("After how many new tasks is an up-front cost repaid?", template="break_even.html.j2")
+@section(
+    "After how many new tasks does a higher up-front cost break even?",
+    template="break_even.html.j2",
+)
 def break_even(rows: Section, pages: Sequence[Section]) -> Json:
     """Break-even counts of pairs."""
     found = rows.found.get("break_even_common") or rows.found["break_even"]

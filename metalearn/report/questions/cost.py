@@ -1,4 +1,4 @@
-"""What did all of it cost, and can the comparison be trusted?"""
+"""What did everything cost, and can the comparison be trusted?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metalearn.report.work import BEFORE
 from metalearn.results.records import Json
 
 
-@section("What did all of it cost, and can the comparison be trusted?", template="cost.html.j2")
+@section("What did everything cost, and can the comparison be trusted?", template="cost.html.j2")
 def cost(rows: Section, pages: Sequence[Section]) -> Json:
     """Costs by phase, machines, checks."""
     devices = {str(group.first.environment.get("device") or "") for group in rows.groups}

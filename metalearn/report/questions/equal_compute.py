@@ -1,4 +1,4 @@
-"""Which way is best at the same total compute?"""
+"""Which method is best at equal total compute?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES = {
 }
 
 
-@section("Which way is best at the same total compute?", template="equal_compute.html.j2")
+@section("Which method is best at equal total compute?", template="equal_compute.html.j2")
 def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
     """Rows at equal budgets in all."""
     groups = rows.groups

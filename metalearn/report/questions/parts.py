@@ -1,4 +1,4 @@
-"""What adds how much: start, optimizer or architecture?"""
+"""How much do initialization, optimizer and architecture contribute?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from metalearn.report.sections import Section
 from metalearn.results.records import Json
 
 
-@section("What adds how much: start, optimizer or architecture?", template="parts.html.j2")
+@section(
+    "How much do initialization, optimizer and architecture contribute?", template="parts.html.j2"
+)
 def parts(rows: Section, pages: Sequence[Section]) -> Json:
     """Pairs that differ in one part alone."""
     return {}

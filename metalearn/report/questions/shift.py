@@ -1,4 +1,4 @@
-"""Does it survive a shift to other tasks?"""
+"""Do the results hold under a shift to other tasks?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metalearn.report.shift import across
 from metalearn.results.records import Json
 
 
-@section("Does it survive a shift to other tasks?", template="shift.html.j2")
+@section("Do the results hold under a shift to other tasks?", template="shift.html.j2")
 def shift(rows: Section, pages: Sequence[Section]) -> Json:
     """Runs that were tested on another source."""
     return {"shifted": across(rows.groups)}

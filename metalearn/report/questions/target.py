@@ -1,4 +1,4 @@
-"""What share of tasks reaches the target within a budget?"""
+"""What fraction of tasks reaches the target within a budget?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from metalearn.report.sections import Section
 from metalearn.results.records import Json
 
 
-@section("What share of tasks reaches the target within a budget?", template="target.html.j2")
+@section("What fraction of tasks reaches the target within a budget?", template="target.html.j2")
 def target(rows: Section, pages: Sequence[Section]) -> Json:
     """Tasks that reach the target, against the budget."""
     return {}

@@ -1,4 +1,4 @@
-"""After how many new tasks a dearer start is repaid: the `break_even` rows of comparison.json."""
+"""Tasks at which a higher up-front cost breaks even: `break_even` of comparison.json."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from metalearn.results.costs import (
 )
 from metalearn.results.records import Group, Json
 
-NO_CONTRAST = "an estimate: the pair is not among the contrasts, which alone have verdicts"
+NO_CONTRAST = "an estimate: only contrasts have verdicts, and this pair is not one"
 
 
-FREE_TO_US = "the pretraining of {} is free to us; its price is unknown to the world"
+FREE_TO_US = "the pretraining of {} is excluded, as its published cost is unknown"
 
 
 class CostScope(NamedTuple):

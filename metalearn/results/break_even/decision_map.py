@@ -55,7 +55,7 @@ def choices_of(groups: Sequence[Group], metric: str, at: Sequence[float], axis: 
     untimed = [group.label for group in rows if any(map(timing_problem, group.runs))]
     why = f"fewer than {LEAST_SEEDS} seeds: {', '.join(few)}" if few else ""
     if axis == "seconds" and untimed and not why:
-        why = f"not timed alone and in turns: {', '.join(untimed)}"
+        why = f"not timed interleaved on an idle machine: {', '.join(untimed)}"
     return Choices(found, left_out, why)
 
 
@@ -115,7 +115,7 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
         for name, value in (
             ("the cost before the first task", before),
             ("the cost of learning a task", each),
-            ("the cost of answering a query", answers),
+            ("the cost of predicting a query", answers),
         )
         if value is None
     ]

@@ -1,4 +1,4 @@
-"""`protocol` of comparison.json: how rows were trained, tuned and tested, by their configs."""
+"""`protocol` of comparison.json: how methods were trained, tuned and tested, from their configs."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def _by_value(groups: Sequence[Group], of: Callable[[Run], str]) -> str:
         if value := of(group.first):
             found.setdefault(value, []).append(group.label)
     if len(found) == 1 and len(groups) > 1 and len(next(iter(found.values()))) == len(groups):
-        return f"every row: {next(iter(found))}"
+        return f"all methods: {next(iter(found))}"
     return "; ".join(f"{value}: {', '.join(labels)}" for value, labels in found.items())
 
 
 def _counted(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
     most = max(map(count, groups))
     fewer = [f"{group.label} {count(group)}" for group in groups if count(group) < most]
-    rest = f"; fewer: {', '.join(fewer)}, as many as the price of a row allows" if fewer else ""
-    return f"{most} {unit}{'s' if most != 1 else ''} a row{rest}"
+    rest = f"; fewer, because of cost: {', '.join(fewer)}" if fewer else ""
+    return f"{most} {unit}{'s' if most != 1 else ''} per method{rest}"
 
 
 def _section(run: Run, name: str) -> Json:
@@ -72,8 +72,8 @@ def _queries(run: Run) -> str:
     task = run.task
     ways, queries = int(task.get("ways") or 0), int(task.get("queries") or 0)
     if run.metric != "accuracy" or not ways * queries:
-        return f"{queries} a task" if queries else ""
-    return f"{queries} a class, so a task's accuracy is a multiple of 1/{ways * queries}"
+        return f"{queries} per task" if queries else ""
+    return f"{queries} per class, so the accuracy of a task is a multiple of 1/{ways * queries}"
 
 
 def _normalisation(groups: Sequence[Group]) -> str:
@@ -89,7 +89,7 @@ def _headline(groups: Sequence[Group]) -> str:
         if not run.traits.get("uses_steps", True):
             return ""
         asked = (run.result.get("tuned") or {}).get("headline_step")
-        return "the best of the curve's on validation tasks" if asked is not None else "fixed"
+        return "the best of the curve on validation tasks" if asked is not None else "fixed"
 
     return _by_value(groups, choice)
 
@@ -109,11 +109,11 @@ def _budget(groups: Sequence[Group]) -> str:
     both = [group.label for group in tuned if len(_stages(group.first)) > 1]
     text = _by_value(groups, words)
     if both:
-        text += f"; of the fields of training and of those of new tasks each: {', '.join(both)}"
+        text += f"; for training options and for options on new tasks each: {', '.join(both)}"
     if any(_section(group.first, "budget").get("once") for group in tuned):
-        text += "; tuned at the first seed alone: intervals are given one tuning"
+        text += "; tuned with the first seed only: intervals are conditional on this tuning"
     elif any(len(group.runs) > 1 for group in tuned):
-        text += "; each seed tunes for itself"
+        text += "; tuned separately for each seed"
     return text
 
 
@@ -177,7 +177,7 @@ def _other_shots(groups: Sequence[Group]) -> str:
         own, test = _section(run, "task").get("shots"), run.task.get("shots")
         learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
         differ = learns and own not in (None, test)
-        return f"{own} in training, {test} in the test" if differ else ""
+        return f"{own} in training, {test} at test" if differ else ""
 
     return _by_value(groups, shots)
 
@@ -191,13 +191,13 @@ def _timing(run: Run) -> str:
     timing = run.result.get("timing") or {}
     if not timing:
         return ""
-    text = f"timed in {timing['rounds']} rounds through all rows in turns, after training"
-    return f"{text}, a seed of a row in each round" if timing.get("of_seed") else text
+    text = f"timed in {timing['rounds']} interleaved rounds over all methods, after training"
+    return f"{text}, one seed per method in each round" if timing.get("of_seed") else text
 
 
 def _minibatches(groups: Sequence[Group]) -> str:
     def batch(run: Run) -> str:
         size = _method(run).get("adapt_batch")
-        return f"{size} support examples in a step on a new task" if size else ""
+        return f"{size} support examples per step on a new task" if size else ""
 
     return _by_value(groups, batch)
