@@ -14,7 +14,7 @@ from metalearn.algorithms.gradient.imaml_hessian_free import (
     newton_direction,
     step_length,
 )
-from metalearn.inner.objective import support_loss
+from metalearn.inner.adapt import support_loss
 from metalearn.models import MLP
 from metalearn.rng import fold_in, normal
 from metalearn.testing.clusters import Clusters

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn.component import Component
 from metalearn.inner.adapt import adapt
-from metalearn.inner.recompute import recomputed
+from metalearn.inner.recompute import checkpointing
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers import (
     LEARNED_RULES,
@@ -229,7 +229,7 @@ def test_first_order_takes_the_gradients_for_constants(name: str) -> None:
 def test_recomputed_steps_give_the_same_gradient(name: str) -> None:
     made, theta = learned(LEARNED_RULES[name]())
     plain = torch.func.grad(lambda theta: end(made, theta, take(DATA, 0)))(theta)
-    with recomputed():
+    with checkpointing():
         again = torch.func.grad(lambda theta: end(made, theta, take(DATA, 0)))(theta)
     torch.testing.assert_close(again, plain, **CLOSE)
 

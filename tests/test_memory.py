@@ -30,7 +30,7 @@ from metalearn.inner.method import (
     outer_update,
     step_over_tasks,
 )
-from metalearn.inner.recompute import recomputed
+from metalearn.inner.recompute import checkpointing
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP
 from metalearn.rng import fold_in
@@ -162,7 +162,7 @@ def test_checkpointed_inner_steps_take_less_memory() -> None:
         source, method = conv_task(steps)
         state, episodes = method.init(fold_in(0)), source.sample(fold_in(1), 2)
         for on in (False, True):
-            with recomputed(on):
+            with checkpointing(on):
                 peaks[steps, on] = memory.peak_of(
                     executor.make_step(method, "vmap"), state, episodes
                 )

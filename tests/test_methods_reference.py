@@ -28,8 +28,8 @@ from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.algorithms.gradient.maml_plus_plus import importance
 from metalearn.algorithms.metric.metaopt_net import smoothed_cross_entropy
 from metalearn.augment import augment
+from metalearn.inner.adapt import support_loss
 from metalearn.inner.heads import unit
-from metalearn.inner.objective import support_loss
 from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.rng import fold_in, normal
 from metalearn.transfer import KNN, RFS, LogisticRegression, SimpleShot

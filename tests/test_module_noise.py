@@ -14,7 +14,7 @@ from zoo_networks import NOISY, ZOO
 
 from metalearn.algorithms import ANIL, BOIL, MAML, ProtoNet, Reptile
 from metalearn.errors import ConfigError
-from metalearn.inner.recompute import recomputed
+from metalearn.inner.recompute import checkpointing
 from metalearn.learned_optimizers import LearnToOptimize
 from metalearn.models import from_module
 from metalearn.models.external.functions import DRAWS, Functions
@@ -107,7 +107,7 @@ def test_training_steps_differ_by_their_noise_and_tests_do_not() -> None:
     assert gap(stack(alone), grads[0]) < 1e-10
     found = [method.learn(meta, batch.support, batch.query.x, (0, 2)).predictions for _ in range(2)]
     assert torch.equal(*found)
-    with recomputed():
+    with checkpointing():
         again = vmap(method.task_grad, (None, 0))(meta, batch)[0]
     assert gap(again, grads[0]) < 1e-10
 

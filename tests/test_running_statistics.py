@@ -17,7 +17,7 @@ from metalearn.algorithms import ANIL, MAML, MetaOptNet, ProtoNet, Reptile
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.executors import executor
-from metalearn.inner.recompute import recomputed
+from metalearn.inner.recompute import checkpointing
 from metalearn.inner.rules import SGD
 from metalearn.models import Conv4
 from metalearn.models.external.from_module import from_module
@@ -151,7 +151,7 @@ def test_recomputed_inner_steps_normalise_by_the_batch_too() -> None:
     method = MAML(inner_steps=2, inner_lr=0.1, outer=SGD(lr=LR)).build(learner, source.spec)
     state, tasks = method.init(fold_in(0)), source.sample(fold_in(1), 2)
     found, _ = method.step(state, tasks)  # type: ignore[misc]
-    with recomputed():
+    with checkpointing():
         again, _ = method.step(state, tasks)  # type: ignore[misc]
     assert gap(again.meta, found.meta) < 1e-9
 

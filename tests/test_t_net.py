@@ -10,7 +10,7 @@ from small import F64, gap
 from torch import Tensor, nn
 
 from metalearn.algorithms import MAML, TNet
-from metalearn.inner.objective import support_loss
+from metalearn.inner.adapt import support_loss
 from metalearn.inner.rules import SGD
 from metalearn.models import MLP
 from metalearn.models.external.from_module import from_module

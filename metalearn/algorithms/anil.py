@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import is_head, linear
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import weighted_loss
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.inner.rules import Adam, Rule

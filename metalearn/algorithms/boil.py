@@ -8,10 +8,9 @@ from torch import Tensor
 
 from metalearn.algorithms.anil import ANIL
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params

@@ -10,10 +10,9 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import is_head
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params

@@ -7,9 +7,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from metalearn.component import Engine, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import InnerLoop, Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import Engine, MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import Patterns, adapts_option, moved_by
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, per_parameter

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import BIAS, WEIGHT, class_means
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_classes, require_head, require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params

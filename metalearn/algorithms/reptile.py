@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn import rng
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import Loss, adapt
+from metalearn.inner.adapt import Loss, adapt, support_loss
 from metalearn.inner.method import (
     StepNumbers,
     init_state,
@@ -24,7 +24,6 @@ from metalearn.inner.method import (
     training_noise,
     traits_of,
 )
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.rules import SGD, Rule, adam
 from metalearn.inner.statistics import movement_by, with_movement

@@ -30,8 +30,7 @@ from metalearn.algorithms.gradient.implicit import (
 from metalearn.bench.engines.engine import Engine
 from metalearn.bench.measure import Turns, in_turns, peak_bytes, quartiles
 from metalearn.component import ModelComponent
-from metalearn.inner.adapt import adapt
-from metalearn.inner.objective import support_loss
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP, Conv4
 from metalearn.storage.environment import git_commit

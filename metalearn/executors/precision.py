@@ -10,7 +10,7 @@ import torch
 
 from metalearn.executors.executor import make_step
 from metalearn.inner.method import step_over_tasks
-from metalearn.inner.recompute import recomputed
+from metalearn.inner.recompute import checkpointing
 from metalearn.tree import leaves, norm, sub, take
 from metalearn.types import Episode, MetaState, Method, Metrics
 
@@ -28,7 +28,7 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
     def inside(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             with ExitStack() as blocks:
-                blocks.enter_context(recomputed(checkpoint_inner))
+                blocks.enter_context(checkpointing(checkpoint_inner))
                 if precision == "bf16":
                     # Without the cache: what it keeps from one task would be met under another's
                     # transformation.

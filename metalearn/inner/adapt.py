@@ -1,4 +1,4 @@
-"""The only inner loop of the project."""
+"""The only inner loop of the project, and the loss on the support set that it descends."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn import noise, padding
+from metalearn import noise
+from metalearn.errors import ConfigError
 from metalearn.inner.one_vector import apply_rule
-from metalearn.inner.recompute import checkpointed
+from metalearn.inner.recompute import checkpoint, is_checkpointing
 from metalearn.inner.stepwise import is_active, loop
+from metalearn.losses import Criterion, criterion
+from metalearn.padding import current, padded, present_in, without_absent
 from metalearn.scopes import running_statistics
 from metalearn.tree import detach, trainable
-from metalearn.types import Batch, Key, Params, Path, State, UpdateRule
+from metalearn.types import (
+    Batch,
+    EpisodeSpec,
+    Key,
+    Learner,
+    Params,
+    Path,
+    State,
+    UpdateRule,
+)
 
 PRESENT = "padding.present"  # of the fixed parameters: the classes of the task, for the loss
 Loss = Callable[[Params, Batch, int], Tensor]  # -> []
@@ -44,11 +56,11 @@ def adapt(
     `fixed`: further parameters that are passed to `loss` but not updated, such as a head that the
     inner loop does not adapt; they are not in the points. `first_order` treats every gradient as a
     constant in derivatives of the path. Running statistics (prefix "stats.") are passed through
-    unchanged. Under `recompute.recomputed` activations are not kept from step to step: a gradient
+    unchanged. Under `recompute.checkpointing` activations are not kept from step to step: a gradient
     then flows through `params`, `fixed`, `batch` and `state` alone, not through what `loss` and
     `rule` close over. `step_invariant` promises that `loss` ignores the step, and that neither it
     nor the update of the rule captures anything task-specific: under `stepwise.stepwise` one
-    compiled step then serves for all, and gradients flow as under `recomputed`, but not through
+    compiled step then serves for all, and gradients flow as under `checkpointing`, but not through
     `batch`. The losses [S] of the path are each evaluated before its step."""
     if steps < 0:
         raise ValueError(f"steps: {steps} is negative")
@@ -66,7 +78,7 @@ def adapt(
 
 def _with_classes(fixed: Params) -> Params:
     """The fixed parameters and the classes of the open scope, which a step hands to the loss."""
-    present = padding.current().present
+    present = current().present
     return fixed if present is None else {**fixed, PRESENT: present}
 
 
@@ -92,7 +104,10 @@ def _eager_steps(
         data = batch if isinstance(batch, Batch) else batch(step)
         given: tuple[Any, ...] = (moving, state, {**statistics, **fixed}, data)
         given = (*given, noise.next_key()) if noisy else given
-        moving, state, value = checkpointed(partial(move, step), *given)
+        one_step = partial(move, step)
+        moving, state, value = (
+            checkpoint(one_step, *given) if is_checkpointing() else one_step(*given)
+        )
         losses.append(value)
     return Path(points, state, torch.stack(losses) if losses else like.new_zeros(0))
 
@@ -138,10 +153,43 @@ def _step(
     def loss_at(params: Params) -> Tensor:
         if present is None:
             return loss({**params, **constants}, data, step)
-        with padding.padded(None, present=present):
+        with padded(None, present=present):
             return loss({**params, **constants}, data, step)
 
     with noise.noise_from(key), running_statistics.training(training, records=False):
         grads, value = torch.func.grad_and_value(loss_at)(moving)
     grads = detach(grads) if first_order else grads
     return *apply_rule(rule, grads, state, moving, value), value
+
+
+def support_loss(learner: Learner, spec: EpisodeSpec) -> Loss:
+    """Loss of the learner's outputs on a batch: (params, batch, step) -> [].
+
+    >>> source = ml.tasks.Sinusoid(shots=10).build()
+    >>> learner = ml.models.MLP(sizes=(8,)).build(source.spec)
+    >>> loss = ml.inner.support_loss(learner, source.spec)
+    >>> support = ml.tree.take(source.sample(ml.fold_in(0, "task"), 1), 0).support
+    >>> path = ml.inner.adapt(loss, learner.init(ml.fold_in(0)), ml.inner.sgd(0.01), support, 5)
+    >>> len(path.points), bool(path.losses[-1] < path.losses[0])
+    (6, True)
+    """
+    if learner.outputs != spec.outputs:
+        text = f"has {learner.outputs} outputs, the task needs {spec.outputs}"
+        raise ConfigError(("model", text))
+    loss_of = criterion(spec)
+
+    def loss(params: Params, batch: Batch, step: int) -> Tensor:
+        with padded(batch.weight, present=current().present):
+            return weighted_loss(loss_of, learner.apply(params, batch.x), batch)
+
+    return loss
+
+
+def weighted_loss(loss_of: Criterion, outputs: Tensor, batch: Batch) -> Tensor:
+    """`loss_of` by the weights of the batch, over the classes of the task's support set.
+
+    These are the classes of the open scope (`padding.padded`), else those of the batch."""
+    present = current().present
+    if present is None:
+        present = present_in(batch, outputs.shape[-1])
+    return loss_of(without_absent(outputs, present), batch.y, batch.weight)

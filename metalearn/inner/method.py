@@ -13,11 +13,10 @@ from torch import Tensor
 from metalearn.errors import ConfigError
 from metalearn.inner import one_vector
 from metalearn.inner.statistics import movement_of, with_movement
-from metalearn.inner.weighted import weighted_adapt, weighted_predict
 from metalearn.labels import check_example_targets, check_targets
 from metalearn.losses import criterion, metrics
 from metalearn.noise import NOISE, Scope, noise_from
-from metalearn.padding import cleaned
+from metalearn.padding import adapt_with_weights, cleaned, predict_with_weights
 from metalearn.rng import fold_in
 from metalearn.scopes.over_tasks import call
 from metalearn.scopes.running_statistics import training
@@ -120,7 +119,7 @@ def learn_functions(
 
     `paths` is how many inner loops `adapt` runs side by side, for the count of gradient steps.
     Weights of examples are those of `support.weight`, and `query_weight` [M] of the queries."""
-    adapt_one, predict_all = weighted_adapt(adapt), weighted_predict(predict, features)
+    adapt_one, predict_all = adapt_with_weights(adapt), predict_with_weights(predict, features)
 
     def predict_one(
         meta: Meta,
@@ -179,7 +178,7 @@ def vmapped_learn(
 
     Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
     `adapt` is a constant point at every step. Options are those of `learn_functions`."""
-    adapt_one, predict_at = weighted_adapt(adapt), _stacked(weighted_predict(predict, features))
+    adapt_one, predict_at = adapt_with_weights(adapt), _stacked(predict, features)
 
     def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
         return lambda meta, support, key: list(adapt_one(meta, support, points, key))
@@ -209,8 +208,11 @@ def vmapped_learn(
     return learn
 
 
-def _stacked(predict_all: Callable[..., Any]) -> Callable[[StepNumbers], Callable[..., Tensor]]:
+def _stacked(
+    predict: Predict, features: Features | None
+) -> Callable[[StepNumbers], Callable[..., Tensor]]:
     """Predictions of all points as one tensor, in the form of `OverTasks`."""
+    predict_all = predict_with_weights(predict, features)
     return lambda _: lambda *args: torch.stack(predict_all(*args))
 
 
@@ -302,7 +304,7 @@ def meta_gradient(
                     raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
-        return with_movement(grads, movement), metrics
+        return with_movement(grads, movement) if movement else grads, metrics
 
     return task_grad
 

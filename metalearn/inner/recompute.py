@@ -23,8 +23,8 @@ _on: list[
 
 
 @contextmanager
-def recomputed(on: bool = True) -> Iterator[None]:
-    """A context in which `adapt` keeps no activations of its steps.
+def checkpointing(on: bool = True) -> Iterator[None]:
+    """Context manager in which `adapt` stores no activations of its steps.
 
     Gradients through it are the same and cost more time."""
     _on.append(on)
@@ -34,14 +34,17 @@ def recomputed(on: bool = True) -> Iterator[None]:
         _on.pop()
 
 
-def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, checkpointed where `recomputed` asks for it.
+def is_checkpointing() -> bool:
+    """Whether the innermost `checkpointing` scope is on."""
+    return bool(_on) and _on[-1]
+
+
+def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args)`; a backward pass computes its activations again.
 
     Everything that a gradient flows to must come in through `args` (trees of tensors): what
     `function` only closes over is a constant to the gradient.
     """
-    if not (_on and _on[-1]):
-        return function(*args)
     leaves, structure = flatten(args)
     end: list[Any] = []
 

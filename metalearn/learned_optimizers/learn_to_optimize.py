@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import (
     StepNumbers,
     init_state,
@@ -21,10 +21,8 @@ from metalearn.inner.method import (
     step_over_tasks,
     traits_of,
 )
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_no_noise
 from metalearn.inner.rules import Adam, Rule
-from metalearn.inner.weighted import weighted_predict
 from metalearn.learned_optimizers.inner_run import clip_or_zero
 from metalearn.learned_optimizers.rules import LearnedRuleChoice
 from metalearn.learned_optimizers.rules.learned_adam import LearnedAdam
@@ -36,7 +34,7 @@ from metalearn.learned_optimizers.rules.learned_rule import (
 )
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, needs_start, start_of
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned
+from metalearn.padding import cleaned, predict_with_weights
 from metalearn.rng import fold_in
 from metalearn.types import (
     Batch,
@@ -173,7 +171,7 @@ class LearnToOptimize(MethodComponent):
         def apply(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
-        answer = weighted_predict(apply, None)
+        answer = predict_with_weights(apply, None)
         rule_update = update_of(learned)  # one function for all tasks and steps, compiled once
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:

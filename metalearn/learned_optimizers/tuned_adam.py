@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepNumbers, learn_functions, traits_of
-from metalearn.inner.objective import support_loss
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, needs_start, start_of
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import OverTasks
-from metalearn.inner.objective import support_loss
 from metalearn.losses import criterion
 from metalearn.nas.spaces.space import Genotype, Space, embed
 from metalearn.rng import fold_in

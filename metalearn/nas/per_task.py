@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from metalearn.component import FirstTasks, MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import OverTasks, points_of, task_keys
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import momentum, sgd
 from metalearn.nas.fit import (

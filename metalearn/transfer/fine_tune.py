@@ -11,9 +11,9 @@ from torch import Tensor
 
 from metalearn.augment import Change as ImageChange
 from metalearn.component import MethodComponent, option
+from metalearn.inner.adapt import support_loss
 from metalearn.inner.heads import fresh_linear, imprinted, is_head
 from metalearn.inner.method import LearnFunctions
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import Patterns, inner_rule_option, moved_by, refuse_two_rules
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule

@@ -10,9 +10,8 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import Loss
+from metalearn.inner.adapt import Loss, weighted_loss
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.objective import weighted_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule

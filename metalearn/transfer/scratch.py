@@ -9,9 +9,8 @@ from pydantic import model_validator
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepNumbers, learn_functions, traits_of
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_random_start
 from metalearn.inner.rules import Rule

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import fresh_linear
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in

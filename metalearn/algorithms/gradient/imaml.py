@@ -10,14 +10,13 @@ from torch import Tensor
 
 from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import Loss, adapt
+from metalearn.inner.adapt import Loss, adapt, support_loss
 from metalearn.inner.method import (
     StepNumbers,
     episodic,
     step_over_tasks,
     training_noise,
 )
-from metalearn.inner.objective import support_loss
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.inner.statistics import movement_of, with_movement

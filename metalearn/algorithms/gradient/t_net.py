@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.component import option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.objective import support_loss
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule

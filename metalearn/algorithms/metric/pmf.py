@@ -10,10 +10,9 @@ from torch import Tensor
 
 from metalearn.augment import Change, augment
 from metalearn.component import MethodComponent, option
-from metalearn.inner.adapt import adapt
+from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import class_means, is_head, negative_squared_distance
 from metalearn.inner.method import StepNumbers, episodic, learn_functions
-from metalearn.inner.objective import weighted_loss
 from metalearn.inner.requirements import require_classes, require_queries
 from metalearn.inner.rules import Adam, Rule, any_rate, sgd
 from metalearn.losses import criterion

@@ -11,8 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from metalearn.component import option
-from metalearn.inner.adapt import adapt
-from metalearn.inner.objective import support_loss
+from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.rules import sgd
 from metalearn.losses import criterion
 from metalearn.nas.searchers.search import (

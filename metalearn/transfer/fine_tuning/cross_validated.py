@@ -11,9 +11,8 @@ from torch import Tensor
 from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
-from metalearn.inner.weighted import weighted_predict
 from metalearn.losses import criterion
-from metalearn.padding import padded
+from metalearn.padding import padded, predict_with_weights
 from metalearn.transfer.fine_tuning.adaptation import Adaptation
 from metalearn.transfer.fine_tuning.grid import FineTuneGrid
 from metalearn.tree import vmap
@@ -80,7 +79,7 @@ class FineTuneCrossValidated(FineTuneGrid):
     def _held_out(self, adaptation: Adaptation, spec: EpisodeSpec) -> HeldOut:
         """The losses of all paths on held-out shots."""
         loss_of = criterion(spec)
-        predict = weighted_predict(adaptation.predict, adaptation.features)
+        predict = predict_with_weights(adaptation.predict, adaptation.features)
 
         def losses(
             meta: Meta, support: Batch, points: StepNumbers, key: Key
