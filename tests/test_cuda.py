@@ -25,7 +25,7 @@ from cuda_cases import (
 )
 
 from metalearn.executors import step, trace
-from metalearn.executors.step import make_step_fn
+from metalearn.executors.step import build_train_step
 from metalearn.executors.trace import traceable
 from metalearn.nas import MLPReg
 from metalearn.nas.spaces.space import one_hot
@@ -75,7 +75,7 @@ def three_steps(problem: Problem, device: str, executor: str) -> Any:
     source, method = problem.built(device)
     if method.step is None:
         pytest.skip("nothing is learned across tasks")
-    made = make_step_fn(
+    made = build_train_step(
         method,
         draw_of(source, method),
         fold_in(0, "train"),
@@ -84,14 +84,14 @@ def three_steps(problem: Problem, device: str, executor: str) -> Any:
         executor=executor,
         chunk=2 if executor == "chunk" else None,
     )
-    state, metrics = made.step(start_of(method), made.sample(0))
+    state, metrics = made.step(start_of(method), made.step_input(0))
     for number in (1, 2):
         if device == "cpu":
-            state, metrics = made.step(state, made.sample(number))
+            state, metrics = made.step(state, made.step_input(number))
             continue
         before, copies = state, [leaf.clone() for leaf in leaves(state)]
         with no_waits():
-            state, metrics = made.step(state, made.sample(number))
+            state, metrics = made.step(state, made.step_input(number))
         # what was returned is not written to again
         assert all(torch.equal(a, b) for a, b in zip(leaves(before), copies, strict=True))
     return state, metrics

@@ -18,7 +18,7 @@ from metalearn.bench.workloads import WORKLOADS
 from metalearn.executors.cuda_graphs import captured
 from metalearn.executors.precision import gradient_error, with_precision
 from metalearn.executors.simplify import shorten_for_capture
-from metalearn.executors.step import make_step_fn
+from metalearn.executors.step import build_train_step
 from metalearn.executors.trace import trace
 from metalearn.kernels import native
 from metalearn.kernels.conv import conv2d
@@ -114,8 +114,10 @@ def test_a_captured_step_has_few_nodes() -> None:
         pytest.skip("a card does not tell the number of nodes")
     problem = Problem(WORKLOADS["conv4_stride_5w1s_q1"].with_tasks(2), "cuda")
     draw = problem.source.sample
-    made = make_step_fn(problem.method, draw, problem.key, tasks=2, device="cuda", executor="graph")
-    made.step(problem.method.init(problem.key), made.sample(0))
+    made = build_train_step(
+        problem.method, draw, problem.key, tasks=2, device="cuda", executor="graph"
+    )
+    made.step(problem.method.init(problem.key), made.step_input(0))
     assert emulator.GRAPHS[-1].size <= NODES
 
 

@@ -63,7 +63,7 @@ def test_a_trial_of_auto_captures_in_the_precision_of_the_run(
     prepare_device("cuda")
     work, state = work_of(precision)
     made = work.make(GRAPH)
-    made.step(state, made.sample(0))
+    made.step(state, made.step_input(0))
     assert seen == [(form, form)]
     assert products() == ("ieee", "ieee")
 
@@ -74,7 +74,7 @@ def test_a_capture_that_records_nothing_is_refused(monkeypatch: pytest.MonkeyPat
     made = work.make(GRAPH)
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
     with pytest.raises(ConfigError, match="other numbers than the step itself"):
-        made.step(state, made.sample(0))
+        made.step(state, made.step_input(0))
 
 
 def test_after_a_capture_that_fails_the_stream_is_the_one_before(

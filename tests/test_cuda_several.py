@@ -15,9 +15,9 @@ from test_cuda import no_waits
 from test_cuda_runs import experiment
 
 from metalearn.executors import cuda_graphs
-from metalearn.executors.step import make_step_fn
+from metalearn.executors.step import build_train_step
 from metalearn.rng import fold_in
-from metalearn.run import loop, plan
+from metalearn.run import loop
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 from metalearn.tree import leaves, named_leaves
@@ -37,17 +37,17 @@ def check_same_bits(found: Any, expected: Any) -> None:
 def test_several_steps_of_one_graph_are_single_replays(name: str) -> None:
     source, method = METHODS[name].built("cuda")
     key, draw = fold_in(0, "train"), draw_of(source, method)
-    made = make_step_fn(method, draw, key, tasks=TASKS, device="cuda", executor="graph")
+    made = build_train_step(method, draw, key, tasks=TASKS, device="cuda", executor="graph")
     state, metrics = start_of(method), []
     for number in range(1 + 2 * COUNT):
-        state, found = made.step(state, made.sample(number))
+        state, found = made.step(state, made.step_input(number))
         metrics.append(found)
-    assert made.several is not None
-    at_once, first = made.step(start_of(method), made.sample(0))
-    at_once, rest = made.several(at_once, 1, COUNT)
+    assert made.multi_step is not None
+    at_once, first = made.step(start_of(method), made.step_input(0))
+    at_once, rest = made.multi_step(at_once, 1, COUNT)
     before, copies = at_once, [leaf.clone() for leaf in leaves(at_once)]
     with no_waits():
-        at_once, last = made.several(at_once, 1 + COUNT, COUNT)
+        at_once, last = made.multi_step(at_once, 1 + COUNT, COUNT)
     check_same_bits((at_once, [first, *rest, *last]), (state, metrics))
     assert all(torch.equal(a, b) for a, b in zip(leaves(before), copies, strict=True))
 
@@ -58,11 +58,11 @@ def test_several_steps_that_cannot_be_captured_are_single_replays(
 ) -> None:
     source, method = METHODS["maml"].built("cuda")
     key, draw = fold_in(0, "train"), draw_of(source, method)
-    made = make_step_fn(method, draw, key, tasks=TASKS, device="cuda", executor="graph")
-    state, metrics = made.step(start_of(method), made.sample(0))[0], []
+    made = build_train_step(method, draw, key, tasks=TASKS, device="cuda", executor="graph")
+    state, metrics = made.step(start_of(method), made.step_input(0))[0], []
     expected = state
     for number in range(1, 1 + COUNT):
-        expected, found = made.step(expected, made.sample(number))
+        expected, found = made.step(expected, made.step_input(number))
         metrics.append(found)
 
     def fail(*args: Any) -> Any:
@@ -71,9 +71,9 @@ def test_several_steps_that_cannot_be_captured_are_single_replays(
 
     monkeypatch.setattr(cuda_graphs, "_captured_flat", fail)
     monkeypatch.setattr(cuda_graphs, "LARGEST", 0 if why == "too large" else 1 << 30)
-    assert made.several is not None
+    assert made.multi_step is not None
     for _ in range(2):
-        check_same_bits(made.several(state, 1, COUNT), (expected, metrics))
+        check_same_bits(made.multi_step(state, 1, COUNT), (expected, metrics))
 
 
 def test_a_run_replays_several_steps_up_to_the_next_log_line(
@@ -81,29 +81,21 @@ def test_a_run_replays_several_steps_up_to_the_next_log_line(
 ) -> None:
     """The files are those of single steps."""
     sizes: list[int] = []
-    several = plan.TrainingSteps
+    run_steps = loop._run_steps
     options = {"log_every": 4, "checkpoint_every": 8, "meta_steps": 14}
     chosen = experiment(device="cuda", executor="graph", validate={"every": None}, **options)
+
+    def counted(execution: Any, state: Any, step_index: int, count: int) -> Any:
+        sizes.append(count)
+        return run_steps(execution, state, step_index, count)
+
+    monkeypatch.setattr(loop, "MIN_REPLAYS", 0)
+    monkeypatch.setattr(loop, "_run_steps", counted)
     for name, longest in (("single", 1), ("several", 50)):
-        monkeypatch.setattr(plan, "LONGEST", longest)
-        monkeypatch.setattr(loop, "WORTH", 0)
-
-        def watched(*args: Any, **more: Any) -> Any:
-            made = several(*args, **more)
-            if made.several is None:
-                return made
-            inner = made.several
-
-            def counted(state: Any, number: int, count: int) -> Any:
-                sizes.append(count)
-                return inner(state, number, count)
-
-            return several(*args[:5], counted, *args[6:], **more)
-
-        monkeypatch.setattr(plan, "TrainingSteps", watched)
+        sizes.clear()
+        monkeypatch.setattr(loop, "MAX_REPLAY_STEPS", longest)
         run_one(chosen, tmp_path / name)
-        monkeypatch.setattr(plan, "TrainingSteps", several)
-    assert sizes == [4, 4]  # steps 4 to 11; 1 to 3 and 12, 13 are single replays
+    assert sizes == [1, 1, 1, 1, 4, 4, 1, 1]  # steps 0 to 3, 4 to 7, 8 to 11, 12 and 13
     single, together = (
         checkpoint.read(sorted((tmp_path / name).rglob("step-*.pt"))[-1])
         for name in ("single", "several")
@@ -124,4 +116,4 @@ def test_the_size_divides_all_distances(
     log: int, save: int, validate: int | None, size: int
 ) -> None:
     run = experiment(log_every=log, checkpoint_every=save, validate={"every": validate}).run
-    assert plan._steps_at_once(run) == size
+    assert loop._max_steps_per_call(run) == size

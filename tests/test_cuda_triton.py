@@ -15,7 +15,7 @@ from kernel_launches import recorded_launches
 
 from metalearn.bench.problem import Problem
 from metalearn.bench.workloads import WORKLOADS
-from metalearn.executors.step import make_step_fn
+from metalearn.executors.step import build_train_step
 from metalearn.kernels import choice
 from metalearn.kernels.launch import available
 from metalearn.tree import named_leaves
@@ -32,11 +32,11 @@ def two_steps(triton: bool) -> tuple[Any, int | None]:
     with recorded_launches() if triton and emulator else nullcontext():
         problem = Problem(WORKLOADS["conv4_stride_5w1s_q1"].with_tasks(2), "cuda")
         draw, state = problem.source.sample, problem.method.init(problem.key)
-        made = make_step_fn(
+        made = build_train_step(
             problem.method, draw, problem.key, tasks=2, device="cuda", executor="graph"
         )
         for number in (0, 1):
-            found = made.step(state, made.sample(number))
+            found = made.step(state, made.step_input(number))
             state = found[0]
     return found, emulator.GRAPHS[-1].size if emulator else None
 

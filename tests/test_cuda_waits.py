@@ -17,7 +17,7 @@ import torch
 from commandline import IMPORTS, Server, sinusoid
 from test_cuda_runs import experiment
 
-from metalearn.run import loop, plan
+from metalearn.run import loop
 from metalearn.run.run import run_one
 from metalearn.storage import checkpoint
 
@@ -60,8 +60,8 @@ def test_a_run_waits_as_often_for_many_steps_as_for_few(
     executor: str, emulator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replays of two steps at once, too."""
-    monkeypatch.setattr(plan, "LONGEST", 2)
-    monkeypatch.setattr(loop, "WORTH", 0)
+    monkeypatch.setattr(loop, "MAX_REPLAY_STEPS", 2)
+    monkeypatch.setattr(loop, "MIN_REPLAYS", 0)
     few = waits(emulator, tmp_path / "few", 4, executor)
     many = waits(emulator, tmp_path / "many", 12, executor)
     assert few == many

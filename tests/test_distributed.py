@@ -17,7 +17,7 @@ from metalearn.config.registry import METHODS
 from metalearn.distributed.ranks import Ranks
 from metalearn.distributed.world import World
 from metalearn.executors import trace
-from metalearn.executors.step import Packing, make_step_fn, share_of
+from metalearn.executors.step import Packing, build_train_step, rank_slice
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tree import tree_map
@@ -36,7 +36,7 @@ LONG = {**FIVE, "meta_steps": 1_000_000, "checkpoint_every": 20, "validate": {"e
 
 @pytest.mark.parametrize(("count", "size"), [(5, 2), (5, 3), (7, 7), (2, 3), (0, 2)])
 def test_things_are_shared_out_in_order_and_all_of_them(count: int, size: int) -> None:
-    shares = [share_of(count, rank, size) for rank in range(size)]
+    shares = [rank_slice(count, rank, size) for rank in range(size)]
     assert [n for first, many in shares for n in range(first, first + many)] == list(range(count))
     assert max(many for _, many in shares) - min(many for _, many in shares) <= 1
 
@@ -63,7 +63,7 @@ class Rank:
     def __init__(self, given: Case, choice: tuple[str, int | None], rank: int, size: int) -> None:
         self.state = Ranks(World(rank, size, rank, size)).own_state(given.state(), TASKS)
         self.sum: torch.Tensor | None = None
-        self.made = make_step_fn(
+        self.made = build_train_step(
             given.method,
             given.source.sample,
             fold_in(0, "train"),
@@ -71,8 +71,8 @@ class Rank:
             device="cpu",
             executor=choice[0],
             chunk=choice[1],
-            share=share_of(TASKS, rank, size),
-            total=self.total,
+            task_slice=rank_slice(TASKS, rank, size),
+            sum_over_ranks=self.total,
         )
 
     def total(self, vector: torch.Tensor) -> torch.Tensor:
@@ -84,12 +84,12 @@ class Rank:
     def up_to_the_meeting(self, number: int) -> torch.Tensor:
         self.sum = None
         with pytest.raises(Meeting):
-            self.made.step(self.state, self.made.sample(number))
+            self.made.step(self.state, self.made.step_input(number))
         return self.brought
 
     def through_it(self, number: int, total: torch.Tensor) -> Any:
         self.sum = total
-        self.state, metrics = self.made.step(self.state, self.made.sample(number))
+        self.state, metrics = self.made.step(self.state, self.made.step_input(number))
         return metrics
 
 

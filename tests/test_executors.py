@@ -22,7 +22,7 @@ from metalearn.config.signature import signature
 from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
-from metalearn.executors.step import Executable, make_step_fn
+from metalearn.executors.step import TrainStep, build_train_step
 from metalearn.inner.method import broadcast_task_state, step_over_tasks
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in, uniform
@@ -97,10 +97,10 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
         assert 0 < gap([leaf.double() for leaf in found], truth) < 1e-5, choice
 
 
-def steps_of(method: Any, source: Any, tasks: int, choice: tuple[str, int | None]) -> Executable:
+def steps_of(method: Any, source: Any, tasks: int, choice: tuple[str, int | None]) -> TrainStep:
     key, device = fold_in(0, "train"), source.spec.device
     options = {"tasks": tasks, "device": device, "executor": choice[0], "chunk": choice[1]}
-    return make_step_fn(method, source.sample, key, **options)
+    return build_train_step(method, source.sample, key, **options)
 
 
 def advanced(
@@ -110,7 +110,7 @@ def advanced(
     made = steps_of(method, source, tasks, choice)
     state, found = broadcast_task_state(method.init(fold_in(0, "init")), tasks), []
     for number in range(7, 7 + steps):
-        state, metrics = made.step(state, made.sample(number))
+        state, metrics = made.step(state, made.step_input(number))
         found.append(metrics)
     return state, found
 
@@ -145,7 +145,7 @@ def test_compiled_random_numbers_are_right_at_odd_sizes(size: int) -> None:
     found = trace.trace(draw, key)
     assert [tuple(value.shape) for value in found.constants if value.numel() == size]
     assert not any("arange" in str(node.target) for node in found.graph.graph.nodes)
-    assert torch.equal(trace.compiled(draw)(key), draw(key))
+    assert torch.equal(trace.compile_function(draw)(key), draw(key))
 
 
 def test_constants_become_inputs_and_fills_stay() -> None:
@@ -349,12 +349,12 @@ def test_cuda_executors_are_equal_and_never_wait(name: str) -> None:
     expected = advanced(method, source, ("loop", None))
     close(advanced(method, source, (name, None)), expected)
     made = steps_of(method, source, 5, (name, None))
-    state, _ = made.step(method.init(fold_in(0, "init")), made.sample(0))
+    state, _ = made.step(method.init(fold_in(0, "init")), made.step_input(0))
     before = tree_map(torch.clone, state)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in (1, 2, 3):
-            after, _ = made.step(state, made.sample(number))
+            after, _ = made.step(state, made.step_input(number))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     close(state, before)  # what was returned is not written to again

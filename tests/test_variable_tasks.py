@@ -70,7 +70,7 @@ def test_a_task_of_functions_has_one_size() -> None:
 
 @pytest.mark.parametrize("executor", ["loop", "vmap", "traced", "chunk"])
 def test_executors_agree_on_variable_tasks(executor: str) -> None:
-    from metalearn.executors.step import make_step_fn
+    from metalearn.executors.step import build_train_step
 
     source = Arrays(*rows(), ways=[2, 5], shots=[1, 3]).build(dtype=torch.float64)
     learner = ml.models.MLP(sizes=(8,), norm="query_batch").build(source.spec)
@@ -81,8 +81,8 @@ def test_executors_agree_on_variable_tasks(executor: str) -> None:
 
     def run(name: str) -> Any:
         how = {"tasks": 4, "device": "cpu", "executor": name, "chunk": 2}
-        made = make_step_fn(method, draw, KEY, **how)
-        return made.step(method.init(fold_in(0, "init")), made.sample(0))[0].meta
+        made = build_train_step(method, draw, KEY, **how)
+        return made.step(method.init(fold_in(0, "init")), made.step_input(0))[0].meta
 
     found, plain = run(executor), run("vmap")
     for name, value in plain.items():

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from metalearn.config.build import Parts, batch_sampler, build
+from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment, load
 from metalearn.distributed.ranks import Ranks
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.executors.pieces import identity
-from metalearn.executors.step import Executable, Total, make_step_fn
+from metalearn.executors.step import RankSum, TrainStep, build_train_step, make_batch_sampler
 from metalearn.machine import set_threads
 from metalearn.report import markdown
 from metalearn.rng import fold_in
@@ -114,9 +114,11 @@ def _row(ranks: Ranks, size: Size, rounds: int, seconds: float) -> Row:
     state = initial_state(experiment, parts)
     share = ranks.share(experiment.run.tasks_per_step)
     steppers = {
-        "one": _Stepper(_steps(experiment, parts), state, ranks, alone=True),
-        "alone": _Stepper(_steps(experiment, parts, share, identity_sum), state, ranks, alone=True),
-        "together": _Stepper(_steps(experiment, parts, share, ranks.sum), state, ranks),
+        "one": _Stepper(_train_step(experiment, parts), state, ranks, alone=True),
+        "alone": _Stepper(
+            _train_step(experiment, parts, share, identity_sum), state, ranks, alone=True
+        ),
+        "together": _Stepper(_train_step(experiment, parts, share, ranks.sum), state, ranks),
     }
     found = _in_turns(ranks, steppers, rounds, seconds)
     clock, worked = (
@@ -148,24 +150,24 @@ def identity_sum(vector: Tensor) -> Tensor:
     return vector
 
 
-def _steps(
+def _train_step(
     experiment: Experiment,
     parts: Parts,
-    share: tuple[int, int] | None = None,
-    total: Total = identity,
-) -> Executable:
-    run, draw = experiment.run, batch_sampler(experiment, parts)
-    return make_step_fn(
+    task_slice: tuple[int, int] | None = None,
+    sum_over_ranks: RankSum = identity,
+) -> TrainStep:
+    run = experiment.run
+    return build_train_step(
         parts.method,
-        draw,
+        make_batch_sampler(parts.train, parts.method, run.examples_per_step),
         fold_in(0, "train"),
         tasks=run.tasks_per_step,
         device=parts.device,
         executor=run.executor,
         chunk=run.chunk,
         workers=1,
-        share=share,
-        total=total,
+        task_slice=task_slice,
+        sum_over_ranks=sum_over_ranks,
     )
 
 
@@ -173,9 +175,9 @@ class _Stepper:
     """A way of making steps, with its own state and count; what is done `alone` rank 0 does."""
 
     def __init__(
-        self, made: Executable, state: MetaState, ranks: Ranks, *, alone: bool = False
+        self, train_step: TrainStep, state: MetaState, ranks: Ranks, *, alone: bool = False
     ) -> None:
-        self._made, self._state, self._number = made, state, 0
+        self._train_step, self._state, self._step_index = train_step, state, 0
         self._idle = alone and not ranks.is_first
         self.turn(WARM)
         seconds, _ = self.turn(2)
@@ -185,8 +187,9 @@ class _Stepper:
         """Seconds a step: by the clock, and of this process on a CPU."""
         begin, worked = time.perf_counter(), time.process_time()
         for _ in range(0 if self._idle else steps):
-            self._state, _ = self._made.step(self._state, self._made.sample(self._number))
-            self._number += 1
+            step_input = self._train_step.step_input(self._step_index)
+            self._state, _ = self._train_step.step(self._state, step_input)
+            self._step_index += 1
         return (time.perf_counter() - begin) / steps, (time.process_time() - worked) / steps
 
 

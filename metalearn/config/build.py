@@ -20,7 +20,7 @@ from metalearn.losses import criterion
 from metalearn.machine import device_of, prepare_device
 from metalearn.rng import fold_in
 from metalearn.tasks.images import SPLITS
-from metalearn.types import EpisodeSpec, Key, Learner, Method, TaskSource
+from metalearn.types import EpisodeSpec, Learner, Method, TaskSource
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Problems = list[tuple[str, str]]
@@ -247,13 +247,3 @@ def learner_and_method(experiment: Experiment, spec: EpisodeSpec) -> tuple[Learn
     if learner is None or method is None:
         raise ConfigError(*problems)
     return learner, method
-
-
-def batch_sampler(experiment: Experiment, parts: Parts) -> Callable[[Key, int, int], Any]:
-    """The function that draws the input of a step: tasks, or a batch of examples.
-
-    (key, count, first) -> the tasks first .. first + count - 1"""
-    if parts.method.traits.consumes == "examples":
-        size = experiment.run.examples_per_step
-        return lambda key, count, first: parts.train.examples(key, size)
-    return lambda key, count, first: parts.train.sample(key, count, first)

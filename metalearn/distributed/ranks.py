@@ -25,7 +25,7 @@ from torch import Tensor
 
 from metalearn.distributed.world import STORE, World
 from metalearn.errors import ConfigError, Diverged, RankLost, Stopped
-from metalearn.executors.step import share_of
+from metalearn.executors.step import rank_slice
 from metalearn.machine import finishes
 from metalearn.tree import take, tree_map
 from metalearn.types import MetaState
@@ -57,7 +57,7 @@ class Ranks:
 
     def share(self, count: int) -> tuple[int, int]:
         """(first, how many) of `count` numbered things that belong to this rank."""
-        return share_of(count, self.rank, self.size)
+        return rank_slice(count, self.rank, self.size)
 
     def sum(self, vector: Tensor) -> Tensor:
         """Return the sum of a vector [n] over all ranks, on its device; signals are sent along."""

@@ -16,11 +16,15 @@ import time
 from dataclasses import dataclass
 
 from metalearn.executors.executor import CHUNK, COMPILED, why_not
-from metalearn.executors.precision import with_tf32
-from metalearn.executors.step import BatchSampler, Executable, make_step_fn
+from metalearn.executors.step import (
+    BatchSampler,
+    TrainStep,
+    build_train_step,
+    with_run_options,
+)
 from metalearn.executors.timings import ExecutorChoice, Timing
 from metalearn.executors.trace import COMPILER_CACHE as COMPILER_CACHE
-from metalearn.executors.trials import BUDGET, EAGER, Trials, compare, make, time_in_turns
+from metalearn.executors.trials import BUDGET, EAGER, ExecutorTrials, compare, make, time_in_turns
 from metalearn.machine import cores
 from metalearn.tree import leaves
 from metalearn.types import Key, MetaState, Method
@@ -37,7 +41,7 @@ class Work:
     """The steps of a run on a device."""
 
     method: Method
-    draw: BatchSampler
+    sample: BatchSampler
     key: Key
     state: MetaState
     tasks: int
@@ -47,12 +51,13 @@ class Work:
     workers: int = 1
     compiling: bool = True  # whether compiled executors may be tried
     precision: str = "float32"
+    on_nan: str = "raise"
 
-    def make(self, choice: ExecutorChoice) -> Executable:
-        """The steps under an executor in the run's precision, which a captured graph keeps."""
-        made = make_step_fn(
+    def make(self, choice: ExecutorChoice) -> TrainStep:
+        """The step under an executor in the run's precision, which a captured graph keeps."""
+        train_step = build_train_step(
             self.method,
-            self.draw,
+            self.sample,
             self.key,
             tasks=self.tasks,
             device=self.device,
@@ -60,7 +65,7 @@ class Work:
             chunk=choice.chunk,
             workers=self.workers,
         )
-        return made._replace(step=with_tf32(made.step, self.precision))
+        return with_run_options(train_step, self.precision, self.on_nan)
 
     @property
     def small(self) -> bool:
@@ -103,18 +108,20 @@ def choose(
     work: Work,
     known: dict[ExecutorChoice, Timing],
     chunk: int | None = None,
-    made: dict[ExecutorChoice, Executable] | None = None,
-) -> Trials:
+    made: dict[ExecutorChoice, TrainStep] | None = None,
+) -> ExecutorTrials:
     """The executor that is expected to finish `work` first; `chunk` where the config fixes it.
 
     `made` are executables that are there already, and are timed with the others.
     """
     eager = _eager(work, chunk)
     if work.steps < SHORT:
-        return Trials(eager[0], f"{work.steps} steps: too short a run to try anything")
+        return ExecutorTrials(eager[0], f"{work.steps} steps: too short a run to try anything")
     compiled = _compiled(work, chunk)
     possible = {*eager, *compiled}
-    trials = Trials(eager[0], known={c: known[c] for c in known if c in possible}, made=made or {})
+    trials = ExecutorTrials(
+        eager[0], known={c: known[c] for c in known if c in possible}, made=made or {}
+    )
     if not any(choice in trials.known for choice in eager):
         _try_eager(work, [*dict.fromkeys([*trials.made, *eager])], trials)
     if not trials.all():
@@ -130,8 +137,12 @@ def choose(
 
 
 def choose_again(
-    work: Work, trials: Trials, running: Executable, step_seconds: float, chunk: int | None = None
-) -> Trials | None:
+    work: Work,
+    trials: ExecutorTrials,
+    running: TrainStep,
+    step_seconds: float,
+    chunk: int | None = None,
+) -> ExecutorTrials | None:
     """A new choice for the rest of a run whose steps take twice what was promised; None to go on.
 
     The loop may call it just after it has saved a checkpoint. `work` holds the saved state and the
@@ -211,7 +222,7 @@ def divisor_near(tasks: int, size: int) -> int | None:
     return best if best < tasks else None
 
 
-def _worth_compiling(work: Work, choice: ExecutorChoice, trials: Trials) -> bool:
+def _worth_compiling(work: Work, choice: ExecutorChoice, trials: ExecutorTrials) -> bool:
     """Whether compiling is expected to pay, or costs too little beside the run to be missed."""
     eager, best = trials.eager_step(), trials.all()[trials.best(work.steps)].step
     cost, gain = _compile_prior(work, choice, eager)
@@ -239,7 +250,7 @@ def _compile_prior(work: Work, choice: ExecutorChoice, step: float) -> tuple[flo
     return headers + 45.0, 2.0
 
 
-def _try_eager(work: Work, choices: list[ExecutorChoice], trials: Trials) -> None:
+def _try_eager(work: Work, choices: list[ExecutorChoice], trials: ExecutorTrials) -> None:
     began = time.perf_counter()
     for choice in choices:
         if any(done.executor in EAGER for done in trials.timings):
@@ -252,7 +263,7 @@ def _try_eager(work: Work, choices: list[ExecutorChoice], trials: Trials) -> Non
     time_in_turns(work, list(trials.timings), trials)
 
 
-def _reason(work: Work, compiled: list[ExecutorChoice], trials: Trials) -> str:
+def _reason(work: Work, compiled: list[ExecutorChoice], trials: ExecutorTrials) -> str:
     choice, found = trials.choice, trials.all()
     others = ", ".join(f"{c} {1000 * found[c].step:.3g} ms" for c in found if c != choice)
     text = "tried" if choice in trials.timings else "remembered from earlier runs"

@@ -2,7 +2,8 @@
 
 loop            one task at a time, gradients summed: the reference
 vmap            all tasks in one graph
-traced          the operations of vmap, listed once and interpreted without the cost of transforms
+traced          vmap, its operations recorded once as a torch.fx graph and then interpreted, without
+                the cost of Python and function transforms
 chunk           vmap over pieces of `chunk` tasks
 compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included;
                 with `chunk`, the gradient of one piece compiled
@@ -24,9 +25,9 @@ from functools import partial
 from typing import Any
 
 from metalearn.executors.cuda_graphs import captured, captured_steps
-from metalearn.executors.pieces import Wrap, identity, sums_in_pieces
-from metalearn.executors.simplify import interpret_simplified
-from metalearn.executors.trace import compiled, specialize_by_shape
+from metalearn.executors.pieces import Transform, identity, sums_in_pieces
+from metalearn.executors.simplify import interpret_function
+from metalearn.executors.trace import compile_function
 from metalearn.inner.stepwise import stepwise
 from metalearn.tree import scale
 from metalearn.types import Episode, MetaState, Method, Metrics
@@ -76,22 +77,22 @@ def piece_size(executor: str, chunk: int | None) -> int:
     return (chunk or CHUNK) if executor in ("chunk", "compiled") else 1
 
 
-def wrap_of(executor: str) -> Wrap:
-    """How an executor turns a function of tensors into one that it runs."""
+def get_transform(executor: str) -> Transform:
+    """The function transform of an executor: from a function of tensors to one that it runs."""
     if executor in CAPTURED:
         return partial(captured, compiling=executor in COMPILED)
     if executor == "traced":
-        return lambda function: specialize_by_shape(function, interpret_simplified)
+        return interpret_function
     if executor == "compiled_steps":
-        return by_steps
-    return compiled if executor in COMPILED else identity
+        return compile_inner_steps
+    return compile_function if executor in COMPILED else identity
 
 
-def wrap_steps(executor: str) -> Wrap:
-    """The same for a function (state, key, number) -> (state, metrics); see `captured_steps`."""
+def get_multi_step_transform(executor: str) -> Transform:
+    """The same for functions (state, key, step index) -> (state, metrics): `captured_steps`."""
     if executor in CAPTURED:
         return partial(captured_steps, compiling=executor in COMPILED)
-    return wrap_of(executor)
+    return get_transform(executor)
 
 
 def make_step(
@@ -103,11 +104,12 @@ def make_step(
     tasks), `workers` the number of threads that compute pieces (pieces.py)."""
     if method.step is None:
         raise ValueError("this method learns nothing across tasks")
-    wrap = wrap_of(executor)
+    transform = get_transform(executor)
     if method.task_grad is None or not in_pieces(executor, chunk):
-        return wrap(method.step)
+        return transform(method.step)
     assert method.update is not None
-    sums, update = sums_in_pieces(method, piece_size(executor, chunk), wrap, workers), method.update
+    size, update = piece_size(executor, chunk), method.update
+    sums = sums_in_pieces(method, size, transform, workers)
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         total, lanes = sums(state, episodes)
@@ -117,11 +119,11 @@ def make_step(
     return step
 
 
-def by_steps(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with each inner step inside it as one compiled function."""
+def compile_inner_steps(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, each inner step of which is one call of a compiled function."""
 
     def run(*args: Any) -> Any:
-        with stepwise(compiled):
+        with stepwise(compile_function):
             return function(*args)
 
     return run

@@ -77,6 +77,6 @@ def summary(buffer: Sequence[tuple[int, Metrics]]) -> tuple[dict[str, float], li
     return means, steps
 
 
-def guarded(step: Step, policy: str) -> Step:
-    """`step` under the policy of a run."""
-    return skip_nonfinite(step) if policy == "skip" else step
+def with_nan_policy(step: Step, on_nan: str) -> Step:
+    """`step`, which skips non-finite updates if `on_nan` is skip."""
+    return skip_nonfinite(step) if on_nan == "skip" else step

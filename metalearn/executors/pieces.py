@@ -21,7 +21,7 @@ from metalearn.inner.method import broadcast_task_state, grads_of_tasks, with_st
 from metalearn.tree import add, leaves, stack, take, tree_map
 from metalearn.types import Episode, MetaState, Method, Metrics
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
 # (state, episodes [T, ...]) -> ((gradients, metrics) summed over tasks, lanes [T, ...])
 Sums = Callable[[MetaState, Episode], tuple[Any, Any]]
 
@@ -30,13 +30,15 @@ def identity(value: Any) -> Any:
     return value
 
 
-def sums_in_pieces(method: Method, chunk: int, wrap: Wrap, workers: int | None = None) -> Sums:
+def sums_in_pieces(
+    method: Method, chunk: int, transform: Transform, workers: int | None = None
+) -> Sums:
     """Sums over the tasks of episodes, in pieces of `chunk` tasks, by `workers` threads.
 
     Without `workers`, and on CUDA, the calling thread computes the pieces one after another.
     """
     assert method.task_grad is not None
-    of_piece = wrap(partial(_one_task if chunk == 1 else _some_tasks, method.task_grad))
+    of_piece = transform(partial(_one_task if chunk == 1 else _some_tasks, method.task_grad))
 
     def sums(state: MetaState, episodes: Episode) -> tuple[Any, Any]:
         episodes = with_step(episodes, state.step)

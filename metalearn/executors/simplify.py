@@ -11,7 +11,7 @@ divided by it."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,7 @@ from metalearn.executors.passes.fusion import fuse
 from metalearn.executors.passes.rejoin import rejoin
 from metalearn.executors.passes.shared_patches import share_patches
 from metalearn.executors.passes.sums import add_inside
-from metalearn.executors.trace import Flat, Trace, hoist, writes
+from metalearn.executors.trace import Flat, Trace, hoist, specialize_by_shape, writes
 
 _aten = torch.ops.aten
 VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
@@ -45,6 +45,11 @@ MUL, DIV = {_aten.mul.Tensor, _aten.mul.Scalar}, {_aten.div.Tensor, _aten.div.Sc
 ADD, SUB = {_aten.add.Tensor, _aten.add.Scalar}, {_aten.sub.Tensor, _aten.sub.Scalar}
 POWER = _aten.pow.Tensor_Scalar
 PAIRS = MUL | DIV | ADD | SUB
+
+
+def interpret_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, traced for every combination of shapes and interpreted without a compiler."""
+    return specialize_by_shape(function, interpret_simplified)
 
 
 def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:

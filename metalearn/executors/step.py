@@ -1,6 +1,6 @@
-"""One meta-step as `sample` and `step`, made by one process or by several.
+"""One meta-step as `step_input` and `step`, computed by one process or by several.
 
-Rank r of R processes has tasks of its own, and one flat vector passes between them:
+Rank r of R processes has tasks of its own, and one flat vector is summed over them:
 
     rank r:   v_r = [sum over its tasks of gradients, of metrics]
     all:      v = v_1 + ... + v_R,   theta <- update(theta, v / T)
@@ -21,26 +21,27 @@ from metalearn.executors.allocator import keep_freed_memory
 from metalearn.executors.executor import (
     CAPTURED,
     Step,
+    get_multi_step_transform,
+    get_transform,
     in_pieces,
     make_step,
     piece_size,
-    wrap_of,
-    wrap_steps,
 )
-from metalearn.executors.pieces import Wrap, identity, sums_in_pieces, workers_on
+from metalearn.executors.nonfinite import with_nan_policy
+from metalearn.executors.pieces import Transform, identity, sums_in_pieces, workers_on
+from metalearn.executors.precision import with_tf32
 from metalearn.executors.trace import interpret_unchanged, light, traceable
-from metalearn.kernels.draw import fold_in
+from metalearn.kernels import draw
+from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
-from metalearn.types import Key, MetaState, Method, Metrics
+from metalearn.types import Key, MetaState, Method, Metrics, TaskSource
 
 # (key, count, first): the tasks first .. first + count - 1 of a step, or its batch of examples
 BatchSampler = Callable[[Key, int, int], Any]
-Total = Callable[[Tensor], Tensor]  # adds a vector up over all processes
+RankSum = Callable[[Tensor], Tensor]  # sums a vector over all processes
 LocalStep = Callable[[MetaState, Any], Any]  # what one process computes from its own tasks
-
-
-StepSampler = Callable[[Key, Tensor], Any]
-Several = Callable[[MetaState, int, int], tuple[MetaState, list[Metrics]]]
+StepSampler = Callable[[Key, Tensor], Any]  # (key of the run, step index []) -> the step's tasks
+MultiStep = Callable[[MetaState, int, int], tuple[MetaState, list[Metrics]]]
 
 
 class Settings(NamedTuple):
@@ -52,21 +53,30 @@ class Settings(NamedTuple):
     workers: int | None
 
 
-class Executable(NamedTuple):
-    """A training step under an executor: state, metrics = step(state, sample(number))."""
+class TrainStep(NamedTuple):
+    """A training step under an executor: state, metrics = step(state, step_input(n))."""
 
-    # What step number n learns from. Where the sampling is a part of the recorded step, n itself
-    # as a 0-d tensor.
-    sample: Callable[[int], Any]
+    # What step n learns from: its tasks, or n itself as a 0-d tensor if the executor records
+    # sampling as a part of the step.
+    step_input: Callable[[int], Any]
     step: Step
-    # (state, n, count): the state after steps n .. n + count - 1, and the metrics of each; where a
-    # captured graph can hold several steps
-    several: Several | None = None
+    # (state, n, count): the state after steps n .. n + count - 1, and the metrics of each; None if
+    # no captured graph holds several steps
+    multi_step: MultiStep | None = None
 
 
-def make_step_fn(
+def make_batch_sampler(source: TaskSource, method: Method, examples_per_step: int) -> BatchSampler:
+    """The function that samples the input of a step: tasks, or a batch of examples.
+
+    (key, count, first) -> the tasks first .. first + count - 1"""
+    if method.traits.consumes == "examples":
+        return lambda key, count, first: source.examples(key, examples_per_step)
+    return lambda key, count, first: source.sample(key, count, first)
+
+
+def build_train_step(
     method: Method,
-    draw: BatchSampler,
+    sample: BatchSampler,
     key: Key,
     *,
     tasks: int,
@@ -74,125 +84,144 @@ def make_step_fn(
     executor: str,
     chunk: int | None = None,
     workers: int | None = None,
-    share: tuple[int, int] | None = None,
-    total: Total = identity,
-) -> Executable:
-    """The steps of a training under an executor; step n learns from `draw(fold_in(key, n), ...)`.
+    task_slice: tuple[int, int] | None = None,
+    sum_over_ranks: RankSum = identity,
+) -> TrainStep:
+    """The training step under an executor; step n learns from `sample(fold_in(key, n), ...)`.
 
-    `share` is this process's (first, count) of the `tasks` of a step, and `total` sums a vector
-    over the processes; the state's lanes are those of the own tasks. With `total` left out one
-    process makes the whole step, and nothing is packed. Methods without `task_grad` make the
-    whole step in every process. `workers` threads compute the pieces of a step on a CPU.
-    """
+    `task_slice` is this process's (first, count) of the `tasks` of a step, and `sum_over_ranks`
+    sums a vector over the processes; the state's lanes are those of this process's tasks. Without
+    `sum_over_ranks` one process computes the whole step, and nothing is packed. Methods without
+    `task_grad` compute the whole step in every process. `workers` threads compute the pieces of a
+    step on a CPU."""
     if not device.startswith("cuda"):
         keep_freed_memory()
-    sharded = total is not identity and method.task_grad is not None
-    first, count = share if share is not None and sharded else (0, tasks)
+    sharded = sum_over_ranks is not identity and method.task_grad is not None
+    first, count = task_slice if task_slice is not None and sharded else (0, tasks)
     chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
     pieces = method.task_grad is not None and in_pieces(executor, chunk)
     settings = Settings(method, executor, chunk, workers_on(device, workers))
-    local: LocalStep | None = make_step(*settings) if pieces else method.step
-    local, combine = _sharded(settings, tasks, count, total) if sharded else (local, None)
-    assert local is not None
-    wrap: Wrap = identity if pieces else (wrap_of if sharded else wrap_steps)(executor)
-    key = key.to(device)
-
-    def sample(key: Key, number: Tensor) -> Any:
-        return draw(fold_in(key, number), count, first)
-
+    local_step: LocalStep | None = make_step(*settings) if pieces else method.step
+    if sharded:
+        local_step, combine = _sharded(settings, tasks, count, sum_over_ranks)
+    assert local_step is not None
+    get = get_transform if sharded else get_multi_step_transform
+    transform: Transform = identity if pieces else get(executor)
+    sample_step, key = _step_sampler(sample, count, first, device), key.to(device)
     whole = executor in ("traced", "compiled") and not pieces
-    fused = executor in CAPTURED or (whole and light(sample, key, _number(device, 0)))
-    made = (_sampling_recorded if fused else _sampling_separate)(wrap, local, sample, key, device)
-    return made if combine is None else _combined(made, combine)
+    fused = executor in CAPTURED or (whole and light(sample_step, key, _index(0, device)))
+    build = _sampling_recorded if fused else _sampling_separate
+    step_fns = build(transform, local_step, sample_step, key, device)
+    return _combined(step_fns, combine) if sharded else step_fns
 
 
-def _combined(made: Executable, combine: Step) -> Executable:
-    return Executable(made.sample, lambda state, data: combine(state, made.step(state, data)))
+def with_run_options(train_step: TrainStep, precision: str, on_nan: str) -> TrainStep:
+    """`train_step` with TF32 products and skipped steps if `run.precision`, `run.on_nan` say so."""
+    step = with_nan_policy(with_tf32(train_step.step, precision), on_nan)
+    multi_step = None if on_nan == "skip" else train_step.multi_step
+    multi_step = None if multi_step is None else with_tf32(multi_step, precision)
+    return TrainStep(train_step.step_input, step, multi_step)
+
+
+def _combined(train_step: TrainStep, combine: Step) -> TrainStep:
+    return train_step._replace(
+        step=lambda state, data: combine(state, train_step.step(state, data)), multi_step=None
+    )
+
+
+def _step_sampler(sample: BatchSampler, count: int, first: int, device: str) -> StepSampler:
+    """On CUDA the key of a step is computed by one kernel."""
+    fold = draw.fold_in if device.startswith("cuda") else fold_in
+    return lambda key, step_index: sample(fold(key, step_index), count, first)
 
 
 def _sampling_recorded(
-    wrap: Wrap, local: LocalStep, sample: StepSampler, key: Key, device: str
-) -> Executable:
+    transform: Transform, local_step: LocalStep, sample: StepSampler, key: Key, device: str
+) -> TrainStep:
     """Sampling is a part of the recorded function."""
-    run = wrap(lambda state, key, number: local(state, sample(key, number)))
-    several = getattr(run, "several", None)
+    run = transform(lambda state, key, index: local_step(state, sample(key, index)))
+    run_several = getattr(run, "several", None)
 
-    def steps(state: MetaState, number: int, count: int) -> tuple[MetaState, list[Metrics]]:
-        assert several is not None
-        found: tuple[MetaState, list[Metrics]] = several(count, state, key, _number(device, number))
-        return found
+    def multi_step(state: MetaState, start: int, count: int) -> tuple[MetaState, list[Metrics]]:
+        assert run_several is not None
+        after: tuple[MetaState, list[Metrics]] = run_several(
+            count, state, key, _index(start, device)
+        )
+        return after
 
-    return Executable(
-        lambda number: _number(device, number),
-        lambda state, number: run(state, key, number),
-        None if several is None else steps,
+    return TrainStep(
+        lambda step_index: _index(step_index, device),
+        lambda state, index: run(state, key, index),
+        None if run_several is None else multi_step,
     )
 
 
 def _sampling_separate(
-    wrap: Wrap, local: LocalStep, sample: StepSampler, key: Key, device: str
-) -> Executable:
-    number = _number(device, 0)
-    traced = traceable(sample, key, number) if device.startswith("cuda") else None
+    transform: Transform, local_step: LocalStep, sample: StepSampler, key: Key, device: str
+) -> TrainStep:
+    index, step = _index(0, device), transform(local_step)
+    traced = traceable(sample, key, index) if device.startswith("cuda") else None
     if traced is None:
-        return Executable(lambda number: sample(key, _number(device, number)), wrap(local))
+        return TrainStep(lambda step_index: sample(key, _index(step_index, device)), step)
     # Its constants stay on the device: copying them makes the host wait.
-    flat = interpret_unchanged(traced, [key, number])
-    return Executable(lambda number: traced.whole(flat(key, _number(device, number))), wrap(local))
+    flat = interpret_unchanged(traced, [key, index])
+    return TrainStep(lambda step_index: traced.whole(flat(key, _index(step_index, device))), step)
 
 
-def _number(device: str, number: int) -> Tensor:
-    """A step's number as a 0-d tensor: on CUDA written by a kernel, which the host does not wait
+def _index(step_index: int, device: str) -> Tensor:
+    """A step index as a 0-d tensor: on CUDA written by a kernel, which the host does not wait
     for.
     """
-    return torch.full((), number, dtype=torch.int64, device=device)
+    return torch.full((), step_index, dtype=torch.int64, device=device)
 
 
-def _sharded(settings: Settings, tasks: int, count: int, total: Total) -> tuple[LocalStep, Step]:
-    """(what a process computes from its `count` tasks, what the processes make of it together)."""
+def _sharded(
+    settings: Settings, tasks: int, count: int, sum_over_ranks: RankSum
+) -> tuple[LocalStep, Step]:
+    """(what a process computes from its `count` tasks, the step from the sum over processes)."""
     method, executor, chunk, workers = settings
     assert method.update is not None
-    update, packing, wrap = method.update, Packing(), wrap_of(executor)
+    update, packing, transform = method.update, Packing(), get_transform(executor)
     sums = (
-        sums_in_pieces(method, piece_size(executor, chunk), wrap, workers)
+        sums_in_pieces(method, piece_size(executor, chunk), transform, workers)
         if in_pieces(executor, chunk)
         else sums_in_pieces(method, count, identity)
     )
 
-    def local(state: MetaState, data: Any) -> tuple[Tensor, Any]:
-        found, lanes = sums(state, data)
-        return packing.pack(found), lanes
+    def local_step(state: MetaState, data: Any) -> tuple[Tensor, Any]:
+        grads_and_metrics, lanes = sums(state, data)
+        return packing.pack(grads_and_metrics), lanes
 
     def apply(state: MetaState, vector: Tensor) -> tuple[MetaState, Metrics]:
         grads, metrics = scale(packing.unpack(vector), 1 / tasks)
         return update(state, grads), metrics
 
-    apply = wrap(apply)
+    apply = transform(apply)
 
-    def combine(state: MetaState, found: tuple[Tensor, Any]) -> tuple[MetaState, Metrics]:
-        vector, lanes = found
-        state, metrics = apply(state._replace(lanes=None), total(vector))
+    def combine(state: MetaState, local: tuple[Tensor, Any]) -> tuple[MetaState, Metrics]:
+        vector, lanes = local
+        state, metrics = apply(state._replace(lanes=None), sum_over_ranks(vector))
         return state._replace(lanes=lanes), metrics
 
-    return local, combine
+    return local_step, combine
 
 
-def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
-    """(first, size) of a rank's share of `count` things; the first ranks take the remainder."""
-    each, over = divmod(count, size)
-    return rank * each + min(rank, over), each + (rank < over)
+def rank_slice(count: int, rank: int, size: int) -> tuple[int, int]:
+    """(first, size) of a rank's slice of `count` items; the first ranks take the remainder."""
+    per_rank, remainder = divmod(count, size)
+    return rank * per_rank + min(rank, remainder), per_rank + (rank < remainder)
 
 
 class Packing:
-    """A tree of tensors as one vector, and back; learns the tree's form when it packs."""
+    """A tree of tensors as one vector, and back; `pack` stores the structure for `unpack`."""
 
     def pack(self, tree: Any) -> Tensor:
-        values, self._structure = flatten(tree)
-        self._forms = [(value.shape, value.dtype) for value in values]
-        kind = reduce(torch.promote_types, (value.dtype for value in values))
-        return torch.cat([value.reshape(-1).to(kind) for value in values])
+        leaves, self._structure = flatten(tree)
+        self._forms = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+        return torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
 
     def unpack(self, vector: Tensor) -> Any:
-        pieces = vector.split([shape.numel() for shape, _ in self._forms])
-        values = [piece.view(shape).to(kind) for piece, (shape, kind) in zip(pieces, self._forms)]
-        return unflatten(values, self._structure)
+        parts = vector.split([shape.numel() for shape, _ in self._forms])
+        leaves = [part.view(shape).to(dtype) for part, (shape, dtype) in zip(parts, self._forms)]
+        return unflatten(leaves, self._structure)

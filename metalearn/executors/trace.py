@@ -65,7 +65,7 @@ class Trace(NamedTuple):
         )
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled for every structure, shapes, types and devices of its arguments.
 
     Arguments and results are trees of tensors; anything else in an argument is a constant of the

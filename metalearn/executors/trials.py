@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from metalearn.executors.executor import COMPILED
-from metalearn.executors.step import Executable
+from metalearn.executors.step import TrainStep
 from metalearn.executors.timings import ExecutorChoice, Timing, with_warm_cache
 from metalearn.types import MetaState
 
@@ -33,13 +33,13 @@ class Trainable(Protocol):
     @property
     def device(self) -> str: ...
 
-    def make(self, choice: ExecutorChoice) -> Executable:
-        """The steps under an executor."""
+    def make(self, choice: ExecutorChoice) -> TrainStep:
+        """The step under an executor."""
         ...
 
 
 @dataclass
-class Trials:
+class ExecutorTrials:
     """An executor, the reason for it, and the timings behind it."""
 
     choice: ExecutorChoice
@@ -47,7 +47,7 @@ class Trials:
     timings: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of this process
     known: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of earlier ones
     failed: dict[ExecutorChoice, str] = field(default_factory=dict)
-    made: dict[ExecutorChoice, Executable] = field(default_factory=dict)  # compiled by a trial
+    made: dict[ExecutorChoice, TrainStep] = field(default_factory=dict)  # compiled by a trial
     # factors of times that were taken beside other programs, by what those did to the best so far
     scaled: dict[ExecutorChoice, float] = field(default_factory=dict)
 
@@ -100,14 +100,14 @@ def seconds_since(begin: tuple[float, float], device: str) -> float:
     return clock if device.startswith("cuda") else min(clock, worked)
 
 
-def make(work: Trainable, choice: ExecutorChoice, trials: Trials) -> None:
+def make(work: Trainable, choice: ExecutorChoice, trials: ExecutorTrials) -> None:
     """The first call and a second one; all again where it failed on what compilers share."""
     for again in (True, False):
         try:
-            made = trials.made.get(choice) or work.make(choice)
-            first = timed(work, made, 0)
-            trials.timings[choice] = Timing(first, timed(work, made, 1))
-            trials.made[choice] = made
+            train_step = trials.made.get(choice) or work.make(choice)
+            first = timed(work, train_step, 0)
+            trials.timings[choice] = Timing(first, timed(work, train_step, 1))
+            trials.made[choice] = train_step
             return
         except Exception as error:  # of a compiler, a device, memory: another executor may do
             shared = isinstance(error, OSError) or "CompileError" in repr(error)
@@ -116,7 +116,9 @@ def make(work: Trainable, choice: ExecutorChoice, trials: Trials) -> None:
                 return
 
 
-def compare(work: Trainable, choice: ExecutorChoice, rival: ExecutorChoice, trials: Trials) -> None:
+def compare(
+    work: Trainable, choice: ExecutorChoice, rival: ExecutorChoice, trials: ExecutorTrials
+) -> None:
     """Time a new executor in turns with the best one so far, on equal terms.
 
     The best time of the rival may be from a moment with less load. If no turn comes near it again,
@@ -142,7 +144,7 @@ def _step(timing: Timing) -> float:
 
 
 def time_in_turns(
-    work: Trainable, choices: list[ExecutorChoice], trials: Trials
+    work: Trainable, choices: list[ExecutorChoice], trials: ExecutorTrials
 ) -> list[dict[ExecutorChoice, float]]:
     """Time more steps, the least of which counts; returns the seconds of each turn.
 
@@ -171,16 +173,16 @@ def time_in_turns(
     return turns
 
 
-def _fail(trials: Trials, choice: ExecutorChoice, error: Exception) -> None:
+def _fail(trials: ExecutorTrials, choice: ExecutorChoice, error: Exception) -> None:
     first_line = (str(error).strip().splitlines() or [""])[0]
     trials.failed[choice] = f"{type(error).__name__}: {first_line}"
 
 
-def timed(work: Trainable, made: Executable, number: int) -> float:
+def timed(work: Trainable, train_step: TrainStep, step_index: int) -> float:
     begin = clocks()
-    made.step(work.state, made.sample(number))
+    train_step.step(work.state, train_step.step_input(step_index))
     if work.device.startswith("cuda"):
         torch.cuda.synchronize(work.device)
-    if number == 0:  # a compiler is another process, whose work is ours
+    if step_index == 0:  # a compiler is another process, whose work is ours
         return clocks()[0] - begin[0]
     return seconds_since(begin, work.device)

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from metalearn.config.sections import Run
 from metalearn.distributed.curve import TaskSet, curve
 from metalearn.errors import Diverged, RankLost
 from metalearn.evaluate.curves import mean_ci95
 from metalearn.evaluate.ledger import FLOPS, Entry
 from metalearn.executors.cuda_graphs import captured_learning
 from metalearn.executors.nonfinite import NotFinite, all_finite, summary
+from metalearn.executors.trials import clocks, seconds_since
 from metalearn.machine import finishes
 from metalearn.rng import fold_in
 from metalearn.run.checkpoints import (
@@ -30,95 +32,113 @@ from metalearn.run.checkpoints import (
 from metalearn.run.features import features_once
 from metalearn.run.job import Job
 from metalearn.run.nonfinite_log import log_path, log_step
-from metalearn.run.plan import TrainingSteps, replan_if_slow
+from metalearn.run.plan import Execution, replan_if_slow
 from metalearn.run.progress import Progress
 from metalearn.run.signals import finishing_step, stop
 from metalearn.tree import tree_map
 from metalearn.types import EpisodeSpec, MetaState, Metrics
 
-WORTH = 10  # replays of several steps that are worth their capture
-WAIT = 10.0  # seconds that a device gets to end its work once another process is gone
-Buffer = list[tuple[int, Metrics]]  # the metrics of steps, on their device
+MAX_REPLAY_STEPS = 50  # steps in one captured graph
+MIN_REPLAYS = 10  # replays of several steps that make up for the capture
+LOST_RANK_TIMEOUT_S = 10.0  # seconds for a device to end its work once another process is gone
+Buffer = list[tuple[int, Metrics]]  # (number of steps done, metrics of the last), on their device
 
 
-def train(job: Job, steps: TrainingSteps, start: MetaState) -> tuple[Job, MetaState]:
+def train(job: Job, execution: Execution, start: MetaState) -> tuple[Job, MetaState]:
     """Train from the newest checkpoint, or from `start`; return the job and the last state."""
     run, (first, state, validations) = job.experiment.run, resume(job, start)
-    flops, counted, buffer = _step_flops(job, start, first), first, Buffer()
-    along = steps_along(job.experiment)
+    flops, recorded_until, buffer = _step_flops(job, start, first), first, Buffer()
+    checkpoint_steps = steps_along(job.experiment)
     progress = Progress(job.title, run.meta_steps, first, show=job.ranks.is_first)
-    done, known, ends = first, {1}, (*along, run.meta_steps)
-    with _captured_looks(job), finishing_step(job.ranks), progress, _training(job):
+    boundaries = (first + 1, *checkpoint_steps, run.meta_steps)  # that no call of several crosses
+    done, captured = first, {1}
+    with _graphed_validation(job), finishing_step(job.ranks), progress, _training_phase(job):
         while done < run.meta_steps and not _patience_is_over(job, validations):
-            count = 1 if done == first else _count_at_once(steps, done, ends, known)
-            # The first step of a process compiles, or fills caches; so do the first of a graph.
-            new = done == first or count not in known
-            timed = job.ledger.span("compile") if new else nullcontext()
+            count = _steps_per_call(run, execution, done, boundaries, captured)
+            # The first step of a process, and the first call of a graph, compiles or fills caches.
+            compiles = done == first or count not in captured
+            timed = job.ledger.span("compile") if compiles else nullcontext()
             with timed, _save_if_rank_lost(job, done, state, validations):
-                state, found = _make_steps(steps, state, done, count)
-            known.add(count)
-            buffer += [(done + place, metrics) for place, metrics in enumerate(found, 1)]
+                state, step_metrics = _run_steps(execution, state, done, count)
+            captured.add(count)
+            buffer += list(enumerate(step_metrics, done + 1))
             done, stopping = done + count, job.ranks.stopping()
             validating = _due(done, run.meta_steps, run.validate.every)
             saving = stopping or validating or _due(done, run.meta_steps, run.checkpoint_every)
-            saving = saving or done in along
+            saving = saving or done in checkpoint_steps
             if saving or _due(done, run.meta_steps, run.log_every):
                 _log(job, buffer, progress)
                 buffer = []
             if saving:
                 _check_finite(state, done)
-                _record_steps(job, done - counted, flops)
-                counted = done
+                _record_steps(job, done - recorded_until, flops)
+                recorded_until = done
                 if validating:
                     validations = (*validations, validate(job, done, state))
                 save(job, done, state, validations)
                 if validating and job.judge is not None:
                     job.judge(job.metrics)
-                job, steps = replan_if_slow(job, steps, state)
+                job, execution = replan_if_slow(job, execution, state)
             if stopping:
                 stop(job.folder, f" at step {done}")
     if run.meta_steps == 0:
-        save(job, 0, state, ())  # nothing to learn: the start is what the run is about
+        save(job, 0, state, ())  # no training: the run is about the initial state
     return job, state
 
 
 @contextmanager
-def _training(job: Job) -> Iterator[None]:
+def _training_phase(job: Job) -> Iterator[None]:
     with job.ledger.span(job.phase), _raise_diverged(job):
         yield
 
 
-def _captured_looks(job: Job) -> AbstractContextManager[None]:
-    """A context in which validation tasks are learned by captured graphs on CUDA.
+def _graphed_validation(job: Job) -> AbstractContextManager[None]:
+    """Context manager in which validation tasks are learned by captured graphs on CUDA.
 
     The test of the run is not, as its seconds are the cost of a new task. A frozen network computes
     a few images at a time, which a trace would not."""
     return captured_learning("cpu" if job.parts.learner.frozen is not None else job.parts.device)
 
 
-def _count_at_once(
-    steps: TrainingSteps, done: int, ends: Sequence[int], known: Collection[int]
+def _steps_per_call(
+    run: Run,
+    execution: Execution,
+    done: int,
+    boundaries: Sequence[int],
+    captured: Collection[int],
 ) -> int:
-    """The number of steps that the next replay makes: none of `ends` lies between them.
+    """The number of steps of the next call: none of `boundaries` lies between them.
 
-    A size that is not among those `known` is captured first, for which many steps have to be left.
+    A number that is not among those `captured` is captured first, which takes many steps to pay.
     """
-    count = steps.at_once
-    if count not in known and ends[-1] - done < WORTH * count:
+    count = 1 if execution.train_step.multi_step is None else _max_steps_per_call(run)
+    if count not in captured and boundaries[-1] - done < MIN_REPLAYS * count:
         return 1
-    inside = done % count or any(done < end < done + count for end in ends)
-    return 1 if inside else count
+    crosses = done % count or any(done < step < done + count for step in boundaries)
+    return 1 if crosses else count
 
 
-def _make_steps(
-    steps: TrainingSteps, state: MetaState, number: int, count: int
+def _max_steps_per_call(run: Run) -> int:
+    """The largest number of steps, at most `MAX_REPLAY_STEPS`, that divides the intervals of log
+    lines, checkpoints and validations."""
+    intervals = run.log_every, run.checkpoint_every, run.validate.every
+    common = math.gcd(*(interval for interval in intervals if interval))
+    return max(count for count in range(1, MAX_REPLAY_STEPS + 1) if common % count == 0)
+
+
+def _run_steps(
+    execution: Execution, state: MetaState, step_index: int, count: int
 ) -> tuple[MetaState, list[Metrics]]:
-    """The state after steps number .. number + count - 1, and the metrics of each."""
+    """The state after `count` steps from number `step_index` on, and the metrics of each."""
+    train_step = execution.train_step
     if count > 1:
-        assert steps.several is not None
-        return steps.several(state, number, count)
-    step_input = steps.sample(number)  # tasks, or their number if the trace samples
-    state, metrics = steps.step(state, step_input)
+        assert train_step.multi_step is not None
+        return train_step.multi_step(state, step_index, count)
+    started_at = clocks()
+    # a batch of tasks, or the step index if sampling is a part of the recorded step
+    step_input = train_step.step_input(step_index)
+    state, metrics = train_step.step(state, step_input)
+    execution.times.add(seconds_since(started_at, "cpu"))
     return state, [metrics]
 
 
@@ -147,7 +167,7 @@ def _save_if_rank_lost(
     try:
         yield
     except RankLost as error:
-        ended = finishes(job.parts.device, lambda: WAIT)
+        ended = finishes(job.parts.device, lambda: LOST_RANK_TIMEOUT_S)
         if state.lanes is None and job.ranks.is_first and ended:
             write_checkpoint(job, done, state, validations)
         raise RankLost(f"{error}; go on with: metalearn resume {job.folder}") from error

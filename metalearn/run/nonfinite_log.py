@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metalearn.config.build import batch_sampler
 from metalearn.errors import ConfigError
+from metalearn.executors.step import make_batch_sampler
 from metalearn.rng import fold_in
 from metalearn.run.job import Job
 from metalearn.storage.files import append_lines, cut_lines, read_lines
@@ -41,8 +41,9 @@ def log_step(job: Job, policy: str, step: int) -> None:
 
 
 def _batch(job: Job, step: int) -> dict[str, Any]:
-    draw = batch_sampler(job.experiment, job.parts)
-    data = draw(fold_in(job.seed, "train", step - 1), job.experiment.run.tasks_per_step, 0)
+    run, parts = job.experiment.run, job.parts
+    sample = make_batch_sampler(parts.train, parts.method, run.examples_per_step)
+    data = sample(fold_in(job.seed, "train", step - 1), run.tasks_per_step, 0)
     # a batch of examples has one seed
     keys = data.info["key"].tolist() if hasattr(data, "info") else None
     return {"step": step, "number": step - 1, "keys": keys}

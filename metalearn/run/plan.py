@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from metalearn.config.build import Parts, batch_sampler, records_of
+from metalearn.config.build import Parts, records_of
 from metalearn.config.experiment import Experiment
-from metalearn.config.sections import Run
 from metalearn.config.signature import signature
 from metalearn.distributed.ranks import ALONE, Ranks, check_cards
 from metalearn.errors import ConfigError
@@ -22,13 +19,17 @@ from metalearn.executors.auto import (
     configured_choice,
     default_threads,
 )
-from metalearn.executors.executor import Step, in_pieces
-from metalearn.executors.nonfinite import guarded
+from metalearn.executors.executor import in_pieces
 from metalearn.executors.pieces import identity, workers_on
-from metalearn.executors.precision import FAR, gradient_error, with_precision, with_tf32
-from metalearn.executors.step import Executable, Several, make_step_fn
+from metalearn.executors.precision import FAR, gradient_error, with_precision
+from metalearn.executors.step import (
+    TrainStep,
+    build_train_step,
+    make_batch_sampler,
+    with_run_options,
+)
 from metalearn.executors.timings import ExecutorChoice, Timing, load, save
-from metalearn.executors.trials import Trials, clocks, seconds_since
+from metalearn.executors.trials import ExecutorTrials
 from metalearn.logger import log
 from metalearn.machine import set_threads
 from metalearn.rng import fold_in
@@ -37,9 +38,8 @@ from metalearn.run.job import Job
 from metalearn.storage.environment import describe
 from metalearn.storage.files import write_yaml
 from metalearn.tree import take
-from metalearn.types import MetaState, Method, Metrics
+from metalearn.types import MetaState, Method
 
-LONGEST = 50  # steps in one captured graph
 FEW = 2  # tasks whose gradient is compared with that in full precision
 
 
@@ -51,10 +51,11 @@ class ExecutionPlan:
     facts: dict[str, Any] = field(default_factory=dict)  # for environment.json
     why: str = "asked for"
     messages: tuple[str, ...] = ()
-    # of auto in this process: trials, with what they compiled, of what work, and the asked chunk
-    trials: Trials | None = None
+    # of auto in this process: timings and compiled steps of its trials, the work that was timed,
+    # and run.chunk of the config
+    executor_trials: ExecutorTrials | None = None
     work: Work | None = None
-    chunk: int | None = None
+    asked_chunk: int | None = None
 
 
 def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
@@ -107,9 +108,9 @@ def decide(
     if parts.method.task_grad is not None:
         state, tasks = ranks.own_state(state, tasks), ranks.share(tasks)[1]
     method, facts = _method_of(experiment, parts), dict[str, Any]()
-    draw, key = batch_sampler(experiment, parts), fold_in(run.seeds[0], "train")
-    most = _fitting(experiment, parts, method, state, facts, draw(fold_in(key, 0), tasks, 0))
-    workers = workers_on(parts.device, run.workers)
+    sample = make_batch_sampler(parts.train, parts.method, run.examples_per_step)
+    key, workers = fold_in(run.seeds[0], "train"), workers_on(parts.device, run.workers)
+    most = _fitting(experiment, parts, method, state, facts, sample(fold_in(key, 0), tasks, 0))
     if run.executor != "auto":
         plan = ExecutionPlan(
             configured_choice(run.executor, run.chunk, tasks, most, workers), facts
@@ -118,22 +119,23 @@ def decide(
         sizes = tasks, parts.device, run.meta_steps, most, workers
         work = Work(
             method,
-            draw,
+            sample,
             key,
             state,
             *sizes,
             compiling=not run.checkpoint_inner,
             precision=run.precision,
+            on_nan=run.on_nan,
         )
         trials = _auto(experiment, parts, work)
         facts["executor"] = trials.record()
         plan = ExecutionPlan(trials.choice, facts, trials.why)
         if ranks.size == 1:  # what a trial has made takes steps by itself
-            plan = replace(plan, trials=trials, work=work, chunk=run.chunk)
+            plan = replace(plan, executor_trials=trials, work=work, asked_chunk=run.chunk)
     return replace(plan, messages=tuple(_messages(experiment, plan, tasks, workers)))
 
 
-def _auto(experiment: Experiment, parts: Parts, work: Work) -> Trials:
+def _auto(experiment: Experiment, parts: Parts, work: Work) -> ExecutorTrials:
     name = signature(experiment, parts.train.spec, parts.device)
     trials = choose(work, load(name), experiment.run.chunk)
     save(name, trials.timings)
@@ -207,7 +209,7 @@ def _memory_warning(plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
     ]
 
 
-# the steps
+# the training step
 
 
 class StepTimes:
@@ -229,98 +231,64 @@ class StepTimes:
 
 
 @dataclass(frozen=True)
-class TrainingSteps:
-    """`state, metrics = step(state, sample(n))`, with precision, guard and sum over ranks."""
+class Execution:
+    """The training step of a run, the plan that it follows, and the seconds that it takes."""
 
-    sample: Callable[[int], Any]
-    step: Step
-    executable: Executable  # without guard and clock
+    train_step: TrainStep
     plan: ExecutionPlan
     times: StepTimes
-    # (state, n, count): the state after steps n .. n + count - 1 and the metrics of each
-    several: Several | None = None
-    at_once: int = 1  # steps that `several` makes, a divisor of what lies between two log lines
 
 
-def training_steps(job: Job, plan: ExecutionPlan) -> TrainingSteps:
-    """The steps of a run as its config says, composed once."""
+def build_execution(job: Job, plan: ExecutionPlan) -> Execution:
+    """The training step that the config of a run describes: built here, or by a trial of `auto`."""
     run, parts, ranks = job.experiment.run, job.parts, job.ranks
-    if plan.trials is not None and plan.choice in plan.trials.made:
-        return _composed(job, plan.trials.made[plan.choice], plan)
-    made = make_step_fn(
+    trials = plan.executor_trials
+    if trials is not None and plan.choice in trials.made:
+        timing = trials.timings.get(plan.choice)
+        times = StepTimes(None if timing is None else timing.first)
+        return Execution(trials.made[plan.choice], plan, times)
+    train_step = build_train_step(
         _method_of(job.experiment, parts),
-        batch_sampler(job.experiment, parts),
+        make_batch_sampler(parts.train, parts.method, run.examples_per_step),
         fold_in(job.seed, "train"),
         tasks=run.tasks_per_step,
         device=parts.device,
         executor=run.executor,
         chunk=run.chunk,
         workers=run.workers,
-        share=ranks.share(run.tasks_per_step),
-        total=ranks.sum if ranks.size > 1 else identity,
+        task_slice=ranks.share(run.tasks_per_step),
+        sum_over_ranks=ranks.sum if ranks.size > 1 else identity,
     )
-    return _composed(job, made, plan)
+    return Execution(with_run_options(train_step, run.precision, run.on_nan), plan, StepTimes())
 
 
-def _composed(job: Job, made: Executable, plan: ExecutionPlan) -> TrainingSteps:
-    run = job.experiment.run
-    trials = plan.trials
-    known = trials.timings.get(plan.choice) if trials and plan.choice in trials.made else None
-    times = StepTimes(known.first if known else None)
-    guarded_step = guarded(with_tf32(made.step, run.precision), run.on_nan)
-    begun = clocks()
-
-    def sample(number: int) -> Any:
-        nonlocal begun
-        begun = clocks()
-        return made.sample(number)
-
-    def step(state: MetaState, step_input: Any) -> tuple[MetaState, Metrics]:
-        found = guarded_step(state, step_input)
-        times.add(seconds_since(begun, "cpu"))
-        return found
-
-    at_once = _steps_at_once(run)
-    if made.several is None or run.on_nan == "skip" or at_once == 1:
-        return TrainingSteps(sample, step, made, plan, times)
-    several = with_tf32(made.several, run.precision)
-    return TrainingSteps(sample, step, made, plan, times, several, at_once)
-
-
-def _steps_at_once(run: Run) -> int:
-    """The largest number of steps, at most `LONGEST`, that divides the distances of log lines,
-    checkpoints and validations."""
-    distances = run.log_every, run.checkpoint_every, run.validate.every
-    common = math.gcd(*(distance for distance in distances if distance))
-    return max((size for size in range(1, LONGEST + 1) if common % size == 0), default=1)
-
-
-def replan_if_slow(job: Job, steps: TrainingSteps, state: MetaState) -> tuple[Job, TrainingSteps]:
-    """Job and steps, under another executor if steps take twice what `auto` promised.
+def replan_if_slow(job: Job, execution: Execution, state: MetaState) -> tuple[Job, Execution]:
+    """Job and execution, under another executor if steps take twice what `auto` promised.
 
     For a state that was just saved."""
-    seconds, plan = steps.times.since_last_call(), steps.plan
-    if plan.trials is None or plan.work is None or seconds is None:
-        return job, steps
+    seconds, plan = execution.times.since_last_call(), execution.plan
+    if plan.executor_trials is None or plan.work is None or seconds is None:
+        return job, execution
     work = replace(plan.work, state=state, steps=job.experiment.run.meta_steps - int(state.step))
-    found = choose_again(work, plan.trials, steps.executable, seconds, plan.chunk)
-    if found is None:
-        return job, steps
-    log.info(f"{job.title}: from step {int(state.step)} on executor {found.choice} ({found.why})")
-    run = job.experiment.run.model_copy(update=found.choice._asdict())
+    trials = choose_again(
+        work, plan.executor_trials, execution.train_step, seconds, plan.asked_chunk
+    )
+    if trials is None:
+        return job, execution
+    log.info(f"{job.title}: from step {int(state.step)} on executor {trials.choice} ({trials.why})")
+    run = job.experiment.run.model_copy(update=trials.choice._asdict())
     job = replace(job, experiment=job.experiment.replace(run=run))
     write_yaml(job.folder / "config.yaml", job.experiment.resolved())
-    plan = replace(plan, choice=found.choice, trials=found)
-    return job, _composed(job, found.made[found.choice], plan)
+    return job, build_execution(job, replace(plan, choice=trials.choice, executor_trials=trials))
 
 
-def store_timing(job: Job, steps: TrainingSteps) -> None:
+def store_timing(job: Job, execution: Execution) -> None:
     """Store how fast a training was.
 
     Not on CUDA, where calls return before their work is done."""
-    run, times = job.experiment.run, steps.times
+    run, times = job.experiment.run, execution.times
     if job.ranks.size > 1 or job.parts.device != "cpu" or run.engine != "native":
         return
     if times.first is not None and times.steps >= SHORT:
         name = signature(job.experiment, job.parts.train.spec, job.parts.device)
-        save(name, {steps.plan.choice: Timing(times.first, times.seconds / times.steps)})
+        save(name, {execution.plan.choice: Timing(times.first, times.seconds / times.steps)})

@@ -37,10 +37,10 @@ from metalearn.run.job import Job
 from metalearn.run.loop import train, validate
 from metalearn.run.plan import (
     ExecutionPlan,
+    build_execution,
     check_ranks,
     plan_execution,
     store_timing,
-    training_steps,
 )
 from metalearn.run.shared_search import search
 from metalearn.run.signals import signals, stop
@@ -164,9 +164,9 @@ def meta_train(job: Job, plan: ExecutionPlan, state: MetaState) -> tuple[Job, Me
         job.ranks.on_rank0(job.metrics.touch)
         save(job, 0, state, ())
         return job, state
-    steps = training_steps(job, plan)
-    job, last = train(job, steps, state)
-    store_timing(job, steps)
+    execution = build_execution(job, plan)
+    job, last = train(job, execution, state)
+    store_timing(job, execution)
     return job, last
 
 

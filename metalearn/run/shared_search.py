@@ -8,7 +8,7 @@ from typing import Any
 
 from metalearn.component import CHOICE
 from metalearn.errors import ConfigError, first_line
-from metalearn.executors.step import Executable, make_step_fn
+from metalearn.executors.step import TrainStep, build_train_step
 from metalearn.logger import log
 from metalearn.machine import cores, set_threads
 from metalearn.rng import fold_in
@@ -59,22 +59,22 @@ def captured_steps(method: Method, draw: Draw, key: Key, tasks: int, steps: int)
     device = method.spec.device
     settings: Any = {"tasks": tasks, "device": device}
 
-    def made(executor: str) -> Executable:
-        return make_step_fn(
+    def build(executor: str) -> TrainStep:
+        return build_train_step(
             method, lambda key, count, _: draw(key, count), key, executor=executor, **settings
         )
 
-    chosen = made("graph" if steps >= MANY else "vmap")
+    train_step = build("graph" if steps >= MANY else "vmap")
 
     def step(state: MetaState, number: int) -> tuple[MetaState, Metrics]:
-        nonlocal chosen
+        nonlocal train_step
         try:
-            return chosen.step(state, chosen.sample(number))
+            return train_step.step(state, train_step.step_input(number))
         except (RuntimeError, TypeError, ValueError, ConfigError) as error:
             if steps < MANY or number > 1:
                 raise
             log.info(f"the training of a candidate is not captured: {first_line(error)}")
-            chosen = made("vmap")
-            return chosen.step(state, chosen.sample(number))
+            train_step = build("vmap")
+            return train_step.step(state, train_step.step_input(number))
 
     return step

@@ -13,7 +13,7 @@ from metalearn.executors import memory
 from metalearn.executors.auto import Work, choose, configured_choice
 from metalearn.executors.cuda_graphs import learning_by_graphs
 from metalearn.executors.pieces import workers_on
-from metalearn.executors.step import Executable, make_step_fn
+from metalearn.executors.step import TrainStep, build_train_step
 from metalearn.executors.timings import ExecutorChoice
 from metalearn.scopes.over_tasks import called_by
 from metalearn.tree import from_named, named_leaves
@@ -49,10 +49,10 @@ def text_of(choice: ExecutorChoice) -> str:
 
 
 def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
-    """Sampling by our TaskSource, meta-gradient and update by `make_step_fn`.
+    """Sampling by our TaskSource, meta-gradient and update by `build_train_step`.
 
     With more than one of `steps` a captured graph makes so many at a call."""
-    made = make_step_fn(
+    train_step = build_train_step(
         problem.method,
         problem.source.sample,
         problem.key,
@@ -61,7 +61,7 @@ def engine(problem: Problem, choice: ExecutorChoice, steps: int = 1) -> Engine:
         executor=choice.executor,
         chunk=choice.chunk,
     )
-    return _engine(problem, made, steps)
+    return _engine(problem, train_step, steps)
 
 
 def without_triton(problem: Problem, choice: ExecutorChoice) -> Engine:
@@ -95,28 +95,28 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
     work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
     trials = choose(work, {})
-    made = trials.made.get(trials.choice) or work.make(trials.choice)
-    return _engine(problem, made), text_of(trials.choice), trials.why
+    train_step = trials.made.get(trials.choice) or work.make(trials.choice)
+    return _engine(problem, train_step), text_of(trials.choice), trials.why
 
 
-def _engine(problem: Problem, made: Executable, steps: int = 1) -> Engine:
+def _engine(problem: Problem, train_step: TrainStep, steps: int = 1) -> Engine:
     state = fresh(problem)
     number = 0
 
     def step() -> None:
         nonlocal state, number
         if steps == 1:
-            state, _ = made.step(state, made.sample(number + 1))
+            state, _ = train_step.step(state, train_step.step_input(number + 1))
         else:
-            assert made.several is not None
-            state, _ = made.several(state, number + 1, steps)
+            assert train_step.multi_step is not None
+            state, _ = train_step.multi_step(state, number + 1, steps)
         number += steps
 
     def gradient(episodes: Episode) -> Params:
         # Of the very function that is timed, which draws its own episodes: those of this number are
         # the ones compared.
         assert episodes is problem.check, "ours draws the episodes of the check itself"
-        after, _ = made.step(fresh(problem), made.sample(CHECK))
+        after, _ = train_step.step(fresh(problem), train_step.step_input(CHECK))
         return {
             name: value / (1 - BETA1) for name, value in named_leaves(after.opt["first"]).items()
         }
