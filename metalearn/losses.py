@@ -1,9 +1,9 @@
 """Losses and metrics of one task that support vmap and second derivatives.
 
-Each takes (predictions, y, weight=None, lead=0) and gives the mean over examples and outputs: [].
-`weight` [B] is that of `Batch`: an example of weight 0 is padding and changes nothing. `lead` axes
-in front of B, the same in all three, are kept: [*L, B, ...] -> [*L]. Shapes that do not belong
-together are refused with a ConfigError, never broadcast."""
+Each takes (predictions, y, weight=None, batch_dims=0) and returns the mean over examples and
+outputs: []. `weight` [B] is that of `Batch`: an example of weight 0 is padding and changes nothing.
+The first `batch_dims` axes, the same in all three, are kept: [*L, B, ...] -> [*L]. Shapes that do
+not match raise a ConfigError and are never broadcast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metalearn.errors import ConfigError, did_you_mean
 from metalearn.types import EpisodeSpec
 
 BINS = 15  # of confidence, in calibration errors
-Criterion = Callable[..., Tensor]  # (predictions, y, weight=None, lead=0) -> []
+Criterion = Callable[..., Tensor]  # (predictions, y, weight=None, batch_dims=0) -> []
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -41,27 +41,31 @@ def cross_entropy_each(logits: Tensor, y: Tensor) -> Tensor:
     return -torch.log_softmax(logits, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
+) -> Tensor:
     """Mean cross-entropy: [B, *Y, C], integer classes [B, *Y] -> [].
 
     >>> ml.losses.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
     tensor(4.)
     """
-    return _mean(cross_entropy_each(logits, _classes(logits, y)), weight, lead)
+    return _mean(cross_entropy_each(logits, _classes(logits, y)), weight, batch_dims)
 
 
 def squared_error(
-    predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+    predictions: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
 ) -> Tensor:
     """Mean squared error: [B, *Y], [B, *Y] -> [].
 
     >>> ml.losses.squared_error(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
     tensor(5.)
     """
-    return _mean((predictions - _values(predictions, y)).square(), weight, lead)
+    return _mean((predictions - _values(predictions, y)).square(), weight, batch_dims)
 
 
-def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
+def huber(
+    predictions: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
+) -> Tensor:
     """Mean of d^2/2 where |d| < 1, else |d| - 1/2, d = prediction - y (Huber 1964, delta 1):
     [B, *Y], [B, *Y] -> [].
 
@@ -71,11 +75,11 @@ def huber(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: in
     size = (predictions - _values(predictions, y)).abs()
     # The clamped distance c gives both branches, c |d| - c^2 / 2, without a second branch to mask.
     near = size.clamp(max=1)
-    return _mean(near * (size - near / 2), weight, lead)
+    return _mean(near * (size - near / 2), weight, batch_dims)
 
 
 def binary_cross_entropy(
-    logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
 ) -> Tensor:
     """Mean of -y log s - (1 - y) log(1 - s), s = sigmoid(logits), for multi-label targets in 0..1:
     [B, *Y], [B, *Y] -> [].
@@ -84,28 +88,34 @@ def binary_cross_entropy(
     tensor(2.)
     """
     _same_shape(logits, y)
-    return _mean(F.softplus(logits) - y * logits, weight, lead)
+    return _mean(F.softplus(logits) - y * logits, weight, batch_dims)
 
 
 def gaussian_nll(
-    mean: Tensor, log_deviation: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+    mean: Tensor,
+    log_deviation: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    batch_dims: int = 0,
 ) -> Tensor:
     """Mean of -log N(y | mean, s^2), in nats a number: 3 x [B, *Y] -> [].
 
-    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the deviation
+    log s + ((y - mean) / s)^2 / 2 + log(2 pi) / 2, s the standard deviation
 
     >>> y = torch.zeros(2, 1)
     >>> ml.losses.gaussian_nll(y, y, y)  # log(2 pi) / 2
     tensor(0.9189)
     """
     residual = (_values(mean, y) - mean) * torch.exp(-log_deviation)
-    return _mean(log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, lead)
+    return _mean(
+        log_deviation + residual.square() / 2 + math.log(2 * math.pi) / 2, weight, batch_dims
+    )
 
 
 def calibration_counts(
-    logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
 ) -> Tensor:
-    """What the calibration error of several batches is made of, by bins of confidence.
+    """Counts by bins of confidence, the sum of which over batches gives their calibration error.
 
     [*L, B, *Y, C], [*L, B, *Y] -> [*L, BINS, 3]: labels, their confidence, and right ones.
 
@@ -113,15 +123,17 @@ def calibration_counts(
     >>> counts.sum(0)  # labels, their confidence, and right ones
     tensor([4., 2., 3.])
     """
-    confidence, answer = logits.softmax(-1).max(-1)  # [*L, B, *Y]
-    right = (answer == _classes(logits, y)).to(logits.dtype)
-    each = torch.ones_like(right)
+    confidence, predicted = logits.softmax(-1).max(-1)  # [*L, B, *Y]
+    right = (predicted == _classes(logits, y)).to(logits.dtype)
+    labels = torch.ones_like(right)
     if weight is not None:
-        each = each * weight.view(*weight.shape, *[1] * (right.dim() - weight.dim()))
-    parts = torch.stack([each, each * confidence, each * right], -1).flatten(lead, -2)  # [*L, n, 3]
-    place = (confidence * BINS).long().clamp(0, BINS - 1).flatten(lead)  # [*L, n]
-    counts = parts.new_zeros(*parts.shape[:lead], BINS, 3)
-    return counts.scatter_add(lead, place.unsqueeze(-1).expand_as(parts), parts)
+        labels = labels * weight.view(*weight.shape, *[1] * (right.dim() - weight.dim()))
+    parts = torch.stack([labels, labels * confidence, labels * right], -1).flatten(
+        batch_dims, -2
+    )  # [*L, n, 3]
+    bins = (confidence * BINS).long().clamp(0, BINS - 1).flatten(batch_dims)  # [*L, n]
+    counts = parts.new_zeros(*parts.shape[:batch_dims], BINS, 3)
+    return counts.scatter_add(batch_dims, bins.unsqueeze(-1).expand_as(parts), parts)
 
 
 def calibration_error(counts: Tensor) -> Tensor:
@@ -142,22 +154,24 @@ LOSSES: dict[str, Criterion] = {
     "huber": huber,
     "bce": binary_cross_entropy,
 }
-PROBABILITIES = ("bce",)  # losses of targets within 0..1 alone
+PROBABILITIES = ("bce",)  # losses that need targets in 0..1
 Function = Callable[[Tensor, Tensor], Tensor]  # (predictions, y) -> each example's loss, or a mean
-FUNCTIONS: dict[str, Function] = {}  # losses of other packages, by name: see `of_function`
+FUNCTIONS: dict[str, Function] = {}  # losses of other packages, by name: see `from_function`
 
 
-def accuracy(logits: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
-    """Share of labels that are the largest output: [B, *Y, C], [B, *Y] -> [].
+def accuracy(
+    logits: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
+) -> Tensor:
+    """Fraction of labels that are the largest output: [B, *Y, C], [B, *Y] -> [].
 
     >>> ml.losses.accuracy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
     tensor(0.5000)
     """
-    return _mean((logits.argmax(-1) == _classes(logits, y)).to(logits.dtype), weight, lead)
+    return _mean((logits.argmax(-1) == _classes(logits, y)).to(logits.dtype), weight, batch_dims)
 
 
 def mean_prediction(outputs: Tensor, classification: bool) -> Tensor:
-    """The prediction of an ensemble, of the outputs of its members: [R, ..., C] -> [..., C].
+    """The prediction of an ensemble from the outputs of its members: [R, ..., C] -> [..., C].
 
     Classes: the log of the mean of the softmax outputs. Regression: the mean output."""
     if not classification:
@@ -178,10 +192,10 @@ def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
     if name is None:
         return cross_entropy if spec.classification else squared_error
     if callable(name):
-        return of_function(name, spec)
+        return from_function(name, spec)
     check_name(name)
     if name in FUNCTIONS:
-        return of_function(FUNCTIONS[name], spec)
+        return from_function(FUNCTIONS[name], spec)
     if (name == "cross_entropy") != spec.classification:
         text = f"{name} does not fit {spec.kind}: cross_entropy is for classes, the others are not"
         raise ConfigError(("loss", text))
@@ -189,22 +203,22 @@ def criterion(spec: EpisodeSpec, name: str | None = None) -> Criterion:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a name that is no loss.
+    """Raise ConfigError if no loss has this name.
 
     >>> ml.losses.check_name("hubert")
     Traceback (most recent call last):
     metalearn.errors.ConfigError: loss: unknown loss 'hubert'; did you mean 'huber'? ...
     """
-    known = [*LOSSES, *FUNCTIONS]
-    if name not in known:
-        raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, known)}"))
+    names = [*LOSSES, *FUNCTIONS]
+    if name not in names:
+        raise ConfigError(("loss", f"unknown loss {name!r}; {did_you_mean(name, names)}"))
 
 
-def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
+def from_function(function: Function, spec: EpisodeSpec) -> Criterion:
     """Wrap a custom loss: (predictions, y) -> per-example losses [B, ...], or their mean [].
 
     >>> spec = ml.tasks.Sinusoid().build().spec
-    >>> loss = ml.losses.of_function(torch.nn.L1Loss(reduction="none"), spec)
+    >>> loss = ml.losses.from_function(torch.nn.L1Loss(reduction="none"), spec)
     >>> loss(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]))
     tensor(2.)
     """
@@ -212,29 +226,32 @@ def of_function(function: Function, spec: EpisodeSpec) -> Criterion:
     _refuse_sum(function, (2, spec.outputs), (2,) if spec.classification else (2, spec.outputs))
     checked = set[tuple[torch.Size, torch.Size]]()
 
-    def loss(predictions: Tensor, y: Tensor, weight: Tensor | None = None, lead: int = 0) -> Tensor:
-        if lead:
+    def loss(
+        predictions: Tensor, y: Tensor, weight: Tensor | None = None, batch_dims: int = 0
+    ) -> Tensor:
+        if batch_dims:
             dims = (0, 0) if weight is None else (0, 0, 0)
-            given = (predictions, y) if weight is None else (predictions, y, weight)
-            inner = torch.func.vmap(partial(_at, loss, lead - 1), in_dims=dims)
-            found: Tensor = inner(*given)
-            return found
+            args = (predictions, y) if weight is None else (predictions, y, weight)
+            inner = torch.func.vmap(partial(_call, loss, batch_dims - 1), in_dims=dims)
+            losses: Tensor = inner(*args)
+            return losses
         if spec.classification:
             y = _classes(predictions, y)
         else:
             _same_axes(predictions, y)
         _refuse_class_axis(function, predictions, y)
-        each = function(predictions, y)
-        if each.dim() == 0 and weight is None:
+        per_example = function(predictions, y)
+        if per_example.dim() == 0 and weight is None:
             shapes = predictions.shape, y.shape
             if predictions.dim() > 2 and shapes not in checked and not _is_traced():
                 _refuse_sum(function, *shapes)  # the form of such tasks is not known before
                 checked.add(shapes)
-            return each
-        if each.dim() == 0 or each.shape[0] != y.shape[0]:
-            text = f"gives shape {list(each.shape)} for {y.shape[0]} examples: it should give the "
+            return per_example
+        if per_example.dim() == 0 or per_example.shape[0] != y.shape[0]:
+            shape, count = list(per_example.shape), y.shape[0]
+            text = f"gives shape {shape} for {count} examples: it should give the "
             raise ConfigError(("loss", text + "loss of each, [B, ...], as reduction='none' does"))
-        return _mean(each, weight, 0)
+        return _mean(per_example, weight, 0)
 
     return loss
 
@@ -276,8 +293,10 @@ def _refuse_class_axis(function: Function, predictions: Tensor, y: Tensor) -> No
         raise ConfigError(("loss", text))
 
 
-def _at(loss: Criterion, lead: int, predictions: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
-    return loss(predictions, y, weight[0] if weight else None, lead)
+def _call(
+    loss: Criterion, batch_dims: int, predictions: Tensor, y: Tensor, *weight: Tensor
+) -> Tensor:
+    return loss(predictions, y, weight[0] if weight else None, batch_dims)
 
 
 def metrics(
@@ -294,24 +313,25 @@ def metrics(
     {'query_loss': tensor(1.)}
     """
     predictions = predictions.detach()
-    found = {"query_loss": (loss or criterion(spec))(predictions, y, weight)}
+    values = {"query_loss": (loss or criterion(spec))(predictions, y, weight)}
     if spec.classification:
-        found["query_accuracy"] = accuracy(predictions, y, weight)
-    return found
+        values["query_accuracy"] = accuracy(predictions, y, weight)
+    return values
 
 
-def _mean(each: Tensor, weight: Tensor | None, lead: int) -> Tensor:
+def _mean(per_example: Tensor, weight: Tensor | None, batch_dims: int) -> Tensor:
     """[*L, B, *Y] -> [*L], examples weighted by `weight` [*L, B]."""
     if weight is None:
-        return each.mean(tuple(range(lead, each.dim())))
-    if weight.shape != each.shape[: lead + 1]:
-        text = f"has shape {list(weight.shape)}, the examples have {list(each.shape[: lead + 1])}"
+        return per_example.mean(tuple(range(batch_dims, per_example.dim())))
+    shape = per_example.shape[: batch_dims + 1]
+    if weight.shape != shape:
+        text = f"has shape {list(weight.shape)}, the examples have {list(shape)}"
         raise ConfigError(("weight", text))
-    inner = tuple(range(lead + 1, each.dim()))
-    examples = each.mean(inner) if inner else each
+    inner = tuple(range(batch_dims + 1, per_example.dim()))
+    examples = per_example.mean(inner) if inner else per_example
     # where, not a product: padding may hold what gives no finite loss
-    there = torch.where(weight > 0, examples, torch.zeros_like(examples))
-    return (weight * there).sum(-1) / weight.sum(-1)
+    masked = torch.where(weight > 0, examples, torch.zeros_like(examples))
+    return (weight * masked).sum(-1) / weight.sum(-1)
 
 
 def _values(predictions: Tensor, y: Tensor) -> Tensor:

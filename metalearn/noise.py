@@ -17,8 +17,8 @@ from metalearn.types import Key
 NOISE = int(fold_in(0, "noise"))
 
 
-class Scope:
-    """A key and how many draws were made from it."""
+class NoiseScope:
+    """A key and the number of draws from it."""
 
     def __init__(self, key: Key | None) -> None:
         self.key, self.draws = key, 0
@@ -26,16 +26,16 @@ class Scope:
 
 class _Scopes(threading.local):
     def __init__(self) -> None:
-        self.open: list[Scope] = []
+        self.open: list[NoiseScope] = []
 
 
 _scopes = _Scopes()
 
 
 @contextmanager
-def noise_from(key: Key | None) -> Iterator[Scope]:
+def noise_from(key: Key | None) -> Iterator[NoiseScope]:
     """Context manager in which networks sample their noise from `key`; None disables noise."""
-    _scopes.open.append(Scope(key))
+    _scopes.open.append(NoiseScope(key))
     try:
         yield _scopes.open[-1]
     finally:

@@ -1,9 +1,9 @@
-"""Padding of tasks by `Batch.weight`: what of a batch counts, in losses, means and statistics.
+"""Padding of tasks with `Batch.weight`: which examples count in losses, means and statistics.
 
 Tasks of different numbers of classes and shots have one shape in a batch: an example of weight 0
-is padding. A class without an example in a task's support set is no class of that task: its output
-is left out of every softmax. A learner's functions have no argument for weights, so they are
-passed through a context manager around the call; without weights no context is open."""
+is padding. A class without an example in a task's support set is not a class of that task: its
+output is left out of every softmax. A learner's functions have no argument for weights, so a scope
+around the call holds them; no scope is open if no batch has weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from metalearn.types import Batch, Key, Meta
 
-FARTHEST = 5.0  # deviations, beyond which standardised columns are cut off
+FARTHEST = 5.0  # standard deviations at which standardised columns are clipped
 
 
 class Padding(NamedTuple):
     """The weights of one forward pass; None: everything counts."""
 
-    weight: Tensor | None = None  # [B] of the examples in hand
-    context: Tensor | None = None  # [K] of the support set beside them
-    present: Tensor | None = None  # [C] 1 for the classes of the task's support set, else 0
+    weight: Tensor | None = None  # [B] of the examples of the forward pass
+    context: Tensor | None = None  # [K] of their support set
+    class_mask: Tensor | None = None  # [C] 1 for the classes of the task's support set, else 0
 
 
 class _Scopes(threading.local):
@@ -43,11 +43,11 @@ def current() -> Padding:
 
 
 @contextmanager
-def padded(
-    weight: Tensor | None, context: Tensor | None = None, present: Tensor | None = None
+def padding_scope(
+    weight: Tensor | None, context: Tensor | None = None, class_mask: Tensor | None = None
 ) -> Iterator[None]:
-    """Inside, examples in hand and their support set have these weights."""
-    _scopes.open.append(Padding(weight, context, present))
+    """Context manager in which a forward pass and its support set have these weights."""
+    _scopes.open.append(Padding(weight, context, class_mask))
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def padded(
 
 @contextmanager
 def statistics_of(weight: Tensor | None) -> Iterator[None]:
-    """Inside, normalisation weights the examples that it takes statistics of by `weight`."""
+    """Context manager in which normalisation takes statistics of examples with these weights."""
     _scopes.statistics.append(weight)
     try:
         yield
@@ -79,31 +79,32 @@ def weighted_moments(x: Tensor, weight: Tensor, channel: int = 1) -> tuple[Tenso
     w = weight.view(-1, *[1] * (x.dim() - 1))
     places = x.numel() // (x.shape[0] * x.shape[channel])
     count = weight.sum() * places
-    there = torch.where(w > 0, x, torch.zeros_like(x))
-    mean = (w * there).sum(axes) / count
-    var = (w * (there - mean.view(shape)).square()).sum(axes) / count
+    masked = torch.where(w > 0, x, torch.zeros_like(x))
+    mean = (w * masked).sum(axes) / count
+    var = (w * (masked - mean.view(shape)).square()).sum(axes) / count
     return mean, var, count
 
 
 def standardise(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """((x - mean) / deviation of each column, whether the column varies); cut off at 5 deviations.
+    """((x - mean) / std of each column, whether the column varies); clipped at 5 deviations.
 
-    Mean and deviation are those of `context` [K, *X], default x itself, weighted as the scope of
-    `padded` says; a column that is constant there becomes 0. x [B, *X] -> [B, F], [F]."""
+    Mean and standard deviation are those of `context` [K, *X], default x itself, with the weights
+    of the open scope (`padding_scope`); a column that is constant there becomes 0.
+    x [B, *X] -> [B, F], [F]."""
     x = x.flatten(1)
     weight = current().weight if context is None else current().context
     base = x if context is None else context.flatten(1)
     weight = torch.ones_like(base[:, 0]) if weight is None else weight
-    share = (weight / weight.sum()).unsqueeze(-1)  # [K, 1]
-    mean = (share * base).sum(0)
-    variance = (share * (base - mean).square()).sum(0)
+    fraction = (weight / weight.sum()).unsqueeze(-1)  # [K, 1]
+    mean = (fraction * base).sum(0)
+    variance = (fraction * (base - mean).square()).sum(0)
     varies = variance > 1e-12 * mean.square() + 1e-30
     scale = torch.where(varies, variance, torch.ones_like(variance)).rsqrt()
-    found = ((x - mean) * scale).clamp(-FARTHEST, FARTHEST)
-    return torch.where(varies, found, torch.zeros_like(found)), varies
+    z = ((x - mean) * scale).clamp(-FARTHEST, FARTHEST)
+    return torch.where(varies, z, torch.zeros_like(z)), varies
 
 
-def present_classes(batch: Batch, classes: int) -> Tensor:
+def _class_mask(batch: Batch, classes: int) -> Tensor:
     """[C] float, 1 for classes with an example of positive weight: of y [B, *Y] int64."""
     same = batch.y.unsqueeze(-1) == torch.arange(classes, device=batch.y.device)
     if batch.y.dim() > 1:
@@ -114,43 +115,43 @@ def present_classes(batch: Batch, classes: int) -> Tensor:
     return (counts.amax(0) > 0).to(batch.weight.dtype)
 
 
-def without_absent(logits: Tensor, present: Tensor | None) -> Tensor:
+def mask_absent_classes(logits: Tensor, class_mask: Tensor | None) -> Tensor:
     """Logits [..., C], those of absent classes so low that their probability is 0."""
-    if present is None:
+    if class_mask is None:
         return logits
     lowest = torch.finfo(logits.dtype).min / 4
-    return torch.where(present > 0, logits, torch.full_like(logits, lowest))
+    return torch.where(class_mask > 0, logits, torch.full_like(logits, lowest))
 
 
-def present_in(support: Batch, outputs: int) -> Tensor | None:
-    """The classes [C] of a support set with weights; None without weights, and in regression."""
+def class_mask_of(support: Batch, outputs: int) -> Tensor | None:
+    """The class mask [C] of a support set with weights; None without weights, and in regression."""
     if support.weight is None or support.y.is_floating_point():
         return None
-    return present_classes(support, outputs)
+    return _class_mask(support, outputs)
 
 
-def cleaned(batch: Batch) -> Batch:
-    """The batch with zeros in the place of padding, so that nothing there reaches a gradient."""
+def zero_padding(batch: Batch) -> Batch:
+    """The batch with zeros instead of padding, so that no padding reaches a gradient."""
     if batch.weight is None:
         return batch
-    there = batch.weight > 0
+    counts = batch.weight > 0
 
-    def clear(values: Tensor) -> Tensor:
-        where = there.view(*there.shape, *[1] * (values.dim() - there.dim()))
-        return torch.where(where, values, torch.zeros_like(values))
+    def masked(values: Tensor) -> Tensor:
+        mask = counts.view(*counts.shape, *[1] * (values.dim() - counts.dim()))
+        return torch.where(mask, values, torch.zeros_like(values))
 
-    return batch._replace(x=clear(batch.x), y=clear(batch.y))
+    return batch._replace(x=masked(batch.x), y=masked(batch.y))
 
 
 def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
-    """`adapt` in the scope of the weights of its support set, where it has any."""
+    """`adapt`, called in a scope with the weights of the support set if it has any."""
 
-    def adapt_one(meta: Meta, support: Batch, points: tuple[int, ...], key: Key) -> Any:
+    def adapt_one(meta: Meta, support: Batch, step_indices: tuple[int, ...], key: Key) -> Any:
         if support.weight is None:
-            return adapt(meta, support, points, key)
-        support = cleaned(support)
-        with padded(support.weight):
-            return adapt(meta, support, points, key)
+            return adapt(meta, support, step_indices, key)
+        support = zero_padding(support)
+        with padding_scope(support.weight):
+            return adapt(meta, support, step_indices, key)
 
     return adapt_one
 
@@ -158,27 +159,27 @@ def adapt_with_weights(adapt: Callable[..., Any]) -> Callable[..., Any]:
 def predict_with_weights(
     predict: Callable[..., Tensor], features: Callable[..., Tensor] | None
 ) -> Callable[..., list[Tensor]]:
-    """(meta, items, support, query_x, query_weight) -> P x [M, C] in the scope of the weights.
+    """(meta, P adapted, support, query_x, query_weight) -> P x [M, C], in a scope with the weights.
 
-    Classes without support examples get no probability."""
+    Classes without support examples get probability 0."""
 
     def predict_all(
         meta: Meta,
-        items: list[Any],
+        adapted: list[Any],
         support: Batch,
         query_x: Tensor,
         query_weight: Tensor | None = None,
     ) -> list[Tensor]:
-        def predict_items() -> list[Tensor]:
+        def predict_each() -> list[Tensor]:
             x = query_x if features is None else features(meta, support, query_x)
-            return [predict(meta, item, support, x) for item in items]
+            return [predict(meta, one, support, x) for one in adapted]
 
         if support.weight is None and query_weight is None:
-            return predict_items()
-        support = cleaned(support)
-        with padded(query_weight, context=support.weight):
-            predictions = predict_items()
-        present = present_in(support, predictions[0].shape[-1])
-        return [without_absent(outputs, present) for outputs in predictions]
+            return predict_each()
+        support = zero_padding(support)
+        with padding_scope(query_weight, context=support.weight):
+            predictions = predict_each()
+        class_mask = class_mask_of(support, predictions[0].shape[-1])
+        return [mask_absent_classes(outputs, class_mask) for outputs in predictions]
 
     return predict_all

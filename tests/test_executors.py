@@ -23,7 +23,7 @@ from metalearn.errors import ConfigError
 from metalearn.executors import executor, trace
 from metalearn.executors.precision import gradient
 from metalearn.executors.step import TrainStep, build_train_step
-from metalearn.inner.method import broadcast_task_state, step_over_tasks
+from metalearn.inner.method import broadcast_task_state, make_step_over_tasks
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in, uniform
 from metalearn.tasks import Sinusoid
@@ -90,7 +90,9 @@ def test_executors_stay_within_rounding_in_float32(name: str, uncompiled: None) 
     )
     caught = rough.method._replace(update=lambda state, grads: state._replace(meta=grads))
     assert caught.task_grad is not None and caught.update is not None
-    caught = caught._replace(step=step_over_tasks(caught.task_grad, caught.update, caught.spec))
+    caught = caught._replace(
+        step=make_step_over_tasks(caught.task_grad, caught.update, caught.spec)
+    )
     for choice in [*CHOICES, ("vmap", None)]:
         found = leaves(executor.make_step(caught, *choice)(*single)[0].meta)
         assert found[0].dtype == torch.float32

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from metalearn.algorithms import ANIL, MAML, MetaSGD, Reptile
 from metalearn.executors.executor import make_step
 from metalearn.inner.adapt import adapt
-from metalearn.inner.method import step_over_tasks
+from metalearn.inner.method import make_step_over_tasks
 from metalearn.inner.rules import sgd
 from metalearn.models import MLP, Conv4
 from metalearn.rng import fold_in, normal, permutation
@@ -57,7 +57,7 @@ def meta_gradient(
         return state._replace(meta=grads)
 
     caught = method._replace(
-        update=catch, step=step_over_tasks(method.task_grad, catch, method.spec)
+        update=catch, step=make_step_over_tasks(method.task_grad, catch, method.spec)
     )
     state = method.init(fold_in(0, "init"))._replace(meta=meta)
     return make_step(caught, executor, chunk)(state, episodes)[0].meta

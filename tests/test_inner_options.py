@@ -16,7 +16,7 @@ from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.executors import executor
 from metalearn.inner import SGD, Adam, Momentum
-from metalearn.inner.options import moved_by
+from metalearn.inner.options import adapted_filter
 from metalearn.losses import cross_entropy
 from metalearn.models import MLP, from_module
 from metalearn.rng import fold_in
@@ -188,7 +188,7 @@ def test_patterns_may_be_names_of_the_module() -> None:
     net.b.weight = net.a.weight
     learner = from_module(net, source().spec)
     for pattern, moves in (("b", {"a.weight", "b.bias"}), ("fc", {"head.weight", "head.bias"})):
-        chosen = moved_by((pattern,), learner)
+        chosen = adapted_filter((pattern,), learner)
         assert {name for name in learner.init(KEY) if chosen(name)} == moves
 
 

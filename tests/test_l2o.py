@@ -18,7 +18,7 @@ import metalearn as ml
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.baselines import BASELINES, nadamw, nag, rmsprop
-from metalearn.inner.rules import schedule, sgd
+from metalearn.inner.rules import make_schedule, sgd
 from metalearn.l2o import tuning
 from metalearn.l2o.command import L2OOptions, _other
 from metalearn.l2o.measure import Losses, over_rates, over_tasks, overhead, problems
@@ -93,7 +93,7 @@ def test_nadamw_by_hand() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_cosine_ends_at_zero_and_a_grid_runs_side_by_side(name: str) -> None:
-    last = path_of(BASELINES[name](0.01, schedule("cosine", 4)), 6)
+    last = path_of(BASELINES[name](0.01, make_schedule("cosine", 4)), 6)
     assert torch.equal(last[5], last[6])
     assert torch.equal(last[4], last[5])
     assert not torch.equal(last[2], last[3])

@@ -41,7 +41,7 @@ def test_calibration_error_by_hand() -> None:
 def test_counts_of_tasks_are_those_of_each() -> None:
     logits = normal(fold_in(0, "logits"), (4, 2, 7, 3), F64)
     y = torch.arange(7).remainder(3).expand(4, 2, 7)
-    together = calibration_counts(logits, y, lead=2)
+    together = calibration_counts(logits, y, batch_dims=2)
     alone = calibration_counts(logits[1, 0], y[1, 0])
     torch.testing.assert_close(together[1, 0], alone)
 

@@ -103,7 +103,7 @@ def test_a_function_is_a_loss_with_weights_and_leading_axes() -> None:
     weight = torch.tensor([1.0, 0, 2, 1, 0], dtype=F64)
     expected = torch.stack([(weight * own(a, b).mean(1)).sum() / 4 for a, b in zip(p, y)])
     torch.testing.assert_close(loss(p, y, weight.expand(2, 5), 1), expected)
-    torch.testing.assert_close(loss(p, y, lead=1), own(p, y).mean((1, 2)))
+    torch.testing.assert_close(loss(p, y, batch_dims=1), own(p, y).mean((1, 2)))
     mean = criterion(dataclasses.replace(spec, loss=lambda p, y: own(p, y).mean()))
     torch.testing.assert_close(mean(p[0], y[0]), own(p[0], y[0]).mean())
     with pytest.raises(ConfigError, match="loss of each"):
@@ -142,10 +142,10 @@ def test_the_loss_of_dense_classes_is_checked_where_it_is_used() -> None:
 
     logits, y = torch.randn(2, 5, 4, 4, 4), torch.zeros(2, 5, 4, 4, dtype=torch.int64)
     with pytest.raises(ConfigError, match="gives the sum"):
-        criterion(spec(total))(logits, y, lead=1)
+        criterion(spec(total))(logits, y, batch_dims=1)
     for torchs in (torch.nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy)):
         with pytest.raises(ConfigError, match=r"takes axis 1 of \[5, 4, 4, 4\] for the classes"):
-            criterion(spec(torchs))(logits, y, lead=1)
+            criterion(spec(torchs))(logits, y, batch_dims=1)
 
 
 def test_classes_take_a_function_too() -> None:

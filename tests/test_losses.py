@@ -55,7 +55,7 @@ def test_a_loss_is_torchs_and_weights_count_examples(name: str, shape: tuple[int
     # leading axes are kept, with and without weights, and are what vmap gives
     pair, both = torch.stack([predictions, predictions + 1]), torch.stack([y, y])
     alone = torch.stack([loss(p, y) for p in pair])
-    torch.testing.assert_close(loss(pair, both, lead=1), alone, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss(pair, both, batch_dims=1), alone, rtol=1e-12, atol=0)
     torch.testing.assert_close(torch.func.vmap(loss)(pair, both), alone, rtol=1e-12, atol=0)
     weights = torch.stack([weight, weight])
     torch.testing.assert_close(loss(pair, both, weights, 1)[0], expected, rtol=1e-12, atol=0)

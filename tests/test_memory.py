@@ -26,9 +26,9 @@ from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
     broadcast_task_state,
     init_state,
-    meta_gradient,
-    outer_update,
-    step_over_tasks,
+    make_step_over_tasks,
+    make_task_grad,
+    make_update,
 )
 from metalearn.inner.recompute import checkpointing
 from metalearn.inner.rules import sgd
@@ -143,7 +143,7 @@ def test_checkpointed_inner_steps_have_the_same_gradient(component: Any) -> None
     other = with_precision(method, run.precision, run.checkpoint_inner, "cpu")
     assert gap(gradient(other, state, episodes), expected) < 1e-10
     caught = other._replace(update=lambda state, grads: state._replace(meta=grads))
-    step = step_over_tasks(caught.task_grad, caught.update, caught.spec)
+    step = make_step_over_tasks(caught.task_grad, caught.update, caught.spec)
     assert gap(step(state, episodes)[0].meta, expected) < 1e-10
     assert (
         gap(
@@ -183,8 +183,8 @@ def test_a_gradient_that_flows_past_adapt_is_noticed() -> None:
         end = adapt(loss, meta, sgd(0.1), episode.support, 2).points[-1]
         return ((learner.apply(end, episode.query.x) - episode.query.y) ** 2).mean(), {}
 
-    update = outer_update(sgd(0.1))
-    method = tiny()._replace(task_grad=meta_gradient(task_loss, learner), update=update)
+    update = make_update(sgd(0.1))
+    method = tiny()._replace(task_grad=make_task_grad(task_loss, learner), update=update)
     state: MetaState = init_state(learner.init(fold_in(0)), sgd(0.1))
     run = parse(sinusoid(run={"checkpoint_inner": True})).experiments[0].run
     error = gradient_error(

@@ -74,7 +74,7 @@ def test_a_row_is_what_per_task_search_sees_and_gets(shots: int) -> None:
             float(learned.notes["score_error"][task]), rel=1e-5
         )
         truth = episodes.query.y[task].expand(len(POINTS), -1)
-        wanted = accuracy(learned.predictions[task], truth, lead=1).numpy()
+        wanted = accuracy(learned.predictions[task], truth, batch_dims=1).numpy()
         np.testing.assert_allclose(row.accuracy[task, 0], wanted, rtol=1e-6)
         assert row.accuracy.shape == row.loss.shape == (2, 2, 3) and row.score.shape == (2, 3)
         assert not np.allclose(row.loss[:, 0], row.loss[:, 1])  # another seed is another start

@@ -14,7 +14,7 @@ import metalearn as ml
 from metalearn.config.registry import METHODS
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import step_over_tasks
+from metalearn.inner.method import make_step_over_tasks
 from metalearn.labels import check_labels
 from metalearn.padding import weighted_moments
 from metalearn.rng import fold_in, normal
@@ -195,7 +195,7 @@ def test_labels_that_are_no_classes_of_a_task_are_refused() -> None:
     fewer = episode.support._replace(y=episode.support.y.clamp(max=1))
     with pytest.raises(ConfigError, match="no example of class 2"):
         given.step(state, episode._replace(support=fewer))
-    assert step_over_tasks is not None
+    assert make_step_over_tasks is not None
 
 
 def test_labels_of_every_place_are_checked_too() -> None:

@@ -15,7 +15,7 @@ from metalearn.in_context import PriorFitted
 from metalearn.in_context.prior_fitted import discriminant
 from metalearn.inner.rules import Adam
 from metalearn.models import MLP
-from metalearn.padding import FARTHEST, padded, standardise
+from metalearn.padding import FARTHEST, padding_scope, standardise
 from metalearn.rng import fold_in, normal
 from metalearn.run.run import run_one
 from metalearn.tasks import Tables
@@ -37,7 +37,7 @@ def test_columns_are_standardised_by_the_support_set() -> None:
     assert (z[:, 2] == 0).all() and (standardise(other, x)[0][:, 2] == 0).all()
     assert standardise(1e6 * other, x)[0].abs().max() == FARTHEST
     weight = torch.tensor([1, 1, 0, 1, 0, 1, 1, 1, 1], dtype=F64)
-    with padded(None, context=weight):
+    with padding_scope(None, context=weight):
         found = standardise(other, x)[0]
     torch.testing.assert_close(found, standardise(other, x[weight > 0])[0])
 

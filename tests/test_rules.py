@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.inner.rules import RULES, adam, any_rate, momentum, per_parameter, schedule, sgd
+from metalearn.inner.rules import (
+    RULES,
+    adam,
+    make_schedule,
+    momentum,
+    per_parameter,
+    rate_as_input,
+    sgd,
+)
 from metalearn.rng import fold_in, normal
 from metalearn.tree import named_leaves
 from metalearn.types import EpisodeSpec, UpdateRule
@@ -273,10 +281,10 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
 
 
 def test_a_schedule_needs_a_length() -> None:
-    assert schedule("linear", None) is None
-    assert schedule("cosine", None) is None
-    assert schedule("constant", 5) is None
-    points = {name: schedule(name, 4) for name in ("linear", "cosine")}
+    assert make_schedule("linear", None) is None
+    assert make_schedule("cosine", None) is None
+    assert make_schedule("constant", 5) is None
+    points = {name: make_schedule(name, 4) for name in ("linear", "cosine")}
     counts = torch.arange(6, dtype=F64)
     assert points["linear"](counts).tolist() == [1, 0.75, 0.5, 0.25, 0, 0]  # type: ignore[misc]
     half = 0.5**0.5 / 2
@@ -358,7 +366,7 @@ def test_a_rate_as_an_input_is_the_number_to_the_last_bit(dtype: torch.dtype) ->
     spec = EpisodeSpec("regression", 1, 2, 2, (1,), 1, 1, dtype=torch.float32)
     grads = {"w": torch.randn(4, 3, dtype=dtype), "b": torch.tensor(0.3, dtype=dtype)}
     with torch.device("meta"):
-        rate = any_rate(0.1, spec)
+        rate = rate_as_input(0.1, spec)
     updates = [sgd(lr).update(grads, {}, grads, torch.zeros(()))[0] for lr in (0.1, rate)]
     for name, value in updates[0].items():
         assert value.dtype == updates[1][name].dtype == dtype
@@ -367,4 +375,4 @@ def test_a_rate_as_an_input_is_the_number_to_the_last_bit(dtype: torch.dtype) ->
 
 def test_on_cuda_a_rate_is_the_number() -> None:
     spec = EpisodeSpec("regression", 1, 2, 2, (1,), 1, 1, device="cuda:0")
-    assert any_rate(0.1, spec) == 0.1 and isinstance(any_rate(0.1, spec), float)
+    assert rate_as_input(0.1, spec) == 0.1 and isinstance(rate_as_input(0.1, spec), float)

@@ -164,7 +164,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def adam_step(g: Tensor, first: Tensor, second: Tensor, count: Tensor) -> Any:
     state = {"count": count, "first": {"all": first}, "second": {"all": second.square()}}
-    return adam(0.1, factor=lambda count: 0.9**count).update({"all": g}, state, None, count)
+    return adam(0.1, schedule=lambda count: 0.9**count).update({"all": g}, state, None, count)
 
 
 def classification(logits: Tensor, y: Tensor, weight: Tensor) -> Any:
@@ -174,7 +174,7 @@ def classification(logits: Tensor, y: Tensor, weight: Tensor) -> Any:
         return (torch.func.grad(losses.cross_entropy)(z, y) * weight).sum()
 
     first, second = torch.func.grad(losses.cross_entropy), torch.func.grad(slope)
-    found = losses.cross_entropy(logits, y, lead=1), losses.accuracy(logits, y, lead=1)
+    found = losses.cross_entropy(logits, y, batch_dims=1), losses.accuracy(logits, y, batch_dims=1)
     return *found, torch.vmap(first)(logits, y), torch.vmap(second)(logits, y, weight)
 
 

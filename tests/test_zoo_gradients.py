@@ -18,7 +18,7 @@ from zoo_networks import ZOO
 
 from metalearn.algorithms import MAML
 from metalearn.executors import executor
-from metalearn.inner.method import step_over_tasks
+from metalearn.inner.method import make_step_over_tasks
 from metalearn.losses import criterion
 from metalearn.models.external.checks import unfused_attention
 from metalearn.types import Batch, Episode, Learner, Method, Params
@@ -97,7 +97,9 @@ def caught(method: Method) -> Method:
         return state._replace(meta=grads)
 
     assert method.task_grad is not None
-    return method._replace(update=catch, step=step_over_tasks(method.task_grad, catch, method.spec))
+    return method._replace(
+        update=catch, step=make_step_over_tasks(method.task_grad, catch, method.spec)
+    )
 
 
 def compare(name: str, ways: list[tuple[str, int | None]], steps: int = 2) -> None:

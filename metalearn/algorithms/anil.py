@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import is_head, linear
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.inner.rules import Adam, Rule
@@ -48,10 +48,10 @@ class ANIL(InnerLoop):
         def loss(head: Params, batch: Batch, step: int) -> Tensor:
             return weighted_loss(loss_of, linear(head, batch.x), batch)  # batch.x: features
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)
             z = support._replace(x=learner.features(body, support.x))  # once for all steps
-            return adapt(loss, head, rule, z, points[-1], keep=points).points
+            return adapt(loss, head, rule, z, steps[-1], keep=steps).points
 
         def features(meta: Meta, support: Batch, query_x: Tensor) -> Tensor:
             return learner.features(partition(meta, is_head)[1], query_x, context=support.x)

@@ -10,7 +10,7 @@ from metalearn.algorithms.anil import ANIL
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.requirements import require_head, require_queries
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -40,9 +40,9 @@ class BOIL(ANIL):
         require_head(self.name, learner, linear=False)
         rule, loss = self.inner_rule(spec), support_loss(learner, spec)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             head, body = partition(meta, is_head)
-            return adapt(loss, body, rule, support, points[-1], keep=points, fixed=head).points
+            return adapt(loss, body, rule, support, steps[-1], keep=steps, fixed=head).points
 
         def predict(meta: Meta, body: Any, support: Batch, x: Tensor) -> Tensor:
             return learner.apply({**body, **partition(meta, is_head)[0]}, x, context=support.x)

@@ -12,9 +12,9 @@ from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.requirements import require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 
@@ -51,7 +51,7 @@ class CAVIA(MethodComponent):
         params = learner.init(rng.fold_in(0, "names"))
         place = bias_leaf(self.bias, params, learner.normalisation)
         size = math.prod(spec.x_shape) + self.context_size
-        rule, loss_of = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+        rule, loss_of = sgd(rate_as_input(self.inner_lr, spec)), support_loss(learner, spec)
 
         def loss(context: Params, batch: Batch, step: int) -> Tensor:
             return loss_of(shifted(context), batch, step)
@@ -64,14 +64,16 @@ class CAVIA(MethodComponent):
         def init(key: Key) -> Meta:
             start, bound = learner.init(key), 1 / math.sqrt(size)
             shape = (start[place].shape[0], self.context_size)
-            drawn = rng.uniform(rng.fold_in(key, "context"), shape, -bound, bound, dtype=spec.dtype)
-            return {"params": start, "context": drawn.to(start[place].device)}
+            weights = rng.uniform(
+                rng.fold_in(key, "context"), shape, -bound, bound, dtype=spec.dtype
+            )
+            return {"params": start, "context": weights.to(start[place].device)}
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             phi = {"phi": meta["context"].new_zeros(self.context_size)}
             fixed = {f"params.{name}": x for name, x in meta["params"].items()}
             fixed["weight"] = meta["context"]
-            path = adapt(loss, phi, rule, support, points[-1], keep=points, fixed=fixed)
+            path = adapt(loss, phi, rule, support, steps[-1], keep=steps, fixed=fixed)
             return [shifted({**fixed, **point}) for point in path.points]
 
         def predict(meta: Meta, theta: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -88,11 +90,11 @@ def bias_leaf(name: str | None, params: Params, normalisation: str) -> str:
         if name not in vectors:
             raise ConfigError(("method.bias", f"{name!r}: {did_you_mean(name, vectors)}"))
         return name
-    found = [leaf for leaf in vectors if leaf.endswith("bias") and not is_head(leaf)]
-    if not found:
+    biases = [leaf for leaf in vectors if leaf.endswith("bias") and not is_head(leaf)]
+    if not biases:
         raise ConfigError(("method.bias", "the network has no bias before its head"))
     if normalisation != "none":
         # A batch mean that is subtracted later would remove the context.
         text = "the first bias may lie before a normalisation, which removes it: name one of "
         raise ConfigError(("method.bias", text + ", ".join(vectors)))
-    return found[0]
+    return biases[0]

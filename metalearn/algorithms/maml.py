@@ -8,8 +8,8 @@ from torch import Tensor
 
 from metalearn.component import Engine, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.options import InnerLoop, Patterns, adapts_option, moved_by
+from metalearn.inner.method import StepIndices, episodic
+from metalearn.inner.options import InnerLoop, Patterns, adapted_filter, adapts_option
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.tree import partition
@@ -42,14 +42,14 @@ class MAML(InnerLoop):
         require_queries(self.name, spec)
         rule, loss = self.inner_rule(spec), support_loss(learner, spec)
         outer = self.outer.build(meta_steps)
-        moves, first_order = moved_by(self.adapts, learner), self.first_order
+        is_adapted, first_order = adapted_filter(self.adapts, learner), self.first_order
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
-            options: Any = {"keep": points, "first_order": first_order}
-            moving, options["fixed"] = partition(meta, moves)
-            return adapt(loss, moving, rule, support, points[-1], **options).points
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
+            params, fixed = partition(meta, is_adapted)
+            options: Any = {"keep": steps, "fixed": fixed, "first_order": first_order}
+            return adapt(loss, params, rule, support, steps[-1], **options).points
 
-        def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
-            return learner.apply({**meta, **params}, query_x, context=support.x)
+        def predict(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Tensor:
+            return learner.apply({**meta, **adapted}, query_x, context=support.x)
 
         return episodic(learner, spec, outer, adapt_task, predict, inner_steps=self.inner_steps)

@@ -48,8 +48,8 @@ class MatchingNet(MethodComponent):
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
             return unit(z), other * -1e9  # [B, D], [B, N]
 
-        def answer(meta: Meta, item: Any, support: Batch, z: Tensor) -> Tensor:
-            memory, mask = item
+        def answer(meta: Meta, adapted: Any, support: Batch, z: Tensor) -> Tensor:
+            memory, mask = adapted
             scores = self.scale * unit(z) @ memory.T  # [M, B]
             if (weight := support.weight) is not None:  # a counts its example `weight` times
                 scores = scores + torch.where(weight > 0, weight.log(), weight.new_tensor(-1e9))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.requirements import require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate
+from metalearn.inner.rules import Adam, Rule, rate_as_input
 from metalearn.tree import trainable
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params, UpdateRule
 
@@ -40,16 +40,16 @@ class MetaCurvature(MethodComponent):
 
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
-        loss, rate = support_loss(learner, spec), any_rate(self.inner_lr, spec)
+        loss, rate = support_loss(learner, spec), rate_as_input(self.inner_lr, spec)
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
-            moving = trainable(params)[0].items()
-            return {"params": params, "curvature": {name: identities(x) for name, x in moving}}
+            weights = trainable(params)[0].items()
+            return {"params": params, "curvature": {name: identities(x) for name, x in weights}}
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             rule = transformed(meta["curvature"], rate)
-            return adapt(loss, meta["params"], rule, support, points[-1], keep=points).points
+            return adapt(loss, meta["params"], rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)

@@ -10,8 +10,8 @@ from torch import Tensor
 from metalearn import rng
 from metalearn.component import Engine, MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, episodic
-from metalearn.inner.options import Patterns, adapts_option, moved_by
+from metalearn.inner.method import StepIndices, episodic
+from metalearn.inner.options import Patterns, adapted_filter, adapts_option
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule, per_parameter
 from metalearn.tree import partition, trainable
@@ -48,19 +48,19 @@ class MetaSGD(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_queries(self.name, spec)
         loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
-        moves = moved_by(self.adapts, learner)
+        is_adapted = adapted_filter(self.adapts, learner)
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
             rate = rng.uniform(rng.fold_in(key, "rates"), (1,), *self.rate_range, dtype=spec.dtype)
-            moving = partition(trainable(params)[0], moves)[0].items()
-            rates = {name: rate.to(x.device).expand(x.shape).clone() for name, x in moving}
+            adapted = partition(trainable(params)[0], is_adapted)[0].items()
+            rates = {name: rate.to(x.device).expand(x.shape).clone() for name, x in adapted}
             return {"params": params, "rates": rates}
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             rule = per_parameter(meta["rates"])  # departure where S > 1: the same rates each step
-            moving, fixed = partition(meta["params"], moves)
-            return adapt(loss, moving, rule, support, points[-1], keep=points, fixed=fixed).points
+            params, fixed = partition(meta["params"], is_adapted)
+            return adapt(loss, params, rule, support, steps[-1], keep=steps, fixed=fixed).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply({**meta["params"], **params}, query_x, context=support.x)

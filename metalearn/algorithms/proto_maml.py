@@ -11,9 +11,9 @@ from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import BIAS, WEIGHT, class_means
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.requirements import require_classes, require_head, require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
 
 
@@ -47,7 +47,7 @@ class ProtoMAML(MethodComponent):
         require_classes(self.name, spec)
         require_queries(self.name, spec)
         require_head(self.name, learner)
-        rule, loss = sgd(any_rate(self.inner_lr, spec)), support_loss(learner, spec)
+        rule, loss = sgd(rate_as_input(self.inner_lr, spec)), support_loss(learner, spec)
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
@@ -56,12 +56,12 @@ class ProtoMAML(MethodComponent):
                 raise ConfigError(("model", text))
             return params
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             z = learner.features(meta, support.x)
             centres = class_means(z, support.y, spec.ways, support.weight)
             head = {WEIGHT: 2 * centres, BIAS: -centres.square().sum(-1)}
-            options: Any = {"keep": points, "first_order": self.first_order}
-            return adapt(loss, {**meta, **head}, rule, support, points[-1], **options).points
+            options: Any = {"keep": steps, "first_order": self.first_order}
+            return adapt(loss, {**meta, **head}, rule, support, steps[-1], **options).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)

@@ -16,19 +16,19 @@ from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import Loss, adapt, support_loss
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     init_state,
-    learn_functions,
-    outer_update,
-    step_over_tasks,
+    make_learn_functions,
+    make_step_over_tasks,
+    make_traits,
+    make_update,
     training_noise,
-    traits_of,
 )
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.rules import SGD, Rule, adam
-from metalearn.inner.statistics import movement_by, with_movement
-from metalearn.padding import cleaned, padded, present_in
-from metalearn.scopes.running_statistics import training
+from metalearn.inner.statistics import add_stats_delta, stats_delta_of_pass
+from metalearn.padding import class_mask_of, padding_scope, zero_padding
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import sub, take, trainable, tree_map
 from metalearn.types import (
     Batch,
@@ -102,26 +102,26 @@ class Reptile(MethodComponent):
         rule = rule if self.inner is None else self.inner.build()
         loss, outer = support_loss(learner, spec), self.outer.build(meta_steps)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             # Departure: the slots of a new task start at zero. The authors' evaluation starts each
             # test task from the slots that training left, which are no part of `meta`.
-            batch = minibatches(key, support, self.adapt_batch, points[-1])
-            with padded(support.weight, present=present_in(support, spec.outputs)):
-                return adapt(loss, meta, rule, batch, points[-1], keep=points).points
+            batch = minibatches(key, support, self.adapt_batch, steps[-1])
+            with padding_scope(support.weight, class_mask=class_mask_of(support, spec.outputs)):
+                return adapt(loss, meta, rule, batch, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
 
-        task_grad, update = self._task_grad(learner, loss, rule), outer_update(outer)
+        task_grad, update = self._task_grad(learner, loss, rule), make_update(outer)
         lanes = lanes_of(learner, rule)
         return Method(
             spec,
-            traits_of(learner),
+            make_traits(learner),
             lambda key: init_state(learner.init(key), outer, lanes(key, 1)),
-            *learn_functions(adapt_task, predict),
+            *make_learn_functions(adapt_task, predict),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update, spec),
+            step=make_step_over_tasks(task_grad, update, spec),
             lanes=lanes,
         )
 
@@ -130,14 +130,14 @@ class Reptile(MethodComponent):
     ) -> Callable[[Meta, Episode, Lanes], tuple[Grads, Metrics, Lanes]]:
         def task_grad(meta: Meta, episode: Episode, lane: Lanes) -> tuple[Grads, Metrics, Lanes]:
             steps, key = self.inner_steps, rng.fold_in(episode.info["key"], ORDER)
-            support = cleaned(episode.support)
+            support = zero_padding(episode.support)
             batch = minibatches(key, support, self.inner_batch, steps)
-            present = present_in(support, learner.outputs)
+            class_mask = class_mask_of(support, learner.outputs)
             noise = training_noise(learner, episode)
-            with noise, training(), padded(support.weight, present=present):
+            with noise, training_scope(), padding_scope(support.weight, class_mask=class_mask):
                 path = adapt(loss, meta, rule, batch, steps, state=lane, keep=(steps,))
-            moved = sub(meta, path.points[-1])
-            grads = with_movement(moved, movement_by(learner, meta, support))
+            grads = sub(meta, path.points[-1])
+            grads = add_stats_delta(grads, stats_delta_of_pass(learner, meta, support))
             return grads, {"support_loss": path.losses.mean().detach()}, path.state
 
         return task_grad

@@ -24,7 +24,7 @@ from metalearn.losses import (
     cross_entropy,
     gaussian_nll,
 )
-from metalearn.padding import cleaned
+from metalearn.padding import zero_padding
 from metalearn.rng import fold_in
 from metalearn.tree import leaves, tree_map
 from metalearn.types import (
@@ -279,24 +279,24 @@ def learn_keys(episodes: Key, draw_seed: int = 0) -> Key:
 
 def _scored(spec: EpisodeSpec, learned: Learned, query: Batch) -> tuple[Tensor, ...]:
     """Predictions [T, P, M, C] against [T, M, ...] -> the tensors of `Scores`, each [T, P, ...]."""
-    y, weight, predictions = cleaned(query).y, query.weight, learned.predictions.detach()
+    y, weight, predictions = zero_padding(query).y, query.weight, learned.predictions.detach()
     truth = y.unsqueeze(1).expand(*predictions.shape[:2], *y.shape[1:])
     if weight is not None:
         weight = weight.unsqueeze(1).expand(predictions.shape[:3])
         present = (weight > 0).view(*weight.shape, *[1] * (predictions.dim() - 3))
         predictions = torch.where(present, predictions, torch.zeros_like(predictions))
     finite = predictions.isfinite().flatten(2).all(-1)
-    loss = criterion(spec)(predictions, truth, weight, lead=2)
+    loss = criterion(spec)(predictions, truth, weight, batch_dims=2)
     unknown = torch.full_like(loss, float("nan"))
     if not spec.classification:
         nll, deviation = unknown, learned.log_deviation
         if deviation is not None:
-            nll = gaussian_nll(predictions, deviation.detach(), truth, weight, lead=2)
+            nll = gaussian_nll(predictions, deviation.detach(), truth, weight, batch_dims=2)
         counts = unknown[..., None, None].expand(*loss.shape, BINS, 3)
         return torch.where(finite, unknown, torch.zeros_like(loss)), loss, finite, nll, counts
-    right = accuracy(predictions, truth, weight, lead=2)
-    nll = cross_entropy(predictions, truth, weight, lead=2)
-    counts = calibration_counts(predictions, truth, weight, lead=2)
+    right = accuracy(predictions, truth, weight, batch_dims=2)
+    nll = cross_entropy(predictions, truth, weight, batch_dims=2)
+    counts = calibration_counts(predictions, truth, weight, batch_dims=2)
     counts = torch.where(finite[..., None, None], counts, torch.zeros_like(counts))
     # A prediction that is not finite scores as wrong: it is counted as diverged and never dropped.
     return torch.where(finite, right, torch.zeros_like(right)), loss, finite, nll, counts

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metalearn.inner.method import broadcast_task_state, grads_of_tasks, with_step
+from metalearn.inner.method import broadcast_task_state, per_task_grads, with_step
 from metalearn.tree import add, leaves, stack, take, tree_map
 from metalearn.types import Episode, MetaState, Method, Metrics
 
@@ -89,7 +89,7 @@ def _some_tasks(
     task_grad: Callable[..., Any], meta: Any, piece: Episode, lanes: Any
 ) -> tuple[Any, Metrics, Any]:
     """Sums over a piece [c, ...] of gradients and metrics, and its lanes after."""
-    grads, metrics, lanes = grads_of_tasks(task_grad, meta, piece, lanes)
+    grads, metrics, lanes = per_task_grads(task_grad, meta, piece, lanes)
     grads, metrics = tree_map(lambda x: x.sum(0), (grads, metrics))
     return grads, metrics, lanes
 

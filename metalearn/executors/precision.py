@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from metalearn.executors.executor import make_step
-from metalearn.inner.method import step_over_tasks
+from metalearn.inner.method import make_step_over_tasks
 from metalearn.inner.recompute import checkpointing
 from metalearn.tree import leaves, norm, sub, take
 from metalearn.types import Episode, MetaState, Method, Metrics
@@ -42,7 +42,7 @@ def with_precision(method: Method, precision: str, checkpoint_inner: bool, devic
         return method if method.step is None else method._replace(step=inside(method.step))
     task_grad = inside(method.task_grad)
     return method._replace(
-        task_grad=task_grad, step=step_over_tasks(task_grad, method.update, method.spec)
+        task_grad=task_grad, step=make_step_over_tasks(task_grad, method.update, method.spec)
     )
 
 

@@ -24,7 +24,7 @@ from metalearn.in_context.layers import (
     weight_bias,
 )
 from metalearn.inner.requirements import require_classes
-from metalearn.padding import present_in
+from metalearn.padding import class_mask_of
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Method, Params
 
 
@@ -88,7 +88,7 @@ class CAML(InContext):
 
     def read(self, params: Params, z: Tensor, labels: Tensor, support: Batch) -> list[Any]:
         x, bias = self.token(params, z), weight_bias(support.weight)
-        codes = codes_of(labels, present_in(support, labels.shape[-1]))
+        codes = codes_of(labels, class_mask_of(support, labels.shape[-1]))
         memories: list[Any] = []
         for layer in range(self.layers):
             h, memory = self._memory(params, layer, x)

@@ -12,7 +12,7 @@ from metalearn import rng
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.predictive import gaussian
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
@@ -66,7 +66,7 @@ class InContext(MethodComponent):
                 "context": {name: value.to(spec.device) for name, value in context.items()},
             }
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Any]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Any]:
             z = learner.features(meta["params"], support.x)
             y = support.y
             labels = one_hot(y, columns, z.dtype) if spec.classification else y.to(z.dtype)

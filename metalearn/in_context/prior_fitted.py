@@ -12,7 +12,7 @@ from metalearn.component import option
 from metalearn.in_context.caml import CAML, codes_of
 from metalearn.in_context.component import Sizes
 from metalearn.in_context.layers import mlp, mlp_start
-from metalearn.padding import present_in, standardise
+from metalearn.padding import class_mask_of, standardise
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Method, Params
 
 LEAST = -30.0  # log p of a class by discriminant analysis
@@ -79,7 +79,7 @@ class PriorFitted(CAML):
     def answer(self, params: Params, memory: Any, z: Tensor, support: Batch) -> Tensor:
         blocks, (weight, bias) = memory
         logs: Tensor = (params["share"] * (z @ weight + bias)).log_softmax(-1)
-        codes = codes_of(logs.exp(), present_in(support, logs.shape[-1]))
+        codes = codes_of(logs.exp(), class_mask_of(support, logs.shape[-1]))
         return logs.clamp(min=LEAST) + self.answer_from(params, blocks, z, codes, support)
 
 

@@ -1,7 +1,7 @@
 """How one task is learned: the inner loop, update rules, heads, and the batching over tasks."""
 
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import episodic, outer_update, step_over_tasks, vmapped_learn
+from metalearn.inner.method import episodic, make_learn, make_step_over_tasks, make_update
 from metalearn.inner.rules import RULES, SGD, Adam, Momentum, Rule, adam, sgd
 
 __all__ = [
@@ -13,9 +13,9 @@ __all__ = [
     "adam",
     "adapt",
     "episodic",
-    "outer_update",
+    "make_learn",
+    "make_step_over_tasks",
+    "make_update",
     "sgd",
-    "step_over_tasks",
     "support_loss",
-    "vmapped_learn",
 ]

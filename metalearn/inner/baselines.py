@@ -1,7 +1,6 @@
-"""Hand-made optimizers that learned ones are compared with.
+"""Hand-designed optimizers that learned ones are compared with.
 
-A rate may be a tensor, so that a grid of rates runs side by side.
-"""
+A step size may be a tensor, so that a grid of step sizes runs as one batch."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.inner.rules import Rate, adam, momentum, sgd
+from metalearn.inner.rules import Schedule, adam, momentum, sgd
 from metalearn.tree import leaves, tree_map, zeros_like
 from metalearn.types import UpdateRule
 
-Maker = Callable[[Any, Rate | None], UpdateRule]  # (rate, factor of its schedule) -> rule
+Maker = Callable[[Any, Schedule | None], UpdateRule]  # (step size, its schedule) -> rule
 
 
 def _clock(params: Any) -> Tensor:
@@ -23,11 +22,11 @@ def _clock(params: Any) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
 
-def _rate(lr: Any, factor: Rate | None, count: Tensor) -> Any:
-    return lr if factor is None else lr * factor(count)
+def _rate(lr: Any, schedule: Schedule | None, count: Tensor) -> Any:
+    return lr if schedule is None else lr * schedule(count)
 
 
-def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
+def nag(lr: Any, decay: float = 0.9, schedule: Schedule | None = None) -> UpdateRule:
     """Nesterov's momentum, as torch.optim.SGD: m = decay m + g; u = -lr (g + decay m)."""
 
     def init(params: Any) -> Any:
@@ -35,7 +34,7 @@ def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
-        rate = _rate(lr, factor, state["count"])
+        rate = _rate(lr, schedule, state["count"])
         updates = tree_map(lambda m, g: -rate * (g + decay * m), velocity, grads)
         return updates, {"count": state["count"] + 1, "velocity": velocity}
 
@@ -43,7 +42,7 @@ def nag(lr: Any, decay: float = 0.9, factor: Rate | None = None) -> UpdateRule:
 
 
 def rmsprop(
-    lr: Any, decay: float = 0.99, eps: float = 1e-8, factor: Rate | None = None
+    lr: Any, decay: float = 0.99, eps: float = 1e-8, schedule: Schedule | None = None
 ) -> UpdateRule:
     """RMSprop: v = decay v + (1 - decay) g^2; u = -lr g / (sqrt(v) + eps)."""
 
@@ -52,7 +51,7 @@ def rmsprop(
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         second = tree_map(lambda v, g: decay * v + (1 - decay) * g * g, state["second"], grads)
-        rate = _rate(lr, factor, state["count"])
+        rate = _rate(lr, schedule, state["count"])
         updates = tree_map(lambda v, g: -rate * g / (v.sqrt() + eps), second, grads)
         return updates, {"count": state["count"] + 1, "second": second}
 
@@ -65,7 +64,7 @@ def nadamw(
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
-    factor: Rate | None = None,
+    schedule: Schedule | None = None,
 ) -> UpdateRule:
     """Nesterov's Adam (Dozat 2016) with decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -81,24 +80,24 @@ def nadamw(
         first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], grads)
         second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["second"], grads)
         ahead, now, size = 1 - beta1 ** (count + 1), 1 - beta1**count, 1 - beta2**count
-        rate = _rate(lr, factor, state["count"])
+        rate = _rate(lr, schedule, state["count"])
 
-        def move(m: Tensor, v: Tensor, g: Tensor, p: Tensor) -> Tensor:
+        def step(m: Tensor, v: Tensor, g: Tensor, p: Tensor) -> Tensor:
             direction = beta1 * m / ahead + (1 - beta1) * g / now
-            moved: Tensor = -rate * (direction / ((v / size).sqrt() + eps) + weight_decay * p)
-            return moved
+            update: Tensor = -rate * (direction / ((v / size).sqrt() + eps) + weight_decay * p)
+            return update
 
-        updates = tree_map(move, first, second, grads, params)
+        updates = tree_map(step, first, second, grads, params)
         return updates, {"count": count, "first": first, "second": second}
 
     return UpdateRule(init, update)
 
 
 BASELINES: dict[str, Maker] = {
-    "sgd": lambda lr, factor: sgd(lr, factor),
-    "momentum": lambda lr, factor: momentum(lr, 0.9, factor),
-    "nag": lambda lr, factor: nag(lr, factor=factor),
-    "rmsprop": lambda lr, factor: rmsprop(lr, factor=factor),
-    "adam": lambda lr, factor: adam(lr, factor=factor),
-    "nadamw": lambda lr, factor: nadamw(lr, factor=factor),
+    "sgd": lambda lr, schedule: sgd(lr, schedule),
+    "momentum": lambda lr, schedule: momentum(lr, 0.9, schedule),
+    "nag": lambda lr, schedule: nag(lr, schedule=schedule),
+    "rmsprop": lambda lr, schedule: rmsprop(lr, schedule=schedule),
+    "adam": lambda lr, schedule: adam(lr, schedule=schedule),
+    "nadamw": lambda lr, schedule: nadamw(lr, schedule=schedule),
 }

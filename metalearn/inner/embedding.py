@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.inner.method import StepNumbers, episodic, meta_gradient, step_over_tasks
+from metalearn.inner.method import StepIndices, episodic, make_step_over_tasks, make_task_grad
 from metalearn.inner.statistics import params_of
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned, padded, present_in, without_absent
+from metalearn.padding import class_mask_of, mask_absent_classes, padding_scope, zero_padding
 from metalearn.types import (
     Batch,
     Episode,
@@ -47,12 +47,12 @@ def embedding(
     step normalises support and queries as one batch, or with `one_pass` False each by itself: as
     the authors do. The other policies always have two passes."""
 
-    def adapt(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Any]:
+    def adapt(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Any]:
         return [fit(meta, learner.features(params_of(meta), support.x), support)]
 
-    def predict(meta: Meta, item: Any, support: Batch, query_x: Tensor) -> Tensor:
+    def predict(meta: Meta, adapted: Any, support: Batch, query_x: Tensor) -> Tensor:
         z = learner.features(params_of(meta), query_x, context=support.x)
-        return answer(meta, item, support, z)
+        return answer(meta, adapted, support, z)
 
     method = episodic(learner, spec, outer, adapt, predict, inner_steps=0, init=init)
     assert method.update is not None
@@ -61,12 +61,12 @@ def embedding(
     loss = loss_of or criterion(spec)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-        support, query = cleaned(episode.support), cleaned(episode.query)
+        support, query = zero_padding(episode.support), zero_padding(episode.query)
         outputs = outputs_of(meta, support, query, episode.info["key"])
         return loss(outputs, *query[1:]), metrics(spec, outputs, *query[1:])
 
-    task_grad = meta_gradient(task_loss, learner)
-    step = step_over_tasks(task_grad, method.update, spec)
+    task_grad = make_task_grad(task_loss, learner)
+    step = make_step_over_tasks(task_grad, method.update, spec)
     return method._replace(task_grad=task_grad, step=step)
 
 
@@ -91,9 +91,9 @@ def _in_one_pass(
         rows, parts = support.x.shape[0], (support, query)
         given = [p.x.new_ones(len(p.x)) if p.weight is None else p.weight for p in parts]
         weighted = any(part.weight is not None for part in parts)
-        with padded(torch.cat(given) if weighted else None):
+        with padding_scope(torch.cat(given) if weighted else None):
             z = learner.features(params_of(meta), torch.cat([support.x, query.x]))
         outputs = answer(meta, fit(meta, z[:rows], support), support, z[rows:])
-        return without_absent(outputs, present_in(support, outputs.shape[-1]))
+        return mask_absent_classes(outputs, class_mask_of(support, outputs.shape[-1]))
 
     return outputs_of

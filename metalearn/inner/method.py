@@ -1,4 +1,4 @@
-"""From functions of one task to a Method: the only place that batches over tasks."""
+"""Build a Method from functions of one task: the only place that batches over tasks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import ConfigError
-from metalearn.inner import one_vector
-from metalearn.inner.statistics import movement_of, with_movement
+from metalearn.inner.flat_params import apply_rule, mean_grads
+from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.labels import check_example_targets, check_targets
 from metalearn.losses import criterion, metrics
-from metalearn.noise import NOISE, Scope, noise_from
-from metalearn.padding import adapt_with_weights, cleaned, predict_with_weights
+from metalearn.noise import NOISE, NoiseScope, noise_from
+from metalearn.padding import adapt_with_weights, predict_with_weights, zero_padding
 from metalearn.rng import fold_in
 from metalearn.scopes.over_tasks import call
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import (
     STATS,
     from_named,
@@ -49,11 +49,13 @@ from metalearn.types import (
     UpdateRule,
 )
 
-StepNumbers = tuple[int, ...]  # the points of a learning curve
-# (meta, support, points, key) -> what `predict` needs, a list of one item a point
-Adapt = Callable[[Meta, Batch, StepNumbers, Key], Any]
-Predict = Callable[[Meta, Any, Batch, Tensor], Tensor]  # (meta, item, support, x [M, *X]) -> [M, C]
-Features = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
+StepIndices = tuple[int, ...]  # numbers of inner steps: the points of a learning curve
+# (meta, support, step indices, key) -> [what `predict` needs after each number of steps]
+AdaptFn = Callable[[Meta, Batch, StepIndices, Key], Any]
+PredictFn = Callable[
+    [Meta, Any, Batch, Tensor], Tensor
+]  # (meta, adapted, support, x [M, *X]) -> [M, C]
+FeaturesFn = Callable[[Meta, Batch, Tensor], Tensor]  # (meta, support, x [M, *X]) -> [M, D]
 NO_DERIVATIVE = re.compile(r"(the )?derivative for \S+ is not implemented")
 
 
@@ -61,11 +63,11 @@ def episodic(
     learner: Learner,
     spec: EpisodeSpec,
     outer: UpdateRule,
-    adapt: Adapt,
-    predict: Predict,
+    adapt: AdaptFn,
+    predict: PredictFn,
     *,
     inner_steps: int,
-    features: Features | None = None,
+    features: FeaturesFn | None = None,
     init: Callable[[Key], Meta] | None = None,
     fixed_ways: bool | None = None,
 ) -> Method:
@@ -73,52 +75,52 @@ def episodic(
 
     minimise over meta the mean over tasks of L(predict(meta, adapt(meta, support), query.x), y)
 
-    `adapt` returns one item for each of its points; with `inner_steps` 0 there are no steps, and
+    `adapt` returns one result for each step index; with `inner_steps` 0 there are no steps, and
     it returns a single one. If the inner loop does not adapt the features, `features` computes
     those of the queries once, and `predict` gets them as query_x. `init(key)` returns the meta
     (default: the learner's parameters). `fixed_ways`: it includes the head, so that the ways of
     the test must be those of training (default: if there are inner steps)."""
     loss_of = criterion(spec)
-    learning = learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
+    learn_fns = make_learn_functions(adapt, predict, uses_steps=inner_steps > 0, features=features)
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-        support, query = cleaned(episode.support), cleaned(episode.query)
-        item = learning.adapt(meta, support, inner_steps, episode.info["key"])
-        predictions = learning.predict(meta, item, support, query.x, query.weight)  # [M, C]
+        support, query = zero_padding(episode.support), zero_padding(episode.query)
+        adapted = learn_fns.adapt(meta, support, inner_steps, episode.info["key"])
+        predictions = learn_fns.predict(meta, adapted, support, query.x, query.weight)  # [M, C]
         return loss_of(predictions, *query[1:]), metrics(spec, predictions, *query[1:])
 
-    task_grad, update = meta_gradient(task_loss, learner), outer_update(outer)
+    task_grad, update = make_task_grad(task_loss, learner), make_update(outer)
     return Method(
         spec,
-        traits_of(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
+        make_traits(learner, steps=inner_steps > 0, fixed_ways=fixed_ways),
         lambda key: init_state((init or learner.init)(key), outer),
-        *learning,
+        *learn_fns,
         task_grad=task_grad,
         update=update,
-        step=step_over_tasks(task_grad, update, spec),
+        step=make_step_over_tasks(task_grad, update, spec),
     )
 
 
 class LearnFunctions(NamedTuple):
-    """How a Method learns new tasks: its fields of these names, in their order."""
+    """The fields of a Method that learn new tasks, in their order."""
 
     learn: Callable[..., Learned]
     adapt: Callable[..., Any]
     predict: Callable[..., Tensor]
 
 
-def learn_functions(
-    adapt: Adapt,
-    predict: Predict,
+def make_learn_functions(
+    adapt: AdaptFn,
+    predict: PredictFn,
     *,
     uses_steps: bool = True,
-    features: Features | None = None,
+    features: FeaturesFn | None = None,
     paths: int = 1,
 ) -> LearnFunctions:
     """The fields `learn`, `adapt` and `predict` of a Method; arguments as in `episodic`.
 
-    `paths` is how many inner loops `adapt` runs side by side, for the count of gradient steps.
-    Weights of examples are those of `support.weight`, and `query_weight` [M] of the queries."""
+    `paths` is the number of inner loops that `adapt` runs in parallel, for the count of gradient
+    steps. Weights of examples are those of `support.weight`, and `query_weight` [M] of queries."""
     adapt_one, predict_all = adapt_with_weights(adapt), predict_with_weights(predict, features)
 
     def predict_one(
@@ -131,13 +133,13 @@ def learn_functions(
         return predict_all(meta, [adapted], support, query_x, query_weight)[0]
 
     return LearnFunctions(
-        vmapped_learn(adapt, predict, uses_steps=uses_steps, features=features, paths=paths),
+        make_learn(adapt, predict, uses_steps=uses_steps, features=features, paths=paths),
         lambda meta, support, step, key: adapt_one(meta, support, (step,), key)[-1],
         predict_one,
     )
 
 
-def traits_of(
+def make_traits(
     learner: Learner,
     *,
     consumes: Literal["episodes", "examples", "nothing"] = "episodes",
@@ -155,33 +157,33 @@ def traits_of(
     )
 
 
-def points_of(steps: int | Sequence[int]) -> StepNumbers:
-    """The points of a learning curve: S means 0 .. S; a sequence is taken as it is."""
-    points = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(map(int, steps))
-    if not points or list(points) != sorted(set(points)) or points[0] < 0:
+def as_step_indices(steps: int | Sequence[int]) -> StepIndices:
+    """The step indices of a learning curve: S means 0 .. S; a sequence is returned unchanged."""
+    indices = tuple(range(steps + 1)) if isinstance(steps, int) else tuple(map(int, steps))
+    if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0:
         raise ValueError(
             f"steps must be non-negative, ascending and without repeats, such as (0, 1, 5, 10); "
             f"got {steps}"
         )
-    return points
+    return indices
 
 
-def vmapped_learn(
-    adapt: Adapt,
-    predict: Predict,
+def make_learn(
+    adapt: AdaptFn,
+    predict: PredictFn,
     *,
     uses_steps: bool = True,
-    features: Features | None = None,
+    features: FeaturesFn | None = None,
     paths: int = 1,
 ) -> Callable[..., Learned]:
-    """`Method.learn` made of two functions of one task; leaves with a leading T.
+    """Build `Method.learn` from two functions of one task; leaves with a leading T.
 
-    Both are written to the ledger apart, as `adapt` and `predict`. Without steps the one item of
-    `adapt` is a constant point at every step. Options are those of `learn_functions`."""
+    The ledger records the cost of each, as `adapt` and `predict`. Without steps the only result of
+    `adapt` holds for every step index. Options are those of `make_learn_functions`."""
     adapt_one, predict_at = adapt_with_weights(adapt), _stacked(predict, features)
 
-    def adapt_to(points: StepNumbers) -> Callable[..., list[Any]]:
-        return lambda meta, support, key: list(adapt_one(meta, support, points, key))
+    def adapt_to(indices: StepIndices) -> Callable[..., list[Any]]:
+        return lambda meta, support, key: list(adapt_one(meta, support, indices, key))
 
     def learn(
         meta: Meta,
@@ -192,81 +194,82 @@ def vmapped_learn(
         ledger: Ledger | None = None,
         query_weight: Tensor | None = None,
     ) -> Learned:
-        points, tasks = points_of(steps), support.x.shape[0]
-        keys = task_keys(key, tasks).to(support.x.device)
+        indices, tasks = as_step_indices(steps), support.x.shape[0]
+        keys, adapt_at = task_keys(key, tasks).to(support.x.device), indices if uses_steps else (0,)
         ledger = NullLedger() if ledger is None else ledger
-        made = points if uses_steps else (0,)
-        work, gradients = OverTasks(adapt_to, made, meta), paths * made[-1] * tasks
-        items = ledger.run("adapt", work, support, keys, gradient_steps=gradients, tasks=tasks)
-        stacked = OverTasks(predict_at, (0,), meta)
+        adapt_fn, gradients = OverTasks(adapt_to, adapt_at, meta), paths * adapt_at[-1] * tasks
+        counts = {"gradient_steps": gradients, "tasks": tasks}
+        adapted = ledger.run("adapt", adapt_fn, support, keys, **counts)
         weights = () if query_weight is None else (query_weight,)
-        predictions = ledger.run("predict", stacked, items, support, query_x, *weights, tasks=tasks)
-        if predictions.shape[1] != len(points):
-            predictions = predictions.expand(-1, len(points), *predictions.shape[2:])
+        args = OverTasks(predict_at, (0,), meta), adapted, support, query_x, *weights
+        predictions = ledger.run("predict", *args, tasks=tasks)
+        if predictions.shape[1] != len(indices):
+            predictions = predictions.expand(-1, len(indices), *predictions.shape[2:])
         return Learned(predictions, {})
 
     return learn
 
 
 def _stacked(
-    predict: Predict, features: Features | None
-) -> Callable[[StepNumbers], Callable[..., Tensor]]:
-    """Predictions of all points as one tensor, in the form of `OverTasks`."""
+    predict: PredictFn, features: FeaturesFn | None
+) -> Callable[[StepIndices], Callable[..., Tensor]]:
+    """Predictions after all numbers of steps as one tensor, in the form of `OverTasks`."""
     predict_all = predict_with_weights(predict, features)
     return lambda _: lambda *args: torch.stack(predict_all(*args))
 
 
 class OverTasks:
-    """A function of one task, run over tasks: `one(points)` takes the meta, then leaves [T, ...].
+    """A function of one task, mapped over tasks: `one(step indices)` takes the meta, then [T, ...].
 
-    `parts` says what its cost is made of: T times one task's, which is that of no step and S times
-    what a step adds.
-    """
+    `parts` splits its cost: T times that of one task, which is the cost of no step and S times the
+    cost that a step adds."""
 
     def __init__(
-        self, one: Callable[[StepNumbers], Callable[..., Any]], points: StepNumbers, shared: Any
+        self, one: Callable[[StepIndices], Callable[..., Any]], indices: StepIndices, shared: Any
     ) -> None:
-        self.one, self.points, self.shared = one, points, shared
+        self.one, self.indices, self.shared = one, indices, shared
 
     def __call__(self, *args: Any) -> Any:
-        mapped = vmap(self.one(self.points), in_dims=(None, *[0] * len(args)))
-        return call(mapped, self.one, (self.points, len(args)), self.shared, *args)
+        mapped = vmap(self.one(self.indices), in_dims=(None, *[0] * len(args)))
+        return call(mapped, self.one, (self.indices, len(args)), self.shared, *args)
 
     def parts(self, *args: Any) -> list[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
-        """[(count, function, arguments)]: what tasks share is counted for each, as if alone."""
-        tasks, steps = leaves(args)[0].shape[0], self.points[-1]
+        """[(count, function, arguments)]: shared work is counted for each task."""
+        tasks, steps = leaves(args)[0].shape[0], self.indices[-1]
         alone = take(args, slice(0, 1))
         start, first = (OverTasks(self.one, (number,), self.shared) for number in (0, 1))
         return [(tasks * (1 - steps), start, alone), (tasks * steps, first, alone)]
 
 
 def task_keys(key: Key | None, tasks: int) -> Tensor:
-    """One key a task: [T]; a single key is folded with the task's place in the batch."""
+    """One key per task: [T]; a single key is folded with the index of the task in the batch."""
     key = fold_in(0, "learn") if key is None else key
     return key if key.dim() else fold_in(key, torch.arange(tasks, device=key.device))
 
 
 def init_state(meta: Meta, rule: UpdateRule, lanes: Any = None) -> MetaState:
-    """The state before the first step; the outer rule does not see running statistics."""
+    """The state before the first step; the outer rule gets no running statistics."""
     if not leaves(meta):
         raise ConfigError(("model", "has no parameters, so that nothing could be meta-learned"))
     like = leaves(meta)[0]
-    moving = {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
+    params = {name: value for name, value in named_leaves(meta).items() if not is_stats(name)}
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    return MetaState(meta, rule.init(moving), lanes, zero)
+    return MetaState(meta, rule.init(params), lanes, zero)
 
 
-def outer_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
-    """`Method.update`: one step of the outer rule; running statistics as in `inner.statistics`."""
+def make_update(rule: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
+    """Build `Method.update`: one step of the outer rule.
+
+    Running statistics become old - gradient, as `inner.statistics` has it."""
 
     def update(state: MetaState, grads: Grads) -> MetaState:
         flat, flat_grads = named_leaves(state.meta), named_leaves(grads)
-        moving = {name: grad for name, grad in flat_grads.items() if not is_stats(name)}
-        zero = torch.zeros((), dtype=state.step.dtype, device=state.step.device)
-        params = {name: flat[name] for name in moving}
-        moved, opt = one_vector.apply_rule(rule, moving, state.opt, params, zero)
+        param_grads = {name: grad for name, grad in flat_grads.items() if not is_stats(name)}
+        no_loss = torch.zeros((), dtype=state.step.dtype, device=state.step.device)
+        params = {name: flat[name] for name in param_grads}
+        params, opt = apply_rule(rule, param_grads, state.opt, params, no_loss)
         new = {
-            name: moved[name] if name in moved else flat[name] - flat_grads[name] for name in flat
+            name: params[name] if name in params else flat[name] - flat_grads[name] for name in flat
         }
         return state._replace(meta=from_named(state.meta, new), opt=opt, step=state.step + 1)
 
@@ -277,47 +280,46 @@ def is_stats(name: str) -> bool:
     return name.startswith(STATS) or f".{STATS}" in name
 
 
-def meta_gradient(
+def make_task_grad(
     loss: Callable[..., tuple[Tensor, Metrics]], learner: Learner
 ) -> Callable[[Meta, Episode], tuple[Grads, Metrics]]:
-    """`Method.task_grad` by differentiation of `loss(meta, episode) -> (scalar, metrics)`.
+    """Build `Method.task_grad`, the gradient of `loss(meta, episode) -> (scalar, metrics)`.
 
-    Running statistics have their movement (`inner.statistics`) in the place of a gradient.
-    """
+    For running statistics it holds old - new instead of a gradient (`inner.statistics`)."""
 
     def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
-        def at(meta: Meta) -> tuple[Tensor, tuple[Metrics, Params]]:
-            with training() as scope:
+        def loss_with_aux(meta: Meta) -> tuple[Tensor, tuple[Metrics, Params]]:
+            with training_scope() as scope:
                 value, metrics = loss(meta, episode)
-            return value, (metrics, movement_of(scope, meta))
+            return value, (metrics, stats_delta(scope, meta))
 
         # vjp, not grad: grad keeps all that its backward pass computes for yet another derivative,
         # twice the memory.
         with training_noise(learner, episode):
             try:
-                value, pull, (metrics, movement) = torch.func.vjp(  # type: ignore[misc]
-                    at, meta, has_aux=True
+                value, vjp_fn, (metrics, delta) = torch.func.vjp(  # type: ignore[misc]
+                    loss_with_aux, meta, has_aux=True
                 )
-                (grads,) = pull(torch.ones_like(value), retain_graph=False)
+                (grads,) = vjp_fn(torch.ones_like(value), retain_graph=False)
             except RuntimeError as error:
                 if not NO_DERIVATIVE.match(str(error)):
                     raise
                 text = "has no second derivative, so only first-order methods can train it"
                 raise ConfigError(("model", f"{text}: {str(error).splitlines()[0]}")) from error
-        return with_movement(grads, movement) if movement else grads, metrics
+        return add_stats_delta(grads, delta) if delta else grads, metrics
 
     return task_grad
 
 
-def training_noise(learner: Learner, episode: Episode) -> AbstractContextManager[Scope]:
-    """The scope of a training step of one task, in which the learner draws its noise."""
+def training_noise(learner: Learner, episode: Episode) -> AbstractContextManager[NoiseScope]:
+    """Context manager of a training step of one task, in which the learner draws its noise."""
     return noise_from(episode.info["key"] if learner.draws_noise else None)
 
 
-def grads_of_tasks(
+def per_task_grads(
     task_grad: Callable[..., tuple[Any, ...]], meta: Meta, episodes: Episode, lanes: Any
 ) -> tuple[Grads, Metrics, Any]:
-    """`task_grad` over tasks side by side: (grads, metrics, lanes), leaves [T, ...]."""
+    """`task_grad`, vmapped over tasks: (grads, metrics, lanes), leaves [T, ...]."""
     if lanes is None:
         grads, metrics = vmap(task_grad, in_dims=(None, 0))(meta, episodes)
         return grads, metrics, None
@@ -325,28 +327,28 @@ def grads_of_tasks(
     return grads, metrics, lanes
 
 
-def step_over_tasks(
+def make_step_over_tasks(
     task_grad: Callable[..., tuple[Any, ...]],
     update: Callable[[MetaState, Grads], MetaState],
     spec: EpisodeSpec,
 ) -> Callable[[MetaState, Episode], tuple[MetaState, Metrics]]:
-    """`Method.step`: the mean of `task_grad` over all tasks in one graph, then the update.
+    """Build `Method.step`: the mean of `task_grad` over all tasks in one graph, then the update.
 
-    ConfigError for targets that the loss of `spec` is not defined for."""
+    It raises ConfigError for targets that the loss of `spec` is not defined for."""
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         check_targets(episodes, spec)
         episodes = with_step(episodes, state.step)
         state = broadcast_task_state(state, episodes.support.x.shape[0])
-        grads, metrics, lanes = grads_of_tasks(task_grad, state.meta, episodes, state.lanes)
+        grads, metrics, lanes = per_task_grads(task_grad, state.meta, episodes, state.lanes)
         state = state._replace(lanes=lanes)
-        return update(state, one_vector.mean_over_tasks(grads)), mean_over_tasks(metrics)
+        return update(state, mean_grads(grads)), mean_over_tasks(metrics)
 
     return step
 
 
 def with_step(episodes: Episode, step: Tensor) -> Episode:
-    """The episodes with the meta-step in info["step"] [T], where schedules read it."""
+    """The episodes with the number of the meta-step in info["step"] [T], for schedules."""
     tasks = episodes.support.x.shape[0]
     return episodes._replace(info={**episodes.info, "step": step.expand(tasks)})
 
@@ -355,28 +357,28 @@ def broadcast_task_state(state: MetaState, tasks: int) -> MetaState:
     """The state with lanes for `tasks` tasks; `init` makes one lane, which is copied."""
     if state.lanes is None or not leaves(state.lanes):
         return state
-    have = leaves(state.lanes)[0].shape[0]
-    if have == tasks:
+    count = leaves(state.lanes)[0].shape[0]
+    if count == tasks:
         return state
-    if have != 1:
+    if count != 1:
         raise ValueError(
-            f"the state holds lanes for {have} tasks a step, not {tasks}: keep the number of "
+            f"the state holds lanes for {count} tasks a step, not {tasks}: keep the number of "
             f"tasks constant"
         )
     lanes = tree_map(lambda x: x.expand(tasks, *x.shape[1:]).clone(), state.lanes)
     return state._replace(lanes=lanes)
 
 
-def step_on_examples(
+def make_step_on_examples(
     grad: Callable[[Meta, Batch], tuple[Grads, Metrics]],
     update: Callable[[MetaState, Grads], MetaState],
     spec: EpisodeSpec,
     *,
     draws_noise: bool = False,
 ) -> Callable[[MetaState, Batch], tuple[MetaState, Metrics]]:
-    """`Method.step` of a method that consumes one batch of examples [B, *X] a step.
+    """Build `Method.step` of a method that consumes one batch of examples [B, *X] per step.
 
-    `draws_noise` draws in it by the number of the step."""
+    If it `draws_noise`, the number of the step gives the key."""
 
     def step(state: MetaState, batch: Batch) -> tuple[MetaState, Metrics]:
         check_example_targets(batch, spec)

@@ -1,4 +1,4 @@
-"""Options of methods whose new tasks follow an update rule: which rule, and which parameters."""
+"""Options of methods that adapt with an update rule: which rule, and which parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, model_validator
 
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
-from metalearn.inner.rules import Rule, any_rate, sgd
+from metalearn.inner.rules import Rule, rate_as_input, sgd
 from metalearn.rng import fold_in
 from metalearn.tree import trainable
 from metalearn.types import EpisodeSpec, Learner, UpdateRule
@@ -19,22 +19,21 @@ INNER = "Update rule of the inner loop, with its own lr; null: gradient descent 
 
 
 def inner_rule_option(sentence: str = INNER, **options: Any) -> Any:
-    """The field `inner`: any rule of the table in the place of gradient descent."""
+    """The field `inner`: any rule of the table instead of gradient descent."""
     return option(None, sentence, later=True, **options)
 
 
 def refuse_two_rules(component: Any, *names: str, scheduled: bool = True) -> None:
-    """ValueError where options of the usual rule are set beside `inner`.
+    """Raise ValueError if options of the default rule are set in addition to `inner`.
 
-    Also for a schedule of a rule without a number of steps.
-    """
+    Also for a schedule of a rule without a number of steps."""
     inner: Rule | None = component.inner
     if inner is None:
         return
     fields = type(component).model_fields
-    both = [name for name in names if getattr(component, name) != fields[name].default]
-    if both:
-        raise ValueError(f"inner is a rule with its own lr: leave out {', '.join(both)}")
+    ignored = [name for name in names if getattr(component, name) != fields[name].default]
+    if ignored:
+        raise ValueError(f"inner is a rule with its own lr: leave out {', '.join(ignored)}")
     if not scheduled and inner.schedule not in ("constant", "steps"):
         text = f"inner.schedule {inner.schedule} needs a number of steps, which new tasks of"
         raise ValueError(f"{text} {component.name} do not have: use constant")
@@ -57,8 +56,8 @@ class InnerLoop(MethodComponent):
 
     def inner_rule(self, spec: EpisodeSpec) -> UpdateRule:
         """The rule of the inner loop, in training and on new tasks; a variant overrides it."""
-        usual = sgd(any_rate(self.inner_lr, spec))
-        return usual if self.inner is None else self.inner.build(self.inner_steps)
+        default_rule = sgd(rate_as_input(self.inner_lr, spec))
+        return default_rule if self.inner is None else self.inner.build(self.inner_steps)
 
     @model_validator(mode="after")
     def _check_inner(self) -> Self:
@@ -67,32 +66,32 @@ class InnerLoop(MethodComponent):
 
 
 def adapts_option() -> Any:
-    """The field `adapts`: which parameters a new task moves."""
+    """The field `adapts`: which parameters a new task updates."""
     text = "Parameters that are adapted to a new task, by name or pattern such as "
     return option(None, text + "[layer4.*, head]; null: all.", later=True)
 
 
-def moved_by(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[str], bool]:
-    """Whether a new task moves the parameter of a name; ConfigError for a pattern of none.
+def adapted_filter(patterns: tuple[str, ...] | None, learner: Learner) -> Callable[[str], bool]:
+    """The predicate on parameter names: whether a new task updates the parameter.
 
-    A pattern is a name, the front of one up to a dot, or holds *, ? and [] as file names do. A name
-    in the torch module that the learner was made of is one, too.
-    """
+    A pattern is a name, the front of one up to a dot, or contains *, ? and [] as file names do.
+    Names of the torch module that the learner was built from match, too. Raises ConfigError for a
+    pattern that matches no parameter."""
     if patterns is None:
         return lambda name: True
     names = list(trainable(learner.init(fold_in(0, "names")))[0])
     leaf_of = {name: name for name in names}
     leaf_of |= {name: leaf for name, leaf in learner.aliases if leaf in leaf_of}
-    found = {
+    matches = {
         pattern: [leaf for name, leaf in leaf_of.items() if _matches(name, pattern)]
         for pattern in patterns
     }
-    unknown = [pattern for pattern, chosen in found.items() if not chosen]
+    unknown = [pattern for pattern, leaves in matches.items() if not leaves]
     if unknown or not patterns:
         some = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         text = f"{', '.join(map(repr, unknown)) or 'nothing'} is no parameter that steps move; "
         raise ConfigError(("adapts", f"{text}they are: {some} (the last layer is head)"))
-    return frozenset(name for chosen in found.values() for name in chosen).__contains__
+    return frozenset(name for leaves in matches.values() for name in leaves).__contains__
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn.inner.method import Adapt, Predict, episodic, meta_gradient, step_over_tasks
+from metalearn.inner.method import (
+    AdaptFn,
+    PredictFn,
+    episodic,
+    make_step_over_tasks,
+    make_task_grad,
+)
 from metalearn.losses import gaussian_nll, metrics
-from metalearn.padding import cleaned
+from metalearn.padding import zero_padding
 from metalearn.types import (
     Episode,
     EpisodeSpec,
@@ -29,8 +35,8 @@ def gaussian(
     learner: Learner,
     spec: EpisodeSpec,
     outer: UpdateRule,
-    adapt: Adapt,
-    predict: Predict,
+    adapt: AdaptFn,
+    predict: PredictFn,
     **options: Any,
 ) -> Method:
     """A method of two functions of one task, as `episodic` makes it, for a predictive distribution.
@@ -44,7 +50,7 @@ def gaussian(
     assert fit is not None and outputs_of is not None and made.update is not None
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-        support, query = cleaned(episode.support), cleaned(episode.query)
+        support, query = zero_padding(episode.support), zero_padding(episode.query)
         item = fit(meta, support, options["inner_steps"], episode.info["key"])
         mean, log_deviation = split(outputs_of(meta, item, support, query.x, query.weight))
         loss = gaussian_nll(mean, log_deviation, *query[1:])
@@ -58,8 +64,8 @@ def gaussian(
     def mean_of(*args: Any, **given: Any) -> Tensor:
         return split(outputs_of(*args, **given))[0]
 
-    task_grad = meta_gradient(task_loss, learner)
-    step = step_over_tasks(task_grad, made.update, spec)
+    task_grad = make_task_grad(task_loss, learner)
+    step = make_step_over_tasks(task_grad, made.update, spec)
     return made._replace(learn=learn, predict=mean_of, task_grad=task_grad, step=step)
 
 

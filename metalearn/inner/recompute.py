@@ -48,12 +48,12 @@ def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
     leaves, structure = flatten(args)
     end: list[Any] = []
 
-    def flat(*given: Tensor) -> tuple[Tensor, ...]:
-        results, shape = flatten(function(*unflatten(list(given), structure)))
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        results, shape = flatten(function(*unflatten(list(tensors), structure)))
         end.append(shape)
         # torch saves no input that is handed back as it is; a view of it is another tensor.
         return tuple(
-            value.view_as(value) if any(value is one for one in given) else value
+            value.view_as(value) if any(value is one for one in tensors) else value
             for value in results
         )
 

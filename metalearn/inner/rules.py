@@ -1,4 +1,4 @@
-"""Hand-made update rules: (init, update) pairs that serve inner and outer loops alike.
+"""Hand-designed update rules: (init, update) pairs for inner and outer loops.
 
 The caller adds the updates. State is float tensors of the parameters' dtype, counts included, so
 that a step compiles once and a checkpoint is only tensors.
@@ -22,7 +22,7 @@ from metalearn.errors import ConfigError
 from metalearn.tree import leaves, tree_map, zeros_like
 from metalearn.types import EpisodeSpec, UpdateRule
 
-Rate = Callable[[Tensor], Tensor]  # count [] of steps already made -> factor []
+Schedule = Callable[[Tensor], Tensor]  # number [] of earlier steps -> factor [] of the step size
 
 
 def _count(params: Any) -> Tensor:
@@ -33,8 +33,8 @@ def _count(params: Any) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
 
-def any_rate(lr: float, spec: EpisodeSpec) -> float | Tensor:
-    """A rate [] that a compiled step takes as an input, so that one step serves every rate.
+def rate_as_input(lr: float, spec: EpisodeSpec) -> float | Tensor:
+    """A step size [] that is an input of a compiled step, so that one step serves every step size.
 
     On CUDA it is the number itself: a tensor on the host would keep a step out of a captured graph.
     """
@@ -49,7 +49,7 @@ def _times(rate: float | Tensor, g: Tensor) -> Tensor:
     return (rate.to(g.dtype) if isinstance(rate, Tensor) else rate) * g
 
 
-def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
+def sgd(lr: float | Tensor, schedule: Schedule | None = None) -> UpdateRule:
     """Gradient descent: u = -lr * g.
 
     >>> rule, params = ml.inner.sgd(0.5), {"w": torch.tensor([2.0])}
@@ -57,7 +57,7 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
     >>> updates["w"]  # added to the parameters by the caller
     tensor([-2.])
     """
-    if factor is None:
+    if schedule is None:
         down = -lr
         return UpdateRule(
             lambda params: {},
@@ -66,14 +66,14 @@ def sgd(lr: float | Tensor, factor: Rate | None = None) -> UpdateRule:
         )
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
-        rate = lr * factor(state["count"])
+        rate = lr * schedule(state["count"])
         return tree_map(lambda g: -rate * g, grads), {"count": state["count"] + 1}
 
     return UpdateRule(lambda params: {"count": _count(params)}, update, elementwise=True)
 
 
 def momentum(
-    lr: float, decay: float, factor: Rate | None = None, *, nesterov: bool = False
+    lr: float, decay: float, schedule: Schedule | None = None, *, nesterov: bool = False
 ) -> UpdateRule:
     """Heavy-ball momentum (Polyak 1964), as torch.optim.SGD: m = decay * m + g; u = -lr * m.
 
@@ -85,7 +85,7 @@ def momentum(
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         velocity = tree_map(lambda m, g: decay * m + g, state["velocity"], grads)
-        rate = lr if factor is None else lr * factor(state["count"])
+        rate = lr if schedule is None else lr * schedule(state["count"])
         ahead = tree_map(lambda m, g: g + decay * m, velocity, grads) if nesterov else velocity
         return tree_map(lambda m: -rate * m, ahead), {
             "count": state["count"] + 1,
@@ -101,7 +101,7 @@ def adam(
     beta2: float = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
-    factor: Rate | None = None,
+    schedule: Schedule | None = None,
 ) -> UpdateRule:
     """Adam (Kingma & Ba 2015, algorithm 1): u = -lr * m_hat / (sqrt(v_hat + eps_root) + eps).
 
@@ -122,7 +122,7 @@ def adam(
         count = state["count"] + 1
         first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], grads)
         second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state["second"], grads)
-        rate = lr if factor is None else lr * factor(state["count"])
+        rate = lr if schedule is None else lr * schedule(state["count"])
         first_scale, second_scale = 1 - beta1**count, 1 - beta2**count
         root = eps_root + torch.finfo(count.dtype).tiny
         updates = tree_map(
@@ -135,7 +135,7 @@ def adam(
     return UpdateRule(init, update, elementwise=True)
 
 
-def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
+def clip_by_global_norm(rule: UpdateRule, limit: float) -> UpdateRule:
     """`rule` with clipped gradients (Pascanu et al. 2013, section 3.2).
 
     g * min(1, limit / |g|), |g| the norm over all leaves
@@ -144,13 +144,13 @@ def clipped(rule: UpdateRule, limit: float) -> UpdateRule:
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
         squares = torch.stack([g.square().sum() for g in leaves(grads)]).sum()
         size = (squares + torch.finfo(squares.dtype).tiny).sqrt()  # a finite slope at zero
-        share = (limit / size).clamp(max=1)
-        return rule.update(tree_map(lambda g: share * g, grads), state, params, loss)
+        factor = (limit / size).clamp(max=1)
+        return rule.update(tree_map(lambda g: factor * g, grads), state, params, loss)
 
     return rule._replace(update=update)
 
 
-def clipped_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
+def clip_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
     """`rule` with every number of a gradient clamped to [-limit, limit]."""
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
@@ -161,7 +161,7 @@ def clipped_by_value(rule: UpdateRule, limit: float) -> UpdateRule:
 
 
 def with_l2(rule: UpdateRule, strength: float) -> UpdateRule:
-    """`rule` on the loss + strength / 2 * |p|^2: g + strength * p in the place of g.
+    """`rule` on the loss + strength / 2 * |p|^2: g + strength * p instead of g.
 
     It is the weight_decay of torch.optim.SGD and Adam; momentum and moments contain it."""
 
@@ -172,14 +172,16 @@ def with_l2(rule: UpdateRule, strength: float) -> UpdateRule:
     return rule._replace(update=update)
 
 
-def decayed(rule: UpdateRule, lr: float, factor: Rate | None, decay: float) -> UpdateRule:
+def with_weight_decay(
+    rule: UpdateRule, lr: float, schedule: Schedule | None, decay: float
+) -> UpdateRule:
     """`rule` with decoupled weight decay (Loshchilov & Hutter 2019).
 
-    u = rule(g) - lr * decay * p, lr times the factor of its schedule
+    u = rule(g) - lr * schedule * decay * p
     """
 
     def update(grads: Any, state: Any, params: Any, loss: Tensor) -> tuple[Any, Any]:
-        rate = lr if factor is None else lr * factor(state["count"])
+        rate = lr if schedule is None else lr * schedule(state["count"])
         updates, state = rule.update(grads, state, params, loss)
         return tree_map(lambda u, p: u - rate * decay * p, updates, params), state
 
@@ -197,8 +199,8 @@ def per_parameter(rates: Any) -> UpdateRule:
     return UpdateRule(lambda params: {"rates": rates}, update)
 
 
-def schedule(name: str, total: int | None) -> Rate | None:
-    """The factor of a schedule over `total` steps; constant where the length is not known."""
+def make_schedule(name: str, total: int | None) -> Schedule | None:
+    """The schedule of a name over `total` steps; None, constant, if their number is not known."""
     if name == "constant" or total is None:
         return None
     if name == "linear":
@@ -206,20 +208,19 @@ def schedule(name: str, total: int | None) -> Rate | None:
     return lambda count: 0.5 * (1 + torch.cos(math.pi * (count / total).clamp(max=1)))
 
 
-def drops(milestones: Sequence[int], gamma: float | Sequence[float]) -> Rate:
-    """The factor gamma^(milestones reached), as torch.optim.lr_scheduler.MultiStepLR.
+def multi_step(milestones: Sequence[int], gamma: float | Sequence[float]) -> Schedule:
+    """The factor gamma^(number of milestones reached), as torch.optim.lr_scheduler.MultiStepLR.
 
-    With one gamma a milestone, it is the product of those of the milestones reached.
-    """
+    With one gamma per milestone, it is the product of those of the milestones reached."""
 
-    def rate(count: Tensor) -> Tensor:
+    def schedule(count: Tensor) -> Tensor:
         reached = [(count >= at).to(count.dtype) for at in milestones]
         if isinstance(gamma, Sequence):
-            parts = [share**here for share, here in zip(gamma, reached, strict=True)]
+            parts = [base**passed for base, passed in zip(gamma, reached, strict=True)]
             return reduce(mul, parts, torch.ones_like(count))
         return gamma ** sum(reached, torch.zeros_like(count))
 
-    return rate
+    return schedule
 
 
 class _Rule(RuleComponent):
@@ -251,12 +252,12 @@ class _Rule(RuleComponent):
 
     def build(self, steps: int | None = None) -> UpdateRule:
         at = self.milestones
-        factor = drops(at, self.gamma) if at else schedule(self.schedule, steps)
-        rule = with_l2(self.plain(factor), self.l2) if self.l2 else self.plain(factor)
-        rule = rule if self.clip is None else clipped(rule, self.clip)
-        rule = rule if self.clip_value is None else clipped_by_value(rule, self.clip_value)
+        schedule = multi_step(at, self.gamma) if at else make_schedule(self.schedule, steps)
+        rule = with_l2(self.build_rule(schedule), self.l2) if self.l2 else self.build_rule(schedule)
+        rule = rule if self.clip is None else clip_by_global_norm(rule, self.clip)
+        rule = rule if self.clip_value is None else clip_by_value(rule, self.clip_value)
         decay = self.weight_decay
-        return decayed(rule, self.lr, factor, decay) if decay else rule
+        return with_weight_decay(rule, self.lr, schedule, decay) if decay else rule
 
     @model_validator(mode="after")
     def _milestones(self) -> _Rule:
@@ -282,8 +283,8 @@ class _Rule(RuleComponent):
         return self
 
     @abstractmethod
-    def plain(self, factor: Rate | None) -> UpdateRule:
-        """The rule without clipping and weight decay, its rate times `factor`."""
+    def build_rule(self, schedule: Schedule | None) -> UpdateRule:
+        """The rule without clipping and weight decay; its step size is lr times `schedule`."""
 
 
 class SGD(_Rule):
@@ -297,8 +298,8 @@ class SGD(_Rule):
 
     name: Literal["sgd"] = option("sgd", "The rule.")
 
-    def plain(self, factor: Rate | None) -> UpdateRule:
-        return sgd(self.lr, factor)
+    def build_rule(self, schedule: Schedule | None) -> UpdateRule:
+        return sgd(self.lr, schedule)
 
 
 class Momentum(_Rule):
@@ -314,8 +315,8 @@ class Momentum(_Rule):
     decay: float = option(0.9, "Momentum coefficient.", ge=0, lt=1)
     nesterov: bool = option(False, "Use Nesterov momentum, as torch.optim.SGD.", later=True)
 
-    def plain(self, factor: Rate | None) -> UpdateRule:
-        return momentum(self.lr, self.decay, factor, nesterov=self.nesterov)
+    def build_rule(self, schedule: Schedule | None) -> UpdateRule:
+        return momentum(self.lr, self.decay, schedule, nesterov=self.nesterov)
 
 
 class Adam(_Rule):
@@ -338,8 +339,8 @@ class Adam(_Rule):
         later=True,
     )
 
-    def plain(self, factor: Rate | None) -> UpdateRule:
-        return adam(self.lr, self.beta1, self.beta2, self.eps, self.eps_root, factor)
+    def build_rule(self, schedule: Schedule | None) -> UpdateRule:
+        return adam(self.lr, self.beta1, self.beta2, self.eps, self.eps_root, schedule)
 
 
 RULES: dict[str, type[RuleComponent]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import is_head
 from metalearn.inner.requirements import require_no_noise, require_no_padding
-from metalearn.inner.statistics import with_movement
+from metalearn.inner.statistics import add_stats_delta
 from metalearn.interop.inner_loops import INNER_LOOPS, PACKAGES, InnerLoop
 from metalearn.interop.network import Network
 from metalearn.losses import criterion, metrics
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import leaves, mean_over_tasks, partition, stack, take, trainable
 from metalearn.types import Episode, Grads, Learner, Meta, MetaState, Method, Metrics, Params
 
@@ -86,9 +86,9 @@ def _task_grad(
             first_order=getattr(component, "first_order", False),
             rates=rates,
         )
-        with training(records=False):
+        with training_scope(records=False):
             adapted = adapt(*episode.support[:2])
-        with training() as scope:
+        with training_scope() as scope:
             if component.engine_trains == "head":
                 _move_averages(learner, params, episode.support.x)
             predictions = adapted.network(episode.query.x, context=episode.support.x)
@@ -98,7 +98,7 @@ def _task_grad(
         if rates is not None:
             grads = {"params": grads, "rates": _grads(dict(zip(moving, rates)), meta["rates"])}
         found = metrics(spec, predictions, episode.query.y)
-        return with_movement(grads, scope.differences(params)), found
+        return add_stats_delta(grads, scope.delta(params)), found
 
     return task_grad
 

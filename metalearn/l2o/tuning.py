@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.errors import ConfigError
 from metalearn.inner.baselines import BASELINES
-from metalearn.inner.rules import schedule
+from metalearn.inner.rules import make_schedule
 from metalearn.l2o.measure import Losses, Rule, over_rates, over_tasks
 from metalearn.learned_optimizers.inner_run import Optimizee, Problem
 
@@ -39,7 +39,7 @@ def grid(given: Problem) -> Tensor:
 
 def rule_of(name: str, shape: str, steps: int) -> Rule:
     """Rate -> rule, for a run of `steps` steps."""
-    factor = schedule(shape, steps)
+    factor = make_schedule(shape, steps)
     return lambda rate: BASELINES[name](rate, factor)
 
 

@@ -15,12 +15,12 @@ from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     init_state,
-    learn_functions,
-    outer_update,
-    step_over_tasks,
-    traits_of,
+    make_learn_functions,
+    make_step_over_tasks,
+    make_traits,
+    make_update,
 )
 from metalearn.inner.requirements import require_no_noise, require_no_padding
 from metalearn.inner.rules import Adam, Rule
@@ -177,19 +177,19 @@ class LearnOptimizer(MethodComponent):
         task_grad, lanes = self._whole_runs(run, spec), None
         if not self.whole:
             task_grad, lanes = self._windows(run, spec), self._lanes(run, learned, spec)
-        update = outer_update(outer)
+        update = make_update(outer)
         # Of rules with one rate for each parameter, the head's number of rates is fixed too.
-        traits = traits_of(learner, fixed_ways=self.rule.fixed_shapes)
+        traits = make_traits(learner, fixed_ways=self.rule.fixed_shapes)
         return Method(
             spec,
             replace(traits, step_invariant=True),
             lambda key: init_state(
                 learned.init(key.to(spec.device)), outer, lanes and lanes(key, 1)
             ),
-            *learn_functions(*learn_new_network(learned, learner, spec, self.batch)),
+            *make_learn_functions(*learn_new_network(learned, learner, spec, self.batch)),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update, spec),
+            step=make_step_over_tasks(task_grad, update, spec),
             lanes=lanes,
         )
 
@@ -274,16 +274,16 @@ def learn_new_network(
     The horizon is the last point."""
     loss_of = criterion(spec)
 
-    def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+    def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
         require_no_padding("learn_optimizer", spec, support)
         params, draws = learner.init(rng.fold_in(key, "start")), rng.fold_in(key, "batch")
-        rule = bind_theta(learned, meta, max(points[-1], 1))
+        rule = bind_theta(learned, meta, max(steps[-1], 1))
 
         def loss(params: Params, data: Batch, step: int) -> Tensor:
             data = minibatch(data, draws, torch.full_like(draws, step), batch)
             return loss_of(learner.apply(params, data.x), data.y)
 
-        return adapt(loss, params, rule, support, points[-1], keep=points).points
+        return adapt(loss, params, rule, support, steps[-1], keep=steps).points
 
     def predict(meta: Meta, params: Params, support: Batch, query_x: Tensor) -> Tensor:
         return learner.apply(params, query_x, context=support.x)

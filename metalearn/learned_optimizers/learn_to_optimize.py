@@ -14,12 +14,12 @@ from metalearn.component import Component, MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     init_state,
-    learn_functions,
-    outer_update,
-    step_over_tasks,
-    traits_of,
+    make_learn_functions,
+    make_step_over_tasks,
+    make_traits,
+    make_update,
 )
 from metalearn.inner.requirements import require_no_noise
 from metalearn.inner.rules import Adam, Rule
@@ -34,7 +34,7 @@ from metalearn.learned_optimizers.rules.learned_rule import (
 )
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, Start, needs_start, start_of
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned, predict_with_weights
+from metalearn.padding import predict_with_weights, zero_padding
 from metalearn.rng import fold_in
 from metalearn.types import (
     Batch,
@@ -141,9 +141,9 @@ class LearnToOptimize(MethodComponent):
         loss = support_loss(learner, spec)
         task_grad, update = self._task_grad(learner, spec, learned, start), update_of_theta(outer)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             rule, phi = learned.rule(meta[THETA], self.inner_steps), start.of_task(meta, key)
-            return adapt(loss, phi, rule, support, points[-1], keep=points).points
+            return adapt(loss, phi, rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -155,12 +155,12 @@ class LearnToOptimize(MethodComponent):
         fixed_ways = self.init == "meta" or self.rule.fixed_shapes
         return Method(
             spec,
-            replace(traits_of(learner, fixed_ways=fixed_ways), step_invariant=True),
+            replace(make_traits(learner, fixed_ways=fixed_ways), step_invariant=True),
             init,
-            *learn_functions(adapt_task, predict),
+            *make_learn_functions(adapt_task, predict),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update, spec),
+            step=make_step_over_tasks(task_grad, update, spec),
         )
 
     def _task_grad(
@@ -176,7 +176,7 @@ class LearnToOptimize(MethodComponent):
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Grads, Metrics]:
             phi = start.of_task(meta, episode.info["key"])
-            support, query = cleaned(episode.support), cleaned(episode.query)
+            support, query = zero_padding(episode.support), zero_padding(episode.query)
 
             def query_loss(theta: Theta) -> tuple[Tensor, Metrics]:
                 rule = bind_theta(learned, theta, self.inner_steps)._replace(update=rule_update)
@@ -205,7 +205,7 @@ class LearnToOptimize(MethodComponent):
 
 def update_of_theta(outer: UpdateRule) -> Callable[[MetaState, Grads], MetaState]:
     """`Method.update`: one step of the outer rule on theta; the parameters stay fixed."""
-    update_theta = outer_update(outer)
+    update_theta = make_update(outer)
 
     def update(state: MetaState, grads: Grads) -> MetaState:
         after = update_theta(state._replace(meta=state.meta[THETA]), grads[THETA])

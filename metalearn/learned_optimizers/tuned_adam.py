@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, learn_functions, traits_of
+from metalearn.inner.method import StepIndices, make_learn_functions, make_traits
 from metalearn.inner.rules import adam
 from metalearn.learned_optimizers.starts import INIT, LABELS, Init, needs_start, start_of
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, MetaState, Method, Params
@@ -51,9 +51,9 @@ class TunedAdam(MethodComponent):
         rule = adam(self.inner_lr, self.beta1, self.beta2, self.eps)
         loss, start = support_loss(learner, spec), start_of(self.init, learner, spec)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
             phi = start.of_task(meta, key)
-            return adapt(loss, phi, rule, support, points[-1], keep=points).points
+            return adapt(loss, phi, rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -62,5 +62,5 @@ class TunedAdam(MethodComponent):
             zero = torch.zeros((), dtype=spec.dtype, device=spec.device)
             return MetaState(start.meta(key), {}, None, zero)
 
-        traits = traits_of(learner, consumes="nothing", fixed_ways=self.init == "meta")
-        return Method(spec, traits, init, *learn_functions(adapt_task, predict))
+        traits = make_traits(learner, consumes="nothing", fixed_ways=self.init == "meta")
+        return Method(spec, traits, init, *make_learn_functions(adapt_task, predict))

@@ -14,7 +14,7 @@ from metalearn.models.init import Scheme, start
 from metalearn.models.norm import Norm, Policy
 from metalearn.models.threads import functional_call
 from metalearn.padding import statistics_of
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import STATS
 from metalearn.types import EpisodeSpec, Key, Learner, Params
 
@@ -53,9 +53,9 @@ def module_learner(
     def stats(params: Params, x: Tensor) -> Params:
         if not norms:
             return params
-        with training() as scope:
+        with training_scope() as scope:
             run(params, x, None)
-        return scope.moved(params)
+        return scope.updated(params)
 
     return Learner(init_params, features, apply, stats, policy, spec.outputs, spec.x_shape)
 

@@ -19,7 +19,7 @@ from metalearn.errors import ConfigError
 from metalearn.kernels.norm_relu_pool import EPS
 from metalearn.models.forward_pass import statistics_rows
 from metalearn.padding import statistics_weight, weighted_moments
-from metalearn.scopes.running_statistics import is_training, record
+from metalearn.scopes.running_statistics import is_training, record_batch
 
 Policy = Literal["query_batch", "support", "support_plus_one", "running", "none"]
 # Of the fields `norm`.
@@ -57,7 +57,7 @@ class Norm(nn.Module):
     def move_averages(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
         """Move the running averages by a batch of `count` numbers: mean, biased variance [F]."""
         one_less = count - 1 if isinstance(count, Tensor) else max(count - 1, 1)
-        record(self.stated_name, {"mean": mean, "var": var * (count / one_less)}, MOMENTUM)
+        record_batch(self.stated_name, {"mean": mean, "var": var * (count / one_less)}, MOMENTUM)
 
     def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         """[B, channels, ...], or [B, ..., channels] -> same.

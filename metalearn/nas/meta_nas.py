@@ -13,15 +13,15 @@ from metalearn.errors import ConfigError
 from metalearn.inner.adapt import adapt
 from metalearn.inner.method import (
     OverTasks,
+    as_step_indices,
     init_state,
-    outer_update,
-    points_of,
-    step_over_tasks,
+    make_step_over_tasks,
+    make_update,
     task_keys,
 )
 from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import SGD, Rule, adam
-from metalearn.inner.statistics import movement_by, with_movement
+from metalearn.inner.statistics import add_stats_delta, stats_delta_of_pass
 from metalearn.losses import criterion
 from metalearn.nas.fit import check_shots, halves
 from metalearn.nas.searchers.darts import Arch, start_arch
@@ -29,7 +29,7 @@ from metalearn.nas.spaces import SpaceChoice
 from metalearn.nas.spaces.conv4_micro import Conv4Micro
 from metalearn.nas.spaces.space import Space, softmax_masks
 from metalearn.rng import fold_in
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import detach, norm, partition, scale, sub
 from metalearn.types import (
     Batch,
@@ -126,7 +126,7 @@ class MetaNAS(MethodComponent):
             raise ConfigError(("method.split", text))
         policy: Any = learner.normalisation
         space, outer = self.space.build(spec, policy), self.outer.build(meta_steps)
-        task_grad, update = self._task_grad(space, meta_steps), outer_update(outer)
+        task_grad, update = self._task_grad(space, meta_steps), make_update(outer)
         fit = self._adapt_one(space)
 
         def init(key: Key) -> MetaState:
@@ -148,7 +148,7 @@ class MetaNAS(MethodComponent):
             predict=self._predict_one(space),
             task_grad=task_grad,
             update=update,
-            step=step_over_tasks(task_grad, update, spec),
+            step=make_step_over_tasks(task_grad, update, spec),
         )
 
     def _learn_task(self, space: Space) -> LearnTask:
@@ -197,7 +197,7 @@ class MetaNAS(MethodComponent):
             past = (step / total).clamp(max=1)
             heat = self.temperature + (self.last_temperature - self.temperature) * past
             moves = (step >= first).to(heat.dtype)
-            with training():
+            with training_scope():
                 path = run(join_arch(meta), episode.support, steps, (steps,), heat, lambda _: moves)
             arch, weights = split_arch(path.points[-1])
             grads = {
@@ -205,7 +205,7 @@ class MetaNAS(MethodComponent):
                 "arch": scale(sub(meta["arch"], arch), self.arch_rate),
             }
             params = {**meta["params"], **softmax_masks(meta["arch"], heat)}
-            with_movement(grads, movement_by(space.supernet, params, episode.support))
+            add_stats_delta(grads, stats_delta_of_pass(space.supernet, params, episode.support))
             return grads, {"support_loss": share * path.losses.mean().detach()}
 
         return task_grad
@@ -221,7 +221,7 @@ class MetaNAS(MethodComponent):
         ) -> Learned:
             require_no_padding(self.name, space.spec, support)
             check_shots(space.spec, support)
-            points, tasks = points_of(steps), task_keys(key, support.x.shape[0]).shape[0]
+            points, tasks = as_step_indices(steps), task_keys(key, support.x.shape[0]).shape[0]
             ledger = NullLedger() if ledger is None else ledger
             train = OverTasks(self._adapt_one(space), points, meta)
             counts = {"gradient_steps": points[-1] * tasks, "tasks": tasks}

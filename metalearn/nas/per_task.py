@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metalearn.component import FirstTasks, MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import OverTasks, points_of, task_keys
+from metalearn.inner.method import OverTasks, as_step_indices, task_keys
 from metalearn.inner.requirements import require_no_padding
 from metalearn.inner.rules import momentum, sgd
 from metalearn.nas.fit import (
@@ -169,7 +169,10 @@ class PerTaskNAS(MethodComponent):
         ) -> Learned:
             require_no_padding(self.name, space.spec, support)
             check_shots(space.spec, support)
-            points, keys = points_of(steps), task_keys(key, support.x.shape[0]).to(support.x.device)
+            points, keys = (
+                as_step_indices(steps),
+                task_keys(key, support.x.shape[0]).to(support.x.device),
+            )
             ledger = NullLedger() if ledger is None else ledger
             counts = {"tasks": len(keys), "labels": len(keys) * support.x.shape[1], **FREE}
             search_keys, train_keys = (fold_in(keys, name) for name in ("search", "retrain"))

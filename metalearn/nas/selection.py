@@ -47,9 +47,9 @@ def candidates_on_queries(
         chosen = [tuple(candidates[task][place]) for task in rows]
         support, query = (take(part, rows) for part in (batch.support, batch.query))
         outputs = train(chosen, support, query.x, (steps,), keys[rows], NullLedger())[:, 0]
-        loss[rows, place] = criterion(spec)(outputs, query.y, lead=1).cpu()
+        loss[rows, place] = criterion(spec)(outputs, query.y, batch_dims=1).cpu()
         if spec.classification:
-            right[rows, place] = accuracy(outputs, query.y, lead=1).cpu()
+            right[rows, place] = accuracy(outputs, query.y, batch_dims=1).cpu()
     return _arrays(notes, loss, right, full & np.isfinite(loss).any(0), one_unit)
 
 

@@ -256,7 +256,7 @@ class SharedSearch:
                 ledger=self.searching,
             )
             loss_of = criterion(self.source.spec)
-            losses.append(loss_of(learned.predictions[:, -1], episode.query.y, lead=1))
+            losses.append(loss_of(learned.predictions[:, -1], episode.query.y, batch_dims=1))
         return torch.cat(losses)
 
     def _data(self) -> Data:

@@ -1,14 +1,15 @@
-"""Running statistics of normalisation: training steps move them, everything else reads them.
+"""Running statistics of normalisation: training steps update them, everything else reads them.
 
-A training step opens the scope `training()`. Inside, layers with running statistics normalise by
-the batch in hand, and each forward pass moves their averages as torch's batch norm does,
+A training step opens the scope `training_scope()`. Inside, layers with running statistics
+normalise with the current batch, and each forward pass updates their averages as torch's batch norm
+does,
 
     running <- (1 - momentum) running + momentum * statistics of the batch,
 
-the variance unbiased. Passes of inner steps normalise in the same way and move nothing: they lie
-inside another derivative, and their number is a choice of the method. The step subtracts the
-movement as if it were a gradient, so that every executor and every number of processes averages it
-over tasks."""
+the variance unbiased. Passes of inner steps normalise in the same way and update nothing: they lie
+inside another derivative, and their number is a choice of the method. The step subtracts the change
+as if it were a gradient, so that every executor and every number of processes averages it over
+tasks."""
 
 from __future__ import annotations
 
@@ -22,39 +23,41 @@ from metalearn.tree import STATS
 from metalearn.types import Params
 
 
-class Scope:
-    """The batch statistics of the passes of one training step, by the leaf that they move."""
+class StatsScope:
+    """The batch statistics of the passes of one training step, by the leaf that they update."""
 
     def __init__(self, records: bool) -> None:
         self.records = records
-        self.moves: dict[str, list[tuple[Tensor, float]]] = {}
+        self.batches: dict[str, list[tuple[Tensor, float]]] = {}  # (value, momentum) of each pass
 
-    def moved(self, params: Params) -> Params:
-        """The parameters, their running statistics moved by the passes in turn."""
+    def updated(self, params: Params) -> Params:
+        """The parameters, with their running statistics updated by each pass in order."""
         new = dict(params)
-        for leaf, moves in self.moves.items():
-            for value, momentum in moves:
+        for leaf, passes in self.batches.items():
+            for value, momentum in passes:
                 new[leaf] = (1 - momentum) * new[leaf].detach() + momentum * value
         return new
 
-    def differences(self, params: Params) -> Params:
-        """Old minus moved running statistics, which an update subtracts."""
-        new = self.moved(params)
-        return {leaf: params[leaf].detach() - new[leaf] for leaf in self.moves}
+    def delta(self, params: Params) -> Params:
+        """Old - new running statistics, which an update subtracts."""
+        new = self.updated(params)
+        return {leaf: params[leaf].detach() - new[leaf] for leaf in self.batches}
 
 
 class _Scopes(threading.local):
     def __init__(self) -> None:
-        self.open: list[Scope | None] = []
+        self.open: list[StatsScope | None] = []
 
 
 _scopes = _Scopes()
 
 
 @contextmanager
-def training(on: bool = True, *, records: bool = True) -> Iterator[Scope]:
-    """Inside, layers normalise by the batch in hand and, where it `records`, its scope collects."""
-    scope = Scope(records)
+def training_scope(on: bool = True, *, records: bool = True) -> Iterator[StatsScope]:
+    """Context manager in which layers normalise with the current batch.
+
+    If it `records`, its scope collects the statistics of the passes."""
+    scope = StatsScope(records)
     _scopes.open.append(scope if on else None)
     try:
         yield scope
@@ -67,10 +70,10 @@ def is_training() -> bool:
     return bool(_scopes.open) and _scopes.open[-1] is not None
 
 
-def record(layer: str, statistics: dict[str, Tensor], momentum: float) -> None:
-    """Hand the statistics of a batch to the open scope: {leaf of the layer: value}."""
+def record_batch(layer: str, statistics: dict[str, Tensor], momentum: float) -> None:
+    """Give the statistics of a batch, {leaf of the layer: value}, to the open scope."""
     scope = _scopes.open[-1] if _scopes.open else None
     if scope is not None and scope.records:
         for leaf, value in statistics.items():
-            place = f"{STATS}{layer}.{leaf}"
-            scope.moves.setdefault(place, []).append((value.detach(), momentum))
+            name = f"{STATS}{layer}.{leaf}"
+            scope.batches.setdefault(name, []).append((value.detach(), momentum))

@@ -14,7 +14,7 @@ from metalearn.component import TaskComponent, option
 from metalearn.errors import ConfigError
 from metalearn.in_memory import Held, hash_of, held, hold, name_of
 from metalearn.labels import check_targets
-from metalearn.padding import cleaned
+from metalearn.padding import zero_padding
 from metalearn.tasks.images import SPLITS
 from metalearn.types import Batch, TaskSource
 
@@ -120,7 +120,7 @@ def _problems(batch: Batch, source: TaskSource) -> list[str]:
     weight = batch.weight
     if weight is not None and weight.shape != x.shape[:2]:
         found.append(f".weight has shape {list(weight.shape)}, and x has {list(x.shape)}")
-    elif not cleaned(Batch(x, x, weight)).x.isfinite().all():  # padding may hold anything
+    elif not zero_padding(Batch(x, x, weight)).x.isfinite().all():  # padding may hold anything
         found.append(".x is not finite")
     if x.requires_grad or y.requires_grad:
         found.append(" asks for a gradient: give x.detach()")

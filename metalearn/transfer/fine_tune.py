@@ -14,7 +14,7 @@ from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import support_loss
 from metalearn.inner.heads import fresh_linear, imprinted, is_head
 from metalearn.inner.method import LearnFunctions
-from metalearn.inner.options import Patterns, inner_rule_option, moved_by, refuse_two_rules
+from metalearn.inner.options import Patterns, adapted_filter, inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
@@ -99,7 +99,7 @@ class FineTune(MethodComponent):
         """Whether a new task moves the parameter of a name."""
         if self.adapts == "head":
             return is_head
-        return moved_by(None if self.adapts == "all" else self.adapts, learner)
+        return adapted_filter(None if self.adapts == "all" else self.adapts, learner)
 
     def _adaptation(self, learner: Learner, spec: EpisodeSpec) -> Adaptation:
         start = prototype_head(spec) if self.head_start == "prototypes" else usual_head(spec)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from metalearn.component import MethodComponent, option
-from metalearn.inner.method import points_of, task_keys
+from metalearn.inner.method import as_step_indices, task_keys
 from metalearn.inner.requirements import require_classes
-from metalearn.padding import cleaned
+from metalearn.padding import zero_padding
 from metalearn.types import (
     Batch,
     EpisodeSpec,
@@ -76,8 +76,8 @@ class GradientBoosting(MethodComponent):
         ) -> Learned:
             del meta
             if query_weight is not None:  # padding may hold anything
-                query_x = cleaned(Batch(query_x, query_weight, query_weight)).x
-            points, tasks = points_of(steps), support.x.shape[0]
+                query_x = zero_padding(Batch(query_x, query_weight, query_weight)).x
+            points, tasks = as_step_indices(steps), support.x.shape[0]
             ledger = NullLedger() if ledger is None else ledger
             counts = {"tasks": tasks, **UNCOUNTED}
             rows = tasks * points[-1] * support.x.shape[1]

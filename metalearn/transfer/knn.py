@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, negative_squared_distance, unit
-from metalearn.inner.method import StepNumbers, learn_functions
+from metalearn.inner.method import StepIndices, make_learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
@@ -47,7 +47,7 @@ class KNN(MethodComponent):
         preprocess = unit if self.normalise else identity
 
         def fit(
-            meta: Meta, support: Batch, at: StepNumbers, key: Key
+            meta: Meta, support: Batch, at: StepIndices, key: Key
         ) -> list[tuple[Tensor, Tensor]]:
             other = 1 - one_hot(support.y, spec.ways, support.x.dtype)
             z = preprocess(learner.features(meta["params"], support.x))
@@ -68,6 +68,6 @@ class KNN(MethodComponent):
             scores = torch.log_softmax(scores, -1)
             return torch.logsumexp(scores.unsqueeze(-1) + mask, -2).clamp(min=LEAST)
 
-        learning = learn_functions(fit, predict, uses_steps=False)
+        learning = make_learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.padding import without_absent
+from metalearn.padding import mask_absent_classes
 
 MEMORY = 10  # pairs of L-BFGS
 LENGTHS = (*(2.0**-n for n in range(-2, 12)), 0.0)  # steps that a line search tries
@@ -25,14 +25,14 @@ class Problem(NamedTuple):
 
     def gradient(self, w: Tensor, outputs: Tensor) -> Tensor:
         """Of the loss at w [C, D + 1], whose logits are `outputs` [B, C]."""
-        errors = torch.softmax(without_absent(outputs, self.present), -1) - self.target
+        errors = torch.softmax(mask_absent_classes(outputs, self.present), -1) - self.target
         return (self.weight * errors).T @ self.x + self.penalised * w
 
     def length(self, w: Tensor, outputs: Tensor, direction: Tensor) -> Tensor:
         """Of the lengths that do not raise the loss, that of the smallest slope: []."""
         lengths = torch.tensor(LENGTHS, dtype=w.dtype, device=w.device)
         along, t = self.x @ direction.T, lengths.reshape(-1, 1, 1)
-        moved, at = without_absent(outputs + t * along, self.present), w + t * direction
+        moved, at = mask_absent_classes(outputs + t * along, self.present), w + t * direction
         losses = (-(self.weight * self.target * torch.log_softmax(moved, -1))).sum((-2, -1))
         losses = losses + (self.penalised * at.square()).sum((-2, -1)) / 2
         errors = torch.softmax(moved, -1) - self.target

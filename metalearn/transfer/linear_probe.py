@@ -16,7 +16,7 @@ from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion
-from metalearn.padding import padded
+from metalearn.padding import padding_scope
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
 from metalearn.transfer.pretrain import LINEAR, RULE, Head, pretrained, rule_of_task
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -49,7 +49,7 @@ def learn_head(
     preprocess = unit if normalise else identity
 
     def features_of(meta: Meta, batch: Batch) -> Tensor:
-        with padded(batch.weight):
+        with padding_scope(batch.weight):
             return preprocess(learner.features(meta["params"], batch.x))
 
     def start_task(meta: Meta, support: Batch, key: Key) -> Problem:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.method import StepNumbers, learn_functions
+from metalearn.inner.method import StepIndices, make_learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.inner.svm import coefficients
@@ -46,7 +46,7 @@ class LinearSVM(MethodComponent):
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
             z = preprocess(learner.features(meta["params"], support.x)).double()
             y = one_hot(support.y, spec.ways, z.dtype)
             weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight.double()
@@ -59,6 +59,6 @@ class LinearSVM(MethodComponent):
             logits: Tensor = z @ w
             return logits
 
-        learning = learn_functions(fit, predict, uses_steps=False)
+        learning = make_learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)

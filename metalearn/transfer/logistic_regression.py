@@ -10,11 +10,11 @@ from torch import Tensor
 from metalearn.augment import Change, augment
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import identity, unit
-from metalearn.inner.method import StepNumbers, learn_functions
+from metalearn.inner.method import StepIndices, make_learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import one_hot
-from metalearn.padding import padded, present_in
+from metalearn.padding import class_mask_of, padding_scope
 from metalearn.rng import fold_in
 from metalearn.transfer.lbfgs import solve
 from metalearn.transfer.pretrain import pretrained
@@ -61,13 +61,13 @@ class LogisticRegression(MethodComponent):
         copies = self.copies if len(spec.x_shape) == 3 else 0
         preprocess = unit if self.normalise else identity
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
             support = with_copies(support, key, copies, self.augment)
-            with padded(support.weight):
+            with padding_scope(support.weight):
                 z = preprocess(learner.features(meta["params"], support.x))
             y = one_hot(support.y, spec.ways, z.dtype)
             weight = torch.ones_like(z[:, 0]) if support.weight is None else support.weight
-            present = present_in(support, spec.ways)
+            present = class_mask_of(support, spec.ways)
             return [solve(z, y, weight, self.strength, self.iterations, present)]
 
         def predict(meta: Meta, w: Any, support: Batch, query_x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class LogisticRegression(MethodComponent):
             logits: Tensor = z @ w[:, :-1].T + w[:, -1]
             return logits
 
-        learning = learn_functions(fit, predict, uses_steps=False)
+        learning = make_learn_functions(fit, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, identity, negative_squared_distance, unit
-from metalearn.inner.method import StepNumbers, learn_functions
+from metalearn.inner.method import StepIndices, make_learn_functions
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
 from metalearn.transfer.pretrain import pretrained
@@ -43,7 +43,7 @@ class NearestCentroid(MethodComponent):
         require_classes(self.name, spec)
         preprocess = unit if self.normalise else identity
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Tensor]:
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Tensor]:
             z = preprocess(learner.features(meta["params"], support.x))
             return [class_means(z, support.y, spec.ways, support.weight)]
 
@@ -51,6 +51,6 @@ class NearestCentroid(MethodComponent):
             z = preprocess(learner.features(meta["params"], query_x, context=support.x))
             return negative_squared_distance(z, centres)
 
-        learning = learn_functions(adapt_task, predict, uses_steps=False)
+        learning = make_learn_functions(adapt_task, predict, uses_steps=False)
         outer = self.outer.build(meta_steps)
         return pretrained(learner, spec, outer, learning, uses_steps=False)

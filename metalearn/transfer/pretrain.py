@@ -13,17 +13,17 @@ from metalearn.inner.heads import fresh_linear, is_head, linear
 from metalearn.inner.method import (
     LearnFunctions,
     init_state,
-    outer_update,
-    step_on_examples,
-    traits_of,
+    make_step_on_examples,
+    make_traits,
+    make_update,
 )
 from metalearn.inner.requirements import require_head
 from metalearn.inner.rules import Rule, momentum, sgd
-from metalearn.inner.statistics import movement_of, with_movement
+from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned, padded
+from metalearn.padding import padding_scope, zero_padding
 from metalearn.rng import fold_in
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import partition
 from metalearn.types import (
     Batch,
@@ -88,19 +88,19 @@ def example_gradient(
 
     def loss(meta: Meta, batch: Batch) -> tuple[Tensor, tuple[Metrics, Params]]:
         params, x, y, weight = meta["params"], batch.x, batch.y, batch.weight
-        with padded(weight), training() as scope:
+        with padding_scope(weight), training_scope() as scope:
             logits = (
                 head.apply(meta[HEAD], learner.features(params, x))
                 if spec.classification
                 else learner.apply(params, x)
             )
         found = metrics(spec, logits, y, weight)
-        return loss_of(logits, y, weight), (found, movement_of(scope, meta))
+        return loss_of(logits, y, weight), (found, stats_delta(scope, meta))
 
     def gradient(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
-        batch = cleaned(batch)
+        batch = zero_padding(batch)
         grads, (found, movement) = torch.func.grad(loss, has_aux=True)(meta, batch)
-        return with_movement(grads, movement), found
+        return add_stats_delta(grads, movement), found
 
     return gradient
 
@@ -121,14 +121,14 @@ def pretrained(
     """
     if spec.classification:
         require_head("pretraining", learner)
-    update = outer_update(outer)
+    update = make_update(outer)
     return Method(
         spec,
-        traits_of(learner, consumes="examples", steps=uses_steps),
+        make_traits(learner, consumes="examples", steps=uses_steps),
         lambda key: init_state(start_meta(learner, spec, head, key), outer),
         *learning,
         update=update,
-        step=step_on_examples(
+        step=make_step_on_examples(
             example_gradient(learner, spec, head), update, spec, draws_noise=learner.draws_noise
         ),
     )

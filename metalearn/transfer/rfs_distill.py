@@ -12,11 +12,11 @@ from torch import Tensor
 from metalearn.component import option
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import linear
-from metalearn.inner.method import init_state, outer_update, step_on_examples
-from metalearn.inner.statistics import movement_of, with_movement
+from metalearn.inner.method import init_state, make_step_on_examples, make_update
+from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.losses import criterion, metrics
 from metalearn.noise import noise_from
-from metalearn.padding import cleaned, padded
+from metalearn.padding import padding_scope, zero_padding
 from metalearn.scopes import running_statistics
 from metalearn.transfer.pretrain import HEAD, LINEAR, start_meta
 from metalearn.transfer.rfs import RFS
@@ -68,7 +68,7 @@ class RFSDistill(RFS):
         Without `meta_steps` it learns new tasks, and a training step raises ConfigError."""
         length = None if meta_steps is None else max(meta_steps // self.generations, 1)
         outer, base = self.outer.build(length), super().build(learner, spec, length)
-        update, gradient = outer_update(outer), self._gradient(learner, spec)
+        update, gradient = make_update(outer), self._gradient(learner, spec)
 
         def init(key: Key) -> MetaState:
             start = start_meta(learner, spec, LINEAR, key)
@@ -92,7 +92,7 @@ class RFSDistill(RFS):
                 raise ConfigError(("meta_steps", f"{self.name} is trained for none; {text}"))
             with_teacher = partial(gradient, later=state.step >= length)
             noisy = learner.draws_noise
-            made = step_on_examples(with_teacher, update, spec, draws_noise=noisy)
+            made = make_step_on_examples(with_teacher, update, spec, draws_noise=noisy)
             return made(begun(state, length), batch)
 
         return base._replace(init=init, update=update, step=step)
@@ -104,22 +104,22 @@ class RFSDistill(RFS):
         loss_of = criterion(spec)
 
         def loss(network: Meta, meta: Meta, later: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-            with padded(batch.weight), running_statistics.training() as scope:
+            with padding_scope(batch.weight), running_statistics.training_scope() as scope:
                 logits = linear(network[HEAD], learner.features(network["params"], batch.x))
             teacher = released(network, meta[TEACHER])
-            with noise_from(None), padded(batch.weight):  # tested, not trained
+            with noise_from(None), padding_scope(batch.weight):  # tested, not trained
                 target = linear(teacher[HEAD], learner.features(teacher["params"], batch.x))
             labels = loss_of(logits, *batch[1:])
             both = self.alpha * labels + (1 - self.alpha) * self._distance(logits, target, batch)
             found = metrics(spec, logits, *batch[1:])
-            return torch.where(later, both, labels), (found, movement_of(scope, network))
+            return torch.where(later, both, labels), (found, stats_delta(scope, network))
 
         def gradient(meta: Meta, batch: Batch, later: Tensor) -> tuple[Grads, Metrics]:
-            network, batch = {name: meta[name] for name in NETWORK}, cleaned(batch)
+            network, batch = {name: meta[name] for name in NETWORK}, zero_padding(batch)
             differentiate = torch.func.grad(loss, has_aux=True)
             grads, (found, movement) = differentiate(network, meta, later, batch)
             still = {name: tree_map(torch.zeros_like, meta[name]) for name in (FRESH, TEACHER)}
-            return {**with_movement(grads, movement), **still}, found
+            return {**add_stats_delta(grads, movement), **still}, found
 
         return gradient
 

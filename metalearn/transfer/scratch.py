@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, learn_functions, traits_of
+from metalearn.inner.method import StepIndices, make_learn_functions, make_traits
 from metalearn.inner.options import inner_rule_option, refuse_two_rules
 from metalearn.inner.requirements import require_random_start
 from metalearn.inner.rules import Rule
@@ -56,8 +56,8 @@ class Scratch(MethodComponent):
         rule = rule_of_task(self.inner, self.inner_lr, self.inner_momentum)
         loss = support_loss(learner, spec)
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
-            return adapt(loss, learner.init(key), rule, support, points[-1], keep=points).points
+        def adapt_task(meta: Meta, support: Batch, steps: StepIndices, key: Key) -> list[Params]:
+            return adapt(loss, learner.init(key), rule, support, steps[-1], keep=steps).points
 
         def predict(meta: Meta, params: Any, support: Batch, query_x: Tensor) -> Tensor:
             return learner.apply(params, query_x, context=support.x)
@@ -65,5 +65,5 @@ class Scratch(MethodComponent):
         def init(key: Key) -> MetaState:
             return MetaState({}, {}, None, torch.zeros((), dtype=spec.dtype, device=spec.device))
 
-        traits = traits_of(learner, consumes="nothing")
-        return Method(spec, traits, init, *learn_functions(adapt_task, predict))
+        traits = make_traits(learner, consumes="nothing")
+        return Method(spec, traits, init, *make_learn_functions(adapt_task, predict))

@@ -10,15 +10,15 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.heads import class_means, negative_squared_distance, unit
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     init_state,
-    learn_functions,
-    outer_update,
-    step_on_examples,
+    make_learn_functions,
+    make_step_on_examples,
+    make_update,
 )
 from metalearn.inner.requirements import require_classes
 from metalearn.inner.rules import Adam, Rule
-from metalearn.padding import cleaned, padded, weighted_moments
+from metalearn.padding import padding_scope, weighted_moments, zero_padding
 from metalearn.transfer.pretrain import LINEAR, example_gradient, pretrained, start_meta
 from metalearn.tree import STATS
 from metalearn.types import Batch, EpisodeSpec, Grads, Key, Learner, Meta, Method, Metrics
@@ -58,17 +58,17 @@ class SimpleShot(MethodComponent):
             z = learner.features(meta["params"], x, context=context)
             return unit(z - meta[CENTRE][MEAN])
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Tensor]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Tensor]:
             return [class_means(embed(meta, support.x), support.y, spec.ways, support.weight)]
 
         def predict(meta: Meta, centres: Any, support: Batch, query_x: Tensor) -> Tensor:
             return negative_squared_distance(embed(meta, query_x, support.x), centres)
 
         def gradient_and_mean(meta: Meta, batch: Batch) -> tuple[Grads, Metrics]:
-            batch = cleaned(batch)
+            batch = zero_padding(batch)
             rest = {name: part for name, part in meta.items() if name != CENTRE}
             grads, found = gradient(rest, batch)
-            with padded(batch.weight):
+            with padding_scope(batch.weight):
                 z = learner.features(meta["params"], batch.x)
             mean = z.mean(0) if batch.weight is None else weighted_moments(z, batch.weight)[0]
             old = meta[CENTRE][MEAN]  # the update subtracts, as it does of running statistics
@@ -79,9 +79,9 @@ class SimpleShot(MethodComponent):
             width = meta["pretrain_head"]["head.weight"]
             return init_state({**meta, CENTRE: {MEAN: torch.zeros_like(width[0])}}, outer)
 
-        learning = learn_functions(fit, predict, uses_steps=False)
+        learning = make_learn_functions(fit, predict, uses_steps=False)
         method = pretrained(learner, spec, outer, learning, uses_steps=False)
-        update = outer_update(outer)
+        update = make_update(outer)
         noisy = learner.draws_noise
-        step = step_on_examples(gradient_and_mean, update, spec, draws_noise=noisy)
+        step = make_step_on_examples(gradient_and_mean, update, spec, draws_noise=noisy)
         return method._replace(init=init, step=step)

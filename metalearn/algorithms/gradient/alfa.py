@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.heads import fresh_linear
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.rng import fold_in
@@ -48,15 +48,15 @@ class ALFA(MethodComponent):
 
         def init(key: Key) -> Meta:
             params = learner.init(key)
-            moving = trainable(params)[0]
-            like, width = next(iter(moving.values())), 2 * len(moving)
+            weights = trainable(params)[0]
+            like, width = next(iter(weights.values())), 2 * len(weights)
             net: Params = {}
             for layer, scale in (("hidden", 1.0), ("last", SMALL)):
-                drawn = fresh_linear(fold_in(key, layer), width, like.new_zeros(1, width))
-                net |= {f"{layer}.{n[5:]}": scale * x.to(like.device) for n, x in drawn.items()}
+                linear = fresh_linear(fold_in(key, layer), width, like.new_zeros(1, width))
+                net |= {f"{layer}.{n[5:]}": scale * x.to(like.device) for n, x in linear.items()}
             return {"params": params, "rule": net}
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
             rule = generated(meta["rule"], self.inner_lr)
             return adapt(loss, meta["params"], rule, support, at[-1], keep=at).points
 

@@ -12,17 +12,17 @@ from metalearn.algorithms.gradient.implicit import conjugate_gradients
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import Loss, adapt, support_loss
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     episodic,
-    step_over_tasks,
+    make_step_over_tasks,
     training_noise,
 )
 from metalearn.inner.requirements import require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
-from metalearn.inner.statistics import movement_of, with_movement
+from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
+from metalearn.inner.statistics import add_stats_delta, stats_delta
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned
-from metalearn.scopes.running_statistics import training
+from metalearn.padding import zero_padding
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.tree import add, scale, trainable, zeros_like
 from metalearn.types import (
     Batch,
@@ -72,9 +72,9 @@ class IMAML(MethodComponent):
         loss = support_loss(learner, spec)
         objective = penalised(loss, self.strength)
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
-            moving, fixed = trainable(meta)
-            start = {f"{START}{name}": x for name, x in moving.items()}
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
+            weights, fixed = trainable(meta)
+            start = {f"{START}{name}": x for name, x in weights.items()}
             rule = self.inner_rule(spec, lambda x: objective({**fixed, **start, **x}, support, 0))
             return adapt(objective, meta, rule, support, at[-1], keep=at, fixed=start).points
 
@@ -85,12 +85,12 @@ class IMAML(MethodComponent):
         method = episodic(learner, spec, outer, fit, predict, inner_steps=self.inner_steps)
         assert method.update is not None
         task_grad = self._task_grad(method, learner, loss)
-        step = step_over_tasks(task_grad, method.update, spec)
+        step = make_step_over_tasks(task_grad, method.update, spec)
         return method._replace(task_grad=task_grad, step=step)
 
     def inner_rule(self, spec: EpisodeSpec, objective: Callable[[Params], Tensor]) -> UpdateRule:
         """The rule that solves the inner problem of one task; a variant overrides it."""
-        return sgd(any_rate(self.inner_lr, spec))
+        return sgd(rate_as_input(self.inner_lr, spec))
 
     def _task_grad(
         self, method: Method, learner: Learner, loss: Loss
@@ -100,23 +100,23 @@ class IMAML(MethodComponent):
         loss_of = criterion(spec)
 
         def task_grad(meta: Meta, episode: Episode) -> tuple[Params, Metrics]:
-            support, query = cleaned(episode.support), cleaned(episode.query)
-            with training_noise(learner, episode), training():
+            support, query = zero_padding(episode.support), zero_padding(episode.query)
+            with training_noise(learner, episode), training_scope():
                 phi = learn(meta, support, self.inner_steps, episode.info["key"])
-            moving, frozen = trainable(phi)
+            adapted, fixed = trainable(phi)
 
             def query_loss(at: Params) -> tuple[Tensor, tuple[Metrics, Params]]:
-                with training() as scope:
-                    logits = answer(meta, {**at, **frozen}, support, query.x, query.weight)
-                found = metrics(spec, logits, *query[1:])
-                return loss_of(logits, *query[1:]), (found, movement_of(scope, meta))
+                with training_scope() as scope:
+                    logits = answer(meta, {**at, **fixed}, support, query.x, query.weight)
+                scores = metrics(spec, logits, *query[1:])
+                return loss_of(logits, *query[1:]), (scores, stats_delta(scope, meta))
 
             def inner_loss(at: Params) -> Tensor:
-                with training(records=False):
-                    return loss({**at, **frozen}, support, 0)
+                with training_scope(records=False):
+                    return loss({**at, **fixed}, support, 0)
 
-            outer_grad, (found, movement) = torch.func.grad(query_loss, has_aux=True)(moving)
-            times_hessian = torch.func.vjp(torch.func.grad(inner_loss), moving)[1]
+            outer_grad, (scores, delta) = torch.func.grad(query_loss, has_aux=True)(adapted)
+            times_hessian = torch.func.vjp(torch.func.grad(inner_loss), adapted)[1]
 
             def matrix(x: Params) -> Params:
                 (product,) = times_hessian(x)
@@ -124,8 +124,8 @@ class IMAML(MethodComponent):
                 return total
 
             grads = conjugate_gradients(matrix, outer_grad, self.cg_steps)
-            grads = {**grads, **zeros_like(frozen)}
-            return with_movement(grads, movement), found
+            grads = {**grads, **zeros_like(fixed)}
+            return add_stats_delta(grads, delta), scores
 
         return task_grad
 

@@ -59,8 +59,8 @@ def newton_direction(matrix: Matrix, grads: Params, steps: int) -> Params:
     """d with matrix(d) = grads, by conjugate gradients from 0 that end at the first direction
     without positive curvature; the gradient where that is the first one (Nocedal & Wright 2006,
     algorithm 7.1). Against d the objective falls, whatever the signs of the eigenvalues."""
-    found: Params = zeros_like(grads)
-    rest, direction, square = grads, grads, dot(grads, grads)
+    solution: Params = zeros_like(grads)
+    residual, direction, square = grads, grads, dot(grads, grads)
     convex = torch.ones_like(square, dtype=torch.bool)
     begun = torch.zeros_like(convex)
     for _ in range(steps):
@@ -69,12 +69,12 @@ def newton_direction(matrix: Matrix, grads: Params, steps: int) -> Params:
         convex = convex & (curvature > 0)
         begun = begun | convex
         length = ratio(convex * square, convex * curvature)
-        found = add(found, scale(direction, length))
-        rest = sub(rest, scale(product, length))
-        before, square = square, dot(rest, rest)
+        solution = add(solution, scale(direction, length))
+        residual = sub(residual, scale(product, length))
+        before, square = square, dot(residual, residual)
         factor = ratio(convex * square, convex * before)
-        direction = tree_map(lambda r, d, factor=factor: r + factor * d, rest, direction)
-    chosen: Params = tree_map(lambda d, g: torch.where(begun, d, g), found, grads)
+        direction = tree_map(lambda r, d, factor=factor: r + factor * d, residual, direction)
+    chosen: Params = tree_map(lambda d, g: torch.where(begun, d, g), solution, grads)
     return chosen
 
 

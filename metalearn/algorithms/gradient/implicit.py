@@ -23,16 +23,16 @@ def conjugate_gradients(matrix: Matrix, b: Params, steps: int) -> Params:
 
     A residual of 0 stays where it is."""
     x: Params = zeros_like(b)
-    rest, direction = b, b
-    square = dot(rest, rest)
+    residual, direction = b, b
+    square = dot(residual, residual)
     for _ in range(steps):
         product = matrix(direction)
         length = ratio(square, dot(direction, product))
         x = add(x, scale(direction, length))
-        rest = sub(rest, scale(product, length))
-        new = dot(rest, rest)
+        residual = sub(residual, scale(product, length))
+        new = dot(residual, residual)
         factor = ratio(new, square)
-        direction = tree_map(lambda r, d, factor=factor: r + factor * d, rest, direction)
+        direction = tree_map(lambda r, d, factor=factor: r + factor * d, residual, direction)
         square = new
     return x
 
@@ -44,8 +44,8 @@ def neumann(matrix: Matrix, b: Params, steps: int, rate: float) -> Params:
     for _ in range(steps):
         term = sub(term, scale(matrix(term), rate))
         total = add(total, term)
-    found: Params = scale(total, rate)
-    return found
+    solution: Params = scale(total, rate)
+    return solution
 
 
 def one_step(matrix: Matrix, b: Params, rate: float) -> Params:

@@ -12,15 +12,15 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, support_loss
 from metalearn.inner.method import (
-    StepNumbers,
+    StepIndices,
     episodic,
-    meta_gradient,
-    step_over_tasks,
+    make_step_over_tasks,
+    make_task_grad,
 )
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
 from metalearn.losses import criterion, metrics
-from metalearn.padding import cleaned, padded, present_in, without_absent
+from metalearn.padding import class_mask_of, mask_absent_classes, padding_scope, zero_padding
 from metalearn.tree import STATS, partition, trainable, tree_map
 from metalearn.types import (
     Batch,
@@ -83,15 +83,15 @@ class MAMLPlusPlus(MethodComponent):
         def loss_at(params: Params, batch: Batch, step: int) -> Tensor:
             return loss(at_step(params, min(step, last - 1)), batch, step)
 
-        def path(meta: Meta, support: Batch, at: StepNumbers, second: Tensor) -> list[Params]:
-            moving, fixed = partition(meta["params"], lambda name: name in meta["rates"])
+        def path(meta: Meta, support: Batch, at: StepIndices, second: Tensor) -> list[Params]:
+            weights, fixed = partition(meta["params"], lambda name: name in meta["rates"])
             state = Rates(meta["rates"], second.new_zeros(()), second)
             options: Any = {"state": state, "keep": at, "fixed": fixed}
-            points = adapt(loss_at, moving, _rule(last), support, at[-1], **options).points
+            points = adapt(loss_at, weights, _rule(last), support, at[-1], **options).points
             steps = [min(max(step - 1, 0), last - 1) for step in at]
             return [at_step({**fixed, **p}, s) for p, s in zip(points, steps, strict=True)]
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
             like = next(iter(meta["rates"].values()))
             return path(meta, support, at, like.new_ones(()))
 
@@ -103,14 +103,14 @@ class MAMLPlusPlus(MethodComponent):
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, **options)
         assert method.update is not None
-        task_grad = meta_gradient(self._task_loss(learner, spec, path), learner)
-        step = step_over_tasks(task_grad, method.update, spec)
+        task_grad = make_task_grad(self._task_loss(learner, spec, path), learner)
+        step = make_step_over_tasks(task_grad, method.update, spec)
         return method._replace(task_grad=task_grad, step=step)
 
     def _init(self, learner: Learner, key: Key) -> Meta:
         params, last = learner.init(key), self.inner_steps
-        moving = partition(trainable(params)[0], lambda name: not _norm(name))[0]
-        rates = {name: x.new_full((last,), self.inner_lr) for name, x in moving.items()}
+        weights = partition(trainable(params)[0], lambda name: not _norm(name))[0]
+        rates = {name: x.new_full((last,), self.inner_lr) for name, x in weights.items()}
         steps = {n: x.expand(last, *x.shape).clone() for n, x in params.items() if _norm(n)}
         return {"params": {**params, **steps}, "rates": rates}
 
@@ -120,14 +120,14 @@ class MAMLPlusPlus(MethodComponent):
         loss_of, last = criterion(spec), self.inner_steps
 
         def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
-            support, query = cleaned(episode.support), cleaned(episode.query)
+            support, query = zero_padding(episode.support), zero_padding(episode.query)
             step = episode.info["step"]
             second = (step >= self.first_order_steps).to(step.dtype)
             points = path(meta, support, tuple(range(1, last + 1)), second)
-            with padded(query.weight, context=support.weight):
+            with padding_scope(query.weight, context=support.weight):
                 outputs = [learner.apply(p, query.x, context=support.x) for p in points]
-            present = present_in(support, outputs[-1].shape[-1])
-            outputs = [without_absent(logits, present) for logits in outputs]
+            class_mask = class_mask_of(support, outputs[-1].shape[-1])
+            outputs = [mask_absent_classes(logits, class_mask) for logits in outputs]
             losses = torch.stack([loss_of(logits, *query[1:]) for logits in outputs])
             weights = importance(step, last, self.multi_steps)
             return (weights * losses).sum(), metrics(spec, outputs[-1], *query[1:])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metalearn.component import option
 from metalearn.inner.adapt import adapt, support_loss
-from metalearn.inner.method import StepNumbers, episodic
+from metalearn.inner.method import StepIndices, episodic
 from metalearn.inner.options import InnerLoop
 from metalearn.inner.requirements import require_queries
 from metalearn.inner.rules import Adam, Rule
@@ -51,7 +51,7 @@ class TNet(InnerLoop):
             eyes = {n: torch.eye(len(x), dtype=x.dtype, device=x.device) for n, x in layers}
             return {"params": params, "transforms": eyes}
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
             fixed = {f"{T}{name}": x for name, x in meta["transforms"].items()}
             options: Any = {"keep": at, "fixed": fixed}
             points = adapt(loss, meta["params"], rule, support, at[-1], **options).points
@@ -68,15 +68,15 @@ def weights_of_layers(learner: Learner, params: Params) -> Params:
     """Weights [out, ...] of linear layers and convolutions, without embeddings and the like.
 
     Networks that came from no torch module have no other leaves of two or more dimensions."""
-    found = {name: x for name, x in trainable(params)[0].items() if x.dim() > 1}
+    matrices = {name: x for name, x in trainable(params)[0].items() if x.dim() > 1}
     if learner.module is None:
-        return found
+        return matrices
     leaf_of, others = dict(learner.aliases), set[str]()
     for place, layer in learner.module(params).named_modules():
         if not isinstance(layer, LAYERS):
             names = (name for name, _ in layer.named_parameters(prefix=place, recurse=False))
             others |= {leaf_of.get(name, name) for name in names}
-    return {name: x for name, x in found.items() if name not in others}
+    return {name: x for name, x in matrices.items() if name not in others}
 
 
 def transformed(at: Params) -> Params:

@@ -73,8 +73,8 @@ class MetaOptNet(MethodComponent):
             root = weight.sqrt().unsqueeze(-1)
             z, y = root * z, root * y
         ridge = self.strength * torch.eye(z.shape[0], dtype=z.dtype, device=z.device)
-        found: Tensor = z.T @ torch.linalg.solve(z @ z.T + ridge, y)
-        return found
+        weights: Tensor = z.T @ torch.linalg.solve(z @ z.T + ridge, y)
+        return weights
 
 
 def smoothed_cross_entropy(

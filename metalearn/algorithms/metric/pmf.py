@@ -12,11 +12,11 @@ from metalearn.augment import Change, augment
 from metalearn.component import MethodComponent, option
 from metalearn.inner.adapt import adapt, weighted_loss
 from metalearn.inner.heads import class_means, is_head, negative_squared_distance
-from metalearn.inner.method import StepNumbers, episodic, learn_functions
+from metalearn.inner.method import StepIndices, episodic, make_learn_functions
 from metalearn.inner.requirements import require_classes, require_queries
-from metalearn.inner.rules import Adam, Rule, any_rate, sgd
+from metalearn.inner.rules import Adam, Rule, rate_as_input, sgd
 from metalearn.losses import criterion
-from metalearn.padding import padded
+from metalearn.padding import padding_scope
 from metalearn.rng import fold_in
 from metalearn.tree import partition
 from metalearn.types import Batch, EpisodeSpec, Key, Learner, Meta, Method, Params
@@ -55,23 +55,23 @@ class PMF(MethodComponent):
     def build(self, learner: Learner, spec: EpisodeSpec, meta_steps: int | None = None) -> Method:
         require_classes(self.name, spec)
         require_queries(self.name, spec)
-        rule, loss_of = sgd(any_rate(self.inner_lr, spec)), criterion(spec)
+        rule, loss_of = sgd(rate_as_input(self.inner_lr, spec)), criterion(spec)
         changes = self.augment if len(spec.x_shape) == 3 else ()
 
         def centres_of(params: Params, support: Batch) -> Tensor:
-            with padded(support.weight):
+            with padding_scope(support.weight):
                 z = learner.features(params, support.x)
             return class_means(z, support.y, spec.ways, support.weight)
 
         def loss(params: Params, both: Batch, step: int) -> Tensor:
             """Of the second half of the batch against the means of the first."""
-            support, asked = _halves(both)
-            with padded(asked.weight, context=support.weight):
-                z = learner.features(params, asked.x, context=support.x)
+            support, queries = _halves(both)
+            with padding_scope(queries.weight, context=support.weight):
+                z = learner.features(params, queries.x, context=support.x)
                 logits = negative_squared_distance(z, centres_of(params, support))
-                return weighted_loss(loss_of, logits, asked)
+                return weighted_loss(loss_of, logits, queries)
 
-        def fit(meta: Meta, support: Batch, at: StepNumbers, key: Key) -> list[Params]:
+        def fit(meta: Meta, support: Batch, at: StepIndices, key: Key) -> list[Params]:
             places = torch.arange(support.x.shape[0], device=support.x.device)
             changed = augment(support.x, fold_in(key, CHANGED, places), changes)
             x, y = torch.cat([support.x, changed]), torch.cat([support.y, support.y])
@@ -89,7 +89,7 @@ class PMF(MethodComponent):
         outer = self.outer.build(meta_steps)
         method = episodic(learner, spec, outer, fit, predict, inner_steps=0, init=init)
         traits = replace(method.traits, uses_steps=True, support_at_step_0=True)
-        return method._replace(traits=traits, **learn_functions(fit, predict)._asdict())
+        return method._replace(traits=traits, **make_learn_functions(fit, predict)._asdict())
 
 
 def _halves(both: Batch) -> tuple[Batch, Batch]:

@@ -56,8 +56,8 @@ class RelationNet(MethodComponent):
                 ("first", 2 * width, self.hidden),
                 ("last", self.hidden, 1),
             ):
-                drawn = fresh_linear(fold_in(key, layer), outputs, like.new_zeros(1, size))
-                relation |= {f"{layer}.{n[5:]}": x.to(like.device) for n, x in drawn.items()}
+                linear = fresh_linear(fold_in(key, layer), outputs, like.new_zeros(1, size))
+                relation |= {f"{layer}.{n[5:]}": x.to(like.device) for n, x in linear.items()}
             # One number added to all logits changes no probability.
             del relation["last.bias"]
             return {"params": params, RELATION: relation}

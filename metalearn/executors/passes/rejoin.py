@@ -1,6 +1,6 @@
 """Concatenations of the pieces of one tensor, in a traced list of operations.
 
-Rules that work on one vector of all parameters (inner/one_vector.py) split it for the network and
+Rules that work on one vector of all parameters (inner/flat_params.py) split it for the network and
 join it again. Here
 
     cat(split(x))             becomes  x

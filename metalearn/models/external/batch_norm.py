@@ -18,7 +18,7 @@ from metalearn.errors import ConfigError
 from metalearn.models.forward_pass import statistics_rows
 from metalearn.models.norm import Norm, Policy
 from metalearn.padding import statistics_weight, weighted_moments
-from metalearn.scopes.running_statistics import is_training, record
+from metalearn.scopes.running_statistics import is_training, record_batch
 
 LayerPolicy = Policy | Literal["frozen"]
 # The policy that a module of several is reported with is the first of these that it has.
@@ -44,7 +44,9 @@ class StatedBatchNorm(_BatchNorm):
         if trains:
             assert self.momentum is not None
             mean, var = _moments(x.detach(), correction=1)
-            record(self.stated_name, {"running_mean": mean, "running_var": var}, self.momentum)
+            record_batch(
+                self.stated_name, {"running_mean": mean, "running_var": var}, self.momentum
+            )
         if rows is None and statistics_weight() is None:
             return F.batch_norm(x, None, None, *affine, True, 0.0, self.eps)
         shape = (1, -1) + (1,) * (x.dim() - 2)

@@ -14,7 +14,7 @@ from metalearn.models.external.leaves import Leaves
 from metalearn.models.external.module import Inputs, Output, arguments, entry, first_line
 from metalearn.models.forward_pass import statistics_of_rows
 from metalearn.models.threads import functional_call
-from metalearn.scopes.running_statistics import training
+from metalearn.scopes.running_statistics import training_scope
 from metalearn.types import Params
 
 
@@ -62,6 +62,6 @@ class PureModule:
 
     def refreshed(self, params: Params, x: Tensor) -> Params:
         """The parameters, running statistics moved by one batch as torch moves them."""
-        with noise.noise_from(None), training() as scope:
+        with noise.noise_from(None), training_scope() as scope:
             self(params, x)
-        return scope.moved(params)
+        return scope.updated(params)

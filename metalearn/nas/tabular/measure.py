@@ -44,8 +44,8 @@ def measure(
     outputs, _ = _in_chunks(run, torch.stack(starts, 1).flatten(), support, query.x)
     y = query.y.unsqueeze(1).expand(*outputs.shape[:2], *query.y.shape[1:])  # [T * R, P, M, ...]
     no_accuracy = torch.full_like(outputs[:, :, 0, 0], math.nan)
-    right = accuracy(outputs, y, lead=2) if spec.classification else no_accuracy
-    loss, shape = criterion(spec)(outputs, y, lead=2), (tasks, seeds, len(points))
+    right = accuracy(outputs, y, batch_dims=2) if spec.classification else no_accuracy
+    loss, shape = criterion(spec)(outputs, y, batch_dims=2), (tasks, seeds, len(points))
     scores = _scores(space, options, points, episodes.support, keys, run)
     return Row(_array(right, shape), _array(loss, shape), *scores)
 
@@ -67,7 +67,7 @@ def _scores(
     outputs, path = _in_chunks(run, starts, train, held.x)
     if holds:
         y = held.y.unsqueeze(1).expand(*outputs.shape[:2], *held.y.shape[1:])
-        losses = criterion(spec)(outputs, y, lead=2)
+        losses = criterion(spec)(outputs, y, batch_dims=2)
     else:
         losses = torch.stack([path[:, :point].mean(1) for point in points], 1)
     each = losses.reshape(tasks, lanes, len(points))

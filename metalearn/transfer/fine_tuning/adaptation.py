@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from metalearn.inner.adapt import Loss, adapt
 from metalearn.inner.method import (
-    Features,
+    FeaturesFn,
     LearnFunctions,
-    Predict,
-    StepNumbers,
-    learn_functions,
+    PredictFn,
+    StepIndices,
+    make_learn_functions,
 )
 from metalearn.types import Batch, Key, Meta, Params, UpdateRule
 
@@ -29,10 +29,10 @@ class Adaptation(NamedTuple):
 
     loss: Loss
     start: Callable[[Meta, Batch, Key], Problem]
-    predict: Predict
-    features: Features | None = None
+    predict: PredictFn
+    features: FeaturesFn | None = None
 
-    def points(self, problem: Problem, rule: UpdateRule, points: StepNumbers) -> list[Params]:
+    def points(self, problem: Problem, rule: UpdateRule, points: StepIndices) -> list[Params]:
         """The parameters that steps of `rule` move, at each of `points`."""
         path = adapt(
             self.loss,
@@ -48,8 +48,8 @@ class Adaptation(NamedTuple):
     def by_rule(self, rule: UpdateRule) -> LearnFunctions:
         """Learning of a task by `rule`."""
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Params]:
             problem = self.start(meta, support, key)
             return [{**problem.fixed, **point} for point in self.points(problem, rule, points)]
 
-        return learn_functions(adapt_task, self.predict, features=self.features)
+        return make_learn_functions(adapt_task, self.predict, features=self.features)

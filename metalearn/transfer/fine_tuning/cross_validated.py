@@ -10,16 +10,16 @@ from torch import Tensor
 
 from metalearn.component import option
 from metalearn.errors import ConfigError
-from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
+from metalearn.inner.method import LearnFunctions, StepIndices, make_learn_functions
 from metalearn.losses import criterion
-from metalearn.padding import padded, predict_with_weights
+from metalearn.padding import padding_scope, predict_with_weights
 from metalearn.transfer.fine_tuning.adaptation import Adaptation
 from metalearn.transfer.fine_tuning.grid import FineTuneGrid
 from metalearn.tree import vmap
 from metalearn.types import Batch, EpisodeSpec, Key, Meta, Params
 
 # (meta, support set, points, key) -> held-out losses [P, R], number of held-out examples []
-HeldOut = Callable[[Meta, Batch, StepNumbers, Key], tuple[Tensor, Tensor]]
+HeldOut = Callable[[Meta, Batch, StepIndices, Key], tuple[Tensor, Tensor]]
 
 
 class FineTuneCrossValidated(FineTuneGrid):
@@ -59,7 +59,7 @@ class FineTuneCrossValidated(FineTuneGrid):
         distance = [abs(body - 1) + abs(head - 1) for body, head in self.grid]
         usual = distance.index(min(distance))
 
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Params]:
+        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Params]:
             loss, held = losses(meta, support, points, key)
             best = torch.where(loss.isnan(), torch.inf, loss).argmin(-1)  # [P]
             best = torch.where(held > 0, best, usual)
@@ -72,7 +72,7 @@ class FineTuneCrossValidated(FineTuneGrid):
             return [{**problem.fixed, **point} for point in chosen]
 
         loops = (min(self.folds, spec.shots) + 1) * len(self.grid)
-        return learn_functions(
+        return make_learn_functions(
             adapt_task, adaptation.predict, features=adaptation.features, paths=loops
         )
 
@@ -82,12 +82,12 @@ class FineTuneCrossValidated(FineTuneGrid):
         predict = predict_with_weights(adaptation.predict, adaptation.features)
 
         def losses(
-            meta: Meta, support: Batch, points: StepNumbers, key: Key
+            meta: Meta, support: Batch, points: StepIndices, key: Key
         ) -> tuple[Tensor, Tensor]:
             def fold(weight: Tensor, held: Tensor) -> Tensor:
                 """[R, P], summed over examples."""
                 part = support._replace(weight=weight)
-                with padded(weight):
+                with padding_scope(weight):
                     problem = adaptation.start(meta, part, key)
                     # A start for each fold, so that the first step costs what all others do.
                     own = {n: leaf + 0 * weight.sum() for n, leaf in problem.params.items()}

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from metalearn.component import option
-from metalearn.inner.method import LearnFunctions, StepNumbers, learn_functions
+from metalearn.inner.method import LearnFunctions, StepIndices, make_learn_functions
 from metalearn.losses import mean_prediction
-from metalearn.padding import present_in, without_absent
+from metalearn.padding import class_mask_of, mask_absent_classes
 from metalearn.transfer.fine_tuning.adaptation import Adaptation
 from metalearn.transfer.fine_tuning.grid import FineTuneGrid
 from metalearn.tree import vmap
@@ -46,20 +46,21 @@ class FineTuneEnsemble(FineTuneGrid):
     )
 
     def learning(self, adaptation: Adaptation, spec: EpisodeSpec) -> LearnFunctions:
-        def adapt_task(meta: Meta, support: Batch, points: StepNumbers, key: Key) -> list[Members]:
+        def adapt_task(meta: Meta, support: Batch, points: StepIndices, key: Key) -> list[Members]:
             problem = adaptation.start(meta, support, key)
             found = self.paths(adaptation, problem, points)
             return [Members(problem.fixed, moved) for moved in found]
 
         def predict(meta: Meta, members: Any, support: Batch, query_x: Tensor) -> Tensor:
-            present = present_in(support, spec.outputs)
+            class_mask = class_mask_of(support, spec.outputs)
 
             def one(moved: Params) -> Tensor:
                 params = {**members.fixed, **moved}
-                return without_absent(adaptation.predict(meta, params, support, query_x), present)
+                logits = adaptation.predict(meta, params, support, query_x)
+                return mask_absent_classes(logits, class_mask)
 
             return mean_prediction(vmap(one)(members.moved), spec.classification)
 
-        return learn_functions(
+        return make_learn_functions(
             adapt_task, predict, features=adaptation.features, paths=len(self.grid)
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.component import MethodComponent, option
 from metalearn.errors import ConfigError
 from metalearn.inner.heads import WEIGHT, is_head
-from metalearn.inner.method import StepNumbers
+from metalearn.inner.method import StepIndices
 from metalearn.transfer.fine_tune import FineTune
 from metalearn.transfer.fine_tuning.adaptation import Adaptation, Problem
 from metalearn.tree import tree_map, vmap
@@ -61,7 +61,7 @@ class FineTuneGrid(FineTune):
             return [(factor, factor) for factor in self.lr_factors]
         return list(product(self.lr_factors, self.head_lr_factors))
 
-    def paths(self, adaptation: Adaptation, problem: Problem, points: StepNumbers) -> list[Params]:
+    def paths(self, adaptation: Adaptation, problem: Problem, points: StepIndices) -> list[Params]:
         """What steps move, at each of `points`, leaves [R, ...]: a path for each of `grid`."""
         rule, grid = self.rule(), self.grid
 
