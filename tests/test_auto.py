@@ -68,7 +68,7 @@ def test_auto_compiles_for_long_runs_and_not_for_short_ones(clock: list[float]) 
     assert [choice.choice for choice in chosen.values()] == [VMAP, TRACED, WHOLE]
     assert "too short" in chosen[50].why and not chosen[50].timings
     assert "too few to repay" in chosen[2000].why and WHOLE not in chosen[2000].timings
-    assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].made
+    assert "compiling took 18 s" in chosen[70_000].why and WHOLE in chosen[70_000].train_steps
 
 
 def test_a_rival_that_fails_when_timed_again_is_left_out(
@@ -105,7 +105,7 @@ def test_auto_looks_again_where_steps_take_twice_what_was_promised(clock: list[f
     # This one alone is slower.
     table[VMAP], table[TRACED] = (0.02, 0.0045), (0.1, 0.02)
     found = auto.choose_again(work, first, TRACED, 0.02)  # type: ignore[arg-type]
-    assert found is not None and found.choice == VMAP and VMAP in found.made
+    assert found is not None and found.choice == VMAP and VMAP in found.train_steps
     assert "2.9 times as long as promised" in found.why
 
 

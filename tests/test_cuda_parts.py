@@ -99,7 +99,7 @@ def test_the_ledger_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_compiled_graph_is_tried_after_a_graph_in_long_runs(steps: int, worth: bool) -> None:
     """A step of 35 ms, 4 ms as a graph: what is expected of Conv4-64."""
     work, vmap, graph = work_on_cuda(tiny(), steps), *map(ExecutorChoice, ("vmap", "graph"))
-    trials = auto.ExecutorTrials(vmap, known={vmap: Timing(0.1, 0.035), graph: Timing(3.0, 0.004)})
+    trials = auto.ExecutorTrials(vmap, stored={vmap: Timing(0.1, 0.035), graph: Timing(3.0, 0.004)})
     assert auto._worth_compiling(work, ExecutorChoice("compiled_graph"), trials) is worth
 
 

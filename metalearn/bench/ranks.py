@@ -27,7 +27,7 @@ from metalearn.config.build import Parts, build
 from metalearn.config.experiment import Experiment, load
 from metalearn.distributed.ranks import Ranks
 from metalearn.errors import ConfigError, did_you_mean
-from metalearn.executors.pieces import identity
+from metalearn.executors.chunks import identity
 from metalearn.executors.step import RankSum, TrainStep, build_train_step, make_batch_sampler
 from metalearn.machine import set_threads
 from metalearn.report import markdown

@@ -33,7 +33,7 @@ SHORT = 100  # steps below which a run is over before a trial could pay
 INSURANCE = 0.03  # share of a run that a compilation without an expected saving may take
 SMALL = 50_000  # parameters below which Python and launch overhead is all there is
 BROKEN = 2.0  # times the promised seconds of a step from which on the choice is made again
-SIZES = (16, CHUNK)  # tasks in a piece that are tried between all of them and one
+SIZES = (16, CHUNK)  # tasks in a chunk that are tried between all of them and one
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Work:
 
     @property
     def splits(self) -> bool:
-        """Whether a step can be computed in pieces."""
+        """Whether a step can be computed in chunks."""
         return self.method.task_grad is not None
 
     @property
     def largest(self) -> int:
-        """Tasks in a piece that memory holds, with a piece in every worker."""
+        """Tasks in a chunk that memory holds, with a chunk in every worker."""
         return max(1, self.most // self.workers)
 
 
@@ -106,13 +106,13 @@ def configured_choice(
 
 def choose(
     work: Work,
-    known: dict[ExecutorChoice, Timing],
+    stored: dict[ExecutorChoice, Timing],
     chunk: int | None = None,
-    made: dict[ExecutorChoice, TrainStep] | None = None,
+    train_steps: dict[ExecutorChoice, TrainStep] | None = None,
 ) -> ExecutorTrials:
     """The executor that is expected to finish `work` first; `chunk` where the config fixes it.
 
-    `made` are executables that are there already, and are timed with the others.
+    `train_steps` have been built before, and are timed with the others.
     """
     eager = _eager(work, chunk)
     if work.steps < SHORT:
@@ -120,10 +120,12 @@ def choose(
     compiled = _compiled(work, chunk)
     possible = {*eager, *compiled}
     trials = ExecutorTrials(
-        eager[0], known={c: known[c] for c in known if c in possible}, made=made or {}
+        eager[0],
+        stored={c: stored[c] for c in stored if c in possible},
+        train_steps=train_steps or {},
     )
-    if not any(choice in trials.known for choice in eager):
-        _try_eager(work, [*dict.fromkeys([*trials.made, *eager])], trials)
+    if not any(choice in trials.stored for choice in eager):
+        _try_eager(work, [*dict.fromkeys([*trials.train_steps, *eager])], trials)
     if not trials.all():
         return trials  # the first step will raise the error
     for choice in compiled:
@@ -149,19 +151,19 @@ def choose_again(
     number of steps that are left; `trials` is what `choose`, or this function, returned; `running`
     makes the steps now; `step_seconds` is the mean of a step since the last call, measured with
     `clocks` and `seconds_since`. If the choice is a new one, write its executor and chunk to
-    config.yaml and go on with `found.made[found.choice]`; if not, `trials` now promises what was
+    config.yaml and go on with `new.train_steps[new.choice]`; if not, `trials` now promises what was
     measured.
     """
     promised = trials.all().get(trials.choice)
     if promised is None or step_seconds < BROKEN * promised.step or work.steps < SHORT:
         return None
-    found = choose(work, {}, chunk, {trials.choice: running})
-    if found.choice == trials.choice:
+    new_trials = choose(work, {}, chunk, {trials.choice: running})
+    if new_trials.choice == trials.choice:
         trials.timings[trials.choice] = promised._replace(step=step_seconds)
         return None
     times = step_seconds / promised.step
-    found.why = f"{trials.choice} took {times:.1f} times as long as promised; {found.why}"
-    return found
+    new_trials.why = f"{trials.choice} took {times:.1f} times as long as promised; {new_trials.why}"
+    return new_trials
 
 
 def _eager(work: Work, chunk: int | None) -> list[ExecutorChoice]:
@@ -172,14 +174,14 @@ def _eager(work: Work, chunk: int | None) -> list[ExecutorChoice]:
     if chunk is not None:
         return [vmap if chunk >= work.tasks else ExecutorChoice("chunk", chunk)]
     sizes = {size for size in (work.largest, *SIZES) if 1 < size <= work.largest}
-    pieces = [ExecutorChoice("chunk", size) for size in sorted(sizes) if size < work.tasks]
-    pieces = [*reversed(pieces), ExecutorChoice("loop")]
+    choices = [ExecutorChoice("chunk", size) for size in sorted(sizes) if size < work.tasks]
+    choices = [*reversed(choices), ExecutorChoice("loop")]
     if work.most >= work.tasks:
-        pieces = [vmap, *pieces]
+        choices = [vmap, *choices]
     if not work.small and not work.device.startswith("cuda"):
         # Convolutions: the activations of a few tasks stay in a processor's caches.
-        pieces.sort(key=lambda choice: choice != ExecutorChoice("chunk", CHUNK))
-    return pieces
+        choices.sort(key=lambda choice: choice != ExecutorChoice("chunk", CHUNK))
+    return choices
 
 
 def _compiled(work: Work, chunk: int | None) -> list[ExecutorChoice]:
@@ -189,33 +191,33 @@ def _compiled(work: Work, chunk: int | None) -> list[ExecutorChoice]:
     if work.device.startswith("cuda") and fits:
         # the steps of a long loop are captured in seconds, and compiled in many minutes
         last = "compiled_steps" if long else "compiled_graph"
-        found = [ExecutorChoice("graph"), ExecutorChoice(last)]
+        choices = [ExecutorChoice("graph"), ExecutorChoice(last)]
     elif long:
-        found = [ExecutorChoice("compiled_steps")] if fits else []
+        choices = [ExecutorChoice("compiled_steps")] if fits else []
     elif work.device.startswith("cuda"):
-        found = [ExecutorChoice("compiled", chunk or work.most)]
+        choices = [ExecutorChoice("compiled", chunk or work.most)]
     elif not work.splits or work.small:
-        found = [ExecutorChoice("traced"), ExecutorChoice("compiled")] if fits else []
-        found = found or [ExecutorChoice("compiled", chunk or work.largest)]
+        choices = [ExecutorChoice("traced"), ExecutorChoice("compiled")] if fits else []
+        choices = choices or [ExecutorChoice("compiled", chunk or work.largest)]
     else:
-        size = min(_compiled_piece(work), work.largest)
-        piece = chunk or divisor_near(work.tasks, size) or (None if fits else size)
-        found = [ExecutorChoice("compiled", piece)]
-    return [c for c in found if work.compiling and not why_not(c.executor, work.device, c.chunk)]
+        size = min(_compiled_chunk(work), work.largest)
+        chunk = chunk or divisor_near(work.tasks, size) or (None if fits else size)
+        choices = [ExecutorChoice("compiled", chunk)]
+    return [c for c in choices if work.compiling and not why_not(c.executor, work.device, c.chunk)]
 
 
-def _compiled_piece(work: Work) -> int:
-    """Tasks in a compiled piece: a few for one thread, a worker's share (16 at most) for several.
+def _compiled_chunk(work: Work) -> int:
+    """Tasks in a compiled chunk: a few for one thread, a worker's share (16 at most) for several.
 
     The activations of few tasks stay in the caches. Several workers wait for each other between the
-    operators, as Python runs one thread at a time, so fewer and larger pieces are faster there."""
+    operators, as Python runs one thread at a time, so fewer and larger chunks are faster there."""
     return CHUNK if work.workers == 1 else max(CHUNK, min(SIZES[0], work.tasks // work.workers))
 
 
 def divisor_near(tasks: int, size: int) -> int | None:
     """The divisor of `tasks` nearest to `size`, at most twice as large; None: all tasks at once.
 
-    One graph then serves all pieces.
+    One graph then serves all chunks.
     """
     near = [number for number in range((size + 1) // 2, 2 * size + 1) if tasks % number == 0]
     best = min(near, key=lambda number: abs(number - size), default=size)
@@ -264,10 +266,10 @@ def _try_eager(work: Work, choices: list[ExecutorChoice], trials: ExecutorTrials
 
 
 def _reason(work: Work, compiled: list[ExecutorChoice], trials: ExecutorTrials) -> str:
-    choice, found = trials.choice, trials.all()
-    others = ", ".join(f"{c} {1000 * found[c].step:.3g} ms" for c in found if c != choice)
+    choice, timings = trials.choice, trials.all()
+    others = ", ".join(f"{c} {1000 * timings[c].step:.3g} ms" for c in timings if c != choice)
     text = "tried" if choice in trials.timings else "remembered from earlier runs"
-    text += f": {1000 * found[choice].step:.3g} ms a step"
+    text += f": {1000 * timings[choice].step:.3g} ms a step"
     text += f" against {others}" if others else ""
     if choice.executor in COMPILED and choice in trials.timings:
         first = trials.timings[choice].first
@@ -275,7 +277,7 @@ def _reason(work: Work, compiled: list[ExecutorChoice], trials: ExecutorTrials) 
     if choice in trials.scaled:
         text += f"; timed beside other programs, and scaled by {trials.scaled[choice]:.2f}"
     text += "".join(f"; {c} failed" for c in trials.failed)
-    untried = [c for c in compiled if c not in found and c not in trials.failed]
+    untried = [c for c in compiled if c not in timings and c not in trials.failed]
     if untried and choice.executor not in COMPILED:
         text += f"; {work.steps} steps are too few to repay compiling"
     return text

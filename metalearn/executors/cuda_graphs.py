@@ -46,8 +46,8 @@ def captured(
     results out of it: what was returned is never written to again. Graphs of one `pool` share what
     they compute in, so no two of them may run at once. ConfigError where a replay gives other
     numbers than an eager call; `exact` asks for its bits."""
-    finish = partial(_capture, compiling=compiling, pool=pool, exact=exact)
-    return specialize_by_shape(function, finish)
+    backend = partial(_capture, compiling=compiling, pool=pool, exact=exact)
+    return specialize_by_shape(function, backend)
 
 
 def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable[..., Any]:
@@ -61,8 +61,8 @@ def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable
     def several(count: int, *args: Any) -> tuple[Any, list[Any]]:
         traced, flat, tensors = call.find(*args)  # type: ignore[attr-defined]
         state, *metrics = flat.several(count, *tensors)
-        found = [traced.whole([*state, *values]) for values in metrics]
-        return found[-1][0], [each for _, each in found]
+        results = [traced.whole([*state, *values]) for values in metrics]
+        return results[-1][0], [each for _, each in results]
 
     call.several = several  # type: ignore[attr-defined]
     return call
@@ -76,21 +76,23 @@ def _capture(
     exact: bool = False,
 ) -> Flat:
     nodes, pool = len(traced.graph.graph.nodes), [] if pool is None else pool
-    finish = compile_flat if compiling else partial(interpret_shortened, exact=exact)
-    flat = finish(traced, tensors)
+    backend = compile_flat if compiling else partial(interpret_shortened, exact=exact)
+    flat = backend(traced, tensors)
     single = _captured_flat(flat, tensors, traced.constants, pool)
     graphs: dict[int, Flat] = {}
 
-    def several(count: int, *given: Tensor) -> list[Sequence[Tensor]]:
+    def several(count: int, *step_inputs: Tensor) -> list[Sequence[Tensor]]:
         if count not in graphs:
             graphs[count] = _repeated(single, count)
             if count * nodes <= LARGEST:
                 try:
                     repeated = _repeated(flat, count)
-                    graphs[count] = _captured_flat(repeated, list(given), traced.constants, pool)
+                    graphs[count] = _captured_flat(
+                        repeated, list(step_inputs), traced.constants, pool
+                    )
                 except (RuntimeError, ConfigError) as error:
                     log.info(f"{count} steps are so many replays of one: {first_line(error)}")
-        results, size = graphs[count](*given), len(given) - 2
+        results, size = graphs[count](*step_inputs), len(step_inputs) - 2
         per_step = (len(results) - size) // count
         starts = range(size, len(results), per_step)
         return [results[:size], *(results[start : start + per_step] for start in starts)]
@@ -102,13 +104,13 @@ def _capture(
 def _repeated(flat: Flat, count: int) -> Flat:
     """`count` steps in a row: the last state, then the metrics of each step."""
 
-    def run(*given: Tensor) -> list[Tensor]:
-        *state, key, number = given
+    def run(*inputs: Tensor) -> list[Tensor]:
+        *state, key, step_index = inputs
         metrics = list[Tensor]()
-        for place in range(count):
-            found = flat(*state, key, number + place if place else number)
-            state, rest = list(found[: len(state)]), found[len(state) :]
-            metrics += rest
+        for offset in range(count):
+            outputs = flat(*state, key, step_index + offset if offset else step_index)
+            state, step_metrics = list(outputs[: len(state)]), outputs[len(state) :]
+            metrics += step_metrics
         return [*state, *metrics]
 
     return run
@@ -117,7 +119,7 @@ def _repeated(flat: Flat, count: int) -> Flat:
 def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor], pool: Pool) -> Flat:
     device = _device_of(tensors)
     inputs = [tensor.clone() for tensor in tensors]
-    held = {_place(tensor) for tensor in (*inputs, *constants)}
+    input_places = {_place(tensor) for tensor in (*inputs, *constants)}
     graph, side = torch.cuda.CUDAGraph(), pool[0][1] if pool else torch.cuda.Stream(device)
     # torch.cuda.graph leaves its stream current where a capture fails: the outer block restores it.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
@@ -125,17 +127,17 @@ def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor], p
         with torch.cuda.stream(side):
             for _ in range(WARM_UP - 2):
                 flat(*inputs)
-            expected, again = _copies(flat(*inputs)), _copies(flat(*inputs))
+            expected, repeated = _copies(flat(*inputs)), _copies(flat(*inputs))
         torch.cuda.current_stream(device).wait_stream(side)
         shared = pool[0][0].pool() if pool else None
         with torch.cuda.graph(graph, pool=shared, stream=side):
-            outputs = [_owned(output, held) for output in flat(*inputs)]
-        _check_replay(graph, outputs, expected, again)
+            outputs = [_owned(output, input_places) for output in flat(*inputs)]
+        _check_replay(graph, outputs, expected, repeated)
         pool[:] = pool or [(graph, side)]
 
-    def replay(*given: Tensor) -> list[Tensor]:
+    def replay(*new_inputs: Tensor) -> list[Tensor]:
         with torch.cuda.device(device):
-            _copy(inputs, given)
+            _copy(inputs, new_inputs)
             graph.replay()
             results = [torch.empty_like(output) for output in outputs]
             _copy(results, outputs)
@@ -160,7 +162,7 @@ def _check_replay(
     graph: torch.cuda.CUDAGraph,
     outputs: list[Tensor],
     expected: list[Tensor],
-    again: list[Tensor],
+    repeated: list[Tensor],
 ) -> None:
     """ConfigError unless a replay computes what two eager calls have computed.
 
@@ -168,25 +170,25 @@ def _check_replay(
     for output, right in zip(outputs, expected, strict=True):
         output.copy_(right + float("nan") if right.is_floating_point() else ~right)
     graph.replay()
-    for place, (found, one, other) in enumerate(zip(outputs, expected, again, strict=True)):
-        if not _agree(found, one, other):
+    for index, (replayed, one, other) in enumerate(zip(outputs, expected, repeated, strict=True)):
+        if not _agree(replayed, one, other):
             text = (
                 f"a replay of the captured graph gives other numbers than the step itself (result "
-                f"{place} of {len(outputs)}): use vmap or compiled, and please report it"
+                f"{index} of {len(outputs)}): use vmap or compiled, and please report it"
             )
             raise ConfigError(("run.executor", text))
 
 
-def _agree(found: Tensor, one: Tensor, other: Tensor) -> bool:
-    """Whether a replayed result equals an eager one, `other` being that of a second eager call."""
-    if not one.is_floating_point() or not one.numel():
-        return torch.equal(found, one) or not torch.equal(one, other)
-    finite = one.isfinite() & found.isfinite()
+def _agree(replayed: Tensor, eager: Tensor, repeated: Tensor) -> bool:
+    """Return whether a replayed result equals an eager one; `repeated`: of a second eager call."""
+    if not eager.is_floating_point() or not eager.numel():
+        return torch.equal(replayed, eager) or not torch.equal(eager, repeated)
+    finite = eager.isfinite() & replayed.isfinite()
     gap, noise, size = (
         torch.where(finite, value.abs(), torch.zeros_like(value)).nan_to_num().max()
-        for value in (one - found, one - other, one)
+        for value in (eager - replayed, eager - repeated, eager)
     )
-    same = torch.equal(one.isfinite(), found.isfinite())
+    same = torch.equal(eager.isfinite(), replayed.isfinite())
     return same and bool(gap <= FAR * size + 4 * noise)
 
 
@@ -194,21 +196,23 @@ def _copies(results: Sequence[Tensor]) -> list[Tensor]:
     return [result.clone() for result in results]
 
 
-def _owned(result: Tensor, held: set[int]) -> Tensor:
+def _owned(result: Tensor, input_places: set[int]) -> Tensor:
     """A result in memory of its own: not in that of an input or a constant, no number twice."""
     repeats = any(size > 1 and not step for size, step in zip(result.shape, result.stride()))
-    return result.clone() if repeats or _place(result) in held else result
+    return result.clone() if repeats or _place(result) in input_places else result
 
 
 def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _copy(into: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy many tensors in few launches: one list for every type."""
-    for kind in {tensor.dtype for tensor in into}:
-        places = [place for place, tensor in enumerate(into) if tensor.dtype == kind]
-        torch._foreach_copy_([into[place] for place in places], [given[place] for place in places])
+    for dtype in {tensor.dtype for tensor in targets}:
+        indices = [index for index, tensor in enumerate(targets) if tensor.dtype == dtype]
+        torch._foreach_copy_(
+            [targets[index] for index in indices], [sources[index] for index in indices]
+        )
 
 
 class _Function:
@@ -252,13 +256,13 @@ def captured_learning(device: str) -> Iterator[None]:
 
 def learning_by_graphs() -> Callable[..., Any]:
     """What `captured_learning` calls functions of new tasks by; it keeps their graphs."""
-    made: dict[Any, _Function] = {}
+    functions: dict[Any, _Function] = {}
     pool: Pool = []
 
     def caller(function: Callable[..., Any], owner: Any, key: Any, *args: Any) -> Any:
         name = id(owner), key  # _Function keeps the owner
-        if name not in made:
-            made[name] = _Function(function, owner, pool)
-        return made[name](*args)
+        if name not in functions:
+            functions[name] = _Function(function, owner, pool)
+        return functions[name](*args)
 
     return caller

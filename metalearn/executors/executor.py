@@ -4,16 +4,16 @@ loop            one task at a time, gradients summed: the reference
 vmap            all tasks in one graph
 traced          vmap, its operations recorded once as a torch.fx graph and then interpreted, without
                 the cost of Python and function transforms
-chunk           vmap over pieces of `chunk` tasks
+chunk           vmap over chunks of `chunk` tasks
 compiled        the whole step as one compiled graph, meta-update (and cheap sampling) included;
-                with `chunk`, the gradient of one piece compiled
+                with `chunk`, the gradient of one chunk compiled
 compiled_loop   the gradient of one task compiled, one task at a time
 compiled_steps  vmap, each inner step one compiled function, forward and backward: for long loops
 graph           CUDA: the whole step, sampling included, captured once and replayed
 compiled_graph  CUDA: the same of the compiled step
 
-On a CPU the pieces of loop, chunk, compiled with `chunk` and compiled_loop are computed by
-`workers` threads (pieces.py).
+On a CPU the chunks of loop, chunk, compiled with `chunk` and compiled_loop are computed by
+`workers` threads (chunks.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from metalearn.executors.chunks import Transform, identity, sum_in_chunks
 from metalearn.executors.cuda_graphs import captured, captured_steps
-from metalearn.executors.pieces import Transform, identity, sums_in_pieces
 from metalearn.executors.simplify import interpret_function
 from metalearn.executors.trace import compile_function
 from metalearn.inner.stepwise import stepwise
@@ -33,12 +33,11 @@ from metalearn.tree import scale
 from metalearn.types import Episode, MetaState, Method, Metrics
 
 Step = Callable[[MetaState, Any], tuple[MetaState, Metrics]]
-# tasks in a piece where nobody says otherwise: so many convolutions' activations stay in a CPU's
-# caches
+# default number of tasks in a chunk: the activations of their convolutions fit a CPU's caches
 CHUNK = 4
 COMPILED = ("compiled", "compiled_loop", "compiled_steps", "compiled_graph")
 CAPTURED = ("graph", "compiled_graph")
-WHOLE = (*CAPTURED, "traced")  # all tasks at once, never in pieces
+WHOLE = (*CAPTURED, "traced")  # all tasks at once, never in chunks
 
 
 def why_not(executor: str, device: str, chunk: int | None = None) -> str | None:
@@ -65,15 +64,15 @@ def compiler_found() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def in_pieces(executor: str, chunk: int | None) -> bool:
-    """Whether an executor computes the gradients of a step piece by piece."""
+def is_chunked(executor: str, chunk: int | None) -> bool:
+    """Whether an executor computes the gradients of a step chunk by chunk."""
     return executor in ("loop", "compiled_loop", "chunk") or (
         executor == "compiled" and chunk is not None
     )
 
 
-def piece_size(executor: str, chunk: int | None) -> int:
-    """Tasks in a piece."""
+def chunk_size(executor: str, chunk: int | None) -> int:
+    """Tasks in a chunk."""
     return (chunk or CHUNK) if executor in ("chunk", "compiled") else 1
 
 
@@ -98,18 +97,18 @@ def get_multi_step_transform(executor: str) -> Transform:
 def make_step(
     method: Method, executor: str, chunk: int | None = None, workers: int | None = None
 ) -> Step:
-    """`method.step` under an executor; a method without `task_grad` is never run in pieces.
+    """`method.step` under an executor; a method without `task_grad` is never run in chunks.
 
-    `chunk` is the number of tasks in a piece of `chunk` (default 4) and of `compiled` (default: all
-    tasks), `workers` the number of threads that compute pieces (pieces.py)."""
+    `chunk` is the number of tasks in a chunk under `chunk` (default 4) and `compiled` (default: all
+    tasks), `workers` the number of threads that compute chunks (chunks.py)."""
     if method.step is None:
         raise ValueError("this method learns nothing across tasks")
     transform = get_transform(executor)
-    if method.task_grad is None or not in_pieces(executor, chunk):
+    if method.task_grad is None or not is_chunked(executor, chunk):
         return transform(method.step)
     assert method.update is not None
-    size, update = piece_size(executor, chunk), method.update
-    sums = sums_in_pieces(method, size, transform, workers)
+    size, update = chunk_size(executor, chunk), method.update
+    sums = sum_in_chunks(method, size, transform, workers)
 
     def step(state: MetaState, episodes: Episode) -> tuple[MetaState, Metrics]:
         total, lanes = sums(state, episodes)

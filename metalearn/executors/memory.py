@@ -119,8 +119,8 @@ def room(device: str) -> int | None:
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    found = [value for value in (_available(), _group_room()) if value is not None]
-    return min(found, default=None)
+    limits = [value for value in (_available(), _group_room()) if value is not None]
+    return min(limits, default=None)
 
 
 def _available() -> int | None:

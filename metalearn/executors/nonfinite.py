@@ -35,10 +35,10 @@ def skip_nonfinite(step: Step) -> Step:
         new, metrics = step(state, data)
         ok = all_finite((new.meta, new.opt, metrics))
 
-        def chosen(after: Any, before: Any) -> Any:
+        def select(after: Any, before: Any) -> Any:
             return None if after is None else torch.where(ok, after, before)
 
-        result = tree_map(chosen, new, state)
+        result = tree_map(select, new, state)
         values = {
             name: torch.where(ok, value, torch.zeros_like(value)) for name, value in metrics.items()
         }
@@ -57,16 +57,14 @@ def summary(buffer: Sequence[tuple[int, Metrics]]) -> tuple[dict[str, float], li
 
     Means are over the steps that were not skipped; of no such step they are not finite."""
     columns = {name: torch.stack([metrics[name] for _, metrics in buffer]) for name in buffer[0][1]}
-    left_out = columns.get(SKIPPED)
+    skipped = columns.get(SKIPPED)
     means = {name: float(values.mean()) for name, values in columns.items()}
-    if left_out is not None and means[SKIPPED] > 0:
-        share = 1 - means[SKIPPED]
-        means = {
-            n: v if n == SKIPPED else v / share if share else math.nan for n, v in means.items()
-        }
-    steps = [
+    if skipped is not None and means[SKIPPED] > 0:
+        kept = 1 - means[SKIPPED]
+        means = {n: v if n == SKIPPED else v / kept if kept else math.nan for n, v in means.items()}
+    skipped_steps = [
         step
-        for (step, _), value in zip(buffer, [] if left_out is None else left_out.tolist())
+        for (step, _), value in zip(buffer, [] if skipped is None else skipped.tolist())
         if value
     ]
     bad = [name for name, value in means.items() if not math.isfinite(value)]
@@ -74,7 +72,7 @@ def summary(buffer: Sequence[tuple[int, Metrics]]) -> tuple[dict[str, float], li
         finite = torch.stack([columns[name].isfinite() for name in bad]).all(0).tolist()
         first = next((step for (step, _), ok in zip(buffer, finite) if not ok), buffer[0][0])
         raise NotFinite(first, bad)
-    return means, steps
+    return means, skipped_steps
 
 
 def with_nan_policy(step: Step, on_nan: str) -> Step:

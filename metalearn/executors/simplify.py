@@ -95,17 +95,17 @@ def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
     if any(writes(node) for node in graph.graph.nodes):
         return cast(Flat, graph)
     try:
-        listed = _listed(graph, inputs)
+        function = _listed(graph, inputs)
     except Exception:
         _copy_in_views(graph)
         try:
-            listed = _listed(graph, inputs)
+            function = _listed(graph, inputs)
         except Exception:  # an operation that it does not know, or no interpreter: Python's way
             return cast(Flat, graph)  # is always there
 
-    def run(*given: Tensor) -> Sequence[Tensor]:
+    def run(*args: Tensor) -> Sequence[Tensor]:
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # the operations as they are
-            return listed(*given)
+            return function(*args)
 
     return run
 
@@ -128,10 +128,10 @@ def _listed(graph: GraphModule, inputs: list[Tensor]) -> Flat:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # its interpreter gets no new features: none is needed here
         call: Any = graph.forward
-        made, _ = torch._C._create_graph_by_tracing(
+        traced_graph, _ = torch._C._create_graph_by_tracing(
             call, tuple(inputs), lambda value: "", True, False
         )
-        return cast(Flat, torch._C._create_function_from_graph("listed", made))
+        return cast(Flat, torch._C._create_function_from_graph("listed", traced_graph))
 
 
 def simplify_graph(graph: GraphModule) -> GraphModule:

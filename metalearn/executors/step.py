@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from metalearn.executors.allocator import keep_freed_memory
+from metalearn.executors.chunks import Transform, identity, sum_in_chunks, workers_on
 from metalearn.executors.executor import (
     CAPTURED,
     Step,
+    chunk_size,
     get_multi_step_transform,
     get_transform,
-    in_pieces,
+    is_chunked,
     make_step,
-    piece_size,
 )
 from metalearn.executors.nonfinite import with_nan_policy
-from metalearn.executors.pieces import Transform, identity, sums_in_pieces, workers_on
 from metalearn.executors.precision import with_tf32
 from metalearn.executors.trace import interpret_unchanged, light, traceable
 from metalearn.kernels import draw
@@ -92,23 +92,23 @@ def build_train_step(
     `task_slice` is this process's (first, count) of the `tasks` of a step, and `sum_over_ranks`
     sums a vector over the processes; the state's lanes are those of this process's tasks. Without
     `sum_over_ranks` one process computes the whole step, and nothing is packed. Methods without
-    `task_grad` compute the whole step in every process. `workers` threads compute the pieces of a
+    `task_grad` compute the whole step in every process. `workers` threads compute the chunks of a
     step on a CPU."""
     if not device.startswith("cuda"):
         keep_freed_memory()
     sharded = sum_over_ranks is not identity and method.task_grad is not None
     first, count = task_slice if task_slice is not None and sharded else (0, tasks)
     chunk = None if executor == "compiled" and chunk is not None and count <= chunk else chunk
-    pieces = method.task_grad is not None and in_pieces(executor, chunk)
+    chunked = method.task_grad is not None and is_chunked(executor, chunk)
     settings = Settings(method, executor, chunk, workers_on(device, workers))
-    local_step: LocalStep | None = make_step(*settings) if pieces else method.step
+    local_step: LocalStep | None = make_step(*settings) if chunked else method.step
     if sharded:
         local_step, combine = _sharded(settings, tasks, count, sum_over_ranks)
     assert local_step is not None
     get = get_transform if sharded else get_multi_step_transform
-    transform: Transform = identity if pieces else get(executor)
+    transform: Transform = identity if chunked else get(executor)
     sample_step, key = _step_sampler(sample, count, first, device), key.to(device)
-    whole = executor in ("traced", "compiled") and not pieces
+    whole = executor in ("traced", "compiled") and not chunked
     fused = executor in CAPTURED or (whole and light(sample_step, key, _index(0, device)))
     build = _sampling_recorded if fused else _sampling_separate
     step_fns = build(transform, local_step, sample_step, key, device)
@@ -183,9 +183,9 @@ def _sharded(
     assert method.update is not None
     update, packing, transform = method.update, Packing(), get_transform(executor)
     sums = (
-        sums_in_pieces(method, piece_size(executor, chunk), transform, workers)
-        if in_pieces(executor, chunk)
-        else sums_in_pieces(method, count, identity)
+        sum_in_chunks(method, chunk_size(executor, chunk), transform, workers)
+        if is_chunked(executor, chunk)
+        else sum_in_chunks(method, count, identity)
     )
 
     def local_step(state: MetaState, data: Any) -> tuple[Tensor, Any]:

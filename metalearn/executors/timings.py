@@ -19,7 +19,7 @@ WARM = 0.15
 
 
 class ExecutorChoice(NamedTuple):
-    """An executor and the number of tasks in a piece."""
+    """An executor and the number of tasks in a chunk."""
 
     executor: str
     chunk: int | None = None
@@ -37,12 +37,12 @@ class Timing(NamedTuple):
 
 def load(signature: str) -> dict[ExecutorChoice, Timing]:
     """The stored timings of a signature; none where the file is missing or damaged."""
-    found: dict[ExecutorChoice, Timing] = {}
+    timings: dict[ExecutorChoice, Timing] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for row in json.loads(_file(signature).read_text(encoding="utf-8"))["ways"]:
             timing = Timing(float(row["first"]), float(row["step"]))
-            found[ExecutorChoice(row["executor"], row["chunk"])] = timing
-    return found
+            timings[ExecutorChoice(row["executor"], row["chunk"])] = timing
+    return timings
 
 
 def with_warm_cache(timing: Timing) -> Timing:

@@ -45,9 +45,9 @@ class ExecutorTrials:
     choice: ExecutorChoice
     why: str = ""
     timings: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of this process
-    known: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of earlier ones
+    stored: dict[ExecutorChoice, Timing] = field(default_factory=dict)  # of earlier ones
     failed: dict[ExecutorChoice, str] = field(default_factory=dict)
-    made: dict[ExecutorChoice, TrainStep] = field(default_factory=dict)  # compiled by a trial
+    train_steps: dict[ExecutorChoice, TrainStep] = field(default_factory=dict)  # of the trials
     # factors of times that were taken beside other programs, by what those did to the best so far
     scaled: dict[ExecutorChoice, float] = field(default_factory=dict)
 
@@ -67,18 +67,18 @@ class ExecutorTrials:
         return {**self.choice._asdict(), "why": self.why, "trials": trials}
 
     def all(self) -> dict[ExecutorChoice, Timing]:
-        found = {**self.known, **self.timings}
-        return {choice: found[choice] for choice in found if choice not in self.failed}
+        timings = {**self.stored, **self.timings}
+        return {choice: timings[choice] for choice in timings if choice not in self.failed}
 
     def eager_step(self) -> float:
         """Seconds a step of the fastest executor that needs no compiler."""
-        found = {**self.known, **self.timings}
-        return min(timing.step for choice, timing in found.items() if choice.executor in EAGER)
+        timings = {**self.stored, **self.timings}
+        return min(timing.step for choice, timing in timings.items() if choice.executor in EAGER)
 
     def total(self, choice: ExecutorChoice, steps: int) -> float:
         """Return the remaining seconds of a run, without what a trial has already compiled."""
         timing = self.all()[choice]
-        first = 0.0 if choice in self.made else with_warm_cache(timing).first
+        first = 0.0 if choice in self.train_steps else with_warm_cache(timing).first
         return first + steps * timing.step
 
     def best(self, steps: int) -> ExecutorChoice:
@@ -102,16 +102,16 @@ def seconds_since(begin: tuple[float, float], device: str) -> float:
 
 def make(work: Trainable, choice: ExecutorChoice, trials: ExecutorTrials) -> None:
     """The first call and a second one; all again where it failed on what compilers share."""
-    for again in (True, False):
+    for may_retry in (True, False):
         try:
-            train_step = trials.made.get(choice) or work.make(choice)
+            train_step = trials.train_steps.get(choice) or work.make(choice)
             first = timed(work, train_step, 0)
             trials.timings[choice] = Timing(first, timed(work, train_step, 1))
-            trials.made[choice] = train_step
+            trials.train_steps[choice] = train_step
             return
         except Exception as error:  # of a compiler, a device, memory: another executor may do
             shared = isinstance(error, OSError) or "CompileError" in repr(error)
-            if not (again and shared):  # files and processes of another compilation
+            if not (may_retry and shared):  # files and processes of another compilation
                 _fail(trials, choice, error)
                 return
 
@@ -123,10 +123,14 @@ def compare(
 
     The best time of the rival may be from a moment with less load. If no turn comes near it again,
     the time of the new one is its ratio to the rival in these turns, times that best time."""
-    if rival in trials.known and rival not in trials.made and rival.executor not in COMPILED:
+    if (
+        rival in trials.stored
+        and rival not in trials.train_steps
+        and rival.executor not in COMPILED
+    ):
         make(work, rival, trials)
         if rival in trials.timings:
-            trials.timings[rival] = min(trials.timings[rival], trials.known[rival], key=_step)
+            trials.timings[rival] = min(trials.timings[rival], trials.stored[rival], key=_step)
     turns = time_in_turns(work, [choice, rival], trials)
     pairs = [(turn[choice], turn[rival]) for turn in turns if len(turn) == 2]
     if not pairs or choice in trials.failed:
@@ -149,7 +153,9 @@ def time_in_turns(
     """Time more steps, the least of which counts; returns the seconds of each turn.
 
     From the third step on of those near the best only. Disturbed turns are followed by more."""
-    choices = [choice for choice in choices if choice in trials.timings and choice in trials.made]
+    choices = [
+        choice for choice in choices if choice in trials.timings and choice in trials.train_steps
+    ]
     spent, disturbed, turns = 0.0, False, list[dict[ExecutorChoice, float]]()
     while len(turns) < (2 * REPEATS if disturbed else REPEATS - 1):
         best = min((trials.timings[choice].step for choice in choices), default=0.0)
@@ -158,12 +164,12 @@ def time_in_turns(
             break
         far = [choice for choice in choices if trials.timings[choice].step > DROP * best]
         choices = [choice for choice in choices if not turns or disturbed or choice not in far]
-        disturbed, number = False, len(turns) + 2
+        disturbed, step_index = False, len(turns) + 2
         turns.append({})
-        for place in range(len(choices)):
-            choice = choices[(place + number) % len(choices)]
+        for offset in range(len(choices)):
+            choice = choices[(offset + step_index) % len(choices)]
             try:
-                seconds = timed(work, trials.made[choice], number)
+                seconds = timed(work, trials.train_steps[choice], step_index)
             except Exception as error:  # several are alive at once: memory may not hold them
                 _fail(trials, choice, error)
                 return turns

@@ -31,7 +31,7 @@ class Job:
     tracker: Tracker | None = None  # None: a trial of tuning
     trial: bool = False  # of tuning: only validation tasks are looked at
     # of a sweep: called with metrics.jsonl after every validation, raises to end the trial
-    judge: Callable[[Path], None] | None = None
+    on_validation: Callable[[Path], None] | None = None
 
     @property
     def seed(self) -> int:

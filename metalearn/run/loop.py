@@ -76,8 +76,8 @@ def train(job: Job, execution: Execution, start: MetaState) -> tuple[Job, MetaSt
                 if validating:
                     validations = (*validations, validate(job, done, state))
                 save(job, done, state, validations)
-                if validating and job.judge is not None:
-                    job.judge(job.metrics)
+                if validating and job.on_validation is not None:
+                    job.on_validation(job.metrics)
                 job, execution = replan_if_slow(job, execution, state)
             if stopping:
                 stop(job.folder, f" at step {done}")
@@ -147,13 +147,13 @@ def _raise_diverged(job: Job) -> Iterator[None]:
     """Diverged for numbers that are not finite, after their tasks are written to nan.jsonl."""
     try:
         yield
-    except NotFinite as found:
-        error = found  # for the closure below
+    except NotFinite as raised:
+        error = raised  # for the closure below
         job.ranks.on_rank0(lambda: log_step(job, "raise", error.step))
         raise Diverged(
-            f"{found}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before "
+            f"{error}: try a smaller method.inner_lr or method.outer.lr; the checkpoints before "
             f"it are in {job.checkpoints}, the seeds of its tasks in {log_path(job)}"
-        ) from found
+        ) from error
 
 
 @contextmanager
@@ -191,8 +191,8 @@ def _log(job: Job, buffer: Buffer, progress: Progress) -> None:
     means, skipped = summary(buffer)
     step = buffer[-1][0]
     job.record([{"kind": "train", "step": step, **means}])
-    for left_out in skipped:
-        job.ranks.on_rank0(partial(log_step, job, "skip", left_out))
+    for skipped_step in skipped:
+        job.ranks.on_rank0(partial(log_step, job, "skip", skipped_step))
     progress.at(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 
@@ -214,7 +214,7 @@ def _step_flops(job: Job, state: MetaState, first: int) -> Entry:
 def _record_steps(job: Job, steps: int, flops: Entry) -> None:
     """Write steps to the ledger, whose clock is running."""
     run, spec = job.experiment.run, job.parts.train.spec
-    spent = {name: value * steps for name, value in flops.items()}
+    step_flops = {name: value * steps for name, value in flops.items()}
     if job.phase == "pretrain":
         examples = steps * run.examples_per_step
         counts: Entry = {"gradient_steps": steps, "examples": examples, "labels": examples}
@@ -226,7 +226,7 @@ def _record_steps(job: Job, steps: int, flops: Entry) -> None:
             "examples": tasks * examples,
         }
         counts |= {"labels": tasks * labels, "tasks": tasks}
-    job.ledger.add(job.phase, 0.0, **counts, **spent)
+    job.ledger.add(job.phase, 0.0, **counts, **step_flops)
 
 
 def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
@@ -237,8 +237,8 @@ def examples_of_task(method: Any, spec: EpisodeSpec) -> tuple[int, int]:
     if size is None:
         count = spec.ways * (spec.shots + spec.queries)
         return count, count
-    drawn = size * method.inner_steps
-    return drawn, min(drawn, spec.ways * spec.shots)
+    examples = size * method.inner_steps
+    return examples, min(examples, spec.ways * spec.shots)
 
 
 def validate(job: Job, done: int, state: MetaState) -> Validation:
@@ -262,14 +262,17 @@ def _score_split(
     tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
     ledger = job.ledger.under(phase)
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks, phase):
-        found = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
-    at = headline_index(evaluate.steps, evaluate.headline, found.mean, found.metric)
-    loss = found.loss[:, at]  # [E]
+        scores = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
+    headline = headline_index(evaluate.steps, evaluate.headline, scores.mean, scores.metric)
+    loss = scores.loss[:, headline]  # [E]
     row: dict[str, object] = {"kind": "valid", "step": done, "split": split}
-    row |= {"at": evaluate.steps[at], "loss": float(found.loss.mean(0)[at])}
+    row |= {"at": evaluate.steps[headline], "loss": float(scores.loss.mean(0)[headline])}
     row["loss_ci95"] = float(mean_ci95(loss))
-    if found.metric == "accuracy":
-        row |= {"accuracy": float(found.mean[at]), "accuracy_ci95": float(found.ci95[at])}
+    if scores.metric == "accuracy":
+        row |= {
+            "accuracy": float(scores.mean[headline]),
+            "accuracy_ci95": float(scores.ci95[headline]),
+        }
     return row
 
 

@@ -19,8 +19,8 @@ from metalearn.executors.auto import (
     configured_choice,
     default_threads,
 )
-from metalearn.executors.executor import in_pieces
-from metalearn.executors.pieces import identity, workers_on
+from metalearn.executors.chunks import identity, workers_on
+from metalearn.executors.executor import is_chunked
 from metalearn.executors.precision import FAR, gradient_error, with_precision
 from metalearn.executors.step import (
     TrainStep,
@@ -73,7 +73,7 @@ def check_ranks(ranks: Ranks, experiment: Experiment, parts: Parts) -> None:
 
 
 def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
-    """Choose executor, piece size and threads, unless config.yaml has them.
+    """Choose executor, chunk size and threads, unless config.yaml has them.
 
     They are written there and to environment.json."""
     run, ranks = job.experiment.run, job.ranks
@@ -82,21 +82,21 @@ def plan_execution(job: Job, state: MetaState) -> tuple[Job, ExecutionPlan]:
     if job.planned:
         return job, ExecutionPlan(ExecutorChoice(run.executor, run.chunk))
     with job.ledger.span("compile"):
-        found = ranks.on_rank0(lambda: decide(job.experiment, job.parts, state, ranks))
-    for text in found.messages:
+        plan = ranks.on_rank0(lambda: decide(job.experiment, job.parts, state, ranks))
+    for text in plan.messages:
         log.info(f"{job.title}: {text}")
-    how = {**found.choice._asdict(), "threads": threads, "workers": run.workers or threads}
-    experiment = job.experiment.replace(run=run.model_copy(update=how))
-    facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **found.facts}
+    choices = {**plan.choice._asdict(), "threads": threads, "workers": run.workers or threads}
+    experiment = job.experiment.replace(run=run.model_copy(update=choices))
+    facts = {**describe(job.parts.device), **job.request, "devices": ranks.size, **plan.facts}
     facts["tasks"] = records_of(job.parts)
     ranks.on_rank0(lambda: write_start(job.folder, experiment, facts))
-    return replace(job, experiment=experiment, planned=True), found
+    return replace(job, experiment=experiment, planned=True), plan
 
 
 def decide(
     experiment: Experiment, parts: Parts, state: MetaState, ranks: Ranks = ALONE
 ) -> ExecutionPlan:
-    """Predict memory, run the trials of auto, and choose executor and piece size of a run.
+    """Predict memory, run the trials of auto, and choose executor and chunk size of a run.
 
     ConfigError for what cannot be done. Of several processes rank 0 decides, by what its own tasks
     take."""
@@ -171,33 +171,33 @@ def _fitting(
             text = f"changes the gradient of {experiment.base_method.name} by {error:.0e}"
             why = "a part of it flows past `adapt`; leave it out"
             raise ConfigError(("run.checkpoint_inner", f"{text}: {why}"))
-    found, room = memory.predict(method, state, data), memory.room(parts.device)
-    if found is None:
+    predicted, room = memory.predict(method, state, data), memory.room(parts.device)
+    if predicted is None:
         return run.tasks_per_step
-    facts["memory"] = {**found._asdict(), "room": room}
-    return found.fits(data.support.x.shape[0], room)
+    facts["memory"] = {**predicted._asdict(), "room": room}
+    return predicted.fits(data.support.x.shape[0], room)
 
 
 def _messages(experiment: Experiment, plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
     """What a run logs before its first step: auto's choice, what a precision costs, memory that
     does not suffice."""
-    found, run = _memory_warning(plan, tasks, workers), experiment.run
+    messages, run = _memory_warning(plan, tasks, workers), experiment.run
     if run.executor == "auto":
-        found.append(f"executor {plan.choice} ({plan.why})")
+        messages.append(f"executor {plan.choice} ({plan.why})")
     error = plan.facts.get("precision", {}).get("gradient_error")
     if error is not None:
         text = f"the meta-gradient in {run.precision} differs by {error:.1e} from that in float32"
-        found.append(text)
-    return found
+        messages.append(text)
+    return messages
 
 
 def _memory_warning(plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
     facts, choice = plan.facts.get("memory"), plan.choice
     if facts is None:
         return []
-    known = {"vmap": tasks, "traced": tasks, "loop": 1, "compiled_loop": 1}
-    at_once = known.get(choice.executor, choice.chunk or tasks)
-    at_once *= workers if in_pieces(choice.executor, choice.chunk) else 1
+    tasks_at_once = {"vmap": tasks, "traced": tasks, "loop": 1, "compiled_loop": 1}
+    at_once = tasks_at_once.get(choice.executor, choice.chunk or tasks)
+    at_once *= workers if is_chunked(choice.executor, choice.chunk) else 1
     peak = memory.Memory(facts["held"], facts["fixed"], facts["each"]).peak(min(tasks, at_once))
     facts["predicted_peak"] = peak
     if facts["room"] is None or peak <= facts["room"]:
@@ -243,10 +243,10 @@ def build_execution(job: Job, plan: ExecutionPlan) -> Execution:
     """The training step that the config of a run describes: built here, or by a trial of `auto`."""
     run, parts, ranks = job.experiment.run, job.parts, job.ranks
     trials = plan.executor_trials
-    if trials is not None and plan.choice in trials.made:
+    if trials is not None and plan.choice in trials.train_steps:
         timing = trials.timings.get(plan.choice)
         times = StepTimes(None if timing is None else timing.first)
-        return Execution(trials.made[plan.choice], plan, times)
+        return Execution(trials.train_steps[plan.choice], plan, times)
     train_step = build_train_step(
         _method_of(job.experiment, parts),
         make_batch_sampler(parts.train, parts.method, run.examples_per_step),

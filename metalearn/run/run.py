@@ -70,7 +70,7 @@ from metalearn.tree import leaves
 from metalearn.types import MetaState
 
 Result = dict[str, Any]
-Judge = Callable[[Path], None]
+OnValidation = Callable[[Path], None]
 
 
 def run_one(
@@ -79,17 +79,17 @@ def run_one(
     parts: Parts | None = None,
     *,
     ranks: Ranks = ALONE,
-    judge: Judge | None = None,
+    on_validation: OnValidation | None = None,
 ) -> Result:
     """Start or continue the run of one seed in `folder`; the data of result.json.
 
-    `judge` is called with metrics.jsonl after every validation; what it raises ends the run there.
-    Raises ConfigError while another process is at work on the folder."""
+    `on_validation` is called with metrics.jsonl after every validation; what it raises ends the
+    run there. Raises ConfigError while another process is at work on the folder."""
     with locked(folder, ranks):
         finished = ranks.on_rank0(lambda: _finished(folder))
         if finished is not None:  # another process finished it in the meantime
             return finished
-        return run_locked(experiment, folder, parts, ranks=ranks, judge=judge)
+        return run_locked(experiment, folder, parts, ranks=ranks, on_validation=on_validation)
 
 
 def run_locked(
@@ -98,7 +98,7 @@ def run_locked(
     parts: Parts | None = None,
     *,
     ranks: Ranks = ALONE,
-    judge: Judge | None = None,
+    on_validation: OnValidation | None = None,
 ) -> Result:
     """`run_one` of a directory that is not finished, and that these processes hold (`locked`)."""
     ledger = _ledger(experiment, ranks)
@@ -106,7 +106,7 @@ def run_locked(
     # What no phase claims is set-up: files, drawing and scoring test tasks, counting FLOPs.
     with signals(lambda: stop(folder), ranks), ledger.span("setup"):
         job = begin(experiment, folder, parts, ledger, ranks)
-        return run(replace(job, judge=judge))
+        return run(replace(job, on_validation=on_validation))
 
 
 def run(job: Job) -> Result:

@@ -105,12 +105,14 @@ def _value(queue: TrialQueue, trial: Trial, threads: int | None) -> float:
     folder = queue.folder / "trials" / str(trial.number)
     metric = queue.sweep.metric
 
-    def judge(metrics: Path) -> None:
+    def on_validation(metrics: Path) -> None:
         values = validations(metrics, metric)
         if not queue.report(trial, len(values), values[-1]):
             raise Pruned
 
-    result = run_one(experiment, folder, judge=judge if metric.split == "valid" else None)
+    result = run_one(
+        experiment, folder, on_validation=on_validation if metric.split == "valid" else None
+    )
     return value_of(folder, result, metric)
 
 

@@ -11,8 +11,8 @@ from metalearn.bench.engines.engine import Engine
 from metalearn.bench.problem import CHECK, Problem, synchronise
 from metalearn.executors import memory
 from metalearn.executors.auto import Work, choose, configured_choice
+from metalearn.executors.chunks import workers_on
 from metalearn.executors.cuda_graphs import learning_by_graphs
-from metalearn.executors.pieces import workers_on
 from metalearn.executors.step import TrainStep, build_train_step
 from metalearn.executors.timings import ExecutorChoice
 from metalearn.scopes.over_tasks import called_by
@@ -95,7 +95,7 @@ def chosen(problem: Problem) -> tuple[Engine, str, str]:
     sizes = tasks, problem.device, STEPS, most, workers_on(problem.device, None)
     work = Work(problem.method, problem.source.sample, problem.key, state, *sizes)
     trials = choose(work, {})
-    train_step = trials.made.get(trials.choice) or work.make(trials.choice)
+    train_step = trials.train_steps.get(trials.choice) or work.make(trials.choice)
     return _engine(problem, train_step), text_of(trials.choice), trials.why
 
 
