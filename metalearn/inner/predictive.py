@@ -45,28 +45,28 @@ def gaussian(
     side by side, [M, 2C], the deviation s = 0.01 + softplus(raw). The predictions are the means;
     `options` are those of `episodic`.
     """
-    made = episodic(learner, spec, outer, adapt, predict, **options)
-    fit, outputs_of, learned = made.adapt, made.predict, made.learn
-    assert fit is not None and outputs_of is not None and made.update is not None
+    method = episodic(learner, spec, outer, adapt, predict, **options)
+    adapt_task, outputs_of, learn_means = method.adapt, method.predict, method.learn
+    assert adapt_task is not None and outputs_of is not None and method.update is not None
 
     def task_loss(meta: Meta, episode: Episode) -> tuple[Tensor, Metrics]:
         support, query = zero_padding(episode.support), zero_padding(episode.query)
-        item = fit(meta, support, options["inner_steps"], episode.info["key"])
-        mean, log_deviation = split(outputs_of(meta, item, support, query.x, query.weight))
+        adapted = adapt_task(meta, support, options["inner_steps"], episode.info["key"])
+        mean, log_deviation = split(outputs_of(meta, adapted, support, query.x, query.weight))
         loss = gaussian_nll(mean, log_deviation, *query[1:])
         return loss, {**metrics(spec, mean, *query[1:]), "query_nll": loss.detach()}
 
-    def learn(*args: Any, **given: Any) -> Learned:
-        found = learned(*args, **given)
-        mean, log_deviation = split(found.predictions)
-        return found._replace(predictions=mean, log_deviation=log_deviation)
+    def learn(*args: Any, **kwargs: Any) -> Learned:
+        predictions = learn_means(*args, **kwargs)
+        mean, log_deviation = split(predictions.predictions)
+        return predictions._replace(predictions=mean, log_deviation=log_deviation)
 
-    def mean_of(*args: Any, **given: Any) -> Tensor:
-        return split(outputs_of(*args, **given))[0]
+    def mean_of(*args: Any, **kwargs: Any) -> Tensor:
+        return split(outputs_of(*args, **kwargs))[0]
 
     task_grad = make_task_grad(task_loss, learner)
-    step = make_step_over_tasks(task_grad, made.update, spec)
-    return made._replace(learn=learn, predict=mean_of, task_grad=task_grad, step=step)
+    step = make_step_over_tasks(task_grad, method.update, spec)
+    return method._replace(learn=learn, predict=mean_of, task_grad=task_grad, step=step)
 
 
 def split(outputs: Tensor) -> tuple[Tensor, Tensor]:

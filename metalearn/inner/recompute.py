@@ -18,7 +18,7 @@ from metalearn.tree import flatten, unflatten
 
 _on: list[
     bool
-    # of the blocks that we are in; a list, which torch.compile can read and a ContextVar it cannot
+    # of the open contexts; a list, which torch.compile can read and a ContextVar it cannot
 ] = []
 
 
@@ -77,19 +77,21 @@ class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors
-        real = [place for place, value in enumerate(inputs) if value.is_floating_point()]
+        float_indices = [index for index, value in enumerate(inputs) if value.is_floating_point()]
 
-        def along(*given: Tensor) -> Tensor:
+        def product(*real_inputs: Tensor) -> Tensor:
             whole = list(inputs)
-            for place, value in zip(real, given, strict=True):
-                whole[place] = value
+            for index, value in zip(float_indices, real_inputs, strict=True):
+                whole[index] = value
             return torch.stack(
                 [(a * b).sum() for a, b in zip(ctx.function(*whole), grads, strict=True)]
             ).sum()
 
         # The gradient of the product with what came in, and not vjp, whose second half runs outside
         # of its level and loses the tasks under vmap.
-        given = tuple(inputs[place] for place in real)
-        pulled = torch.func.grad(along, argnums=tuple(range(len(real))))(*given)
-        found = dict(zip(real, pulled, strict=True))
-        return (None, *(found.get(place) for place in range(len(inputs))))
+        real_inputs = tuple(inputs[index] for index in float_indices)
+        real_grads = torch.func.grad(product, argnums=tuple(range(len(float_indices))))(
+            *real_inputs
+        )
+        grads_by_index = dict(zip(float_indices, real_grads, strict=True))
+        return (None, *(grads_by_index.get(index) for index in range(len(inputs))))

@@ -21,15 +21,15 @@ from metalearn.types import Batch, Params, State
 
 Flat = Callable[..., Sequence[Tensor]]
 Make = Callable[[Callable[..., Any]], Callable[..., Any]]
-Move = Callable[[Params, State, Params, Batch], tuple[Params, State, Tensor]]
-_makers: list[Make] = []  # of the blocks that we are in
-_made: dict[Any, Step] = {}
-MANY = 64  # steps that are remembered
+StepFn = Callable[[Params, State, Params, Batch], tuple[Params, State, Tensor]]
+_makers: list[Make] = []  # of the open `stepwise` contexts
+_cache: dict[Any, CompiledStep] = {}
+MANY = 64  # steps in the cache
 
 
 @contextmanager
 def stepwise(make: Make) -> Iterator[None]:
-    """Inside, `adapt` runs step-invariant steps through `make(step)`; `make` may compile."""
+    """Context manager in which `adapt` runs step-invariant steps as `make(step)`, compiled, say."""
     _makers.append(make)
     try:
         yield
@@ -44,7 +44,7 @@ def is_active() -> bool:
 class LoopLayout(NamedTuple):
     """How the flat list of a loop's inputs is made up."""
 
-    moving: int  # leaves of the parameters
+    params: int  # leaves of the parameters
     carry: int  # leaves that a step changes, those of the parameters first
     # leaves that it reads: of the state what it hands back as it is (theta), fixed parameters
     shared: int
@@ -55,27 +55,26 @@ class LoopLayout(NamedTuple):
 
 
 def loop(
-    name: tuple[Any, ...],
-    move: Move,
-    moving: Params,
+    cache_key: tuple[Any, ...],
+    inner_step: StepFn,
+    params: Params,
     state: State,
     fixed: Params,
     data: Sequence[Batch],
     steps: int,
     keep: Collection[int],
 ) -> tuple[list[Params], Params, State, Tensor]:
-    """`steps` times `move`.
+    """Call `inner_step` `steps` times.
 
-    (parameters after the steps of `keep`, the last ones, the state, losses [S]).
+    Returns (parameters after the steps of `keep`, the last ones, the state, losses [S]).
 
-    The same `name` must mean the same `move`. `data` is one batch for every step, or a list of
-    them, one a step. A gradient flows through the parameters, the state and `fixed`."""
-    args = (moving, state, fixed, data[0])
-    step, (leaves, _) = _step_of(name, move, args), flatten(args)
-    count = len(flatten(moving)[0])
-    parts = [flatten(part)[0] for part in data]
+    The same `cache_key` must mean the same `inner_step`. `data` is one batch for every step, or a
+    list with one per step. A gradient flows through the parameters, the state and `fixed`."""
+    args = (params, state, fixed, data[0])
+    step, (leaves, _) = _compiled_step(cache_key, inner_step, args), flatten(args)
+    count, parts = len(flatten(params)[0]), [flatten(part)[0] for part in data]
     layout = LoopLayout(
-        moving=count,
+        params=count,
         carry=len(step.carried),
         shared=len(step.shared),
         data=len(parts[0]),
@@ -86,22 +85,22 @@ def loop(
     read = [leaves[place] for place in (*step.carried, *step.shared)]
     saved = SavedSteps(step, layout, any(map(_tracked, leaves[: len(leaves) - layout.data])))
     results = list(_Forward.apply(saved, *read, *(leaf for part in parts for leaf in part)))  # type: ignore[no-untyped-call]
-    last, losses, rest = results[: layout.carry], results[layout.carry], results[layout.carry + 1 :]
-    (whole, structure), parameters = flatten((moving, state)), flatten(moving)[1]
+    last, losses, kept = results[: layout.carry], results[layout.carry], results[layout.carry + 1 :]
+    (whole, structure), parameters = flatten((params, state)), flatten(params)[1]
     for place, value in zip(step.carried, last, strict=True):
         whole[place] = value
-    points = [unflatten(rest[at : at + count], parameters) for at in range(0, len(rest), count)]
+    points = [unflatten(kept[at : at + count], parameters) for at in range(0, len(kept), count)]
     return points, *unflatten(whole, structure), losses
 
 
-def _step_of(name: tuple[Any, ...], move: Move, args: Any) -> Step:
-    """The compiled step of a name, made at its first use."""
-    key = (_makers[-1], *name, flatten(args)[1])
-    if key not in _made:
-        while len(_made) >= MANY:
-            _made.pop(next(iter(_made)))
-        _made[key] = Step(move, args, _makers[-1])
-    return _made[key]
+def _compiled_step(cache_key: tuple[Any, ...], inner_step: StepFn, args: Any) -> CompiledStep:
+    """The compiled step of a cache key, built at its first use."""
+    key = (_makers[-1], *cache_key, flatten(args)[1])
+    if key not in _cache:
+        while len(_cache) >= MANY:
+            _cache.pop(next(iter(_cache)))
+        _cache[key] = CompiledStep(inner_step, args, _makers[-1])
+    return _cache[key]
 
 
 def _tracked(leaf: Tensor) -> bool:
@@ -113,47 +112,49 @@ def _tracked(leaf: Tensor) -> bool:
     return leaf.requires_grad
 
 
-class Step:
+class CompiledStep:
     """One step as functions of flat lists: (carry, shared, data) -> (carry, loss), and backward."""
 
-    def __init__(self, move: Move, args: Any, make: Make) -> None:
+    def __init__(self, inner_step: StepFn, args: Any, make: Make) -> None:
         leaves, structure = flatten(args)
-        held = len(flatten(args[:2])[0])
-        found = flatten(move(*args)[:2])[0]
-        through = [place for place in range(held) if found[place] is leaves[place]]
-        self.carried = [place for place in range(held) if place not in through]
-        rest = range(held, held + len(flatten(args[2])[0]))
-        self.shared = [*through, *rest]
-        places = [*self.carried, *self.shared, *range(rest.stop, len(leaves))]
+        state_count = len(flatten(args[:2])[0])
+        leaves_after = flatten(inner_step(*args)[:2])[0]
+        unchanged = [place for place in range(state_count) if leaves_after[place] is leaves[place]]
+        self.carried = [place for place in range(state_count) if place not in unchanged]
+        fixed = range(state_count, state_count + len(flatten(args[2])[0]))
+        self.shared = [*unchanged, *fixed]
+        order = [*self.carried, *self.shared, *range(fixed.stop, len(leaves))]
 
         def one(*flat: Tensor) -> tuple[Tensor, ...]:
             whole = list(flat)
-            for place, value in zip(places, flat, strict=True):
+            for place, value in zip(order, flat, strict=True):
                 whole[place] = value
-            moving, state, loss = move(*unflatten(whole, structure))
-            after = flatten((moving, state))[0]
+            params, state, loss = inner_step(*unflatten(whole, structure))
+            after = flatten((params, state))[0]
             return (*(after[place] for place in self.carried), loss)
 
-        self.make, self.moves = make, len(self.carried) + len(self.shared)
-        self._one, self._wider = one, dict[Any, Step]()
+        self.make, self.differentiated = make, len(self.carried) + len(self.shared)
+        self._one, self._wider = one, dict[Any, CompiledStep]()
         self._set(one, self._pulled(one))
 
     def _pulled(self, one: Flat) -> Flat:
         """(carry, shared, data, gradients of carry and loss, sums so far of shared) -> gradients of
         carry, new sums.
         """
-        carry, moves = len(self.carried), self.moves
+        carry, differentiated = len(self.carried), self.differentiated
 
-        def backward(*given: Tensor) -> tuple[Tensor, ...]:
+        def backward(*args: Tensor) -> tuple[Tensor, ...]:
             inputs, sums = (
-                given[: len(given) - (moves - carry)],
-                given[len(given) - (moves - carry) :],
+                args[: len(args) - (differentiated - carry)],
+                args[len(args) - (differentiated - carry) :],
             )
             flat, pulls = inputs[: -(carry + 1)], inputs[-(carry + 1) :]
-            at = torch.func.vjp(lambda *moved: one(*moved, *flat[moves:]), *flat[:moves])
-            pull = at[1]
-            found = pull(tuple(pulls))
-            return (*found[:carry], *(a + b for a, b in zip(sums, found[carry:], strict=True)))
+            vjp = torch.func.vjp(
+                lambda *leaves: one(*leaves, *flat[differentiated:]), *flat[:differentiated]
+            )
+            vjp_fn = vjp[1]
+            grads = vjp_fn(tuple(pulls))
+            return (*grads[:carry], *(a + b for a, b in zip(sums, grads[carry:], strict=True)))
 
         return backward
 
@@ -161,36 +162,36 @@ class Step:
         self.plain = forward
         self.forward, self.backward = self.make(forward), self.make(backward)
 
-    def over_tasks(self, in_dims: tuple[int | None, ...], each: bool) -> Step:
+    def over_tasks(self, in_dims: tuple[int | None, ...], each: bool) -> CompiledStep:
         """The step of all tasks of a vmap, its carry [T, ...].
 
         Backward gives a gradient for `each` task, or sums."""
-        found = self._wider.get((in_dims, each))
-        if found is None:
-            found = self._wider[in_dims, each] = object.__new__(Step)
-            found.__dict__.update(self.__dict__, _wider={})
+        wider = self._wider.get((in_dims, each))
+        if wider is None:
+            wider = self._wider[in_dims, each] = object.__new__(CompiledStep)
+            wider.__dict__.update(self.__dict__, _wider={})
             wide: Flat = torch.func.vmap(self.plain, in_dims=in_dims)
-            pulls = (0,) * (len(self.carried) + 1 + self.moves - len(self.carried))
+            pulls = (0,) * (len(self.carried) + 1 + self.differentiated - len(self.carried))
             alone = torch.func.vmap(self._pulled(self.plain), in_dims=(*in_dims, *pulls))
-            found._set(wide, alone if each else self._pulled(wide))
-        return found
+            wider._set(wide, alone if each else self._pulled(wide))
+        return wider
 
 
-def specialize(function: Callable[..., Any], given: Sequence[Tensor]) -> Callable[..., Any]:
+def specialize(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
     """A function for contiguous tensors like these, which looks nothing up if compiled."""
     find = getattr(function, "at", None)
-    found: Callable[..., Any] = function if find is None else find(*given)
-    return found
+    specialized: Callable[..., Any] = function if find is None else find(*tensors)
+    return specialized
 
 
 class SavedSteps:
     """Saved for backward: the step that ran, the inputs of every step, how they were batched."""
 
-    def __init__(self, step: Step, layout: LoopLayout, keeps: bool) -> None:
+    def __init__(self, step: CompiledStep, layout: LoopLayout, keeps: bool) -> None:
         self.step, self.layout, self.keeps = step, layout, keeps
         self.inputs: list[list[Tensor]] = []
         self.batched: list[
-            tuple[Step, tuple[int | None, ...], int]
+            tuple[CompiledStep, tuple[int | None, ...], int]
         ] = []  # a vmap: narrower step, in_dims, tasks
 
     def data(self, flat: Sequence[Tensor], step: int) -> Sequence[Tensor]:
@@ -202,23 +203,23 @@ class SavedSteps:
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(saved: SavedSteps, *flat: Tensor) -> Any:
-        layout, step = saved.layout, saved.step
+        layout, compiled_step = saved.layout, saved.step
         flat = tuple(leaf.contiguous() for leaf in flat)
         carry, shared = (
             list(flat[: layout.carry]),
             flat[layout.carry : layout.carry + layout.shared],
         )
         losses, points = [], []
-        forward = specialize(step.forward, [*carry, *shared, *saved.data(flat, 0)])
-        for number in range(layout.steps):
-            given = [*carry, *shared, *saved.data(flat, number)]
+        forward = specialize(compiled_step.forward, [*carry, *shared, *saved.data(flat, 0)])
+        for step_index in range(layout.steps):
+            inputs = [*carry, *shared, *saved.data(flat, step_index)]
             if saved.keeps:
-                saved.inputs.append(given)
-            *carry, loss = forward(*given)
+                saved.inputs.append(inputs)
+            *carry, loss = forward(*inputs)
             carry = [leaf.contiguous() for leaf in carry]
             losses.append(loss)
-            if number + 1 in layout.points:
-                points += carry[: layout.moving]
+            if step_index + 1 in layout.points:
+                points += carry[: layout.params]
         return (*carry, torch.stack(losses, losses[0].dim()), *(point.clone() for point in points))
 
     @staticmethod
@@ -229,19 +230,21 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved: SavedSteps = ctx.saved
-        found = _Backward.apply(saved, False, *grads)  # type: ignore[no-untyped-call]
-        return (None, *found, *[None] * (ctx.count - len(found)))
+        input_grads = _Backward.apply(saved, False, *grads)  # type: ignore[no-untyped-call]
+        return (None, *input_grads, *[None] * (ctx.count - len(input_grads)))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], saved: SavedSteps, *flat: Tensor) -> Any:
         layout, dims = saved.layout, list(in_dims[1:])
-        given = [
+        batched_inputs = [
             leaf if dim is None else leaf.movedim(dim, 0)
             for leaf, dim in zip(flat, dims, strict=True)
         ]
-        for place in range(layout.carry):  # from the first step on they differ from task to task
-            if dims[place] is None:
-                given[place] = given[place].expand(info.batch_size, *given[place].shape)
+        for index in range(layout.carry):  # from the first step on they differ from task to task
+            if dims[index] is None:
+                batched_inputs[index] = batched_inputs[index].expand(
+                    info.batch_size, *batched_inputs[index].shape
+                )
         data = dims[layout.carry + layout.shared : layout.carry + layout.shared + layout.data]
         of_step = (
             *[0] * layout.carry,
@@ -250,8 +253,8 @@ class _Forward(torch.autograd.Function):
         of_step = (*of_step, *(None if dim is None else 0 for dim in data))
         saved.batched.append((saved.step, of_step, info.batch_size))
         saved.step = saved.step.over_tasks(of_step, False)
-        found = _Forward.apply(saved, *given)  # type: ignore[no-untyped-call]
-        return found, (0,) * len(found)
+        outputs = _Forward.apply(saved, *batched_inputs)  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
 
 
 class _Backward(torch.autograd.Function):
@@ -273,18 +276,18 @@ class _Backward(torch.autograd.Function):
         of_loss = grads[layout.carry].movedim(-1, 0).contiguous().unbind(0)
         backward = specialize(step.backward, [*saved.inputs[-1], *pull, of_loss[-1], *sums])
         of_points = {
-            at: grads[layout.carry + 1 :][n * layout.moving :] for n, at in enumerate(layout.points)
+            at: grads[layout.carry + 1 :][n * layout.params :] for n, at in enumerate(layout.points)
         }
-        for number in reversed(range(layout.steps)):
-            if number + 1 in of_points:
-                extra = of_points[number + 1]
+        for step_index in reversed(range(layout.steps)):
+            if step_index + 1 in of_points:
+                extra = of_points[step_index + 1]
                 pull = [
-                    value + extra[n] if n < layout.moving else value for n, value in enumerate(pull)
+                    value + extra[n] if n < layout.params else value for n, value in enumerate(pull)
                 ]
-            found = backward(*saved.inputs[number], *pull, of_loss[number], *sums)
+            results = backward(*saved.inputs[step_index], *pull, of_loss[step_index], *sums)
             pull, sums = (
                 [leaf.contiguous() for leaf in part]
-                for part in (found[: layout.carry], found[layout.carry :])
+                for part in (results[: layout.carry], results[layout.carry :])
             )
         return (*pull, *sums)
 
@@ -296,9 +299,9 @@ class _Backward(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], saved: SavedSteps, each: bool, *grads: Tensor
     ) -> Any:
-        given = [
+        batched_grads = [
             grad.expand(info.batch_size, *grad.shape) if dim is None else grad.movedim(dim, 0)
             for grad, dim in zip(grads, in_dims[2:], strict=True)
         ]
-        found = _Backward.apply(saved, True, *given)  # type: ignore[no-untyped-call]
-        return found, (0,) * len(found)
+        outputs = _Backward.apply(saved, True, *batched_grads)  # type: ignore[no-untyped-call]
+        return outputs, (0,) * len(outputs)
