@@ -226,7 +226,7 @@ def test_groups_of_operations_are_one_kernel_each(
     assert 1 <= calls.count("call_module") <= kernels
     left = {node.target for node in graph.graph.nodes} & set(fusion.ELEMENTWISE)
     assert left <= ALONE.get(name, set())
-    found = traced.whole(graph(*inputs, *traced.constants))
+    found = traced.unflatten(graph(*inputs, *traced.constants))
     close = {F64: 1e-12, torch.float32: 2e-5}[dtype]
     torch.testing.assert_close(found, function(*inputs), rtol=close, atol=close)
 
@@ -237,7 +237,7 @@ def test_a_kernel_on_rows_takes_infinite_numbers_as_torch_does(on_cpu: None) -> 
     traced = trace(losses.accuracy, z[0], y[0])
     graph = shorten_for_capture(traced)
     for logits, labels in zip(z, y, strict=True):
-        found = traced.whole(graph(logits, labels, *traced.constants))
+        found = traced.unflatten(graph(logits, labels, *traced.constants))
         assert torch.equal(found, losses.accuracy(logits, labels))
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from metalearn.errors import ConfigError, first_line
 from metalearn.executors.simplify import interpret_shortened
-from metalearn.executors.trace import Flat, Trace, compile_flat, specialize_by_shape
+from metalearn.executors.trace import FlatFn, Trace, compile_flat, specialize_by_shape
 from metalearn.logger import log
 from metalearn.scopes.over_tasks import called_by
 
@@ -61,7 +61,7 @@ def captured_steps(function: Callable[..., Any], *, compiling: bool) -> Callable
     def several(count: int, *args: Any) -> tuple[Any, list[Any]]:
         traced, flat, tensors = call.find(*args)  # type: ignore[attr-defined]
         state, *metrics = flat.several(count, *tensors)
-        results = [traced.whole([*state, *values]) for values in metrics]
+        results = [traced.unflatten([*state, *values]) for values in metrics]
         return results[-1][0], [each for _, each in results]
 
     call.several = several  # type: ignore[attr-defined]
@@ -74,12 +74,12 @@ def _capture(
     compiling: bool,
     pool: Pool | None = None,
     exact: bool = False,
-) -> Flat:
+) -> FlatFn:
     nodes, pool = len(traced.graph.graph.nodes), [] if pool is None else pool
     backend = compile_flat if compiling else partial(interpret_shortened, exact=exact)
     flat = backend(traced, tensors)
     single = _captured_flat(flat, tensors, traced.constants, pool)
-    graphs: dict[int, Flat] = {}
+    graphs: dict[int, FlatFn] = {}
 
     def several(count: int, *step_inputs: Tensor) -> list[Sequence[Tensor]]:
         if count not in graphs:
@@ -101,7 +101,7 @@ def _capture(
     return single
 
 
-def _repeated(flat: Flat, count: int) -> Flat:
+def _repeated(flat: FlatFn, count: int) -> FlatFn:
     """`count` steps in a row: the last state, then the metrics of each step."""
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -116,7 +116,9 @@ def _repeated(flat: Flat, count: int) -> Flat:
     return run
 
 
-def _captured_flat(flat: Flat, tensors: list[Tensor], constants: list[Tensor], pool: Pool) -> Flat:
+def _captured_flat(
+    flat: FlatFn, tensors: list[Tensor], constants: list[Tensor], pool: Pool
+) -> FlatFn:
     device = _device_of(tensors)
     inputs = [tensor.clone() for tensor in tensors]
     input_places = {_place(tensor) for tensor in (*inputs, *constants)}

@@ -24,7 +24,7 @@ from metalearn.executors.passes.fusion import fuse
 from metalearn.executors.passes.rejoin import rejoin
 from metalearn.executors.passes.shared_patches import share_patches
 from metalearn.executors.passes.sums import add_inside
-from metalearn.executors.trace import Flat, Trace, hoist, specialize_by_shape, writes
+from metalearn.executors.trace import FlatFn, Trace, hoist, specialize_by_shape, writes
 
 _aten = torch.ops.aten
 VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
@@ -52,7 +52,7 @@ def interpret_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return specialize_by_shape(function, interpret_simplified)
 
 
-def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
+def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     """Return an interpreter of the simplified graph, which runs one operation after another.
 
     There is no compiler, and no overhead of transforms. It is torch's own interpreter if that
@@ -63,7 +63,7 @@ def interpret_simplified(traced: Trace, tensors: list[Tensor]) -> Flat:
     return lambda *inputs: run(*inputs, *constants)
 
 
-def interpret_shortened(traced: Trace, tensors: list[Tensor], *, exact: bool = False) -> Flat:
+def interpret_shortened(traced: Trace, tensors: list[Tensor], *, exact: bool = False) -> FlatFn:
     """Return the shortened graph, run in Python: for a CUDA capture, which happens once."""
     del tensors
     graph, constants = shorten_for_capture(traced, exact=exact), traced.constants
@@ -86,14 +86,14 @@ def shorten_for_capture(traced: Trace, *, exact: bool = False) -> GraphModule:
     return graph
 
 
-def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
+def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> FlatFn:
     """`graph` without Python between its operations; as it is where torch (from some release on)
     cannot do that.
 
     Writing it down runs it once, so that one which writes into what it is given is left as it is.
     """
     if any(writes(node) for node in graph.graph.nodes):
-        return cast(Flat, graph)
+        return cast(FlatFn, graph)
     try:
         function = _listed(graph, inputs)
     except Exception:
@@ -101,7 +101,7 @@ def _interpreter(graph: GraphModule, inputs: list[Tensor]) -> Flat:
         try:
             function = _listed(graph, inputs)
         except Exception:  # an operation that it does not know, or no interpreter: Python's way
-            return cast(Flat, graph)  # is always there
+            return cast(FlatFn, graph)  # is always there
 
     def run(*args: Tensor) -> Sequence[Tensor]:
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # the operations as they are
@@ -120,7 +120,7 @@ def _copy_in_views(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _listed(graph: GraphModule, inputs: list[Tensor]) -> Flat:
+def _listed(graph: GraphModule, inputs: list[Tensor]) -> FlatFn:
     """`graph` in the form of torch's interpreter, as a function that owns it.
 
     `torch.jit.trace` would do, but files what it makes with the process, for good: 13 kB an
@@ -131,7 +131,7 @@ def _listed(graph: GraphModule, inputs: list[Tensor]) -> Flat:
         traced_graph, _ = torch._C._create_graph_by_tracing(
             call, tuple(inputs), lambda value: "", True, False
         )
-        return cast(Flat, torch._C._create_function_from_graph("listed", traced_graph))
+        return cast(FlatFn, torch._C._create_function_from_graph("listed", traced_graph))
 
 
 def simplify_graph(graph: GraphModule) -> GraphModule:

@@ -165,7 +165,9 @@ def _sampling_separate(
         return TrainStep(lambda step_index: sample(key, _index(step_index, device)), step)
     # Its constants stay on the device: copying them makes the host wait.
     flat = interpret_unchanged(traced, [key, index])
-    return TrainStep(lambda step_index: traced.whole(flat(key, _index(step_index, device))), step)
+    return TrainStep(
+        lambda step_index: traced.unflatten(flat(key, _index(step_index, device))), step
+    )
 
 
 def _index(step_index: int, device: str) -> Tensor:

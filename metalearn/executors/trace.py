@@ -38,7 +38,7 @@ def _compiler_cache() -> Path:
 
 # now: the compiler looks once, when it is imported, and tracing may import it
 COMPILER_CACHE = _compiler_cache()
-Flat = Callable[..., Sequence[Tensor]]
+FlatFn = Callable[..., Sequence[Tensor]]
 # bytes of constants up to which a function counts as computing its data rather than holding them
 LIGHT = 1 << 20
 _aten = torch.ops.aten
@@ -55,13 +55,14 @@ class Trace(NamedTuple):
     graph: GraphModule  # (*inputs, *constants) -> results, all tensors
     constants: list[Tensor]
     structure: Any  # of the results
-    places: list[Any]  # the results' leaves: None where a tensor stands, else what is no tensor
+    output_leaves: list[Any]  # leaves of the results: the class Tensor for a tensor, else the value
 
-    def whole(self, results: Sequence[Tensor]) -> Any:
+    def unflatten(self, results: Sequence[Tensor]) -> Any:
         """The tree of the results."""
-        given = iter(results)
+        tensors = iter(results)
         return _pytree.tree_unflatten(
-            [next(given) if leaf is Tensor else leaf for leaf in self.places], self.structure
+            [next(tensors) if leaf is Tensor else leaf for leaf in self.output_leaves],
+            self.structure,
         )
 
 
@@ -74,34 +75,34 @@ def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def specialize_by_shape(
-    function: Callable[..., Any], finish: Callable[[Trace, list[Tensor]], Flat]
+    function: Callable[..., Any], backend: Callable[[Trace, list[Tensor]], FlatFn]
 ) -> Callable[..., Any]:
     """`function` traced for every combination of shapes.
 
-    Each trace is made callable on flat inputs by `finish`.
+    Each trace is made callable on flat inputs by `backend`.
 
     `.at(*tensors)` gives the callable for tensors like these, which looks nothing up: for loops
     (inner/stepwise.py). `.find(*args)` gives the trace, that callable and the flat arguments."""
-    made: dict[Any, tuple[Trace, Flat]] = {}
+    cache: dict[Any, tuple[Trace, FlatFn]] = {}
 
-    def find(args: tuple[Any, ...]) -> tuple[Trace, Flat, list[Tensor]]:
+    def find(args: tuple[Any, ...]) -> tuple[Trace, FlatFn, list[Tensor]]:
         leaves, structure = _pytree.tree_flatten(args)
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         first: dict[int, int] = {}  # one tensor given twice is one input of the trace
         same = [first.setdefault(id(tensor), place) for place, tensor in enumerate(tensors)]
         key = (structure, *same, *(_kind(leaf) for leaf in leaves))
-        found = made.get(key)
-        if found is None:
-            with _tracing, torch.no_grad(), uncollected():
-                if key in made:  # another thread has traced it in the meantime
-                    return *made[key], tensors
+        entry = cache.get(key)
+        if entry is None:
+            with _trace_lock, torch.no_grad(), uncollected():
+                if key in cache:  # another thread has traced it in the meantime
+                    return *cache[key], tensors
                 traced = trace(function, *args)
-                found = made[key] = traced, finish(traced, tensors)
-        return *found, tensors
+                entry = cache[key] = traced, backend(traced, tensors)
+        return *entry, tensors
 
     def call(*args: Any) -> Any:
         traced, flat, tensors = find(args)
-        return traced.whole(flat(*tensors))
+        return traced.unflatten(flat(*tensors))
 
     call.at = lambda *args: find(args)[1]  # type: ignore[attr-defined]
     call.find = lambda *args: find(args)  # type: ignore[attr-defined]
@@ -122,7 +123,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_tracing = threading.RLock()  # tracing and compiling change what belongs to the process
+_trace_lock = threading.RLock()  # tracing and compiling change what belongs to the process
 
 
 def _kind(leaf: Any) -> Any:
@@ -135,43 +136,44 @@ def trace(function: Callable[..., Any], *args: Any) -> Trace:
     RuntimeError where its course depends on their values."""
     leaves, structure = _pytree.tree_flatten(args)
     tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-    end: list[Any] = []
+    output_specs: list[Any] = []
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
-        given = iter(inputs)
-        whole = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        remaining = iter(inputs)
+        whole = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         results, shape = _pytree.tree_flatten(function(*_pytree.tree_unflatten(whole, structure)))
-        end.append((shape, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in results]))
+        output_leaves = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in results]
+        output_specs.append((shape, output_leaves))
         return tuple(leaf for leaf in results if isinstance(leaf, Tensor))
 
     # until it runs, the list is not written down as Python: many a list is shortened first
     with uncollected(), _use_lazy_graph_module(True):
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
         constants = hoist(graph)
-    return Trace(graph, constants, *end[-1])
+    return Trace(graph, constants, *output_specs[-1])
 
 
 def traceable(function: Callable[..., Any], *args: Any) -> Trace | None:
     """The trace of a function that can be traced and uses all that it is given; None for others."""
     try:
-        found = trace(function, *args)
+        traced = trace(function, *args)
     except (
         RuntimeError,
         TypeError,
         ValueError,
     ):  # its course depends on values: a source on the host, say
         return None
-    inputs = [node for node in found.graph.graph.nodes if node.op == "placeholder"]
-    used = all(node.users for node in inputs[: len(inputs) - len(found.constants)])
-    return found if used else None
+    inputs = [node for node in traced.graph.graph.nodes if node.op == "placeholder"]
+    used = all(node.users for node in inputs[: len(inputs) - len(traced.constants)])
+    return traced if used else None
 
 
 def light(function: Callable[..., Any], *args: Any) -> bool:
     """Return whether a function is traceable and has only small constants.
 
     Such a function computes its results instead of reading them from stored data."""
-    found = traceable(function, *args)
-    return found is not None and sum(value.nbytes for value in found.constants) <= LIGHT
+    traced = traceable(function, *args)
+    return traced is not None and sum(value.nbytes for value in traced.constants) <= LIGHT
 
 
 def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
@@ -181,19 +183,19 @@ def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
     computed from those alone. Plain fills stay, as the compiler folds them into its loops; with
     `fills` small ones are constants, too.
     """
-    known, hoisted = _constants_of(graph, fills)
+    values, hoisted = _constants_of(graph, fills)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     after, constants = inputs[-1], list[Tensor]()
     first = sum(str(node.target).startswith("constant_") for node in inputs)
-    for node in [node for node in known if node in hoisted]:
+    for node in [node for node in values if node in hoisted]:
         outside = [user for user in node.users if user not in hoisted]
-        if not outside or not isinstance(known[node], Tensor):
+        if not outside or not isinstance(values[node], Tensor):
             continue
         with graph.graph.inserting_after(after):
             after = graph.graph.placeholder(f"constant_{first + len(constants)}")
         after.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(after, delete_user_cb=lambda user: user not in hoisted)
-        constants.append(known[node].contiguous())
+        constants.append(values[node].contiguous())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return constants
@@ -201,30 +203,31 @@ def hoist(graph: GraphModule, *, fills: bool = False) -> list[Tensor]:
 
 def _constants_of(graph: GraphModule, fills: bool) -> tuple[dict[Node, Any], set[Node]]:
     """(the values that are known, which of them are constants)."""
-    known: dict[Node, Any] = {}
+    values: dict[Node, Any] = {}
     hoisted: set[Node] = set()
     written = _written_nodes(graph)
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            known[node] = getattr(graph, str(node.target))
+            values[node] = getattr(graph, str(node.target))
             hoisted.add(node)
         elif fills and not _is_small(node):
             continue
         elif fills and node.target in FILLS and node not in written:
-            known[node] = _filled(node)
+            values[node] = _filled(node)
             hoisted.add(node)
         elif (
             node not in written
             and _is_pure(node)
-            and all(parent in known for parent in node.all_input_nodes)
+            and all(parent in values for parent in node.all_input_nodes)
         ):
             args, kwargs = (
-                map_arg(given, lambda parent: known[parent]) for given in (node.args, node.kwargs)
+                map_arg(operands, lambda parent: values[parent])
+                for operands in (node.args, node.kwargs)
             )
-            known[node] = node.target(*args, **kwargs)
+            values[node] = node.target(*args, **kwargs)
             if fills or _counts(node) or any(parent in hoisted for parent in node.all_input_nodes):
                 hoisted.add(node)
-    return known, hoisted
+    return values, hoisted
 
 
 def _is_small(node: Node) -> bool:
@@ -235,8 +238,8 @@ def _is_small(node: Node) -> bool:
 def _filled(node: Node) -> Tensor:
     """What one of `FILLS` gives, whatever it is given."""
     like = node.meta["val"]
-    made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    return made.fill_(FILLS[node.target])
+    filled = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return filled.fill_(FILLS[node.target])
 
 
 def _is_pure(node: Node) -> bool:
@@ -259,20 +262,20 @@ def writes(node: Node) -> bool:
 
 def _written_nodes(graph: GraphModule) -> set[Node]:
     """The nodes whose memory an operator writes to, through views of them too."""
-    found = set[Node]()
-    ahead: list[Any] = []
+    written = set[Node]()
+    pending: list[Any] = []
     for node in graph.graph.nodes:
         if writes(node):
-            for place, argument in enumerate(node.target._schema.arguments):
+            for index, argument in enumerate(node.target._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    given = node.args[place] if place < len(node.args) else None
-                    ahead.append(node.kwargs.get(argument.name, given))
-    while ahead:
-        node = ahead.pop()
-        if isinstance(node, Node) and node not in found:
-            found.add(node)
-            ahead.extend(node.all_input_nodes)
-    return found
+                    argument_value = node.args[index] if index < len(node.args) else None
+                    pending.append(node.kwargs.get(argument.name, argument_value))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Node) and node not in written:
+            written.add(node)
+            pending.extend(node.all_input_nodes)
+    return written
 
 
 def _counts(node: Node) -> bool:
@@ -282,7 +285,7 @@ def _counts(node: Node) -> bool:
     )
 
 
-def interpret_unchanged(traced: Trace, tensors: list[Tensor]) -> Flat:
+def interpret_unchanged(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     """The trace as it is, one operation after another."""
     del tensors
     graph, constants = traced.graph, traced.constants
@@ -292,7 +295,7 @@ def interpret_unchanged(traced: Trace, tensors: list[Tensor]) -> Flat:
     return lambda *inputs: graph(*inputs, *constants)
 
 
-def compile_flat(traced: Trace, tensors: list[Tensor]) -> Flat:
+def compile_flat(traced: Trace, tensors: list[Tensor]) -> FlatFn:
     """The trace as machine code: torch's compiler behind a call without guards."""
     constants, patches = traced.constants, _patches(traced.graph, tensors)
     # half a second that eager runs need not wait for

@@ -19,7 +19,7 @@ from torch._C import _functorch
 from metalearn.tree import flatten, unflatten
 from metalearn.types import Batch, Params, State
 
-Flat = Callable[..., Sequence[Tensor]]
+FlatFn = Callable[..., Sequence[Tensor]]
 Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 StepFn = Callable[[Params, State, Params, Batch], tuple[Params, State, Tensor]]
 _makers: list[Make] = []  # of the open `stepwise` contexts
@@ -137,7 +137,7 @@ class CompiledStep:
         self._one, self._wider = one, dict[Any, CompiledStep]()
         self._set(one, self._pulled(one))
 
-    def _pulled(self, one: Flat) -> Flat:
+    def _pulled(self, one: FlatFn) -> FlatFn:
         """(carry, shared, data, gradients of carry and loss, sums so far of shared) -> gradients of
         carry, new sums.
         """
@@ -158,7 +158,7 @@ class CompiledStep:
 
         return backward
 
-    def _set(self, forward: Flat, backward: Flat) -> None:
+    def _set(self, forward: FlatFn, backward: FlatFn) -> None:
         self.plain = forward
         self.forward, self.backward = self.make(forward), self.make(backward)
 
@@ -170,7 +170,7 @@ class CompiledStep:
         if wider is None:
             wider = self._wider[in_dims, each] = object.__new__(CompiledStep)
             wider.__dict__.update(self.__dict__, _wider={})
-            wide: Flat = torch.func.vmap(self.plain, in_dims=in_dims)
+            wide: FlatFn = torch.func.vmap(self.plain, in_dims=in_dims)
             pulls = (0,) * (len(self.carried) + 1 + self.differentiated - len(self.carried))
             alone = torch.func.vmap(self._pulled(self.plain), in_dims=(*in_dims, *pulls))
             wider._set(wide, alone if each else self._pulled(wide))
