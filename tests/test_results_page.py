@@ -117,7 +117,7 @@ def test_a_finished_comparison_becomes_a_result_file(tmp_path: Path) -> None:
     assert len(found["contrasts"]) == len(comparison["contrasts"]) > 0
     (tmp_path / "RESULTS.md.j2").write_text("{{ comparison('some') }}{{ contrasts('some') }}")
     text = " ".join(page(tmp_path).split())
-    assert "`make some`: glyphs, 5-way 1-shot, 15 queries a class; 60 test tasks, 3 seeds" in text
+    assert "`make some`: glyphs, 5-way 1-shot, 15 queries per class; 60 test tasks, 3 seeds" in text
     assert "| maml − fine_tune | " in text
 
 

@@ -71,7 +71,7 @@ def _wrapped(block: str) -> str:
 
 def _published(folder: Path, results: Mapping[str, Json]) -> str:
     """Every cell, and every experiment with a published number that was not run."""
-    heads = ["experiment", "row", "steps", "published", "measured", "over tasks", "over seeds"]
+    heads = ["experiment", "method", "steps", "published", "measured", "over tasks", "over seeds"]
     heads += ["each seed", "tasks", "schedule", "verdict"]
     cells = cells_of(results)
     known = {one["experiment"] for one in cells}
@@ -134,7 +134,8 @@ def _comparison(one: Json) -> str:
     """A comparison: how it was run, and its rows, the best first."""
     percent = one["metric"] == "accuracy"
     unit = "accuracy, %" if percent else "squared error"
-    heads = ("row", unit, "over tasks", "over seeds", "each seed", "FLOPs before", "FLOPs a task")
+    heads = ["method", unit, "over tasks", "over seeds", "each seed"]
+    heads += ["FLOPs before", "FLOPs per task"]
     rows = [_line(row, one, percent) for row in one["rows"]]
     seeds = f"{len(one['seeds'])} seed{'s' if len(one['seeds']) > 1 else ''}"
     where = f"commit {one['commit'][:7]}" if one.get("commit") else "commit not recorded"
@@ -173,7 +174,7 @@ def _by_source(one: Json) -> str:
         ]
         for row in sorted(one["rows"], key=lambda row: float(row.get("mean_rank", 0)))
     ]
-    return _markdown(["row", *sources, "mean rank"], rows)
+    return _markdown(["method", *sources, "mean rank"], rows)
 
 
 def _contrasts(one: Json) -> str:
@@ -211,7 +212,7 @@ def _text(cell: str | Mapping[str, Any]) -> str:
 
 def _schedule(file: Path) -> str:
     """What each row of an experiment file is trained and tested on."""
-    heads = ("row", "method", "meta-steps", "a step", "test tasks", "trials")
+    heads = ("label", "method", "meta-steps", "per step", "test tasks", "trials")
     rows = []
     for one in load(str(file)).experiments:
         method, run = build(one).method, one.run

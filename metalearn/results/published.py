@@ -226,7 +226,7 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
         "experiment": str(first.result.get("experiment")),
         "command": command,
         "task": f"{task.get('source')}, {task.get('ways')}-way {task.get('shots')}-shot, "
-        f"{task.get('queries')} queries a class",
+        f"{task.get('queries')} queries per class",
         "metric": first.metric,
         "seeds": sorted({run.seed for one in groups.values() for run in one.runs}),
         "tasks": max(run.episodes for one in groups.values() for run in one.runs),
