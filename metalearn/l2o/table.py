@@ -46,7 +46,8 @@ def _what(result: dict[str, Any]) -> str:
 def _table(rows: Sequence[Row], points: Sequence[int], headline: int) -> str:
     shown = [point for point in points if point]
     head = ["optimizer", *(f"step {point}" for point in shown), "rate", "diverged"]
-    head += ["Adam's steps for the same", "its FLOPs", "its seconds", "us per step", "FLOPs per step"]
+    head += ["Adam's steps for the same", "its FLOPs", "its seconds"]
+    head += ["us per step", "FLOPs per step"]
     lines = []
     place = list(points).index(headline)
     adam = next((row for row in rows if row["label"] == "adam"), {})
