@@ -12,11 +12,11 @@ import metalearn as ml
 from metalearn.cli.recommend import paragraph, recommendation
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
-from metalearn.evaluate.decision.totals import Choice, decide
+from metalearn.evaluate.decision.totals import Candidate, decide
 from metalearn.report.figures.decision import map_text
-from metalearn.results.break_even.decision_map import Choices
+from metalearn.results.break_even.decision_map import Candidates
 from metalearn.results.break_even.recommendation import Question, recommend
-from metalearn.results.costs import up_front
+from metalearn.results.costs import up_front_cost
 from metalearn.results.records import load
 from metalearn.storage import checkpoint
 from metalearn.storage.files import read_json, read_npz
@@ -49,12 +49,12 @@ def test_their_price_is_that_of_training_up_to_there(compared: Any) -> None:
     run = load(compared.folder / "methods" / "maml" / "seed-0")
     assert {5, 10, 20} <= set(checkpoint.steps_in(run.path / "checkpoints"))
     train, tune = run.phase("meta_train")["flops"], run.phase("tune")["flops"]
-    whole, rows = up_front(run, "flops"), run.result["along"]
+    whole, rows = up_front_cost(run, "flops"), run.result["along"]
     assert whole == pytest.approx(train + tune) and tune > 0
     assert [row["step"] for row in rows] == [5, 10]
     spent = [whole - row["later"]["flops"] for row in rows]
     assert spent == pytest.approx([train / 4, train / 2 + tune / 2])
-    assert all(0 < row["later"]["seconds"] < up_front(run, "seconds") for row in rows)
+    assert all(0 < row["later"]["seconds"] < up_front_cost(run, "seconds") for row in rows)
 
 
 def test_their_scores_are_those_of_their_states(compared: Any) -> None:
@@ -89,15 +89,15 @@ def test_a_row_without_training_has_none(compared: Any) -> None:
     assert not (folder / "along.npz").exists()
 
 
-def choices() -> list[Choice]:
+def choices() -> list[Candidate]:
     """A method with a cheaper, worse checkpoint, and a rival."""
     ones, solved = np.ones(3), np.ones((2, 3, 10), bool)
     early = solved.copy()
     early[1, :, 1:] = False  # the hard target needs all of the training
     return [
-        Choice("a", 1000 * ones, ones, 0 * ones, solved, "a"),
-        Choice("a", 100 * ones, ones, 0 * ones, early, "a", 10),
-        Choice("b", 500 * ones, 3 * ones, 0 * ones, solved, "b"),
+        Candidate("a", 1000 * ones, ones, 0 * ones, solved, "a"),
+        Candidate("a", 100 * ones, ones, 0 * ones, early, "a", 10),
+        Candidate("b", 500 * ones, 3 * ones, 0 * ones, solved, "b"),
     ]
 
 
@@ -115,15 +115,15 @@ def test_a_recommendation_says_where_to_stop(tmp_path: Path, compared: Any) -> N
     assert "maml, stopped after 5 meta-steps, is the cheapest" in named
 
 
-def crossing_choices() -> list[Choice]:
+def crossing_choices() -> list[Candidate]:
     """1000 + n of `a`, 100 + 2 n of its checkpoint, 5000 + n / 2 of `b`."""
     ones, solved = np.ones(2), np.ones((1, 2, 10), bool)
     half = solved.copy()
     half[..., 5:] = False
     return [
-        Choice("a", 1000 * ones, ones, 0 * ones, solved, "a"),
-        Choice("a", 100 * ones, ones, 0 * ones, half, "a", 10),
-        Choice("b", 5000 * ones, 0.5 * ones, 0 * ones, solved, "b"),
+        Candidate("a", 1000 * ones, ones, 0 * ones, solved, "a"),
+        Candidate("a", 100 * ones, ones, 0 * ones, half, "a", 10),
+        Candidate("b", 5000 * ones, 0.5 * ones, 0 * ones, solved, "b"),
     ]
 
 
@@ -134,8 +134,10 @@ def test_the_border_is_that_of_the_checkpoint_beside_it(
     monkeypatch: pytest.MonkeyPatch, tasks: int, label: str, step: int | None
 ) -> None:
     """The checkpoint would meet `b` at 3,267 tasks, where all of `a` is cheaper than both."""
-    made = Choices(crossing_choices(), {}, "")
-    monkeypatch.setattr("metalearn.results.break_even.recommendation.choices_of", lambda *_: made)
+    made = Candidates(crossing_choices(), {}, "")
+    monkeypatch.setattr(
+        "metalearn.results.break_even.recommendation.find_candidates", lambda *_: made
+    )
     asked = Question(tasks, 1, 0.9, "flops")
     found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
     assert (found.label, found.step) == (label, step)
@@ -145,8 +147,10 @@ def test_the_border_is_that_of_the_checkpoint_beside_it(
 def test_the_runner_up_may_be_a_checkpoint(monkeypatch: pytest.MonkeyPatch, compared: Any) -> None:
     whole, early, rival = crossing_choices()
     cheap = rival._replace(up_front=np.zeros(2), adapt=3 * np.ones(2))
-    made = Choices([whole, early, cheap], {}, "")
-    monkeypatch.setattr("metalearn.results.break_even.recommendation.choices_of", lambda *_: made)
+    made = Candidates([whole, early, cheap], {}, "")
+    monkeypatch.setattr(
+        "metalearn.results.break_even.recommendation.find_candidates", lambda *_: made
+    )
     asked = Question(1, 1, 0.9, "flops")
     found = recommend([], {"metric": "accuracy", "value": 0.9}, [], asked)
     assert (found.label, found.runner_up, found.runner_up_step) == ("b", "a", 10)

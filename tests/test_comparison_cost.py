@@ -22,7 +22,7 @@ from metalearn.report import work
 from metalearn.report.page import write_report
 from metalearn.results import costs, iso_compute, records
 from metalearn.results.break_even.counts import least_level
-from metalearn.results.break_even.target import target_of
+from metalearn.results.break_even.target import choose_target
 from metalearn.results.comparison import collect
 from metalearn.results.curves import cost_curve
 from metalearn.run.run import run_one
@@ -90,7 +90,7 @@ def test_a_run_without_training_has_no_missing_phase(tmp_path: Path) -> None:
 
 def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
     write_rows(tmp_path, ["maml", "scratch"])
-    before = target_of(groups_of(tmp_path))
+    before = choose_target(groups_of(tmp_path))
     assert before is not None and before["metric"] == "accuracy"
     lines = (tmp_path / "methods/maml/seed-0/metrics.jsonl").read_text().splitlines()[:-1]
     looks = [json.loads(line) for line in lines]
@@ -99,12 +99,12 @@ def test_the_target_comes_from_validation_tasks_alone(tmp_path: Path) -> None:
     for file in tmp_path.rglob("scores.npz"):  # other test scores, other results: the same target
         scores = dict(np.load(file))
         np.savez(file, **{name: values * 0.5 for name, values in scores.items()})
-    assert target_of(groups_of(tmp_path)) == before
+    assert choose_target(groups_of(tmp_path)) == before
     (tmp_path / "methods/maml/seed-0/metrics.jsonl").write_text("")
-    assert target_of(groups_of(tmp_path)) is None
+    assert choose_target(groups_of(tmp_path)) is None
     config = tmp_path / "methods/maml/seed-0/config.yaml"
     config.write_text(config.read_text() + "evaluate: {target: {metric: accuracy, value: 0.7}}\n")
-    named = target_of(groups_of(tmp_path))
+    named = choose_target(groups_of(tmp_path))
     assert named == {"metric": "accuracy", "value": 0.7, "why": "named in the experiment"}
 
 
@@ -125,10 +125,10 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
     run, each = group.first, 10 * 3e6  # the headline step
     training = 2000 * 16 * 3e6
     looks = {line["step"]: line["accuracy"] for line in run.valid("valid")}
-    half = iso_compute.last_within(run, training / 2 + 600 * each, 600)
+    half = iso_compute.last_score_within(run, training / 2 + 600 * each, 600)
     assert half == (looks[1000], 0.012)
-    assert iso_compute.last_within(run, 600 * each - 1, 600) == (None, None)
-    assert iso_compute.last_within(run, 1e18, 600).value == looks[2000]
+    assert iso_compute.last_score_within(run, 600 * each - 1, 600) == (None, None)
+    assert iso_compute.last_score_within(run, 1e18, 600).value == looks[2000]
     # what somebody else paid for given weights is up front, and no part of the curve
 
     def priced(result: dict[str, Any]) -> None:
@@ -138,8 +138,8 @@ def test_iso_compute_reads_the_validation_curve(tmp_path: Path) -> None:
 
     (bought,) = groups_of(write_run(tmp_path / "b", "maml", "maml", change=priced))
     budget = 5e12 + training / 2 + 600 * each
-    assert iso_compute.last_within(bought.first, budget, 600) == half
-    assert iso_compute.last_within(bought.first, budget - training / 4, 600) != half
+    assert iso_compute.last_score_within(bought.first, budget, 600) == half
+    assert iso_compute.last_score_within(bought.first, budget - training / 4, 600) != half
 
 
 # break-even

@@ -13,7 +13,7 @@ from run_folders import cost_block, write_rows, write_run
 from metalearn.config.experiment import parse
 from metalearn.errors import ConfigError
 from metalearn.results import records
-from metalearn.results.break_even.solved import point_of, reached, starts_at_chance
+from metalearn.results.break_even.solved import point_of, starts_at_chance, stopped_outcomes
 from metalearn.results.comparison import RULES, collect
 from metalearn.results.contrasts import contrasts, mark_contrasts
 
@@ -105,12 +105,12 @@ def test_a_task_is_priced_at_the_headline_step_and_never_at_step_0(tmp_path: Pat
 
     for step, point in ((0, 1), (1, 1), (5, 3)):
         one = group(step)
-        found = reached(one, TARGET, "flops")
+        found = stopped_outcomes(one, TARGET, "flops")
         assert point_of(one.first) == point and found is not None
         scores = one.first.scores["accuracy"][:, point]
         assert (found.solved[0] == (scores >= 0.3 - 1e-6)).all()
         assert len(np.unique(found.cost)) == 1 and found.cost[0, 0] > 0
-        answered = reached(one, TARGET, "flops", answers=True)
+        answered = stopped_outcomes(one, TARGET, "flops", answers=True)
         assert answered is not None and answered.cost[0, 0] - found.cost[0, 0] == 3e6
     reader = group(0, "proto_net")
     assert not starts_at_chance(reader.first) and point_of(reader.first) == 0

@@ -17,10 +17,10 @@ from metalearn.cli.recommend import paragraph, recommendation
 from metalearn.compare.comparison import Comparison
 from metalearn.errors import ConfigError
 from metalearn.evaluate.cost_block import per_query
-from metalearn.evaluate.decision.totals import Choice, bootstrap_weights, decide, total_interval
+from metalearn.evaluate.decision.totals import Candidate, bootstrap_weights, decide, total_interval
 from metalearn.report.page import write_report
 from metalearn.results.comparison import collect, write_comparison
-from metalearn.results.costs import answering, answering_parts
+from metalearn.results.costs import prediction_cost, prediction_cost_parts
 from metalearn.results.records import load
 from metalearn.storage.files import read_json
 
@@ -35,14 +35,14 @@ KNOWN: dict[str, tuple[float, float, float, tuple[float, float]]] = {
 }
 
 
-def known(seeds: int = 3, tasks: int = 10) -> list[Choice]:
+def known(seeds: int = 3, tasks: int = 10) -> list[Candidate]:
     found = []
     for label, (up, adapt, query, shares) in KNOWN.items():
         solved = np.zeros((len(shares), seeds, tasks), bool)
         for place, share in enumerate(shares):
             solved[place, :, : round(share * tasks)] = True
         costs = (np.full(seeds, value) for value in (up, adapt, query))
-        found.append(Choice(label, *costs, solved))
+        found.append(Candidate(label, *costs, solved))
     return found
 
 
@@ -83,7 +83,7 @@ def test_the_bootstrap_settles_clear_cells_and_no_close_ones() -> None:
     generator = np.random.default_rng(0)
     solved = generator.random((1, 5, 200)) < 0.8
     ones = np.ones(5)
-    cheap = Choice("cheap", 0 * ones, ones, ones, solved)
+    cheap = Candidate("cheap", 0 * ones, ones, ones, solved)
     same = cheap._replace(label="same", solved=generator.random((1, 5, 200)) < 0.8)
     dear = cheap._replace(label="dear", adapt=100 * ones)
     close, clear = (decide([cheap, other], [100], [1]).share[0, 0, 0] for other in (same, dear))
@@ -106,10 +106,10 @@ def test_equal_methods_are_rarely_settled(seeds: int, deviation: float, up: floa
     for _ in range(repeats):
         of_task = generator.normal(0, 0.05, 100)
 
-        def drawn(label: str, of_task: Any = of_task) -> Choice:
+        def drawn(label: str, of_task: Any = of_task) -> Candidate:
             share = 0.8 + generator.normal(0, deviation, (seeds, 1)) + of_task
             solved = generator.random((1, seeds, 100)) < share
-            return Choice(label, generator.normal(1000, up, seeds), ones, 0 * ones, solved)
+            return Candidate(label, generator.normal(1000, up, seeds), ones, 0 * ones, solved)
 
         wrong += int(decide([drawn("a"), drawn("b")], tasks, [1]).settled[0, 0, 0])
     assert wrong / repeats <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)
@@ -123,7 +123,7 @@ def test_the_interval_of_a_total_covers_it(seeds: int) -> None:
         level = 0.8 + generator.normal(0, 0.03, (seeds, 1)) + generator.normal(0, 0.1, 100)
         solved = generator.random((seeds, 100)) < level
         up, ones = generator.normal(100, 5, seeds), np.ones(seeds)
-        ends = total_interval(Choice("a", up, ones, 0.5 * ones, solved[None]), 100, 4)
+        ends = total_interval(Candidate("a", up, ones, 0.5 * ones, solved[None]), 100, 4)
         assert ends is not None
         covered += ends[0] <= 100 + 100 * 3 / 0.8 <= ends[1]
     slack = 3 * math.sqrt(0.92 * 0.08 / repeats)
@@ -157,11 +157,11 @@ def test_statistics_of_the_support_set_are_paid_once_a_task(tmp_path: Path) -> N
     runs = [next((tmp_path / "methods" / name).iterdir()) for name in ("maml", "proto_net")]
     own, beside = (load(run) for run in runs)
     for run, fixed in ((own, 0), (beside, 5)):
-        whole = answering(run, "flops")
+        whole = prediction_cost(run, "flops")
         assert whole is not None
         expected = fixed * whole / (fixed + 75), whole / (fixed + 75)
-        assert answering_parts(run, "flops") == pytest.approx(expected)
-        assert answering(run, "flops", 75) == pytest.approx(whole)
+        assert prediction_cost_parts(run, "flops") == pytest.approx(expected)
+        assert prediction_cost(run, "flops", 75) == pytest.approx(whole)
 
 
 @pytest.fixture(scope="module")

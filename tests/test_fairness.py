@@ -19,7 +19,7 @@ import metalearn as ml
 from metalearn.algorithms import MAML, Reptile
 from metalearn.evaluate.curves import learning_curve
 from metalearn.report.page import write_report
-from metalearn.results.checks import _pools
+from metalearn.results.checks import _check_pools
 from metalearn.results.comparison import compare
 from metalearn.run.loop import examples_of_task
 
@@ -226,6 +226,6 @@ def test_the_number_of_sets_of_classes_is_on_record(metalearn: Commands) -> None
 @pytest.mark.parametrize(("pool", "shown"), [(None, False), (100, False), (12, True)])
 def test_tasks_that_repeat_groups_fail_a_check(pool: int | None, shown: bool) -> None:
     run: Any = SimpleNamespace(result={"facts": {"test_pool": pool}}, episodes=100)
-    found = _pools([run])
+    found = _check_pools([run])
     assert [check.passed for check in found] == [False] * shown
     assert not shown or "100 episodes are of 12 different groups" in found[0].why

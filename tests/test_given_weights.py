@@ -9,9 +9,9 @@ import pytest
 from run_folders import write_run
 
 from metalearn.report.page import write_report
-from metalearn.results.break_even.decision_map import choices_of
+from metalearn.results.break_even.decision_map import find_candidates
 from metalearn.results.comparison import collect
-from metalearn.results.costs import missing_phases, up_front, whole_seconds
+from metalearn.results.costs import missing_phases, total_seconds, up_front_cost
 from metalearn.results.records import Group, load
 
 GIVEN = {
@@ -69,11 +69,12 @@ def test_an_unknown_price_decides_nothing_and_the_free_count_stands_beside_it(
     assert free["with_given"] is False and free["with_tuning"] is True
     assert free["verdict"] != "undecided" or free["tasks"] is not None
     run = groups(tmp_path, "lite").first
-    assert up_front(run, "flops") is None and up_front(run, "flops", given=False) == 0
-    assert up_front(run, "seconds", given=False) == 0
-    assert missing_phases(run) == [] and whole_seconds(run) is not None
+    assert up_front_cost(run, "flops") is None
+    assert up_front_cost(run, "flops", pretraining=False) == 0
+    assert up_front_cost(run, "seconds", pretraining=False) == 0
+    assert missing_phases(run) == [] and total_seconds(run) is not None
     both = [groups(tmp_path, label) for label in ("maml", "lite")]
-    assert choices_of(both, "accuracy", [0.4], "flops").left_out == {"lite": row["why"]}
+    assert find_candidates(both, "accuracy", [0.4], "flops").left_out == {"lite": row["why"]}
 
 
 def test_a_declared_price_counts_and_free_to_us_it_does_not(tmp_path: Path) -> None:
@@ -81,7 +82,8 @@ def test_a_declared_price_counts_and_free_to_us_it_does_not(tmp_path: Path) -> N
     free = row["variants"][-1]
     assert "unknown" not in row["why"]
     run = groups(tmp_path, "lite").first
-    assert up_front(run, "flops") == 1e18 and up_front(run, "flops", given=False) == 0
+    assert up_front_cost(run, "flops") == 1e18
+    assert up_front_cost(run, "flops", pretraining=False) == 0
     assert (row["a"], row["verdict"], row["tasks"]) != (free["a"], free["verdict"], free["tasks"])
 
 

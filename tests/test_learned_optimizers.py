@@ -20,7 +20,7 @@ from metalearn.executors import executor, trace
 from metalearn.inner.rules import Adam
 from metalearn.learned_optimizers import LSTM, LearnedAdam, LearnedSGD, LearnToOptimize, TunedAdam
 from metalearn.models import MLP
-from metalearn.results.factors import family_of
+from metalearn.results.factors import run_family
 from metalearn.rng import fold_in
 from metalearn.storage import checkpoint
 from metalearn.tasks import Sinusoid
@@ -263,7 +263,7 @@ def test_a_row_without_training_belongs_to_where_it_starts(
     run = SimpleNamespace(
         traits={"consumes": consumes}, result={"factors": {"start": start} if start else {}}
     )
-    assert family_of(run) == family  # type: ignore[arg-type]
+    assert run_family(run) == family  # type: ignore[arg-type]
 
 
 def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> None:

@@ -25,7 +25,7 @@ from metalearn.report.page import write_report
 from metalearn.report.sections import read_sections
 from metalearn.report.shift import settings
 from metalearn.results.comparison import collect
-from metalearn.results.factors import cell_of
+from metalearn.results.factors import run_factors
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_an_architecture_is_fixed_searched_or_drawn(tmp_path: Path) -> None:
     write_rows(tmp_path, ["scratch"])
     searching(tmp_path, "evolved", "evolution", seeds=1)
     searching(tmp_path, "mean", "random", count=1, seeds=1)
-    cells = {group.label: cell_of(group.first).architecture for group in groups_of(tmp_path)}
+    cells = {group.label: run_factors(group.first).architecture for group in groups_of(tmp_path)}
     assert cells["evolved"] == "searched" and cells["mean"] == "drawn at random"
     assert cells["scratch"] not in ("searched", "drawn at random")
 

@@ -15,9 +15,9 @@ from metalearn.errors import ConfigError
 from metalearn.report.results_page import page, write_page
 from metalearn.results.comparison import write_comparison
 from metalearn.results.published import (
-    _ranked,
+    _with_mean_ranks,
     comparison_result,
-    left_out,
+    describe_left_out,
     read_results,
     verdict,
 )
@@ -53,8 +53,8 @@ def test_the_page_is_what_the_command_writes() -> None:
 
 def test_a_number_of_the_tasks_that_converged_says_so() -> None:
     seeds = [{"seed": 0, "value": 0.4, "diverged": 0.0017}, {"seed": 1, "value": 0.5}]
-    assert left_out(cell(per_seed=seeds)) == ""
-    shown = left_out(cell(per_seed=seeds, converged_only=True))
+    assert describe_left_out(cell(per_seed=seeds)) == ""
+    shown = describe_left_out(cell(per_seed=seeds, converged_only=True))
     assert "diverged" in shown and "0.17 %" in shown
 
 
@@ -128,8 +128,8 @@ def test_a_source_that_a_row_lacks_has_no_ranks() -> None:
         {"label": "b", "by_source": {"x": 3.0, "z": 1.0}},
     ]
     first: Any = SimpleNamespace(metric="loss")
-    assert [row["mean_rank"] for row in _ranked(rows, first)] == [1, 2]
-    alone = _ranked([{**row, "by_source": {"z": None}} for row in rows], first)
+    assert [row["mean_rank"] for row in _with_mean_ranks(rows, first)] == [1, 2]
+    alone = _with_mean_ranks([{**row, "by_source": {"z": None}} for row in rows], first)
     assert "mean_rank" not in alone[0]
 
 

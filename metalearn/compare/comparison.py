@@ -15,7 +15,7 @@ from metalearn.report.figures.decision import MAPS, map_text
 from metalearn.report.render import VERDICTS
 from metalearn.results import records
 from metalearn.results.comparison import read_comparison, read_request, update_comparison
-from metalearn.results.costs import AXES, learning, up_front
+from metalearn.results.costs import AXES, learning_cost, up_front_cost
 from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 
@@ -136,10 +136,10 @@ def _likely(row: Mapping[str, Any], key: str) -> str:
 
 
 def _up_front(group: records.Group, axis: Axis) -> float | None:
-    return records.mean([up_front(run, axis) for run in group.runs])
+    return records.mean([up_front_cost(run, axis) for run in group.runs])
 
 
 def _of_a_task(group: records.Group, axis: Axis) -> float | None:
     """Learning one new task up to the headline step."""
-    costs = [(run.headline_point, learning(run, axis)) for run in group.runs]
+    costs = [(run.headline_point, learning_cost(run, axis)) for run in group.runs]
     return records.mean([None if each is None else float(each[at]) for at, each in costs])

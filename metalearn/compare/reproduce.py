@@ -14,7 +14,7 @@ from metalearn.config.experiment import Experiment, Plan, load
 from metalearn.errors import ConfigError, DataError, Diverged
 from metalearn.logger import log
 from metalearn.report import markdown
-from metalearn.results.published import cell_result, left_out, single_cell, verdict
+from metalearn.results.published import cell_result, describe_left_out, single_cell, verdict
 from metalearn.results.records import Json, group, run_directories
 from metalearn.results.records import load as load_record
 from metalearn.run.directory import run_folders, status, why_other
@@ -225,7 +225,7 @@ def _line(cell: Json) -> Sequence[str]:
         str(cell["step"]),
         cell["metric"],
         f"{_shown(cell['published'], cell['published_ci95'])} ({cell['source']})",
-        "-" if cell["value"] is None else _shown(cell["value"], ci95) + left_out(cell),
+        "-" if cell["value"] is None else _shown(cell["value"], ci95) + describe_left_out(cell),
         counted,
         cell["verdict"] + why,
     )

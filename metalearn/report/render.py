@@ -14,7 +14,7 @@ from metalearn.report import numbers
 from metalearn.report.figures.style import inline
 from metalearn.report.work import gradient_steps_before, work
 from metalearn.results.records import Group, Json, Run
-from metalearn.results.searches import candidates, searched, searcher, trials
+from metalearn.results.searches import candidate_count, has_search, searcher, tuning_trials
 
 NUMBERS = (
     *("duration", "amount", "cost", "plain_cost", "score", "above", "plus", "signed", "share"),
@@ -51,8 +51,8 @@ def environment() -> Environment:
     made.filters |= {
         "p_value": numbers.p_value,
         "ci": numbers.with_ci,
-        "candidates": candidates,
-        "trials": trials,
+        "candidates": candidate_count,
+        "trials": tuning_trials,
     }
     made.filters |= {"searcher": _searcher, "tuned": _tuned, "work": work}
     made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
@@ -124,7 +124,7 @@ def _each(phase: str, group: Group, name: str) -> float | None:
 
 def _searcher(group: Group) -> str:
     run = group.first
-    return searcher(run) or ("by gradient" if searched(run) else "none: a fixed network")
+    return searcher(run) or ("by gradient" if has_search(run) else "none: a fixed network")
 
 
 def _tuned(run: Run) -> str:

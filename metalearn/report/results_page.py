@@ -18,9 +18,9 @@ from metalearn.config.experiment import Experiment, load
 from metalearn.report import markdown
 from metalearn.report.numbers import NONE, operations, p_value, score
 from metalearn.results.published import (
-    cells_of,
     comparison_result,
-    left_out,
+    describe_left_out,
+    published_numbers,
     read_results,
     verdict,
 )
@@ -73,7 +73,7 @@ def _published(folder: Path, results: Mapping[str, Json]) -> str:
     """Every cell, and every experiment with a published number that was not run."""
     heads = ["experiment", "method", "steps", "published", "measured", "over tasks", "over seeds"]
     heads += ["each seed", "tasks", "schedule", "verdict"]
-    cells = cells_of(results)
+    cells = published_numbers(results)
     known = {one["experiment"] for one in cells}
     experiments = (one for file in sorted(folder.glob("*.yaml")) for one in _experiments(file))
     rest = [row for one in experiments if one.name not in known for row in _not_run(one)]
@@ -120,7 +120,7 @@ def _cell(one: Json) -> list[str]:
         one["label"],
         NONE if one["step"] is None else str(one["step"]),
         f"{_number(one['published'], one['published_ci95'])} ({one['source']})",
-        f"{one['value']:.4g}{left_out(one)}",
+        f"{one['value']:.4g}{describe_left_out(one)}",
         _half(one["ci95_tasks"]),
         _half(one["ci95_seeds"]),
         seeds,

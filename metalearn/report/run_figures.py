@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from metalearn.errors import ConfigError
 from metalearn.results import records
-from metalearn.results.shown import Text, cells_of, columns, curve_rows, data_frame, html_table
+from metalearn.results.shown import Text, columns, curve_rows, data_frame, html_table, table_cells
 
 FIGURES = ("steps", "training", "flops", "seconds")  # those that one run has
 
@@ -51,7 +51,7 @@ class TestedRun(ABC):
     def _cells(self) -> list[list[str]]:
         run = self.record()
         heads = ["step", run.metric, f"{run.metric}_ci95", "diverged"]
-        return cells_of(curve_rows(run.test), heads)
+        return table_cells(curve_rows(run.test), heads)
 
 
 class _Stored(NamedTuple):
@@ -106,7 +106,7 @@ class Runs(list[Any]):
     def _cells(self) -> list[list[str]]:
         metric = self[0].record().metric if self else "loss"
         heads = ["seed", "step", metric, f"{metric}_ci95", "diverged"]
-        return cells_of(self._rows(), heads)
+        return table_cells(self._rows(), heads)
 
     def _rows(self) -> list[dict[str, Any]]:
         found: Sequence[records.Run] = [run.record() for run in self]

@@ -9,112 +9,117 @@ from typing import Any
 import numpy as np
 
 from metalearn.results.break_even.solved import starts_at_chance
-from metalearn.results.cost_checks import Check, check, cost_checks, in_one_line, owners
+from metalearn.results.cost_checks import Check, check, cost_checks, group_owners, join_owners
 from metalearn.results.records import Array, Group, Run
 
 SEEDS, EPISODES = 3, 600
-DIVERGED = 0.02  # the share of tasks above which a method's numbers are doubtful
+DIVERGED = 0.02  # fraction of the tasks above which a method's numbers are doubtful
 
 
 def checks(groups: Sequence[Group], unfinished: Sequence[str] = ()) -> list[Check]:
-    """All checks, in the order in which a reader should worry."""
+    """Return all checks, the most serious first."""
     runs = [run for group in groups for run in group.runs]
     return [
-        _finished(unfinished),
-        _same_task(runs),
-        _same_episodes(runs),
-        *_new_classes(runs),
-        *_pools(runs),
-        _same_normalisation(groups),
-        _chance(runs),
-        _diverged(groups),
-        _seeds(groups),
-        _episodes(runs),
-        _edges(groups),
-        _both_curves(groups),
+        _check_finished(unfinished),
+        _check_same_task(runs),
+        _check_same_episodes(runs),
+        *_check_new_classes(runs),
+        *_check_pools(runs),
+        _check_same_normalisation(groups),
+        _check_chance(runs),
+        _check_diverged(groups),
+        _check_seeds(groups),
+        _check_episodes(runs),
+        _check_edges(groups),
+        _check_both_curves(groups),
         *cost_checks(groups),
     ]
 
 
-def _finished(unfinished: Sequence[str]) -> Check:
+def _check_finished(unfinished: Sequence[str]) -> Check:
     wrong = f"not finished: {', '.join(unfinished)}" if unfinished else ""
     return check("every row is finished", wrong, "each run directory contains a result")
 
 
-def _task(run: Run) -> tuple[Any, ...]:
+def _task_facts(run: Run) -> tuple[Any, ...]:
     names = ("source", "split", "ways", "shots", "queries", "data_sha256", "ranges")
     return tuple(run.task.get(name) for name in names)
 
 
-def _same_task(runs: Sequence[Run]) -> Check:
-    found = sorted({str(_task(run)) for run in runs})
-    wrong = f"methods differ in source, split, ways, shots, queries or data: {'; '.join(found)}"
+def _check_same_task(runs: Sequence[Run]) -> Check:
+    tasks = sorted({str(_task_facts(run)) for run in runs})
+    wrong = f"methods differ in source, split, ways, shots, queries or data: {'; '.join(tasks)}"
     fine = "one source, split, number of ways, shots and queries"
-    return check("same new tasks", wrong if len(found) > 1 else "", fine)
+    return check("same new tasks", wrong if len(tasks) > 1 else "", fine)
 
 
-def _same_episodes(runs: Sequence[Run]) -> Check:
+def _check_same_episodes(runs: Sequence[Run]) -> Check:
     name = "same test episodes"
-    prints = owners((_print(run), run.name) for run in runs)
+    prints = group_owners((_fingerprint(run), run.name) for run in runs)
     if len(prints) > 1:
-        return Check(name, False, in_one_line(prints))
+        return Check(name, False, join_owners(prints))
     if "None" in prints:
         return Check(name, False, "no run has a fingerprint of its episodes")
     most = max((run.episodes for run in runs), default=0)
     short = sorted((run for run in runs if run.episodes < most), key=lambda run: run.episodes)
-    fewer = owners((f"the first {run.episodes}", run.name) for run in short)
+    fewer = group_owners((f"the first {run.episodes}", run.name) for run in short)
     text = f"{most} episodes, {next(iter(prints), '')}"
     # episode number t is the same whatever their number
-    common = f"{text}; pairs are compared on common ones ({in_one_line(fewer)})"
+    common = f"{text}; pairs are compared on common ones ({join_owners(fewer)})"
     return Check(name, True, common if fewer else f"all methods: {text}")
 
 
-def _print(run: Run) -> str:
+def _fingerprint(run: Run) -> str:
     return str((run.result.get("episodes") or {}).get("fingerprint"))[:12]
 
 
-def _same_normalisation(groups: Sequence[Group]) -> Check:
-    policies = owners((policy, group.label) for group in groups for policy in group.normalisations)
-    wrong = f"accuracies under different policies are not comparable ({in_one_line(policies)})"
+def _check_same_normalisation(groups: Sequence[Group]) -> Check:
+    policies = group_owners(
+        (policy, group.label) for group in groups for policy in group.normalisations
+    )
+    wrong = f"accuracies under different policies are not comparable ({join_owners(policies)})"
     fine = f"all methods: {next(iter(policies), '')}"
     return check("same normalisation policy", "" if len(policies) == 1 else wrong, fine)
 
 
-def _chance(runs: Sequence[Run]) -> Check:
-    """Before any step a method that has not used the support set can only guess: 1/N within 4
-    standard errors."""
+def _check_chance(runs: Sequence[Run]) -> Check:
+    """Check that methods which do not use the support set at step 0 start at chance.
+
+    It is 1/N, within 4 standard errors."""
     name = "step 0 is chance"
     wrong: list[str] = []
-    tested = 0
+    count = 0
     for run in runs:
         scores = run.scores_of("accuracy")
         guesses = starts_at_chance(run) and run.metric == "accuracy" and run.chance
         if not guesses or 0 not in run.steps or scores is None:
             continue
-        tested += 1
-        if problem := _not_chance(scores[:, run.steps.index(0)], run.chance):
+        count += 1
+        if problem := _chance_problem(scores[:, run.steps.index(0)], run.chance):
             wrong.append(f"{run.name}: {problem}")
     if wrong:
         text = f"accuracy at step 0 is not 1/N, so labels or support leak: {'; '.join(wrong)}"
         return Check(name, False, text)
-    if not tested:
+    if not count:
         text = "does not apply: no method starts from an initialization without class information"
         return Check(name, True, text)
-    return Check(name, True, f"{tested} runs start at 1/N, within 4 standard errors")
+    return Check(name, True, f"{count} runs start at 1/N, within 4 standard errors")
 
 
-def _new_classes(runs: Sequence[Run]) -> list[Check]:
-    """A check that fails where test tasks have training classes; none where classes are new."""
+def _check_new_classes(runs: Sequence[Run]) -> list[Check]:
+    """Return a check that fails if test tasks have training classes; no check if classes are
+    new."""
     same = {run.label for run in runs if (run.result.get("facts") or {}).get("same_classes")}
     text = f"test tasks have the training classes, with new images: {', '.join(sorted(same))}"
     return [Check("test classes are new", False, text)] if same else []
 
 
-def _pools(runs: Sequence[Run]) -> list[Check]:
-    """A check that fails where test tasks repeat groups or sets of classes; none where they are
-    different, or as many as there are is unknown."""
-    known = [(run, (run.result.get("facts") or {}).get("test_pool")) for run in runs]
-    small = {(run.episodes, pool) for run, pool in known if pool and pool < run.episodes}
+def _check_pools(runs: Sequence[Run]) -> list[Check]:
+    """Return a check that fails if test tasks repeat groups or sets of classes.
+
+    No check if they are all different, or if their number is unknown."""
+    pools = [(run, (run.result.get("facts") or {}).get("test_pool")) for run in runs]
+    small = {(run.episodes, pool) for run, pool in pools if pool and pool < run.episodes}
     if not small:
         return []
     episodes, pool = max(small)
@@ -123,7 +128,7 @@ def _pools(runs: Sequence[Run]) -> list[Check]:
     return [Check("test tasks are of different groups or classes", False, text)]
 
 
-def _not_chance(scores: Array, chance: float) -> str | None:
+def _chance_problem(scores: Array, chance: float) -> str | None:
     average = float(scores.mean())
     error = float(scores.std(ddof=1) / math.sqrt(scores.size)) if scores.size > 1 else math.inf
     if math.isfinite(average) and abs(average - chance) <= 4 * error + 1e-6:
@@ -131,60 +136,63 @@ def _not_chance(scores: Array, chance: float) -> str | None:
     return f"{average:.4f} instead of {chance:.4f}, standard error {error:.4f}"
 
 
-def _diverged(groups: Sequence[Group]) -> Check:
+def _check_diverged(groups: Sequence[Group]) -> Check:
     name = "few tasks diverged"
     shares = {group.label: group.diverged() for group in groups}
     unknown = [label for label, share in shares.items() if share is None]
-    known = ", ".join(f"{label} {share:.2%}" for label, share in shares.items() if share)
+    listing = ", ".join(f"{label} {share:.2%}" for label, share in shares.items() if share)
     if unknown:
         text = f"not measured: {', '.join(unknown)}"
-        return Check(name, False, f"{text}; {known}" if known else text)
+        return Check(name, False, f"{text}; {listing}" if listing else text)
     worst = max((share or 0.0 for share in shares.values()), default=0.0)
-    wrong = f"above {DIVERGED:.0%} of the test tasks at the headline step: {known}"
+    wrong = f"above {DIVERGED:.0%} of the test tasks at the headline step: {listing}"
     return check(
-        name, wrong if worst > DIVERGED else "", f"at the headline step: {known or 'none'}"
+        name, wrong if worst > DIVERGED else "", f"at the headline step: {listing or 'none'}"
     )
 
 
-def _seeds(groups: Sequence[Group]) -> Check:
+def _check_seeds(groups: Sequence[Group]) -> Check:
     few = [f"{group.label} {len(group.runs)}" for group in groups if len(group.runs) < SEEDS]
     wrong = f"the variation over seeds is not well known: {', '.join(few)}"
     fine = f"fewest: {min((len(group.runs) for group in groups), default=0)}"
     return check(f"at least {SEEDS} seeds", wrong if few else "", fine)
 
 
-def _episodes(runs: Sequence[Run]) -> Check:
+def _check_episodes(runs: Sequence[Run]) -> Check:
     fewest = min((run.episodes for run in runs), default=0)
     text = f"fewest in a run: {fewest}"
     return Check(f"at least {EPISODES} test episodes", fewest >= EPISODES, text)
 
 
-def _edges(groups: Sequence[Group]) -> Check:
-    """A tuned value at the end of its range says that the range, not the tuning, chose it."""
+def _check_edges(groups: Sequence[Group]) -> Check:
+    """Check that no tuned value is at the end of its range, where the range chose it."""
     name = "tuned values inside their range"
-    tuned = [run for group in groups for run in group.runs if run.result.get("tuned")]
-    edges = [_edge(run, key) for run in tuned for key in run.result["tuned"].get("on_edge") or []]
+    tuned_runs = [run for group in groups for run in group.runs if run.result.get("tuned")]
+    edges = [
+        _describe_edge(run, key)
+        for run in tuned_runs
+        for key in run.result["tuned"].get("on_edge") or []
+    ]
     if edges:
         text = f"on the edge, so a wider range may be better: {'; '.join(edges)}"
         return Check(name, False, text)
-    if not tuned:
+    if not tuned_runs:
         return Check(name, True, "does not apply: no method was tuned")
-    return Check(name, True, f"{len(tuned)} tuned runs, none on the edge of a range")
+    return Check(name, True, f"{len(tuned_runs)} tuned runs, none on the edge of a range")
 
 
-def _edge(run: Run, key: str) -> str:
+def _describe_edge(run: Run, key: str) -> str:
     span = (run.method_config.get("tune") or {}).get(key)
     limits = f" of {span.get('min')} to {span.get('max')}" if isinstance(span, dict) else ""
-    return f"{run.name} {key} {_short(run.result['tuned'].get(key))}{limits}"
+    return f"{run.name} {key} {_format_value(run.result['tuned'].get(key))}{limits}"
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _both_curves(groups: Sequence[Group]) -> Check:
-    """A method that learns across tasks shows what it loses between tasks that it trained on and
-    new ones."""
+def _check_both_curves(groups: Sequence[Group]) -> Check:
+    """Check that a method which learns across tasks has scores on training and validation tasks."""
     name = "train-task against validation-task curves"
     missing: list[str] = []
     gaps: list[str] = []
@@ -195,15 +203,15 @@ def _both_curves(groups: Sequence[Group]) -> Check:
             gaps.append(f"{group.label} {amount}")
         elif group.first.traits.get("consumes", "nothing") != "nothing":
             missing.append(group.label)
-    found = f"training minus validation tasks at the end: {', '.join(gaps)}"
+    gap_text = f"training minus validation tasks at the end: {', '.join(gaps)}"
     if missing:
         text = f"not recorded: {', '.join(missing)}"
-        return Check(name, False, f"{text}; {found}" if gaps else text)
-    return Check(name, True, found if gaps else "no method learns across tasks")
+        return Check(name, False, f"{text}; {gap_text}" if gaps else text)
+    return Check(name, True, gap_text if gaps else "no method learns across tasks")
 
 
 def gap(group: Group) -> float | None:
-    """Training minus validation tasks at the last point of both, mean over seeds; or None."""
+    """Return training minus validation tasks at the last common point, mean over seeds, or None."""
     gaps: list[float] = []
     for run in group.runs:
         train, valid = (

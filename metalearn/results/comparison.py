@@ -1,4 +1,4 @@
-"""Finished rows -> `comparison.json`: all that a page says of several runs, computed once."""
+"""Finished rows -> `comparison.json`: all that a report says of several runs, computed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metalearn.results.break_even.counts import break_even, break_even_common, b
 from metalearn.results.break_even.decision_map import decision_map
 from metalearn.results.break_even.sensitivity import sensitivity
 from metalearn.results.break_even.solved import solved_rows
-from metalearn.results.break_even.target import levels_of, target_of
+from metalearn.results.break_even.target import choose_target, target_levels
 from metalearn.results.checks import checks
 from metalearn.results.contrasts import contrasts, mark_contrasts
 from metalearn.results.costs import total_cost
@@ -25,7 +25,7 @@ from metalearn.results.iso_compute import equal_compute
 from metalearn.results.records import Group, Json
 from metalearn.results.schema import Comparison
 from metalearn.results.searches import controls, selection_rows
-from metalearn.results.summary import paired, summary
+from metalearn.results.summary import paired_difference, summary
 from metalearn.storage.files import plain, read_json, write_json
 from metalearn.storage.schema import Request, checked
 
@@ -43,42 +43,44 @@ def compare(
     target: Json | None = None,
     request: Json | None = None,
 ) -> Json:
-    """The contents of comparison.json (schema 1) for groups that learn the same new tasks.
+    """Return the contents of comparison.json (schema 1) for groups that learn the same new tasks.
 
     Args:
         target: what counts as solved; None: what the experiment names, else what validation tasks
             say.
         request: comparison-request.json: `contrasts` as the file names them, `labels` in its order.
     """
-    named = {"why": "named in the experiment", **target} if target else None
-    wanted, asked = named or target_of(groups), request or {}
-    levels = levels_of(groups, wanted)
-    tested = contrasts(groups, asked.get("contrasts"), asked.get("labels") or ())
-    pairs = mark_contrasts([paired(a, b) for a, b in combinations(groups, 2)], tested)
-    found = {
+    target = {"why": "named in the experiment", **target} if target else choose_target(groups)
+    request = request or {}
+    levels = target_levels(groups, target)
+    contrast_pairs = contrasts(groups, request.get("contrasts"), request.get("labels") or ())
+    pairs = mark_contrasts(
+        [paired_difference(a, b) for a, b in combinations(groups, 2)], contrast_pairs
+    )
+    contents = {
         "schema": 1,
         "rules": RULES,
         "rows": [run.result for group in groups for run in group.runs],
         "summary": [summary(group) for group in groups],
         "paired": pairs,
-        "contrasts": [list(pair) for pair in tested],
-        "target": wanted,
+        "contrasts": [list(pair) for pair in contrast_pairs],
+        "target": target,
         "levels": levels,
-        "break_even": break_even(groups, wanted, levels, tested),
-        "break_even_common": break_even_common(groups, wanted, tested),
-        "decision_map": decision_map(groups, wanted, levels, "flops"),
-        "decision_map_seconds": decision_map(groups, wanted, levels, "seconds"),
-        "sensitivity": sensitivity(groups, wanted, levels, tested),
+        "break_even": break_even(groups, target, levels, contrast_pairs),
+        "break_even_common": break_even_common(groups, target, contrast_pairs),
+        "decision_map": decision_map(groups, target, levels, "flops"),
+        "decision_map_seconds": decision_map(groups, target, levels, "seconds"),
+        "sensitivity": sensitivity(groups, target, levels, contrast_pairs),
         "checks": [check._asdict() for check in checks(groups, unfinished)],
-        **_shown(groups, wanted, pairs, levels),
+        **_figure_data(groups, target, pairs, levels),
     }
-    return dict(plain(found))
+    return dict(plain(contents))
 
 
-def _shown(
+def _figure_data(
     groups: Sequence[Group], target: Json | None, pairs: Sequence[Json], levels: Sequence[float]
 ) -> Json:
-    """What figures and tables are made of."""
+    """Return the parts of comparison.json from which figures and tables are made."""
     tasks = max((run.episodes for group in groups for run in group.runs), default=0)
     return {
         "curves": curves(groups),
@@ -97,12 +99,13 @@ def _shown(
 
 
 def collect(root: Path, *, target: Json | None = None) -> Json:
-    """The contents of `comparison.json` for a comparison directory.
+    """Return the contents of `comparison.json` for a comparison directory.
 
     Args:
-        root: holds `methods/<label>/seed-<n>/`, each a run directory; rows without a result are
-        named by a check. target: what counts as solved ({"metric", "value"}); None: what
-        comparison-request.json, the experiment or validation tasks say.
+        root: holds `methods/<label>/seed-<n>/`, each a run directory; a check names rows without a
+            result.
+        target: what counts as solved ({"metric", "value"}); None: as comparison-request.json, the
+            experiment or validation tasks say.
 
     Raises:
         ConfigError: no row is finished, or a file is unreadable."""
@@ -117,7 +120,7 @@ def collect(root: Path, *, target: Json | None = None) -> Json:
 
 
 def read_request(root: Path) -> Json:
-    """comparison-request.json of a directory; empty where there is none."""
+    """Return comparison-request.json of a directory; empty if there is none."""
     file = root / "comparison-request.json"
     return dict(checked(Request, read_json(file), file)) if file.exists() else {}
 
@@ -129,14 +132,14 @@ def write_comparison(root: Path) -> Path:
 
 
 def update_comparison(root: Path) -> None:
-    """Write `comparison.json` unless the one that is there fits the run directories."""
+    """Write `comparison.json` unless it is there and fits the run directories."""
     finished, _ = data.run_directories(root)
     if not finished or read_comparison(root, data.group(map(data.load, finished))) is None:
         write_comparison(root)
 
 
 def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
-    """comparison.json of a directory; None if missing, or of other results than these.
+    """Return comparison.json of a directory, or None if it is missing or out of date.
 
     Raises:
         ConfigError: it is unreadable or damaged."""
@@ -144,14 +147,14 @@ def read_comparison(root: Path, groups: Sequence[Group]) -> Json | None:
     if not file.exists():
         return None
     try:
-        found = checked(Comparison, read_json(file), file)
+        contents = checked(Comparison, read_json(file), file)
     except ConfigError as error:
         advice = "delete it: `metalearn report` recomputes it from the run directories"
         raise ConfigError(*error.problems, (str(file), advice)) from error
     results = [run.result for group in groups for run in group.runs]
-    same = sorted(map(_name, found["rows"])) == sorted(map(_name, results))
-    return found if same and all(row in results for row in found["rows"]) else None
+    same = sorted(map(_run_key, contents["rows"])) == sorted(map(_run_key, results))
+    return contents if same and all(row in results for row in contents["rows"]) else None
 
 
-def _name(result: Json) -> tuple[str, int, str]:
+def _run_key(result: Json) -> tuple[str, int, str]:
     return str(result.get("label")), int(result.get("seed") or 0), str(result.get("config_hash"))

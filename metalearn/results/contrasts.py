@@ -10,96 +10,97 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from metalearn.evaluate.holm import holm
-from metalearn.results.factors import cell_of
+from metalearn.results.factors import run_factors
 from metalearn.results.records import Group, Json
 from metalearn.results.searches import is_control
 
 Pair = tuple[str, str]
 META = ("initialization", "metric")
-HAND_MADE = ("by hand", "Adam")
+HAND_DESIGNED = ("by hand", "Adam")
 
 
 def contrasts(
-    groups: Sequence[Group], named: Sequence[Pair] | None, order: Sequence[str] = ()
+    groups: Sequence[Group], named_pairs: Sequence[Pair] | None, order: Sequence[str] = ()
 ) -> list[Pair]:
-    """The pairs of labels to test: `named` in the experiment file, else those by family.
+    """Return the pairs of labels to test: `named_pairs` of the file, else those by family.
 
-    `order`: labels as the file lists them; rows without a place in it come last, by name."""
-    if named is not None:
-        return list(named)
+    `order`: labels as the file lists them; rows that are not in it come last, by name."""
+    if named_pairs is not None:
+        return list(named_pairs)
     places = {label: place for place, label in enumerate(order)}
     rows = sorted(groups, key=lambda group: (places.get(group.label, len(places)), group.label))
-    found = [*_searched(rows), *_learned(rows), *_families(rows)]
+    pairs = [*_search_pairs(rows), *_learned_rule_pairs(rows), *_family_pairs(rows)]
     unique: dict[frozenset[str], Pair] = {}
-    for pair in found:
+    for pair in pairs:
         unique.setdefault(frozenset(pair), pair)
     return list(unique.values())
 
 
-def mark_contrasts(pairs: Sequence[Json], tested: Sequence[Pair]) -> list[Json]:
-    """`paired` entries with `contrast`, and `p_holm` of those that are contrasts.
+def mark_contrasts(pairs: Sequence[Json], contrast_pairs: Sequence[Pair]) -> list[Json]:
+    """Return `paired` entries with `contrast`, and `p_holm` of those that are contrasts.
 
-    p adjusted by Holm's method for the number of contrasts, rows that are missing or could not be
-    tested included."""
-    known = {frozenset((entry["a"], entry["b"])): entry["p"] for entry in pairs}
-    keys = [frozenset(pair) for pair in tested]
-    adjusted = dict(zip(keys, holm([known.get(key) for key in keys])))
-    marked = []
+    p is adjusted by Holm's method for the number of contrasts, including rows that are missing or
+    could not be tested."""
+    p_values = {frozenset((entry["a"], entry["b"])): entry["p"] for entry in pairs}
+    keys = [frozenset(pair) for pair in contrast_pairs]
+    adjusted_p = dict(zip(keys, holm([p_values.get(key) for key in keys])))
+    entries = []
     for entry in pairs:
         key = frozenset((entry["a"], entry["b"]))
-        marked.append({**entry, "contrast": key in adjusted, "p_holm": adjusted.get(key)})
-    return marked
+        entries.append({**entry, "contrast": key in adjusted_p, "p_holm": adjusted_p.get(key)})
+    return entries
 
 
-def _searched(rows: Sequence[Group]) -> list[Pair]:
-    """Each searched architecture against the first fixed one with the same start and optimizer."""
-    searched = [row for row in rows if cell_of(row.first).architecture == "searched"]
-    chosen = [row for row in searched if not is_control(row.first)] or searched
-    return _with_first(chosen, rows, _is_fixed_twin)
+def _search_pairs(rows: Sequence[Group]) -> list[Pair]:
+    """Pair each searched architecture with the first fixed one of the same start and optimizer."""
+    searches = [row for row in rows if run_factors(row.first).architecture == "searched"]
+    left = [row for row in searches if not is_control(row.first)] or searches
+    return _pair_with_first(left, rows, _is_fixed_twin)
 
 
 def _is_fixed_twin(other: Group, row: Group) -> bool:
-    a, b = cell_of(row.first), cell_of(other.first)
-    fixed = b.architecture not in ("searched", "drawn at random")
-    return fixed and (a.start, a.optimizer) == (b.start, b.optimizer)
+    a, b = run_factors(row.first), run_factors(other.first)
+    is_fixed = b.architecture not in ("searched", "drawn at random")
+    return is_fixed and (a.start, a.optimizer) == (b.start, b.optimizer)
 
 
-def _learned(rows: Sequence[Group]) -> list[Pair]:
-    """Each learned update rule against Adam from the same start."""
-    learned = [row for row in rows if cell_of(row.first).optimizer not in HAND_MADE]
-    return _with_first(learned, rows, _is_adam_twin)
+def _learned_rule_pairs(rows: Sequence[Group]) -> list[Pair]:
+    """Pair each learned update rule with Adam from the same start."""
+    left = [row for row in rows if run_factors(row.first).optimizer not in HAND_DESIGNED]
+    return _pair_with_first(left, rows, _is_adam_twin)
 
 
 def _is_adam_twin(other: Group, row: Group) -> bool:
-    a, b = cell_of(row.first), cell_of(other.first)
+    a, b = run_factors(row.first), run_factors(other.first)
     return b.optimizer == "Adam" and (a.start, _start(row)) == (b.start, _start(other))
 
 
-def _families(rows: Sequence[Group]) -> list[Pair]:
-    """The first meta-learned row against the first transfer row, and the first row of each family
-    against scratch."""
+def _family_pairs(rows: Sequence[Group]) -> list[Pair]:
+    """Pair the first meta-learned row with the first transfer row, and each family with scratch."""
     firsts: dict[str, Group] = {}
     for row in rows:
-        hand_made = _family(row) == "optimizer" and cell_of(row.first).optimizer in HAND_MADE
-        if not hand_made:
+        is_hand_designed = (
+            _family(row) == "optimizer" and run_factors(row.first).optimizer in HAND_DESIGNED
+        )
+        if not is_hand_designed:
             firsts.setdefault(_family(row), row)
     scratch, transfer = firsts.pop("scratch", None), firsts.get("transfer")
     meta = next((firsts[name] for name in META if name in firsts), None)
-    found = [] if meta is None or transfer is None else [(meta.label, transfer.label)]
+    pairs = [] if meta is None or transfer is None else [(meta.label, transfer.label)]
     if scratch is not None:
-        found += [(row.label, scratch.label) for row in firsts.values()]
-    return found
+        pairs += [(row.label, scratch.label) for row in firsts.values()]
+    return pairs
 
 
-def _with_first(
-    chosen: Sequence[Group], rows: Sequence[Group], fits: Callable[[Group, Group], bool]
+def _pair_with_first(
+    left: Sequence[Group], rows: Sequence[Group], fits: Callable[[Group, Group], bool]
 ) -> list[Pair]:
-    """Each of `chosen` with the first of `rows` that fits it, where one does."""
-    found = []
-    for row in chosen:
+    """Pair each of `left` with the first of `rows` that fits it, if there is one."""
+    pairs = []
+    for row in left:
         twins = [other for other in rows if fits(other, row)]
-        found += [(row.label, twins[0].label)] if twins else []
-    return found
+        pairs += [(row.label, twins[0].label)] if twins else []
+    return pairs
 
 
 def _family(row: Group) -> str:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 from metalearn.results import costs
 from metalearn.results.records import Group, Run
-from metalearn.results.searches import candidates, is_control, searched, trials, tuning_flops
+from metalearn.results.searches import (
+    candidate_count,
+    has_search,
+    is_control,
+    tuning_flops,
+    tuning_trials,
+)
 
 SEARCH_SEEDS = 3
 NO_SEARCH = "does not apply: no method searched architectures"
@@ -23,58 +29,59 @@ class Check(NamedTuple):
 
 
 def check(name: str, wrong: str, fine: str) -> Check:
-    """A check that fails where something is `wrong`, and says what."""
+    """Return a check that fails if `wrong` is not empty, and says what."""
     return Check(name, not wrong, wrong or fine)
 
 
-def owners(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """(value, owner) -> the owners of each value, each once, in their order."""
-    found: dict[str, list[str]] = {}
+def group_owners(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the owners of each value, each once, in their order, from pairs (value, owner)."""
+    by_value: dict[str, list[str]] = {}
     for value, owner in dict.fromkeys(pairs):
-        found.setdefault(value, []).append(owner)
-    return found
+        by_value.setdefault(value, []).append(owner)
+    return by_value
 
 
-def in_one_line(found: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())
+def join_owners(by_value: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items())
 
 
 def cost_checks(groups: Sequence[Group]) -> list[Check]:
     """Return all cost checks, the most serious first."""
     runs = [run for group in groups for run in group.runs]
     return [
-        _equal_tuning(groups),
-        _search_seeds(groups),
-        _random_control(groups),
-        _phases(runs),
-        _sums(runs),
-        _idle(groups),
-        _policy(runs),
+        _check_equal_tuning(groups),
+        _check_search_seeds(groups),
+        _check_random_control(groups),
+        _check_phases(runs),
+        _check_sums(runs),
+        _check_idle(groups),
+        _check_policy(runs),
     ]
 
 
 def tunable(run: Run) -> bool:
-    """Whether there is anything to tune.
+    """Return whether there is anything to tune.
 
-    A row that starts from another's meta and has no option of its own has not."""
+    A row that starts from the meta-parameters of another one and has no option of its own has
+    nothing."""
     return run.acts_on_new_tasks or not run.method_config.get("start")
 
 
-def _equal_tuning(groups: Sequence[Group]) -> Check:
-    """Equal trials, or equal FLOPs where the budget is in FLOPs."""
+def _check_equal_tuning(groups: Sequence[Group]) -> Check:
+    """Check for equal numbers of trials, or for equal FLOPs if the budget is in FLOPs."""
     rows = [(run, group.label) for group in groups for run in group.runs]
-    tuned = [(run, label) for run, label in rows if tunable(run)]
+    tunable_runs = [(run, label) for run, label in rows if tunable(run)]
     if any(tuning_flops(run) is not None for run, _ in rows):
-        found = owners((_flops(run), label) for run, label in tuned)
-        budgets = in_one_line(dict(sorted(found.items())))
+        by_value = group_owners((_flops(run), label) for run, label in tunable_runs)
+        budgets = join_owners(dict(sorted(by_value.items())))
         wrong = f"methods were tuned with unequal compute ({budgets})"
-        fine = f"all methods: {next(iter(found), 'none')}"
-        return check("equal tuning compute", wrong if len(found) > 1 else "", fine)
-    counts = sorted(tuned, key=lambda row: trials(row[0]))
-    found = owners((str(trials(run)), label) for run, label in counts)
-    wrong = f"methods were tuned with different numbers of trials ({in_one_line(found)})"
-    wrong = wrong + _untuned_searches(groups) if len(found) > 1 else ""
-    return check("equal tuning trials", wrong, f"all methods: {next(iter(found), 0)}")
+        fine = f"all methods: {next(iter(by_value), 'none')}"
+        return check("equal tuning compute", wrong if len(by_value) > 1 else "", fine)
+    counts = sorted(tunable_runs, key=lambda row: tuning_trials(row[0]))
+    by_value = group_owners((str(tuning_trials(run)), label) for run, label in counts)
+    wrong = f"methods were tuned with different numbers of trials ({join_owners(by_value)})"
+    wrong = wrong + _describe_untuned_searches(groups) if len(by_value) > 1 else ""
+    return check("equal tuning trials", wrong, f"all methods: {next(iter(by_value), 0)}")
 
 
 def _flops(run: Run) -> str:
@@ -82,44 +89,52 @@ def _flops(run: Run) -> str:
     return "trials" if budget is None else f"{budget:.3g} FLOPs"
 
 
-def _untuned_searches(groups: Sequence[Group]) -> str:
-    """What to know of a search that was not tuned: its candidates are no trials, so it fails the
-    check by itself."""
+def _describe_untuned_searches(groups: Sequence[Group]) -> str:
+    """Return what to know of searches without tuning, which fail the check of equal trials.
+
+    Their candidates are not trials."""
     rows = {
         group.label: group.first
         for group in groups
-        if searched(group.first) and not trials(group.first)
+        if has_search(group.first) and not tuning_trials(group.first)
     }
     if not rows:
         return ""
-    counts = ", ".join(f"{label} {candidates(run) or 'by gradient'}" for label, run in rows.items())
+    counts = ", ".join(
+        f"{label} {candidate_count(run) or 'by gradient'}" for label, run in rows.items()
+    )
     return (
         f"; searches without a tune: block cannot pass, as the cost of their candidates ({counts}) "
         "counts as search and not as tuning"
     )
 
 
-def _search_seeds(groups: Sequence[Group]) -> Check:
-    """Every seed of a run draws its search anew; a row may say otherwise, where one search served
-    all its seeds."""
+def _check_search_seeds(groups: Sequence[Group]) -> Check:
+    """Check the number of search seeds.
+
+    Every seed of a run has its own search, unless its result has `search_seed`."""
     name = f"at least {SEARCH_SEEDS} search seeds"
-    found = {group.label: _seeds(group) for group in groups if any(map(searched, group.runs))}
-    if not found:
+    seeds = {
+        group.label: _count_search_seeds(group)
+        for group in groups
+        if any(map(has_search, group.runs))
+    }
+    if not seeds:
         return Check(name, True, NO_SEARCH)
-    few = ", ".join(f"{label} {count}" for label, count in found.items() if count < SEARCH_SEEDS)
+    few = ", ".join(f"{label} {count}" for label, count in seeds.items() if count < SEARCH_SEEDS)
     wrong = f"another search could give another result: {few}" if few else ""
-    return check(name, wrong, f"fewest: {min(found.values())}")
+    return check(name, wrong, f"fewest: {min(seeds.values())}")
 
 
-def _seeds(group: Group) -> int:
+def _count_search_seeds(group: Group) -> int:
     return len({run.result.get("search_seed", run.seed) for run in group.runs})
 
 
-def _random_control(groups: Sequence[Group]) -> Check:
-    """Random search with as many candidates stands beside every other searcher (Li & Talwalkar
+def _check_random_control(groups: Sequence[Group]) -> Check:
+    """Check that every searcher has a random search with as many candidates (Li & Talwalkar
     2019)."""
     name = "random search beside every searcher"
-    rows = {group.label: group.first for group in groups if any(map(searched, group.runs))}
+    rows = {group.label: group.first for group in groups if any(map(has_search, group.runs))}
     controls = {_setting(run) for run in rows.values() if is_control(run)}
     others = {label: run for label, run in rows.items() if not is_control(run)}
     if not rows:
@@ -137,9 +152,11 @@ def _setting(run: Run) -> tuple[Any, ...]:
     return method.get("name"), space, method.get("candidates"), inside
 
 
-def _phases(runs: Sequence[Run]) -> Check:
+def _check_phases(runs: Sequence[Run]) -> Check:
     missing = {run.name: what for run in runs if (what := costs.missing_phases(run))}
-    rows = "; ".join(f"{who}: {', '.join(what[:4])}{_more(what)}" for who, what in missing.items())
+    rows = "; ".join(
+        f"{who}: {', '.join(what[:4])}{_count_rest(what)}" for who, what in missing.items()
+    )
     reasons = [reason for run in runs for reason in (run.result.get("uncounted") or {}).values()]
     why = f"; why: {'; '.join(dict.fromkeys(map(str, reasons)))}" if reasons else ""
     wrong = f"not measured, so costs are not compared ({rows}){why}" if missing else ""
@@ -147,15 +164,15 @@ def _phases(runs: Sequence[Run]) -> Check:
     return check("no missing phase", wrong, fine)
 
 
-def _more(what: Sequence[str]) -> str:
+def _count_rest(what: Sequence[str]) -> str:
     return f" and {len(what) - 4} more" if len(what) > 4 else ""
 
 
-def _sums(runs: Sequence[Run]) -> Check:
+def _check_sums(runs: Sequence[Run]) -> Check:
     name = "phases add up to the run's seconds"
     gaps: dict[str, float] = {}
     for run in runs:
-        wall, whole = run.result.get("seconds"), costs.whole_seconds(run)
+        wall, whole = run.result.get("seconds"), costs.total_seconds(run)
         if wall and whole is not None:
             gaps[run.name] = whole / float(wall) - 1
     if not gaps:
@@ -167,14 +184,13 @@ def _sums(runs: Sequence[Run]) -> Check:
     return check(name, wrong, f"{len(gaps)} runs; largest difference: {worst} {gaps[worst]:+.1%}")
 
 
-def _idle(groups: Sequence[Group]) -> Check:
-    """Seconds of new tasks are compared only where all rows were timed in turns on an idle
-    machine."""
+def _check_idle(groups: Sequence[Group]) -> Check:
+    """Check that all rows were timed in turns on an idle machine, as seconds require."""
     name = "new tasks were timed alone on the machine"
     if len(groups) < 2:
         return Check(name, True, "does not apply: there is one method")
     runs = [run for group in groups for run in group.runs]
-    problems = owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
+    problems = group_owners((text, run.name) for run in runs if (text := costs.timing_problem(run)))
     if problems:
         rows = {
             text: "all runs" if len(who) == len(runs) else ", ".join(who)
@@ -189,7 +205,7 @@ def _idle(groups: Sequence[Group]) -> Check:
     return Check(name, True, why)
 
 
-def _policy(runs: Sequence[Run]) -> Check:
+def _check_policy(runs: Sequence[Run]) -> Check:
     without = ", ".join(run.name for run in runs if not run.result.get("normalisation"))
     wrong = f"not stated: {without}" if without else ""
     return check("normalisation policy stated", wrong, "in all runs")

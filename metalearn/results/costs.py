@@ -1,4 +1,4 @@
-"""What finished runs cost: readings of the ledgers in their result.json."""
+"""Costs of finished runs, from the ledgers in their result.json."""
 
 from __future__ import annotations
 
@@ -11,59 +11,62 @@ from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.records import Array, Group, Json, Run, mean
 
 AXES: tuple[Axis, ...] = ("flops", "seconds")
-QUERIES = (1, 100, 10_000)  # a task, for which costs are compared beside those of the test
-BUSY = 0.1  # share of the cores' time taken by others, above which seconds decide nothing
+QUERIES = (1, 100, 10_000)  # per task, for which costs are compared in addition to the test's
+BUSY = 0.1  # fraction of the cores' time used by others, above which seconds decide nothing
 
 
-def is_given(run: Run) -> bool:
-    """Whether somebody else has trained the weights that it starts from."""
+def uses_pretrained_weights(run: Run) -> bool:
+    """Return whether a run starts from weights that were trained elsewhere."""
     return bool(run.result.get("provenance"))
 
 
-def only_given_unknown(run: Run, axis: Axis) -> bool:
-    """Whether all is known of the cost up front but what somebody else paid for given weights."""
-    free = up_front(run, axis, given=False)
-    return is_given(run) and up_front(run, axis) is None and free is not None
+def only_pretraining_unknown(run: Run, axis: Axis) -> bool:
+    """Return whether the cost of pretrained weights is the only unknown cost up front."""
+    free = up_front_cost(run, axis, pretraining=False)
+    return uses_pretrained_weights(run) and up_front_cost(run, axis) is None and free is not None
 
 
-def learning(run: Run, axis: Axis) -> Array | None:
-    """Cost of learning one new task up to each point [P]; None where it was not measured."""
+def learning_cost(run: Run, axis: Axis) -> Array | None:
+    """Return the cost of learning one new task up to each point [P], or None if not measured."""
     try:
         return cost_block.learning_cost(run.cost, axis, run.steps)
     except MissingPhase:
         return None
 
 
-def up_front(run: Run, axis: Axis, *, tuning: bool = True, given: bool = True) -> float | None:
-    """Cost before any new task, with or without tuning and what was paid for given weights.
+def up_front_cost(
+    run: Run, axis: Axis, *, tuning: bool = True, pretraining: bool = True
+) -> float | None:
+    """Return the cost before any new task, or None if it was not measured.
 
-    None where it was not measured."""
+    `tuning` and `pretraining` (elsewhere, of pretrained weights) say whether it includes these."""
     try:
-        return cost_block.up_front_cost(run.cost, axis, tuning=tuning, given=given)
+        return cost_block.up_front_cost(run.cost, axis, tuning=tuning, given=pretraining)
     except MissingPhase:
         return None
 
 
-def answering(run: Run, axis: Axis, queries: int | None = None) -> float | None:
-    """Cost of answering so many queries of one task, by default those of the test; None where it
-    was not measured."""
+def prediction_cost(run: Run, axis: Axis, queries: int | None = None) -> float | None:
+    """Return the cost of predicting a number of queries of one task, or None if not measured.
+
+    `queries` defaults to those of the test."""
     try:
         whole = cost_block.answering_cost(run.cost, axis)
     except MissingPhase:
         return None
     if queries is None or whole is None:
         return whole
-    parts = answering_parts(run, axis)
+    parts = prediction_cost_parts(run, axis)
     return None if parts is None else parts[0] + queries * parts[1]
 
 
-def answering_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
-    """(cost of answering a task whatever the number of queries, cost of one query).
+def prediction_cost_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
+    """Return (cost of predicting for a task, without its queries; cost of one query).
 
-    Under the policy `support` a network runs over the support set again beside the queries, whose
-    statistics normalise: the measured cost is shared by all these examples alike. Elsewhere the
-    first part is 0. None where a part is not known."""
-    whole, queries = answering(run, axis), queries_of(run)
+    Under the policy `support` a network runs on the support set again together with the queries,
+    whose statistics normalise: the measured cost is divided equally among all these examples.
+    Otherwise the first part is 0. None if a part is not known."""
+    whole, queries = prediction_cost(run, axis), query_count(run)
     if whole is None or queries is None:
         return None
     beside = run.result.get("normalisation") == "support"
@@ -72,8 +75,8 @@ def answering_parts(run: Run, axis: Axis) -> tuple[float, float] | None:
     return support * each, each
 
 
-def queries_of(run: Run) -> int | None:
-    """The queries of one test task."""
+def query_count(run: Run) -> int | None:
+    """Return the number of queries of one test task."""
     entry = run.phase("predict").get("queries")
     if entry:
         return int(entry)
@@ -81,14 +84,15 @@ def queries_of(run: Run) -> int | None:
 
 
 def total(group: Group, axis: Axis, tasks: int) -> float | None:
-    """Cost up front and of so many new tasks up to the headline step, mean over seeds."""
-    found = []
+    """Return the cost up front and of a number of new tasks, to the headline step, mean over
+    seeds."""
+    totals = []
     for run in group.runs:
-        before, each = up_front(run, axis), learning(run, axis)
+        before, each = up_front_cost(run, axis), learning_cost(run, axis)
         if before is None or each is None:
             return None
-        found.append(before + tasks * float(each[run.headline_point]))
-    return mean(found)
+        totals.append(before + tasks * float(each[run.headline_point]))
+    return mean(totals)
 
 
 def on_front(groups: Sequence[Group], axis: Axis, tasks: int) -> list[bool]:
@@ -97,7 +101,7 @@ def on_front(groups: Sequence[Group], axis: Axis, tasks: int) -> list[bool]:
 
 
 def total_interval(group: Group, axis: Axis, tasks: int) -> pareto.Ends | None:
-    """The 95 % t interval of `total` over seeds; of one seed, its own total twice."""
+    """Return the 95 % t interval of `total` over seeds; for one seed, its own total twice."""
     value = total(group, axis, tasks)
     if value is None:
         return None
@@ -106,11 +110,12 @@ def total_interval(group: Group, axis: Axis, tasks: int) -> pareto.Ends | None:
     return value - half, value + half
 
 
-def total_cost(groups: Sequence[Group], tasks: int, paired: Sequence[Json] = ()) -> list[Json]:
-    """The `total_cost` rows of comparison.json: everything beforehand and so many new tasks.
+def total_cost(groups: Sequence[Group], tasks: int, pairs: Sequence[Json] = ()) -> list[Json]:
+    """Return the `total_cost` rows of comparison.json: up-front cost and that of `tasks` new tasks.
 
-    `on_front`: no other label is at most as dear and at least as good, by the means. `front`: the
-    same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each cost."""
+    `on_front`: no other label is both at most as expensive and at least as good, by the means.
+    `front`: the same decided by 95 % intervals of costs and of `paired` differences; `ci95` of each
+    cost."""
     fronts = {axis: on_front(groups, axis, tasks) for axis in AXES}
     ends = {axis: [total_interval(group, axis, tasks) for group in groups] for axis in AXES}
     return [
@@ -120,7 +125,7 @@ def total_cost(groups: Sequence[Group], tasks: int, paired: Sequence[Json] = ())
             **{axis: total(group, axis, tasks) for axis in AXES},
             "ci95": {axis: _list(ends[axis][place]) for axis in AXES},
             "on_front": {axis: fronts[axis][place] for axis in AXES},
-            "front": {axis: _front(groups, place, ends[axis], paired) for axis in AXES},
+            "front": {axis: _front(groups, place, ends[axis], pairs) for axis in AXES},
         }
         for place, group in enumerate(groups)
     ]
@@ -131,27 +136,27 @@ def _list(ends: pareto.Ends | None) -> list[float] | None:
 
 
 def _front(
-    groups: Sequence[Group], place: int, ends: Sequence[pareto.Ends | None], paired: Sequence[Json]
+    groups: Sequence[Group], place: int, ends: Sequence[pareto.Ends | None], pairs: Sequence[Json]
 ) -> pareto.Place | None:
-    """Decided by rows of LEAST_SEEDS seeds alone: other intervals do not hold for new seeds."""
+    """Decide by rows with LEAST_SEEDS seeds: other intervals do not hold for new seeds."""
     if ends[place] is None:
         return None
     rivals = [
-        (len(group.runs) >= LEAST_SEEDS, ends[other], _better_by(group, groups[place], paired))
+        (len(group.runs) >= LEAST_SEEDS, ends[other], _better_by(group, groups[place], pairs))
         for other, group in enumerate(groups)
         if other != place and ends[other] is not None
     ]
-    found = pareto.place_by_interval(
+    verdict = pareto.place_by_interval(
         ends[place], [(cost, apart) for enough, cost, apart in rivals if enough]
     )
-    few = [] if found == "off" else [enough for enough, *_ in rivals if not enough]
-    return "open" if few or len(groups[place].runs) < LEAST_SEEDS else found
+    few = [] if verdict == "off" else [enough for enough, *_ in rivals if not enough]
+    return "open" if few or len(groups[place].runs) < LEAST_SEEDS else verdict
 
 
-def _better_by(other: Group, group: Group, paired: Sequence[Json]) -> pareto.Ends | None:
-    """The interval by which `other` is better than `group`; None where it is not known."""
+def _better_by(other: Group, group: Group, pairs: Sequence[Json]) -> pareto.Ends | None:
+    """Return the interval by which `other` is better than `group`, or None if it is not known."""
     names = {other.label, group.label}
-    entry = next((one for one in paired if {one["a"], one["b"]} == names), None)
+    entry = next((one for one in pairs if {one["a"], one["b"]} == names), None)
     if entry is None or entry["ci95"] is None:
         return None
     low, high = entry["ci95"]
@@ -159,7 +164,7 @@ def _better_by(other: Group, group: Group, paired: Sequence[Json]) -> pareto.End
 
 
 def timing_problem(run: Run) -> str:
-    """Why the seconds of a run's new tasks are no ground for a verdict; empty where they are."""
+    """Return why the seconds of a run's new tasks allow no verdict; empty if they do."""
     timing = run.result.get("timing")
     if timing is None:
         return "not timed again after training"
@@ -171,30 +176,30 @@ def timing_problem(run: Run) -> str:
 
 
 def missing_phases(run: Run) -> list[str]:
-    """Phases that the cost block lacks, or whose seconds or FLOPs were not measured."""
-    found = []
+    """Return the phases that the cost block lacks, or whose seconds or FLOPs were not measured."""
+    missing = []
     for phase in PHASES:
         entry = run.cost.get(phase)
         if entry is None and phase in cost_block.NOT_IN_OLD:
             continue
         if entry is None:
-            found.append(phase)
+            missing.append(phase)
         else:
-            found += [
+            missing += [
                 f"{phase}.{name}"
                 for name in ("seconds", "flops")
-                if _unmeasured(phase, name, entry)
+                if _is_unmeasured(phase, name, entry)
             ]
-    return found
+    return missing
 
 
-def _unmeasured(phase: str, name: str, entry: Json) -> bool:
-    # imports have no FLOPs to count; of given weights, what this run spent itself counts
-    spent = entry.get("own") or entry
-    return spent.get(name) is None and not (phase in ("setup", "compile") and name == "flops")
+def _is_unmeasured(phase: str, name: str, entry: Json) -> bool:
+    # imports have no FLOPs to count; of pretrained weights, only the cost in this run counts
+    own_cost = entry.get("own") or entry
+    return own_cost.get(name) is None and not (phase in ("setup", "compile") and name == "flops")
 
 
-def whole_seconds(run: Run) -> float | None:
+def total_seconds(run: Run) -> float | None:
     try:
         return cost_block.total_seconds(run.cost)
     except MissingPhase:

@@ -11,12 +11,12 @@ import numpy as np
 from metalearn.evaluate import stats
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.random_effects import interval
-from metalearn.results.costs import AXES, answering, learning
+from metalearn.results.costs import AXES, learning_cost, prediction_cost
 from metalearn.results.records import Array, Group, Json, at, mean
 
 
 @dataclass(frozen=True)
-class Curve:
+class MeanCurve:
     """A mean curve over seeds with its interval over tasks, and each seed's own line."""
 
     steps: list[int]
@@ -35,45 +35,52 @@ class CostCurve(NamedTuple):
     high: Array  # [P]
 
 
-def curve(group: Group) -> Curve:
-    """The headline metric against steps.
+def mean_curve(group: Group) -> MeanCurve:
+    """Return the headline metric against steps.
 
-    A loss is averaged over the tasks that did not diverge where some did and the run wrote that
-    mean: a bare mean that one exploding task decides says nothing. The share that diverged stands
-    in the tables."""
+    If some tasks diverged, and the run has that mean, a loss is averaged over the tasks that did
+    not: a mean that one exploding task decides says nothing. The fraction that diverged is in the
+    tables."""
     shares = [share or 0.0 for run in group.runs for share in run.test.get("diverged") or []]
-    converged = (
+    use_converged = (
         group.metric == "loss"
         and any(shares)
         and all("loss_converged" in run.test for run in group.runs)
     )
-    name = "loss_converged" if converged else group.metric
+    name = "loss_converged" if use_converged else group.metric
     steps = group.first.steps
     same = [run for run in group.runs if run.steps == steps]
     lines = [[at(run.test.get(name), place) for place in range(len(steps))] for run in same]
-    averaged = [mean([line[place] for line in lines]) for place in range(len(steps))]
-    pooled = None if converged else group.pooled(group.metric)
-    if pooled is not None:
-        widths: list[float | None] = [stats.number(width) for width in stats.ci95(pooled.mean(0))]
+    means = [mean([line[place] for line in lines]) for place in range(len(steps))]
+    scores = None if use_converged else group.pooled(group.metric)
+    if scores is not None:
+        widths: list[float | None] = [stats.number(width) for width in stats.ci95(scores.mean(0))]
     else:
         own = [run.test.get(f"{name}_ci95") for run in same]
         widths = [mean([at(values, place) for values in own]) for place in range(len(steps))]
-    return Curve(steps, averaged, widths, lines if len(lines) > 1 else [], converged)
+    return MeanCurve(steps, means, widths, lines if len(lines) > 1 else [], use_converged)
 
 
 def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
-    """Mean over seeds and tasks, with its 95 % interval, against mean cost.
+    """Return the mean over seeds and tasks, with its 95 % interval, against mean cost.
 
-    A method without steps is one point. None where scores or costs are missing."""
-    pooled = group.pooled(group.metric)
-    spent = [learning(run, axis) for run in group.runs]
-    asked = mean([answering(run, axis) for run in group.runs])
-    if pooled is None or asked is None or not spent or any(part is None for part in spent):
+    A method without steps is one point. None without scores or costs."""
+    scores = group.pooled(group.metric)
+    learn_costs = [learning_cost(run, axis) for run in group.runs]
+    predict_cost = mean([prediction_cost(run, axis) for run in group.runs])
+    if (
+        scores is None
+        or predict_cost is None
+        or not learn_costs
+        or any(part is None for part in learn_costs)
+    ):
         return None
-    cost = np.mean([part for part in spent if part is not None], 0) + asked
-    shown = curve(group)  # of a loss over the tasks that did not diverge, where some did
-    low, high = (np.full(len(cost), np.nan),) * 2 if shown.converged_only else interval(pooled)
-    middle = np.asarray([np.nan if value is None else value for value in shown.mean])
+    cost = np.mean([part for part in learn_costs if part is not None], 0) + predict_cost
+    steps_curve = mean_curve(group)  # of a loss over the tasks that did not diverge, where some did
+    low, high = (
+        (np.full(len(cost), np.nan),) * 2 if steps_curve.converged_only else interval(scores)
+    )
+    middle = np.asarray([np.nan if value is None else value for value in steps_curve.mean])
     places = [len(cost) - 1]
     if group.uses_steps:
         places = [place for place in range(len(cost)) if cost[place] > 0]
@@ -81,17 +88,17 @@ def cost_curve(group: Group, axis: Axis) -> CostCurve | None:
 
 
 def curves(groups: Sequence[Group]) -> list[Json]:
-    """The `curves` of comparison.json: one entry a label."""
-    return [{"label": group.label, **vars(curve(group))} for group in groups]
+    """Return `curves` of comparison.json: one entry per label."""
+    return [{"label": group.label, **vars(mean_curve(group))} for group in groups]
 
 
 def cost_curves(groups: Sequence[Group]) -> list[Json]:
-    """The `cost_curves` of comparison.json: one entry a label and axis, if both are known."""
+    """Return `cost_curves` of comparison.json: one entry per label and axis, if both are known."""
     rows = []
     for axis in AXES:
         for group in groups:
-            found = cost_curve(group, axis)
-            if found is not None:
-                parts = {name: values.tolist() for name, values in found._asdict().items()}
+            entry = cost_curve(group, axis)
+            if entry is not None:
+                parts = {name: values.tolist() for name, values in entry._asdict().items()}
                 rows.append({"label": group.label, "axis": axis, **parts})
     return rows

@@ -6,38 +6,39 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from metalearn.results.records import Group, Json, Run
-from metalearn.results.searches import candidates
+from metalearn.results.searches import candidate_count
 
 
-class Cell(NamedTuple):
-    """What a method is made of."""
+class Factors(NamedTuple):
+    """The parts of a method."""
 
     start: str
     optimizer: str
     architecture: str
 
 
-def cell_of(run: Run) -> Cell:
-    """Start, optimizer of new tasks, and architecture of a row.
+def run_factors(run: Run) -> Factors:
+    """Return start, optimizer of new tasks, and architecture of a row.
 
-    What its result states under `factors` comes first."""
-    stated = run.result.get("factors") or {}
+    Those in its result under `factors` take precedence."""
+    facts = run.result.get("factors") or {}
     model = run.config.get("model") or {}
     consumes = run.traits.get("consumes", "nothing")
-    pretrained = "pretrained" if consumes == "examples" else "random"
-    start = "meta-learned" if consumes == "episodes" else pretrained
+    other_start = "pretrained" if consumes == "examples" else "random"
+    start = "meta-learned" if consumes == "episodes" else other_start
     architecture = str(model.get("name", "fixed"))
     if run.method_config.get("space"):
-        architecture = "drawn at random" if candidates(run) == 1 else "searched"
-    return Cell(
-        str(stated.get("start", start)),
-        str(stated.get("optimizer", "by hand")),
-        str(stated.get("architecture", architecture)),
+        architecture = "drawn at random" if candidate_count(run) == 1 else "searched"
+    return Factors(
+        str(facts.get("start", start)),
+        str(facts.get("optimizer", "by hand")),
+        str(facts.get("architecture", architecture)),
     )
 
 
-def family_of(run: Run) -> str:
-    """`meta-learned`, `transfer` or `scratch`: by what it was trained on, or by where it starts."""
+def run_family(run: Run) -> str:
+    """Return `meta-learned`, `transfer` or `scratch`, by the training data or the
+    initialization."""
     start = (run.result.get("factors") or {}).get("start")
     consumes = run.traits.get("consumes", "nothing")
     if consumes == "nothing":
@@ -46,13 +47,13 @@ def family_of(run: Run) -> str:
     return "transfer" if consumes == "examples" else "meta-learned"
 
 
-def factors(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
-    """The `factors` rows of comparison.json: pairs of methods that differ in one part.
+def factors(groups: Sequence[Group], pairs: Sequence[Json]) -> list[Json]:
+    """Return the `factors` rows of comparison.json: pairs of methods that differ in one part.
 
-    Methods with steps, with their paired difference."""
-    cells = {group.label: cell_of(group.first) for group in groups if group.uses_steps}
+    These are methods with steps, with their paired difference."""
+    cells = {group.label: run_factors(group.first) for group in groups if group.uses_steps}
     rows = []
-    for entry in paired:
+    for entry in pairs:
         if entry["difference"] is None or not {entry["a"], entry["b"]} <= set(cells):
             continue
         a, b = (cells[entry[side]]._asdict() for side in ("a", "b"))

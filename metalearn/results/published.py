@@ -1,4 +1,4 @@
-"""Measured numbers as `experiments/results/*.json` hold them, and the verdict beside a paper.
+"""Measured numbers as in `experiments/results/*.json`, and verdicts against published ones.
 
 Three kinds of file: a `cell` is one number of a paper, measured; a `comparison` is the summary of
 one comparison; a `table` is any other measurement. RESULTS.md is made of them alone
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from metalearn.evaluate import random_effects, stats
-from metalearn.results.costs import learning, up_front
+from metalearn.results.costs import learning_cost, up_front_cost
 from metalearn.results.records import Group, Json, Run, at, group, load, mean, run_directories
 from metalearn.results.schema import Comparison
 from metalearn.storage.files import read_json
@@ -34,7 +34,7 @@ class _Seed(Open):
     ci95_tasks: Maybe = None
 
 
-class Cell(_Result):
+class PublishedNumber(_Result):
     """One number of a paper, measured."""
 
     kind: Literal["cell"]
@@ -89,23 +89,27 @@ class Table(_Result):
     rows: list[list[Text | dict[str, Maybe]]] = Field(min_length=1)
 
 
-KINDS: dict[str, type[Open]] = {"cell": Cell, "comparison": ComparisonResult, "table": Table}
+KINDS: dict[str, type[Open]] = {
+    "cell": PublishedNumber,
+    "comparison": ComparisonResult,
+    "table": Table,
+}
 
 
 def read_results(folder: Path) -> dict[str, Json]:
-    """Every result file of a folder by its name; ConfigError for one that is damaged."""
-    found = {}
+    """Return every result file of a folder by name. Raises ConfigError if one is damaged."""
+    results = {}
     for file in sorted(folder.glob("*.json")):
         data = read_json(file)
         kind = data.get("kind") if isinstance(data, dict) else None
-        found[file.stem] = checked(KINDS.get(str(kind), _Result), data, file)
-    return found
+        results[file.stem] = checked(KINDS.get(str(kind), _Result), data, file)
+    return results
 
 
 def verdict(cell: Mapping[str, Any] | None) -> Verdict:
-    """What a measured number says of the published one.
+    """Return how a measured number compares with the published one.
 
-    `reproduced` where both 95 % intervals overlap, that of the measured number being the wider of
+    `reproduced` if both 95 % intervals overlap, where that of the measured number is the wider of
     those over seeds and over tasks; else `below` or `above`. A reduced schedule has no verdict."""
     if cell is None or cell["value"] is None:
         return "not run"
@@ -124,19 +128,18 @@ def _wider(cell: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def cell_result(row: Group, step: int, published: float, command: str, reduced: str = "") -> Json:
-    """One published number as a file of `experiments/results/`: a row at one step of its curve.
+    """Return one published number, a row at one step of its curve, as in `experiments/results/`.
 
-    `reduced` says why the schedule is not the published one; empty: it is.
-    Of a loss of which tasks diverged, the mean over the others counts, and the share is given."""
+    `reduced`: why the schedule is not the published one. A loss excludes tasks that diverged."""
     first, metric = row.first, row.metric
     head, point = first.result["headline"], first.steps.index(step)
-    gone = [at(run.test.get("diverged"), point) for run in row.runs]
-    converged = metric == "loss" and any(gone) and "loss_converged" in first.test
-    name = "loss_converged" if converged else metric
+    diverged_shares = [at(run.test.get("diverged"), point) for run in row.runs]
+    use_converged = metric == "loss" and any(diverged_shares) and "loss_converged" in first.test
+    name = "loss_converged" if use_converged else metric
     values = [at(run.test.get(name), point) for run in row.runs]
     halves = [at(run.test.get(f"{name}_ci95"), point) for run in row.runs]
-    pooled = None if converged else row.pooled(metric)
-    both = None if pooled is None else random_effects.estimate(pooled[:, :, point])
+    scores = None if use_converged else row.pooled(metric)
+    estimate = None if scores is None else random_effects.estimate(scores[:, :, point])
     return {
         **_schedule(reduced, (first.result.get("facts") or {}).get("pixels", "")),
         "experiment": str(first.result.get("experiment")),
@@ -146,30 +149,32 @@ def cell_result(row: Group, step: int, published: float, command: str, reduced: 
         "value": mean(values),
         "per_seed": [
             {"seed": run.seed, "value": value, "ci95_tasks": half, "diverged": share}
-            for run, value, half, share in zip(row.runs, values, halves, gone)
+            for run, value, half, share in zip(row.runs, values, halves, diverged_shares)
         ],
         "ci95_tasks": max((half for half in halves if half is not None), default=None),
         "ci95_seeds": stats.seeds_ci95(values),
-        "interval": list(both.ci95) if both and both.ci95 and both.seeds > 1 else None,
-        "converged_only": converged,
+        "interval": list(estimate.ci95)
+        if estimate and estimate.ci95 and estimate.seeds > 1
+        else None,
+        "converged_only": use_converged,
         "tasks": row.tested_on,
         "published": published,
         "published_ci95": head.get("published_ci95") if step == head["step"] else None,
         "source": head.get("source") or "",
         "command": command,
         "seconds": [run.result.get("seconds") for run in row.runs],
-        "flops": mean([up_front(run, "flops") for run in row.runs]),
+        "flops": mean([up_front_cost(run, "flops") for run in row.runs]),
         "config_hash": first.result.get("config_hash"),
         **_machine(first),
     }
 
 
 def single_cell(cell: Json, row: Group) -> Json | None:
-    """The same row by its best checkpoint alone, where `cell` is an ensemble's; else None."""
-    found: list[Json] = [run.result.get("single") or {} for run in row.runs]
-    if not all(one.get("step") == cell["step"] for one in found):
+    """Return the same row with its best checkpoint alone if `cell` is an ensemble's; else None."""
+    tests: list[Json] = [run.result.get("single") or {} for run in row.runs]
+    if not all(one.get("step") == cell["step"] for one in tests):
         return None
-    values, halves = ([one[name] for one in found] for name in ("value", "ci95"))
+    values, halves = ([one[name] for one in tests] for name in ("value", "ci95"))
     why = (cell["schedule_why"], "one checkpoint, where the published number is an ensemble's")
     return {
         **cell,
@@ -188,19 +193,19 @@ def single_cell(cell: Json, row: Group) -> Json | None:
     }
 
 
-def left_out(cell: Mapping[str, Any]) -> str:
-    """That tasks which diverged do not count in the number; empty where none did."""
+def describe_left_out(cell: Mapping[str, Any]) -> str:
+    """Return a note that diverged tasks are excluded from the number; empty if there are none."""
     shares = [seed.get("diverged") or 0.0 for seed in cell.get("per_seed", ())]
     if not cell.get("converged_only") or not any(shares):
         return ""
     return f" (without the tasks that diverged, at most {100 * max(shares):.2g} % of a seed's)"
 
 
-def _schedule(reduced: str, pixels: str) -> Json:
-    """Whether the schedule is the published one; why not, and pixels that are not."""
+def _schedule(why_reduced: str, pixels: str) -> Json:
+    """Return whether the schedule is the published one, and why not; and pixels that are not."""
     copies = f"pixels: {pixels}" if pixels not in ("", "as published") else ""
-    why = "; ".join(filter(None, (reduced, copies)))
-    schedule = "reduced" if reduced else "full"
+    why = "; ".join(filter(None, (why_reduced, copies)))
+    schedule = "reduced" if why_reduced else "full"
     return {"schema": 1, "kind": "cell", "schedule": schedule, "schedule_why": why}
 
 
@@ -215,8 +220,10 @@ def _machine(run: Run) -> Json:
 
 
 def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
-    """A finished comparison as a file of `experiments/results/`; ConfigError where it has none."""
-    found = checked(Comparison, read_json(root / "comparison.json"), root / "comparison.json")
+    """Return a finished comparison as a file of `experiments/results/`.
+
+    Raises ConfigError if its comparison.json is missing or damaged."""
+    contents = checked(Comparison, read_json(root / "comparison.json"), root / "comparison.json")
     groups = {one.label: one for one in group(map(load, run_directories(root)[0]))}
     first = next(iter(groups.values())).first
     task = first.task
@@ -232,51 +239,53 @@ def comparison_result(root: Path, command: str, schedule_why: str) -> Json:
         "tasks": max(run.episodes for one in groups.values() for run in one.runs),
         "schedule": "reduced",
         "schedule_why": schedule_why,
-        "rows": _ranked([_row(groups[line["label"]], line) for line in found["summary"]], first),
-        "contrasts": [one for one in found["paired"] if one.get("contrast")],
-        "break_even": [one for one in found["break_even"] if one.get("contrast")],
-        "failed_checks": [one["name"] for one in found["checks"] if not one["passed"]],
-        "rules": found.get("rules"),
+        "rows": _with_mean_ranks(
+            [_row(groups[line["label"]], line) for line in contents["summary"]], first
+        ),
+        "contrasts": [one for one in contents["paired"] if one.get("contrast")],
+        "break_even": [one for one in contents["break_even"] if one.get("contrast")],
+        "failed_checks": [one["name"] for one in contents["checks"] if not one["passed"]],
+        "rules": contents.get("rules"),
         "config_hash": {one.label: one.first.result.get("config_hash") for one in groups.values()},
         **_machine(first),
     }
 
 
 def _row(row: Group, line: Mapping[str, Any]) -> Json:
-    spent = [up_front(run, "flops") for run in row.runs]
-    each = [learning(run, "flops") for run in row.runs]
+    before = [up_front_cost(run, "flops") for run in row.runs]
+    each = [learning_cost(run, "flops") for run in row.runs]
     points = [run.headline_point for run in row.runs]
     at_headline = [None if one is None else float(one[n]) for one, n in zip(each, points)]
-    kept = ("label", "value", "ci95_tasks", "ci95_seeds", "interval", "per_seed", "step")
+    keys = ("label", "value", "ci95_tasks", "ci95_seeds", "interval", "per_seed", "step")
     return {
-        **{name: line.get(name) for name in kept},
+        **{name: line.get(name) for name in keys},
         "tasks": row.tested_on,
-        "flops_before": mean(spent),
+        "flops_before": mean(before),
         "flops_task": mean(at_headline),
         **_by_source(row),
     }
 
 
 def _by_source(row: Group) -> Json:
-    """The metric on the tasks of each source, where tasks come from several."""
+    """Return the metric on the tasks of each source, if tasks come from several."""
 
     def score(run: Run, name: str) -> float | None:
         return at(run.result["by_source"].get(name, {}).get(row.metric), run.headline_point)
 
     names = row.first.result.get("by_source") or {}
-    found = {name: mean([score(run, name) for run in row.runs]) for name in names}
-    return {"by_source": found} if found else {}
+    scores = {name: mean([score(run, name) for run in row.runs]) for name in names}
+    return {"by_source": scores} if scores else {}
 
 
-def _ranked(rows: list[Json], first: Run) -> list[Json]:
-    """The rows with `mean_rank` over the sources that every row has a score of.
+def _with_mean_ranks(rows: list[Json], first: Run) -> list[Json]:
+    """Return the rows with `mean_rank` over the sources on which every row has a score.
 
-    1 is the best, and equal scores share the mean rank."""
+    1 is the best, and equal scores have the same mean rank."""
     sign = 1 if first.metric == "accuracy" else -1
     ranks: list[list[float]] = [[] for _ in rows]
     for name in rows[0].get("by_source", {}) if rows else ():
-        found = [row.get("by_source", {}).get(name) for row in rows]
-        scores = [sign * score for score in found if score is not None]
+        entries = [row.get("by_source", {}).get(name) for row in rows]
+        scores = [sign * score for score in entries if score is not None]
         if len(scores) < len(rows):
             continue
         for own, score in zip(ranks, scores):
@@ -285,7 +294,7 @@ def _ranked(rows: list[Json], first: Run) -> list[Json]:
     return [{**row, "mean_rank": mean(own)} if own else row for row, own in zip(rows, ranks)]
 
 
-def cells_of(results: Mapping[str, Json]) -> list[Json]:
-    """The cells among result files, by experiment and step."""
-    found = [one for one in results.values() if one["kind"] == "cell"]
-    return sorted(found, key=lambda one: (one["experiment"], one["tasks"], one["step"] or 0))
+def published_numbers(results: Mapping[str, Json]) -> list[Json]:
+    """Return the published numbers among result files, by experiment and step."""
+    numbers = [one for one in results.values() if one["kind"] == "cell"]
+    return sorted(numbers, key=lambda one: (one["experiment"], one["tasks"], one["step"] or 0))

@@ -1,4 +1,4 @@
-"""Finished run directories as frozen records, from which everything else is made."""
+"""Finished run directories as frozen records, from which everything else is computed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def task(self) -> Json:
-        """The new tasks, as the result states them; empty where it does not."""
+        """The new tasks, as in the result; empty if it does not have them."""
         return self.result.get("task") or {}
 
     @property
@@ -65,25 +65,24 @@ class Run:
 
     @property
     def family(self) -> str:
-        """What kind of method it is."""
+        """The family of the method."""
         return str(self._fact("family", lambda kind: kind.family) or "")
 
     @property
     def palette_index(self) -> int:
-        """The method's place in the palette of figures."""
+        """The index of the method in the palette of figures."""
         index = self._fact("place", lambda kind: kind.palette_index)
         return MethodComponent.palette_index if index is None else int(index)
 
     @property
     def acts_on_new_tasks(self) -> bool:
-        """Whether the method has a field that acts when a new task is learned."""
+        """Whether the method has a field that takes effect on new tasks."""
         return bool(self._fact("acts_on_new_tasks", lambda kind: kind.acts_on_new_tasks(), True))
 
     def _fact(
         self, name: str, of: Callable[[type[MethodComponent]], Any], unknown: Any = None
     ) -> Any:
-        """A fact about the method: what the result says; where it was written before that, what the
-        method of that name says today."""
+        """Return a fact about the method: from the result, else from the class of that name."""
         if self.result.get(name) is not None:
             return self.result[name]
         kind = METHODS.get(str(self.result.get("method")))
@@ -91,7 +90,7 @@ class Run:
 
     @property
     def chance(self) -> float:
-        """Accuracy of a guess: 1/N, its mean over tasks of variable N; 0 where N is not known."""
+        """Accuracy of a guess: 1/N, or its mean over tasks of variable N; 0 if N is not known."""
         ways = int(self.task.get("ways") or 0)
         return float(self.task.get("chance") or 0.0) or (1 / ways if ways else 0.0)
 
@@ -105,7 +104,7 @@ class Run:
 
     @property
     def episodes(self) -> int:
-        """How many test tasks it was scored on."""
+        """The number of test tasks."""
         return int((self.result.get("episodes") or {}).get("count") or 0)
 
     @property
@@ -114,43 +113,43 @@ class Run:
 
     @property
     def headline_point(self) -> int:
-        """The place of the headline step on the curve; of a single point, that one."""
+        """The index of the headline step on the curve; of a single point, that one."""
         if self.headline_step not in self.steps:
             return len(self.steps) - 1
         return self.steps.index(self.headline_step)
 
     @property
     def diverged(self) -> float | None:
-        """Share of tasks that diverged at the headline step."""
+        """Fraction of the tasks that diverged at the headline step."""
         return at(self.test.get("diverged"), self.headline_point)
 
     @cached_property
     def scores(self) -> dict[str, Array]:
-        """`accuracy` and `loss`, each [E, P]; empty where the file is missing."""
+        """`accuracy` and `loss`, each [E, P]; empty without the file."""
         file = self.path / "scores.npz"
         return read_npz(file) if file.exists() else {}
 
     def scores_of(self, metric: str) -> Array | None:
-        """[E, P], or None where they were not written."""
-        found = self.scores.get(metric)
-        fits = found is not None and found.ndim == 2 and found.shape[1] == len(self.steps)
-        return found if fits else None
+        """Return scores [E, P], or None if they were not written."""
+        scores = self.scores.get(metric)
+        fits = scores is not None and scores.ndim == 2 and scores.shape[1] == len(self.steps)
+        return scores if fits else None
 
     @property
     def cost(self) -> Json:
-        """The ledger; phases that were not written are not there, and UNKNOWN costs are None."""
-        found = self.result.get("cost") or {}
-        return {phase: _without_unknown(entry) for phase, entry in found.items()}
+        """The ledger without phases that were not written; UNKNOWN costs are None."""
+        phases = self.result.get("cost") or {}
+        return {phase: _without_unknown(entry) for phase, entry in phases.items()}
 
     def phase(self, name: str) -> Json:
-        """The cost of one phase; empty where it was not measured."""
+        """Return the cost of one phase; empty if it was not measured."""
         return self.cost.get(name) or {}
 
     def valid(self, split: str) -> list[Json]:
-        """Validation points on tasks of `split`, in order of the step."""
+        """Return validation points on tasks of `split`, in order of the step."""
         points = [line for line in self.metrics if line.get("kind") == "valid"]
-        found = [line for line in points if line.get("split") == split]
-        return sorted(found, key=lambda line: int(line["step"]))
+        lines = [line for line in points if line.get("split") == split]
+        return sorted(lines, key=lambda line: int(line["step"]))
 
 
 @dataclass(frozen=True)
@@ -174,12 +173,12 @@ class Group:
 
     @property
     def headline_steps(self) -> list[int]:
-        """The headline steps of its seeds, each once."""
+        """The different headline steps of its seeds."""
         return sorted({run.headline_step for run in self.runs})
 
     @property
     def tested_on(self) -> int:
-        """The fewest test tasks of its seeds."""
+        """The smallest number of test tasks of its seeds."""
         return min(run.episodes for run in self.runs)
 
     @property
@@ -199,61 +198,66 @@ class Group:
         return self.metric == "accuracy"
 
     def pooled(self, metric: str) -> Array | None:
-        """Scores [S, E, P] where every seed has them for the same tasks and steps, else None."""
-        found = [run.scores_of(metric) for run in self.runs]
-        known = [scores for scores in found if scores is not None]
+        """Return scores [S, E, P] if every seed has them for the same tasks and steps, else
+        None."""
+        tables = [run.scores_of(metric) for run in self.runs]
+        known_tables = [scores for scores in tables if scores is not None]
         same = all(run.steps == self.first.steps for run in self.runs)
-        if len(known) < len(found) or not same or len({scores.shape for scores in known}) != 1:
+        if (
+            len(known_tables) < len(tables)
+            or not same
+            or len({scores.shape for scores in known_tables}) != 1
+        ):
             return None
-        return np.stack(known)
+        return np.stack(known_tables)
 
     def at_headline(self) -> Array | None:
-        """Scores at each seed's headline step: [S, E]."""
-        found = [run.scores_of(self.metric) for run in self.runs]
+        """Return scores at each seed's headline step: [S, E]."""
+        tables = [run.scores_of(self.metric) for run in self.runs]
         points = [run.headline_point for run in self.runs]
-        columns = [part[:, point] for part, point in zip(found, points) if part is not None]
+        columns = [part[:, point] for part, point in zip(tables, points) if part is not None]
         whole = len(columns) == len(self.runs) and len({column.shape for column in columns}) == 1
         return np.stack(columns) if whole else None
 
     def value(self) -> float | None:
-        """The headline value, mean over seeds; None when a seed's is undefined."""
+        """Return the headline value, mean over seeds; None if that of a seed is undefined."""
         return mean([run.result["headline"].get("value") for run in self.runs])
 
     def seconds(self, phase: str, kind: str = "seconds") -> float | None:
-        """A cost of one phase, mean over seeds; None where it was not measured."""
+        """Return a cost of one phase, mean over seeds; None if it was not measured."""
         return mean([run.phase(phase).get(kind) for run in self.runs])
 
     def diverged(self) -> float | None:
-        """Share of tasks that diverged at the headline step, mean over seeds."""
+        """Return the fraction of tasks that diverged at the headline step, mean over seeds."""
         return mean([run.diverged for run in self.runs])
 
     def once(self, phase: str, name: str) -> float | None:
-        """Cost of a phase for all tasks together, mean over seeds.
+        """Return the cost of a phase for all tasks together, mean over seeds.
 
-        0 where it was one of new tasks alone."""
+        0 for a phase of new tasks."""
         return mean([_once(run.phase(phase), name) for run in self.runs])
 
     def each(self, phase: str, name: str) -> float | None:
-        """What a phase takes of one new task, mean over seeds; 0 where it was none of new tasks."""
+        """Return the cost of a phase per new task, mean over seeds; 0 for other phases."""
         return mean([_each(run.phase(phase), name) for run in self.runs])
 
     def learning_seconds(self, kind: str) -> float | None:
-        """Search, retraining and all steps on one new task, mean over seeds.
+        """Return search, retraining and all steps on one new task, mean over seeds.
 
-        None where a part was not measured."""
+        None if a part was not measured."""
         parts = [[_each(run.phase(phase), kind) for phase in LEARNING] for run in self.runs]
-        known = [[float(part) for part in own if part is not None] for own in parts]
-        return mean([sum(own) if len(own) == len(LEARNING) else None for own in known])
+        known_parts = [[float(part) for part in own if part is not None] for own in parts]
+        return mean([sum(own) if len(own) == len(LEARNING) else None for own in known_parts])
 
     def per_task_seconds(self) -> tuple[float | None, float | None]:
-        """(learning, predicting) one task inside a batch, or alone where no batch was timed."""
+        """Return (learning, predicting) one task in a batch, or alone if no batch was timed."""
         kinds = ("seconds_batched", "seconds_alone")
         predict = [self.seconds("predict", kind) for kind in kinds]
         return first_known(*map(self.learning_seconds, kinds)), first_known(*predict)
 
 
 def _once(entry: Json, name: str) -> float | None:
-    """None where the phase is not there, or this was not measured."""
+    """Return None if the phase is missing, or this was not measured."""
     if not per_task(entry):
         return entry.get(name)
     return (entry.get("once") or {name: 0.0}).get(name)
@@ -264,20 +268,24 @@ def _each(entry: Json, name: str) -> float | None:
 
 
 def _without_unknown(entry: Json | None) -> Json | None:
-    """A phase of a ledger in which what somebody else spent and did not publish is no number."""
+    """Return a phase of a ledger with None for costs of others that were not published."""
     if not entry:
         return entry
     return {name: None if value == UNKNOWN else value for name, value in entry.items()}
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None when a value is missing or not finite, or there are none."""
-    known = [float(value) for value in values if value is not None]
-    return stats.number(sum(known) / len(known)) if known and len(known) == len(values) else None
+    """Return the mean, or None if a value is missing or not finite, or if there are none."""
+    numbers = [float(value) for value in values if value is not None]
+    return (
+        stats.number(sum(numbers) / len(numbers))
+        if numbers and len(numbers) == len(values)
+        else None
+    )
 
 
 def at(values: Sequence[float | None] | None, place: int) -> float | None:
-    """One entry of a list that may be missing or shorter; None where it is not finite."""
+    """Return one entry of a list that may be missing or shorter, or None if it is not finite."""
     value = values[place] if values is not None and place < len(values) else None
     return None if value is None else stats.number(float(value))
 
@@ -289,18 +297,18 @@ def first_known(*values: float | None) -> float | None:
 def load(path: Path) -> Run:
     """Read one finished run directory.
 
-    ConfigError naming the file that is missing or unreadable."""
+    Raises ConfigError with the file that is missing or unreadable."""
     result = checked(Result, _read_object(path / "result.json"), path / "result.json")
     config, environment = path / "config.yaml", path / "environment.json"
     text = read_text(config) if config.exists() else ""
-    parsed = read_yaml(config) if config.exists() else {}
+    config_data = read_yaml(config) if config.exists() else {}
     facts = _read_object(environment) if environment.exists() else {}
     return Run(
         path=path,
         label=str(result["label"]),
         seed=int(result["seed"]),
         result=result,
-        config=checked(Config, parsed, config) if isinstance(parsed, dict) else {},
+        config=checked(Config, config_data, config) if isinstance(config_data, dict) else {},
         config_text=text,
         environment=checked(Environment, facts, environment),
         metrics=_read_lines(path / "metrics.jsonl"),
@@ -311,14 +319,14 @@ def _read_object(path: Path) -> Json:
     if not path.exists():
         text = "does not exist: the run has not finished, or this is not a run directory"
         raise ConfigError((str(path), text))
-    found = read_json(path)
-    if not isinstance(found, dict):
+    data = read_json(path)
+    if not isinstance(data, dict):
         raise ConfigError((str(path), "is not a JSON object"))
-    return found
+    return data
 
 
 def _read_lines(path: Path) -> list[Json]:
-    """The whole lines of a JSON-lines file: the last may be cut off where a run was killed."""
+    """Return the complete lines of a JSON-lines file: the last may be cut off in a killed run."""
     if not path.exists():
         return []
     rows = []
@@ -333,9 +341,9 @@ def _read_lines(path: Path) -> list[Json]:
 
 
 def run_directories(root: Path) -> tuple[list[Path], list[Path]]:
-    """(finished, unfinished) run directories at or under `root`.
+    """Return (finished, unfinished) run directories at or under `root`.
 
-    Trials and evaluations are left out."""
+    Trials and evaluations are excluded."""
     if (root / "result.json").exists():
         return [root], []
     finished: list[Path] = []
@@ -353,9 +361,9 @@ def is_comparison(root: Path) -> bool:
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
-    """Runs by label, best headline first.
+    """Group runs by label, best headline first.
 
-    Labels that two experiments share get the experiment's name beside them."""
+    Labels that occur in two experiments are extended by the name of the experiment."""
     by_label: dict[str, list[Run]] = {}
     for run in runs:
         by_label.setdefault(run.label, []).append(run)
@@ -369,7 +377,7 @@ def group(runs: Iterable[Run]) -> list[Group]:
 
 
 def _seeds_apart(label: str, runs: list[Run]) -> list[Group]:
-    """One group; a seed that comes twice makes a group of each folder instead."""
+    """Return one group, or a group per folder if a seed occurs twice."""
     if len({run.seed for run in runs}) == len(runs):
         return [Group(label, sorted(runs, key=lambda run: run.seed))]
     return [Group(f"{label} ({run.path.parent.name}/{run.path.name})", [run]) for run in runs]

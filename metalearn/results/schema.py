@@ -1,4 +1,4 @@
-"""What a reader of comparison.json may rely on: the form of each of its lists."""
+"""The schema of comparison.json: the format of each of its lists."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class _Fact(Open):
 
 
 class Comparison(Open):
-    """comparison.json, schema 1; what None stands for was not written yet by earlier versions."""
+    """comparison.json, schema 1; fields with the default None are absent in earlier files."""
 
     rows: list[Result]
     summary: list[_Summary]

@@ -1,4 +1,4 @@
-"""What rows with architecture search or tuning chose from: their facts, controls, and noise."""
+"""Rows with architecture search or tuning: their candidates, controls, and selection noise."""
 
 from __future__ import annotations
 
@@ -18,67 +18,70 @@ from metalearn.storage.files import read_npz
 SELECTION = "selection.npz"
 
 
-def trials(run: Run) -> int:
-    """Tuning trials of a run: `budget.trials` where it had fields to tune."""
-    trials = (run.config.get("budget") or {}).get("trials")
-    return int(trials or 0) if run.method_config.get("tune") else 0
+def tuning_trials(run: Run) -> int:
+    """Return the tuning trials of a run: `budget.trials` if it had fields to tune."""
+    tuning_trials = (run.config.get("budget") or {}).get("trials")
+    return int(tuning_trials or 0) if run.method_config.get("tune") else 0
 
 
 def tuning_flops(run: Run) -> float | None:
-    """`budget.flops` of a run that had fields to tune; 0 without such fields, None under trials."""
+    """Return `budget.flops` of a run with fields to tune; 0 without such fields, None under
+    trials."""
     budget: Any = (run.config.get("budget") or {}).get("flops")
     return budget if run.method_config.get("tune") or budget is None else 0.0
 
 
-def searched(run: Run) -> bool:
-    """Whether anything was spent on searching architectures."""
+def has_search(run: Run) -> bool:
+    """Return whether a run spent anything on searching architectures."""
     entry = run.phase("search")
     return bool(entry.get("seconds") or (entry.get("once") or {}).get("seconds"))
 
 
 def searcher(run: Run) -> str:
-    """The name of the searcher of a row, "" where it has none."""
-    found: Any = run.method_config.get("searcher")
-    return str(found.get("name") if isinstance(found, dict) else found or "")
+    """Return the name of the searcher of a row, or "" if it has none."""
+    setting: Any = run.method_config.get("searcher")
+    return str(setting.get("name") if isinstance(setting, dict) else setting or "")
 
 
-def candidates(run: Run) -> int:
-    """How many architectures a row may score."""
+def candidate_count(run: Run) -> int:
+    """Return how many architectures a row may score."""
     return int(run.method_config.get("candidates") or 0)
 
 
 def searches(groups: Sequence[Group]) -> list[Group]:
-    return [group for group in groups if any(map(searched, group.runs))]
+    return [group for group in groups if any(map(has_search, group.runs))]
 
 
 def is_control(run: Run) -> bool:
-    """Whether its searcher is the one that others have to beat."""
+    """Return whether its searcher is the control of the others."""
     kind = SEARCHERS.get(searcher(run))
     return kind is not None and kind.is_control
 
 
-def controls(groups: Sequence[Group], paired: Sequence[Json]) -> list[Json]:
-    """The `controls` rows: by what share a search differs from a random architecture.
+def controls(groups: Sequence[Group], pairs: Sequence[Json]) -> list[Json]:
+    """Return the `controls` rows: the relative difference of a search to a random architecture.
 
-    Its own mean random architecture, on the tasks that both met.
-
-    The interval is that of the paired difference, over the architecture's mean."""
+    It is the mean random architecture of the same setting, on common tasks. The interval is that of
+    the paired difference, divided by the architecture's mean."""
     bases = {
         _regime(group.first): group
         for group in searches(groups)
-        if is_control(group.first) and candidates(group.first) == 1
+        if is_control(group.first) and candidate_count(group.first) == 1
     }
-    found = ((group, bases.get(_regime(group.first))) for group in groups)
+    matches = ((group, bases.get(_regime(group.first))) for group in groups)
     return [
         row
-        for group, base in found
-        if base is not None and base is not group and (row := _over(group, base, paired))
+        for group, base in matches
+        if base is not None
+        and base is not group
+        and (row := _relative_difference(group, base, pairs))
     ]
 
 
 def _regime(run: Run) -> tuple[str, ...]:
-    """What must agree before a row is held against a control: method, space, contained method,
-    training tasks."""
+    """Return what a row and its control must have in common.
+
+    That is the method, space, contained method and training tasks."""
     method = run.method_config
     inside = {**(method.get("contains") or {})}
     inside.pop("inner_lr", None)  # may be tuned
@@ -86,7 +89,7 @@ def _regime(run: Run) -> tuple[str, ...]:
     return tuple(map(str, facts))
 
 
-def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
+def _relative_difference(group: Group, base: Group, pairs: Sequence[Json]) -> Json | None:
     own, other = group.at_headline(), base.at_headline()
     if own is None or other is None:
         return None
@@ -96,7 +99,7 @@ def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
         return None
     row: Json = {"label": group.label, "base": base.label, "relative": (high - low) / low}
     row["ci95"], names = None, {group.label, base.label}
-    pair = next((entry for entry in paired if {entry["a"], entry["b"]} == names), None)
+    pair = next((entry for entry in pairs if {entry["a"], entry["b"]} == names), None)
     if pair is not None and pair["ci95"] is not None:
         sign = 1 if pair["a"] == group.label else -1
         row["ci95"] = sorted(sign * end / low for end in pair["ci95"])
@@ -104,7 +107,7 @@ def _over(group: Group, base: Group, paired: Sequence[Json]) -> Json | None:
 
 
 class Selection(NamedTuple):
-    """The candidates of a row's searches, those of all seeds under each other."""
+    """The candidates of a row's searches, with those of all seeds concatenated."""
 
     group: Group
     score: Array  # [R, A] what they were chosen by
@@ -114,21 +117,22 @@ class Selection(NamedTuple):
 
 
 def selections(groups: Sequence[Group]) -> list[Selection]:
-    """Every row whose runs recorded the score of each candidate and how good it was."""
-    found = []
+    """Return every row whose runs recorded the score of each candidate and its value on queries."""
+    rows = []
     for group in groups:
         parts = [arrays for run in group.runs if (arrays := _arrays(run.path / SELECTION))]
         if parts and len({part["score"].shape[1:] for part in parts}) == 1:
             names = ("score", "truth", "pick")
             score, truth, pick = (np.concatenate([part[name] for part in parts]) for name in names)
             one_unit = all(bool(part["one_unit"].all()) for part in parts)
-            found.append(Selection(group, score, truth, pick[:, 0].astype(int), one_unit))
-    return found
+            rows.append(Selection(group, score, truth, pick[:, 0].astype(int), one_unit))
+    return rows
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    """score, truth, pick and one_unit of selection.npz; a pick that is missing (or -1) is the best
-    score."""
+    """Return score, truth, pick and one_unit of selection.npz.
+
+    A missing pick (or -1) is the best score."""
     if not path.exists():
         return {}
     arrays = {name: np.atleast_2d(value) for name, value in read_npz(path).items()}
@@ -141,11 +145,11 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def selection_rows(groups: Sequence[Group]) -> list[Json]:
-    """The `selection` rows: rank correlation, regret and optimism of each search.
+    """Return the `selection` rows: rank correlation, regret and optimism of each search.
 
-    Of every search whose candidates are all known."""
+    They include every search whose candidates are all known."""
     rows = []
     for group, score, truth, pick, one_unit in selections(groups):
-        found = noise(list(score), list(truth), pick.tolist(), one_unit=one_unit)
-        rows.append({"label": group.label, **found._asdict()})
+        statistics = noise(list(score), list(truth), pick.tolist(), one_unit=one_unit)
+        rows.append({"label": group.label, **statistics._asdict()})
     return rows

@@ -1,4 +1,4 @@
-"""Results in a terminal and in a notebook: text that shows its lines, tables of cells."""
+"""Results in a terminal and in a notebook: text as lines, and tables of cells."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Text(str):
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Text:
-    """Rows of cells, the first one the heads, in columns of equal width."""
+    """Align rows of cells, the first one the heads, in columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     return Text("\n".join(line.rstrip() for line in lines))
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first one the heads, as HTML."""
+    """Format rows of cells, the first one the heads, as HTML."""
     head, *rest = rows
     lines = [_cells("th", head), *(_cells("td", row) for row in rest)]
     return f"<table>{''.join(lines)}</table>"
@@ -41,36 +41,36 @@ class Rows(list[dict[str, Any]]):
         self.heads = heads
 
     def table(self) -> Text:
-        """One line a mapping."""
-        return columns(cells_of(self, self.heads))
+        """Return one line per mapping."""
+        return columns(table_cells(self, self.heads))
 
     def to_pandas(self) -> Any:
-        """One row a mapping, one column a key."""
+        """Return a DataFrame with one row per mapping and one column per key."""
         return data_frame(self, "the list")
 
     def __repr__(self) -> str:
         return str(self.table())
 
     def _repr_html_(self) -> str:
-        return html_table(cells_of(self, self.heads))
+        return html_table(table_cells(self, self.heads))
 
 
-def cells_of(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
-    """Heads, then the values of each row under these keys, as text."""
-    return [list(heads), *([_shown(row.get(head)) for head in heads] for row in rows)]
+def table_cells(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> list[list[str]]:
+    """Return the heads, then the values of each row under these keys, as text."""
+    return [list(heads), *([_format_cell(row.get(head)) for head in heads] for row in rows)]
 
 
 def curve_rows(test: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping a point of the `test` of a result: step, the metrics and their intervals."""
+    """Return one mapping per point of the `test` of a result: step, metrics and their intervals."""
     count = len(test["steps"])
     lists = {key: values for key, values in test.items() if isinstance(values, list)}
-    named = {"step": test["steps"]} | {key: lists[key] for key in lists if key != "steps"}
-    named = {key: values for key, values in named.items() if len(values) == count}
-    return [dict(zip(named, row)) for row in zip(*named.values(), strict=True)]
+    series = {"step": test["steps"]} | {key: lists[key] for key in lists if key != "steps"}
+    series = {key: values for key, values in series.items() if len(values) == count}
+    return [dict(zip(series, row)) for row in zip(*series.values(), strict=True)]
 
 
 def data_frame(rows: Sequence[Mapping[str, Any]], plain: str) -> Any:
-    """A pandas DataFrame; `plain` names what holds the same without pandas."""
+    """Return a pandas DataFrame; `plain` names the same data without pandas."""
     try:
         import pandas
     except ImportError as error:
@@ -79,7 +79,7 @@ def data_frame(rows: Sequence[Mapping[str, Any]], plain: str) -> Any:
     return pandas.DataFrame(list(rows))
 
 
-def _shown(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

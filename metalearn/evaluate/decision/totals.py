@@ -26,7 +26,7 @@ DRAWS = 200
 CLEAR = 0.95  # share of draws in which the cheapest one must win for the data to settle it
 
 
-class Choice(NamedTuple):
+class Candidate(NamedTuple):
     """One method as a way of learning new tasks; those of one label are checkpoints of it."""
 
     label: str
@@ -48,7 +48,7 @@ class Decision(NamedTuple):
 
 
 def totals(
-    choices: Sequence[Choice], tasks: ArrayLike, queries: ArrayLike, at: Sequence[Array] | None
+    choices: Sequence[Candidate], tasks: ArrayLike, queries: ArrayLike, at: Sequence[Array] | None
 ) -> Array:
     """Total costs by the means of every method: [L, (R,) Q, A, N]; infinite below LEAST_SOLVED.
 
@@ -85,7 +85,7 @@ def _times(a: Array, b: Array) -> Array:
 
 
 def decide(
-    choices: Sequence[Choice],
+    choices: Sequence[Candidate],
     tasks: ArrayLike,
     queries: ArrayLike,
     *,
@@ -118,7 +118,7 @@ def decide(
 
 
 def _apart(
-    choices: Sequence[Choice],
+    choices: Sequence[Candidate],
     whole: Array,
     winner: NDArray[np.int64],
     asked: Bools,
@@ -140,7 +140,7 @@ def _apart(
     return found
 
 
-def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array) -> Bools:
+def _below(one: Candidate, other: Candidate, target: int, queries: float, tasks: Array) -> Bools:
     """Whether the total of `one` is below that of `other` by its 95 % interval: [N]."""
     width = min(choice.solved.shape[2] for choice in (one, other))
     solved = [choice.solved[target, :, :width] for choice in (one, other)]
@@ -152,7 +152,7 @@ def _below(one: Choice, other: Choice, target: int, queries: float, tasks: Array
     return np.asarray(found.high < -found.rounding)
 
 
-def _spent(choice: Choice, solved: Bools, queries: float) -> Costs:
+def _spent(choice: Candidate, solved: Bools, queries: float) -> Costs:
     """Costs of the tasks `solved` [S, E]."""
     cost = (choice.adapt + queries * choice.query)[:, None]  # [S, 1]
     return costs_of_solved(choice.up_front, Reached(solved, cost))
@@ -168,7 +168,7 @@ def _cheapest(whole: Array) -> Bools:
     return np.asarray(whole <= whole.min(0) * (1 + ROUNDING))
 
 
-def bootstrap_weights(choices: Sequence[Choice], draws: int, seed: int) -> list[Array]:
+def bootstrap_weights(choices: Sequence[Candidate], draws: int, seed: int) -> list[Array]:
     """Weights of seeds and tasks in each draw, which sum to 1: L x [R, S * E]."""
     by_origin: dict[tuple[str, int], Array] = {}
     by_width: dict[int, Array] = {}
@@ -191,7 +191,7 @@ def _counts(draws: int, size: int, key: tuple[int, ...]) -> Array:
     return np.asarray(generator.multinomial(size, np.full(size, 1 / size), draws) / size)
 
 
-def total_interval(choice: Choice, tasks: float, queries: float) -> tuple[float, float] | None:
+def total_interval(choice: Candidate, tasks: float, queries: float) -> tuple[float, float] | None:
     """The 95 % interval of one total, over new seeds and new tasks.
 
     That of fieller.py for the difference from nothing. `choice` has one target. None with one seed

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from metalearn.report.section import section
 from metalearn.report.sections import Section
-from metalearn.results.factors import family_of
+from metalearn.results.factors import run_family
 from metalearn.results.records import Json
-from metalearn.results.searches import searched
+from metalearn.results.searches import has_search
 
 FAMILIES = {
     "transfer": "plain transfer",
@@ -22,7 +22,8 @@ def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
     """Rows at equal budgets in all."""
     groups = rows.groups
     found = {
-        "searched" if any(map(searched, group.runs)) else family_of(group.first) for group in groups
+        "searched" if any(map(has_search, group.runs)) else run_family(group.first)
+        for group in groups
     }
     budgets = (rows.found.get("equal_compute") or {"rows": []})["rows"]
     columns = [

@@ -1,1 +1,1 @@
-"""Tasks that reach a target, and after how many of them an up-front cost is repaid."""
+"""Tasks that reach a target, and the number of them after which an up-front cost breaks even."""

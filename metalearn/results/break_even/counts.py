@@ -12,15 +12,15 @@ from metalearn.evaluate.breakeven import BreakEven, MethodCosts, at_common_level
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.fieller import PRECISION
 from metalearn.evaluate.targets import cost_per_solved
-from metalearn.results.break_even.solved import Stop, reached
+from metalearn.results.break_even.solved import Stop, stopped_outcomes
 from metalearn.results.contrasts import Pair
 from metalearn.results.costs import (
     AXES,
     QUERIES,
-    is_given,
-    only_given_unknown,
+    only_pretraining_unknown,
     timing_problem,
-    up_front,
+    up_front_cost,
+    uses_pretrained_weights,
 )
 from metalearn.results.records import Group, Json
 
@@ -35,57 +35,61 @@ class CostScope(NamedTuple):
 
     with_tuning: bool = True  # before the first task
     with_answering: bool = False  # predicting the queries of each task once
-    queries: int | None = None  # so many a task; None: those of the test
-    with_given: bool = True  # what somebody else paid for given weights
+    queries: int | None = None  # per task; None: those of the test
+    with_given: bool = True  # training pretrained weights elsewhere
 
 
-class Rule(NamedTuple):
-    """Which rows have verdicts: those of contrasts, in seconds only if both were timed alone."""
+class VerdictRule(NamedTuple):
+    """Which pairs have verdicts: those of contrasts, in seconds only if both were timed alone."""
 
-    tested: frozenset[frozenset[str]]
-    untimed: dict[str, str]  # label -> why its seconds decide nothing
-    given: dict[Axis, frozenset[str]]  # rows of which the price of given weights alone is unknown
+    contrasts: frozenset[frozenset[str]]
+    timing_problems: dict[str, str]  # label -> why its seconds decide nothing
+    # labels whose only unknown cost is that of pretrained weights
+    unknown_pretraining: dict[Axis, frozenset[str]]
 
-    def on(self, axis: Axis, found: BreakEven) -> Json:
-        """`contrast`, `verdict` and `why` of a row."""
-        contrast = {found.a, found.b} in self.tested
-        untimed = [name for name in (found.a, found.b) if name in self.untimed]
-        verdict, why = str(found.verdict), found.why
-        if given := [name for name in (found.a, found.b) if name in self.given[axis]]:
-            why = FREE_TO_US.format(" and ".join(given))
+    def on(self, axis: Axis, count: BreakEven) -> Json:
+        """Return `contrast`, `verdict` and `why` of a row."""
+        contrast = {count.a, count.b} in self.contrasts
+        untimed_labels = [name for name in (count.a, count.b) if name in self.timing_problems]
+        verdict, why = str(count.verdict), count.why
+        unknown = self.unknown_pretraining[axis]
+        if free_labels := [name for name in (count.a, count.b) if name in unknown]:
+            why = FREE_TO_US.format(" and ".join(free_labels))
         if not contrast:
             open_ends = verdict in ("not_reached", "undecided") and why
             verdict, why = "undecided", NO_CONTRAST + (f"; {why}" if open_ends else "")
-        elif axis == "seconds" and untimed and verdict != "not_reached":
-            reasons = "; ".join(f"{name}: {self.untimed[name]}" for name in untimed)
+        elif axis == "seconds" and untimed_labels and verdict != "not_reached":
+            reasons = "; ".join(f"{name}: {self.timing_problems[name]}" for name in untimed_labels)
             verdict, why = "undecided", f"no verdict in seconds ({reasons})"
         return {"contrast": contrast, "verdict": verdict, "why": why}
 
 
-def rule_of(groups: Sequence[Group], tested: Sequence[Pair]) -> Rule:
+def verdict_rule(groups: Sequence[Group], contrast_pairs: Sequence[Pair]) -> VerdictRule:
     problems = {
         group.label: next((text for run in group.runs if (text := timing_problem(run))), "")
         for group in groups
     }
-    untimed = {label: text for label, text in problems.items() if text}
-    given = {
+    timing_problems = {label: text for label, text in problems.items() if text}
+    unknown_pretraining = {
         axis: frozenset(
             group.label
             for group in groups
-            if any(only_given_unknown(run, axis) for run in group.runs)
+            if any(only_pretraining_unknown(run, axis) for run in group.runs)
         )
         for axis in AXES
     }
-    return Rule(frozenset(map(frozenset, tested)), untimed, given)
+    return VerdictRule(
+        frozenset(map(frozenset, contrast_pairs)), timing_problems, unknown_pretraining
+    )
 
 
 SCOPES = (CostScope(), CostScope(with_tuning=False), CostScope(with_answering=True))
-FREE = CostScope(with_given=False)  # where a row starts from weights that somebody else trained
+FREE = CostScope(with_given=False)  # for rows that start from pretrained weights
 # Of contrasts alone, which have verdicts.
 BY_QUERIES = tuple(CostScope(with_answering=True, queries=count) for count in QUERIES)
 
 
-def costs_of(
+def method_costs(
     group: Group,
     target: Json | None,
     axis: Axis,
@@ -94,13 +98,18 @@ def costs_of(
     stop: Stop = "chosen",
     last: int | None = None,
 ) -> MethodCosts:
-    """The costs of one label at a target; `stop` and `last` as in `reached`."""
-    spent = [
-        up_front(run, axis, tuning=scope.with_tuning, given=scope.with_given) for run in group.runs
+    """Return the costs of one label at a target; `stop` and `last` as in `stopped_outcomes`."""
+    up_front_costs = [
+        up_front_cost(run, axis, tuning=scope.with_tuning, pretraining=scope.with_given)
+        for run in group.runs
     ]
-    known = None if any(part is None for part in spent) else np.asarray(spent, np.float64)
+    before = (
+        None
+        if any(part is None for part in up_front_costs)
+        else np.asarray(up_front_costs, np.float64)
+    )
     seeds = tuple(run.seed for run in group.runs)
-    found = reached(
+    outcomes = stopped_outcomes(
         group,
         target,
         axis,
@@ -109,23 +118,26 @@ def costs_of(
         stop=stop,
         last=last,
     )
-    return MethodCosts(group.label, seeds, known, found, origin(group))
+    return MethodCosts(group.label, seeds, before, outcomes, origin(group))
 
 
 def origin(group: Group) -> str:
-    """The row whose trained network this one starts from; its own label where it has none."""
+    """Return the row whose trained network this one starts from; its own label if there is none."""
     return str(group.first.method_config.get("start") or group.label)
 
 
 def break_even(
-    groups: Sequence[Group], target: Json | None, levels: Sequence[float], tested: Sequence[Pair]
+    groups: Sequence[Group],
+    target: Json | None,
+    levels: Sequence[float],
+    contrast_pairs: Sequence[Pair],
 ) -> list[Json]:
-    """The `break_even` rows of comparison.json: every pair at every level, in FLOPs and in seconds.
+    """Return the `break_even` rows of comparison.json: every pair at every level, on both axes.
 
-    Empty without a target. Pairs that are not `tested` are estimates."""
+    Empty without a target. Pairs that are not in `contrast_pairs` are estimates."""
     if target is None or len(groups) < 2:
         return []
-    rule = rule_of(groups, tested)
+    rule = verdict_rule(groups, contrast_pairs)
     return [
         row
         for level in levels
@@ -134,20 +146,26 @@ def break_even(
     ]
 
 
-def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> list[Json]:
-    """Every pair at one level, with its variants: without tuning, with answering, and with given
-    weights for free, where there are any; `by_queries` of contrasts has so many queries a task."""
+def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: VerdictRule) -> list[Json]:
+    """Return the rows of every pair at one level, with their variants.
+
+    These are without tuning, with answering, and, if there are pretrained weights, without their
+    cost; `by_queries` of contrasts has given numbers of queries per task."""
     pairs = list(combinations(range(len(groups)), 2))
-    tested = [pair for pair in pairs if {groups[n].label for n in pair} in rule.tested]
+    contrast_pairs = [pair for pair in pairs if {groups[n].label for n in pair} in rule.contrasts]
 
-    def found(scope: CostScope, chosen: list[tuple[int, int]]) -> dict[tuple[int, int], Json]:
-        counted = break_evens([costs_of(group, target, axis, scope) for group in groups], chosen)
-        return {pair: _variant(scope, axis, one, rule) for pair, one in zip(chosen, counted)}
+    def variants(scope: CostScope, subset: list[tuple[int, int]]) -> dict[tuple[int, int], Json]:
+        counts = break_evens([method_costs(group, target, axis, scope) for group in groups], subset)
+        return {pair: _variant(scope, axis, one, rule) for pair, one in zip(subset, counts)}
 
-    mains = break_evens([costs_of(group, target, axis) for group in groups], pairs)
-    free = (FREE,) if any(is_given(run) for group in groups for run in group.runs) else ()
-    others = [found(scope, pairs) for scope in (*SCOPES[1:], *free)]
-    by_queries = [found(scope, tested) for scope in BY_QUERIES] if tested else []
+    mains = break_evens([method_costs(group, target, axis) for group in groups], pairs)
+    free = (
+        (FREE,)
+        if any(uses_pretrained_weights(run) for group in groups for run in group.runs)
+        else ()
+    )
+    others = [variants(scope, pairs) for scope in (*SCOPES[1:], *free)]
+    by_queries = [variants(scope, contrast_pairs) for scope in BY_QUERIES] if contrast_pairs else []
     rows = []
     for pair, main in zip(pairs, mains):
         row = {**_row(axis, main, rule), "level": target["value"], "with_tuning": True}
@@ -157,71 +175,73 @@ def _at_level(groups: Sequence[Group], target: Json, axis: Axis, rule: Rule) -> 
     return rows
 
 
-def _variant(scope: CostScope, axis: Axis, found: BreakEven, rule: Rule) -> Json:
-    verdict = rule.on(axis, found)["verdict"]
-    ends = None if found.ci95 is None else list(found.ci95)
-    counted = {"a": found.a, "b": found.b, "verdict": verdict, "tasks": found.tasks, "ci95": ends}
-    return {**scope._asdict(), **counted}
+def _variant(scope: CostScope, axis: Axis, count: BreakEven, rule: VerdictRule) -> Json:
+    verdict = rule.on(axis, count)["verdict"]
+    ends = None if count.ci95 is None else list(count.ci95)
+    entry = {"a": count.a, "b": count.b, "verdict": verdict, "tasks": count.tasks, "ci95": ends}
+    return {**scope._asdict(), **entry}
 
 
 def break_even_common(
-    groups: Sequence[Group], target: Json | None, tested: Sequence[Pair]
+    groups: Sequence[Group], target: Json | None, contrast_pairs: Sequence[Pair]
 ) -> list[Json]:
-    """The same at the hardest `level` of the metric that both of a pair reach.
+    """Return the same at the hardest `level` of the metric that both of a pair reach.
 
-    Null where there is none."""
+    The level is null if there is none."""
     if target is None or len(groups) < 2:
         return []
-    rows, levels, rule = list[Json](), common_levels(groups, target), rule_of(groups, tested)
+    rows, levels = list[Json](), common_levels(groups, target)
+    rule = verdict_rule(groups, contrast_pairs)
     for axis in AXES:
 
         def at(level: float, axis: Axis = axis) -> list[MethodCosts]:
-            return [costs_of(group, {**target, "value": level}, axis) for group in groups]
+            return [method_costs(group, {**target, "value": level}, axis) for group in groups]
 
-        found = at_common_levels(levels, at)
-        rows += [{**_row(axis, one, rule), "level": level} for level, one in found]
+        counts = at_common_levels(levels, at)
+        rows += [{**_row(axis, one, rule), "level": level} for level, one in counts]
     return rows
 
 
 def common_levels(groups: Sequence[Group], target: Json) -> list[float]:
-    """Levels from the target down in steps of 5 points to `least_level`.
+    """Return levels from the target down in steps of 5 points to `least_level`.
 
-    Of a loss upwards, a quarter more each time."""
+    For a loss they go up, each a quarter higher than the one before."""
     value = float(target["value"])
     if target["metric"] != "accuracy":
         return [value * 1.25**step for step in range(16)]
     least = least_level(groups[0].first.chance) - PRECISION
-    rounded = [number / 20 for number in range(20, 0, -1)]
-    return [value, *(level for level in rounded if least <= level < value)]
+    multiples = [number / 20 for number in range(20, 0, -1)]
+    return [value, *(level for level in multiples if least <= level < value)]
 
 
 def least_level(chance: float) -> float:
-    """The easiest level that luck does not reach: twice chance; of 2 classes, where that is 1,
-    halfway between chance and 1."""
+    """Return the easiest level that chance does not reach.
+
+    It is twice chance; for 2 classes, where that is 1, halfway between chance and 1."""
     return min(2 * chance, (1 + chance) / 2)
 
 
-def _row(axis: Axis, found: BreakEven, rule: Rule) -> Json:
+def _row(axis: Axis, count: BreakEven, rule: VerdictRule) -> Json:
     return {
-        "a": found.a,
-        "b": found.b,
+        "a": count.a,
+        "b": count.b,
         "axis": axis,
-        **rule.on(axis, found),
-        "tasks": found.tasks,
-        "ci95": None if found.ci95 is None else list(found.ci95),
-        "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in found.leave_one_out],
+        **rule.on(axis, count),
+        "tasks": count.tasks,
+        "ci95": None if count.ci95 is None else list(count.ci95),
+        "leave_one_out": [{"seed": seed, "tasks": tasks} for seed, tasks in count.leave_one_out],
     }
 
 
 def break_even_lines(groups: Sequence[Group], target: Json | None) -> list[Json]:
-    """FLOPs up front and of one solved task, of labels where both are known."""
+    """Return FLOPs up front and per solved task, for the labels of which both are known."""
     return [line for group in groups if (line := _line(group, target)) is not None]
 
 
 def _line(group: Group, target: Json | None) -> Json | None:
-    found = costs_of(group, target, "flops")
-    each = None if found.found is None else cost_per_solved(found.found)
-    if found.up_front is None or found.found is None or not each:
+    costs = method_costs(group, target, "flops")
+    each = None if costs.found is None else cost_per_solved(costs.found)
+    if costs.up_front is None or costs.found is None or not each:
         return None
-    up, share = float(found.up_front.mean()), float(found.found.solved.mean())
+    up, share = float(costs.up_front.mean()), float(costs.found.solved.mean())
     return {"label": group.label, "up_front": up, "per_solved": each, "share": share}

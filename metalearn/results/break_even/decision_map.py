@@ -1,7 +1,7 @@
-"""Which method is the cheapest for so many new tasks, queries a task, and a target: `decision_map`.
+"""The cheapest method by number of new tasks, queries per task, and target: `decision_map`.
 
-A row whose cost before the first task is unknown, or was not measured, is no choice: it is left out
-and named, with the reason."""
+A row whose cost before the first task is unknown, or was not measured, is not a candidate: it is
+excluded and named, with the reason."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import Choice, decide
+from metalearn.evaluate.decision.totals import Candidate, decide
 from metalearn.evaluate.random_effects import LEAST_SEEDS
 from metalearn.results.break_even.counts import FREE_TO_US, origin
 from metalearn.results.break_even.solved import point_of
 from metalearn.results.costs import (
     QUERIES,
-    answering_parts,
-    learning,
-    only_given_unknown,
-    queries_of,
+    learning_cost,
+    only_pretraining_unknown,
+    prediction_cost_parts,
+    query_count,
     timing_problem,
-    up_front,
+    up_front_cost,
 )
 from metalearn.results.records import Array, Group, Json, Run
 from metalearn.storage.files import read_npz
@@ -32,84 +32,90 @@ T = TypeVar("T")
 TASKS = (*(base * 10**power for power in range(7) for base in (1, 3)), 10**7)
 
 
-class Choices(NamedTuple):
-    """The rows that can be compared at some targets, and why the others can not."""
+class Candidates(NamedTuple):
+    """The rows that can be compared at some targets, and why the others cannot."""
 
-    found: list[Choice]
+    members: list[Candidate]
     left_out: dict[str, str]  # label -> why
     unsettled: str  # why nothing is settled by these rows; empty where it may be
 
 
-def choices_of(groups: Sequence[Group], metric: str, at: Sequence[float], axis: Axis) -> Choices:
-    """Every row as a choice at the targets `at` of the metric."""
-    found, left_out = list[Choice](), dict[str, str]()
+def find_candidates(
+    groups: Sequence[Group], metric: str, at: Sequence[float], axis: Axis
+) -> Candidates:
+    """Return every row as a candidate at the targets `at` of the metric."""
+    candidates, left_out = list[Candidate](), dict[str, str]()
     for group in groups:
-        made = _choice(group, metric, at, axis)
-        if isinstance(made, str):
-            left_out[group.label] = made
+        candidate = _candidate(group, metric, at, axis)
+        if isinstance(candidate, str):
+            left_out[group.label] = candidate
         else:
-            found += [made, *_shorter(group, made, metric, at, axis)]
-    named = {choice.label for choice in found}
-    rows = [group for group in groups if group.label in named]
+            candidates += [candidate, *_checkpoints(group, candidate, metric, at, axis)]
+    labels = {candidate.label for candidate in candidates}
+    rows = [group for group in groups if group.label in labels]
     few = [group.label for group in rows if len(group.runs) < LEAST_SEEDS]
-    untimed = [group.label for group in rows if any(map(timing_problem, group.runs))]
+    without_timing = [group.label for group in rows if any(map(timing_problem, group.runs))]
     why = f"fewer than {LEAST_SEEDS} seeds: {', '.join(few)}" if few else ""
-    if axis == "seconds" and untimed and not why:
-        why = f"not timed interleaved on an idle machine: {', '.join(untimed)}"
-    return Choices(found, left_out, why)
+    if axis == "seconds" and without_timing and not why:
+        why = f"not timed interleaved on an idle machine: {', '.join(without_timing)}"
+    return Candidates(candidates, left_out, why)
 
 
-def _choice(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Choice | str:
-    """A row as a choice; a sentence where it is none."""
-    pooled = group.pooled(metric)
-    if pooled is None:
+def _candidate(group: Group, metric: str, at: Sequence[float], axis: Axis) -> Candidate | str:
+    """Return a row as a candidate, or a sentence that says why it is none."""
+    table = group.pooled(metric)
+    if table is None:
         return f"no scores of {metric} for the same tasks and steps from every seed"
     costs = [_costs(run, axis) for run in group.runs]
-    known = [one for one in costs if not isinstance(one, str)]
-    if len(known) < len(costs):
+    known_costs = [one for one in costs if not isinstance(one, str)]
+    if len(known_costs) < len(costs):
         return next(one for one in costs if isinstance(one, str))
-    up, adapt, query = (np.asarray(column, np.float64) for column in zip(*known, strict=True))
-    judged = np.stack([scores[:, point_of(run)] for scores, run in zip(pooled, group.runs)])
+    up, adapt, query = (np.asarray(column, np.float64) for column in zip(*known_costs, strict=True))
+    step_scores = np.stack([scores[:, point_of(run)] for scores, run in zip(table, group.runs)])
     higher = metric == "accuracy"
-    solved = np.stack([targets.reaches(judged, level, higher=higher) for level in at])
-    return Choice(group.label, up, adapt, query, solved, origin(group))
+    solved = np.stack([targets.reaches(step_scores, level, higher=higher) for level in at])
+    return Candidate(group.label, up, adapt, query, solved, origin(group))
 
 
-def _shorter(
-    group: Group, whole: Choice, metric: str, at: Sequence[float], axis: Axis
-) -> list[Choice]:
-    """The checkpoints along meta-training, each without what was spent after it."""
+def _checkpoints(
+    group: Group, candidate: Candidate, metric: str, at: Sequence[float], axis: Axis
+) -> list[Candidate]:
+    """Return the checkpoints along meta-training, each without the cost that came after it."""
     tables = [_scores_along(run) for run in group.runs]
     scores = [table for table in tables if table is not None]
     rows = [run.result.get("along") or [] for run in group.runs]
     shapes = {(tuple(row["step"] for row in part), *t.shape) for part, t in zip(rows, scores)}
-    judged = all(point_of(run) == run.headline_point for run in group.runs)
-    whole_shape = whole.solved.shape[2]
-    if metric != group.metric or not judged or len(scores) < len(tables) or len(shapes) > 1:
+    at_headline = all(point_of(run) == run.headline_point for run in group.runs)
+    whole_shape = candidate.solved.shape[2]
+    if metric != group.metric or not at_headline or len(scores) < len(tables) or len(shapes) > 1:
         return []
-    found = []
+    candidates = []
     for place, row in enumerate(rows[0]):
         later = [part[place]["later"].get(axis) for part in rows]
         if None not in later and scores[0].shape[1] == whole_shape:
             column = np.stack([table[place] for table in scores])  # [S, E]
             solved = [targets.reaches(column, level, higher=metric == "accuracy") for level in at]
-            up = whole.up_front - np.asarray(later, np.float64)
+            up = candidate.up_front - np.asarray(later, np.float64)
             step = int(row["step"])
-            found.append(whole._replace(up_front=up, solved=np.stack(solved), step=step))
-    return found
+            candidates.append(candidate._replace(up_front=up, solved=np.stack(solved), step=step))
+    return candidates
 
 
 def _scores_along(run: Run) -> Array | None:
-    """[K, E] of the checkpoints along meta-training; None where they were not written."""
+    """Return scores [K, E] of the checkpoints along meta-training, or None if there are none."""
     rows, file = run.result.get("along") or [], run.path / "along.npz"
-    found = read_npz(file).get("scores") if rows and file.exists() else None
-    fits = found is not None and found.ndim == 2 and len(found) == len(rows)
-    return found if fits else None
+    scores = read_npz(file).get("scores") if rows and file.exists() else None
+    fits = scores is not None and scores.ndim == 2 and len(scores) == len(rows)
+    return scores if fits else None
 
 
 def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
-    """(before the first task, for each task, for each query); a sentence if unknown."""
-    before, each, answers = up_front(run, axis), learning(run, axis), answering_parts(run, axis)
+    """Return (before the first task, per task, per query), or a sentence if one is unknown."""
+    before, each, answers = (
+        up_front_cost(run, axis),
+        learning_cost(run, axis),
+        prediction_cost_parts(run, axis),
+    )
     missing = [
         name
         for name, value in (
@@ -119,16 +125,18 @@ def _costs(run: Run, axis: Axis) -> tuple[float, float, float] | str:
         )
         if value is None
     ]
-    if missing == ["the cost before the first task"] and only_given_unknown(run, axis):
+    if missing == ["the cost before the first task"] and only_pretraining_unknown(run, axis):
         return FREE_TO_US.format(run.label)
     if missing or before is None or each is None or answers is None:
         return f"unknown or not measured: {', '.join(missing)}"
     return before, float(each[point_of(run)]) + answers[0], answers[1]
 
 
-def grid_of(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:
-    """Targets of the map, from the easiest to the hardest: every 5 points above chance; of a loss
-    from 16 times the target down to a quarter, in factors of the root of 2; `levels` are in it."""
+def target_grid(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> list[float]:
+    """Return the targets of the map, from the easiest to the hardest, with `levels` among them.
+
+    They are every 5 points above chance; for a loss, from 16 times the target down to a quarter of
+    it, in factors of the square root of 2."""
     value = float(target["value"])
     if target["metric"] == "accuracy":
         least = groups[0].first.chance + 0.05
@@ -141,42 +149,42 @@ def grid_of(groups: Sequence[Group], target: Json, levels: Sequence[float]) -> l
 def decision_map(
     groups: Sequence[Group], target: Json | None, levels: Sequence[float], axis: Axis
 ) -> Json | None:
-    """`decision_map` of comparison.json; None without a target or choices.
+    """Return `decision_map` of comparison.json, or None without a target or candidates.
 
-    `winner` and `share` are [queries][targets][tasks]; `settled` as in decide, for rows of enough
-    seeds; `as_tested` is the number of queries of the test's own tasks. Where checkpoints along
+    `winner` and `share` are [queries][targets][tasks]; `settled` as in `decide`, for rows with
+    enough seeds; `as_tested` is the number of queries of the test's own tasks. If checkpoints along
     meta-training were tested, `along` has their steps by label, and `stops_after` the step of the
     winner, None for its whole training."""
     if target is None or len(groups) < 2:
         return None
-    at = grid_of(groups, target, levels)
-    made = choices_of(groups, str(target["metric"]), at, axis)
-    tested = queries_of(groups[0].first)
-    if not made.found or tested is None:
+    at = target_grid(groups, target, levels)
+    candidates = find_candidates(groups, str(target["metric"]), at, axis)
+    test_queries = query_count(groups[0].first)
+    if not candidates.members or test_queries is None:
         return None
-    queries = sorted({*QUERIES, tested})
-    found = decide(made.found, TASKS, queries)
-    labels = [choice.label for choice in made.found]
-    settled = found.settled & (not made.unsettled)
+    queries = sorted({*QUERIES, test_queries})
+    decision = decide(candidates.members, TASKS, queries)
+    labels = [member.label for member in candidates.members]
+    settled = decision.settled & (not candidates.unsettled)
     along: dict[str, list[int]] = {}
-    for choice in made.found:
-        if choice.step is not None:
-            along.setdefault(choice.label, []).append(choice.step)
-    steps = [choice.step for choice in made.found]
-    stops = [[[_of(steps, n) for n in row] for row in part] for part in found.winner]
+    for member in candidates.members:
+        if member.step is not None:
+            along.setdefault(member.label, []).append(member.step)
+    steps = [member.step for member in candidates.members]
+    stops = [[[_of(steps, n) for n in row] for row in part] for part in decision.winner]
     return {
         "axis": axis,
         "tasks": list(TASKS),
         "targets": at,
         "queries": queries,
-        "winner": [[[_of(labels, n) for n in row] for row in part] for part in found.winner],
+        "winner": [[[_of(labels, n) for n in row] for row in part] for part in decision.winner],
         **({"along": along, "stops_after": stops} if along else {}),
-        "share": [[[_share(value) for value in row] for row in part] for part in found.share],
+        "share": [[[_share(value) for value in row] for row in part] for part in decision.share],
         "settled": settled.tolist(),
-        "as_tested": tested,
+        "as_tested": test_queries,
         "metric": target["metric"],
-        "left_out": made.left_out,
-        "unsettled": made.unsettled,
+        "left_out": candidates.left_out,
+        "unsettled": candidates.unsettled,
     }
 
 

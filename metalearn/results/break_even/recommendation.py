@@ -1,4 +1,4 @@
-"""The cheapest way for so many new tasks: one cell of the decision map, and what would change it.
+"""The cheapest method for a number of new tasks: one cell of the decision map, and its border.
 
 The same totals and the same bootstrap as `decision_map`, so that both agree."""
 
@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from metalearn.evaluate.cost_block import Axis
-from metalearn.evaluate.decision.totals import Choice, decide, total_interval
-from metalearn.results.break_even.decision_map import choices_of, grid_of
+from metalearn.evaluate.decision.totals import Candidate, decide, total_interval
+from metalearn.results.break_even.decision_map import find_candidates, target_grid
 from metalearn.results.records import Array, Group, Json
 
-PLACES = 281  # numbers of tasks from 1 to 1e7 among which a border is looked for
+PLACES = 281  # numbers of tasks from 1 to 1e7 among which a border is searched
 LARGEST = 7.0  # log10 of the most tasks
 
 
 class Question(NamedTuple):
-    """What is to be learned."""
+    """The number of tasks, queries per task and target for which a method is wanted."""
 
     tasks: int
     queries: int
@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 class Border(NamedTuple):
-    """Where another method becomes the cheapest one, the rest of the question unchanged."""
+    """The nearest question for which another method is the cheapest one."""
 
     what: str  # tasks | target
     value: float
@@ -39,7 +39,7 @@ class Recommendation(NamedTuple):
     """The cheapest method of a question; None where no method reaches the target."""
 
     question: Question
-    left_out: dict[str, str]  # label -> why it is no choice
+    left_out: dict[str, str]  # label -> why it is not a candidate
     unsettled: str  # why rows of these seeds settle nothing; empty where they may
     label: str | None = None
     total: float | None = None
@@ -55,34 +55,34 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    groups: Sequence[Group], target: Json, levels: Sequence[float], asked: Question
+    groups: Sequence[Group], target: Json, levels: Sequence[float], question: Question
 ) -> Recommendation:
-    """The cheapest method; `target` and `levels` are those of the comparison."""
+    """Return the cheapest method; `target` and `levels` are those of the comparison."""
     metric = str(target["metric"])
-    made = choices_of(groups, metric, [asked.target], asked.axis)
-    nothing = Recommendation(asked, left_out=made.left_out, unsettled=made.unsettled)
-    if not made.found:
+    candidates = find_candidates(groups, metric, [question.target], question.axis)
+    nothing = Recommendation(question, left_out=candidates.left_out, unsettled=candidates.unsettled)
+    if not candidates.members:
         return nothing
-    found = decide(made.found, [asked.tasks], [asked.queries])
-    cells: Array = found.totals[:, 0, 0, 0]
-    place = int(found.winner[0, 0, 0])
-    border = _border(groups, target, levels, asked, made.found, place)
+    decision = decide(candidates.members, [question.tasks], [question.queries])
+    cells: Array = decision.totals[:, 0, 0, 0]
+    place = int(decision.winner[0, 0, 0])
+    border = _border(groups, target, levels, question, candidates.members, place)
     if place < 0:
         return nothing._replace(border=border)
     order = [int(n) for n in np.argsort(cells, kind="stable") if np.isfinite(cells[n])]
-    best = made.found[place]
-    other = next((n for n in order if made.found[n].label != best.label), None)
+    best = candidates.members[place]
+    other = next((n for n in order if candidates.members[n].label != best.label), None)
     return nothing._replace(
         label=best.label,
         step=best.step,
         total=float(cells[place]),
-        interval=total_interval(best, asked.tasks, asked.queries),
-        share=float(found.share[0, 0, 0]),
+        interval=total_interval(best, question.tasks, question.queries),
+        share=float(decision.share[0, 0, 0]),
         solved=float(best.solved.mean()),
-        settled=bool(found.settled[0, 0, 0]) and not made.unsettled,
-        runner_up=None if other is None else made.found[other].label,
+        settled=bool(decision.settled[0, 0, 0]) and not candidates.unsettled,
+        runner_up=None if other is None else candidates.members[other].label,
         runner_up_total=None if other is None else float(cells[other]),
-        runner_up_step=None if other is None else made.found[other].step,
+        runner_up_step=None if other is None else candidates.members[other].step,
         border=border,
     )
 
@@ -91,53 +91,56 @@ def _border(
     groups: Sequence[Group],
     target: Json,
     levels: Sequence[float],
-    asked: Question,
-    choices: Sequence[Choice],
+    question: Question,
+    candidates: Sequence[Candidate],
     place: int,
 ) -> Border | None:
-    """The nearest change of the winner along tasks, in factors; else along targets of the map.
+    """Return the nearest change of the winner along tasks, in factors; else along targets.
 
     The totals that cross are those of the checkpoints on both sides of the border."""
     if place >= 0:
-        numbers = np.unique(np.concatenate([np.logspace(0, LARGEST, PLACES), [asked.tasks]]))
-        winners = decide(choices, numbers, [asked.queries], draws=1).winner[0, 0]
-        names = np.asarray([choice.label for choice in choices])
+        numbers = np.unique(np.concatenate([np.logspace(0, LARGEST, PLACES), [question.tasks]]))
+        winners = decide(candidates, numbers, [question.queries], draws=1).winner[0, 0]
+        names = np.asarray([one.label for one in candidates])
         others = np.flatnonzero(names[winners] != names[place])
         if others.size:
-            far = np.abs(np.log(numbers[others]) - np.log(asked.tasks))
+            far = np.abs(np.log(numbers[others]) - np.log(question.tasks))
             near = int(others[far.argmin()])
-            inner = int(winners[near - 1 if numbers[near] > asked.tasks else near + 1])
-            value = _crossing(choices, inner, int(winners[near]), asked.queries)
-            label = choices[int(winners[near])].label
+            inner = int(winners[near - 1 if numbers[near] > question.tasks else near + 1])
+            value = _crossing(candidates, inner, int(winners[near]), question.queries)
+            label = candidates[int(winners[near])].label
             return Border("tasks", value or float(numbers[near]), label)
-    return _target_border(groups, target, levels, asked, choices, place)
+    return _target_border(groups, target, levels, question, candidates, place)
 
 
 def _target_border(
     groups: Sequence[Group],
     target: Json,
     levels: Sequence[float],
-    asked: Question,
-    choices: Sequence[Choice],
+    question: Question,
+    members: Sequence[Candidate],
     place: int,
 ) -> Border | None:
-    at = grid_of(groups, target, levels)
-    made = choices_of(groups, str(target["metric"]), at, asked.axis)
-    winners = decide(made.found, [asked.tasks], [asked.queries], draws=1).winner[0, :, 0]
-    mine = choices[place].label if place >= 0 else None
-    names = [made.found[int(n)].label if n >= 0 else None for n in winners]
-    others = [(abs(level - asked.target), level, name) for level, name in zip(at, names)]
-    changed = [(level, name) for _, level, name in sorted(others) if name != mine]
-    return Border("target", *changed[0]) if changed else None
+    at = target_grid(groups, target, levels)
+    candidates = find_candidates(groups, str(target["metric"]), at, question.axis)
+    decision = decide(candidates.members, [question.tasks], [question.queries], draws=1)
+    winners = decision.winner[0, :, 0]
+    mine = members[place].label if place >= 0 else None
+    names = [candidates.members[int(n)].label if n >= 0 else None for n in winners]
+    others = [(abs(level - question.target), level, name) for level, name in zip(at, names)]
+    borders = [(level, name) for _, level, name in sorted(others) if name != mine]
+    return Border("target", *borders[0]) if borders else None
 
 
-def _crossing(choices: Sequence[Choice], one: int, other: int, queries: float) -> float | None:
-    """The number of tasks at which two totals are equal; None where that is not positive."""
-    pair = [choices[one], choices[other]]
-    up = [float(choice.up_front.mean()) for choice in pair]
+def _crossing(
+    candidates: Sequence[Candidate], one: int, other: int, queries: float
+) -> float | None:
+    """Return the number of tasks at which two totals are equal, or None if it is not positive."""
+    pair = [candidates[one], candidates[other]]
+    up = [float(candidate.up_front.mean()) for candidate in pair]
     each = [
-        float((choice.adapt + queries * choice.query).mean()) / float(choice.solved.mean())
-        for choice in pair
+        float((candidate.adapt + queries * candidate.query).mean()) / float(candidate.solved.mean())
+        for candidate in pair
     ]
     if each[0] == each[1]:
         return None

@@ -1,4 +1,4 @@
-"""How the break-even number of tasks depends on choices that are no property of the methods.
+"""How the break-even number of tasks depends on choices that are not properties of the methods.
 
 These are level, stopping rule, length of the curve, tuning, answering, and unit of cost."""
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from metalearn.evaluate.breakeven import BreakEven, MethodCosts, break_evens
 from metalearn.evaluate.cost_block import Axis
-from metalearn.results.break_even.counts import SCOPES, CostScope, costs_of
+from metalearn.results.break_even.counts import SCOPES, CostScope, method_costs
 from metalearn.results.break_even.solved import Stop
 from metalearn.results.contrasts import Pair
 from metalearn.results.records import Group, Json
 
-NEAR = 0.05  # distance of the levels beside a single one; of a loss, a quarter of it
+NEAR = 0.05  # distance of the levels next to a single one; for a loss, a quarter of it
 WITHOUT_TUNING, WITH_ANSWERING = SCOPES[1], SCOPES[2]
 
 
-class Choice(NamedTuple):
+class CountVariant(NamedTuple):
     """One way of counting; `choice` names what differs from the first one."""
 
     choice: str
@@ -31,9 +31,12 @@ class Choice(NamedTuple):
 
 
 def sensitivity(
-    groups: Sequence[Group], target: Json | None, levels: Sequence[float], tested: Sequence[Pair]
+    groups: Sequence[Group],
+    target: Json | None,
+    levels: Sequence[float],
+    contrast_pairs: Sequence[Pair],
 ) -> list[Json]:
-    """The `sensitivity` rows of comparison.json: one a contrast, with estimates under each choice.
+    """Return the `sensitivity` rows of comparison.json: the estimates of each contrast by variant.
 
     Empty without a target."""
     rows = {group.label: group for group in groups}
@@ -41,78 +44,78 @@ def sensitivity(
         return []
     return [
         _row(rows[a], rows[b], target, levels)
-        for a, b in tested
+        for a, b in contrast_pairs
         if a in rows and b in rows and rows[a].metric == rows[b].metric
     ]
 
 
 def _row(a: Group, b: Group, target: Json, levels: Sequence[float]) -> Json:
-    def count(one: Choice) -> BreakEven:
+    def count(one: CountVariant) -> BreakEven:
         at = {**target, "value": one.level}
 
         def costs(group: Group) -> MethodCosts:
-            return costs_of(group, at, one.axis, one.scope, stop=one.stop, last=one.last)
+            return method_costs(group, at, one.axis, one.scope, stop=one.stop, last=one.last)
 
         return break_evens([costs(a), costs(b)])[0]
 
-    level = _reached_level(levels, target, lambda level: count(Choice("base", "", level)))
-    choices = _choices(level, levels, target, a.first.steps)
-    counted = [_entry(one, count(one)) for one in choices]
-    first = counted[0]
-    return {"a": first["a"], "b": first["b"], "level": level, "choices": counted}
+    level = _hardest_level(levels, target, lambda level: count(CountVariant("base", "", level)))
+    variants = _count_variants(level, levels, target, a.first.steps)
+    entries = [_entry(variant, count(variant)) for variant in variants]
+    first = entries[0]
+    return {"a": first["a"], "b": first["b"], "level": level, "choices": entries}
 
 
-def _reached_level(
+def _hardest_level(
     levels: Sequence[float], target: Json, count: Callable[[float], BreakEven]
 ) -> float:
-    """The hardest level that both reach; the easiest where there is none."""
+    """Return the hardest level that both reach, or the easiest one if there is none."""
     up = target["metric"] == "accuracy"
     order = sorted(levels, reverse=up)
     return next((one for one in order if count(one).verdict != "not_reached"), order[-1])
 
 
-def _choices(
+def _count_variants(
     level: float, levels: Sequence[float], target: Json, steps: Sequence[int]
-) -> list[Choice]:
-    others = [one for one in levels if one != level] or _beside(level, target)
-    found = [Choice("base", "", level)]
-    found += [Choice("level", f"{one:.4g}", one) for one in others]
-    found += [Choice("stop", "at the last step", level, stop="last")]
-    found += [Choice("stop", "as soon as solved", level, stop="solved")]
-    taken = [place for place, step in enumerate(steps) if step > 0]
-    if len(taken) > 1:
-        middle = taken[(len(taken) - 1) // 2]
+) -> list[CountVariant]:
+    others = [one for one in levels if one != level] or _neighbour_levels(level, target)
+    variants = [CountVariant("base", "", level)]
+    variants += [CountVariant("level", f"{one:.4g}", one) for one in others]
+    variants += [CountVariant("stop", "at the last step", level, stop="last")]
+    variants += [CountVariant("stop", "as soon as solved", level, stop="solved")]
+    places = [place for place, step in enumerate(steps) if step > 0]
+    if len(places) > 1:
+        middle = places[(len(places) - 1) // 2]
         value = f"as soon as solved, to step {steps[middle]}"
-        found.append(Choice("curve", value, level, stop="solved", last=middle))
-    found.append(Choice("tuning", "without", level, scope=WITHOUT_TUNING))
-    found.append(Choice("answering", "with", level, scope=WITH_ANSWERING))
-    return [*found, Choice("axis", "in seconds", level, axis="seconds")]
+        variants.append(CountVariant("curve", value, level, stop="solved", last=middle))
+    variants.append(CountVariant("tuning", "without", level, scope=WITHOUT_TUNING))
+    variants.append(CountVariant("answering", "with", level, scope=WITH_ANSWERING))
+    return [*variants, CountVariant("axis", "in seconds", level, axis="seconds")]
 
 
-def _beside(level: float, target: Json) -> list[float]:
+def _neighbour_levels(level: float, target: Json) -> list[float]:
     if target["metric"] == "accuracy":
         near = (level - NEAR, level + NEAR)
         return [round(one, 6) for one in near if 0 < one <= 1]
     return [level / 1.25, level * 1.25]
 
 
-def _entry(one: Choice, found: BreakEven) -> Json:
+def _entry(variant: CountVariant, count: BreakEven) -> Json:
     return {
-        "choice": one.choice,
-        "value": one.value,
-        "a": found.a,
-        "b": found.b,
-        "reached": found.verdict != "not_reached",
-        "counted": _counted(found),
-        "tasks": found.tasks,
-        "ci95": None if found.ci95 is None else list(found.ci95),
+        "choice": variant.choice,
+        "value": variant.value,
+        "a": count.a,
+        "b": count.b,
+        "reached": count.verdict != "not_reached",
+        "counted": _describe_count(count),
+        "tasks": count.tasks,
+        "ci95": None if count.ci95 is None else list(count.ci95),
     }
 
 
-def _counted(found: BreakEven) -> str:
-    """What stands for the number of tasks: itself, or why there is none."""
-    if found.verdict in ("not_reached", "same"):
-        return str(found.verdict)
-    if found.crossing is None:
+def _describe_count(count: BreakEven) -> str:
+    """Return "tasks" if there is a number of tasks, else the reason why there is none."""
+    if count.verdict in ("not_reached", "same"):
+        return str(count.verdict)
+    if count.crossing is None:
         return "open"
-    return "never" if found.tasks is None else "tasks"
+    return "never" if count.tasks is None else "tasks"

@@ -1,7 +1,7 @@
 """Tasks that reach the target: how many, at what cost, and by which budget.
 
-A task is judged, and its cost taken, at the step that validation tasks chose for its method. That
-is never step 0 for a method that has not seen the support set there."""
+A task is scored, and its cost taken, at the step that validation tasks chose for its method. That
+is never step 0 for a method that does not use the support set there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from metalearn.evaluate import targets
 from metalearn.evaluate.cost_block import Axis
 from metalearn.evaluate.targets import Reached, Share
-from metalearn.results.costs import AXES, answering, learning
+from metalearn.results.costs import AXES, learning_cost, prediction_cost
 from metalearn.results.records import Group, Json, Run
 
-# At the step that validation tasks chose; at the last step; or, as if one knew when to stop, at the
+# At the step that validation tasks chose; at the last step; or, with an ideal stopping rule, at the
 # first from which on the task stays solved.
 Stop = Literal["chosen", "last", "solved"]
 
 
-class Solved(NamedTuple):
+class SolvedTasks(NamedTuple):
     """How many tasks a method solved, and at what cost; None for a cost that was not measured."""
 
     share: float
@@ -33,19 +33,19 @@ class Solved(NamedTuple):
 
 
 def point_of(run: Run) -> int:
-    """The point of the curve at which a run's tasks are judged."""
+    """Return the point of the curve at which a run's tasks are scored."""
     return targets.admissible_point(
         run.steps, run.headline_point, starts_at_chance=starts_at_chance(run)
     )
 
 
 def starts_at_chance(run: Run) -> bool:
-    """Whether predictions at step 0 have not seen the support set."""
+    """Return whether predictions at step 0 do not use the support set."""
     traits = run.traits
     return bool(traits.get("uses_steps", True)) and not traits.get("support_at_step_0", False)
 
 
-def reached(
+def stopped_outcomes(
     group: Group,
     target: Json | None,
     axis: Axis,
@@ -55,79 +55,97 @@ def reached(
     stop: Stop = "chosen",
     last: int | None = None,
 ) -> Reached | None:
-    """Which tasks of which seed reached the target where they were stopped, and their cost: [S, E].
+    """Return whether each task reached the target at its stopping step, and its cost: [S, E].
 
-    None where scores or costs are missing. `answers`: the cost of predicting a task's queries once
-    is in it. `last`: the point at which curves end, under `stop` "solved"."""
+    None without scores or costs. `answers`: the cost includes predicting a task's queries once.
+    `last`: the point at which curves end, under `stop` "solved"."""
     if target is None:
         return None
     if stop == "solved":
-        return when_reached(group, target, axis, last=last)
-    pooled, found = group.pooled(target["metric"]), []
+        return earliest_outcomes(group, target, axis, last=last)
+    table, outcomes = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
-        spent, more = learning(run, axis), answering(run, axis, queries) if answers else 0.0
-        if spent is None or more is None or pooled is None:
+        learn_cost, predict_cost = (
+            learning_cost(run, axis),
+            prediction_cost(run, axis, queries) if answers else 0.0,
+        )
+        if learn_cost is None or predict_cost is None or table is None:
             return None
         point = point_of(run) if stop == "chosen" else len(run.steps) - 1
         up = target["metric"] == "accuracy"
-        scores = pooled[place][:, point]
-        found.append(
-            targets.at_step(scores, float(spent[point]) + more, target["value"], higher=up)
+        scores = table[place][:, point]
+        outcomes.append(
+            targets.at_step(
+                scores, float(learn_cost[point]) + predict_cost, target["value"], higher=up
+            )
         )
-    return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
+    return Reached(
+        np.stack([one.solved for one in outcomes]), np.stack([one.cost for one in outcomes])
+    )
 
 
-def when_reached(
+def earliest_outcomes(
     group: Group, target: Json, axis: Axis, *, last: int | None = None
 ) -> Reached | None:
-    """The same, each task up to the first point from which on it stays at the target.
+    """Return the same at the first point from which on a task stays at the target.
 
-    This is the curve of a reader who knows when to stop. Curves end at the point `last`, by default
+    This is what an ideal stopping rule would reach. Curves end at the point `last`, by default
     their last."""
     end = None if last is None else last + 1
-    pooled, found = group.pooled(target["metric"]), []
+    table, outcomes = group.pooled(target["metric"]), []
     for place, run in enumerate(group.runs):
-        spent = learning(run, axis)
-        if spent is None or pooled is None:
+        learn_cost = learning_cost(run, axis)
+        if learn_cost is None or table is None:
             return None
         first = targets.admissible_point(run.steps, 0, starts_at_chance=starts_at_chance(run))
         up = target["metric"] == "accuracy"
-        scores, costs = pooled[place][:, :end], spent[:end]
-        found.append(targets.reach(scores, costs, target["value"], higher=up, first=first))
-    return Reached(np.stack([one.solved for one in found]), np.stack([one.cost for one in found]))
+        scores, costs = table[place][:, :end], learn_cost[:end]
+        outcomes.append(targets.reach(scores, costs, target["value"], higher=up, first=first))
+    return Reached(
+        np.stack([one.solved for one in outcomes]), np.stack([one.cost for one in outcomes])
+    )
 
 
-def solved(group: Group, target: Json) -> Solved | None:
-    """None where the scores are missing."""
-    pooled = group.pooled(target["metric"])
-    if pooled is None:
+def solve_statistics(group: Group, target: Json) -> SolvedTasks | None:
+    """Return the statistics of solved tasks of one label, or None without scores."""
+    table = group.pooled(target["metric"])
+    if table is None:
         return None
     up = target["metric"] == "accuracy"
     points = [point_of(run) for run in group.runs]
-    judged = np.stack([scores[:, point] for scores, point in zip(pooled, points)])
+    step_scores = np.stack([scores[:, point] for scores, point in zip(table, points)])
     per_solved: dict[str, float | None] = {}
     median: dict[str, float | None] = {}
     restricted: dict[str, float | None] = {}
     within: dict[str, Share | None] = {}
     for axis in AXES:
-        found, when = reached(group, target, axis), when_reached(group, target, axis)
-        within[axis] = shares = None if when is None else targets.kaplan_meier(when)
-        per_solved[axis] = None if found is None else targets.cost_per_solved(found)
+        outcomes, earliest = (
+            stopped_outcomes(group, target, axis),
+            earliest_outcomes(group, target, axis),
+        )
+        within[axis] = shares = None if earliest is None else targets.kaplan_meier(earliest)
+        per_solved[axis] = None if outcomes is None else targets.cost_per_solved(outcomes)
         median[axis] = None if shares is None else targets.median_cost(shares)
-        restricted[axis] = None if when is None else float(when.cost.mean())
-    share = float(targets.reaches(judged, target["value"], higher=up).mean())
-    return Solved(share, per_solved, median, restricted, group.first.steps[-1], within)
+        restricted[axis] = None if earliest is None else float(earliest.cost.mean())
+    share = float(targets.reaches(step_scores, target["value"], higher=up).mean())
+    return SolvedTasks(share, per_solved, median, restricted, group.first.steps[-1], within)
 
 
 def solved_rows(groups: Sequence[Group], target: Json | None) -> list[Json]:
-    """The `solved` rows of comparison.json, one a label with scores; empty without a target."""
+    """Return the `solved` rows of comparison.json, one per label with scores.
+
+    Empty without a target."""
     if target is None:
         return []
-    found = [(group.label, solved(group, target)) for group in groups]
-    return [{"label": label, **_row(one)} for label, one in found if one is not None]
+    by_label = [(group.label, solve_statistics(group, target)) for group in groups]
+    return [
+        {"label": label, **_row(statistics)}
+        for label, statistics in by_label
+        if statistics is not None
+    ]
 
 
-def _row(one: Solved) -> Json:
+def _row(one: SolvedTasks) -> Json:
     within = {axis: None if part is None else _lists(part) for axis, part in one.within.items()}
     return {**one._asdict(), "within": within}
 

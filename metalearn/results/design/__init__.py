@@ -1,1 +1,1 @@
-"""How a comparison was made: its protocol, its tuning, and what a single query is worth."""
+"""The design of a comparison: its protocol, its tuning, and tests without transduction."""

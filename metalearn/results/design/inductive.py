@@ -14,8 +14,10 @@ SCORES = "inductive.npz"  # scores [E] of the headline step
 
 
 def inductive_rows(groups: Sequence[Group]) -> list[Json]:
-    """One line for each row that was tested under inductive normalisation, or that says why not:
-    its mean, and by how much the transductive mean is higher, both with intervals."""
+    """Return the `inductive` rows of comparison.json, one per transductive row that has a record.
+
+    Each has the mean under inductive normalisation and by how much the transductive mean is higher,
+    both with intervals, or the reason why there is none."""
     return [row for group in groups if (row := _row(group)) is not None]
 
 
@@ -28,11 +30,15 @@ def _row(group: Group) -> Json | None:
     row |= {"value": None, "interval": None, "difference": None, "ci95": None}
     tables = [_scores(run) for run in group.runs]
     own = group.at_headline()
-    known = [table for table in tables if table is not None]
-    if own is None or len(known) < len(tables) or {len(table) for table in known} != {own.shape[1]}:
+    known_tables = [table for table in tables if table is not None]
+    if (
+        own is None
+        or len(known_tables) < len(tables)
+        or {len(table) for table in known_tables} != {own.shape[1]}
+    ):
         return row | {"why": first.get("why") or "not every seed was tested in this way"}
-    again = np.stack(known)  # [S, E]
-    mean, gap = random_effects.estimate(again), random_effects.paired(own, again)
+    inductive = np.stack(known_tables)  # [S, E]
+    mean, gap = random_effects.estimate(inductive), random_effects.paired(own, inductive)
     return row | {
         "value": mean.value,
         "interval": _ends(mean.ci95),

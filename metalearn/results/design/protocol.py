@@ -11,39 +11,44 @@ RATES = ("lr", "inner_lr", "arch_lr", "rate_range", "step_size")  # fields that 
 
 
 def protocol(groups: Sequence[Group], levels: Sequence[float]) -> list[Json]:
-    """Sentences by topic: {"topic", "text"}; a topic that the rows have nothing on is not there."""
-    found = {
-        "seeds": _counted(groups, lambda group: len(group.runs), "seed"),
-        "test tasks": _counted(groups, lambda group: group.tested_on, "task"),
-        "validation tasks": _by_value(groups, _validation),
-        "queries": _queries(groups[0].first),
+    """Return sentences by topic: {"topic", "text"}, without topics that do not apply to the
+    rows."""
+    topics = {
+        "seeds": _describe_counts(groups, lambda group: len(group.runs), "seed"),
+        "test tasks": _describe_counts(groups, lambda group: group.tested_on, "task"),
+        "validation tasks": _by_value(groups, _describe_validation),
+        "queries": _describe_queries(groups[0].first),
         "levels": ", ".join(f"{level:.4g}" for level in levels),
-        "normalisation": _normalisation(groups),
-        "steps on a new task": _headline(groups),
-        "budget of tuning": _budget(groups),
-        "tuned": _tuned(groups),
-        "not tuned": _not_tuned(groups),
-        "schedules": _by_value(groups, _schedule),
-        "shots of training tasks": _other_shots(groups),
-        "training classes": _by_value(groups, _seen_validation),
-        "minibatches": _minibatches(groups),
-        "seconds of new tasks": _by_value(groups, _timing),
+        "normalisation": _describe_normalisation(groups),
+        "steps on a new task": _describe_headline(groups),
+        "budget of tuning": _describe_budget(groups),
+        "tuned": _describe_tuned(groups),
+        "not tuned": _describe_not_tuned(groups),
+        "schedules": _by_value(groups, _describe_schedule),
+        "shots of training tasks": _describe_shots(groups),
+        "training classes": _by_value(groups, _describe_training_classes),
+        "minibatches": _describe_minibatches(groups),
+        "seconds of new tasks": _by_value(groups, _describe_timing),
     }
-    return [{"topic": topic, "text": text} for topic, text in found.items() if text]
+    return [{"topic": topic, "text": text} for topic, text in topics.items() if text]
 
 
 def _by_value(groups: Sequence[Group], of: Callable[[Run], str]) -> str:
-    """What rows have in common or not: `value: labels; value: labels`, or the value alone."""
-    found: dict[str, list[str]] = {}
+    """Return `value: labels; value: labels`, or the value alone if all rows have it."""
+    labels_by_value: dict[str, list[str]] = {}
     for group in groups:
         if value := of(group.first):
-            found.setdefault(value, []).append(group.label)
-    if len(found) == 1 and len(groups) > 1 and len(next(iter(found.values()))) == len(groups):
-        return f"all methods: {next(iter(found))}"
-    return "; ".join(f"{value}: {', '.join(labels)}" for value, labels in found.items())
+            labels_by_value.setdefault(value, []).append(group.label)
+    if (
+        len(labels_by_value) == 1
+        and len(groups) > 1
+        and len(next(iter(labels_by_value.values()))) == len(groups)
+    ):
+        return f"all methods: {next(iter(labels_by_value))}"
+    return "; ".join(f"{value}: {', '.join(labels)}" for value, labels in labels_by_value.items())
 
 
-def _counted(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
+def _describe_counts(groups: Sequence[Group], count: Callable[[Group], int], unit: str) -> str:
     most = max(map(count, groups))
     fewer = [f"{group.label} {count(group)}" for group in groups if count(group) < most]
     rest = f"; fewer, because of cost: {', '.join(fewer)}" if fewer else ""
@@ -51,24 +56,24 @@ def _counted(groups: Sequence[Group], count: Callable[[Group], int], unit: str) 
 
 
 def _section(run: Run, name: str) -> Json:
-    found = run.config.get(name)
-    return found if isinstance(found, dict) else {}
+    section = run.config.get(name)
+    return section if isinstance(section, dict) else {}
 
 
-def _method(run: Run) -> Json:
-    """The method that learns: a search's is the one that it contains."""
+def _learning_method(run: Run) -> Json:
+    """Return the config of the method that learns: that of a search is the one it contains."""
     method = _section(run, "method")
     inside = method.get("contains")
     return inside if isinstance(inside, dict) else method
 
 
-def _validation(run: Run) -> str:
-    found = _section(run, "run").get("validate")
-    count = found.get("episodes") if isinstance(found, dict) else None
+def _describe_validation(run: Run) -> str:
+    section = _section(run, "run").get("validate")
+    count = section.get("episodes") if isinstance(section, dict) else None
     return f"{count} tasks" if count else ""
 
 
-def _queries(run: Run) -> str:
+def _describe_queries(run: Run) -> str:
     task = run.task
     ways, queries = int(task.get("ways") or 0), int(task.get("queries") or 0)
     if run.metric != "accuracy" or not ways * queries:
@@ -76,25 +81,25 @@ def _queries(run: Run) -> str:
     return f"{queries} per class, so the accuracy of a task is a multiple of 1/{ways * queries}"
 
 
-def _normalisation(groups: Sequence[Group]) -> str:
+def _describe_normalisation(groups: Sequence[Group]) -> str:
     def policy(run: Run) -> str:
-        known = str(run.result.get("normalisation") or "")
-        return f"{known} (transductive)" if known and run.result.get("transductive") else known
+        name = str(run.result.get("normalisation") or "")
+        return f"{name} (transductive)" if name and run.result.get("transductive") else name
 
     return _by_value(groups, policy)
 
 
-def _headline(groups: Sequence[Group]) -> str:
+def _describe_headline(groups: Sequence[Group]) -> str:
     def choice(run: Run) -> str:
         if not run.traits.get("uses_steps", True):
             return ""
-        asked = (run.result.get("tuned") or {}).get("headline_step")
-        return "the best of the curve on validation tasks" if asked is not None else "fixed"
+        tuned_step = (run.result.get("tuned") or {}).get("headline_step")
+        return "the best of the curve on validation tasks" if tuned_step is not None else "fixed"
 
     return _by_value(groups, choice)
 
 
-def _budget(groups: Sequence[Group]) -> str:
+def _describe_budget(groups: Sequence[Group]) -> str:
     def words(run: Run) -> str:
         budget = _section(run, "budget")
         if not _section(run, "method").get("tune"):
@@ -103,16 +108,16 @@ def _budget(groups: Sequence[Group]) -> str:
             return f"{float(budget['flops']):.3g} FLOPs"
         return f"{budget.get('trials') or 0} trials"
 
-    tuned = [group for group in groups if words(group.first)]
-    if not tuned:
+    tuned_groups = [group for group in groups if words(group.first)]
+    if not tuned_groups:
         return ""
-    both = [group.label for group in tuned if len(_stages(group.first)) > 1]
+    both = [group.label for group in tuned_groups if len(_stages(group.first)) > 1]
     text = _by_value(groups, words)
     if both:
         text += f"; for training options and for options on new tasks each: {', '.join(both)}"
-    if any(_section(group.first, "budget").get("once") for group in tuned):
+    if any(_section(group.first, "budget").get("once") for group in tuned_groups):
         text += "; tuned with the first seed only: intervals are conditional on this tuning"
-    elif any(len(group.runs) > 1 for group in tuned):
+    elif any(len(group.runs) > 1 for group in tuned_groups):
         text += "; tuned separately for each seed"
     return text
 
@@ -121,15 +126,15 @@ def _stages(run: Run) -> list[Json]:
     return (run.result.get("tuning") or {}).get("stages") or []
 
 
-def _tuned(groups: Sequence[Group]) -> str:
+def _describe_tuned(groups: Sequence[Group]) -> str:
     def fields(run: Run) -> str:
         tune = _section(run, "method").get("tune") or {}
-        return ", ".join(f"{name} {_range(span)}" for name, span in tune.items())
+        return ", ".join(f"{name} {_format_range(span)}" for name, span in tune.items())
 
     return _by_value(groups, fields)
 
 
-def _range(span: Any) -> str:
+def _format_range(span: Any) -> str:
     if not isinstance(span, dict):
         return ""
     if span.get("values") is not None:
@@ -138,19 +143,19 @@ def _range(span: Any) -> str:
     return f"{span.get('min'):g} to {span.get('max'):g}{scale}"
 
 
-def _not_tuned(groups: Sequence[Group]) -> str:
-    def fixed(run: Run) -> str:
-        tuned = set(_section(run, "method").get("tune") or {})
+def _describe_not_tuned(groups: Sequence[Group]) -> str:
+    def rates(run: Run) -> str:
+        tuned_fields = set(_section(run, "method").get("tune") or {})
         trains = bool(_section(run, "run").get("meta_steps"))
-        left = [
+        fields = [
             f"{name} {value}"
-            for name, value in _rates(_method(run))
-            if name not in tuned and name.split(".")[0] not in tuned
+            for name, value in _rates(_learning_method(run))
+            if name not in tuned_fields and name.split(".")[0] not in tuned_fields
             if trains or not name.startswith("outer.")
         ]
-        return ", ".join(left)
+        return ", ".join(fields)
 
-    return _by_value(groups, fixed)
+    return _by_value(groups, rates)
 
 
 def _rates(fields: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -161,7 +166,7 @@ def _rates(fields: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _schedule(run: Run) -> str:
+def _describe_schedule(run: Run) -> str:
     options, consumes = _section(run, "run"), run.traits.get("consumes")
     steps = options.get("meta_steps")
     if consumes == "nothing" or not steps:
@@ -172,7 +177,7 @@ def _schedule(run: Run) -> str:
     return f"{steps} steps of {many} {what}"
 
 
-def _other_shots(groups: Sequence[Group]) -> str:
+def _describe_shots(groups: Sequence[Group]) -> str:
     def shots(run: Run) -> str:
         own, test = _section(run, "task").get("shots"), run.task.get("shots")
         learns = run.traits.get("consumes") == "episodes" and _section(run, "run").get("meta_steps")
@@ -182,12 +187,12 @@ def _other_shots(groups: Sequence[Group]) -> str:
     return _by_value(groups, shots)
 
 
-def _seen_validation(run: Run) -> str:
+def _describe_training_classes(run: Run) -> str:
     facts = run.result.get("facts") or {}
     return "those of training and validation" if facts.get("train_on_valid") else ""
 
 
-def _timing(run: Run) -> str:
+def _describe_timing(run: Run) -> str:
     timing = run.result.get("timing") or {}
     if not timing:
         return ""
@@ -195,9 +200,9 @@ def _timing(run: Run) -> str:
     return f"{text}, one seed per method in each round" if timing.get("of_seed") else text
 
 
-def _minibatches(groups: Sequence[Group]) -> str:
+def _describe_minibatches(groups: Sequence[Group]) -> str:
     def batch(run: Run) -> str:
-        size = _method(run).get("adapt_batch")
+        size = _learning_method(run).get("adapt_batch")
         return f"{size} support examples per step on a new task" if size else ""
 
     return _by_value(groups, batch)

@@ -10,30 +10,30 @@ from metalearn.results.records import Group, Json, Run, mean
 
 
 def tuning_rows(groups: Sequence[Group]) -> list[Json]:
-    """The `tuning` rows of comparison.json, where scores on validation and test tasks are known.
+    """Return the `tuning` rows of comparison.json, if validation and test scores are known.
 
-    The best score on validation tasks after each number of trials, mean over seeds, beside the
-    score on test tasks."""
+    A row has the best score on validation tasks after each number of trials, mean over seeds, and
+    the score on test tasks."""
     rows = []
     for group in groups:
-        tested, series = group.value(), [_best_so_far(run, group) for run in group.runs]
+        test_score, series = group.value(), [_best_so_far(run, group) for run in group.runs]
         length = max(map(len, series), default=0)
-        if tested is None or not all(series):
+        if test_score is None or not all(series):
             continue
         # a seed that has tried fewer has found no more
-        padded = [found + found[-1:] * (length - len(found)) for found in series]
-        best = [mean(column) for column in zip(*padded)]
+        padded_series = [scores + scores[-1:] * (length - len(scores)) for scores in series]
+        best = [mean(column) for column in zip(*padded_series)]
         if best[-1] is not None:
-            row = {"label": group.label, "trials": length, "best": best[-1], "tested": tested}
+            row = {"label": group.label, "trials": length, "best": best[-1], "tested": test_score}
             flops = mean([_tuning_flops(run) for run in group.runs])
             rows.append({**row, "best_so_far": best, "flops": flops})
     return rows
 
 
 def _stages(run: Run) -> list[Json]:
-    """The trials of fields of training, then of fields of new tasks."""
-    found = (run.result.get("tuning") or {}).get("stages") or []
-    return [stage for stage in found if stage.get("scores")]
+    """Return the trials of fields of training, then of fields of new tasks."""
+    stages = (run.result.get("tuning") or {}).get("stages") or []
+    return [stage for stage in stages if stage.get("scores")]
 
 
 def _best_so_far(run: Run, group: Group) -> list[float | None]:
@@ -44,6 +44,6 @@ def _best_so_far(run: Run, group: Group) -> list[float | None]:
 
 
 def _tuning_flops(run: Run) -> float | None:
-    spent = [stage.get("flops") for stage in _stages(run)]
-    known = [float(flops) for flops in spent if flops is not None]
-    return sum(known) if len(known) == len(spent) else None
+    flops = [stage.get("flops") for stage in _stages(run)]
+    known_flops = [float(one) for one in flops if one is not None]
+    return sum(known_flops) if len(known_flops) == len(flops) else None
