@@ -17,7 +17,7 @@ import yaml
 from commandline import Commands, files_of, refused, sinusoid
 from sweep_kills import at_work, sweep_of, sweep_with_kills, swept
 
-from metalearn.report.sweep_page import importance, read_swept
+from metalearn.report.sweep_page import importance, read_sweep
 from metalearn.storage.lock import held
 from metalearn.sweep.file import read
 from metalearn.sweep.request import claim_folder
@@ -327,8 +327,8 @@ def test_the_report_of_a_sweep(metalearn: Commands, tmp_path: Path) -> None:
     assert page.count("<svg") == 4 and f"Trial {best} is the best" in page
     assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "fraction of variance" in page and "1 stopped early" in page and "1 failed" in page
-    assert importance(read_swept(folder)) == read_swept(folder).importance
-    shares = read_swept(folder).importance
+    assert importance(read_sweep(folder)) == read_sweep(folder).importance
+    shares = read_sweep(folder).importance
     assert max(shares, key=lambda name: shares[name]) == "method.inner_lr"
     assert shares["method.inner_lr"] > 0.5
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)

@@ -29,20 +29,20 @@ def _load(run: Run) -> dict[str, Array]:
     file = run.path / "episodes.npz"
     if not file.exists():
         return {}
-    found = read_npz(file)
-    arrays = {name: found[name] for name in NAMES if name in found}
-    return arrays if len(arrays) == len(NAMES) and _fit(arrays) else {}
+    contents = read_npz(file)
+    arrays = {name: contents[name] for name in NAMES if name in contents}
+    return arrays if len(arrays) == len(NAMES) and _are_tasks(arrays) else {}
 
 
-def _fit(arrays: dict[str, Array]) -> bool:
+def _are_tasks(arrays: dict[str, Array]) -> bool:
     """Whether these are tasks: [T, M, ...] inputs, [T, M] or [T, M, C] answers, finite numbers."""
     shapes = [arrays[name].shape for name in NAMES]
     pairs = zip(shapes[::2], shapes[1::2])
-    whole = all(
+    well_shaped = all(
         len(x) >= 3 and len(y) >= 2 and x[:2] == y[:2] and 0 not in (*x, *y) for x, y in pairs
     )
-    as_many = len({shape[0] for shape in shapes}) == 1
-    return whole and as_many and all(np.isfinite(one).all() for one in arrays.values())
+    same_count = len({shape[0] for shape in shapes}) == 1
+    return well_shaped and same_count and all(np.isfinite(one).all() for one in arrays.values())
 
 
 def _images(arrays: dict[str, Array]) -> Json:

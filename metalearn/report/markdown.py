@@ -18,10 +18,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int | None 
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, marks, *rows))
 
 
-def image(picture: Path, beside: Path, name: str = "") -> str:
+def image(picture: Path, document: Path, name: str = "") -> str:
     """A picture in a text that is stored as `beside`."""
-    place = os.path.relpath(picture.resolve(), beside.resolve().parent)
-    return f"![{name or picture.stem}]({Path(place).as_posix()})"
+    path = os.path.relpath(picture.resolve(), document.resolve().parent)
+    return f"![{name or picture.stem}]({Path(path).as_posix()})"
 
 
 def replace_section(path: Path, name: str, content: str, head: str) -> None:

@@ -39,8 +39,8 @@ def amount(value: float, axis: Axis) -> str:
     """A cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
     if axis == "seconds":
         return duration(value)
-    shown = operations(value)
-    return f"{shown}FLOP" if " " in shown else f"{shown} FLOP"
+    text = operations(value)
+    return f"{text}FLOP" if " " in text else f"{text} FLOP"
 
 
 def cost(value: float | None, axis: Axis) -> str:
@@ -65,8 +65,8 @@ def score(value: float | None, percent: bool, like: float | None = None) -> str:
 
 
 def with_ci(value: float | None, ci95: float | None, percent: bool) -> str:
-    shown = score(value, percent)
-    return shown if value is None or ci95 is None else f"{shown} ± {score(ci95, percent, value)}"
+    text = score(value, percent)
+    return text if value is None or ci95 is None else f"{text} ± {score(ci95, percent, value)}"
 
 
 def above(value: float, other: float, percent: bool) -> str:

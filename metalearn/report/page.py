@@ -53,16 +53,16 @@ def write_report(
     sections = read_sections(dirs)
     runs = [run for section in sections for run in section.runs]
     names = sorted({str(run.result.get("experiment") or run.label) for run in runs})
-    shown = []
+    entries = []
     for number, section in enumerate(sections):
         mark = f"s{number}" if len(sections) > 1 else ""
         html = _section(section, mark, sections, out.parent)
-        shown.append({"mark": mark, "title": section.title, "html": html})
+        entries.append({"mark": mark, "title": section.title, "html": html})
     page = render(
         "report.html.j2",
         title=title or ", ".join(names),
         demonstration=demonstration,
-        sections=shown,
+        sections=entries,
     )
     write_atomic(out, page.encode())
     return out
@@ -74,7 +74,7 @@ def _section(section: Section, mark: str, sections: Sequence[Section], folder: P
     if section.comparison:
         for name, text in figures.items():
             write_atomic(folder / "figures" / f"{prefix}{name}.svg", text.encode())
-    sample = next((found for group in section.groups if (found := sample_tasks(group))), None)
+    sample = next((tasks for group in section.groups if (tasks := sample_tasks(group))), None)
     if sample and "points" in sample:
         figures["tasks"] = svg(sample["points"], f"{prefix}tasks")
     context = {
@@ -82,17 +82,19 @@ def _section(section: Section, mark: str, sections: Sequence[Section], folder: P
         "prefix": prefix,
         "figures": figures,
         "sample": sample,
-        **_common(section),
-        **_answer(section),
+        **_shared_context(section),
+        **_best_row(section),
         **_origin(section.runs),
     }
     for question in QUESTIONS:
         context |= question.data(section, sections)
-    asked = [_asked(question, section, sections, context) for question in all_questions()]
-    return render("section.html.j2", questions=asked, **context)
+    questions = [
+        _render_question(question, section, sections, context) for question in all_questions()
+    ]
+    return render("section.html.j2", questions=questions, **context)
 
 
-def _asked(
+def _render_question(
     question: Question, section: Section, sections: Sequence[Section], context: Json
 ) -> Json:
     """The title and the text of a question; a plug-in's error takes the place of its text."""
@@ -111,11 +113,11 @@ def _asked(
 
 def draw(section: Section, prefix: str = "") -> dict[str, str]:
     """Every figure that the section has the numbers for, as standalone SVG, by name."""
-    drawn = {name: figure((section.groups, section.found)) for name, figure in FIGURES.items()}
-    return {name: svg(one, prefix + name) for name, one in drawn.items() if one is not None}
+    figures = {name: figure((section.groups, section.found)) for name, figure in FIGURES.items()}
+    return {name: svg(one, prefix + name) for name, one in figures.items() if one is not None}
 
 
-def _common(section: Section) -> Json:
+def _shared_context(section: Section) -> Json:
     """What several templates of a section read."""
     up, first = section.up, section.groups[0].first
     return {
@@ -135,7 +137,7 @@ def _common(section: Section) -> Json:
     }
 
 
-def _answer(section: Section) -> Json:
+def _best_row(section: Section) -> Json:
     """What the first sentence says: the best row, its margins, its cost."""
     ranked = section.ranked
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.found["paired"]}
@@ -146,7 +148,7 @@ def _answer(section: Section) -> Json:
         "scratch": scratch,
         "margin": _margin(ranked[0][0].label, scratch[0].label, pairs) if scratch else None,
         "rival": rival if rival and rival["ci95"] else None,
-        "spent": _spent(ranked[0][0]) if ranked else [],
+        "spent": _up_front_seconds(ranked[0][0]) if ranked else [],
     }
 
 
@@ -160,9 +162,9 @@ def _margin(best: str, scratch: str, pairs: Mapping[frozenset[str], Json]) -> Js
     return {"low": low, "high": high, "value": sign * pair["difference"]}
 
 
-def _spent(group: Group) -> list[str]:
-    spent = [(word, group.once(phase, "seconds")) for phase, word in BEFORE.items()]
-    return [f"{duration(seconds)} of {word}" for word, seconds in spent if seconds]
+def _up_front_seconds(group: Group) -> list[str]:
+    costs = [(word, group.once(phase, "seconds")) for phase, word in BEFORE.items()]
+    return [f"{duration(seconds)} of {word}" for word, seconds in costs if seconds]
 
 
 def _origin(runs: Sequence[Run]) -> Json:
@@ -181,5 +183,5 @@ def _origin(runs: Sequence[Run]) -> Json:
             if key not in MOMENTARY
         )
         environments.setdefault(text, []).append(run.name)
-    known = list(environments.items()) if any(environments) else []
-    return {"commands": list(commands), "environments": known}
+    entries = list(environments.items()) if any(environments) else []
+    return {"commands": list(commands), "environments": entries}

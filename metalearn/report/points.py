@@ -10,7 +10,7 @@ from metalearn.report.numbers import score, with_ci
 from metalearn.results.records import Group, Json, Run, at, mean
 
 
-class Row(NamedTuple):
+class PointRow(NamedTuple):
     """One line: a seed's, or the `mean`, or `published`."""
 
     label: str
@@ -24,25 +24,25 @@ class Points(NamedTuple):
     title: str
     opened: bool
     heads: list[str]
-    rows: list[Row]
+    rows: list[PointRow]
 
 
-def curve_points(groups: Sequence[Group], found: Json) -> list[Points]:
+def curve_points(groups: Sequence[Group], results: Json) -> list[Points]:
     """Tables of the metric and of what belongs beside it, of those that a run recorded."""
     up = groups[0].higher_better
-    curves = by_label(found, "curves")
-    converged = any(curve["converged_only"] for curve in curves.values())
+    curves = by_label(results, "curves")
+    has_converged = any(curve["converged_only"] for curve in curves.values())
     if up:
         kinds = [("accuracy", "Accuracy, %", True, True), ("loss", "Cross-entropy", False, False)]
     else:
         kinds = [
             ("loss", "Squared error, all tasks", False, True),
             ("loss_median", "Squared error, median task", False, False),
-            ("loss_converged", "Squared error, tasks that did not diverge", False, converged),
+            ("loss_converged", "Squared error, tasks that did not diverge", False, has_converged),
         ]
     tables = [
-        Points(f"{title}, ± 95 % over tasks", opened, *_table(groups, curves, name, percent))
-        for name, title, percent, opened in kinds
+        Points(f"{title}, ± 95 % over tasks", is_open, *_table(groups, curves, name, percent))
+        for name, title, percent, is_open in kinds
         if any(name in run.test for group in groups for run in group.runs)
     ]
     if any(group.first.test.get("diverged") for group in groups):
@@ -53,19 +53,21 @@ def curve_points(groups: Sequence[Group], found: Json) -> list[Points]:
 
 def _table(
     groups: Sequence[Group], curves: dict[str, Json], name: str, percent: bool
-) -> tuple[list[str], list[Row]]:
+) -> tuple[list[str], list[PointRow]]:
     steps = sorted({step for group in groups for run in group.runs for step in run.steps})
-    rows: list[Row] = []
+    rows: list[PointRow] = []
     for group in groups:
         if len(group.runs) > 1:
             curve = curves.get(group.label) if name == group.metric else None
-            rows.append(Row(group.label, "mean", _mean(group, curve, name, steps, percent)))
-        rows += [Row(group.label, run.seed, _seed(run, name, steps, percent)) for run in group.runs]
-        published = group.first.result["headline"].get("published_curve") or {}
-        known = {int(step): value for step, value in published.items() if value is not None}
-        if known and name == group.metric:
-            cells = [score(known.get(step), percent) for step in steps]
-            rows.append(Row(group.label, "published", cells))
+            rows.append(PointRow(group.label, "mean", _mean(group, curve, name, steps, percent)))
+        rows += [
+            PointRow(group.label, run.seed, _seed(run, name, steps, percent)) for run in group.runs
+        ]
+        published_curve = group.first.result["headline"].get("published_curve") or {}
+        values = {int(step): value for step, value in published_curve.items() if value is not None}
+        if values and name == group.metric:
+            cells = [score(values.get(step), percent) for step in steps]
+            rows.append(PointRow(group.label, "published", cells))
     return [f"step {step}" for step in steps], rows
 
 

@@ -40,28 +40,32 @@ def render_text(template: str, **context: Any) -> Markup:
 
 @functools.cache
 def environment() -> Environment:
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("metalearn.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {name: getattr(numbers, name) for name in NUMBERS}
-    made.filters |= {
+    templates.filters |= {name: getattr(numbers, name) for name in NUMBERS}
+    templates.filters |= {
         "p_value": numbers.p_value,
         "ci": numbers.with_ci,
         "candidates": candidate_count,
         "trials": tuning_trials,
     }
-    made.filters |= {"searcher": _searcher, "tuned": _tuned, "work": work}
-    made.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
-    made.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
-    made.filters |= {"entries": _entries, "unnamed": _unnamed, "by_verdict": _by_verdict}
-    made.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
-    made.filters |= {"breakable": _breakable}
-    made.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
-    return made
+    templates.filters |= {"searcher": _searcher, "tuned": _format_tuned, "work": work}
+    templates.filters |= {"steps_before": gradient_steps_before, "once": _once, "each": _each}
+    templates.filters |= {"squeeze": _squeeze, "inline": _inline, "by_label": _by_label}
+    templates.filters |= {
+        "entries": _entries,
+        "unnamed": _labels_without_row,
+        "by_verdict": _by_verdict,
+    }
+    templates.filters |= {"of_contrasts": _of_contrasts, "first_sentence": _first_sentence}
+    templates.filters |= {"breakable": _breakable}
+    templates.filters |= {"verdict": VERDICTS.__getitem__, "contrasts_first": _contrasts_first}
+    return templates
 
 
 def _squeeze(text: str) -> Markup:
@@ -85,19 +89,19 @@ def _first_sentence(caption: Markup) -> tuple[Markup, Markup]:
     return Markup(head + dot.strip()), Markup(rest.strip())
 
 
-def _entries(found: Json, name: str) -> list[Json]:
+def _entries(results: Json, name: str) -> list[Json]:
     """One list of comparison.json; empty where it is not there."""
-    return list(found.get(name) or [])
+    return list(results.get(name) or [])
 
 
 def _by_label(rows: Iterable[Json]) -> dict[str, Json]:
     return {row["label"]: row for row in rows}
 
 
-def _unnamed(groups: Sequence[Group], rows: Iterable[Json]) -> list[str]:
+def _labels_without_row(groups: Sequence[Group], rows: Iterable[Json]) -> list[str]:
     """Labels that have no row."""
-    named = {row["label"] for row in rows}
-    return [group.label for group in groups if group.label not in named]
+    labels = {row["label"] for row in rows}
+    return [group.label for group in groups if group.label not in labels]
 
 
 def _by_verdict(rows: Sequence[Json]) -> list[Json]:
@@ -105,9 +109,9 @@ def _by_verdict(rows: Sequence[Json]) -> list[Json]:
     return sorted(rows, key=lambda row: order.index(row["verdict"]))
 
 
-def _of_contrasts(rows: Iterable[Json], tested: bool) -> list[Json]:
+def _of_contrasts(rows: Iterable[Json], is_contrast: bool) -> list[Json]:
     """Break-even rows with verdicts, or those without; before there were contrasts all had one."""
-    return [row for row in rows if row.get("contrast", True) == tested]
+    return [row for row in rows if row.get("contrast", True) == is_contrast]
 
 
 def _contrasts_first(pairs: Sequence[Json]) -> list[Json]:
@@ -127,13 +131,13 @@ def _searcher(group: Group) -> str:
     return searcher(run) or ("by gradient" if has_search(run) else "none: a fixed network")
 
 
-def _tuned(run: Run) -> str:
+def _format_tuned(run: Run) -> str:
     """The chosen fields; the headline step has its own column, and what lies on an edge its
     check."""
     values = run.result.get("tuned") or {}
-    shown = [
+    parts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in values.items()
         if key not in ("headline_step", "on_edge")
     ]
-    return ", ".join(shown) or numbers.NONE
+    return ", ".join(parts) or numbers.NONE

@@ -40,48 +40,48 @@ def write_page(folder: Path) -> Path:
 def page(folder: Path) -> str:
     """The text of RESULTS.md."""
     results = read_results(folder / "results")
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = made.get_template(TEMPLATE).render(
+    text = templates.get_template(TEMPLATE).render(
         results=results,
-        published=_published(folder, results),
+        published=_published_table(folder, results),
         comparison=lambda name: _comparison(results[name]),
         contrasts=lambda name: _contrasts(results[name]),
         by_source=lambda name: _by_source(results[name]),
         table=lambda name: _table(results[name]),
         schedule=lambda name: _schedule(folder / f"{name}.yaml"),
     )
-    return "\n\n".join(map(_wrapped, text.split("\n\n")))
+    return "\n\n".join(map(_wrap, text.split("\n\n")))
 
 
-def _wrapped(block: str) -> str:
+def _wrap(block: str) -> str:
     """A paragraph of prose in lines of at most 100 columns; a heading, list or table as it is."""
     if block.lstrip("\n").startswith(("|", "!", "#", "* ", "- ", "```")):
         return block
-    filled = textwrap.fill(
+    lines = textwrap.fill(
         " ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False
     )
-    return filled + "\n" * (len(block) - len(block.rstrip("\n")))
+    return lines + "\n" * (len(block) - len(block.rstrip("\n")))
 
 
-def _published(folder: Path, results: Mapping[str, Json]) -> str:
+def _published_table(folder: Path, results: Mapping[str, Json]) -> str:
     """Every cell, and every experiment with a published number that was not run."""
     heads = ["experiment", "method", "steps", "published", "measured", "over tasks", "over seeds"]
     heads += ["each seed", "tasks", "schedule", "verdict"]
     cells = published_numbers(results)
-    known = {one["experiment"] for one in cells}
+    names = {one["experiment"] for one in cells}
     experiments = (one for file in sorted(folder.glob("*.yaml")) for one in _experiments(file))
-    rest = [row for one in experiments if one.name not in known for row in _not_run(one)]
-    measured = _markdown(heads, [_cell(one) for one in cells])
+    rest = [row for one in experiments if one.name not in names for row in _not_run(one)]
+    table = _markdown(heads, [_cell(one) for one in cells])
     if not rest:
-        return measured
+        return table
     heads = ["experiment", "steps", "published", "training", "why", "command"]
-    return f"{measured}\nNot run, each one command:\n\n{_markdown(heads, rest)}"
+    return f"{table}\nNot run, each one command:\n\n{_markdown(heads, rest)}"
 
 
 def _experiments(file: Path) -> list[Experiment]:
@@ -143,8 +143,8 @@ def _comparison(one: Json) -> str:
         f"`{one['command']}`: {one['task']}; {one['tasks']} test tasks, {seeds}; schedule "
         f"{one['schedule']}: {one['schedule_why']}; {where}."
     )
-    failed = "; ".join(one.get("failed_checks") or ())
-    checks = f"\nChecks of the report that failed: {failed}.\n" if failed else ""
+    failures = "; ".join(one.get("failed_checks") or ())
+    checks = f"\nChecks of the report that failed: {failures}.\n" if failures else ""
     return f"{about}\n\n{_markdown(heads, rows)}{checks}"
 
 
@@ -249,12 +249,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     words = ("COMPARISON", "NAME", "COMMAND", "SCHEDULE")
     parser.add_argument("--add", nargs=4, metavar=words, help="store a finished comparison first")
-    given = parser.parse_args()
-    if given.add:
-        root, name, command, why = given.add
+    arguments = parser.parse_args()
+    if arguments.add:
+        root, name, command, why = arguments.add
         data = comparison_result(Path(root), command, why)
-        write_json(given.folder / "results" / f"{name}.json", data)
-    print(write_page(given.folder))
+        write_json(arguments.folder / "results" / f"{name}.json", data)
+    print(write_page(arguments.folder))
 
 
 if __name__ == "__main__":

@@ -39,14 +39,14 @@ class TestedRun(ABC):
         Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
         from metalearn.report.figures import draw
 
-        return draw(name, _compared(self.record()), ax, FIGURES)
+        return draw(name, _figure_data(self.record()), ax, FIGURES)
 
     def _repr_html_(self) -> str:
         try:
-            shown = html_table(self._cells())
+            table = html_table(self._cells())
         except ConfigError:  # not finished
-            shown = ""
-        return f"<p>{html.escape(repr(self))}</p>{shown}"
+            table = ""
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     def _cells(self) -> list[list[str]]:
         run = self.record()
@@ -54,12 +54,12 @@ class TestedRun(ABC):
         return table_cells(curve_rows(run.test), heads)
 
 
-class _Stored(NamedTuple):
+class _EvaluationFields(NamedTuple):
     result: records.Json
     path: Path
 
 
-class Evaluation(_Stored, TestedRun):
+class Evaluation(_EvaluationFields, TestedRun):
     """What `evaluate_run` returns: (result, path of its file)."""
 
     def record(self) -> records.Run:
@@ -95,7 +95,7 @@ class Runs(list[Any]):
         """A figure of the page, as that of one run, over all seeds."""
         from metalearn.report.figures import draw
 
-        return draw(name, _compared(*(run.record() for run in self)), ax, FIGURES)
+        return draw(name, _figure_data(*(run.record() for run in self)), ax, FIGURES)
 
     def __repr__(self) -> str:
         return str(self.table())
@@ -109,8 +109,8 @@ class Runs(list[Any]):
         return table_cells(self._rows(), heads)
 
     def _rows(self) -> list[dict[str, Any]]:
-        found: Sequence[records.Run] = [run.record() for run in self]
-        return [{"seed": run.seed, **row} for run in found for row in curve_rows(run.test)]
+        runs: Sequence[records.Run] = [run.record() for run in self]
+        return [{"seed": run.seed, **row} for run in runs for row in curve_rows(run.test)]
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -119,18 +119,18 @@ def figures(folder: Path) -> dict[str, Any]:
 
     from metalearn.report.figures.curves import steps_figure, training_figure
 
-    compared = _compared(records.load(folder))
-    found: dict[str, Any] = {}
+    data = _figure_data(records.load(folder))
+    images: dict[str, Any] = {}
     for name, draw in {"steps": steps_figure, "training": training_figure}.items():
-        figure = draw(compared)
+        figure = draw(data)
         if figure is not None:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=110)
-            found[name] = Image.open(buffer)
-    return found
+            images[name] = Image.open(buffer)
+    return images
 
 
-def _compared(*runs: records.Run) -> tuple[list[records.Group], records.Json]:
+def _figure_data(*runs: records.Run) -> tuple[list[records.Group], records.Json]:
     """What figures are drawn of."""
     from metalearn.results.curves import cost_curves, curves
 

@@ -50,7 +50,7 @@ def section(title: str, *, template: str) -> Callable[[Data], Question]:
     """
 
     def mark(function: Data) -> Question:
-        made: Question = register(REPORT_KIND, Question(title, function, template))
-        return made
+        question: Question = register(REPORT_KIND, Question(title, function, template))
+        return question
 
     return mark

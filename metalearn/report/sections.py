@@ -55,8 +55,8 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
             runs = _runs(root)
             if records.is_comparison(root):
                 groups = records.group(runs)
-                found = read_comparison(root, groups) or collect(root)
-                sections.append(Section(_task_name(runs[0]), groups, found, True))
+                results = read_comparison(root, groups) or collect(root)
+                sections.append(Section(_task_name(runs[0]), groups, results, True))
                 continue
         except ConfigError as error:
             problems += error.problems
@@ -73,15 +73,15 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
 
 def _runs(root: Path) -> list[Run]:
     """Finished runs at or under a directory."""
-    finished, _ = records.run_directories(root)
-    if not finished:
+    folders, _ = records.run_directories(root)
+    if not folders:
         raise ConfigError(
             (
                 str(root),
                 "contains no finished run: the directory of a finished run has a result.json",
             )
         )
-    return [records.load(path) for path in finished]
+    return [records.load(path) for path in folders]
 
 
 def _task_name(run: Run) -> str:

@@ -12,22 +12,22 @@ from metalearn.storage.files import read_json
 from metalearn.storage.schema import Result, checked
 
 
-class Across(NamedTuple):
+class SourceScore(NamedTuple):
     """One score on tasks of a source."""
 
     group: Group
     seed: int
-    trained: str
-    tested: str
+    train_source: str
+    test_source: str
     value: float | None
     ci95: float | None
 
 
-def across(groups: Sequence[Group]) -> list[Across]:
+def scores_across_sources(groups: Sequence[Group]) -> list[SourceScore]:
     """Rows tested on a source that they were not trained on.
 
     Each behind what is known of it on its own source."""
-    found = []
+    scores = []
     for group in groups:
         for run in group.runs:
             rows = []
@@ -35,29 +35,29 @@ def across(groups: Sequence[Group]) -> list[Across]:
                 head, source = result["headline"], str((result.get("task") or {}).get("source"))
                 if head.get("metric") == group.metric:
                     score = head.get("value"), head.get("ci95")
-                    rows.append(Across(group, run.seed, trained_on(run), source, *score))
-            shifted = any(one.tested != one.trained for one in rows)
-            if shifted and run.traits.get("consumes") != "nothing":
-                found += sorted(rows, key=lambda one: one.tested != one.trained)
-    return found
+                    rows.append(SourceScore(group, run.seed, train_source(run), source, *score))
+            is_shifted = any(one.test_source != one.train_source for one in rows)
+            if is_shifted and run.traits.get("consumes") != "nothing":
+                scores += sorted(rows, key=lambda one: one.test_source != one.train_source)
+    return scores
 
 
-def trained_on(run: Run) -> str:
+def train_source(run: Run) -> str:
     task: Any = run.config.get("task") or {}
     return str(task.get("source") or run.task.get("source"))
 
 
 def evaluations(run: Run) -> list[Json]:
     """Results that `metalearn evaluate` wrote beside a run, in order; other files are ignored."""
-    found = []
-    numbered = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
-    for path in sorted(numbered, key=lambda path: int(path.stem)):
+    results = []
+    files = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
+    for path in sorted(files, key=lambda path: int(path.stem)):
         try:
             result = checked(Result, read_json(path), path)
         except ConfigError:
             continue
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
 def settings(sections: Sequence[Section]) -> list[Json]:
@@ -65,15 +65,15 @@ def settings(sections: Sequence[Section]) -> list[Json]:
     rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
     for section in sections:
-        ranked, task = section.ranked, section.groups[0].first.task
-        if len(ranked) < 2:
+        ranking, task = section.ranked, section.groups[0].first.task
+        if len(ranking) < 2:
             continue
         source = str(task.get("source"))
         shapes.setdefault(source, set()).add((task.get("ways"), task.get("shots")))
-        best, second = (line["value"] for _, line in ranked[:2])
+        best, second = (line["value"] for _, line in ranking[:2])
         row = {
             "title": section.title,
-            "ranking": [group.label for group, _ in ranked],
+            "ranking": [group.label for group, _ in ranking],
             "margin": abs(best - second) * (100 if section.up else 1),
         }
         rows.append((source, row))

@@ -44,8 +44,8 @@ FIGURE = re.compile(r"\]\((?:\.\./)?(figures/[\w.-]+)\)")
 
 def pages(experiments: Path) -> dict[str, str]:
     """Markdown by the path of a page; `experiments` is the folder of that name."""
-    made = {f"components/{name}.md": _page(*what) for name, what in COMPONENTS.items()}
-    return made | {
+    component_pages = {f"components/{name}.md": _page(*what) for name, what in COMPONENTS.items()}
+    return component_pages | {
         page: FIGURE.sub(r"](\1)", (experiments / file).read_text("utf-8"))
         for page, file in RESULTS.items()
     }

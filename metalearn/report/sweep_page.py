@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from metalearn.errors import ConfigError
 from metalearn.report.figures.style import svg
 from metalearn.report.figures.sweep import (
-    Swept,
+    SweepData,
     curves_figure,
     history_figure,
     importance_figure,
@@ -24,7 +24,7 @@ from metalearn.storage.files import read_json, read_lines, write_atomic
 from metalearn.storage.schema import SweepFile, checked
 
 Json = dict[str, Any]
-FIGURES: dict[str, Callable[[Swept], Figure | None]] = {
+FIGURES: dict[str, Callable[[SweepData], Figure | None]] = {
     "history": history_figure,
     "curves": curves_figure,
     "importance": importance_figure,
@@ -42,14 +42,14 @@ def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page for the folders of one sweep or several; the same folders give the same bytes.
 
     Raises ConfigError where a file of theirs is unreadable."""
-    found = [read_swept(folder) for folder in folders]
-    title = ", ".join(swept.name for swept in found)
-    sweeps = [_view(swept, f"w{place}") for place, swept in enumerate(found)]
+    sweep_data = [read_sweep(folder) for folder in folders]
+    title = ", ".join(swept.name for swept in sweep_data)
+    sweeps = [_view(swept, f"w{place}") for place, swept in enumerate(sweep_data)]
     write_atomic(out, render("sweep.html.j2", title=title, sweeps=sweeps).encode())
     return out
 
 
-def read_swept(folder: Path) -> Swept:
+def read_sweep(folder: Path) -> SweepData:
     """The sweep of a folder; trials that are under way are not in it."""
     data = checked(SweepFile, read_json(folder / "sweep.json"), folder / "sweep.json")
     metric, trials = data["metric"], data["trials"]
@@ -60,50 +60,56 @@ def read_swept(folder: Path) -> Swept:
             rows = read_lines(folder / "trials" / str(trial["number"]) / "metrics.jsonl")
         else:
             rows = []
-        looks = [(row.get("step"), row.get(name)) for row in rows if row.get("split") == "valid"]
+        validations = [
+            (row.get("step"), row.get(name)) for row in rows if row.get("split") == "valid"
+        ]
         numbers = [
             (at, float(value))
-            for at, value in looks
+            for at, value in validations
             if type(at) is int and isinstance(value, (int, float))
         ]
         if numbers:
             curves[trial["number"]] = numbers
-    swept = Swept(
+    swept = SweepData(
         folder.resolve().name, metric["name"], metric["goal"], data["best"], trials, curves
     )
-    return Swept(**{**swept.__dict__, "importance": importance(swept)})
+    return SweepData(**{**swept.__dict__, "importance": importance(swept)})
 
 
-def importance(swept: Swept) -> dict[str, float]:
+def importance(swept: SweepData) -> dict[str, float]:
     """Shares of the variance by functional ANOVA of a forest; empty with too few trials.
 
     Hutter et al. 2014."""
-    done = [
+    complete = [
         trial
         for trial in swept.trials
         if trial["state"] == "complete" and trial["value"] is not None
     ]
-    names = swept.varied
-    if len(done) < FEWEST or len({trial["value"] for trial in done}) < 2 or not names:
+    names = swept.varied_parameters
+    if len(complete) < FEWEST or len({trial["value"] for trial in complete}) < 2 or not names:
         return {}
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    spread = {
+    distributions = {
         name: _distribution(optuna, [trial["parameters"].get(name) for trial in swept.trials])
         for name in names
     }
     study = optuna.create_study()
-    for trial in done:
-        values = {name: _drawn(spread[name], trial["parameters"].get(name)) for name in names}
+    for trial in complete:
+        values = {
+            name: _trial_value(distributions[name], trial["parameters"].get(name)) for name in names
+        }
         study.add_trial(
-            optuna.trial.create_trial(params=values, distributions=spread, value=trial["value"])
+            optuna.trial.create_trial(
+                params=values, distributions=distributions, value=trial["value"]
+            )
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=SEED)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: round(float(share), 4) for name, share in found.items()}
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: round(float(share), 4) for name, share in shares.items()}
 
 
 def _distribution(optuna: Any, values: Sequence[Any]) -> Any:
@@ -113,13 +119,13 @@ def _distribution(optuna: Any, values: Sequence[Any]) -> Any:
     return optuna.distributions.CategoricalDistribution(sorted({word(value) for value in values}))
 
 
-def _drawn(distribution: Any, value: Any) -> Any:
+def _trial_value(distribution: Any, value: Any) -> Any:
     return float(value) if hasattr(distribution, "low") else word(value)
 
 
-def _view(swept: Swept, mark: str) -> Json:
+def _view(swept: SweepData, mark: str) -> Json:
     """What the template reads of one sweep."""
-    drawn = {name: draw(swept) for name, draw in FIGURES.items()} if swept.valued else {}
+    figures = {name: draw(swept) for name, draw in FIGURES.items()} if swept.scored_trials else {}
     states = [trial["state"] for trial in swept.trials]
     return {
         "swept": swept,
@@ -127,17 +133,17 @@ def _view(swept: Swept, mark: str) -> Json:
         "counts": {state: states.count(state) for state in ("complete", "pruned", "failed")},
         "figures": {
             name: svg(figure, f"{mark}-{name}")
-            for name, figure in drawn.items()
+            for name, figure in figures.items()
             if figure is not None
         },
         "names": list(
             dict.fromkeys(name for trial in swept.trials for name in trial["parameters"])
         ),
-        "ranked": _ranked(swept),
+        "ranked": _rank_trials(swept),
     }
 
 
-def _ranked(swept: Swept) -> list[Json]:
+def _rank_trials(swept: SweepData) -> list[Json]:
     """The best first; unfinished trials behind the complete ones, those without a value last."""
     sign = 1.0 if swept.goal == "minimize" else -1.0
 

@@ -36,18 +36,18 @@ def energy(run: Run) -> float | None:
     """Joules of all that was measured.
 
     Of new tasks times the tasks, and what was spent for all of them together."""
-    shared = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
-    found = [
+    once_entries = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
+    joules = [
         entry["energy_joules"] * (entry.get("tasks", 0) if per_task(entry) else 1)
-        for entry in [*run.cost.values(), *shared]
+        for entry in [*run.cost.values(), *once_entries]
         if entry and entry.get("energy_joules") is not None
     ]
-    return sum(found) if found else None
+    return sum(joules) if joules else None
 
 
 def _beforehand(group: Group, name: str) -> float | None:
-    spent = [[_entries(run, phase)[0].get(name, 0) for run in group.runs] for phase in ONCE]
-    return _sum([mean(values) for values in spent])
+    counts = [[_entries(run, phase)[0].get(name, 0) for run in group.runs] for phase in ONCE]
+    return _sum([mean(values) for values in counts])
 
 
 def _of_new_tasks(group: Group, name: str) -> list[float | None]:
@@ -64,8 +64,8 @@ def _entries(run: Run, phase: str) -> tuple[Json, Json]:
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if numbers else None
 
 
 def _largest(values: Sequence[float | None]) -> float | None:

@@ -12,7 +12,7 @@ import yaml
 
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.report.figures.axes import drawing_on
-from metalearn.report.sweep_page import FIGURES, read_swept, write_sweep_report
+from metalearn.report.sweep_page import FIGURES, read_sweep, write_sweep_report
 from metalearn.results.shown import Text, columns, data_frame, html_table
 from metalearn.run.trained.load import LoadedRun, load_run
 from metalearn.storage.files import read_json, write_atomic
@@ -69,7 +69,7 @@ class SweepResult:
         if name not in FIGURES:
             raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, FIGURES)}"))
         with nullcontext() if ax is None else drawing_on(ax):
-            figure = FIGURES[name](read_swept(self.folder))
+            figure = FIGURES[name](read_sweep(self.folder))
         if figure is None:
             raise ConfigError(("plot", f"this sweep has too few trials for the figure {name}"))
         return figure if ax is None else ax

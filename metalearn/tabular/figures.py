@@ -23,8 +23,8 @@ from metalearn.report.figures.style import (
     SCRATCH,
     SOFT,
     Style,
-    styled,
     svg,
+    with_style,
 )
 from metalearn.report.markdown import image, replace_section, table
 
@@ -226,7 +226,7 @@ def drawing(found: Json) -> str:
     return svg(figure(found, (8.2, 4.2)), "race")
 
 
-@styled
+@with_style
 def figure(found: Json, size: tuple[float, float]) -> Figure:
     """Regret against evaluations, one panel a reckoning, 95 % bands over seeds.
 

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 
 from metalearn.errors import ConfigError, did_you_mean
 from metalearn.report.figures import cost, curves, decision
-from metalearn.report.figures.axes import Compared, drawing_on
+from metalearn.report.figures.axes import FigureData, drawing_on
 from metalearn.report.figures.tuning import tuning_figure
 
-FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
+FIGURES: dict[str, Callable[[FigureData], Figure | None]] = {
     "steps": curves.steps_figure,
     "training": curves.training_figure,
     "flops": partial(cost.cost_figure, axis="flops"),
     "seconds": partial(cost.cost_figure, axis="seconds"),
-    "reached-flops": partial(cost.reached_figure, axis="flops"),
-    "reached-seconds": partial(cost.reached_figure, axis="seconds"),
+    "reached-flops": partial(cost.solved_figure, axis="flops"),
+    "reached-seconds": partial(cost.solved_figure, axis="seconds"),
     "pareto": cost.pareto_figure,
     "break-even": cost.break_even_figure,
     "decision-flops": partial(decision.decision_figure, axis="flops"),
@@ -31,7 +31,7 @@ FIGURES: dict[str, Callable[[Compared], Figure | None]] = {
 SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
 
 
-def draw(name: str, what: Compared, ax: Any, names: Sequence[str]) -> Any:
+def draw(name: str, what: FigureData, ax: Any, names: Sequence[str]) -> Any:
     """The figure `name`, one of `names`; with `ax`, these Axes, drawn upon.
 
     ConfigError for another name, for axes that cannot hold it, and where numbers are missing."""

@@ -16,19 +16,19 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Drawing, Style, dark
+from metalearn.report.figures.style import GREY, INK, SIZE, SMALL, SOFT, Drawing, Style, darken
 from metalearn.results.records import Array, Group, Json
 
-Compared = tuple[Sequence[Group], Json]  # rows, and their comparison.json
+FigureData = tuple[Sequence[Group], Json]  # rows, and their comparison.json
 # points right of the axes: a line's end, its marker, its name
 LINE, MARK, NAME = ((4.5, 8.0, 12.0), 16.0, 21.0)
 APART = 1.3  # distance of two names, in font sizes
 WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
-def by_label(found: Json, name: str, axis: str | None = None) -> dict[str, Json]:
+def by_label(results: Json, name: str, axis: str | None = None) -> dict[str, Json]:
     """The entries of one list of comparison.json by label, of one axis where they have one."""
-    rows = found.get(name) or []
+    rows = results.get(name) or []
     return {row["label"]: row for row in rows if axis is None or row["axis"] == axis}
 
 
@@ -59,12 +59,12 @@ def panels(
     """A figure of one panel a label in rows of `columns`, each `height` inches high."""
     rows = -(-len(labels) // columns)
     figure = Drawing((SIZE[0], height * rows + 0.6), layout="constrained")
-    drawn = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
-    for axes in drawn[len(labels) :]:
+    grid_axes = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+    for axes in grid_axes[len(labels) :]:
         axes.set_visible(False)
-    for axes, label, color in zip(drawn, labels, colors):
-        axes.set_title(label, loc="left", size="medium", color=dark(color), weight="bold")
-    return figure, drawn[: len(labels)]
+    for axes, label, color in zip(grid_axes, labels, colors):
+        axes.set_title(label, loc="left", size="medium", color=darken(color), weight="bold")
+    return figure, grid_axes[: len(labels)]
 
 
 def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
@@ -74,13 +74,13 @@ def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
     last = max([*steps, 1])
     axes.set_xlim(0, last)
-    shown: list[int] = []
+    ticks: list[int] = []
     for step in steps:
         place = step if step < 1 else 0.5 + np.log10(step)
-        before = -1.0 if not shown else shown[-1] if shown[-1] < 1 else 0.5 + np.log10(shown[-1])
-        if not shown or place - before > 0.07 * (0.5 + np.log10(last)):
-            shown.append(step)
-    axes.xaxis.set_major_locator(FixedLocator([float(step) for step in shown]))
+        before = -1.0 if not ticks else ticks[-1] if ticks[-1] < 1 else 0.5 + np.log10(ticks[-1])
+        if not ticks or place - before > 0.07 * (0.5 + np.log10(last)):
+            ticks.append(step)
+    axes.xaxis.set_major_locator(FixedLocator([float(step) for step in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.margins(x=0)
@@ -88,7 +88,7 @@ def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 def value_axis(axes: Axes, groups: Sequence[Group], curves: Iterable[Json]) -> None:
     title(axes, f"{metric_name(groups)}, {direction(groups)}")
-    values = np.concatenate([array(found["mean"]) for found in curves])
+    values = np.concatenate([array(curve["mean"]) for curve in curves])
     values = values[np.isfinite(values)]
     if groups[0].higher_better:
         chance = 100 / int(groups[0].first.task.get("ways") or 1)
@@ -143,7 +143,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
 
     The axes give way to the longest name, and the figure grows with their number; the axes' own
     name is there already."""
-    if axes is _given.get():
+    if axes is _target_axes.get():
         _legend(axes, ends, style_of)
         return
     _make_room(axes, len(ends))
@@ -153,24 +153,30 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
     )
     size = float(axes.xaxis.label.get_fontsize())
     width, height = (72 * inches for inches in axes.get_figure(root=True).get_size_inches())  # type: ignore[union-attr]
-    shown = {label: shortened(label, 20) for label, _ in ends}
+    texts = {label: shorten(label, 20) for label, _ in ends}
     box, longest = (
         axes.get_position(),
-        max((text_width(text, size) for text in shown.values()), default=0.0),
+        max((text_width(text, size) for text in texts.values()), default=0.0),
     )
     axes.set_position(
         (box.x0, box.y0, min(WIDEST, 1 - (NAME + longest + 1) / width) - box.x0, box.height)
     )
     _keep_inside(axes, size, width)
     right = [1 + points / (axes.get_position().width * width) for points in (*LINE, MARK, NAME)]
-    moved = _apart([place for place, _ in places], APART * size / (box.height * height))
-    for (wanted, label), place in zip(places, moved):
+    spread = _spread([place for place, _ in places], APART * size / (box.height * height))
+    for (end, label), place in zip(places, spread):
         style = style_of[label]
-        shared: Any = {"transform": axes.transAxes, "clip_on": False}
-        axes.plot(right[:3], [wanted, wanted, place], color=style.color, lw=0.8, **shared)
-        axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **shared)
+        extra: Any = {"transform": axes.transAxes, "clip_on": False}
+        axes.plot(right[:3], [end, end, place], color=style.color, lw=0.8, **extra)
+        axes.plot(right[3:4], [place], style.marker, color=style.color, ms=4.5, mew=0, **extra)
         axes.text(
-            right[4], place, shown[label], color=dark(style.color), va="center", size=size, **shared
+            right[4],
+            place,
+            texts[label],
+            color=darken(style.color),
+            va="center",
+            size=size,
+            **extra,
         )
 
 
@@ -178,17 +184,17 @@ def _make_room(axes: Axes, names: int) -> None:
     """Make the figure so high that `names` fit beside the axes, one under the other."""
     figure = axes.get_figure(root=True)
     width, height = figure.get_size_inches()  # type: ignore[union-attr]
-    needed = (names - 1) * APART * float(axes.xaxis.label.get_fontsize())
+    names_height = (names - 1) * APART * float(axes.xaxis.label.get_fontsize())
     high = 72 * height * axes.get_position().height
-    figure.set_size_inches(width, height * max(1.0, needed / high))  # type: ignore[union-attr]
+    figure.set_size_inches(width, height * max(1.0, names_height / high))  # type: ignore[union-attr]
 
 
 def _legend(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
-    shown: dict[str, Any] = {
+    looks: dict[str, Any] = {
         label: {"color": one.color, "marker": one.marker, "linestyle": one.dash}
         for label, one in ((label, style_of[label]) for label, _ in ends)
     }
-    lines = [Line2D([], [], label=label, **look) for label, look in shown.items()]
+    lines = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     axes.legend(handles=lines, fontsize="small", frameon=False)
 
 
@@ -210,48 +216,48 @@ def text_width(text: str, size: float) -> float:
 _DENSITIES = (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3))
 
 
-def round_ticks(axes: Axes, written: Callable[[float], str]) -> None:
+def round_ticks(axes: Axes, format_value: Callable[[float], str]) -> None:
     """Round numbers on a logarithmic x axis of final width, as many as have room."""
     low, high = axes.get_xlim()
     size = float(axes.xaxis.label.get_fontsize())
     across = 72 * axes.get_position().width * float(axes.get_figure(root=True).get_size_inches()[0])  # type: ignore[union-attr]
-    chosen = [low, high]
+    final = [low, high]
     for parts, every in _DENSITIES:
         decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
         ticks = [part * 10.0**decade for decade in decades if decade % every == 0 for part in parts]
         ticks = [tick for tick in ticks if low <= tick <= high]
         places = [across * np.log10(tick / low) / np.log10(high / low) for tick in ticks]
-        halves = [text_width(written(tick), size) / 2 for tick in ticks]
+        halves = [text_width(format_value(tick), size) / 2 for tick in ticks]
         spans = [(place - half, place + half) for place, half in zip(places, halves)]
         if ticks and all(
             other[0] - one[1] > 0.7 * size for one, other in itertools.pairwise(spans)
         ):
-            chosen = ticks
+            final = ticks
             break
-    axes.xaxis.set_major_locator(FixedLocator(chosen))
+    axes.xaxis.set_major_locator(FixedLocator(final))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value)))
 
 
-def _apart(places: list[float], least: float) -> list[float]:
+def _spread(places: list[float], least: float) -> list[float]:
     """Falling places moved as little as needed to lie `least` apart, kept above 0, and below 1
     where there is room."""
-    moved = list(places)
+    heights = list(places)
     for _ in range(200):
-        for upper in range(len(moved) - 1):
-            overlap = least - (moved[upper] - moved[upper + 1])
+        for upper in range(len(heights) - 1):
+            overlap = least - (heights[upper] - heights[upper + 1])
             if overlap > 1e-6:
-                moved[upper] += overlap / 2
-                moved[upper + 1] -= overlap / 2
-        over = max(0.0, moved[0] - 1.0) if moved else 0.0
-        moved = [place - over for place in moved]
-    moved[-1:] = [max(place, 0.0) for place in moved[-1:]]
-    for lower in range(len(moved) - 1, 0, -1):
-        moved[lower - 1] = max(moved[lower - 1], moved[lower] + least)
-    return moved
+                heights[upper] += overlap / 2
+                heights[upper + 1] -= overlap / 2
+        over = max(0.0, heights[0] - 1.0) if heights else 0.0
+        heights = [place - over for place in heights]
+    heights[-1:] = [max(place, 0.0) for place in heights[-1:]]
+    for lower in range(len(heights) - 1, 0, -1):
+        heights[lower - 1] = max(heights[lower - 1], heights[lower] + least)
+    return heights
 
 
-def shortened(label: str, most: int) -> str:
+def shorten(label: str, most: int) -> str:
     """A long name loses its middle: names of one family differ at their ends."""
     half = (most - 1) // 2
     return (
@@ -259,23 +265,23 @@ def shortened(label: str, most: int) -> str:
     )
 
 
-_given: ContextVar[Axes | None] = ContextVar("axes", default=None)
+_target_axes: ContextVar[Axes | None] = ContextVar("axes", default=None)
 
 
 @contextmanager
 def drawing_on(axes: Axes) -> Iterator[None]:
     """Draw the next figure on these axes, with a legend instead of names at the lines' ends."""
-    token = _given.set(axes)
+    token = _target_axes.set(axes)
     try:
         yield
     finally:
-        _given.reset(token)
+        _target_axes.reset(token)
 
 
 def empty_figure() -> tuple[Figure, Axes]:
     """Axes that leave room for names beside the lines' ends; or those of `drawing_on`."""
-    if (given := _given.get()) is not None:
-        return given.get_figure(root=True), given  # type: ignore[return-value]
+    if (target := _target_axes.get()) is not None:
+        return target.get_figure(root=True), target  # type: ignore[return-value]
     figure = Drawing(SIZE)
     axes = figure.add_axes((0.11, 0.15, 0.60, 0.76))
     axes.grid(axis="x", visible=False)
@@ -284,12 +290,12 @@ def empty_figure() -> tuple[Figure, Axes]:
 
 def one_panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """A figure of one panel, with room for its labels; or those of `drawing_on`."""
-    if (given := _given.get()) is not None:
-        return given.get_figure(root=True), given  # type: ignore[return-value]
+    if (target := _target_axes.get()) is not None:
+        return target.get_figure(root=True), target  # type: ignore[return-value]
     figure = Drawing(size, layout="constrained")
     return figure, figure.subplots()
 
 
-def scale_of(group: Group) -> float:
+def score_scale(group: Group) -> float:
     """What a score is multiplied with to be shown: accuracies are percentages."""
     return 100.0 if group.higher_better else 1.0

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from metalearn.evaluate.cost_block import Axis
 from metalearn.report.figures.axes import (
-    Compared,
+    FigureData,
     array,
     band,
     by_label,
@@ -23,12 +23,12 @@ from metalearn.report.figures.axes import (
     metric_name,
     panels,
     round_ticks,
-    scale_of,
-    shortened,
+    score_scale,
+    shorten,
     title,
     value_axis,
 )
-from metalearn.report.figures.style import GREY, INK, Style, styled, styles
+from metalearn.report.figures.style import GREY, INK, Style, styles, with_style
 from metalearn.report.numbers import duration, operations
 from metalearn.results.records import Array
 from metalearn.results.searches import selections
@@ -36,24 +36,24 @@ from metalearn.results.searches import selections
 MOST_TASKS = 1_000_000  # of the break-even picture
 
 
-@styled
-def cost_figure(what: Compared, axis: Axis) -> Figure | None:
+@with_style
+def cost_figure(data: FigureData, axis: Axis) -> Figure | None:
     """The headline metric against the cost of one new task; None when nothing was measured."""
-    groups, found = what
+    groups, results = data
     figure, axes = empty_figure()
     style_of, ends, curves = styles(groups), [], []
-    whole, by_cost = by_label(found, "curves"), by_label(found, "cost_curves", axis)
+    whole, by_cost = by_label(results, "curves"), by_label(results, "cost_curves", axis)
     for group in groups:
         curve = by_cost.get(group.label)
         if curve is None or not np.isfinite(array(curve["mean"])).any():
             continue
-        style, scale = style_of[group.label], scale_of(group)
+        style, scale = style_of[group.label], score_scale(group)
         curves.append(whole[group.label])
         low, mean, high = (array(curve[name]) * scale for name in ("low", "mean", "high"))
         cost = array(curve["cost"])
         if len(mean) == 1:
-            _bar(axes, [*cost, *cost], [*low, *high], style)
-            _mark(axes, cost, mean, style, 7.5)
+            _draw_bar(axes, [*cost, *cost], [*low, *high], style)
+            _draw_marker(axes, cost, mean, style, 7.5)
         else:
             band(axes, cost, low, high, style)
             line(axes, cost, mean, style, style.marker)
@@ -65,28 +65,28 @@ def cost_figure(what: Compared, axis: Axis) -> Figure | None:
     each = "to learn and predict one new task, logarithmic"
     axes.set_xlabel(f"FLOPs {each}" if axis == "flops" else f"time {each}")
     end_labels(axes, ends, style_of)
-    round_ticks(axes, _words(axis))
+    round_ticks(axes, _cost_formatter(axis))
     return figure
 
 
-@styled
-def reached_figure(what: Compared, axis: Axis) -> Figure | None:
+@with_style
+def solved_figure(data: FigureData, axis: Axis) -> Figure | None:
     """Share of tasks that reached the target by cost; None without target or costs."""
-    groups, found = what
-    solved = by_label(found, "solved")
-    within = {label: row["within"].get(axis) for label, row in solved.items()}
-    shown = {label: part for label, part in within.items() if part is not None}
-    costs = [cost for part in shown.values() for cost in part["cost"]]
+    groups, results = data
+    rows = by_label(results, "solved")
+    within = {label: row["within"].get(axis) for label, row in rows.items()}
+    curves = {label: part for label, part in within.items() if part is not None}
+    costs = [cost for part in curves.values() for cost in part["cost"]]
     if not any(cost > 0 for cost in costs):
         return None
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
     least, most = min(cost for cost in costs if cost > 0), max(costs)
-    for label, part in shown.items():
+    for label, part in curves.items():
         style = style_of[label]
         x, y = np.maximum(part["cost"], least / 2), 100 * array(part["share"])
         axes.step(x, y, where="post", color=style.color, linestyle=style.dash, lw=1.8)
-        _mark(axes, x[-1:], y[-1:], style, 5)
+        _draw_marker(axes, x[-1:], y[-1:], style, 5)
         ends.append((label, float(y[-1])))
     axes.set_xscale("log")
     axes.set_xlim(least / 2, most * 1.15)
@@ -94,19 +94,19 @@ def reached_figure(what: Compared, axis: Axis) -> Figure | None:
     title(axes, "tasks that reached the target, %, higher is better")
     axes.set_xlabel(f"{'FLOPs' if axis == 'flops' else 'time'} spent on the task, logarithmic")
     end_labels(axes, ends, style_of)
-    round_ticks(axes, _words(axis))
+    round_ticks(axes, _cost_formatter(axis))
     return figure
 
 
-@styled
-def pareto_figure(what: Compared) -> Figure | None:
+@with_style
+def pareto_figure(data: FigureData) -> Figure | None:
     """The headline metric against the total cost, with the front as a line.
 
     Beforehand and on the test tasks, with 95 % intervals of both; a front of means."""
-    groups, found = what
-    scale, totals = scale_of(groups[0]), by_label(found, "total_cost")
-    values = {line["label"]: line["value"] for line in found["summary"]}
-    ends = {line["label"]: line.get("interval") for line in found["summary"]}
+    groups, results = data
+    scale, totals = score_scale(groups[0]), by_label(results, "total_cost")
+    values = {line["label"]: line["value"] for line in results["summary"]}
+    ends = {line["label"]: line.get("interval") for line in results["summary"]}
     points = [
         (label, row["flops"], values[label] * scale, row["on_front"]["flops"])
         for label, row in totals.items()
@@ -120,11 +120,11 @@ def pareto_figure(what: Compared) -> Figure | None:
     axes.step(*zip(*front), where="post", color=GREY, lw=1.1, ls=(0, (4, 2)), zorder=1)
     for label, total, value, best in points:
         style = style_of[label]
-        spent = (totals[label].get("ci95") or {}).get("flops")
+        cost_ends = (totals[label].get("ci95") or {}).get("flops")
         if ends[label]:
-            _bar(axes, [total] * 2, array(ends[label]) * scale, style)
-        if spent and spent[0] > 0:
-            _bar(axes, spent, [value] * 2, style)
+            _draw_bar(axes, [total] * 2, array(ends[label]) * scale, style)
+        if cost_ends and cost_ends[0] > 0:
+            _draw_bar(axes, cost_ends, [value] * 2, style)
         mark: Any = {"mfc": style.color if best else "white", "ms": 8, "mew": 1.4, "zorder": 4}
         axes.plot([total], [value], style.marker, color=style.color, **mark)
     axes.margins(x=0.14, y=0.12)
@@ -136,16 +136,16 @@ def pareto_figure(what: Compared) -> Figure | None:
     return figure
 
 
-@styled
-def break_even_figure(what: Compared) -> Figure | None:
+@with_style
+def break_even_figure(data: FigureData) -> Figure | None:
     """Total FLOPs after n new tasks, each learned to the target.
 
     Faint where fewer than half of the tasks get there."""
-    groups, found = what
+    groups, results = data
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
     tasks = np.logspace(0, np.log10(MOST_TASKS), 121)
-    for label, costs in by_label(found, "break_even_lines").items():
+    for label, costs in by_label(results, "break_even_lines").items():
         total, style = costs["up_front"] + tasks * costs["per_solved"], style_of[label]
         width, alpha = (0.9, 0.45) if costs["share"] < 0.5 else (1.8, 1.0)
         axes.plot(tasks, total, color=style.color, ls=style.dash, lw=width, alpha=alpha)
@@ -166,39 +166,39 @@ def break_even_figure(what: Compared) -> Figure | None:
     return figure
 
 
-@styled
-def selection_figure(what: Compared) -> Figure | None:
+@with_style
+def selection_figure(data: FigureData) -> Figure | None:
     """Scores of candidates against their worth, one panel a search; None without any."""
-    groups = what[0]
-    found = selections(groups)
-    if not found:
+    groups = data[0]
+    searches = selections(groups)
+    if not searches:
         return None
     style_of, text_style = styles(groups), {"size": "medium", "color": INK}
-    colors = [style_of[group.label].color for group, *_ in found]
-    names = [shortened(group.label, 26) for group, *_ in found]
-    figure, drawn = panels(names, colors, min(len(found), 2), 2.2)
-    for (_, score, truth, picks, _), axes, color in zip(found, drawn, colors):
+    colors = [style_of[group.label].color for group, *_ in searches]
+    names = [shorten(group.label, 26) for group, *_ in searches]
+    figure, panel_axes = panels(names, colors, min(len(searches), 2), 2.2)
+    for (_, score, truth, picks, _), axes, color in zip(searches, panel_axes, colors):
         axes.plot(score.ravel(), truth.ravel(), ".", color=color, ms=4, alpha=0.5, mew=0)
         for one, real, pick in zip(score, truth, picks):
             axes.plot([one[pick]], [real[pick]], "o", mfc="none", color=INK, ms=6, mew=1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     figure.supxlabel("score that chose (minus a loss), higher is better", **text_style)
-    better = ", higher is better" if len(found) > 2 else ""
+    better = ", higher is better" if len(searches) > 2 else ""
     figure.supylabel(f"minus the loss on queries{better}", **text_style)
     return figure
 
 
-def _words(axis: Axis) -> Callable[[float], str]:
+def _cost_formatter(axis: Axis) -> Callable[[float], str]:
     """How an axis says a cost; seconds stay seconds, as round ones are no round minutes."""
     if axis == "flops":
         return operations
     return lambda value: f"{value:g} s" if value >= 1 else duration(value)
 
 
-def _mark(axes: Axes, x: Array, y: Array, style: Style, size: float) -> None:
+def _draw_marker(axes: Axes, x: Array, y: Array, style: Style, size: float) -> None:
     edge: Any = {"mec": "white", "mew": 0.7, "zorder": 4}
     axes.plot(x, y, style.marker, color=style.color, ms=size, **edge)
 
 
-def _bar(axes: Axes, x: Any, y: Any, style: Style) -> None:
+def _draw_bar(axes: Axes, x: Any, y: Any, style: Style) -> None:
     axes.plot(x, y, color=style.color, lw=1.0, zorder=2)

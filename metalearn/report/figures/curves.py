@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metalearn.report.figures.axes import (
-    Compared,
+    FigureData,
     array,
     band,
     by_label,
@@ -21,20 +21,20 @@ from metalearn.report.figures.axes import (
     line,
     metric_name,
     panels,
-    scale_of,
-    shortened,
+    score_scale,
+    shorten,
     steps_axis,
     value_axis,
 )
-from metalearn.report.figures.style import FONT, INK, Style, styled, styles
+from metalearn.report.figures.style import FONT, INK, Style, styles, with_style
 from metalearn.results.records import Array, Group, Json, Run
 
 
-@styled
-def steps_figure(what: Compared) -> Figure | None:
+@with_style
+def steps_figure(data: FigureData) -> Figure | None:
     """The headline metric against gradient steps on a new task, with 95 % bands over tasks."""
-    groups, found = what
-    curves = by_label(found, "curves")
+    groups, results = data
+    curves = by_label(results, "curves")
     if not curves:
         return None
     figure, axes = empty_figure()
@@ -48,9 +48,9 @@ def steps_figure(what: Compared) -> Figure | None:
             continue
         if not group.uses_steps:
             x, y, width = np.array([0.0, last]), np.repeat(y[:1], 2), np.repeat(width[:1], 2)
-        _band(axes, x, y, width, style)
+        _draw_band(axes, x, y, width, style)
         for seed in curve["seeds"] if group.uses_steps else []:
-            axes.plot(x, array(seed) * scale_of(group), color=style.color, lw=0.6, alpha=0.5)
+            axes.plot(x, array(seed) * score_scale(group), color=style.color, lw=0.6, alpha=0.5)
         line(axes, x, y, style, style.marker if group.uses_steps else "")
         ends.append((group.label, float(y[np.isfinite(y)][-1])))
     steps_axis(axes, sorted({step for curve in curves.values() for step in curve["steps"]}))
@@ -60,27 +60,31 @@ def steps_figure(what: Compared) -> Figure | None:
     return figure
 
 
-@styled
-def training_figure(what: Compared) -> Figure | None:
+@with_style
+def training_figure(data: FigureData) -> Figure | None:
     """Training and validation tasks during meta-training, one panel a method; or None.
 
     A method with a single validation, for want of training, has no curve and no panel."""
-    groups = what[0]
-    shown = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
-    if not shown:
+    groups = data[0]
+    panel_groups = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
+    if not panel_groups:
         return None
-    columns = min(len(shown), 2 if len(shown) < 5 else 3)
-    look = [styles(groups)[group.label] for group in shown]
-    names = [shortened(group.label, 17) for group in shown]
-    figure, drawn = panels(names, [style.color for style in look], columns, 1.75, sharey=True)
-    for group, style, axes in zip(shown, look, drawn):
-        _training_panel(axes, group, style)
+    columns = min(len(panel_groups), 2 if len(panel_groups) < 5 else 3)
+    panel_styles = [styles(groups)[group.label] for group in panel_groups]
+    names = [shorten(group.label, 17) for group in panel_groups]
+    figure, panel_axes = panels(
+        names, [style.color for style in panel_styles], columns, 1.75, sharey=True
+    )
+    for group, style, axes in zip(panel_groups, panel_styles, panel_axes):
+        _draw_training_panel(axes, group, style)
     entries = [_legend_line("-", "training tasks"), _legend_line((0, (3, 2)), "validation tasks")]
     figure.legend(
         handles=entries, loc="outside upper left", ncols=2, frameon=False, handlelength=2.4
     )
     figure.supxlabel("meta-training or pretraining steps", size=FONT, color=INK)
-    label = metric_name(shown) + (f", {direction(shown)}" if len(shown) > columns else "")
+    label = metric_name(panel_groups) + (
+        f", {direction(panel_groups)}" if len(panel_groups) > columns else ""
+    )
     figure.supylabel(label, size=FONT, color=INK)
     return figure
 
@@ -89,15 +93,15 @@ def _validations(run: Run) -> int:
     return len({line["step"] for split in ("train", "valid") for line in run.valid(split)})
 
 
-def _training_panel(axes: Axes, group: Group, style: Style) -> None:
+def _draw_training_panel(axes: Axes, group: Group, style: Style) -> None:
     several = len(group.runs) > 1
     for run in group.runs:
         for split, dash, marker in (("train", "-", ""), ("valid", (0, (3, 2)), style.marker)):
             points = [row for row in run.valid(split) if row.get(group.metric) is not None]
             x = np.asarray([row["step"] for row in points], np.float64)
-            y = array([row[group.metric] for row in points]) * scale_of(group)
+            y = array([row[group.metric] for row in points]) * score_scale(group)
             halves = [row.get(f"{group.metric}_ci95") or None for row in points]
-            _band(axes, x, y, array(halves) * scale_of(group), style)
+            _draw_band(axes, x, y, array(halves) * score_scale(group), style)
             look: Any = {"lw": 0.9} if several else {"lw": 1.4, "marker": marker}
             axes.plot(x, y, ls=dash, ms=2.8, mew=0, color=style.color, **look)
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
@@ -110,12 +114,12 @@ def _thousands(value: float) -> str:
 
 
 def _plot_values(curve: Json, group: Group) -> tuple[Array, Array, Array]:
-    scale = scale_of(group)
+    scale = score_scale(group)
     mean, ci95 = array(curve["mean"]) * scale, array(curve["ci95"]) * scale
     return np.asarray(curve["steps"], np.float64), mean, ci95
 
 
-def _band(axes: Axes, x: Array, y: Array, width: Array, style: Style) -> None:
+def _draw_band(axes: Axes, x: Array, y: Array, width: Array, style: Style) -> None:
     if len(x) > 1:
         band(axes, x, y - np.nan_to_num(width), y + np.nan_to_num(width), style)
 

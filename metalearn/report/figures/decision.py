@@ -11,8 +11,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator
 
 from metalearn.evaluate.cost_block import Axis
-from metalearn.report.figures.axes import Compared, shortened
-from metalearn.report.figures.style import INK, SIZE, SMALL, Drawing, Style, styled, styles
+from metalearn.report.figures.axes import FigureData, shorten
+from metalearn.report.figures.style import INK, SIZE, SMALL, Drawing, Style, styles, with_style
 from metalearn.report.numbers import level
 from metalearn.results.records import Json
 
@@ -21,49 +21,49 @@ MOST_LABELS = 7  # targets written beside a panel
 HATCH = "////"  # where the bootstrap does not settle the winner
 
 
-@styled
-def decision_figure(what: Compared, axis: Axis) -> Figure | None:
+@with_style
+def decision_figure(data: FigureData, axis: Axis) -> Figure | None:
     """The cheapest method, one panel for each number of queries; None without a map."""
-    groups, found = what
-    shown: Json | None = found.get(MAPS[axis])
-    if not shown or not winners(shown):
+    groups, results = data
+    grid: Json | None = results.get(MAPS[axis])
+    if not grid or not winners(grid):
         return None
-    style_of, names = styles(groups), winners(shown)
+    style_of, names = styles(groups), winners(grid)
     figure = Drawing((SIZE[0], SIZE[1] + 0.9))
     places = [(0.13, 0.66), (0.58, 0.66), (0.13, 0.25), (0.58, 0.25)]
-    for number, queries in enumerate(shown["queries"][: len(places)]):
+    for number, queries in enumerate(grid["queries"][: len(places)]):
         left, low = places[number]
         axes = figure.add_axes((left, low, 0.39, 0.27))
-        _panel(axes, shown, number, style_of, inner=left > 0.2)
-        tested = ", as tested" if queries == shown["as_tested"] else ""
-        axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} a task{tested}", size=9)
+        _draw_panel(axes, grid, number, style_of, inner=left > 0.2)
+        suffix = ", as tested" if queries == grid["as_tested"] else ""
+        axes.set_title(f"{queries:,} quer{'y' if queries == 1 else 'ies'} a task{suffix}", size=9)
         if low < 0.5:
             axes.set_xlabel("new tasks, logarithmic")
-    handles = [Patch(color=style_of[name].color, label=shortened(name, 24)) for name in names]
+    handles = [Patch(color=style_of[name].color, label=shorten(name, 24)) for name in names]
     handles.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, label="not settled"))
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL)
     return figure
 
 
-def winners(shown: Json) -> list[str]:
+def winners(grid: Json) -> list[str]:
     """The methods that win a cell, each once, in the order of their first cell."""
-    names = (name for part in shown["winner"] for row in part for name in row)
+    names = (name for part in grid["winner"] for row in part for name in row)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _panel(
-    axes: Axes, shown: Json, number: int, style_of: dict[str, Style], *, inner: bool
+def _draw_panel(
+    axes: Axes, grid: Json, number: int, style_of: dict[str, Style], *, inner: bool
 ) -> None:
     """Cells of one number of queries; targets from below, the hardest on top."""
-    winner, settled = shown["winner"][number], shown["settled"][number]
+    winner, settled = grid["winner"][number], grid["settled"][number]
     for row, names in enumerate(winner):
         column = 0
         for (name, clear), alike in groupby(zip(names, settled[row], strict=True)):
             width = len(list(alike))
             if name is not None:
-                _cells(axes, (column, row), width, style_of[name].color, clear)
+                _draw_cells(axes, (column, row), width, style_of[name].color, clear)
             column += width
-    targets, tasks = shown["targets"], shown["tasks"]
+    targets, tasks = grid["targets"], grid["tasks"]
     axes.set_xlim(0, len(tasks))
     axes.set_ylim(0, len(targets))
     axes.grid(visible=False)
@@ -71,12 +71,12 @@ def _panel(
     axes.set_xticks([place + 0.5 for place in powers], [_power(tasks[place]) for place in powers])
     every = -(-len(targets) // MOST_LABELS)
     rows = range(0, len(targets), every)
-    written = ["" if inner else level(targets[row], shown["metric"]) for row in rows]
-    axes.set_yticks([row + 0.5 for row in rows], written)
+    texts = ["" if inner else level(targets[row], grid["metric"]) for row in rows]
+    axes.set_yticks([row + 0.5 for row in rows], texts)
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _cells(axes: Axes, corner: tuple[int, int], width: int, color: str, settled: bool) -> None:
+def _draw_cells(axes: Axes, corner: tuple[int, int], width: int, color: str, settled: bool) -> None:
     """Cells of a row that look alike, as one rectangle: a page is drawn twice as fast."""
     axes.add_patch(Rectangle(corner, width, 1, facecolor=color, edgecolor="none"))
     if not settled:
@@ -92,51 +92,51 @@ def _power(tasks: float) -> str:
     return f"{tasks:g}"
 
 
-def map_text(shown: Json | None) -> str:
+def map_text(grid: Json | None) -> str:
     """The map as text for a terminal: letters of the winners, small where it is not settled.
 
     A number behind a letter says after which checkpoint along meta-training the winner stops."""
-    if not shown or not winners(shown):
+    if not grid or not winners(grid):
         return "no decision map: no target was set, or no method of known cost reaches one"
-    letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(shown))}
-    lines = [f"rows: {shown['metric']} that a task has to reach; columns: number of new tasks"]
-    for number, queries in enumerate(shown["queries"]):
-        tested = " (as tested)" if queries == shown["as_tested"] else ""
+    letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
+    lines = [f"rows: {grid['metric']} that a task has to reach; columns: number of new tasks"]
+    for number, queries in enumerate(grid["queries"]):
+        suffix = " (as tested)" if queries == grid["as_tested"] else ""
         noun = "query" if queries == 1 else "queries"
-        lines.append(f"{queries:,} {noun} a task{tested}, cheapest in {shown['axis']}:")
-        lines += _rows(shown, number, letters)
-    along = shown.get("along") or {}
+        lines.append(f"{queries:,} {noun} a task{suffix}, cheapest in {grid['axis']}:")
+        lines += _map_lines(grid, number, letters)
+    along = grid.get("along") or {}
     for name, letter in letters.items():
         steps = along.get(name, ())
-        listed = ", ".join(f"{step:,}" for step in steps)
+        numbers = ", ".join(f"{step:,}" for step in steps)
         cells = ", ".join(f"{letter}{number}" for number, _ in enumerate(steps, 1))
-        stopped = f", also stopped after {listed} meta-steps ({cells})" if steps else ""
-        lines.append(f"{letter} {name}{stopped}")
+        note = f", also stopped after {numbers} meta-steps ({cells})" if steps else ""
+        lines.append(f"{letter} {name}{note}")
     return "\n".join([*lines, "small letter: not settled by the data; .: no method reaches it"])
 
 
-def _rows(shown: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
-    winner, settled = shown["winner"][number], shown["settled"][number]
-    names = [level(value, shown["metric"]) for value in shown["targets"]]
-    width, stops = max(map(len, names)), shown.get("stops_after")
+def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str]:
+    winner, settled = grid["winner"][number], grid["settled"][number]
+    names = [level(value, grid["metric"]) for value in grid["targets"]]
+    width, stops = max(map(len, names)), grid.get("stops_after")
     lines = []
     for row in reversed(range(len(names))):
         after = stops[number][row] if stops else [None] * len(winner[row])
         cells = (
             "." if name is None else (letters[name] if clear else letters[name].lower()) + stop
             for name, clear, stop in zip(
-                winner[row], settled[row], _stops(shown, winner[row], after), strict=True
+                winner[row], settled[row], _stops(grid, winner[row], after), strict=True
             )
         )
         line = "".join(cell.ljust(5) for cell in cells)
         lines.append(f"  {names[row].rjust(width)}  {line}".rstrip())
-    heads = "".join(_power(tasks).ljust(5) for tasks in shown["tasks"])
+    heads = "".join(_power(tasks).ljust(5) for tasks in grid["tasks"])
     return [*lines, f"  {' ' * width}  {heads}".rstrip() + "  tasks"]
 
 
-def _stops(shown: Json, names: Sequence[str | None], after: Sequence[int | None]) -> list[str]:
+def _stops(grid: Json, names: Sequence[str | None], after: Sequence[int | None]) -> list[str]:
     """The place of each winner's last step among those tested; empty for its whole training."""
     pairs = zip(names, after, strict=True)
     return [
-        "" if step is None else f"{shown['along'][name].index(step) + 1}" for name, step in pairs
+        "" if step is None else f"{grid['along'][name].index(step) + 1}" for name, step in pairs
     ]

@@ -63,7 +63,7 @@ _FONT = (
 
 
 Options = ParamSpec("Options")
-Drawn = TypeVar("Drawn")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ class Drawing(Figure):
         return svg(self, "figure")
 
 
-def dark(color: str) -> str:
+def darken(color: str) -> str:
     """A shade that reads as text on white."""
     return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.72):02X}" for i in (1, 3, 5))
 
 
-def styled(draw: Callable[Options, Drawn]) -> Callable[Options, Drawn]:
+def with_style(draw: Callable[Options, Result]) -> Callable[Options, Result]:
     """Draw under this file's settings: they act when ticks and texts are made."""
 
     @functools.wraps(draw)
-    def inner(*args: Options.args, **kwargs: Options.kwargs) -> Drawn:
+    def inner(*args: Options.args, **kwargs: Options.kwargs) -> Result:
         with matplotlib.rc_context(RC | {"font.size": FONT}):
             return draw(*args, **kwargs)
 
@@ -104,26 +104,26 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     Others take the next free one by name.
 
     Where the colours are used up, each comes again with another marker and another kind of line."""
-    found: dict[str, Style] = {}
+    by_label: dict[str, Style] = {}
     free = list(range(len(PALETTE)))
     later = []
     for group in sorted(groups, key=lambda item: (item.label != item.method, item.label)):
         place = group.first.palette_index
         if group.first.family == "scratch" and SCRATCH not in {
-            style.color for style in found.values()
+            style.color for style in by_label.values()
         }:
-            found[group.label] = Style(SCRATCH, "o", "--")
+            by_label[group.label] = Style(SCRATCH, "o", "--")
         elif place in free:
             free.remove(place)
-            found[group.label] = Style(PALETTE[place], MARKERS[place], "-")
+            by_label[group.label] = Style(PALETTE[place], MARKERS[place], "-")
         else:
             later.append(group.label)
     count, begin = len(PALETTE), len(PALETTE) - len(free)
     for number, label in enumerate(later, begin):
         place, again = free[number - begin] if number < count else number % count, number // count
         marker = MARKERS[(place + SHIFT * again) % len(MARKERS)]
-        found[label] = Style(PALETTE[place], marker, ("-", ":", "-.", "--")[again % 4])
-    return found
+        by_label[label] = Style(PALETTE[place], marker, ("-", ":", "-.", "--")[again % 4])
+    return by_label
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -139,8 +139,8 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r"(font: [^;\"]*?px) 'DejaVu Sans'|font-family: 'DejaVu Sans'", _family, text)
 
 
-def _family(found: re.Match[str]) -> str:
-    return f"{found[1]} sans-serif; {_FONT}" if found[1] else _FONT
+def _family(match: re.Match[str]) -> str:
+    return f"{match[1]} sans-serif; {_FONT}" if match[1] else _FONT
 
 
 def inline(text: str, description: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metalearn.report.figures.axes import one_panel
-from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT, styled
+from metalearn.report.figures.style import GREY, INK, PALETTE, SIZE, SMALL, SOFT, with_style
 from metalearn.report.numbers import word
 
 Json = dict[str, Any]
@@ -24,7 +24,7 @@ NAMES_SHOWN = 12  # values of a categorical axis that are written out
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepData:
     """A sweep as its folder tells it."""
 
     name: str
@@ -37,7 +37,7 @@ class Swept:
     importance: dict[str, float] = field(default_factory=dict)
 
     @property
-    def valued(self) -> list[Json]:
+    def scored_trials(self) -> list[Json]:
         return [
             trial
             for trial in self.trials
@@ -45,7 +45,7 @@ class Swept:
         ]
 
     @property
-    def varied(self) -> list[str]:
+    def varied_parameters(self) -> list[str]:
         """Parameters that take more than one value."""
         names = list(dict.fromkeys(name for trial in self.trials for name in trial["parameters"]))
         return [
@@ -58,28 +58,29 @@ class Swept:
         return min(values) if self.goal == "minimize" else max(values)
 
 
-@styled
-def history_figure(swept: Swept) -> Figure:
+@with_style
+def history_figure(sweep: SweepData) -> Figure:
     """Every trial's value in order, and the best so far."""
     figure, axes = one_panel()
     for state, (marker, name) in STATES.items():
-        shown = [trial for trial in swept.valued if trial["state"] == state]
-        if shown:
+        points = [trial for trial in sweep.scored_trials if trial["state"] == state]
+        if points:
             axes.plot(
-                [t["number"] for t in shown],
-                [t["value"] for t in shown],
+                [t["number"] for t in points],
+                [t["value"] for t in points],
                 marker,
                 color=PALETTE[0],
                 ms=4.5,
                 alpha=0.75,
                 label=name,
             )
-    done = [trial for trial in swept.valued if trial["state"] == "complete"]
+    complete = [trial for trial in sweep.scored_trials if trial["state"] == "complete"]
     so_far = [
-        swept.better([trial["value"] for trial in done[: place + 1]]) for place in range(len(done))
+        sweep.better([trial["value"] for trial in complete[: place + 1]])
+        for place in range(len(complete))
     ]
     axes.step(
-        [trial["number"] for trial in done],
+        [trial["number"] for trial in complete],
         so_far,
         where="post",
         color=PALETTE[1],
@@ -87,22 +88,22 @@ def history_figure(swept: Swept) -> Figure:
         label="best so far",
     )
     axes.set_xlabel("trial")
-    axes.set_ylabel(swept.metric)
-    _near(axes, swept, [trial["value"] for trial in swept.valued])
+    axes.set_ylabel(sweep.metric)
+    _set_limits(axes, sweep, [trial["value"] for trial in sweep.scored_trials])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return figure
 
 
-@styled
-def importance_figure(swept: Swept) -> Figure | None:
+@with_style
+def importance_figure(sweep: SweepData) -> Figure | None:
     """Share of variance that each parameter explains; None where it is unknown."""
-    if not swept.importance:
+    if not sweep.importance:
         return None
-    names = sorted(swept.importance, key=lambda name: swept.importance[name])
+    names = sorted(sweep.importance, key=lambda name: sweep.importance[name])
     figure, axes = one_panel((SIZE[0], 0.7 + 0.34 * len(names)))
     bars = axes.barh(
-        names, [swept.importance[name] for name in names], color=PALETTE[0], height=0.6
+        names, [sweep.importance[name] for name in names], color=PALETTE[0], height=0.6
     )
     axes.bar_label(bars, fmt="%.2f", padding=3, color=INK)
     axes.set_xlim(0, 1.12)
@@ -111,22 +112,25 @@ def importance_figure(swept: Swept) -> Figure | None:
     return figure
 
 
-@styled
-def parallel_figure(swept: Swept) -> Figure | None:
+@with_style
+def parallel_figure(sweep: SweepData) -> Figure | None:
     """Every trial as a line through its parameters; None without two parameters."""
-    names, trials = swept.varied, [trial for trial in swept.valued if trial["state"] == "complete"]
+    names, trials = (
+        sweep.varied_parameters,
+        [trial for trial in sweep.scored_trials if trial["state"] == "complete"],
+    )
     if not names or len(trials) < 2:
         return None
     figure, axes = one_panel()
     values = [trial["value"] for trial in trials]
     norm = Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1)
-    shades = colormaps["viridis" if swept.goal == "maximize" else "viridis_r"]
+    shades = colormaps["viridis" if sweep.goal == "maximize" else "viridis_r"]
     columns = [_column(axes, place, name, trials) for place, name in enumerate(names)]
     last = [float(norm(value)) for value in values]
-    order = sorted(range(len(trials)), key=lambda at: values[at], reverse=swept.goal == "minimize")
+    order = sorted(range(len(trials)), key=lambda at: values[at], reverse=sweep.goal == "minimize")
     for at in order:  # the best on top
         heights = [*(column[at] for column in columns), last[at]]
-        best = trials[at]["number"] == swept.best
+        best = trials[at]["number"] == sweep.best
         axes.plot(
             heights,
             color=shades(norm(values[at])),
@@ -136,7 +140,7 @@ def parallel_figure(swept: Swept) -> Figure | None:
     for end, height in ((norm.vmin, 0.0), (norm.vmax, 1.0)):
         axes.text(len(names) + 0.06, height, f"{end:.4g}", va="center", color=SOFT, size=SMALL)
     axes.set_xticks(
-        range(len(names) + 1), [*(name.removeprefix("method.") for name in names), swept.metric]
+        range(len(names) + 1), [*(name.removeprefix("method.") for name in names), sweep.metric]
     )
     axes.tick_params(axis="x", rotation=0 if len(names) < 4 else 35)
     axes.set_yticks([])
@@ -171,36 +175,36 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
     return heights
 
 
-@styled
-def curves_figure(swept: Swept) -> Figure | None:
+@with_style
+def curves_figure(sweep: SweepData) -> Figure | None:
     """The metric at every validation; None where there were none, or one a trial."""
-    if not any(len(curve) > 1 for curve in swept.curves.values()):
+    if not any(len(curve) > 1 for curve in sweep.curves.values()):
         return None
     figure, axes = one_panel()
-    state = {trial["number"]: trial["state"] for trial in swept.trials}
-    for number, curve in swept.curves.items():
-        if number != swept.best:
+    state = {trial["number"]: trial["state"] for trial in sweep.trials}
+    for number, curve in sweep.curves.items():
+        if number != sweep.best:
             dash = ":" if state.get(number) == "pruned" else "-"
             axes.plot(*np.asarray(curve).T, color=GREY, lw=0.9, ls=dash, alpha=0.7)
-    if swept.best in swept.curves:
+    if sweep.best in sweep.curves:
         axes.plot(
-            *np.asarray(swept.curves[swept.best]).T,
+            *np.asarray(sweep.curves[sweep.best]).T,
             color=PALETTE[1],
             lw=2,
-            label=f"trial {swept.best}, the best",
+            label=f"trial {sweep.best}, the best",
         )
         axes.legend(frameon=False)
     axes.set_xlabel("meta-training or pretraining steps")
-    axes.set_ylabel(swept.metric)
-    _near(axes, swept, [value for curve in swept.curves.values() for _, value in curve])
+    axes.set_ylabel(sweep.metric)
+    _set_limits(axes, sweep, [value for curve in sweep.curves.values() for _, value in curve])
     return figure
 
 
-def _near(axes: Axes, swept: Swept, values: Sequence[float]) -> None:
+def _set_limits(axes: Axes, sweep: SweepData, values: Sequence[float]) -> None:
     """Limits that show the good end and most values; what diverged lies outside."""
     low, middle, high = (float(np.quantile(values, share)) for share in (0.25, 0.5, 0.75))
     reach = 3 * (high - low) or 0.1 * abs(middle) or 1.0
     inside = [value for value in values if low - reach <= value <= high + reach]
-    ends = [swept.better(values), *inside]
+    ends = [sweep.better(values), *inside]
     room = 0.06 * (max(ends) - min(ends)) or 1.0
     axes.set_ylim(min(ends) - room, max(ends) + room)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from metalearn.report.figures.style import FONT, GREY, INK, PALETTE, SIZE, Drawing, styled
+from metalearn.report.figures.style import FONT, GREY, INK, PALETTE, SIZE, Drawing, with_style
 from metalearn.results.records import Array
 
 _POINTS = ("support_x", "support_y", "query_x", "query_y")
 
 
-@styled
+@with_style
 def points_figure(episodes: dict[str, Array]) -> Figure:
     """Test tasks of points: support and queries.
 
@@ -20,20 +20,22 @@ def points_figure(episodes: dict[str, Array]) -> Figure:
     figure = Drawing((SIZE[0], 2.2), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)
     for place, axes in enumerate(grid.flat):
-        given = [
+        points = [
             episodes[name][place].reshape(len(episodes[name][place]), -1)[:, 0] for name in _POINTS
         ]
-        order = np.argsort(given[2])
+        order = np.argsort(points[2])
         axes.plot(
-            given[2][order],
-            given[3][order],
+            points[2][order],
+            points[3][order],
             color=GREY,
             lw=1,
             marker=".",
             ms=3,
             label="query: to find",
         )
-        axes.plot(given[0], given[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support: given")
+        axes.plot(
+            points[0], points[1], "o", color=PALETTE[1], ms=4.5, mew=0, label="support: given"
+        )
         axes.set_title(f"task {place + 1}", loc="left", size="medium", color=INK)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False)

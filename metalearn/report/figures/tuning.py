@@ -7,33 +7,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metalearn.report.figures.axes import (
-    Compared,
+    FigureData,
     array,
     by_label,
     direction,
     empty_figure,
     end_labels,
     metric_name,
-    scale_of,
+    score_scale,
     title,
 )
-from metalearn.report.figures.style import styled, styles
+from metalearn.report.figures.style import styles, with_style
 
 
-@styled
-def tuning_figure(what: Compared) -> Figure | None:
+@with_style
+def tuning_figure(data: FigureData) -> Figure | None:
     """Each row's best score on validation tasks so far; None where no row made two trials."""
-    groups, found = what
-    rows = by_label(found, "tuning")
+    groups, results = data
+    rows = by_label(results, "tuning")
     series = {label: array(row.get("best_so_far") or []) for label, row in rows.items()}
-    shown = [g for g in groups if np.isfinite(series.get(g.label, array([]))[-1:]).any()]
-    if not any(len(series[group.label]) > 1 for group in shown):
+    tuned_groups = [g for g in groups if np.isfinite(series.get(g.label, array([]))[-1:]).any()]
+    if not any(len(series[group.label]) > 1 for group in tuned_groups):
         return None
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
-    last = max(len(series[group.label]) for group in shown)
-    for group in shown:
-        style, heights = style_of[group.label], series[group.label] * scale_of(group)
+    last = max(len(series[group.label]) for group in tuned_groups)
+    for group in tuned_groups:
+        style, heights = style_of[group.label], series[group.label] * score_scale(group)
         heights = np.append(heights, [heights[-1]] * (last - len(heights)))
         places = np.arange(1, last + 1)
         axes.step(places, heights, where="post", color=style.color, lw=1.6, marker=style.marker)

@@ -15,14 +15,14 @@ def cost(rows: Section, pages: Sequence[Section]) -> Json:
     """Costs by phase, machines, checks."""
     devices = {str(group.first.environment.get("device") or "") for group in rows.groups}
     timings = [run.result["timing"] for run in rows.runs if run.result.get("timing")]
-    given = [
-        {**found, "group": group}
+    pretrained_rows = [
+        {**provenance, "group": group}
         for group in rows.groups
-        if (found := group.first.result.get("provenance"))
+        if (provenance := group.first.result.get("provenance"))
     ]
     return {
         "before": BEFORE,
         "devices": sorted(devices - {""}),
         "timings": timings,
-        "given": given,
+        "given": pretrained_rows,
     }

@@ -21,7 +21,7 @@ FAMILIES = {
 def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
     """Rows at equal budgets in all."""
     groups = rows.groups
-    found = {
+    families = {
         "searched" if any(map(has_search, group.runs)) else run_family(group.first)
         for group in groups
     }
@@ -32,6 +32,6 @@ def equal_compute(rows: Section, pages: Sequence[Section]) -> Json:
     ]
     best = max if rows.up else min
     return {
-        "lacking_families": [words for name, words in FAMILIES.items() if name not in found],
+        "lacking_families": [words for name, words in FAMILIES.items() if name not in families],
         "best_at_budget": [best(column, default=None) for column in columns],
     }

@@ -19,14 +19,17 @@ from metalearn.results.searches import (
 @section("Is architecture search worth its compute?", template="search.html.j2")
 def search(rows: Section, pages: Sequence[Section]) -> Json:
     """Searches, and the controls that a page on them needs and these rows do not hold."""
-    found = searches(rows.groups)
-    random = [candidate_count(group.first) for group in found if is_control(group.first)]
-    fixed = [group for group in rows.groups if not any(map(has_search, group.runs))]
+    search_groups = searches(rows.groups)
+    random = [candidate_count(group.first) for group in search_groups if is_control(group.first)]
+    other_groups = [group for group in rows.groups if not any(map(has_search, group.runs))]
     lacking = {
         "the mean random architecture (random search with candidates: 1)": 1 not in random,
         "random search at equal budget": not any(count > 1 for count in random),
         "a fixed network with tuned hyper-parameters": not any(
-            tuning_trials(g.first) for g in fixed
+            tuning_trials(g.first) for g in other_groups
         ),
     }
-    return {"searches": found, "lacking_controls": [name for name in lacking if lacking[name]]}
+    return {
+        "searches": search_groups,
+        "lacking_controls": [name for name in lacking if lacking[name]],
+    }

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from metalearn.report.section import section
 from metalearn.report.sections import Section
-from metalearn.report.shift import across
+from metalearn.report.shift import scores_across_sources
 from metalearn.results.records import Json
 
 
 @section("Do the results hold under a shift to other tasks?", template="shift.html.j2")
 def shift(rows: Section, pages: Sequence[Section]) -> Json:
     """Runs that were tested on another source."""
-    return {"shifted": across(rows.groups)}
+    return {"shifted": scores_across_sources(rows.groups)}

@@ -17,7 +17,7 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
     groups = rows.groups
     learns = [g.label for g in groups if g.first.traits.get("consumes", "nothing") != "nothing"]
     heads = [run.result["headline"] for run in rows.runs]
-    validated = {run.label for run in rows.runs if run.valid("valid")}
+    labels_with_validation = {run.label for run in rows.runs if run.valid("valid")}
     return {
         "differences": paired_matrix(groups, rows.found["paired"], rows.up),
         "curve_points": curve_points(groups, rows.found),
@@ -29,5 +29,7 @@ def speed(rows: Section, pages: Sequence[Section]) -> Json:
         ),
         "published": any(head.get("published") is not None for head in heads),
         "learners": learns,
-        "without_validation": [g.label for g in groups if g.first.label not in validated],
+        "without_validation": [
+            g.label for g in groups if g.first.label not in labels_with_validation
+        ],
     }
