@@ -10,7 +10,7 @@ import pytest
 from commandline import Commands, files_of, refused, sinusoid, write
 
 from metalearn.compare import reproduce as reproduce_module
-from metalearn.compare.reproduce import chosen, reproduce, table
+from metalearn.compare.reproduce import published_plans, reproduce, table
 from metalearn.config.experiment import Experiment, load
 from metalearn.errors import ConfigError, Diverged
 from metalearn.results.published import read_results
@@ -42,11 +42,11 @@ def test_a_row_has_the_verdict_and_why_it_was_not_run() -> None:
 
 
 def test_every_experiment_with_a_published_number_is_chosen_and_no_other() -> None:
-    names = {plan.name for plan in chosen([])}
+    names = {plan.name for plan in published_plans([])}
     assert {"maml_sinusoid", "maml_sinusoid_pretrained", "maml_omniglot_5w1s"} <= names
     assert not names & {"demo", "compare_sinusoid"}
     with pytest.raises(ConfigError) as error:
-        chosen(["demo", "nothing_of_the_kind"])
+        published_plans(["demo", "nothing_of_the_kind"])
     assert [place for place, _ in error.value.problems] == ["demo", "nothing_of_the_kind"]
     sentences = [text for _, text in error.value.problems]
     assert sentences[0].endswith("run it with metalearn compare demo")
@@ -126,7 +126,7 @@ def test_without_names_data_that_are_absent_are_left_out(
     task = {"source": "mini_imagenet", "path": "nowhere"}
     absent = {"experiment": "absent", "task": task, "published": {"value": 0.5}}
     plans = [load(str(write(tmp_path, "absent", absent))), good]
-    monkeypatch.setattr(reproduce_module, "chosen", lambda names: plans)
+    monkeypatch.setattr(reproduce_module, "published_plans", lambda names: plans)
     rows = reproduce([], tmp_path / "all")
     assert [row["verdict"] for row in rows] == ["not run", "reduced schedule"]
     assert "nowhere is not there" in rows[0]["why"] and rows[1]["schedule_why"] == "3 steps"

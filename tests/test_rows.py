@@ -15,7 +15,7 @@ from commandline import Commands, Running, sinusoid, write
 from messages import collect_messages
 
 from metalearn.compare.compare import compare, folders
-from metalearn.compare.scheduler import needs, share
+from metalearn.compare.scheduler import needs, run_rows
 from metalearn.config.experiment import Experiment, parse
 from metalearn.errors import ConfigError
 from metalearn.storage.lock import Busy, held
@@ -88,7 +88,7 @@ def test_rows_in_other_hands_are_seen_again_and_what_needs_them_waits(tmp_path: 
             raise Busy((str(folder), "in other hands"))
         done.append(name[folder])
 
-    share(rows(tmp_path), run, pause=0.0)
+    run_rows(rows(tmp_path), run, pause=0.0)
     assert done == ["alone-0", "alone-1", "maml-0", "maml-1", "reptile-0", "reptile-1"]
     # once, though it was met three times
     assert messages == ["maml seed 0: another process is running it"]
@@ -146,7 +146,7 @@ def test_an_error_of_a_row_is_the_error_of_all(tmp_path: Path) -> None:
         raise Busy((str(tmp_path / "elsewhere"), "what this row reads is in other hands"))
 
     with pytest.raises(ConfigError, match="in other hands"):
-        share(rows(tmp_path), run, pause=0.0)
+        run_rows(rows(tmp_path), run, pause=0.0)
 
 
 def scores(out: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from metalearn.compare.scheduler import alone, share
+from metalearn.compare.scheduler import alone, run_rows
 from metalearn.compare.timing import time_rows
 from metalearn.config.build import build
 from metalearn.config.experiment import Experiment, Plan
@@ -31,15 +31,15 @@ def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
 
 def check(plan: Plan, out: Path) -> None:
     """Refuse, before anything is written, parts that cannot be built and foreign folders."""
-    found: dict[tuple[str, str], list[str]] = {}
+    labels_by_problem: dict[tuple[str, str], list[str]] = {}
     for experiment in plan.experiments:
         try:
             build(experiment, to_train=True)
         except ConfigError as error:
             for problem in error.problems:
-                found.setdefault(problem, []).append(experiment.label)
+                labels_by_problem.setdefault(problem, []).append(experiment.label)
     problems = list[tuple[str, str]]()
-    for (place, text), labels in found.items():
+    for (place, text), labels in labels_by_problem.items():
         more = f" (and {len(labels) - 1} more methods)" if labels[1:] else ""
         problems.append((f"methods.{labels[0]}: {place}", text + more))
     if out.exists() and not out.is_dir():
@@ -59,40 +59,42 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     Returns their paths. The same comparison in the same folder, called again while it runs, shares
     the rows that are left."""
     ranks.on_rank0(lambda: check(plan, out))
-    ranks.on_rank0(lambda: _begin(plan, out))
-    ran, diverged = list[str](), list[str]()
+    ranks.on_rank0(lambda: _write_request(plan, out))
+    ran, diverged_names = list[str](), list[str]()
 
-    def left_alone(name: str, experiment: Experiment, folder: Path) -> bool:
-        found = ranks.on_rank0(lambda: status(folder, experiment))
-        if found == "other":  # another comparison has begun in this folder since the check
+    def is_finished(name: str, experiment: Experiment, folder: Path) -> bool:
+        state = ranks.on_rank0(lambda: status(folder, experiment))
+        if state == "other":  # another comparison has begun in this folder since the check
             raise ConfigError((str(folder), why_other(folder)))
-        if found == "finished":
+        if state == "finished":
             log.info(f"{name}: already finished; skipped")
-        return bool(found == "finished")
+        return bool(state == "finished")
 
     def run(experiment: Experiment, folder: Path) -> None:
         name = f"{experiment.label} seed {experiment.run.seeds[0]}"
-        if left_alone(name, experiment, folder):
+        if is_finished(name, experiment, folder):
             return
-        grouped_row = grouped(experiment, group_of(plan.name, out))
+        row_with_group = grouped(experiment, group_of(plan.name, out))
         try:
             with locked(folder, ranks):
-                if left_alone(name, experiment, folder):  # finished while this one waited
+                if is_finished(name, experiment, folder):  # finished while this one waited
                     return
                 ran.append(name)
-                log.info(line(run_locked(grouped_row, folder, ranks=ranks)))
+                log.info(line(run_locked(row_with_group, folder, ranks=ranks)))
         except Diverged as error:  # the other rows are run and reported all the same
             log.error(f"{name}: {error}")
-            diverged.append(name)
+            diverged_names.append(name)
 
-    share(folders(plan, out), run, ranks=ranks)
+    run_rows(folders(plan, out), run, ranks=ranks)
     paths = ranks.on_rank0(lambda: _summarize(plan, out, ran=bool(ran)))
-    if diverged:
-        raise Diverged(f"{', '.join(diverged)} diverged; the other rows are in {paths['report']}")
+    if diverged_names:
+        raise Diverged(
+            f"{', '.join(diverged_names)} diverged; the other rows are in {paths['report']}"
+        )
     return paths
 
 
-def _begin(plan: Plan, out: Path) -> None:
+def _write_request(plan: Plan, out: Path) -> None:
     """Make the folder, and write what the comparison is to say."""
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)

@@ -25,15 +25,15 @@ LIKELY = {"nll": "NLL", "calibration_error": "calibration, %"}  # columns beside
 class Comparison:
     """The results of a comparison, as in comparison.json."""
 
-    def __init__(self, folder: Path, plan: Plan | None = None, given: Sequence[Any] = ()) -> None:
+    def __init__(self, folder: Path, plan: Plan | None = None, objects: Sequence[Any] = ()) -> None:
         self.folder = folder
-        self._given = (plan, given)  # what the runs were made of, for `load`
+        self._keep_alive = (plan, objects)  # what the runs were made of, for `load`
         update_comparison(folder)
-        finished, _ = records.run_directories(folder)
-        self._groups = records.group(map(records.load, finished))
-        found = read_comparison(folder, self._groups)
-        assert found is not None  # it was brought up to date
-        self.data: dict[str, Any] = found
+        folders, _ = records.run_directories(folder)
+        self._groups = records.group(map(records.load, folders))
+        contents = read_comparison(folder, self._groups)
+        assert contents is not None  # it was brought up to date
+        self.data: dict[str, Any] = contents
         order = [str(label) for label in read_request(folder).get("labels") or ()]
         self.data["summary"].sort(key=lambda row: [*order, row["label"]].index(row["label"]))
 
@@ -95,13 +95,13 @@ class Comparison:
 
     def load(self, label: str, seed: int | None = None) -> LoadedRun:
         """Load the trained run of a method, by default that of its first seed."""
-        homes = {run.seed: run.path for g in self._groups if g.label == label for run in g.runs}
-        if not homes:
+        folders = {run.seed: run.path for g in self._groups if g.label == label for run in g.runs}
+        if not folders:
             text = f"no finished row has this label; {did_you_mean(label, self.labels)}"
             raise ConfigError((label, text))
-        if seed is not None and seed not in homes:
-            raise ConfigError((label, f"has no run of seed {seed}; its seeds are {list(homes)}"))
-        return load_run(homes[next(iter(homes)) if seed is None else seed])
+        if seed is not None and seed not in folders:
+            raise ConfigError((label, f"has no run of seed {seed}; its seeds are {list(folders)}"))
+        return load_run(folders[next(iter(folders)) if seed is None else seed])
 
     def __repr__(self) -> str:
         return f"{self.table()}\n{self.folder}"
@@ -118,10 +118,10 @@ class Comparison:
             group = groups[row["label"]]
             value = numbers.with_ci(row["value"], row["ci95_tasks"], row["metric"] == "accuracy")
             step = "" if row["step"] is None else str(row["step"])
-            spent = [numbers.plain_cost(_up_front(group, axis), axis) for axis in AXES]
-            spent += [numbers.plain_cost(_of_a_task(group, axis), axis) for axis in AXES]
-            values = [value, *(_likely(row, key) for key in likely)]
-            rows.append([row["label"], row["metric"], *values, step, *spent])
+            costs = [numbers.plain_cost(_mean_up_front_cost(group, axis), axis) for axis in AXES]
+            costs += [numbers.plain_cost(_cost_per_task(group, axis), axis) for axis in AXES]
+            values = [value, *(_format_likelihood(row, key) for key in likely)]
+            rows.append([row["label"], row["metric"], *values, step, *costs])
         return rows
 
 
@@ -129,17 +129,17 @@ def _has(key: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: row.get(key) is not None
 
 
-def _likely(row: Mapping[str, Any], key: str) -> str:
+def _format_likelihood(row: Mapping[str, Any], key: str) -> str:
     text, left_out = numbers.score(row.get(key), key != "nll"), row.get("nll_left_out")
-    marked = key == "nll" and row.get(key) is not None and left_out
-    return f"{text} without {numbers.share(left_out)}" if marked else text
+    excludes_tasks = key == "nll" and row.get(key) is not None and left_out
+    return f"{text} without {numbers.share(left_out)}" if excludes_tasks else text
 
 
-def _up_front(group: records.Group, axis: Axis) -> float | None:
+def _mean_up_front_cost(group: records.Group, axis: Axis) -> float | None:
     return records.mean([up_front_cost(run, axis) for run in group.runs])
 
 
-def _of_a_task(group: records.Group, axis: Axis) -> float | None:
+def _cost_per_task(group: records.Group, axis: Axis) -> float | None:
     """Learning one new task up to the headline step."""
     costs = [(run.headline_point, learning_cost(run, axis)) for run in group.runs]
     return records.mean([None if each is None else float(each[at]) for at, each in costs])

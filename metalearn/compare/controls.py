@@ -24,20 +24,20 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
         if one.found is not None:
             continue  # its search is not still to come
         for suffix, (what, method) in one.method.controls.items():
-            if any(_same(row, one, method) for row in rows):
+            if any(_is_control(row, one, method) for row in rows):
                 continue
-            label = _free(f"{one.label}_{suffix}", rows)
+            label = _free_label(f"{one.label}_{suffix}", rows)
             rows.insert(rows.index(one) + 1, one.replace(label=label, method=method))
             notes.append(f"beside {one.label}: {what}, added")
-    fixed = _tuned_network(rows)
-    if fixed is not None:
-        rows.append(fixed)
-        what = f"the fixed network ({fixed.method.name}), its step size tuned"
+    network = _tuned_network(rows)
+    if network is not None:
+        rows.append(network)
+        what = f"the fixed network ({network.method.name}), its step size tuned"
         notes.append(f"beside the searches: {what}, added")
     return Plan(**{**plan.__dict__, "experiments": tuple(rows)}), notes
 
 
-def _same(row: Experiment, one: Experiment, method: MethodComponent) -> bool:
+def _is_control(row: Experiment, one: Experiment, method: MethodComponent) -> bool:
     """Whether a row is `one` with another search method: the same tasks, training, contained
     method, test."""
     return bool(
@@ -46,9 +46,9 @@ def _same(row: Experiment, one: Experiment, method: MethodComponent) -> bool:
     )
 
 
-def _free(label: str, rows: Sequence[Experiment]) -> str:
-    used = {row.label for row in rows}
-    while label in used:
+def _free_label(label: str, rows: Sequence[Experiment]) -> str:
+    labels = {row.label for row in rows}
+    while label in labels:
         label += "_"
     return label
 
@@ -67,7 +67,7 @@ def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
     # not the few tasks that a search is tested on
     widest = max(rows, key=lambda row: row.evaluate.episodes)
     return like.replace(
-        label=_free(f"{method.name}_tuned", rows),
+        label=_free_label(f"{method.name}_tuned", rows),
         method=method,
         contains=None,
         found=None,

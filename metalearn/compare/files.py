@@ -15,24 +15,26 @@ from metalearn.config.plugins import load_entry_points, load_plugins
 from metalearn.errors import ConfigError
 
 
-def is_file(given: Any) -> bool:
+def is_file(source: Any) -> bool:
     """Whether it is an experiment file, as opposed to a method or to methods by label."""
-    if isinstance(given, (str, Path)):
+    if isinstance(source, (str, Path)):
         return True
-    if not isinstance(given, Mapping):
+    if not isinstance(source, Mapping):
         return False
     return any(
         key in File.model_fields and not isinstance(value, (Component, type))
-        for key, value in given.items()
+        for key, value in source.items()
     )
 
 
-def plan_of(given: Any, overrides: Sequence[str] = (), *, comparison: bool) -> Plan:
+def read_plan(source: Any, overrides: Sequence[str] = (), *, comparison: bool) -> Plan:
     """The plan of a file; its plug-ins are imported, as by the command line.
 
     ConfigError where it holds several methods and `comparison` is false, or one and it is true."""
     plan = (
-        load(str(given), overrides) if isinstance(given, (str, Path)) else _read(given, overrides)
+        load(str(source), overrides)
+        if isinstance(source, (str, Path))
+        else _parse_mapping(source, overrides)
     )
     if comparison and not plan.comparison:
         raise ConfigError((plan.file, "holds one `method`: use ml.train"))
@@ -41,17 +43,17 @@ def plan_of(given: Any, overrides: Sequence[str] = (), *, comparison: bool) -> P
     return plan
 
 
-def _read(given: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
-    data = copy.deepcopy(dict(given))
+def _parse_mapping(mapping: Mapping[str, Any], overrides: Sequence[str]) -> Plan:
+    data = copy.deepcopy(dict(mapping))
     load_plugins(data.get("plugins") or ())
     load_entry_points()
     data, notes = apply_overrides(data, overrides)
     return parse(data, notes=tuple(notes))
 
 
-def refuse_sections(given: Any, *others: Any) -> None:
+def reject_sections(source: Any, *others: Any) -> None:
     """ConfigError where sections are given beside a file that has them."""
     if any(one is not None for one in others):
         text = "is a file, which holds task, model and options: change them by overrides=[...]"
-        shown = str(given) if isinstance(given, (str, Path)) else "the mapping"
-        raise ConfigError((shown, text))
+        name = str(source) if isinstance(source, (str, Path)) else "the mapping"
+        raise ConfigError((name, text))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from metalearn.compare.reproduce import chosen
+from metalearn.compare.reproduce import published_plans
 
 
 def lines() -> list[str]:
     """Name, published number and source of every experiment that has one."""
-    found = []
-    for one in (one for plan in chosen([]) for one in plan.experiments if one.published):
+    rows = []
+    for one in (one for plan in published_plans([]) for one in plan.experiments if one.published):
         assert one.published is not None
         value = one.published.value
         half = f" ± {one.published.ci95:g}" if one.published.ci95 else ""
-        shown = ", ".join(f"{step}: {at:g}" for step, at in one.published.curve.items())
-        number = shown or ("" if value is None else f"{value:g}{half}")
-        found.append(f"{one.name}  {number}  ({one.published.source})")
-    return found
+        curve = ", ".join(f"{step}: {at:g}" for step, at in one.published.curve.items())
+        number = curve or ("" if value is None else f"{value:g}{half}")
+        rows.append(f"{one.name}  {number}  ({one.published.source})")
+    return rows
 
 
 if __name__ == "__main__":

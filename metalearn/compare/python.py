@@ -9,7 +9,7 @@ from typing import Any
 from metalearn.compare.compare import compare as compare_plan
 from metalearn.compare.comparison import Comparison
 from metalearn.compare.controls import with_controls
-from metalearn.compare.files import is_file, plan_of, refuse_sections
+from metalearn.compare.files import is_file, read_plan, reject_sections
 from metalearn.compare.reproduce import reproduce as run_published
 from metalearn.component import Component, MethodComponent
 from metalearn.config.build import hold_loss
@@ -66,10 +66,10 @@ def compare(
     >>> ml.compare(methods, task=task, model=model, out="runs/compared", **quick).labels
     ['MAML', 'scratch']
     """
-    plan, given = _plan(methods, task, model, name, loss, contrasts, overrides, options)
+    plan, objects = _plan(methods, task, model, name, loss, contrasts, overrides, options)
     folder = Path(out or Path("runs") / plan.name)
     compare_plan(plan, folder)
-    return Comparison(folder, plan, given)
+    return Comparison(folder, plan, objects)
 
 
 def _plan(
@@ -83,17 +83,17 @@ def _plan(
     options: Mapping[str, Any],
 ) -> tuple[Plan, list[Any]]:
     """(the rows with their controls, what has to live as long as they are used)."""
-    data, given = methods, list[Any]()
+    data, objects = methods, list[Any]()
     if is_file(methods):
-        refuse_sections(methods, task, model, loss, contrasts, *options)
+        reject_sections(methods, task, model, loss, contrasts, *options)
     else:
-        data, given = _sections(name, task, model, loss, options)
+        data, objects = _sections(name, task, model, loss, options)
         data |= _rows(methods, contrasts)
-    plan = plan_of(data, overrides, comparison=True)
+    plan = read_plan(data, overrides, comparison=True)
     plan, notes = with_controls(plan)
     for note in (*plan.notes, *notes):
         log.info(note)
-    return plan, given
+    return plan, objects
 
 
 def _rows(methods: Mapping[str, Any], contrasts: Any) -> dict[str, Any]:
@@ -133,18 +133,18 @@ def _experiment(
     options: Mapping[str, Any],
 ) -> tuple[Experiment, list[Any]]:
     """(the experiment, what has to live as long as it is used)."""
-    given: list[Any] = []
+    objects: list[Any] = []
     if is_file(method):
-        refuse_sections(method, task, model, loss, name, *options)
-        plan = plan_of(method, overrides, comparison=False)
+        reject_sections(method, task, model, loss, name, *options)
+        plan = read_plan(method, overrides, comparison=False)
     else:
         fields = _fields(method, "methods")
-        sections, given = _sections(name or str(fields["name"]), task, model, loss, options)
-        plan = plan_of({**sections, "method": fields}, overrides, comparison=False)
+        sections, objects = _sections(name or str(fields["name"]), task, model, loss, options)
+        plan = read_plan({**sections, "method": fields}, overrides, comparison=False)
     for note in plan.notes:
         log.info(note)
-    (made,) = plan.experiments
-    return made, given
+    (experiment,) = plan.experiments
+    return experiment, objects
 
 
 def train(
@@ -173,27 +173,27 @@ def train(
     >>> run.method.spec.kind
     'regression'
     """
-    made, given = _experiment(method, task, model, name, loss, overrides, options)
-    folder = Path("runs") / made.name if out is None else Path(out)
-    todo = [(made.with_seed(seed), where) for seed, where in run_folders(made, folder)]
-    _refuse_other(todo)
+    experiment, objects = _experiment(method, task, model, name, loss, overrides, options)
+    folder = Path("runs") / experiment.name if out is None else Path(out)
+    todo = [(experiment.with_seed(seed), where) for seed, where in run_folders(experiment, folder)]
+    _check_folders(todo)
     runs: list[LoadedRun] = []
     for one, where in todo:
         if status(where, one) != "finished":
             run_one(one, where)
         runs.append(load_run(where))
-    del given
+    del objects
     return runs[0] if len(runs) == 1 else Runs(runs)
 
 
-def _refuse_other(todo: Sequence[tuple[Experiment, Path]]) -> None:
+def _check_folders(todo: Sequence[tuple[Experiment, Path]]) -> None:
     """ConfigError for folders that hold an unfinished run or something else."""
     problems = []
     for one, where in todo:
-        found = status(where, one)
-        if found == "other":
+        state = status(where, one)
+        if state == "other":
             problems.append((str(where), why_other(where)))
-        elif found == "unfinished":
+        elif state == "unfinished":
             problems.append((str(where), f"{UNFINISHED} metalearn.resume({str(where)!r})"))
     if problems:
         raise ConfigError(*problems)
@@ -217,16 +217,16 @@ def resume(
     tensor(2.)
     """
     folder = Path(folder)
-    given = (
+    objects = (
         None if task is None else as_tasks(task),
         None if model is None else as_model(model),
         None if loss is None else _loss(loss),
     )
-    stored = resumable(folder, allow_change)
-    if stored is not None:
-        run_one(parse(stored).experiments[0], folder)
+    config = resumable(folder, allow_change)
+    if config is not None:
+        run_one(parse(config).experiments[0], folder)
     run = load_run(folder)
-    del given  # the experiment holds it now
+    del objects  # the experiment holds it now
     return run
 
 
@@ -255,13 +255,13 @@ def _sections(
         raise ConfigError(("task", "is missing: give a component of metalearn.tasks, or sources"))
     task = as_tasks(task)
     data: dict[str, Any] = {"experiment": name, "task": _fields(task, "tasks")}
-    given: list[Any] = [task]
+    objects: list[Any] = [task]
     if model is not None:
         component = as_model(model)
-        data["model"], given = _fields(component, "models"), [*given, component]
+        data["model"], objects = _fields(component, "models"), [*objects, component]
     if loss is not None:
         data["loss"], function = _loss(loss)
-        given.append(function)
+        objects.append(function)
     rest = dict(options)
     for section, names in (("run", IN_RUN), ("evaluate", IN_EVALUATE)):
         values = dict(rest.pop(section, None) or {})
@@ -271,9 +271,9 @@ def _sections(
         data["run"]["validate"] = {"episodes": max(2, min(200, int(options["episodes"])))}
     data["budget"] = rest.pop("budget", None) or {}
     if rest:
-        known = ", ".join((*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget"))
-        raise ConfigError(*((key, f"is no option; they are: {known}") for key in rest))
-    return data, given
+        known_options = ", ".join((*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget"))
+        raise ConfigError(*((key, f"is no option; they are: {known_options}") for key in rest))
+    return data, objects
 
 
 def _loss(loss: Any) -> tuple[str, Held | None]:
@@ -287,11 +287,11 @@ def _loss(loss: Any) -> tuple[str, Held | None]:
 
 def _fields(component: Any, table: str) -> dict[str, Any]:
     """A component as a section of a file; one that no table knows is registered."""
-    wanted = KINDS[table]
-    if isinstance(component, type) and issubclass(component, wanted):
+    base = KINDS[table]
+    if isinstance(component, type) and issubclass(component, base):
         component = component()
-    if not isinstance(component, Component) or not isinstance(component, wanted):
-        text = f"{component!r} is no {wanted.__name__}, such as those of metalearn.{_PLACES[table]}"
+    if not isinstance(component, Component) or not isinstance(component, base):
+        text = f"{component!r} is no {base.__name__}, such as those of metalearn.{_PLACES[table]}"
         raise ConfigError((table.removesuffix("s"), text))
     fields = component.model_dump(mode="json")
     tag = fields["source" if table == "tasks" else "name"]
@@ -305,8 +305,8 @@ def _register_contained(component: Component) -> None:
     """Register rules, spaces, searchers, ... of one's own that a component holds."""
     for _, value in component:
         if isinstance(value, Component):
-            for kind, wanted in KINDS.items():
-                if isinstance(value, wanted) and type(value) not in TABLES[kind].values():
+            for kind, base in KINDS.items():
+                if isinstance(value, base) and type(value) not in TABLES[kind].values():
                     register(kind, type(value))
             _register_contained(value)
 

@@ -30,45 +30,49 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
     Runs lie under `out`/<experiment>; the record, reproduced.json and reproduced.md, is written
     after each, and so is `results/`, a file a number, in the form of experiments/results/. Without
     `names`, experiments whose data are not here are left out, and the record says why."""
-    plans = chosen(names)
+    plans = published_plans(names)
     if not names:
         log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
     absent = {} if names else {plan.name: why for plan in plans if (why := _absent_data(plan))}
     _check([plan for plan in plans if plan.name not in absent], out)
     cells: list[Json] = []
-    diverged: list[str] = []
+    diverged_names: list[str] = []
     for plan in plans:
         if plan.name in absent:
             log.info(f"{plan.name}: not run: {absent[plan.name]}")
-            cells += [cell for one in _published(plan) for cell in _not_run(one, absent[plan.name])]
+            cells += [
+                cell for one in _with_published(plan) for cell in _not_run(one, absent[plan.name])
+            ]
             continue
         try:
             _run(plan, out / plan.name)
         except Diverged as error:
             log.error(f"{plan.name}: {error}")
-            diverged.append(plan.name)
+            diverged_names.append(plan.name)
         cells += _cells(plan, out)
         _record(out, cells)
-    if diverged:
-        raise Diverged(f"{', '.join(diverged)} diverged; the others are in {out / 'reproduced.md'}")
+    if diverged_names:
+        raise Diverged(
+            f"{', '.join(diverged_names)} diverged; the others are in {out / 'reproduced.md'}"
+        )
     _record(out, cells)
     return cells
 
 
-def chosen(names: Sequence[str]) -> list[Plan]:
+def published_plans(names: Sequence[str]) -> list[Plan]:
     """The plans of `names`, or of all files with a published number.
 
     ConfigError names those without one."""
     if names:
-        return _named(names)
+        return _load_named(names)
     files = shipped.files().values()
-    found = [plan for plan in (load(str(file)) for file in files) if _published(plan)]
-    if not found:
+    plans = [plan for plan in (load(str(file)) for file in files) if _with_published(plan)]
+    if not plans:
         raise ConfigError(("experiments", "no file there has a section `published`"))
-    return found
+    return plans
 
 
-def _named(names: Sequence[str]) -> list[Plan]:
+def _load_named(names: Sequence[str]) -> list[Plan]:
     plans, problems = [], list[tuple[str, str]]()
     for name in dict.fromkeys(names):
         try:
@@ -76,7 +80,7 @@ def _named(names: Sequence[str]) -> list[Plan]:
         except ConfigError as error:
             problems += error.problems
             continue
-        if not _published(plans[-1]):
+        if not _with_published(plans[-1]):
             command = "compare" if plans[-1].comparison else "train"
             text = "has no published number (section `published`): run it with metalearn"
             problems.append((name, f"{text} {command} {name}"))
@@ -90,7 +94,7 @@ def _named(names: Sequence[str]) -> list[Plan]:
     return plans
 
 
-def _published(plan: Plan) -> list[Experiment]:
+def _with_published(plan: Plan) -> list[Experiment]:
     return [
         one
         for one in plan.experiments
@@ -151,9 +155,9 @@ def _cells(plan: Plan, out: Path) -> list[Json]:
     finished, _ = run_directories(out / plan.name)
     rows = {row.label: row for row in group(map(load_record, finished))}
     cells: list[Json] = []
-    for one in _published(plan):
-        found = {run.seed for run in rows[one.label].runs} if one.label in rows else set[int]()
-        if absent := [str(seed) for seed in one.run.seeds if seed not in found]:
+    for one in _with_published(plan):
+        seeds = {run.seed for run in rows[one.label].runs} if one.label in rows else set[int]()
+        if absent := [str(seed) for seed in one.run.seeds if seed not in seeds]:
             cells += _not_run(one, f"no result of seed {', '.join(absent)} (see the log)")
             continue
         assert one.published is not None
@@ -216,7 +220,7 @@ def table(cells: Sequence[Json]) -> list[str]:
 def _line(cell: Json) -> Sequence[str]:
     halves = (cell.get(name) for name in ("ci95_seeds", "ci95_tasks"))
     ci95 = max((half for half in halves if half is not None), default=None)
-    counted = f"{cell['tasks']}, {cell['seeds']}" if "tasks" in cell else "-"
+    count = f"{cell['tasks']}, {cell['seeds']}" if "tasks" in cell else "-"
     reason = cell.get("why") or cell.get("schedule_why")
     why = f": {reason}" if reason else ""
     return (
@@ -224,12 +228,14 @@ def _line(cell: Json) -> Sequence[str]:
         cell["label"],
         str(cell["step"]),
         cell["metric"],
-        f"{_shown(cell['published'], cell['published_ci95'])} ({cell['source']})",
-        "-" if cell["value"] is None else _shown(cell["value"], ci95) + describe_left_out(cell),
-        counted,
+        f"{_format_number(cell['published'], cell['published_ci95'])} ({cell['source']})",
+        "-"
+        if cell["value"] is None
+        else _format_number(cell["value"], ci95) + describe_left_out(cell),
+        count,
         cell["verdict"] + why,
     )
 
 
-def _shown(value: float, ci95: float | None) -> str:
+def _format_number(value: float, ci95: float | None) -> str:
     return f"{value:.4g}" + (f" ± {ci95:.2g}" if ci95 else "")

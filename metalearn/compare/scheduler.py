@@ -26,7 +26,7 @@ PAUSE = 1.0  # seconds before a row that another process runs is tried again
 Row = tuple[Experiment, Path]  # one method and seed, and its run directory
 
 
-def share(
+def run_rows(
     rows: Sequence[Row],
     run: Callable[[Experiment, Path], None],
     pause: float = PAUSE,
@@ -39,15 +39,15 @@ def share(
     Returns when all rows were run, here or elsewhere. Rows with circular dependencies are started
     anyway: `run` raises an error, because the run that they start from is missing."""
     waiting = {folder: experiment for experiment, folder in rows}
-    logged: set[Path] = set()
-    with signals(_stopped, ranks):  # while a row is run it has its own
+    reported_busy: set[Path] = set()
+    with signals(_raise_stopped, ranks):  # while a row is run it has its own
         while waiting:
             runnable = ranks.on_rank0(partial(_runnable, waiting, rows))
             for folder in runnable or [next(iter(waiting))]:
-                if _run(waiting[folder], folder, run, quiet=folder in logged):
+                if _run(waiting[folder], folder, run, quiet=folder in reported_busy):
                     del waiting[folder]
                     break  # a row that can run now may come before the others
-                logged.add(folder)
+                reported_busy.add(folder)
             else:
                 time.sleep(pause)
 
@@ -80,18 +80,18 @@ def _run(
 
 def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Path]:
     """The run directories that this one needs first: its start, and seeds that may tune for it."""
-    found: list[Path] = []
+    folders: list[Path] = []
     if experiment.start:
         places = {
             place.resolve()
             for place in places_of(experiment.start, folder, experiment.run.seeds[0])
         }
-        found += [other for _, other in rows if other.resolve() in places]
+        folders += [other for _, other in rows if other.resolve() in places]
     if experiment.budget.once and tunes(experiment):
         own = [other for _, other in rows if other.parent == folder.parent]
         earlier = own[: own.index(folder)]
-        found += [] if any((other / "result.json").exists() for other in earlier) else earlier
-    return [other for other in found if other != folder]
+        folders += [] if any((other / "result.json").exists() for other in earlier) else earlier
+    return [other for other in folders if other != folder]
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def alone(folder: Path) -> Iterator[None]:
         except Busy as busy:
             if folder not in {Path(place) for place, _ in busy.problems}:
                 raise
-        with signals(_stopped):
+        with signals(_raise_stopped):
             time.sleep(PAUSE)
 
 
-def _stopped() -> None:
+def _raise_stopped() -> None:
     raise Stopped("stopped by a signal between two rows; go on with the same command")

@@ -33,16 +33,24 @@ def time_rows(out: Path, folders: Sequence[Path]) -> bool:
     """Time the finished rows of a comparison, and write the medians to their result.json.
 
     `folders` are run directories under `out`. False where all of them were timed before."""
-    finished = [folder for folder in folders if (folder / "result.json").exists()]
-    rows = {str(folder.relative_to(out)): folder for folder in finished}
-    known = _stored(out, rows)
-    if len(known["rounds"]) < _count(rows):
-        with signals(_stopped):
-            known = _measured(out, rows, known)
-    timed = {name: folder for name, folder in rows.items() if _rounds_of(name, known)}
-    new = {name: folder for name, folder in timed.items() if not _has(folder, _facts(name, known))}
+    folders_with_result = [folder for folder in folders if (folder / "result.json").exists()]
+    rows = {str(folder.relative_to(out)): folder for folder in folders_with_result}
+    timing = _read_timing(out, rows)
+    if len(timing["rounds"]) < _count(rows):
+        with signals(_raise_stopped):
+            timing = _measure_rounds(out, rows, timing)
+    timed_folders = {
+        name: folder for name, folder in rows.items() if _seconds_of_seed(name, timing)
+    }
+    new = {
+        name: folder
+        for name, folder in timed_folders.items()
+        if not _has(folder, _facts(name, timing))
+    }
     for name, folder in new.items():
-        result = with_timing(read_result(folder), _rounds_of(name, known), _facts(name, known))
+        result = with_timing(
+            read_result(folder), _seconds_of_seed(name, timing), _facts(name, timing)
+        )
         write_json(folder / "result.json", result)
     return bool(new)
 
@@ -52,12 +60,12 @@ def _count(rows: Mapping[str, Path]) -> int:
     return max([ROUNDS, *Counter(folder.parent for folder in rows.values()).values()])
 
 
-def _rounds_of(name: str, known: Json) -> list[Any]:
+def _seconds_of_seed(name: str, timing: Json) -> list[Any]:
     """The rounds in which a seed was timed."""
-    return [one["seconds"][name] for one in known["rounds"] if name in one["seconds"]]
+    return [one["seconds"][name] for one in timing["rounds"] if name in one["seconds"]]
 
 
-def _seeds_of(names: Iterable[str], number: int) -> list[str]:
+def _seeds_of_round(names: Iterable[str], number: int) -> list[str]:
     """One seed of every row, for a round of this number."""
     seeds: dict[str, list[str]] = {}
     for name in names:
@@ -69,24 +77,24 @@ def _has(folder: Path, facts: Json) -> bool:
     return bool(read_result(folder).get("timing") == facts)
 
 
-def _measured(out: Path, rows: Mapping[str, Path], known: Json) -> Json:
+def _measure_rounds(out: Path, rows: Mapping[str, Path], timing: Json) -> Json:
     """The rounds that are left, each written to timing.json as it ends."""
     count = _count(rows)
     log.info(
         f"timing {len(rows)} runs, {count} rounds, interleaved: avoid other load on this machine"
     )
-    opened = {name: run for name, folder in rows.items() if (run := _open(folder)) is not None}
-    first = {name: run.first_call() for name, run in opened.items()}
-    known = {**known, "first_call": {**first, **known["first_call"]}}
-    for number in range(len(known["rounds"]), count):
+    runs = {name: run for name, folder in rows.items() if (run := _open(folder)) is not None}
+    first = {name: run.first_call() for name, run in runs.items()}
+    timing = {**timing, "first_call": {**first, **timing["first_call"]}}
+    for number in range(len(timing["rounds"]), count):
         before, load = Activity.now(), load_average()
-        seconds = {name: opened[name].round(number) for name in _seeds_of(opened, number)}
+        seconds = {name: runs[name].round(number) for name in _seeds_of_round(runs, number)}
         others = Activity.now().others_since(before)
         facts = {"others": others, "load_average": [load, load_average()]}
         one = {**facts, "clock_mhz": clock_mhz(), "seconds": seconds}
-        known = {**known, "rounds": [*known["rounds"], one]}
-        write_json(out / FILE, known)
-    return known
+        timing = {**timing, "rounds": [*timing["rounds"], one]}
+        write_json(out / FILE, timing)
+    return timing
 
 
 def _open(folder: Path) -> TimedRun | None:
@@ -97,7 +105,7 @@ def _open(folder: Path) -> TimedRun | None:
         return None
 
 
-def _stored(out: Path, rows: Mapping[str, Path]) -> Json:
+def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
     """timing.json where it is about these rows, else one without rounds."""
     hashes = {name: str(read_result(folder).get("config_hash")) for name, folder in rows.items()}
     fresh: Json = {"schema": 1, "rows": hashes, "first_call": {}, "rounds": []}
@@ -105,27 +113,27 @@ def _stored(out: Path, rows: Mapping[str, Path]) -> Json:
     if not file.exists():
         return fresh
     try:
-        found = checked(RowsTiming, read_json(file), file)
+        timing = checked(RowsTiming, read_json(file), file)
     except ConfigError as error:
         log.warning(f"{error}: timing the rows again")
         return fresh
-    return found if found["rows"] == hashes else fresh
+    return timing if timing["rows"] == hashes else fresh
 
 
-def _facts(name: str, known: Json) -> Json:
+def _facts(name: str, timing: Json) -> Json:
     """`timing` of a result.json; `others` is None where a round's was not reported."""
-    rounds = known["rounds"]
+    rounds = timing["rounds"]
     others = [one["others"] for one in rounds]
     return {
         "rounds": len(rounds),
-        "of_seed": len(_rounds_of(name, known)),
-        "rows": len(known["first_call"]),
+        "of_seed": len(_seconds_of_seed(name, timing)),
+        "rows": len(timing["first_call"]),
         "others": None if None in others else max(others),
         "load_average": [rounds[0]["load_average"][0], rounds[-1]["load_average"][1]],
         "clock_mhz": [one["clock_mhz"] for one in rounds],
-        "first_call_seconds": known["first_call"][name],
+        "first_call_seconds": timing["first_call"][name],
     }
 
 
-def _stopped() -> None:
+def _raise_stopped() -> None:
     raise Stopped("stopped by a signal during the timing; go on with the same command")
