@@ -187,7 +187,12 @@ def test_a_tracker_of_ones_own_gets_the_result(tmp_path: Path) -> None:
     def fails(rows: Any, pages: Any) -> Any:
         return {}
 
+    @ml.section("What is listed?")
+    def listed(rows: Any, pages: Any) -> Any:
+        return {"rows & pages": [len(rows.groups), len(pages)]}
+
     text = ml.report([run.folder], page).read_text()
+    assert "<dt>rows &amp; pages</dt><dd>[1, 1]</dd>" in text
     assert "How many rows are there?" in text and "<p>Rows: 1.</p>" in text
     assert "<code>fails</code>, failed" in text
     assert rows.name in [row["name"] for row in catalogue("report")["report"]]

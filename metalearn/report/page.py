@@ -102,8 +102,11 @@ def _render_question(
         html = render(f"questions/{question.template}", **context)
         return {"title": question.title, "html": html, "empty": bool(EMPTY.fullmatch(html))}
     try:
-        data = {**context, **question.data(section, sections)}
-        html = render_text(question.template, **data)
+        values = question.data(section, sections)
+        if question.template:
+            html = render_text(question.template, **{**context, **values})
+        else:
+            html = render("values.html.j2", values=values)
     except Exception as error:
         log.warning(f"the section {question.title!r} of the report failed: {error!r}")
         why = f"{type(error).__name__}: {error}"

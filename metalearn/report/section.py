@@ -17,7 +17,7 @@ class Question:
 
     title: str
     data: Data
-    template: str = ""  # Jinja, or the name of a template in templates/questions/
+    template: str = ""  # Jinja, or the name of a template in templates/questions/; "": a list
 
     @property
     def name(self) -> str:
@@ -30,12 +30,12 @@ class Question:
         return " ".join((self.data.__doc__ or self.title).strip().split("\n\n")[0].split())
 
 
-def section(title: str, *, template: str) -> Callable[[Data], Question]:
+def section(title: str, *, template: str = "") -> Callable[[Data], Question]:
     """Decorator that adds a function (rows, pages) -> {name: value} as a section of every report.
 
     title: the question, which is the heading.
-    template: Jinja text, with the filters of the package's own sections. (Those have the name of a
-        file in templates/questions/.)
+    template: Jinja text, with the filters of the package's own sections (those have the name of a
+        file in templates/questions/); default: a list of the names and their values.
 
     `rows.groups` are the methods of one comparison, best first, each with its runs, and
     `rows.found` is the content of comparison.json; `pages` has the `rows` of every comparison in
