@@ -355,6 +355,14 @@ def test_a_sweep_in_python_has_its_trials(tmp_path: Path) -> None:
     ml.sweep(sweep, out=tmp_path / "sweep")  # its file is as it was
 
 
+@pytest.mark.parametrize("place", ["seed-0", "methods/maml/seed-0"])
+def test_a_directory_of_several_runs_names_one_of_them(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=f"choose one of its runs, such as .*{place}$"):
+        ml.load_run(tmp_path)
+
+
 def test_a_sweep_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         ml.sweep({"nonsense": 1}, out=tmp_path / "none" / "sweep")

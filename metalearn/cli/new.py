@@ -49,7 +49,7 @@ def write_new(kind: str, name: str, folder: Path) -> list[Path]:
     """
     kind, module = OTHER_NAMES.get(kind, kind), snake_case(name)
     targets = [folder / f"{module}.py", folder / f"test_{module}.py"]
-    unknown = f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}"
+    unknown = f"unknown kind {kind!r}; {did_you_mean(kind, [*KINDS, *OTHER_NAMES])}"
     problems = [] if kind in KINDS else [("KIND", unknown)]
     if problems := [*problems, *_wrong(kind, name, module), *_existing(targets)]:
         raise ConfigError(*problems)

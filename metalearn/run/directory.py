@@ -85,9 +85,10 @@ def stored_experiment(folder: Path) -> Experiment:
     """The experiment of a run directory; ConfigError when there is none."""
     if not (folder / "config.yaml").is_file():
         text = "is not a run directory: it has no config.yaml"
-        runs = sorted(folder.glob("methods/*/seed-*/config.yaml"))
-        if runs:
-            text = f"is a comparison: choose one of its runs, such as {runs[0].parent}"
+        several = {"a comparison": "methods/*/seed-*", "a directory of several seeds": "seed-*"}
+        for what, pattern in several.items():
+            if runs := sorted(folder.glob(f"{pattern}/config.yaml")):
+                text = f"is {what}: choose one of its runs, such as {runs[0].parent}"
         raise ConfigError((str(folder), text))
     plan = load(str(folder / "config.yaml"), plugins=False)
     if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
