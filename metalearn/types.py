@@ -124,10 +124,10 @@ class Traits:
 
     consumes: Literal["episodes", "examples", "nothing"]
     uses_steps: bool = True
-    support_at_step_0: bool = False
-    transductive: bool = False
+    support_at_step_0: bool = False  # predictions after 0 steps already use the support set
+    transductive: bool = False  # a prediction depends on the other queries of its batch
     normalisation: str = "none"
-    host_side: bool = False
+    host_side: bool = False  # `learn` is Python code per task, such as a search: never traced
     fixed_ways: bool = False  # the head is part of meta: ways at test must equal ways in training
     # inner steps are one function of their inputs: one may be compiled for all (inner/stepwise.py)
     step_invariant: bool = False

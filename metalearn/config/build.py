@@ -32,8 +32,8 @@ class Parts:
 
     device: str
     train: TaskSource
-    # training classes in the shape of the test tasks, for train-task curves
-    train_tasks: TaskSource
+    # the training classes in the shape of the test tasks, for learning curves on them
+    train_in_test_form: TaskSource
     valid: TaskSource
     test: TaskSource
     learner: Learner
@@ -52,23 +52,23 @@ def build(experiment: Experiment, *, to_train: bool = False) -> Parts:
     def source(component: Any, split: str, place: str) -> Any:
         try:
             dtype = DTYPES[experiment.run.dtype]
-            made = component.build(split=split, seed=0, device=device, dtype=dtype)
-            return made if experiment.loss is None else _with_loss(made, experiment.loss)
+            built = component.build(split=split, seed=0, device=device, dtype=dtype)
+            return built if experiment.loss is None else _with_loss(built, experiment.loss)
         except ConfigError as error:
-            wrong = [(where, text) for where, text in error.problems if where == "loss"]
-            problems.extend(wrong or error.under(place).problems)
+            loss_problems = [(where, text) for where, text in error.problems if where == "loss"]
+            problems.extend(loss_problems or error.under(place).problems)
             return None
 
     train = source(experiment.task, "train", "task")
-    shaped = {
+    sources = {
         split: source(experiment.test_task, split, "evaluate.task")
         for split in dict.fromkeys(("train", "valid", experiment.evaluate.split))
     }
-    if train is None or any(made is None for made in shaped.values()):
+    if train is None or any(made is None for made in sources.values()):
         raise ConfigError(*once(problems))
-    test = shaped[experiment.evaluate.split]
+    test = sources[experiment.evaluate.split]
     methods = _methods(experiment, train.spec, test.spec, problems)
-    return Parts(device, train, shaped["train"], shaped["valid"], test, *methods)
+    return Parts(device, train, sources["train"], sources["valid"], test, *methods)
 
 
 def build_to_test(
@@ -86,33 +86,33 @@ def build_to_test(
     loss = experiment.loss
 
     def source(component: Any, split: str, place: str, record: Any = None) -> LazySource:
-        def made() -> TaskSource:
+        def build_source() -> TaskSource:
             try:
                 built: TaskSource = component.build(split=split, seed=0, device=device, dtype=dtype)
             except ConfigError as error:
                 raise error.under(place) from error
             return built if loss is None else _with_loss(built, loss)
 
-        lazy = LazySource(made, record, device, dtype)
+        lazy = LazySource(build_source, record, device, dtype)
         if record is not None and loss is not None:
             lazy.spec = replace(lazy.spec, loss=_given_loss(loss))
         return lazy
 
-    shaped = {name: source(experiment.test_task, name, "evaluate.task") for name in SPLITS}
-    known = recorded.get("test") if same_test else None
-    test: TaskSource = source(experiment.test_task, split, "evaluate.task", known)
-    if known is None:
+    sources = {name: source(experiment.test_task, name, "evaluate.task") for name in SPLITS}
+    test_record = recorded.get("test") if same_test else None
+    test: TaskSource = source(experiment.test_task, split, "evaluate.task", test_record)
+    if test_record is None:
         assert isinstance(test, LazySource)
         test = test.built()
     train = source(experiment.task, "train", "task", recorded["train"])
     methods = _methods(experiment, train.spec, test.spec, Problems())
-    return Parts(device, train, shaped["train"], shaped["valid"], test, *methods)
+    return Parts(device, train, sources["train"], sources["valid"], test, *methods)
 
 
 def records_of(parts: Parts) -> dict[str, Any]:
     """The form of the training and test tasks, for `build_to_test`; empty for objectives."""
-    found = {"train": record_of(parts.train), "test": record_of(parts.test)}
-    return {} if None in found.values() else found
+    records = {"train": record_of(parts.train), "test": record_of(parts.test)}
+    return {} if None in records.values() else records
 
 
 def _with_loss(source: TaskSource, loss: Any) -> TaskSource:
@@ -134,11 +134,11 @@ def _given_loss(name: str) -> Any:
     if not name.startswith(PYTHON):
         return name
     function, _, sha256 = name.removeprefix(PYTHON).rpartition(":")
-    found = held(sha256)
-    if found is None:
+    function_ref = held(sha256)
+    if function_ref is None:
         text = f"is the function {function} (SHA-256 {sha256[:12]}), given in Python: give it again"
         raise ConfigError(("loss", text))
-    return found.value
+    return function_ref.value
 
 
 def rebuild(parts: Parts, experiment: Experiment) -> Parts:
@@ -165,8 +165,8 @@ def _methods(
     test_learner, test_method = (
         (None, None) if method is None else _method(experiment, test, None, problems)
     )
-    built = learner and test_learner and method and method.step
-    if built and learner and test_learner and _shapes(learner) != _shapes(test_learner):
+    is_trained = learner and test_learner and method and method.step
+    if is_trained and learner and test_learner and _shapes(learner) != _shapes(test_learner):
         text = f"has inputs of shape {test.x_shape}, which a model trained on {train.x_shape}"
         problems.append(("evaluate.task", f"{text} does not take"))
     if method is None or test_method is None or learner is None or problems:
@@ -234,8 +234,8 @@ def _placed(place: str, experiment: Experiment) -> str:
 def found_learner(experiment: Experiment, learner: Learner, spec: EpisodeSpec) -> Learner:
     """The network that a shared search found, normalised as the model section says."""
     try:
-        found: Learner = experiment.method.found_learner(experiment.found, learner, spec)
-        return found
+        searched: Learner = experiment.method.found_learner(experiment.found, learner, spec)
+        return searched
     except ConfigError as error:
         raise ConfigError(*(("found", text) for _, text in error.problems)) from error
 

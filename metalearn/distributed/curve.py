@@ -26,7 +26,7 @@ from metalearn.types import Ledger, Meta, NullLedger, TaskSource
 class TaskSet(NamedTuple):
     """The tasks of a learning curve."""
 
-    split: str  # train_tasks, valid or test: an attribute of Parts
+    split: str  # train_in_test_form, valid or test: an attribute of Parts
     episodes: int
     seed: int
     draw_seed: int = 0  # numbers what a method draws for itself

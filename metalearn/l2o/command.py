@@ -154,7 +154,7 @@ def _baselines(experiment: Experiment, parts: Parts, options: L2OOptions) -> lis
     """Every hand-made rule under every schedule, its rates chosen on training tasks."""
     target, points = _target(experiment, parts), _points(experiment)
     given = problems(
-        parts.train_tasks, fold_in(0, "tuning"), options.tuning_tasks, 0, points[-1], 0
+        parts.train_in_test_form, fold_in(0, "tuning"), options.tuning_tasks, 0, points[-1], 0
     )
     found = []
     for name in BASELINES:

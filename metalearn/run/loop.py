@@ -17,6 +17,7 @@ from metalearn.evaluate.curves import mean_ci95
 from metalearn.evaluate.ledger import FLOPS, Entry
 from metalearn.executors.cuda_graphs import captured_learning
 from metalearn.executors.nonfinite import NotFinite, all_finite, summary
+from metalearn.executors.step import TrainStep
 from metalearn.executors.trials import clocks, seconds_since
 from metalearn.machine import finishes
 from metalearn.rng import fold_in
@@ -130,7 +131,7 @@ def _run_steps(
     execution: Execution, state: MetaState, step_index: int, count: int
 ) -> tuple[MetaState, list[Metrics]]:
     """The state after `count` steps from number `step_index` on, and the metrics of each."""
-    train_step = execution.train_step
+    train_step: TrainStep = execution.train_step
     if count > 1:
         assert train_step.multi_step is not None
         return train_step.multi_step(state, step_index, count)
@@ -259,7 +260,7 @@ def _score_split(
     job: Job, done: int, state: MetaState, split: str, phase: str
 ) -> dict[str, object]:
     evaluate, episodes = job.experiment.evaluate, job.experiment.run.validate.episodes
-    tasks = TaskSet("train_tasks" if split == "train" else split, episodes, job.seed)
+    tasks = TaskSet("train_in_test_form" if split == "train" else split, episodes, job.seed)
     ledger = job.ledger.under(phase)
     with features_once(job.parts, tasks, evaluate.chunk, job.ledger, job.ranks, phase):
         scores = curve(job.ranks, job.experiment, job.parts, [state.meta], tasks, ledger)
