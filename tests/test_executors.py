@@ -191,14 +191,15 @@ def test_sampling_is_compiled_where_data_are_computed_not_looked_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = fold_in(0, "train")
-    assert trace.light(lambda key: SOURCE.sample(key, 3), key)
+    assert trace.has_small_constants(lambda key: SOURCE.sample(key, 3), key)
     images = pictures()
     assert trace.traceable(lambda key: images.sample(key, 3), key) is not None
     monkeypatch.setattr(trace, "LIGHT", 1000)
-    assert not trace.light(lambda key: images.sample(key, 3), key)
-    assert not trace.light(lambda key: torch.full((2,), float(int(key))), key)  # drawn on the host
+    assert not trace.has_small_constants(lambda key: images.sample(key, 3), key)
+    on_host = trace.has_small_constants(lambda key: torch.full((2,), float(int(key))), key)
+    assert not on_host
     # a draw that no key decides would be frozen
-    assert not trace.light(lambda key: torch.ones(2), key)
+    assert not trace.has_small_constants(lambda key: torch.ones(2), key)
 
 
 @pytest.mark.parametrize(

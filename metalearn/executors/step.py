@@ -30,7 +30,7 @@ from metalearn.executors.executor import (
 )
 from metalearn.executors.nonfinite import with_nan_policy
 from metalearn.executors.precision import with_tf32
-from metalearn.executors.trace import interpret_unchanged, light, traceable
+from metalearn.executors.trace import has_small_constants, interpret_unchanged, traceable
 from metalearn.kernels import draw
 from metalearn.rng import fold_in
 from metalearn.tree import flatten, scale, unflatten
@@ -108,9 +108,8 @@ def build_train_step(
     get = get_transform if sharded else get_multi_step_transform
     transform: Transform = identity if chunked else get(executor)
     sample_step, key = _step_sampler(sample, count, first, device), key.to(device)
-    whole = executor in ("traced", "compiled") and not chunked
-    fused = executor in CAPTURED or (whole and light(sample_step, key, _index(0, device)))
-    build = _sampling_recorded if fused else _sampling_separate
+    recorded = _records_sampling(executor, chunked, sample_step, key, device)
+    build = _sampling_recorded if recorded else _sampling_separate
     step_fns = build(transform, local_step, sample_step, key, device)
     return _combined(step_fns, combine) if sharded else step_fns
 
@@ -121,6 +120,16 @@ def with_run_options(train_step: TrainStep, precision: str, on_nan: str) -> Trai
     multi_step = None if on_nan == "skip" else train_step.multi_step
     multi_step = None if multi_step is None else with_tf32(multi_step, precision)
     return TrainStep(train_step.step_input, step, multi_step)
+
+
+def _records_sampling(
+    executor: str, chunked: bool, sample: StepSampler, key: Key, device: str
+) -> bool:
+    """Whether sampling is a part of the recorded step: in a trace, if it reads no large data."""
+    if executor in CAPTURED:
+        return True
+    whole = executor in ("traced", "compiled") and not chunked
+    return whole and has_small_constants(sample, key, _index(0, device))
 
 
 def _combined(train_step: TrainStep, combine: Step) -> TrainStep:

@@ -168,7 +168,7 @@ def traceable(function: Callable[..., Any], *args: Any) -> Trace | None:
     return traced if used else None
 
 
-def light(function: Callable[..., Any], *args: Any) -> bool:
+def has_small_constants(function: Callable[..., Any], *args: Any) -> bool:
     """Return whether a function is traceable and has only small constants.
 
     Such a function computes its results instead of reading them from stored data."""

@@ -29,9 +29,9 @@ class SinusoidSource(GeneratedSource):
 
         info [T]: key, step, amplitude, phase, frequency."""
         shots, keys = self.spec.shots, self.keys(key, num_tasks, start)
-        x, y, drawn = self._points(keys, shots + self.spec.queries)
-        info = {"key": keys, "step": torch.zeros_like(drawn[:, 0])}
-        info |= dict(zip(("amplitude", "phase", "frequency"), drawn.unbind(-1), strict=True))
+        x, y, wave_params = self._points(keys, shots + self.spec.queries)
+        info = {"key": keys, "step": torch.zeros_like(wave_params[:, 0])}
+        info |= dict(zip(("amplitude", "phase", "frequency"), wave_params.unbind(-1), strict=True))
         return Episode(Batch(x[:, :shots], y[:, :shots]), Batch(x[:, shots:], y[:, shots:]), info)
 
     def examples(self, key: Key, size: int) -> Batch:
@@ -45,14 +45,14 @@ class SinusoidSource(GeneratedSource):
         u = rng.uniform(keys, (3 + count,), dtype=spec.dtype)
         ranges = zip(options.amplitude, options.phase, options.frequency)  # lows, then highs
         low, high = (torch.tensor(ends, dtype=spec.dtype) for ends in ranges)
-        drawn = low.to(spec.device) + (high - low).to(spec.device) * u[:, :3]
-        amplitude, phase, frequency = (column.unsqueeze(-1) for column in drawn.unbind(-1))
+        wave_params = low.to(spec.device) + (high - low).to(spec.device) * u[:, :3]
+        amplitude, phase, frequency = (column.unsqueeze(-1) for column in wave_params.unbind(-1))
         x = options.x[0] + (options.x[1] - options.x[0]) * u[:, 3:]
         y = amplitude * torch.sin(frequency * x - phase)
         if options.noise:
             noise = rng.normal(rng.fold_in(keys, "noise"), (count,), dtype=spec.dtype)
             y = y + options.noise * noise
-        return x.unsqueeze(-1), y.unsqueeze(-1), drawn
+        return x.unsqueeze(-1), y.unsqueeze(-1), wave_params
 
 
 class Sinusoid(GeneratedTask):
