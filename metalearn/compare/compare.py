@@ -21,7 +21,8 @@ from metalearn.tracking.tracker import group_of, grouped, log_page
 
 
 def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
-    """(experiment of one seed, run directory) of every method and seed, in the file's order."""
+    """Return (experiment of one seed, run directory) of every method and seed, in the file's
+    order."""
     return [
         (experiment.with_seed(seed), out / "methods" / experiment.label / f"seed-{seed}")
         for experiment in plan.experiments
@@ -30,7 +31,7 @@ def folders(plan: Plan, out: Path) -> list[tuple[Experiment, Path]]:
 
 
 def check(plan: Plan, out: Path) -> None:
-    """Refuse, before anything is written, parts that cannot be built and foreign folders."""
+    """Reject parts that cannot be built, and folders of others, before anything is written."""
     labels_by_problem: dict[tuple[str, str], list[str]] = {}
     for experiment in plan.experiments:
         try:
@@ -56,8 +57,8 @@ def check(plan: Plan, out: Path) -> None:
 def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Run what is not finished, time all rows in turns, write comparison.json and report.html.
 
-    Returns their paths. The same comparison in the same folder, called again while it runs, shares
-    the rows that are left."""
+    Returns their paths. The same comparison in the same folder, called again while it runs, runs
+    remaining rows in parallel."""
     ranks.on_rank0(lambda: check(plan, out))
     ranks.on_rank0(lambda: _write_request(plan, out))
     ran, diverged_names = list[str](), list[str]()
@@ -95,7 +96,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
 
 
 def _write_request(plan: Plan, out: Path) -> None:
-    """Make the folder, and write what the comparison is to say."""
+    """Make the folder, and write the target, labels and contrasts of the comparison."""
     # The marker of a comparison: its folder is recognised from here on.
     (out / "methods").mkdir(parents=True, exist_ok=True)
     target = plan.experiments[0].evaluate.target
@@ -110,7 +111,7 @@ def _write_request(plan: Plan, out: Path) -> None:
 
 
 def _summarize(plan: Plan, out: Path, *, ran: bool) -> dict[str, Path]:
-    """Time all rows in turns, write comparison.json and the page; their paths."""
+    """Time all rows in turns, write comparison.json and the report; return their paths."""
     with alone(out):  # another process that shared the rows may be at the same
         time_rows(out, [folder for _, folder in folders(plan, out)])
         comparison = write_comparison(out)
@@ -121,7 +122,7 @@ def _summarize(plan: Plan, out: Path, *, ran: bool) -> dict[str, Path]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """One result in a sentence."""
+    """Return one result as a sentence."""
     head = result["headline"]
     value = "not finite" if head["value"] is None else f"{head['value']:.4f}"
     interval = "" if head["ci95"] is None else f" +- {head['ci95']:.4f}"

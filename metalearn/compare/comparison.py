@@ -47,11 +47,11 @@ class Comparison:
         return self.folder / "report.html"
 
     def table(self) -> Text:
-        """One line per method: the headline metric with its 95 % interval over tasks, and costs.
+        """Return one line per method: the headline metric with its 95 % interval, and the costs.
 
-        Also the negative log-likelihood (nats) and the calibration error (%), if known. "without
-        x %" says which fraction of the tasks the former excludes, because they diverged or have
-        none."""
+        The interval is over tasks. Also the negative log-likelihood (nats) and the calibration
+        error (%), if known. "without x %" says which fraction of the tasks the former excludes,
+        because they diverged or have none."""
         return columns(self._rows())
 
     def break_even(self) -> Text:
@@ -68,16 +68,17 @@ class Comparison:
         return columns(rows) if len(rows) > 1 else Text(none)
 
     def decision_map(self, axis: Axis = "flops") -> Text:
-        """Which method is the cheapest, by numbers of new tasks and queries and by target, as text.
+        """Return the cheapest method by numbers of new tasks and queries and by target, as text.
 
-        `data["decision_map"]` and `data["decision_map_seconds"]` hold the same as lists."""
+        `data["decision_map"]` and `data["decision_map_seconds"]` have the same as lists."""
         if axis not in MAPS:
             text = f"unknown axis {axis!r}; {did_you_mean(axis, MAPS)}"
             raise ConfigError(("decision_map", text))
         return Text(map_text(self.data.get(MAPS[axis])))
 
     def to_pandas(self, name: str = "summary") -> Any:
-        """A list of comparison.json as a pandas DataFrame: summary, paired, break_even, ..."""
+        """Return a list of comparison.json as a pandas DataFrame: summary, paired, break_even,
+        ..."""
         lists = [key for key, rows in self.data.items() if isinstance(rows, list)]
         if name not in lists:
             raise ConfigError(("to_pandas", f"unknown list {name!r}; {did_you_mean(name, lists)}"))
@@ -85,7 +86,7 @@ class Comparison:
         return frame.set_index("label") if "label" in frame else frame
 
     def plot(self, name: str = "steps", ax: Any = None) -> Any:
-        """A figure of the page: steps, training, flops, seconds, pareto, break-even, ...
+        """Draw a figure of the report: steps, training, flops, seconds, pareto, break-even, ...
 
         Returns a matplotlib Figure, which a notebook shows; if `ax` is given, draws on it and
         returns it."""
@@ -140,6 +141,6 @@ def _mean_up_front_cost(group: records.Group, axis: Axis) -> float | None:
 
 
 def _cost_per_task(group: records.Group, axis: Axis) -> float | None:
-    """Learning one new task up to the headline step."""
+    """Return the cost of learning one new task up to the headline step."""
     costs = [(run.headline_point, learning_cost(run, axis)) for run in group.runs]
     return records.mean([None if each is None else float(each[at]) for at, each in costs])

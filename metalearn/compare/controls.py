@@ -16,7 +16,7 @@ RATES = TuneRange(min=0.003, max=3, distribution="log_uniform")  # of the tuned 
 
 
 def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
-    """The comparison with the controls that it lacks, and a sentence for each of them."""
+    """Return the comparison with the controls that it lacks, and a sentence for each of them."""
     if not plan.comparison:
         return plan, []
     rows, notes = list(plan.experiments), []
@@ -38,8 +38,7 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
 
 
 def _is_control(row: Experiment, one: Experiment, method: MethodComponent) -> bool:
-    """Whether a row is `one` with another search method: the same tasks, training, contained
-    method, test."""
+    """Return whether a row is `one` with another search method, and the rest is equal."""
     return bool(
         row.method == method
         and row.replace(label="", method=None) == one.replace(label="", method=None)
@@ -54,8 +53,7 @@ def _free_label(label: str, rows: Sequence[Experiment]) -> str:
 
 
 def _tuned_network(rows: Sequence[Experiment]) -> Experiment | None:
-    """The fixed network with tuning, where the file has no such row and there are trials to tune
-    with."""
+    """Return the fixed network with tuning if the file has no such row and has tuning trials."""
     like = next((row for row in rows if row.method.controls), None)
     if (
         like is None

@@ -16,7 +16,7 @@ from metalearn.errors import ConfigError
 
 
 def is_file(source: Any) -> bool:
-    """Whether it is an experiment file, as opposed to a method or to methods by label."""
+    """Return whether it is an experiment file, as opposed to a method or to methods by label."""
     if isinstance(source, (str, Path)):
         return True
     if not isinstance(source, Mapping):
@@ -28,9 +28,10 @@ def is_file(source: Any) -> bool:
 
 
 def read_plan(source: Any, overrides: Sequence[str] = (), *, comparison: bool) -> Plan:
-    """The plan of a file; its plug-ins are imported, as by the command line.
+    """Return the plan of a file; its plug-ins are imported, as by the command line.
 
-    ConfigError where it holds several methods and `comparison` is false, or one and it is true."""
+    Raises ConfigError if it has several methods and `comparison` is false, or one and it is
+    true."""
     plan = (
         load(str(source), overrides)
         if isinstance(source, (str, Path))
@@ -52,7 +53,7 @@ def _parse_mapping(mapping: Mapping[str, Any], overrides: Sequence[str]) -> Plan
 
 
 def reject_sections(source: Any, *others: Any) -> None:
-    """ConfigError where sections are given beside a file that has them."""
+    """Raise ConfigError if sections are passed together with a file that has them."""
     if any(one is not None for one in others):
         text = "is a file, which holds task, model and options: change them by overrides=[...]"
         name = str(source) if isinstance(source, (str, Path)) else "the mapping"

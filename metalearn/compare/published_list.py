@@ -1,4 +1,4 @@
-"""The experiments with a published number, a line each: `make reproduce-list`."""
+"""The experiments with a published number, one per line: `make reproduce-list`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from metalearn.compare.reproduce import published_plans
 
 
 def lines() -> list[str]:
-    """Name, published number and source of every experiment that has one."""
+    """Return name, published number and source of every experiment that has one."""
     rows = []
     for one in (one for plan in published_plans([]) for one in plan.experiments if one.published):
         assert one.published is not None

@@ -1,4 +1,4 @@
-"""Training and comparing from Python: components in the place of an experiment file."""
+"""Training and comparing from Python: components instead of an experiment file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _plan(
     overrides: Sequence[str],
     options: Mapping[str, Any],
 ) -> tuple[Plan, list[Any]]:
-    """(the rows with their controls, what has to live as long as they are used)."""
+    """Return (the plan with its controls, objects that have to live as long as it is used)."""
     data, objects = methods, list[Any]()
     if is_file(methods):
         reject_sections(methods, task, model, loss, contrasts, *options)
@@ -97,7 +97,7 @@ def _plan(
 
 
 def _rows(methods: Mapping[str, Any], contrasts: Any) -> dict[str, Any]:
-    """The sections `methods` and `contrasts` of a file."""
+    """Return the sections `methods` and `contrasts` of a file."""
     rows = [{**_fields(one, "methods"), "label": label} for label, one in methods.items()]
     return {"methods": rows} | ({"contrasts": list(map(list, contrasts))} if contrasts else {})
 
@@ -132,7 +132,7 @@ def _experiment(
     overrides: Sequence[str],
     options: Mapping[str, Any],
 ) -> tuple[Experiment, list[Any]]:
-    """(the experiment, what has to live as long as it is used)."""
+    """Return (the experiment, objects that have to live as long as it is used)."""
     objects: list[Any] = []
     if is_file(method):
         reject_sections(method, task, model, loss, name, *options)
@@ -187,7 +187,7 @@ def train(
 
 
 def _check_folders(todo: Sequence[tuple[Experiment, Path]]) -> None:
-    """ConfigError for folders that hold an unfinished run or something else."""
+    """Raise ConfigError for folders that hold an unfinished run or something else."""
     problems = []
     for one, where in todo:
         state = status(where, one)
@@ -250,7 +250,7 @@ def reproduce(*names: str, out: str | Path = "runs") -> Rows:
 def _sections(
     name: str, task: Any, model: Any, loss: Loss, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The sections of a file but for its methods, and what has to live as long as they are used."""
+    """Return the sections of a file without methods, and objects that have to live as long."""
     if task is None:
         raise ConfigError(("task", "is missing: give a component of metalearn.tasks, or sources"))
     task = as_tasks(task)
@@ -277,7 +277,7 @@ def _sections(
 
 
 def _loss(loss: Any) -> tuple[str, Held | None]:
-    """(what a config holds, what keeps a function alive)."""
+    """Return (the value in a config, the object that keeps a function alive)."""
     if isinstance(loss, str):
         return loss, None
     if not callable(loss):
@@ -286,7 +286,7 @@ def _loss(loss: Any) -> tuple[str, Held | None]:
 
 
 def _fields(component: Any, table: str) -> dict[str, Any]:
-    """A component as a section of a file; one that no table knows is registered."""
+    """Return a component as a section of a file; one that no table has is registered."""
     base = KINDS[table]
     if isinstance(component, type) and issubclass(component, base):
         component = component()
@@ -302,7 +302,7 @@ def _fields(component: Any, table: str) -> dict[str, Any]:
 
 
 def _register_contained(component: Component) -> None:
-    """Register rules, spaces, searchers, ... of one's own that a component holds."""
+    """Register custom rules, spaces, searchers, ... that a component holds."""
     for _, value in component:
         if isinstance(value, Component):
             for kind, base in KINDS.items():

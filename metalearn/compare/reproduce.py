@@ -27,9 +27,10 @@ HEAD = ("experiment", "row", "steps", "metric", "published", "measured", "tasks,
 def reproduce(names: Sequence[str], out: Path) -> list[Json]:
     """Run the unfinished of `names` (default: all with a published number), write the record.
 
-    Runs lie under `out`/<experiment>; the record, reproduced.json and reproduced.md, is written
-    after each, and so is `results/`, a file a number, in the form of experiments/results/. Without
-    `names`, experiments whose data are not here are left out, and the record says why."""
+    Runs are stored under `out`/<experiment>; the record, reproduced.json and reproduced.md, is
+    written after each, and so is `results/`, with one file per number in the format of
+    experiments/results/. Without `names`, experiments without data are skipped, and the record says
+    why."""
     plans = published_plans(names)
     if not names:
         log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
@@ -60,9 +61,9 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
 
 
 def published_plans(names: Sequence[str]) -> list[Plan]:
-    """The plans of `names`, or of all files with a published number.
+    """Return the plans of `names`, or of all files with a published number.
 
-    ConfigError names those without one."""
+    Raises ConfigError with the names that have none."""
     if names:
         return _load_named(names)
     files = shipped.files().values()
@@ -103,7 +104,7 @@ def _with_published(plan: Plan) -> list[Experiment]:
 
 
 def _absent_data(plan: Plan) -> str:
-    """Why a plan cannot run for lack of data; empty where it can."""
+    """Return why a plan cannot run for lack of data; empty if it can."""
     try:
         for one in plan.experiments:
             one.test_task.build(split=one.evaluate.split, seed=0)
@@ -113,7 +114,7 @@ def _absent_data(plan: Plan) -> str:
 
 
 def _check(plans: Sequence[Plan], out: Path) -> None:
-    """All that would stop one of them, at once, before the first is run."""
+    """Raise ConfigError with all problems of all plans, before the first is run."""
     problems: list[tuple[str, str]] = []
     for plan in plans:
         try:
@@ -149,7 +150,7 @@ def _run(plan: Plan, target: Path) -> None:
 
 
 def _cells(plan: Plan, out: Path) -> list[Json]:
-    """The published steps of every row, as files that experiments/results/ takes as they are.
+    """Return the published steps of every row, in the format of experiments/results/.
 
     A row that lacks a seed has no number: the others alone would be a choice among seeds."""
     finished, _ = run_directories(out / plan.name)
@@ -196,7 +197,7 @@ def _not_run(one: Experiment, why: str) -> list[Json]:
 
 
 def _numbers(one: Experiment, result: dict[str, Any]) -> dict[int, float]:
-    """{steps: published value} of what the test measured."""
+    """Return {step: published value} of the steps that the test measured."""
     assert one.published is not None
     numbers = dict(one.published.curve)
     if one.published.value is not None:
@@ -213,7 +214,7 @@ def _record(out: Path, cells: Sequence[Json]) -> None:
 
 
 def table(cells: Sequence[Json]) -> list[str]:
-    """The record as lines of Markdown."""
+    """Return the record as lines of Markdown."""
     return markdown.table(HEAD, map(_line, cells)).splitlines()
 
 

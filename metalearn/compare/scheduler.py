@@ -1,9 +1,7 @@
-"""The rows of a comparison, shared by all processes that work on the same folder.
+"""Distribute the rows of a comparison over all processes that work on the same folder.
 
-A free process takes the next row.
-
-They share nothing but the run directories and their locks, so one may join, be killed, and come
-back."""
+A free process takes the next row. The processes share only the run directories and their locks, so
+one may join, be killed, and start again."""
 
 from __future__ import annotations
 
@@ -32,12 +30,11 @@ def run_rows(
     pause: float = PAUSE,
     ranks: Ranks = ALONE,
 ) -> None:
-    """`run` every row in order, once what it needs is finished.
+    """Call `run` for every row in order, once the rows that it needs are finished.
 
-    A row that another process runs is tried again later.
-
-    Returns when all rows were run, here or elsewhere. Rows with circular dependencies are started
-    anyway: `run` raises an error, because the run that they start from is missing."""
+    A row that another process runs is tried again later. Returns when all rows were run, here or
+    elsewhere. Rows with circular dependencies are started anyway: `run` raises an error, because
+    the run that they start from is missing."""
     waiting = {folder: experiment for experiment, folder in rows}
     reported_busy: set[Path] = set()
     with signals(_raise_stopped, ranks):  # while a row is run it has its own
@@ -53,7 +50,7 @@ def run_rows(
 
 
 def _runnable(waiting: dict[Path, Experiment], rows: Sequence[Row]) -> list[Path]:
-    """The rows for which all that they need is finished."""
+    """Return the rows for which all that they need is finished."""
     return [
         one
         for one in waiting
@@ -64,7 +61,7 @@ def _runnable(waiting: dict[Path, Experiment], rows: Sequence[Row]) -> list[Path
 def _run(
     experiment: Experiment, folder: Path, run: Callable[[Experiment, Path], None], *, quiet: bool
 ) -> bool:
-    """Run a row; False while another process runs it, which is logged unless `quiet`."""
+    """Run a row; return False while another process runs it, which is logged unless `quiet`."""
     try:
         run(experiment, folder)
     except Busy as busy:
@@ -79,7 +76,9 @@ def _run(
 
 
 def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """The run directories that this one needs first: its start, and seeds that may tune for it."""
+    """Return the run directories that this one needs first.
+
+    They are its start, and those of seeds that may tune for it."""
     folders: list[Path] = []
     if experiment.start:
         places = {
@@ -96,7 +95,7 @@ def needs(experiment: Experiment, folder: Path, rows: Sequence[Row]) -> list[Pat
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, once nobody else does."""
+    """Context manager that holds a folder, once no other process does."""
     while True:
         try:
             with held(folder):

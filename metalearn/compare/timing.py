@@ -32,7 +32,7 @@ Json = dict[str, Any]
 def time_rows(out: Path, folders: Sequence[Path]) -> bool:
     """Time the finished rows of a comparison, and write the medians to their result.json.
 
-    `folders` are run directories under `out`. False where all of them were timed before."""
+    `folders` are run directories under `out`. Returns False if all of them were timed before."""
     folders_with_result = [folder for folder in folders if (folder / "result.json").exists()]
     rows = {str(folder.relative_to(out)): folder for folder in folders_with_result}
     timing = _read_timing(out, rows)
@@ -56,17 +56,17 @@ def time_rows(out: Path, folders: Sequence[Path]) -> bool:
 
 
 def _count(rows: Mapping[str, Path]) -> int:
-    """The number of rounds."""
+    """Return the number of rounds."""
     return max([ROUNDS, *Counter(folder.parent for folder in rows.values()).values()])
 
 
 def _seconds_of_seed(name: str, timing: Json) -> list[Any]:
-    """The rounds in which a seed was timed."""
+    """Return the seconds of a seed in the rounds in which it was timed."""
     return [one["seconds"][name] for one in timing["rounds"] if name in one["seconds"]]
 
 
 def _seeds_of_round(names: Iterable[str], number: int) -> list[str]:
-    """One seed of every row, for a round of this number."""
+    """Return one seed of every row, for a round of this number."""
     seeds: dict[str, list[str]] = {}
     for name in names:
         seeds.setdefault(str(Path(name).parent), []).append(name)
@@ -78,7 +78,7 @@ def _has(folder: Path, facts: Json) -> bool:
 
 
 def _measure_rounds(out: Path, rows: Mapping[str, Path], timing: Json) -> Json:
-    """The rounds that are left, each written to timing.json as it ends."""
+    """Measure the remaining rounds, and write each to timing.json as it ends."""
     count = _count(rows)
     log.info(
         f"timing {len(rows)} runs, {count} rounds, interleaved: avoid other load on this machine"
@@ -106,7 +106,7 @@ def _open(folder: Path) -> TimedRun | None:
 
 
 def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
-    """timing.json where it is about these rows, else one without rounds."""
+    """Return timing.json if it is about these rows, else one without rounds."""
     hashes = {name: str(read_result(folder).get("config_hash")) for name, folder in rows.items()}
     fresh: Json = {"schema": 1, "rows": hashes, "first_call": {}, "rounds": []}
     file = out / FILE
@@ -121,7 +121,7 @@ def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
 
 
 def _facts(name: str, timing: Json) -> Json:
-    """`timing` of a result.json; `others` is None where a round's was not reported."""
+    """Return `timing` of a result.json; `others` is None if it is unknown for a round."""
     rounds = timing["rounds"]
     others = [one["others"] for one in rounds]
     return {

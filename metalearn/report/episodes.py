@@ -18,7 +18,7 @@ SUPPORT_SHOWN, QUERIES_SHOWN = 5, 5  # a class and kind; the rest would repeat
 
 
 def sample_tasks(group: Group) -> Json | None:
-    """The first test episodes as pictures or a figure of `points`; None without them."""
+    """Return the first test episodes as pictures or a figure of `points`, or None without them."""
     arrays = _load(group.first)
     if not arrays:
         return None
@@ -35,7 +35,8 @@ def _load(run: Run) -> dict[str, Array]:
 
 
 def _are_tasks(arrays: dict[str, Array]) -> bool:
-    """Whether these are tasks: [T, M, ...] inputs, [T, M] or [T, M, C] answers, finite numbers."""
+    """Return whether these are tasks: [T, M, ...] inputs, [T, M] or [T, M, C] targets, all
+    finite."""
     shapes = [arrays[name].shape for name in NAMES]
     pairs = zip(shapes[::2], shapes[1::2])
     well_shaped = all(
@@ -57,7 +58,7 @@ def _images(arrays: dict[str, Array]) -> Json:
 
 
 def _task(parts: list[Array]) -> Json:
-    """Class numbers from 1, and for each of support and query the images of every class."""
+    """Return class numbers from 1, and for support and query the images of every class."""
     support_x, support_y, query_x, query_y = parts
     classes = sorted({int(label) for label in support_y})
     kinds = (
@@ -72,7 +73,7 @@ def _task(parts: list[Array]) -> Json:
 
 
 def _column(images: Array) -> str:
-    """Images [B, channels, H, W] under each other as one PNG in base64; empty without any."""
+    """Return images [B, channels, H, W] in one column as PNG in base64; empty without any."""
     if not len(images):
         return ""
     pixels: NDArray[np.uint8] = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Markdown of measurements: tables, and files whose sections are each written anew."""
+"""Markdown of measurements: tables, and files whose sections are replaced one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from metalearn.storage.files import write_atomic
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> str:
-    """A table; `left` columns are aligned to the left, the others to the right; None: no matter."""
+    """Return a table; the first `left` columns are left-aligned, the others right-aligned.
+
+    None: no alignment."""
     marks = ["---"] * len(heads)
     if left is not None:
         marks = [":---" if place < left else "---:" for place in range(len(heads))]
@@ -19,7 +21,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int | None 
 
 
 def image(picture: Path, document: Path, name: str = "") -> str:
-    """A picture in a text that is stored as `beside`."""
+    """Return the Markdown of a picture in a text that is stored as `document`."""
     path = os.path.relpath(picture.resolve(), document.resolve().parent)
     return f"![{name or picture.stem}]({Path(path).as_posix()})"
 

@@ -1,4 +1,4 @@
-"""Tables of pairs as matrices: row against column, a number a cell, its interval on hover."""
+"""Tables of pairs as matrices: row against column, one number per cell, its interval on hover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNIFICANT = 0.05
 
 
 class Entry(NamedTuple):
-    """A cell: what it shows, what it says on hover, and how it is coloured."""
+    """A cell: its text, its text on hover, and its colour."""
 
     text: str = ""
     title: str = ""
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Cells by row and column; rows and columns without an entry are left out."""
+    """Cells by row and column, without rows and columns that have no entry."""
 
     labels: list[str]  # of the columns
     cells: list[list[Entry]]
@@ -28,7 +28,7 @@ class Matrix(NamedTuple):
 
 
 def paired_matrix(groups: Sequence[Group], pairs: Sequence[Json], up: bool) -> Matrix:
-    """Differences row minus column; coloured where the contrast of both is significant by Holm."""
+    """Return differences row minus column, coloured if the contrast is significant by Holm."""
     entries: dict[tuple[str, str], Entry] = {}
     for pair in pairs:
         entries[pair["a"], pair["b"]] = _difference(pair, 1, up)
@@ -50,7 +50,7 @@ def _difference(pair: Json, sign: int, up: bool) -> Entry:
 
 
 def _is_significant(pair: Json) -> bool:
-    """By the p of a contrast; of a comparison without contrasts, by the interval."""
+    """Decide by the p of a contrast; in a comparison without contrasts, by the interval."""
     if "contrast" not in pair:
         return not pair["ci95"][0] <= 0 <= pair["ci95"][1]
     p_value = pair.get("p_holm")
@@ -58,9 +58,10 @@ def _is_significant(pair: Json) -> bool:
 
 
 def break_even_matrix(groups: Sequence[Group], rows: Sequence[Json], axis: str) -> Matrix:
-    """From which new task on the row's higher up-front cost is repaid against the column.
+    """Return the new task from which on the row's higher up-front cost breaks even with the column.
 
-    At the hardest level of each pair; the method with the higher up-front cost has the row."""
+    It is at the hardest level of each pair; the method with the higher up-front cost has the
+    row."""
     entries: dict[tuple[str, str], Entry] = {}
     for row in sorted(rows, key=lambda row: row.get("level") or 0):
         if row["axis"] == axis:

@@ -1,4 +1,4 @@
-"""Numbers as a page writes them: a dash for what was not measured, zero for a measured zero."""
+"""Format numbers for a page: a dash for what was not measured, zero for a measured zero."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def operations(flops: float) -> str:
 
 
 def amount(value: float, axis: Axis) -> str:
-    """A cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
+    """Format a cost in the unit of its axis: 12.3 MFLOP, 850 FLOP, 4.6 s."""
     if axis == "seconds":
         return duration(value)
     text = operations(value)
@@ -48,12 +48,13 @@ def cost(value: float | None, axis: Axis) -> str:
 
 
 def plain_cost(value: float | None, axis: Axis) -> str:
-    """A cost in a table whose title names the unit: 12.3 M, 4.6 s."""
+    """Format a cost in a table whose title names the unit: 12.3 M, 4.6 s."""
     return operations(value) if axis == "flops" and value is not None else cost(value, axis)
 
 
 def score(value: float | None, percent: bool, like: float | None = None) -> str:
-    """A percentage with one decimal, or an error with as many digits as `like` deserves."""
+    """Format a percentage with one decimal, or an error with digits that suit the size of
+    `like`."""
     if value is None:
         return NONE
     if percent:
@@ -70,14 +71,14 @@ def with_ci(value: float | None, ci95: float | None, percent: bool) -> str:
 
 
 def above(value: float, other: float, percent: bool) -> str:
-    """How much better a value is than another, as a phrase: "3.1 points above"."""
+    """Return how much better a value is than another, as a phrase: "3.1 points above"."""
     if percent:
         return f"{(value - other) * 100:.1f} points above"
     return f"{other / value:.1f} times less than" if value > 0 else "less than"
 
 
 def plus(value: float | None, form: str = "%.3g") -> str:
-    """A number with a true minus sign."""
+    """Format a number with a true minus sign."""
     return NONE if value is None else (form % value).replace("-", "−")
 
 
@@ -88,7 +89,7 @@ def signed(value: float | None, percent: bool) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Of a test; never 0."""
+    """Format the p of a test; never 0."""
     if value is None:
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -103,21 +104,21 @@ def percent(value: float) -> str:
 
 
 def level(value: float | None, metric: str) -> str:
-    """A target's value in the unit of its metric."""
+    """Format a target's value in the unit of its metric."""
     if value is None:
         return NONE
     return f"{value * 100:.3g} %" if metric == "accuracy" else f"{value:.3g}"
 
 
 def tasks(value: float | None, otherwise: str = NONE) -> str:
-    """A number of tasks, always rounded up: before it the cost is not yet repaid."""
+    """Format a number of tasks, always rounded up: with fewer the cost does not yet break even."""
     if value is None or value == math.inf:
         return otherwise
     return f"{math.ceil(value):,}" if value < 1e6 else operations(value)
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
-    """The ends of an interval of a number of tasks."""
+    """Format the ends of an interval of a number of tasks."""
     if ends is None:
         return NONE
     low, high = (tasks(end, "never") for end in ends)
@@ -137,7 +138,7 @@ def kilojoules(value: float | None) -> str:
 
 
 def word(value: Any) -> str:
-    """A parameter's value as one writes it."""
+    """Format the value of a parameter."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)

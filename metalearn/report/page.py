@@ -39,12 +39,12 @@ def write_report(
 ) -> Path:
     """Write one HTML page for runs, folders of them, and comparisons, in any mixture.
 
-    The page needs nothing beside it. Where a comparison is among `dirs`, its figures are also
-    written to `figures/*.svg` beside the page. The same directories give the same bytes.
+    The page is self-contained. If a comparison is among `dirs`, its figures are also written to
+    `figures/*.svg` next to the page. The same directories give the same bytes.
 
     Args:
-        dirs: where the runs are; loose runs of the same new tasks are shown together.
-        out: the page to write; its folder is made.
+        dirs: directories of runs; loose runs of the same new tasks are shown together.
+        out: the page to write; its folder is created.
         title: heading; by default the names of the experiments.
         demonstration: say in the first lines that this is a demonstration, not a benchmark.
 
@@ -97,7 +97,7 @@ def _section(section: Section, mark: str, sections: Sequence[Section], folder: P
 def _render_question(
     question: Question, section: Section, sections: Sequence[Section], context: Json
 ) -> Json:
-    """The title and the text of a question; a plug-in's error takes the place of its text."""
+    """Return the title and the text of a question; a plug-in's error replaces its text."""
     if question in QUESTIONS:
         html = render(f"questions/{question.template}", **context)
         return {"title": question.title, "html": html, "empty": bool(EMPTY.fullmatch(html))}
@@ -115,13 +115,13 @@ def _render_question(
 
 
 def draw(section: Section, prefix: str = "") -> dict[str, str]:
-    """Every figure that the section has the numbers for, as standalone SVG, by name."""
+    """Draw every figure that the section has the numbers for, as standalone SVG, by name."""
     figures = {name: figure((section.groups, section.found)) for name, figure in FIGURES.items()}
     return {name: svg(one, prefix + name) for name, one in figures.items() if one is not None}
 
 
 def _shared_context(section: Section) -> Json:
-    """What several templates of a section read."""
+    """Return what several templates of a section read."""
     up, first = section.up, section.groups[0].first
     return {
         "title": section.title,
@@ -141,7 +141,7 @@ def _shared_context(section: Section) -> Json:
 
 
 def _best_row(section: Section) -> Json:
-    """What the first sentence says: the best row, its margins, its cost."""
+    """Return what the first sentence says: the best row, its margins, its cost."""
     ranked = section.ranked
     pairs = {frozenset((pair["a"], pair["b"])): pair for pair in section.found["paired"]}
     rival = pairs.get(frozenset(group.label for group, _ in ranked[:2]))
@@ -156,7 +156,7 @@ def _best_row(section: Section) -> Json:
 
 
 def _margin(best: str, scratch: str, pairs: Mapping[frozenset[str], Json]) -> Json | None:
-    """The paired difference best - scratch with its interval; None where it is unknown."""
+    """Return the paired difference best - scratch with its interval, or None if it is unknown."""
     pair = pairs.get(frozenset((best, scratch)))
     if pair is None or pair["difference"] is None or pair["ci95"] is None:
         return None
@@ -171,8 +171,10 @@ def _up_front_seconds(group: Group) -> list[str]:
 
 
 def _origin(runs: Sequence[Run]) -> Json:
-    """Commands and environments, each once; the command, the time of the start, and what the
-    machine did then are no part of an environment."""
+    """Return commands and environments, each once.
+
+    The command, the start time, and the state of the machine at that time are not part of an
+    environment."""
     commands: dict[str, None] = {}
     environments: dict[str, list[str]] = {}
     for run in runs:

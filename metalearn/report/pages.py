@@ -38,7 +38,7 @@ def write_pages(dirs: str | Path | Sequence[str | Path], out: str | Path = "repo
 
 
 def _check_page(out: Path) -> None:
-    """ConfigError where something stands at `out` that is no page, before any work is done."""
+    """Raise ConfigError if something other than a report is at `out`, before any work is done."""
     if out.is_dir():
         raise ConfigError(("--out", f"{out} is a directory: pass the path of an HTML file"))
     if out.exists():

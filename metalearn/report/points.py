@@ -11,7 +11,7 @@ from metalearn.results.records import Group, Json, Run, at, mean
 
 
 class PointRow(NamedTuple):
-    """One line: a seed's, or the `mean`, or `published`."""
+    """One line: that of a seed, the `mean`, or `published`."""
 
     label: str
     seed: int | str
@@ -28,7 +28,7 @@ class Points(NamedTuple):
 
 
 def curve_points(groups: Sequence[Group], results: Json) -> list[Points]:
-    """Tables of the metric and of what belongs beside it, of those that a run recorded."""
+    """Return tables of the metric and of related values, of those that a run recorded."""
     up = groups[0].higher_better
     curves = by_label(results, "curves")
     has_converged = any(curve["converged_only"] for curve in curves.values())

@@ -29,12 +29,12 @@ VERDICTS = {
 
 
 def render(template: str, **context: Any) -> Markup:
-    """A template of this package with its context; what a context lacks is an error."""
+    """Render a template of this package; a name that its context lacks is an error."""
     return Markup(environment().get_template(template).render(context))
 
 
 def render_text(template: str, **context: Any) -> Markup:
-    """A template that is given as text, such as that of a plug-in's section."""
+    """Render a template that is passed as text, such as that of a plug-in's section."""
     return Markup(environment().from_string(template).render(context))
 
 
@@ -69,28 +69,28 @@ def environment() -> Environment:
 
 
 def _squeeze(text: str) -> Markup:
-    """Escaped text of several lines in one, without blanks before punctuation."""
+    """Join the lines of an escaped text, without blanks before punctuation."""
     return Markup(re.sub(r" (?=[.,;])", "", " ".join(escape(text).split())))
 
 
 def _breakable(label: str) -> Markup:
-    """A label that a narrow column may break behind its underscores."""
+    """Return a label that a narrow column may break after its underscores."""
     return Markup("_<wbr>").join(label.split("_"))
 
 
 def _inline(svg: str, caption: Markup) -> Markup:
-    """An SVG in the page, described by its caption's first sentence."""
+    """Return an SVG in the page, described by its caption's first sentence."""
     return Markup(inline(svg, str(escape(caption.striptags().split(". ")[0]))))
 
 
 def _first_sentence(caption: Markup) -> tuple[Markup, Markup]:
-    """A caption's first sentence, and the rest."""
+    """Return a caption's first sentence, and the rest."""
     head, dot, rest = str(caption).partition(". ")
     return Markup(head + dot.strip()), Markup(rest.strip())
 
 
 def _entries(results: Json, name: str) -> list[Json]:
-    """One list of comparison.json; empty where it is not there."""
+    """Return one list of comparison.json; empty if it is missing."""
     return list(results.get(name) or [])
 
 
@@ -99,7 +99,7 @@ def _by_label(rows: Iterable[Json]) -> dict[str, Json]:
 
 
 def _labels_without_row(groups: Sequence[Group], rows: Iterable[Json]) -> list[str]:
-    """Labels that have no row."""
+    """Return the labels that have no row."""
     labels = {row["label"] for row in rows}
     return [group.label for group in groups if group.label not in labels]
 
@@ -110,7 +110,9 @@ def _by_verdict(rows: Sequence[Json]) -> list[Json]:
 
 
 def _of_contrasts(rows: Iterable[Json], is_contrast: bool) -> list[Json]:
-    """Break-even rows with verdicts, or those without; before there were contrasts all had one."""
+    """Return break-even rows with verdicts, or those without.
+
+    In files without contrasts all have one."""
     return [row for row in rows if row.get("contrast", True) == is_contrast]
 
 
@@ -132,8 +134,9 @@ def _searcher(group: Group) -> str:
 
 
 def _format_tuned(run: Run) -> str:
-    """The chosen fields; the headline step has its own column, and what lies on an edge its
-    check."""
+    """Format the chosen fields, without the headline step, which has its own column.
+
+    A check names those on an edge."""
     values = run.result.get("tuned") or {}
     parts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"

@@ -38,7 +38,7 @@ def write_page(folder: Path) -> Path:
 
 
 def page(folder: Path) -> str:
-    """The text of RESULTS.md."""
+    """Return the text of RESULTS.md."""
     results = read_results(folder / "results")
     templates = Environment(
         loader=FileSystemLoader(folder),
@@ -60,7 +60,7 @@ def page(folder: Path) -> str:
 
 
 def _wrap(block: str) -> str:
-    """A paragraph of prose in lines of at most 100 columns; a heading, list or table as it is."""
+    """Wrap a paragraph of prose at 100 columns; a heading, list or table is not changed."""
     if block.lstrip("\n").startswith(("|", "!", "#", "* ", "- ", "```")):
         return block
     lines = textwrap.fill(
@@ -70,7 +70,8 @@ def _wrap(block: str) -> str:
 
 
 def _published_table(folder: Path, results: Mapping[str, Json]) -> str:
-    """Every cell, and every experiment with a published number that was not run."""
+    """Return every measured number, and every experiment with a published number that was not
+    run."""
     heads = ["experiment", "method", "steps", "published", "measured", "over tasks", "over seeds"]
     heads += ["each seed", "tasks", "schedule", "verdict"]
     cells = published_numbers(results)
@@ -85,12 +86,12 @@ def _published_table(folder: Path, results: Mapping[str, Json]) -> str:
 
 
 def _experiments(file: Path) -> list[Experiment]:
-    """The experiments of a file with a published number."""
+    """Return the experiments of a file with a published number."""
     return [one for one in load(str(file)).experiments if one.published is not None]
 
 
 def _not_run(one: Experiment) -> list[list[str]]:
-    """A row for each published number."""
+    """Return a row for each published number."""
     assert one.published is not None
     numbers = dict[int | str, float | None](one.published.curve.items())
     numbers = numbers or {one.evaluate.headline: one.published.value}
@@ -131,7 +132,7 @@ def _cell(one: Json) -> list[str]:
 
 
 def _comparison(one: Json) -> str:
-    """A comparison: how it was run, and its rows, the best first."""
+    """Return the text of a comparison: its command and settings, and its rows, the best first."""
     percent = one["metric"] == "accuracy"
     unit = "accuracy, %" if percent else "squared error"
     heads = ["method", unit, "over tasks", "over seeds", "each seed"]
@@ -164,7 +165,7 @@ def _line(row: Json, one: Json, percent: bool) -> list[str]:
 
 
 def _by_source(one: Json) -> str:
-    """The rows of a comparison on the tasks of each source, and their mean ranks."""
+    """Return the rows of a comparison on the tasks of each source, and their mean ranks."""
     percent, sources = one["metric"] == "accuracy", list(one["rows"][0]["by_source"])
     rows = [
         [
@@ -178,7 +179,7 @@ def _by_source(one: Json) -> str:
 
 
 def _contrasts(one: Json) -> str:
-    """The contrasts of a comparison; a sentence where there are none."""
+    """Return the contrasts of a comparison, or a sentence that there are none."""
     if not one["contrasts"]:
         return "No contrasts were named before this run, so it has no tests.\n"
     scale, unit = (100, "points") if one["metric"] == "accuracy" else (1, "squared error")
@@ -201,7 +202,7 @@ def _table(one: Json) -> str:
 
 
 def _text(cell: str | Mapping[str, Any]) -> str:
-    """A number with its intervals: over tasks / over seeds."""
+    """Format a number with its intervals: over tasks / over seeds."""
     if isinstance(cell, str):
         return cell
     halves = [cell[name] for name in ("ci95_tasks", "ci95_seeds") if cell.get(name) is not None]
@@ -211,7 +212,7 @@ def _text(cell: str | Mapping[str, Any]) -> str:
 
 
 def _schedule(file: Path) -> str:
-    """What each row of an experiment file is trained and tested on."""
+    """Return what each row of an experiment file is trained and tested on."""
     heads = ("label", "method", "meta-steps", "per step", "test tasks", "trials")
     rows = []
     for one in load(str(file)).experiments:

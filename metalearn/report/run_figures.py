@@ -17,26 +17,27 @@ FIGURES = ("steps", "training", "flops", "seconds")  # those that one run has
 
 
 class TestedRun(ABC):
-    """What shows the test of one run."""
+    """Base class of the result of one run, with its table and figures."""
 
     __test__ = False  # no class of tests
 
     @abstractmethod
     def record(self) -> records.Run:
-        """The result, and what else is on disk of it."""
+        """Return the result, and what else is on disk of it."""
 
     def table(self) -> Text:
-        """One line a point of the learning curve of new tasks."""
+        """Return one line per point of the learning curve of new tasks."""
         return columns(self._cells())
 
     def to_pandas(self) -> Any:
-        """One row a point of the learning curve of new tasks, with all that was measured there."""
+        """Return one row per point of the learning curve of new tasks, with all measured values."""
         return data_frame(curve_rows(self.record().test), "result.json").set_index("step")
 
     def plot(self, name: str = "steps", ax: Any = None) -> Any:
-        """A figure of the page: steps, training, flops or seconds.
+        """Draw a figure of the report: steps, training, flops or seconds.
 
-        Returns a matplotlib Figure, which a notebook shows; with `ax`, these Axes, drawn upon."""
+        Returns a matplotlib Figure, which a notebook shows; if `ax` is given, draws on it and
+        returns it."""
         from metalearn.report.figures import draw
 
         return draw(name, _figure_data(self.record()), ax, FIGURES)
@@ -63,7 +64,7 @@ class Evaluation(_EvaluationFields, TestedRun):
     """What `evaluate_run` returns: (result, path of its file)."""
 
     def record(self) -> records.Run:
-        """The result alone."""
+        """Return the result alone."""
         return records.Run(
             self.path,
             str(self.result["label"]),
@@ -81,18 +82,18 @@ class Evaluation(_EvaluationFields, TestedRun):
 
 
 class Runs(list[Any]):
-    """Runs of one experiment under several seeds."""
+    """The runs of one experiment under several seeds."""
 
     def table(self) -> Text:
-        """One line a seed and point of the learning curve."""
+        """Return one line per seed and point of the learning curve."""
         return columns(self._cells())
 
     def to_pandas(self) -> Any:
-        """One row a seed and point of the learning curve."""
+        """Return one row per seed and point of the learning curve."""
         return data_frame(self._rows(), "result.json").set_index(["seed", "step"])
 
     def plot(self, name: str = "steps", ax: Any = None) -> Any:
-        """A figure of the page, as that of one run, over all seeds."""
+        """Draw a figure of the report, like that of one run, over all seeds."""
         from metalearn.report.figures import draw
 
         return draw(name, _figure_data(*(run.record() for run in self)), ax, FIGURES)
@@ -114,7 +115,7 @@ class Runs(list[Any]):
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """The figures that a report of this run alone has, as pixels."""
+    """Return the figures of a report of this run alone, as images."""
     from PIL import Image
 
     from metalearn.report.figures.curves import steps_figure, training_figure
@@ -131,7 +132,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def _figure_data(*runs: records.Run) -> tuple[list[records.Group], records.Json]:
-    """What figures are drawn of."""
+    """Return the data from which figures are drawn."""
     from metalearn.results.curves import cost_curves, curves
 
     groups = records.group(runs)

@@ -43,10 +43,10 @@ class Section:
 
 
 def read_sections(dirs: Sequence[Path]) -> list[Section]:
-    """One section for each comparison, and one for each task among the loose runs.
+    """Return one section for each comparison, and one for each task among the loose runs.
 
-    Raises:
-        ConfigError: directories without a finished run or with unreadable files, all at once."""
+    Raises ConfigError for all directories without a finished run or with unreadable files at
+    once."""
     problems: list[tuple[str, str]] = []
     sections: list[Section] = []
     loose: dict[str, list[Run]] = {}
@@ -72,7 +72,7 @@ def read_sections(dirs: Sequence[Path]) -> list[Section]:
 
 
 def _runs(root: Path) -> list[Run]:
-    """Finished runs at or under a directory."""
+    """Return the finished runs at or under a directory."""
     folders, _ = records.run_directories(root)
     if not folders:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Other tasks: other shots and ways, and tasks from a source that was not trained on."""
+"""Other tasks: other shots and ways, and tasks from a source that was not used in training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SourceScore(NamedTuple):
 
 
 def scores_across_sources(groups: Sequence[Group]) -> list[SourceScore]:
-    """Rows tested on a source that they were not trained on.
+    """Return the scores of rows tested on a source that they were not trained on.
 
-    Each behind what is known of it on its own source."""
+    Those on its own source come first."""
     scores = []
     for group in groups:
         for run in group.runs:
@@ -48,7 +48,7 @@ def train_source(run: Run) -> str:
 
 
 def evaluations(run: Run) -> list[Json]:
-    """Results that `metalearn evaluate` wrote beside a run, in order; other files are ignored."""
+    """Return results of `metalearn evaluate` next to a run, in order; other files are ignored."""
     results = []
     files = [path for path in (run.path / "evaluations").glob("*.json") if path.stem.isdigit()]
     for path in sorted(files, key=lambda path: int(path.stem)):
@@ -61,7 +61,7 @@ def evaluations(run: Run) -> list[Json]:
 
 
 def settings(sections: Sequence[Section]) -> list[Json]:
-    """Ranking and margin of the best by setting; empty with fewer than two of one source."""
+    """Return ranking and margin of the best by setting; empty with fewer than two of one source."""
     rows: list[tuple[str, Json]] = []
     shapes: dict[str, set[tuple[Any, Any]]] = {}
     for section in sections:

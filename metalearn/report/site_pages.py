@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made of data: components and results.
+"""Pages of the documentation site that are generated from data: components and results.
 
 `docs/hooks.py` adds them when the site is built, and that of benchmarks (bench/page.py)."""
 
@@ -43,7 +43,7 @@ FIGURE = re.compile(r"\]\((?:\.\./)?(figures/[\w.-]+)\)")
 
 
 def pages(experiments: Path) -> dict[str, str]:
-    """Markdown by the path of a page; `experiments` is the folder of that name."""
+    """Return Markdown by the path of a page; `experiments` is the folder of that name."""
     component_pages = {f"components/{name}.md": _page(*what) for name, what in COMPONENTS.items()}
     return component_pages | {
         page: FIGURE.sub(r"](\1)", (experiments / file).read_text("utf-8"))
@@ -52,19 +52,19 @@ def pages(experiments: Path) -> dict[str, str]:
 
 
 def figures(experiments: Path) -> list[Path]:
-    """The figures that these pages show."""
+    """Return the figures that these pages show."""
     texts = [(experiments / file).read_text("utf-8") for file in RESULTS.values()]
     return [experiments / name for text in texts for name in FIGURE.findall(text)]
 
 
 def examples(component: type[Component]) -> str:
-    """The doctest of a component, the last paragraph of its docstring; empty where it has none."""
+    """Return the doctest of a component, the last paragraph of its docstring, or ""."""
     last = inspect.cleandoc(component.__doc__ or "").split("\n\n")[-1]
     return last if last.startswith(">>> ") else ""
 
 
 def python_name(component: type[Component]) -> str:
-    """How Python reaches a component, such as ml.algorithms.MAML."""
+    """Return the name of a component in Python, such as ml.algorithms.MAML."""
     for package in PACKAGES:
         module = importlib.import_module(f"metalearn.{package}")
         if getattr(module, component.__name__, None) is component:
@@ -85,7 +85,7 @@ def _page(heading: str, tables: tuple[str, ...]) -> str:
 
 
 def _list(table: Mapping[str, type[Component]]) -> str:
-    """One line a component; of methods with their family."""
+    """Return one line per component; for methods with their family."""
     methods = all(issubclass(kind, MethodComponent) for kind in table.values())
     rows = []
     for name, kind in table.items():
@@ -99,7 +99,7 @@ def _family(kind: type[Component]) -> str:
 
 
 def _component(kind: type[Component]) -> Iterator[str]:
-    """Python name, docstring, example and fields."""
+    """Yield Python name, docstring, example and fields."""
     yield f"`{python_name(kind)}`: {kind.sentence()}"
     example = examples(kind)
     text = inspect.cleandoc(kind.__doc__ or "").removesuffix(example)
@@ -145,7 +145,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its cell nor begins HTML."""
+    """Escape text so that it neither ends its cell nor begins HTML."""
     whole = " ".join(text.split()).replace("|", "\\|")
     return whole if whole.startswith("`") else whole.replace("<", "&lt;")
 

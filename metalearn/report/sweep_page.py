@@ -41,7 +41,7 @@ def is_sweep(folder: Path) -> bool:
 def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one page for the folders of one sweep or several; the same folders give the same bytes.
 
-    Raises ConfigError where a file of theirs is unreadable."""
+    Raises ConfigError if one of their files is unreadable."""
     sweep_data = [read_sweep(folder) for folder in folders]
     title = ", ".join(swept.name for swept in sweep_data)
     sweeps = [_view(swept, f"w{place}") for place, swept in enumerate(sweep_data)]
@@ -50,7 +50,7 @@ def write_sweep_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def read_sweep(folder: Path) -> SweepData:
-    """The sweep of a folder; trials that are under way are not in it."""
+    """Return the sweep of a folder, without running trials."""
     data = checked(SweepFile, read_json(folder / "sweep.json"), folder / "sweep.json")
     metric, trials = data["metric"], data["trials"]
     split, _, name = metric["name"].partition("/")
@@ -77,7 +77,7 @@ def read_sweep(folder: Path) -> SweepData:
 
 
 def importance(swept: SweepData) -> dict[str, float]:
-    """Shares of the variance by functional ANOVA of a forest; empty with too few trials.
+    """Return fractions of the variance by functional ANOVA of a forest; empty with too few trials.
 
     Hutter et al. 2014."""
     complete = [
@@ -124,7 +124,7 @@ def _trial_value(distribution: Any, value: Any) -> Any:
 
 
 def _view(swept: SweepData, mark: str) -> Json:
-    """What the template reads of one sweep."""
+    """Return what the template reads of one sweep."""
     figures = {name: draw(swept) for name, draw in FIGURES.items()} if swept.scored_trials else {}
     states = [trial["state"] for trial in swept.trials]
     return {
@@ -144,7 +144,8 @@ def _view(swept: SweepData, mark: str) -> Json:
 
 
 def _rank_trials(swept: SweepData) -> list[Json]:
-    """The best first; unfinished trials behind the complete ones, those without a value last."""
+    """Return the best first; unfinished trials after the complete ones, those without a value
+    last."""
     sign = 1.0 if swept.goal == "minimize" else -1.0
 
     def place(trial: Json) -> tuple[bool, bool, float]:
@@ -155,7 +156,7 @@ def _rank_trials(swept: SweepData) -> list[Json]:
 
 
 def split_kinds(dirs: Sequence[Path]) -> bool:
-    """Whether all of the folders are sweeps; ConfigError where some are."""
+    """Return whether all of the folders are sweeps. Raises ConfigError if only some are."""
     sweeps = [folder for folder in dirs if is_sweep(folder)]
     if sweeps and len(sweeps) != len(dirs):
         text = "is a sweep, others are not: a page of their own each"

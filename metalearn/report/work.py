@@ -1,4 +1,4 @@
-"""What a label's runs took besides FLOPs and seconds: steps, examples, labels, memory, energy."""
+"""Costs of runs other than FLOPs and seconds: steps, examples, labels, memory, energy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ BEFORE = ("tune", "search", "pretrain", "meta_train")  # phases of all tasks tog
 
 
 def gradient_steps_before(group: Group) -> float | None:
-    """Gradient steps before any new task; None where none were counted.
+    """Return the gradient steps before any new task, or None if none were counted.
 
-    Tuning, search, pretraining and meta-training together."""
+    They are those of tuning, search, pretraining and meta-training."""
     return _sum([group.once(phase, "gradient_steps") for phase in BEFORE])
 
 
 def work(group: Group) -> Json:
-    """Peak memory, energy and counts, means over seeds; None for what was not measured.
+    """Return peak memory, energy and counts, means over seeds; None for what was not measured.
 
-    Beforehand and of one new task."""
+    They are those up front and of one new task."""
     peaks = [entry.get("peak_bytes") for run in group.runs for entry in run.cost.values() if entry]
     beforehand = _beforehand(group, "candidates")
     return {
@@ -33,9 +33,9 @@ def work(group: Group) -> Json:
 
 
 def energy(run: Run) -> float | None:
-    """Joules of all that was measured.
+    """Return the joules of all measured phases.
 
-    Of new tasks times the tasks, and what was spent for all of them together."""
+    Those of new tasks count once per task."""
     once_entries = [entry["once"] for entry in run.cost.values() if entry and entry.get("once")]
     joules = [
         entry["energy_joules"] * (entry.get("tasks", 0) if per_task(entry) else 1)
@@ -55,8 +55,8 @@ def _of_new_tasks(group: Group, name: str) -> list[float | None]:
 
 
 def _entries(run: Run, phase: str) -> tuple[Json, Json]:
-    """(what was spent once, what one new task takes) of one phase; empty where nothing of that kind
-    was."""
+    """Return (one-time cost, cost of one new task) of a phase; empty if it has none of that
+    kind."""
     entry = run.phase(phase)
     if not per_task(entry):
         return entry, {}

@@ -32,9 +32,10 @@ SEVERAL_PANELS = ("training", "selection", "decision-flops", "decision-seconds")
 
 
 def draw(name: str, what: FigureData, ax: Any, names: Sequence[str]) -> Any:
-    """The figure `name`, one of `names`; with `ax`, these Axes, drawn upon.
+    """Draw the figure `name`, one of `names`, and return it; with `ax`, draw on it and return it.
 
-    ConfigError for another name, for axes that cannot hold it, and where numbers are missing."""
+    Raises ConfigError for another name, for axes that cannot hold it, and if numbers are
+    missing."""
     if name not in names:
         raise ConfigError(("plot", f"unknown figure {name!r}; {did_you_mean(name, names)}"))
     if ax is None:

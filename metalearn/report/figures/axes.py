@@ -1,4 +1,4 @@
-"""Common parts of figures: scales that show step 0, directions, names at the lines' ends."""
+"""Common parts of figures: axes that show step 0, directions, names at the ends of lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDEST = 0.86  # of the figure, the axes' right edge at most
 
 
 def by_label(results: Json, name: str, axis: str | None = None) -> dict[str, Json]:
-    """The entries of one list of comparison.json by label, of one axis where they have one."""
+    """Return the entries of a list of comparison.json by label, of one axis if they have one."""
     rows = results.get(name) or []
     return {row["label"]: row for row in rows if axis is None or row["axis"] == axis}
 
@@ -37,17 +37,17 @@ def array(values: Sequence[float | None]) -> Array:
 
 
 def title(axes: Axes, text: str) -> None:
-    """What the height of a line means, above the axes."""
+    """Write what the height of a line means above the axes."""
     axes.set_title(text, loc="left", size="medium", color=INK, pad=8)
 
 
 def band(axes: Axes, x: Array, low: Array, high: Array, style: Style) -> None:
-    """An interval around a line."""
+    """Draw an interval around a line."""
     axes.fill_between(x, low, high, color=style.color, alpha=0.16, lw=0)
 
 
 def line(axes: Axes, x: Array, y: Array, style: Style, marker: str) -> None:
-    """A line that may reach over the edge of the axes."""
+    """Draw a line that may reach over the edge of the axes."""
     edge: Any = {"ms": 4.6, "mec": "white", "mew": 0.7, "solid_capstyle": "round"}
     look: Any = {"color": style.color, "ls": style.dash, "lw": 1.8, "marker": marker}
     axes.plot(x, y, **look, **edge, clip_on=False, zorder=3)
@@ -56,7 +56,7 @@ def line(axes: Axes, x: Array, y: Array, style: Style, marker: str) -> None:
 def panels(
     labels: Sequence[str], colors: Sequence[str], columns: int, height: float, **grid: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of one panel a label in rows of `columns`, each `height` inches high."""
+    """Return a figure with one panel per label, in rows of `columns`, each `height` inches high."""
     rows = -(-len(labels) // columns)
     figure = Drawing((SIZE[0], height * rows + 0.6), layout="constrained")
     grid_axes = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
@@ -68,9 +68,9 @@ def panels(
 
 
 def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
-    """Steps on a symmetric logarithm, linear up to 1 so that 0 shows.
+    """Set a symmetric logarithmic axis of steps, linear up to 1 so that 0 shows.
 
-    Ticks where points are and there is room."""
+    Ticks are at the points, as far as there is room."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
     last = max([*steps, 1])
     axes.set_xlim(0, last)
@@ -139,10 +139,10 @@ def direction(groups: Sequence[Group]) -> str:
 
 
 def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, Style]) -> None:
-    """Names in the right margin at the height of each line's end, without overlap.
+    """Write names in the right margin at the height of each line's end, without overlap.
 
-    The axes give way to the longest name, and the figure grows with their number; the axes' own
-    name is there already."""
+    The axes shrink for the longest name, and the figure grows with the number of names. The label
+    of the x axis must be set before."""
     if axes is _target_axes.get():
         _legend(axes, ends, style_of)
         return
@@ -181,7 +181,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str
 
 
 def _make_room(axes: Axes, names: int) -> None:
-    """Make the figure so high that `names` fit beside the axes, one under the other."""
+    """Make the figure high enough for `names` next to the axes, one under the other."""
     figure = axes.get_figure(root=True)
     width, height = figure.get_size_inches()  # type: ignore[union-attr]
     names_height = (names - 1) * APART * float(axes.xaxis.label.get_fontsize())
@@ -199,14 +199,14 @@ def _legend(axes: Axes, ends: Sequence[tuple[str, float]], style_of: dict[str, S
 
 
 def _keep_inside(axes: Axes, size: float, width: float) -> None:
-    """A long word under narrow axes moves to the right until it begins inside the picture."""
+    """Move a long label under narrow axes to the right until it begins inside the picture."""
     label, box = axes.xaxis.label, axes.get_position()
     middle = max(width * (box.x0 + box.width / 2), text_width(label.get_text(), size) / 2 + 2)
     label.set_x((middle / width - box.x0) / box.width)
 
 
 def text_width(text: str, size: float) -> float:
-    """Points, in a wide face: what fits in it fits in a browser's."""
+    """Return the width in points in a wide font: text that fits in it fits in a browser's."""
     return float(
         TextPath((0, 0), text, size=size, prop=FontProperties("DejaVu Sans")).get_extents().width
     )
@@ -217,7 +217,7 @@ _DENSITIES = (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3))
 
 
 def round_ticks(axes: Axes, format_value: Callable[[float], str]) -> None:
-    """Round numbers on a logarithmic x axis of final width, as many as have room."""
+    """Set round numbers as ticks of a logarithmic x axis of final width, as many as fit."""
     low, high = axes.get_xlim()
     size = float(axes.xaxis.label.get_fontsize())
     across = 72 * axes.get_position().width * float(axes.get_figure(root=True).get_size_inches()[0])  # type: ignore[union-attr]
@@ -240,8 +240,9 @@ def round_ticks(axes: Axes, format_value: Callable[[float], str]) -> None:
 
 
 def _spread(places: list[float], least: float) -> list[float]:
-    """Falling places moved as little as needed to lie `least` apart, kept above 0, and below 1
-    where there is room."""
+    """Move descending positions as little as needed to be `least` apart and above 0.
+
+    They are also below 1 if there is room."""
     heights = list(places)
     for _ in range(200):
         for upper in range(len(heights) - 1):
@@ -258,7 +259,7 @@ def _spread(places: list[float], least: float) -> list[float]:
 
 
 def shorten(label: str, most: int) -> str:
-    """A long name loses its middle: names of one family differ at their ends."""
+    """Cut the middle of a long name: names of one family differ at their ends."""
     half = (most - 1) // 2
     return (
         label if len(label) <= most else f"{label[: most - 1 - half]}…{label[len(label) - half :]}"
@@ -270,7 +271,7 @@ _target_axes: ContextVar[Axes | None] = ContextVar("axes", default=None)
 
 @contextmanager
 def drawing_on(axes: Axes) -> Iterator[None]:
-    """Draw the next figure on these axes, with a legend instead of names at the lines' ends."""
+    """Context manager that draws the next figure on these axes, with a legend, not end labels."""
     token = _target_axes.set(axes)
     try:
         yield
@@ -279,7 +280,7 @@ def drawing_on(axes: Axes) -> Iterator[None]:
 
 
 def empty_figure() -> tuple[Figure, Axes]:
-    """Axes that leave room for names beside the lines' ends; or those of `drawing_on`."""
+    """Return a figure whose axes leave room for end labels; or those of `drawing_on`."""
     if (target := _target_axes.get()) is not None:
         return target.get_figure(root=True), target  # type: ignore[return-value]
     figure = Drawing(SIZE)
@@ -289,7 +290,7 @@ def empty_figure() -> tuple[Figure, Axes]:
 
 
 def one_panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """A figure of one panel, with room for its labels; or those of `drawing_on`."""
+    """Return a figure of one panel, with room for its labels; or those of `drawing_on`."""
     if (target := _target_axes.get()) is not None:
         return target.get_figure(root=True), target  # type: ignore[return-value]
     figure = Drawing(size, layout="constrained")
@@ -297,5 +298,5 @@ def one_panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
 
 
 def score_scale(group: Group) -> float:
-    """What a score is multiplied with to be shown: accuracies are percentages."""
+    """Return the factor with which a score is shown: accuracies are percentages."""
     return 100.0 if group.higher_better else 1.0

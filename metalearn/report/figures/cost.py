@@ -38,7 +38,7 @@ MOST_TASKS = 1_000_000  # of the break-even picture
 
 @with_style
 def cost_figure(data: FigureData, axis: Axis) -> Figure | None:
-    """The headline metric against the cost of one new task; None when nothing was measured."""
+    """Draw the headline metric against the cost of one new task; None if nothing was measured."""
     groups, results = data
     figure, axes = empty_figure()
     style_of, ends, curves = styles(groups), [], []
@@ -71,7 +71,7 @@ def cost_figure(data: FigureData, axis: Axis) -> Figure | None:
 
 @with_style
 def solved_figure(data: FigureData, axis: Axis) -> Figure | None:
-    """Share of tasks that reached the target by cost; None without target or costs."""
+    """Draw the fraction of tasks that reached the target by cost; None without target or costs."""
     groups, results = data
     rows = by_label(results, "solved")
     within = {label: row["within"].get(axis) for label, row in rows.items()}
@@ -100,9 +100,9 @@ def solved_figure(data: FigureData, axis: Axis) -> Figure | None:
 
 @with_style
 def pareto_figure(data: FigureData) -> Figure | None:
-    """The headline metric against the total cost, with the front as a line.
+    """Draw the headline metric against the total cost, with the front of the means as a line.
 
-    Beforehand and on the test tasks, with 95 % intervals of both; a front of means."""
+    The cost is that up front and on the test tasks; both have 95 % intervals."""
     groups, results = data
     scale, totals = score_scale(groups[0]), by_label(results, "total_cost")
     values = {line["label"]: line["value"] for line in results["summary"]}
@@ -138,9 +138,9 @@ def pareto_figure(data: FigureData) -> Figure | None:
 
 @with_style
 def break_even_figure(data: FigureData) -> Figure | None:
-    """Total FLOPs after n new tasks, each learned to the target.
+    """Draw the total FLOPs after n new tasks, each learned to the target.
 
-    Faint where fewer than half of the tasks get there."""
+    Lines are faint if fewer than half of the tasks reach it."""
     groups, results = data
     figure, axes = empty_figure()
     style_of, ends = styles(groups), []
@@ -168,7 +168,7 @@ def break_even_figure(data: FigureData) -> Figure | None:
 
 @with_style
 def selection_figure(data: FigureData) -> Figure | None:
-    """Scores of candidates against their worth, one panel a search; None without any."""
+    """Draw scores of candidates against their value on queries, one panel per search; or None."""
     groups = data[0]
     searches = selections(groups)
     if not searches:
@@ -189,7 +189,9 @@ def selection_figure(data: FigureData) -> Figure | None:
 
 
 def _cost_formatter(axis: Axis) -> Callable[[float], str]:
-    """How an axis says a cost; seconds stay seconds, as round ones are no round minutes."""
+    """Return the function that formats costs of an axis.
+
+    Seconds stay seconds, as round numbers of them are not round minutes."""
     if axis == "flops":
         return operations
     return lambda value: f"{value:g} s" if value >= 1 else duration(value)

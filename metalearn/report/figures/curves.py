@@ -32,7 +32,7 @@ from metalearn.results.records import Array, Group, Json, Run
 
 @with_style
 def steps_figure(data: FigureData) -> Figure | None:
-    """The headline metric against gradient steps on a new task, with 95 % bands over tasks."""
+    """Draw the headline metric against gradient steps on a new task, with 95 % bands over tasks."""
     groups, results = data
     curves = by_label(results, "curves")
     if not curves:
@@ -62,9 +62,9 @@ def steps_figure(data: FigureData) -> Figure | None:
 
 @with_style
 def training_figure(data: FigureData) -> Figure | None:
-    """Training and validation tasks during meta-training, one panel a method; or None.
+    """Draw training and validation tasks during meta-training, one panel per method; or None.
 
-    A method with a single validation, for want of training, has no curve and no panel."""
+    A method with a single validation, because it is not trained, has no panel."""
     groups = data[0]
     panel_groups = [group for group in groups if any(_validations(run) > 1 for run in group.runs)]
     if not panel_groups:

@@ -23,7 +23,7 @@ HATCH = "////"  # where the bootstrap does not settle the winner
 
 @with_style
 def decision_figure(data: FigureData, axis: Axis) -> Figure | None:
-    """The cheapest method, one panel for each number of queries; None without a map."""
+    """Draw the cheapest method, one panel per number of queries; None without a map."""
     groups, results = data
     grid: Json | None = results.get(MAPS[axis])
     if not grid or not winners(grid):
@@ -46,7 +46,7 @@ def decision_figure(data: FigureData, axis: Axis) -> Figure | None:
 
 
 def winners(grid: Json) -> list[str]:
-    """The methods that win a cell, each once, in the order of their first cell."""
+    """Return the methods that win a cell, each once, in the order of their first cell."""
     names = (name for part in grid["winner"] for row in part for name in row)
     return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -54,7 +54,7 @@ def winners(grid: Json) -> list[str]:
 def _draw_panel(
     axes: Axes, grid: Json, number: int, style_of: dict[str, Style], *, inner: bool
 ) -> None:
-    """Cells of one number of queries; targets from below, the hardest on top."""
+    """Draw the cells of one number of queries, with the hardest target on top."""
     winner, settled = grid["winner"][number], grid["settled"][number]
     for row, names in enumerate(winner):
         column = 0
@@ -77,7 +77,7 @@ def _draw_panel(
 
 
 def _draw_cells(axes: Axes, corner: tuple[int, int], width: int, color: str, settled: bool) -> None:
-    """Cells of a row that look alike, as one rectangle: a page is drawn twice as fast."""
+    """Draw equal neighbouring cells of a row as one rectangle, which halves the time of drawing."""
     axes.add_patch(Rectangle(corner, width, 1, facecolor=color, edgecolor="none"))
     if not settled:
         axes.add_patch(
@@ -93,9 +93,10 @@ def _power(tasks: float) -> str:
 
 
 def map_text(grid: Json | None) -> str:
-    """The map as text for a terminal: letters of the winners, small where it is not settled.
+    """Return the map as text: letters of the winners, in lower case if the winner is not settled.
 
-    A number behind a letter says after which checkpoint along meta-training the winner stops."""
+    A number after a letter is that of the checkpoint along meta-training at which the winner
+    stops."""
     if not grid or not winners(grid):
         return "no decision map: no target was set, or no method of known cost reaches one"
     letters = {name: chr(ord("A") + place % 26) for place, name in enumerate(winners(grid))}
@@ -135,7 +136,8 @@ def _map_lines(grid: Json, number: int, letters: dict[str, str]) -> Sequence[str
 
 
 def _stops(grid: Json, names: Sequence[str | None], after: Sequence[int | None]) -> list[str]:
-    """The place of each winner's last step among those tested; empty for its whole training."""
+    """Return the index of each winner's last step among those tested; empty for its whole
+    training."""
     pairs = zip(names, after, strict=True)
     return [
         "" if step is None else f"{grid['along'][name].index(step) + 1}" for name, step in pairs

@@ -68,7 +68,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Style:
-    """How one label is drawn in every figure."""
+    """Colour, marker and dash of one label, in every figure."""
 
     color: str
     marker: str
@@ -83,12 +83,12 @@ class Drawing(Figure):
 
 
 def darken(color: str) -> str:
-    """A shade that reads as text on white."""
+    """Return a shade that is readable as text on white."""
     return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.72):02X}" for i in (1, 3, 5))
 
 
 def with_style(draw: Callable[Options, Result]) -> Callable[Options, Result]:
-    """Draw under this file's settings: they act when ticks and texts are made."""
+    """Decorator that draws under this file's settings, which act when ticks and texts are made."""
 
     @functools.wraps(draw)
     def inner(*args: Options.args, **kwargs: Options.kwargs) -> Result:
@@ -99,11 +99,10 @@ def with_style(draw: Callable[Options, Result]) -> Callable[Options, Result]:
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """Label -> style; a method with a place in the palette keeps its colour in every report.
+    """Return the style of each label; a method in the palette has the same colour in every report.
 
-    Others take the next free one by name.
-
-    Where the colours are used up, each comes again with another marker and another kind of line."""
+    Others take the next free one by name. Once the colours are used up, each is used again with
+    another marker and another kind of line."""
     by_label: dict[str, Style] = {}
     free = list(range(len(PALETTE)))
     later = []
@@ -127,7 +126,8 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A standalone SVG; identifiers begin with `name`, so that several can stand in one page."""
+    """Return a standalone SVG whose identifiers begin with `name`, so that a page can have
+    several."""
     with matplotlib.rc_context(RC):
         file = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -144,7 +144,8 @@ def _family(match: re.Match[str]) -> str:
 
 
 def inline(text: str, description: str) -> str:
-    """The `<svg>` element of a file for a page: no prologue, no namespaces, scalable, described."""
+    """Return the `<svg>` element of a file for a page: without prologue and namespaces,
+    scalable."""
     body = text[text.index("<svg") :].strip()
     body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
     head, rest = body.split(">", 1)

@@ -25,7 +25,7 @@ NAMES_SHOWN = 12  # values of a categorical axis that are written out
 
 @dataclass(frozen=True)
 class SweepData:
-    """A sweep as its folder tells it."""
+    """The data of a sweep's folder."""
 
     name: str
     metric: str
@@ -60,7 +60,7 @@ class SweepData:
 
 @with_style
 def history_figure(sweep: SweepData) -> Figure:
-    """Every trial's value in order, and the best so far."""
+    """Draw every trial's value in order, and the best so far."""
     figure, axes = one_panel()
     for state, (marker, name) in STATES.items():
         points = [trial for trial in sweep.scored_trials if trial["state"] == state]
@@ -97,7 +97,7 @@ def history_figure(sweep: SweepData) -> Figure:
 
 @with_style
 def importance_figure(sweep: SweepData) -> Figure | None:
-    """Share of variance that each parameter explains; None where it is unknown."""
+    """Draw the fraction of variance that each parameter explains; None if it is unknown."""
     if not sweep.importance:
         return None
     names = sorted(sweep.importance, key=lambda name: sweep.importance[name])
@@ -114,7 +114,7 @@ def importance_figure(sweep: SweepData) -> Figure | None:
 
 @with_style
 def parallel_figure(sweep: SweepData) -> Figure | None:
-    """Every trial as a line through its parameters; None without two parameters."""
+    """Draw every trial as a line through its parameters; None without two trials."""
     names, trials = (
         sweep.varied_parameters,
         [trial for trial in sweep.scored_trials if trial["state"] == "complete"],
@@ -152,8 +152,9 @@ def parallel_figure(sweep: SweepData) -> Figure | None:
 
 
 def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[float]:
-    """Heights of all trials on one axis, whose ends (or values) are written beside it; wide ranges
-    are logarithmic."""
+    """Return the heights of all trials on one axis, and write its ends (or values) next to it.
+
+    Wide ranges are logarithmic."""
     raw = [trial["parameters"].get(name) for trial in trials]
     numbers = all(type(value) in (int, float) for value in raw)
     texts = sorted({word(value) for value in raw})
@@ -177,7 +178,7 @@ def _column(axes: Axes, place: int, name: str, trials: Sequence[Json]) -> list[f
 
 @with_style
 def curves_figure(sweep: SweepData) -> Figure | None:
-    """The metric at every validation; None where there were none, or one a trial."""
+    """Draw the metric at every validation; None if no trial has two."""
     if not any(len(curve) > 1 for curve in sweep.curves.values()):
         return None
     figure, axes = one_panel()
@@ -201,7 +202,7 @@ def curves_figure(sweep: SweepData) -> Figure | None:
 
 
 def _set_limits(axes: Axes, sweep: SweepData, values: Sequence[float]) -> None:
-    """Limits that show the good end and most values; what diverged lies outside."""
+    """Set limits that show the good end and most values; diverged values are outside."""
     low, middle, high = (float(np.quantile(values, share)) for share in (0.25, 0.5, 0.75))
     reach = 3 * (high - low) or 0.1 * abs(middle) or 1.0
     inside = [value for value in values if low - reach <= value <= high + reach]

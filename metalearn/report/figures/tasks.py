@@ -13,9 +13,7 @@ _POINTS = ("support_x", "support_y", "query_x", "query_y")
 
 @with_style
 def points_figure(episodes: dict[str, Array]) -> Figure:
-    """Test tasks of points: support and queries.
-
-    First coordinate of x and of y."""
+    """Draw test tasks of points: support and queries, the first coordinate of x and of y."""
     count = len(episodes["support_x"])
     figure = Drawing((SIZE[0], 2.2), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)

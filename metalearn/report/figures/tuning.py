@@ -22,7 +22,7 @@ from metalearn.report.figures.style import styles, with_style
 
 @with_style
 def tuning_figure(data: FigureData) -> Figure | None:
-    """Each row's best score on validation tasks so far; None where no row made two trials."""
+    """Draw each row's best score on validation tasks so far; None if no row made two trials."""
     groups, results = data
     rows = by_label(results, "tuning")
     series = {label: array(row.get("best_so_far") or []) for label, row in rows.items()}

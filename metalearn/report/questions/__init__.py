@@ -32,5 +32,5 @@ QUESTIONS: tuple[Question, ...] = (
 
 
 def all_questions() -> list[Question]:
-    """The ten, then those of plug-ins in the order of their registration."""
+    """Return the ten, then those of plug-ins in the order of their registration."""
     return [*QUESTIONS, *(one for one in REPORT.values() if one not in QUESTIONS)]
