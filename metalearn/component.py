@@ -286,7 +286,7 @@ class OneOf:
         if not isinstance(name, str) or name not in self.table:
             text = f"unknown {self.kind} {name!r}; {did_you_mean(str(name), self.table)}"
             if name is None:
-                text = f"should be a mapping with a name, one of {', '.join(self.table)}"
+                text = f"must be a mapping with a name, one of {', '.join(self.table)}"
             raise PydanticCustomError("unknown_component", "{text}", {"text": text})
         try:
             return self.table[name].model_validate(value)

@@ -46,8 +46,8 @@ def check_labels(episodes: Episode, ways: int) -> None:
     known = np.take_along_axis(present, query, axis=1)
     if not known.all():
         task, row = np.argwhere(~known)[0].tolist()
-        text = f"has no example of class {query[task, row]}, which a query of task {task} has"
-        raise ConfigError(("support set", f"{text}: a task can only ask for what it shows"))
+        text = f"has no example of class {query[task, row]}, which is in the queries of task {task}"
+        raise ConfigError(("support set", f"{text}: every query class needs support examples"))
 
 
 def _sets(episodes: Episode) -> list[tuple[Batch, str]]:
@@ -88,7 +88,7 @@ def _check_probabilities(batch: Batch, name: str) -> None:
         wrong &= (weight > 0).view(weight.shape + (1,) * (wrong.dim() - weight.dim()))
     if wrong.any():
         value = batch.y[wrong][0].item()
-        text = f"of the {name} are not all within 0 .. 1, as the loss needs: {value:.4g}"
+        text = f"of the {name} must be in 0 .. 1 for this loss: got {value:.4g}"
         raise ConfigError(("targets", text))
 
 

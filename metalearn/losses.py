@@ -249,7 +249,7 @@ def from_function(function: Function, spec: EpisodeSpec) -> Criterion:
             return per_example
         if per_example.dim() == 0 or per_example.shape[0] != y.shape[0]:
             shape, count = list(per_example.shape), y.shape[0]
-            text = f"gives shape {shape} for {count} examples: it should give the "
+            text = f"returns shape {shape} for {count} examples: it must return the "
             raise ConfigError(("loss", text + "loss of each, [B, ...], as reduction='none' does"))
         return _mean(per_example, weight, 0)
 
@@ -274,7 +274,9 @@ def _refuse_sum(function: Function, outputs: tuple[int, ...], targets: tuple[int
     except Exception:  # of a function for other shapes or types, which says so where it is used
         return
     if math.isclose(sizes[1], 2 * sizes[0], rel_tol=1e-4) and abs(sizes[0]) > 1e-6:
-        text = "gives the sum over the examples, which grows with their number: it should give the "
+        text = (
+            "returns the sum over the examples, which grows with their number: it must return the "
+        )
         raise ConfigError(("loss", text + "loss of each, reduction='none', or their mean"))
 
 
@@ -288,8 +290,12 @@ def _refuse_class_axis(function: Function, predictions: Tensor, y: Tensor) -> No
     torchs = inner in (F.cross_entropy, F.nll_loss)
     torchs = torchs or isinstance(inner, nn.CrossEntropyLoss | nn.NLLLoss)
     if torchs and predictions.dim() > 2 and predictions.dim() == y.dim() + 1:
-        text = f"takes axis 1 of {list(predictions.shape)} for the classes, which are on the last: "
-        text += "use loss='cross_entropy', or move the axis, predictions.movedim(-1, 1)"
+        text = (
+            f"uses axis 1 of {list(predictions.shape)} as the class axis, but the classes are on "
+        )
+        text += (
+            "the last axis: use loss='cross_entropy', or move the axis, predictions.movedim(-1, 1)"
+        )
         raise ConfigError(("loss", text))
 
 
@@ -344,10 +350,10 @@ def _same_shape(predictions: Tensor, y: Tensor) -> None:
     if predictions.shape == y.shape:
         return
     text = f"have shape {list(y.shape)}, the predictions have {list(predictions.shape)}"
-    hint = ": give them a last axis, y[..., None]" if predictions.shape == (*y.shape, 1) else ""
+    hint = ": add a last axis, y[..., None]" if predictions.shape == (*y.shape, 1) else ""
     if (*predictions.shape, 1) == y.shape:
         hint = ": keep the last axis of the predictions, out without .squeeze()"
-    raise ConfigError(("targets", text + (hint or "; the two must be equal")))
+    raise ConfigError(("targets", text + (hint or "; both must be equal")))
 
 
 def _same_axes(predictions: Tensor, y: Tensor) -> None:

@@ -25,11 +25,11 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if available else "cpu"
     if name.startswith("cuda") and not available:
-        why = f"{name} was asked for, but torch finds no CUDA device: use cpu or auto"
+        why = f"{name} is set, but torch finds no CUDA device: use cpu or auto"
         raise ConfigError(("run.device", why))
     number, count = name.removeprefix("cuda:"), torch.cuda.device_count() if available else 0
     if name.startswith("cuda:") and number.isdigit() and int(number) >= count:
-        text = f"{name} was asked for, and the last of {count} CUDA devices is cuda:{count - 1}"
+        text = f"{name} is set, but the last of {count} CUDA devices is cuda:{count - 1}"
         raise ConfigError(("run.device", f"{text}: use that, or cuda"))
     return name
 

@@ -71,7 +71,7 @@ def number(name: str | int) -> int:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     whole = int(name)
     if whole != name:
-        raise ConfigError(("name", f"{name!r} is cut to {whole} in a key: give str({name!r})"))
+        raise ConfigError(("name", f"{name!r} is truncated to {whole} in a key: use str({name!r})"))
     return whole & MASK
 
 
@@ -207,7 +207,7 @@ def choice(key: Key, size: int, count: int) -> Tensor:
     5
     """
     if count > size:
-        raise ValueError(f"cannot choose {count} different of {size}")
+        raise ValueError(f"cannot choose {count} distinct elements of {size}")
     if sorts_all(size, count):
         return permutation(key, size)[..., :count]
     return floyd(bits(key, (count,)), bits(fold_in(key, "order"), (count,)), size)

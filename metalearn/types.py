@@ -162,7 +162,7 @@ class EpisodeSpec:
 
         Dense tasks have the number of classes in `outputs`, and 1 for `ways`."""
         if self.kind == "classification" and max(self.ways, self.outputs) < 2:
-            text = f"is {self.ways}: a classification task needs at least 2 classes"
+            text = f"must be >= 2 (got {self.ways}): a classification task needs at least 2 classes"
             raise ConfigError(("ways", text))
 
     @property

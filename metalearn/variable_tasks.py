@@ -115,7 +115,7 @@ def with_ranges(build: Callable[..., Any]) -> Callable[..., Any]:
         if not self.ranges or isinstance(source, VariableSource):
             return source
         if source.spec.objective is not None:
-            text = "is a range, and a test function has one number of residuals: give a number"
+            text = "must be a number (got a range): a test function has a fixed number of residuals"
             raise ConfigError(*((name, text) for name in self.ranges))
         return VariableSource(source, dict(self.ranges))
 

@@ -148,7 +148,7 @@ def test_a_search_that_has_not_ended_is_no_run_to_use(metalearn: Commands) -> No
     assert running.wait_for((metalearn.folder / "open" / "environment.json").exists)
     running.kill()
     running.wait()
-    refused(metalearn("evaluate", "open"), "its search has not ended", "metalearn resume open")
+    refused(metalearn("evaluate", "open"), "its search is not finished", "metalearn resume open")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_search_that_has_not_ended_is_no_run_to_use(metalearn: Commands) -> No
         ({"method": SHARED, "task": {"queries": 0}}, ("task.queries", "scores candidates")),
         ({"method": {**SHARED, "start": "runs/none"}}, ("method.start", "has not found yet")),
         ({"method": {**SHARED, "contains": {"name": "proto_net"}}}, ("method.contains.name",)),
-        ({"evaluate": {"target": {"value": 5.0}}}, ("evaluate.target.metric", "say metric: loss")),
+        ({"evaluate": {"target": {"value": 5.0}}}, ("evaluate.target.metric", "must be loss")),
         ({"method": {"name": "maml", "start": "runs/none"}}, ("method.start", "no finished run")),
     ],
 )

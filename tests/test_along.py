@@ -183,7 +183,7 @@ def test_an_ensemble_has_no_price_along_its_training() -> None:
 
 def test_shares_lie_inside_the_training() -> None:
     section = {"along": [0.5, 0.25]}
-    with pytest.raises(ConfigError, match=r"should be shares between 0 and 1, ascending"):
+    with pytest.raises(ConfigError, match=r"must be ascending fractions between 0 and 1"):
         parse({"task": {"source": "sinusoid"}, "evaluate": section})
     plain = parse({"task": {"source": "sinusoid"}}).experiments[0]
     off = parse({"task": {"source": "sinusoid"}, "evaluate": {"along": []}}).experiments[0]

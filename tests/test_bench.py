@@ -135,7 +135,7 @@ def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
             "conv4_84_5w5s",
             "'numpy'",
             "did you mean 'vmap'",
-            "is a folder",
+            "is a directory",
         )
         refused(metalearn("bench", "--merge"), "--out")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".output-")]

@@ -56,5 +56,5 @@ def test_every_engine_has_its_row_or_its_reason() -> None:
     assert "vmap" in native.candidates(problem)
     assert "without normalisation" in problem.workload.sentence()
     for one in contenders.contenders(problem, ("learn2learn", "higher", "torchopt")):
-        with pytest.raises(LeftOut, match="has no in-context learner"):
+        with pytest.raises(LeftOut, match="does not support in-context learners"):
             one.build({})

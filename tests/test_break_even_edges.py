@@ -62,12 +62,12 @@ def compared(tmp_path: Path, a: Row, b: Row) -> dict[str, Any]:
         (Row(1000, 2), Row(500, 7), "pays", 100, ""),
         (Row(1000, 2, 0.9), Row(0, 12, 0.9), "pays", 100, ""),
         (Row(1000, 5), Row(1000, 5), "same", None, "cost the same"),  # equal costs
-        (Row(1000, 5), Row(0, 5), "never", None, "no less a solved task"),
+        (Row(1000, 5), Row(0, 5), "never", None, "no less per solved task"),
         (Row(0, 1), Row(0, 5), "always", 1, ""),  # zero up-front
         (Row(0, 5), Row(0, 5), "same", None, ""),
         (Row(3, 1), Row(0, 5), "always", 1, ""),  # repaid by the first task
-        (Row(1000, 2, 0.5), Row(0, 12, 0.5), "undecided", 100, "perhaps fewer than 50%"),
-        (Row(1000, 2, 0.9), Row(0, 12, 0.8), "undecided", 100, "perhaps above 10%"),
+        (Row(1000, 2, 0.5), Row(0, 12, 0.5), "undecided", 100, "possibly fewer than 50%"),
+        (Row(1000, 2, 0.9), Row(0, 12, 0.8), "undecided", 100, "possibly above 10%"),
         (Row(1000, 2, 0.95), Row(0, 12, 0.7), "not_reached", None, "no common level"),
         (Row(1000, 2, 0.3), Row(0, 12, 0.3), "not_reached", None, "fewer than 50%"),
         (Row(1000, 2, 0.0), Row(0, 12), "not_reached", None, "solved 0%"),  # no task solved

@@ -211,7 +211,7 @@ def test_seconds_decide_nothing_unless_rows_were_timed_alone(tmp_path: Path) -> 
     idle, passed = rows({"rounds": 5, "others": 0.02})
     assert idle["verdict"] in ("pays", "always") and passed["passed"] and "2.0%" in passed["why"]
     busy, failed = rows({"rounds": 5, "others": 0.4})
-    assert busy["verdict"] == "undecided" and "other processes took 40%" in busy["why"]
+    assert busy["verdict"] == "undecided" and "other processes used 40%" in busy["why"]
     assert not failed["passed"] and busy["tasks"] == idle["tasks"]
     for timing in (None, {"rounds": 5, "others": None}):
         row, failed = rows(timing)
@@ -318,7 +318,7 @@ def test_a_search_without_tuning_is_said_to_fail_by_construction(tmp_path: Path)
         config.write_text(config.read_text() + "budget: {trials: 20}\n")
     found = the_check(tmp_path, "equal tuning trials")
     assert not found["passed"]
-    assert "their candidates (searched 16) are paid as search" in found["why"]
+    assert "the cost of their candidates (searched 16) counts as search" in found["why"]
 
 
 def test_energy_is_that_of_every_task_and_of_what_is_shared(tmp_path: Path) -> None:

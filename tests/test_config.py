@@ -181,7 +181,7 @@ def test_all_errors_at_once_each_with_its_place_and_the_valid_names() -> None:
         ("experiment=..", "experiment", "name"),
         ("method.label=a/b", "method.label", "slashes"),
         ("method.label=..", "method.label", "slashes"),
-        ("evaluate.steps=10", "evaluate.steps", "should be a list, such as [10]"),
+        ("evaluate.steps=10", "evaluate.steps", "must be a list, such as [10]"),
         ("task=3", "task", "mapping"),
         ("evaluate.task=3", "evaluate.task", "mapping"),
     ],
@@ -304,8 +304,8 @@ def test_overrides_that_are_no_overrides_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("task: {shots: 3, shots: 2}", "'shots' stands twice (lines 1 and 1)"),
-        ("run: {}\ntask: {}\nrun: {meta_steps: 7}", "'run' stands twice (lines 1 and 3)"),
+        ("task: {shots: 3, shots: 2}", "'shots' occurs twice (lines 1 and 1)"),
+        ("run: {}\ntask: {}\nrun: {meta_steps: 7}", "'run' occurs twice (lines 1 and 3)"),
     ],
 )
 def test_a_key_stands_once(tmp_path: Path, text: str, why: str) -> None:

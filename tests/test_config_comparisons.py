@@ -74,7 +74,7 @@ def test_wrong_comparisons() -> None:
         "methods": [{"name": "maml"}, {"name": "maml", "inner_lr": 0}, {"name": "anil", "ways": 3}],
     }
     assert places(twice) == ["methods.maml.inner_lr", "methods.anil.ways", "methods.maml"]
-    assert "own `label`" in dict(problems_of(twice))["methods.maml"]
+    assert "different `label`" in dict(problems_of(twice))["methods.maml"]
     empty: tuple[Any, ...] = ([], None, {}, 3, "maml", [3], [[]])
     for methods in empty:
         assert places({"methods": methods}) == ["methods"], methods

@@ -148,7 +148,7 @@ def test_experiment_files_name_contrasts_and_levels() -> None:
         ({"contrasts": [["maml", "maml"]]}, "pairs of labels"),
         ({"contrasts": "maml"}, "pairs of labels"),
         ({"evaluate": {"targets": [0.8, 0.4]}}, "ascending"),
-        ({"evaluate": {"targets": [0.3, 0.8]}}, "twice the accuracy of a guess"),
+        ({"evaluate": {"targets": [0.3, 0.8]}}, "twice chance"),
     ):
         with pytest.raises(ConfigError, match=text):
             parse({**data, **bad})

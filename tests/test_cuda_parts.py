@@ -137,7 +137,7 @@ def test_a_sum_is_awaited_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) ->
     one = ranks.Ranks(World(0, 2, 0, 2))
     for one.signalled in (False, True):
         one._flags = torch.zeros(())
-        with pytest.raises(RankLost, match="another process of this run is gone"):
+        with pytest.raises(RankLost, match="another process of this run has ended"):
             one.stopping()
     assert allowed == [ranks.ANSWER.total_seconds(), ranks.SIGNALLED]
 
@@ -152,7 +152,7 @@ def test_the_end_of_a_span_does_not_wait_where_a_process_is_gone(
     ledger = CostLedger("cuda")
     with pytest.raises(RankLost), ledger.span("meta_train"), ledger.span("compile"):
         waited.clear()
-        raise RankLost("rank 0: another process of this run is gone")
+        raise RankLost("rank 0: another process of this run has ended")
     assert not waited
 
 
@@ -160,7 +160,7 @@ def test_a_process_that_has_lost_another_ends_at_once(monkeypatch: pytest.Monkey
     """Python's own end may wait for the sum that will never be complete."""
 
     def lost(joined: Any) -> None:
-        raise RankLost("rank 0: another process of this run is gone")
+        raise RankLost("rank 0: another process of this run has ended")
 
     def end(code: int) -> None:
         raise KeyboardInterrupt(code)
@@ -189,7 +189,7 @@ def test_a_state_that_waits_for_a_dead_process_is_not_saved(
         pytest.raises(RankLost, match="metalearn resume"),
         loop._save_if_rank_lost(job, 4, state, ()),
     ):
-        raise RankLost("rank 0: another process of this run is gone")
+        raise RankLost("rank 0: another process of this run has ended")
     assert saved == ([4] if ends else [])
 
 

@@ -73,7 +73,7 @@ def test_a_capture_that_records_nothing_is_refused(monkeypatch: pytest.MonkeyPat
     work, state = work_of()
     made = work.make(GRAPH)
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
-    with pytest.raises(ConfigError, match="other numbers than the step itself"):
+    with pytest.raises(ConfigError, match="other results than the step itself"):
         made.step(state, made.step_input(0))
 
 

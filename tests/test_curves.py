@@ -317,7 +317,7 @@ def test_a_regression_that_explodes_is_counted() -> None:
 def test_a_method_built_for_other_tasks_is_refused(change: dict[str, Any], place: str) -> None:
     source = Clusters("test", 12)
     other = dataclasses.replace(source.spec, **change)
-    with pytest.raises(ConfigError, match="build it again") as caught:
+    with pytest.raises(ConfigError, match="build it with the spec") as caught:
         learning_curve(answering(other, constant(0.0, 3)), {}, source)
     assert place in [problem[0] for problem in caught.value.problems]
     assert len(caught.value.problems) == len(change)  # every difference at once
@@ -332,5 +332,5 @@ def test_other_shots_queries_and_split_are_welcome() -> None:
 
 
 def test_no_episodes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="must be >= 1"):
         learning_curve(answering(WAVES.spec, constant(0.0, 1)), {}, WAVES, episodes=0)

@@ -244,4 +244,4 @@ def test_bad_input_is_told_once_and_nothing_is_written(metalearn: Commands) -> N
         "few",
         env={"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"},
     )
-    refused(refusal, "the launcher has started 3")
+    refused(refusal, "the launcher started 3")

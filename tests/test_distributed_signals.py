@@ -171,4 +171,4 @@ def test_the_bench_of_ranks_makes_the_same_steps_by_turns(metalearn: Commands) -
     (row,) = json.loads((metalearn.folder / "ranks.json").read_text())["rows"]
     for kind in ("median_seconds", "cpu_seconds"):
         assert set(row[kind]) == {"one", "alone", "together"} and min(row[kind].values()) > 0
-    refused(metalearn("bench", "nothing", "--ranks", 2), "no such rows", "parameters")
+    refused(metalearn("bench", "nothing", "--ranks", 2), "unknown name", "parameters")

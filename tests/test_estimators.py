@@ -316,9 +316,9 @@ def test_clipping_shortens_the_gradient_of_every_task() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="unroll 200 should be at most the horizon's 100"):
+    with pytest.raises(ValueError, match="unroll 200 must be at most the horizon's 100"):
         LearnOptimizer(unroll=200)
-    with pytest.raises(ValueError, match="low 9 should be at most high 3"):
+    with pytest.raises(ValueError, match="low 9 must be at most high 3"):
         LogUniform(low=9, high=3)
     with pytest.raises(ValueError, match="no examples to choose from"):
         method(batch=2)

@@ -93,11 +93,11 @@ def test_a_run_is_fitted_to_images_and_to_their_rows(folders: tuple[Path, Path])
     assert 0 <= model.score(q, np.array(["ox", "gnu", "yak"])[one.query.y[0].numpy()]) <= 1
     with pytest.raises(ConfigError, match="at least 2"):
         model.fit(x, ["ox"] * len(x))
-    with pytest.raises(ConfigError, match="run: is None"):
+    with pytest.raises(ConfigError, match="run: must be a run directory"):
         ml.FewShotClassifier().fit(x, y)
-    with pytest.raises(ConfigError, match="run: is a int: give a run directory"):
+    with pytest.raises(ConfigError, match="run: must be a run directory"):
         ml.FewShotClassifier(3).fit(x, y)
-    with pytest.raises(ConfigError, match="y: holds labels that differ in spaces"):
+    with pytest.raises(ConfigError, match="y: contains labels that differ only in spaces"):
         model.fit(np.concatenate([x, x]), [*y, *(f" {name}" for name in y)])
 
 
@@ -112,7 +112,7 @@ def test_a_run_is_fitted_to_values(folders: tuple[Path, Path]) -> None:
 
 def test_a_run_of_the_other_kind_is_refused(folders: tuple[Path, Path]) -> None:
     x = np.zeros((4, 1))
-    with pytest.raises(ConfigError, match="for classification: its estimator is FewShotClass"):
+    with pytest.raises(ConfigError, match="for classification: use FewShotClass"):
         ml.FewShotRegressor(folders[0]).fit(x, np.arange(4.0))
-    with pytest.raises(ConfigError, match="for regression: its estimator is FewShotRegressor"):
+    with pytest.raises(ConfigError, match="for regression: use FewShotRegressor"):
         ml.FewShotClassifier(folders[1]).fit(x, ["a", "b", "a", "b"])

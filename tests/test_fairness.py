@@ -204,12 +204,12 @@ def test_the_protocol_names_what_differs(tmp_path: Path) -> None:
     data["episodes"]["count"] = 50
     result.write_text(json.dumps(data))
     found = facts(tmp_path)
-    assert found["shots of training tasks"].endswith(" in the test: maml")
+    assert found["shots of training tasks"].endswith(" at test: maml")
     assert found["shots of training tasks"].startswith("10 in training")
     assert found["schedules"] == "60 steps of 5 tasks: maml"
     assert "outer.lr 0.01: maml" in found["not tuned"]
-    assert found["minibatches"] == "5 support examples in a step on a new task: maml"
-    assert "fewer: scratch 50" in found["test tasks"]
+    assert found["minibatches"] == "5 support examples per step on a new task: maml"
+    assert "fewer, because of cost: scratch 50" in found["test tasks"]
 
 
 # what an interval over tasks covers

@@ -299,7 +299,7 @@ def test_pretrained_values_are_kept_and_a_new_head_is_drawn() -> None:
     backbone = from_module(ZOO["fully_convolutional"].make(), IMAGE5, head="new")
     params = backbone.init(KEY)
     assert params["head.weight"].shape == (5, 3) and "module.0.weight" in params
-    with pytest.raises(ConfigError, match="init should be left out"):
+    with pytest.raises(ConfigError, match="init must be left out"):
         from_module(net, exhibit.spec, keep=True, init="uniform")
 
 

@@ -103,7 +103,7 @@ def test_statistics_of_the_batch_in_forward_are_reported() -> None:
         (
             nn.Sequential(nn.BatchNorm1d(8), Norm(8, "support"), nn.Linear(8, 3)),
             {},
-            "its layers have query_batch, support: one of them should be all",
+            "its layers have query_batch, support: one of them must be all",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

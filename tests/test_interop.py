@@ -242,7 +242,7 @@ def test_an_option_that_the_engines_do_not_know_is_refused(engine: str) -> None:
 
     native = MAML().build(LEARNER, SOURCE.spec)
     interop.with_engine(engine, Clipped(), LEARNER, native)
-    with pytest.raises(ConfigError, match=f"clip: is not known to {engine}"):
+    with pytest.raises(ConfigError, match=f"clip: is not supported by {engine}"):
         interop.with_engine(engine, Clipped(clip=1.0), LEARNER, native)
     assert interop.with_engine("native", Clipped(clip=1.0), LEARNER, native) is native
     trained = {name for name, kind in ALGORITHMS.items() if kind.engine_trains is not None}

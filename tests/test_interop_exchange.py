@@ -164,12 +164,14 @@ def test_tasksets_that_cannot_be_a_source() -> None:
         return str(caught.value)
 
     data = learn2learn().data
-    assert "should be a learn2learn.data.Taskset" in no(SOURCE)
+    assert "must be a learn2learn.data.Taskset" in no(SOURCE)
     assert "shots: is 4, but a task of this Taskset has 3" in no(taskset(), 4)
     words = data.MetaDataset(
         Noisy(), indices_to_labels={row: "abcdefgh"[row // EACH] for row in range(CLASSES * EACH)}
     )
-    assert "whole numbers, not 'a'" in no(data.Taskset(words, [data.transforms.LoadData(words)]))
+    assert "must be integers (got 'a')" in no(
+        data.Taskset(words, [data.transforms.LoadData(words)])
+    )
     dataset = data.MetaDataset(Noisy())
     uneven = data.Taskset(dataset, lambda _: data.transforms.LoadData(dataset)(None)[:10])
     assert "equally many examples" in no(uneven)
@@ -177,12 +179,12 @@ def test_tasksets_that_cannot_be_a_source() -> None:
     few = data.MetaDataset(torch.utils.data.Subset(rows, range(40)))  # type: ignore[arg-type]
     fused, load = data.transforms.FusedNWaysKShots, data.transforms.LoadData(few)
     small = no(data.Taskset(few, [fused(few, n=WAYS, k=3), load]))
-    assert f"draws 3 examples of a class, but some have fewer: {CLASSES} (1)" in small
+    assert f"samples 3 examples per class, but some classes have fewer: {CLASSES} (1)" in small
     ways, shots = data.transforms.NWays(few, WAYS), data.transforms.KShots(few, 3, replacement=True)
     again = data.Taskset(few, [ways, shots, load])
     assert interop.TasksetSource(again, shots=1).sample(fold_in(0), 20).support.x.isfinite().all()
     many = no(data.Taskset(few, [fused(few, n=2 * CLASSES, k=1), load]))
-    assert "no task can be drawn" in many
+    assert "no task can be sampled" in many
 
 
 def test_a_source_in_the_form_of_a_taskset() -> None:
@@ -345,7 +347,8 @@ def test_models_that_do_not_fit_are_refused_with_every_layer() -> None:
     assert "names={their layer: our layer}" in str(caught.value)
     plain = Conv4(filters=4, downsample="stride", norm="none").build(IMAGES)
     with pytest.raises(
-        ConfigError, match=r"base\.3\.normalize: weight \[4\], bias \[4\] of the model has no place"
+        ConfigError,
+        match=r"base\.3\.normalize: weight \[4\], bias \[4\] of the model has no counterpart",
     ):
         interop.from_learn2learn(their_model(), plain)
     missing = {

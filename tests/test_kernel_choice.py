@@ -67,7 +67,7 @@ def test_the_faster_is_chosen_once_for_each_shape_and_type(
     assert len(choice.measured()) == 3
 
 
-@pytest.mark.parametrize(("wrong", "why"), [(broken, "no such"), (tripled, "other numbers")])
+@pytest.mark.parametrize(("wrong", "why"), [(broken, "no such"), (tripled, "its results differ")])
 def test_a_kernel_that_fails_or_differs_is_left_out_with_a_warning(
     wrong: Callable[..., Tensor], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -281,15 +281,15 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
     for words, hint in (
         (("maml_sinusoid",), "learn_optimizer"),
         (("l2o_quadratics", "--also", "run.seeds=[1]"), "overrides of task and model"),
-        (("l2o_quadratics", "evaluate.steps=[20,100]"), "begin with 0"),
+        (("l2o_quadratics", "evaluate.steps=[20,100]"), "start with 0"),
         (
             ("l2o_quadratics", "evaluate.steps=[0]", "evaluate.headline_step=0"),
-            "begin with 0 and go on",
+            "start with 0 and contain",
         ),
         (("l2o_mlp", "--also", "task.shots=500"), "at most 104"),
         (
             ("l2o_mlp", "method.rule.name=learned_rates", "--also", "model.sizes=[40]"),
-            "parameters of its own",
+            "separate parameters",
         ),
     ):
         done = metalearn("l2o", *words, "--out", "no")
@@ -305,7 +305,7 @@ def test_the_command_refuses_what_it_cannot_do(metalearn: Commands) -> None:
         "oops",
     )
     assert done.code == 2
-    assert all(hint in done.err for hint in ("begin with 0", "run.seeds=[1]", "oops"))
+    assert all(hint in done.err for hint in ("start with 0", "run.seeds=[1]", "oops"))
 
 
 def test_the_other_networks_of_make_are_problems_that_there_are() -> None:

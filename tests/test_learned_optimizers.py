@@ -290,7 +290,10 @@ def test_a_run_is_loaded_as_an_optimizer(cross: Path, metalearn: Commands) -> No
         cross / "methods" / "learn_optimizer" / "seed-0", network.parameters(), num_steps=5
     )
     assert loaded.rule.name == "lstm" and "lstm.0.weight" in loaded.theta  # type: ignore[attr-defined]
-    for label, word in (("maml", "learns no optimizer"), ("adam_meta", "learns no optimizer")):
+    for label, word in (
+        ("maml", "does not learn an optimizer"),
+        ("adam_meta", "does not learn an optimizer"),
+    ):
         with pytest.raises(ConfigError, match=word):
             LearnedOptimizer.load(
                 cross / "methods" / label / "seed-0", network.parameters(), num_steps=5

@@ -198,7 +198,7 @@ def test_solving_is_counted_as_products_are() -> None:
 
 
 def test_what_does_not_follow_from_shapes_is_not_a_zero() -> None:
-    with pytest.raises(UnknownFlops, match=r"svd.*in no table"):
+    with pytest.raises(UnknownFlops, match=r"svd.*not in the tables"):
         count(torch.linalg.svd, torch.zeros(3, 3))
     with pytest.raises(UnknownFlops, match="do not follow from shapes"):
         count(lambda x: x[: int(x.sum())], torch.zeros(3))
@@ -226,8 +226,8 @@ def test_an_unknown_operator_counts_one_an_element_and_is_logged(
     assert count(halve, torch.zeros(3, 4)) == (0, 12)
     assert count(halve, torch.zeros(3, 4)) == (0, 12)
     assert messages == [
-        "warning: FLOPs: the operator metalearn_tests::halve is in no table of evaluate/flops.py "
-        "and counts 1 for each element of its result"
+        "warning: FLOPs: the operator metalearn_tests::halve is not in the tables of "
+        "evaluate/flops.py and counts 1 per element of its result"
     ]
 
 

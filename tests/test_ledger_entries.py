@@ -145,7 +145,7 @@ def test_a_missing_phase_is_refused() -> None:
     learning_curve(given.method, given.state().meta, tests, (0, 1), 3, ledger=ledger)
     ledger.require(given.method.traits.phases)
     ledger = CostLedger()
-    with pytest.raises(MissingPhase, match="nothing was written to adapt, predict"):
+    with pytest.raises(MissingPhase, match="nothing was recorded for adapt, predict"):
         learning_curve(
             given.method._replace(learn=silent), given.state().meta, tests, (0, 1), 3, ledger=ledger
         )

@@ -108,7 +108,7 @@ def test_a_function_is_a_loss_with_weights_and_leading_axes() -> None:
     torch.testing.assert_close(mean(p[0], y[0]), own(p[0], y[0]).mean())
     with pytest.raises(ConfigError, match="loss of each"):
         mean(p[0], y[0], weight)
-    with pytest.raises(ConfigError, match=r"gives shape \[3\] for 5 examples"):
+    with pytest.raises(ConfigError, match=r"returns shape \[3\] for 5 examples"):
         criterion(dataclasses.replace(spec, loss=lambda p, y: own(p, y).mean(0)))(p[0], y[0])
     for other in (y[0, :, 0], y[0, :, :1]):  # would be broadcast
         with pytest.raises(ConfigError, match="targets: have shape"):
@@ -128,7 +128,7 @@ def test_a_function_is_a_loss_with_weights_and_leading_axes() -> None:
 )
 def test_a_sum_over_the_examples_is_refused(function: Any) -> None:
     spec = EpisodeSpec("regression", 1, 1, 1, (2,), 3, 0, dtype=F64, loss=function)
-    with pytest.raises(ConfigError, match="loss: gives the sum over the examples"):
+    with pytest.raises(ConfigError, match="loss: returns the sum over the examples"):
         criterion(spec)
     MAML().build(MLP().build(spec), dataclasses.replace(spec, loss=lambda p, y: own(p, y).mean()))
 
@@ -141,10 +141,10 @@ def test_the_loss_of_dense_classes_is_checked_where_it_is_used() -> None:
         return F.cross_entropy(logits.movedim(-1, 1), y, reduction="sum") if y.dim() > 1 else y
 
     logits, y = torch.randn(2, 5, 4, 4, 4), torch.zeros(2, 5, 4, 4, dtype=torch.int64)
-    with pytest.raises(ConfigError, match="gives the sum"):
+    with pytest.raises(ConfigError, match="returns the sum"):
         criterion(spec(total))(logits, y, batch_dims=1)
     for torchs in (torch.nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy)):
-        with pytest.raises(ConfigError, match=r"takes axis 1 of \[5, 4, 4, 4\] for the classes"):
+        with pytest.raises(ConfigError, match=r"uses axis 1 of \[5, 4, 4, 4\] as the class axis"):
             criterion(spec(torchs))(logits, y, batch_dims=1)
 
 
@@ -203,7 +203,7 @@ def test_a_function_is_recorded_by_name_and_hash_and_asked_for_again(tmp_path: P
     run_one(parse({**SMALL, "loss": name}).experiments[0], tmp_path / "run")
     assert load_run(tmp_path / "run").source.spec.loss is own
     del function
-    with pytest.raises(ConfigError, match=r"is the function test_loss_field.own .*give it again"):
+    with pytest.raises(ConfigError, match=r"is the function test_loss_field.own .*pass it again"):
         load_run(tmp_path / "run")
     assert load_run(tmp_path / "run", loss=own).source.spec.loss is own
 
@@ -216,7 +216,7 @@ def test_targets_that_are_no_probabilities_are_refused() -> None:
             episode = super().sample(key, num_tasks, start)
             return episode._replace(query=episode.query._replace(y=2 * episode.query.y))
 
-    source, words = Doubled(), "not all within 0 .. 1, as the loss needs: 2"
+    source, words = Doubled(), "must be in 0 .. 1 for this loss: got 2"
     learner = MLP(sizes=(5,)).build(source.spec)
     maml, tuned = (kind().build(learner, source.spec) for kind in (MAML, FineTune))
     assert maml.step is not None and tuned.step is not None

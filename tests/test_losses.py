@@ -86,10 +86,10 @@ def test_metrics_and_accuracy_count_weights() -> None:
     ("name", "predictions", "y", "words"),
     [
         ("mse", (5,), (5, 1), "keep the last axis of the predictions"),
-        ("mse", (5, 1), (5,), r"give them a last axis, y\[..., None\]"),
+        ("mse", (5, 1), (5,), r"add a last axis, y\[..., None\]"),
         ("mse", (5, 2), (5, 1), r"have shape \[5, 1\], the predictions have \[5, 2\]"),
-        ("huber", (5, 2), (2,), "the two must be equal"),
-        ("bce", (5, 3), (5,), "the two must be equal"),
+        ("huber", (5, 2), (2,), "both must be equal"),
+        ("bce", (5, 3), (5,), "both must be equal"),
         ("cross_entropy", (5, 3, 2, 2), (5, 2, 2), "the classes on the last axis"),
         ("cross_entropy", (5, 3), (5, 1), "the classes on the last axis"),
     ],

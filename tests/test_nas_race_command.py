@@ -93,19 +93,19 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(
         "'tpe.startup' should be",
         "darts.stepz: unknown key",
         "darts.steps: ",
-        "what the name darts stands for",
-        "snip is not among the searchers",
-        "p.png should end in .svg",
-        "is no folder",
+        "is fixed by the name darts",
+        "snip is not among the search algorithms",
+        "p.png must end with .svg",
+        "is not a directory",
         "part.npz: holds 556 of 560",
-        "'gpu' should be auto",
+        "'gpu' must be auto",
     )
     ended = metalearn("nas", "race", path, "--out", path, "--budget", 0)
-    refused(ended, "is the table itself", "0 should be at least 1")
-    refused(metalearn("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "give two names")
+    refused(ended, "is the table itself", "must be >= 1 (got 0)")
+    refused(metalearn("nas", "race", path, "--out", "a.svg", "--plot", "a.svg"), "choose two names")
     refusal = metalearn("nas", "race", "absent.npz", "--seeds", 0)
-    refused(refusal, "absent.npz: is no table", "0 should be at least 2")
-    refused(metalearn("nas", "race", "torn.npz"), "torn.npz: is no table")
+    refused(refusal, "absent.npz: is not a table", "must be >= 2 (got 0)")
+    refused(metalearn("nas", "race", "torn.npz"), "torn.npz: is not a table")
     refused(metalearn("nas", "race", path, "--budget", "many"), "--budget", "integer")
     assert files_of(metalearn.folder) == before
 

@@ -229,13 +229,13 @@ def test_the_file_is_not_changed_by_controls_that_it_names_itself() -> None:
     [
         ({**SHARED, "contains": {"name": "mamal"}}, "contains.name", "did you mean 'maml'"),
         ({**SHARED, "contains": {"name": "scratch", "lr": 1}}, "contains.lr", "unknown key"),
-        ({**SHARED, "contains": 3}, "contains", "should be a mapping"),
+        ({**SHARED, "contains": 3}, "contains", "must be a mapping"),
         (
             {**SHARED, "contains": {"name": "per_task_nas"}},
             "contains.name",
-            "no model that a search could choose",
+            "no model that a search can choose",
         ),
-        ({**SHARED, "found": ["x"]}, "found", "whole numbers"),
+        ({**SHARED, "found": ["x"]}, "found", "list of integers"),
         ({**SHARED, "space": {"name": "mlp-rag"}}, "space", "mlp-reg"),
         (
             {**SHARED, "searcher": {"name": "evolution", "sampl": 3}},

@@ -159,22 +159,22 @@ def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.npz"
     path.write_bytes(b"no archive")
-    with pytest.raises(DataError, match="no table"):
+    with pytest.raises(DataError, match="not a table"):
         load(path)
-    with pytest.raises(DataError, match="no table"):
+    with pytest.raises(DataError, match="not a table"):
         load(tmp_path / "absent.npz")
     table, _ = made_up()
     whole = table.save()
     for size in range(0, len(whole), len(whole) // 40):  # torn
         path.write_bytes(whole[:size])
-        with pytest.raises(DataError, match="no table"):
+        with pytest.raises(DataError, match="not a table"):
             load(path)
     np.save(tmp_path / "one.npy", table.done)
     for header in ("[]", "3", "{}", "none"):
         np.savez(path, header=np.array(header))
-        with pytest.raises(DataError, match="no table"):
+        with pytest.raises(DataError, match="not a table"):
             load(path)
-    with pytest.raises(DataError, match="no table"):
+    with pytest.raises(DataError, match="not a table"):
         load(tmp_path / "one.npy")
     path.write_bytes(dataclasses.replace(table, header={**table.header, "schema": 9}).save())
     with pytest.raises(DataError, match="schema 9"):

@@ -75,8 +75,8 @@ def test_what_is_registered_is_known_by_its_name() -> None:
     ("kind", "component", "words"),
     [
         ("model", Mine, "did you mean 'models'"),
-        ("models", MyMAML, "no subclass of metalearn.component.ModelComponent"),
-        ("methods", MyMAML(), "no subclass"),
+        ("models", MyMAML, "is not a subclass of metalearn.component.ModelComponent"),
+        ("methods", MyMAML(), "is not a subclass"),
         ("models", type("Other", (MLP,), {"__module__": "elsewhere"}), "give Other another"),
     ],
 )

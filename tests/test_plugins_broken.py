@@ -57,11 +57,11 @@ class Third(ml.models.MLP):
 PROBLEMS = (
     "raises.py cannot be imported: ZeroDivisionError: division by zero",
     "ends.py cannot be imported: SystemExit: 0",
-    "nothing.py defines no component",
+    "nothing.py neither defines nor registers a component",
     "wrong.py: kind: unknown kind 'modelz'; did you mean 'models'?",
-    "wrong.py: models: <class 'metalearn.algorithms.maml.MAML'> is no subclass of",
+    "wrong.py: models: <class 'metalearn.algorithms.maml.MAML'> is not a subclass of",
     "wrong.py: losses: 3 is no function",
-    "wrong.py: report: 'a text' is no section",
+    "wrong.py: report: 'a text' is not a section",
     "twice.py: models: 'same' is the name of metalearn_plugin_twice.First: give Second another",
     "twice.py: models: 'mlp' is the name of metalearn.models.mlp.MLP: give Third another",
 )

@@ -132,5 +132,5 @@ def test_holm_is_the_published_procedure() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.01, None, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06)]
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="must be in"):
         holm([1.5])

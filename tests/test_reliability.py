@@ -116,7 +116,7 @@ def test_one_process_on_one_run_directory(metalearn: Commands, file: Path, tmp_p
     other = context.Process(target=_hold, args=(folder, ready, done))
     other.start()
     assert ready.wait(60)
-    refused(metalearn("train", file, "--out", folder), str(folder), "another process is at work")
+    refused(metalearn("train", file, "--out", folder), str(folder), "another process is working")
     done.set()
     other.join()
     assert not folder.exists()  # nothing stays behind

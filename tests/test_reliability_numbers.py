@@ -34,7 +34,7 @@ def test_raise_ends_the_run_and_names_the_tasks(metalearn: Commands) -> None:
     ended = spoiled(metalearn, "raise", folder)
     assert (
         ended.code == 3
-        and "query_loss not finite by step 7" in ended.err
+        and "query_loss not finite at step 7" in ended.err
         and "nan.jsonl" in ended.err
     ), ended
     (row,) = nan_lines(folder)
@@ -99,7 +99,7 @@ def test_means_leave_skipped_steps_out_and_bad_ones_are_named() -> None:
     assert means["skipped"] == pytest.approx(1 / 3)
     assert steps == [6]
     for bad in (rows((0.0, 1.0)), rows((float("nan"), 0.0))):
-        with pytest.raises(nonfinite.NotFinite, match="loss not finite by step 5"):
+        with pytest.raises(nonfinite.NotFinite, match="loss not finite at step 5"):
             nonfinite.summary(bad)
 
 

@@ -293,7 +293,7 @@ def test_a_choice_is_uniform_over_subsets_and_places(size: int, count: int) -> N
 
 
 def test_more_than_there_are_cannot_be_chosen() -> None:
-    with pytest.raises(ValueError, match="cannot choose 6 different of 5"):
+    with pytest.raises(ValueError, match="cannot choose 6 distinct elements of 5"):
         rng.choice(KEY, 5, 6)
     assert sorted(rng.choice(KEY, 5, 5).tolist()) == [0, 1, 2, 3, 4]
     assert sorted(rng.choice(KEY, 400, 400).tolist()) == list(range(400))
@@ -336,6 +336,6 @@ def test_floyd_takes_the_last_number_where_a_draw_was_chosen(
 
 
 def test_a_name_that_is_no_whole_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"0.1 is cut to 0 in a key: give str\(0.1\)"):
+    with pytest.raises(ConfigError, match=r"0.1 is truncated to 0 in a key: use str\(0.1\)"):
         rng.fold_in(0, 0.1)  # type: ignore[arg-type]
     assert rng.fold_in(0, 2.0) == rng.fold_in(0, 2)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def test_rows_that_wait_for_each_other_are_refused_and_not_waited_for(metalearn:
     methods = [{"name": "maml", "start": "reptile"}, {"name": "reptile", "start": "maml"}]
     file = write(metalearn.folder, "circle", {**FILE, "methods": methods})
     done = metalearn("compare", file, "--out", "circle")
-    assert done.code == 2 and "no finished run is found for 'reptile'" in done.err
+    assert done.code == 2 and "no finished run for 'reptile'" in done.err
 
 
 def test_a_row_of_another_config_that_appears_later_is_refused(
@@ -127,7 +127,7 @@ def test_who_waits_is_stopped_like_who_works(metalearn: Commands) -> None:
         )
         waiting.kill(signal.SIGTERM)
         done = waiting.wait()
-    assert done.code == 75 and "go on with the same command" in done.err
+    assert done.code == 75 and "repeat the command to continue" in done.err
 
 
 def test_a_file_system_without_locks_is_no_other_process(

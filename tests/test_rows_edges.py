@@ -58,7 +58,7 @@ MISSING = np.where(np.arange(60) == 3, "nan", Y)
     [
         ((X, MISSING), {}, r"has no label in row 4 \('nan'; rename it if it is a class\): leave"),
         ((np.ma.masked_array(X, X > 2), Y), {}, "x: has masked entries"),
-        ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: give \.to_dense"),
+        ((torch.tensor(X).to_sparse(), Y), {}, r"x: is sparse: pass \.to_dense"),
         ((X, np.eye(12)[np.arange(60) // 5]), {}, r"one-hot rows are labels by y\.argmax"),
         ((X, [*Y[:30].tolist(), *range(30)]), {"target": "y"}, "ways|shots"),
         ((X * 1e39, Y), {}, r"inputs: hold \d\.\d+e\+39, which float32 has no number for"),
@@ -93,7 +93,7 @@ def test_an_index_and_a_missing_header_are_refused(tmp_path: Path) -> None:
     numbered = table(tmp_path / "numbered.csv", "0,1,2")
     assert build(numbered, target="2").spec.x_shape == (2,)
     np.savez(tmp_path / "objects.npz", x=X, y=Y.astype(object))
-    with pytest.raises(ConfigError, match=r"holds objects.*astype\(str\)"):
+    with pytest.raises(ConfigError, match=r"contains objects.*astype\(str\)"):
         build(tmp_path / "objects.npz")
 
 
@@ -134,7 +134,7 @@ def test_what_a_type_cannot_resolve_is_reported(caplog: pytest.LogCaptureFixture
     assert "inputs of column 2 vary by less than float32 resolves" in caplog.text
     caplog.clear()
     build(GENERATOR.random((60, 9, 8, 3)), Y)
-    assert "have rows of shape [9, 8, 3], and images are [channels, H, W]" in caplog.text
+    assert "have rows of shape [9, 8, 3], but images must be [channels, H, W]" in caplog.text
 
 
 def test_labels_of_a_column_without_use_may_be_missing() -> None:
@@ -148,7 +148,7 @@ def test_a_gap_does_not_hide_a_column_of_text() -> None:
     with pytest.raises(ConfigError) as error:
         build(columns)
     (_, gap), (_, text) = error.value.problems
-    assert "'a' is not finite in rows 8" in gap and "'b' must hold numbers" in text
+    assert "'a' is not finite in rows 8" in gap and "'b' must contain numbers" in text
 
 
 def test_values_of_several_axes_are_refused_instead_of_flattened() -> None:

@@ -178,7 +178,7 @@ def test_a_trial_that_takes_three_processes_with_it_has_failed(tmp_path: Path) -
         path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
     queue = TrialQueue(sweep, tmp_path / "out")
     trial = queue.next()
-    assert trial and trial.number == 1 and queue.failures() == {0: "3 processes died at it"}  # type: ignore[union-attr]
+    assert trial and trial.number == 1 and queue.failures() == {0: "3 processes died in it"}  # type: ignore[union-attr]
 
 
 def test_a_grid_goes_over_multiples_of_q_between_its_ends() -> None:
@@ -349,7 +349,7 @@ def test_a_sweep_says_that_it_ran_one_seed_of_several(
     )
     claim_folder(read(str(file)), tmp_path / "out")
     assert (
-        "every trial ran seed 3 alone" in conclusion(read(str(file)), tmp_path / "out")
+        "every trial used only seed 3" in conclusion(read(str(file)), tmp_path / "out")
     ) is has_note
 
 

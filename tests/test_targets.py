@@ -211,7 +211,7 @@ def test_a_pick_that_diverged_is_never_the_pick() -> None:
     assert found.regret == pytest.approx(0.5) and found.optimism == pytest.approx(0.1)
     with pytest.raises(ValueError, match="finite"):
         noise([[1.0]], [[math.nan]])
-    with pytest.raises(ValueError, match="as long as"):
+    with pytest.raises(ValueError, match="equal length"):
         noise([[1.0, 2.0]], [[1.0]])
     with pytest.raises(ValueError, match="at least one"):
         noise([], [])

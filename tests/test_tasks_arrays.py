@@ -325,13 +325,13 @@ def test_bytes_of_images_become_numbers_from_0_to_1() -> None:
 
 def test_what_would_lose_a_part_is_refused(tmp_path: Path) -> None:
     x, labels = table()
-    with pytest.raises(ConfigError, match=r"must hold numbers \(it holds complex64\)"):
+    with pytest.raises(ConfigError, match=r"must contain numbers \(got complex64\)"):
         Arrays(x * 1j, labels).build()
     np.savez(tmp_path / "rows.npz", x=x, y=np.array(labels))
     with pytest.raises(ConfigError, match="stands beside a path"):
         Arrays(tmp_path / "rows.npz", labels)
     np.savez(tmp_path / "two.npz", a=x, b=x, y=np.array(labels))
-    with pytest.raises(ConfigError, match="'a' is an array beside other columns"):
+    with pytest.raises(ConfigError, match="'a' is an array and must be the only column"):
         Arrays(tmp_path / "two.npz").build()
 
 
@@ -352,7 +352,7 @@ def test_tables_as_other_programs_write_them(
         Arrays(tmp_path / "old.csv").build()
     (tmp_path / "words.csv").write_text('a,y\n1,u\n"2,5",v\n')
     with pytest.raises(
-        ConfigError, match=r"'a' must hold numbers \(row 2 holds '2,5'\): write 2.5"
+        ConfigError, match=r"'a' must contain numbers \(row 2 contains '2,5'\): write 2.5"
     ):
         Arrays(tmp_path / "words.csv", ways=2, shots=1, queries=0, fractions=(1, 0, 0)).build()
 

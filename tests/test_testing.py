@@ -58,11 +58,11 @@ def test_a_broken_method_fails_with_the_names_of_the_checks() -> None:
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"MLP is no subclass of .*MethodComponent"):
+    with pytest.raises(TypeError, match=r"MLP is not a subclass of .*MethodComponent"):
         check_method(ml.models.MLP)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"MAML is no subclass of .*ModelComponent"):
+    with pytest.raises(TypeError, match=r"MAML is not a subclass of .*ModelComponent"):
         check_model(ml.algorithms.MAML)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="dict is no task source: it has no spec"):
+    with pytest.raises(TypeError, match="dict is not a task source: it has no spec"):
         check_source({"train": {"spec": None}})
     with pytest.raises(ValueError, match="did you mean 'check_it_learns'"):
         check_method(SignMAML, skip={"check_it_learn": "slow"})

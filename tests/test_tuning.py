@@ -103,10 +103,10 @@ def test_a_field_of_a_component_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("tune", "place", "text"),
     [
-        ({"outer": {"lrr": {"min": 1, "max": 2}}}, "outer.lrr", "no such field of adam"),
-        ({"outer": {"lr": {"min": -1, "max": 2}}}, "outer.lr", "no legal value"),
+        ({"outer": {"lrr": {"min": 1, "max": 2}}}, "outer.lrr", "unknown field of adam"),
+        ({"outer": {"lr": {"min": -1, "max": 2}}}, "outer.lr", "invalid value"),
         ({"inner_lr.x": {"min": 1, "max": 2}}, "inner_lr.x", "has no fields"),
-        ({"outer": {}}, "outer", "give either"),
+        ({"outer": {}}, "outer", "set either"),
         ({"outer": {"values": [{"name": "sgd"}]}, "outer.lr": [0.1]}, "outer.lr", "inside outer"),
     ],
 )
@@ -123,9 +123,9 @@ def test_paths_that_cannot_be_tuned(tune: Any, place: str, text: str) -> None:
 
 def test_a_budget_is_trials_or_flops() -> None:
     for budget, words in (
-        ({"trials": 3, "flops": 1e9}, "gives both trials"),
+        ({"trials": 3, "flops": 1e9}, "sets both trials"),
         ({"flops": -1}, "greater than 0"),
-        ({}, "give trials or flops"),
+        ({}, "set trials or flops"),
     ):
         with pytest.raises(ConfigError, match=words):
             parse(sinusoid(method={"name": "maml", "tune": ASKED}, budget=budget))
@@ -303,4 +303,4 @@ def test_a_folder_with_a_budget_of_flops_is_refused_where_both_are_given(
 ) -> None:
     file = write(metalearn.folder, "both", sinusoid(method={"name": "maml", "tune": ASKED}))
     ended = metalearn("train", file, "budget.trials=2", "budget.flops=1e9", "--out", "both")
-    refused(ended, "budget", "gives both trials (2) and flops (1e+09)")
+    refused(ended, "budget", "sets both trials (2) and flops (1e+09)")

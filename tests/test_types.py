@@ -19,7 +19,7 @@ from metalearn.types import Batch, Learned
 
 
 def test_one_class_is_no_classification() -> None:
-    with pytest.raises(ml.ConfigError, match="ways: is 1: a classification task needs at least 2"):
+    with pytest.raises(ml.ConfigError, match=r"ways: must be >= 2 \(got 1\)"):
         ml.EpisodeSpec("classification", 1, 2, 2, (3,), 1, 5)
 
 

@@ -117,5 +117,5 @@ def test_levels_of_a_loss_may_be_any_positive_number() -> None:
         "model": {"name": "mlp"},
     }
     assert parse(data).experiments[0].evaluate.targets == (0.05, 3.0)
-    with pytest.raises(ConfigError, match="twice the accuracy of a guess"):
+    with pytest.raises(ConfigError, match="twice chance"):
         parse({**data, "task": {"source": "glyphs"}, "model": {}})

@@ -174,7 +174,7 @@ def _agrees(problem: Problem, ready: Ready, expected: Params | None, settings: S
     if error <= bound:
         return True
     ready.row["error"] = (
-        f"its meta-gradient is off by {error:.1e}, relatively; the bound is {bound:.0e}"
+        f"the relative error of its meta-gradient is {error:.1e}, above {bound:.0e}"
     )
     log.info(f"  not timed: {ready.contender.label}: {ready.row['error']}")
     return False

@@ -91,9 +91,9 @@ def _check(options: BenchOptions) -> list[Workload]:
     paths = {"--out": options.out, "--plot": options.plot, "--markdown": options.markdown}
     for option, path in paths.items():
         if path is not None and path.is_dir():
-            problems.append((option, f"{path} is a folder: name a file"))
+            problems.append((option, f"{path} is a directory: use the name of a file"))
     if options.merge and options.out is None:
-        problems.append(("--merge", "needs --out, the file whose rows are kept"))
+        problems.append(("--merge", "needs --out, the file whose results are kept"))
     if problems:
         raise ConfigError(*problems)
     return workloads
@@ -106,7 +106,7 @@ def _wrong(executor: str) -> str:
         return f"{name!r}: {did_you_mean(name, get_args(Executor))}"
     counts = chunk.isdecimal() and int(chunk) >= 1
     if colon and not (counts and name in ("chunk", "compiled")):
-        return f"{executor!r} should be {name}, or chunk:N or compiled:N with N at least 1"
+        return f"{executor!r} must be {name}, or chunk:N or compiled:N with N at least 1"
     return ""
 
 
@@ -122,7 +122,7 @@ def _begin(device: str, earlier: dict[str, Any] | None, options: BenchOptions) -
         return data
     other = [name for name in SAME if earlier.get("environment", {}).get(name) != environment[name]]
     if other:
-        text = f"was measured with another {', '.join(other)}: give another --out"
+        text = f"was measured with another {', '.join(other)}: choose another --out"
         raise ConfigError((str(options.out), text))
     return data | {name: value for name, value in earlier.items() if name != "environment"}
 

@@ -62,13 +62,13 @@ def contenders(
     if not executors and problem.device.startswith("cuda"):
         found += _ways_to_replay(problem)
     if isinstance(problem, l2o.LearnedProblem):
-        found += [_left_out(name, "unrolls no learned optimizer") for name in PEERS[:3]]
+        found += [_left_out(name, "does not support learned optimizers") for name in PEERS[:3]]
         found += [
             Contender("jax", lambda row: [l2o_jax.engine(problem)]),
             Contender("torch", lambda row: [l2o.engine(problem)]),
         ]
     elif isinstance(problem, in_context.InContextProblem):
-        found += [_left_out(name, "has no in-context learner") for name in PEERS[:3]]
+        found += [_left_out(name, "does not support in-context learners") for name in PEERS[:3]]
         found += [
             Contender("jax", lambda row: [in_context_jax.engine(problem)]),
             Contender("torch", lambda row: [in_context.engine(problem)]),

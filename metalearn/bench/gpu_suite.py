@@ -108,7 +108,7 @@ def _check_device() -> None:
     try:
         device_of("cuda")
     except ConfigError:
-        text = "torch finds no CUDA device: the suite is for a machine with a card"
+        text = "torch finds no CUDA device: the suite needs a machine with a GPU"
         raise ConfigError(("--gpu-suite", text)) from None
 
 

@@ -86,7 +86,7 @@ SIZES = {
 def chosen(names: Sequence[str]) -> list[Size]:
     """The rows that were asked for, default all; ConfigError for a name that is none."""
     wrong = [
-        (name, f"no such rows; {did_you_mean(name, SIZES)}") for name in names if name not in SIZES
+        (name, f"unknown name; {did_you_mean(name, SIZES)}") for name in names if name not in SIZES
     ]
     if wrong:
         raise ConfigError(*wrong)

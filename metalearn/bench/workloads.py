@@ -146,7 +146,7 @@ def chosen(names: list[str]) -> list[Workload]:
 
     ConfigError with every unknown name."""
     unknown = [
-        (name, f"no such workload; {did_you_mean(name, WORKLOADS)}")
+        (name, f"unknown workload; {did_you_mean(name, WORKLOADS)}")
         for name in names
         if name not in WORKLOADS
     ]

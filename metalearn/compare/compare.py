@@ -44,9 +44,11 @@ def check(plan: Plan, out: Path) -> None:
         more = f" (and {len(labels) - 1} more methods)" if labels[1:] else ""
         problems.append((f"methods.{labels[0]}: {place}", text + more))
     if out.exists() and not out.is_dir():
-        problems.append((str(out), "is a file: give another --out"))
+        problems.append((str(out), "is a file: choose another --out"))
     elif out.exists() and any(out.iterdir()) and not (out / "methods").is_dir():
-        problems.append((str(out), "holds something that is no comparison: give another --out"))
+        problems.append(
+            (str(out), "contains files that are not a comparison: choose another --out")
+        )
     for experiment, folder in folders(plan, out):
         if status(folder, experiment) == "other":
             problems.append((str(folder), why_other(folder)))
@@ -90,7 +92,7 @@ def compare(plan: Plan, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     paths = ranks.on_rank0(lambda: _summarize(plan, out, ran=bool(ran)))
     if diverged_names:
         raise Diverged(
-            f"{', '.join(diverged_names)} diverged; the other rows are in {paths['report']}"
+            f"{', '.join(diverged_names)} diverged; the other methods are in {paths['report']}"
         )
     return paths
 

@@ -98,7 +98,7 @@ class Comparison:
         """Load the trained run of a method, by default that of its first seed."""
         folders = {run.seed: run.path for g in self._groups if g.label == label for run in g.runs}
         if not folders:
-            text = f"no finished row has this label; {did_you_mean(label, self.labels)}"
+            text = f"no finished method has this label; {did_you_mean(label, self.labels)}"
             raise ConfigError((label, text))
         if seed is not None and seed not in folders:
             raise ConfigError((label, f"has no run of seed {seed}; its seeds are {list(folders)}"))

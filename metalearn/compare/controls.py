@@ -28,12 +28,12 @@ def with_controls(plan: Plan) -> tuple[Plan, list[str]]:
                 continue
             label = _free_label(f"{one.label}_{suffix}", rows)
             rows.insert(rows.index(one) + 1, one.replace(label=label, method=method))
-            notes.append(f"beside {one.label}: {what}, added")
+            notes.append(f"added for {one.label}: {what}")
     network = _tuned_network(rows)
     if network is not None:
         rows.append(network)
-        what = f"the fixed network ({network.method.name}), its step size tuned"
-        notes.append(f"beside the searches: {what}, added")
+        what = f"the fixed network ({network.method.name}) with a tuned step size"
+        notes.append(f"added for the searches: {what}")
     return Plan(**{**plan.__dict__, "experiments": tuple(rows)}), notes
 
 

@@ -38,9 +38,9 @@ def read_plan(source: Any, overrides: Sequence[str] = (), *, comparison: bool) -
         else _parse_mapping(source, overrides)
     )
     if comparison and not plan.comparison:
-        raise ConfigError((plan.file, "holds one `method`: use ml.train"))
+        raise ConfigError((plan.file, "has a single `method`: use ml.train"))
     if plan.comparison and not comparison:
-        raise ConfigError((plan.file, "holds `methods`, a comparison: use ml.compare"))
+        raise ConfigError((plan.file, "lists several `methods`: use ml.compare"))
     return plan
 
 
@@ -55,6 +55,6 @@ def _parse_mapping(mapping: Mapping[str, Any], overrides: Sequence[str]) -> Plan
 def reject_sections(source: Any, *others: Any) -> None:
     """Raise ConfigError if sections are passed together with a file that has them."""
     if any(one is not None for one in others):
-        text = "is a file, which holds task, model and options: change them by overrides=[...]"
+        text = "is a file, which contains task, model and options: change them with overrides=[...]"
         name = str(source) if isinstance(source, (str, Path)) else "the mapping"
         raise ConfigError((name, text))

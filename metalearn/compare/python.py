@@ -243,7 +243,7 @@ def reproduce(*names: str, out: str | Path = "runs") -> Rows:
     metalearn.errors.ConfigError: ...did you mean 'maml_sinusoid'...
     """
     if wrong := [name for name in names if not isinstance(name, str)]:
-        raise ConfigError(("names", f"are texts, one an argument, not {wrong[0]!r}"))
+        raise ConfigError(("names", f"must be strings, one per argument (got {wrong[0]!r})"))
     return Rows(run_published(names, Path(out)), PUBLISHED)
 
 
@@ -252,7 +252,7 @@ def _sections(
 ) -> tuple[dict[str, Any], list[Any]]:
     """Return the sections of a file without methods, and objects that have to live as long."""
     if task is None:
-        raise ConfigError(("task", "is missing: give a component of metalearn.tasks, or sources"))
+        raise ConfigError(("task", "is missing: pass a component of metalearn.tasks, or sources"))
     task = as_tasks(task)
     data: dict[str, Any] = {"experiment": name, "task": _fields(task, "tasks")}
     objects: list[Any] = [task]
@@ -272,7 +272,7 @@ def _sections(
     data["budget"] = rest.pop("budget", None) or {}
     if rest:
         known_options = ", ".join((*IN_RUN, *IN_EVALUATE, "run", "evaluate", "budget"))
-        raise ConfigError(*((key, f"is no option; they are: {known_options}") for key in rest))
+        raise ConfigError(*((key, f"unknown option; valid: {known_options}") for key in rest))
     return data, objects
 
 
@@ -281,7 +281,7 @@ def _loss(loss: Any) -> tuple[str, Held | None]:
     if isinstance(loss, str):
         return loss, None
     if not callable(loss):
-        raise ConfigError(("loss", f"is a name or a function, not {loss!r}"))
+        raise ConfigError(("loss", f"must be a name or a function (got {loss!r})"))
     return hold_loss(loss)
 
 
@@ -291,7 +291,9 @@ def _fields(component: Any, table: str) -> dict[str, Any]:
     if isinstance(component, type) and issubclass(component, base):
         component = component()
     if not isinstance(component, Component) or not isinstance(component, base):
-        text = f"{component!r} is no {base.__name__}, such as those of metalearn.{_PLACES[table]}"
+        text = (
+            f"{component!r} is not a {base.__name__}, such as those of metalearn.{_PLACES[table]}"
+        )
         raise ConfigError((table.removesuffix("s"), text))
     fields = component.model_dump(mode="json")
     tag = fields["source" if table == "tasks" else "name"]

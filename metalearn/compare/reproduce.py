@@ -33,7 +33,7 @@ def reproduce(names: Sequence[str], out: Path) -> list[Json]:
     why."""
     plans = published_plans(names)
     if not names:
-        log.info(f"with published numbers: {', '.join(plan.name for plan in plans)}")
+        log.info(f"with published results: {', '.join(plan.name for plan in plans)}")
     absent = {} if names else {plan.name: why for plan in plans if (why := _absent_data(plan))}
     _check([plan for plan in plans if plan.name not in absent], out)
     cells: list[Json] = []
@@ -69,7 +69,7 @@ def published_plans(names: Sequence[str]) -> list[Plan]:
     files = shipped.files().values()
     plans = [plan for plan in (load(str(file)) for file in files) if _with_published(plan)]
     if not plans:
-        raise ConfigError(("experiments", "no file there has a section `published`"))
+        raise ConfigError(("experiments", "no file in it has a section `published`"))
     return plans
 
 
@@ -83,11 +83,11 @@ def _load_named(names: Sequence[str]) -> list[Plan]:
             continue
         if not _with_published(plans[-1]):
             command = "compare" if plans[-1].comparison else "train"
-            text = "has no published number (section `published`): run it with metalearn"
+            text = "has no published result (section `published`): run it with metalearn"
             problems.append((name, f"{text} {command} {name}"))
     twice = {plan.name for plan in plans if [other.name for other in plans].count(plan.name) > 1}
     problems += [
-        (name, "is the experiment of two files: their runs would share a folder")
+        (name, "is the experiment of two files, which would use one run directory")
         for name in sorted(twice)
     ]
     if problems:

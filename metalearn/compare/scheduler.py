@@ -109,4 +109,4 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _raise_stopped() -> None:
-    raise Stopped("stopped by a signal between two rows; go on with the same command")
+    raise Stopped("stopped by a signal between two runs; repeat the command to continue")

@@ -115,7 +115,7 @@ def _read_timing(out: Path, rows: Mapping[str, Path]) -> Json:
     try:
         timing = checked(RowsTiming, read_json(file), file)
     except ConfigError as error:
-        log.warning(f"{error}: timing the rows again")
+        log.warning(f"{error}: timing all runs again")
         return fresh
     return timing if timing["rows"] == hashes else fresh
 
@@ -136,4 +136,4 @@ def _facts(name: str, timing: Json) -> Json:
 
 
 def _raise_stopped() -> None:
-    raise Stopped("stopped by a signal during the timing; go on with the same command")
+    raise Stopped("stopped by a signal during the timing; repeat the command to continue")

@@ -136,7 +136,9 @@ def _given_loss(name: str) -> Any:
     function, _, sha256 = name.removeprefix(PYTHON).rpartition(":")
     function_ref = held(sha256)
     if function_ref is None:
-        text = f"is the function {function} (SHA-256 {sha256[:12]}), given in Python: give it again"
+        text = (
+            f"is the function {function} (SHA-256 {sha256[:12]}), passed from Python: pass it again"
+        )
         raise ConfigError(("loss", text))
     return function_ref.value
 
@@ -177,10 +179,10 @@ def _methods(
 def _test_problems(experiment: Experiment, test: EpisodeSpec) -> Problems:
     problems, target = Problems(), experiment.evaluate.target
     if target is not None and target.metric == "accuracy" and not test.classification:
-        text = "is accuracy, which regression tasks do not have: say metric: loss"
+        text = "must be loss (got accuracy): regression tasks have no accuracy"
         problems.append(("evaluate.target.metric", text))
     if test.queries == 0:
-        problems.append(("evaluate.task.queries", "is 0: a test needs at least 1 query a class"))
+        problems.append(("evaluate.task.queries", "must be >= 1 (got 0)"))
     return problems
 
 

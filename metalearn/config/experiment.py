@@ -166,7 +166,7 @@ def load(name: str, overrides: Sequence[str] = (), *, plugins: bool = True) -> P
     path = find_file(name)
     data = read_yaml(path)
     if not isinstance(data, dict):
-        text = f"should be a mapping of sections: {', '.join(File.model_fields)}"
+        text = f"must be a mapping with the sections {', '.join(File.model_fields)}"
         raise ConfigError((str(path), text))
     named = data.get("plugins")
     if plugins and isinstance(named, list) and all(isinstance(one, str) for one in named):
@@ -193,7 +193,9 @@ def parse(
     problems.extend(loss_problems(made.loss))
     comparison = "methods" in data
     if comparison and "method" in data:
-        text = "a file holds `method` (metalearn train) or `methods` (metalearn compare), not both"
+        text = (
+            "must have either `method` (metalearn train) or `methods` (metalearn compare), not both"
+        )
         raise ConfigError(*problems, ("method", text))
     if comparison:
         experiments = _rows(made, problems)
@@ -209,7 +211,7 @@ def parse(
 def _with_plugins(problems: Problems, plugins: list[str]) -> Problems:
     """Problems about unknown names, with the plug-ins that may know them."""
     hint = "".join(f" --plugin {name}" for name in unloaded(plugins))
-    text = f"; it may come from a plug-in of this file, which is not imported by itself:{hint}"
+    text = f"; it may come from a plug-in of this file, which is not imported automatically:{hint}"
     return [(place, why + text * (hint != "" and "unknown" in why)) for place, why in problems]
 
 
@@ -220,13 +222,12 @@ def _rows(made: File, problems: Problems) -> list[Experiment | None]:
         _experiment(made, item, f"methods.{label}", True, problems)
         for item, label in zip(made.methods, labels)
     ]
-    text = "two methods have this label: give each its own `label`"
+    text = "two methods have this label: set a different `label` for each"
     twice = sorted({label for label in labels if labels.count(label) > 1})
     problems.extend((f"methods.{label}", text) for label in twice)
     unknown = sorted({name for pair in made.contrasts or [] for name in pair} - set(labels))
     problems.extend(
-        ("contrasts", f"no method has the label {name!r}; {did_you_mean(name, labels)}")
-        for name in unknown
+        ("contrasts", f"unknown label {name!r}; {did_you_mean(name, labels)}") for name in unknown
     )
     return rows
 
@@ -302,7 +303,7 @@ def _method(
     inside = f"{place}.contains"
     contains: Any = _component("methods", search.contains, default, inside, problems)
     if contains is not None and not contains.can_be_contained:
-        text = f"{contains.name} has no model that a search could choose"
+        text = f"{contains.name} has no model that a search can choose"
         problems.append((f"{inside}.name", f"{text}: use a method such as maml or fine_tune"))
     fields = dict(search.model_extra or {})
     method = _component("methods", fields, DEFAULT_METHOD, place, problems)
@@ -314,7 +315,7 @@ def _check_start(
 ) -> list[str]:
     """Why a method cannot begin from its `start`, or without one."""
     if entry.start is not None and contains is not None and found is None:
-        text = "needs a network, which the search has not found yet; remove start, or give found"
+        text = "needs a network, which the search has not found yet: remove start, or set found"
         return [text]
     needs = "" if entry.start or base_method is None else base_method.needs_start
     return [needs] if needs else []
@@ -326,7 +327,7 @@ def _low_targets(evaluate: Any, task: Any) -> Problems:
     if not isinstance(evaluate, Evaluate) or type(ways) is not int or ways < 2:
         return []
     low = [level for level in evaluate.targets if level < 2 / ways - 1e-9 or level > 1]
-    text = f"{low} should lie between {2 / ways:.3g}, twice the accuracy of a guess, and 1"
+    text = f"must be between {2 / ways:.3g} (twice chance) and 1 (got {low})"
     return [("evaluate.targets", text)] if low else []
 
 

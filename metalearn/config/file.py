@@ -46,7 +46,7 @@ def label_of(item: dict[str, Any]) -> str:
 def _name(value: str, forbidden: str = "/\\\0") -> str:
     if not value or any(c in value for c in forbidden) or value in (".", ".."):
         dots = " and dots" if "." in forbidden else ""
-        raise ValueError(f"should be a name without slashes{dots}, not {value!r}")
+        raise ValueError(f"must be a name without slashes{dots} (got {value!r})")
     return value
 
 
@@ -57,7 +57,7 @@ def _label(value: Any) -> Any:
 
 def _methods(value: Any) -> Any:
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise ValueError("should be a list of mappings, one a method, each with a `name`")
+        raise ValueError("must be a list of mappings, one per method, each with a `name`")
     return value
 
 
@@ -67,20 +67,20 @@ def _contrasts(value: Any) -> Any:
     pairs = value if isinstance(value, list) else [value]
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
-            raise ValueError(f"should be a list of pairs of labels such as [a, b], not {pair!r}")
+            raise ValueError(f"must be a list of pairs of labels such as [a, b] (got {pair!r})")
     return [[str(label) for label in pair] for pair in pairs]
 
 
 def _start(value: Any) -> Any:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"should be a run directory or an experiment, not {value!r}")
+        raise ValueError(f"must be a run directory or an experiment (got {value!r})")
     return value
 
 
 def _genotype(value: Any) -> Any:
     whole = isinstance(value, list) and all(type(choice) is int for choice in value)
     if value is not None and not whole:
-        raise ValueError(f"should be a list of whole numbers, a genotype, not {value!r}")
+        raise ValueError(f"must be a genotype, a list of integers (got {value!r})")
     return value
 
 
@@ -173,7 +173,7 @@ def parse_entry(item: dict[str, Any], comparison: bool, place: str, problems: Pr
     entry = partly_validated(Row if comparison else Entry, item, place, problems)
     if isinstance(entry, Row):
         for key in sorted(map(str, set(entry.evaluate) - set(OWN_TEST))):
-            text = "cannot differ within a comparison, whose test is one for all"
+            text = "cannot differ within a comparison, which has one test for all methods"
             where = f"{place}.evaluate.{key}"
             problems.append((where, f"{text}; {did_you_mean(key, OWN_TEST)}"))
     return entry

@@ -18,16 +18,16 @@ def misfits(run: Run, device: str) -> list[tuple[str, str]]:
         text = "rollback was removed: use skip, which leaves such a step out, or raise"
         found.append(("run.on_nan", text))
     if run.checkpoint_inner and run.executor in (*COMPILED, "traced"):
-        text = f"what is computed twice is merged, so that it saves nothing under {run.executor}"
+        text = f"saves no memory with executor {run.executor}, which merges repeated computations"
         found.append(("run.checkpoint_inner", f"{text}: use chunk, vmap or loop"))
     if run.precision == "tf32" and not device.startswith("cuda"):
-        text = f"tf32 is a format of CUDA devices, and the device is {device}: use float32"
+        text = f"tf32 needs a CUDA device (got {device}): use float32"
         found.append(("run.precision", text))
     if run.precision != "float32" and run.dtype != "float32":
-        text = f"{run.precision} goes with run.dtype float32, not {run.dtype}: leave one out"
+        text = f"{run.precision} needs run.dtype float32 (got {run.dtype}): omit one of the two"
         found.append(("run.precision", text))
     if run.engine != "native" and (run.precision != "float32" or run.checkpoint_inner):
-        text = f"{run.engine} knows no run.precision and no run.checkpoint_inner: leave them out"
+        text = f"{run.engine} supports neither run.precision nor run.checkpoint_inner: omit them"
         found.append(("run.engine", text))
     return found
 
@@ -36,20 +36,20 @@ def choices_by_seen_classes(experiment: Experiment) -> list[tuple[str, str]]:
     """What validation tasks would choose where training draws from their classes, too."""
     if not experiment.task.trains_on_validation:
         return []
-    why = "training draws from the validation classes, which then may choose nothing"
+    why = "training uses the validation classes, so they cannot be used for selection"
     found = []
     if experiment.evaluate.checkpoint != "last":
-        text = f"is {experiment.evaluate.checkpoint}, and {why}: use last"
+        text = f"is {experiment.evaluate.checkpoint}, but {why}: use last"
         found.append(("evaluate.checkpoint", text))
     if experiment.evaluate.split == "valid" and _same_source(experiment):
-        found.append(("evaluate.split", "is valid, whose classes training has seen: use test"))
+        found.append(("evaluate.split", "is valid, but training uses its classes: use test"))
     if experiment.run.validate.patience is not None:
-        text = f"ends training by validation tasks, and {why}: leave it out"
+        text = f"stops training by validation tasks, but {why}: omit it"
         found.append(("run.validate.patience", text))
     if experiment.evaluate.headline_step == "tuned":
-        found.append(("evaluate.headline_step", f"is tuned, and {why}: give a number of steps"))
+        found.append(("evaluate.headline_step", f"is tuned, but {why}: use a number of steps"))
     if experiment.tune:
-        found.append(("method.tune", f"tunes by validation tasks, and {why}: leave it out"))
+        found.append(("method.tune", f"tunes on validation tasks, but {why}: omit it"))
     return found
 
 

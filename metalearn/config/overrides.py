@@ -21,7 +21,7 @@ def split(text: str) -> tuple[list[str], Any]:
 def _parts(text: str) -> tuple[list[str], str]:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
-        raise ConfigError((text, "an override looks like method.inner_lr=0.4"))
+        raise ConfigError((text, "must have the form KEY=VALUE, such as method.inner_lr=0.4"))
     return key.split("."), value
 
 
@@ -65,7 +65,7 @@ def _value(data: dict[str, Any], text: str, path: list[str], value: str) -> Any:
     if value.startswith(("'", '"')) or not is_text_field(data, path):
         return _yaml(text, value)
     if not is_printable(value):
-        raise ConfigError((text, "the value holds a character that cannot be stored as text"))
+        raise ConfigError((text, "the value contains a character that cannot be stored as text"))
     return None if value in ("", "null", "~") and is_optional(data, path) else value
 
 
@@ -122,7 +122,7 @@ def _item(data: dict[str, Any], path: list[str]) -> dict[str, Any]:
         raise ConfigError(("", "this file has no `methods`: write method.key=value"))
     labels = _labels(data)
     if len(path) < 3 or path[1] not in labels:
-        raise ConfigError(("", f"no method has that label; {did_you_mean(path[1], labels)}"))
+        raise ConfigError(("", f"unknown label; {did_you_mean(path[1], labels)}"))
     labels[path[1]]["label"] = path[1]
     return labels[path[1]]
 

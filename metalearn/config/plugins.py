@@ -86,7 +86,7 @@ def _register(kind: str, component: Any) -> Any:
         raise ConfigError(("kind", f"unknown kind {kind!r}; {did_you_mean(kind, ALL_KINDS)}"))
     wanted, tag = KINDS[kind], tag_of(kind)
     if not (isinstance(component, type) and issubclass(component, wanted)):
-        text = f"{component!r} is no subclass of {wanted.__module__}.{wanted.__name__}"
+        text = f"{component!r} is not a subclass of {wanted.__module__}.{wanted.__name__}"
         raise ConfigError((kind, text))
     field = component.model_fields.get(tag)
     name = None if field is None else field.default
@@ -106,7 +106,7 @@ def tag_of(kind: str) -> str:
 def _register_section(section: Any) -> Any:
     title, data = getattr(section, "title", None), getattr(section, "data", None)
     if not isinstance(title, str) or not callable(data):
-        text = f'{section!r} is no section: decorate a function with @metalearn.section("...")'
+        text = f'{section!r} is not a section: decorate a function with @metalearn.section("...")'
         raise ConfigError((REPORT_KIND, text))
     known = REPORT.get(title)
     _refuse_taken(REPORT_KIND, title, "question", None if known is None else known.data, data)
@@ -117,7 +117,7 @@ def _register_section(section: Any) -> Any:
 def _register_loss(function: Any) -> Any:
     name = getattr(function, "__name__", "")
     if not callable(function) or isinstance(function, type) or not name.isidentifier():
-        text = f"{function!r} is no function (predictions, y) with a name"
+        text = f"{function!r} is not a named function (predictions, y)"
         raise ConfigError((LOSS_KIND, text))
     known = {**FUNCTIONS, **LOSSES}.get(name)
     _refuse_taken(LOSS_KIND, name, "name", known, function)
@@ -136,7 +136,7 @@ def _refuse_taken(kind: str, name: str, tag: str, known: Any, new: Any) -> None:
     if known is None or place(known) == place(new):
         return
     text = f"{name!r} is the {tag} of {known.__module__}.{known.__qualname__}"
-    raise ConfigError((kind, f"{text}: give {new.__qualname__} another"))
+    raise ConfigError((kind, f"{text}: choose another one for {new.__qualname__}"))
 
 
 def load_plugins(names: Iterable[str], folder: Path | None = None) -> None:
@@ -165,7 +165,7 @@ def _load(name: str, folder: Path | None) -> Problems:
         except ConfigError as error:
             found += error.problems
     if module is not None and not found and tables == before and not _defines(module):
-        text = f"{name} defines no component and registers none: a class needs a default for its"
+        text = f"{name} neither defines nor registers a component: a class needs a default for its"
         text += ' field `name`, name: Literal["mine"] = "mine"; a loss needs metalearn.register'
         found.append(("plugins", text))
     if not found:
@@ -260,7 +260,7 @@ def load_entry_points() -> None:
             try:
                 register(kind, entry.load())
             except (Exception, SystemExit) as error:
-                log.warning(f"{entry.value} of the group metalearn.{kind} is left out: {error}")
+                log.warning(f"{entry.value} of the group metalearn.{kind} is skipped: {error}")
                 continue
             package = entry.module.partition(".")[0]
             _modules.setdefault(package, sys.modules[package])

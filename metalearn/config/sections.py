@@ -146,7 +146,7 @@ class Run(Component):
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds {list(seeds)} repeat")
+            raise ValueError(f"seeds must be different (got {list(seeds)})")
         return seeds
 
 
@@ -199,24 +199,28 @@ class Evaluate(Component):
     @classmethod
     def _shares_ascend(cls, along: tuple[float, ...]) -> tuple[float, ...]:
         if list(along) != sorted(set(along)) or any(not 0 < share < 1 for share in along):
-            raise ValueError(f"along {list(along)} should be shares between 0 and 1, ascending")
+            raise ValueError(
+                f"along must be ascending fractions between 0 and 1 (got {list(along)})"
+            )
         return along
 
     @field_validator("targets")
     @classmethod
     def _targets_ascend(cls, targets: tuple[float, ...]) -> tuple[float, ...]:
         if list(targets) != sorted(set(targets)) or any(level <= 0 for level in targets):
-            raise ValueError(f"targets {list(targets)} should be above 0 and ascending")
+            raise ValueError(f"targets must be > 0 and ascending (got {list(targets)})")
         return targets
 
     @model_validator(mode="after")
     def _steps_ascend(self) -> Evaluate:
         steps = list(self.steps)
         if steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > 100_000:
-            text = f"steps {steps} should be ascending, without repeats, from 0 to 100,000"
+            text = f"steps must be ascending, without repeats, from 0 to 100,000 (got {steps})"
             raise ValueError(text)
         if isinstance(self.headline_step, int) and self.headline_step not in steps:
-            raise ValueError(f"headline_step {self.headline_step} should be one of steps {steps}")
+            raise ValueError(
+                f"headline_step must be one of steps {steps} (got {self.headline_step})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -255,8 +259,8 @@ class Budget(Component):
     @model_validator(mode="after")
     def _one_of_both(self) -> Budget:
         if self.trials and self.flops is not None:
-            text = f"gives both trials ({self.trials}) and flops ({self.flops:g})"
-            raise ValueError(f"{text}: give trials, or flops with trials: 0")
+            text = f"sets both trials ({self.trials}) and flops ({self.flops:g})"
+            raise ValueError(f"{text}: set trials, or flops with trials: 0")
         return self
 
     @property
@@ -292,13 +296,13 @@ class TuneRange(Component):
         if self.values is not None:
             ends = self.min is not None or self.max is not None
             if ends or self.distribution not in (None, "categorical"):
-                text = "give either values, or min and max with a distribution of numbers"
+                text = "set either values, or min and max with a numeric distribution"
                 raise ValueError(text)
             return self
         if self.min is None or self.max is None or self.distribution == "categorical":
-            raise ValueError("give either min and max, or values")
+            raise ValueError("set either min and max, or values")
         if self.min >= self.max:
-            raise ValueError(f"min {self.min} should be below max {self.max}")
+            raise ValueError(f"min must be < max (got {self.min} and {self.max})")
         if self.distribution == "log_uniform" and self.min <= 0:
-            raise ValueError(f"log_uniform needs min above 0, not {self.min}")
+            raise ValueError(f"log_uniform needs min > 0 (got {self.min})")
         return self

@@ -37,10 +37,10 @@ def find(name: str, kind: str, sub: str = "") -> Path:
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
     if path.is_dir():
-        why = f"is a folder: give the file of {_article(kind)}, or the name of a shipped one"
+        why = f"is a directory: pass the file of {_article(kind)}, or the name of a shipped one"
         raise ConfigError((name, why))
     if not known:
-        text = f"no such file, and this copy of metalearn holds no {kind}s: install its wheel"
+        text = f"no such file, and this copy of metalearn contains no {kind}s: install its wheel"
         raise ConfigError((name, f"{text}, or run in a checkout"))
     raise ConfigError((name, f"no such {kind} file or name; {_nearest(name, kind, list(known))}"))
 

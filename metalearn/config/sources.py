@@ -55,8 +55,10 @@ class LazySource:
                 changes = ", ".join(
                     f"{n} {getattr(known, n)} -> {getattr(made.spec, n)}" for n in wrong
                 )
-                text = f"has other data than the run was made with ({changes})"
-                raise ConfigError(("task", f"{text}: metalearn evaluate RUN tests on other data"))
+                text = f"has other data than the run was trained with ({changes})"
+                raise ConfigError(
+                    ("task", f"{text}: use metalearn evaluate RUN to test on other data")
+                )
             self._built.append(made)
         return self._built[0]
 

@@ -35,10 +35,10 @@ def tune_ranges(
             problems.extend((where, text) for text in _illegal(method, key, span))
     for key in ranges:
         if (outer := key.rpartition(".")[0]) in ranges:
-            text = f"lies inside {outer}, which is tuned as a whole: remove one of the two"
+            text = f"is part of {outer}, which is tuned as a whole: remove one of the two"
             problems.append((f"{place}.tune.{key}", text))
     if ranges and budget is not None and not budget.tunes:
-        text = f"is 0, but {place}.tune asks for tuning: give trials or flops, or remove tune"
+        text = f"is 0, but {place}.tune requires tuning: set trials or flops, or remove tune"
         problems.append(("budget.trials", text))
     return ranges
 
@@ -87,11 +87,11 @@ def _unknown(method: Component, key: str) -> str:
     owner: Any = method
     for part in key.split("."):
         if not isinstance(owner, Component):
-            return f"{key.removesuffix('.' + part)} has no fields of its own"
+            return f"{key.removesuffix('.' + part)} has no fields"
         fields = type(owner).model_fields
         if part not in fields:
             name = getattr(owner, "name", method.name)  # type: ignore[attr-defined]
-            return f"no such field of {name}; {did_you_mean(part, fields)}"
+            return f"unknown field of {name}; {did_you_mean(part, fields)}"
         owner = getattr(owner, part)
     return ""
 
@@ -104,15 +104,15 @@ def _illegal(method: Any, key: str, span: TuneRange) -> list[str]:
     if span.values is None:
         kinds = numbers_of(method, key)
         if not kinds:
-            return [f"{key} is no number: give a list of `values` instead of min and max"]
+            return [f"{key} is not a number: use a list of `values` instead of min and max"]
         if kinds == {int} or span.distribution == "int_uniform":
             if any(end != int(end) for end in ends):
-                return [f"min {span.min} and max {span.max} should be whole numbers"]
+                return [f"min and max must be integers (got {span.min} and {span.max})"]
             ends = tuple(int(end) for end in ends)
     found = []
     for value in ends:
         try:
             with_values(method, {key: value})
         except ValidationError as error:
-            found.append(f"{value!r} is no legal value: {error.errors()[0]['msg']}")
+            found.append(f"invalid value {value!r}: {error.errors()[0]['msg']}")
     return found

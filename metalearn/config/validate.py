@@ -19,8 +19,7 @@ def validated(kind: type[C], values: dict[Any, Any], place: str, problems: Probl
     wrong = [key for key, value in values.items() if _truth_for_number(kind, str(key), value)]
     if wrong:
         problems.extend(
-            (_join(place, key), f"should not be true or false (got {values[key]!r})")
-            for key in wrong
+            (_join(place, key), f"must not be true or false (got {values[key]!r})") for key in wrong
         )
         validated(kind, {k: v for k, v in values.items() if k not in wrong}, place, problems)
         return None
@@ -95,9 +94,9 @@ def _explain(kind: type[Component], problem: Any, place: str) -> tuple[str, str]
         valid = fields if len(loc) == 1 else _nested_fields(kind, problem["loc"])
         return where, f"unknown key; {did_you_mean(loc[-1], valid)}"
     if problem["type"] == "dict_type":
-        return where, f"should be a mapping, not {got!r}"
+        return where, f"must be a mapping (got {got!r})"
     if problem["type"] in ("tuple_type", "list_type") and not isinstance(got, dict):
-        return where, f"should be a list, such as [{got}]"
+        return where, f"must be a list, such as [{got}]"
     text = problem["msg"].removeprefix("Value error, ")
     teaches = isinstance(got, dict) or problem["type"] == "value_error"
     return where, text if teaches else f"{text} (got {got!r})"

@@ -28,7 +28,7 @@ from metalearn.logger import log
 MOST = 512  # processes that a run directory may ask for by itself
 GRACE = 120.0  # seconds that the processes have to end after one of them has
 GLANCE = 0.02  # seconds between two looks at them
-GO_ON = "metalearn resume goes on from its newest checkpoint"
+GO_ON = "metalearn resume continues from its newest checkpoint"
 Work = Callable[[Any], None]  # what a process does with its ranks (None: it is alone)
 
 
@@ -43,7 +43,7 @@ def recorded(folder: Path) -> int | None:
         return None  # the command itself says what is wrong with the folder
     finished = (folder / "result.json").exists()
     if type(devices) is int and devices > MOST:  # somebody else's file must not start so many
-        text = f"says that {devices} processes began this run, more than {MOST}: give --devices N"
+        text = f"records {devices} processes for this run, more than {MOST}: set --devices N"
         raise ConfigError((str(folder / "environment.json"), text))
     several = type(devices) is int and devices > 1
     return devices if several and world().size == 1 and not finished else None
@@ -56,13 +56,15 @@ def on_devices(devices: int | None, work: Work) -> None:
     here = world()
     if here.size > 1:
         if devices not in (None, here.size):
-            text = f"{devices}, but the launcher has started {here.size} processes"
-            raise ConfigError(("--devices", f"{text}: leave --devices out"))
+            text = f"{devices}, but the launcher started {here.size} processes"
+            raise ConfigError(("--devices", f"{text}: omit --devices"))
         _member(here, work)
     elif devices in (None, 1):
         work(None)
     elif not hasattr(os, "fork"):
-        raise ConfigError(("--devices", "this system cannot fork: start the command with torchrun"))
+        raise ConfigError(
+            ("--devices", "this system does not support fork: start the command with torchrun")
+        )
     else:
         assert devices is not None
         raise SystemExit(_launch(devices, work))

@@ -86,7 +86,7 @@ class Ranks:
         The launcher signals that one has died."""
         longest = ANSWER.total_seconds()
         if not finishes(str(flags.device), lambda: SIGNALLED if self.signalled else longest):
-            raise RankLost(f"rank {self.rank}: another process of this run is gone")
+            raise RankLost(f"rank {self.rank}: another process of this run has ended")
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank gives, in the order of ranks, on all of them; tensors should be on CPU."""
@@ -127,7 +127,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # all that torch.distributed raises when a peer is gone
-            text = f"rank {self.rank}: another process of this run is gone"
+            text = f"rank {self.rank}: another process of this run has ended"
             raise RankLost(f"{text} ({_first_line(error)})") from error
 
     def own_state(self, state: MetaState, tasks: int) -> MetaState:
@@ -196,7 +196,7 @@ def check_cards(ranks: Ranks, device: str) -> None:
         return
     if not has_card_each(ranks.local_size):
         text = f"{ranks.local_size} processes on a machine with {torch.cuda.device_count()} CUDA"
-        advice = "give each one of its own, or say run.device=cpu"
+        advice = "use one device per process, or run.device=cpu"
         raise ConfigError(("--devices", f"{text} devices: {advice}"))
 
 

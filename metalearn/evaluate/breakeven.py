@@ -152,16 +152,16 @@ def _verdict(pair: _Pair, line: Line, low: float, high: float) -> tuple[Verdict,
         if upper <= rounding:
             return "always", f"{a} costs no more than {b} from the first new task on"
         if high <= FACTOR * low:
-            return "pays", f"{a} costs more beforehand than {b} and less a solved task"
+            return "pays", f"{a} costs more up front than {b} and less per solved task"
         ends = f"{math.ceil(low):,} to {math.ceil(high):,} tasks"
         return "undecided", f"the 95 % interval, {ends}, spans more than a factor of {FACTOR:g}"
     value, lower, upper, rounding = line.at([math.inf]).one()
     if start > 0 and lower >= -rounding:
-        return "never", f"{a} costs more beforehand than {b} and no less a solved task"
+        return "never", f"{a} costs more up front than {b} and no less per solved task"
     if _is_same(line):
-        return "same", f"{a} and {b} cost the same, within {SAME:.0%}, beforehand and a solved task"
+        return "same", f"{a} and {b} cost the same, within {SAME:.0%}, up front and per solved task"
     return "undecided", (
-        f"which of the two is cheaper a solved task is open: the difference {a} - {b} is "
+        f"which of the two is cheaper per solved task is undecided: the difference {a} - {b} is "
         f"{value:.3g} (95 % interval {lower:.3g} to {upper:.3g})"
     )
 
@@ -195,7 +195,7 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
         if high < LEAST_SOLVED - PRECISION:
             return "not_reached", f"{text}, fewer than {LEAST_SOLVED:.0%}"
         if low < LEAST_SOLVED - PRECISION:
-            doubts.append(f"{text}, perhaps fewer than {LEAST_SOLVED:.0%}")
+            doubts.append(f"{text}, possibly fewer than {LEAST_SOLVED:.0%}")
     value, half = _gap(pair)
     more, fewer = (pair.a, pair.b) if value >= 0 else (pair.b, pair.a)
     size = _percent(abs(value), abs(value) - half, abs(value) + half)
@@ -203,7 +203,7 @@ def _gate(pair: _Pair) -> tuple[Verdict, str]:
     if abs(value) - half > LARGEST_GAP + PRECISION:
         return "not_reached", f"{text}: no common level"
     if abs(value) + half > LARGEST_GAP + PRECISION:
-        doubts.append(f"{text}, perhaps above {LARGEST_GAP:.0%}")
+        doubts.append(f"{text}, possibly above {LARGEST_GAP:.0%}")
     return "undecided", "; ".join(doubts)
 
 
@@ -313,7 +313,7 @@ def _check_finite(method: MethodCosts) -> None:
         if values.size == 0 or not np.isfinite(values).all():
             raise ValueError(
                 f"{name} of {method.label} must be finite numbers, one for each seed; "
-                f"got {values.ravel()[:5].tolist()}: pass None for a cost that was not measured"
+                f"got {values.ravel()[:5].tolist()}: use None for a cost that was not measured"
             )
 
 

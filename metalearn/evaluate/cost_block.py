@@ -30,7 +30,7 @@ def phase_entry(cost: Cost, phase: str) -> Mapping[str, Any]:
     """One phase of a cost block; MissingPhase where it is absent, which is not a zero."""
     found = cost.get(phase)
     if found is None:
-        text = f"the cost block has no phase {phase!r}: it should have {', '.join(PHASES)}"
+        text = f"the cost block has no phase {phase!r}: valid: {', '.join(PHASES)}"
         raise MissingPhase(text)
     return found
 

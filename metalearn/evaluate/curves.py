@@ -143,7 +143,7 @@ def check_same_task(method: Method, spec: EpisodeSpec) -> None:
                 (
                     f"task.{name}",
                     f"the method was built for {getattr(built, name)}, these episodes have "
-                    f"{getattr(spec, name)}: build it again with this source's spec",
+                    f"{getattr(spec, name)}: build it with the spec of this source",
                 )
                 for name in wrong
             )
@@ -198,9 +198,9 @@ def curve_points(
     """The points of the curve; ConfigError for what cannot be measured."""
     check_same_task(method, source.spec)
     if source.spec.queries == 0:
-        raise ConfigError(("task.queries", "is 0: a learning curve needs at least 1 query a class"))
+        raise ConfigError(("task.queries", "must be >= 1 (got 0)"))
     if episodes < 1:
-        raise ConfigError(("evaluate.episodes", f"{episodes} should be at least 1"))
+        raise ConfigError(("evaluate.episodes", f"must be >= 1 (got {episodes})"))
     return tuple(range(steps + 1)) if isinstance(steps, int) else tuple(steps)
 
 

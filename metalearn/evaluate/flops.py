@@ -329,11 +329,11 @@ def arithmetic(func: Any, args: Any, out: Any) -> int:
 def _assume(full: str, name: str) -> None:
     """Log, once, that an operator is counted as elementwise work."""
     if name.startswith(NOT_ELEMENTWISE):
-        text = f"the operator {full} is in no table of evaluate/flops.py: add a line with its cost"
+        text = f"the operator {full} is not in the tables of evaluate/flops.py: add its cost"
         raise UnknownFlops(text)
     if full not in _assumed:
         _assumed.add(full)
         log.warning(
-            f"FLOPs: the operator {full} is in no table of evaluate/flops.py and counts 1 for each "
-            "element of its result"
+            f"FLOPs: the operator {full} is not in the tables of evaluate/flops.py and "
+            "counts 1 per element of its result"
         )

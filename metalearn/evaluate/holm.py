@@ -13,7 +13,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     ValueError for a p outside 0 to 1."""
     known = [(p, place) for place, p in enumerate(p_values) if p is not None]
     if any(not 0 <= p <= 1 for p, _ in known):
-        raise ValueError(f"p values must lie between 0 and 1; got {list(p_values)}")
+        raise ValueError(f"p-values must be in [0, 1]; got {list(p_values)}")
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, (p, place) in enumerate(sorted(known)):

@@ -227,8 +227,8 @@ def require_phases(ledger: Ledger, phases: Collection[str]) -> None:
     missing = [phase for phase in phases if phase not in written]
     if missing:
         raise MissingPhase(
-            f"nothing was written to {', '.join(missing)}: call functions through "
-            f"ledger.run({missing[0]!r}, function, ...), and write a phase without cost as a "
+            f"nothing was recorded for {', '.join(missing)}: call functions with "
+            f"ledger.run({missing[0]!r}, function, ...), and record a phase without cost as a "
             "measured zero, ledger.add(phase, 0.0, flops=0)"
         )
 
@@ -292,11 +292,11 @@ def since(before: Entry, after: Entry) -> Entry:
 
 def _check(phase: str, counts: Collection[str]) -> None:
     if phase not in PHASES:
-        raise ValueError(f"no phase {phase!r}; phases: {', '.join(PHASES)}")
+        raise ValueError(f"unknown phase {phase!r}; valid: {', '.join(PHASES)}")
     known = (*COUNTS, *FLOPS, "peak_bytes", "energy_joules")
     for name in counts:
         if name not in known:
-            raise ValueError(f"no count {name!r}; counts: {', '.join(known)}")
+            raise ValueError(f"unknown count {name!r}; valid: {', '.join(known)}")
 
 
 def known(value: float | None) -> float | None:

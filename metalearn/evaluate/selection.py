@@ -66,11 +66,11 @@ def noise(
 
 def _one(score: Array, truth: Array, choice: int | None) -> tuple[float, ...]:
     if score.shape != truth.shape or score.ndim != 1 or score.size == 0:
-        text = f"score and truth of one search should be as long as each other: {score.shape},"
+        text = f"score and truth of a search must have equal length: {score.shape},"
         raise ValueError(f"{text} {truth.shape}")
     if not np.isfinite(truth).all():
-        text = "the truth of every candidate should be finite"
-        raise ValueError(f"{text}: a candidate that diverged scores its worst")
+        text = "the truth of every candidate must be finite"
+        raise ValueError(f"{text}: set diverged candidates to the worst score")
     worst = np.where(np.isfinite(score), score, -np.inf)
     pick = int(worst.argmax()) if choice is None else int(choice)
     best, middle, own = float(truth.max()), float(truth.mean()), float(truth[pick])

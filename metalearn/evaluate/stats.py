@@ -91,7 +91,7 @@ def auc(x: ArrayLike, values: ArrayLike) -> float | None:
         or places.size == 0
         or (np.diff(places) <= 0).any()
     ):
-        raise ValueError("auc needs as many values as places, and places that rise")
+        raise ValueError("auc needs equally many values and places, and ascending places")
     if not np.isfinite(heights).all():
         return None
     if places.size == 1:

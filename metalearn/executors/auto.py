@@ -116,7 +116,7 @@ def choose(
     """
     eager = _eager(work, chunk)
     if work.steps < SHORT:
-        return ExecutorTrials(eager[0], f"{work.steps} steps: too short a run to try anything")
+        return ExecutorTrials(eager[0], f"{work.steps} steps: the run is too short for trials")
     compiled = _compiled(work, chunk)
     possible = {*eager, *compiled}
     trials = ExecutorTrials(
@@ -162,7 +162,9 @@ def choose_again(
         trials.timings[trials.choice] = promised._replace(step=step_seconds)
         return None
     times = step_seconds / promised.step
-    new_trials.why = f"{trials.choice} took {times:.1f} times as long as promised; {new_trials.why}"
+    new_trials.why = (
+        f"{trials.choice} took {times:.1f} times as long as predicted; {new_trials.why}"
+    )
     return new_trials
 
 
@@ -268,16 +270,16 @@ def _try_eager(work: Work, choices: list[ExecutorChoice], trials: ExecutorTrials
 def _reason(work: Work, compiled: list[ExecutorChoice], trials: ExecutorTrials) -> str:
     choice, timings = trials.choice, trials.all()
     others = ", ".join(f"{c} {1000 * timings[c].step:.3g} ms" for c in timings if c != choice)
-    text = "tried" if choice in trials.timings else "remembered from earlier runs"
-    text += f": {1000 * timings[choice].step:.3g} ms a step"
+    text = "tried" if choice in trials.timings else "known from earlier runs"
+    text += f": {1000 * timings[choice].step:.3g} ms per step"
     text += f" against {others}" if others else ""
     if choice.executor in COMPILED and choice in trials.timings:
         first = trials.timings[choice].first
         text += f"; compiling took {first:.0f} s of a run of {work.steps} steps"
     if choice in trials.scaled:
-        text += f"; timed beside other programs, and scaled by {trials.scaled[choice]:.2f}"
+        text += f"; timed with other programs running, and scaled by {trials.scaled[choice]:.2f}"
     text += "".join(f"; {c} failed" for c in trials.failed)
     untried = [c for c in compiled if c not in timings and c not in trials.failed]
     if untried and choice.executor not in COMPILED:
-        text += f"; {work.steps} steps are too few to repay compiling"
+        text += f"; {work.steps} steps are too few to amortise compiling"
     return text

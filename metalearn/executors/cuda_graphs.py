@@ -91,7 +91,7 @@ def _capture(
                         repeated, list(step_inputs), traced.constants, pool
                     )
                 except (RuntimeError, ConfigError) as error:
-                    log.info(f"{count} steps are so many replays of one: {first_line(error)}")
+                    log.info(f"{count} steps are replays of a single step: {first_line(error)}")
         results, size = graphs[count](*step_inputs), len(step_inputs) - 2
         per_step = (len(results) - size) // count
         starts = range(size, len(results), per_step)
@@ -155,7 +155,7 @@ def _device_of(tensors: list[Tensor]) -> torch.device:
     devices = {tensor.device for tensor in tensors}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         names = ", ".join(sorted(map(str, devices))) or "none"
-        text = f"a CUDA graph takes tensors of one CUDA device (got: {names}): use vmap"
+        text = f"a CUDA graph needs tensors of one CUDA device (got {names}): use vmap"
         raise ConfigError(("run.executor", text))
     return devices.pop()
 
@@ -175,7 +175,7 @@ def _check_replay(
     for index, (replayed, one, other) in enumerate(zip(outputs, expected, repeated, strict=True)):
         if not _agree(replayed, one, other):
             text = (
-                f"a replay of the captured graph gives other numbers than the step itself (result "
+                f"a replay of the captured graph gives other results than the step itself (result "
                 f"{index} of {len(outputs)}): use vmap or compiled, and please report it"
             )
             raise ConfigError(("run.executor", text))
@@ -240,7 +240,7 @@ class _Function:
             return self.graph(*args)
         except (RuntimeError, TypeError, ValueError, ConfigError) as error:
             self.failed.add(form)
-            log.info(f"learning new tasks is not captured: {first_line(error)}")
+            log.info(f"adaptation to new tasks is not captured: {first_line(error)}")
             return self.function(*args)
 
 

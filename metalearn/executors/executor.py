@@ -43,18 +43,15 @@ WHOLE = (*CAPTURED, "traced")  # all tasks at once, never in chunks
 def why_not(executor: str, device: str, chunk: int | None = None) -> str | None:
     """Why an executor cannot run on this machine: a sentence, or None where it can."""
     if executor in CAPTURED and not device.startswith("cuda"):
-        return (
-            f"{executor} captures work of a CUDA device, and the device is {device}: use "
-            f"compiled, or auto"
-        )
+        return f"{executor} needs a CUDA device (got {device}): use compiled or auto"
     if executor in WHOLE and chunk is not None:
         return (
-            f"{executor} takes a whole step of all tasks at once: leave run.chunk out, or "
+            f"{executor} computes all tasks of a step at once: omit run.chunk, or "
             f"use chunk or compiled"
         )
     if executor in COMPILED and not device.startswith("cuda") and not compiler_found():
         return (
-            f"{executor} needs a C++ compiler (g++ or clang++), and none was found: install "
+            f"{executor} needs a C++ compiler (g++ or clang++), but none was found: install "
             f"one, or use vmap"
         )
     return None

@@ -22,7 +22,7 @@ class NotFinite(Exception):
     """Numbers that are not finite, first seen in a step."""
 
     def __init__(self, step: int, names: Sequence[str]) -> None:
-        super().__init__(f"{', '.join(names)} not finite by step {step}")
+        super().__init__(f"{', '.join(names)} not finite at step {step}")
         self.step = step
 
 

@@ -60,7 +60,7 @@ def _refuse(engine: str, component: Any) -> None:
     unknown = [name for name in fields if name not in KNOWN]
     other = [name for name in unknown if getattr(component, name) != fields[name].default]
     if other:
-        text = f"is not known to {engine}: leave it out, or use run.engine=native"
+        text = f"is not supported by {engine}: omit it, or use run.engine=native"
         raise ConfigError(*((name, text) for name in other))
 
 

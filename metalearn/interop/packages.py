@@ -54,7 +54,7 @@ def learn2learn() -> ModuleType:
         for name in [name for name in sys.modules if name.partition(".")[0] == "learn2learn"]:
             del sys.modules[name]
         why = f"{type(error).__name__}: {error}"
-        text = f"learn2learn is there but cannot be imported ({why}); it needs {BESIDE}"
+        text = f"learn2learn is installed but cannot be imported ({why}); it needs {BESIDE}"
         raise ConfigError(("", text)) from error
     package.__getattr__ = _part  # type: ignore[method-assign]
     return package

@@ -67,7 +67,7 @@ class TasksetSource:
         x, rows, _ = self._draw(rng.fold_in(0, "probe"))
         ways, each = rows.shape
         if not 1 <= shots <= each:
-            text = f"is {shots}, but a task of this Taskset has {each} examples a class"
+            text = f"is {shots}, but a task of this Taskset has {each} examples per class"
             raise ConfigError(("shots", text))
         self.spec = EpisodeSpec(
             kind="classification",
@@ -115,17 +115,17 @@ class TasksetSource:
             with seeded(of_task):
                 description = taskset.sample_task_description()
         except ValueError as error:  # of random.sample, in learn2learn's transforms
-            text = "no task can be drawn: too few classes, or examples of a class"
+            text = "no task can be sampled: too few classes, or too few examples of a class"
             raise ConfigError(("taskset", f"{text} ({error})")) from error
         with seeded(rng.fold_in(key, "data")):
             x, y = taskset.get_task(description)
         whole = isinstance(y, Tensor) and not y.is_floating_point()
         if not whole or y.shape != (len(description),):
-            text = "a task should be (x, y) with one whole number as the label of each example"
+            text = "a task must be (x, y) with one integer label per example"
             raise ConfigError(("taskset", text))
         labels, counts = y.unique(return_counts=True)
         if len(labels) < 2 or len(set(counts.tolist())) != 1:
-            text = "a task should have equally many examples of 2 or more classes"
+            text = "a task must have equally many examples of 2 or more classes"
             raise ConfigError(("taskset", f"{text}, not {counts.tolist()}"))
         rows = y.argsort(stable=True).reshape(len(labels), -1)
         label_of = taskset.dataset.indices_to_labels
@@ -139,7 +139,7 @@ class TasksetSource:
         first = (spec.ways, spec.shots + spec.queries, *spec.x_shape)
         if shape != first:
             text = f"[ways, examples a class, *X] was {[*first]}, here {[*shape]}"
-            raise ConfigError(("taskset", f"its tasks should have one shape; {text}"))
+            raise ConfigError(("taskset", f"its tasks must have one shape; {text}"))
         rows = rows[rng.permutation(rng.fold_in(key, "labels"), ways)]
         order = rng.permutation(rng.fold_in(key, "examples", torch.arange(ways)), each)
         rows = rows.gather(1, order)
@@ -167,15 +167,15 @@ def _classes_of(taskset: Any) -> list[int]:
     out."""
     needed = ("dataset", "num_tasks", "task_transforms", "task_collate")
     if not all(hasattr(taskset, name) for name in needed):
-        text = f"should be a learn2learn.data.Taskset, not a {type(taskset).__name__}"
+        text = f"must be a learn2learn.data.Taskset, not a {type(taskset).__name__}"
         raise ConfigError(("taskset", text))
     labels = list(taskset.dataset.labels)
     for transform in _transforms(taskset):
         chosen = getattr(transform, "filter_labels", getattr(transform, "labels", None))
         labels = labels if chosen is None else [label for label in labels if label in set(chosen)]
     if not all(isinstance(label, int) for label in labels):
-        why = "learn2learn draws from a set of them, whose order changes from process to process"
-        raise ConfigError(("taskset", f"labels should be whole numbers, not {labels[0]!r}: {why}"))
+        why = "learn2learn samples from a set of them, whose order differs between processes"
+        raise ConfigError(("taskset", f"labels must be integers (got {labels[0]!r}): {why}"))
     return labels
 
 
@@ -192,8 +192,10 @@ def _check_sizes(taskset: Any, classes: list[int]) -> None:
     counts = {label: len(taskset.dataset.labels_to_indices[label]) for label in classes}
     small = ", ".join(f"{label} ({count})" for label, count in counts.items() if count < each)
     if small:
-        text = f"a task draws {each} examples of a class, but some have fewer: {small}"
-        raise ConfigError(("taskset", f"{text}; draw fewer, or leave them out with FilterLabels"))
+        text = f"a task samples {each} examples per class, but some classes have fewer: {small}"
+        raise ConfigError(
+            ("taskset", f"{text}; sample fewer, or remove these classes with FilterLabels")
+        )
 
 
 class SourceTaskset:
@@ -205,7 +207,7 @@ class SourceTaskset:
 
     def __init__(self, source: TaskSource, key: Key, num_tasks: int = -1) -> None:
         if num_tasks != -1 and num_tasks < 1:
-            text = f"is {num_tasks}; it should be -1 (endless) or positive"
+            text = f"must be -1 (infinite) or positive (got {num_tasks})"
             raise ConfigError(("num_tasks", text))
         self.source, self.key, self.num_tasks = source, key, num_tasks
 

@@ -110,7 +110,7 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
                 text = f"{_described(ours[layer])} has no counterpart among the model's "
                 problems.append((layer, f"{text}{_called(kind)}s"))
             elif layer is None:
-                text = f"{_described(theirs[name])} of the model has no place in the learner"
+                text = f"{_described(theirs[name])} of the model has no counterpart in the learner"
                 problems.append((name, text))
             else:
                 pairs[name] = layer
@@ -119,7 +119,7 @@ def _pairs(theirs: Layers, ours: Layers, names: dict[str, str]) -> dict[str, str
             text = f"its counterpart {name} is {_described(theirs[name])}"
             problems.append((layer, f"is {_described(ours[layer])}, {text}"))
     if problems:
-        hint = "build the learner in the model's shapes"
+        hint = "build the learner with the shapes of the model"
         hint = f"{hint}, or pair layers by names={{their layer: our layer}}"
         layers = f"the model has {', '.join(theirs)}; the learner {', '.join(ours)}"
         raise ConfigError(*problems, ("", f"{hint}; {layers}"))
@@ -131,15 +131,13 @@ def _check_names(theirs: Layers, ours: Layers, names: dict[str, str]) -> None:
     problems = []
     for name, layer in names.items():
         if name not in theirs:
-            text = f"{name!r} is no layer of the model; {did_you_mean(name, theirs)}"
+            text = f"{name!r} is not a layer of the model; {did_you_mean(name, theirs)}"
             problems.append(("names", text))
         if layer not in ours:
-            text = f"{layer!r} is no layer of the learner; {did_you_mean(layer, ours)}"
+            text = f"{layer!r} is not a layer of the learner; {did_you_mean(layer, ours)}"
             problems.append(("names", text))
     problems += [
-        ("names", f"{layer!r} stands there twice")
-        for layer in ours
-        if [*names.values()].count(layer) > 1
+        ("names", f"{layer!r} occurs twice") for layer in ours if [*names.values()].count(layer) > 1
     ]
     if problems:
         raise ConfigError(*problems)

@@ -41,7 +41,7 @@ def folder() -> Path:
 def load(source: Path, *headers: Path) -> tuple[ctypes.CDLL | None, str | None]:
     """(the library of `source`, which includes `headers`, and None), or (None and the reason)."""
     if os.environ.get("METALEARN_NATIVE", "1") == "0":
-        return None, "switched off by METALEARN_NATIVE=0"
+        return None, "disabled by METALEARN_NATIVE=0"
     made_by = compiler()
     if made_by is None:
         return None, "no C++ compiler was found (g++ or clang++)"

@@ -101,7 +101,7 @@ def _is_faster(ways: Ways, args: tuple[Any, ...]) -> bool:
     try:
         found, near = ways.in_triton(*args), torch.equal if ways.exact else _near
         agree = all(near(one, other) for one, other in zip(_list(found), _list(right)))
-        problem = None if agree else "other numbers than torch's operators"
+        problem = None if agree else "its results differ from those of torch's operators"
     except Exception as error:  # whatever a compiler raises: torch's operators are always there
         problem = f"{type(error).__name__}: {first_line(error)}"
     if problem is not None:

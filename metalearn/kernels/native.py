@@ -29,13 +29,13 @@ class Kernel(NamedTuple):
 
 
 _loaded: Kernel | None = None
-_why_not: str | None = "not asked for yet"
+_why_not: str | None = "not loaded yet"
 
 
 def kernel() -> Kernel | None:
     """Both, built and loaded at the first call, or None where it cannot be; `why_not` says why."""
     global _loaded, _why_not
-    if _loaded is None and _why_not == "not asked for yet":
+    if _loaded is None and _why_not == "not loaded yet":
         _loaded, _why_not = _load()
     return _loaded
 

@@ -82,11 +82,11 @@ def _checked_plan(options: L2OOptions) -> tuple[Plan, dict[str, tuple[Experiment
     """The plan, and every problem to test on with its parts; ConfigError with all that is wrong."""
     plan = load(options.experiment, options.overrides)
     if plan.comparison or not isinstance(plan.experiments[0].method, LearnOptimizer):
-        raise ConfigError((plan.file, "should hold one `method` called learn_optimizer"))
+        raise ConfigError((plan.file, "must have a single `method`, learn_optimizer"))
     experiment, wrong = plan.experiments[0], []
     steps, headline = experiment.evaluate.steps, experiment.evaluate.headline
     if steps[0] != 0 or len(steps) < 2 or not isinstance(headline, int) or headline == 0:
-        text = "should begin with 0 and go on, and evaluate.headline_step be one of them after 0"
+        text = "must start with 0 and contain evaluate.headline_step, a later step"
         wrong.append(("evaluate.steps", text))
     found = {}
     for text in ("as trained", *options.also):
@@ -109,7 +109,7 @@ def _other(options: L2OOptions, text: str) -> Experiment:
     if not changes or any(
         not part.startswith(("task.", "model.", "evaluate.task.")) for part in changes
     ):
-        raise ConfigError(("", "should be overrides of task and model, with spaces between them"))
+        raise ConfigError(("", "must be overrides of task and model, separated by spaces"))
     return load(options.experiment, [*options.overrides, *changes]).experiments[0]
 
 
@@ -120,7 +120,7 @@ def _same_rule(home: tuple[Experiment, Parts], other: tuple[Experiment, Parts]) 
         for _, parts in (home, other)
     )
     if one != two:
-        text = f"has parameters of its own for every network: {home[0].method.rule.name}"
+        text = f"has separate parameters for every network: {home[0].method.rule.name}"
         raise ConfigError(("method.rule", f"{text} cannot be tested on another"))
 
 
@@ -133,7 +133,7 @@ def _trained(experiment: Experiment, out: Path) -> list[Meta]:
     ):
         one = experiment.with_seed(seed)
         if status(folder, one) == "other":
-            text = "holds a run of another config: give another --out, or remove it"
+            text = "contains a run of another config: choose another --out, or remove it"
             raise ConfigError((str(folder), text))
         if status(folder, one) != "finished":
             run_one(one, folder)

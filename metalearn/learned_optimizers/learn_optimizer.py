@@ -143,7 +143,7 @@ class LearnOptimizer(MethodComponent):
     def _check_unroll(self) -> LearnOptimizer:
         if self.unroll > self.horizon.longest:
             raise ValueError(
-                f"unroll {self.unroll} should be at most the horizon's {self.horizon.longest} steps"
+                f"unroll {self.unroll} must be at most the horizon's {self.horizon.longest} steps"
             )
         return self
 

@@ -106,7 +106,7 @@ class LearnToOptimize(MethodComponent):
     def _check_loss_at(self) -> LearnToOptimize:
         at = self.losses_at
         if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > self.inner_steps:
-            text = f"loss_at: {list(at)} should be ascending, without repeats, from 1 to"
+            text = f"loss_at: {list(at)} must be ascending, without repeats, from 1 to"
             raise ValueError(f"{text} inner_steps {self.inner_steps}")
         return self
 

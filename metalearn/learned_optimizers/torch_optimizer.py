@@ -215,7 +215,7 @@ def read(path: Path) -> tuple[LearnedRuleComponent, Theta]:
         data = torch.load(path, weights_only=True, map_location="cpu")
         theta = dict(data["theta"])
         if not theta or not all(isinstance(value, Tensor) for value in theta.values()):
-            raise TypeError("theta should be tensors by name")
+            raise TypeError("theta must be tensors by name")
         return rule_of(json.loads(data["rule"])), theta
     except (
         OSError,

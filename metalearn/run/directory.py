@@ -92,7 +92,7 @@ def stored_experiment(folder: Path) -> Experiment:
         raise ConfigError((str(folder), text))
     plan = load(str(folder / "config.yaml"), plugins=False)
     if plan.comparison or len(plan.experiments[0].run.seeds) != 1:
-        raise ConfigError((str(folder / "config.yaml"), "should hold one method and one seed"))
+        raise ConfigError((str(folder / "config.yaml"), "must contain one method and one seed"))
     return plan.experiments[0]
 
 

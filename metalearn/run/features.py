@@ -119,11 +119,11 @@ def _read(path: Path | None, width: int, dtype: torch.dtype) -> FeatureTable:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             digests, features = archive["digests"], torch.from_numpy(archive["features"])
     except (*UNREADABLE, KeyError) as error:
-        log.warning(f"{path} cannot be read and is computed again: {error}")
+        log.warning(f"{path} cannot be read and is recomputed: {error}")
         return empty
     rows, fits = [row.tobytes() for row in digests], features.shape == (len(digests), width)
     if not fits or digests.shape != (len(rows), DIGEST) or features.dtype != dtype:
-        log.warning(f"{path} is no table of this network and is computed again")
+        log.warning(f"{path} is not a table of this network and is recomputed")
         return empty
     return FeatureTable(rows, features)
 
@@ -137,4 +137,4 @@ def _write(path: Path, table: FeatureTable) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
     except OSError as error:  # the run goes on without the file
-        log.warning(f"features were not stored: {error}")
+        log.warning(f"features could not be stored: {error}")

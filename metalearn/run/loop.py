@@ -171,7 +171,7 @@ def _save_if_rank_lost(
         ended = finishes(job.parts.device, lambda: LOST_RANK_TIMEOUT_S)
         if state.lanes is None and job.ranks.is_first and ended:
             write_checkpoint(job, done, state, validations)
-        raise RankLost(f"{error}; go on with: metalearn resume {job.folder}") from error
+        raise RankLost(f"{error}; continue with: metalearn resume {job.folder}") from error
 
 
 def _due(done: int, total: int, every: int | None) -> bool:

@@ -29,8 +29,8 @@ def cut_log(job: Job, done: int) -> None:
     if path.exists():
         cut_lines(path, done)
     if any(row.get("policy") == "rollback" for row in read_lines(path)):
-        text = "says that this run was rolled back and drew other tasks, which is no longer done"
-        raise ConfigError((str(path), f"{text}: begin again with run.on_nan=skip"))
+        text = "shows that this run was rolled back and sampled other tasks, which was removed"
+        raise ConfigError((str(path), f"{text}: restart with run.on_nan=skip"))
 
 
 def log_step(job: Job, policy: str, step: int) -> None:

@@ -169,7 +169,7 @@ def _fitting(
         error = gradient_error(parts.method, exact, state, few, "float32")
         if error is None or not error < FAR:
             text = f"changes the gradient of {experiment.base_method.name} by {error:.0e}"
-            why = "a part of it flows past `adapt`; leave it out"
+            why = "a part of the gradient bypasses `adapt`; omit it"
             raise ConfigError(("run.checkpoint_inner", f"{text}: {why}"))
     predicted, room = memory.predict(method, state, data), memory.room(parts.device)
     if predicted is None:
@@ -186,7 +186,7 @@ def _messages(experiment: Experiment, plan: ExecutionPlan, tasks: int, workers: 
         messages.append(f"executor {plan.choice} ({plan.why})")
     error = plan.facts.get("precision", {}).get("gradient_error")
     if error is not None:
-        text = f"the meta-gradient in {run.precision} differs by {error:.1e} from that in float32"
+        text = f"the meta-gradient in {run.precision} differs by {error:.1e} from float32"
         messages.append(text)
     return messages
 
@@ -204,8 +204,8 @@ def _memory_warning(plan: ExecutionPlan, tasks: int, workers: int) -> list[str]:
         return []
     return [
         f"warning: {choice} is predicted to take {peak / 1e9:.1f} GB, and "
-        f"{facts['room'] / 1e9:.1f} GB are free: a smaller run.chunk, or "
-        "run.checkpoint_inner=true, takes less"
+        f"{facts['room'] / 1e9:.1f} GB are free: use a smaller run.chunk, or "
+        "run.checkpoint_inner=true"
     ]
 
 

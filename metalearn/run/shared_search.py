@@ -42,7 +42,7 @@ def _searched(job: Job, folder: Path) -> dict[str, Any]:
     # Without its cost it is found again from the record, which has one.
     (folder / CHOICE).unlink(missing_ok=True)
     set_threads(job.experiment.run.threads or cores())
-    log.info(f"{job.title}: searching an architecture")
+    log.info(f"{job.title}: searching for an architecture")
     key = fold_in(job.seed, "search")
     with steps_made_by(captured_steps) if job.parts.device != "cpu" else nullcontext():
         job.parts.method.prepare(job.parts.train, key, job.ledger, folder)

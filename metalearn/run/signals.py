@@ -58,7 +58,7 @@ def finishing_step(ranks: Ranks) -> Iterator[None]:
         if ranks.signalled:
             raise SystemExit(75)
         ranks.signalled = True
-        log.info("signal: finishing this step and saving; a second one ends at once")
+        log.info("signal: finishing this step and saving; a second signal stops immediately")
 
     with signals(on_signal, ranks):
         try:
@@ -70,4 +70,4 @@ def finishing_step(ranks: Ranks) -> Iterator[None]:
 
 def stop(folder: Path, where: str = "") -> None:
     """Stopped, with the command that goes on."""
-    raise Stopped(f"stopped by a signal{where}; go on with: metalearn resume {folder}")
+    raise Stopped(f"stopped by a signal{where}; continue with: metalearn resume {folder}")

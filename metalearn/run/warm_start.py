@@ -44,7 +44,7 @@ def folder_of(start: str, folder: Path, seed: int) -> Path:
         if (place / "result.json").is_file():
             return place
     text = (
-        f"no finished run is found for {start!r}: give a run directory, the label of another "
+        f"no finished run for {start!r}: use a run directory, the label of another "
         f"method of this comparison, or an experiment that was trained to runs/{start}"
     )
     raise ConfigError(("method.start", text))
@@ -96,8 +96,8 @@ def _leaves_of(
             leaves[name] = found.to(value)
     missing = [name for name in own if name not in leaves and (name not in own_start or not leaves)]
     if missing:
-        text = f"{', '.join(missing[:4])} are not there in this shape"
-        raise ConfigError(("method.start", f"{place} learned another model: {text}"))
+        text = f"{', '.join(missing[:4])} are missing or have another shape"
+        raise ConfigError(("method.start", f"{place} was trained with another model: {text}"))
     return {**own_start, **leaves}
 
 
@@ -107,8 +107,8 @@ def best_file(place: Path) -> Path:
     folder = place / "checkpoints"
     steps = checkpoint.steps_in(folder)
     if step is None or step not in steps:
-        text = "has no checkpoint of what was tested: it learned nothing across tasks, or"
-        raise ConfigError((str(place), f"{text} they were removed"))
+        text = "has no tested checkpoint: it learned nothing across tasks, or"
+        raise ConfigError((str(place), f"{text} its checkpoints were removed"))
     return checkpoint.path_of(folder, int(step))
 
 

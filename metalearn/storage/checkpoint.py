@@ -81,7 +81,7 @@ def load(path: Path, like: MetaState) -> MetaState:
         text = f"belongs to another method or model: {error.args[0]}"
         raise ConfigError((str(path), text)) from error
     wrong = [
-        f"{name} is {list(named[name].shape)}, should be {list(value.shape)}"
+        f"{name} is {list(named[name].shape)}, must be {list(value.shape)}"
         for name, value in named_leaves(like).items()
         if not name.startswith("lanes") and named[name].shape != value.shape
     ]

@@ -20,7 +20,7 @@ from metalearn.logger import warn_once
 from metalearn.storage.files import UNREADABLE
 
 Array = npt.NDArray[Any]
-GAPS = "leave out rows without a value, or fill them in"
+GAPS = "remove rows with missing values, or fill them in"
 NO_LABEL = ("", "nan", "NaN", "<NA>", "NaT")  # texts of a missing value
 
 
@@ -35,13 +35,13 @@ def read_columns(path: Path, place: str) -> dict[str, Array]:
     if not path.is_file():
         raise ConfigError((place, f"{path} is not a file"))
     if path.suffix.lower() not in readers:
-        raise ConfigError((place, f"{path} is none of {', '.join(readers)}"))
+        raise ConfigError((place, f"{path} must end with one of {', '.join(readers)}"))
     found = readers[path.suffix.lower()](path, place)
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError((place, f"{path} has columns of unequal length: {lengths}"))
     if not lengths or not next(iter(lengths.values())):
-        raise ConfigError((place, f"{path} holds no rows"))
+        raise ConfigError((place, f"{path} has no rows"))
     return found
 
 
@@ -58,10 +58,10 @@ def numbers(column: Array, name: str, place: str) -> Array:
     try:
         column = stacked(column)
         if np.iscomplexobj(column) or column.dtype.kind in "mM":
-            raise TypeError(f"it holds {column.dtype}")
+            raise TypeError(f"got {column.dtype}")
         values = np.asarray(column, np.float64)
     except (ValueError, TypeError) as error:
-        text = f"column {name!r} must hold numbers "
+        text = f"column {name!r} must contain numbers "
         raise ConfigError((place, text + (_first_text(column) or f"({error})"))) from error
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(bad):
@@ -90,7 +90,8 @@ def inputs_of(columns: dict[str, Array], names: Sequence[str], place: str) -> Ar
         _check_channels(parts[0].shape[1:], image, place)
         return parts[0] / 255 if image else parts[0]
     if wide := [name for name, part in zip(names, parts, strict=True) if part.ndim > 1]:
-        text = f"column {wide[0]!r} is an array beside other columns ({', '.join(names)}): name one"
+        text = f"column {wide[0]!r} is an array and must be the only column of inputs (got"
+        text = f"{text} {', '.join(names)}): name one"
         raise ConfigError((place, text))
     return np.stack(parts, 1) if parts else np.zeros((0, 0))
 
@@ -99,7 +100,7 @@ def _check_channels(shape: tuple[int, ...], image: bool, place: str) -> None:
     """ConfigError for bytes of images [H, W, channels]; a warning for numbers of that form."""
     if len(shape) != 3 or shape[-1] not in (3, 4) or min(shape[:2]) < 8 or shape[0] in (3, 4):
         return
-    text = f"have rows of shape {list(shape)}, and images are [channels, H, W]: give "
+    text = f"have rows of shape {list(shape)}, but images must be [channels, H, W]: use "
     text += "x.transpose(0, 3, 1, 2)"
     if image:
         raise ConfigError((place, text))
@@ -130,11 +131,11 @@ def dense(values: Any, place: str) -> Any:
     if np.ma.is_masked(values):
         text = "has masked entries, which have no value: " + GAPS
     elif str(getattr(values, "layout", "")).startswith("torch.sparse"):
-        text = "is sparse: give .to_dense()"
+        text = "is sparse: pass .to_dense()"
     elif hasattr(values, "nnz") and hasattr(values, "toarray"):
-        text = "is sparse: give .toarray()"
+        text = "is sparse: pass .toarray()"
     elif getattr(values, "is_quantized", False):
-        text = "is quantized: give .dequantize()"
+        text = "is quantized: pass .dequantize()"
     if text:
         raise ConfigError((place, text))
     return values
@@ -186,7 +187,7 @@ def _first_text(column: Array) -> str:
         try:
             float(value)
         except (ValueError, TypeError):
-            return f"(row {row} holds {str(value)!r}): {_remedy(str(value).strip())}"
+            return f"(row {row} contains {str(value)!r}): {_remedy(str(value).strip())}"
     return ""
 
 
@@ -198,8 +199,8 @@ def _remedy(value: str) -> str:
     if point.count(".") == 1 and point.replace(".", "").lstrip("+-").isdecimal():
         whole = value.replace(",", "")
         thousands = "," in value and len(point.split(".")[1]) == 3
-        return f"write {whole} or {point}, whichever is meant" if thousands else f"write {point}"
-    return "leave the column out, or replace it by numbers, such as 0 and 1 for each of its values"
+        return f"write {whole} or {point}" if thousands else f"write {point}"
+    return "remove the column, or replace it with numbers, such as 0 and 1 for each of its values"
 
 
 def _csv(path: Path, place: str) -> dict[str, Array]:
@@ -218,7 +219,7 @@ def _csv(path: Path, place: str) -> dict[str, Array]:
         raise ConfigError((place, f"{path} needs a header and at least one row"))
     header = [name.strip() for name in rows[0][1]]
     if _are_values(header):
-        text = f"{path} begins with a row of numbers: its first line should name the columns"
+        text = f"{path} begins with a row of numbers: its first line must contain the column names"
         raise ConfigError((place, text))
     if len(set(header)) < len(header):
         raise ConfigError((place, f"{path} names a column twice: {', '.join(header)}"))
@@ -286,6 +287,6 @@ def _npy(path: Path, place: str) -> dict[str, Array]:
 
 def _unreadable(path: Path, place: str, error: Exception) -> DataError:
     if "Object arrays" in str(error):
-        text = f"{path} holds objects, which are not loaded: save texts as y.astype(str), and rows"
+        text = f"{path} contains objects, which are not loaded: save strings as y.astype(str), rows"
         return DataError((place, f"{text} as one array of numbers"))
     return DataError((place, f"{path} cannot be read: {error}"))

@@ -46,5 +46,5 @@ def _locked(folder: Path) -> FileLock:
         except FileNotFoundError:
             continue
         except Timeout:
-            text = "another process is at work on this run: wait for it, or give another --out"
+            text = "another process is working on this run: wait for it, or choose another --out"
             raise Busy((str(folder), text)) from None

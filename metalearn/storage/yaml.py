@@ -27,13 +27,13 @@ class _Loader(yaml.SafeLoader):
                 line, known = key.start_mark.line + 1, (key.tag, key.value)
                 if known in lines:
                     where = f"lines {lines[known]} and {line}"
-                    raise yaml.YAMLError(f"the key {key.value!r} stands twice ({where}): keep one")
+                    raise yaml.YAMLError(f"the key {key.value!r} occurs twice ({where}): keep one")
                 lines[known] = line
         return node
 
     def construct_document(self, node: Any) -> Any:
         if _unfolded(node, {}) > VALUES:  # before any of it is built: merge keys unfold, too
-            raise yaml.YAMLError(f"its aliases unfold into more than {VALUES} values")
+            raise yaml.YAMLError(f"its aliases expand to more than {VALUES} values")
         return super().construct_document(node)
 
     def construct_number(self, node: Any) -> Any:
@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> Any:
     """The data of a YAML file; ConfigError that names the file."""
     try:
         if path.stat().st_size > BYTES:
-            raise ValueError(f"it has more than {BYTES >> 20} MiB")
+            raise ValueError(f"it is larger than {BYTES >> 20} MiB")
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         text = f"cannot be read as YAML: {' '.join(str(error).split())}"

@@ -92,7 +92,9 @@ def hand_over(found: Sweep) -> None:
     # W&B knows the metric by the name that it is logged by.
     metric = {**(found.data.get("metric") or {"goal": "minimize"}), "name": found.metric.name}
     print(new_sweep({**found.data, "metric": metric}, found.program))
-    log.info("start any number of agents, on machines that have this project and experiment file")
+    log.info(
+        "start agents with this command, on machines that have this project and experiment file"
+    )
 
 
 class _Workers:
@@ -110,7 +112,7 @@ class _Workers:
                 self._start()
             codes = self._wait(self._running)
             while not self._stopping and min(codes) < 0 and not self._is_done():
-                log.info("a worker died before the sweep was done: starting another one")
+                log.info("a worker died before the end of the sweep: starting another one")
                 codes = self._wait([self._start()])
         if self._stopping:
             text = f"stopped by a signal; to continue, repeat the command with --out {self._folder}"

@@ -41,7 +41,7 @@ class Distribution(Component):
     @model_validator(mode="after")
     def _q_belongs(self) -> Distribution:
         if self.q is not None and not self.distribution.startswith("q_"):
-            raise ValueError(f"{self.distribution} takes no q: use q_{self.distribution}")
+            raise ValueError(f"{self.distribution} does not accept q: use q_{self.distribution}")
         return self
 
     @property
@@ -55,7 +55,7 @@ class Distribution(Component):
 
     def value_of(self, drawn: Any) -> Any:
         """The parameter's value for what was drawn."""
-        raise TypeError(f"{type(self).__name__} defines no value")
+        raise TypeError(f"{type(self).__name__} does not define value")
 
     def grid(self) -> list[Any]:
         """What `value_of` takes, for every value in turn."""
@@ -117,7 +117,7 @@ class Categorical(Distribution):
         if len(chances) != len(self.values):
             raise ValueError(f"{len(self.values)} values and {len(chances)} probabilities")
         if min(chances) < 0 or not math.isclose(sum(chances), 1, rel_tol=1e-6):
-            text = f"probabilities should be at least 0 with the sum 1, not {sum(chances):g}"
+            text = f"probabilities must be >= 0 with sum 1 (got sum {sum(chances):g})"
             raise ValueError(text)
         return self
 
@@ -170,14 +170,16 @@ class Interval(Distribution):
     def _ends_fit(self) -> Interval:
         largest = max(abs(self.min), abs(self.max))
         if self.min >= self.max:
-            raise ValueError(f"min {self.min} should be below max {self.max}")
+            raise ValueError(f"min must be < max (got {self.min} and {self.max})")
         if self.log_values and self.min <= 0:
-            raise ValueError(f"a logarithmic scale needs min above 0, not {self.min}")
+            raise ValueError(f"a logarithmic scale needs min > 0 (got {self.min})")
         if self.exponents and largest > 700:
-            text = "min and max are exponents of e here: use log_uniform_values to give the values"
+            text = (
+                "min and max are exponents of e: use log_uniform_values for the values themselves"
+            )
             raise ValueError(text)
         if self.countable and largest / (self.q or 1) > 2**53:
-            text = f"q = {self.q} is too small beside min and max to tell its multiples apart"
+            text = f"q = {self.q} is too small relative to min and max to represent its multiples"
             raise ValueError(text)
         if self.countable and not self.grid():
             ends = f"between min {self.min} and max {self.max}"
@@ -219,7 +221,7 @@ class Integers(Distribution):
     @model_validator(mode="after")
     def _ascends(self) -> Integers:
         if self.min > self.max:
-            raise ValueError(f"min {self.min} should not be above max {self.max}")
+            raise ValueError(f"min must be <= max (got {self.min} and {self.max})")
         return self
 
     @property
@@ -248,7 +250,7 @@ class Normal(Distribution):
     @model_validator(mode="after")
     def _representable(self) -> Normal:
         if "log" in self.distribution and abs(self.mu) + 8 * self.sigma > 700:
-            raise ValueError("mu and sigma are those of the exponent of e: use smaller numbers")
+            raise ValueError("mu and sigma describe the exponent of e: use smaller numbers")
         return self
 
     def value_of(self, drawn: Any) -> Any:

@@ -69,7 +69,7 @@ def read(name: str) -> Sweep:
     path = find_sweep(name)
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise ConfigError((str(path), "should be a mapping with " + ", ".join(KEYS)))
+        raise ConfigError((str(path), "must be a mapping with " + ", ".join(KEYS)))
     problems = _not_json(data)
     found = _parse(data, path, problems)
     if found is None or problems:
@@ -84,8 +84,8 @@ def _not_json(data: Any, place: str = "") -> Problems:
         return [problem for at, one in inside for problem in _not_json(one, f"{place}.{at}")]
     if data is None or isinstance(data, (str, int, float)):
         return []
-    text = f"should be a text, a number, a list or a mapping, not a {type(data).__name__}"
-    return [(place.removeprefix("."), f"{text}: put it into quotes")]
+    text = f"must be a string, a number, a list or a mapping (got a {type(data).__name__})"
+    return [(place.removeprefix("."), f"{text}: quote it")]
 
 
 def _parse(data: dict[str, Any], path: Path, problems: Problems) -> Sweep | None:
@@ -93,14 +93,14 @@ def _parse(data: dict[str, Any], path: Path, problems: Problems) -> Sweep | None
         problems.append((key, f"unknown key of a sweep; {did_you_mean(key, KEYS)}"))
     method = data.get("method")
     if method not in METHODS:
-        problems.append(("method", f"should be one of {', '.join(METHODS)}, not {method!r}"))
+        problems.append(("method", f"must be one of {', '.join(METHODS)}, not {method!r}"))
     name = data.get("name") or path.stem
     if not isinstance(name, str) or any(c in name for c in "/\\\0") or name in (".", ".."):
-        problems.append(("name", f"should be a name without slashes, not {name!r}"))
+        problems.append(("name", f"must be a name without slashes, not {name!r}"))
     early = _section(EarlyTerminate, data, "early_terminate", problems)
     metric = _section(Metric, data, "metric", problems)
     if data.get("metric") is None and (method == "bayes" or data.get("early_terminate")):
-        problems.append(("metric", "is missing: bayes and early_terminate need one to go by"))
+        problems.append(("metric", "is missing: bayes and early_terminate need it"))
     parameters = parse_parameters(data.get("parameters"), "parameters", "", problems)
     cap = number_of_trials(data.get("run_cap"), method, parameters, problems)
     program = _program(data.get("program"), path, problems)
@@ -121,7 +121,7 @@ def _section(kind: type[Component], data: dict[str, Any], key: str, problems: Pr
     if values is None:
         return None
     if not isinstance(values, dict):
-        problems.append((key, f"should be a mapping, not {values!r}"))
+        problems.append((key, f"must be a mapping, not {values!r}"))
         return None
     return validated(kind, values, key, problems)
 
@@ -129,7 +129,7 @@ def _section(kind: type[Component], data: dict[str, Any], key: str, problems: Pr
 def _program(program: Any, path: Path, problems: Problems) -> str | None:
     """The experiment file: a path from here or from the sweep file's folder, or a name."""
     if not isinstance(program, str) or not program:
-        text = f"should be the experiment file that is swept, not {program!r}"
+        text = f"must be the experiment file that is swept, not {program!r}"
         problems.append(("program", text))
         return None
     beside = path.parent / program
@@ -151,7 +151,7 @@ def _tried(
     try:
         plan = load(program, [override(name, value) for name, value in first.items()])
         if plan.comparison:
-            text = "holds `methods`, a comparison: a sweep runs an experiment with one `method`"
+            text = "lists several `methods`: a sweep needs an experiment with a single `method`"
             raise ConfigError(("", text))
         parts = build(plan.experiments[0], to_train=True)
     except ConfigError as error:
@@ -163,7 +163,7 @@ def _tried(
             values = {**first, name: value}
             load(program, [override(key, one) for key, one in values.items()])
         except ConfigError as error:
-            illegal = f"{value!r} is no legal value"
+            illegal = f"invalid value {value!r}"
             place = f"parameters.{name}"
             problems.extend((place, f"{illegal}: {text}") for _, text in error.problems)
     return plan.experiments[0], parts

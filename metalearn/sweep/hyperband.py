@@ -39,11 +39,11 @@ class EarlyTerminate(Component):
     @model_validator(mode="after")
     def _has_bands(self) -> EarlyTerminate:
         if self.min_iter is None and self.max_iter is None:
-            raise ValueError("give either min_iter, or max_iter and s")
+            raise ValueError("set either min_iter, or max_iter and s")
         if self.max_iter is not None and self.s is None:
             raise ValueError("max_iter needs s, the number of bands")
         if not self.bands(1):
-            raise ValueError("has no band: max_iter is below eta")
+            raise ValueError("has no band: max_iter must be >= eta")
         return self
 
     def bands(self, count: int) -> list[int]:

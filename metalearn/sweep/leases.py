@@ -35,7 +35,7 @@ def exclusive(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
-        text = f"this file system has no locks ({error.strerror}): use another --out"
+        text = f"this file system has no locks ({error.strerror}): choose another --out"
         raise ConfigError((str(path), text)) from error
     try:
         yield

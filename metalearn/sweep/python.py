@@ -40,7 +40,7 @@ class SweepResult:
         """The best complete trial; ConfigError where every trial failed."""
         found = best_of(self.trials, self._sign)
         if found is None:
-            raise ConfigError((str(self.folder), "no trial of this sweep is complete"))
+            raise ConfigError((str(self.folder), "this sweep has no complete trial"))
         return found
 
     @property

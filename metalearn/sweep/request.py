@@ -18,13 +18,15 @@ def claim_folder(sweep: Sweep, folder: Path) -> None:
     request = plain({"sweep": sweep.data, "experiment": sweep.experiment.hash()})
     path = folder / REQUEST
     if folder.exists() and not folder.is_dir():
-        raise ConfigError((str(folder), "is a file: give another --out"))
+        raise ConfigError((str(folder), "is a file: choose another --out"))
     if path.exists():
         check_request(read_json(path), request, folder)
         if read_json(path) == request:
             return
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise ConfigError((str(folder), "holds something that is no sweep: give another --out"))
+        raise ConfigError(
+            (str(folder), "contains files that are not a sweep: choose another --out")
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, request)
 
@@ -39,5 +41,5 @@ def check_request(stored: Any, request: dict[str, Any], folder: Path) -> None:
     if not changed and stored.get("experiment") != request["experiment"]:
         changed = ["the experiment file that it runs"]
     if changed:
-        text = f"holds a sweep that differs in {', '.join(changed)}: give another --out"
+        text = f"contains a sweep that differs in {', '.join(changed)}: choose another --out"
         raise ConfigError((str(folder), f"{text} (only run_cap may change)"))

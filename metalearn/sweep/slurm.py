@@ -55,7 +55,7 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
     except (
         Exception
     ) as error:  # a missing sbatch, an unknown cluster, a key that is none: of many types
-        text = f"{' '.join(str(error).split())}; on a machine without SLURM use cluster=local"
+        text = f"{' '.join(str(error).split())}; use cluster=local on a machine without SLURM"
         raise ConfigError(("--slurm", text)) from error
     claim_folder(found, folder)
     executor = executor_in(folder / "jobs")
@@ -68,7 +68,7 @@ def submit(found: Sweep, folder: Path, workers: int, job_options: Sequence[str])
         f"jobs: {' '.join(str(job.job_id) for job in jobs)}\nsweep: {folder}\nreport: "
         f"metalearn report {folder}"
     )
-    log.info(f"their logs are in {folder / 'jobs'}; give the command again to add workers")
+    log.info(f"their logs are in {folder / 'jobs'}; repeat the command to add workers")
     return jobs
 
 

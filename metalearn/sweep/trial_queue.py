@@ -94,7 +94,7 @@ class TrialQueue:
                 trial = self._optuna.trial.Trial(self._study, found._trial_id)
                 if self.leases.take(found.number) < DEATHS:
                     return self._with_values(trial)
-                self._tell(trial, None, "failed", f"{DEATHS} processes died at it")
+                self._tell(trial, None, "failed", f"{DEATHS} processes died in it")
             if self._started() < self.sweep.cap and not self._target_reached():
                 return self._new()
             return None if self._trials("RUNNING") else False

@@ -90,7 +90,7 @@ def _fail(queue: TrialQueue, trial: Trial, why: str) -> None:
 
 def _complete(queue: TrialQueue, trial: Trial, value: float) -> None:
     if not math.isfinite(value):
-        _fail(queue, trial, "its value is not finite")
+        _fail(queue, trial, "the value is not finite")
         return
     log.info(f"{queue.sweep.metric.name} {value:.6g}")
     queue.finish(trial, value, "complete")

@@ -75,12 +75,12 @@ def check(options: RaceOptions) -> Ready:
     problems: Problems = []
     racers = chosen(options, problems)
     if options.seeds < 2:
-        problems.append(("--seeds", f"{options.seeds} should be at least 2: an interval needs two"))
+        problems.append(("--seeds", f"must be >= 2 (got {options.seeds}): an interval needs two"))
     if options.budget < 1:
-        problems.append(("--budget", f"{options.budget} should be at least 1"))
+        problems.append(("--budget", f"must be >= 1 (got {options.budget})"))
     try:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device_of(options.device)):
-            raise ConfigError(("", f"{options.device!r} should be auto, cpu, cuda or cuda:<n>"))
+            raise ConfigError(("", f"{options.device!r} must be auto, cpu, cuda or cuda:<n>"))
     except ConfigError as error:
         problems += [("--device", text) for _, text in error.problems]
     _outputs(options, problems)
@@ -107,7 +107,7 @@ def chosen(options: RaceOptions, problems: Problems) -> dict[str, Any]:
     names = list(dict.fromkeys(options.searchers or RACERS))
     unknown = [name for name in names if name not in RACERS]
     problems += [
-        ("--searcher", f"unknown searcher {name!r}; {did_you_mean(name, RACERS)}")
+        ("--searcher", f"unknown search algorithm {name!r}; {did_you_mean(name, RACERS)}")
         for name in unknown
     ]
     if any(name in BY_TABLE for name in names):
@@ -133,13 +133,13 @@ def _fields(sets: Sequence[str], names: Sequence[str], problems: Problems) -> di
         except ConfigError:
             path, value = [], None
         if len(path) != 2:
-            why = " should be SEARCHER.FIELD=VALUE, such as evolution.population=8"
+            why = " must be SEARCHER.FIELD=VALUE, such as evolution.population=8"
         elif path[0] not in RACERS:
-            why = f": unknown searcher {path[0]!r}; {did_you_mean(path[0], RACERS)}"
+            why = f": unknown search algorithm {path[0]!r}; {did_you_mean(path[0], RACERS)}"
         elif path[0] not in names:
-            why = f": {path[0]} is not among the searchers; add --searcher {path[0]}"
+            why = f": {path[0]} is not among the search algorithms; add --searcher {path[0]}"
         elif path[1] in ("name", *RACERS[path[0]][1]):
-            why = f": {path[1]} is what the name {path[0]} stands for"
+            why = f": {path[1]} is fixed by the name {path[0]}"
         else:
             given.setdefault(path[0], {})[path[1]] = value
             continue
@@ -153,27 +153,27 @@ def _outputs(options: RaceOptions, problems: Problems) -> None:
     given = {option: path for option, path in paths.items() if path is not None}
     for option, path in given.items():
         if path.is_dir():
-            problems.append((option, f"{path} is a folder: name a file"))
+            problems.append((option, f"{path} is a directory: use the name of a file"))
         wall = next(
             (parent for parent in path.parents if parent.exists() and not parent.is_dir()), None
         )
         if wall is not None:
-            problems.append((option, f"{path} cannot be written: {wall} is no folder"))
+            problems.append((option, f"{path} cannot be written: {wall} is not a directory"))
         if path.resolve() == options.table.resolve():
-            problems.append((option, f"{path} is the table itself: give another name"))
+            problems.append((option, f"{path} is the table itself: choose another name"))
     if options.plot is not None and options.plot.suffix != ".svg":
-        problems.append(("--plot", f"{options.plot} should end in .svg"))
+        problems.append(("--plot", f"{options.plot} must end with .svg"))
     for (one, path), (other, second) in combinations(given.items(), 2):
         if path.resolve() == second.resolve():
-            problems.append((other, f"{second} is the file of {one}, too: give two names"))
+            problems.append((other, f"{second} and {one} have the same file: choose two names"))
 
 
 def _usable(table: Table, options: RaceOptions, problems: Problems) -> None:
     """A table on which a race means something."""
     place, done, networks = str(options.table), int(table.done.sum()), len(table.done)
     if not table.complete:
-        text = f"holds {done} of {networks} networks"
-        problems.append((place, f"{text}: finish it with the metalearn nas tabulate that began it"))
+        text = f"contains {done} of {networks} networks"
+        problems.append((place, f"{text}: finish it with the same metalearn nas tabulate command"))
     elif table.unbounded:
         problems.append((place, UNBOUNDED))
     if options.budget > networks:

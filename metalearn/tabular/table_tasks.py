@@ -40,7 +40,7 @@ def opened(path: Path) -> Table:
     table = load(path)
     lacks = [name for name in HEADER if name not in table.header]
     if lacks:
-        text = f"is no table of metalearn nas tabulate: its header lacks {', '.join(lacks)}"
+        text = f"is not a table of metalearn nas tabulate: its header lacks {', '.join(lacks)}"
         raise DataError((str(path), text))
     return table
 
@@ -90,12 +90,12 @@ def source_of(header: Json, place: str, device: str) -> TaskSource:
     """The source of the table's tasks; ConfigError where it is unknown or gives others."""
     lacks = [name for name in TASKS if name not in header]
     if lacks:
-        text = f"does not say which tasks to train on: its header lacks {', '.join(lacks)}"
+        text = f"does not specify its tasks: its header lacks {', '.join(lacks)}"
         raise _only_the_table((place, text))
     problems: Problems = []
     sources, name = TABLES["tasks"], str(header["task"].get("source"))
     if name not in sources:
-        raise _only_the_table((place, f"is of an unknown task source {name!r}"))
+        raise _only_the_table((place, f"has the unknown task source {name!r}"))
     task: Any = validated(sources[name], header["task"], "task", problems)
     if problems:
         raise _only_the_table(*((place, f"{where} {text}") for where, text in problems))
@@ -106,12 +106,12 @@ def source_of(header: Json, place: str, device: str) -> TaskSource:
         found = ((f"{place}: {where}", text) for where, text in error.problems)
         raise _only_the_table(*found) from error
     if fingerprint(source, header["episodes_seed"]) != header["fingerprint"]:
-        text = "was made on other tasks than its header makes here (another fingerprint)"
+        text = "was made with other tasks than its header gives here (different fingerprint)"
         raise _only_the_table((place, text))
     return source
 
 
 def _only_the_table(*problems: tuple[str, str]) -> ConfigError:
     """Problems of the tasks, which searchers that the table alone answers do not need."""
-    hint = "searchers that do not train need no tasks: choose them with --searcher"
+    hint = "search algorithms that do not train need no tasks: select them with --searcher"
     return ConfigError(*((place, f"{text}; {hint}") for place, text in problems))

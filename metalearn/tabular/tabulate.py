@@ -65,7 +65,7 @@ def tabulate(
     }
     fresh = empty(space, options, points, tasks, seeds, facts)
     if (count := len(fresh.genotypes)) > LARGEST:
-        text = f"has {count} different networks, more than {LARGEST}: a table is for small spaces"
+        text = f"has {count} different networks, more than {LARGEST}: use a small search space"
         raise ConfigError((name, f"{text} (conv4-micro, mlp-reg, conv4-size)"))
     with held(path.with_suffix(".lock.d")):
         table = _table_at(path, fresh)
@@ -82,7 +82,7 @@ def points_of(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     points = tuple(int(part) for part in parts if part.isdecimal())
     if len(points) != len(parts) or list(points) != sorted(set(points)) or points[0] < 1:
-        why = f"{text!r} should be ascending whole numbers above 0, such as 1,2,5,10,20"
+        why = f"must be ascending integers >= 1, such as 1,2,5,10,20 (got {text!r})"
         raise ConfigError(("--points", why))
     return points
 
@@ -91,7 +91,7 @@ def _parts(
     name: str, task: str, overrides: Sequence[str]
 ) -> tuple[config.Experiment, TaskSource, PerTaskNAS, Space]:
     if name not in SPACES:
-        raise ConfigError((name, f"unknown space; {did_you_mean(name, SPACES)}"))
+        raise ConfigError((name, f"unknown search space; {did_you_mean(name, SPACES)}"))
     of_file = [text for text in overrides if text.partition(".")[0] in PLACES]
     plan = config.load(task, of_file)
     experiment = plan.experiments[0]
@@ -130,7 +130,7 @@ def _table_at(path: Path, fresh: Table) -> Table:
     found = load(path)
     if found.header != fresh.header:
         changed = sorted(key for key in fresh.header if found.header.get(key) != fresh.header[key])
-        text = f"holds a table of something else ({', '.join(changed)} differ): give another --out"
+        text = f"contains another table ({', '.join(changed)} differ): choose another --out"
         raise ConfigError((str(path), text))
     return found
 

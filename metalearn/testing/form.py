@@ -23,15 +23,15 @@ def check_form(component: type[Component], options: Mapping[str, Any], tag: str 
     """Frozen, equal after JSON, a sentence for every field, unknown fields refused."""
     made = component(**options)
     again = component.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
-    assert again == made and hash(again) == hash(made), "it differs after JSON and back"
+    assert again == made and hash(again) == hash(made), "it differs after a JSON round trip"
     field = next(iter(component.model_fields))
     refuses(lambda: setattr(made, field, getattr(made, field)), "frozen")
     unknown: dict[str, Any] = {**options, "not_a_field": 1}
     refuses(lambda: component(**unknown), "not_a_field")
     name = component.model_fields[tag].default
     assert isinstance(name, str) and getattr(made, tag) == name, f"{tag} needs a default"
-    assert component.sentence().endswith("."), "its docstring should begin with a sentence"
+    assert component.sentence().endswith("."), "its docstring must begin with a sentence"
     bare = [name for name, info in component.model_fields.items() if not info.description]
-    assert not bare, f"fields without a sentence (metalearn.option): {bare}"
+    assert not bare, f"fields without a description (metalearn.option): {bare}"
     acts = {name: component.acts_of(name) for name in component.model_fields}
     assert set(acts.values()) <= {"train", "adapt", "both"}, acts

@@ -31,7 +31,7 @@ def check_method(
     Raises AssertionError with every check that fails; TypeError if it is not a MethodComponent."""
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, MethodComponent):
-        raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.MethodComponent")
+        raise TypeError(f"{kind.__name__} is not a subclass of metalearn.component.MethodComponent")
     options: dict[str, Any] = {} if component is kind else fields_set(component)
 
     def build() -> Case:

@@ -86,7 +86,9 @@ def check_the_start_is_a_function_of_the_key_alone(given: ModelCase) -> None:
     learner = given.learner()
     state = torch.get_rng_state()
     one, other = learner.init(KEY), learner.init(fold_in(KEY, "other"))
-    assert torch.equal(torch.get_rng_state(), state), "torch's own generator is drawn from"
+    assert torch.equal(torch.get_rng_state(), state), (
+        "it uses torch's global random number generator"
+    )
     two = given.learner().init(KEY)
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     drawn = [n for n in one if n.endswith("weight") and one[n].dim() > 1]
@@ -150,7 +152,7 @@ def check_model(
     """
     kind = component if isinstance(component, type) else type(component)
     if not issubclass(kind, ModelComponent):
-        raise TypeError(f"{kind.__name__} is no subclass of metalearn.component.ModelComponent")
+        raise TypeError(f"{kind.__name__} is not a subclass of metalearn.component.ModelComponent")
     made = component() if isinstance(component, type) else component  # type: ignore[call-arg]
     spec = _accepted(made) if spec is None else spec
     for one in _variants(made):

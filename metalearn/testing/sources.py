@@ -66,7 +66,9 @@ def check_an_episode_depends_on_its_key_and_number_alone(given: SourceCase) -> N
         assert same_leaves(part, take(whole, slice(first, last)))
     late = source.sample(KEY, 3, start=1_000_002)
     assert same_leaves(source.sample(KEY, 2, start=1_000_003), take(late, slice(1, 3)))
-    assert torch.equal(torch.get_rng_state(), before), "torch's own generator is drawn from"
+    assert torch.equal(torch.get_rng_state(), before), (
+        "it uses torch's global random number generator"
+    )
     other = source.sample(fold_in(KEY, "other"), COUNT)
     assert not torch.equal(other.support.x, whole.support.x)
     assert len({str(x.tolist()) for x in whole.support.x}) == COUNT, "episodes repeat"
@@ -83,7 +85,7 @@ def check_shapes_are_those_of_the_spec(given: SourceCase) -> None:
         assert {name: getattr(spec, name) for name in expected} == expected
         for batch, count in ((episode.support, spec.shots), (episode.query, spec.queries)):
             _check_batch(batch, (COUNT, spec.ways * count), spec)
-        assert all(leaf.isfinite().all() for leaf in leaves(episode)), "numbers are not finite"
+        assert all(leaf.isfinite().all() for leaf in leaves(episode)), "values are not finite"
         assert all(leaf.shape[0] == COUNT for leaf in leaves(episode)), "a leaf without tasks"
         assert {leaf.device.type for leaf in leaves(episode)} == {torch.device(spec.device).type}
         key, step = episode.info["key"], episode.info["step"]
@@ -105,7 +107,7 @@ def check_labels_are_a_permutation_and_no_example_is_in_both_sets(given: SourceC
         spec, episode = source.spec, source.sample(KEY, COUNT)
         for t in range(COUNT):
             both = torch.cat([episode.support.x[t], episode.query.x[t]]).flatten(1)
-            assert len({str(x.tolist()) for x in both}) == len(both), "an example is there twice"
+            assert len({str(x.tolist()) for x in both}) == len(both), "an example occurs twice"
         if not spec.classification:
             continue
         for t in range(COUNT):
@@ -189,7 +191,7 @@ SOURCE_CHECKS.remove(check_form)  # type: ignore[arg-type]
 def inapplicable(given: SourceCase, check: Check) -> str:
     """Why a check does not apply to a source; empty where it does."""
     if given.component is None and getattr(check, "of_component", False):
-        return "a source that was built cannot be built again with other options"
+        return "a built source cannot be rebuilt with other options"
     return ""
 
 
@@ -225,7 +227,7 @@ def _case(given: Any) -> SourceCase:
         if not hasattr(source, name)
     ]
     if lacking:
-        raise TypeError(f"{_name(given)} is no task source: it has no {lacking[0]}")
+        raise TypeError(f"{_name(given)} is not a task source: it has no {lacking[0]}")
     return SourceCase(None, {}, sources)
 
 

@@ -226,7 +226,7 @@ def new_sweep(data: Json, program: str) -> str:
 
     ConfigError without an account."""
     if not has_key():
-        text = "needs an account: `wandb login` first, or leave --wandb out and run it here"
+        text = "needs an account: run `wandb login`, or omit --wandb to run it here"
         raise ConfigError(("--wandb", text))
     import wandb
 
@@ -238,7 +238,7 @@ def new_sweep(data: Json, program: str) -> str:
         made = wandb.sweep(config)
     except Exception as error:  # those of W&B, the network and the server have no common type
         why = " ".join(str(error).split()) or type(error).__name__
-        text = f"W&B did not take the sweep: {why}; leave --wandb out to run it here"
+        text = f"W&B rejected the sweep: {why}; omit --wandb to run it here"
         raise ConfigError(("--wandb", text)) from error
     entity = f"{config['entity']}/" if "entity" in config else ""
     return f"wandb agent {entity}{config['project']}/{made}"

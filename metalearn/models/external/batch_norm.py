@@ -102,7 +102,7 @@ def layer_policies(module: nn.Module, override: str | None) -> dict[str, str]:
         problems = [("policy", f"{override} needs a batch normalisation layer, there is none")]
     together = {policy for policy in found.values() if policy in OF_BATCH}
     if not problems and len(together) > 1:
-        text = f"its layers have {', '.join(sorted(together))}: one of them should be all"
+        text = f"its layers have {', '.join(sorted(together))}: one of them must be all"
         problems = [("policy", text)]
     if problems:
         raise ConfigError(*problems)

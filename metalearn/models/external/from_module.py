@@ -86,7 +86,7 @@ def from_module(
     prefix "stats." and are never updated. Raises ConfigError, with the layer and the reason, for a
     module that cannot be converted exactly."""
     if keep and init != "module":
-        raise ConfigError(("keep", "keeps the module's values, so init should be left out"))
+        raise ConfigError(("keep", "keeps the module's values, so init must be left out"))
     source = _Source(net, spec, head, output, inputs)
     learner, module = _learner(source, policy)
     drawn = init != "module" or not (keep or source.is_instance)

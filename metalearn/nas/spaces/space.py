@@ -127,7 +127,7 @@ def check_genotype(places: tuple[Place, ...], genotype: Genotype) -> None:
         0 <= choice < len(place.choices) for choice, place in zip(genotype, places)
     ):
         sizes = [len(place.choices) for place in places]
-        text = f"genotype {genotype} should have one number for each place, each below {sizes}"
+        text = f"genotype {genotype} must have one number per place, each below {sizes}"
         raise ValueError(text)
 
 
@@ -207,7 +207,7 @@ def embed(space: Space, genotype: Genotype, params: Params) -> Params:
     keep the scale of its own fan-in. ValueError for a genotype that is not canonical: operations
     that do not reach its output would reach the supernet's."""
     if space.canonical(genotype) != genotype:
-        text = f"genotype {genotype} should be its representative {space.canonical(genotype)}"
+        text = f"genotype {genotype} must be its representative {space.canonical(genotype)}"
         raise ValueError(text)
     shapes, like = space.shapes(genotype), params["head.weight"]
     lead = tuple(like.shape[: like.dim() - 2])

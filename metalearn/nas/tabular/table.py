@@ -147,13 +147,13 @@ def load(path: Path) -> Table:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             if header.get("schema") != SCHEMA:
-                raise ValueError(f"schema {header.get('schema')} where {SCHEMA} is known")
+                raise ValueError(f"schema {header.get('schema')}, but only {SCHEMA} is supported")
             rows = Row(*(file[name] for name in Row._fields))
             return Table(
                 header, file["genotypes"], file["params"], file["flops"], file["done"], rows
             )
     except (*UNREADABLE, AttributeError) as error:
-        text = f"is no table of metalearn nas tabulate, or a damaged one: {error}"
+        text = f"is not a table of metalearn nas tabulate, or is damaged: {error}"
         raise DataError((str(path), text)) from error
 
 

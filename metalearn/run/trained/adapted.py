@@ -25,7 +25,7 @@ from metalearn.tree import tree_map
 from metalearn.types import Batch, EpisodeSpec, Learner, Meta, Method
 
 Transform = Callable[[Tensor], Tensor]
-MISSING = "holds examples without a label (None, NaN or an empty text): leave them out"
+MISSING = "contains examples without a label (None, NaN or an empty string): remove them"
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +81,9 @@ class AdaptedTask:
     def predict_proba(self, x: Any) -> Any:
         """Probability of each class of `classes`: [M, *Y, N]."""
         if self.classes is None:
-            raise ConfigError(("predict_proba", "is for classes, and this task is regression"))
+            raise ConfigError(
+                ("predict_proba", "is only for classification, but this task is a regression")
+            )
         return _like(self.outputs(x).softmax(-1), x)
 
     def module(self) -> nn.Module:
@@ -96,7 +98,7 @@ class AdaptedTask:
         known = {**params_of(self.meta), **self.item} if isinstance(self.item, dict) else {}
         whole = {name: known[name] for name in names if name in known}
         if len(whole) < len(names):
-            text = "this method adapts no weights of the network: use predict or export"
+            text = "this method does not adapt weights of the network: use predict or export"
             raise ConfigError(("module", text))
         found = ordinary(self.learner, whole, self.support.x, self.outputs(self.support.x))
         if found is None:
@@ -109,7 +111,7 @@ class AdaptedTask:
 
         `.pt2` by torch.export, `.pt` as TorchScript, `.onnx`. Outputs are those of `outputs`."""
         if self.method.predict is None:
-            raise ConfigError(("export", "this method answers on the host alone: use predict"))
+            raise ConfigError(("export", "this method predicts only on the CPU: use predict"))
         given, change, moments = self.method.predict, self.transform, self.moments
 
         def predict(meta: Meta, item: Any, support: Batch, x: Tensor) -> Tensor:
@@ -124,8 +126,8 @@ def _warn_if_diverged(outputs: Tensor, logits: bool) -> None:
     """A warning for answers [M, ...] that are no numbers; a logit may be minus infinity."""
     bad = outputs.isnan() | outputs.isposinf() if logits else ~outputs.isfinite()
     if count := int(bad.flatten(1).any(1).sum()):
-        text = "learning this task diverged, or inputs are far from those of training"
-        log.warning(f"{count} of {len(outputs)} answers are not finite: {text}")
+        text = "adaptation diverged, or inputs are far from those in training"
+        log.warning(f"{count} of {len(outputs)} predictions are not finite: {text}")
 
 
 def adapt_task(
@@ -159,8 +161,8 @@ def adapt_task(
     support_y = _fitting(support_y, learner, support_x, classes is not None)
     flat = given < support_y.dim()
     if method.traits.fixed_ways and classes is not None and len(classes) != spec.outputs:
-        text = f"{len(classes)} classes, and the method's head was learned for {spec.outputs}"
-        raise ConfigError(("y", f"{text}: give {spec.outputs} classes"))
+        text = f"{len(classes)} classes, but the head of the method was learned for {spec.outputs}"
+        raise ConfigError(("y", f"{text}: use {spec.outputs} classes"))
     support, key = Batch(support_x, support_y), fold_in(seed, "new task")
     if classes is None:
         check_example_targets(support, spec)
@@ -210,9 +212,12 @@ def _check_pixels(values: Tensor) -> None:
     low, high = float(values.min()), float(values.max())
     if low < -0.5 or high > 2:
         text = f"must be images in 0..1, as in training (got {low:.3g} .. {high:.3g})"
-        raise ConfigError(("x", f"{text}: divide bytes by 255, and leave out other scales"))
+        raise ConfigError(("x", f"{text}: divide bytes by 255, and do not rescale otherwise"))
     if low < -0.01 or high > 1.01:
-        warn_once("x: some images lie outside 0..1, the range in training: clip them if not meant")
+        warn_once(
+            "x: some images are outside 0..1, the range in training: clip them if that is not "
+            "intended"
+        )
 
 
 def _values(y: Any, spec: EpisodeSpec, moments: Moments | None) -> Tensor:
@@ -228,13 +233,13 @@ def _values(y: Any, spec: EpisodeSpec, moments: Moments | None) -> Tensor:
 
 def _whole(steps: Any) -> int:
     if not isinstance(steps, int | np.integer) or steps < 0:
-        raise ConfigError(("steps", f"must be a whole number >= 0 (got {steps!r})"))
+        raise ConfigError(("steps", f"must be an integer >= 0 (got {steps!r})"))
     return int(steps)
 
 
 def _check_length(y: Any, examples: int) -> None:
     if not hasattr(y, "__len__"):
-        raise ConfigError(("y", f"is a {type(y).__name__}: give a list or an array"))
+        raise ConfigError(("y", f"must be a list or an array (got a {type(y).__name__})"))
     if len(dense(y, "y")) != examples:
         raise ConfigError(("y", f"has {len(y)} entries for {examples} inputs"))
 
@@ -248,9 +253,9 @@ def _numbers(values: Any, place: str) -> Tensor:
             try:
                 given = given.astype(np.float64)
             except (ValueError, TypeError) as error:
-                raise ConfigError((place, f"must hold numbers ({error})")) from error
+                raise ConfigError((place, f"must contain numbers ({error})")) from error
         if given.dtype.kind not in "fiubc":
-            raise ConfigError((place, f"must hold numbers (got {given.dtype})"))
+            raise ConfigError((place, f"must contain numbers (got {given.dtype})"))
         given = torch.as_tensor(given)
     if given.is_complex():
         raise ConfigError((place, "must be real (got complex numbers)"))
@@ -271,7 +276,7 @@ def _labels(y: Any, spec: EpisodeSpec) -> tuple[Any, Tensor]:
         entries = list(_entries(given if given.dtype == object else y))
         texts = sum(isinstance(one, str) for one in entries)
         if given.dtype.kind in "UO" and entries and 0 < texts < len(entries):
-            raise ConfigError(("y", "mixes texts with other labels: give labels of one kind"))
+            raise ConfigError(("y", "mixes strings with other labels: use labels of one type"))
         classes, found = np.unique(given, return_inverse=True)
         refuse_alike(classes)
         place = torch.as_tensor(found).reshape(given.shape)
@@ -284,7 +289,9 @@ def refuse_alike(classes: Any) -> None:
     """ConfigError for two labels that differ in spaces or in Unicode form alone."""
     texts = [name for name in classes if isinstance(name, str)]
     if pair := alike(texts):
-        text = f"holds labels that differ in spaces or Unicode form alone, {pair}: write them alike"
+        text = (
+            f"contains labels that differ only in spaces or Unicode form, {pair}: use one spelling"
+        )
         raise ConfigError(("y", text))
 
 

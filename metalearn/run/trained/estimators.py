@@ -29,16 +29,19 @@ class _FewShot(BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, x: Any, y: Any) -> None:
         if self.run is None:
-            raise ConfigError(("run", "is None: give a run directory, or what load_run gives"))
+            raise ConfigError(
+                ("run", "must be a run directory, or the result of load_run (got None)")
+            )
         self.run_ = load_run(self.run) if isinstance(self.run, (str, Path)) else self.run
         if not hasattr(self.run_, "adapt"):
-            text = f"is a {type(self.run).__name__}: give a run directory, or what load_run gives"
+            got = type(self.run).__name__
+            text = f"must be a run directory, or the result of load_run (got a {got})"
             raise ConfigError(("run", text))
         wanted = "classification" if isinstance(self, ClassifierMixin) else "regression"
         kind = getattr(self.run_.method.spec, "kind", wanted)
         if kind != wanted:
             other = "FewShotRegressor" if kind == "regression" else "FewShotClassifier"
-            raise ConfigError(("run", f"was trained for {kind}: its estimator is {other}"))
+            raise ConfigError(("run", f"was trained for {kind}: use {other}"))
         self._examples = (x, y)
         self.task_: AdaptedTask = self.run_.adapt(self._shaped(x), y, self.steps, self.seed)
 
@@ -75,7 +78,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, place = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            text = f"y holds one class, {self.classes_[0]!r}: a classifier needs at least 2"
+            text = f"y contains one class, {self.classes_[0]!r}: a classifier needs at least 2"
             raise ConfigError(("y", text))
         refuse_alike(self.classes_)
         self._fit(X, place)

@@ -56,7 +56,9 @@ def read_examples(
 def _images(path: Path, spec: EpisodeSpec, place: str, labelled: bool, invert: bool) -> Examples:
     shape = spec.x_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
-        raise ConfigError((place, f"is a folder, but the run learned inputs of shape {shape}"))
+        raise ConfigError(
+            (place, f"is a directory, but the run was trained on inputs of shape {shape}")
+        )
     if labelled:
         listing = list_folder(path)
         files = [file for group in listing.files for file in group]
@@ -64,7 +66,7 @@ def _images(path: Path, spec: EpisodeSpec, place: str, labelled: bool, invert: b
     else:
         files, labels = image_files(path), None
     if not files:
-        raise ConfigError((place, f"{path} holds no images"))
+        raise ConfigError((place, f"{path} contains no images"))
     pixels = decode_images(files, shape[1], shape[0], invert)
     names = [file.relative_to(path).as_posix() for file in files]
     y = None if labels is None else np.array(labels)
@@ -101,7 +103,7 @@ def _rows(
     try:
         x = x.reshape(len(x), *spec.x_shape)
     except ValueError as error:
-        text = f"{path} has {x[:1].size} inputs a row, the run learned {list(spec.x_shape)}"
+        text = f"{path} has {x[:1].size} inputs per row, but the run needs {list(spec.x_shape)}"
         raise ConfigError((place, text)) from error
     rows = [f"row {n}" for n in range(1, len(x) + 1)]
     return Examples(x, y, rows, tuple(names) if table else None, of_rows)

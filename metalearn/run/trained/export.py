@@ -46,7 +46,7 @@ def export(
     that is missing, and for what torch cannot export, with its reason."""
     write = {".pt2": _exported, ".pt": _scripted, ".onnx": _onnx}.get(path.suffix)
     if write is None:
-        raise ConfigError(("path", f"ends with {path.suffix or 'nothing'}: use {FORMATS}"))
+        raise ConfigError(("path", f"must end with {FORMATS} (got {path.suffix or 'no suffix'})"))
     module, x = Answers(predict, meta, item, support).eval(), support.x[:3].clone()
     x = x if len(x) > 1 else torch.cat([x, x])  # one example would be taken for a constant size
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _program(module: nn.Module, x: Tensor) -> Any:
     }
     own = sorted(name for name in foreign if "metalearn" in name)
     if own:
-        text = f"the network calls operators that only this package has: {', '.join(own)}"
+        text = f"the network uses operators that exist only in this package: {', '.join(own)}"
         raise ConfigError(("export", text))
     return program
 

@@ -42,8 +42,8 @@ def _from_run(folder: Path, file: Path, place: Path) -> tuple[LearnedRuleCompone
     method = stored_experiment(folder).base_method
     rule = method.learned_rule
     if not isinstance(rule, LearnedRuleComponent):
-        text = f"its method, {method.name}, learns no optimizer: give a run of one that does,"
-        raise ConfigError((str(folder), f"{text} such as learned_optimizer"))
+        text = f"its method, {method.name}, does not learn an optimizer: use a run of one that"
+        raise ConfigError((str(folder), f"{text} does, such as learned_optimizer"))
     return rule, _theta(file, place, method.rule_branch)
 
 
@@ -53,7 +53,7 @@ def _tested(folder: Path) -> Path:
         return best_file(folder)
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps:
-        text = f"holds no checkpoint yet: go on with metalearn resume {folder}"
+        text = f"contains no checkpoint yet: continue with metalearn resume {folder}"
         raise ConfigError((str(folder), text))
     return checkpoint.path_of(folder / "checkpoints", steps[-1])
 

@@ -96,7 +96,7 @@ def load_run(folder: str | Path, *, model: Any = None, loss: Any = None) -> Load
     parts = build_to_test(experiment, recorded_tasks(folder), same_test=True)
     check_weights(folder, experiment)
     if parts.method.prepare is not None:
-        text = f"its search has not ended: go on with metalearn resume {folder}"
+        text = f"its search is not finished: continue with metalearn resume {folder}"
         raise ConfigError((str(folder), text))
     state = parts.method.init(fold_in(experiment.run.seeds[0], "init"))
     if leaves(state.meta):
@@ -110,5 +110,5 @@ def _trained_state(folder: Path, like: MetaState) -> MetaState:
         return checkpoint.load(best_file(folder), like)
     found = checkpoint.newest(folder / "checkpoints", like)
     if found is None:
-        raise ConfigError((str(folder), "holds no valid checkpoint yet"))
+        raise ConfigError((str(folder), "contains no valid checkpoint yet"))
     return found[1]

@@ -111,7 +111,7 @@ def run_trials(job: Job, ranges: dict[str, TuneRange], objective: Objective) -> 
     best = max(trials, key=lambda trial: (trial["score"], -trial["number"]))
     edge = [name for name, span in ranges.items() if _on_edge(name, span, best, trials)]
     if edge:
-        text = f"nothing beyond the best {', '.join(edge)} was tried: widen the range"
+        text = f"no value beyond the best {', '.join(edge)} was tried: widen the range"
         log.warning(f"{label}: {text}")
     return {"parameters": best["parameters"], "trials": trials, "edge": edge}
 
@@ -127,7 +127,7 @@ def _is_spent(job: Job, trials: Trials) -> bool:
     found = [known(trial["cost"].get("flops", 0.0)) for trial in trials]
     costs = [flops for flops in found if flops is not None]
     if len(costs) < len(found):
-        text = f"FLOPs of {job.experiment.label} are not known: give budget.trials instead"
+        text = f"FLOPs of {job.experiment.label} are not known: use budget.trials instead"
         raise ConfigError(("budget.flops", text))
     share = budget.flops / sum(map(bool, split_fields(job.experiment)))
     if len(costs) == 1 and costs[0] > share:
